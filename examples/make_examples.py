@@ -1,0 +1,88 @@
+"""Remake the example files, or a folder of synthetic voices to train on.
+
+Needs the speech synthesisers flite and espeak-ng (Debian: apt install flite espeak-ng);
+their output is free to use. Run from the repository's root:
+
+    python examples/make_examples.py
+    python examples/make_examples.py --voices voices --sentences 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from mcspex_cli import audio
+
+RATE_HZ = 8000
+SNR_DB = 0.0
+
+TARGET, INTERFERER = "slt", "rms"
+TARGET_SAYS = "The ferry leaves the harbour at seven, and we must not forget the red suitcase."
+INTERFERER_SAYS = "Last winter they painted every window of the old railway station dark green."
+REFERENCE_SAYS = "My grandmother keeps eleven hens behind her house, and each of them has a name."
+
+FLITE = ("awb", "kal", "rms", "slt")
+ESPEAK = [f"{accent}+{kind}" for accent in ("en-us", "en-gb") for kind in ("m2", "m5", "f2", "f4")]
+
+WHO = "my sister|the teacher|a tall man|our neighbour|the captain|nobody|every child|an old dog"
+DID = "opened|was looking for|carried|forgot|painted|sold|remembered|could not find|wanted"
+WHAT = "the yellow boat|a box of apples|three letters|his winter coat|the garden gate|some bread"
+WHERE = "in the morning|behind the church|before it rained|on the hill|at twenty past nine|again"
+
+
+def speak(voice: str, text: str) -> audio.Samples:
+    """Say `text` with a flite or espeak-ng voice; [sample] at `RATE_HZ`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "said.wav"
+        if voice in FLITE:
+            command = ["flite", "-voice", voice, "-t", text, "-o", str(path)]
+        else:
+            command = ["espeak-ng", "-v", voice, "-w", str(path), text]
+        subprocess.run(command, check=True)
+        return audio.read(path, RATE_HZ)
+
+
+def make_example(folder: Path) -> None:
+    """Write mixture.flac, reference.flac and truth.flac."""
+    target, interferer = speak(TARGET, TARGET_SAYS), speak(INTERFERER, INTERFERER_SAYS)
+    length = min(len(target), len(interferer))
+    target, interferer = target[:length], interferer[:length]
+    ratio = np.square(target).sum() / np.square(interferer).sum()
+    mixture = target + interferer * np.sqrt(ratio / 10 ** (SNR_DB / 10))
+    scale = 0.9 / np.abs(mixture).max()
+    audio.write(folder / "mixture.flac", mixture * scale, RATE_HZ)
+    audio.write(folder / "truth.flac", target * scale, RATE_HZ)
+    audio.write(folder / "reference.flac", speak(TARGET, REFERENCE_SAYS), RATE_HZ)
+
+
+def make_voices(folder: Path, sentences: int) -> None:
+    """Write `sentences` random sentences by each voice as VOICE/NUMBER.flac."""
+    rng = random.Random(1)
+    for voice in [*FLITE, *ESPEAK]:
+        (folder / voice).mkdir(parents=True, exist_ok=True)
+        for number in range(sentences):
+            words = [rng.choice(part.split("|")) for part in (WHO, DID, WHAT, WHERE)]
+            path = folder / voice / f"{voice}-{number:03d}.flac"
+            audio.write(path, speak(voice, " ".join(words) + "."), RATE_HZ)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--voices", type=Path, help="write training voices to this folder instead")
+    parser.add_argument("--sentences", type=int, default=60)
+    arguments = parser.parse_args()
+    if arguments.voices:
+        make_voices(arguments.voices, arguments.sentences)
+    else:
+        make_example(Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    main()

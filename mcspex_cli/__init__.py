@@ -1,0 +1,66 @@
+"""mcspex: pull one person's voice out of a recording, given a sample of that voice.
+
+```python
+from mcspex_cli import Engine, load_checkpoint, read_audio, write_audio
+
+engine = Engine(load_checkpoint())
+voice = engine.embed([read_audio("reference.wav", engine.sample_rate_hz)])
+estimate = engine.extract(read_audio("mixture.wav", engine.sample_rate_hz), voice)
+```
+
+Names are imported on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mcspex_cli.audio import read as read_audio
+    from mcspex_cli.audio import write as write_audio
+    from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint
+    from mcspex_cli.errors import McspexError
+    from mcspex_cli.evaluation.metrics import si_sdr
+    from mcspex_cli.extraction.engine import Engine, EngineSettings
+    from mcspex_cli.extraction.files import FileSettings, extract_file
+    from mcspex_cli.extraction.jobs import Job
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Engine": ("extraction.engine", "Engine"),
+    "EngineSettings": ("extraction.engine", "EngineSettings"),
+    "FileSettings": ("extraction.files", "FileSettings"),
+    "Job": ("extraction.jobs", "Job"),
+    "McspexError": ("errors", "McspexError"),
+    "extract_file": ("extraction.files", "extract_file"),
+    "find_checkpoint": ("checkpoint", "find_checkpoint"),
+    "load_checkpoint": ("checkpoint", "load_checkpoint"),
+    "read_audio": ("audio", "read"),
+    "si_sdr": ("evaluation.metrics", "si_sdr"),
+    "write_audio": ("audio", "write"),
+}
+
+__all__ = [
+    "Engine",
+    "EngineSettings",
+    "FileSettings",
+    "Job",
+    "McspexError",
+    "__version__",
+    "extract_file",
+    "find_checkpoint",
+    "load_checkpoint",
+    "read_audio",
+    "si_sdr",
+    "write_audio",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

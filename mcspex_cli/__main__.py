@@ -1,0 +1,46 @@
+"""The `mcspex` command: its sub-commands and what a failure looks like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mcspex_cli import __version__
+from mcspex_cli.cli import console
+from mcspex_cli.cli.evaluate import score
+from mcspex_cli.cli.extract import extract
+from mcspex_cli.cli.train import simulate, train
+from mcspex_cli.errors import McspexError
+
+
+class Commands(click.Group):
+    """Turns every `McspexError` into one line and its exit code, and Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except McspexError as error:
+            console.error(str(error))
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            console.error("interrupted. What was finished is kept, nothing half-written is left.")
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mcspex")
+def main() -> None:
+    """Pull one person's voice out of a recording, given a sample of that voice.
+
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 some of several files failed,
+    130 interrupted.
+    """
+
+
+for command in (extract, score, simulate, train):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="mcspex")

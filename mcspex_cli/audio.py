@@ -1,0 +1,305 @@
+"""Sound files in and out, resampling: the only place that touches soundfile and soxr."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mcspex_cli.errors import AudioError, OutputError
+
+if TYPE_CHECKING:
+    import soundfile
+
+Samples = npt.NDArray[np.float32]
+"""Samples in -1..1, [sample] or [channel, sample] as the function says."""
+
+BLOCK_S = 10.0
+"""Seconds read at a time from a long file."""
+
+SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split()
+)
+"""Suffixes taken for sound files when a folder is searched."""
+
+OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says; `frames` counts samples per channel."""
+
+    path: Path
+    sample_rate_hz: int
+    channels: int
+    frames: int
+
+    @property
+    def seconds(self) -> float:
+        """Length of the recording."""
+        return self.frames / self.sample_rate_hz
+
+
+def probe(path: Path) -> AudioInfo:
+    """Read a file's header.
+
+    Raises:
+        AudioError: the file is missing, a directory, empty or not sound.
+    """
+    with _open(path) as file:
+        return AudioInfo(path, file.samplerate, file.channels, file.frames)
+
+
+def read(path: Path, sample_rate_hz: int, channel: str = "mix") -> Samples:
+    """Read a whole file at a rate; `channel` as in `stream`.
+
+    Returns:
+        [sample] for one channel or the mix, [channel, sample] for "all".
+
+    Raises:
+        AudioError: as `probe` and `stream`.
+    """
+    joined = np.concatenate(list(stream(path, sample_rate_hz, channel)), axis=-1)
+    return joined if channel == "all" else joined[0]
+
+
+def stream(path: Path, sample_rate_hz: int, channel: str = "mix") -> Iterator[Samples]:
+    """Read a file in blocks [channel, sample] at a rate, memory independent of its length.
+
+    Args:
+        path: anything that libsndfile reads.
+        sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be.
+        channel: "mix" (mean of all channels), a channel's number from 0, or "all".
+
+    Raises:
+        AudioError: as `probe`; or a NaN or infinite sample, a truncated file, no such channel.
+    """
+    with _open(path) as file:
+        select = _selector(path, channel, file.channels)
+        kept = file.channels if channel == "all" else 1
+        resampler = Resampler(file.samplerate, sample_rate_hz, kept)
+        yield from resampler.run(select(block) for block in _blocks(path, file))
+
+
+def write(path: Path, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:
+    """Write `samples` [sample] or [channel, sample] to a file, whole or not at all.
+
+    Raises:
+        OutputError: as `Writer`.
+    """
+    frames = np.atleast_2d(samples)
+    with Writer(path, sample_rate_hz, len(frames), subtype) as writer:
+        writer.write(frames)
+
+
+class Writer:
+    """A sound file that appears under its name only when it is complete.
+
+    WAV, FLAC or OGG by the suffix. Used as a context manager; leaving it by an exception
+    removes what was written.
+
+    Raises:
+        OutputError: the suffix or subtype is not supported, or the place not writable.
+    """
+
+    def __init__(self, path: Path, sample_rate_hz: int, channels: int, subtype: str) -> None:
+        import soundfile
+
+        self._path = path
+        self._partial = temporary(path)
+        layout = _format(path, subtype)
+        try:
+            self._file = soundfile.SoundFile(
+                self._partial, "w", samplerate=sample_rate_hz, channels=channels, **layout
+            )
+        except (soundfile.LibsndfileError, OSError) as error:
+            self._partial.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot be written ({_reason(error)}).") from error
+
+    def write(self, block: Samples) -> None:
+        """Append `block` [channel, sample].
+
+        Raises:
+            OutputError: the disk is full or went away.
+        """
+        import soundfile
+
+        try:
+            self._file.write(block.T)
+        except (soundfile.LibsndfileError, OSError) as error:
+            reason = _reason(error)
+            raise OutputError(f"{self._path}: writing failed ({reason}). Free space?") from error
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+
+class Resampler:
+    """A streaming resampler for blocks [channel, sample]; the identity at equal rates."""
+
+    def __init__(self, from_hz: int, to_hz: int, channels: int) -> None:
+        self._channels = channels
+        self._stream: Any = None
+        if from_hz != to_hz:
+            import soxr
+
+            self._stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32")
+
+    def run(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        """Resample every block, and at the end what the filter still holds."""
+        for block in blocks:
+            yield self._step(block, last=False) if self._stream else block
+        if self._stream:
+            yield self._step(np.zeros((self._channels, 0), np.float32), last=True)
+
+    def _step(self, block: Samples, *, last: bool) -> Samples:
+        out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
+        return out.T
+
+
+def find(folder: Path) -> list[Path]:
+    """List the sound files under `folder`, sub-folders included, in order of their paths."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where there is nothing.
+
+    Raises:
+        AudioError: there is no such file or folder.
+    """
+    if not path.exists():
+        raise AudioError(f"{path}: no such file or folder.")
+
+
+def make_folders(*folders: Path) -> None:
+    """Make folders, with those above them, where they do not exist.
+
+    Raises:
+        OutputError: one cannot be made.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
+
+
+def temporary(path: Path) -> Path:
+    """Reserve an empty, hidden file beside `path`, with its suffix, to be renamed to it.
+
+    Raises:
+        OutputError: the folder does not exist or cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
+        os.fchmod(handle, 0o666 & ~_umask())
+        os.close(handle)
+    except OSError as error:
+        reason = error.strerror
+        raise OutputError(f"{path.parent}: cannot write there ({reason}).") from error
+    return Path(name)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    """Open for reading, or say why not."""
+    import soundfile
+
+    check_exists(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        advice = f"Convert it first: ffmpeg -i {path.name} {path.stem}.wav"
+        raise AudioError(f"{path}: not a readable sound file. {advice}") from error
+    if file.frames == 0:
+        file.close()
+        raise AudioError(f"{path}: holds no samples. Copy or record it again.")
+    return file
+
+
+def _blocks(path: Path, file: soundfile.SoundFile) -> Iterator[Samples]:
+    """Read [channel, sample] blocks at the file's rate and check every sample."""
+    import soundfile
+
+    size, seen = round(BLOCK_S * file.samplerate), 0
+    while True:
+        try:
+            block = file.read(size, dtype="float32", always_2d=True).T
+        except soundfile.LibsndfileError as error:
+            at = seen / file.samplerate
+            raise AudioError(f"{path}: damaged after {at:.2f} s. Copy it again.") from error
+        if not np.isfinite(block).all():
+            at = (seen + int(np.argmin(np.isfinite(block).all(axis=0)))) / file.samplerate
+            raise AudioError(
+                f"{path}: NaN or infinite sample at {at:.2f} s. Export it again as 16-bit PCM."
+            )
+        seen += block.shape[1]
+        if block.shape[1]:
+            yield block
+        if block.shape[1] < size:
+            break
+    if seen < file.frames:
+        held, said = seen / file.samplerate, file.frames / file.samplerate
+        raise AudioError(f"{path}: truncated, {held:.2f} of {said:.2f} s are there. Copy it again.")
+
+
+def _selector(path: Path, channel: str, channels: int) -> Any:
+    """The function that takes [channel, sample] to the channels asked for."""
+    if channel == "all":
+        return lambda block: block
+    if channel == "mix":
+        return lambda block: block.mean(axis=0, keepdims=True)
+    if not channel.isdecimal() or int(channel) >= channels:
+        raise AudioError(
+            f"{path}: has no channel {channel}. It has {channels}, counted from 0; or use mix."
+        )
+    index = int(channel)
+    return lambda block: block[index : index + 1]
+
+
+def _format(path: Path, subtype: str) -> dict[str, str]:
+    """Libsndfile's format and subtype for an output path."""
+    name = OUTPUT_FORMATS.get(path.suffix.lower())
+    if name is None:
+        raise OutputError(f"{path}: cannot write this format. End the name in .wav, .flac or .ogg.")
+    if name == "OGG":
+        return {"format": name, "subtype": "VORBIS"}
+    if name == "FLAC" and subtype == "FLOAT":
+        raise OutputError(f"{path}: FLAC has no float samples. Use --subtype PCM_24, or .wav.")
+    return {"format": name, "subtype": subtype}
+
+
+def _reason(error: Exception) -> str:
+    """An error's own words, without the path that the message has already."""
+    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)

@@ -1,0 +1,210 @@
+"""`mcspex extract`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mcspex_cli.cli import console, options
+from mcspex_cli.errors import McspexError, PartialFailure
+
+if TYPE_CHECKING:
+    from mcspex_cli.audio import Samples
+    from mcspex_cli.checkpoint import CheckpointInfo
+    from mcspex_cli.extraction.engine import Engine
+    from mcspex_cli.extraction.files import Extraction, FileSettings
+    from mcspex_cli.extraction.jobs import Job
+
+GOOD_REFERENCE_S = 1.5
+"""Seconds of reference in all under which the user is warned."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How much to say, and how."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+
+@click.command()
+@click.argument("mixtures", nargs=-1, required=True, type=options.PATH, metavar="MIXTURE...")
+@click.option(
+    "--ref",
+    "references",
+    multiple=True,
+    required=True,
+    type=options.PATH,
+    metavar="FILE",
+    help="A clip of the wanted voice alone. Repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=options.PATH,
+    metavar="FILE|DIR",
+    help="Default: MIXTURE.target.wav beside the mixture.",
+)
+@options.computing
+@click.option(
+    "--channel",
+    default="mix",
+    show_default=True,
+    metavar="mix|0|1|..|all",
+    help="Channel of the mixture; all keeps them apart.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["match", "peak", "raw"]),
+    default="match",
+    show_default=True,
+    help="As loud as in the mixture, -1 dBFS, or the network's own.",
+)
+@click.option(
+    "--subtype",
+    type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
+    default="PCM_16",
+    show_default=True,
+    help="Sample format of the output.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@options.as_json
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is used, and how.")
+def extract(
+    mixtures: tuple[Path, ...],
+    references: tuple[Path, ...],
+    output: Path | None,
+    model: str | None,
+    device: str,
+    precision: str,
+    channel: str,
+    level: str,
+    subtype: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    r"""Extract one person's voice from each MIXTURE.
+
+    \b
+    mcspex extract meeting.wav --ref alice.wav
+    mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
+    """
+    from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
+    from mcspex_cli.extraction.jobs import plan
+
+    jobs = plan(mixtures, references, output, overwrite=overwrite)
+    info = find_checkpoint(model or DEFAULT_MODEL)
+    engine, voice = _prepare(info, device, precision, references)
+    from mcspex_cli.extraction.files import FileSettings
+
+    settings = FileSettings(channel=channel, level=level, subtype=subtype)
+    _work(engine, voice, jobs, settings, info, Talk(as_json, quiet, verbose))
+
+
+def _prepare(
+    info: CheckpointInfo, device: str, precision: str, references: Sequence[Path]
+) -> tuple[Engine, Samples]:
+    """Check the references, then load the model and embed them."""
+    from mcspex_cli import audio
+
+    seconds = sum(audio.probe(path).seconds for path in references)
+    from mcspex_cli.checkpoint import load_checkpoint
+    from mcspex_cli.extraction.engine import Engine, EngineSettings
+    from mcspex_cli.extraction.files import read_references
+
+    engine = Engine(load_checkpoint(info), EngineSettings(device=device, precision=precision))
+    clips = read_references(list(references), engine)
+    if seconds < GOOD_REFERENCE_S:
+        console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
+    return engine, engine.embed(clips)
+
+
+def _work(
+    engine: Engine,
+    voice: Samples,
+    jobs: Sequence[Job],
+    settings: FileSettings,
+    info: CheckpointInfo,
+    talk: Talk,
+) -> None:
+    """Extract every job; one that fails does not stop the others."""
+    from mcspex_cli.extraction.files import extract_file
+
+    failed: list[McspexError] = []
+    with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
+        for job in jobs:
+            task = bar.add_task(job.mixture.name, total=_seconds(job.mixture))
+            try:
+                done = extract_file(engine, job, voice, settings, partial(bar.advance, task))
+            except McspexError as error:
+                failed.append(error)
+                if len(jobs) > 1:
+                    console.error(str(error))
+            else:
+                _tell(done, engine, info, talk)
+            bar.remove_task(task)
+    if failed and len(jobs) == 1:
+        raise failed[0]
+    if failed:
+        kind = McspexError if len(failed) == len(jobs) else PartialFailure
+        raise kind(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
+
+
+def _seconds(mixture: Path) -> float | None:
+    """How long a mixture is, if it can be read at all."""
+    from mcspex_cli import audio
+
+    try:
+        return audio.probe(mixture).seconds
+    except McspexError:
+        return None
+
+
+def _tell(done: Extraction, engine: Engine, info: CheckpointInfo, talk: Talk) -> None:
+    """Report one finished mixture."""
+    if done.limited:
+        console.warn(f"{done.output}: turned down to {done.gain_db[0]:+.1f} dB, or it would clip.")
+    if done.silent:
+        console.warn(f"{done.output}: nothing of this voice was found, the result is silent.")
+    if talk.as_json:
+        console.data(as_row(done, engine, info))
+    elif not talk.quiet:
+        detail = ""
+        if talk.verbose:
+            gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
+            detail = (
+                f"; {info.name} (sha256 {info.sha256[:12]}) on {engine.device}, "
+                f"{engine.precision}, gain {gains} dB"
+            )
+        console.say(
+            f"{done.output}  ({done.seconds:.1f} s in {done.elapsed_s:.1f} s, "
+            f"real-time factor {done.real_time_factor:.3f}{detail})"
+        )
+
+
+def as_row(done: Extraction, engine: Engine, info: CheckpointInfo) -> dict[str, object]:
+    """What --json prints for one mixture."""
+    return {
+        "mixture": str(done.mixture),
+        "output": str(done.output),
+        "seconds": round(done.seconds, 3),
+        "sample_rate_hz": done.sample_rate_hz,
+        "elapsed_s": round(done.elapsed_s, 3),
+        "real_time_factor": round(done.real_time_factor, 4),
+        "gain_db": list(done.gain_db),
+        "limited": done.limited,
+        "silent": done.silent,
+        "device": str(engine.device),
+        "precision": engine.precision,
+        "model": info.name,
+        "model_sha256": info.sha256,
+    }

@@ -1,0 +1,53 @@
+"""Every failure that a user can cause or repair.
+
+```
+McspexError            exit 1
+├── AudioError         a sound file that cannot be used
+├── OutputError        a place that cannot, or must not, be written
+├── CheckpointError    a model that cannot be found or loaded
+├── EngineError        a device or precision that does not work here
+├── PairingError       files that do not belong together
+├── ConfigError        a configuration file that says something impossible
+└── PartialFailure     exit 3: some of many files failed, the rest are done
+```
+
+A message says which, why, and what to do now, in one line.
+"""
+
+from __future__ import annotations
+
+
+class McspexError(Exception):
+    """The root: what the command line turns into one line and an exit code."""
+
+    exit_code = 1
+
+
+class AudioError(McspexError):
+    """A sound file is missing, empty, broken, silent or too short."""
+
+
+class OutputError(McspexError):
+    """An output exists already, collides with another or cannot be written."""
+
+
+class CheckpointError(McspexError):
+    """A checkpoint is unknown, incomplete, damaged or of another system."""
+
+
+class EngineError(McspexError):
+    """A device or precision is not available or does not give usable numbers."""
+
+
+class PairingError(McspexError):
+    """Files that should be compared or combined do not match."""
+
+
+class ConfigError(McspexError):
+    """A configuration file is missing, malformed or out of range."""
+
+
+class PartialFailure(McspexError):  # noqa: N818
+    """Some of several files failed; each has had its own line."""
+
+    exit_code = 3

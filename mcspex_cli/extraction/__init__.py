@@ -1,0 +1,1 @@
+"""From mixture to target."""

@@ -1,0 +1,218 @@
+"""One mixture file in, one estimate file out: streamed, levelled, whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mcspex_cli import audio
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.extraction.engine import LEAST_S, SILENCE_DB, Engine, check_signal, level_db
+from mcspex_cli.extraction.jobs import Job
+
+LEVELS = ("match", "peak", "raw")
+PEAK = 0.891
+"""Highest sample that is written (-1 dBFS): room for what a player's resampler adds."""
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """How a mixture is read and its estimate written."""
+
+    channel: str = "mix"
+    """"mix", a channel's number, or "all": each channel extracted for itself."""
+    level: str = "match"
+    """"match" (least squares to the mixture), "peak" (to -1 dBFS) or "raw" (the network's)."""
+    subtype: str = "PCM_16"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was done for one mixture."""
+
+    mixture: Path
+    output: Path
+    seconds: float
+    sample_rate_hz: int
+    elapsed_s: float
+    gain_db: tuple[float, ...]
+    """What the network's output was multiplied by, for each channel."""
+    limited: bool
+    """Whether the level asked for would have clipped, so that all was turned down."""
+    silent: bool
+    """Whether the estimate is silent."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work per second of audio."""
+        return self.elapsed_s / self.seconds
+
+
+def read_references(paths: list[Path], engine: Engine, channel: str = "mix") -> list[Samples]:
+    """Read clips [sample] of one voice at the engine's rate, silent and short ones refused.
+
+    `channel` "all" means their mix: a voice has one embedding.
+
+    Raises:
+        AudioError: a clip cannot be read or used; the message names it.
+    """
+    clips = []
+    for path in paths:
+        clip = audio.read(path, engine.sample_rate_hz, "mix" if channel == "all" else channel)
+        check_signal(str(path), clip, engine.sample_rate_hz)
+        clips.append(clip)
+    return clips
+
+
+def extract_file(
+    engine: Engine,
+    job: Job,
+    embedding: Samples,
+    settings: FileSettings | None = None,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Extraction:
+    """Extract the voice of `embedding` from a file to a file at the same rate and length.
+
+    Two passes, so that the gain is one number for the whole file and memory does not grow
+    with its length: the network's output goes to an unnamed temporary file beside the
+    output while levels are measured, then to the output at its final level.
+
+    Args:
+        engine: the engine that made `embedding`.
+        job: the mixture and the output.
+        embedding: [embedding], from `Engine.embed`.
+        settings: reading and writing.
+        advance: called with the seconds of audio done since the last call.
+
+    Raises:
+        AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
+        OutputError: the output cannot be written.
+        EngineError: the precision gave numbers that are not finite.
+    """
+    settings, began = settings or FileSettings(), time.monotonic()
+    info = audio.probe(job.mixture)
+    if info.seconds < LEAST_S:
+        raise AudioError(f"{job.mixture}: {info.seconds:.2f} s is too short, under {LEAST_S} s.")
+    channels = info.channels if settings.channel == "all" else 1
+    with _spool(job.output) as spool:
+        measured = _Measured(channels)
+        for block in _estimates(engine, info, embedding, settings.channel, measured):
+            _append(spool, block, job.output)
+            advance(block.shape[1] / info.sample_rate_hz)
+        if level_db(measured.mixture_mean_square()) < SILENCE_DB:
+            raise AudioError(f"{job.mixture}: is silent. Check the channel and the recording.")
+        gain, limited = measured.gain(settings)
+        spool.seek(0)
+        with audio.Writer(job.output, info.sample_rate_hz, channels, settings.subtype) as writer:
+            for block in _exactly(_unspool(spool, channels), info.frames):
+                writer.write(block * gain)
+    return Extraction(
+        mixture=job.mixture,
+        output=job.output,
+        seconds=info.seconds,
+        sample_rate_hz=info.sample_rate_hz,
+        elapsed_s=time.monotonic() - began,
+        gain_db=tuple(round(20 * float(np.log10(max(abs(g), 1e-9))), 2) for g in gain[:, 0]),
+        limited=limited,
+        silent=measured.peak.max() * float(np.abs(gain).max()) < 10 ** (SILENCE_DB / 20),
+    )
+
+
+@dataclass
+class _Measured:
+    """What the first pass learns: products at the network's rate, the peak at the file's."""
+
+    channels: int
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        # <m, m>, <e, e>, <m, e> and the largest |e|, each [channel]
+        self.mixture, self.estimate, self.shared, self.peak = np.zeros((4, self.channels))
+
+    def add(self, estimate: Samples, mixture: Samples) -> None:
+        """Take account of a block [channel, sample] of both."""
+        e, m = estimate.astype(np.float64), mixture.astype(np.float64)
+        self.samples += e.shape[1]
+        self.mixture += np.square(m).sum(axis=1)
+        self.estimate += np.square(e).sum(axis=1)
+        self.shared += (e * m).sum(axis=1)
+
+    def mixture_mean_square(self) -> float:
+        """Mean square of the loudest channel."""
+        return float(self.mixture.max()) / max(1, self.samples)
+
+    def gain(self, settings: FileSettings) -> tuple[Samples, bool]:
+        """The factors [channel, 1] of a level policy, and whether clipping limited them."""
+        ones = np.ones(self.channels)
+        gain = ones
+        if settings.level == "match":
+            gain = np.divide(self.shared, self.estimate, out=ones, where=self.estimate > 0)
+        loudest = float((np.abs(gain) * self.peak).max())
+        if settings.level == "peak" and loudest > 0:
+            gain = gain * (PEAK / loudest)
+        exact = settings.level == "raw" and settings.subtype == "FLOAT"
+        limited = settings.level != "peak" and loudest > PEAK and not exact
+        if limited:
+            gain = gain * (PEAK / loudest)
+        return gain.astype(np.float32)[:, None], limited
+
+
+def _estimates(
+    engine: Engine, info: audio.AudioInfo, embedding: Samples, channel: str, measured: _Measured
+) -> Iterator[Samples]:
+    """The network's output [channel, sample] at the file's rate, measured on the way."""
+
+    def at_network_rate() -> Iterator[Samples]:
+        blocks = audio.stream(info.path, engine.sample_rate_hz, channel)
+        for estimate, mixture in engine.stream(blocks, embedding):
+            measured.add(estimate, mixture)
+            yield estimate
+
+    back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, measured.channels)
+    for block in back.run(at_network_rate()):
+        if block.shape[1]:
+            measured.peak = np.maximum(measured.peak, np.abs(block).max(axis=1))
+        yield block
+
+
+def _exactly(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:
+    """Cut or complete a stream to `frames`: resampling there and back may be off by one."""
+    left, channels = frames, 1
+    for block in blocks:
+        channels = len(block)
+        if left > 0:
+            yield block[:, :left]
+        left -= block.shape[1]
+    if left > 0:
+        yield np.zeros((channels, left), np.float32)
+
+
+def _unspool(spool: IO[bytes], channels: int) -> Iterator[Samples]:
+    """Read blocks [channel, sample] back."""
+    while data := spool.read(channels * 4 * 2**18):
+        yield np.frombuffer(data, np.float32).reshape(-1, channels).T
+
+
+def _append(spool: IO[bytes], block: Samples, output: Path) -> None:
+    """Write a block [channel, sample] to the temporary file."""
+    try:
+        spool.write(block.T.tobytes())
+    except OSError as error:
+        reason = error.strerror
+        raise OutputError(f"{output}: writing failed ({reason}). Free some space.") from error
+
+
+def _spool(output: Path) -> IO[bytes]:
+    """An unnamed temporary file on the output's disk."""
+    try:
+        return tempfile.TemporaryFile(dir=output.parent)
+    except OSError as error:
+        reason = error.strerror
+        raise OutputError(f"{output.parent}: cannot write there ({reason}).") from error

@@ -1,0 +1,71 @@
+"""Which mixture goes to which output, decided and checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcspex_cli import audio
+from mcspex_cli.errors import OutputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One mixture and the file that its estimate goes to."""
+
+    mixture: Path
+    output: Path
+
+
+def plan(
+    mixtures: Sequence[Path], references: Sequence[Path], output: Path | None, *, overwrite: bool
+) -> list[Job]:
+    """Give each mixture its output: beside it, in a folder, or the one file named.
+
+    `output` is a file if it ends in a sound file's suffix and is no folder; the names in a
+    folder, and beside a mixture, are `STEM.target.wav`.
+
+    Raises:
+        OutputError: an output exists (and `overwrite` is not set), is one of the inputs, is
+            shared by two mixtures, or its folder is missing.
+    """
+    is_file = output is not None and not output.is_dir() and bool(output.suffix)
+    if output and is_file and output.suffix.lower() not in audio.OUTPUT_FORMATS:
+        raise OutputError(f"{output}: cannot write this format. Use .wav, .flac or .ogg.")
+    jobs = []
+    for mixture in mixtures:
+        if output and is_file:
+            target = output
+        else:
+            target = (output or mixture.parent) / f"{mixture.stem}.target.wav"
+        jobs.append(Job(mixture, target))
+    _check_collisions(jobs)
+    inputs = {path.resolve() for path in (*mixtures, *references)}
+    for job in jobs:
+        _check_place(job.output, inputs, overwrite)
+    if output and not is_file:
+        audio.make_folders(output)
+    return jobs
+
+
+def _check_collisions(jobs: Sequence[Job]) -> None:
+    """Refuse two mixtures with one output."""
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        other = taken.setdefault(job.output.resolve(), job.mixture)
+        if other is not job.mixture:
+            raise OutputError(
+                f"{other} and {job.mixture} would both be written to {job.output}. "
+                "Rename one, or extract them one at a time with -o FILE."
+            )
+
+
+def _check_place(output: Path, inputs: set[Path], overwrite: bool) -> None:
+    """Refuse an output that would destroy something."""
+    if output.resolve() in inputs:
+        raise OutputError(f"{output}: is an input, which is never overwritten. Choose another -o.")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a directory. Choose another name.")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists already. Add --overwrite to replace it.")

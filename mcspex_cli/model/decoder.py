@@ -1,0 +1,73 @@
+"""From the extractor's features to speech: a mask per scale, then samples per scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mcspex_cli.model.encoder import Scales
+
+
+class IndependentMasks(nn.Module):
+    """SpEx+'s masks: a 1x1 convolution and ReLU for each scale, none knowing the others."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv1d(channels, filters, 1) for _ in range(3))
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        short, middle, long = (functional.relu(head(features)) for head in self.heads)
+        return short, middle, long
+
+
+class ScaleInterMG(nn.Module):
+    """MC-SpEx's mask generator: the scales' masks inform each other.
+
+    ```
+    x ─┬─ 1x1 → short  ─┬─────────────────── + ─ ReLU ─ mask
+       ├─ 1x1 → middle ─┼─ (likewise)
+       └─ 1x1 → long   ─┤
+                        └─ concat ─ 1x1 3N→B ─ PReLU ─ 1x1 B→3N ─┘
+    ```
+
+    From the paper: three masks, the scales informing each other while they are made.
+    Ours: one shared mixing layer whose output corrects each scale's own head.
+    """
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.heads = nn.Conv1d(channels, 3 * filters, 1)
+        self.interact = nn.Sequential(
+            nn.Conv1d(3 * filters, channels, 1), nn.PReLU(), nn.Conv1d(channels, 3 * filters, 1)
+        )
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        own = self.heads(features)
+        short, middle, long = functional.relu(own + self.interact(own)).chunk(3, dim=1)
+        return short, middle, long
+
+
+class MultiScaleDecoder(nn.Module):
+    """Three transposed convolutions, from masked features back to samples.
+
+    Source: SpEx+, section 2.4; the same in MC-SpEx.
+    """
+
+    def __init__(self, filters: int, windows: Sequence[int], hop: int) -> None:
+        super().__init__()
+        self.banks = nn.ModuleList(nn.ConvTranspose1d(filters, 1, w, stride=hop) for w in windows)
+
+    def short(self, features: Tensor, length: int) -> Tensor:
+        """Decode the short scale [batch, filter, frame] to [batch, sample], `length` samples."""
+        decoded: Tensor = self.banks[0](features)
+        return decoded.squeeze(1)[:, :length]
+
+    def forward(self, scales: Scales, length: int) -> Tensor:
+        """Decode every scale [batch, filter, frame] to [scale, batch, sample]."""
+        decoded = [bank(s).squeeze(1) for bank, s in zip(self.banks, scales, strict=True)]
+        return torch.stack([d[:, :length] for d in decoded])

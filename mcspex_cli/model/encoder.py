@@ -1,0 +1,114 @@
+"""From samples to features: the three-scale speech encoder and how its scales become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mcspex_cli.model.layers import ChannelLayerNorm
+
+Scales = tuple[Tensor, Tensor, Tensor]
+"""Features of the short, middle and long scale, each [batch, filter, frame]."""
+
+
+class MultiScaleEncoder(nn.Module):
+    """Three parallel learned filter banks, short, middle and long, on one frame grid.
+
+    ```
+    sample  |0      hop     2hop
+    short   [----]                  frame t of every scale starts at sample t * hop
+    middle  [------------]
+    long    [------------------------]   (zeros follow the last sample)
+    ```
+
+    Source: SpEx+, section 2.1; the same in MC-SpEx. Non-negative through ReLU.
+    """
+
+    def __init__(self, filters: int, windows: Sequence[int], hop: int) -> None:
+        super().__init__()
+        self.windows, self.hop = tuple(windows), hop
+        self.banks = nn.ModuleList(nn.Conv1d(1, filters, w, stride=hop) for w in windows)
+
+    def forward(self, samples: Tensor) -> Scales:
+        """Encode `samples` [batch, sample], at least one short window long.
+
+        Frames: (sample - short window) // hop + 1. Samples beyond the last whole
+        hop are not seen; `System` completes the hop.
+        """
+        signal = samples.unsqueeze(1)
+        short = self.windows[0]
+        covered = (samples.shape[-1] - short) // self.hop * self.hop
+        scales = [
+            functional.relu(bank(functional.pad(signal, (0, covered + w - samples.shape[-1]))))
+            for bank, w in zip(self.banks, self.windows, strict=True)
+        ]
+        return scales[0], scales[1], scales[2]
+
+
+class NormProjection(nn.Module):
+    """Concatenate the scales, normalise each frame, project to the network's width.
+
+    Source: SpEx+ (`cLN` before a 1x1 convolution).
+    """
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelLayerNorm(3 * filters)
+        self.project = nn.Conv1d(3 * filters, channels, 1)
+
+    def forward(self, scales: Scales) -> Tensor:
+        """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
+        fused: Tensor = self.project(self.norm(torch.cat(scales, dim=1)))
+        return fused
+
+
+class SeparateProjections(nn.Module):
+    """SpEx+'s fusion: one norm and projection for the mixture, another for the reference."""
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__()
+        self.mixture = NormProjection(filters, channels)
+        self.reference = NormProjection(filters, channels)
+
+
+class ScaleFuser(nn.Module):
+    """MC-SpEx's fusion: the scales weigh each other, then become one; shared by both inputs.
+
+    ```
+    scales ─ concat ─ cLN ─┬──────────────────────────── x ─ 1x1 3N→B ─
+                           └─ 1x1 ─ PReLU ─ 1x1 ─ 2σ ────┘
+    ```
+
+    A gate in (0, 2) for every filter of every scale is computed from all three scales
+    of the same frame, so that a frame can lean on the scale that resolves it best.
+    From the paper: one module between encoder and network, its weights shared by mixture
+    and reference. Ours: the gate.
+    """
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__()
+        width = 3 * filters
+        self.norm = ChannelLayerNorm(width)
+        self.gate = nn.Sequential(
+            nn.Conv1d(width, filters // 2, 1), nn.PReLU(), nn.Conv1d(filters // 2, width, 1)
+        )
+        self.project = nn.Conv1d(width, channels, 1)
+
+    def forward(self, scales: Scales) -> Tensor:
+        """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
+        features = self.norm(torch.cat(scales, dim=1))
+        fused: Tensor = self.project(features * (2 * torch.sigmoid(self.gate(features))))
+        return fused
+
+    def mixture(self, scales: Scales) -> Tensor:
+        """Fuse a mixture's scales."""
+        fused: Tensor = self(scales)
+        return fused
+
+    def reference(self, scales: Scales) -> Tensor:
+        """Fuse a reference's scales: the same weights, so the same feature space."""
+        fused: Tensor = self(scales)
+        return fused

@@ -1,0 +1,70 @@
+"""Norms and the dilated block that every network here is stacked from."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class GlobalLayerNorm(nn.GroupNorm):
+    """Normalise over channels and time together, then scale each channel (gLN).
+
+    The statistics see every frame, so the same speech inside a longer (or padded)
+    signal comes out differently: callers never pad. Shape: [batch, channel, frame],
+    kept. Source: Conv-TasNet, section II-D; eps 1e-5 as in SpEx+.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(num_groups=1, num_channels=channels, eps=1e-5)
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Normalise the channels of each frame on their own (cLN).
+
+    Shape: [batch, channel, frame], kept. Source: Conv-TasNet, section II-D.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise `features` [batch, channel, frame]."""
+        return super().forward(features.transpose(1, 2)).transpose(1, 2)
+
+
+class TCNBlock(nn.Module):
+    """Widen, look around with a dilated depthwise convolution, narrow, add to the input.
+
+    ```
+    x ─┬─ 1x1 B→H ─ PReLU ─ gLN ─ depthwise ─ PReLU ─ gLN ─ 1x1 H→B ─ + ─
+       └──────────────────────────────────────────────────────────────┘
+    ```
+
+    Shape: [batch, channel, frame], kept. Source: Conv-TasNet, section II-C; SpEx+.
+    """
+
+    def __init__(self, channels: int, hidden: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv1d(channels, hidden, 1)
+        self.activation_1 = nn.PReLU()
+        self.norm_1 = GlobalLayerNorm(hidden)
+        self.depthwise = nn.Conv1d(
+            hidden,
+            hidden,
+            kernel,
+            dilation=dilation,
+            padding=dilation * (kernel - 1) // 2,
+            groups=hidden,
+        )
+        self.activation_2 = nn.PReLU()
+        self.norm_2 = GlobalLayerNorm(hidden)
+        self.narrow = nn.Conv1d(hidden, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Refine `features` [batch, channel, frame]."""
+        return features + self.transform(self.widen(features))
+
+    def transform(self, widened: Tensor) -> Tensor:
+        """Take widened features [batch, hidden, frame] to the residual [batch, channel, frame]."""
+        seen = self.depthwise(self.norm_1(self.activation_1(widened)))
+        residual: Tensor = self.narrow(self.norm_2(self.activation_2(seen)))
+        return residual

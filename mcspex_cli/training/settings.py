@@ -1,0 +1,156 @@
+"""A training run's settings, read from TOML and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.mixtures import MixtureSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network: `system` of SYSTEMS, `size` of SIZES, or a checkpoint to go on from."""
+
+    system: str = "mcspex"
+    size: str = "small"
+    sample_rate_hz: int = 8000
+    start_from: str = ""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Folders of `SPEAKER/*.wav|flac|ogg` and the recipe to validate on; paths from the TOML."""
+
+    train: tuple[str, ...] = ()
+    validation: str = ""
+    validation_mixtures: int = 64
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with a warm-up, a plateau and a linear decay to zero."""
+
+    steps: int = 10_000
+    minutes: float = 0.0
+    """If not 0, the run also ends after this time, and the schedule is sized to it."""
+    batch: int = 8
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay_share: float = 0.4
+    """The share of the run, at its end, in which the learning rate falls to zero."""
+    weight_decay: float = 0.01
+    clip_norm: float = 5.0
+    average: float = 0.999
+    """Decay per step of the moving average of the weights, which is what is saved."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how it runs."""
+
+    out: str = "runs/mcspex"
+    device: str = "auto"
+    precision: str = "float32"
+    compile: bool = False
+    """Compile the extractor, four fifths of the work, with torch.compile."""
+    seed: int = 0
+    log_every_steps: int = 50
+    validate_every_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The whole TOML: one table for each field."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    mixtures: MixtureSettings = field(default_factory=MixtureSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    folder: Path = Path()
+    """The TOML's folder, which relative paths start from."""
+
+    @classmethod
+    def read(cls, path: Path) -> TrainSettings:
+        """Read a TOML file.
+
+        Raises:
+            ConfigError: it is missing, not TOML, or a table, key or type is wrong.
+        """
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not TOML ({error}).") from error
+        kinds = {
+            "model": ModelSettings,
+            "data": DataSettings,
+            "mixtures": MixtureSettings,
+            "optimiser": OptimiserSettings,
+            "run": RunSettings,
+        }
+        for name in tables.keys() - kinds.keys():
+            raise ConfigError(f"{path}: [{name}] is unknown. Tables: {', '.join(kinds)}.")
+        made = {name: _fill(path, name, kinds[name], table) for name, table in tables.items()}
+        settings = cls(**made, folder=path.parent)
+        _check(path, settings)
+        return settings
+
+    def resolve(self, path: str) -> Path:
+        """A path of the TOML as seen from here."""
+        return self.folder / path
+
+
+def _fill(path: Path, name: str, kind: type, table: Any) -> Any:
+    """Build one table's dataclass, naming the first key that does not fit."""
+    defaults = {f.name: getattr(kind(), f.name) for f in fields(kind)}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: {name} must be a table, [{name}].")
+    values = {}
+    for key, given in table.items():
+        if key not in defaults:
+            raise ConfigError(f"{path}: [{name}] {key} is unknown. Keys: {', '.join(defaults)}.")
+        default = defaults[key]
+        value = tuple(given) if isinstance(given, list) else given
+        if isinstance(default, float) and type(given) is int:
+            value = float(given)
+        if type(value) is not type(default):
+            wanted = "list" if isinstance(default, tuple) else type(default).__name__
+            raise ConfigError(f"{path}: [{name}] {key} = {value!r} must be a {wanted}.")
+        values[key] = value
+    return kind(**values)
+
+
+def _check(path: Path, settings: TrainSettings) -> None:
+    """Refuse what no run could use."""
+    from mcspex_cli.model.systems import SIZES, SYSTEMS
+
+    model, optimiser, mixtures = settings.model, settings.optimiser, settings.mixtures
+    rules = [
+        (model.system in SYSTEMS, f"[model] system must be one of {', '.join(SYSTEMS)}"),
+        (model.size in SIZES, f"[model] size must be one of {', '.join(SIZES)}"),
+        (model.sample_rate_hz >= 4000, "[model] sample_rate_hz must be 4000 or more"),
+        (bool(settings.data.train), "[data] train must name a folder of speakers"),
+        (optimiser.steps > 0, "[optimiser] steps must be positive"),
+        (optimiser.batch > 1, "[optimiser] batch must be 2 or more"),
+        (optimiser.learning_rate > 0, "[optimiser] learning_rate must be positive"),
+        (0 <= optimiser.decay_share <= 1, "[optimiser] decay_share must be from 0 to 1"),
+        (mixtures.segment_s >= 0.5, "[mixtures] segment_s must be 0.5 or more"),
+        (
+            len(mixtures.reference_s) == 2 and min(mixtures.reference_s) >= 0.5,
+            "[mixtures] reference_s must be two numbers, 0.5 or more",
+        ),
+    ]
+    for fine, message in rules:
+        if not fine:
+            raise ConfigError(f"{path}: {message}.")

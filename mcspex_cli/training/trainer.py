@@ -1,0 +1,261 @@
+"""The training loop: draw, step, average, validate, save; resumable to the step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcspex_cli.checkpoint import load_checkpoint, save_checkpoint
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.model.systems import System, build, sized
+from mcspex_cli.training.losses import Losses, multi_scale_loss
+from mcspex_cli.training.mixtures import Batch, Corpus, MixtureSampler
+from mcspex_cli.training.recipes import Rendering, read_recipes, render
+from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports now and then; numbers are means since the last report."""
+
+    step: int
+    share: float
+    """Of the run, 0 to 1."""
+    loss: float
+    si_sdr_db: float
+    accuracy: float
+    learning_rate: float
+    audio_s_per_s: float
+    elapsed_s: float
+    validation_db: float | None = None
+    """Mean SI-SDRi on the recipe, where this report follows a validation."""
+
+
+class Trainer:
+    """One run of training, from a TOML's settings to a checkpoint folder.
+
+    Step n of a run draws its mixtures from a generator seeded by (seed, n), so that a run
+    that was stopped and resumed sees what an uninterrupted one would have.
+
+    Raises:
+        ConfigError: the data or the device cannot be used, or `out` holds another run.
+    """
+
+    def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
+        self.settings = settings
+        self.out = settings.resolve(settings.run.out)
+        self.device = _device(settings.run.device)
+        self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
+        state = self._state(resume)
+        self.sampler = self._read_corpus()
+        self.renderings = self._read_validation()
+        torch.manual_seed(settings.run.seed)
+        self.system = self._build().to(self.device)
+        self.average = deepcopy(self.system).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            self.system.parameters(),
+            lr=settings.optimiser.learning_rate,
+            weight_decay=settings.optimiser.weight_decay,
+            fused=True,
+        )
+        if state:
+            self._restore(state)
+        if settings.run.compile:
+            self.system.extractor.compile()
+
+    def run(self) -> Iterator[Progress]:
+        """Train to the end of the schedule, yielding reports; saves as it goes."""
+        run, since = self.settings.run, time.monotonic()
+        pending: list[Losses] = []
+        spent_s = 0.0
+        while (share := self._share()) < 1:
+            pending.append(self._step(share))
+            now = time.monotonic()
+            self.elapsed_s, spent_s, since = (
+                self.elapsed_s + now - since,
+                spent_s + now - since,
+                now,
+            )
+            self.step += 1
+            validate = self.step % run.validate_every_steps == 0 or self._share() >= 1
+            if validate or self.step % run.log_every_steps == 0:
+                score = self._validate_and_save() if validate else None
+                yield self._report(pending, spent_s, score)
+                pending, spent_s, since = [], 0.0, time.monotonic()
+
+    def _step(self, share: float) -> Losses:
+        """Draw one batch and descend."""
+        settings, run = self.settings.optimiser, self.settings.run
+        rng = np.random.default_rng((run.seed, self.step))
+        batch = self.sampler.draw(settings.batch, rng)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(settings, self.step, share)
+        losses = self._losses(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
+        self.optimiser.step()
+        self._update_average()
+        return replace(losses, total=losses.total.detach())
+
+    def _losses(self, batch: Batch) -> Losses:
+        """Forward in the run's precision, the loss in float32."""
+        dtype = getattr(torch, self.settings.run.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            estimates, logits = self.system(batch.mixture, batch.reference)
+        return multi_scale_loss(estimates, logits, batch.target, batch.speaker)
+
+    def _update_average(self) -> None:
+        """Move the averaged weights (and running statistics) towards the present ones."""
+        keep = min(self.settings.optimiser.average, (1 + self.step) / (10 + self.step))
+        present, average = self.system.state_dict(), self.average.state_dict()
+        names = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([average[n] for n in names], [present[n] for n in names], 1 - keep)
+
+    def _share(self) -> float:
+        """How much of the run is done: by steps, or by time if that is further."""
+        settings = self.settings.optimiser
+        by_time = self.elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
+        return max(self.step / settings.steps, by_time)
+
+    def _report(self, pending: list[Losses], spent_s: float, score: float | None) -> Progress:
+        """Mean of the pending steps."""
+        settings = self.settings
+
+        def mean(values: list[Tensor]) -> float:
+            return float(torch.stack(values).mean())
+
+        seconds = len(pending) * settings.optimiser.batch * settings.mixtures.segment_s
+        return Progress(
+            step=self.step,
+            share=min(1.0, self._share()),
+            loss=mean([p.total for p in pending]),
+            si_sdr_db=mean([p.si_sdr_db for p in pending]),
+            accuracy=mean([p.accuracy for p in pending]),
+            learning_rate=self.optimiser.param_groups[0]["lr"],
+            audio_s_per_s=seconds / spent_s,
+            elapsed_s=self.elapsed_s,
+            validation_db=score,
+        )
+
+    def _validate_and_save(self) -> float | None:
+        """Score the averaged weights, keep them as `last`, and as `best` if they are."""
+        score = validate(self.average, self.renderings, self.device) if self.renderings else None
+        provenance = {
+            "step": self.step,
+            "elapsed_s": round(self.elapsed_s),
+            "validation_si_sdr_i_db": score,
+            "settings": {k: v for k, v in asdict(self.settings).items() if k != "folder"},
+        }
+        save_checkpoint(self.out / "last", self.average, provenance)
+        if score is not None and score > self.best_db:
+            self.best_db = score
+            save_checkpoint(self.out / "best", self.average, provenance)
+        partial = self.out / f"{STATE}.partial"
+        torch.save(
+            {
+                "system": self.system.state_dict(),
+                "average": self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "elapsed_s": self.elapsed_s,
+                "best_db": self.best_db,
+            },
+            partial,
+        )
+        partial.replace(self.out / STATE)
+        return score
+
+    def _state(self, resume: bool) -> dict[str, Any] | None:
+        """The saved state to go on from, or None to begin."""
+        path = self.out / STATE
+        if resume and not path.is_file():
+            raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
+        if path.is_file() and not resume:
+            raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Put a saved state back."""
+        try:
+            self.system.load_state_dict(state["system"])
+            self.average.load_state_dict(state["average"])
+        except RuntimeError as error:
+            raise ConfigError(f"{self.out / STATE}: of another network or corpus.") from error
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.best_db = state["best_db"]
+
+    def _read_corpus(self) -> MixtureSampler:
+        """Decode the training data to the device."""
+        settings = self.settings
+        folders = [settings.resolve(folder) for folder in settings.data.train]
+        corpus = Corpus.read(folders, settings.model.sample_rate_hz)
+        corpus.samples = corpus.samples.to(self.device)
+        return MixtureSampler(corpus, settings.mixtures)
+
+    def _read_validation(self) -> list[Rendering]:
+        """Render the validation mixtures, spread evenly over the recipe."""
+        data = self.settings.data
+        if not data.validation:
+            return []
+        recipes = read_recipes(self.settings.resolve(data.validation))
+        every = max(1, len(recipes) // max(1, data.validation_mixtures))
+        chosen = recipes[::every][: data.validation_mixtures]
+        return [render(recipe, self.settings.model.sample_rate_hz) for recipe in chosen]
+
+    def _build(self) -> System:
+        """A new network, or a checkpoint's with a classifier for this corpus."""
+        model, speakers = self.settings.model, len(self.sampler.corpus.speakers)
+        if not model.start_from:
+            return build(sized(model.system, model.size, model.sample_rate_hz, speakers))
+        start = load_checkpoint(model.start_from).requires_grad_(True)
+        if start.config.speakers != speakers:
+            start.config = replace(start.config, speakers=speakers)
+            start.classifier = torch.nn.Linear(start.config.embedding, speakers)
+        return start.train()
+
+
+def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float:
+    """Linear warm-up, plateau, linear decay to zero over the last `decay_share` of the run."""
+    rising = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    falling = min(1.0, (1 - share) / settings.decay_share) if settings.decay_share else 1.0
+    return settings.learning_rate * rising * falling
+
+
+@torch.inference_mode()
+def validate(system: System, renderings: list[Rendering], device: torch.device) -> float:
+    """Mean SI-SDRi in dB of `system` over rendered recipes, each one alone and whole."""
+    gains = []
+    for item in renderings:
+        embedding = system.embed(torch.from_numpy(item.reference).to(device)[None])
+        estimate = system.extract(torch.from_numpy(item.mixture).to(device)[None], embedding)
+        after = si_sdr(estimate[0].cpu().numpy(), item.target)
+        gains.append(after - si_sdr(item.mixture, item.target))
+    return float(np.mean(gains))
+
+
+def _device(name: str) -> torch.device:
+    """The device that "auto" or a name means here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} does not work here. Use cpu or auto.") from error
+    return torch.device(name)
