@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mcspex_cli import integrity
 from mcspex_cli.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
@@ -52,27 +53,24 @@ def probe(path: Path) -> AudioInfo:
     """Read a file's header.
 
     Raises:
-        AudioError: the file is missing, a directory, empty or not sound.
+        AudioError: the file is missing, a directory, empty, cut short or not sound.
     """
     with _open(path) as file:
         return AudioInfo(path, file.samplerate, file.channels, file.frames)
 
 
-def read(path: Path, sample_rate_hz: int, channel: str = "mix") -> Samples:
-    """Read a whole file at a rate; `channel` as in `stream`.
+def read(path: Path | str, sample_rate_hz: int, channel: str = "mix") -> Samples:
+    """Read a whole file at a rate; arguments and errors are those of `Reader`.
 
     Returns:
         [sample] for one channel or the mix, [channel, sample] for "all".
-
-    Raises:
-        AudioError: as `probe` and `stream`.
     """
-    joined = np.concatenate(list(stream(path, sample_rate_hz, channel)), axis=-1)
+    joined = np.concatenate(list(Reader(Path(path), sample_rate_hz, channel)), axis=-1)
     return joined if channel == "all" else joined[0]
 
 
-def stream(path: Path, sample_rate_hz: int, channel: str = "mix") -> Iterator[Samples]:
-    """Read a file in blocks [channel, sample] at a rate, memory independent of its length.
+class Reader:
+    """A file as blocks [channel, sample] at a rate; memory does not grow with its length.
 
     Args:
         path: anything that libsndfile reads.
@@ -80,23 +78,54 @@ def stream(path: Path, sample_rate_hz: int, channel: str = "mix") -> Iterator[Sa
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
 
     Raises:
-        AudioError: as `probe`; or a NaN or infinite sample, a truncated file, no such channel.
+        AudioError: as `probe`; while reading also for a NaN or infinite sample, a damaged
+            file, or a channel that is not there.
     """
-    with _open(path) as file:
-        select = _selector(path, channel, file.channels)
-        kept = file.channels if channel == "all" else 1
-        resampler = Resampler(file.samplerate, sample_rate_hz, kept)
-        yield from resampler.run(select(block) for block in _blocks(path, file))
+
+    def __init__(self, path: Path, sample_rate_hz: int, channel: str = "mix") -> None:
+        self.path, self.sample_rate_hz, self.channel = path, sample_rate_hz, channel
+        self.frames = 0
+        """Samples per channel read so far, at the file's own rate."""
+
+    def __iter__(self) -> Iterator[Samples]:
+        """Read the file from its beginning."""
+        self.frames = 0
+        with _open(self.path) as file:
+            select = _selector(self.path, self.channel, file.channels)
+            kept = file.channels if self.channel == "all" else 1
+            resampler = Resampler(file.samplerate, self.sample_rate_hz, kept)
+            yield from resampler.run(select(block) for block in self._blocks(file))
+
+    def _blocks(self, file: soundfile.SoundFile) -> Iterator[Samples]:
+        """Blocks of all channels at the file's rate, every sample checked."""
+        import soundfile
+
+        size = round(BLOCK_S * file.samplerate)
+        try:
+            while (block := file.read(size, dtype="float32", always_2d=True).T).size:
+                finite = np.isfinite(block).all(axis=0)
+                if not finite.all():
+                    at = self.frames + int(np.argmin(finite))
+                    raise AudioError(
+                        f"{self.path}: NaN or infinite sample at {at / file.samplerate:.2f} s. "
+                        "Export it again as 16-bit PCM."
+                    )
+                self.frames += block.shape[1]
+                yield block
+        except soundfile.LibsndfileError as error:
+            at_s = self.frames / file.samplerate
+            raise AudioError(f"{self.path}: damaged after {at_s:.2f} s. Copy it again.") from error
+        integrity.check_whole(self.path, file, self.frames)
 
 
-def write(path: Path, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:
+def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:
     """Write `samples` [sample] or [channel, sample] to a file, whole or not at all.
 
     Raises:
         OutputError: as `Writer`.
     """
     frames = np.atleast_2d(samples)
-    with Writer(path, sample_rate_hz, len(frames), subtype) as writer:
+    with Writer(Path(path), sample_rate_hz, len(frames), subtype) as writer:
         writer.write(frames)
 
 
@@ -114,14 +143,16 @@ class Writer:
         import soundfile
 
         self._path = path
-        self._partial = temporary(path)
+        self._partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
         layout = _format(path, subtype)
         try:
+            self._partial.touch()
             self._file = soundfile.SoundFile(
                 self._partial, "w", samplerate=sample_rate_hz, channels=channels, **layout
             )
         except (soundfile.LibsndfileError, OSError) as error:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._partial.unlink()
             raise OutputError(f"{path}: cannot be written ({_reason(error)}).") from error
 
     def write(self, block: Samples) -> None:
@@ -205,73 +236,30 @@ def make_folders(*folders: Path) -> None:
             raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
 
 
-def temporary(path: Path) -> Path:
-    """Reserve an empty, hidden file beside `path`, with its suffix, to be renamed to it.
-
-    Raises:
-        OutputError: the folder does not exist or cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
-        os.fchmod(handle, 0o666 & ~_umask())
-        os.close(handle)
-    except OSError as error:
-        reason = error.strerror
-        raise OutputError(f"{path.parent}: cannot write there ({reason}).") from error
-    return Path(name)
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _open(path: Path) -> soundfile.SoundFile:
+@contextmanager
+def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Open for reading, or say why not."""
     import soundfile
 
     check_exists(path)
     if path.is_dir():
         raise AudioError(f"{path}: is a directory. Name a sound file in it.")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
     try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        advice = f"Convert it first: ffmpeg -i {path.name} {path.stem}.wav"
-        raise AudioError(f"{path}: not a readable sound file. {advice}") from error
-    if file.frames == 0:
-        file.close()
-        raise AudioError(f"{path}: holds no samples. Copy or record it again.")
-    return file
-
-
-def _blocks(path: Path, file: soundfile.SoundFile) -> Iterator[Samples]:
-    """Read [channel, sample] blocks at the file's rate and check every sample."""
-    import soundfile
-
-    size, seen = round(BLOCK_S * file.samplerate), 0
-    while True:
+        stream = path.open("rb")
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror}).") from error
+    with stream:
+        if not stream.read(1):
+            raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
+        stream.seek(0)
         try:
-            block = file.read(size, dtype="float32", always_2d=True).T
+            file = soundfile.SoundFile(stream)
         except soundfile.LibsndfileError as error:
-            at = seen / file.samplerate
-            raise AudioError(f"{path}: damaged after {at:.2f} s. Copy it again.") from error
-        if not np.isfinite(block).all():
-            at = (seen + int(np.argmin(np.isfinite(block).all(axis=0)))) / file.samplerate
-            raise AudioError(
-                f"{path}: NaN or infinite sample at {at:.2f} s. Export it again as 16-bit PCM."
-            )
-        seen += block.shape[1]
-        if block.shape[1]:
-            yield block
-        if block.shape[1] < size:
-            break
-    if seen < file.frames:
-        held, said = seen / file.samplerate, file.frames / file.samplerate
-        raise AudioError(f"{path}: truncated, {held:.2f} of {said:.2f} s are there. Copy it again.")
+            advice = f"Convert it first: ffmpeg -i {path.name} {path.stem}.wav"
+            raise AudioError(f"{path}: not a readable sound file. {advice}") from error
+        with file:
+            integrity.check_header(path, file)
+            yield file
 
 
 def _selector(path: Path, channel: str, channels: int) -> Any:

@@ -35,7 +35,7 @@ def error(text: str) -> None:
 
 def data(value: Any, *, indent: int | None = None) -> None:
     """Print a value as JSON to stdout; what is not a number there is null."""
-    click.echo(json.dumps(value, indent=indent, default=str, allow_nan=False))
+    click.echo(json.dumps(value, indent=indent, allow_nan=False))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def _show(scores: Sequence[Score], summary: Summary) -> None:
     console.table(("file", "SI-SDR dB", "SI-SDRi dB", "status"), rows, footer)
     if summary.scored < summary.files:
         console.warn(f"{summary.files - summary.scored} silent files are not in the means.")
-    if summary.negative is not None:
+    if summary.negative is not None and summary.scored > 1:
         share = 100 * summary.negative / summary.scored
         console.say(f"negative SI-SDRi (target confusion): {summary.negative} ({share:.1f} %)")
 

@@ -103,7 +103,8 @@ def extract_file(
     channels = info.channels if settings.channel == "all" else 1
     with _spool(job.output) as spool:
         measured = _Measured(channels)
-        for block in _estimates(engine, info, embedding, settings.channel, measured):
+        source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
+        for block in _estimates(engine, source, info.sample_rate_hz, embedding, measured):
             _append(spool, block, job.output)
             advance(block.shape[1] / info.sample_rate_hz)
         if level_db(measured.mixture_mean_square()) < SILENCE_DB:
@@ -111,17 +112,17 @@ def extract_file(
         gain, limited = measured.gain(settings)
         spool.seek(0)
         with audio.Writer(job.output, info.sample_rate_hz, channels, settings.subtype) as writer:
-            for block in _exactly(_unspool(spool, channels), info.frames):
+            for block in _exactly(_unspool(spool, channels), source.frames):
                 writer.write(block * gain)
     return Extraction(
         mixture=job.mixture,
         output=job.output,
-        seconds=info.seconds,
+        seconds=source.frames / info.sample_rate_hz,
         sample_rate_hz=info.sample_rate_hz,
         elapsed_s=time.monotonic() - began,
         gain_db=tuple(round(20 * float(np.log10(max(abs(g), 1e-9))), 2) for g in gain[:, 0]),
         limited=limited,
-        silent=measured.peak.max() * float(np.abs(gain).max()) < 10 ** (SILENCE_DB / 20),
+        silent=bool(measured.peak.max() * np.abs(gain).max() < 10 ** (SILENCE_DB / 20)),
     )
 
 
@@ -165,17 +166,16 @@ class _Measured:
 
 
 def _estimates(
-    engine: Engine, info: audio.AudioInfo, embedding: Samples, channel: str, measured: _Measured
+    engine: Engine, source: audio.Reader, rate_hz: int, embedding: Samples, measured: _Measured
 ) -> Iterator[Samples]:
-    """The network's output [channel, sample] at the file's rate, measured on the way."""
+    """The network's output [channel, sample] at `rate_hz`, measured on the way."""
 
     def at_network_rate() -> Iterator[Samples]:
-        blocks = audio.stream(info.path, engine.sample_rate_hz, channel)
-        for estimate, mixture in engine.stream(blocks, embedding):
+        for estimate, mixture in engine.stream(source, embedding):
             measured.add(estimate, mixture)
             yield estimate
 
-    back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, measured.channels)
+    back = audio.Resampler(engine.sample_rate_hz, rate_hz, measured.channels)
     for block in back.run(at_network_rate()):
         if block.shape[1]:
             measured.peak = np.maximum(measured.peak, np.abs(block).max(axis=1))
