@@ -41,11 +41,11 @@ def plan(
             target = (output or mixture.parent) / f"{mixture.stem}.target.wav"
         jobs.append(Job(mixture, target))
     _check_collisions(jobs)
+    if output and not is_file:
+        audio.make_folders(output)
     inputs = {path.resolve() for path in (*mixtures, *references)}
     for job in jobs:
         _check_place(job.output, inputs, overwrite)
-    if output and not is_file:
-        audio.make_folders(output)
     return jobs
 
 
@@ -67,5 +67,7 @@ def _check_place(output: Path, inputs: set[Path], overwrite: bool) -> None:
         raise OutputError(f"{output}: is an input, which is never overwritten. Choose another -o.")
     if output.is_dir():
         raise OutputError(f"{output}: is a directory. Choose another name.")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already. Add --overwrite to replace it.")

@@ -1,0 +1,79 @@
+"""Shared fixtures: synthetic talkers, a tiny checkpoint, and where the speech corpus lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcspex_cli import audio
+from mcspex_cli.checkpoint import save_checkpoint
+from mcspex_cli.model.systems import System, build, sized
+
+RATE_HZ = 8000
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+SHARED = ROOT.parent / "shared"
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the speech corpus is not here")
+
+
+def buzz(pitch_hz: float, seconds: float, seed: int = 0) -> audio.Samples:
+    """A voice-like sound [sample]: harmonics of a wavering pitch, in syllables, not silent."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    phase = 2 * np.pi * pitch_hz * (t + 0.002 * np.sin(2 * np.pi * 3 * t + rng.uniform(0, 6)))
+    tone = sum(np.sin(k * phase + rng.uniform(0, 6)) / k for k in range(1, 12))
+    syllables = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(2, 4) * t + rng.uniform(0, 6))
+    return (0.15 * tone * syllables).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _alike() -> None:
+    """The same arithmetic on every machine; one thread is fastest for systems this tiny."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["mcspex", "spexplus"])
+def tiny(request: pytest.FixtureRequest) -> System:
+    """A tiny system of each kind with random weights, ready to extract."""
+    torch.manual_seed(1)
+    return build(sized(request.param, "tiny", RATE_HZ, 4)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny MC-SpEx checkpoint with random weights."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(folder, build(sized("mcspex", "tiny", RATE_HZ, 4)), {"made by": "a test"})
+    return folder
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """A folder with mixture.wav, reference.wav and truth.wav, 2 s at 8 kHz."""
+    target, other = buzz(110, 2, 1), buzz(190, 2, 2)
+    audio.write(tmp_path / "mixture.wav", target + other, RATE_HZ)
+    audio.write(tmp_path / "truth.wav", target, RATE_HZ)
+    audio.write(tmp_path / "reference.wav", buzz(110, 2, 3), RATE_HZ)
+    return tmp_path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three talkers with three utterances each, the second's named like the first's."""
+    folder = tmp_path / "speech"
+    for talker, (pitch_hz, names) in {
+        "ann": (200.0, "abc"),
+        "bob": (100.0, "abd"),
+        "cyn": (150.0, "efg"),
+    }.items():
+        (folder / talker).mkdir(parents=True)
+        for seed, name in enumerate(names):
+            sound = buzz(pitch_hz, 1.0 + 0.2 * seed, seed)
+            audio.write(folder / talker / f"{name}.flac", sound, RATE_HZ)
+    return folder

@@ -1,0 +1,119 @@
+"""The engine: one signal, many windows, the same answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mcspex_cli.errors import AudioError, EngineError
+from mcspex_cli.extraction.engine import Engine, EngineSettings
+from mcspex_cli.model.systems import System
+from tests.conftest import RATE_HZ, buzz
+
+SHORT = EngineSettings(device="cpu", window_s=1.0, context_s=0.2, fade_s=0.1)
+
+
+def test_a_short_mixture_is_the_networks_own_answer(tiny: System) -> None:
+    mixture, reference = buzz(100, 0.9), buzz(200, 1.5)
+    engine = Engine(tiny, SHORT)
+    voice = tiny.embed(torch.from_numpy(reference)[None])
+    expected = tiny.extract(torch.from_numpy(mixture)[None], voice)[0]
+    np.testing.assert_allclose(
+        engine.extract(mixture, engine.embed([reference])), expected, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("length", [1, 19, 20, 8000, 8001, 12345, 40000])
+def test_an_estimate_is_as_long_as_its_mixture(tiny: System, length: int) -> None:
+    engine = Engine(tiny, SHORT)
+    voice = engine.embed([buzz(200, 1)])
+    assert engine.extract(buzz(100, 5)[:length], voice).shape == (length,)
+
+
+def test_batches_of_windows_give_what_single_windows_give(tiny: System) -> None:
+    mixture = buzz(100, 7.3)
+    one, many = (
+        Engine(tiny, EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch)) for batch in (1, 5)
+    )
+    voice = one.embed([buzz(200, 1)])
+    np.testing.assert_allclose(one.extract(mixture, voice), many.extract(mixture, voice), atol=1e-5)
+
+
+def test_the_mixture_comes_back_beside_its_estimate(tiny: System) -> None:
+    mixture = np.stack([buzz(100, 4.7), buzz(150, 4.7)])
+    engine = Engine(tiny, SHORT)
+    voice = engine.embed([buzz(200, 1)])
+    blocks = [mixture[:, i : i + 3000] for i in range(0, mixture.shape[1], 3000)]
+    estimates, mixtures = zip(*engine.stream(blocks, voice), strict=True)
+    np.testing.assert_allclose(np.concatenate(mixtures, axis=1), mixture, atol=1e-6)
+    for channel, whole in enumerate(mixture):
+        np.testing.assert_allclose(
+            np.concatenate(estimates, axis=1)[channel], engine.extract(whole, voice), atol=1e-5
+        )
+
+
+def test_a_cached_embedding_is_a_fresh_one(tiny: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = buzz(200, 1.5)
+    engine = Engine(tiny, SHORT)
+    fresh = engine.embed([reference])
+    monkeypatch.setattr(tiny, "embed", None)
+    np.testing.assert_array_equal(engine.embed([reference.copy()]), fresh)
+
+
+def test_several_references_are_averaged_by_duration(tiny: System) -> None:
+    engine = Engine(tiny, SHORT)
+    long, short = buzz(200, 3), buzz(210, 1)
+    expected = 0.75 * engine.embed([long]) + 0.25 * engine.embed([short])
+    np.testing.assert_allclose(engine.embed([long, short]), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precisions_are_near(tiny: System, precision: str) -> None:
+    mixture, reference = buzz(100, 2.5), buzz(200, 1)
+    exact = Engine(tiny, SHORT)
+    rough = Engine(tiny, EngineSettings("cpu", precision, 1.0, 0.2, 0.1))
+    a = exact.extract(mixture, exact.embed([reference]))
+    b = rough.extract(mixture, rough.embed([reference]))
+    assert b.dtype == np.float32
+    assert np.square(a - b).sum() < np.square(a).sum() * 10 ** (-25 / 10)
+
+
+def test_a_precision_that_overflows_says_so(tiny: System) -> None:
+    engine = Engine(tiny, EngineSettings("cpu", "float16"))
+    for bank in tiny.encoder.banks:
+        torch.nn.init.constant_(bank.weight, 1e5)
+    with pytest.raises(EngineError, match=r"float16 overflowed on cpu\. Use --precision float32"):
+        engine.extract(buzz(100, 1), engine.embed([buzz(200, 1)]))
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (buzz(100, 0.29), "0.29 s is too short"),
+        (np.zeros(8000, np.float32), "is silent"),
+        (buzz(100, 1) * np.float32(1e-7), "is silent"),
+    ],
+)
+def test_a_reference_of_no_use_is_refused(tiny: System, clip: np.ndarray, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        Engine(tiny, SHORT).embed([clip])
+
+
+def test_0_3_s_are_enough(tiny: System) -> None:
+    assert np.isfinite(Engine(tiny, SHORT).embed([buzz(100, 0.3)])).all()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "tpu"])
+def test_a_device_that_is_not_there_is_refused(tiny: System, device: str) -> None:
+    with pytest.raises(EngineError, match=f"device '{device}' is not available. Use one of: auto"):
+        Engine(tiny, EngineSettings(device=device))
+
+
+def test_an_unknown_precision_is_refused(tiny: System) -> None:
+    with pytest.raises(EngineError, match="precision 'int3' is unknown"):
+        Engine(tiny, EngineSettings(precision="int3"))
+
+
+def test_the_rate_is_the_systems(tiny: System) -> None:
+    assert Engine(tiny).sample_rate_hz == RATE_HZ

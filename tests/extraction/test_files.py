@@ -1,0 +1,189 @@
+"""File to file: length, rate, channels, level, and nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mcspex_cli import audio
+from mcspex_cli.checkpoint import load_checkpoint
+from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.extraction.engine import Engine, EngineSettings
+from mcspex_cli.extraction.files import (
+    PEAK,
+    Extraction,
+    FileSettings,
+    extract_file,
+    read_references,
+)
+from mcspex_cli.extraction.jobs import Job
+from tests.conftest import RATE_HZ, buzz
+from tests.test_audio import BAD, make_bad
+
+
+@pytest.fixture
+def engine(tiny_folder: Path) -> Engine:
+    settings = EngineSettings("cpu", "float32", window_s=1.0, context_s=0.2, fade_s=0.1)
+    return Engine(load_checkpoint(tiny_folder), settings)
+
+
+@pytest.fixture
+def voice(engine: Engine) -> audio.Samples:
+    return engine.embed([buzz(110, 2, 3)])
+
+
+def run(
+    engine: Engine, voice: audio.Samples, folder: Path, name: str = "mixture.wav", **settings: str
+) -> tuple[Extraction, np.ndarray]:
+    """Extract a file of `folder`; the result and what was written, [channel, sample]."""
+    job = Job(folder / name, folder / "out.wav")
+    done = extract_file(engine, job, voice, FileSettings(**settings))
+    return done, soundfile.read(job.output, always_2d=True)[0].T
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "length"),
+    [(8000, 2400), (8000, 16001), (44100, 99_999), (48000, 1_000_003), (11025, 33_333)],
+)
+def test_the_output_has_the_mixtures_rate_and_length(
+    engine: Engine, voice: audio.Samples, tmp_path: Path, rate_hz: int, length: int
+) -> None:
+    sound = 0.1 * np.random.default_rng(0).standard_normal(length).astype(np.float32)
+    audio.write(tmp_path / "mixture.wav", sound, rate_hz)
+    done, written = run(engine, voice, tmp_path)
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.samplerate, written.shape, info.subtype) == (rate_hz, (1, length), "PCM_16")
+    assert done.seconds == length / rate_hz
+    assert done.real_time_factor > 0
+
+
+def test_match_is_least_squares_to_the_mixture(
+    engine: Engine, voice: audio.Samples, scene: Path
+) -> None:
+    done, written = run(engine, voice, scene, level="match", subtype="FLOAT")
+    mixture = audio.read(scene / "mixture.wav", RATE_HZ).astype(np.float64)
+    raw = engine.extract(mixture.astype(np.float32), voice).astype(np.float64)
+    gain = (raw @ mixture) / (raw @ raw)
+    np.testing.assert_allclose(written[0], gain * raw, atol=1e-5)
+    assert done.gain_db[0] == pytest.approx(20 * np.log10(abs(gain)), abs=0.01)
+    assert not done.limited
+
+
+def test_raw_is_the_networks_own_level(engine: Engine, voice: audio.Samples, scene: Path) -> None:
+    done, written = run(engine, voice, scene, level="raw", subtype="FLOAT")
+    raw = engine.extract(audio.read(scene / "mixture.wav", RATE_HZ), voice)
+    np.testing.assert_allclose(written[0], raw, atol=1e-5)
+    assert done.gain_db == (0.0,)
+
+
+def test_peak_is_minus_one_dbfs(engine: Engine, voice: audio.Samples, scene: Path) -> None:
+    done, written = run(engine, voice, scene, level="peak", subtype="FLOAT")
+    assert np.abs(written).max() == pytest.approx(PEAK, abs=1e-5)
+    assert not done.limited
+
+
+@pytest.mark.parametrize("level", ["match", "raw"])
+def test_clipped_samples_are_never_written(
+    engine: Engine, voice: audio.Samples, tmp_path: Path, level: str
+) -> None:
+    # Full scale for a moment: the estimate at its best level would overshoot.
+    loud = np.clip(40 * buzz(110, 2, 1), -1, 1)
+    audio.write(tmp_path / "mixture.wav", loud, RATE_HZ)
+    for decoder in engine.system.decoder.banks:
+        decoder.bias.fill_(5.0)
+    done, written = run(engine, voice, tmp_path, level=level)
+    assert np.abs(written).max() <= PEAK + 1e-4
+    if level == "raw":
+        assert done.limited
+        assert done.gain_db[0] < 0
+
+
+def test_all_channels_are_extracted_each_for_itself(
+    engine: Engine, voice: audio.Samples, tmp_path: Path
+) -> None:
+    channels = np.stack([buzz(110, 2.5, 1), 0.5 * buzz(170, 2.5, 2)])
+    audio.write(tmp_path / "both.wav", channels, RATE_HZ, "FLOAT")
+    audio.write(tmp_path / "one.wav", channels[1], RATE_HZ, "FLOAT")
+    done, written = run(engine, voice, tmp_path, "both.wav", channel="all", subtype="FLOAT")
+    assert written.shape == channels.shape
+    assert len(done.gain_db) == 2
+    _, alone = run(engine, voice, tmp_path, "one.wav", subtype="FLOAT")
+    np.testing.assert_allclose(written[1], alone[0], atol=1e-5)
+
+
+def test_an_opposite_sign_is_put_right(engine: Engine, voice: audio.Samples, scene: Path) -> None:
+    _, before = run(engine, voice, scene)
+    for decoder in engine.system.decoder.banks:
+        decoder.weight.neg_()
+        decoder.bias.neg_()
+    _, after = run(engine, voice, scene)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_silent_estimate_is_a_file_and_a_flag(
+    engine: Engine, voice: audio.Samples, scene: Path
+) -> None:
+    for decoder in engine.system.decoder.banks:
+        decoder.weight.zero_()
+        decoder.bias.zero_()
+    done, written = run(engine, voice, scene)
+    assert done.silent
+    assert written.shape == (1, 16000)
+    assert not written.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [*BAD, ("silent", "is silent"), ("short", "0.25 s is too short")]
+)
+def test_a_bad_mixture_leaves_nothing_behind(
+    engine: Engine, voice: audio.Samples, tmp_path: Path, kind: str, message: str
+) -> None:
+    path = make_bad(tmp_path, kind)
+    if kind == "silent":
+        audio.write(path, np.zeros(16000, np.float32), RATE_HZ)
+    elif kind == "short":
+        audio.write(path, buzz(110, 0.25), RATE_HZ)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(AudioError, match=message) as caught:
+        extract_file(engine, Job(path, tmp_path / "out.wav"), voice)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interruption_leaves_nothing_behind(
+    engine: Engine, voice: audio.Samples, scene: Path
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    before = sorted(scene.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        extract_file(engine, Job(scene / "mixture.wav", scene / "out.wav"), voice, None, interrupt)
+    assert sorted(scene.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    engine: Engine, voice: audio.Samples, scene: Path
+) -> None:
+    with pytest.raises(OutputError, match=r"none: cannot write there \(No such file or directory"):
+        extract_file(engine, Job(scene / "mixture.wav", scene / "none" / "out.wav"), voice)
+
+
+def test_progress_adds_up_to_the_length(engine: Engine, voice: audio.Samples, scene: Path) -> None:
+    steps: list[float] = []
+    job = Job(scene / "mixture.wav", scene / "out.wav")
+    extract_file(engine, job, voice, None, steps.append)
+    assert sum(steps) == pytest.approx(2.0)
+    assert len(steps) > 1
+
+
+def test_references_are_checked_by_name(engine: Engine, scene: Path) -> None:
+    audio.write(scene / "short.wav", buzz(110, 0.2), RATE_HZ)
+    audio.write(scene / "silent.wav", np.zeros(9000, np.float32), RATE_HZ)
+    assert len(read_references([scene / "reference.wav"], engine)[0]) == 2 * RATE_HZ
+    for name, message in (("short", "0.20 s is too short"), ("silent", "is silent")):
+        with pytest.raises(AudioError, match=rf"{name}.wav: {message}"):
+            read_references([scene / "reference.wav", scene / f"{name}.wav"], engine)

@@ -1,0 +1,203 @@
+"""The networks' shapes, sizes and laws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mcspex_cli.model.extractor import ConcatBlock, ConSM
+from mcspex_cli.model.layers import GlobalLayerNorm
+from mcspex_cli.model.systems import SIZES, SYSTEMS, System, build, sized
+from tests.conftest import RATE_HZ, buzz
+from tests.model.plain_spexplus import PlainSpExPlus
+
+
+def weights(system: nn.Module) -> int:
+    return sum(p.numel() for p in system.parameters())
+
+
+def agreement_db(a: torch.Tensor, b: torch.Tensor) -> float:
+    """How many dB the difference lies below `b`."""
+    return float(10 * torch.log10(b.square().sum() / (a - b).square().sum().clamp_min(1e-30)))
+
+
+@pytest.fixture
+def voices() -> torch.Tensor:
+    """Three signals [batch, sample] of one second."""
+    return torch.from_numpy(np.stack([buzz(p, 1.0, p) for p in (100, 140, 210)]))
+
+
+def test_sizes_are_those_promised() -> None:
+    spexplus = weights(build(sized("spexplus", "base", 8000, 101)))
+    assert 11.0e6 < spexplus < 11.2e6
+    assert abs(weights(build(sized("mcspex", "base", 8000, 101))) / spexplus - 1) < 0.15
+    for system in SYSTEMS:
+        assert 1e6 < weights(build(sized(system, "small", 8000, 101))) < 2.5e6
+        assert weights(build(sized(system, "tiny", 8000, 4))) < 50_000
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("rate_hz", [8000, 16000])
+def test_times_in_ms_give_samples_at_every_rate(size: str, rate_hz: int) -> None:
+    config = sized("mcspex", size, rate_hz, 4)
+    per_ms = rate_hz // 1000
+    assert config.hop == config.hop_ms * per_ms
+    assert config.windows == tuple(w * per_ms for w in config.windows_ms)
+
+
+def test_the_papers_sizes_at_8_khz() -> None:
+    config = SIZES["base"]
+    assert (config.windows, config.hop) == ((20, 80, 160), 10)
+
+
+@pytest.mark.parametrize("length", [1, 19, 20, 21, 39, 40, 41, 1001, 8000])
+def test_an_estimate_is_as_long_as_its_mixture(tiny: System, length: int) -> None:
+    estimate = tiny.extract(torch.randn(2, length), torch.randn(2, tiny.config.embedding))
+    assert estimate.shape == (2, length)
+    assert estimate.isfinite().all()
+
+
+def test_an_equal_length_batch_is_its_singles(tiny: System, voices: torch.Tensor) -> None:
+    embeddings = tiny.embed(voices)
+    batch = tiny.extract(voices, embeddings)
+    for one, voice, estimate in zip(voices, embeddings, batch, strict=True):
+        single = tiny.embed(one[None])
+        assert agreement_db(single[0], voice) > 100
+        assert agreement_db(tiny.extract(one[None], single)[0], estimate) > 100
+
+
+def test_padding_changes_the_answer_so_nothing_may_pad(tiny: System, voices: torch.Tensor) -> None:
+    embedding = tiny.embed(voices)
+    padded = tiny.embed(functional.pad(voices, (0, 8000)))
+    assert agreement_db(padded, embedding) < 60
+
+
+def test_forward_trains_what_extract_uses(tiny: System, voices: torch.Tensor) -> None:
+    reference = voices.flip(0)[:, :7000]
+    estimates, logits = tiny(voices, reference)
+    assert estimates.shape == (3, 3, 8000)
+    assert logits.shape == (3, 4)
+    short = tiny.extract(voices, tiny.embed(reference))
+    assert agreement_db(short, estimates[0]) > 100
+
+
+def test_every_weight_of_a_system_is_trained(tiny: System, voices: torch.Tensor) -> None:
+    system = build(tiny.config).train()
+    # ConSM starts as the identity: one step opens the way to the weights behind it.
+    for module in system.modules():
+        if isinstance(module, ConSM):
+            nn.init.normal_(module.modulate.weight)
+    estimates, logits = system(voices, voices)
+    (estimates.square().sum() + logits.square().sum()).backward()
+    idle = [n for n, p in system.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+def test_the_embedding_steers_the_estimate(tiny: System, voices: torch.Tensor) -> None:
+    system = build(tiny.config).eval()
+    for module in system.modules():
+        if isinstance(module, ConSM):
+            nn.init.normal_(module.modulate.weight)
+    one, other = torch.randn(2, 1, tiny.config.embedding)
+    with torch.no_grad():
+        a, b = system.extract(voices[:1], one), system.extract(voices[:1], other)
+    assert agreement_db(a, b) < 60
+
+
+def test_a_reference_that_leaves_no_frame_is_refused(tiny: System) -> None:
+    least = tiny.least_reference_samples
+    assert tiny.embed(torch.randn(1, least)).isfinite().all()
+    with pytest.raises(ValueError, match=f"needs {least} samples"):
+        tiny.embed(torch.randn(1, least - 1))
+
+
+def test_global_layer_norm_is_the_papers_formula() -> None:
+    x = torch.randn(2, 6, 50, dtype=torch.float64) * 3 + 1
+    norm = GlobalLayerNorm(6).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    mean = x.mean((1, 2), keepdim=True)
+    variance = (x - mean).square().mean((1, 2), keepdim=True)
+    expected = (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None] + norm.bias[:, None]
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_concat_block_is_a_convolution_of_features_and_repeated_embedding() -> None:
+    block = ConcatBlock(8, 16, 3, 4)
+    x, e = torch.randn(2, 8, 30), torch.randn(2, 4)
+    both = torch.cat([x, e[..., None].expand(-1, -1, 30)], dim=1)
+    kernel = torch.cat([block.widen.weight, block.condition.weight[..., None]], dim=1)
+    widened = functional.conv1d(both, kernel, block.widen.bias)
+    torch.testing.assert_close(block(x, e), x + block.transform(widened))
+
+
+def test_consm_starts_as_the_identity() -> None:
+    x, e = torch.randn(2, 8, 30), torch.randn(2, 4)
+    torch.testing.assert_close(ConSM(8, 4)(x, e), x)
+
+
+def test_mcspex_shares_its_fuser_and_spexplus_does_not() -> None:
+    mcspex, spexplus = (build(sized(s, "tiny", RATE_HZ, 4)) for s in ("mcspex", "spexplus"))
+    scales = mcspex.encoder(torch.randn(1, 800))
+    torch.testing.assert_close(mcspex.fusion.mixture(scales), mcspex.fusion.reference(scales))
+    assert (spexplus.fusion.mixture(scales) - spexplus.fusion.reference(scales)).abs().max() > 0.01
+
+
+GOLDEN = {
+    "mcspex": "encoder fusion speaker classifier extractor masks decoder",
+    "spexplus": "encoder fusion speaker classifier extractor masks decoder",
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_state_dict_keys_are_stable(system: str) -> None:
+    keys = build(sized(system, "tiny", RATE_HZ, 4)).state_dict().keys()
+    assert list(dict.fromkeys(k.split(".")[0] for k in keys)) == GOLDEN[system].split()
+    own = {
+        "mcspex": {
+            "fusion.gate.0.weight",
+            "extractor.stacks.1.condition.modulate.bias",
+            "extractor.stacks.1.blocks.3.narrow.weight",
+            "masks.interact.2.weight",
+        },
+        "spexplus": {
+            "fusion.reference.project.weight",
+            "extractor.stacks.1.condition.condition.weight",
+            "extractor.stacks.1.blocks.2.narrow.weight",
+            "masks.heads.2.weight",
+        },
+    }
+    assert own[system] <= keys
+    assert len(keys) == {"mcspex": 183, "spexplus": 171}[system]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_16_khz_has_the_weights_of_8_khz_but_for_its_windows(system: str) -> None:
+    low = build(sized(system, "tiny", 8000, 4))
+    high = build(replace(low.config, sample_rate_hz=16000))
+    shapes = {k: v.shape for k, v in low.state_dict().items()}
+    differing = {k for k, v in high.state_dict().items() if shapes[k] != v.shape}
+    assert {k.rsplit(".", 2)[0] for k in differing} == {"encoder.banks", "decoder.banks"}
+
+
+def test_spexplus_is_the_papers_network() -> None:
+    system = build(sized("spexplus", "tiny", RATE_HZ, 4)).eval()
+    with torch.no_grad():
+        for parameter in system.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in system.named_buffers():
+            if "running" in name:
+                buffer.add_(0.3 * torch.rand_like(buffer))
+    plain = PlainSpExPlus(system.state_dict(), system.config.hop, system.config.windows)
+    # Lengths of whole hops, as the paper's network needs them.
+    mixture, reference = torch.randn(2, 40 + 399 * 20), torch.randn(2, 40 + 300 * 20)
+    with torch.no_grad():
+        estimates, logits = system(mixture, reference)
+        expected, expected_logits = plain(mixture, reference, reference.shape[-1])
+    torch.testing.assert_close(estimates, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,258 @@
+"""Sound files in and out."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mcspex_cli import audio
+from mcspex_cli.errors import AudioError, OutputError
+from tests.conftest import buzz
+
+FORMATS = [
+    ("wav", "WAV", "PCM_U8"),
+    ("wav", "WAV", "PCM_16"),
+    ("wav", "WAV", "PCM_24"),
+    ("wav", "WAV", "PCM_32"),
+    ("wav", "WAV", "FLOAT"),
+    ("wav", "WAV", "DOUBLE"),
+    ("wav", "WAV", "ULAW"),
+    ("wav", "WAV", "ALAW"),
+    ("wav", "RF64", "PCM_16"),
+    ("w64", "W64", "PCM_16"),
+    ("aiff", "AIFF", "PCM_16"),
+    ("caf", "CAF", "PCM_16"),
+    ("flac", "FLAC", "PCM_16"),
+    ("ogg", "OGG", "VORBIS"),
+    ("opus", "OGG", "OPUS"),
+    ("mp3", "MP3", "MPEG_LAYER_III"),
+]
+
+
+def tone(rate_hz: int, frequency_hz: float, seconds: float = 1.0) -> audio.Samples:
+    t = np.arange(round(rate_hz * seconds)) / rate_hz
+    return (0.5 * np.sin(2 * np.pi * frequency_hz * t)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("suffix", "container", "subtype"), FORMATS)
+def test_every_format_is_read_as_what_it_says(
+    tmp_path: Path, suffix: str, container: str, subtype: str
+) -> None:
+    path, rate_hz = tmp_path / f"a.{suffix}", 48000
+    sound = tone(rate_hz, 440)
+    soundfile.write(path, sound, rate_hz, format=container, subtype=subtype)
+    read = audio.read(path, rate_hz)
+    # MP3 alone adds its own padding.
+    assert abs(len(read) - len(sound)) <= (2500 if suffix == "mp3" else 0)
+    spectrum = np.abs(np.fft.rfft(read * np.hanning(len(read))))
+    assert spectrum.argmax() * rate_hz / len(read) == pytest.approx(440, abs=2)
+    assert np.abs(read[5000:40000]).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_channels_are_mixed_chosen_or_kept(tmp_path: Path) -> None:
+    left, right = tone(8000, 300), tone(8000, 700)
+    audio.write(tmp_path / "a.wav", np.stack([left, right]), 8000, "FLOAT")
+    np.testing.assert_allclose(audio.read(tmp_path / "a.wav", 8000), (left + right) / 2, atol=1e-7)
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav", 8000, "1"), right)
+    np.testing.assert_array_equal(
+        audio.read(tmp_path / "a.wav", 8000, "all"), np.stack([left, right])
+    )
+
+
+@pytest.mark.parametrize("channel", ["2", "-1", "left"])
+def test_a_channel_that_is_not_there_is_named(tmp_path: Path, channel: str) -> None:
+    audio.write(tmp_path / "a.wav", np.stack([tone(8000, 300)] * 2), 8000)
+    with pytest.raises(AudioError, match=f"has no channel {channel}. It has 2"):
+        audio.read(tmp_path / "a.wav", 8000, channel)
+
+
+@pytest.mark.parametrize("rate_hz", [11025, 16000, 44100, 44101, 48000])
+def test_resampling_keeps_time_and_refuses_aliases(tmp_path: Path, rate_hz: int) -> None:
+    seconds = 12.3  # more than a block
+    audio.write(tmp_path / "low.wav", tone(rate_hz, 1000, seconds), rate_hz, "FLOAT")
+    low = audio.read(tmp_path / "low.wav", 8000)
+    expected = tone(8000, 1000, seconds)
+    length = min(len(low), len(expected))
+    assert abs(len(low) - len(expected)) <= 1
+    middle = slice(400, length - 400)
+    assert np.abs(low[middle] - expected[middle]).max() < 1e-3
+    audio.write(tmp_path / "high.wav", tone(rate_hz, 5000, seconds), rate_hz, "FLOAT")
+    high = audio.read(tmp_path / "high.wav", 8000)
+    assert np.sqrt(np.mean(high[400:-400] ** 2)) < 0.35 * 10 ** (-60 / 20)
+
+
+def test_a_long_file_comes_in_blocks_that_join_to_it(tmp_path: Path) -> None:
+    sound = buzz(120, 25)
+    audio.write(tmp_path / "a.wav", sound, 8000, "FLOAT")
+    reader = audio.Reader(tmp_path / "a.wav", 8000)
+    blocks = list(reader)
+    assert [b.shape for b in blocks] == [(1, 80000), (1, 80000), (1, 40000)]
+    assert reader.frames == len(sound)
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1)[0], sound)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "container", "written"),
+    [
+        ("wav", "PCM_16", "WAV", "PCM_16"),
+        ("wav", "PCM_24", "WAV", "PCM_24"),
+        ("wav", "FLOAT", "WAV", "FLOAT"),
+        ("flac", "PCM_24", "FLAC", "PCM_24"),
+        ("ogg", "PCM_16", "OGG", "VORBIS"),
+    ],
+)
+def test_the_suffix_and_the_subtype_decide_what_is_written(
+    tmp_path: Path, suffix: str, subtype: str, container: str, written: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    audio.write(path, tone(8000, 300), 8000, subtype)
+    info = soundfile.info(path)
+    assert (info.format, info.subtype, info.frames) == (container, written, 8000)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "message"),
+    [
+        ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav"),
+        ("a.flac", "FLOAT", "FLAC has no float samples. Use --subtype PCM_24"),
+        ("none/a.wav", "PCM_16", r"cannot be written \(No such file or directory\)"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    tmp_path: Path, name: str, subtype: str, message: str
+) -> None:
+    with pytest.raises(OutputError, match=message):
+        audio.write(tmp_path / name, tone(8000, 300), 8000, subtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(OutputError, match="cannot make this folder"):
+        audio.make_folders(tmp_path / "a" / "b")
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    audio.write(path, tone(8000, 300), 8000)
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), audio.Writer(path, 8000, 1, "PCM_16") as writer:
+        writer.write(np.zeros((1, 100), np.float32))
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    writer = audio.Writer(path, 8000, 1, "FLOAT")
+    full = os.open("/dev/full", os.O_WRONLY)
+    writer._file.close()
+    writer._file = soundfile.SoundFile(full, "w", 8000, 1, format="RAW", subtype="FLOAT")
+    with pytest.raises(OutputError, match="writing failed"):
+        writer.write(np.ones((1, 100_000), np.float32))
+    with pytest.raises(RuntimeError), writer:
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_bad(folder: Path, kind: str) -> Path:
+    """One of the files that must be refused."""
+    path = folder / f"{kind}.wav"
+    sound = buzz(120, 2)
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is not sound\n" * 100)
+    elif kind == "no-samples":
+        audio.write(path, sound[:0], 8000)
+    elif kind == "truncated":
+        audio.write(path, sound, 8000)
+        path.write_bytes(path.read_bytes()[:20_000])
+    elif kind == "nan":
+        audio.write(path, np.where(np.arange(len(sound)) == 8000, np.nan, sound), 8000, "FLOAT")
+    elif kind == "inf":
+        audio.write(path, np.where(np.arange(len(sound)) == 4000, np.inf, sound), 8000, "FLOAT")
+    elif kind == "directory":
+        path.mkdir()
+    return path
+
+
+BAD = [
+    ("missing", "no such file or folder"),
+    ("empty", r"the file is empty \(0 bytes\)"),
+    ("text", "not a readable sound file. Convert it first: ffmpeg"),
+    ("no-samples", "holds no samples"),
+    ("truncated", "truncated, .* of .* bytes"),
+    ("nan", r"NaN or infinite sample at 1.00 s"),
+    ("inf", r"NaN or infinite sample at 0.50 s"),
+    ("directory", "is a directory"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), BAD)
+def test_a_bad_file_is_named_with_its_cure(tmp_path: Path, kind: str, message: str) -> None:
+    path = make_bad(tmp_path, kind)
+    with pytest.raises(AudioError, match=message) as caught:
+        audio.read(path, 8000)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "container"),
+    [("flac", "FLAC"), ("ogg", "OGG"), ("aiff", "AIFF"), ("w64", "W64"), ("caf", "CAF")],
+)
+def test_a_file_cut_in_the_middle_is_refused(tmp_path: Path, suffix: str, container: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, buzz(120, 20), 8000, format=container)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(AudioError, match=r"truncated|damaged|not a readable"):
+        audio.read(path, 8000)
+
+
+def test_a_wav_written_to_a_pipe_has_no_length_and_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    sound = buzz(120, 2)
+    audio.write(path, sound, 8000)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
+    path.write_bytes(data)
+    assert len(audio.read(path, 8000)) == len(sound)
+
+
+def test_an_mp3_that_holds_more_than_its_first_frame_promises_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    sound = np.random.default_rng(0).normal(0, 0.2, 44100 * 10)
+    sound[44100:] *= 1e-4  # dear frames first, cheap ones after
+    soundfile.write(path, sound, 44100, format="MP3", bitrate_mode="VARIABLE")
+    path.write_bytes(path.read_bytes().replace(b"Xing", bytes(4)))
+    with pytest.raises(AudioError, match=r"an MP3 whose length cannot be told. Convert it"):
+        audio.read(path, 8000)
+
+
+def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.wav"
+    audio.write(path, buzz(120, 1), 8000)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(AudioError, match="cannot be read"):
+        audio.probe(path)
+
+
+def test_a_folder_is_searched_deep_and_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.flac", "a.wav", "b/1.wav", "b/readme.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(p.relative_to(tmp_path)) for p in audio.find(tmp_path)]
+    assert names == ["a.wav", "b/1.wav", "b/2.flac"]
