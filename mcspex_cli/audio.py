@@ -204,6 +204,7 @@ class Resampler:
             yield self._step(np.zeros((self._channels, 0), np.float32), last=True)
 
     def _step(self, block: Samples, *, last: bool) -> Samples:
+        """Resample one block; the last one flushes."""
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T
 

@@ -57,7 +57,9 @@ def _show(scores: Sequence[Score], summary: Summary) -> None:
     footer = (f"mean of {summary.scored}", _db(summary.si_sdr_db), _db(summary.si_sdr_i_db), "")
     console.table(("file", "SI-SDR dB", "SI-SDRi dB", "status"), rows, footer)
     if summary.scored < summary.files:
-        console.warn(f"{summary.files - summary.scored} silent files are not in the means.")
+        console.warn(
+            f"{summary.files - summary.scored} files are not in the means, see their status."
+        )
     if summary.negative is not None and summary.scored > 1:
         share = 100 * summary.negative / summary.scored
         console.say(f"negative SI-SDRi (target confusion): {summary.negative} ({share:.1f} %)")

@@ -36,7 +36,7 @@ class Score:
     si_sdr_db: float | None
     si_sdr_i_db: float | None
     status: str
-    """"ok", "silent truth" or "silent estimate" (both out of the means)."""
+    """"ok"; or out of the means: "silent truth", "silent estimate", "exact" (infinitely good)."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,13 @@ def score(trio: Trio) -> Score:
     if is_silent(estimate):
         return Score(trio.name, None, None, "silent estimate")
     value, gain = si_sdr(estimate, target), None
+    if math.isinf(value):
+        return Score(trio.name, None, None, "exact" if value > 0 else "silent estimate")
     if trio.mixture:
         mixture = _read(trio.mixture, rate, trio.truth)
-        gain = value - si_sdr(*_same_length(trio.mixture, mixture, trio.truth, truth))
-    return Score(trio.name, value, gain if gain is None or math.isfinite(gain) else None, "ok")
+        before = si_sdr(*_same_length(trio.mixture, mixture, trio.truth, truth))
+        gain = value - before if math.isfinite(before) else None
+    return Score(trio.name, value, gain, "ok")
 
 
 def score_all(trios: Sequence[Trio]) -> Iterator[Score]:

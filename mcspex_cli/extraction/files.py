@@ -80,15 +80,14 @@ def extract_file(
 ) -> Extraction:
     """Extract the voice of `embedding` from a file to a file at the same rate and length.
 
-    Two passes, so that the gain is one number for the whole file and memory does not grow
-    with its length: the network's output goes to an unnamed temporary file beside the
-    output while levels are measured, then to the output at its final level.
+    Two passes, so that one gain holds for the whole file and memory does not grow with it:
+    first to an unnamed temporary file while levels are measured, then to the output.
 
     Args:
         engine: the engine that made `embedding`.
         job: the mixture and the output.
         embedding: [embedding], from `Engine.embed`.
-        settings: reading and writing.
+        settings: how to read and write.
         advance: called with the seconds of audio done since the last call.
 
     Raises:
@@ -100,27 +99,23 @@ def extract_file(
     info = audio.probe(job.mixture)
     if info.seconds < LEAST_S:
         raise AudioError(f"{job.mixture}: {info.seconds:.2f} s is too short, under {LEAST_S} s.")
-    channels = info.channels if settings.channel == "all" else 1
+    source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
+    measured = _Measured(info.channels if settings.channel == "all" else 1)
     with _spool(job.output) as spool:
-        measured = _Measured(channels)
-        source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
         for block in _estimates(engine, source, info.sample_rate_hz, embedding, measured):
             _append(spool, block, job.output)
             advance(block.shape[1] / info.sample_rate_hz)
         if level_db(measured.mixture_mean_square()) < SILENCE_DB:
             raise AudioError(f"{job.mixture}: is silent. Check the channel and the recording.")
         gain, limited = measured.gain(settings)
-        spool.seek(0)
-        with audio.Writer(job.output, info.sample_rate_hz, channels, settings.subtype) as writer:
-            for block in _exactly(_unspool(spool, channels), source.frames):
-                writer.write(block * gain)
+        _write(job.output, spool, gain, source.frames, info.sample_rate_hz, settings.subtype)
     return Extraction(
         mixture=job.mixture,
         output=job.output,
         seconds=source.frames / info.sample_rate_hz,
         sample_rate_hz=info.sample_rate_hz,
         elapsed_s=time.monotonic() - began,
-        gain_db=tuple(round(20 * float(np.log10(max(abs(g), 1e-9))), 2) for g in gain[:, 0]),
+        gain_db=tuple(round(level_db(float(g) ** 2), 2) for g in gain[:, 0]),
         limited=limited,
         silent=bool(measured.peak.max() * np.abs(gain).max() < 10 ** (SILENCE_DB / 20)),
     )
@@ -180,6 +175,16 @@ def _estimates(
         if block.shape[1]:
             measured.peak = np.maximum(measured.peak, np.abs(block).max(axis=1))
         yield block
+
+
+def _write(
+    output: Path, spool: IO[bytes], gain: Samples, frames: int, rate_hz: int, subtype: str
+) -> None:
+    """The second pass: the temporary file to the output, at its level and exact length."""
+    spool.seek(0)
+    with audio.Writer(output, rate_hz, len(gain), subtype) as writer:
+        for block in _exactly(_unspool(spool, len(gain)), frames):
+            writer.write(block * gain)
 
 
 def _exactly(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:

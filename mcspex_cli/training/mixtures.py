@@ -159,6 +159,7 @@ class MixtureSampler:
         where = self.corpus.samples.device
 
         def column(values: list[int]) -> Tensor:
+            """A number for each arc, [batch, 1]."""
             return torch.tensor(values, device=where).unsqueeze(1)
 
         step = torch.arange(length, device=where).unsqueeze(0)

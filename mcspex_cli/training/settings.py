@@ -16,6 +16,10 @@ else:
     import tomli as tomllib
 
 
+PRECISIONS = ("float32", "bfloat16")
+"""What a network is trained in; float16 would need its gradients scaled."""
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Which network: `system` of SYSTEMS, `size` of SIZES, or a checkpoint to go on from."""
@@ -135,21 +139,24 @@ def _check(path: Path, settings: TrainSettings) -> None:
     """Refuse what no run could use."""
     from mcspex_cli.model.systems import SIZES, SYSTEMS
 
-    model, optimiser, mixtures = settings.model, settings.optimiser, settings.mixtures
+    model, run = settings.model, settings.run
+    optimiser, mixtures = settings.optimiser, settings.mixtures
+    for name in ("reference_s", "snr_db", "level_db"):
+        span = getattr(mixtures, name)
+        if len(span) != 2 or not all(type(v) in (int, float) for v in span) or span[0] > span[1]:
+            raise ConfigError(f"{path}: [mixtures] {name} must be two numbers, rising.")
     rules = [
         (model.system in SYSTEMS, f"[model] system must be one of {', '.join(SYSTEMS)}"),
         (model.size in SIZES, f"[model] size must be one of {', '.join(SIZES)}"),
         (model.sample_rate_hz >= 4000, "[model] sample_rate_hz must be 4000 or more"),
         (bool(settings.data.train), "[data] train must name a folder of speakers"),
+        (run.precision in PRECISIONS, f"[run] precision must be one of {', '.join(PRECISIONS)}"),
         (optimiser.steps > 0, "[optimiser] steps must be positive"),
         (optimiser.batch > 1, "[optimiser] batch must be 2 or more"),
         (optimiser.learning_rate > 0, "[optimiser] learning_rate must be positive"),
         (0 <= optimiser.decay_share <= 1, "[optimiser] decay_share must be from 0 to 1"),
         (mixtures.segment_s >= 0.5, "[mixtures] segment_s must be 0.5 or more"),
-        (
-            len(mixtures.reference_s) == 2 and min(mixtures.reference_s) >= 0.5,
-            "[mixtures] reference_s must be two numbers, 0.5 or more",
-        ),
+        (mixtures.reference_s[0] >= 0.5, "[mixtures] reference_s must start at 0.5 or more"),
     ]
     for fine, message in rules:
         if not fine:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mcspex_cli.checkpoint import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction.engine import choose_device
 from mcspex_cli.model.systems import System, build, sized
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch, Corpus, MixtureSampler
@@ -49,13 +50,14 @@ class Trainer:
     that was stopped and resumed sees what an uninterrupted one would have.
 
     Raises:
-        ConfigError: the data or the device cannot be used, or `out` holds another run.
+        ConfigError: the data cannot be used, or `out` holds another run.
+        EngineError: there is no such device.
     """
 
     def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
         self.settings = settings
         self.out = settings.resolve(settings.run.out)
-        self.device = _device(settings.run.device)
+        self.device = choose_device(settings.run.device)
         self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
         state = self._state(resume)
         self.sampler = self._read_corpus()
@@ -132,17 +134,13 @@ class Trainer:
     def _report(self, pending: list[Losses], spent_s: float, score: float | None) -> Progress:
         """Mean of the pending steps."""
         settings = self.settings
-
-        def mean(values: list[Tensor]) -> float:
-            return float(torch.stack(values).mean())
-
         seconds = len(pending) * settings.optimiser.batch * settings.mixtures.segment_s
         return Progress(
             step=self.step,
             share=min(1.0, self._share()),
-            loss=mean([p.total for p in pending]),
-            si_sdr_db=mean([p.si_sdr_db for p in pending]),
-            accuracy=mean([p.accuracy for p in pending]),
+            loss=_mean([p.total for p in pending]),
+            si_sdr_db=_mean([p.si_sdr_db for p in pending]),
+            accuracy=_mean([p.accuracy for p in pending]),
             learning_rate=self.optimiser.param_groups[0]["lr"],
             audio_s_per_s=seconds / spent_s,
             elapsed_s=self.elapsed_s,
@@ -231,6 +229,11 @@ class Trainer:
         return start.train()
 
 
+def _mean(values: list[Tensor]) -> float:
+    """Mean of scalars."""
+    return float(torch.stack(values).mean())
+
+
 def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float:
     """Linear warm-up, plateau, linear decay to zero over the last `decay_share` of the run."""
     rising = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
@@ -248,14 +251,3 @@ def validate(system: System, renderings: list[Rendering], device: torch.device) 
         after = si_sdr(estimate[0].cpu().numpy(), item.target)
         gains.append(after - si_sdr(item.mixture, item.target))
     return float(np.mean(gains))
-
-
-def _device(name: str) -> torch.device:
-    """The device that "auto" or a name means here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} does not work here. Use cpu or auto.") from error
-    return torch.device(name)

@@ -1,0 +1,135 @@
+"""The other commands, and what all commands share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mcspex_cli import __version__, audio
+from mcspex_cli.__main__ import main
+from tests.conftest import ROOT, buzz
+
+README = (ROOT / "README.md").read_text()
+
+
+def run(*words: str) -> click.testing.Result:
+    return CliRunner().invoke(main, [str(w) for w in words])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["extract", "--help"], ["extract"]])
+def test_what_needs_no_network_needs_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom mcspex_cli.__main__ import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'rich', 'soundfile', 'huggingface_hub'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_fast() -> None:
+    command = [sys.executable, "-m", "mcspex_cli", "--help"]
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.4  # about 0.1 s; the rest is room for a busy machine
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("--version").stdout == f"mcspex, version {__version__}\n"
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_command_is_documented(name: str) -> None:
+    assert f"mcspex {name}" in README
+    command = main.commands[name]
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_score_prints_a_table_with_means(scene: Path) -> None:
+    noisy = audio.read(scene / "truth.wav", 8000) + 0.1 * buzz(333, 2)
+    for folder, sound in (("t", "truth"), ("m", "mixture")):
+        audio.make_folders(scene / folder, scene / "e")
+        for name in "ab":
+            samples = audio.read(scene / f"{sound}.wav", 8000)
+            audio.write(scene / folder / f"{name}.wav", samples, 8000)
+            audio.write(scene / "e" / f"{name}.target.wav", noisy, 8000)
+    done = run("score", scene / "e", "--truth", scene / "t", "--mixtures", scene / "m")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["file", "SI-SDR", "dB", "SI-SDRi", "dB", "status"]
+    assert lines[1][0] == "a"
+    assert lines[3][:3] == ["mean", "of", "2"]
+    assert lines[1][1:3] == lines[3][3:5]
+    assert "negative SI-SDRi (target confusion): 0 (0.0 %)" in done.stderr
+
+
+def test_score_gives_json_without_infinities(scene: Path) -> None:
+    words = ("score", scene / "truth.wav", "--truth", scene / "truth.wav")
+    done = run(*words, "--mixtures", scene / "mixture.wav", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["summary"]["files"] == 1
+    row = report["scores"][0]
+    assert (row["status"], row["si_sdr_db"], row["si_sdr_i_db"]) == ("exact", None, None)
+
+
+def test_score_of_nothing_is_one_line(scene: Path) -> None:
+    done = run("score", scene / "none.wav", "--truth", scene / "truth.wav")
+    expected = f"error: {scene / 'none.wav'}: no such file or folder.\n"
+    assert (done.exit_code, done.stderr) == (1, expected)
+
+
+def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
+    recipe, out = corpus / "recipe.csv", corpus.parent / "mixed"
+    recipe.write_text(
+        "id,target,interferer,reference,snr_db\none,ann/a.flac,bob/b.flac,ann/b.flac,0\n"
+    )
+    done = run("simulate", "--recipe", recipe, "-o", out)
+    assert (done.exit_code, done.stderr) == (0, f"{out}: 1 mixtures at 8000 Hz\n")
+    config = corpus.parent / "train.toml"
+    config.write_text(
+        '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\nvalidation = "speech/recipe.csv"\n'
+        "[mixtures]\nsegment_s = 0.5\nreference_s = [0.5, 0.6]\n"
+        '[optimiser]\nsteps = 4\nbatch = 2\n[run]\nout = "run"\nlog_every_steps = 2\n'
+        'device = "cpu"\n'
+    )
+    done = run("train", config)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("3 speakers, 0.00 h of speech\nstep 2  loss ")
+    assert "validation SI-SDRi" in done.stderr
+    again = run("train", config)
+    assert again.exit_code == 1
+    assert "Go on with --resume" in again.stderr
+    model = corpus.parent / "run" / "best"
+    words = ("extract", out / "mix_clean/one.wav", "--ref", out / "references/one.wav")
+    done = run(*words, "--model", model, "-o", out / "estimates", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    words = ("score", out / "estimates", "--truth", out / "s1", "--mixtures", out / "mix_clean")
+    done = run(*words, "--json")
+    assert json.loads(done.stdout)["summary"]["scored"] == 1
+
+
+def test_train_without_a_config_is_one_line(tmp_path: Path) -> None:
+    done = run("train", tmp_path / "none.toml")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_simulate_without_a_recipe_is_one_line(tmp_path: Path) -> None:
+    done = run("simulate", "--recipe", tmp_path / "none.csv", "-o", tmp_path / "out")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert not (tmp_path / "out").exists()

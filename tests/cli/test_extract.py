@@ -1,0 +1,220 @@
+"""`mcspex extract` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint import find_checkpoint
+from tests.conftest import RATE_HZ, buzz
+from tests.test_audio import BAD, make_bad
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def extract(scene: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `mcspex extract` in the scene's folder with the tiny model."""
+    monkeypatch.chdir(scene)
+
+    def run(*arguments: str, model: str = str(tiny_folder)) -> Result:
+        words = ["extract", *arguments, "--model", model, "--device", "cpu"]
+        return CliRunner().invoke(main, words)
+
+    return run
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_the_default_output_lies_beside_the_mixture(extract: Run, scene: Path) -> None:
+    done = extract("mixture.wav", "--ref", "reference.wav")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ""
+    assert done.stderr.startswith("mixture.target.wav  (2.0 s in ")
+    assert "real-time factor" in done.stderr
+    info = soundfile.info("mixture.target.wav")
+    assert (info.frames, info.samplerate, info.subtype) == (16000, 8000, "PCM_16")
+
+
+def test_json_has_one_object_for_each_mixture(extract: Run, scene: Path, tiny_folder: Path) -> None:
+    audio.write(scene / "more.wav", buzz(90, 1), RATE_HZ)
+    done = extract("mixture.wav", "more.wav", "--ref", "reference.wav", "-o", "out", "--json")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["mixture"] for r in rows] == ["mixture.wav", "more.wav"]
+    assert [r["output"] for r in rows] == ["out/mixture.target.wav", "out/more.target.wav"]
+    first = rows[0]
+    assert first["seconds"] == 2.0
+    assert first["real_time_factor"] == pytest.approx(first["elapsed_s"] / 2, abs=1e-3)
+    assert first["model_sha256"] == find_checkpoint(tiny_folder).sha256
+    assert (first["device"], first["precision"], first["model"]) == ("cpu", "float32", "tiny")
+    assert len(first["gain_db"]) == 1
+    assert (first["limited"], first["silent"]) == (False, False)
+
+
+def test_quiet_says_nothing_and_verbose_more(extract: Run, tiny_folder: Path) -> None:
+    arguments = ("mixture.wav", "--ref", "reference.wav", "--overwrite")
+    assert extract(*arguments, "-q").output == ""
+    said = extract(*arguments, "-v").stderr
+    assert f"tiny (sha256 {find_checkpoint(tiny_folder).sha256[:12]}) on cpu, float32" in said
+
+
+def test_format_subtype_level_and_channel_are_the_users(extract: Run, scene: Path) -> None:
+    stereo = np.stack([buzz(100, 6), buzz(200, 6)])
+    audio.write(scene / "stereo.wav", stereo, 44100)
+    done = extract("stereo.wav", "--ref", "reference.wav", "-o", "x.flac", "--subtype", "PCM_24",
+                   "--level", "peak", "--channel", "all")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    info = soundfile.info("x.flac")
+    assert (info.channels, info.samplerate, info.subtype) == (2, 44100, "PCM_24")
+    assert np.abs(soundfile.read("x.flac")[0]).max() == pytest.approx(0.891, abs=1e-3)
+
+
+def test_several_references_are_one_voice(extract: Run, scene: Path) -> None:
+    audio.write(scene / "second.wav", buzz(112, 1, 7), RATE_HZ)
+    one = extract("mixture.wav", "--ref", "reference.wav", "-o", "1.wav")
+    two = extract("mixture.wav", "--ref", "reference.wav", "--ref", "second.wav", "-o", "2.wav")
+    assert (one.exit_code, two.exit_code) == (0, 0)
+    assert (scene / "1.wav").read_bytes() != (scene / "2.wav").read_bytes()
+
+
+def test_a_short_reference_is_used_with_a_warning(extract: Run, scene: Path) -> None:
+    audio.write(scene / "brief.wav", buzz(110, 0.3), RATE_HZ)
+    done = extract("mixture.wav", "--ref", "brief.wav")
+    assert done.exit_code == 0
+    assert "warning: only 0.3 s of reference" in done.stderr
+
+
+def test_one_bad_file_of_several_does_not_stop_the_others(extract: Run, scene: Path) -> None:
+    (scene / "bad.wav").write_text("no sound")
+    done = extract("bad.wav", "mixture.wav", "--ref", "reference.wav", "-o", "out")
+    assert done.exit_code == 3
+    assert "error: bad.wav: not a readable sound file" in done.stderr
+    assert "error: 1 of 2 mixtures failed" in done.stderr
+    assert listing(scene / "out") == ["mixture.target.wav"]
+
+
+def test_all_files_bad_is_exit_1(extract: Run, scene: Path) -> None:
+    for name in ("bad1.wav", "bad2.wav"):
+        (scene / name).write_text("no sound")
+    done = extract("bad1.wav", "bad2.wav", "--ref", "reference.wav")
+    assert done.exit_code == 1
+    assert "error: 2 of 2 mixtures failed" in done.stderr
+
+
+@pytest.mark.parametrize("role", ["mixture", "reference"])
+@pytest.mark.parametrize(
+    ("kind", "message"), [*BAD, ("silent", "is silent"), ("short", "0.25 s is too short")]
+)
+def test_a_bad_input_is_one_line_and_exit_1(
+    extract: Run, scene: Path, kind: str, message: str, role: str
+) -> None:
+    path = make_bad(scene, kind)
+    if kind in ("silent", "short"):
+        sound = buzz(110, 0.25) if kind == "short" else np.zeros(9000, np.float32)
+        audio.write(path, sound, RATE_HZ)
+    before = listing(scene)
+    if role == "mixture":
+        done = extract(path.name, "--ref", "reference.wav", "-o", "out.wav")
+    else:
+        done = extract("mixture.wav", "--ref", path.name, "-o", "out.wav")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {path.name}: ")
+    assert done.stderr.count("\n") == 1
+    assert_matches(done.stderr, message)
+    assert listing(scene) == before
+
+
+def assert_matches(text: str, pattern: str) -> None:
+    import re
+
+    assert re.search(pattern, text), text
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("truth.wav", "truth.wav: exists already. Add --overwrite to replace it."),
+        ("mixture.wav", "mixture.wav: is an input, which is never overwritten. Choose another -o."),
+        ("none/x.wav", "none: no such folder. Make it, or choose another -o."),
+        ("x.mp3", "x.mp3: cannot write this format. Use .wav, .flac or .ogg."),
+        ("truth.wav/out", "truth.wav/out: cannot make this folder (Not a directory)."),
+    ],
+)
+def test_a_bad_output_is_one_line_and_exit_1(
+    extract: Run, scene: Path, output: str, message: str
+) -> None:
+    before = {p: p.read_bytes() for p in scene.iterdir()}
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", output)
+    assert (done.exit_code, done.stderr) == (1, f"error: {message}\n")
+    assert {p: p.read_bytes() for p in scene.iterdir()} == before
+
+
+def test_two_mixtures_with_one_output_name_are_refused(extract: Run, scene: Path) -> None:
+    (scene / "sub").mkdir()
+    audio.write(scene / "sub/mixture.wav", buzz(90, 1), RATE_HZ)
+    done = extract("mixture.wav", "sub/mixture.wav", "--ref", "reference.wav", "-o", "out")
+    assert done.exit_code == 1
+    assert "would both be written to out/mixture.target.wav" in done.stderr
+    assert not (scene / "out").exists()
+
+
+def test_an_unknown_model_lists_the_known(extract: Run) -> None:
+    done = extract("mixture.wav", "--ref", "reference.wav", model="nobody")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: nobody: no such model. Bundled: mcspex-")
+
+
+def test_a_folder_that_is_no_model_is_refused(extract: Run, scene: Path) -> None:
+    done = extract("mixture.wav", "--ref", "reference.wav", model=str(scene))
+    expected = f"error: {scene}: not a model, there is no config.json in it.\n"
+    assert (done.exit_code, done.stderr) == (1, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["mixture.wav"],
+        ["--ref", "reference.wav"],
+        ["mixture.wav", "--ref", "reference.wav", "--level", "loud"],
+        ["mixture.wav", "--ref", "reference.wav", "--subtype", "PCM_8"],
+        ["mixture.wav", "--ref", "reference.wav", "--precision", "int8"],
+        ["mixture.wav", "--ref", "reference.wav", "--nonsense"],
+    ],
+)
+def test_wrong_usage_is_exit_2(extract: Run, arguments: list[str]) -> None:
+    assert extract(*arguments).exit_code == 2
+
+
+def test_a_device_that_is_not_there_is_one_line(scene: Path, tiny_folder: Path) -> None:
+    words = ["extract", str(scene / "mixture.wav"), "--ref", str(scene / "reference.wav")]
+    done = CliRunner().invoke(main, [*words, "--model", str(tiny_folder), "--device", "cuda:9"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: device 'cuda:9' is not available.")
+
+
+def test_ctrl_c_is_exit_130_and_leaves_nothing(
+    extract: Run, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mcspex_cli.model.systems import System
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = listing(scene)
+    monkeypatch.setattr(System, "extract", interrupt)
+    done = extract("mixture.wav", "--ref", "reference.wav")
+    assert done.exit_code == 130
+    assert "interrupted" in done.stderr
+    assert listing(scene) == before

@@ -1,0 +1,121 @@
+"""The examples, the README's commands, and what the bundled weights can do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcspex_cli import Engine, load_checkpoint, read_audio, si_sdr
+from mcspex_cli.checkpoint import bundled
+from mcspex_cli.training.recipes import read_recipes, render
+from tests.conftest import EXAMPLES, ROOT, SHARED, buzz, needs_shared
+
+README = (ROOT / "README.md").read_text()
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the examples, to write in."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_bundled_weights_bring_the_examples_voice_out(name: str) -> None:
+    engine = Engine(load_checkpoint(name))
+    rate_hz = engine.sample_rate_hz
+    mixture, truth, reference = (
+        read_audio(EXAMPLES / f"{n}.flac", rate_hz) for n in ("mixture", "truth", "reference")
+    )
+    estimate = engine.extract(mixture, engine.embed([reference]))
+    assert si_sdr(estimate, truth) >= si_sdr(mixture, truth) + 5
+
+
+def test_the_api_example_runs(checkout: Path) -> None:
+    done = run(sys.executable, "examples/extract.py", cwd=checkout)
+    assert re.search(r"SI-SDR: \S+ dB before, \S+ dB after", done.stdout)
+    assert (checkout / "examples" / "estimate.wav").is_file()
+
+
+def test_the_examples_can_be_remade(checkout: Path) -> None:
+    if not shutil.which("flite") or not shutil.which("espeak-ng"):
+        pytest.skip("needs flite and espeak-ng")
+    names = ("mixture", "reference", "truth")
+    before = {n: read_audio(EXAMPLES / f"{n}.flac", 8000) for n in names}
+    for name in names:
+        (checkout / "examples" / f"{name}.flac").unlink()
+    run(sys.executable, "examples/make_examples.py", cwd=checkout)
+    for name in names:
+        made = read_audio(checkout / "examples" / f"{name}.flac", 8000)
+        assert len(made) == pytest.approx(len(before[name]), rel=0.02)
+
+
+def test_the_training_example_trains(checkout: Path) -> None:
+    for voice, pitch_hz in (("ann", 210), ("bob", 110)):
+        folder = checkout / "examples" / "voices" / voice
+        folder.mkdir(parents=True)
+        for number in range(3):
+            from mcspex_cli import write_audio
+
+            write_audio(folder / f"{voice}-{number}.flac", buzz(pitch_hz, 2, number), 8000)
+    config = checkout / "examples" / "train.toml"
+    text = config.read_text().replace("steps = 200", "steps = 10")
+    config.write_text(text.replace("segment_s = 3.0", "segment_s = 1.0"))
+    done = run("mcspex", "train", "examples/train.toml", cwd=checkout)
+    assert "step 10  loss" in done.stderr
+    assert (checkout / "runs" / "example" / "last" / "model.safetensors").is_file()
+
+
+def test_the_readmes_main_command_does_the_main_job(checkout: Path) -> None:
+    command = re.search(r"^pip install \. && (mcspex extract .*)$", README, re.M)
+    assert command
+    done = run(*command[1].split(), cwd=checkout)
+    assert "real-time factor" in done.stderr
+    words = command[1].split()
+    output = checkout / words[words.index("-o") + 1]
+    scored = run("mcspex", "score", str(output), "--truth", "examples/truth.flac",
+                 "--mixtures", "examples/mixture.flac", cwd=checkout)  # fmt: skip
+    gain_db = float(scored.stdout.split("\n")[1].split()[2])
+    assert gain_db >= 5
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    command = re.search(r"^pip install .*&& .*pytest.*$", README, re.M)
+    assert command
+    assert command[0] in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") < 150
+
+
+@needs_shared
+def test_bundled_weights_do_on_speech_what_their_card_says() -> None:
+    """Every eighth mixture of the recipe, by the default model, against its card's mean."""
+    folder = next(iter(bundled().values()))
+    card = (folder / "README.md").read_text()
+    claimed = float(re.search(r"SI-SDRi \| ([\d.]+) dB", card)[1])  # type: ignore[index]
+    engine = Engine(load_checkpoint(folder))
+    gains = []
+    for recipe in read_recipes(SHARED / "speech" / "dev-recipe.csv")[::8]:
+        item = render(recipe, engine.sample_rate_hz)
+        estimate = engine.extract(item.mixture, engine.embed([item.reference]))
+        gains.append(si_sdr(estimate, item.target) - si_sdr(item.mixture, item.target))
+    spread = np.std(gains) / np.sqrt(len(gains))
+    assert abs(np.mean(gains) - claimed) < 3 * spread

@@ -1,0 +1,67 @@
+"""The TOML of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.settings import TrainSettings
+from tests.conftest import EXAMPLES
+
+DATA = '[data]\ntrain = ["speech"]\n'
+
+
+def read(folder: Path, text: str) -> TrainSettings:
+    path = folder / "train.toml"
+    path.write_text(text)
+    return TrainSettings.read(path)
+
+
+def test_values_defaults_and_paths(tmp_path: Path) -> None:
+    settings = read(tmp_path, DATA + "[optimiser]\nminutes = 3\n[mixtures]\nsnr_db = [0.0, 1.0]")
+    assert settings.optimiser.minutes == 3.0
+    assert settings.mixtures.snr_db == (0.0, 1.0)
+    assert settings.model.system == "mcspex"
+    assert settings.resolve("speech") == tmp_path / "speech"
+    assert settings.resolve("/speech") == Path("/speech")
+
+
+def test_the_shipped_example_is_valid() -> None:
+    assert TrainSettings.read(EXAMPLES / "train.toml").data.train
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data", "not TOML"),
+        ("[dada]\n", r"\[dada\] is unknown. Tables: model, data"),
+        ("data = 3", r"data must be a table, \[data\]"),
+        (DATA + "[model]\ncolour = 1", r"\[model\] colour is unknown. Keys: system"),
+        (DATA + '[optimiser]\nbatch = "8"', r"\[optimiser\] batch = '8' must be a int"),
+        (DATA + "[run]\ncompile = 1", r"\[run\] compile = 1 must be a bool"),
+        (DATA + "[mixtures]\nsnr_db = 3", r"\[mixtures\] snr_db = 3 must be a list"),
+        (DATA + '[mixtures]\nsnr_db = ["a", 1]', r"\[mixtures\] snr_db must be two numbers"),
+        (DATA + "[mixtures]\nsnr_db = [5, -5]", r"\[mixtures\] snr_db must be two numbers, rising"),
+        (DATA + "[mixtures]\nsegment_s = 0.1", r"segment_s must be 0.5 or more"),
+        (DATA + "[mixtures]\nreference_s = [0.1, 3]", r"reference_s must start at 0.5"),
+        (DATA + '[model]\nsystem = "x"', "system must be one of mcspex, spexplus"),
+        (DATA + '[model]\nsize = "x"', "size must be one of base, small, tiny"),
+        (DATA + "[model]\nsample_rate_hz = 1", "sample_rate_hz must be 4000 or more"),
+        (DATA + '[run]\nprecision = "x"', "precision must be one of float32, bfloat16"),
+        (DATA + "[optimiser]\nsteps = 0", "steps must be positive"),
+        (DATA + "[optimiser]\nbatch = 1", "batch must be 2 or more"),
+        (DATA + "[optimiser]\nlearning_rate = 0", "learning_rate must be positive"),
+        (DATA + "[optimiser]\ndecay_share = 2", "decay_share must be from 0 to 1"),
+        ("", "train must name a folder"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.toml: cannot be read \(No such file"):
+        TrainSettings.read(tmp_path / "none.toml")

@@ -1,0 +1,139 @@
+"""The loop: it learns, it resumes to the step, it saves what extract loads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.model.systems import build, sized
+from mcspex_cli.training.losses import si_sdr_db
+from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
+from mcspex_cli.training.trainer import Trainer, learning_rate
+from tests.conftest import RATE_HZ, buzz
+
+TOML = """
+[model]
+system = "{system}"
+size = "tiny"
+[data]
+train = ["speech"]
+validation = "speech/recipe.csv"
+[mixtures]
+segment_s = 0.5
+reference_s = [0.5, 0.8]
+[optimiser]
+steps = 6
+batch = 2
+warmup_steps = 2
+[run]
+out = "{out}"
+device = "cpu"
+log_every_steps = 2
+validate_every_steps = 3
+"""
+
+
+def settings(corpus: Path, out: str, system: str = "mcspex") -> TrainSettings:
+    (corpus / "recipe.csv").write_text(
+        "id,target,interferer,reference,snr_db\none,ann/a.flac,bob/b.flac,ann/b.flac,0\n"
+    )
+    path = corpus.parent / "train.toml"
+    path.write_text(TOML.format(system=system, out=out))
+    return TrainSettings.read(path)
+
+
+@pytest.mark.parametrize("system", ["mcspex", "spexplus"])
+def test_a_run_reports_and_leaves_a_loadable_checkpoint(corpus: Path, system: str) -> None:
+    trainer = Trainer(settings(corpus, "out", system))
+    reports = list(trainer.run())
+    assert [r.step for r in reports] == [2, 3, 4, 6]
+    assert [r.validation_db is not None for r in reports] == [False, True, False, True]
+    assert reports[-1].share == 1
+    info = find_checkpoint(corpus.parent / "out" / "last")
+    assert info.provenance["step"] == 6
+    assert info.provenance["validation_si_sdr_i_db"] == reports[-1].validation_db
+    assert load_checkpoint(info).config.speakers == 3
+    best = find_checkpoint(corpus.parent / "out" / "best").provenance["validation_si_sdr_i_db"]
+    assert best == max(r.validation_db for r in reports if r.validation_db is not None)
+
+
+def test_a_stopped_and_resumed_run_is_an_uninterrupted_one(corpus: Path) -> None:
+    whole = Trainer(settings(corpus, "whole"))
+    expected = list(whole.run())
+    part = settings(corpus, "part")
+    reports = iter(Trainer(part).run())
+    assert [next(reports).step for _ in range(3)] == [2, 3, 4]  # killed after its save at step 3
+    resumed = Trainer(part, resume=True)
+    assert resumed.step == 3
+    rest = list(resumed.run())
+    assert rest[-1].validation_db == expected[-1].validation_db
+    for key, tensor in whole.system.state_dict().items():
+        assert torch.equal(resumed.system.state_dict()[key], tensor), key
+
+
+def test_a_folder_with_a_run_is_not_begun_again(corpus: Path) -> None:
+    list(Trainer(settings(corpus, "out")).run())
+    with pytest.raises(ConfigError, match=r"holds a run. Go on with --resume"):
+        Trainer(settings(corpus, "out"))
+
+
+def test_there_must_be_a_run_to_resume(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing to resume"):
+        Trainer(settings(corpus, "out"), resume=True)
+
+
+def test_a_run_of_another_network_is_not_resumed(corpus: Path) -> None:
+    list(Trainer(settings(corpus, "out")).run())
+    with pytest.raises(ConfigError, match=r"of another network or corpus"):
+        Trainer(settings(corpus, "out", "spexplus"), resume=True)
+
+
+def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
+    corpus: Path, tiny_folder: Path
+) -> None:
+    chosen = settings(corpus, "out")
+    chosen = replace(chosen, model=replace(chosen.model, start_from=str(tiny_folder)))
+    trainer = Trainer(chosen)
+    start = load_checkpoint(tiny_folder)
+    assert torch.equal(trainer.system.encoder.banks[0].weight, start.encoder.banks[0].weight)
+    assert trainer.system.config.speakers == 3
+    assert list(trainer.run())[-1].step == 6
+
+
+def test_minutes_end_a_run(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    chosen = replace(chosen, optimiser=replace(chosen.optimiser, steps=10**6, minutes=0.01))
+    reports = list(Trainer(chosen).run())
+    assert reports[-1].share == 1
+    assert reports[-1].validation_db is not None
+    assert reports[-1].step < 10**5
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    chosen = OptimiserSettings(learning_rate=1.0, warmup_steps=10, decay_share=0.5)
+    rates = [learning_rate(chosen, step, step / 100) for step in range(101)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert rates[9:51] == pytest.approx([1.0] * 42)
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[100] == 0.0
+
+
+@pytest.mark.parametrize("system", ["mcspex", "spexplus"])
+def test_a_tiny_system_overfits_one_mixture(system: str) -> None:
+    torch.manual_seed(0)
+    net = build(sized(system, "tiny", RATE_HZ, 4)).train()
+    target, other = (torch.from_numpy(buzz(p, 1, p))[None] for p in (110, 190))
+    reference = torch.from_numpy(buzz(110, 1, 5))[None]
+    optimiser = torch.optim.AdamW(net.parameters(), lr=5e-3)
+    for _ in range(120):
+        estimates, _ = net(target + other, reference)
+        loss = -si_sdr_db(estimates, target).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert -loss.item() > 12
