@@ -136,8 +136,10 @@ def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) ->
         "provenance": provenance,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(data)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    for name, content in ((WEIGHTS, data), (CONFIG, json.dumps(config, indent=2).encode() + b"\n")):
+        partial = folder / f"{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
 
 
 def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-PATIENCE_S = 60
-"""Seconds of audio from which on a progress bar is shown."""
-
 
 def say(text: str) -> None:
     """Tell a person something."""

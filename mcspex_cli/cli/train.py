@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,9 +75,12 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
     trainer = Trainer(settings, resume=resume)
     corpus = trainer.sampler.corpus
     console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(trainer, "stopping", True))
     for progress in trainer.run():
         console.say(_line(progress))
-    console.say(f"{trainer.out}: done")
+    stopped = f"stopped after step {trainer.step}, go on with --resume"
+    console.say(f"{trainer.out}: {stopped if trainer.stopping else 'done'}")
 
 
 def _line(progress: Progress) -> str:

@@ -96,9 +96,7 @@ def extract_file(
         EngineError: the precision gave numbers that are not finite.
     """
     settings, began = settings or FileSettings(), time.monotonic()
-    info = audio.probe(job.mixture)
-    if info.seconds < LEAST_S:
-        raise AudioError(f"{job.mixture}: {info.seconds:.2f} s is too short, under {LEAST_S} s.")
+    info = _probe(job.mixture)
     source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
     measured = _Measured(info.channels if settings.channel == "all" else 1)
     with _spool(job.output) as spool:
@@ -119,6 +117,14 @@ def extract_file(
         limited=limited,
         silent=bool(measured.peak.max() * np.abs(gain).max() < 10 ** (SILENCE_DB / 20)),
     )
+
+
+def _probe(mixture: Path) -> audio.AudioInfo:
+    """A mixture's header, if it is long enough."""
+    info = audio.probe(mixture)
+    if info.seconds < LEAST_S:
+        raise AudioError(f"{mixture}: {info.seconds:.2f} s is too short. Give {LEAST_S} s or more.")
+    return info
 
 
 @dataclass
@@ -166,6 +172,7 @@ def _estimates(
     """The network's output [channel, sample] at `rate_hz`, measured on the way."""
 
     def at_network_rate() -> Iterator[Samples]:
+        """The estimates as they come."""
         for estimate, mixture in engine.stream(source, embedding):
             measured.add(estimate, mixture)
             yield estimate

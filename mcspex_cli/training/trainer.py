@@ -59,6 +59,8 @@ class Trainer:
         self.out = settings.resolve(settings.run.out)
         self.device = choose_device(settings.run.device)
         self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
+        self.stopping = False
+        """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
         state = self._state(resume)
         self.sampler = self._read_corpus()
         self.renderings = self._read_validation()
@@ -81,7 +83,7 @@ class Trainer:
         run, since = self.settings.run, time.monotonic()
         pending: list[Losses] = []
         spent_s = 0.0
-        while (share := self._share()) < 1:
+        while (share := self._share()) < 1 and not self.stopping:
             pending.append(self._step(share))
             now = time.monotonic()
             self.elapsed_s, spent_s, since = (
@@ -95,6 +97,7 @@ class Trainer:
                 score = self._validate_and_save() if validate else None
                 yield self._report(pending, spent_s, score)
                 pending, spent_s, since = [], 0.0, time.monotonic()
+        self._save_state()
 
     def _step(self, share: float) -> Losses:
         """Draw one batch and descend."""
@@ -160,6 +163,11 @@ class Trainer:
         if score is not None and score > self.best_db:
             self.best_db = score
             save_checkpoint(self.out / "best", self.average, provenance)
+        self._save_state()
+        return score
+
+    def _save_state(self) -> None:
+        """Write all that `resume` needs, whole or not at all."""
         partial = self.out / f"{STATE}.partial"
         torch.save(
             {
@@ -173,7 +181,6 @@ class Trainer:
             partial,
         )
         partial.replace(self.out / STATE)
-        return score
 
     def _state(self, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None to begin."""

@@ -76,6 +76,21 @@ def test_a_stopped_and_resumed_run_is_an_uninterrupted_one(corpus: Path) -> None
         assert torch.equal(resumed.system.state_dict()[key], tensor), key
 
 
+def test_a_run_told_to_stop_saves_the_step_in_hand(corpus: Path) -> None:
+    whole = Trainer(settings(corpus, "whole"))
+    list(whole.run())
+    part = settings(corpus, "part")
+    stopped = Trainer(part)
+    for progress in stopped.run():
+        stopped.stopping = progress.step == 4
+    assert stopped.step == 4
+    resumed = Trainer(part, resume=True)
+    assert resumed.step == 4
+    list(resumed.run())
+    for key, tensor in whole.system.state_dict().items():
+        assert torch.equal(resumed.system.state_dict()[key], tensor), key
+
+
 def test_a_folder_with_a_run_is_not_begun_again(corpus: Path) -> None:
     list(Trainer(settings(corpus, "out")).run())
     with pytest.raises(ConfigError, match=r"holds a run. Go on with --resume"):
