@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import click
@@ -19,11 +20,18 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except McspexError as error:
             console.error(str(error))
             ctx.exit(error.exit_code)
+        except OSError as error:
+            # A path that the system itself refuses: too long, in a locked folder, gone.
+            if error.filename is None:
+                raise
+            console.error(f"{error.filename}: {error.strerror}. Check this path.")
+            ctx.exit(1)
         except KeyboardInterrupt:
             console.error("interrupted. What was finished is kept, nothing half-written is left.")
             ctx.exit(130)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import integrity
+from mcspex_cli import folders, integrity
 from mcspex_cli.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ Samples = npt.NDArray[np.float32]
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
 
-SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split()
-)
-"""Suffixes taken for sound files when a folder is searched."""
+_OGG_HZ = 192_000
+"""The highest rate for libsndfile's Vorbis writer."""
+
+_WRITE_FRAMES = 2**16
+"""Frames handed to libsndfile at once; its Vorbis writer crashes on millions."""
 
 OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
-SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Writer:
 
         self._path = path
         self._partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        layout = _format(path, subtype)
+        layout = _format(path, subtype, sample_rate_hz)
         try:
             self._partial.touch()
             self._file = soundfile.SoundFile(
@@ -164,7 +164,8 @@ class Writer:
         import soundfile
 
         try:
-            self._file.write(block.T)
+            for start in range(0, block.shape[1], _WRITE_FRAMES):
+                self._file.write(block[:, start : start + _WRITE_FRAMES].T)
         except (soundfile.LibsndfileError, OSError) as error:
             reason = _reason(error)
             raise OutputError(f"{self._path}: writing failed ({reason}). Free space?") from error
@@ -178,10 +179,16 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
+        import soundfile
+
+        try:
+            self._file.close()
+            if kind is None:
+                self._partial.replace(self._path)
+        except (soundfile.LibsndfileError, OSError) as failure:
+            reason = _reason(failure)
+            raise OutputError(f"{self._path}: cannot be written ({reason}).") from failure
+        finally:
             self._partial.unlink(missing_ok=True)
 
 
@@ -209,42 +216,16 @@ class Resampler:
         return out.T
 
 
-def find(folder: Path) -> list[Path]:
-    """List the sound files under `folder`, sub-folders included, in order of their paths."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-
-
-def check_exists(path: Path) -> None:
-    """Refuse a path where there is nothing.
-
-    Raises:
-        AudioError: there is no such file or folder.
-    """
-    if not path.exists():
-        raise AudioError(f"{path}: no such file or folder.")
-
-
-def make_folders(*folders: Path) -> None:
-    """Make folders, with those above them, where they do not exist.
-
-    Raises:
-        OutputError: one cannot be made.
-    """
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Open for reading, or say why not."""
     import soundfile
 
-    check_exists(path)
+    folders.check_exists(path)
     if path.is_dir():
         raise AudioError(f"{path}: is a directory. Name a sound file in it.")
+    if not path.is_file():
+        raise AudioError(f"{path}: is no regular file. Save the sound to one first.")
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -277,12 +258,14 @@ def _selector(path: Path, channel: str, channels: int) -> Any:
     return lambda block: block[index : index + 1]
 
 
-def _format(path: Path, subtype: str) -> dict[str, str]:
+def _format(path: Path, subtype: str, sample_rate_hz: int) -> dict[str, str]:
     """Libsndfile's format and subtype for an output path."""
     name = OUTPUT_FORMATS.get(path.suffix.lower())
     if name is None:
         raise OutputError(f"{path}: cannot write this format. End the name in .wav, .flac or .ogg.")
     if name == "OGG":
+        if sample_rate_hz > _OGG_HZ:
+            raise OutputError(f"{path}: {sample_rate_hz} Hz is too much for OGG. Write WAV.")
         return {"format": name, "subtype": "VORBIS"}
     if name == "FLAC" and subtype == "FLOAT":
         raise OutputError(f"{path}: FLAC has no float samples. Use --subtype PCM_24, or .wav.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ DEFAULT_MODEL = "mcspex-small-8k"
 _LIMITS = {
     "sample_rate_hz": (4000, 192_000),
     "hop_ms": (0.1, 100),
-    "filters": (1, 4096),
+    "filters": (2, 4096),
     "channels": (2, 4096),
     "hidden": (1, 8192),
     "kernel": (1, 31),
@@ -154,7 +153,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
     if raw.keys() != known:
         odd = ", ".join(sorted(raw.keys() ^ known)[:3])
         raise CheckpointError(f"{path}: unknown or missing keys ({odd}). Is mcspex up to date?")
-    if raw["system"] not in SYSTEMS:
+    if not isinstance(raw["system"], str) or raw["system"] not in SYSTEMS:
         names = ", ".join(SYSTEMS)
         raise CheckpointError(f"{path}: system {raw['system']!r} is unknown. Known: {names}.")
     for key, (low, high) in _LIMITS.items():
@@ -166,6 +165,8 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
             _check_number(path, key, value, low, high)
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     config = SystemConfig(**values)
+    if config.kernel % 2 == 0:
+        raise CheckpointError(f"{path}: kernel is {config.kernel}, it must be odd.")
     if config.hop < 1 or list(config.windows) != sorted(config.windows):
         raise CheckpointError(f"{path}: windows must grow and the hop be a sample or more.")
     return config
@@ -175,7 +176,7 @@ def _check_number(path: Path, key: str, value: object, low: float, high: float) 
     """Refuse what is no number, is outside its limits, or is fractional where sizes are meant."""
     whole = not key.endswith("_ms")
     right = isinstance(value, int) if whole else isinstance(value, int | float)
-    if not right or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]
+    if not right or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
         raise CheckpointError(f"{path}: {key} is {value!r}, not a number from {low} to {high}.")
 
 
@@ -187,6 +188,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text())
         version, _, _ = raw["format"], raw["system"].keys(), raw["sha256"]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a model's config. Copy the model again.") from error
     if version != FORMAT:

@@ -11,11 +11,14 @@ from mcspex_cli.errors import AudioError
 if TYPE_CHECKING:
     import soundfile
 
-_CUT = re.compile(r"(\d+) \(should be (\d+)\)")
-"""How libsndfile's log says that a chunk is longer than the file; it reads on regardless."""
+_CUT = re.compile(r"(?:data|SSND|riff) : (\d+) \(should be (\d+)\)")
+"""How libsndfile's log says that the samples (WAV, AIFF) or all (W64) should be longer."""
 
 _UNKNOWN_LENGTH = 0x7FFFF000
 """Chunk lengths from here on are what programs write that do not know it (to a pipe)."""
+
+_UNKNOWN_FRAMES = 2**60
+"""Lengths from here on mean that a FLAC's header has none; libsndfile fails at its end."""
 
 
 def check_header(path: Path, file: soundfile.SoundFile) -> None:
@@ -29,6 +32,11 @@ def check_header(path: Path, file: soundfile.SoundFile) -> None:
             raise AudioError(f"{path}: truncated, {there} of {said} bytes. Copy it again.")
     if file.format == "OGG" and not _has_last_page(path):
         raise AudioError(f"{path}: truncated, its last Ogg page is missing. Copy it again.")
+    if file.frames > _UNKNOWN_FRAMES:
+        raise AudioError(
+            f"{path}: its header has no length (written to a pipe?). Convert it: "
+            f"ffmpeg -i {path.name} {path.stem}.wav"
+        )
     if file.frames == 0:
         raise AudioError(f"{path}: holds no samples. Copy or record it again.")
 

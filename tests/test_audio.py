@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mcspex_cli import audio
+from mcspex_cli import audio, folders
 from mcspex_cli.errors import AudioError, OutputError
 from tests.conftest import buzz
 
@@ -121,6 +121,7 @@ def test_the_suffix_and_the_subtype_decide_what_is_written(
     [
         ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav"),
         ("a.flac", "FLOAT", "FLAC has no float samples. Use --subtype PCM_24"),
+        ("a.ogg", "PCM_16", "250000 Hz is too much for OGG. Write WAV"),
         ("none/a.wav", "PCM_16", r"cannot be written \(No such file or directory\)"),
     ],
 )
@@ -128,14 +129,14 @@ def test_what_cannot_be_written_is_refused(
     tmp_path: Path, name: str, subtype: str, message: str
 ) -> None:
     with pytest.raises(OutputError, match=message):
-        audio.write(tmp_path / name, tone(8000, 300), 8000, subtype)
+        audio.write(tmp_path / name, tone(8000, 300), 250_000, subtype)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     with pytest.raises(OutputError, match="cannot make this folder"):
-        audio.make_folders(tmp_path / "a" / "b")
+        folders.make_folders(tmp_path / "a" / "b")
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -230,6 +231,49 @@ def test_a_wav_written_to_a_pipe_has_no_length_and_is_read(tmp_path: Path) -> No
     assert len(audio.read(path, 8000)) == len(sound)
 
 
+def test_a_flac_written_to_a_pipe_is_refused_with_its_cure(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    audio.write(path, buzz(120, 2), 8000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # STREAMINFO's 36 bits of total samples
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"its header has no length .* Convert it: ffmpeg"):
+        audio.read(path, 8000)
+
+
+def test_a_wav_whose_outer_size_alone_is_wrong_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    audio.write(path, buzz(120, 2), 8000)
+    data = bytearray(path.read_bytes())
+    data[4:8] = struct.pack("<I", len(data))  # 8 too many
+    path.write_bytes(data)
+    assert len(audio.read(path, 8000)) == 16000
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match="is no regular file"):
+        audio.probe(tmp_path / "a.wav")
+
+
+def test_hours_of_ogg_are_written_in_pieces(tmp_path: Path) -> None:
+    sound = np.tile(buzz(120, 10), 80)
+    audio.write(tmp_path / "a.ogg", sound, 8000)
+    assert soundfile.info(tmp_path / "a.ogg").frames == len(sound) == 6_400_000
+
+
+def test_a_place_taken_by_a_directory_meanwhile_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    with (
+        pytest.raises(OutputError, match=r"cannot be written \(Is a directory\)"),
+        audio.Writer(path, 8000, 1, "PCM_16") as writer,
+    ):
+        writer.write(np.zeros((1, 100), np.float32))
+        path.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
 def test_an_mp3_that_holds_more_than_its_first_frame_promises_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mp3"
     sound = np.random.default_rng(0).normal(0, 0.2, 44100 * 10)
@@ -251,8 +295,8 @@ def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_is_searched_deep_and_in_order(tmp_path: Path) -> None:
-    for name in ("b/2.flac", "a.wav", "b/1.wav", "b/readme.txt", ".hidden"):
+    for name in ("b/2.flac", "a.wav", "b/1.wav", "b/readme.txt", ".hidden", "b/._1.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = [str(p.relative_to(tmp_path)) for p in audio.find(tmp_path)]
+    names = [str(p.relative_to(tmp_path)) for p in folders.find(tmp_path)]
     assert names == ["a.wav", "b/1.wav", "b/2.flac"]

@@ -83,11 +83,14 @@ def test_a_newer_format_asks_for_a_newer_program(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"filters": 10**9}, "filters is 1000000000, not a number from 1 to 4096"),
+        ({"filters": 10**9}, "filters is 1000000000, not a number from 2 to 4096"),
         ({"filters": 1.5}, "filters is 1.5"),
         ({"filters": True}, "filters is True"),
         ({"hop_ms": "1"}, "hop_ms is '1'"),
         ({"hop_ms": float("nan")}, "hop_ms is nan"),
+        ({"kernel": 4}, "kernel is 4, it must be odd"),
+        ({"system": ["mcspex"]}, r"system \['mcspex'\] is unknown"),
+        ({"hop_ms": 10**400}, "hop_ms is 1000"),
         ({"stacks": -1}, "stacks is -1"),
         ({"windows_ms": [1, 2]}, "windows_ms must be 3 numbers"),
         ({"windows_ms": [5, 10, 1e9]}, "windows_ms is 1000000000.0"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import Engine, load_checkpoint, read_audio, si_sdr
-from mcspex_cli.checkpoint import bundled
+from mcspex_cli.checkpoint import DEFAULT_MODEL, bundled
 from mcspex_cli.training.recipes import read_recipes, render
 from tests.conftest import EXAMPLES, ROOT, SHARED, buzz, needs_shared
 
@@ -108,7 +108,7 @@ def test_the_readme_is_short() -> None:
 @needs_shared
 def test_bundled_weights_do_on_speech_what_their_card_says() -> None:
     """Every eighth mixture of the recipe, by the default model, against its card's mean."""
-    folder = next(iter(bundled().values()))
+    folder = bundled()[DEFAULT_MODEL]
     card = (folder / "README.md").read_text()
     claimed = float(re.search(r"SI-SDRi \| ([\d.]+) dB", card)[1])  # type: ignore[index]
     engine = Engine(load_checkpoint(folder))

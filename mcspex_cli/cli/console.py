@@ -55,7 +55,7 @@ def progress(*, shown: bool) -> Iterator[Progress]:
     """A progress bar on stderr, silent unless `shown` and on a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     console = _console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
@@ -67,7 +67,7 @@ def _console(*, stderr: bool) -> Console:
     """A rich console; it respects NO_COLOR by itself."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, markup=False)
 
 
 def _colour() -> bool | None:

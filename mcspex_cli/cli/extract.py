@@ -122,7 +122,7 @@ def _prepare(
     from mcspex_cli.extraction.files import read_references
 
     engine = Engine(load_checkpoint(info), EngineSettings(device=device, precision=precision))
-    clips = read_references(list(references), engine)
+    clips = read_references(references, engine)
     if seconds < GOOD_REFERENCE_S:
         console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
     return engine, engine.embed(clips)
@@ -137,8 +137,10 @@ def _work(
     talk: Talk,
 ) -> None:
     """Extract every job; one that fails does not stop the others."""
+    from mcspex_cli import folders
     from mcspex_cli.extraction.files import extract_file
 
+    folders.make_folders(*{job.output.parent for job in jobs})
     failed: list[McspexError] = []
     with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
         for job in jobs:
@@ -172,7 +174,7 @@ def _seconds(mixture: Path) -> float | None:
 def _tell(done: Extraction, engine: Engine, info: CheckpointInfo, talk: Talk) -> None:
     """Report one finished mixture."""
     if done.limited:
-        console.warn(f"{done.output}: turned down to {done.gain_db[0]:+.1f} dB, or it would clip.")
+        console.warn(f"{done.output}: turned down (gain {done.gain_db[0]:+.1f} dB) not to clip.")
     if done.silent:
         console.warn(f"{done.output}: nothing of this voice was found, the result is silent.")
     if talk.as_json:

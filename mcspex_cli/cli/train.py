@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import click
 from mcspex_cli.cli import console, options
 
 if TYPE_CHECKING:
-    from mcspex_cli.training.trainer import Progress
+    from mcspex_cli.training.trainer import Progress, Trainer
 
 
 @click.command()
@@ -38,14 +40,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Sample rate in Hz.",
 )
-def simulate(recipe: Path, output: Path, sample_rate_hz: int) -> None:
+@click.option("--overwrite", is_flag=True, help="Write into a folder that is not empty.")
+def simulate(recipe: Path, output: Path, sample_rate_hz: int, overwrite: bool) -> None:
     """Render a recipe's mixtures, the same on every machine."""
     from mcspex_cli.training.recipes import read_recipes, write_renderings
 
     recipes = read_recipes(recipe)
     with console.progress(shown=True) as bar:
         task = bar.add_task("rendering", total=len(recipes))
-        for _ in write_renderings(recipes, output, sample_rate_hz):
+        for _ in write_renderings(recipes, output, sample_rate_hz, overwrite=overwrite):
             bar.advance(task)
     console.say(f"{output}: {len(recipes)} mixtures at {sample_rate_hz} Hz")
 
@@ -56,7 +59,7 @@ def simulate(recipe: Path, output: Path, sample_rate_hz: int) -> None:
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="End after this time, the schedule sized to it.",
+    help="End after this much training, the schedule sized to it.",
 )
 def train(config: Path, resume: bool, minutes: float | None) -> None:
     """Train MC-SpEx or SpEx+ on folders of SPEAKER/*.wav|flac|ogg.
@@ -75,12 +78,30 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
     trainer = Trainer(settings, resume=resume)
     corpus = trainer.sampler.corpus
     console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: setattr(trainer, "stopping", True))
-    for progress in trainer.run():
-        console.say(_line(progress))
-    stopped = f"stopped after step {trainer.step}, go on with --resume"
-    console.say(f"{trainer.out}: {stopped if trainer.stopping else 'done'}")
+    with _stopped_by_signals(trainer):
+        for progress in trainer.run():
+            console.say(_line(progress))
+    if not trainer.finished:
+        console.say(f"{trainer.out}: stopped after step {trainer.step}. Go on with --resume.")
+        click.get_current_context().exit(130)
+    console.say(f"{trainer.out}: done")
+
+
+@contextmanager
+def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
+    """Have the first Ctrl-C (or SIGTERM) end the run after its step, a second one at once."""
+
+    def stop(number: int, _: object) -> None:
+        """Ask the trainer to end, and give the signal its old meaning back."""
+        trainer.stopping = True
+        signal.signal(number, before[number])
+
+    before = {int(n): signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _line(progress: Progress) -> str:

@@ -10,6 +10,9 @@ import numpy.typing as npt
 SILENCE = 1e-10
 """Mean square below which a signal counts as silent (-100 dBFS)."""
 
+ROUNDING = 1e-24
+"""Share of a signal's energy that float64 leaves of a constant after its mean is removed."""
+
 
 def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
     """Scale-invariant signal-to-distortion ratio in dB, zero-mean, in float64.
@@ -37,7 +40,10 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
         raise ValueError(f"estimate {e.shape} and target {t.shape} must be [sample] alike")
     if is_silent(t):
         return math.nan
+    power = float(e @ e)
     e, t = e - e.mean(), t - t.mean()
+    if float(e @ e) <= ROUNDING * power:
+        return -math.inf
     kept = (e @ t) / (t @ t) * t
     signal, error = float(kept @ kept), float((e - kept) @ (e - kept))
     if signal == 0:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,9 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 LEAST_S = 0.3
 """Seconds below which neither a mixture nor a reference is of any use."""
+
+LONGEST_EMBEDDED_S = 30.0
+"""Seconds of reference embedded at once: memory must not grow with a clip."""
 
 SILENCE_DB = -90.0
 """RMS level, dB of full scale, below which a signal counts as silent."""
@@ -39,7 +41,7 @@ class EngineSettings:
     context_s: float = 1.0
     fade_s: float = 0.25
     batch: int = 0
-    """Windows computed at once; 0 for one on a CPU, sixteen on a GPU."""
+    """Signals (windows times channels) at once; 0 for one on a CPU, sixteen on a GPU."""
 
 
 class Engine:
@@ -67,8 +69,8 @@ class Engine:
     def embed(self, references: Sequence[Samples]) -> Samples:
         """Embed one voice from one or more clips [sample] at `sample_rate_hz`.
 
-        Clips are embedded whole and unpadded, and averaged by duration. A clip seen before
-        is not computed again.
+        Clips are embedded unpadded, those over 30 s in equal parts, and averaged by duration.
+        What was embedded before is not computed again.
 
         Returns:
             [embedding].
@@ -77,8 +79,14 @@ class Engine:
             AudioError: a clip is shorter than 0.3 s or silent.
             EngineError: the precision gave numbers that are not finite.
         """
-        embeddings = [self._embed_one(clip) for clip in references]
-        weights = [float(len(clip)) for clip in references]
+        for clip in references:
+            check_signal("the reference", clip, self.sample_rate_hz)
+        longest = round(LONGEST_EMBEDDED_S * self.sample_rate_hz)
+        parts = [
+            part for clip in references for part in np.array_split(clip, -(-len(clip) // longest))
+        ]
+        embeddings = [self._embed_one(part) for part in parts]
+        weights = [float(len(part)) for part in parts]
         averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
         return averaged
 
@@ -132,7 +140,6 @@ class Engine:
     @torch.inference_mode()
     def _embed_one(self, clip: Samples) -> Samples:
         """Embed a clip, or remember that it was."""
-        check_signal("the reference", clip, self.sample_rate_hz)
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
         if key not in self._embeddings:
             with self._autocast():
@@ -144,9 +151,10 @@ class Engine:
         """To float32 on the CPU, refusing what overflowed."""
         array: Samples = values.float().cpu().numpy()
         if not np.isfinite(array).all():
-            raise EngineError(
-                f"{self.precision} overflowed on {self.device}. Use --precision float32."
-            )
+            cure = "Is the model damaged, or the recording at an absurd level?"
+            if self.precision != "float32":
+                cure = "Use --precision float32."
+            raise EngineError(f"{self.precision} overflowed on {self.device}. {cure}")
         return array
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -162,9 +170,14 @@ class Engine:
 
 
 def _groups(windows: Iterable[Window], size: int) -> Iterator[list[Window]]:
-    """Up to `size` windows at a time; those of one signal are equally long."""
-    source = iter(windows)
-    while group := list(islice(source, size)):
+    """Windows of about `size` signals in all; those of one stream are equally long."""
+    group: list[Window] = []
+    for window in windows:
+        group.append(window)
+        if len(group) * len(window.samples) >= size:
+            yield group
+            group = []
+    if group:
         yield group
 
 
@@ -178,7 +191,7 @@ def check_signal(name: str, samples: Samples, sample_rate_hz: int) -> None:
     if seconds < LEAST_S:
         raise AudioError(f"{name}: {seconds:.2f} s is too short. Give {LEAST_S} s or more.")
     if level_db(float(np.mean(np.square(samples, dtype=np.float64)))) < SILENCE_DB:
-        raise AudioError(f"{name}: is silent. Check the channel (--channel) and the recording.")
+        raise AudioError(f"{name}: is silent. Check the recording.")
 
 
 def level_db(mean_square: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,7 +19,9 @@ from mcspex_cli.extraction.jobs import Job
 
 LEVELS = ("match", "peak", "raw")
 PEAK = 0.891
-"""Highest sample that is written (-1 dBFS): room for what a player's resampler adds."""
+"""Highest sample of "peak", and of what would clip (-1 dBFS): room for a player's resampler."""
+FULL_SCALE = 0.999
+"""Highest sample that is left as it is."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,15 @@ class FileSettings:
     level: str = "match"
     """"match" (least squares to the mixture), "peak" (to -1 dBFS) or "raw" (the network's)."""
     subtype: str = "PCM_16"
+
+    def __post_init__(self) -> None:
+        """Refuse a level that is none of `LEVELS`.
+
+        Raises:
+            ValueError: as said.
+        """
+        if self.level not in LEVELS:
+            raise ValueError(f"level {self.level!r} is none of {', '.join(LEVELS)}")
 
 
 @dataclass(frozen=True)
@@ -55,17 +66,15 @@ class Extraction:
         return self.elapsed_s / self.seconds
 
 
-def read_references(paths: list[Path], engine: Engine, channel: str = "mix") -> list[Samples]:
-    """Read clips [sample] of one voice at the engine's rate, silent and short ones refused.
-
-    `channel` "all" means their mix: a voice has one embedding.
+def read_references(paths: Sequence[Path], engine: Engine) -> list[Samples]:
+    """Read clips [sample] of one voice at the engine's rate, mixed to one channel.
 
     Raises:
-        AudioError: a clip cannot be read or used; the message names it.
+        AudioError: a clip cannot be read, is silent or too short; the message names it.
     """
     clips = []
     for path in paths:
-        clip = audio.read(path, engine.sample_rate_hz, "mix" if channel == "all" else channel)
+        clip = audio.read(path, engine.sample_rate_hz)
         check_signal(str(path), clip, engine.sample_rate_hz)
         clips.append(clip)
     return clips
@@ -83,12 +92,8 @@ def extract_file(
     Two passes, so that one gain holds for the whole file and memory does not grow with it:
     first to an unnamed temporary file while levels are measured, then to the output.
 
-    Args:
-        engine: the engine that made `embedding`.
-        job: the mixture and the output.
-        embedding: [embedding], from `Engine.embed`.
-        settings: how to read and write.
-        advance: called with the seconds of audio done since the last call.
+    `embedding` [embedding] is `engine`'s; `advance` is called with the seconds of audio done
+    since its last call.
 
     Raises:
         AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
@@ -99,19 +104,24 @@ def extract_file(
     info = _probe(job.mixture)
     source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
     measured = _Measured(info.channels if settings.channel == "all" else 1)
-    with _spool(job.output) as spool:
-        for block in _estimates(engine, source, info.sample_rate_hz, embedding, measured):
+    rate_hz, channels = info.sample_rate_hz, measured.channels
+    with (
+        audio.Writer(job.output, rate_hz, channels, settings.subtype) as writer,
+        _spool(job.output) as spool,
+    ):
+        for block in _estimates(engine, source, rate_hz, embedding, measured):
             _append(spool, block, job.output)
-            advance(block.shape[1] / info.sample_rate_hz)
+            advance(block.shape[1] / rate_hz)
         if level_db(measured.mixture_mean_square()) < SILENCE_DB:
             raise AudioError(f"{job.mixture}: is silent. Check the channel and the recording.")
-        gain, limited = measured.gain(settings)
-        _write(job.output, spool, gain, source.frames, info.sample_rate_hz, settings.subtype)
+        gain, limited = measured.gain(settings, job.output)
+        for block in _exactly(_unspool(spool, channels), source.frames):
+            writer.write(block * gain)
     return Extraction(
         mixture=job.mixture,
         output=job.output,
-        seconds=source.frames / info.sample_rate_hz,
-        sample_rate_hz=info.sample_rate_hz,
+        seconds=source.frames / rate_hz,
+        sample_rate_hz=rate_hz,
         elapsed_s=time.monotonic() - began,
         gain_db=tuple(round(level_db(float(g) ** 2), 2) for g in gain[:, 0]),
         limited=limited,
@@ -150,7 +160,7 @@ class _Measured:
         """Mean square of the loudest channel."""
         return float(self.mixture.max()) / max(1, self.samples)
 
-    def gain(self, settings: FileSettings) -> tuple[Samples, bool]:
+    def gain(self, settings: FileSettings, output: Path) -> tuple[Samples, bool]:
         """The factors [channel, 1] of a level policy, and whether clipping limited them."""
         ones = np.ones(self.channels)
         gain = ones
@@ -159,8 +169,9 @@ class _Measured:
         loudest = float((np.abs(gain) * self.peak).max())
         if settings.level == "peak" and loudest > 0:
             gain = gain * (PEAK / loudest)
-        exact = settings.level == "raw" and settings.subtype == "FLOAT"
-        limited = settings.level != "peak" and loudest > PEAK and not exact
+        is_float = settings.subtype == "FLOAT" and output.suffix.lower() == ".wav"
+        exact = settings.level == "raw" and is_float
+        limited = settings.level != "peak" and loudest > FULL_SCALE and not exact
         if limited:
             gain = gain * (PEAK / loudest)
         return gain.astype(np.float32)[:, None], limited
@@ -184,16 +195,6 @@ def _estimates(
         yield block
 
 
-def _write(
-    output: Path, spool: IO[bytes], gain: Samples, frames: int, rate_hz: int, subtype: str
-) -> None:
-    """The second pass: the temporary file to the output, at its level and exact length."""
-    spool.seek(0)
-    with audio.Writer(output, rate_hz, len(gain), subtype) as writer:
-        for block in _exactly(_unspool(spool, len(gain)), frames):
-            writer.write(block * gain)
-
-
 def _exactly(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:
     """Cut or complete a stream to `frames`: resampling there and back may be off by one."""
     left, channels = frames, 1
@@ -208,14 +209,16 @@ def _exactly(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:
 
 def _unspool(spool: IO[bytes], channels: int) -> Iterator[Samples]:
     """Read blocks [channel, sample] back."""
+    spool.seek(0)
     while data := spool.read(channels * 4 * 2**18):
         yield np.frombuffer(data, np.float32).reshape(-1, channels).T
 
 
 def _append(spool: IO[bytes], block: Samples, output: Path) -> None:
-    """Write a block [channel, sample] to the temporary file."""
+    """Write a block [channel, sample] to the temporary file, through to the disk."""
     try:
         spool.write(block.T.tobytes())
+        spool.flush()
     except OSError as error:
         reason = error.strerror
         raise OutputError(f"{output}: writing failed ({reason}). Free some space.") from error

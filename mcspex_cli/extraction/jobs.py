@@ -23,8 +23,8 @@ def plan(
 ) -> list[Job]:
     """Give each mixture its output: beside it, in a folder, or the one file named.
 
-    `output` is a file if it ends in a sound file's suffix and is no folder; the names in a
-    folder, and beside a mixture, are `STEM.target.wav`.
+    `output` is a file if it has a suffix and is no folder; the names in a folder, which need
+    not exist yet, and beside a mixture are `STEM.target.wav`.
 
     Raises:
         OutputError: an output exists (and `overwrite` is not set), is one of the inputs, is
@@ -41,11 +41,9 @@ def plan(
             target = (output or mixture.parent) / f"{mixture.stem}.target.wav"
         jobs.append(Job(mixture, target))
     _check_collisions(jobs)
-    if output and not is_file:
-        audio.make_folders(output)
     inputs = {path.resolve() for path in (*mixtures, *references)}
     for job in jobs:
-        _check_place(job.output, inputs, overwrite)
+        _check_place(job.output, inputs, overwrite, named=is_file)
     return jobs
 
 
@@ -61,13 +59,13 @@ def _check_collisions(jobs: Sequence[Job]) -> None:
             )
 
 
-def _check_place(output: Path, inputs: set[Path], overwrite: bool) -> None:
+def _check_place(output: Path, inputs: set[Path], overwrite: bool, *, named: bool) -> None:
     """Refuse an output that would destroy something."""
     if output.resolve() in inputs:
         raise OutputError(f"{output}: is an input, which is never overwritten. Choose another -o.")
     if output.is_dir():
         raise OutputError(f"{output}: is a directory. Choose another name.")
-    if not output.parent.is_dir():
+    if named and not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already. Add --overwrite to replace it.")

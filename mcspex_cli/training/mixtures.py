@@ -14,6 +14,9 @@ from torch import Tensor
 from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError
 
+_TRIES = 1000
+"""Draws for a pair that does not say the same sentence."""
+
 
 @dataclass(frozen=True)
 class MixtureSettings:
@@ -147,12 +150,16 @@ class MixtureSampler:
         """A target's index, its arc, an interferer's and the reference's."""
         speakers = self.corpus.speakers
         who, other = rng.choice(len(speakers), 2, replace=False)
-        target = _arc(speakers[who], length, rng)
-        interferer = _arc(speakers[other], length, rng)
-        while target.sentences() & interferer.sentences():
-            other = (who + rng.integers(1, len(speakers))) % len(speakers)
+        for _ in range(_TRIES):
+            target = _arc(speakers[who], length, rng)
             interferer = _arc(speakers[other], length, rng)
-        return int(who), target, interferer, _rest(target, rng)
+            if not target.sentences() & interferer.sentences():
+                return int(who), target, interferer, _rest(target, rng)
+            other = (who + rng.integers(1, len(speakers))) % len(speakers)
+        raise ConfigError(
+            f"{speakers[who].name}: all others have files of the same names, which are taken for "
+            "the same sentences and never mixed. Rename them, or shorten segment_s."
+        )
 
     def _gather(self, arcs: Sequence[Arc], length: int) -> Tensor:
         """The arcs' samples [batch, sample] in -1..1."""
@@ -191,7 +198,7 @@ def _by_speaker(folders: Sequence[Path]) -> dict[str, list[Path]]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder of speakers.")
-        for path in audio.find(folder):
+        for path in folders.find(folder):
             found.setdefault(str(path.parent), []).append(path)
     return {name: paths for name, paths in found.items() if len(paths) > 1}
 

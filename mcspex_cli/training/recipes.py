@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import audio
+from mcspex_cli import audio, folders
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, OutputError
+
+COLUMNS = ("id", "target", "interferer", "reference", "snr_db")
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
@@ -50,9 +53,14 @@ def read_recipes(path: Path) -> list[Recipe]:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe.")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        recipes = [_parse(path, reader.line_num, row) for row in reader]
+    try:
+        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text. Save it as a CSV in UTF-8.") from error
+    for column in COLUMNS:
+        if column not in (reader.fieldnames or ()):
+            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
+    recipes = [_parse(path, reader.line_num, row) for row in reader]
     seen: set[str] = set()
     for recipe in recipes:
         if recipe.id in seen:
@@ -86,17 +94,21 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     return Rendering(recipe.id, target + interferer, target, interferer, reference)
 
 
-def write_renderings(recipes: list[Recipe], folder: Path, sample_rate_hz: int) -> Iterator[str]:
+def write_renderings(
+    recipes: list[Recipe], folder: Path, sample_rate_hz: int, *, overwrite: bool = False
+) -> Iterator[str]:
     """Render each recipe into a folder in LibriMix's layout, yielding its id.
 
     Written: `mix_clean/ID.wav`, `s1/ID.wav` (target), `s2/ID.wav` (interferer) and
     `references/ID.wav`.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
         AudioError, ConfigError: as `render`.
     """
-    audio.make_folders(*(folder / name for name in ("mix_clean", "s1", "s2", "references")))
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
+    folders.make_folders(*(folder / name for name in ("mix_clean", "s1", "s2", "references")))
     for recipe in recipes:
         made = render(recipe, sample_rate_hz)
         audio.write(folder / "mix_clean" / f"{made.id}.wav", made.mixture, sample_rate_hz)
@@ -108,13 +120,16 @@ def write_renderings(recipes: list[Recipe], folder: Path, sample_rate_hz: int) -
 
 def _parse(path: Path, line: int, row: dict[str, str]) -> Recipe:
     """Check one row."""
+    if any(row[column] is None for column in COLUMNS):
+        raise ConfigError(f"{path} line {line}: has fewer columns than the first line.")
+    files = [path.parent / row[column] for column in ("target", "interferer", "reference")]
     try:
-        files = [path.parent / row[key] for key in ("target", "interferer", "reference")]
-        name, snr_db = row["id"], float(row["snr_db"])
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} line {line}: column {error} is missing.") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} line {line}: snr_db {row['snr_db']!r} is no number.") from error
+        snr_db = float(row["snr_db"])
+    except ValueError:
+        snr_db = math.nan
+    if not math.isfinite(snr_db):
+        raise ConfigError(f"{path} line {line}: snr_db {row['snr_db']!r} is no number.")
+    name = row["id"]
     if not name or Path(name).name != name:
         raise ConfigError(f"{path} line {line}: id {name!r} cannot be a file's name.")
     for file in files:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcspex_cli import folders
 from mcspex_cli.checkpoint import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
@@ -78,12 +79,18 @@ class Trainer:
         if settings.run.compile:
             self.system.extractor.compile()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule is at its end."""
+        return self._share() >= 1
+
     def run(self) -> Iterator[Progress]:
         """Train to the end of the schedule, yielding reports; saves as it goes."""
         run, since = self.settings.run, time.monotonic()
         pending: list[Losses] = []
         spent_s = 0.0
-        while (share := self._share()) < 1 and not self.stopping:
+        while not self.finished and not self.stopping:
+            share = self._share()
             pending.append(self._step(share))
             now = time.monotonic()
             self.elapsed_s, spent_s, since = (
@@ -92,7 +99,7 @@ class Trainer:
                 now,
             )
             self.step += 1
-            validate = self.step % run.validate_every_steps == 0 or self._share() >= 1
+            validate = self.step % run.validate_every_steps == 0 or self.finished
             if validate or self.step % run.log_every_steps == 0:
                 score = self._validate_and_save() if validate else None
                 yield self._report(pending, spent_s, score)
@@ -189,7 +196,7 @@ class Trainer:
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
         if path.is_file() and not resume:
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
-        self.out.mkdir(parents=True, exist_ok=True)
+        folders.make_folders(self.out)
         if not resume:
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -220,20 +227,26 @@ class Trainer:
         if not data.validation:
             return []
         recipes = read_recipes(self.settings.resolve(data.validation))
-        every = max(1, len(recipes) // max(1, data.validation_mixtures))
-        chosen = recipes[::every][: data.validation_mixtures]
-        return [render(recipe, self.settings.model.sample_rate_hz) for recipe in chosen]
+        count = min(len(recipes), data.validation_mixtures)
+        chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)
+        return [render(recipes[k], self.settings.model.sample_rate_hz) for k in chosen]
 
     def _build(self) -> System:
         """A new network, or a checkpoint's with a classifier for this corpus."""
         model, speakers = self.settings.model, len(self.sampler.corpus.speakers)
         if not model.start_from:
             return build(sized(model.system, model.size, model.sample_rate_hz, speakers))
-        start = load_checkpoint(model.start_from).requires_grad_(True)
+        folder = self.settings.resolve(model.start_from)
+        start = load_checkpoint(folder if folder.is_dir() else model.start_from)
+        if start.config.sample_rate_hz != model.sample_rate_hz:
+            raise ConfigError(
+                f"{model.start_from}: works at {start.config.sample_rate_hz} Hz. "
+                "Set [model] sample_rate_hz to that."
+            )
         if start.config.speakers != speakers:
             start.config = replace(start.config, speakers=speakers)
             start.classifier = torch.nn.Linear(start.config.embedding, speakers)
-        return start.train()
+        return start.requires_grad_(True).train()
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import __version__, audio
+from mcspex_cli import __version__, audio, folders
 from mcspex_cli.__main__ import main
 from tests.conftest import ROOT, buzz
 
@@ -62,7 +64,7 @@ def test_every_command_is_documented(name: str) -> None:
 def test_score_prints_a_table_with_means(scene: Path) -> None:
     noisy = audio.read(scene / "truth.wav", 8000) + 0.1 * buzz(333, 2)
     for folder, sound in (("t", "truth"), ("m", "mixture")):
-        audio.make_folders(scene / folder, scene / "e")
+        folders.make_folders(scene / folder, scene / "e")
         for name in "ab":
             samples = audio.read(scene / f"{sound}.wav", 8000)
             audio.write(scene / folder / f"{name}.wav", samples, 8000)
@@ -121,6 +123,33 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
     words = ("score", out / "estimates", "--truth", out / "s1", "--mixtures", out / "mix_clean")
     done = run(*words, "--json")
     assert json.loads(done.stdout)["summary"]["scored"] == 1
+
+
+def test_interrupted_training_goes_on_where_it_stopped(corpus: Path) -> None:
+    config = corpus.parent / "train.toml"
+    text = (
+        '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\n[mixtures]\nsegment_s = 0.5\n'
+        "reference_s = [0.5, 0.6]\n[optimiser]\nsteps = STEPS\nbatch = 2\n"
+        '[run]\nout = "run"\nlog_every_steps = 1\ndevice = "cpu"\n'
+    )
+    config.write_text(text.replace("STEPS", "1000000"))
+    command = [sys.executable, "-m", "mcspex_cli", "train", str(config)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr
+    while not running.stderr.readline().startswith("step 3 "):
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    said = running.stderr.read()
+    assert running.wait(60) == 130
+    stopped = re.search(r"stopped after step (\d+)\. Go on with --resume", said)
+    assert stopped
+    running.stderr.close()
+    step = int(stopped[1])
+    config.write_text(text.replace("STEPS", str(step + 2)))
+    done = run("train", config, "--resume")
+    assert done.exit_code == 0, done.output
+    assert f"step {step + 1} " in done.stderr
+    assert "done" in done.stderr
 
 
 def test_train_without_a_config_is_one_line(tmp_path: Path) -> None:

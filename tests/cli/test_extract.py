@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +151,7 @@ def assert_matches(text: str, pattern: str) -> None:
     [
         ("truth.wav", "truth.wav: exists already. Add --overwrite to replace it."),
         ("mixture.wav", "mixture.wav: is an input, which is never overwritten. Choose another -o."),
+        ("/proc/x.wav", "/proc/x.wav: cannot be written (No such file or directory)."),
         ("none/x.wav", "none: no such folder. Make it, or choose another -o."),
         ("x.mp3", "x.mp3: cannot write this format. Use .wav, .flac or .ogg."),
         ("truth.wav/out", "truth.wav/out: cannot make this folder (Not a directory)."),
@@ -195,6 +201,63 @@ def test_a_folder_that_is_no_model_is_refused(extract: Run, scene: Path) -> None
 )
 def test_wrong_usage_is_exit_2(extract: Run, arguments: list[str]) -> None:
     assert extract(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("damage", ["other-system", "truncated"])
+def test_unusable_weights_are_one_line(
+    extract: Run, scene: Path, tiny_folder: Path, damage: str
+) -> None:
+    model = Path(shutil.copytree(tiny_folder, scene / "model"))
+    if damage == "truncated":
+        data = (model / "model.safetensors").read_bytes()
+        (model / "model.safetensors").write_bytes(data[:-10])
+        expected = "damaged or not safetensors"
+    else:
+        config = (model / "config.json").read_text().replace('"mcspex"', '"spexplus"')
+        (model / "config.json").write_text(config)
+        expected = "not the weights of this system"
+    done = extract("mixture.wav", "--ref", "reference.wav", model="model")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert expected in done.stderr
+    assert not (scene / "mixture.target.wav").exists()
+
+
+def test_a_path_that_the_system_refuses_is_one_line(extract: Run) -> None:
+    done = extract("m" * 300 + ".wav", "--ref", "reference.wav")
+    assert done.exit_code == 1
+    assert "File name too long" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(extract: Run, scene: Path) -> None:
+    (scene / "mixture.wav").rename(scene / "song[live].wav")
+    done = extract("song[live].wav", "--ref", "reference.wav")
+    assert "song[live].target.wav  (2.0 s" in done.stderr
+    words = ["score", "song[live].target.wav", "--truth", "truth.wav"]
+    assert "song[live].target.wav" in CliRunner().invoke(main, words).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_nothing(
+    scene: Path, tiny_folder: Path, number: signal.Signals
+) -> None:
+    long = scene / "long.wav"
+    with audio.Writer(long, RATE_HZ, 1, "PCM_16") as writer:
+        for _ in range(60):
+            writer.write(buzz(110, 60)[None])
+    before = listing(scene)
+    command = [sys.executable, "-m", "mcspex_cli", "extract", str(long), "--device", "cpu"]
+    command += ["--ref", str(scene / "reference.wav"), "--model", str(tiny_folder)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while listing(scene) == before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.strip().endswith("What was finished is kept, nothing half-written is left.")
+    assert "Traceback" not in said
+    assert listing(scene) == before
 
 
 def test_a_device_that_is_not_there_is_one_line(scene: Path, tiny_folder: Path) -> None:

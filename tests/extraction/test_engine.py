@@ -68,6 +68,13 @@ def test_several_references_are_averaged_by_duration(tiny: System) -> None:
     np.testing.assert_allclose(engine.embed([long, short]), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_long_reference_is_embedded_in_parts(tiny: System) -> None:
+    engine = Engine(tiny, SHORT)
+    clip = buzz(200, 61)
+    parts = [engine.embed([part]) for part in np.array_split(clip, 3)]
+    np.testing.assert_allclose(engine.embed([clip]), np.mean(parts, axis=0), atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precisions_are_near(tiny: System, precision: str) -> None:
     mixture, reference = buzz(100, 2.5), buzz(200, 1)
@@ -98,6 +105,13 @@ def test_a_precision_that_overflows_says_so(tiny: System) -> None:
 def test_a_reference_of_no_use_is_refused(tiny: System, clip: np.ndarray, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         Engine(tiny, SHORT).embed([clip])
+
+
+def test_a_damaged_model_is_not_blamed_on_the_precision(tiny: System) -> None:
+    engine = Engine(tiny, SHORT)
+    torch.nn.init.constant_(tiny.encoder.banks[0].weight, float("nan"))
+    with pytest.raises(EngineError, match=r"float32 overflowed on cpu. Is the model damaged"):
+        engine.embed([buzz(200, 1)])
 
 
 def test_0_3_s_are_enough(tiny: System) -> None:

@@ -168,8 +168,22 @@ def test_an_interruption_leaves_nothing_behind(
 def test_a_place_that_cannot_be_written_is_named(
     engine: Engine, voice: audio.Samples, scene: Path
 ) -> None:
-    with pytest.raises(OutputError, match=r"none: cannot write there \(No such file or directory"):
+    with pytest.raises(OutputError, match=r"out.wav: cannot be written \(No such file"):
         extract_file(engine, Job(scene / "mixture.wav", scene / "none" / "out.wav"), voice)
+
+
+def test_a_format_that_cannot_be_written_is_refused_before_the_work(
+    engine: Engine, voice: audio.Samples, scene: Path
+) -> None:
+    settings, job = FileSettings(subtype="FLOAT"), Job(scene / "mixture.wav", scene / "x.flac")
+    engine.system.extract = None  # type: ignore[method-assign,assignment]
+    with pytest.raises(OutputError, match="FLAC has no float samples"):
+        extract_file(engine, job, voice, settings)
+
+
+def test_a_level_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="level 'loud' is none of match, peak, raw"):
+        FileSettings(level="loud")
 
 
 def test_progress_adds_up_to_the_length(engine: Engine, voice: audio.Samples, scene: Path) -> None:

@@ -32,10 +32,10 @@ def test_beside_the_mixture_by_default(folder: Path) -> None:
     assert outputs(folder, "a.wav", "sub/a.wav") == ["a.target.wav", "sub/a.target.wav"]
 
 
-def test_in_a_folder_which_is_made(folder: Path) -> None:
+def test_in_a_folder_which_need_not_exist_yet(folder: Path) -> None:
     expected = ["new/deep/a.target.wav", "new/deep/b.target.wav"]
     assert outputs(folder, "a.wav", "b.flac", output="new/deep") == expected
-    assert (folder / "new/deep").is_dir()
+    assert not (folder / "new").exists()
 
 
 def test_under_the_name_given(folder: Path) -> None:

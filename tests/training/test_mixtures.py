@@ -100,6 +100,17 @@ def test_the_same_sentence_is_never_mixed(corpus: Path) -> None:
         assert not target.sentences() & interferer.sentences()
 
 
+def test_speakers_who_say_the_same_and_nothing_else_are_refused(corpus: Path) -> None:
+    for k, name in enumerate("efg"):
+        (corpus / "cyn" / f"{name}.flac").rename(corpus / "cyn" / f"{'abd'[k]}.flac")
+        if k < 2:
+            (corpus / "ann" / f"{'abc'[k]}.flac").touch()
+    (corpus / "ann" / "c.flac").rename(corpus / "ann" / "d.flac")
+    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), MixtureSettings(3.0, (0.5, 1.0)))
+    with pytest.raises(ConfigError, match=r"same sentences and never mixed. Rename them"):
+        sampler.draw(20, np.random.default_rng(0))
+
+
 def test_gain_for_snr_is_by_energy() -> None:
     target, interferer = torch.randn(3, 500), 7 * torch.randn(3, 500)
     snr = torch.tensor([[-5.0], [0.0], [5.0]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.training.recipes import read_recipes, render, write_renderings
 from tests.conftest import RATE_HZ, SHARED, needs_shared
@@ -63,7 +63,8 @@ def test_renderings_are_written_in_librimix_layout(recipe: Path, tmp_path: Path)
         ("x,ann/zz.flac,bob/b.flac,ann/b.flac,0,d", r"line 2: .*zz.flac does not exist"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,loud,d", "line 2: snr_db 'loud' is no number"),
         ("../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '../x' cannot be a file's name"),
-        ("x,ann/a.flac", "line 2: column .* is missing"),
+        ("x,ann/a.flac", "line 2: has fewer columns than the first line"),
+        ("x,ann/a.flac,bob/b.flac,ann/b.flac,nan,d", "line 2: snr_db 'nan' is no number"),
         ("", "has no rows"),
     ],
 )
@@ -83,6 +84,21 @@ def test_a_bad_file_is_named(corpus: Path, recipe: Path) -> None:
     recipe.write_text("id,target\nx,y\n")
     with pytest.raises(ConfigError, match="column 'interferer' is missing"):
         read_recipes(recipe)
+    recipe.write_bytes(b"\xff\xfe" + recipe.read_bytes())
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_recipes(recipe)
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_matter(recipe: Path) -> None:
+    recipe.write_bytes(b"\xef\xbb\xbf" + recipe.read_bytes())
+    assert [r.id for r in read_recipes(recipe)] == ["one", "two"]
+
+
+def test_a_folder_with_files_is_not_written_into_unasked(recipe: Path, corpus: Path) -> None:
+    recipes = read_recipes(recipe)
+    with pytest.raises(OutputError, match=r"is not empty. Choose another -o, or add --overwrite"):
+        list(write_renderings(recipes, corpus, RATE_HZ))
+    assert list(write_renderings(recipes, corpus, RATE_HZ, overwrite=True)) == ["one", "two"]
 
 
 def test_a_silent_interferer_is_refused(recipe: Path, corpus: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint
+from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.systems import build, sized
 from mcspex_cli.training.losses import si_sdr_db
@@ -118,6 +118,14 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     assert torch.equal(trainer.system.encoder.banks[0].weight, start.encoder.banks[0].weight)
     assert trainer.system.config.speakers == 3
     assert list(trainer.run())[-1].step == 6
+
+
+def test_a_checkpoint_of_another_rate_is_refused(corpus: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "high", build(sized("mcspex", "tiny", 16000, 4)), {})
+    chosen = settings(corpus, "out")
+    chosen = replace(chosen, model=replace(chosen.model, start_from="high"))
+    with pytest.raises(ConfigError, match=r"high: works at 16000 Hz. Set \[model\]"):
+        Trainer(chosen)
 
 
 def test_minutes_end_a_run(corpus: Path) -> None:

@@ -1,0 +1,44 @@
+"""Paths: what is there, and folders to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mcspex_cli.errors import AudioError, OutputError
+
+SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split()
+)
+"""Suffixes taken for sound files when a folder is searched."""
+
+
+def find(folder: Path) -> list[Path]:
+    """List the sound files under `folder`, however deep, by path; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where there is nothing.
+
+    Raises:
+        AudioError: there is no such file or folder.
+    """
+    if not path.exists():
+        raise AudioError(f"{path}: no such file or folder.")
+
+
+def make_folders(*folders: Path) -> None:
+    """Make folders, with those above them, where they do not exist.
+
+    Raises:
+        OutputError: one cannot be made.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
