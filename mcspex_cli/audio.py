@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import folders, integrity
+from mcspex_cli import integrity, paths
 from mcspex_cli.errors import AudioError, OutputError
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Open for reading, or say why not."""
     import soundfile
 
-    folders.check_exists(path)
+    paths.check_exists(path)
     if path.is_dir():
         raise AudioError(f"{path}: is a directory. Name a sound file in it.")
     if not path.is_file():

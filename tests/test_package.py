@@ -19,7 +19,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
-errors folders integrity audio
+errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint
 extraction.chunks extraction.engine extraction.jobs extraction.files

@@ -37,11 +37,11 @@ def score(estimates: Path, truth: Path, mixtures: Path | None, as_json: bool) ->
     SI-SDR in dB, zero-mean, in float64; SI-SDRi is its gain over the mixture's. Files in
     folders are paired by name (a.target.wav with a.wav).
     """
-    from mcspex_cli import folders
+    from mcspex_cli import paths
     from mcspex_cli.evaluation.scoring import pair, score_all, summarise
 
     for path in filter(None, (estimates, truth, mixtures)):
-        folders.check_exists(path)
+        paths.check_exists(path)
     scores = list(score_all(pair(estimates, truth, mixtures)))
     summary = summarise(scores)
     if as_json:

@@ -137,10 +137,10 @@ def _work(
     talk: Talk,
 ) -> None:
     """Extract every job; one that fails does not stop the others."""
-    from mcspex_cli import folders
+    from mcspex_cli import paths
     from mcspex_cli.extraction.files import extract_file
 
-    folders.make_folders(*{job.output.parent for job in jobs})
+    paths.make_folders(*{job.output.parent for job in jobs})
     failed: list[McspexError] = []
     with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
         for job in jobs:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import audio, folders
+from mcspex_cli import audio, paths
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import AudioError, PairingError
 from mcspex_cli.evaluation.metrics import is_silent, si_sdr
@@ -129,7 +129,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
 def _by_name(folder: Path) -> dict[str, Path]:
     """Sound files under a folder by the name they are paired by."""
     named: dict[str, Path] = {}
-    for path in folders.find(folder):
+    for path in paths.find(folder):
         name = str(path.relative_to(folder).with_suffix("")).removesuffix(".target")
         if name in named:
             raise PairingError(f"{named[name]} and {path}: one name, two files. Move one away.")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mcspex_cli import audio
+from mcspex_cli import audio, paths
 from mcspex_cli.errors import ConfigError
 
 _TRIES = 1000
@@ -91,9 +91,9 @@ class Corpus:
         pieces: list[npt.NDArray[np.int16]] = []
         speakers: list[Speaker] = []
         at = 0
-        for name, paths in _by_speaker(folders).items():
+        for name, files in _by_speaker(folders).items():
             speaker = Speaker(name, at)
-            for path in paths:
+            for path in files:
                 sound = audio.read(path, sample_rate_hz)
                 pieces.append(np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16))
                 speaker.bounds.append(speaker.bounds[-1] + len(sound))
@@ -198,9 +198,9 @@ def _by_speaker(folders: Sequence[Path]) -> dict[str, list[Path]]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder of speakers.")
-        for path in folders.find(folder):
+        for path in paths.find(folder):
             found.setdefault(str(path.parent), []).append(path)
-    return {name: paths for name, paths in found.items() if len(paths) > 1}
+    return {name: files for name, files in found.items() if len(files) > 1}
 
 
 def _arc(speaker: Speaker, length: int, rng: np.random.Generator) -> Arc:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import audio, folders
+from mcspex_cli import audio, paths
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError, OutputError
 
@@ -108,7 +108,7 @@ def write_renderings(
     """
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
-    folders.make_folders(*(folder / name for name in ("mix_clean", "s1", "s2", "references")))
+    paths.make_folders(*(folder / name for name in ("mix_clean", "s1", "s2", "references")))
     for recipe in recipes:
         made = render(recipe, sample_rate_hz)
         audio.write(folder / "mix_clean" / f"{made.id}.wav", made.mixture, sample_rate_hz)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcspex_cli import folders
+from mcspex_cli import paths
 from mcspex_cli.checkpoint import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
@@ -196,7 +196,7 @@ class Trainer:
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
         if path.is_file() and not resume:
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
-        folders.make_folders(self.out)
+        paths.make_folders(self.out)
         if not resume:
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

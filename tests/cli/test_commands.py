@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import __version__, audio, folders
+from mcspex_cli import __version__, audio, paths
 from mcspex_cli.__main__ import main
 from tests.conftest import ROOT, buzz
 
@@ -64,7 +64,7 @@ def test_every_command_is_documented(name: str) -> None:
 def test_score_prints_a_table_with_means(scene: Path) -> None:
     noisy = audio.read(scene / "truth.wav", 8000) + 0.1 * buzz(333, 2)
     for folder, sound in (("t", "truth"), ("m", "mixture")):
-        folders.make_folders(scene / folder, scene / "e")
+        paths.make_folders(scene / folder, scene / "e")
         for name in "ab":
             samples = audio.read(scene / f"{sound}.wav", 8000)
             audio.write(scene / folder / f"{name}.wav", samples, 8000)
@@ -139,11 +139,10 @@ def test_interrupted_training_goes_on_where_it_stopped(corpus: Path) -> None:
     while not running.stderr.readline().startswith("step 3 "):
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    said = running.stderr.read()
-    assert running.wait(60) == 130
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
     stopped = re.search(r"stopped after step (\d+)\. Go on with --resume", said)
     assert stopped
-    running.stderr.close()
     step = int(stopped[1])
     config.write_text(text.replace("STEPS", str(step + 2)))
     done = run("train", config, "--resume")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcspex_cli import audio, folders
+from mcspex_cli import audio, paths
 from mcspex_cli.errors import AudioError, PairingError
 from mcspex_cli.evaluation.scoring import Trio, pair, score, score_all, summarise
 from tests.conftest import RATE_HZ, SHARED, buzz, needs_shared
@@ -24,7 +24,7 @@ def folders(tmp_path: Path) -> Path:
             ("est", target + 0.1 * other, ".target.wav"),
         ):
             path = tmp_path / folder / f"{name}{suffix}"
-            folders.make_folders(path.parent)
+            paths.make_folders(path.parent)
             audio.write(path, sound, RATE_HZ)
     return tmp_path
 
