@@ -86,33 +86,28 @@ class Trainer:
 
     def run(self) -> Iterator[Progress]:
         """Train to the end of the schedule, yielding reports; saves as it goes."""
-        run, since = self.settings.run, time.monotonic()
+        run = self.settings.run
         pending: list[Losses] = []
-        spent_s = 0.0
+        reported_s = self.elapsed_s
         while not self.finished and not self.stopping:
-            share = self._share()
-            pending.append(self._step(share))
-            now = time.monotonic()
-            self.elapsed_s, spent_s, since = (
-                self.elapsed_s + now - since,
-                spent_s + now - since,
-                now,
-            )
+            began = time.monotonic()
+            pending.append(self._step())
+            self.elapsed_s += time.monotonic() - began
             self.step += 1
             validate = self.step % run.validate_every_steps == 0 or self.finished
             if validate or self.step % run.log_every_steps == 0:
                 score = self._validate_and_save() if validate else None
-                yield self._report(pending, spent_s, score)
-                pending, spent_s, since = [], 0.0, time.monotonic()
+                yield self._report(pending, self.elapsed_s - reported_s, score)
+                pending, reported_s = [], self.elapsed_s
         self._save_state()
 
-    def _step(self, share: float) -> Losses:
+    def _step(self) -> Losses:
         """Draw one batch and descend."""
         settings, run = self.settings.optimiser, self.settings.run
         rng = np.random.default_rng((run.seed, self.step))
         batch = self.sampler.draw(settings.batch, rng)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(settings, self.step, share)
+            group["lr"] = learning_rate(settings, self.step, self._share())
         losses = self._losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
@@ -160,11 +155,14 @@ class Trainer:
     def _validate_and_save(self) -> float | None:
         """Score the averaged weights, keep them as `last`, and as `best` if they are."""
         score = validate(self.average, self.renderings, self.device) if self.renderings else None
+        corpus, settings = self.sampler.corpus, self.settings
         provenance = {
-            "step": self.step,
-            "elapsed_s": round(self.elapsed_s),
+            "steps": self.step,
+            "minutes": round(self.elapsed_s / 60, 1),
             "validation_si_sdr_i_db": score,
-            "settings": {k: v for k, v in asdict(self.settings).items() if k != "folder"},
+            "speech_h": round(corpus.seconds / 3600, 2),
+            "mixtures": asdict(settings.mixtures),
+            "optimiser": asdict(settings.optimiser),
         }
         save_checkpoint(self.out / "last", self.average, provenance)
         if score is not None and score > self.best_db:

@@ -55,7 +55,7 @@ def test_a_run_reports_and_leaves_a_loadable_checkpoint(corpus: Path, system: st
     assert [r.validation_db is not None for r in reports] == [False, True, False, True]
     assert reports[-1].share == 1
     info = find_checkpoint(corpus.parent / "out" / "last")
-    assert info.provenance["step"] == 6
+    assert info.provenance["steps"] == 6
     assert info.provenance["validation_si_sdr_i_db"] == reports[-1].validation_db
     assert load_checkpoint(info).config.speakers == 3
     best = find_checkpoint(corpus.parent / "out" / "best").provenance["validation_si_sdr_i_db"]
