@@ -22,7 +22,7 @@ from mcspex_cli import audio
 RATE_HZ = 8000
 SNR_DB = 0.0
 
-TARGET, INTERFERER = "slt", "rms"
+TARGET, INTERFERER = "slt", "en-gb+m5"
 TARGET_SAYS = "The ferry leaves the harbour at seven, and we must not forget the red suitcase."
 INTERFERER_SAYS = "Last winter they painted every window of the old railway station dark green."
 REFERENCE_SAYS = "My grandmother keeps eleven hens behind her house, and each of them has a name."
