@@ -25,6 +25,16 @@ GOOD_REFERENCE_S = 1.5
 
 
 @dataclass(frozen=True)
+class Voice:
+    """A loaded model and the one voice that it is to follow."""
+
+    engine: Engine
+    info: CheckpointInfo
+    references: Sequence[Path]
+    embedding: Samples
+
+
+@dataclass(frozen=True)
 class Talk:
     """How much to say, and how."""
 
@@ -103,16 +113,14 @@ def extract(
 
     jobs = plan(mixtures, references, output, overwrite=overwrite)
     info = find_checkpoint(model or DEFAULT_MODEL)
-    engine, voice = _prepare(info, device, precision, references)
+    voice = _enroll(references, info, device, precision)
     from mcspex_cli.extraction.files import FileSettings
 
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
-    _work(engine, voice, jobs, settings, info, Talk(as_json, quiet, verbose))
+    _work(jobs, voice, settings, Talk(as_json, quiet, verbose))
 
 
-def _prepare(
-    info: CheckpointInfo, device: str, precision: str, references: Sequence[Path]
-) -> tuple[Engine, Samples]:
+def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, precision: str) -> Voice:
     """Check the references, then load the model and embed them."""
     from mcspex_cli import audio
 
@@ -125,17 +133,10 @@ def _prepare(
     clips = read_references(references, engine)
     if seconds < GOOD_REFERENCE_S:
         console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
-    return engine, engine.embed(clips)
+    return Voice(engine, info, references, engine.embed(clips))
 
 
-def _work(
-    engine: Engine,
-    voice: Samples,
-    jobs: Sequence[Job],
-    settings: FileSettings,
-    info: CheckpointInfo,
-    talk: Talk,
-) -> None:
+def _work(jobs: Sequence[Job], voice: Voice, settings: FileSettings, talk: Talk) -> None:
     """Extract every job; one that fails does not stop the others."""
     from mcspex_cli import paths
     from mcspex_cli.extraction.files import extract_file
@@ -145,14 +146,15 @@ def _work(
     with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
         for job in jobs:
             task = bar.add_task(job.mixture.name, total=_seconds(job.mixture))
+            advance = partial(bar.advance, task)
             try:
-                done = extract_file(engine, job, voice, settings, partial(bar.advance, task))
+                done = extract_file(voice.engine, job, voice.embedding, settings, advance)
             except McspexError as error:
                 failed.append(error)
                 if len(jobs) > 1:
                     console.error(str(error))
             else:
-                _tell(done, engine, info, talk)
+                _tell(done, voice, talk)
             bar.remove_task(task)
     if failed and len(jobs) == 1:
         raise failed[0]
@@ -171,21 +173,21 @@ def _seconds(mixture: Path) -> float | None:
         return None
 
 
-def _tell(done: Extraction, engine: Engine, info: CheckpointInfo, talk: Talk) -> None:
+def _tell(done: Extraction, voice: Voice, talk: Talk) -> None:
     """Report one finished mixture."""
     if done.limited:
         console.warn(f"{done.output}: turned down (gain {done.gain_db[0]:+.1f} dB) not to clip.")
     if done.silent:
         console.warn(f"{done.output}: nothing of this voice was found, the result is silent.")
     if talk.as_json:
-        console.data(as_row(done, engine, info))
+        console.data(_as_row(done, voice))
     elif not talk.quiet:
         detail = ""
         if talk.verbose:
             gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
             detail = (
-                f"; {info.name} (sha256 {info.sha256[:12]}) on {engine.device}, "
-                f"{engine.precision}, gain {gains} dB"
+                f"; {voice.info.name} (sha256 {voice.info.sha256[:12]}) on "
+                f"{voice.engine.device}, {voice.engine.precision}, gain {gains} dB"
             )
         console.say(
             f"{done.output}  ({done.seconds:.1f} s in {done.elapsed_s:.1f} s, "
@@ -193,10 +195,11 @@ def _tell(done: Extraction, engine: Engine, info: CheckpointInfo, talk: Talk) ->
         )
 
 
-def as_row(done: Extraction, engine: Engine, info: CheckpointInfo) -> dict[str, object]:
+def _as_row(done: Extraction, voice: Voice) -> dict[str, object]:
     """What --json prints for one mixture."""
     return {
         "mixture": str(done.mixture),
+        "references": [str(path) for path in voice.references],
         "output": str(done.output),
         "seconds": round(done.seconds, 3),
         "sample_rate_hz": done.sample_rate_hz,
@@ -205,8 +208,8 @@ def as_row(done: Extraction, engine: Engine, info: CheckpointInfo) -> dict[str, 
         "gain_db": list(done.gain_db),
         "limited": done.limited,
         "silent": done.silent,
-        "device": str(engine.device),
-        "precision": engine.precision,
-        "model": info.name,
-        "model_sha256": info.sha256,
+        "device": str(voice.engine.device),
+        "precision": voice.engine.precision,
+        "model": voice.info.name,
+        "model_sha256": voice.info.sha256,
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcspex_cli import audio
+from mcspex_cli import audio, paths
 from mcspex_cli.errors import OutputError
 
 
@@ -27,9 +27,12 @@ def plan(
     not exist yet, and beside a mixture are `STEM.target.wav`.
 
     Raises:
+        AudioError: a mixture or reference does not exist.
         OutputError: an output exists (and `overwrite` is not set), is one of the inputs, is
             shared by two mixtures, or its folder is missing.
     """
+    for path in (*mixtures, *references):
+        paths.check_exists(path)
     is_file = output is not None and not output.is_dir() and bool(output.suffix)
     if output and is_file and output.suffix.lower() not in audio.OUTPUT_FORMATS:
         raise OutputError(f"{output}: cannot write this format. Use .wav, .flac or .ogg.")

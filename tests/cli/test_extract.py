@@ -59,6 +59,7 @@ def test_json_has_one_object_for_each_mixture(extract: Run, scene: Path, tiny_fo
     assert [r["mixture"] for r in rows] == ["mixture.wav", "more.wav"]
     assert [r["output"] for r in rows] == ["out/mixture.target.wav", "out/more.target.wav"]
     first = rows[0]
+    assert first["references"] == ["reference.wav"]
     assert first["seconds"] == 2.0
     assert first["real_time_factor"] == pytest.approx(first["elapsed_s"] / 2, abs=1e-3)
     assert first["model_sha256"] == find_checkpoint(tiny_folder).sha256

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.errors import OutputError
+from mcspex_cli.errors import AudioError, OutputError
 from mcspex_cli.extraction.jobs import plan
 
 
@@ -76,6 +76,13 @@ def test_a_directory_in_the_outputs_place_is_refused(folder: Path) -> None:
     (folder / "a.target.wav").mkdir()
     with pytest.raises(OutputError, match="is a directory"):
         outputs(folder, "a.wav", overwrite=True)
+
+
+@pytest.mark.parametrize("mixture", ["none.wav", "none/a.wav"])
+def test_a_missing_mixture_is_refused_before_any_work(folder: Path, mixture: str) -> None:
+    with pytest.raises(AudioError, match=rf"{mixture}: no such file or folder"):
+        outputs(folder, "a.wav", mixture)
+    assert not (folder / "none").exists()
 
 
 def test_a_missing_folder_is_named_before_any_work(folder: Path) -> None:
