@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def error(text: str) -> None:
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
-    """Print a value as JSON to stdout; what is not a number there is null."""
+    """Print a value, free of NaN and infinity, as JSON to stdout."""
     click.echo(json.dumps(value, indent=indent, allow_nan=False))
 
 
@@ -46,7 +47,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequen
         made.add_row(*row)
     console = _console(stderr=False)
     if not console.is_terminal:
-        console.width = 200
+        console.width = 10_000  # nothing is cut in a file or pipe
     console.print(made)
 
 
@@ -72,6 +73,4 @@ def _console(*, stderr: bool) -> Console:
 
 def _colour() -> bool | None:
     """False where NO_COLOR asks for none, else as the terminal is."""
-    import os
-
     return False if os.environ.get("NO_COLOR") else sys.stderr.isatty()
