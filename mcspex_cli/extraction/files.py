@@ -100,33 +100,46 @@ def extract_file(
         OutputError: the output cannot be written.
         EngineError: the precision gave numbers that are not finite.
     """
-    settings, began = settings or FileSettings(), time.monotonic()
-    info = _probe(job.mixture)
-    source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
-    measured = _Measured(info.channels if settings.channel == "all" else 1)
-    rate_hz, channels = info.sample_rate_hz, measured.channels
-    with (
-        audio.Writer(job.output, rate_hz, channels, settings.subtype) as writer,
-        _spool(job.output) as spool,
-    ):
-        for block in _estimates(engine, source, rate_hz, embedding, measured):
-            _append(spool, block, job.output)
-            advance(block.shape[1] / rate_hz)
-        if level_db(measured.mixture_mean_square()) < SILENCE_DB:
-            raise AudioError(f"{job.mixture}: is silent. Check the channel and the recording.")
-        gain, limited = measured.gain(settings, job.output)
-        for block in _exactly(_unspool(spool, channels), source.frames):
-            writer.write(block * gain)
+    began = time.monotonic()
+    measured = _extract(engine, job, embedding, settings or FileSettings(), advance)
     return Extraction(
         mixture=job.mixture,
         output=job.output,
-        seconds=source.frames / rate_hz,
-        sample_rate_hz=rate_hz,
+        seconds=measured.frames / measured.rate_hz,
+        sample_rate_hz=measured.rate_hz,
         elapsed_s=time.monotonic() - began,
-        gain_db=tuple(round(level_db(float(g) ** 2), 2) for g in gain[:, 0]),
-        limited=limited,
-        silent=bool(measured.peak.max() * np.abs(gain).max() < 10 ** (SILENCE_DB / 20)),
+        gain_db=tuple(round(level_db(float(g) ** 2), 2) for g in measured.gain),
+        limited=measured.limited,
+        silent=bool((measured.peak * np.abs(measured.gain)).max() < 10 ** (SILENCE_DB / 20)),
     )
+
+
+def _extract(
+    engine: Engine,
+    job: Job,
+    embedding: Samples,
+    settings: FileSettings,
+    advance: Callable[[float], object],
+) -> _Measured:
+    """Run both passes and say what was measured and decided on the way."""
+    info = _probe(job.mixture)
+    source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
+    measured = _Measured(info.channels if settings.channel == "all" else 1, info.sample_rate_hz)
+    with (
+        audio.Writer(job.output, info.sample_rate_hz, measured.channels, settings.subtype) as out,
+        _spool(job.output) as spool,
+    ):
+        for block in _estimates(engine, source, embedding, measured):
+            _append(spool, block, job.output)
+            advance(block.shape[1] / info.sample_rate_hz)
+        measured.frames = source.frames
+        if level_db(measured.mixture_mean_square()) < SILENCE_DB:
+            raise AudioError(f"{job.mixture}: is silent. Check the channel and the recording.")
+        measured.decide(settings, job.output)
+        factors = measured.gain.astype(np.float32)[:, None]
+        for block in _exactly(_unspool(spool, measured.channels), source.frames):
+            out.write(block * factors)
+    return measured
 
 
 def _probe(mixture: Path) -> audio.AudioInfo:
@@ -139,14 +152,21 @@ def _probe(mixture: Path) -> audio.AudioInfo:
 
 @dataclass
 class _Measured:
-    """What the first pass learns: products at the network's rate, the peak at the file's."""
+    """What the first pass learns, and the gain [channel] that follows from it.
+
+    The products <m, m>, <e, e> and <m, e> are at the network's rate, |e|'s peak, `frames` and
+    `rate_hz` the file's; each product and peak is [channel].
+    """
 
     channels: int
+    rate_hz: int
+    frames: int = 0
     samples: int = 0
+    limited: bool = False
 
     def __post_init__(self) -> None:
-        # <m, m>, <e, e>, <m, e> and the largest |e|, each [channel]
         self.mixture, self.estimate, self.shared, self.peak = np.zeros((4, self.channels))
+        self.gain = np.ones(self.channels)
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
         """Take account of a block [channel, sample] of both."""
@@ -160,27 +180,23 @@ class _Measured:
         """Mean square of the loudest channel."""
         return float(self.mixture.max()) / max(1, self.samples)
 
-    def gain(self, settings: FileSettings, output: Path) -> tuple[Samples, bool]:
-        """The factors [channel, 1] of a level policy, and whether clipping limited them."""
-        ones = np.ones(self.channels)
-        gain = ones
+    def decide(self, settings: FileSettings, output: Path) -> None:
+        """Set the gain that a level policy asks for, less what would clip."""
         if settings.level == "match":
-            gain = np.divide(self.shared, self.estimate, out=ones, where=self.estimate > 0)
-        loudest = float((np.abs(gain) * self.peak).max())
-        if settings.level == "peak" and loudest > 0:
-            gain = gain * (PEAK / loudest)
+            audible = self.estimate > 0
+            np.divide(self.shared, self.estimate, out=self.gain, where=audible)
+        loudest = float((np.abs(self.gain) * self.peak).max())
         is_float = settings.subtype == "FLOAT" and output.suffix.lower() == ".wav"
         exact = settings.level == "raw" and is_float
-        limited = settings.level != "peak" and loudest > FULL_SCALE and not exact
-        if limited:
-            gain = gain * (PEAK / loudest)
-        return gain.astype(np.float32)[:, None], limited
+        self.limited = settings.level != "peak" and loudest > FULL_SCALE and not exact
+        if self.limited or (settings.level == "peak" and loudest > 0):
+            self.gain *= PEAK / loudest
 
 
 def _estimates(
-    engine: Engine, source: audio.Reader, rate_hz: int, embedding: Samples, measured: _Measured
+    engine: Engine, source: audio.Reader, embedding: Samples, measured: _Measured
 ) -> Iterator[Samples]:
-    """The network's output [channel, sample] at `rate_hz`, measured on the way."""
+    """The network's output [channel, sample] at the file's rate, measured on the way."""
 
     def at_network_rate() -> Iterator[Samples]:
         """The estimates as they come."""
@@ -188,7 +204,7 @@ def _estimates(
             measured.add(estimate, mixture)
             yield estimate
 
-    back = audio.Resampler(engine.sample_rate_hz, rate_hz, measured.channels)
+    back = audio.Resampler(engine.sample_rate_hz, measured.rate_hz, measured.channels)
     for block in back.run(at_network_rate()):
         if block.shape[1]:
             measured.peak = np.maximum(measured.peak, np.abs(block).max(axis=1))
