@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcspex_cli import paths
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) ->
     """Write `system` to a folder as half-precision weights and config.json.
 
     Running statistics keep float32, whose range they may need.
+
+    Raises:
+        OutputError: the folder cannot be made.
     """
     import torch
     from safetensors.torch import save
@@ -134,11 +138,10 @@ def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) ->
         "sha256": hashlib.sha256(data).hexdigest(),
         "provenance": provenance,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    paths.make_folders(folder)
     for name, content in ((WEIGHTS, data), (CONFIG, json.dumps(config, indent=2).encode() + b"\n")):
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        with paths.whole(folder / name) as partial:
+            partial.write_bytes(content)
 
 
 def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mcspex_cli.errors import AudioError, OutputError
@@ -42,3 +45,14 @@ def make_folders(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

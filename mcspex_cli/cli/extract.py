@@ -114,7 +114,7 @@ def extract(
     jobs = plan(mixtures, references, output, overwrite=overwrite)
     info = find_checkpoint(model or DEFAULT_MODEL)
     voice = _enroll(references, info, device, precision)
-    from mcspex_cli.extraction.files import FileSettings
+    from mcspex_cli.extraction.files import FileSettings  # brings torch, so not before
 
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
     _work(jobs, voice, settings, Talk(as_json, quiet, verbose))

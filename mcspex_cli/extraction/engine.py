@@ -187,11 +187,28 @@ def check_signal(name: str, samples: Samples, sample_rate_hz: int) -> None:
     Raises:
         AudioError: it is shorter than 0.3 s or silent.
     """
-    seconds = len(samples) / sample_rate_hz
+    check_length(name, len(samples) / sample_rate_hz)
+    check_level(name, float(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def check_length(name: str, seconds: float) -> None:
+    """Refuse a signal of under 0.3 s.
+
+    Raises:
+        AudioError: as said.
+    """
     if seconds < LEAST_S:
         raise AudioError(f"{name}: {seconds:.2f} s is too short. Give {LEAST_S} s or more.")
-    if level_db(float(np.mean(np.square(samples, dtype=np.float64)))) < SILENCE_DB:
-        raise AudioError(f"{name}: is silent. Check the recording.")
+
+
+def check_level(name: str, mean_square: float) -> None:
+    """Refuse a silent signal.
+
+    Raises:
+        AudioError: as said.
+    """
+    if level_db(mean_square) < SILENCE_DB:
+        raise AudioError(f"{name}: is silent. Check the recording and its channels.")
 
 
 def level_db(mean_square: float) -> float:

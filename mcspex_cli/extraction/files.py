@@ -13,8 +13,15 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, OutputError
-from mcspex_cli.extraction.engine import LEAST_S, SILENCE_DB, Engine, check_signal, level_db
+from mcspex_cli.errors import OutputError
+from mcspex_cli.extraction.engine import (
+    SILENCE_DB,
+    Engine,
+    check_length,
+    check_level,
+    check_signal,
+    level_db,
+)
 from mcspex_cli.extraction.jobs import Job
 
 LEVELS = ("match", "peak", "raw")
@@ -122,7 +129,8 @@ def _extract(
     advance: Callable[[float], object],
 ) -> _Measured:
     """Run both passes and say what was measured and decided on the way."""
-    info = _probe(job.mixture)
+    info = audio.probe(job.mixture)
+    check_length(str(job.mixture), info.seconds)
     source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
     measured = _Measured(info.channels if settings.channel == "all" else 1, info.sample_rate_hz)
     with (
@@ -133,21 +141,12 @@ def _extract(
             _append(spool, block, job.output)
             advance(block.shape[1] / info.sample_rate_hz)
         measured.frames = source.frames
-        if level_db(measured.mixture_mean_square()) < SILENCE_DB:
-            raise AudioError(f"{job.mixture}: is silent. Check the channel and the recording.")
+        check_level(str(job.mixture), measured.mixture_mean_square())
         measured.decide(settings, job.output)
         factors = measured.gain.astype(np.float32)[:, None]
         for block in _exactly(_unspool(spool, measured.channels), source.frames):
             out.write(block * factors)
     return measured
-
-
-def _probe(mixture: Path) -> audio.AudioInfo:
-    """A mixture's header, if it is long enough."""
-    info = audio.probe(mixture)
-    if info.seconds < LEAST_S:
-        raise AudioError(f"{mixture}: {info.seconds:.2f} s is too short. Give {LEAST_S} s or more.")
-    return info
 
 
 @dataclass

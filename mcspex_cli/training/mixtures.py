@@ -130,12 +130,8 @@ class MixtureSampler:
         snr = self._uniform(self.settings.snr_db, size, rng)
         interferer = interferer * gain_for_snr(target, interferer, snr)
         mixture = target + interferer
-        level = 10 ** (self._uniform(self.settings.level_db, size, rng) / 20)
-        scale = level / mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-4)
-        own = 10 ** (self._uniform(self.settings.level_db, size, rng) / 20)
-        reference = (
-            reference * own / reference.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-4)
-        )
+        scale = self._gain_for_level(mixture, rng)
+        reference = reference * self._gain_for_level(reference, rng)
         speaker = torch.tensor([s for s, _, _, _ in plans], device=mixture.device)
         return Batch(mixture * scale, target * scale, reference, speaker)
 
@@ -177,6 +173,11 @@ class MixtureSampler:
         index = column([a.offset for a in arcs]) + torch.where(repeated, step % span, step)
         index = column([a.speaker.start for a in arcs]) + index % loop
         return self.corpus.samples[index].float() / 32768 * heard
+
+    def _gain_for_level(self, signals: Tensor, rng: np.random.Generator) -> Tensor:
+        """The gains [batch, 1] that bring `signals` [batch, sample] to random levels."""
+        level = 10 ** (self._uniform(self.settings.level_db, len(signals), rng) / 20)
+        return level / signals.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-4)
 
     def _uniform(self, span: tuple[float, float], size: int, rng: np.random.Generator) -> Tensor:
         """Uniform numbers [batch, 1] on the corpus's device."""

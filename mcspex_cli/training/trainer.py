@@ -173,19 +173,16 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Write all that `resume` needs, whole or not at all."""
-        partial = self.out / f"{STATE}.partial"
-        torch.save(
-            {
-                "system": self.system.state_dict(),
-                "average": self.average.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "step": self.step,
-                "elapsed_s": self.elapsed_s,
-                "best_db": self.best_db,
-            },
-            partial,
-        )
-        partial.replace(self.out / STATE)
+        state = {
+            "system": self.system.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "best_db": self.best_db,
+        }
+        with paths.whole(self.out / STATE) as partial:
+            torch.save(state, partial)
 
     def _state(self, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None to begin."""
