@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,14 @@ _LIMITS = {
     "speakers": (1, 1_000_000),
 }
 """What a config may ask for: a hostile one must not allocate the machine's memory."""
+
+_ADDED_LATER: dict[str, object] = {
+    "scale_fuser": "gate",
+    "consm": "listening",
+    "scale_intermg": "mixing",
+    "true_level": False,
+}
+"""Keys that the first configs lack, and what the networks of their time were."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +159,27 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
     Raises:
         CheckpointError: an unknown or missing key, a wrong type or a value out of range.
     """
+    from mcspex_cli.model.decoder import INTERMGS
+    from mcspex_cli.model.encoder import FUSERS
+    from mcspex_cli.model.extractor import CONSMS
     from mcspex_cli.model.systems import SYSTEMS, SystemConfig
 
+    raw = {**_ADDED_LATER, **raw}
     known = {f.name for f in fields(SystemConfig)}
     if raw.keys() != known:
         odd = ", ".join(sorted(raw.keys() ^ known)[:3])
         raise CheckpointError(f"{path}: unknown or missing keys ({odd}). Is mcspex up to date?")
-    if not isinstance(raw["system"], str) or raw["system"] not in SYSTEMS:
-        names = ", ".join(SYSTEMS)
-        raise CheckpointError(f"{path}: system {raw['system']!r} is unknown. Known: {names}.")
+    choices: dict[str, Collection[object]] = {
+        "system": SYSTEMS,
+        "scale_fuser": FUSERS,
+        "consm": CONSMS,
+        "scale_intermg": INTERMGS,
+        "true_level": (True, False),
+    }
+    for key, choice in choices.items():
+        if not isinstance(raw[key], str | bool) or raw[key] not in choice:
+            names = ", ".join(map(str, choice))
+            raise CheckpointError(f"{path}: {key} {raw[key]!r} is unknown. Known: {names}.")
     for key, (low, high) in _LIMITS.items():
         _check_number(path, key, raw[key], low, high)
     for key, low, high, count in (("windows_ms", 0.1, 1000, 3), ("speaker_channels", 1, 8192, 3)):

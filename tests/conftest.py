@@ -80,3 +80,66 @@ def corpus(tmp_path: Path) -> Path:
             sound = buzz(pitch_hz, 1.0 + 0.2 * seed, seed)
             audio.write(folder / talker / f"{name}.flac", sound, RATE_HZ)
     return folder
+
+
+def speak(path: Path, utterance: str, seconds: float, gain: float = 1.0) -> audio.Samples:
+    """Write an utterance SPEAKER-CHAPTER-NUMBER, the pitch by the speaker; give it back."""
+    speaker, _, number = (int(part) for part in utterance.split("-"))
+    sound = gain * buzz(90 + speaker % 97, seconds, speaker + number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audio.write(path, sound, RATE_HZ)
+    return sound
+
+
+LIBRIMIX = {
+    "train-100": (
+        "19-198-0001_26-495-0001",
+        "26-495-0002_19-198-0002",
+        "27-123-0001_19-198-0003",  # 27 says nothing else
+    ),
+    "dev": ("84-121123-0000_174-50561-0000", "174-50561-0001_84-121550-0000"),
+    "test": (
+        "4077-13754-0001_5142-33396-0065",
+        "4077-13754-0004_5142-36377-0020",
+        "5142-36377-0021_4077-13754-0002",
+    ),
+}
+"""The mixtures of each set; the third of `test` is not in its metadata."""
+
+
+@pytest.fixture
+def librimix(tmp_path: Path) -> Path:
+    """A small Libri2Mix/wav8k/min, its test set with metadata and SpeakerBeam's enrolments."""
+    root = tmp_path / "Libri2Mix" / "wav8k" / "min"
+    for name, ids in LIBRIMIX.items():
+        for number, id_ in enumerate(ids):
+            one, other = id_.split("_")
+            seconds = 1.2 + 0.1 * number
+            mixture = speak(root / name / "s1" / f"{id_}.wav", one, seconds)
+            mixture = mixture + speak(root / name / "s2" / f"{id_}.wav", other, seconds, 0.6)
+            (root / name / "mix_clean").mkdir(exist_ok=True)
+            audio.write(root / name / "mix_clean" / f"{id_}.wav", mixture, RATE_HZ)
+    rows = ["mixture_ID,mixture_path,source_1_path,source_2_path,length"]
+    for id_ in LIBRIMIX["test"][:2]:
+        rows.append(",".join([id_, *(f"/d/{f}/{id_}.wav" for f in ("mix_clean", "s1", "s2")), "1"]))
+    (root / "metadata").mkdir()
+    (root / "metadata" / "mixture_test_mix_clean.csv").write_text("\n".join(rows) + "\n")
+    one, other = LIBRIMIX["test"][:2]
+    (root / "test" / "map_mixture2enrollment").write_text(
+        f"{one} 4077-13754-0001 s1/{other}\n"
+        f"{one} 5142-33396-0065 s2/{other}\n"
+        f"{other} 4077-13754-0004 s1/{one}\n"
+        f"{other} 5142-36377-0020 s2/{one}\n"
+    )
+    return root
+
+
+@pytest.fixture
+def librispeech(tmp_path: Path) -> Path:
+    """A tree SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac: two speakers, one of two chapters."""
+    root = tmp_path / "LibriSpeech" / "dev-clean"
+    names = ("84-121123-0000", "84-121123-0001", "84-121550-0000", "174-50561-0000")
+    for utterance in (*names, "174-50561-0001"):
+        speaker, chapter, _ = utterance.split("-")
+        speak(root / speaker / chapter / f"{utterance}.flac", utterance, 1.0)
+    return root

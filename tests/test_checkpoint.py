@@ -97,6 +97,9 @@ def test_a_newer_format_asks_for_a_newer_program(folder: Path) -> None:
         ({"windows_ms": [20, 10, 5]}, "windows must grow"),
         ({"speaker_channels": [16, 32, 10**7]}, "speaker_channels is 10000000"),
         ({"system": "voicefilter"}, "system 'voicefilter' is unknown. Known: mcspex, spexplus"),
+        ({"consm": "loud"}, "consm 'loud' is unknown. Known: steady, listening"),
+        ({"scale_fuser": 3}, "scale_fuser 3 is unknown. Known: gate, attention"),
+        ({"true_level": "yes"}, "true_level 'yes' is unknown. Known: True, False"),
         ({"colour": "red"}, r"unknown or missing keys \(colour\)"),
     ],
 )

@@ -38,7 +38,9 @@ class FileSettings:
     channel: str = "mix"
     """"mix", a channel's number, or "all": each channel extracted for itself."""
     level: str = "match"
-    """"match" (least squares to the mixture), "peak" (to -1 dBFS) or "raw" (the network's)."""
+    """"match" (as loud as in the mixture), "peak" (to -1 dBFS) or "raw" (the network's).
+
+    Most networks' level is arbitrary, and matched by least squares; some have learnt it."""
     subtype: str = "PCM_16"
 
     def __post_init__(self) -> None:
@@ -142,7 +144,8 @@ def _extract(
             advance(block.shape[1] / info.sample_rate_hz)
         measured.frames = source.frames
         check_level(str(job.mixture), measured.mixture_mean_square())
-        measured.decide(settings, job.output)
+        levelled = engine.system.config.true_level
+        measured.decide(settings, job.output, true_level=levelled)
         factors = measured.gain.astype(np.float32)[:, None]
         for block in _exactly(_unspool(spool, measured.channels), source.frames):
             out.write(block * factors)
@@ -179,9 +182,9 @@ class _Measured:
         """Mean square of the loudest channel."""
         return float(self.mixture.max()) / max(1, self.samples)
 
-    def decide(self, settings: FileSettings, output: Path) -> None:
+    def decide(self, settings: FileSettings, output: Path, *, true_level: bool) -> None:
         """Set the gain that a level policy asks for, less what would clip."""
-        if settings.level == "match":
+        if settings.level == "match" and not true_level:
             audible = self.estimate > 0
             np.divide(self.shared, self.estimate, out=self.gain, where=audible)
         loudest = float((np.abs(self.gain) * self.peak).max())

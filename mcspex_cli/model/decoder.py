@@ -27,29 +27,67 @@ class IndependentMasks(nn.Module):
 class ScaleInterMG(nn.Module):
     """MC-SpEx's mask generator: the scales' masks inform each other.
 
+    From the paper: three masks, the scales informing each other while they are made. Ours:
+    how they do, in the two subclasses; `INTERMGS` names them.
+    """
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.heads = nn.Conv1d(channels, 3 * filters, 1)
+
+    def inform(self, own: Tensor) -> Tensor:
+        """Each head's output, put right by the others'. Shape: [batch, 3 * filter, frame]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        short, middle, long = functional.relu(self.inform(self.heads(features))).chunk(3, dim=1)
+        return short, middle, long
+
+
+class MixingScaleInterMG(ScaleInterMG):
+    """One shared layer hears all three heads and corrects each.
+
     ```
     x ─┬─ 1x1 → short  ─┬─────────────────── + ─ ReLU ─ mask
        ├─ 1x1 → middle ─┼─ (likewise)
        └─ 1x1 → long   ─┤
                         └─ concat ─ 1x1 3N→B ─ PReLU ─ 1x1 B→3N ─┘
     ```
-
-    From the paper: three masks, the scales informing each other while they are made.
-    Ours: one shared mixing layer whose output corrects each scale's own head.
     """
 
     def __init__(self, channels: int, filters: int) -> None:
-        super().__init__()
-        self.heads = nn.Conv1d(channels, 3 * filters, 1)
+        super().__init__(channels, filters)
         self.interact = nn.Sequential(
             nn.Conv1d(3 * filters, channels, 1), nn.PReLU(), nn.Conv1d(channels, 3 * filters, 1)
         )
 
-    def forward(self, features: Tensor) -> Scales:
-        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
-        own = self.heads(features)
-        short, middle, long = functional.relu(own + self.interact(own)).chunk(3, dim=1)
-        return short, middle, long
+    def inform(self, own: Tensor) -> Tensor:
+        """As `ScaleInterMG.inform`."""
+        corrected: Tensor = own + self.interact(own)
+        return corrected
+
+
+class CascadeScaleInterMG(ScaleInterMG):
+    """From coarse to fine: the long head tells the middle one, both tell the short one."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__(channels, filters)
+        self.to_middle = nn.Conv1d(filters, filters, 1)
+        self.to_short = nn.Conv1d(2 * filters, filters, 1)
+
+    def inform(self, own: Tensor) -> Tensor:
+        """As `ScaleInterMG.inform`."""
+        short, middle, long = own.chunk(3, dim=1)
+        middle = middle + self.to_middle(functional.relu(long))
+        coarse = functional.relu(torch.cat((middle, long), dim=1))
+        return torch.cat((short + self.to_short(coarse), middle, long), dim=1)
+
+
+INTERMGS: dict[str, type[ScaleInterMG]] = {
+    "mixing": MixingScaleInterMG,
+    "cascade": CascadeScaleInterMG,
+}
 
 
 class MultiScaleDecoder(nn.Module):

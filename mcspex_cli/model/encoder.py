@@ -78,29 +78,27 @@ class ScaleFuser(nn.Module):
     """MC-SpEx's fusion: the scales weigh each other, then become one; shared by both inputs.
 
     ```
-    scales ─ concat ─ cLN ─┬──────────────────────────── x ─ 1x1 3N→B ─
-                           └─ 1x1 ─ PReLU ─ 1x1 ─ 2σ ────┘
+    scales ─ concat ─ cLN ─┬──────────── x ─ 1x1 3N→B ─
+                           └─ weigh ─────┘
     ```
 
-    A gate in (0, 2) for every filter of every scale is computed from all three scales
-    of the same frame, so that a frame can lean on the scale that resolves it best.
     From the paper: one module between encoder and network, its weights shared by mixture
-    and reference. Ours: the gate.
+    and reference. Ours: what weighs, in the two subclasses; `FUSERS` names them.
     """
 
     def __init__(self, filters: int, channels: int) -> None:
         super().__init__()
-        width = 3 * filters
-        self.norm = ChannelLayerNorm(width)
-        self.gate = nn.Sequential(
-            nn.Conv1d(width, filters // 2, 1), nn.PReLU(), nn.Conv1d(filters // 2, width, 1)
-        )
-        self.project = nn.Conv1d(width, channels, 1)
+        self.norm = ChannelLayerNorm(3 * filters)
+        self.project = nn.Conv1d(3 * filters, channels, 1)
+
+    def weigh(self, features: Tensor) -> Tensor:
+        """Weights [batch, 3 * filter, frame], 1 on average, for normalised features like them."""
+        raise NotImplementedError
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
         features = self.norm(torch.cat(scales, dim=1))
-        fused: Tensor = self.project(features * (2 * torch.sigmoid(self.gate(features))))
+        fused: Tensor = self.project(features * self.weigh(features))
         return fused
 
     def mixture(self, scales: Scales) -> Tensor:
@@ -112,3 +110,37 @@ class ScaleFuser(nn.Module):
         """Fuse a reference's scales: the same weights, so the same feature space."""
         fused: Tensor = self(scales)
         return fused
+
+
+class GatedScaleFuser(ScaleFuser):
+    """A gate in (0, 2) for every filter of every scale, from all three scales of its frame."""
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__(filters, channels)
+        self.gate = nn.Sequential(
+            nn.Conv1d(3 * filters, filters // 2, 1),
+            nn.PReLU(),
+            nn.Conv1d(filters // 2, 3 * filters, 1),
+        )
+
+    def weigh(self, features: Tensor) -> Tensor:
+        """As `ScaleFuser.weigh`."""
+        return 2 * torch.sigmoid(self.gate(features))
+
+
+class AttentiveScaleFuser(ScaleFuser):
+    """Three shares of a whole, one for each scale: a frame leans on what resolves it best."""
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__(filters, channels)
+        self.attention = nn.Sequential(
+            nn.Conv1d(3 * filters, filters // 2, 1), nn.PReLU(), nn.Conv1d(filters // 2, 3, 1)
+        )
+
+    def weigh(self, features: Tensor) -> Tensor:
+        """As `ScaleFuser.weigh`; equal for all filters of a scale."""
+        shares = 3 * torch.softmax(self.attention(features), dim=1)
+        return shares.repeat_interleave(features.shape[1] // 3, dim=1)
+
+
+FUSERS: dict[str, type[ScaleFuser]] = {"gate": GatedScaleFuser, "attention": AttentiveScaleFuser}

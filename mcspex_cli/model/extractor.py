@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -30,15 +30,41 @@ class ConcatBlock(TCNBlock):
 class ConSM(nn.Module):
     """Conditional speaker modulation: scale and shift the features as the speaker asks.
 
-    ```
-    E_r ──────── linear ─┐
-    x ─┬─ 1x1 B→B/2 ──── + ─ PReLU ─ 1x1 B/2→2B ─ (scale, shift)
-       └─────────────────────────── x · (1 + scale) + shift
-    ```
+    `x · (1 + scale) + shift`, from the paper: a module before each stack that modulates
+    the features by E_r. Ours: where scale and shift come from, in the two subclasses;
+    `CONSMS` names them.
+    """
 
-    From the paper: a module before each stack that modulates the features by E_r. Ours:
-    scale and shift depend on the features they modulate as well, so that a frame of the
-    wrong voice is treated unlike one of the right voice. Starts as the identity.
+    def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Scale and shift, [batch, 2 * channel, frame or 1]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Modulate `features` [batch, channel, frame] by `embedding` [batch, embedding]."""
+        scale, shift = self.modulation(features, embedding).chunk(2, dim=1)
+        return features * (1 + scale) + shift
+
+
+class SteadyConSM(ConSM):
+    """One scale and shift for all frames, linear in E_r."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.modulate = nn.Linear(embedding, 2 * channels)
+
+    def modulation(self, _: Tensor, embedding: Tensor) -> Tensor:
+        """As `ConSM.modulation`, [batch, 2 * channel, 1]."""
+        modulation: Tensor = self.modulate(embedding).unsqueeze(-1)
+        return modulation
+
+
+class ListeningConSM(ConSM):
+    """Scale and shift that hear what they modulate: a wrong voice's frame is treated unlike.
+
+    ```
+    E_r ─ linear ─────┐
+    x ─── 1x1 B→B/2 ─ + ─ PReLU ─ 1x1 B/2→2B ─ (scale, shift)
+    ```
     """
 
     def __init__(self, channels: int, embedding: int) -> None:
@@ -47,15 +73,18 @@ class ConSM(nn.Module):
         self.condition = nn.Linear(embedding, channels // 2, bias=False)
         self.activation = nn.PReLU()
         self.modulate = nn.Conv1d(channels // 2, 2 * channels, 1)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Modulate `features` [batch, channel, frame] by `embedding` [batch, embedding]."""
+    def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """As `ConSM.modulation`."""
         told = self.listen(features) + self.condition(embedding).unsqueeze(-1)
-        scale, shift = self.modulate(self.activation(told)).chunk(2, dim=1)
-        modulated: Tensor = features * (1 + scale) + shift
-        return modulated
+        modulation: Tensor = self.modulate(self.activation(told))
+        return modulation
+
+
+CONSMS: dict[str, Callable[[int, int], ConSM]] = {
+    "steady": SteadyConSM,
+    "listening": ListeningConSM,
+}
 
 
 class Stack(nn.Module):

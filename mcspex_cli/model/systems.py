@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.decoder import IndependentMasks, MultiScaleDecoder, ScaleInterMG
-from mcspex_cli.model.encoder import MultiScaleEncoder, ScaleFuser, SeparateProjections
-from mcspex_cli.model.extractor import ConcatBlock, ConSM, SpeechExtractor, Stack
+from mcspex_cli.model.decoder import INTERMGS, IndependentMasks, MultiScaleDecoder, ScaleInterMG
+from mcspex_cli.model.encoder import FUSERS, MultiScaleEncoder, ScaleFuser, SeparateProjections
+from mcspex_cli.model.extractor import CONSMS, ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.layers import TCNBlock
 from mcspex_cli.model.speaker import SpeakerEncoder
 
@@ -24,6 +24,14 @@ class SystemConfig:
     """
 
     system: str = "mcspex"
+    scale_fuser: str = "gate"
+    """Of `FUSERS`; this and the next two are MC-SpEx's own, SpEx+ does not look at them."""
+    consm: str = "listening"
+    """Of `CONSMS`."""
+    scale_intermg: str = "mixing"
+    """Of `INTERMGS`."""
+    true_level: bool = False
+    """Whether an estimate's level is the target's own; if not, it is arbitrary."""
     sample_rate_hz: int = 8000
     windows_ms: tuple[float, float, float] = (2.5, 10.0, 20.0)
     hop_ms: float = 1.25
@@ -60,6 +68,18 @@ SIZES: dict[str, SystemConfig] = {
         stacks=3,
         embedding=128,
         speaker_channels=(128, 256, 256),
+    ),
+    # Learns within minutes on a CPU what takes the others hours: for comparing designs.
+    "mini": SystemConfig(
+        windows_ms=(5.0, 10.0, 20.0),
+        hop_ms=2.5,
+        filters=64,
+        channels=64,
+        hidden=128,
+        blocks=6,
+        stacks=2,
+        embedding=64,
+        speaker_channels=(64, 128, 128),
     ),
     "tiny": SystemConfig(
         windows_ms=(5.0, 10.0, 20.0),
@@ -157,14 +177,17 @@ class System(nn.Module):
 def build_mcspex(config: SystemConfig) -> System:
     """MC-SpEx: ScaleFuser, ConSM before each stack, ScaleInterMG."""
     stacks = (
-        Stack(ConSM(config.channels, config.embedding), _blocks(config, range(config.blocks)))
+        Stack(
+            CONSMS[config.consm](config.channels, config.embedding),
+            _blocks(config, range(config.blocks)),
+        )
         for _ in range(config.stacks)
     )
     return System(
         config,
-        ScaleFuser(config.filters, config.channels),
+        FUSERS[config.scale_fuser](config.filters, config.channels),
         SpeechExtractor(stacks),
-        ScaleInterMG(config.channels, config.filters),
+        INTERMGS[config.scale_intermg](config.channels, config.filters),
     )
 
 

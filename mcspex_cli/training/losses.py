@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mcspex_cli.training.mixtures import Batch
+
 SCALE_WEIGHTS = (0.8, 0.1, 0.1)
 """Of the short, middle and long estimate. Source: SpEx+, section 3.2."""
 
@@ -15,13 +17,19 @@ CLASSIFIER_WEIGHT = 0.5
 """Of the speaker classifier's cross-entropy. Source: SpEx+, section 3.2."""
 
 
+FLOOR = 1e-3
+"""An absent target's estimate need not be quieter than this share of the mixture: -30 dB."""
+
+
 @dataclass(frozen=True)
 class Losses:
-    """A step's loss and what it is made of."""
+    """A step's loss and what it is made of, all scalars."""
 
-    total: Tensor
+    loss: Tensor
     si_sdr_db: Tensor
-    """Mean SI-SDR of the short estimate, in dB."""
+    """Mean SI-SDR of the short estimate, in dB, where the target is present."""
+    si_sdr_i_db: Tensor
+    """The same less the mixture's."""
     accuracy: Tensor
     """Share of references whose speaker the classifier named."""
 
@@ -42,20 +50,55 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
     return 10 * torch.log10((kept.square().sum(-1) + tiny) / (error + tiny))
 
 
-def multi_scale_loss(estimates: Tensor, logits: Tensor, target: Tensor, speaker: Tensor) -> Losses:
-    """SI-SDR over the three scales plus the speaker classifier's cross-entropy.
+def snr_db(estimate: Tensor, target: Tensor) -> Tensor:
+    """SNR in dB over the last axis: unlike SI-SDR, a wrong level costs. Differentiable.
+
+    At most 30 dB, where a better estimate stops to pay.
+    """
+    energy = target.square().sum(-1)
+    error = (estimate - target).square().sum(-1)
+    return -10 * torch.log10(error / energy.clamp_min(1e-8) + FLOOR)
+
+
+def silence_db(estimate: Tensor, mixture: Tensor) -> Tensor:
+    """How far an estimate is below the mixture, in dB over the last axis, at most 30.
+
+    What an absent target's estimate is judged by. Source: ours.
+    """
+    share = estimate.square().sum(-1) / mixture.square().sum(-1).clamp_min(1e-8)
+    return -10 * torch.log10(share + FLOOR)
+
+
+def multi_scale_loss(
+    estimates: Tensor, logits: Tensor, batch: Batch, *, true_level: bool
+) -> Losses:
+    """The estimates' quality over the three scales plus the classifier's cross-entropy.
+
+    Quality is SI-SDR; for networks that learn a true level, SNR where the target is present
+    and `silence_db` where it is not, since by SI-SDR silence could not be told from speech.
 
     Args:
         estimates: [scale, batch, sample], short first.
         logits: [batch, speaker].
-        target: [batch, sample].
-        speaker: [batch], indices.
+        batch: what went in and should come out.
+        true_level: whether the level counts.
     """
-    quality = si_sdr_db(estimates.float(), target).mean(-1)
+    estimates, target, present = estimates.float(), batch.target, batch.present
+    scored = si_sdr_db(estimates, target)
+    quality = scored
+    if true_level:
+        silent = silence_db(estimates, batch.mixture)
+        quality = torch.where(present, snr_db(estimates, target), silent)
     weights = torch.tensor(SCALE_WEIGHTS, device=quality.device)
-    named = functional.cross_entropy(logits.float(), speaker)
+    named = functional.cross_entropy(logits.float(), batch.speaker)
+    with torch.no_grad():
+        count = present.sum().clamp_min(1)
+        reached = (scored[0] * present).sum() / count
+        before = (si_sdr_db(batch.mixture, target) * present).sum() / count
+        accuracy = (logits.argmax(-1) == batch.speaker).float().mean()
     return Losses(
-        total=CLASSIFIER_WEIGHT * named - (weights * quality).sum(),
-        si_sdr_db=quality[0].detach(),
-        accuracy=(logits.argmax(-1) == speaker).float().mean().detach(),
+        loss=CLASSIFIER_WEIGHT * named - (weights * quality.mean(-1)).sum(),
+        si_sdr_db=reached,
+        si_sdr_i_db=reached - before,
+        accuracy=accuracy,
     )

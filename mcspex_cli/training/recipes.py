@@ -1,23 +1,18 @@
-"""Fixed mixtures from a CSV: the same signals on every machine, for validation."""
+"""Fixed mixtures, named by files: a CSV's rows, or a LibriMix set with its references."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import audio, paths
-from mcspex_cli.audio import Samples
-from mcspex_cli.errors import ConfigError, OutputError
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.corpora import TALKERS, Clip, list_mixtures, read_enrolments
 
 COLUMNS = ("id", "target", "interferer", "reference", "snr_db")
-
-PEAK = 0.9
-"""The highest peak of a rendered mixture."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +23,10 @@ class Recipe:
     target: Path
     interferer: Path
     reference: Path
-    snr_db: float
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """A recipe as signals [sample]; mixture = target + interferer."""
-
-    id: str
-    mixture: Samples
-    target: Samples
-    interferer: Samples
-    reference: Samples
+    snr_db: float | None
+    """None: as loud as the files are."""
+    mixture: Path | None = None
+    """The mixture, where it is a file; else target plus interferer."""
 
 
 def read_recipes(path: Path) -> list[Recipe]:
@@ -71,51 +58,36 @@ def read_recipes(path: Path) -> list[Recipe]:
     return recipes
 
 
-def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
-    """Render a recipe: cut to the shorter talker, set the SNR, keep the peak under 0.9.
+def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recipe]:
+    """Each mixture of a LibriMix set twice, as ID_s1 and ID_s2 by who is the target.
+
+    The reference is what SpeakerBeam's `map_mixture2enrollment` names or, without one,
+    another utterance of the target in the set, drawn the same on every machine.
 
     Raises:
-        AudioError: a file cannot be read.
-        ConfigError: the interferer is silent, so no gain sets the SNR.
+        ConfigError: as `list_mixtures` and `read_enrolments`; or there is no reference for
+            a target.
     """
-    target = audio.read(recipe.target, sample_rate_hz)
-    interferer = audio.read(recipe.interferer, sample_rate_hz)
-    length = min(len(target), len(interferer))
-    target, interferer = target[:length], interferer[:length]
-    wanted = np.square(target, dtype=np.float64).sum()
-    unwanted = np.square(interferer, dtype=np.float64).sum()
-    if unwanted == 0:
-        raise ConfigError(f"{recipe.id}: {recipe.interferer} is silent. Choose another.")
-    interferer = interferer * np.float32(np.sqrt(wanted / unwanted / 10 ** (recipe.snr_db / 10)))
-    peak = float(np.abs(target + interferer).max())
-    scale = np.float32(PEAK / peak if peak > PEAK else 1.0)
-    target, interferer = target * scale, interferer * scale
-    reference = audio.read(recipe.reference, sample_rate_hz)
-    return Rendering(recipe.id, target + interferer, target, interferer, reference)
-
-
-def write_renderings(
-    recipes: list[Recipe], folder: Path, sample_rate_hz: int, *, overwrite: bool = False
-) -> Iterator[str]:
-    """Render each recipe into a folder in LibriMix's layout, yielding its id.
-
-    Written: `mix_clean/ID.wav`, `s1/ID.wav` (target), `s2/ID.wav` (interferer) and
-    `references/ID.wav`.
-
-    Raises:
-        OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
-        AudioError, ConfigError: as `render`.
-    """
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
-    paths.make_folders(*(folder / name for name in ("mix_clean", "s1", "s2", "references")))
-    for recipe in recipes:
-        made = render(recipe, sample_rate_hz)
-        audio.write(folder / "mix_clean" / f"{made.id}.wav", made.mixture, sample_rate_hz)
-        audio.write(folder / "s1" / f"{made.id}.wav", made.target, sample_rate_hz)
-        audio.write(folder / "s2" / f"{made.id}.wav", made.interferer, sample_rate_hz)
-        audio.write(folder / "references" / f"{made.id}.wav", made.reference, sample_rate_hz)
-        yield made.id
+    mixtures = list_mixtures(folder)
+    named = read_enrolments(enrolments, folder) if enrolments else None
+    by_speaker: dict[str, list[Clip]] = {}
+    for clip in (clip for mixture in mixtures for clip in mixture.talkers):
+        by_speaker.setdefault(clip.speaker, []).append(clip)
+    rng = np.random.default_rng(0)
+    recipes = []
+    for mixture in mixtures:
+        for role, target in enumerate(mixture.talkers):
+            if named is None:
+                others = [c for c in by_speaker[target.speaker] if c.sentence != target.sentence]
+                reference = others[int(rng.integers(len(others)))].path if others else None
+            else:
+                reference = named.get((mixture.id, target.sentence))
+            if reference is None:
+                raise ConfigError(f"{enrolments or folder}: no reference for {target.path}.")
+            other = mixture.talkers[1 - role].path
+            name = f"{mixture.id}_{TALKERS[role]}"
+            recipes.append(Recipe(name, target.path, other, reference, None, mixture.path))
+    return recipes
 
 
 def _parse(path: Path, line: int, row: dict[str, str]) -> Recipe:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.mixtures import MixtureSettings
+from mcspex_cli.training.acoustics import NOISES
+from mcspex_cli.training.plans import MixtureSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,14 +30,23 @@ class ModelSettings:
     size: str = "small"
     sample_rate_hz: int = 8000
     start_from: str = ""
+    scale_fuser: str = "gate"
+    """MC-SpEx's insides, of FUSERS, CONSMS and INTERMGS."""
+    consm: str = "listening"
+    scale_intermg: str = "mixing"
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Folders of `SPEAKER/*.wav|flac|ogg` and the recipe to validate on; paths from the TOML."""
+    """Trees of speakers (see `list_clips`) and what to validate on; paths from the TOML."""
 
     train: tuple[str, ...] = ()
+    mixing: str = "drawn"
+    """Whether mixtures are "drawn" anew or taken as a LibriMix set has "given" them."""
     validation: str = ""
+    """A recipe's CSV or a LibriMix set."""
+    enrolments: str = ""
+    """SpeakerBeam's `map_mixture2enrollment` for that set; without it, references are drawn."""
     validation_mixtures: int = 64
 
 
@@ -66,6 +77,7 @@ class RunSettings:
     precision: str = "float32"
     compile: bool = False
     """Compile the extractor, four fifths of the work, with torch.compile."""
+    tensorboard: bool = False
     seed: int = 0
     log_every_steps: int = 50
     validate_every_steps: int = 1000
@@ -90,12 +102,7 @@ class TrainSettings:
         Raises:
             ConfigError: it is missing, not TOML, or a table, key or type is wrong.
         """
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not TOML ({error}).") from error
+        tables = _tables(path)
         kinds = {
             "model": ModelSettings,
             "data": DataSettings,
@@ -110,9 +117,32 @@ class TrainSettings:
         _check(path, settings)
         return settings
 
+    @classmethod
+    def read_mixtures(cls, path: Path) -> MixtureSettings:
+        """Read the table [mixtures] of a TOML file, whatever else is in it.
+
+        Raises:
+            ConfigError: as `read`.
+        """
+        settings: MixtureSettings = _fill(
+            path, "mixtures", MixtureSettings, _tables(path).get("mixtures", {})
+        )
+        _check_mixtures(path, settings)
+        return settings
+
     def resolve(self, path: str) -> Path:
         """A path of the TOML as seen from here."""
         return self.folder / path
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error}).") from error
 
 
 def _fill(path: Path, name: str, kind: type, table: Any) -> Any:
@@ -135,10 +165,11 @@ def _fill(path: Path, name: str, kind: type, table: Any) -> Any:
     return kind(**values)
 
 
+MIXINGS = ("drawn", "given")
+
 _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("model", "sample_rate_hz"): (4000, 192_000),
     ("data", "validation_mixtures"): (1, 1e6),
-    ("mixtures", "segment_s"): (0.5, 600),
     ("optimiser", "steps"): (1, 1e12),
     ("optimiser", "minutes"): (0, 1e9),
     ("optimiser", "batch"): (2, 1e6),
@@ -153,34 +184,69 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("run", "validate_every_steps"): (1, 1e12),
 }
 
+_SPANS: dict[str, tuple[float, float]] = {
+    "reference_s": (0.5, 600),
+    "snr_db": (-100, 100),
+    "level_db": (-100, 0),
+    "speed": (0.5, 2),
+    "overlap": (0.05, 1),
+    "noise_db": (-100, 100),
+    "t60_s": (0.05, 5),
+    "band_hz": (100, 96_000),
+}
+"""Ranges of [mixtures], and what they must lie in; every other number there is a probability."""
+
 
 def _check(path: Path, settings: TrainSettings) -> None:
     """Refuse what no run could use."""
-    from mcspex_cli.model.systems import SIZES, SYSTEMS
-
-    model, run, mixtures = settings.model, settings.run, settings.mixtures
-    for name in ("reference_s", "snr_db", "level_db"):
-        span = getattr(mixtures, name)
-        if (
-            len(span) != 2
-            or not all(type(v) in (int, float) for v in span)
-            or not span[0] <= span[1]
-        ):
-            raise ConfigError(f"{path}: [mixtures] {name} must be two numbers, rising.")
-    folders = settings.data.train
-    rules = [
-        (model.system in SYSTEMS, f"[model] system must be one of {', '.join(SYSTEMS)}"),
-        (model.size in SIZES, f"[model] size must be one of {', '.join(SIZES)}"),
-        (
-            bool(folders) and all(isinstance(folder, str) for folder in folders),
-            "[data] train must name folders of speakers",
-        ),
-        (run.precision in PRECISIONS, f"[run] precision must be one of {', '.join(PRECISIONS)}"),
-        (mixtures.reference_s[0] >= 0.5, "[mixtures] reference_s must start at 0.5 or more"),
-    ]
-    for fine, message in rules:
-        if not fine:
-            raise ConfigError(f"{path}: {message}.")
     for (name, key), (low, high) in _RANGES.items():
         if not low <= getattr(getattr(settings, name), key) <= high:
             raise ConfigError(f"{path}: [{name}] {key} must be from {low:g} to {high:g}.")
+    _check_mixtures(path, settings.mixtures)
+    _check_words(path, settings)
+
+
+def _check_mixtures(path: Path, mixtures: MixtureSettings) -> None:
+    """Refuse ranges that fall or leave their limits, and probabilities outside 0 to 1."""
+    for name, value in asdict(mixtures).items():
+        if name in _SPANS:
+            low, high = _SPANS[name]
+            if len(value) != 2 or not all(type(v) in (int, float) for v in value):
+                raise ConfigError(f"{path}: [mixtures] {name} must be two numbers, rising.")
+            if not low <= value[0] <= value[1] <= high:
+                raise ConfigError(
+                    f"{path}: [mixtures] {name} must be two numbers, rising, "
+                    f"from {low:g} to {high:g}."
+                )
+        elif name == "noise_kinds":
+            if not value or any(kind not in NOISES for kind in value):
+                raise ConfigError(f"{path}: [mixtures] {name} must be of {', '.join(NOISES)}.")
+        elif name == "segment_s":
+            if not 0.5 <= value <= 600:
+                raise ConfigError(f"{path}: [mixtures] segment_s must be from 0.5 to 600.")
+        elif not 0 <= value <= 1:
+            raise ConfigError(f"{path}: [mixtures] {name} must be a probability, from 0 to 1.")
+
+
+def _check_words(path: Path, settings: TrainSettings) -> None:
+    """Refuse names that nothing goes by."""
+    from mcspex_cli.model.decoder import INTERMGS
+    from mcspex_cli.model.encoder import FUSERS
+    from mcspex_cli.model.extractor import CONSMS
+    from mcspex_cli.model.systems import SIZES, SYSTEMS
+
+    choices: dict[tuple[str, str], Collection[str]] = {
+        ("model", "system"): SYSTEMS,
+        ("model", "size"): SIZES,
+        ("model", "scale_fuser"): FUSERS,
+        ("model", "consm"): CONSMS,
+        ("model", "scale_intermg"): INTERMGS,
+        ("data", "mixing"): MIXINGS,
+        ("run", "precision"): PRECISIONS,
+    }
+    for (name, key), known in choices.items():
+        if getattr(getattr(settings, name), key) not in known:
+            raise ConfigError(f"{path}: [{name}] {key} must be one of {', '.join(known)}.")
+    folders = settings.data.train
+    if not folders or not all(isinstance(folder, str) for folder in folders):
+        raise ConfigError(f"{path}: [data] train must name folders of speakers.")

@@ -6,49 +6,33 @@ import math
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from mcspex_cli import paths
-from mcspex_cli.checkpoint import load_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint import save_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.engine import choose_device
-from mcspex_cli.model.systems import System, build, sized
+from mcspex_cli.model.systems import System
+from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
-from mcspex_cli.training.mixtures import Batch, Corpus, MixtureSampler
-from mcspex_cli.training.recipes import Rendering, read_recipes, render
+from mcspex_cli.training.mixtures import Batch
+from mcspex_cli.training.preparation import build_system, read_corpus, read_validation
+from mcspex_cli.training.renderings import Rendering
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
+from mcspex_cli.training.team import Team
 
 STATE = "state.pt"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run reports now and then; numbers are means since the last report."""
-
-    step: int
-    share: float
-    """Of the run, 0 to 1."""
-    loss: float
-    si_sdr_db: float
-    accuracy: float
-    learning_rate: float
-    audio_s_per_s: float
-    elapsed_s: float
-    validation_db: float | None = None
-    """Mean SI-SDRi on the recipe, where this report follows a validation."""
 
 
 class Trainer:
     """One run of training, from a TOML's settings to a checkpoint folder.
 
-    Step n of a run draws its mixtures from a generator seeded by (seed, n), so that a run
-    that was stopped and resumed sees what an uninterrupted one would have.
+    Step n of a run draws its mixtures from generators seeded by (seed, n), so that a run
+    that was stopped and resumed sees what an uninterrupted one would have. Started by
+    torchrun, each process takes `batch` rows of a step's batch and all go in step.
 
     Raises:
         ConfigError: the data cannot be used, or `out` holds another run.
@@ -58,16 +42,19 @@ class Trainer:
     def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
         self.settings = settings
         self.out = settings.resolve(settings.run.out)
-        self.device = choose_device(settings.run.device)
         self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
         self.stopping = False
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
+        self.team = Team.join(settings.run.device)
+        self.device = self.team.device
         state = self._state(resume)
-        self.sampler = self._read_corpus()
-        self.renderings = self._read_validation()
+        self.sampler = read_corpus(settings, self.device)
+        self.renderings = read_validation(settings)[self.team.rank :: self.team.size]
         torch.manual_seed(settings.run.seed)
-        self.system = self._build().to(self.device)
+        torch.set_float32_matmul_precision("high")
+        self.system = build_system(settings, len(self.sampler.corpus.speakers)).to(self.device)
         self.average = deepcopy(self.system).eval().requires_grad_(False)
+        self.network = self.team.share(self.system)
         self.optimiser = torch.optim.AdamW(
             self.system.parameters(),
             lr=settings.optimiser.learning_rate,
@@ -85,43 +72,57 @@ class Trainer:
         return self._share() >= 1
 
     def run(self) -> Iterator[Progress]:
-        """Train to the end of the schedule, yielding reports; saves as it goes."""
+        """Train to the end of the schedule, yielding reports; saves as it goes.
+
+        In a team, every process gets the same reports and the leader writes.
+        """
         run = self.settings.run
+        journal = self._journal()
         pending: list[Losses] = []
         reported_s = self.elapsed_s
-        while not self.finished and not self.stopping:
-            began = time.monotonic()
+        began = time.monotonic() - self.elapsed_s
+        ending = self.finished
+        while not ending:
             pending.append(self._step())
-            self.elapsed_s += time.monotonic() - began
             self.step += 1
+            ending = self._agree(time.monotonic() - began)
             validate = self.step % run.validate_every_steps == 0 or self.finished
             if validate or self.step % run.log_every_steps == 0:
+                means = self._means(pending)
+                paused = time.monotonic()
                 score = self._validate_and_save() if validate else None
-                yield self._report(pending, self.elapsed_s - reported_s, score)
-                pending, reported_s = [], self.elapsed_s
+                progress = self._report(means, len(pending), paused - began - reported_s, score)
+                if journal:
+                    journal.add(progress)
+                yield progress
+                pending, reported_s = [], paused - began
+                began += time.monotonic() - paused
+                ending = self._agree(self.elapsed_s)
         self._save_state()
+        self.team.leave()
 
     def _step(self) -> Losses:
         """Draw one batch and descend."""
         settings, run = self.settings.optimiser, self.settings.run
-        rng = np.random.default_rng((run.seed, self.step))
-        batch = self.sampler.draw(settings.batch, rng)
+        first = self.team.rank * settings.batch
+        batch = self.sampler.draw(run.seed, self.step, range(first, first + settings.batch))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(settings, self.step, self._share())
         losses = self._losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
         self.optimiser.step()
         self._update_average()
-        return replace(losses, total=losses.total.detach())
+        return replace(losses, loss=losses.loss.detach())
 
     def _losses(self, batch: Batch) -> Losses:
         """Forward in the run's precision, the loss in float32."""
         dtype = getattr(torch, self.settings.run.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            estimates, logits = self.system(batch.mixture, batch.reference)
-        return multi_scale_loss(estimates, logits, batch.target, batch.speaker)
+            estimates, logits = self.network(batch.mixture, batch.reference)
+        levelled = self.system.config.true_level
+        return multi_scale_loss(estimates, logits, batch, true_level=levelled)
 
     def _update_average(self) -> None:
         """Move the averaged weights (and running statistics) towards the present ones."""
@@ -136,16 +137,27 @@ class Trainer:
         by_time = self.elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
         return max(self.step / settings.steps, by_time)
 
-    def _report(self, pending: list[Losses], spent_s: float, score: float | None) -> Progress:
-        """Mean of the pending steps."""
+    def _agree(self, elapsed_s: float) -> bool:
+        """Set the clock to the team's, and say whether to end: all at once or none."""
+        self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping)])
+        return self.finished or bool(stopping)
+
+    def _means(self, pending: list[Losses]) -> dict[str, float]:
+        """Mean of each of the losses' fields over the pending steps and the team."""
+        names = [field.name for field in fields(Losses)]
+        rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
+        return dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
+
+    def _report(
+        self, means: dict[str, float], steps: int, spent_s: float, score: float | None
+    ) -> Progress:
+        """A report on the last `steps`."""
         settings = self.settings
-        seconds = len(pending) * settings.optimiser.batch * settings.mixtures.segment_s
+        seconds = steps * settings.optimiser.batch * settings.mixtures.segment_s * self.team.size
         return Progress(
             step=self.step,
             share=min(1.0, self._share()),
-            loss=_mean([p.total for p in pending]),
-            si_sdr_db=_mean([p.si_sdr_db for p in pending]),
-            accuracy=_mean([p.accuracy for p in pending]),
+            **means,
             learning_rate=self.optimiser.param_groups[0]["lr"],
             audio_s_per_s=seconds / spent_s,
             elapsed_s=self.elapsed_s,
@@ -154,25 +166,41 @@ class Trainer:
 
     def _validate_and_save(self) -> float | None:
         """Score the averaged weights, keep them as `last`, and as `best` if they are."""
-        score = validate(self.average, self.renderings, self.device) if self.renderings else None
-        corpus, settings = self.sampler.corpus, self.settings
+        score = self._validate()
+        if score is not None and score > self.best_db:
+            self.best_db = score
+            self._save("best", score)
+        self._save("last", score)
+        self._save_state()
+        return score
+
+    def _validate(self) -> float | None:
+        """The averaged weights' mean SI-SDRi on the recipe, each process taking a part."""
+        if not self.settings.data.validation:
+            return None
+        gains = validate(self.average, self.renderings, self.device)
+        total, count = self.team.mean([sum(gains), len(gains)])
+        return total / count
+
+    def _save(self, name: str, score: float | None) -> None:
+        """Write the averaged weights to a folder of the run, with how they came about."""
+        if not self.team.leads:
+            return
+        settings = self.settings
         provenance = {
             "steps": self.step,
             "minutes": round(self.elapsed_s / 60, 1),
             "validation_si_sdr_i_db": score,
-            "speech_h": round(corpus.seconds / 3600, 2),
+            "speech_h": round(self.sampler.corpus.seconds / 3600, 2),
             "mixtures": asdict(settings.mixtures),
             "optimiser": asdict(settings.optimiser),
         }
-        save_checkpoint(self.out / "last", self.average, provenance)
-        if score is not None and score > self.best_db:
-            self.best_db = score
-            save_checkpoint(self.out / "best", self.average, provenance)
-        self._save_state()
-        return score
+        save_checkpoint(self.out / name, self.average, provenance)
 
     def _save_state(self) -> None:
         """Write all that `resume` needs, whole or not at all."""
+        if not self.team.leads:
+            return
         state = {
             "system": self.system.state_dict(),
             "average": self.average.state_dict(),
@@ -183,6 +211,11 @@ class Trainer:
         }
         with paths.whole(self.out / STATE) as partial:
             torch.save(state, partial)
+
+    def _journal(self) -> Journal | None:
+        """Where reports are kept, if this process keeps them."""
+        tensorboard = self.settings.run.tensorboard
+        return Journal(self.out, self.step, tensorboard=tensorboard) if self.team.leads else None
 
     def _state(self, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None to begin."""
@@ -208,46 +241,6 @@ class Trainer:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.best_db = state["best_db"]
 
-    def _read_corpus(self) -> MixtureSampler:
-        """Decode the training data to the device."""
-        settings = self.settings
-        folders = [settings.resolve(folder) for folder in settings.data.train]
-        corpus = Corpus.read(folders, settings.model.sample_rate_hz)
-        corpus.samples = corpus.samples.to(self.device)
-        return MixtureSampler(corpus, settings.mixtures)
-
-    def _read_validation(self) -> list[Rendering]:
-        """Render the validation mixtures, spread evenly over the recipe."""
-        data = self.settings.data
-        if not data.validation:
-            return []
-        recipes = read_recipes(self.settings.resolve(data.validation))
-        count = min(len(recipes), data.validation_mixtures)
-        chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)
-        return [render(recipes[k], self.settings.model.sample_rate_hz) for k in chosen]
-
-    def _build(self) -> System:
-        """A new network, or a checkpoint's with a classifier for this corpus."""
-        model, speakers = self.settings.model, len(self.sampler.corpus.speakers)
-        if not model.start_from:
-            return build(sized(model.system, model.size, model.sample_rate_hz, speakers))
-        folder = self.settings.resolve(model.start_from)
-        start = load_checkpoint(folder if folder.is_dir() else model.start_from)
-        if start.config.sample_rate_hz != model.sample_rate_hz:
-            raise ConfigError(
-                f"{model.start_from}: works at {start.config.sample_rate_hz} Hz. "
-                "Set [model] sample_rate_hz to that."
-            )
-        if start.config.speakers != speakers:
-            start.config = replace(start.config, speakers=speakers)
-            start.classifier = torch.nn.Linear(start.config.embedding, speakers)
-        return start.requires_grad_(True).train()
-
-
-def _mean(values: list[Tensor]) -> float:
-    """Mean of scalars."""
-    return float(torch.stack(values).mean())
-
 
 def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float:
     """Linear warm-up, plateau, linear decay to zero over the last `decay_share` of the run."""
@@ -257,12 +250,12 @@ def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float
 
 
 @torch.inference_mode()
-def validate(system: System, renderings: list[Rendering], device: torch.device) -> float:
-    """Mean SI-SDRi in dB of `system` over rendered recipes, each one alone and whole."""
-    gains = []
+def validate(system: System, renderings: list[Rendering], device: torch.device) -> list[float]:
+    """SI-SDRi in dB of `system` for each rendered recipe, alone and whole."""
+    gains: list[float] = []
     for item in renderings:
         embedding = system.embed(torch.from_numpy(item.reference).to(device)[None])
         estimate = system.extract(torch.from_numpy(item.mixture).to(device)[None], embedding)
         after = si_sdr(estimate[0].cpu().numpy(), item.target)
         gains.append(after - si_sdr(item.mixture, item.target))
-    return float(np.mean(gains))
+    return gains

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mcspex_cli.model.extractor import ConcatBlock, ConSM
-from mcspex_cli.model.layers import GlobalLayerNorm
+from mcspex_cli.model.decoder import INTERMGS
+from mcspex_cli.model.encoder import FUSERS
+from mcspex_cli.model.extractor import CONSMS, ConcatBlock, ConSM
+from mcspex_cli.model.layers import Depthwise, GlobalLayerNorm
 from mcspex_cli.model.systems import SIZES, SYSTEMS, System, build, sized
 from tests.conftest import RATE_HZ, buzz
 from tests.model.plain_spexplus import PlainSpExPlus
@@ -88,10 +90,6 @@ def test_forward_trains_what_extract_uses(tiny: System, voices: torch.Tensor) ->
 
 def test_every_weight_of_a_system_is_trained(tiny: System, voices: torch.Tensor) -> None:
     system = build(tiny.config).train()
-    # ConSM starts as the identity: one step opens the way to the weights behind it.
-    for module in system.modules():
-        if isinstance(module, ConSM):
-            nn.init.normal_(module.modulate.weight)
     estimates, logits = system(voices, voices)
     (estimates.square().sum() + logits.square().sum()).backward()
     idle = [n for n, p in system.named_parameters() if p.grad is None or not p.grad.any()]
@@ -136,9 +134,47 @@ def test_concat_block_is_a_convolution_of_features_and_repeated_embedding() -> N
     torch.testing.assert_close(block(x, e), x + block.transform(widened))
 
 
-def test_consm_starts_as_the_identity() -> None:
+@pytest.mark.parametrize("kind", CONSMS)
+def test_consm_scales_and_shifts_as_the_speaker_asks(kind: str) -> None:
+    consm = CONSMS[kind](8, 4)
     x, e = torch.randn(2, 8, 30), torch.randn(2, 4)
-    torch.testing.assert_close(ConSM(8, 4)(x, e), x)
+    scale, shift = consm.modulation(x, e).chunk(2, dim=1)
+    torch.testing.assert_close(consm(x, e), x * (1 + scale) + shift)
+    assert not torch.allclose(consm(x, e), consm(x, e.flip(0)), atol=1e-3)
+    nn.init.zeros_(consm.modulate.weight)
+    nn.init.zeros_(consm.modulate.bias)
+    torch.testing.assert_close(consm(x, e), x)
+
+
+@pytest.mark.parametrize("kind", FUSERS)
+def test_a_fuser_weighs_by_the_frame_and_by_one_on_average(kind: str) -> None:
+    fuser = FUSERS[kind](6, 8)
+    scales = tuple(torch.randn(2, 6, 30).relu() for _ in range(3))
+    features = fuser.norm(torch.cat(scales, dim=1))
+    weights = fuser.weigh(features).expand_as(features).detach()
+    assert weights.min() >= 0
+    assert weights.std(dim=-1).mean() > 1e-3
+    assert float(weights.mean()) == pytest.approx(1, abs=0.2)
+    torch.testing.assert_close(fuser(scales), fuser.project(features * weights))
+
+
+@pytest.mark.parametrize("kind", INTERMGS)
+def test_masks_inform_each_other(kind: str) -> None:
+    masks = INTERMGS[kind](8, 6)
+    own = torch.randn(1, 18, 30)
+    changed = own.clone()
+    changed[:, 12:] += 1  # the long scale's head
+    before, after = masks.inform(own), masks.inform(changed)
+    assert (before - after)[:, :6].abs().max() > 1e-3  # reaches the short scale's mask
+    assert all(m.shape == (1, 6, 30) and m.min() >= 0 for m in masks(torch.randn(1, 8, 30)))
+
+
+def test_depthwise_is_a_convolution_when_compiled_too() -> None:
+    conv = Depthwise(6, 3, 4)
+    x = torch.randn(2, 6, 50)
+    torch._dynamo.reset()
+    compiled = torch.compile(conv, backend="eager")
+    torch.testing.assert_close(compiled(x), conv(x))
 
 
 def test_mcspex_shares_its_fuser_and_spexplus_does_not() -> None:

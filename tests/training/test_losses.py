@@ -9,7 +9,19 @@ import pytest
 import torch
 
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.training.losses import multi_scale_loss, si_sdr_db
+from mcspex_cli.training.losses import multi_scale_loss, si_sdr_db, silence_db, snr_db
+from mcspex_cli.training.mixtures import Batch
+
+
+def heard(
+    target: torch.Tensor,
+    interferer: torch.Tensor,
+    speaker: torch.Tensor,
+    present: torch.Tensor | None = None,
+) -> Batch:
+    present = torch.ones(len(target), dtype=torch.bool) if present is None else present
+    noise = torch.zeros_like(target)
+    return Batch(target + interferer, target, interferer, noise, target, speaker, present)
 
 
 def test_it_is_the_reported_metric() -> None:
@@ -36,9 +48,44 @@ def test_scales_and_classifier_are_weighted_as_published() -> None:
     target = torch.randn(2, 4000)
     estimates = torch.stack([target + s * torch.randn(2, 4000) for s in (0.1, 0.3, 1.0)])
     logits, speaker = torch.zeros(2, 5), torch.tensor([0, 3])
-    losses = multi_scale_loss(estimates, logits, target, speaker)
+    batch = heard(target, torch.randn(2, 4000), speaker)
+    losses = multi_scale_loss(estimates, logits, batch, true_level=False)
     short, middle, long = (float(si_sdr_db(e, target).mean()) for e in estimates)
     expected = -(0.8 * short + 0.1 * middle + 0.1 * long) + 0.5 * math.log(5)
-    assert float(losses.total) == pytest.approx(expected, abs=1e-4)
+    assert float(losses.loss) == pytest.approx(expected, abs=1e-4)
     assert float(losses.si_sdr_db) == pytest.approx(short)
+    before = float(si_sdr_db(batch.mixture, target).mean())
+    assert float(losses.si_sdr_i_db) == pytest.approx(short - before)
     assert float(losses.accuracy) == 0.5
+
+
+def test_snr_counts_the_level_and_stops_at_30_db() -> None:
+    target = torch.randn(1, 4000)
+    assert float(snr_db(0.9 * target, target)) == pytest.approx(20, abs=0.5)
+    assert float(snr_db(target, target)) == pytest.approx(30)
+    assert float(si_sdr_db(0.9 * target, target)) > 60
+
+
+def test_silence_is_measured_below_the_mixture() -> None:
+    mixture = torch.randn(1, 4000)
+    assert float(silence_db(mixture, mixture)) == pytest.approx(0, abs=0.01)
+    assert float(silence_db(0.1 * mixture, mixture)) == pytest.approx(20, abs=0.5)
+    assert float(silence_db(0 * mixture, mixture)) == pytest.approx(30)
+
+
+def test_an_absent_target_teaches_silence() -> None:
+    mixture = torch.randn(2, 4000)
+    target = torch.stack((mixture[0] / 2, torch.zeros(4000)))
+    batch = heard(target, mixture - target, torch.tensor([0, 1]), torch.tensor([True, False]))
+    loud = torch.stack([mixture] * 3).requires_grad_()
+    losses = multi_scale_loss(loud, torch.zeros(2, 2), batch, true_level=True)
+    losses.loss.backward()
+    assert loud.grad is not None
+    # Going down the gradient makes the absent voice's estimate quieter.
+    quieter = loud.detach() - 100 * loud.grad
+    assert quieter[0, 1].square().sum() < loud[0, 1].square().sum()
+    # What is reported is of those who speak.
+    assert float(losses.si_sdr_i_db) == pytest.approx(0, abs=1e-4)
+    silent = loud.detach() * torch.tensor([0.5, 0.0])[:, None]
+    better = multi_scale_loss(silent, torch.zeros(2, 2), batch, true_level=True)
+    assert float(better.loss) == pytest.approx(0.5 * math.log(2) - 30, abs=0.01)

@@ -1,7 +1,8 @@
-"""Mixtures drawn on the fly: what is in them, and who is never mixed."""
+"""Mixtures drawn on the fly: what is in them, alone or all at once."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,118 +10,160 @@ import pytest
 import torch
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.mixtures import (
-    Corpus,
-    MixtureSampler,
-    MixtureSettings,
-    _arc,
-    _rest,
-    gain_for_snr,
-)
+from mcspex_cli.training.corpus import Corpus
+from mcspex_cli.training.mixtures import Batch, MixtureSampler
+from mcspex_cli.training.plans import MixtureSettings
 from tests.conftest import RATE_HZ
 
-SHORT = MixtureSettings(segment_s=0.8, reference_s=(0.5, 1.0))
+PLAIN = MixtureSettings(segment_s=0.8, reference_s=(0.5, 1.0))
+EVERYTHING = replace(
+    PLAIN,
+    speed=(0.9, 1.1),
+    third_talker=0.5,
+    partial_overlap=0.5,
+    absent=0.3,
+    noise=0.8,
+    room=0.5,
+    narrow_band=0.5,
+    reference_noise=0.5,
+    reference_room=0.5,
+    reference_narrow_band=0.5,
+)
 
 
 @pytest.fixture
-def marked() -> Corpus:
-    """A corpus whose every sample tells its speaker and utterance: 100 * speaker + number."""
-    from mcspex_cli.training.mixtures import Speaker
-
-    pieces, speakers, at = [], [], 0
-    for who, lengths in enumerate(((900, 500, 700), (1200, 300), (400, 400, 400, 400))):
-        speaker = Speaker(f"s{who}", at)
-        for utterance, length in enumerate(lengths):
-            pieces.append(torch.full((length,), 100 * (who + 1) + utterance, dtype=torch.int16))
-            speaker.bounds.append(speaker.bounds[-1] + length)
-            speaker.sentences.append(f"s{who}-{utterance}")
-        at += speaker.bounds[-1]
-        speakers.append(speaker)
-    return Corpus(torch.cat(pieces), speakers, 1000)
+def talkers(corpus: Path) -> Corpus:
+    return Corpus.read([corpus], RATE_HZ)
 
 
-def test_a_corpus_holds_every_utterance_once(corpus: Path) -> None:
-    read = Corpus.read([corpus], RATE_HZ)
-    assert [Path(s.name).name for s in read.speakers] == ["ann", "bob", "cyn"]
-    assert read.speakers[1].sentences == ["a", "b", "d"]
-    assert read.samples.dtype == torch.int16
-    assert read.seconds == pytest.approx(3 * (1.0 + 1.2 + 1.4))
+def draw(corpus: Corpus, settings: MixtureSettings, rows: int = 24) -> Batch:
+    return MixtureSampler(corpus, settings).draw(7, 3, range(rows))
 
 
-def test_draws_are_repeated_by_their_generator(corpus: Path) -> None:
-    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), SHORT)
-    one, same, other = (sampler.draw(4, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one.mixture, same.mixture)
-    assert torch.equal(one.reference, same.reference)
-    assert one.mixture.shape == (4, 6400)
-    assert not torch.equal(one.mixture, other.mixture)
+def power(signals: torch.Tensor) -> torch.Tensor:
+    return signals.square().mean(-1)
 
 
-def test_snr_and_level_are_in_their_ranges(corpus: Path) -> None:
-    settings = MixtureSettings(0.8, (0.5, 1.0), (-2.0, 2.0), (-30.0, -20.0))
-    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), settings)
-    batch = sampler.draw(64, np.random.default_rng(0))
-    level = 10 * torch.log10(batch.mixture.square().mean(-1))
+def test_a_mixture_is_the_sum_of_its_parts(talkers: Corpus) -> None:
+    batch = draw(talkers, PLAIN)
+    assert batch.mixture.shape == (24, 6400)
+    assert batch.reference.shape[0] == 24
+    assert 4000 <= batch.reference.shape[1] <= 8000
+    torch.testing.assert_close(batch.mixture, batch.target + batch.interferer + batch.noise)
+    assert batch.present.all()
+    assert not batch.noise.any()
+
+
+def test_the_same_seed_draws_the_same(talkers: Corpus) -> None:
+    one, same = (draw(talkers, EVERYTHING) for _ in range(2))
+    for name, tensor in vars(one).items():
+        assert torch.equal(tensor, getattr(same, name)), name
+    sampler = MixtureSampler(talkers, EVERYTHING)
+    assert not torch.equal(one.mixture, sampler.draw(8, 3, range(24)).mixture)
+    assert not torch.equal(one.mixture, sampler.draw(7, 4, range(24)).mixture)
+
+
+def test_a_batch_is_the_same_whole_or_shared_out(talkers: Corpus) -> None:
+    sampler = MixtureSampler(talkers, EVERYTHING)
+    whole = sampler.draw(7, 3, range(24))
+    parts = [sampler.draw(7, 3, range(k, k + 6)) for k in range(0, 24, 6)]
+    for name, tensor in vars(whole).items():
+        joined = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_snr_and_level_are_in_their_ranges(talkers: Corpus) -> None:
+    batch = draw(talkers, replace(PLAIN, snr_db=(-2.0, 2.0), level_db=(-30.0, -20.0)), 64)
+    level = 10 * torch.log10(power(batch.mixture))
     assert -30.1 < level.min() < -28 and -22 < level.max() < -19.9
-    interferer = batch.mixture - batch.target
-    snr = 10 * torch.log10(batch.target.square().sum(-1) / interferer.square().sum(-1))
+    snr = 10 * torch.log10(power(batch.target) / power(batch.interferer))
     assert -2.01 < snr.min() < -1.5 and 1.5 < snr.max() < 2.01
 
 
-def test_the_reference_is_the_target_in_other_utterances(marked: Corpus) -> None:
-    rng = np.random.default_rng(0)
-    sampler = MixtureSampler(marked, MixtureSettings(0.6, (0.5, 2.0)))
-    for _ in range(300):
-        who = int(rng.integers(3))
-        target = _arc(marked.speakers[who], 600, rng)
-        said = sampler._gather([target], 600)[0] * 32768
-        heard = sampler._gather([_rest(target, rng)], 2000)[0] * 32768
-        assert 0 < target.length <= 600
-        assert set(said.tolist()) - {0.0} <= {100.0 * (who + 1) + k for k in range(4)}
-        assert set(heard.tolist()) <= {100.0 * (who + 1) + k for k in range(4)}
-        assert not set(said.tolist()) & set(heard.tolist())
-        assert not (said[target.length :]).any()
-
-
-def test_speakers_are_labelled_and_never_mixed_with_themselves(marked: Corpus) -> None:
-    sampler = MixtureSampler(marked, MixtureSettings(0.3, (0.5, 1.0)))
-    batch = sampler.draw(200, np.random.default_rng(1))
-    assert set(batch.speaker.tolist()) == {0, 1, 2}
-    # A reference is constant but for its utterances: its speaker shows in the ratio.
-    ratios = batch.reference.max(-1).values / batch.reference.min(-1).values
-    assert ratios.max() < 1.04
-    plans = [sampler._pair(300, np.random.default_rng(k)) for k in range(200)]
-    assert all(t.speaker is not i.speaker and r.speaker is t.speaker for _, t, i, r in plans)
-
-
-def test_the_same_sentence_is_never_mixed(corpus: Path) -> None:
-    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), SHORT)
+def test_the_same_sentence_is_never_mixed(talkers: Corpus) -> None:
+    planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
     for seed in range(300):
-        _, target, interferer, _ = sampler._pair(6400, np.random.default_rng(seed))
-        assert not target.sentences() & interferer.sentences()
+        plan = planner.draw(np.random.default_rng(seed))
+        arcs = [plan.target, *plan.interferers]
+        said = [arc.sentences() for arc in arcs]
+        assert len(set.union(*said)) == sum(map(len, said))
+        assert len({arc.speaker.name for arc in arcs}) == len(arcs)
+        assert plan.reference.speaker is plan.target.speaker
+        assert not plan.reference.sentences() & plan.target.sentences()
 
 
-def test_speakers_who_say_the_same_and_nothing_else_are_refused(corpus: Path) -> None:
-    for k, name in enumerate("efg"):
-        (corpus / "cyn" / f"{name}.flac").rename(corpus / "cyn" / f"{'abd'[k]}.flac")
-        if k < 2:
-            (corpus / "ann" / f"{'abc'[k]}.flac").touch()
-    (corpus / "ann" / "c.flac").rename(corpus / "ann" / "d.flac")
-    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), MixtureSettings(3.0, (0.5, 1.0)))
-    with pytest.raises(ConfigError, match=r"same sentences and never mixed. Rename them"):
-        sampler.draw(20, np.random.default_rng(0))
+def test_speakers_who_all_say_the_same_are_refused(corpus: Path) -> None:
+    for talker in ("bob", "cyn"):
+        for path, name in zip(sorted((corpus / talker).iterdir()), "abc", strict=True):
+            path.rename(corpus / talker / f"_{name}.flac")
+    for path in (corpus / "ann").iterdir():
+        path.rename(corpus / "ann" / f"_{path.name}")
+    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), replace(PLAIN, segment_s=3.0))
+    with pytest.raises(ConfigError, match=r"equal names.*never mixed.*Rename the files"):
+        sampler.draw(0, 0, range(20))
 
 
-def test_gain_for_snr_is_by_energy() -> None:
-    target, interferer = torch.randn(3, 500), 7 * torch.randn(3, 500)
-    snr = torch.tensor([[-5.0], [0.0], [5.0]])
-    scaled = interferer * gain_for_snr(target, interferer, snr)
-    ratio = target.square().sum(-1) / scaled.square().sum(-1)
-    torch.testing.assert_close(10 * torch.log10(ratio), snr[:, 0])
+def test_a_third_talker_joins(talkers: Corpus) -> None:
+    planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
+    counts = [len(planner.draw(np.random.default_rng(k)).interferers) for k in range(200)]
+    assert set(counts) == {1, 2}
+    assert 60 < counts.count(2) < 140
+    batch = draw(talkers, replace(PLAIN, third_talker=1.0, snr_db=(0.0, 0.0)), 64)
+    # Two others as loud as the target each: 3 dB together, if they are unlike.
+    ratio = 10 * torch.log10(power(batch.interferer) / power(batch.target))
+    assert 2 < ratio.median() < 4
 
 
-def test_too_few_speakers_are_refused(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match="two speakers or more"):
-        Corpus.read([corpus / "ann"], RATE_HZ)
-    with pytest.raises(ConfigError, match="no such folder of speakers"):
-        Corpus.read([corpus / "zoe"], RATE_HZ)
+def test_a_partial_overlap_leaves_somebody_alone(talkers: Corpus) -> None:
+    settings = replace(PLAIN, partial_overlap=1.0, overlap=(0.5, 0.5), snr_db=(3.0, 3.0))
+    batch = draw(talkers, settings)
+    halves = slice(0, 3000), slice(3400, 6400)
+    quiet = torch.stack([power(s[:, h]) < 1e-9 for s in vars(batch).values() for h in halves
+                         if s is batch.target or s is batch.interferer])  # fmt: skip
+    assert (quiet.sum(0) == 1).all()
+    assert (quiet.sum(1) > 0).all()  # either of them, early or late
+    # The SNR is that of the time in which they speak.
+    target_early, late = quiet[0], quiet[1]
+    whole = ~(target_early | late)
+    ratio = power(batch.target) / power(batch.interferer)
+    assert 10 * torch.log10(ratio[whole]).median() == pytest.approx(6, abs=1)
+
+
+def test_an_absent_target_is_silence(talkers: Corpus) -> None:
+    batch = draw(talkers, replace(PLAIN, absent=0.5), 64)
+    assert 16 < batch.present.sum() < 48
+    assert not batch.target[~batch.present].any()
+    assert (power(batch.target[batch.present]) > 1e-9).all()
+    assert (power(batch.interferer) > 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", ["white", "pink", "speech", "babble", "hum"])
+def test_noise_is_as_far_below_the_speech_as_told(talkers: Corpus, kind: str) -> None:
+    batch = draw(talkers, replace(PLAIN, noise=1.0, noise_db=(5.0, 5.0), noise_kinds=(kind,)), 4)
+    below = 10 * torch.log10(power(batch.target + batch.interferer) / power(batch.noise))
+    torch.testing.assert_close(below, torch.full((4,), 5.0), rtol=0, atol=1e-3)
+
+
+def test_a_room_leaves_late_echoes_out_of_the_target(talkers: Corpus) -> None:
+    dry, wet = (draw(talkers, replace(PLAIN, room=room, t60_s=(0.5, 0.5))) for room in (0.0, 1.0))
+    echoes = wet.mixture - wet.target - wet.interferer
+    assert (power(echoes) > 1e-3 * power(wet.target)).all()
+    assert not torch.equal(dry.target, wet.target)
+
+
+def test_a_narrow_band_holds_for_mixture_and_target(talkers: Corpus) -> None:
+    settings = replace(PLAIN, narrow_band=1.0, noise=1.0, band_hz=(1000.0, 1000.0))
+    batch = draw(talkers, settings, 4)
+    for signals in (batch.mixture, batch.target, batch.interferer, batch.noise):
+        spectrum = torch.fft.rfft(signals).abs().square()
+        assert spectrum[:, 900:].sum() < 1e-6 * spectrum.sum()
+
+
+def test_references_have_surroundings_of_their_own(talkers: Corpus) -> None:
+    plain = draw(talkers, PLAIN)
+    for name in ("reference_noise", "reference_room", "reference_narrow_band"):
+        settings = MixtureSettings(**{**asdict(PLAIN), name: 1.0})
+        changed = draw(talkers, settings)
+        assert not torch.allclose(plain.reference, changed.reference, atol=1e-4), name
+        assert changed.reference.isfinite().all()
+        assert not changed.noise.any()

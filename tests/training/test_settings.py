@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.plans import MixtureSettings
 from mcspex_cli.training.settings import TrainSettings
 from tests.conftest import EXAMPLES
 
@@ -45,9 +46,16 @@ def test_the_shipped_example_is_valid() -> None:
         (DATA + '[mixtures]\nsnr_db = ["a", 1]', r"\[mixtures\] snr_db must be two numbers"),
         (DATA + "[mixtures]\nsnr_db = [5, -5]", r"\[mixtures\] snr_db must be two numbers, rising"),
         (DATA + "[mixtures]\nsegment_s = 0.1", r"segment_s must be from 0.5 to"),
-        (DATA + "[mixtures]\nreference_s = [0.1, 3]", r"reference_s must start at 0.5"),
+        (DATA + "[mixtures]\nreference_s = [0.1, 3]", r"reference_s must be .* from 0.5 to 600"),
+        (DATA + "[mixtures]\nnoise = 1.5", r"noise must be a probability, from 0 to 1"),
+        (DATA + "[mixtures]\nabsent = nan", r"absent must be a probability"),
+        (DATA + "[mixtures]\nspeed = [0.1, 1.0]", r"speed must be .* from 0.5 to 2"),
+        (DATA + '[mixtures]\nnoise_kinds = ["loud"]', r"noise_kinds must be of white, pink"),
+        (DATA + "[mixtures]\nnoise_kinds = []", r"noise_kinds must be of white, pink"),
+        (DATA + '[model]\nconsm = "x"', "consm must be one of steady, listening"),
+        ('[data]\ntrain = ["a"]\nmixing = "x"', "mixing must be one of drawn, given"),
         (DATA + '[model]\nsystem = "x"', "system must be one of mcspex, spexplus"),
-        (DATA + '[model]\nsize = "x"', "size must be one of base, small, tiny"),
+        (DATA + '[model]\nsize = "x"', "size must be one of base, small, mini, tiny"),
         (DATA + "[model]\nsample_rate_hz = 1", "sample_rate_hz must be from 4000 to 192000"),
         (DATA + '[run]\nprecision = "x"', "precision must be one of float32, bfloat16"),
         (DATA + "[optimiser]\nsteps = 0", "steps must be from 1 to"),
@@ -71,3 +79,14 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.toml: cannot be read \(No such file"):
         TrainSettings.read(tmp_path / "none.toml")
+
+
+def test_the_mixtures_of_a_file_can_be_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "noisy.toml"
+    path.write_text("[mixtures]\nnoise = 0.5\n[whatever]\nx = 1\n")
+    assert TrainSettings.read_mixtures(path).noise == 0.5
+    path.write_text("[mixtures]\nnoise = 5\n")
+    with pytest.raises(ConfigError, match="noise must be a probability"):
+        TrainSettings.read_mixtures(path)
+    path.write_text("")
+    assert TrainSettings.read_mixtures(path) == MixtureSettings()

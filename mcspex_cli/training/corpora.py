@@ -1,0 +1,158 @@
+"""Folders of speech as lists of clips: plain ones, LibriSpeech's tree and LibriMix's."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcspex_cli import paths
+from mcspex_cli.errors import ConfigError
+
+TALKERS = ("s1", "s2")
+"""The folders of a LibriMix set that hold its talkers, beside `mix_clean`."""
+
+_LIBRISPEECH = re.compile(r"(\d+)-(\d+)-\d+")
+"""An utterance of LibriSpeech: speaker, chapter, number."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sound file of one speaker."""
+
+    path: Path
+    speaker: str
+    sentence: str
+    """Clips of equal sentences say the same: never mixed, never each other's reference."""
+
+
+@dataclass(frozen=True)
+class GivenMixture:
+    """One mixture of a LibriMix set."""
+
+    id: str
+    path: Path
+    talkers: tuple[Clip, Clip]
+
+
+def list_clips(folders: Sequence[Path]) -> list[Clip]:
+    """List the clips under each folder, by path.
+
+    A LibriMix set (`mix_clean`, `s1`, `s2`) gives its talkers, LibriSpeech's
+    `SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` its speakers under the same names; in any
+    other tree a file's folder is its speaker and its stem its sentence.
+
+    Raises:
+        ConfigError: a folder is missing or holds no sound files.
+    """
+    clips: list[Clip] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder of speakers.")
+        if is_librimix(folder):
+            found = [clip for mixture in list_mixtures(folder) for clip in mixture.talkers]
+        else:
+            found = [_clip(path) for path in paths.find(folder)]
+        if not found:
+            raise ConfigError(f"{folder}: no sound files in it. Name a folder of speakers.")
+        clips += found
+    return clips
+
+
+def is_librimix(folder: Path) -> bool:
+    """Whether a folder is one set of a LibriMix tree, like `wav8k/min/train-100`."""
+    return all((folder / name).is_dir() for name in ("mix_clean", *TALKERS))
+
+
+def list_mixtures(folder: Path) -> list[GivenMixture]:
+    """List a LibriMix set's mixtures, by id.
+
+    `../metadata/mixture_SET_mix_clean.csv` (as LibriMix's scripts write it) or
+    `mixture_SET_mix_clean.csv` in the folder says which there are; without it, what
+    `mix_clean` holds.
+
+    Raises:
+        ConfigError: the folder is no such set, a file is missing, or an id does not name
+            two LibriSpeech utterances.
+    """
+    if not is_librimix(folder):
+        raise ConfigError(f"{folder}: not a LibriMix set; it needs mix_clean, s1 and s2.")
+    present = {path.stem: path for path in paths.find(folder / "mix_clean")}
+    mixtures = []
+    for name in sorted(_listed_ids(folder) or present):
+        if name not in present:
+            raise ConfigError(f"{folder}: mix_clean/{name}.wav is missing. Generate the set again.")
+        mixtures.append(_given(folder, name, present[name]))
+    return mixtures
+
+
+def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
+    """Read SpeakerBeam's `map_mixture2enrollment` for a LibriMix set.
+
+    Each line: mixture id, the target's utterance id, and the clip to enrol with, like
+    `s1/4077-13754-0004_5142-36377-0020`.
+
+    Returns:
+        The clip's path for each (mixture id, utterance id).
+
+    Raises:
+        ConfigError: the file cannot be read, or a line names no clip of the set.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error}).") from error
+    enrolments = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        words = line.split()
+        if len(words) != 3:
+            raise ConfigError(f"{path} line {number}: needs mixture, utterance and clip.")
+        clip = folder / f"{words[2]}.wav"
+        if not clip.is_file() or words[2].split("/")[0] not in TALKERS:
+            raise ConfigError(f"{path} line {number}: {clip} does not exist. Is it of this set?")
+        enrolments[words[0], words[1]] = clip
+    return enrolments
+
+
+def _clip(path: Path) -> Clip:
+    """A file outside LibriMix."""
+    named = _LIBRISPEECH.fullmatch(path.stem)
+    if named and (path.parent.name, path.parent.parent.name) == (named[2], named[1]):
+        return Clip(path, f"librispeech/{named[1]}", path.stem)
+    return Clip(path, str(path.parent), path.stem)
+
+
+def _given(folder: Path, name: str, path: Path) -> GivenMixture:
+    """A mixture and its talkers, whose utterances its id names."""
+    utterances = name.split("_")
+    if len(utterances) != 2 or not all(_LIBRISPEECH.fullmatch(u) for u in utterances):
+        raise ConfigError(f"{path}: is not named UTTERANCE_UTTERANCE, as LibriMix names mixtures.")
+    clips = []
+    for role, utterance in zip(TALKERS, utterances, strict=True):
+        clip = folder / role / path.name
+        if not clip.is_file():
+            raise ConfigError(f"{clip}: is missing. Generate the set again.")
+        clips.append(Clip(clip, f"librispeech/{utterance.split('-')[0]}", utterance))
+    return GivenMixture(name, path, (clips[0], clips[1]))
+
+
+def _listed_ids(folder: Path) -> set[str]:
+    """Ids that the set's metadata lists; none if there is none."""
+    name = f"mixture_{folder.name}_mix_clean.csv"
+    for path in (folder.parent / "metadata" / name, folder / name):
+        if path.is_file():
+            return set(_column(path, "mixture_ID"))
+    return set()
+
+
+def _column(path: Path, column: str) -> Iterator[str]:
+    """The values of a CSV's column."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if column not in (reader.fieldnames or ()):
+            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
+        yield from (row[column] for row in reader)

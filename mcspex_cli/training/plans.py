@@ -1,0 +1,180 @@
+"""What a mixture is to be: every random number in it, drawn before any signal is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.acoustics import NOISES, Room, draw_room
+from mcspex_cli.training.corpus import Arc, Corpus, Speaker, draw_arc, draw_reference
+
+MOST_TALKERS = 3
+
+_TRIES = 1000
+"""Draws for talkers who do not say the same sentence."""
+
+_BABBLERS = 6
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """What a drawn mixture may be. Ranges are uniform; single numbers are probabilities."""
+
+    segment_s: float = 3.0
+    reference_s: tuple[float, float] = (1.5, 8.0)
+    """Drawn once for a batch, in quarters of a second: references are never padded."""
+    snr_db: tuple[float, float] = (-5.0, 5.0)
+    """Of the target over each interferer, while they speak."""
+    level_db: tuple[float, float] = (-40.0, -18.0)
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Of each voice, in hundredths; a target's reference is as fast as the target."""
+    third_talker: float = 0.0
+    partial_overlap: float = 0.0
+    overlap: tuple[float, float] = (0.2, 0.9)
+    """The share of the segment in which both speak, where the overlap is partial."""
+    absent: float = 0.0
+    """The target does not speak; then levels are learnt too, so that silence can be."""
+    noise: float = 0.0
+    noise_db: tuple[float, float] = (0.0, 20.0)
+    """Of the talkers over the noise."""
+    noise_kinds: tuple[str, ...] = NOISES
+    room: float = 0.0
+    t60_s: tuple[float, float] = (0.1, 0.6)
+    narrow_band: float = 0.0
+    band_hz: tuple[float, float] = (2000.0, 4000.0)
+    """The highest frequency left, where the band is narrow."""
+    reference_noise: float = 0.0
+    reference_room: float = 0.0
+    reference_narrow_band: float = 0.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a microphone adds to the talkers, drawn; nothing by default."""
+
+    noise: str = ""
+    noise_db: float = 0.0
+    babblers: tuple[Arc, ...] = ()
+    seed: int = 0
+    """Of the noise."""
+    room: Room | None = None
+    highest_hz: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is random about one mixture."""
+
+    speaker: int
+    target: Arc
+    interferers: tuple[Arc, ...]
+    """One or two."""
+    reference: Arc
+    snr_db: tuple[float, ...]
+    """For each interferer; empty if the talkers are as loud as they were given."""
+    target_speaks: tuple[float, float]
+    """From and to, as shares of the segment."""
+    interferers_speak: tuple[float, float]
+    present: bool
+    level_db: float
+    reference_level_db: float
+    around: Surroundings
+    around_reference: Surroundings
+
+
+class Planner:
+    """Draws plans for mixtures of a corpus."""
+
+    def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
+        self.corpus, self.settings = corpus, settings
+        self.length = round(settings.segment_s * corpus.sample_rate_hz)
+
+    def draw(self, rng: np.random.Generator) -> Plan:
+        """Draw all that is random about one mixture."""
+        settings = self.settings
+        given = bool(self.corpus.pairs)
+        who, target, interferers = self._given(rng) if given else self._drawn(rng)
+        target_speaks, interferers_speak = self._turns(rng)
+        return Plan(
+            speaker=who,
+            target=target,
+            interferers=interferers,
+            reference=draw_reference(target, rng),
+            snr_db=() if given else tuple(rng.uniform(*settings.snr_db) for _ in interferers),
+            target_speaks=target_speaks,
+            interferers_speak=interferers_speak,
+            present=bool(rng.random() >= settings.absent),
+            level_db=rng.uniform(*settings.level_db),
+            reference_level_db=rng.uniform(*settings.level_db),
+            around=self._surroundings("", rng),
+            around_reference=self._surroundings("reference_", rng),
+        )
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[int, Arc, tuple[Arc, ...]]:
+        """A target's index, its arc, and those of one or two others who say something else."""
+        settings, speakers = self.settings, self.corpus.speakers
+        count = 2 + (len(speakers) > 2 and rng.random() < settings.third_talker)
+        for _ in range(_TRIES):
+            who = rng.choice(len(speakers), count, replace=False)
+            arcs = [draw_arc(speakers[k], self.length, self._speed(rng), rng) for k in who]
+            said = [arc.sentences() for arc in arcs]
+            if len(set.union(*said)) == sum(map(len, said)):
+                return int(who[0]), arcs[0], tuple(arcs[1:])
+        raise ConfigError(
+            "speakers with files of equal names, which are taken for equal sentences, are never "
+            f"mixed, and {_TRIES} draws found no others. Rename the files, or shorten segment_s."
+        )
+
+    def _given(self, rng: np.random.Generator) -> tuple[int, Arc, tuple[Arc, ...]]:
+        """A given mixture's target, from a random place on, and the interferer beside it."""
+        (who, utterance), other = self.corpus.pairs[int(rng.integers(len(self.corpus.pairs)))]
+        speaker = self.corpus.speakers[who]
+        whole = speaker.bounds[utterance + 1] - speaker.bounds[utterance]
+        skip = int(rng.integers(max(0, whole - self.length) + 1))
+        target, interferer = (
+            _part(self.corpus.speakers[index], said, skip, self.length)
+            for index, said in ((who, utterance), other)
+        )
+        return who, target, (interferer,)
+
+    def _speed(self, rng: np.random.Generator) -> float:
+        """A voice's speed, in hundredths, so that equal ones are resampled together."""
+        low, high = (round(100 * v) for v in self.settings.speed)
+        return int(rng.integers(low, high + 1)) / 100
+
+    def _turns(self, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
+        """From when to when the target and the others speak: one of them may come late or end."""
+        partial = rng.random() < self.settings.partial_overlap
+        both = rng.uniform(*self.settings.overlap) if partial else 1.0
+        short = (0.0, both) if rng.random() < 0.5 else (1.0 - both, 1.0)
+        whole = (0.0, 1.0)
+        return (short, whole) if rng.random() < 0.5 else (whole, short)
+
+    def _surroundings(self, prefix: str, rng: np.random.Generator) -> Surroundings:
+        """The mixture's surroundings (no prefix) or the reference's, by their probabilities."""
+        settings, speakers = self.settings, self.corpus.speakers
+        chances = [getattr(settings, prefix + name) for name in ("noise", "room", "narrow_band")]
+        noisy, echoing, narrow = rng.random(3) < chances
+        kind = str(rng.choice(settings.noise_kinds)) if noisy else ""
+        babblers = rng.integers(len(speakers), size=_BABBLERS) if kind == "babble" else ()
+        t60_s = rng.uniform(*settings.t60_s)
+        return Surroundings(
+            noise=kind,
+            noise_db=rng.uniform(*settings.noise_db),
+            babblers=tuple(
+                replace(draw_arc(speakers[k], self.length, 1.0, rng), repeated=True)
+                for k in babblers
+            ),
+            seed=int(rng.integers(2**31)),
+            room=draw_room(t60_s, MOST_TALKERS, rng) if echoing else None,
+            highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
+        )
+
+
+def _part(speaker: Speaker, utterance: int, skip: int, length: int) -> Arc:
+    """At most `length` samples of one utterance, from `skip` on."""
+    start = speaker.bounds[utterance] + skip
+    left = max(0, speaker.bounds[utterance + 1] - start)
+    return Arc(speaker, start, min(length, left), utterance, utterance)

@@ -1,0 +1,89 @@
+"""What a run starts from: its network, its corpus and its validation mixtures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from mcspex_cli.checkpoint import load_checkpoint
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.training.corpora import is_librimix
+from mcspex_cli.training.corpus import Corpus
+from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.recipes import librimix_recipes, read_recipes
+from mcspex_cli.training.renderings import Rendering, render
+from mcspex_cli.training.settings import TrainSettings
+
+
+def read_corpus(settings: TrainSettings, device: torch.device) -> MixtureSampler:
+    """Decode the training data to the device.
+
+    Raises:
+        ConfigError, AudioError: as `Corpus.read`.
+    """
+    data = settings.data
+    folders = [settings.resolve(folder) for folder in data.train]
+    rate = settings.model.sample_rate_hz
+    corpus = Corpus.read(folders, rate, given=data.mixing == "given")
+    corpus.samples = corpus.samples.to(device)
+    return MixtureSampler(corpus, settings.mixtures)
+
+
+def read_validation(settings: TrainSettings) -> list[Rendering]:
+    """Render the validation mixtures, spread evenly over the recipe or LibriMix set.
+
+    Raises:
+        ConfigError, AudioError: as `read_recipes`, `librimix_recipes` and `render`.
+    """
+    data = settings.data
+    if not data.validation:
+        return []
+    path = settings.resolve(data.validation)
+    if is_librimix(path):
+        enrolments = settings.resolve(data.enrolments) if data.enrolments else None
+        recipes = librimix_recipes(path, enrolments)
+    else:
+        recipes = read_recipes(path)
+    count = min(len(recipes), data.validation_mixtures)
+    chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)
+    return [render(recipes[k], settings.model.sample_rate_hz) for k in chosen]
+
+
+def build_system(settings: TrainSettings, speakers: int) -> System:
+    """Build a new network, or take a checkpoint's with a classifier for these speakers.
+
+    Raises:
+        ConfigError: the checkpoint works at another rate.
+        CheckpointError: it cannot be loaded.
+    """
+    model, levelled = settings.model, settings.mixtures.absent > 0
+    if not model.start_from:
+        return build(_config(settings, speakers))
+    folder = settings.resolve(model.start_from)
+    start = load_checkpoint(folder if folder.is_dir() else model.start_from)
+    if start.config.sample_rate_hz != model.sample_rate_hz:
+        raise ConfigError(
+            f"{model.start_from}: works at {start.config.sample_rate_hz} Hz. "
+            "Set [model] sample_rate_hz to that."
+        )
+    if start.config.speakers != speakers:
+        start.classifier = nn.Linear(start.config.embedding, speakers)
+    start.config = replace(start.config, speakers=speakers, true_level=levelled)
+    return start.requires_grad_(True).train()
+
+
+def _config(settings: TrainSettings, speakers: int) -> SystemConfig:
+    """The network that the settings describe."""
+    model = settings.model
+    config = sized(model.system, model.size, model.sample_rate_hz, speakers)
+    return replace(
+        config,
+        scale_fuser=model.scale_fuser,
+        consm=model.consm,
+        scale_intermg=model.scale_intermg,
+        true_level=settings.mixtures.absent > 0,
+    )

@@ -1,0 +1,125 @@
+"""One run shared by the processes that torchrun starts; a team of one without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from mcspex_cli.extraction.engine import choose_device
+from mcspex_cli.model.systems import System
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str) -> Team:
+        """Meet the others, if torchrun started this process; "auto" gives each its own GPU.
+
+        Raises:
+            EngineError: there is no such device.
+        """
+        if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+            return cls(0, 1, choose_device(device))
+        if device == "auto" and torch.cuda.is_available():
+            device = f"cuda:{distributed.get_node_local_rank()}"
+        chosen = choose_device(device)
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return cls(distributed.get_rank(), distributed.get_world_size(), chosen)
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            distributed.destroy_process_group()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def highest(self, values: Sequence[float]) -> list[float]:
+        """Each value's maximum over the team, so that all take the same turn."""
+        return self._reduced(values, distributed.ReduceOp.MAX)
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the team."""
+        return [total / self.size for total in self._reduced(values, distributed.ReduceOp.SUM)]
+
+    def share(self, system: System) -> nn.Module:
+        """Have the team's gradients averaged and its batches normalised as one."""
+        if self.size == 1:
+            return system
+        for module in system.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.__class__ = TeamBatchNorm  # the same weights and names
+        places = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(system, device_ids=places)
+
+    def _reduced(self, values: Sequence[float], how: distributed.ReduceOp.RedOpType) -> list[float]:
+        """Reduce over the team; at once where it is a team of one."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(tensor, how)
+        reduced: list[float] = tensor.tolist()
+        return reduced
+
+
+class TeamBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the whole team's batch, on any device.
+
+    `torch.nn.SyncBatchNorm` is for GPUs only. Shape: [batch, channel, frame], kept.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise `features` by the mean and variance of all processes' features."""
+        if not self.training:
+            return super().forward(features)
+        values = features.float()
+        moments = torch.stack((values.mean((0, 2)), values.square().mean((0, 2))))
+        total: Tensor = _Sum.apply(moments)  # type: ignore[no-untyped-call]
+        mean, square = (total / distributed.get_world_size()).unbind()
+        variance = square - mean.square()
+        self._update_running(mean.detach(), variance.detach(), features)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        normalised: Tensor = (features - mean[:, None]) * scale[:, None] + self.bias[:, None]
+        return normalised
+
+    def _update_running(self, mean: Tensor, variance: Tensor, features: Tensor) -> None:
+        """Move the running statistics as `nn.BatchNorm1d` does."""
+        count = features.numel() / features.shape[1] * distributed.get_world_size()
+        momentum = self.momentum or 0.0
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / (count - 1), momentum)
+        self.num_batches_tracked += 1
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the team; every process's loss depends on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        """Sum."""
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Sum."""
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total

@@ -1,0 +1,139 @@
+"""Noise, rooms and bands against what physics and arithmetic say of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mcspex_cli.training.acoustics import (
+    EARLY_S,
+    Room,
+    convolve,
+    draw_room,
+    early_part,
+    limit_band,
+    room_responses,
+    stationary_noise,
+)
+
+RATE_HZ = 16000
+CPU = torch.device("cpu")
+
+
+def rooms(t60_s: float, count: int = 6) -> list[Room]:
+    rng = np.random.default_rng(0)
+    return [draw_room(t60_s, 2, rng) for _ in range(count)]
+
+
+def responses(t60_s: float, count: int = 6) -> Tensor:
+    return room_responses(rooms(t60_s, count), round(0.8 * RATE_HZ), RATE_HZ, CPU)
+
+
+def test_talkers_and_microphone_are_inside_the_room() -> None:
+    for room in rooms(0.4, 50):
+        for place in (room.microphone, *room.talkers):
+            assert all(0.5 <= x <= wall - 0.5 for x, wall in zip(place, room.size, strict=True))
+
+
+def test_the_direct_sound_comes_first_and_alone() -> None:
+    made = responses(0.4)
+    assert made.shape == (6, 2, 12800)
+    assert (made[..., 0] >= 1).all()  # 1, and what arrives within the same sample
+    assert (made[..., 0] < 1.6).all()
+
+
+@pytest.mark.parametrize("t60_s", [0.2, 0.4, 0.6])
+def test_reverberation_falls_by_60_db_in_t60(t60_s: float) -> None:
+    # Schroeder's backward integral, its slope from -5 to -25 dB.
+    left = responses(t60_s).square().flip(-1).cumsum(-1).flip(-1).mean((0, 1))
+    level = 10 * torch.log10(left / left[0])
+    first, last = (int((level < db).nonzero()[0]) for db in (-5, -25))
+    measured = 3 * (last - first) / RATE_HZ
+    assert measured == pytest.approx(t60_s, rel=0.25)
+
+
+def test_a_nearer_talker_is_drier() -> None:
+    near, far = (
+        Room(0.4, (6.0, 5.0, 3.0), (3.0, 2.5, 1.5), ((3.0 + away, 2.5, 1.5),), 1)
+        for away in (0.5, 2.4)
+    )
+    made = room_responses([near, far], 6400, RATE_HZ, CPU)[:, 0]
+    direct_db = -10 * torch.log10(made[:, 16:].square().sum(-1))
+    # The direct sound falls with the square of the distance; the reverberation does not.
+    assert direct_db[0] - direct_db[1] == pytest.approx(20 * np.log10(2.4 / 0.5), abs=2)
+
+
+def test_the_first_echo_is_where_geometry_puts_it() -> None:
+    # Microphone and talker 1.5 m above the floor and 2 m apart; all other walls are far off.
+    room = Room(0.3, (40.0, 40.0, 30.0), (20.0, 20.0, 1.5), ((22.0, 20.0, 1.5),), 1)
+    made = room_responses([room], 3200, RATE_HZ, CPU)[0, 0]
+    path_m = np.hypot(2, 3) - 2
+    expected = path_m / 343 * RATE_HZ
+    assert int(made[4:400].argmax()) + 4 == pytest.approx(expected, abs=1)
+
+
+def test_the_early_part_ends_softly() -> None:
+    made = torch.ones(1, 3200)
+    early = early_part(made, RATE_HZ)
+    end = round(EARLY_S * RATE_HZ)
+    assert torch.equal(early[:, :end], made[:, :end])
+    assert early[0, end + 80] == pytest.approx(0.5, abs=0.01)
+    assert not early[:, end + 161 :].any()
+
+
+def test_convolution_is_convolution() -> None:
+    torch.manual_seed(0)
+    signals, filters = torch.randn(3, 200), torch.randn(3, 50)
+    expected = [np.convolve(s, f)[:200] for s, f in zip(signals, filters, strict=True)]
+    np.testing.assert_allclose(convolve(signals, filters), expected, atol=1e-4)
+
+
+def noise(kind: str, length: int = 64000) -> Tensor:
+    speech = torch.linspace(2, 0.1, 513)
+    return stationary_noise([kind], [3], length, RATE_HZ, speech)[0]
+
+
+def octave_db(signal: Tensor, low_hz: float) -> float:
+    """Mean power spectral density from a frequency to its double."""
+    power = torch.fft.rfft(signal).abs().square()
+    hertz = torch.linspace(0, RATE_HZ / 2, len(power))
+    return float(10 * torch.log10(power[(hertz >= low_hz) & (hertz < 2 * low_hz)].mean()))
+
+
+@pytest.mark.parametrize(("kind", "slope_db"), [("white", 0), ("pink", -3)])
+def test_the_spectrum_of_noise_falls_as_its_name_says(kind: str, slope_db: float) -> None:
+    levels = [octave_db(noise(kind), 250 * 2**k) for k in range(4)]
+    np.testing.assert_allclose(np.diff(levels), slope_db, atol=0.4)
+
+
+def test_speech_shaped_noise_has_speechs_spectrum() -> None:
+    power = torch.fft.rfft(noise("speech")).abs().square()
+    bands = torch.stack([part.mean() for part in power.tensor_split(8)])
+    wanted = torch.stack([p.mean() for p in torch.linspace(2, 0.1, len(power)).tensor_split(8)])
+    torch.testing.assert_close(bands / bands.sum(), wanted / wanted.sum(), rtol=0.1, atol=0.003)
+
+
+def test_hum_is_mains_and_its_harmonics() -> None:
+    power = torch.fft.rfft(noise("hum", RATE_HZ)).abs().square()  # a bin is 1 Hz
+    loud = (power > 1e-6 * power.max()).nonzero().squeeze(1).tolist()
+    mains = loud[0]
+    assert mains in (50, 60)
+    assert all(hertz % mains == 0 for hertz in loud)
+    assert len(loud) == 12
+
+
+def test_a_rows_noise_is_its_own_in_any_batch() -> None:
+    speech = torch.ones(513)
+    together = stationary_noise(["white", "pink"], [1, 2], 1000, RATE_HZ, speech)
+    alone = stationary_noise(["pink"], [2], 1000, RATE_HZ, speech)
+    torch.testing.assert_close(together[1:], alone)
+    torch.testing.assert_close(together.square().mean(-1), torch.ones(2))
+
+
+def test_a_limited_band_keeps_what_is_below() -> None:
+    time = torch.arange(RATE_HZ) / RATE_HZ
+    low, high = (torch.sin(2 * np.pi * hertz * time) for hertz in (900, 2200))
+    limited = limit_band((low + high)[None], torch.tensor([2000.0]), RATE_HZ)
+    torch.testing.assert_close(limited[0], low, rtol=0, atol=1e-3)

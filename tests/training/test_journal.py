@@ -1,0 +1,66 @@
+"""Reports, kept."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.journal import Journal, Progress
+
+REPORT = Progress(10, 0.25, 1.5, 2.0, 2.5, 0.5, 1e-3, 30.0, 60.0)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_reports_are_rows(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0, tensorboard=False)
+    journal.add(REPORT)
+    journal.add(replace(REPORT, step=20, validation_db=4.5))
+    assert [row["step"] for row in rows(tmp_path)] == ["10", "20"]
+    assert [row["validation_db"] for row in rows(tmp_path)] == ["", "4.5"]
+    assert rows(tmp_path)[0]["si_sdr_i_db"] == "2.5"
+
+
+def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0, tensorboard=False)
+    for step in (10, 20, 30):
+        journal.add(replace(REPORT, step=step))
+    Journal(tmp_path, 20, tensorboard=False).add(replace(REPORT, step=30, loss=9.0))
+    assert [row["step"] for row in rows(tmp_path)] == ["10", "20", "30"]
+    assert rows(tmp_path)[2]["loss"] == "9.0"
+    Journal(tmp_path, 0, tensorboard=False)
+    assert rows(tmp_path) == []
+
+
+def test_time_left_follows_the_share() -> None:
+    assert REPORT.left_s == pytest.approx(180)
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    journal = Journal(tmp_path, 0, tensorboard=True)
+    journal.add(replace(REPORT, validation_db=4.5))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"loss", "si_sdr_i_db", "validation_db", "audio_s_per_s"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert events.Scalars("loss")[0].value == pytest.approx(1.5)
+
+
+def test_tensorboard_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install mcspex\[tensorboard\]"):
+        Journal(tmp_path, 0, tensorboard=True)

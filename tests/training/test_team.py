@@ -1,0 +1,70 @@
+"""Several processes train as one."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint
+
+TOML = """
+[model]
+size = "tiny"
+[data]
+train = ["speech"]
+validation = "speech/recipe.csv"
+[mixtures]
+segment_s = 0.5
+reference_s = [0.5, 0.8]
+noise = 0.5
+[optimiser]
+steps = 4
+batch = {batch}
+warmup_steps = 2
+[run]
+out = "{out}"
+device = "cpu"
+log_every_steps = 1
+validate_every_steps = 4
+"""
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def train(corpus: Path, out: str, batch: int, processes: int) -> list[dict[str, str]]:
+    (corpus / "recipe.csv").write_text(
+        "id,target,interferer,reference,snr_db\n"
+        "one,ann/a.flac,bob/b.flac,ann/b.flac,0\ntwo,bob/a.flac,ann/c.flac,bob/b.flac,0\n"
+        "three,cyn/e.flac,ann/c.flac,cyn/f.flac,0\n"
+    )
+    toml = corpus.parent / f"{out}.toml"
+    toml.write_text(TOML.format(batch=batch, out=out))
+    words = [*(TORCHRUN if processes > 1 else []), "mcspex_cli", "train", str(toml)]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("done") == 1  # one process speaks
+    with (corpus.parent / out / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_are_one_with_twice_the_batch(corpus: Path) -> None:
+    one = train(corpus, "one", 4, 1)
+    two = train(corpus, "two", 2, 2)
+    assert [row["step"] for row in two] == ["1", "2", "3", "4"]
+    for name in ("loss", "si_sdr_db", "si_sdr_i_db", "accuracy"):
+        values = ([float(row[name]) for row in rows] for rows in (one, two))
+        np.testing.assert_allclose(*values, rtol=1e-3, err_msg=name)
+    assert float(one[-1]["validation_db"]) == pytest.approx(
+        float(two[-1]["validation_db"]), abs=0.02
+    )
+    folders = (corpus.parent / out / "last" for out in ("one", "two"))
+    a, b = (load_checkpoint(find_checkpoint(folder)).state_dict() for folder in folders)
+    for key, tensor in a.items():
+        np.testing.assert_allclose(tensor, b[key], rtol=0.01, atol=2e-3, err_msg=key)
