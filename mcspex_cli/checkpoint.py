@@ -159,27 +159,14 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
     Raises:
         CheckpointError: an unknown or missing key, a wrong type or a value out of range.
     """
-    from mcspex_cli.model.decoder import INTERMGS
-    from mcspex_cli.model.encoder import FUSERS
-    from mcspex_cli.model.extractor import CONSMS
-    from mcspex_cli.model.systems import SYSTEMS, SystemConfig
+    from mcspex_cli.model.systems import SystemConfig
 
     raw = {**_ADDED_LATER, **raw}
     known = {f.name for f in fields(SystemConfig)}
     if raw.keys() != known:
         odd = ", ".join(sorted(raw.keys() ^ known)[:3])
         raise CheckpointError(f"{path}: unknown or missing keys ({odd}). Is mcspex up to date?")
-    choices: dict[str, Collection[object]] = {
-        "system": SYSTEMS,
-        "scale_fuser": FUSERS,
-        "consm": CONSMS,
-        "scale_intermg": INTERMGS,
-        "true_level": (True, False),
-    }
-    for key, choice in choices.items():
-        if not isinstance(raw[key], str | bool) or raw[key] not in choice:
-            names = ", ".join(map(str, choice))
-            raise CheckpointError(f"{path}: {key} {raw[key]!r} is unknown. Known: {names}.")
+    _check_choices(path, raw)
     for key, (low, high) in _LIMITS.items():
         _check_number(path, key, raw[key], low, high)
     for key, low, high, count in (("windows_ms", 0.1, 1000, 3), ("speaker_channels", 1, 8192, 3)):
@@ -194,6 +181,26 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
     if config.hop < 1 or list(config.windows) != sorted(config.windows):
         raise CheckpointError(f"{path}: windows must grow and the hop be a sample or more.")
     return config
+
+
+def _check_choices(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a value that is none of those that its key can have."""
+    from mcspex_cli.model.decoder import INTERMGS
+    from mcspex_cli.model.encoder import FUSERS
+    from mcspex_cli.model.extractor import CONSMS
+    from mcspex_cli.model.systems import SYSTEMS
+
+    choices: dict[str, Collection[object]] = {
+        "system": SYSTEMS,
+        "scale_fuser": FUSERS,
+        "consm": CONSMS,
+        "scale_intermg": INTERMGS,
+        "true_level": (True, False),
+    }
+    for key, choice in choices.items():
+        if not isinstance(raw[key], str | bool) or raw[key] not in choice:
+            names = ", ".join(map(str, choice))
+            raise CheckpointError(f"{path}: {key} {raw[key]!r} is unknown. Known: {names}.")
 
 
 def _check_number(path: Path, key: str, value: object, low: float, high: float) -> None:

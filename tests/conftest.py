@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +108,11 @@ LIBRIMIX = {
 """The mixtures of each set; the third of `test` is not in its metadata."""
 
 
-@pytest.fixture
-def librimix(tmp_path: Path) -> Path:
-    """A small Libri2Mix/wav8k/min, its test set with metadata and SpeakerBeam's enrolments."""
-    root = tmp_path / "Libri2Mix" / "wav8k" / "min"
+@pytest.fixture(scope="session")
+def _libri(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `librimix` and `librispeech` are copies of."""
+    folder = tmp_path_factory.mktemp("libri")
+    root = folder / "Libri2Mix" / "wav8k" / "min"
     for name, ids in LIBRIMIX.items():
         for number, id_ in enumerate(ids):
             one, other = id_.split("_")
@@ -131,15 +133,23 @@ def librimix(tmp_path: Path) -> Path:
         f"{other} 4077-13754-0004 s1/{one}\n"
         f"{other} 5142-36377-0020 s2/{one}\n"
     )
-    return root
-
-
-@pytest.fixture
-def librispeech(tmp_path: Path) -> Path:
-    """A tree SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac: two speakers, one of two chapters."""
-    root = tmp_path / "LibriSpeech" / "dev-clean"
     names = ("84-121123-0000", "84-121123-0001", "84-121550-0000", "174-50561-0000")
     for utterance in (*names, "174-50561-0001"):
         speaker, chapter, _ = utterance.split("-")
-        speak(root / speaker / chapter / f"{utterance}.flac", utterance, 1.0)
-    return root
+        path = folder / "LibriSpeech" / "dev-clean" / speaker / chapter / f"{utterance}.flac"
+        speak(path, utterance, 1.0)
+    return folder
+
+
+@pytest.fixture
+def librimix(_libri: Path, tmp_path: Path) -> Path:
+    """A small Libri2Mix/wav8k/min, its test set with metadata and SpeakerBeam's enrolments."""
+    shutil.copytree(_libri / "Libri2Mix", tmp_path / "Libri2Mix")
+    return tmp_path / "Libri2Mix" / "wav8k" / "min"
+
+
+@pytest.fixture
+def librispeech(_libri: Path, tmp_path: Path) -> Path:
+    """A tree SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac: two speakers, one of two chapters."""
+    shutil.copytree(_libri / "LibriSpeech", tmp_path / "LibriSpeech")
+    return tmp_path / "LibriSpeech" / "dev-clean"

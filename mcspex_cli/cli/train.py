@@ -60,11 +60,12 @@ if TYPE_CHECKING:
 def simulate(output: Path, sample_rate_hz: int, overwrite: bool, **choice: Any) -> None:
     """Make mixtures to test on: the same for the same seed, with references.
 
-    SPEAKERS are folders of SPEAKER/*.wav|flac|ogg, LibriSpeech trees, or one LibriMix set
+    SPEAKERS are folders of SPEAKER/*.wav|flac|ogg, LibriSpeech trees, or LibriMix sets
     (mix_clean/ s1/ s2/), whose own mixtures are taken, each talker a target, unless -n is given.
     """
-    from mcspex_cli.training.renderings import write_renderings
+    from mcspex_cli.training.renderings import check_free, write_renderings
 
+    check_free(output, overwrite=overwrite)
     count, renderings = _renderings(sample_rate_hz=sample_rate_hz, **choice)
     with console.progress(shown=True) as bar:
         task = bar.add_task("rendering", total=count)
@@ -92,13 +93,14 @@ def _renderings(
 
     if bool(sources) == bool(recipe):
         raise click.UsageError("Name folders of speakers, or --recipe CSV.")
-    given = not count and len(sources) == 1 and is_librimix(sources[0])
-    if enrolments and not given:
+    given = not count and bool(sources) and all(is_librimix(source) for source in sources)
+    if enrolments and not (given and len(sources) == 1):
         raise click.UsageError("--enrolments is for one LibriMix set, without -n.")
     if recipe or given:
         if mixtures or (recipe and count):
             raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
-        recipes = read_recipes(recipe) if recipe else librimix_recipes(sources[0], enrolments)
+        recipes = read_recipes(recipe) if recipe else []
+        recipes += [each for source in sources for each in librimix_recipes(source, enrolments)]
         return len(recipes), (render(each, sample_rate_hz) for each in recipes)
     settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
     corpus = Corpus.read(sources, sample_rate_hz)

@@ -45,12 +45,16 @@ def list_clips(folders: Sequence[Path]) -> list[Clip]:
     other tree a file's folder is its speaker and its stem its sentence.
 
     Raises:
-        ConfigError: a folder is missing or holds no sound files.
+        ConfigError: a folder is missing, holds no sound files, or holds LibriMix sets
+            instead of being one.
     """
     clips: list[Clip] = []
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder of speakers.")
+        sets = sorted(child for child in folder.iterdir() if is_librimix(child))
+        if sets:
+            raise ConfigError(f"{folder}: holds LibriMix sets. Name one of them, like {sets[0]}.")
         if is_librimix(folder):
             found = [clip for mixture in list_mixtures(folder) for clip in mixture.talkers]
         else:
@@ -74,8 +78,8 @@ def list_mixtures(folder: Path) -> list[GivenMixture]:
     `mix_clean` holds.
 
     Raises:
-        ConfigError: the folder is no such set, a file is missing, or an id does not name
-            two LibriSpeech utterances.
+        ConfigError: the folder is no such set or an empty one, a file is missing, the
+            metadata cannot be read, or an id does not name two LibriSpeech utterances.
     """
     if not is_librimix(folder):
         raise ConfigError(f"{folder}: not a LibriMix set; it needs mix_clean, s1 and s2.")
@@ -85,6 +89,8 @@ def list_mixtures(folder: Path) -> list[GivenMixture]:
         if name not in present:
             raise ConfigError(f"{folder}: mix_clean/{name}.wav is missing. Generate the set again.")
         mixtures.append(_given(folder, name, present[name]))
+    if not mixtures:
+        raise ConfigError(f"{folder}: mix_clean is empty. Generate the set again.")
     return mixtures
 
 
@@ -98,23 +104,24 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
         The clip's path for each (mixture id, utterance id).
 
     Raises:
-        ConfigError: the file cannot be read, or a line names no clip of the set.
+        ConfigError: the file cannot be read, or a line names no clip of the set, or one
+            of another speaker, or the target's own utterance.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({error}).") from error
     enrolments = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         words = line.split()
         if len(words) != 3:
             raise ConfigError(f"{path} line {number}: needs mixture, utterance and clip.")
-        clip = folder / f"{words[2]}.wav"
-        if not clip.is_file() or words[2].split("/")[0] not in TALKERS:
+        mixture, utterance, name = words
+        clip = folder / f"{name}.wav"
+        if not clip.is_file() or name.split("/")[0] not in TALKERS:
             raise ConfigError(f"{path} line {number}: {clip} does not exist. Is it of this set?")
-        enrolments[words[0], words[1]] = clip
+        said = clip.stem.split("_")[TALKERS.index(clip.parent.name)]
+        if said == utterance or said.split("-")[0] != utterance.split("-")[0]:
+            raise ConfigError(f"{path} line {number}: {name} is no other clip of the same voice.")
+        enrolments[mixture, utterance] = clip
     return enrolments
 
 
@@ -151,8 +158,20 @@ def _listed_ids(folder: Path) -> set[str]:
 
 def _column(path: Path, column: str) -> Iterator[str]:
     """The values of a CSV's column."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if column not in (reader.fieldnames or ()):
-            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
-        yield from (row[column] for row in reader)
+    reader = csv.DictReader(_lines(path))
+    if column not in (reader.fieldnames or ()):
+        raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
+    for row in reader:
+        if row[column] is None:
+            raise ConfigError(
+                f"{path} line {reader.line_num}: has fewer columns than the first line."
+            )
+        yield row[column]
+
+
+def _lines(path: Path) -> list[str]:
+    """A text file's lines."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error}).") from error

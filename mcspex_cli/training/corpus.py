@@ -92,25 +92,27 @@ class Corpus:
 
         Raises:
             ConfigError: a folder is missing or empty, or is no LibriMix set and `given` is
-                set; or fewer than two speakers have two utterances.
+                set; or fewer than two speakers (one, if given) have two utterances.
             AudioError: a file cannot be read.
         """
         for folder in folders:
             if given and folder.is_dir() and not is_librimix(folder):
                 raise ConfigError(f"{folder}: not a LibriMix set, so it gives no mixtures.")
-        by_speaker: dict[str, list[Clip]] = {}
-        for clip in list_clips(folders):
-            by_speaker.setdefault(clip.speaker, []).append(clip)
         loops = _Loops(sample_rate_hz, halve=not given)
         with ThreadPoolExecutor() as pool:
-            for name, clips in by_speaker.items():
+            for name, clips in _by_speaker(list_clips(folders), given).items():
                 decoded = pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips)
                 loops.add(name, clips, list(decoded))
         if len(loops.speakers) < 2:
-            raise ConfigError("training needs two speakers or more with two utterances each.")
-        mixtures = [m for folder in folders if given for m in list_mixtures(folder)]
+            raise ConfigError(
+                f"{', '.join(map(str, folders))}: two speakers or more are needed, with two files "
+                f"each or one of {2 * LEAST_HALF_S:g} s. Add speakers."
+            )
+        pairs = loops.pairs([m for folder in folders if given for m in list_mixtures(folder)])
+        if given and not pairs:
+            raise ConfigError(f"{folders[0]}: no talker has a second utterance for a reference.")
         samples = torch.from_numpy(np.concatenate(loops.pieces))
-        return cls(samples, loops.speakers, sample_rate_hz, loops.pairs(mixtures))
+        return cls(samples, loops.speakers, sample_rate_hz, pairs)
 
     @property
     def seconds(self) -> float:
@@ -136,7 +138,7 @@ class Corpus:
         start, loop, offset, span, repeated = columns.unsqueeze(-1)
         step = torch.arange(length, device=self.samples.device).unsqueeze(0)
         heard = repeated.bool() | (step < span)
-        step = torch.where(repeated.bool(), step % span, step)
+        step = torch.where(repeated.bool(), step % span.clamp_min(1), step)
         taken: Tensor = self.samples[start + (offset + step) % loop].float() / 32768 * heard
         return taken
 
@@ -202,13 +204,16 @@ def stretch(signals: Tensor, length: int) -> Tensor:
 
 
 def draw_arc(speaker: Speaker, length: int, speed: float, rng: np.random.Generator) -> Arc:
-    """A random stretch, `length` samples at most as heard, that leaves one utterance untouched."""
+    """A random stretch, `length` samples at most as heard, that leaves one utterance untouched.
+
+    Unless there is only one.
+    """
     count, loop = len(speaker.sentences), speaker.bounds[-1]
     first = int(rng.integers(count))
     start, end = speaker.bounds[first], speaker.bounds[first + 1]
     needed = round(length * speed)
     # Late in the utterance only if what follows can still fill the segment.
-    before = speaker.bound(first + count - 1)
+    before = speaker.bound(first + max(1, count - 1))
     latest = max(start, min(end - 1, before - needed))
     offset = int(rng.integers(start, latest + 1))
     stop = min(offset + needed, before)
@@ -248,6 +253,14 @@ def draw_reference(target: Arc, rng: np.random.Generator) -> Arc:
     while speaker.bound(first + 1) <= start + skip:
         first += 1
     return Arc(speaker, start + skip, length - skip, first, run[-1], True, target.speed)
+
+
+def _by_speaker(clips: Sequence[Clip], given: bool) -> dict[str, list[Clip]]:
+    """Each speaker's clips; unless mixtures are given, only the last that says the same."""
+    by_speaker: dict[str, dict[object, Clip]] = {}
+    for clip in clips:
+        by_speaker.setdefault(clip.speaker, {})[clip if given else clip.sentence] = clip
+    return {name: list(own.values()) for name, own in by_speaker.items()}
 
 
 def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:

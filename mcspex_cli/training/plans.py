@@ -108,8 +108,8 @@ class Planner:
             present=bool(rng.random() >= settings.absent),
             level_db=rng.uniform(*settings.level_db),
             reference_level_db=rng.uniform(*settings.level_db),
-            around=self._surroundings("", rng),
-            around_reference=self._surroundings("reference_", rng),
+            around=self._surroundings("", who, rng),
+            around_reference=self._surroundings("reference_", who, rng),
         )
 
     def _drawn(self, rng: np.random.Generator) -> tuple[int, Arc, tuple[Arc, ...]]:
@@ -152,13 +152,14 @@ class Planner:
         whole = (0.0, 1.0)
         return (short, whole) if rng.random() < 0.5 else (whole, short)
 
-    def _surroundings(self, prefix: str, rng: np.random.Generator) -> Surroundings:
+    def _surroundings(self, prefix: str, who: int, rng: np.random.Generator) -> Surroundings:
         """The mixture's surroundings (no prefix) or the reference's, by their probabilities."""
         settings, speakers = self.settings, self.corpus.speakers
         chances = [getattr(settings, prefix + name) for name in ("noise", "room", "narrow_band")]
         noisy, echoing, narrow = rng.random(3) < chances
         kind = str(rng.choice(settings.noise_kinds)) if noisy else ""
-        babblers = rng.integers(len(speakers), size=_BABBLERS) if kind == "babble" else ()
+        count = _BABBLERS if kind == "babble" else 0
+        babblers = (who + rng.integers(1, len(speakers), size=count)) % len(speakers)
         t60_s = rng.uniform(*settings.t60_s)
         return Surroundings(
             noise=kind,

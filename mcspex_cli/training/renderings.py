@@ -73,13 +73,14 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
 def draw_renderings(
     corpus: Corpus, settings: MixtureSettings, count: int, seed: int
 ) -> Iterator[Rendering]:
-    """Draw mixtures as training does, the same for the same seed; at most 0.9 at their peak."""
+    """Draw mixtures as training does, the same for the same seed; no file peaks over 0.9."""
     sampler = MixtureSampler(corpus, settings)
     for step in range(count):
         plans, reference_length = sampler.plan(seed, step, range(1))
         batch = sampler.compose(plans, reference_length)
-        signals = torch.cat((batch.mixture, batch.target, batch.interferer, batch.noise))
-        mixture, target, interferer, noise = _turned_down(signals).numpy()
+        clean = batch.mixture - batch.noise
+        parts = (batch.mixture, batch.target, batch.interferer, batch.noise, clean)
+        mixture, target, interferer, noise, _ = _turned_down(torch.cat(parts)).numpy()
         yield Rendering(
             f"{step:05d}",
             mixture,
@@ -89,6 +90,16 @@ def draw_renderings(
             noise if settings.noise else None,
             _labels(plans[0]),
         )
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds files, unless they may be overwritten.
+
+    Raises:
+        OutputError: as said.
+    """
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
 
 
 def write_renderings(
@@ -103,8 +114,7 @@ def write_renderings(
     Raises:
         OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
     """
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
+    check_free(folder, overwrite=overwrite)
     paths.make_folders(folder)
     with (
         paths.whole(folder / "mixtures.csv") as partial,
@@ -122,8 +132,8 @@ def write_renderings(
 
 
 def _turned_down(signals: Tensor) -> Tensor:
-    """Signals [signal, sample] with the first one's peak at 0.9 at most."""
-    return (signals * (PEAK / signals[0].abs().max().clamp_min(PEAK))).cpu()
+    """Signals [signal, sample], all by the same gain, with the highest peak at 0.9 at most."""
+    return (signals * (PEAK / signals.abs().max().clamp_min(PEAK))).cpu()
 
 
 def _signals(made: Rendering) -> dict[str, Samples]:
@@ -140,9 +150,9 @@ def _labels(plan: Plan) -> dict[str, str]:
     around = plan.around
     return {
         "target": plan.target.speaker.name,
-        "interferer": " ".join(arc.speaker.name for arc in plan.interferers),
+        "interferer": " + ".join(arc.speaker.name for arc in plan.interferers),
         "talkers": str(1 + len(plan.interferers)),
-        "snr_db": " ".join(f"{snr:.2f}" for snr in plan.snr_db),
+        "snr_db": " + ".join(f"{snr:.2f}" for snr in plan.snr_db),
         "present": str(plan.present).lower(),
         "noise": around.noise,
         "noise_db": f"{around.noise_db:.1f}" if around.noise else "",

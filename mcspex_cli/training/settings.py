@@ -167,6 +167,9 @@ def _fill(path: Path, name: str, kind: type, table: Any) -> Any:
 
 MIXINGS = ("drawn", "given")
 
+_DRAWN = ("snr_db", "speed", "third_talker", "partial_overlap")
+"""Keys of [mixtures] that mean nothing where mixtures are given."""
+
 _RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("model", "sample_rate_hz"): (4000, 192_000),
     ("data", "validation_mixtures"): (1, 1e6),
@@ -247,6 +250,9 @@ def _check_words(path: Path, settings: TrainSettings) -> None:
     for (name, key), known in choices.items():
         if getattr(getattr(settings, name), key) not in known:
             raise ConfigError(f"{path}: [{name}] {key} must be one of {', '.join(known)}.")
+    changed = [n for n in _DRAWN if getattr(settings.mixtures, n) != getattr(MixtureSettings(), n)]
+    if settings.data.mixing == "given" and changed:
+        raise ConfigError(f'{path}: [mixtures] {changed[0]} changes mixtures that are "given".')
     folders = settings.data.train
     if not folders or not all(isinstance(folder, str) for folder in folders):
         raise ConfigError(f"{path}: [data] train must name folders of speakers.")

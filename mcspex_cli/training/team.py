@@ -33,6 +33,8 @@ class Team:
         if device == "auto" and torch.cuda.is_available():
             device = f"cuda:{distributed.get_node_local_rank()}"
         chosen = choose_device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         return cls(distributed.get_rank(), distributed.get_world_size(), chosen)
@@ -118,7 +120,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         """Sum."""
         total = gradient.clone()
         distributed.all_reduce(total)

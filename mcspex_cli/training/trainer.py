@@ -51,7 +51,6 @@ class Trainer:
         self.sampler = read_corpus(settings, self.device)
         self.renderings = read_validation(settings)[self.team.rank :: self.team.size]
         torch.manual_seed(settings.run.seed)
-        torch.set_float32_matmul_precision("high")
         self.system = build_system(settings, len(self.sampler.corpus.speakers)).to(self.device)
         self.average = deepcopy(self.system).eval().requires_grad_(False)
         self.network = self.team.share(self.system)

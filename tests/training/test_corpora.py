@@ -162,6 +162,8 @@ def test_enrolments_name_a_clip_for_each_target(librimix: Path) -> None:
         ("4077 s1/x one more", r"line 5: needs mixture, utterance and clip"),
         ("m u s1/none", r"line 5: .*test/s1/none.wav does not exist. Is it of this set\?"),
         ("m u mix_clean/4077-13754-0001_5142-33396-0065", r"line 5: .*Is it of this set\?"),
+        ("m 4077-13754-0001 s1/4077-13754-0001_5142-33396-0065", "line 5: s1/4077.* no other clip"),
+        ("m 4077-13754-0004 s2/4077-13754-0001_5142-33396-0065", "line 5: s2/4077.* no other clip"),
     ],
 )
 def test_a_wrong_enrolment_is_named_by_its_line(librimix: Path, line: str, message: str) -> None:

@@ -1,17 +1,14 @@
-"""Recipes: parsing, rendering, writing."""
+"""Recipes: a CSV's rows, and LibriMix's mixtures with their references."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError, OutputError
-from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.training.recipes import read_recipes, render, write_renderings
-from tests.conftest import RATE_HZ, SHARED, needs_shared
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.training.recipes import librimix_recipes, read_recipes
+from tests.conftest import LIBRIMIX
 
 HEADER = "id,target,interferer,reference,snr_db,pair\n"
 
@@ -27,34 +24,11 @@ def recipe(corpus: Path) -> Path:
     return path
 
 
-def test_a_rendering_is_cut_and_mixed_as_told(recipe: Path, corpus: Path) -> None:
-    made = [render(r, RATE_HZ) for r in read_recipes(recipe)]
-    assert [m.id for m in made] == ["one", "two"]
-    assert [len(m.mixture) for m in made] == [8000, 8000]
-    for item, snr_db in zip(made, (3.5, -5), strict=True):
-        ratio = np.square(item.target).sum() / np.square(item.interferer).sum()
-        assert 10 * np.log10(ratio) == pytest.approx(snr_db, abs=1e-3)
-        np.testing.assert_allclose(item.mixture, item.target + item.interferer, atol=1e-6)
-    np.testing.assert_array_equal(made[1].reference, audio.read(corpus / "cyn/e.flac", RATE_HZ))
-
-
-def test_a_peak_over_0_9_turns_all_down(recipe: Path, corpus: Path) -> None:
-    loud = audio.read(corpus / "ann/a.flac", RATE_HZ)
-    audio.write(corpus / "ann/a.flac", loud / np.abs(loud).max(), RATE_HZ)
-    made = render(read_recipes(recipe)[0], RATE_HZ)
-    assert np.abs(made.mixture).max() == pytest.approx(0.9, abs=1e-4)
-
-
-def test_renderings_are_written_in_librimix_layout(recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert list(write_renderings(read_recipes(recipe), out, RATE_HZ)) == ["one", "two"]
-    names = sorted(str(p.relative_to(out)) for p in out.rglob("*.wav"))
-    folders = ("mix_clean", "references", "s1", "s2")
-    assert names == [f"{folder}/{name}.wav" for folder in folders for name in ("one", "two")]
-    mixture, s1, s2 = (
-        audio.read(out / folder / "one.wav", RATE_HZ) for folder in ("mix_clean", "s1", "s2")
-    )
-    np.testing.assert_allclose(mixture, s1 + s2, atol=3 / 32768)
+def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Path) -> None:
+    one, two = read_recipes(recipe)
+    assert (one.id, one.snr_db, two.id, two.snr_db) == ("one", 3.5, "two", -5.0)
+    assert (one.target, one.interferer) == (corpus / "ann/a.flac", corpus / "bob/b.flac")
+    assert (one.reference, one.mixture) == (corpus / "ann/b.flac", None)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +68,61 @@ def test_a_spreadsheets_byte_order_mark_is_no_matter(recipe: Path) -> None:
     assert [r.id for r in read_recipes(recipe)] == ["one", "two"]
 
 
-def test_a_folder_with_files_is_not_written_into_unasked(recipe: Path, corpus: Path) -> None:
-    recipes = read_recipes(recipe)
-    with pytest.raises(OutputError, match=r"is not empty. Choose another -o, or add --overwrite"):
-        list(write_renderings(recipes, corpus, RATE_HZ))
-    assert list(write_renderings(recipes, corpus, RATE_HZ, overwrite=True)) == ["one", "two"]
+def test_each_librimix_talker_is_a_target_once(librimix: Path) -> None:
+    folder = librimix / "test"
+    recipes = librimix_recipes(folder)
+    names = LIBRIMIX["test"][:2]
+    assert [r.id for r in recipes] == [f"{name}_{role}" for name in names for role in ("s1", "s2")]
+    for recipe in recipes:
+        name, role = recipe.id.rsplit("_", 1)
+        other = {"s1": "s2", "s2": "s1"}[role]
+        assert recipe.target == folder / role / f"{name}.wav"
+        assert recipe.interferer == folder / other / f"{name}.wav"
+        assert recipe.mixture == folder / "mix_clean" / f"{name}.wav"
+        assert recipe.snr_db is None
 
 
-def test_a_silent_interferer_is_refused(recipe: Path, corpus: Path) -> None:
-    audio.write(corpus / "bob/b.flac", np.zeros(9000, np.float32), RATE_HZ)
-    with pytest.raises(ConfigError, match=r"one: .*b.flac is silent"):
-        render(read_recipes(recipe)[0], RATE_HZ)
+def test_enrolments_name_the_references(librimix: Path) -> None:
+    folder = librimix / "test"
+    recipes = librimix_recipes(folder, folder / "map_mixture2enrollment")
+    one, other = LIBRIMIX["test"][:2]
+    assert [r.reference for r in recipes] == [
+        folder / "s1" / f"{other}.wav",
+        folder / "s2" / f"{other}.wav",
+        folder / "s1" / f"{one}.wav",
+        folder / "s2" / f"{one}.wav",
+    ]
 
 
-@needs_shared
-def test_the_validation_mixtures_average_0_18_db() -> None:
-    recipes = read_recipes(SHARED / "speech" / "dev-recipe.csv")
-    assert len(recipes) == 312
-    values = [si_sdr(r.mixture, r.target) for r in (render(x, RATE_HZ) for x in recipes)]
-    assert np.mean(values) == pytest.approx(0.18, abs=0.01)
+def test_without_enrolments_references_are_drawn_the_same_every_time(librimix: Path) -> None:
+    (librimix / "metadata" / "mixture_test_mix_clean.csv").unlink()
+    recipes = librimix_recipes(librimix / "test")
+    assert len(recipes) == 6
+    for recipe in recipes:
+        name, role = recipe.id.rsplit("_", 1)
+        target = name.split("_")[role == "s2"]
+        reference = recipe.reference.stem.split("_")[recipe.reference.parent.name == "s2"]
+        assert reference != target
+        assert reference.split("-")[0] == target.split("-")[0]
+    assert librimix_recipes(librimix / "test") == recipes
+
+
+def test_a_target_without_a_reference_is_named(librimix: Path) -> None:
+    path = librimix / "test" / "map_mixture2enrollment"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    target = f"test/s2/{LIBRIMIX['test'][1]}.wav"
+    with pytest.raises(ConfigError, match=rf"map_mixture2enrollment: no reference for .*{target}"):
+        librimix_recipes(librimix / "test", path)
+    only = f"train-100/s1/{LIBRIMIX['train-100'][2]}.wav"  # its speaker has one utterance
+    with pytest.raises(ConfigError, match=rf"train-100: no reference for .*{only}"):
+        librimix_recipes(librimix / "train-100")
+
+
+def test_the_target_said_again_is_no_reference(librimix: Path) -> None:
+    folder = librimix / "dev"
+    for role in ("mix_clean", "s1", "s2"):
+        path = folder / role / f"{LIBRIMIX['dev'][1]}.wav"
+        path.rename(path.with_stem("174-50561-0001_84-121123-0000"))
+    again = "s2/174-50561-0001_84-121123-0000.wav"  # sorted first, and 84 says nothing else
+    with pytest.raises(ConfigError, match=rf"no reference for .*{again}"):
+        librimix_recipes(folder)

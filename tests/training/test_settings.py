@@ -53,6 +53,10 @@ def test_the_shipped_example_is_valid() -> None:
         (DATA + '[mixtures]\nnoise_kinds = ["loud"]', r"noise_kinds must be of white, pink"),
         (DATA + "[mixtures]\nnoise_kinds = []", r"noise_kinds must be of white, pink"),
         (DATA + '[model]\nconsm = "x"', "consm must be one of steady, listening"),
+        (
+            '[data]\ntrain = ["a"]\nmixing = "given"\n[mixtures]\nspeed = [0.9, 1.1]',
+            "speed changes",
+        ),
         ('[data]\ntrain = ["a"]\nmixing = "x"', "mixing must be one of drawn, given"),
         (DATA + '[model]\nsystem = "x"', "system must be one of mcspex, spexplus"),
         (DATA + '[model]\nsize = "x"', "size must be one of base, small, mini, tiny"),

@@ -1,0 +1,59 @@
+"""Draw the curves of training runs: python examples/plot_training.py OUT.svg RUN/progress.csv...
+
+Needs matplotlib. A curve is named by its file, or by its folder if the file is progress.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+
+def read(path: Path) -> dict[str, list[float]]:
+    """A run's steps, SI-SDRi in training, and the steps and SI-SDRi of its validations."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    validated = [row for row in rows if row["validation_db"]]
+    return {
+        "step": [float(row["step"]) for row in rows],
+        "training": [float(row["si_sdr_i_db"]) for row in rows],
+        "validated step": [float(row["step"]) for row in validated],
+        "validation": [float(row["validation_db"]) for row in validated],
+    }
+
+
+def draw(axes: Axes, name: str, run: dict[str, list[float]]) -> None:
+    """Add one run: thin in training, dotted line with marks in validation."""
+    (line,) = axes.plot(run["step"], run["training"], linewidth=0.8, alpha=0.5)
+    axes.plot(
+        run["validated step"],
+        run["validation"],
+        marker="o",
+        markersize=4,
+        color=line.get_color(),
+        label=f"{name}: {run['validation'][-1]:.2f} dB" if run["validation"] else name,
+    )
+
+
+def main(output: Path, runs: list[Path]) -> None:
+    """Draw the runs into one picture."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for path in runs:
+        draw(axes, path.parent.name if path.stem == "progress" else path.stem, read(path))
+    axes.set(xlabel="step", ylabel="SI-SDRi in dB (thin: training, marks: validation)")
+    axes.set_ylim(bottom=max(-2.0, axes.get_ylim()[0]))  # the first steps are far below
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(output)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])
