@@ -83,8 +83,6 @@ def test_another_rate_is_resampled(corpus: Path) -> None:
 def test_too_few_speakers_are_refused(corpus: Path) -> None:
     message = r"two speakers or more are needed, with two files each or one of 2 s"
     with pytest.raises(ConfigError, match=message):
-        ConfigError, match=r"two speakers or more are needed, with two files each or one of 2 s"
-    ):
         Corpus.read([corpus / "ann"], RATE_HZ)
     with pytest.raises(ConfigError, match="no such folder of speakers"):
         Corpus.read([corpus / "zoe"], RATE_HZ)
