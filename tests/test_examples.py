@@ -9,16 +9,19 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mcspex_cli import Engine, audio, load_checkpoint, read_audio, si_sdr
+from mcspex_cli import Engine, Job, audio, extract_file, load_checkpoint, read_audio, si_sdr
 from mcspex_cli.checkpoint import DEFAULT_MODEL, bundled
+from mcspex_cli.training.corpora import TALKERS
+from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.recipes import read_recipes
 from mcspex_cli.training.renderings import render
-from tests.conftest import EXAMPLES, ROOT, SHARED, needs_shared
+from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared
 
 README = (ROOT / "README.md").read_text()
 
@@ -79,13 +82,13 @@ def voice(pitch_hz: float, formants_hz: list[float], seed: int) -> audio.Samples
     for k in range(1, int(3100 / pitch_hz)):
         near = [1 / (1 + ((k * pitch_hz - f) / 150) ** 2) for f in formants_hz]
         sound += (sum(near) + 0.02) * np.sin(k * phase + rng.uniform(0, 6))
-    sound *= np.clip(np.sin(2 * np.pi * rng.uniform(1.5, 3) * t) + 0.5, 0, 1)
+    sound *= np.clip(np.sin(2 * np.pi * rng.uniform(1.5, 3) * t + rng.uniform(0, 6)) + 0.5, 0, 1)
     return (0.1 * sound / sound.std()).astype(np.float32)
 
 
 def test_the_training_example_trains(checkout: Path) -> None:
     rng = np.random.default_rng(0)
-    for number, pitch_hz in enumerate(np.geomspace(90, 260, 8)):
+    for number, pitch_hz in enumerate(np.geomspace(90, 260, 6)):
         folder = checkout / "examples" / "voices" / f"v{number}"
         folder.mkdir(parents=True)
         formants = [rng.uniform(*span) for span in ((300, 900), (1000, 1900), (2200, 3200))]
@@ -96,24 +99,70 @@ def test_the_training_example_trains(checkout: Path) -> None:
     done = run("mcspex", "train", "examples/train.toml", cwd=checkout)
     # Of a processor, so that a busy machine does not count.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before_s < 120
-    assert "step 600  loss" in done.stderr
-    run("mcspex", "simulate", "examples/voices", "-n", "64", "--seed", "9", "-o", "new",
-        cwd=checkout)  # fmt: skip
+    assert "step 900  loss" in done.stderr
+    run("mcspex", "simulate", "examples/voices", "-n", "64", "--seed", "9", "--mixtures",
+        "examples/train.toml", "-o", "new", cwd=checkout)  # fmt: skip
     engine = Engine(load_checkpoint(checkout / "runs" / "example" / "last"))
     (checkout / "estimates").mkdir()
     for path in sorted((checkout / "new" / "mix_clean").iterdir()):
-        mixture, reference = (
-            read_audio(checkout / "new" / kind / path.name, 8000)
-            for kind in ("mix_clean", "references")
-        )
-        audio.write(
-            checkout / "estimates" / path.name,
-            engine.extract(mixture, engine.embed([reference])),
-            8000,
-        )
+        reference = read_audio(checkout / "new" / "references" / path.name, 8000)
+        job = Job(path, checkout / "estimates" / path.name)
+        extract_file(engine, job, engine.embed([reference]))
     scored = run("mcspex", "score", "estimates", "--truth", "new/s1", "--mixtures",
                  "new/mix_clean", "--json", cwd=checkout)  # fmt: skip
     assert json.loads(scored.stdout)["summary"]["si_sdr_i_db"] > 0
+
+
+def test_the_librimix_protocol_runs(checkout: Path, librimix: Path) -> None:
+    """docs/librimix.md's commands on a small tree, with a network to match."""
+    shutil.move(librimix.parents[1], checkout / "examples" / "Libri2Mix")
+    config = checkout / "examples" / "libri2mix.toml"
+    changes = {
+        '"base"': '"tiny"',
+        "segment_s = 4.0": "segment_s = 0.5",
+        "reference_s = [2.0, 10.0]": "reference_s = [0.5, 1.0]",
+        "steps = 200000": "steps = 4",
+        "compile = true": "compile = false",
+    }
+    text = config.read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    config.write_text(text)
+    run("mcspex", "train", "examples/libri2mix.toml", cwd=checkout)
+    test = checkout / "examples" / "Libri2Mix" / "wav8k" / "min" / "test"
+    run("mcspex", "simulate", str(test), "--enrolments", str(test / "map_mixture2enrollment"),
+        "-o", "test", cwd=checkout)  # fmt: skip
+    listed = LIBRIMIX["test"][:2]
+    mixtures = sorted((checkout / "test" / "mix_clean").iterdir())
+    assert [m.stem for m in mixtures] == [f"{name}_{role}" for name in listed for role in TALKERS]
+    for mixture in mixtures:
+        run("mcspex", "extract", str(mixture), "--ref", f"test/references/{mixture.name}",
+            "-o", "estimates", "--model", "runs/libri2mix/best", cwd=checkout)  # fmt: skip
+    scored = run("mcspex", "score", "estimates", "--truth", "test/s1", "--mixtures",
+                 "test/mix_clean", "--json", cwd=checkout)  # fmt: skip
+    assert json.loads(scored.stdout)["summary"]["scored"] == len(mixtures)
+
+
+def test_curves_are_drawn(checkout: Path) -> None:
+    report = Progress(10, 0.5, 1.5, 2.0, 2.5, 0.5, 1e-3, 30.0, 60.0)
+    for name in ("one", "two"):
+        (checkout / name).mkdir()
+        journal = Journal(checkout / name, 0, tensorboard=False)
+        journal.add(report)
+        journal.add(replace(report, step=20, validation_db=3.25))
+    run(sys.executable, "examples/plot_training.py", "curve.svg", "one/progress.csv",
+        "two/progress.csv", cwd=checkout)  # fmt: skip
+    drawn = (checkout / "curve.svg").read_text()
+    assert drawn.count("3.25 dB") == 2
+
+
+def test_noisy_mixtures_can_be_made(checkout: Path, corpus: Path) -> None:
+    run("mcspex", "simulate", str(corpus), "-n", "2", "--mixtures", "examples/noisy.toml", "-o",
+        "noisy", cwd=checkout)  # fmt: skip
+    made = [read_audio(path, 8000) for path in sorted((checkout / "noisy" / "noise").iterdir())]
+    assert len(made) == 2
+    assert all(noise.std() > 1e-4 for noise in made)
 
 
 def test_the_readmes_main_command_does_the_main_job(checkout: Path) -> None:
