@@ -137,7 +137,8 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
     with _stopped_by_signals(trainer):
         _follow(trainer)
     if not trainer.finished:
-        console.say(f"{trainer.out}: stopped after step {trainer.step}. Go on with --resume.")
+        if trainer.team.leads:
+            console.say(f"{trainer.out}: stopped after step {trainer.step}. Go on with --resume.")
         click.get_current_context().exit(130)
 
 

@@ -56,7 +56,7 @@ class OptimiserSettings:
 
     steps: int = 10_000
     minutes: float = 0.0
-    """If not 0, the run also ends after this time, and the schedule is sized to it."""
+    """If not 0, the run ends after this time instead, and the schedule is sized to it."""
     batch: int = 8
     learning_rate: float = 1e-3
     warmup_steps: int = 200

@@ -131,10 +131,11 @@ class Trainer:
         torch._foreach_lerp_([average[n] for n in names], [present[n] for n in names], 1 - keep)
 
     def _share(self) -> float:
-        """How much of the run is done: by steps, or by time if that is further."""
+        """How much of the run is done: by the clock if it has minutes, else by steps."""
         settings = self.settings.optimiser
-        by_time = self.elapsed_s / (60 * settings.minutes) if settings.minutes else 0.0
-        return max(self.step / settings.steps, by_time)
+        if settings.minutes:
+            return self.elapsed_s / (60 * settings.minutes)
+        return self.step / settings.steps
 
     def _agree(self, elapsed_s: float) -> bool:
         """Set the clock to the team's, and say whether to end: all at once or none."""

@@ -130,11 +130,11 @@ def test_a_checkpoint_of_another_rate_is_refused(corpus: Path, tmp_path: Path) -
 
 def test_minutes_end_a_run(corpus: Path) -> None:
     chosen = settings(corpus, "out")
-    chosen = replace(chosen, optimiser=replace(chosen.optimiser, steps=10**6, minutes=0.01))
+    chosen = replace(chosen, optimiser=replace(chosen.optimiser, steps=1, minutes=0.01))
     reports = list(Trainer(chosen).run())
     assert reports[-1].share == 1
     assert reports[-1].validation_db is not None
-    assert reports[-1].step < 10**5
+    assert reports[-1].step > 1
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
