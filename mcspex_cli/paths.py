@@ -49,10 +49,17 @@ def make_folders(*folders: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds."""
+    """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds.
+
+    Raises:
+        OutputError: the block could not write.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        reason = error.strerror
+        raise OutputError(f"{path}: cannot be written ({reason}). Free some space.") from error
     finally:
         partial.unlink(missing_ok=True)

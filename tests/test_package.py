@@ -24,8 +24,8 @@ model.layers model.encoder model.speaker model.extractor model.decoder model.sys
 checkpoint
 extraction.chunks extraction.engine extraction.jobs extraction.files
 evaluation.metrics evaluation.scoring
-training.corpora training.corpus training.acoustics training.plans training.mixtures
-training.recipes training.renderings training.settings training.losses training.team
+training.settings training.clips training.corpus training.acoustics training.plans
+training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
 cli.console cli.options cli.extract cli.evaluate cli.train
 __main__

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     required=True,
     type=options.PATH,
     metavar="DIR",
-    help="Gets mix_clean/, s1/ (targets), s2/, references/ and mixtures.csv.",
+    help="Gets mix_clean/, s1/ (targets), s2/, references/, mixtures.csv; with noise, mix_both/.",
 )
 @click.option("-n", "--count", type=click.IntRange(1), help="Mixtures to draw.  [default: 100]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
@@ -57,16 +57,21 @@ if TYPE_CHECKING:
     help="Sample rate in Hz.",
 )
 @click.option("--overwrite", is_flag=True, help="Write into a folder that is not empty.")
-def simulate(output: Path, sample_rate_hz: int, overwrite: bool, **choice: Any) -> None:
+def simulate(
+    output: Path, overwrite: bool, sample_rate_hz: int, recipe: Path | None, **drawn: Any
+) -> None:
     """Make mixtures to test on: the same for the same seed, with references.
 
     SPEAKERS are folders of SPEAKER/*.wav|flac|ogg, LibriSpeech trees, or LibriMix sets
     (mix_clean/ s1/ s2/), whose own mixtures are taken, each talker a target, unless -n is given.
     """
+    given = _check_usage(recipe, **drawn)
     from mcspex_cli.training.renderings import check_free, write_renderings
 
     check_free(output, overwrite=overwrite)
-    count, renderings = _renderings(sample_rate_hz=sample_rate_hz, **choice)
+    count, renderings = (
+        _rendered(sample_rate_hz, recipe, **drawn) if given else _drawn(sample_rate_hz, **drawn)
+    )
     with console.progress(shown=True) as bar:
         task = bar.add_task("rendering", total=count)
         for _ in write_renderings(renderings, output, sample_rate_hz, overwrite=overwrite):
@@ -74,35 +79,58 @@ def simulate(output: Path, sample_rate_hz: int, overwrite: bool, **choice: Any) 
     console.say(f"{output}: {count} mixtures at {sample_rate_hz} Hz")
 
 
-def _renderings(
-    sources: tuple[Path, ...],
+def _check_usage(
     recipe: Path | None,
+    sources: tuple[Path, ...],
     count: int | None,
-    seed: int,
     mixtures: Path | None,
     enrolments: Path | None,
-    sample_rate_hz: int,
-) -> tuple[int, Iterator[Rendering]]:
-    """How many mixtures the options ask for, and them."""
-    from mcspex_cli.training.corpora import is_librimix
-    from mcspex_cli.training.corpus import Corpus
-    from mcspex_cli.training.plans import MixtureSettings
-    from mcspex_cli.training.recipes import librimix_recipes, read_recipes
-    from mcspex_cli.training.renderings import draw_renderings, render
-    from mcspex_cli.training.settings import TrainSettings
+    **_: Any,
+) -> bool:
+    """Whether the mixtures are given, by a recipe or by LibriMix sets, rather than drawn."""
+    from mcspex_cli.training.clips import is_librimix
 
     if bool(sources) == bool(recipe):
         raise click.UsageError("Name folders of speakers, or --recipe CSV.")
-    given = not count and bool(sources) and all(is_librimix(source) for source in sources)
-    if enrolments and not (given and len(sources) == 1):
+    sets = not count and not recipe and all(is_librimix(source) for source in sources)
+    if enrolments and not (sets and len(sources) == 1):
         raise click.UsageError("--enrolments is for one LibriMix set, without -n.")
-    if recipe or given:
-        if mixtures or (recipe and count):
-            raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
-        recipes = read_recipes(recipe) if recipe else []
-        recipes += [each for source in sources for each in librimix_recipes(source, enrolments)]
-        return len(recipes), (render(each, sample_rate_hz) for each in recipes)
+    if (mixtures and (sets or recipe)) or (count and recipe):
+        raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
+    return sets or bool(recipe)
+
+
+def _rendered(
+    sample_rate_hz: int,
+    recipe: Path | None,
+    sources: tuple[Path, ...],
+    enrolments: Path | None,
+    **_: Any,
+) -> tuple[int, Iterator[Rendering]]:
+    """How many given mixtures there are, and they."""
+    from mcspex_cli.training.recipes import librimix_recipes, read_recipes
+    from mcspex_cli.training.renderings import render
+
+    recipes = read_recipes(recipe) if recipe else []
+    recipes += [each for source in sources for each in librimix_recipes(source, enrolments)]
+    return len(recipes), (render(each, sample_rate_hz) for each in recipes)
+
+
+def _drawn(
+    sample_rate_hz: int,
+    sources: tuple[Path, ...],
+    count: int | None,
+    seed: int,
+    mixtures: Path | None,
+    **_: Any,
+) -> tuple[int, Iterator[Rendering]]:
+    """How many mixtures are to be drawn, and they."""
+    from mcspex_cli.training.settings import MixtureSettings, TrainSettings
+
     settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
+    from mcspex_cli.training.corpus import Corpus
+    from mcspex_cli.training.renderings import draw_renderings
+
     corpus = Corpus.read(sources, sample_rate_hz)
     return count or 100, draw_renderings(corpus, settings, count or 100, seed)
 
@@ -118,16 +146,12 @@ def _renderings(
 def train(config: Path, resume: bool, minutes: float | None) -> None:
     """Train MC-SpEx or SpEx+ on folders of speakers, LibriSpeech trees or LibriMix sets.
 
-    The checkpoint is OUT/best (by validation) and OUT/last: folders that --model takes.
+    The checkpoint is OUT/last and, with validation, OUT/best: folders that --model takes.
     On several GPUs: torchrun --nproc-per-node N -m mcspex_cli train CONFIG.toml
     """
-    from dataclasses import replace
-
     from mcspex_cli.training.settings import TrainSettings
 
-    settings = TrainSettings.read(config)
-    if minutes:
-        settings = replace(settings, optimiser=replace(settings.optimiser, minutes=minutes))
+    settings = TrainSettings.read(config, minutes)
     from mcspex_cli.training.trainer import Trainer
 
     trainer = Trainer(settings, resume=resume)

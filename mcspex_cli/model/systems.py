@@ -141,7 +141,7 @@ class System(nn.Module):
         """Extract the voice of `embedding` [batch, embedding] from `mixture` [batch, sample].
 
         Returns the short scale's estimate [batch, sample], as long as the mixture, of any
-        length from one sample on; its level is arbitrary (trained by SI-SDR). A silent
+        length from one sample on; its level is arbitrary unless `config.true_level`. A silent
         mixture gives a finite, not necessarily silent, estimate.
         """
         length = mixture.shape[-1]

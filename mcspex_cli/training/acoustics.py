@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NOISES = ("white", "pink", "speech", "babble", "hum")
-"""White; 3 dB less per octave; speech's average spectrum; several talkers; mains hum."""
-
 EARLY_S = 0.05
 """How long after the direct sound a reflection still counts as the target's speech."""
 
@@ -55,12 +52,11 @@ def room_responses(
     falls by 60 dB in T60 and has the energy that statistical acoustics gives it (critical
     distance 0.057 sqrt(V / T60)).
     """
-    size, microphone = (
-        torch.tensor([getattr(room, name) for room in rooms], device=device)
-        for name in ("size", "microphone")
+    size, microphone, talkers, t60 = (
+        torch.tensor([getattr(room, name) for room in rooms]).to(device, non_blocking=True)
+        for name in ("size", "microphone", "talkers", "t60_s")
     )
-    talkers = torch.tensor([room.talkers for room in rooms], device=device)
-    t60 = torch.tensor([room.t60_s for room in rooms], device=device)[:, None]
+    t60 = t60[:, None]
     distance, order = _images(size, microphone, talkers)
     direct = distance.amin(-1, keepdim=True)
     strength = _reflection(size, t60)[..., None] ** order * direct / distance
@@ -98,7 +94,7 @@ def stationary_noise(
     """Noise of each kind but babble, RMS 1, [row, sample], where `speech` lies.
 
     Args:
-        kinds: of `NOISES`, one for each row.
+        kinds: of `settings.NOISES`, one for each row.
         seeds: one for each row.
         length: in samples.
         sample_rate_hz: of the noise.

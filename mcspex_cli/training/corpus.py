@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.corpora import Clip, GivenMixture, is_librimix, list_clips, list_mixtures
+from mcspex_cli.errors import AudioError, ConfigError
+from mcspex_cli.training.clips import Clip, GivenMixture, is_librimix, list_clips, list_mixtures
 
 LEAST_HALF_S = 1.0
 """The only clip of a speaker is cut in two, one half for the reference, if they are this long."""
@@ -112,6 +112,8 @@ class Corpus:
         if given and not pairs:
             raise ConfigError(f"{folders[0]}: no talker has a second utterance for a reference.")
         samples = torch.from_numpy(np.concatenate(loops.pieces))
+        if not samples.any():
+            raise ConfigError(f"{', '.join(map(str, folders))}: all of it is silent.")
         return cls(samples, loops.speakers, sample_rate_hz, pairs)
 
     @property
@@ -121,8 +123,11 @@ class Corpus:
 
     def gather(self, arcs: Sequence[Arc], length: int) -> Tensor:
         """The arcs' samples [arc, sample] in -1..1, each at its speed, where the corpus lies."""
+        speeds = sorted({arc.speed for arc in arcs})
+        if speeds == [1.0]:
+            return self._take(arcs, length)
         gathered = torch.zeros(len(arcs), length, device=self.samples.device)
-        for speed in sorted({arc.speed for arc in arcs}):
+        for speed in speeds:
             rows = [row for row, arc in enumerate(arcs) if arc.speed == speed]
             taken = self._take([arcs[row] for row in rows], round(length * speed))
             gathered[rows] = taken if speed == 1 else stretch(taken, length)
@@ -266,4 +271,6 @@ def _by_speaker(clips: Sequence[Clip], given: bool) -> dict[str, list[Clip]]:
 def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
     """A file as 16-bit samples."""
     sound = audio.read(path, sample_rate_hz)
+    if not len(sound):
+        raise AudioError(f"{path}: is too short to train on. Leave it out.")
     return np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli.errors import ConfigError
+from mcspex_cli import paths
+from mcspex_cli.errors import ConfigError, OutputError
 
 FILE = "progress.csv"
 
@@ -51,8 +53,8 @@ class Journal:
         kept = []
         if step and self.path.is_file():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        with self.path.open("w", newline="") as file:
+                kept = [row for row in csv.DictReader(file) if _step(row) <= step]
+        with paths.whole(self.path) as partial, partial.open("w", newline="") as file:
             table = csv.DictWriter(file, names)
             table.writeheader()
             table.writerows(kept)
@@ -60,13 +62,22 @@ class Journal:
     def add(self, progress: Progress) -> None:
         """Write one report."""
         row = asdict(progress)
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow("" if v is None else v for v in row.values())
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerow("" if v is None else v for v in row.values())
+        except OSError as error:
+            reason = error.strerror
+            raise OutputError(f"{self.path}: cannot be written ({reason}).") from error
         if self.writer:
             for name, value in row.items():
                 if value is not None:
                     self.writer.add_scalar(name, value, progress.step)
             self.writer.flush()
+
+
+def _step(row: dict[str, str]) -> float:
+    """A row's step; a row cut short by a crash is of no step."""
+    return float(row["step"]) if row["step"].isdigit() and row["elapsed_s"] else math.inf
 
 
 def _writer(folder: Path, step: int) -> Any:

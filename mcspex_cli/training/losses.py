@@ -18,7 +18,7 @@ CLASSIFIER_WEIGHT = 0.5
 
 
 FLOOR = 1e-3
-"""An absent target's estimate need not be quieter than this share of the mixture: -30 dB."""
+"""The share of energy under which less error (or an absent target's estimate) stops to pay."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def multi_scale_loss(
     if true_level:
         silent = silence_db(estimates, batch.mixture)
         quality = torch.where(present, snr_db(estimates, target), silent)
-    weights = torch.tensor(SCALE_WEIGHTS, device=quality.device)
+    scales = zip(SCALE_WEIGHTS, quality.mean(-1), strict=True)
     named = functional.cross_entropy(logits.float(), batch.speaker)
     with torch.no_grad():
         count = present.sum().clamp_min(1)
@@ -97,7 +97,7 @@ def multi_scale_loss(
         before = (si_sdr_db(batch.mixture, target) * present).sum() / count
         accuracy = (logits.argmax(-1) == batch.speaker).float().mean()
     return Losses(
-        loss=CLASSIFIER_WEIGHT * named - (weights * quality.mean(-1)).sum(),
+        loss=CLASSIFIER_WEIGHT * named - sum((weight * q for weight, q in scales), start=named * 0),
         si_sdr_db=reached,
         si_sdr_i_db=reached - before,
         accuracy=accuracy,

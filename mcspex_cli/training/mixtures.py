@@ -12,7 +12,8 @@ from torch import Tensor
 from mcspex_cli.training import acoustics
 from mcspex_cli.training.acoustics import Room
 from mcspex_cli.training.corpus import Arc, Corpus
-from mcspex_cli.training.plans import MixtureSettings, Plan, Planner, Surroundings
+from mcspex_cli.training.plans import Plan, Planner, Surroundings
+from mcspex_cli.training.settings import MixtureSettings
 
 _RAMP_S = 0.02
 """How softly a talker starts or stops where the overlap is partial."""
@@ -134,7 +135,7 @@ class MixtureSampler:
         ratio = (energy[:, :1] / spans) / (energy[:, 1:] / others).clamp_min(1e-8)
         count = energy.shape[1] - 1
         wanted = [[*p.snr_db, *[0.0] * (count - len(p.snr_db))] for p in plans]
-        snr = torch.tensor(wanted, device=heard.device)
+        snr = torch.tensor(wanted).to(heard.device, non_blocking=True)
         given = self._column([not p.snr_db for p in plans]).bool()
         gains = torch.where(given, 1.0, (ratio / 10 ** (snr / 10)).sqrt())
         return gains.unsqueeze(-1)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.acoustics import NOISES, Room, draw_room
+from mcspex_cli.training.acoustics import Room, draw_room
 from mcspex_cli.training.corpus import Arc, Corpus, Speaker, draw_arc, draw_reference
+from mcspex_cli.training.settings import MixtureSettings
 
 MOST_TALKERS = 3
 
@@ -16,38 +17,6 @@ _TRIES = 1000
 """Draws for talkers who do not say the same sentence."""
 
 _BABBLERS = 6
-
-
-@dataclass(frozen=True)
-class MixtureSettings:
-    """What a drawn mixture may be. Ranges are uniform; single numbers are probabilities."""
-
-    segment_s: float = 3.0
-    reference_s: tuple[float, float] = (1.5, 8.0)
-    """Drawn once for a batch, in quarters of a second: references are never padded."""
-    snr_db: tuple[float, float] = (-5.0, 5.0)
-    """Of the target over each interferer, while they speak."""
-    level_db: tuple[float, float] = (-40.0, -18.0)
-    speed: tuple[float, float] = (1.0, 1.0)
-    """Of each voice, in hundredths; a target's reference is as fast as the target."""
-    third_talker: float = 0.0
-    partial_overlap: float = 0.0
-    overlap: tuple[float, float] = (0.2, 0.9)
-    """The share of the segment in which both speak, where the overlap is partial."""
-    absent: float = 0.0
-    """The target does not speak; then levels are learnt too, so that silence can be."""
-    noise: float = 0.0
-    noise_db: tuple[float, float] = (0.0, 20.0)
-    """Of the talkers over the noise."""
-    noise_kinds: tuple[str, ...] = NOISES
-    room: float = 0.0
-    t60_s: tuple[float, float] = (0.1, 0.6)
-    narrow_band: float = 0.0
-    band_hz: tuple[float, float] = (2000.0, 4000.0)
-    """The highest frequency left, where the band is narrow."""
-    reference_noise: float = 0.0
-    reference_room: float = 0.0
-    reference_narrow_band: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +88,8 @@ class Planner:
         for _ in range(_TRIES):
             who = rng.choice(len(speakers), count, replace=False)
             arcs = [draw_arc(speakers[k], self.length, self._speed(rng), rng) for k in who]
-            said = [arc.sentences() for arc in arcs]
+            # Half a clip, "name/1", may say what another speaker's clip of that name says.
+            said = [{name.partition("/")[0] for name in arc.sentences()} for arc in arcs]
             if len(set.union(*said)) == sum(map(len, said)):
                 return int(who[0]), arcs[0], tuple(arcs[1:])
         raise ConfigError(

@@ -11,15 +11,14 @@ from torch import nn
 from mcspex_cli.checkpoint import load_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
-from mcspex_cli.training.corpora import is_librimix
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import MixtureSampler
-from mcspex_cli.training.recipes import librimix_recipes, read_recipes
+from mcspex_cli.training.recipes import find_recipes
 from mcspex_cli.training.renderings import Rendering, render
 from mcspex_cli.training.settings import TrainSettings
 
 
-def read_corpus(settings: TrainSettings, device: torch.device) -> MixtureSampler:
+def make_sampler(settings: TrainSettings, device: torch.device) -> MixtureSampler:
     """Decode the training data to the device.
 
     Raises:
@@ -33,23 +32,19 @@ def read_corpus(settings: TrainSettings, device: torch.device) -> MixtureSampler
     return MixtureSampler(corpus, settings.mixtures)
 
 
-def read_validation(settings: TrainSettings) -> list[Rendering]:
-    """Render the validation mixtures, spread evenly over the recipe or LibriMix set.
+def read_validation(settings: TrainSettings, part: slice) -> list[Rendering]:
+    """Render a part of the validation mixtures, which are spread evenly over what there is.
 
     Raises:
-        ConfigError, AudioError: as `read_recipes`, `librimix_recipes` and `render`.
+        ConfigError, AudioError: as `find_recipes` and `render`.
     """
     data = settings.data
     if not data.validation:
         return []
-    path = settings.resolve(data.validation)
-    if is_librimix(path):
-        enrolments = settings.resolve(data.enrolments) if data.enrolments else None
-        recipes = librimix_recipes(path, enrolments)
-    else:
-        recipes = read_recipes(path)
+    enrolments = settings.resolve(data.enrolments) if data.enrolments else None
+    recipes = find_recipes(settings.resolve(data.validation), enrolments)
     count = min(len(recipes), data.validation_mixtures)
-    chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)
+    chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)[part]
     return [render(recipes[k], settings.model.sample_rate_hz) for k in chosen]
 
 

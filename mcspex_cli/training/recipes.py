@@ -9,8 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from mcspex_cli import paths
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.corpora import TALKERS, Clip, list_mixtures, read_enrolments
+from mcspex_cli.training.clips import (
+    TALKERS,
+    Clip,
+    is_librimix,
+    list_mixtures,
+    read_enrolments,
+)
 
 COLUMNS = ("id", "target", "interferer", "reference", "snr_db")
 
@@ -27,6 +34,45 @@ class Recipe:
     """None: as loud as the files are."""
     mixture: Path | None = None
     """The mixture, where it is a file; else target plus interferer."""
+
+
+def find_recipes(path: Path, enrolments: Path | None = None) -> list[Recipe]:
+    """The recipes of a CSV, of a LibriMix set, or of a folder that `mcspex simulate` made.
+
+    Raises:
+        ConfigError: it is none of these; or as the readers of each.
+    """
+    if (path / "references").is_dir():
+        return simulated_recipes(path)
+    if is_librimix(path):
+        return librimix_recipes(path, enrolments)
+    if path.is_dir():
+        raise ConfigError(
+            f"{path}: has no mix_clean, s1 and s2. Name a LibriMix set, a folder that "
+            "mcspex simulate made, or a recipe's CSV."
+        )
+    return read_recipes(path)
+
+
+def simulated_recipes(folder: Path) -> list[Recipe]:
+    """The mixtures of a folder that `mcspex simulate` made, noise included, by id.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    name = "mix_both" if (folder / "mix_both").is_dir() else "mix_clean"
+    recipes = []
+    for mixture in paths.find(folder / name):
+        target, interferer, reference = (
+            folder / part / mixture.name for part in ("s1", "s2", "references")
+        )
+        for file in (target, interferer, reference):
+            if not file.is_file():
+                raise ConfigError(f"{file}: is missing. Simulate the folder again.")
+        recipes.append(Recipe(mixture.stem, target, interferer, reference, None, mixture))
+    if not recipes:
+        raise ConfigError(f"{folder}: no mixtures in its {name}. Simulate the folder again.")
+    return recipes
 
 
 def read_recipes(path: Path) -> list[Recipe]:

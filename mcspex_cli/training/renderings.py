@@ -16,8 +16,9 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import MixtureSampler
-from mcspex_cli.training.plans import MixtureSettings, Plan
+from mcspex_cli.training.plans import Plan
 from mcspex_cli.training.recipes import Recipe
+from mcspex_cli.training.settings import MixtureSettings
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
@@ -42,7 +43,7 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
 
     Raises:
         AudioError: a file cannot be read.
-        ConfigError: the interferer is silent, so no gain sets the SNR.
+        ConfigError: a talker is silent, so no gain sets the SNR.
     """
     target = audio.read(recipe.target, sample_rate_hz)
     interferer = audio.read(recipe.interferer, sample_rate_hz)
@@ -113,6 +114,7 @@ def write_renderings(
 
     Raises:
         OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
+        ConfigError: an id comes twice.
     """
     check_free(folder, overwrite=overwrite)
     paths.make_folders(folder)
@@ -121,9 +123,13 @@ def write_renderings(
         partial.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file)
-        for number, made in enumerate(renderings):
-            if number == 0:
+        written: set[str] = set()
+        for made in renderings:
+            if not written:
                 table.writerow(["id", *made.labels])
+            if made.id in written:
+                raise ConfigError(f"{folder}: two mixtures have the id {made.id}. Rename one.")
+            written.add(made.id)
             table.writerow([made.id, *made.labels.values()])
             for name, signal in _signals(made).items():
                 paths.make_folders(folder / name)
@@ -165,6 +171,7 @@ def _gain(recipe: Recipe, target: Samples, interferer: Samples, snr_db: float) -
     """What brings the interferer `snr_db` below the target, by energy."""
     wanted = np.square(target, dtype=np.float64).sum()
     unwanted = np.square(interferer, dtype=np.float64).sum()
-    if unwanted == 0:
-        raise ConfigError(f"{recipe.id}: {recipe.interferer} is silent. Choose another.")
+    for path, energy in ((recipe.target, wanted), (recipe.interferer, unwanted)):
+        if energy == 0:
+            raise ConfigError(f"{recipe.id}: {path} is silent. Choose another.")
     return np.float32(np.sqrt(wanted / unwanted / 10 ** (snr_db / 10)))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.acoustics import NOISES
-from mcspex_cli.training.plans import MixtureSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +18,42 @@ else:
 
 PRECISIONS = ("float32", "bfloat16")
 """What a network is trained in; float16 would need its gradients scaled."""
+
+
+NOISES = ("white", "pink", "speech", "babble", "hum")
+"""White; 3 dB less per octave; speech's average spectrum; several talkers; mains hum."""
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """What a drawn mixture may be. Ranges are uniform; single numbers are probabilities."""
+
+    segment_s: float = 3.0
+    reference_s: tuple[float, float] = (1.5, 8.0)
+    """Drawn once for a batch, in quarters of a second: references are never padded."""
+    snr_db: tuple[float, float] = (-5.0, 5.0)
+    """Of the target over each interferer, while they speak."""
+    level_db: tuple[float, float] = (-40.0, -18.0)
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Of each voice, in hundredths; a target's reference is as fast as the target."""
+    third_talker: float = 0.0
+    partial_overlap: float = 0.0
+    overlap: tuple[float, float] = (0.2, 0.9)
+    """The share of the segment in which both speak, where the overlap is partial."""
+    absent: float = 0.0
+    """The target does not speak; then levels are learnt too, so that silence can be."""
+    noise: float = 0.0
+    noise_db: tuple[float, float] = (0.0, 20.0)
+    """Of the talkers over the noise."""
+    noise_kinds: tuple[str, ...] = NOISES
+    room: float = 0.0
+    t60_s: tuple[float, float] = (0.1, 0.6)
+    narrow_band: float = 0.0
+    band_hz: tuple[float, float] = (2000.0, 4000.0)
+    """The highest frequency left, where the band is narrow."""
+    reference_noise: float = 0.0
+    reference_room: float = 0.0
+    reference_narrow_band: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +78,7 @@ class DataSettings:
     mixing: str = "drawn"
     """Whether mixtures are "drawn" anew or taken as a LibriMix set has "given" them."""
     validation: str = ""
-    """A recipe's CSV or a LibriMix set."""
+    """A recipe's CSV, a LibriMix set or a folder that `mcspex simulate` made."""
     enrolments: str = ""
     """SpeakerBeam's `map_mixture2enrollment` for that set; without it, references are drawn."""
     validation_mixtures: int = 64
@@ -96,8 +130,8 @@ class TrainSettings:
     """The TOML's folder, which relative paths start from."""
 
     @classmethod
-    def read(cls, path: Path) -> TrainSettings:
-        """Read a TOML file.
+    def read(cls, path: Path, minutes: float | None = None) -> TrainSettings:
+        """Read a TOML file; `minutes`, if given, replaces its own.
 
         Raises:
             ConfigError: it is missing, not TOML, or a table, key or type is wrong.
@@ -114,6 +148,9 @@ class TrainSettings:
             raise ConfigError(f"{path}: [{name}] is unknown. Tables: {', '.join(kinds)}.")
         made = {name: _fill(path, name, kinds[name], table) for name, table in tables.items()}
         settings = cls(**made, folder=path.parent)
+        if minutes is not None:
+            optimiser = replace(settings.optimiser, minutes=minutes)
+            settings = replace(settings, optimiser=optimiser)
         _check(path, settings)
         return settings
 

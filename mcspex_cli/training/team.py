@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.engine import choose_device
 from mcspex_cli.model.systems import System
 
@@ -23,25 +25,32 @@ class Team:
 
     @classmethod
     def join(cls, device: str) -> Team:
-        """Meet the others, if torchrun started this process; "auto" gives each its own GPU.
+        """Meet the others, if torchrun started this process.
+
+        "auto" and "cuda" then mean a GPU for each.
 
         Raises:
-            EngineError: there is no such device.
+            EngineError: there is no such device, or one GPU is named for all.
         """
         if not (distributed.is_available() and distributed.is_torchelastic_launched()):
             return cls(0, 1, choose_device(device))
-        if device == "auto" and torch.cuda.is_available():
+        if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
             device = f"cuda:{distributed.get_node_local_rank()}"
+        elif device.startswith("cuda:"):
+            raise EngineError(f'device {device!r} is one GPU for all processes. Use "cuda".')
         chosen = choose_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            # Clocks and counts are agreed on the CPU, so that no GPU waits for them; an hour,
+            # because the first meeting waits for the slowest to decode its corpus.
+            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(hours=1))
         return cls(distributed.get_rank(), distributed.get_world_size(), chosen)
 
     def leave(self) -> None:
         """Part from the others."""
-        if self.size > 1:
+        if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
     @property
@@ -71,7 +80,7 @@ class Team:
         """Reduce over the team; at once where it is a team of one."""
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.float64)
         distributed.all_reduce(tensor, how)
         reduced: list[float] = tensor.tolist()
         return reduced
@@ -91,11 +100,11 @@ class TeamBatchNorm(nn.BatchNorm1d):
         moments = torch.stack((values.mean((0, 2)), values.square().mean((0, 2))))
         total: Tensor = _Sum.apply(moments)  # type: ignore[no-untyped-call]
         mean, square = (total / distributed.get_world_size()).unbind()
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp_min(0)
         self._update_running(mean.detach(), variance.detach(), features)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalised: Tensor = (features - mean[:, None]) * scale[:, None] + self.bias[:, None]
-        return normalised
+        return normalised.to(features.dtype)
 
     def _update_running(self, mean: Tensor, variance: Tensor, features: Tensor) -> None:
         """Move the running statistics as `nn.BatchNorm1d` does."""

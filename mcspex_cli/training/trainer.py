@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,13 +15,13 @@ import torch
 
 from mcspex_cli import paths
 from mcspex_cli.checkpoint import save_checkpoint
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.systems import System
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch
-from mcspex_cli.training.preparation import build_system, read_corpus, read_validation
+from mcspex_cli.training.preparation import build_system, make_sampler, read_validation
 from mcspex_cli.training.renderings import Rendering
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.team import Team
@@ -48,8 +50,9 @@ class Trainer:
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
         state = self._state(resume)
-        self.sampler = read_corpus(settings, self.device)
-        self.renderings = read_validation(settings)[self.team.rank :: self.team.size]
+        self.journal = self._journal(state["step"] if state else 0)
+        self.sampler = make_sampler(settings, self.device)
+        self.renderings = read_validation(settings, slice(self.team.rank, None, self.team.size))
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, len(self.sampler.corpus.speakers)).to(self.device)
         self.average = deepcopy(self.system).eval().requires_grad_(False)
@@ -76,13 +79,12 @@ class Trainer:
         In a team, every process gets the same reports and the leader writes.
         """
         run = self.settings.run
-        journal = self._journal()
         pending: list[Losses] = []
         reported_s = self.elapsed_s
         began = time.monotonic() - self.elapsed_s
         ending = self.finished
         while not ending:
-            pending.append(self._step())
+            pending.append(self._guarded_step())
             self.step += 1
             ending = self._agree(time.monotonic() - began)
             validate = self.step % run.validate_every_steps == 0 or self.finished
@@ -91,14 +93,23 @@ class Trainer:
                 paused = time.monotonic()
                 score = self._validate_and_save() if validate else None
                 progress = self._report(means, len(pending), paused - began - reported_s, score)
-                if journal:
-                    journal.add(progress)
+                if self.journal:
+                    self.journal.add(progress)
                 yield progress
                 pending, reported_s = [], paused - began
                 began += time.monotonic() - paused
                 ending = self._agree(self.elapsed_s)
         self._save_state()
         self.team.leave()
+
+    def _guarded_step(self) -> Losses:
+        """A step, or a line that says what to change."""
+        try:
+            return self._step()
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."
+            ) from error
 
     def _step(self) -> Losses:
         """Draw one batch and descend."""
@@ -146,7 +157,13 @@ class Trainer:
         """Mean of each of the losses' fields over the pending steps and the team."""
         names = [field.name for field in fields(Losses)]
         rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
-        return dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
+        means = dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
+        if not math.isfinite(means["loss"]):
+            raise ConfigError(
+                f"the loss is no longer finite at step {self.step}. Lower [optimiser] "
+                "learning_rate, and go on from the last save with --resume."
+            )
+        return means
 
     def _report(
         self, means: dict[str, float], steps: int, spent_s: float, score: float | None
@@ -180,7 +197,7 @@ class Trainer:
             return None
         gains = validate(self.average, self.renderings, self.device)
         total, count = self.team.mean([sum(gains), len(gains)])
-        return total / count
+        return total / count if count else None
 
     def _save(self, name: str, score: float | None) -> None:
         """Write the averaged weights to a folder of the run, with how they came about."""
@@ -209,13 +226,15 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "best_db": self.best_db,
         }
+        data = io.BytesIO()  # torch would report a full disk as an error of its own
+        torch.save(state, data)
         with paths.whole(self.out / STATE) as partial:
-            torch.save(state, partial)
+            partial.write_bytes(data.getbuffer())
 
-    def _journal(self) -> Journal | None:
+    def _journal(self, step: int) -> Journal | None:
         """Where reports are kept, if this process keeps them."""
         tensorboard = self.settings.run.tensorboard
-        return Journal(self.out, self.step, tensorboard=tensorboard) if self.team.leads else None
+        return Journal(self.out, step, tensorboard=tensorboard) if self.team.leads else None
 
     def _state(self, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None to begin."""
@@ -227,7 +246,10 @@ class Trainer:
         paths.make_folders(self.out)
         if not resume:
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigError(f"{path}: is damaged. Begin anew with another out.") from error
         return state
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -251,11 +273,11 @@ def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float
 
 @torch.inference_mode()
 def validate(system: System, renderings: list[Rendering], device: torch.device) -> list[float]:
-    """SI-SDRi in dB of `system` for each rendered recipe, alone and whole."""
+    """SI-SDRi in dB of `system` for each rendered recipe, alone and whole, where it has one."""
     gains: list[float] = []
     for item in renderings:
         embedding = system.embed(torch.from_numpy(item.reference).to(device)[None])
         estimate = system.extract(torch.from_numpy(item.mixture).to(device)[None], embedding)
         after = si_sdr(estimate[0].cpu().numpy(), item.target)
         gains.append(after - si_sdr(item.mixture, item.target))
-    return gains
+    return [gain for gain in gains if math.isfinite(gain)]

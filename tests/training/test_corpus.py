@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import AudioError, ConfigError
 from mcspex_cli.training.corpus import Arc, Corpus, Speaker, draw_arc, draw_reference, stretch
 from mcspex_cli.training.mixtures import MixtureSampler
-from mcspex_cli.training.plans import MixtureSettings
+from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import LIBRIMIX, RATE_HZ, buzz
 
 SHORT = MixtureSettings(segment_s=0.5, reference_s=(0.5, 1.0))
@@ -361,3 +361,13 @@ def test_the_spectrum_is_that_of_the_speech() -> None:
 def test_the_spectrum_of_very_little_or_silent_speech_is_finite() -> None:
     assert laid_out([[torch.ones(100, dtype=torch.int16)]]).spectrum.isfinite().all()
     assert laid_out([[torch.zeros(5000, dtype=torch.int16)]]).spectrum.isfinite().all()
+
+
+def test_silence_and_clips_of_no_length_are_refused(corpus: Path) -> None:
+    for path in corpus.rglob("*.flac"):
+        audio.write(path, np.zeros(4000, np.float32), RATE_HZ)
+    with pytest.raises(ConfigError, match="all of it is silent"):
+        Corpus.read([corpus], RATE_HZ)
+    audio.write(corpus / "ann" / "a.flac", np.ones(1, np.float32), 48000)
+    with pytest.raises(AudioError, match=r"a.flac: is too short"):
+        Corpus.read([corpus], RATE_HZ)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.training.journal import Journal, Progress
 
 REPORT = Progress(10, 0.25, 1.5, 2.0, 2.5, 0.5, 1e-3, 30.0, 60.0)
@@ -64,3 +64,18 @@ def test_tensorboard_that_is_not_there_is_named(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install mcspex\[tensorboard\]"):
         Journal(tmp_path, 0, tensorboard=True)
+
+
+def test_a_row_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    Journal(tmp_path, 0, tensorboard=False).add(REPORT)
+    with (tmp_path / "progress.csv").open("a") as file:
+        file.write("15,0.3")
+    Journal(tmp_path, 20, tensorboard=False)
+    assert [row["step"] for row in rows(tmp_path)] == ["10"]
+
+
+def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0, tensorboard=False)
+    journal.path = tmp_path / "gone" / "progress.csv"
+    with pytest.raises(OutputError, match=r"progress.csv: cannot be written \(No such file"):
+        journal.add(REPORT)

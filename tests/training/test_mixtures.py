@@ -12,7 +12,7 @@ import torch
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
-from mcspex_cli.training.plans import MixtureSettings
+from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
 
 PLAIN = MixtureSettings(segment_s=0.8, reference_s=(0.5, 1.0))

@@ -13,9 +13,9 @@ from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.training.corpus import Corpus
-from mcspex_cli.training.plans import MixtureSettings
 from mcspex_cli.training.recipes import Recipe, librimix_recipes, read_recipes
 from mcspex_cli.training.renderings import Rendering, draw_renderings, render, write_renderings
+from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ, SHARED, needs_shared
 
 SHORT = MixtureSettings(segment_s=0.8, reference_s=(0.5, 1.0))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.plans import MixtureSettings
-from mcspex_cli.training.settings import TrainSettings
+from mcspex_cli.training.settings import MixtureSettings, TrainSettings
 from tests.conftest import EXAMPLES
 
 DATA = '[data]\ntrain = ["speech"]\n'

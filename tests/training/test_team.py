@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint
+from mcspex_cli.errors import EngineError
+from mcspex_cli.training.team import Team
 
 TOML = """
 [model]
@@ -68,3 +70,9 @@ def test_two_processes_are_one_with_twice_the_batch(corpus: Path) -> None:
     a, b = (load_checkpoint(find_checkpoint(folder)).state_dict() for folder in folders)
     for key, tensor in a.items():
         np.testing.assert_allclose(tensor, b[key], rtol=0.01, atol=2e-3, err_msg=key)
+
+
+def test_one_gpu_is_not_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a test")
+    with pytest.raises(EngineError, match=r"'cuda:0' is one GPU for all processes. Use \"cuda\""):
+        Team.join("cuda:0")

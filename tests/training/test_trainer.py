@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.systems import build, sized
 from mcspex_cli.training.losses import si_sdr_db
+from mcspex_cli.training.recipes import read_recipes
+from mcspex_cli.training.renderings import render, write_renderings
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.trainer import Trainer, learning_rate
 from tests.conftest import RATE_HZ, buzz
@@ -126,6 +129,77 @@ def test_a_checkpoint_of_another_rate_is_refused(corpus: Path, tmp_path: Path) -
     chosen = replace(chosen, model=replace(chosen.model, start_from="high"))
     with pytest.raises(ConfigError, match=r"high: works at 16000 Hz. Set \[model\]"):
         Trainer(chosen)
+
+
+def test_validation_on_what_simulate_made(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    rendered = (render(recipe, RATE_HZ) for recipe in read_recipes(corpus / "recipe.csv"))
+    assert list(write_renderings(rendered, corpus.parent / "made", RATE_HZ)) == ["one"]
+    made = replace(chosen, data=replace(chosen.data, validation="made"))
+    by_recipe, by_folder = (
+        Trainer(replace(s, run=replace(s.run, out=out)))
+        for s, out in ((chosen, "one"), (made, "two"))
+    )
+    for item, same in zip(by_recipe.renderings, by_folder.renderings, strict=True):
+        np.testing.assert_allclose(item.mixture, same.mixture, atol=1e-4)
+        np.testing.assert_allclose(item.reference, same.reference, atol=1e-4)
+    (corpus.parent / "made" / "s1" / "one.wav").unlink()
+    with pytest.raises(ConfigError, match=r"s1/one.wav: is missing. Simulate the folder again"):
+        Trainer(replace(made, run=replace(made.run, out="three")))
+
+
+def test_a_folder_that_is_no_validation_set_is_named(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    with pytest.raises(ConfigError, match=r"speech: has no mix_clean, s1 and s2. Name a LibriMix"):
+        Trainer(replace(chosen, data=replace(chosen.data, validation="speech")))
+
+
+def test_a_damaged_state_is_named(corpus: Path) -> None:
+    list(Trainer(settings(corpus, "out")).run())
+    state = corpus.parent / "out" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
+        Trainer(settings(corpus, "out"), resume=True)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path) -> None:
+    trainer = Trainer(settings(corpus, "out"))
+    reports = trainer.run()
+    assert [next(reports).step for _ in range(2)] == [2, 3]
+    with torch.no_grad():
+        trainer.system.encoder.banks[0].weight.fill_(torch.nan)
+    with pytest.raises(ConfigError, match=r"no longer finite at step 4. Lower \[optimiser\]"):
+        next(reports)
+    assert Trainer(settings(corpus, "out"), resume=True).step == 3
+
+
+def test_too_large_a_batch_is_one_line(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(settings(corpus, "out"))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer.sampler, "draw", full)
+    with pytest.raises(EngineError, match=r"out of memory on cpu. Lower \[optimiser\] batch"):
+        next(trainer.run())
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(settings(corpus, "out"))
+    reports = trainer.run()
+    assert [next(reports).step for _ in range(2)] == [2, 3]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
+            list(reports)
+    assert Trainer(settings(corpus, "out"), resume=True).step == 3
+    assert not list((corpus.parent / "out").glob(".*"))
 
 
 def test_minutes_end_a_run(corpus: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.corpora import is_librimix, list_clips, list_mixtures, read_enrolments
+from mcspex_cli.training.clips import is_librimix, list_clips, list_mixtures, read_enrolments
 from tests.conftest import LIBRIMIX
 
 METADATA = "metadata/mixture_test_mix_clean.csv"
