@@ -12,7 +12,7 @@ from mcspex_cli.checkpoint import load_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
 from mcspex_cli.training.corpus import Corpus
-from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.mixtures import Batch, MixtureSampler
 from mcspex_cli.training.recipes import find_recipes
 from mcspex_cli.training.renderings import Rendering, render
 from mcspex_cli.training.settings import TrainSettings
@@ -69,6 +69,21 @@ def build_system(settings: TrainSettings, speakers: int) -> System:
         start.classifier = nn.Linear(start.config.embedding, speakers)
     start.config = replace(start.config, speakers=speakers, true_level=levelled)
     return start.requires_grad_(True).train()
+
+
+@torch.no_grad()
+def calibrate(system: System, batch: Batch) -> None:
+    """Scale the decoders so that estimates begin as loud as targets.
+
+    Where the level counts, a network that begins 40 dB too loud would unlearn to speak at
+    all: its masks are rectified, and what is zero everywhere learns nothing any more.
+    """
+    estimates, _ = system(batch.mixture, batch.reference)
+    for bank, estimate in zip(system.decoder.banks, estimates, strict=True):
+        wanted = batch.target[batch.present].square().mean()
+        gain = (wanted / estimate[batch.present].square().mean().clamp_min(1e-12)).sqrt()
+        for parameter in bank.parameters():
+            parameter.mul_(gain)
 
 
 def _config(settings: TrainSettings, speakers: int) -> SystemConfig:

@@ -21,7 +21,7 @@ from mcspex_cli.model.systems import System
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch
-from mcspex_cli.training.preparation import build_system, make_sampler, read_validation
+from mcspex_cli.training.preparation import build_system, calibrate, make_sampler, read_validation
 from mcspex_cli.training.renderings import Rendering
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.team import Team
@@ -55,6 +55,8 @@ class Trainer:
         self.renderings = read_validation(settings, slice(self.team.rank, None, self.team.size))
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, len(self.sampler.corpus.speakers)).to(self.device)
+        if self.system.config.true_level and not state:
+            calibrate(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.average = deepcopy(self.system).eval().requires_grad_(False)
         self.network = self.team.share(self.system)
         self.optimiser = torch.optim.AdamW(
@@ -207,7 +209,7 @@ class Trainer:
         provenance = {
             "steps": self.step,
             "minutes": round(self.elapsed_s / 60, 1),
-            "validation_si_sdr_i_db": score,
+            "validation_si_sdr_i_db": score if score and math.isfinite(score) else None,
             "speech_h": round(self.sampler.corpus.seconds / 3600, 2),
             "mixtures": asdict(settings.mixtures),
             "optimiser": asdict(settings.optimiser),
@@ -273,11 +275,11 @@ def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float
 
 @torch.inference_mode()
 def validate(system: System, renderings: list[Rendering], device: torch.device) -> list[float]:
-    """SI-SDRi in dB of `system` for each rendered recipe, alone and whole, where it has one."""
+    """SI-SDRi in dB of `system` for each rendered recipe whose target speaks, alone and whole."""
     gains: list[float] = []
     for item in renderings:
         embedding = system.embed(torch.from_numpy(item.reference).to(device)[None])
         estimate = system.extract(torch.from_numpy(item.mixture).to(device)[None], embedding)
         after = si_sdr(estimate[0].cpu().numpy(), item.target)
         gains.append(after - si_sdr(item.mixture, item.target))
-    return [gain for gain in gains if math.isfinite(gain)]
+    return [gain for gain in gains if not math.isnan(gain)]

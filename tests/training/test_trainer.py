@@ -202,6 +202,28 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(
     assert not list((corpus.parent / "out").glob(".*"))
 
 
+def test_where_the_level_counts_estimates_begin_as_loud_as_targets(
+    corpus: Path, tiny_folder: Path
+) -> None:
+    chosen = settings(corpus, "out")
+    chosen = replace(
+        chosen,
+        model=replace(chosen.model, start_from=str(tiny_folder)),
+        mixtures=replace(chosen.mixtures, absent=0.2),
+    )
+    trainer = Trainer(chosen)
+    assert trainer.system.config.true_level
+    batch = trainer.sampler.draw(1, 5, range(64))
+    with torch.no_grad():
+        estimates, _ = trainer.system(batch.mixture, batch.reference)
+    power = batch.target[batch.present].square().mean()
+    for estimate in estimates:
+        ratio = estimate[batch.present].square().mean() / power
+        assert abs(10 * torch.log10(ratio)) < 3
+    list(trainer.run())
+    assert find_checkpoint(corpus.parent / "out" / "last").config["true_level"] is True
+
+
 def test_minutes_end_a_run(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     chosen = replace(chosen, optimiser=replace(chosen.optimiser, steps=1, minutes=0.01))
