@@ -25,8 +25,9 @@ class SystemConfig:
 
     system: str = "mcspex"
     scale_fuser: str = "gate"
-    """Of `FUSERS`; this and the next two are MC-SpEx's own, SpEx+ does not look at them."""
-    consm: str = "listening"
+    """Of `FUSERS`. This and the next two are MC-SpEx's own, SpEx+ does not look at them; the
+    defaults are what measured best (docs/training.md)."""
+    consm: str = "steady"
     """Of `CONSMS`."""
     scale_intermg: str = "mixing"
     """Of `INTERMGS`."""

@@ -66,7 +66,7 @@ class ModelSettings:
     start_from: str = ""
     scale_fuser: str = "gate"
     """MC-SpEx's insides, of FUSERS, CONSMS and INTERMGS."""
-    consm: str = "listening"
+    consm: str = "steady"
     scale_intermg: str = "mixing"
 
 

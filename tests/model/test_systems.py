@@ -209,7 +209,7 @@ def test_state_dict_keys_are_stable(system: str) -> None:
         },
     }
     assert own[system] <= keys
-    assert len(keys) == {"mcspex": 183, "spexplus": 171}[system]
+    assert len(keys) == {"mcspex": 175, "spexplus": 171}[system]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
