@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint
 from mcspex_cli.errors import EngineError
@@ -62,14 +63,17 @@ def test_two_processes_are_one_with_twice_the_batch(corpus: Path) -> None:
     assert [row["step"] for row in two] == ["1", "2", "3", "4"]
     for name in ("loss", "si_sdr_db", "si_sdr_i_db", "accuracy"):
         values = ([float(row[name]) for row in rows] for rows in (one, two))
-        np.testing.assert_allclose(*values, rtol=1e-3, err_msg=name)
+        first, second = values
+        np.testing.assert_allclose(first[0], second[0], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(first, second, rtol=2e-3, err_msg=name)
     assert float(one[-1]["validation_db"]) == pytest.approx(
         float(two[-1]["validation_db"]), abs=0.02
     )
     folders = (corpus.parent / out / "last" for out in ("one", "two"))
     a, b = (load_checkpoint(find_checkpoint(folder)).state_dict() for folder in folders)
-    for key, tensor in a.items():
-        np.testing.assert_allclose(tensor, b[key], rtol=0.01, atol=2e-3, err_msg=key)
+    off = torch.cat([(a[key].float() - b[key].float()).abs().flatten() for key in a])
+    # But for a few whose gradient is rounding error only, which AdamW makes into steps.
+    assert (off > 1e-4).float().mean() < 0.005
 
 
 def test_one_gpu_is_not_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
