@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("Agg")
+mpl.rcParams["svg.hashsalt"] = "mcspex"
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -52,7 +53,8 @@ def main(output: Path, runs: list[Path]) -> None:
     axes.set_ylim(bottom=max(-2.0, axes.get_ylim()[0]))  # the first steps are far below
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(output)
+    undated = {"Date": None, "Creator": None}  # the same curves, the same file
+    figure.savefig(output, metadata=undated if output.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
