@@ -10,12 +10,8 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-mpl.rcParams["svg.hashsalt"] = "mcspex"
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
 def read(path: Path) -> dict[str, list[float]]:
@@ -46,15 +42,18 @@ def draw(axes: Axes, name: str, run: dict[str, list[float]]) -> None:
 
 def main(output: Path, runs: list[Path]) -> None:
     """Draw the runs into one picture."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for path in runs:
         draw(axes, path.parent.name if path.stem == "progress" else path.stem, read(path))
     axes.set(xlabel="step", ylabel="SI-SDRi in dB (thin: training, marks: validation)")
     axes.set_ylim(bottom=max(-2.0, axes.get_ylim()[0]))  # the first steps are far below
     axes.grid(alpha=0.3)
     axes.legend()
-    undated = {"Date": None, "Creator": None}  # the same curves, the same file
-    figure.savefig(output, metadata=undated if output.suffix == ".svg" else None)
+    # Without a date or random names, the same curves make the same file.
+    undated = {"Date": None, "Creator": None} if output.suffix == ".svg" else None
+    with mpl.rc_context({"svg.hashsalt": "mcspex"}):
+        figure.savefig(output, metadata=undated)
 
 
 if __name__ == "__main__":
