@@ -119,17 +119,37 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
         if not clip.is_file() or name.split("/")[0] not in TALKERS:
             raise ConfigError(f"{path} line {number}: {clip} does not exist. Is it of this set?")
         said = clip.stem.split("_")[TALKERS.index(clip.parent.name)]
-        if said == utterance or said.split("-")[0] != utterance.split("-")[0]:
+        if said == utterance or _speaker(said) != _speaker(utterance):
             raise ConfigError(f"{path} line {number}: {name} is no other clip of the same voice.")
         enrolments[mixture, utterance] = clip
     return enrolments
+
+
+def read_rows(
+    path: Path, lines: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV's lines with their line numbers; `path` is what messages name.
+
+    Raises:
+        ConfigError: one of `columns` is missing, in the first line or in a row.
+    """
+    reader = csv.DictReader(lines)
+    for column in columns:
+        if column not in (reader.fieldnames or ()):
+            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
+    for row in reader:
+        if any(row[column] is None for column in columns):
+            raise ConfigError(
+                f"{path} line {reader.line_num}: has fewer columns than the first line."
+            )
+        yield reader.line_num, row
 
 
 def _clip(path: Path) -> Clip:
     """A file outside LibriMix."""
     named = _LIBRISPEECH.fullmatch(path.stem)
     if named and (path.parent.name, path.parent.parent.name) == (named[2], named[1]):
-        return Clip(path, f"librispeech/{named[1]}", path.stem)
+        return Clip(path, _speaker(path.stem), path.stem)
     return Clip(path, str(path.parent), path.stem)
 
 
@@ -143,7 +163,7 @@ def _given(folder: Path, name: str, path: Path) -> GivenMixture:
         clip = folder / role / path.name
         if not clip.is_file():
             raise ConfigError(f"{clip}: is missing. Generate the set again.")
-        clips.append(Clip(clip, f"librispeech/{utterance.split('-')[0]}", utterance))
+        clips.append(Clip(clip, _speaker(utterance), utterance))
     return GivenMixture(name, path, (clips[0], clips[1]))
 
 
@@ -152,21 +172,14 @@ def _listed_ids(folder: Path) -> set[str]:
     name = f"mixture_{folder.name}_mix_clean.csv"
     for path in (folder.parent / "metadata" / name, folder / name):
         if path.is_file():
-            return set(_column(path, "mixture_ID"))
+            rows = read_rows(path, _lines(path), ["mixture_ID"])
+            return {row["mixture_ID"] for _, row in rows}
     return set()
 
 
-def _column(path: Path, column: str) -> Iterator[str]:
-    """The values of a CSV's column."""
-    reader = csv.DictReader(_lines(path))
-    if column not in (reader.fieldnames or ()):
-        raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
-    for row in reader:
-        if row[column] is None:
-            raise ConfigError(
-                f"{path} line {reader.line_num}: has fewer columns than the first line."
-            )
-        yield row[column]
+def _speaker(utterance: str) -> str:
+    """The speaker of a LibriSpeech utterance, by the name that all trees share."""
+    return f"librispeech/{utterance.split('-', maxsplit=1)[0]}"
 
 
 def _lines(path: Path) -> list[str]:

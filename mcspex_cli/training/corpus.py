@@ -20,7 +20,6 @@ from mcspex_cli.training.clips import Clip, GivenMixture, is_librimix, list_clip
 LEAST_HALF_S = 1.0
 """The only clip of a speaker is cut in two, one half for the reference, if they are this long."""
 
-
 Place = tuple[int, int]
 """An utterance in a corpus: its speaker's index and its own among the speaker's."""
 

@@ -90,6 +90,7 @@ def multi_scale_loss(
         silent = silence_db(estimates, batch.mixture)
         quality = torch.where(present, snr_db(estimates, target), silent)
     scales = zip(SCALE_WEIGHTS, quality.mean(-1), strict=True)
+    weighted = torch.stack([weight * mean for weight, mean in scales]).sum()
     named = functional.cross_entropy(logits.float(), batch.speaker)
     with torch.no_grad():
         count = present.sum().clamp_min(1)
@@ -97,7 +98,7 @@ def multi_scale_loss(
         before = (si_sdr_db(batch.mixture, target) * present).sum() / count
         accuracy = (logits.argmax(-1) == batch.speaker).float().mean()
     return Losses(
-        loss=CLASSIFIER_WEIGHT * named - sum((weight * q for weight, q in scales), start=named * 0),
+        loss=CLASSIFIER_WEIGHT * named - weighted,
         si_sdr_db=reached,
         si_sdr_i_db=reached - before,
         accuracy=accuracy,

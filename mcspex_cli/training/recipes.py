@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mcspex_cli.training.clips import (
     is_librimix,
     list_mixtures,
     read_enrolments,
+    read_rows,
 )
 
 COLUMNS = ("id", "target", "interferer", "reference", "snr_db")
@@ -87,13 +87,10 @@ def read_recipes(path: Path) -> list[Recipe]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe.")
     try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text. Save it as a CSV in UTF-8.") from error
-    for column in COLUMNS:
-        if column not in (reader.fieldnames or ()):
-            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
-    recipes = [_parse(path, reader.line_num, row) for row in reader]
+    recipes = [_parse(path, line, row) for line, row in read_rows(path, lines, COLUMNS)]
     seen: set[str] = set()
     for recipe in recipes:
         if recipe.id in seen:
@@ -138,8 +135,6 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
 
 def _parse(path: Path, line: int, row: dict[str, str]) -> Recipe:
     """Check one row."""
-    if any(row[column] is None for column in COLUMNS):
-        raise ConfigError(f"{path} line {line}: has fewer columns than the first line.")
     files = [path.parent / row[column] for column in ("target", "interferer", "reference")]
     try:
         snr_db = float(row["snr_db"])

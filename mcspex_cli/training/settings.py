@@ -244,6 +244,9 @@ def _check(path: Path, settings: TrainSettings) -> None:
             raise ConfigError(f"{path}: [{name}] {key} must be from {low:g} to {high:g}.")
     _check_mixtures(path, settings.mixtures)
     _check_words(path, settings)
+    changed = [n for n in _DRAWN if getattr(settings.mixtures, n) != getattr(MixtureSettings(), n)]
+    if settings.data.mixing == "given" and changed:
+        raise ConfigError(f'{path}: [mixtures] {changed[0]} changes mixtures that are "given".')
 
 
 def _check_mixtures(path: Path, mixtures: MixtureSettings) -> None:
@@ -287,9 +290,6 @@ def _check_words(path: Path, settings: TrainSettings) -> None:
     for (name, key), known in choices.items():
         if getattr(getattr(settings, name), key) not in known:
             raise ConfigError(f"{path}: [{name}] {key} must be one of {', '.join(known)}.")
-    changed = [n for n in _DRAWN if getattr(settings.mixtures, n) != getattr(MixtureSettings(), n)]
-    if settings.data.mixing == "given" and changed:
-        raise ConfigError(f'{path}: [mixtures] {changed[0]} changes mixtures that are "given".')
     folders = settings.data.train
     if not folders or not all(isinstance(folder, str) for folder in folders):
         raise ConfigError(f"{path}: [data] train must name folders of speakers.")

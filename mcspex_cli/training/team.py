@@ -124,13 +124,16 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
         """Sum."""
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
+        return _summed(values)
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
         """Sum."""
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """A tensor's sum over the team."""
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total

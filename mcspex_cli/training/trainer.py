@@ -206,10 +206,11 @@ class Trainer:
         if not self.team.leads:
             return
         settings = self.settings
+        finite = score if score is not None and math.isfinite(score) else None
         provenance = {
             "steps": self.step,
             "minutes": round(self.elapsed_s / 60, 1),
-            "validation_si_sdr_i_db": score if score and math.isfinite(score) else None,
+            "validation_si_sdr_i_db": finite,
             "speech_h": round(self.sampler.corpus.seconds / 3600, 2),
             "mixtures": asdict(settings.mixtures),
             "optimiser": asdict(settings.optimiser),
