@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -143,7 +142,7 @@ class Writer:
         import soundfile
 
         self._path = path
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        self._partial = paths.partial(path)
         layout = _format(path, subtype, sample_rate_hz)
         try:
             self._partial.touch()
@@ -256,6 +255,15 @@ def _selector(path: Path, channel: str, channels: int) -> Any:
         )
     index = int(channel)
     return lambda block: block[index : index + 1]
+
+
+def check_format(path: Path, subtype: str, sample_rate_hz: int) -> None:
+    """Refuse an output whose suffix, or subtype under it, cannot be written.
+
+    Raises:
+        OutputError: as said.
+    """
+    _format(path, subtype, sample_rate_hz)
 
 
 def _format(path: Path, subtype: str, sample_rate_hz: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ McspexError            exit 1
 ├── CheckpointError    a model that cannot be found or loaded
 ├── EngineError        a device or precision that does not work here
 ├── PairingError       files that do not belong together
+│   └── PlanError      the same of a whole batch, every reason listed
 ├── ConfigError        a configuration file that says something impossible
 └── PartialFailure     exit 3: some of many files failed, the rest are done
 ```
@@ -15,6 +16,8 @@ A message says which, why, and what to do now, in one line.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class McspexError(Exception):
@@ -41,6 +44,14 @@ class EngineError(McspexError):
 
 class PairingError(McspexError):
     """Files that should be compared or combined do not match."""
+
+
+class PlanError(PairingError):
+    """A batch that cannot be started; `problems` has a line for each reason."""
+
+    def __init__(self, message: str, problems: Sequence[str]) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class ConfigError(McspexError):

@@ -22,7 +22,8 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint
-extraction.chunks extraction.engine extraction.jobs extraction.files
+extraction.ahead extraction.chunks extraction.signals extraction.checks extraction.engine
+extraction.jobs extraction.levels extraction.spool extraction.sources extraction.files
 evaluation.metrics evaluation.scoring
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.engine import Engine
-    from mcspex_cli.extraction.files import Extraction, FileSettings
-    from mcspex_cli.extraction.jobs import Job
+    from mcspex_cli.extraction.files import Extraction
+    from mcspex_cli.extraction.jobs import FileSettings, Job
 
 GOOD_REFERENCE_S = 1.5
 """Seconds of reference in all under which the user is warned."""
@@ -109,13 +109,11 @@ def extract(
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
     """
     from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
-    from mcspex_cli.extraction.jobs import plan
+    from mcspex_cli.extraction.jobs import FileSettings, plan
 
     jobs = plan(mixtures, references, output, overwrite=overwrite)
     info = find_checkpoint(model or DEFAULT_MODEL)
     voice = _enroll(references, info, device, precision)
-    from mcspex_cli.extraction.files import FileSettings  # brings torch, so not before
-
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
     _work(jobs, voice, settings, Talk(as_json, quiet, verbose))
 
