@@ -23,7 +23,9 @@ errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint
 extraction.ahead extraction.chunks extraction.signals extraction.checks extraction.engine
-extraction.jobs extraction.levels extraction.spool extraction.sources extraction.files
+extraction.jobs extraction.manifests extraction.references extraction.pairing extraction.journal
+extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
+extraction.work extraction.workers extraction.batch
 evaluation.metrics evaluation.scoring
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team

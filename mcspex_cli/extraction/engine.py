@@ -38,6 +38,8 @@ class EngineSettings:
     fade_s: float = 0.25
     batch: int = 0
     """Signals (windows times channels) at once; 0 for one on a CPU, sixteen on a GPU."""
+    threads: int = 0
+    """CPU threads, for all of this process; 0 for as many as torch likes."""
 
 
 class Engine:
@@ -55,6 +57,8 @@ class Engine:
 
     def __init__(self, system: System, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
         self.device = choose_device(self.settings.device)
         self.precision = _choose_precision(self.settings.precision, self.device)
         self.system = system.to(self.device).eval()

@@ -156,7 +156,9 @@ def _with_outputs(
 ) -> list[Job]:
     """Give each entry its output, noting those that would leave the folder or collide."""
     folder = request.output / AUDIO
-    inputs = {os.path.realpath(p) for e in entries for p in (e.mixture, *e.references, e.truth) if p}
+    inputs = {
+        os.path.realpath(p) for e in entries for p in (e.mixture, *e.references, e.truth) if p
+    }
     taken: dict[str, str] = {}
     ids: dict[str, str] = {}
     inside: dict[Path, bool] = {}
