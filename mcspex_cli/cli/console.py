@@ -49,8 +49,8 @@ def table(
 ) -> None:
     """Print a table to stdout: first column left, the others right.
 
-    Where a terminal is too narrow, headings break at spaces, the first column anywhere and
-    the last at spaces; nothing is cut.
+    Where a terminal is too narrow, the first column breaks anywhere and the last at spaces,
+    and headings have their unit below them; numbers are not cut.
     """
     from rich.table import Table
 
@@ -67,7 +67,7 @@ def table(
     for number, heading in enumerate(headings):
         edge = number in (0, len(headings) - 1)
         made.add_column(
-            heading.replace(" ", "\n") if console.is_terminal and not edge else heading,
+            heading.replace(" dB", "\ndB") if console.is_terminal and not edge else heading,
             footer[number] if footer else "",
             justify="right" if number else "left",
             overflow="ellipsis" if number else "fold",

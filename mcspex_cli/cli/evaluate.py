@@ -118,7 +118,7 @@ def score(
     every: bool,
     outputs: tuple[Path, ...],
 ) -> None:
-    r"""Score ESTIMATES, a file or a folder, against the truth.
+    """Score ESTIMATES, a file or a folder, against the truth.
 
     Files in folders are paired by name (a.target.wav with a.wav). SI-SDR is zero-mean, in
     float64; SI-SDRi is its gain over the mixture's. Silent, exact, sign-flipped and refused
@@ -127,7 +127,7 @@ def score(
     \b
     mcspex score estimates/ --truth truth/ --mixtures mixtures/ -o report.json
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
-    """
+    """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
     inputs = Inputs(estimates, truth, mixtures, interferers, groups, group_by, baseline)

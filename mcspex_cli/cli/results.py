@@ -29,9 +29,10 @@ def remark(document: Document) -> None:
     from mcspex_cli.evaluation import tables
     from mcspex_cli.evaluation.scoring import REFUSED
 
-    for row in document["scores"]:
+    rows = document["scores"]
+    for row in rows if len(rows) > 1 else ():
         if row["status"] in REFUSED:
-            console.error(f"{row['name']}: {row['status']}: {row['note']}")
+            console.error(row["note"])
     for line in tables.remarks(document):
         console.warn(line)
     if "sign flipped" in document["summary"]["statuses"]:
@@ -62,6 +63,8 @@ def conclude(document: Document, limits: Mapping[str, float]) -> None:
 
     rows = document["scores"]
     refused = sum(row["status"] in REFUSED for row in rows)
+    if refused and len(rows) == 1:
+        raise McspexError(rows[0]["note"])
     if refused:
         kind = McspexError if refused == len(rows) else PartialFailure
         raise kind(f"{refused} of {len(rows)} files could not be scored, see above.")
