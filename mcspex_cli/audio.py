@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import integrity, paths
-from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
     import soundfile
@@ -77,8 +77,9 @@ class Reader:
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
 
     Raises:
-        AudioError: as `probe`; while reading also for a NaN or infinite sample, a damaged
-            file, or a channel that is not there.
+        AudioError: as `probe`; while reading also for a damaged file, or a channel that is
+            not there.
+        NonFiniteError: a sample is NaN or infinite.
     """
 
     def __init__(self, path: Path, sample_rate_hz: int, channel: str = "mix") -> None:
@@ -105,7 +106,7 @@ class Reader:
                 finite = np.isfinite(block).all(axis=0)
                 if not finite.all():
                     at = self.frames + int(np.argmin(finite))
-                    raise AudioError(
+                    raise NonFiniteError(
                         f"{self.path}: NaN or infinite sample at {at / file.samplerate:.2f} s. "
                         "Export it again as 16-bit PCM."
                     )

@@ -61,28 +61,10 @@ class Talk:
     metavar="FILE|DIR",
     help="Default: MIXTURE.target.wav beside the mixture.",
 )
-@options.computing
-@click.option(
-    "--channel",
-    default="mix",
-    show_default=True,
-    metavar="mix|0|1|..|all",
-    help="Channel of the mixture; all keeps them apart.",
-)
-@click.option(
-    "--level",
-    type=click.Choice(["match", "peak", "raw"]),
-    default="match",
-    show_default=True,
-    help="As loud as in the mixture, -1 dBFS, or the network's own.",
-)
-@click.option(
-    "--subtype",
-    type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
-    default="PCM_16",
-    show_default=True,
-    help="Sample format of the output.",
-)
+@options.model
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@options.precision
+@options.writing
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @options.as_json
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")

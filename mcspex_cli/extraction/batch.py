@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import cycle
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import paths
 from mcspex_cli.errors import OutputError
@@ -51,34 +52,66 @@ class BatchRun:
         """Audio of this shard, done or not."""
         self.skipped = [job for job in mine if job.id in self._done]
         self.todo = [job for job in mine if job.id not in self._done]
+        self.left = len(self.todo)
+        """Jobs not yet tried."""
         self.stopping = Event()
         """Set it to end after the jobs in hand."""
 
     def __iter__(self) -> Iterator[Outcome]:
         """Do what is left."""
         left = [unit for unit in self._units if any(j.id not in self._done for j in unit)]
-        with closing(self._outcomes(left)) as outcomes:
-            for outcome in outcomes:
-                job = outcome.job
-                if outcome.row is None:
-                    self._journal.add_failed(job, outcome.reason)
-                else:
-                    self._journal.add_done(job, self._inputs[job.id], self._key, outcome.row)
-                yield outcome
-                if outcome.row is None and self.settings.fail_fast:
-                    return
+        began, done = time.time(), []
+        try:
+            with closing(self._outcomes(left)) as outcomes:
+                for outcome in outcomes:
+                    self._note(outcome)
+                    done.append(outcome)
+                    yield outcome
+                    if outcome.row is None and self.settings.fail_fast:
+                        return
+        finally:
+            if done:
+                self._journal.add_run(_run_line(began, done))
+
+    def _note(self, outcome: Outcome) -> None:
+        """Put an outcome into the journal."""
+        job, self.left = outcome.job, self.left - 1
+        if outcome.row is None:
+            self._journal.add_failed(job, outcome.reason)
+        else:
+            self._journal.add_done(job, self._inputs[job.id], self._key, outcome.row)
+
+    def estimate_s(self) -> float:
+        """How long the rest would take here, by trying the network on a few seconds.
+
+        Raises:
+            McspexError: the model or a device cannot be used.
+        """
+        from mcspex_cli.extraction.work import real_time_factor
+
+        seconds = sum(job.seconds or 0.0 for job in self.todo)
+        if not seconds:
+            return 0.0
+        processes = self._processes()
+        share = Share((), frozenset(), self.settings, self.settings.devices[0], self._threads())
+        return seconds * real_time_factor(share) / processes
+
+    def lines(self) -> dict[str, dict[str, Any]]:
+        """The journal's lines, by id, of all that is done as the plan has it now."""
+        return {
+            name: line
+            for name, inputs in self._inputs.items()
+            if (line := self._journal.done.get(name))
+            and (line["inputs"], line["settings"]) == (inputs, self._key)
+        }
 
     def _outcomes(self, left: Sequence[Unit]) -> Generator[Outcome, None, None]:
         """What comes of each job, from this process or from several."""
         settings, done = self.settings, frozenset(self._done)
-        # By all that there is to do, not by what is left: threads may decide a last bit.
-        planned = settings.jobs or _worthwhile(settings.devices, self.seconds)
-        threads = max(1, _cores() // planned) if planned > 1 else 0
+        dealt = shares(left, min(self._processes(), len(left)))
         parts = [
-            Share(part, done, settings, device, threads)
-            for part, device in zip(
-                shares(left, min(planned, len(left))), cycle(settings.devices), strict=False
-            )
+            Share(part, done, settings, device, self._threads())
+            for part, device in zip(dealt, cycle(settings.devices), strict=False)
         ]
         if len(parts) > 1:
             from mcspex_cli.extraction.workers import in_processes
@@ -88,6 +121,23 @@ class BatchRun:
             from mcspex_cli.extraction.work import work
 
             yield from work(parts[0], self.stopping.is_set)
+
+    def _processes(self) -> int:
+        """How many to use: as told, one for each GPU, or one for each core with enough to do.
+
+        By all of the shard, not by what is left of it: how many threads each has may decide
+        an estimate's last bit.
+        """
+        if self.settings.jobs:
+            return self.settings.jobs
+        if _on_gpu(self.settings.devices):
+            return len(self.settings.devices)
+        return min(_cores(), 1 + int(self.seconds / WORTH_A_PROCESS_S))
+
+    def _threads(self) -> int:
+        """CPU threads for each process; 0 for torch's choice."""
+        processes = self._processes()
+        return max(1, _cores() // processes) if processes > 1 else 0
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:
@@ -130,11 +180,16 @@ def _on_gpu(devices: Sequence[str]) -> bool:
     return not any(choose_device(device).type == "cpu" for device in devices)
 
 
-def _worthwhile(devices: Sequence[str], seconds: float) -> int:
-    """How many processes to use: one for each GPU, or one for each core with enough to do."""
-    if _on_gpu(devices):
-        return len(devices)
-    return min(_cores(), 1 + int(seconds / WORTH_A_PROCESS_S))
+def _run_line(began: float, done: Sequence[Outcome]) -> dict[str, Any]:
+    """What a process says of itself in the journal."""
+    rows = [outcome.row for outcome in done if outcome.row]
+    return {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        "wall_s": round(time.time() - began, 3),
+        "audio_s": round(sum(row["seconds"] for row in rows), 3),
+        "done": len(rows),
+        "failed": len(done) - len(rows),
+    }
 
 
 def _cores() -> int:

@@ -23,7 +23,7 @@ class Journal:
     """The journal of an output folder, read once and then written to.
 
     `done` has the last line of each job that is done, `failed` of those that failed since,
-    `runs` one of every process that worked here.
+    `scores` the last score of each, `runs` a line of every process that worked here.
 
     Raises:
         OutputError: it cannot be read or written.
@@ -33,12 +33,13 @@ class Journal:
         self._path = folder / NAME
         self.done: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, dict[str, Any]] = {}
+        self.scores: dict[str, dict[str, Any]] = {}
         self.runs: list[dict[str, Any]] = []
         self.read()
 
     def read(self) -> None:
         """Read it again: other processes may have written to it."""
-        self.done, self.failed, self.runs = {}, {}, []
+        self.done, self.failed, self.scores, self.runs = {}, {}, {}, []
         try:
             text = self._path.read_bytes() if self._path.exists() else b""
         except OSError as error:
@@ -55,17 +56,21 @@ class Journal:
         return (
             line is not None
             and (line["inputs"], line["settings"]) == (inputs, settings)
-            and line["file"] == _stamp(job.output)
+            and line["file"] == stamp(job.output)
         )
 
     def add_done(self, job: Job, inputs: str, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a job whose output is there under its name."""
-        line = {"id": job.id, "inputs": inputs, "settings": settings, "file": _stamp(job.output)}
+        line = {"id": job.id, "inputs": inputs, "settings": settings, "file": stamp(job.output)}
         self._append({"done": {**line, **row}})
 
     def add_failed(self, job: Job, reason: str) -> None:
         """Remember a job that failed; it will be tried again."""
         self._append({"failed": {"id": job.id, "reason": reason}})
+
+    def add_score(self, job: Job, key: str, row: Mapping[str, Any]) -> None:
+        """Remember a job's score; `key` tells what it is a score of."""
+        self._append({"score": {"id": job.id, "key": key, "row": dict(row)}})
 
     def add_run(self, run: Mapping[str, Any]) -> None:
         """Remember what a process did."""
@@ -76,10 +81,12 @@ class Journal:
         ((kind, value),) = line.items()
         if kind == "run":
             self.runs.append(value)
-            return
-        for lines in (self.done, self.failed):
-            lines.pop(value["id"], None)
-        {"done": self.done, "failed": self.failed}[kind][value["id"]] = value
+        elif kind == "score":
+            self.scores[value["id"]] = value
+        else:
+            self.done.pop(value["id"], None)
+            self.failed.pop(value["id"], None)
+            {"done": self.done, "failed": self.failed}[kind][value["id"]] = value
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; a line break before it ends one that was cut short."""
@@ -99,21 +106,16 @@ class Journal:
 
 def inputs_key(job: Job) -> str:
     """Tells a job's mixture and references by their paths, sizes and times."""
-    files = [(str(path.resolve()), _stamp(path)) for path in (job.mixture, *job.references)]
-    return _key(files)
+    files = [(str(path.resolve()), stamp(path)) for path in (job.mixture, *job.references)]
+    return fingerprint(files)
 
 
-def settings_key(settings: Mapping[str, Any]) -> str:
-    """Tells settings, the checkpoint's sha256 among them."""
-    return _key(sorted(settings.items()))
-
-
-def _key(value: object) -> str:
-    """A short fingerprint of a JSON value."""
+def fingerprint(value: object) -> str:
+    """Tells a value, as JSON has it, from others."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> list[int] | None:
+def stamp(path: Path) -> list[int] | None:
     """A file's size and time; None if it is not there."""
     try:
         status = path.stat()

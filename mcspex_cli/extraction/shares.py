@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mcspex_cli.checkpoint import CheckpointInfo
 from mcspex_cli.extraction.jobs import FileSettings, Job
-from mcspex_cli.extraction.journal import settings_key
+from mcspex_cli.extraction.journal import fingerprint
 
 Unit = tuple[Job, ...]
 """Jobs whose windows share batches; made from the whole plan, so that it is always the same."""
@@ -37,7 +37,7 @@ class BatchSettings:
     def key(self) -> str:
         """Fingerprint of all that an estimate depends on."""
         files = self.files
-        return settings_key(
+        return fingerprint(
             {
                 "model": self.checkpoint.sha256,
                 "precision": self.precision,

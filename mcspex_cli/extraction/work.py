@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint import load_checkpoint
@@ -14,7 +17,7 @@ from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.engine import Engine, EngineSettings
 from mcspex_cli.extraction.files import Extraction, extract_files, read_references
 from mcspex_cli.extraction.jobs import Job
-from mcspex_cli.extraction.shares import Share
+from mcspex_cli.extraction.shares import WINDOW_S, Share
 from mcspex_cli.extraction.sources import Order
 
 
@@ -33,13 +36,7 @@ def work(share: Share, stopping: Callable[[], bool]) -> Iterator[Outcome]:
     Raises:
         CheckpointError, EngineError: the model or the device cannot be used.
     """
-    settings = share.settings
-    engine = Engine(
-        load_checkpoint(settings.checkpoint),
-        EngineSettings(
-            share.device, settings.precision, batch=settings.batch, threads=share.threads
-        ),
-    )
+    engine = _engine(share)
     voices = _Voices(engine)
 
     def orders() -> Iterator[Order]:
@@ -52,11 +49,34 @@ def work(share: Share, stopping: Callable[[], bool]) -> Iterator[Outcome]:
                 if wanted or engine.batch > 1:
                     yield Order(job, partial(voices.of, job.references), number, wanted)
 
-    for job, result in extract_files(engine, orders(), settings.files):
+    for job, result in extract_files(engine, orders(), share.settings.files):
         if isinstance(result, McspexError):
             yield Outcome(job, None, str(result))
         else:
             yield Outcome(job, _row(result, engine))
+
+
+def real_time_factor(share: Share) -> float:
+    """Seconds that the network of a share takes for a second of audio, tried on a few."""
+    engine = _engine(share)
+    noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
+    mixture = (0.05 * noise).astype(np.float32)
+    voice = engine.embed([mixture])
+    engine.extract(mixture[: engine.sample_rate_hz], voice)
+    began = time.perf_counter()
+    engine.extract(mixture, voice)
+    return (time.perf_counter() - began) / WINDOW_S
+
+
+def _engine(share: Share) -> Engine:
+    """The engine that a share asks for."""
+    settings = share.settings
+    return Engine(
+        load_checkpoint(settings.checkpoint),
+        EngineSettings(
+            share.device, settings.precision, batch=settings.batch, threads=share.threads
+        ),
+    )
 
 
 class _Voices:

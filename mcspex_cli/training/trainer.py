@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
+from threading import Event
 from typing import Any
 
 import torch
