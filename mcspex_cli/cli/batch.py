@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options, results, signals
+from mcspex_cli.cli import console, options, plans, results, signals
 from mcspex_cli.errors import PartialFailure
 
 if TYPE_CHECKING:
@@ -20,9 +18,6 @@ if TYPE_CHECKING:
     from mcspex_cli.evaluation.tables import Document
     from mcspex_cli.extraction.jobs import Job
     from mcspex_cli.extraction.shares import BatchSettings
-
-SHOWN = 20
-"""Jobs that a dry run lists for people; --json has all."""
 
 
 @click.command()
@@ -84,26 +79,13 @@ SHOWN = 20
 )
 @options.precision
 @options.writing
-@click.option(
-    "--batch-size",
-    "batch_size",
-    default="auto",
-    show_default=True,
-    metavar="auto|N",
-    callback=lambda _, __, text: _batch_size(text),
-    help="Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
-)
+@options.batch_size
 @click.option(
     "--jobs",
     type=click.IntRange(1),
     help="Processes.  [default: one per GPU, or per core if there is a minute for each]",
 )
-@click.option(
-    "--shard",
-    metavar="I/N",
-    callback=lambda _, __, text: _shard(text),
-    help="Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
-)
+@options.shard
 @click.option("--dry-run", is_flag=True, help="Show the plan and how long it would take.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first file that fails.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in DIR.")
@@ -123,7 +105,7 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     """
     plan, settings = _plan(asked), _settings(asked)
     if dry_run:
-        _show_plan(plan, settings, asked["output"], as_json=as_json)
+        plans.show(plan, settings, asked["output"], as_json=as_json)
         return
     batch = _open(plan, settings, asked)
     failed = _work(batch, shown=not (quiet or as_json))
@@ -249,75 +231,3 @@ def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> No
         )
     if not quiet:
         results.remark(document)
-
-
-def _show_plan(
-    plan: Sequence[Job], settings: BatchSettings, folder: Path, *, as_json: bool
-) -> None:
-    """Print what would be done, and how long that would take here."""
-    from mcspex_cli.extraction.batch import BatchRun
-    from mcspex_cli.extraction.journal import Journal
-
-    run = BatchRun(plan, Journal(folder), settings)
-    seconds = run.estimate_s()
-    if as_json:
-        rows = [_plan_row(job) for job in run.todo]
-        console.data({"done": len(run.skipped), "estimate_s": seconds, "jobs": rows}, indent=2)
-        return
-    shown = [
-        (job.id, str(job.mixture), ", ".join(map(str, job.references)), _length(job))
-        for job in run.todo[:SHOWN]
-    ]
-    more = len(run.todo) - len(shown)
-    total = sum(job.seconds or 0.0 for job in run.todo)
-    footer = (f"and {more} more" if more else "", "", "", f"{total:.1f}")
-    console.table(("id", "mixture", "reference", "seconds"), shown, footer)
-    console.say(
-        f"{len(run.todo)} files to do, {len(run.skipped)} done before; "
-        f"about {console.duration(seconds)} here. Nothing was started."
-    )
-
-
-def _plan_row(job: Job) -> dict[str, Any]:
-    """A job for --dry-run --json."""
-    return {
-        "id": job.id,
-        "mixture": str(job.mixture),
-        "references": [str(path) for path in job.references],
-        "truth": str(job.truth) if job.truth else None,
-        "output": str(job.output),
-        "seconds": job.seconds,
-    }
-
-
-def _length(job: Job) -> str:
-    """A job's length for people."""
-    return "unreadable" if job.seconds is None else f"{job.seconds:.1f}"
-
-
-def _batch_size(text: str) -> int:
-    """--batch-size as a number, 0 for auto."""
-    if text != "auto" and (not text.isdecimal() or int(text) < 1):
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
-    return 0 if text == "auto" else int(text)
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    """--shard as (I, N); without one, Slurm's place in its array, or all."""
-    if text is None:
-        return _slurm_shard(os.environ)
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
-
-
-def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This task's place among those of its Slurm array, counted from 1."""
-    if "SLURM_ARRAY_TASK_ID" not in environment:
-        return 1, 1
-    task, first, step, count = (
-        int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
-        for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"), ("COUNT", "1"))
-    )
-    return (task - first) // step + 1, count
