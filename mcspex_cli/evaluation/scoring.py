@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ SLOW = frozenset(perceptual.PACKAGES)
 """Metrics that cost more than reading the files."""
 
 CHUNK = 8
-"""Files handed to a worker at once: few enough to stop soon, many enough to keep it busy."""
+"""Files handed to a worker at once."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,15 @@ def score_all(
         yield from map(score, trios, repeat(settings))
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    others = active_children()
     try:
         with _for_workers():
             rows = pool.map(partial(score, settings=settings), trios, chunksize=CHUNK)
         yield from rows
+    except (KeyboardInterrupt, GeneratorExit):
+        for process in set(active_children()) - set(others):
+            process.terminate()  # what it computes is not wanted any more, and it writes nothing
+        raise
     except BrokenProcessPool as error:
         raise McspexError("a worker was killed (out of memory?). Use --workers 1.") from error
     finally:
