@@ -110,7 +110,7 @@ def test_the_training_example_trains(checkout: Path) -> None:
         extract_file(engine, job, engine.embed([reference]))
     scored = run("mcspex", "score", "estimates", "--truth", "new/s1", "--mixtures",
                  "new/mix_clean", "--json", cwd=checkout)  # fmt: skip
-    assert json.loads(scored.stdout)["summary"]["si_sdr_i_db"] > 0
+    assert json.loads(scored.stdout)["summary"]["metrics"]["si_sdr_i_db"]["mean"] > 0
 
 
 def test_the_librimix_protocol_runs(checkout: Path, librimix: Path) -> None:

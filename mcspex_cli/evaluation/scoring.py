@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ SLOW = frozenset(perceptual.PACKAGES)
 """Metrics that cost more than reading the files."""
 
 CHUNK = 8
-"""Files handed to a worker at once: few enough to stop soon, many enough to keep it busy."""
+"""Files handed to a worker at once."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,16 @@ def score_all(
     if workers == 1:
         yield from map(score, trios, repeat(settings))
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    others = active_children()
     try:
-        yield from pool.map(partial(score, settings=settings), trios, chunksize=CHUNK)
+        with _for_workers():
+            rows = pool.map(partial(score, settings=settings), trios, chunksize=CHUNK)
+        yield from rows
+    except (KeyboardInterrupt, GeneratorExit):
+        for process in set(active_children()) - set(others):
+            process.terminate()  # what it computes is not wanted any more, and it writes nothing
+        raise
     except BrokenProcessPool as error:
         raise McspexError("a worker was killed (out of memory?). Use --workers 1.") from error
     finally:
@@ -150,9 +159,23 @@ def sensible_workers(files: int, metrics: Sequence[str]) -> int:
     return min(os.cpu_count() or 1, files // CHUNK)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which then hands out no more work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _for_workers() -> Iterator[None]:
+    """Processes started in this block ignore Ctrl-C, which is their parent's to act on.
+
+    They also compute in one thread each: several would only wait for each other.
+    """
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    os.environ.update(dict.fromkeys(threads, "1"))
+    try:
+        yield
+    finally:
+        for name, value in threads.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def _judge(name: str, sounds: Sounds) -> Score:
