@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 @options.as_json
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
 def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
-    r"""Extract from folders or lists of mixtures, each with its reference.
+    """Extract from folders or lists of mixtures, each with its reference.
 
     The plan is checked before anything is done. What is done stays done: run the same
     command again to go on after a failure, a crash or Ctrl-C. DIR gets audio/, report.csv,
@@ -102,7 +102,7 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     mcspex batch mixtures/ --refs references/ -o out
     mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
     mcspex batch --manifest plan.csv -o out --shard 2/8
-    """
+    """  # noqa: D301 (click needs the character itself)
     plan, settings = _plan(asked), _settings(asked)
     if dry_run:
         plans.show(plan, settings, asked["output"], as_json=as_json)

@@ -84,12 +84,12 @@ def extract(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    r"""Extract one person's voice from each MIXTURE.
+    """Extract one person's voice from each MIXTURE.
 
     \b
     mcspex extract meeting.wav --ref alice.wav
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
-    """
+    """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
     from mcspex_cli.extraction.jobs import FileSettings, plan
 
