@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.errors import AudioError, OutputError, PairingError
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split()
@@ -22,6 +22,23 @@ def find(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
+
+
+def by_name(folder: Path) -> dict[str, Path]:
+    """Sound files under a folder by the name they are paired by.
+
+    That is the path below the folder, with slashes, without its suffix or a `.target` before it.
+
+    Raises:
+        PairingError: two files have one name.
+    """
+    named: dict[str, Path] = {}
+    for path in find(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(".target")
+        if name in named:
+            raise PairingError(f"{named[name]} and {path}: one name, two files. Move one away.")
+        named[name] = path
+    return named
 
 
 def check_exists(path: Path) -> None:

@@ -24,10 +24,11 @@ model.layers model.encoder model.speaker model.extractor model.decoder model.sys
 checkpoint
 extraction.chunks extraction.engine extraction.jobs extraction.files
 evaluation.metrics evaluation.scoring
+evaluation.runs evaluation.results evaluation.pictures evaluation.exhibits evaluation.gallery
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.extract cli.evaluate cli.train
+cli.console cli.options cli.extract cli.evaluate cli.report cli.train
 __main__
 """.split()
 
@@ -70,6 +71,7 @@ def test_imports_point_upwards(name: str) -> None:
         ("safetensors", {"checkpoint"}),
         ("huggingface_hub", {"checkpoint"}),
         ("torchaudio", set()),
+        ("jinja2", {"evaluation.gallery"}),
         ("rich", {"cli.console"}),
         ("click", {"__main__", *(n for n in ORDER if n.startswith("cli."))}),
     ],
@@ -83,7 +85,7 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
     assert users <= owners
 
 
-@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-6:]])
+@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-7:]])
 def test_torch_waits_until_it_is_needed(name: str) -> None:
     assert not any(i.split(".")[0] == "torch" for i in imports(SOURCES[name], top_level=True))
 
