@@ -24,7 +24,7 @@ QUIET_DB = -100.0
 
 WIDTH, HEIGHT = 640, 400
 """The plot's pixels, its axes within these margins:"""
-LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 56
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 32, 56
 
 NAMED = 5
 """As many cases a warning names."""
@@ -48,6 +48,11 @@ class Cell:
     system: int | None = None
     result: Result | None = None
     input_db: float | None = None
+
+    @property
+    def length(self) -> str:
+        """How long at which rate, empty without a sound."""
+        return f"{self.seconds:.2f} s at {self.rate_hz / 1000:.4g} kHz" if self.sound else ""
 
 
 @dataclass(frozen=True)

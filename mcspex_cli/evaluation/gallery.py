@@ -229,14 +229,22 @@ def _sections(
     """Groups with a case to show and, as they are asked for, these cases."""
     labels = [run.label for run in draft.runs]
     ids = draft.ids
+    done: list[str] = []
 
     def show(rows: Sequence[Judged]) -> Iterator[dict[str, Any]]:
         for row in rows:
             cells, problems = exhibits.cells(row, labels, put)
             draft.warnings += problems
             name = row.case.name
-            yield {"id": ids[name], "case": row.case, "why": draft.shown[name], "cells": cells}
-            progress(0.5 + 0.5 * int(ids[name].removeprefix("case-")) / len(ids))
+            done.append(name)
+            yield {
+                "id": ids[name],
+                "case": row.case,
+                "why": draft.shown[name],
+                "cells": cells,
+                "length": next(filter(None, (cell.length for cell in cells)), ""),
+            }
+            progress(0.5 + 0.5 * len(done) / len(ids))
 
     for group, rows in results.by_group(draft.judged).items():
         shown = [row for row in rows if row.case.name in ids]
