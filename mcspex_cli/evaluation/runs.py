@@ -93,7 +93,7 @@ def read_run(folder: Path, label: str = "") -> Run:
     paths.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder of estimates.")
-    label = label or folder.resolve().name
+    label = label.strip() or folder.resolve().name
     report = _report(folder / REPORT)
     if report is not None:
         return Run(label, folder, _batch_outputs(folder, report))

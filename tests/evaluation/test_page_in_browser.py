@@ -171,7 +171,7 @@ def test_tables_sort_by_click_and_by_key(browser: Browser, address: str) -> None
         act()
         assert heads[2].get_attribute("aria-sort") == order
         found = [float(v) for v in browser.execute_script(COLUMN, 2)]
-        assert found == sorted(values, reverse=order == "descending") != values
+        assert found == sorted(values, reverse=order == "descending")
     assert heads[0].get_attribute("aria-sort") == "none"
     for _ in range(2):  # what is missing stays at the end
         heads[3].find_element("tag name", "button").click()
