@@ -24,7 +24,8 @@ model.layers model.encoder model.speaker model.extractor model.decoder model.sys
 checkpoint
 extraction.chunks extraction.engine extraction.jobs extraction.files
 evaluation.metrics evaluation.scoring
-evaluation.runs evaluation.results evaluation.pictures evaluation.exhibits evaluation.gallery
+evaluation.runs evaluation.results evaluation.pictures evaluation.shelves evaluation.exhibits
+evaluation.gallery
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
@@ -158,6 +159,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_code_types_and_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "mcspex_cli/py.typed" in names
+    assert {f"mcspex_cli/evaluation/gallery.{kind}" for kind in ("html", "css", "js")} <= names
     assert f"mcspex_cli/weights/{DEFAULT_MODEL}/model.safetensors" in names
     assert not any(n.startswith(("tests/", "examples/", "docs/")) for n in names)
     assert wheel.stat().st_size < 60 * 2**20

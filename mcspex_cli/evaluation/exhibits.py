@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mcspex_cli.evaluation import pictures
 from mcspex_cli.evaluation.pictures import Axis
 from mcspex_cli.evaluation.results import Judged, Result
 from mcspex_cli.evaluation.runs import Case, Run
+from mcspex_cli.evaluation.shelves import Put
 
 PLAY_HZ = 48_000
 """Recordings of a higher rate are resampled to it, the highest that every browser plays."""
@@ -28,9 +29,6 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 32, 56
 
 NAMED = 5
 """As many cases a warning names."""
-
-Put = Callable[[bytes, str], str]
-"""Stores data of a suffix, gives its URL."""
 
 
 @dataclass(frozen=True)

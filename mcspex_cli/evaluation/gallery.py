@@ -5,37 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
 from mcspex_cli import __version__, paths
-from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation import exhibits, pictures, results
-from mcspex_cli.evaluation.exhibits import Put
+from mcspex_cli.evaluation import exhibits, pictures, results, shelves
 from mcspex_cli.evaluation.results import Judged, Standing
 from mcspex_cli.evaluation.runs import Run, gather, read_places
+from mcspex_cli.evaluation.shelves import Put
 
 EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
 
 PLAYERS = 400
 """Up to here players look up their length at once; browsers refuse a thousand that do."""
-
-_TYPES = {".flac": "audio/flac", ".png": "image/png"}
-
-_OURS = re.compile(r"\d{5,}\.(flac|png)")
-"""Names of the files beside a page."""
 
 SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
@@ -110,7 +99,9 @@ def write_page(
         PairingError: two files have one name.
     """
     settings = settings or PageSettings()
-    _check_place(output, runs, settings)
+    folders = [*(run.folder for run in runs), settings.truth, settings.mixtures]
+    inputs = [path for path in (settings.groups, *folders) if path]
+    shelves.check_place(output, inputs, embed=settings.embed, overwrite=settings.overwrite)
     places = read_places(settings.groups, settings.group_by) if settings.groups else {}
     cases = gather(runs, settings.truth, settings.mixtures, places)
     tell = progress or (lambda _: None)
@@ -124,73 +115,11 @@ def write_page(
     draft.warnings += exhibits.remarks(runs, judged)
     if places and not any(case.name in places for case in cases):
         draft.warnings.append(f"{settings.groups}: names none of the cases.")
-    with paths.whole(output) as partial, _shelf(output, settings.embed) as put:
+    with paths.whole(output) as partial, shelves.shelf(output, embed=settings.embed) as put:
         text = _template().generate(_context(draft, settings, put, tell))
         with partial.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
             file.writelines(text)
     return Page(output, len(cases), len(draft.shown), tuple(dict.fromkeys(draft.warnings)))
-
-
-def _check_place(output: Path, runs: Sequence[Run], settings: PageSettings) -> None:
-    """Refuse a page that would destroy something or has no folder."""
-    if output.suffix.lower() != ".html":
-        raise OutputError(f"{output}: a page's name must end in .html.")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a directory. Choose another name.")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
-    if settings.groups and output.resolve() == settings.groups.resolve():
-        raise OutputError(f"{output}: is an input, which is never overwritten. Choose another -o.")
-    folder = _files(output)
-    for path in (output,) if settings.embed else (output, folder):
-        if path.exists() and not settings.overwrite:
-            raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
-    if settings.embed or not folder.exists():
-        return
-    inputs = [*(run.folder for run in runs), *filter(None, (settings.truth, settings.mixtures))]
-    if any(folder.resolve() in (p.resolve(), *p.resolve().parents) for p in inputs):
-        raise OutputError(f"{folder}: is an input, which is never overwritten. Choose another -o.")
-    if not folder.is_dir() or not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):
-        raise OutputError(f"{folder}: holds what no report wrote. Move it, or choose another -o.")
-
-
-def _files(output: Path) -> Path:
-    """The folder of a page's files."""
-    return output.with_name(f"{output.stem}_files")
-
-
-@contextmanager
-def _shelf(output: Path, embed: bool) -> Iterator[Put]:
-    """Where sounds and pictures go: into the page, or a folder that appears when complete."""
-    if embed:
-        yield lambda data, suffix: _data_url(data, _TYPES[suffix])
-        return
-    folder = _files(output)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    # Quoted whole, a colon too: before a slash it would end a scheme.
-    address = quote(os.fsencode(folder.name), safe="")
-    count = 0
-
-    def put(data: bytes, suffix: str) -> str:
-        nonlocal count
-        count += 1
-        name = f"{count:05d}{suffix}"
-        (partial / name).write_bytes(data)
-        return f"{address}/{name}"
-
-    try:
-        partial.mkdir()
-        yield put
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    """Data as its own address."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _context(
@@ -199,6 +128,7 @@ def _context(
     """What the template names; sections are made while they are written."""
     scored = any(row.case.truth for row in draft.judged)
     groups = results.by_group(draft.judged) if settings.groups else {}
+    reasons = list(draft.shown.values())
     players = len(draft.shown) * (2 + len(draft.runs))
     return {
         "title": settings.title,
@@ -208,6 +138,7 @@ def _context(
         "judged": draft.judged,
         "shown": draft.shown,
         "ids": draft.ids,
+        "counts": {word.split()[0]: reasons.count(word) for word in results.REASONS},
         "standings": results.stand(draft.judged, draft.runs) if scored else [],
         "groups": {name: results.stand(rows, draft.runs) for name, rows in groups.items()},
         "sizes": {name: len(rows) for name, rows in groups.items()},
@@ -216,7 +147,7 @@ def _context(
         "best": _best,
         "shapes": SHAPES,
         "range_db": pictures.RANGE_DB,
-        "scale": _data_url(pictures.scale(), _TYPES[".png"]),
+        "scale": shelves.data_url(pictures.scale(), ".png"),
         "preload": "metadata" if players <= PLAYERS else "none",
         "sections": _sections(draft, put, progress),
         **_assets(settings.embed),
@@ -232,6 +163,7 @@ def _sections(
     done: list[str] = []
 
     def show(rows: Sequence[Judged]) -> Iterator[dict[str, Any]]:
+        """Read, draw and store the sounds of one case after another."""
         for row in rows:
             cells, problems = exhibits.cells(row, labels, put)
             draft.warnings += problems

@@ -12,6 +12,9 @@ from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import scoring
 from mcspex_cli.evaluation.runs import Case, Run
 
+REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
+"""Why a case is shown."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -142,10 +145,10 @@ def choose(judged: Sequence[Judged], count: int, seed: int) -> Mapping[str, str]
     )
     best = ranked[: (count + 2) // 3]
     worst = ranked[len(best) :][::-1][: (count + 1) // 3]
-    reasons = {row.case.name: "best" for row in best} | {row.case.name: "worst" for row in worst}
+    reasons = {row.case.name: BEST for row in best} | {row.case.name: WORST for row in worst}
     others = [row.case.name for row in judged if row.case.name not in reasons]
     drawn = random.Random(seed).sample(others, count - len(reasons))
-    return reasons | dict.fromkeys(drawn, "drawn at random")
+    return reasons | dict.fromkeys(drawn, DRAWN)
 
 
 def _mean(values: Sequence[float]) -> float | None:

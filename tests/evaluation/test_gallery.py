@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +333,13 @@ def test_only_some_cases_are_shown_but_all_count(scene: Path) -> None:
     assert len(re.findall(r'<a href="#case-\d+">\s*<g class="point', text)) == 4
     assert sorted(re.findall(r'class="tag">(.*?)<', text)) == ["best", "worst"]
     assert "(2 shown below)" in text
+    assert "the 1 best and 1 worst by SI-SDRi" in text
+    page, text = make(scene, PageSettings(max_cases=1, seed=7, overwrite=True))
+    assert "Shown are 1 drawn at random (seed 7)." in text
+    page, text = make(scene, replace(settings, max_cases=0, overwrite=True))
+    assert page.shown == 0
+    assert 'id="standings"' in text
+    assert "<audio" not in text
 
 
 def test_progress_ends_at_one(scene: Path) -> None:
