@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from mcspex_cli.errors import McspexError
     from mcspex_cli.evaluation.metrics import si_sdr
     from mcspex_cli.extraction.engine import Engine, EngineSettings
-    from mcspex_cli.extraction.files import FileSettings, extract_file
-    from mcspex_cli.extraction.jobs import Job
+    from mcspex_cli.extraction.files import extract_file
+    from mcspex_cli.extraction.jobs import FileSettings, Job
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "Engine": ("extraction.engine", "Engine"),
     "EngineSettings": ("extraction.engine", "EngineSettings"),
-    "FileSettings": ("extraction.files", "FileSettings"),
+    "FileSettings": ("extraction.jobs", "FileSettings"),
     "Job": ("extraction.jobs", "Job"),
     "McspexError": ("errors", "McspexError"),
     "extract_file": ("extraction.files", "extract_file"),

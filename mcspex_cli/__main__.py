@@ -9,11 +9,12 @@ import click
 
 from mcspex_cli import __version__
 from mcspex_cli.cli import console
+from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.evaluate import score
 from mcspex_cli.cli.extract import extract
 from mcspex_cli.cli.report import report
 from mcspex_cli.cli.train import simulate, train
-from mcspex_cli.errors import McspexError
+from mcspex_cli.errors import McspexError, PlanError
 
 
 class Commands(click.Group):
@@ -25,6 +26,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except McspexError as error:
+            for problem in error.problems if isinstance(error, PlanError) else ():
+                console.error(problem)
             console.error(str(error))
             ctx.exit(error.exit_code)
         except OSError as error:
@@ -44,11 +47,11 @@ def main() -> None:
     """Pull one person's voice out of a recording, given a sample of that voice.
 
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 some of several files failed,
-    130 interrupted.
+    4 a mean below --fail-under, 130 interrupted.
     """
 
 
-for command in (extract, score, report, simulate, train):
+for command in (extract, batch, score, report, simulate, train):
     main.add_command(command)
 
 if __name__ == "__main__":

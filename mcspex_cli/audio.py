@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import integrity, paths
-from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
     import soundfile
@@ -79,8 +78,9 @@ class Reader:
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
 
     Raises:
-        AudioError: as `probe`; while reading also for a NaN or infinite sample, a damaged
-            file, or a channel that is not there.
+        AudioError: as `probe`; while reading also for a damaged file, or a channel that is
+            not there.
+        NonFiniteError: a sample is NaN or infinite.
     """
 
     def __init__(self, path: Path, sample_rate_hz: int, channel: str = "mix") -> None:
@@ -107,7 +107,7 @@ class Reader:
                 finite = np.isfinite(block).all(axis=0)
                 if not finite.all():
                     at = self.frames + int(np.argmin(finite))
-                    raise AudioError(
+                    raise NonFiniteError(
                         f"{self.path}: NaN or infinite sample at {at / file.samplerate:.2f} s. "
                         "Export it again as 16-bit PCM."
                     )
@@ -153,7 +153,7 @@ class Writer:
         import soundfile
 
         self._path = path
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        self._partial = paths.partial(path)
         layout = _format(path, subtype, sample_rate_hz)
         try:
             self._partial.touch()
@@ -266,6 +266,15 @@ def _selector(path: Path, channel: str, channels: int) -> Any:
         )
     index = int(channel)
     return lambda block: block[index : index + 1]
+
+
+def check_format(path: Path, subtype: str, sample_rate_hz: int) -> None:
+    """Refuse an output whose suffix, or subtype under it, cannot be written.
+
+    Raises:
+        OutputError: as said.
+    """
+    _format(path, subtype, sample_rate_hz)
 
 
 def _format(path: Path, subtype: str, sample_rate_hz: int) -> dict[str, str]:

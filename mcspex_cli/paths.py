@@ -1,44 +1,55 @@
-"""Paths: what is there, and folders to make."""
+"""Paths: what is there, folders to make, and files that appear whole."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mcspex_cli.errors import AudioError, OutputError, PairingError
+from mcspex_cli.errors import AudioError, OutputError
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split()
 )
 """Suffixes taken for sound files when a folder is searched."""
 
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+"""Tells this machine from others that write to the same folder."""
 
-def find(folder: Path) -> list[Path]:
-    """List the sound files under `folder`, however deep, by path; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+_PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.partial")
+"""A file that a process of this machine has not finished."""
 
 
-def by_name(folder: Path) -> dict[str, Path]:
-    """Sound files under a folder by the name they are paired by.
+def find(folder: Path, without: Collection[Path] = ()) -> list[Path]:
+    """List the sound files under `folder`, however deep, by path; hidden ones are left out.
 
-    That is the path below the folder, with slashes, without its suffix or a `.target` before it.
+    Links to folders are followed. `without` has folders that are not entered, resolved.
 
     Raises:
-        PairingError: two files have one name.
+        AudioError: a link leads to a folder above it.
     """
-    named: dict[str, Path] = {}
-    for path in find(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(".target")
-        if name in named:
-            raise PairingError(f"{named[name]} and {path}: one name, two files. Move one away.")
-        named[name] = path
-    return named
+    return sorted(_walk(folder, {folder.resolve()}, without))
+
+
+def _walk(folder: Path, above: set[Path], without: Collection[Path]) -> Iterator[Path]:
+    """The sound files of a folder and those below; `above` are it and those over it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                below = path.resolve()
+                if below in above:
+                    raise AudioError(f"{path}: links to a folder above it. Remove this link.")
+                if below not in without:
+                    yield from _walk(path, above | {below}, without)
+            elif path.suffix.lower() in SUFFIXES and (entry.is_symlink() or entry.is_file()):
+                yield path  # a link to nothing is one too, so that its reader says so
 
 
 def check_exists(path: Path) -> None:
@@ -64,6 +75,19 @@ def make_folders(*folders: Path) -> None:
             raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
 
 
+def partial(path: Path) -> Path:
+    """The hidden name beside `path` that this process writes to before `path` is whole."""
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.partial")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that are no more left unfinished under `folder`."""
+    for path in folder.rglob(".*.partial"):
+        named = _PARTIAL.fullmatch(path.name)
+        if named and not _runs(int(named[1])):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds.
@@ -71,12 +95,26 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the block could not write.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = partial(path)
     try:
-        yield partial
-        partial.replace(path)
+        yield unfinished
+        unfinished.replace(path)
     except OSError as error:
         reason = error.strerror
         raise OutputError(f"{path}: cannot be written ({reason}). Free some space.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there; on Windows, where asking could end it, always."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -22,14 +22,19 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint
-extraction.chunks extraction.engine extraction.jobs extraction.files
-evaluation.metrics evaluation.scoring
-evaluation.runs evaluation.results evaluation.pictures evaluation.shelves evaluation.exhibits
-evaluation.gallery
+extraction.ahead extraction.chunks extraction.signals extraction.checks extraction.engine
+extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
+extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
+extraction.work extraction.workers extraction.batch
+evaluation.metrics evaluation.perceptual evaluation.pairing evaluation.scoring
+evaluation.statistics evaluation.groups evaluation.baselines evaluation.tables evaluation.reports
+evaluation.batches evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
+evaluation.exhibits evaluation.gallery
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.extract cli.evaluate cli.report cli.train
+cli.console cli.options cli.signals cli.extract cli.results cli.plans cli.batch cli.evaluate
+cli.report cli.train
 __main__
 """.split()
 
@@ -86,7 +91,7 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
     assert users <= owners
 
 
-@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-7:]])
+@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-11:]])
 def test_torch_waits_until_it_is_needed(name: str) -> None:
     assert not any(i.split(".")[0] == "torch" for i in imports(SOURCES[name], top_level=True))
 

@@ -36,19 +36,58 @@ def data(value: Any, *, indent: int | None = None) -> None:
     click.echo(json.dumps(value, indent=indent, allow_nan=False))
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]) -> None:
-    """Print a table to stdout: first column left, the others right."""
+def text(value: str) -> None:
+    """Print text that is data to stdout, as it is."""
+    click.echo(value, nl=False)
+
+
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    footer: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Print a table to stdout: first column left, the others right.
+
+    Where a terminal is too narrow, the first column breaks anywhere and the last at spaces,
+    and headings have their unit below them; numbers are not cut.
+    """
     from rich.table import Table
 
-    made = Table(box=None, header_style="bold", footer_style="bold", show_footer=True)
-    for number, (heading, foot) in enumerate(zip(headings, footer, strict=True)):
-        made.add_column(heading, foot, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        made.add_row(*row)
     console = _console(stderr=False)
     if not console.is_terminal:
-        console.width = 10_000  # nothing is cut in a file or pipe
+        console.width = 10_000  # a file or pipe is as wide as it needs to be
+    made = Table(
+        box=None,
+        header_style="bold",
+        footer_style="bold",
+        show_footer=bool(footer),
+        collapse_padding=console.is_terminal,
+    )
+    for number, heading in enumerate(headings):
+        edge = number in (0, len(headings) - 1)
+        made.add_column(
+            heading.replace(" dB", "\ndB") if console.is_terminal and not edge else heading,
+            footer[number] if footer else "",
+            justify="right" if number else "left",
+            overflow="ellipsis" if number else "fold",
+            no_wrap=not edge or not console.is_terminal,
+            min_width=min(len(heading), 10) if edge else None,
+        )
+    for row in rows:
+        made.add_row(*row)
+    if title:
+        click.echo(f"\n{title}")
     console.print(made)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "3.2 s", "12 min 5 s", "3 h 12 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
 @contextmanager

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.engine import Engine
-    from mcspex_cli.extraction.files import Extraction, FileSettings
-    from mcspex_cli.extraction.jobs import Job
+    from mcspex_cli.extraction.files import Extraction
+    from mcspex_cli.extraction.jobs import FileSettings, Job
 
 GOOD_REFERENCE_S = 1.5
 """Seconds of reference in all under which the user is warned."""
@@ -61,28 +61,10 @@ class Talk:
     metavar="FILE|DIR",
     help="Default: MIXTURE.target.wav beside the mixture.",
 )
-@options.computing
-@click.option(
-    "--channel",
-    default="mix",
-    show_default=True,
-    metavar="mix|0|1|..|all",
-    help="Channel of the mixture; all keeps them apart.",
-)
-@click.option(
-    "--level",
-    type=click.Choice(["match", "peak", "raw"]),
-    default="match",
-    show_default=True,
-    help="As loud as in the mixture, -1 dBFS, or the network's own.",
-)
-@click.option(
-    "--subtype",
-    type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
-    default="PCM_16",
-    show_default=True,
-    help="Sample format of the output.",
-)
+@options.model
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@options.precision
+@options.writing
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @options.as_json
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
@@ -102,20 +84,18 @@ def extract(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    r"""Extract one person's voice from each MIXTURE.
+    """Extract one person's voice from each MIXTURE.
 
     \b
     mcspex extract meeting.wav --ref alice.wav
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
-    """
+    """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
-    from mcspex_cli.extraction.jobs import plan
+    from mcspex_cli.extraction.jobs import FileSettings, plan
 
     jobs = plan(mixtures, references, output, overwrite=overwrite)
     info = find_checkpoint(model or DEFAULT_MODEL)
     voice = _enroll(references, info, device, precision)
-    from mcspex_cli.extraction.files import FileSettings  # brings torch, so not before
-
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
     _work(jobs, voice, settings, Talk(as_json, quiet, verbose))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,18 +14,48 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 
-def computing(command: Command) -> Command:
-    """--model, --device, --precision."""
+def model(command: Command) -> Command:
+    """--model."""
+    return click.option(
+        "--model", metavar="NAME|FOLDER", help="Bundled model's name, or a folder."
+    )(command)
+
+
+def precision(command: Command) -> Command:
+    """--precision."""
+    return click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Number format of the network.",
+    )(command)
+
+
+def writing(command: Command) -> Command:
+    """--channel, --level, --subtype: how mixtures are read and estimates written."""
     for option in (
         click.option(
-            "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-            default="auto",
+            "--subtype",
+            type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
+            default="PCM_16",
             show_default=True,
-            help="Number format of the network.",
+            help="Sample format of the output.",
         ),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
-        click.option("--model", metavar="NAME|FOLDER", help="Bundled model's name, or a folder."),
+        click.option(
+            "--level",
+            type=click.Choice(["match", "peak", "raw"]),
+            default="match",
+            show_default=True,
+            help="As loud as in the mixture, -1 dBFS, or the network's own.",
+        ),
+        click.option(
+            "--channel",
+            default="mix",
+            show_default=True,
+            metavar="mix|0|1|..|all",
+            help="Channel of the mixture; all keeps them apart.",
+        ),
     ):
         command = option(command)
     return command
@@ -35,3 +66,53 @@ def as_json(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")(
         command
     )
+
+
+def batch_size(command: Command) -> Command:
+    """--batch-size, as a number, 0 for auto."""
+    return click.option(
+        "--batch-size",
+        default="auto",
+        show_default=True,
+        metavar="auto|N",
+        callback=lambda _, __, text: _batch_size(text),
+        help="Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
+    )(command)
+
+
+def shard(command: Command) -> Command:
+    """--shard, as (I, N)."""
+    return click.option(
+        "--shard",
+        metavar="I/N",
+        callback=lambda _, __, text: _shard(text),
+        help="Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
+    )(command)
+
+
+def _batch_size(text: str) -> int:
+    """--batch-size as a number, 0 for auto."""
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
+    return 0 if text == "auto" else int(text)
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """--shard as (I, N); without one, Slurm's place in its array, or all."""
+    if text is None:
+        return _slurm_shard(os.environ)
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return int(index), int(count)
+    raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
+
+
+def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This task's place among those of its Slurm array, counted from 1."""
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return 1, 1
+    task, first, step, count = (
+        int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"), ("COUNT", "1"))
+    )
+    return (task - first) // step + 1, count

@@ -30,13 +30,7 @@ from mcspex_cli.cli import console, options
     metavar="CSV",
     help="Columns id (or name) and group make sections; title, if any, headings.",
 )
-@click.option(
-    "--group-by",
-    default="group",
-    show_default=True,
-    metavar="COLUMN",
-    help="The column of --groups that makes sections.",
-)
+@click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
 @click.option(
     "--max-cases",
     type=click.IntRange(min=0),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options
+from mcspex_cli.cli import console, options, signals
 
 if TYPE_CHECKING:
     from mcspex_cli.training.journal import Progress
@@ -158,7 +156,7 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
     corpus = trainer.sampler.corpus
     if trainer.team.leads:
         console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
-    with _stopped_by_signals(trainer):
+    with signals.ending_gently(trainer.stopping.set):
         _follow(trainer)
     if not trainer.finished:
         if trainer.team.leads:
@@ -176,23 +174,6 @@ def _follow(trainer: Trainer) -> None:
                 console.say(_line(progress))
     if trainer.finished and trainer.team.leads:
         console.say(f"{trainer.out}: done")
-
-
-@contextmanager
-def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
-    """Have the first Ctrl-C (or SIGTERM) end the run after its step, a second one at once."""
-
-    def stop(number: int, _: object) -> None:
-        """Ask the trainer to end, and give the signal its old meaning back."""
-        trainer.stopping = True
-        signal.signal(number, before[number])
-
-    before = {int(n): signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _line(progress: Progress) -> str:

@@ -16,8 +16,9 @@ from markupsafe import Markup
 
 from mcspex_cli import __version__, paths
 from mcspex_cli.evaluation import exhibits, pictures, results, shelves
+from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.results import Judged, Standing
-from mcspex_cli.evaluation.runs import Run, gather, read_places
+from mcspex_cli.evaluation.runs import OTHERS, Run, gather
 from mcspex_cli.evaluation.shelves import Put
 
 EMBEDDED_CASES = 12
@@ -39,7 +40,7 @@ SHAPES = (
 class PageSettings:
     """What to show and how.
 
-    `truth` and `mixtures` are folders of namesakes, `groups` a CSV (`runs.read_places`) and
+    `truth` and `mixtures` are folders of namesakes, `groups` a CSV (`groups.read_groups`) and
     `group_by` its column. At most `max_cases` are shown (None: 12 if `embed`, else all), some
     of them drawn with `seed`. Without `embed`, sounds and pictures go to a folder beside the page.
     """
@@ -47,7 +48,7 @@ class PageSettings:
     truth: Path | None = None
     mixtures: Path | None = None
     groups: Path | None = None
-    group_by: str = "group"
+    group_by: str | None = None
     max_cases: int | None = None
     seed: int = 0
     embed: bool = True
@@ -102,8 +103,8 @@ def write_page(
     folders = [*(run.folder for run in runs), settings.truth, settings.mixtures]
     inputs = [path for path in (settings.groups, *folders) if path]
     shelves.check_place(output, inputs, embed=settings.embed, overwrite=settings.overwrite)
-    places = read_places(settings.groups, settings.group_by) if settings.groups else {}
-    cases = gather(runs, settings.truth, settings.mixtures, places)
+    groups = read_groups(settings.groups, settings.group_by) if settings.groups else None
+    cases = gather(runs, settings.truth, settings.mixtures, groups)
     tell = progress or (lambda _: None)
     judged = []
     for number, case in enumerate(cases, 1):
@@ -113,7 +114,7 @@ def write_page(
     count = most if settings.max_cases is None else settings.max_cases
     draft = _Draft(runs, judged, results.choose(judged, count, settings.seed))
     draft.warnings += exhibits.remarks(runs, judged)
-    if places and not any(case.name in places for case in cases):
+    if groups and all(case.group == OTHERS for case in cases):
         draft.warnings.append(f"{settings.groups}: names none of the cases.")
     with paths.whole(output) as partial, shelves.shelf(output, embed=settings.embed) as put:
         text = _template().generate(_context(draft, settings, put, tell))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import scoring
+from mcspex_cli.evaluation.pairing import Trio
 from mcspex_cli.evaluation.runs import Case, Run
 
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
@@ -21,7 +21,7 @@ class Result:
     """One output's numbers; a value is None where it does not exist."""
 
     status: str
-    """"ok", or as `scoring.Score` says, or "failed"."""
+    """"ok", or as `scoring.Score` says."""
     note: str = ""
     """Why it could not be scored, or how it was."""
     si_sdr_db: float | None = None
@@ -69,33 +69,28 @@ class Standing:
 def judge(case: Case) -> Judged:
     """Score what each system gave for a case; a file that cannot be scored is a result too."""
     results = tuple(
-        _score(scoring.Trio(case.name, output.estimate, case.truth, case.mixture))
+        _score(Trio(case.name, output.estimate, case.truth, case.mixture))
         if output and output.estimate and case.truth
         else None
         for output in case.outputs
     )
     known = next((r.input_db for r in results if r and r.input_db is not None), None)
     if known is None and case.truth and case.mixture:
-        alone = _score(scoring.Trio(case.name, case.mixture, case.truth, None))
+        alone = _score(Trio(case.name, case.mixture, case.truth, None))
         known = alone.si_sdr_db
     return Judged(case, known, results)
 
 
-def _score(trio: scoring.Trio) -> Result:
+def _score(trio: Trio) -> Result:
     """Score a trio: the only place that knows what a row of `scoring` looks like."""
-    try:
-        row = scoring.score(trio)
-    except McspexError as error:
-        return Result("failed", str(error))
-    value, gain = row.si_sdr_db, row.si_sdr_i_db
-    before = value - gain if value is not None and gain is not None else None
+    row = scoring.score(trio)
     return Result(
         row.status,
-        getattr(row, "note", ""),
-        value,
-        gain,
-        getattr(row, "input_si_sdr_db", before),
-        bool(getattr(row, "confused", gain is not None and gain < 0)),
+        row.note,
+        row.si_sdr_db,
+        row.si_sdr_i_db,
+        row.input_si_sdr_db,
+        confused=row.confused is True,
     )
 
 

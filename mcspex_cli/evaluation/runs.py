@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,15 @@ from typing import Any
 
 from mcspex_cli import paths
 from mcspex_cli.errors import ConfigError, PairingError
+from mcspex_cli.evaluation.baselines import FORMAT
+from mcspex_cli.evaluation.groups import NONE, Groups
+from mcspex_cli.evaluation.pairing import by_name
 
 REPORT = "report.json"
-"""By this file, with a `format` in it, a folder of `mcspex batch` is known."""
+"""By this file, with rows that name an `estimate`, a folder of `mcspex batch` is known."""
 
-FORMAT = 1
+UNMADE = ("failed", "pending")
+"""Statuses of a batch's files that have no estimate."""
 
 OTHERS = "Other cases"
 """The section of cases that the groups do not name."""
@@ -52,14 +55,6 @@ class Case:
     outputs: tuple[Output | None, ...]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a CSV puts a case: its section, and its heading if that is not its name."""
-
-    group: str
-    title: str
-
-
 def read_runs(words: Sequence[str]) -> list[Run]:
     """Read `FOLDER` or `NAME=FOLDER` each; a path that exists is never taken apart.
 
@@ -94,45 +89,19 @@ def read_run(folder: Path, label: str = "") -> Run:
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder of estimates.")
     label = label.strip() or folder.resolve().name
-    report = _report(folder / REPORT)
-    if report is not None:
-        return Run(label, folder, _batch_outputs(folder, report))
-    outputs = {name: Output(path) for name, path in paths.by_name(folder).items()}
+    path = folder / REPORT
+    if rows := _batch_rows(path):
+        return Run(label, folder, dict(_batch_output(path, row) for row in rows))
+    outputs = {name: Output(path) for name, path in by_name(folder).items()}
     if not outputs:
         raise PairingError(f"{folder}: no sound files in this folder.")
     return Run(label, folder, outputs)
 
 
-def read_places(path: Path, group: str = "group") -> dict[str, Place]:
-    """Read a CSV of cases: `id` (or `name`), the column `group`, and maybe `title`.
-
-    Raises:
-        ConfigError: it cannot be read, a column is missing, or a case is in it twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({error}).") from error
-    reader = csv.DictReader(lines)
-    columns = list(reader.fieldnames or ())
-    key = "id" if "id" in columns else "name"
-    if key not in columns:
-        raise ConfigError(f"{path}: column 'id' (or 'name') is missing in its first line.")
-    if group not in columns:
-        raise ConfigError(f"{path}: column {group!r} is missing; it has {', '.join(columns)}.")
-    places: dict[str, Place] = {}
-    for row in reader:
-        name = row[key] or ""
-        if name in places:
-            raise ConfigError(f"{path} line {reader.line_num}: {name} is in it twice. Drop one.")
-        places[name] = Place(row[group] or OTHERS, row.get("title") or name)
-    return places
-
-
 def gather(
-    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, places: Mapping[str, Place]
+    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: Groups | None = None
 ) -> list[Case]:
-    """Put the runs side by side: the cases of all of them, those of `places` first.
+    """Put the runs side by side: the cases of all of them, in the order of the groups' CSV.
 
     A case's mixture and truth are the namesakes in `truth` and `mixtures`, else what the first
     run that has them says.
@@ -141,20 +110,20 @@ def gather(
         AudioError: there is no folder `truth` or `mixtures`.
         PairingError: two files in one of them have one name.
     """
-    truths, mixed = _namesakes(truth), _namesakes(mixtures)
+    truths, mixed, groups = _namesakes(truth), _namesakes(mixtures), groups or Groups({}, {})
+    ranks = {name: rank for rank, name in enumerate(groups.by_name)}
     names = {name for run in runs for name in run.outputs}
-    order = [name for name in places if name in names] + sorted(names - places.keys())
     cases = []
-    for name in order:
+    for name in sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)):
         outputs = tuple(run.outputs.get(name) for run in runs)
-        place = places.get(name, Place(OTHERS, name))
+        group = groups.of(name)
         said = [o.mixture for o in outputs if o], [o.truth for o in outputs if o]
         mixture, target = (next(filter(None, found), None) for found in said)
         cases.append(
             Case(
                 name,
-                place.title,
-                place.group,
+                groups.titles.get(name, name),
+                OTHERS if group == NONE else group,
                 mixed.get(name, mixture),
                 truths.get(name, target),
                 outputs,
@@ -170,40 +139,34 @@ def _namesakes(folder: Path | None) -> dict[str, Path]:
     paths.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder.")
-    return paths.by_name(folder)
+    return by_name(folder)
 
 
-def _report(path: Path) -> dict[str, Any] | None:
-    """What `mcspex batch` wrote of its run; none if the file is not there or not its own."""
+def _batch_rows(path: Path) -> list[dict[str, Any]]:
+    """What `mcspex batch` wrote of its files; nothing if it was not there."""
     if not path.is_file():
-        return None
+        return []
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged ({error}). Run mcspex batch again.") from error
     if not isinstance(report, dict) or "format" not in report:
-        return None
+        return []
     if report["format"] != FORMAT:
         raise ConfigError(f"{path}: has format {report['format']}, not {FORMAT}. Update mcspex.")
-    return report
+    rows = report.get("scores")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: is damaged (no scores). Run mcspex batch again.")
+    return rows if any("estimate" in row for row in rows) else []
 
 
-def _batch_outputs(folder: Path, report: dict[str, Any]) -> dict[str, Output]:
-    """The outputs that a batch's report lists."""
-    outputs: dict[str, Output] = {}
+def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
+    """A case and its output, by a row of a batch's report."""
     try:
-        for row in report["scores"]:
-            made = row["status"] != "failed" and row.get("estimate")
-            reason = str(row.get("note") or row.get("error") or row["status"])
-            outputs[str(row["name"])] = Output(
-                folder / row["estimate"] if made else None,
-                Path(row["mixture"]) if row.get("mixture") else None,
-                Path(row["truth"]) if row.get("truth") else None,
-                "" if made else reason,
-            )
-    except (KeyError, TypeError, AttributeError) as error:
-        path = folder / REPORT
+        name, status = str(row["name"]), str(row["status"])
+        estimate = None if status in UNMADE else path.parent / row["estimate"]
+        mixture, truth = (Path(row[key]) if row.get(key) else None for key in ("mixture", "truth"))
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error!r}). Run mcspex batch again.") from error
-    if not outputs:
-        raise PairingError(f"{folder}: its {REPORT} lists no files. Run mcspex batch again.")
-    return outputs
+    problem = "" if estimate else str(row.get("note") or status)
+    return name, Output(estimate, mixture, truth, problem)

@@ -1,168 +1,264 @@
-"""Scoring files against files: pairing by name, checks, one row each."""
+"""Scoring files against files: checks, one row each, by one process or several."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from mcspex_cli import audio, paths
+from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, PairingError
-from mcspex_cli.evaluation.metrics import is_silent, si_sdr
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
+from mcspex_cli.evaluation import perceptual
+from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
+from mcspex_cli.evaluation.pairing import Trio, pair
+
+__all__ = ["Score", "ScoreSettings", "Trio", "pair", "score", "score_all", "sensible_workers"]
 
 TRIM = 0.01
-"""The difference in length, as a share, up to which both are cut to the shorter."""
+"""The difference in length, as a share, up to which all are cut to the shortest."""
+
+EXACT_DB = 200.0
+"""From here on an estimate is a copy: float32 samples are good to about 150 dB."""
+
+REFUSED = ("length differs", "rate differs", "not finite", "unreadable", "failed")
+"""Statuses of files that were not scored; the row's note says why."""
+
+SLOW = frozenset(perceptual.PACKAGES)
+"""Metrics that cost more than reading the files."""
+
+CHUNK = 8
+"""Files handed to a worker at once."""
 
 
 @dataclass(frozen=True)
-class Trio:
-    """An estimate, its truth and, for the improvement, its mixture."""
+class ScoreSettings:
+    """What to compute, and what to let pass."""
 
-    name: str
-    estimate: Path
-    truth: Path
-    mixture: Path | None
+    metrics: tuple[str, ...] = ("si_sdr", "si_sdr_i", "snr")
+    resample: bool = False
+    """Bring what has another rate to the truth's."""
+    flipped_ok: bool = False
+    """Give sign-flipped estimates, which sound the same, the status "ok" and a note."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One estimate's numbers; a value is None where it does not exist."""
+    """One estimate's numbers; a value is None where it does not exist or is not asked for."""
 
     name: str
-    si_sdr_db: float | None
-    si_sdr_i_db: float | None
     status: str
-    """"ok"; or out of the means: "silent truth", "silent estimate", "exact" (infinitely good)."""
+    """"ok"; out of the means: "silent truth", "silent estimate", "exact" (infinitely good),
+    "sign flipped" (SI-SDR does not see it, SNR does); or one of `REFUSED`."""
+    note: str = ""
+    si_sdr_db: float | None = None
+    si_sdr_i_db: float | None = None
+    snr_db: float | None = None
+    sdr_db: float | None = None
+    sir_db: float | None = None
+    sar_db: float | None = None
+    pesq: float | None = None
+    stoi: float | None = None
+    estoi: float | None = None
+    input_si_sdr_db: float | None = None
+    """The mixture's own."""
+    confused: bool | None = None
+    """Whether the wrong talker was followed: worse than the mixture, or nearer to an
+    interferer than to the truth. None where neither is given."""
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Means over the rows whose status is "ok"."""
+class Sounds:
+    """What a `Trio` names, each [sample], equally long."""
 
-    files: int
-    scored: int
-    si_sdr_db: float | None
-    si_sdr_i_db: float | None
-    negative: int | None
-    """Rows with a negative SI-SDRi: most often the wrong speaker (target confusion)."""
-
-
-def pair(estimates: Path, truth: Path, mixtures: Path | None) -> list[Trio]:
-    """Pair a file with a file, or each estimate of a folder with its namesakes.
-
-    Namesakes have the same path below their folder but for the suffix; an estimate's
-    `.target` before the suffix is left out of account.
-
-    Raises:
-        PairingError: a folder against a file, or an estimate without truth or mixture.
-    """
-    if estimates.is_dir() != truth.is_dir() or (
-        mixtures is not None and estimates.is_dir() != mixtures.is_dir()
-    ):
-        raise PairingError("estimates, truth and mixtures must be all files or all folders.")
-    if not estimates.is_dir():
-        return [Trio(estimates.name, estimates, truth, mixtures)]
-    found = _by_name(estimates)
-    if not found:
-        raise PairingError(f"{estimates}: no sound files in this folder.")
-    truths = _by_name(truth)
-    mixed = _by_name(mixtures) if mixtures else {}
-    return [
-        Trio(
-            name,
-            path,
-            _namesake(name, path, truths, truth),
-            _namesake(name, path, mixed, mixtures) if mixtures else None,
-        )
-        for name, path in found.items()
-    ]
+    rate_hz: int
+    estimate: Samples
+    target: Samples
+    mixture: Samples | None
+    interferers: tuple[Samples, ...]
+    note: str
 
 
-def score(trio: Trio) -> Score:
-    """Score one estimate.
+class _RefusedError(Exception):
+    """Files that cannot be compared: a status and why."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def score(trio: Trio, settings: ScoreSettings | None = None) -> Score:
+    """Score one estimate; files that cannot be compared give a row that says why.
 
     Raises:
-        AudioError: a file cannot be read, or is not mono.
-        PairingError: rates differ, or lengths differ by more than 1 %.
+        ConfigError: a metric's package cannot be imported.
     """
-    rate = audio.probe(trio.truth).sample_rate_hz
-    truth = _read(trio.truth, rate, trio.truth)
-    estimate = _read(trio.estimate, rate, trio.truth)
-    estimate, target = _same_length(trio.estimate, estimate, trio.truth, truth)
+    settings = settings or ScoreSettings()
+    try:
+        sounds = _load(trio, resample=settings.resample)
+    except _RefusedError as refused:
+        return Score(trio.name, refused.status, str(refused))
+    except NonFiniteError as error:
+        return Score(trio.name, "not finite", str(error))
+    except (AudioError, OSError) as error:
+        return Score(trio.name, "unreadable", str(error))
+    row = _judge(trio.name, sounds)
+    if row.status == "sign flipped" and settings.flipped_ok:
+        row = replace(row, status="ok", note=f"sign flipped. {sounds.note}".strip())
+    if row.status in ("ok", "sign flipped"):
+        row = replace(row, **_extras(sounds, settings.metrics))
+    dropped = {"si_sdr", "si_sdr_i", "snr"} - set(settings.metrics)
+    unwanted: dict[str, Any] = dict.fromkeys(f"{name}_db" for name in dropped)
+    return replace(row, **unwanted)
+
+
+def score_all(
+    trios: Sequence[Trio], settings: ScoreSettings | None = None, workers: int = 1
+) -> Iterator[Score]:
+    """Score each, in order, by as many processes.
+
+    Raises:
+        ConfigError: a metric's package cannot be imported.
+        McspexError: a worker was killed.
+    """
+    settings = settings or ScoreSettings()
+    if workers == 1:
+        yield from map(score, trios, repeat(settings))
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    others = active_children()
+    try:
+        with _for_workers():
+            rows = pool.map(partial(score, settings=settings), trios, chunksize=CHUNK)
+        yield from rows
+    except (KeyboardInterrupt, GeneratorExit):
+        for process in set(active_children()) - set(others):
+            process.terminate()  # what it computes is not wanted any more, and it writes nothing
+        raise
+    except BrokenProcessPool as error:
+        raise McspexError("a worker was killed (out of memory?). Use --workers 1.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def sensible_workers(files: int, metrics: Sequence[str]) -> int:
+    """One process for few files; as many as cores where starting them pays off."""
+    if files < (40 if SLOW & set(metrics) else 200):
+        return 1
+    return min(os.cpu_count() or 1, files // CHUNK)
+
+
+@contextmanager
+def _for_workers() -> Iterator[None]:
+    """Processes started in this block ignore Ctrl-C, which is their parent's to act on.
+
+    They also compute in one thread each: several would only wait for each other.
+    """
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    os.environ.update(dict.fromkeys(threads, "1"))
+    try:
+        yield
+    finally:
+        for name, value in threads.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _judge(name: str, sounds: Sounds) -> Score:
+    """Status, SI-SDR, SNR, and whether the wrong talker was followed."""
+    estimate, target = sounds.estimate, sounds.target
     if is_silent(target):
-        return Score(trio.name, None, None, "silent truth")
+        return Score(name, "silent truth", sounds.note)
     if is_silent(estimate):
-        return Score(trio.name, None, None, "silent estimate")
-    value, gain = si_sdr(estimate, target), None
-    if math.isinf(value):
-        return Score(trio.name, None, None, "exact" if value > 0 else "silent estimate")
-    if trio.mixture:
-        mixture = _read(trio.mixture, rate, trio.truth)
-        before = si_sdr(*_same_length(trio.mixture, mixture, trio.truth, truth))
-        gain = value - before if math.isfinite(before) else None
-    return Score(trio.name, value, gain, "ok")
-
-
-def score_all(trios: Sequence[Trio]) -> Iterator[Score]:
-    """Score each, in order."""
-    return map(score, trios)
-
-
-def summarise(scores: Sequence[Score]) -> Summary:
-    """Means of what could be scored."""
-    fine = [s for s in scores if s.status == "ok"]
-    values = [s.si_sdr_db for s in fine if s.si_sdr_db is not None]
-    gains = [s.si_sdr_i_db for s in fine if s.si_sdr_i_db is not None]
-    return Summary(
-        files=len(scores),
-        scored=len(fine),
-        si_sdr_db=float(np.mean(values)) if values else None,
-        si_sdr_i_db=float(np.mean(gains)) if gains else None,
-        negative=sum(g < 0 for g in gains) if gains else None,
+        return Score(name, "silent estimate", sounds.note)
+    value = si_sdr(estimate, target)
+    if value == -math.inf:
+        return Score(name, "silent estimate", "nothing of the truth is in it.")
+    flipped = value > 0 and is_flipped(estimate, target)
+    if value >= EXACT_DB:
+        return Score(name, "exact", sounds.note)
+    before = si_sdr(sounds.mixture, target) if sounds.mixture is not None else math.nan
+    gain = value - before if math.isfinite(before) else None
+    nearer = any(si_sdr(estimate, other) > value for other in sounds.interferers)
+    known = gain is not None or bool(sounds.interferers)
+    return Score(
+        name,
+        "sign flipped" if flipped else "ok",
+        sounds.note,
+        si_sdr_db=value,
+        si_sdr_i_db=gain,
+        snr_db=snr(estimate, target),
+        input_si_sdr_db=before if gain is not None else None,
+        confused=nearer or (gain is not None and gain < 0) if known else None,
     )
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Sound files under a folder by the name they are paired by."""
-    named: dict[str, Path] = {}
-    for path in paths.find(folder):
-        name = str(path.relative_to(folder).with_suffix("")).removesuffix(".target")
-        if name in named:
-            raise PairingError(f"{named[name]} and {path}: one name, two files. Move one away.")
-        named[name] = path
-    return named
+def _extras(sounds: Sounds, metrics: Sequence[str]) -> dict[str, Any]:
+    """The values that other packages compute, by column."""
+    estimate, target, rate_hz = sounds.estimate, sounds.target, sounds.rate_hz
+    values: dict[str, float | None] = {}
+    if {"sir", "sar"} & set(metrics) and sounds.interferers:
+        found = perceptual.sdr_sir_sar(estimate, target, sounds.interferers)
+        values.update(zip(("sdr_db", "sir_db", "sar_db"), found, strict=True))
+    elif "sdr" in metrics:
+        values["sdr_db"] = perceptual.sdr(estimate, target)
+    if "pesq" in metrics:
+        values["pesq"] = perceptual.pesq(estimate, target, rate_hz)
+    for name in {"stoi", "estoi"} & set(metrics):
+        extended = name == "estoi"
+        values[name] = perceptual.stoi(estimate, target, rate_hz, extended=extended)
+    return {
+        column: value for column, value in values.items() if column.removesuffix("_db") in metrics
+    }
 
 
-def _namesake(name: str, path: Path, named: dict[str, Path], folder: Path) -> Path:
-    """The file of another folder that belongs to `path`."""
-    if name not in named:
-        raise PairingError(f"{path}: {folder} has no {name}.wav (or .flac, ...) for it. Add it.")
-    return named[name]
+def _load(trio: Trio, *, resample: bool) -> Sounds:
+    """Read what is compared, at the truth's rate, cut to the shortest if they differ by little."""
+    rate_hz = audio.probe(trio.truth).sample_rate_hz
+    files = [trio.truth, trio.estimate, *([trio.mixture] if trio.mixture else [])]
+    files += trio.interferers
+    sounds = [_read(path, rate_hz, trio.truth, resample=resample) for path in files]
+    for path, sound in zip(files, sounds, strict=True):
+        _check_length(path, sound, trio.truth, sounds[0])
+    shortest = min(map(len, sounds))
+    note = f"cut to {shortest} samples." if any(len(s) != shortest for s in sounds) else ""
+    target, estimate, *rest = (sound[:shortest] for sound in sounds)
+    mixture = rest.pop(0) if trio.mixture else None
+    return Sounds(rate_hz, estimate, target, mixture, tuple(rest), note)
 
 
-def _read(path: Path, rate_hz: int, truth: Path) -> Samples:
-    """Read a mono file [sample], refusing another rate than the truth's."""
+def _read(path: Path, rate_hz: int, truth: Path, *, resample: bool) -> Samples:
+    """Read a mono file [sample], refusing another rate than the truth's unless resampled."""
     info = audio.probe(path)
-    if info.sample_rate_hz != rate_hz:
-        raise PairingError(
-            f"{path}: {info.sample_rate_hz} Hz, but {truth} has {rate_hz} Hz. Resample one."
-        )
     if info.channels != 1:
         raise AudioError(f"{path}: has {info.channels} channels, scoring needs one. Split it.")
+    if info.sample_rate_hz != rate_hz and not resample:
+        raise _RefusedError(
+            "rate differs",
+            f"{path}: {info.sample_rate_hz} Hz, but {truth} has {rate_hz} Hz. Use --resample.",
+        )
     return audio.read(path, rate_hz)
 
 
-def _same_length(
-    path: Path, samples: Samples, truth: Path, target: Samples
-) -> tuple[Samples, Samples]:
-    """Cut both to the shorter if they differ by little."""
-    short, long = sorted((len(samples), len(target)))
+def _check_length(path: Path, sound: Samples, truth: Path, target: Samples) -> None:
+    """Refuse what cannot be of the same mixture."""
+    short, long = sorted((len(sound), len(target)))
     if long - short > TRIM * long:
-        raise PairingError(
-            f"{path}: {len(samples)} samples, but {truth} has {len(target)}. Of one mixture?"
+        raise _RefusedError(
+            "length differs",
+            f"{path}: {len(sound)} samples, but {truth} has {len(target)}. Of one mixture?",
         )
-    return samples[:short], target[:short]

@@ -5,28 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, EngineError
-from mcspex_cli.extraction.chunks import Window, Windowing, cut, join
+from mcspex_cli.errors import EngineError
+from mcspex_cli.extraction.checks import check_signal
+from mcspex_cli.extraction.chunks import Windowing
+from mcspex_cli.extraction.signals import Cut, Piece, Signal, batches, cut_all, joined
 from mcspex_cli.model.systems import System
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
-LEAST_S = 0.3
-"""Seconds below which neither a mixture nor a reference is of any use."""
-
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once: memory must not grow with a clip."""
-
-SILENCE_DB = -90.0
-"""RMS level, dB of full scale, below which a signal counts as silent."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class EngineSettings:
     fade_s: float = 0.25
     batch: int = 0
     """Signals (windows times channels) at once; 0 for one on a CPU, sixteen on a GPU."""
+    threads: int = 0
+    """CPU threads, for all of this process; 0 for as many as torch likes."""
 
 
 class Engine:
@@ -59,11 +57,14 @@ class Engine:
 
     def __init__(self, system: System, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
         self.device = choose_device(self.settings.device)
         self.precision = _choose_precision(self.settings.precision, self.device)
         self.system = system.to(self.device).eval()
         self.sample_rate_hz = system.config.sample_rate_hz
-        self._batch = self.settings.batch or (16 if self.device.type == "cuda" else 1)
+        self.batch = self.settings.batch or (16 if self.device.type == "cuda" else 1)
+        """Signals at once; halved whenever memory is short."""
         self._embeddings: dict[bytes, Samples] = {}
 
     def embed(self, references: Sequence[Samples]) -> Samples:
@@ -102,9 +103,7 @@ class Engine:
         parts = [estimate for estimate, _ in self.stream([np.atleast_2d(mixture)], embedding)]
         return np.concatenate(parts, axis=-1)[0] if parts else mixture[:0]
 
-    def stream(
-        self, blocks: Iterable[Samples], embedding: Samples
-    ) -> Iterator[tuple[Samples, Samples]]:
+    def stream(self, blocks: Iterable[Samples], embedding: Samples) -> Iterator[Piece]:
         """Extract from a stream of blocks [channel, sample], each channel for itself.
 
         Yields:
@@ -112,30 +111,65 @@ class Engine:
             Blocks are of other lengths than those that went in, in all equally long.
 
         Raises:
-            EngineError: the precision gave numbers that are not finite.
+            EngineError: the precision gave numbers that are not finite, or memory is short.
+        """
+        for _, pieces in self.stream_all([Signal(blocks, embedding)]):
+            yield from pieces
+
+    def stream_all(self, signals: Iterable[Signal]) -> Iterator[tuple[Signal, Iterator[Piece]]]:
+        """Extract from several streams; equally long windows of neighbours share a batch.
+
+        What goes wrong with one stream, in reading or computing it, is raised where its own
+        pieces are taken, and spares the others.
+
+        Yields:
+            Each signal, in order, with its pieces, which are those of `stream`.
         """
         windowing = self._windowing()
-        voice = torch.from_numpy(embedding).to(self.device)
-        pieces = self._pieces(cut(blocks, windowing), voice)
-        for joined in join(pieces, windowing):
-            estimate, mixture = np.split(joined, 2)
-            yield estimate, mixture
+        made = self._made(cut_all(signals, windowing))
+        for signal, own in groupby(made, key=lambda cut: cut.signal):
+            yield signal, joined(own, windowing)
 
-    def _pieces(self, windows: Iterable[Window], voice: Tensor) -> Iterator[tuple[Window, Samples]]:
-        """Each window with its estimate above its mixture: [2 * channel, sample]."""
-        for group in _groups(windows, self._batch):
-            mixtures = np.concatenate([w.samples for w in group])
-            estimates = self._compute(mixtures, voice)
-            for window, estimate in zip(group, np.split(estimates, len(group)), strict=True):
-                yield window, np.concatenate([estimate, window.samples])
+    def _made(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
+        """What the network makes of every window; a signal gone wrong passes as it is."""
+        for batch in batches(cuts, lambda: self.batch):
+            yield from batch if batch[0].error else self._made_at_once(batch)
+
+    def _made_at_once(self, batch: Sequence[Cut]) -> Iterator[Cut]:
+        """What the network makes of equally long windows."""
+        mixtures = [cut.window.samples for cut in batch]
+        counts = [len(mixture) for mixture in mixtures]
+        voices = np.repeat([cut.signal.embedding for cut in batch], counts, axis=0)
+        estimates = self._compute(np.concatenate(mixtures), voices)
+        ends = np.cumsum(counts)[:-1]
+        for cut, estimate in zip(batch, np.split(estimates, ends), strict=True):
+            try:
+                made = np.concatenate([self._finite(estimate), cut.window.samples])
+                yield replace(cut, made=made)
+            except EngineError as error:
+                yield replace(cut, error=error)
 
     @torch.inference_mode()
-    def _compute(self, mixtures: Samples, voice: Tensor) -> Samples:
-        """Run the network on equally long mixtures [batch, sample]."""
-        batch = torch.from_numpy(mixtures).to(self.device)
-        with self._autocast():
-            estimates = self.system.extract(batch, voice.expand(len(batch), -1))
-        return self._finite(estimates)
+    def _compute(self, mixtures: Samples, voices: Samples) -> Samples:
+        """Run the network on equally long mixtures [signal, sample], each for its voice.
+
+        Where memory is short, by halves, and from then on in smaller batches.
+        """
+        try:
+            batch = torch.from_numpy(mixtures).to(self.device)
+            with self._autocast():
+                estimates = self.system.extract(batch, torch.from_numpy(voices).to(self.device))
+            made: Samples = estimates.float().cpu().numpy()
+            return made
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(mixtures) == 1:
+                raise EngineError(f"{self.device} is out of memory. Free some.") from error
+        half = len(mixtures) // 2
+        self.batch = max(1, min(self.batch, half))
+        parts = (slice(half), slice(half, None))
+        return np.concatenate([self._compute(mixtures[part], voices[part]) for part in parts])
 
     @torch.inference_mode()
     def _embed_one(self, clip: Samples) -> Samples:
@@ -144,18 +178,17 @@ class Engine:
         if key not in self._embeddings:
             with self._autocast():
                 embedding = self.system.embed(torch.from_numpy(clip).to(self.device)[None])
-            self._embeddings[key] = self._finite(embedding)[0]
+            self._embeddings[key] = self._finite(embedding.float().cpu().numpy())[0]
         return self._embeddings[key]
 
-    def _finite(self, values: Tensor) -> Samples:
-        """To float32 on the CPU, refusing what overflowed."""
-        array: Samples = values.float().cpu().numpy()
-        if not np.isfinite(array).all():
+    def _finite(self, values: Samples) -> Samples:
+        """`values`, refused if they overflowed."""
+        if not np.isfinite(values).all():
             cure = "Is the model damaged, or the recording at an absurd level?"
             if self.precision != "float32":
                 cure = "Use --precision float32."
             raise EngineError(f"{self.precision} overflowed on {self.device}. {cure}")
-        return array
+        return values
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """The precision's context."""
@@ -169,51 +202,9 @@ class Engine:
         return Windowing(*(round(s * rate) for s in seconds))
 
 
-def _groups(windows: Iterable[Window], size: int) -> Iterator[list[Window]]:
-    """Windows of about `size` signals in all; those of one stream are equally long."""
-    group: list[Window] = []
-    for window in windows:
-        group.append(window)
-        if len(group) * len(window.samples) >= size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def check_signal(name: str, samples: Samples, sample_rate_hz: int) -> None:
-    """Refuse a signal [sample] that no network could use.
-
-    Raises:
-        AudioError: it is shorter than 0.3 s or silent.
-    """
-    check_length(name, len(samples) / sample_rate_hz)
-    check_level(name, float(np.mean(np.square(samples, dtype=np.float64))))
-
-
-def check_length(name: str, seconds: float) -> None:
-    """Refuse a signal of under 0.3 s.
-
-    Raises:
-        AudioError: as said.
-    """
-    if seconds < LEAST_S:
-        raise AudioError(f"{name}: {seconds:.2f} s is too short. Give {LEAST_S} s or more.")
-
-
-def check_level(name: str, mean_square: float) -> None:
-    """Refuse a silent signal.
-
-    Raises:
-        AudioError: as said.
-    """
-    if level_db(mean_square) < SILENCE_DB:
-        raise AudioError(f"{name}: is silent. Check the recording and its channels.")
-
-
-def level_db(mean_square: float) -> float:
-    """Level in dB of full scale."""
-    return 10 * float(np.log10(max(mean_square, 1e-30)))
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU's allocator, had too little."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,56 +1,37 @@
-"""One mixture file in, one estimate file out: streamed, levelled, whole or not at all."""
+"""Mixture files in, estimate files out: streamed, levelled, whole or not at all.
+
+```
+reading thread        this thread                              writing thread
+mixture file ──────▶ windows, network, spool, measure ──────▶ level, estimate file
+```
+"""
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import OutputError
-from mcspex_cli.extraction.engine import (
-    SILENCE_DB,
-    Engine,
-    check_length,
-    check_level,
-    check_signal,
-    level_db,
-)
-from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.errors import McspexError
+from mcspex_cli.extraction.checks import check_level, check_signal
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.jobs import FileSettings, Job
+from mcspex_cli.extraction.levels import Loudness
+from mcspex_cli.extraction.signals import Piece
+from mcspex_cli.extraction.sources import Order, Source, signals, unforeseen
+from mcspex_cli.extraction.spool import Spool
 
-LEVELS = ("match", "peak", "raw")
-PEAK = 0.891
-"""Highest sample of "peak", and of what would clip (-1 dBFS): room for a player's resampler."""
-FULL_SCALE = 0.999
-"""Highest sample that is left as it is."""
-
-
-@dataclass(frozen=True)
-class FileSettings:
-    """How a mixture is read and its estimate written."""
-
-    channel: str = "mix"
-    """"mix", a channel's number, or "all": each channel extracted for itself."""
-    level: str = "match"
-    """"match" (as loud as in the mixture), "peak" (to -1 dBFS) or "raw" (the network's).
-
-    Most networks' level is arbitrary, and matched by least squares; some have learnt it."""
-    subtype: str = "PCM_16"
-
-    def __post_init__(self) -> None:
-        """Refuse a level that is none of `LEVELS`.
-
-        Raises:
-            ValueError: as said.
-        """
-        if self.level not in LEVELS:
-            raise ValueError(f"level {self.level!r} is none of {', '.join(LEVELS)}")
+_WRITTEN_BEHIND = 4
+"""Estimates that may wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +70,10 @@ def read_references(paths: Sequence[Path], engine: Engine) -> list[Samples]:
     return clips
 
 
+Result = Extraction | McspexError
+"""What came of a job."""
+
+
 def extract_file(
     engine: Engine,
     job: Job,
@@ -107,145 +92,115 @@ def extract_file(
     Raises:
         AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
         OutputError: the output cannot be written.
-        EngineError: the precision gave numbers that are not finite.
+        EngineError: the precision gave numbers that are not finite, or memory is short.
     """
-    began = time.monotonic()
-    measured = _extract(engine, job, embedding, settings or FileSettings(), advance)
-    return Extraction(
-        mixture=job.mixture,
-        output=job.output,
-        seconds=measured.frames / measured.rate_hz,
-        sample_rate_hz=measured.rate_hz,
-        elapsed_s=time.monotonic() - began,
-        gain_db=tuple(round(level_db(float(g) ** 2), 2) for g in measured.gain),
-        limited=measured.limited,
-        silent=bool((measured.peak * np.abs(measured.gain)).max() < 10 ** (SILENCE_DB / 20)),
-    )
+    order = Order(job, lambda: embedding)
+    ((_, result),) = extract_files(engine, [order], settings, advance)
+    if isinstance(result, McspexError):
+        raise result
+    return result
 
 
-def _extract(
+def extract_files(
     engine: Engine,
-    job: Job,
-    embedding: Samples,
-    settings: FileSettings,
-    advance: Callable[[float], object],
-) -> _Measured:
-    """Run both passes and say what was measured and decided on the way."""
-    info = audio.probe(job.mixture)
-    check_length(str(job.mixture), info.seconds)
-    source = audio.Reader(job.mixture, engine.sample_rate_hz, settings.channel)
-    measured = _Measured(info.channels if settings.channel == "all" else 1, info.sample_rate_hz)
-    with (
-        audio.Writer(job.output, info.sample_rate_hz, measured.channels, settings.subtype) as out,
-        _spool(job.output) as spool,
-    ):
-        for block in _estimates(engine, source, embedding, measured):
-            _append(spool, block, job.output)
-            advance(block.shape[1] / info.sample_rate_hz)
-        measured.frames = source.frames
-        check_level(str(job.mixture), measured.mixture_mean_square())
-        levelled = engine.system.config.true_level
-        measured.decide(settings, job.output, true_level=levelled)
-        factors = measured.gain.astype(np.float32)[:, None]
-        for block in _exactly(_unspool(spool, measured.channels), source.frames):
-            out.write(block * factors)
-    return measured
+    orders: Iterable[Order],
+    settings: FileSettings | None = None,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Iterator[tuple[Job, Result]]:
+    """Extract several files as `extract_file` does, with reading and writing beside computing.
+
+    Yields:
+        Each wanted job, in order, with what was done or the error it failed of.
+    """
+    settings = settings or FileSettings()
+    began = time.monotonic()
+    pending: deque[tuple[Job, Future[Result]]] = deque()
+    with ThreadPoolExecutor(1) as writer:
+        sources = signals(orders, engine.sample_rate_hz, settings)
+        for signal, pieces in engine.stream_all(sources):
+            source: Source = signal.label
+            if not source.order.wanted:
+                continue
+            ready: Future[Result] = Future()
+            try:
+                spooled = _spool(engine, source, pieces, settings, advance)
+                elapsed_s = time.monotonic() - began
+                ready = writer.submit(_write, spooled, settings, elapsed_s)
+            except McspexError as error:
+                ready.set_result(error)
+            began = time.monotonic()
+            pending.append((source.order.job, ready))
+            while pending and (len(pending) > _WRITTEN_BEHIND or pending[0][1].done()):
+                job, ready = pending.popleft()
+                yield job, ready.result()
+        for job, ready in pending:
+            yield job, ready.result()
 
 
 @dataclass
-class _Measured:
-    """What the first pass learns, and the gain [channel] that follows from it.
+class _Spooled:
+    """An estimate at the network's level, and what was measured on the way."""
 
-    The products <m, m>, <e, e> and <m, e> are at the network's rate, |e|'s peak, `frames` and
-    `rate_hz` the file's; each product and peak is [channel].
-    """
-
-    channels: int
-    rate_hz: int
-    frames: int = 0
-    samples: int = 0
-    limited: bool = False
-
-    def __post_init__(self) -> None:
-        self.mixture, self.estimate, self.shared, self.peak = np.zeros((4, self.channels))
-        self.gain = np.ones(self.channels)
-
-    def add(self, estimate: Samples, mixture: Samples) -> None:
-        """Take account of a block [channel, sample] of both."""
-        e, m = estimate.astype(np.float64), mixture.astype(np.float64)
-        self.samples += e.shape[1]
-        self.mixture += np.square(m).sum(axis=1)
-        self.estimate += np.square(e).sum(axis=1)
-        self.shared += (e * m).sum(axis=1)
-
-    def mixture_mean_square(self) -> float:
-        """Mean square of the loudest channel."""
-        return float(self.mixture.max()) / max(1, self.samples)
-
-    def decide(self, settings: FileSettings, output: Path, *, true_level: bool) -> None:
-        """Set the gain that a level policy asks for, less what would clip."""
-        if settings.level == "match" and not true_level:
-            audible = self.estimate > 0
-            np.divide(self.shared, self.estimate, out=self.gain, where=audible)
-        loudest = float((np.abs(self.gain) * self.peak).max())
-        is_float = settings.subtype == "FLOAT" and output.suffix.lower() == ".wav"
-        exact = settings.level == "raw" and is_float
-        self.limited = settings.level != "peak" and loudest > FULL_SCALE and not exact
-        if self.limited or (settings.level == "peak" and loudest > 0):
-            self.gain *= PEAK / loudest
+    source: Source
+    out: audio.Writer
+    spool: Spool
+    loudness: Loudness
 
 
-def _estimates(
-    engine: Engine, source: audio.Reader, embedding: Samples, measured: _Measured
-) -> Iterator[Samples]:
-    """The network's output [channel, sample] at the file's rate, measured on the way."""
+def _spool(
+    engine: Engine,
+    source: Source,
+    pieces: Iterator[Piece],
+    settings: FileSettings,
+    advance: Callable[[float], object],
+) -> _Spooled:
+    """Take the estimate, at the file's rate, to a temporary file."""
+    job = source.order.job
+    first = next(pieces)  # only now is the mixture's header known
+    loudness = Loudness(source.channels, engine.system.config.true_level)
 
     def at_network_rate() -> Iterator[Samples]:
         """The estimates as they come."""
-        for estimate, mixture in engine.stream(source, embedding):
-            measured.add(estimate, mixture)
+        for estimate, mixture in chain([first], pieces):
+            loudness.add(estimate, mixture)
             yield estimate
 
-    back = audio.Resampler(engine.sample_rate_hz, measured.rate_hz, measured.channels)
-    for block in back.run(at_network_rate()):
-        if block.shape[1]:
-            measured.peak = np.maximum(measured.peak, np.abs(block).max(axis=1))
-        yield block
+    rate_hz, channels = source.sample_rate_hz, source.channels
+    with ExitStack() as undo:
+        out = undo.enter_context(audio.Writer(job.output, rate_hz, channels, settings.subtype))
+        spool = undo.enter_context(closing(Spool(job.output, channels)))
+        back = audio.Resampler(engine.sample_rate_hz, rate_hz, channels)
+        for block in back.run(at_network_rate()):
+            loudness.add_peak(block)
+            spool.append(block)
+            advance(block.shape[1] / rate_hz)
+        check_level(str(job.mixture), loudness.mixture_mean_square())
+        undo.pop_all()
+    return _Spooled(source, out, spool, loudness)
 
 
-def _exactly(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:
-    """Cut or complete a stream to `frames`: resampling there and back may be off by one."""
-    left, channels = frames, 1
-    for block in blocks:
-        channels = len(block)
-        if left > 0:
-            yield block[:, :left]
-        left -= block.shape[1]
-    if left > 0:
-        yield np.zeros((channels, left), np.float32)
-
-
-def _unspool(spool: IO[bytes], channels: int) -> Iterator[Samples]:
-    """Read blocks [channel, sample] back."""
-    spool.seek(0)
-    while data := spool.read(channels * 4 * 2**18):
-        yield np.frombuffer(data, np.float32).reshape(-1, channels).T
-
-
-def _append(spool: IO[bytes], block: Samples, output: Path) -> None:
-    """Write a block [channel, sample] to the temporary file, through to the disk."""
+def _write(made: _Spooled, settings: FileSettings, elapsed_s: float) -> Result:
+    """Write an estimate at its level."""
+    source, loudness, job = made.source, made.loudness, made.source.order.job
+    is_float = settings.subtype == "FLOAT" and job.output.suffix.lower() == ".wav"
+    loudness.decide(settings.level, clips=not is_float)
+    factors = loudness.gain.astype(np.float32)[:, None]
+    rate_hz = source.sample_rate_hz
     try:
-        spool.write(block.T.tobytes())
-        spool.flush()
-    except OSError as error:
-        reason = error.strerror
-        raise OutputError(f"{output}: writing failed ({reason}). Free some space.") from error
-
-
-def _spool(output: Path) -> IO[bytes]:
-    """An unnamed temporary file on the output's disk."""
-    try:
-        return tempfile.TemporaryFile(dir=output.parent)
-    except OSError as error:
-        reason = error.strerror
-        raise OutputError(f"{output.parent}: cannot write there ({reason}).") from error
+        with closing(made.spool) as spool, made.out as out:
+            for block in spool.exactly(source.frames):
+                out.write(block * factors)
+    except McspexError as error:
+        return error
+    except Exception as error:
+        return unforeseen(job.mixture, error)
+    return Extraction(
+        mixture=job.mixture,
+        output=job.output,
+        seconds=source.frames / rate_hz,
+        sample_rate_hz=rate_hz,
+        elapsed_s=elapsed_s,
+        gain_db=loudness.gain_db(),
+        limited=loudness.limited,
+        silent=loudness.is_silent(),
+    )

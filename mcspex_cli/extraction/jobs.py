@@ -9,13 +9,42 @@ from pathlib import Path
 from mcspex_cli import audio, paths
 from mcspex_cli.errors import OutputError
 
+LEVELS = ("match", "peak", "raw")
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """How a mixture is read and its estimate written."""
+
+    channel: str = "mix"
+    """"mix", a channel's number, or "all": each channel extracted for itself."""
+    level: str = "match"
+    """"match" (as loud as in the mixture), "peak" (to -1 dBFS) or "raw" (the network's).
+
+    Most networks' level is arbitrary, and matched by least squares; some have learnt it."""
+    subtype: str = "PCM_16"
+
+    def __post_init__(self) -> None:
+        """Refuse a level that is none of `LEVELS`.
+
+        Raises:
+            ValueError: as said.
+        """
+        if self.level not in LEVELS:
+            raise ValueError(f"level {self.level!r} is none of {', '.join(LEVELS)}")
+
 
 @dataclass(frozen=True)
 class Job:
-    """One mixture and the file that its estimate goes to."""
+    """One mixture, the file that its estimate goes to and, in a batch, all that belongs to it."""
 
     mixture: Path
     output: Path
+    references: tuple[Path, ...] = ()
+    truth: Path | None = None
+    id: str = ""
+    seconds: float | None = None
+    """The mixture's length; None if it could not be read."""
 
 
 def plan(

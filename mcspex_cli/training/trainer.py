@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
+from threading import Event
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Trainer:
         self.settings = settings
         self.out = settings.resolve(settings.run.out)
         self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
-        self.stopping = False
+        self.stopping = Event()
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
@@ -152,7 +153,7 @@ class Trainer:
 
     def _agree(self, elapsed_s: float) -> bool:
         """Set the clock to the team's, and say whether to end: all at once or none."""
-        self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping)])
+        self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping.is_set())])
         return self.finished or bool(stopping)
 
     def _means(self, pending: list[Losses]) -> dict[str, float]:

@@ -14,9 +14,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import __version__, audio, paths
+from mcspex_cli import __version__
 from mcspex_cli.__main__ import main
-from tests.conftest import ROOT, buzz
+from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 
@@ -59,40 +59,6 @@ def test_every_command_is_documented(name: str) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.name}"
-
-
-def test_score_prints_a_table_with_means(scene: Path) -> None:
-    noisy = audio.read(scene / "truth.wav", 8000) + 0.1 * buzz(333, 2)
-    for folder, sound in (("t", "truth"), ("m", "mixture")):
-        paths.make_folders(scene / folder, scene / "e")
-        for name in "ab":
-            samples = audio.read(scene / f"{sound}.wav", 8000)
-            audio.write(scene / folder / f"{name}.wav", samples, 8000)
-            audio.write(scene / "e" / f"{name}.target.wav", noisy, 8000)
-    done = run("score", scene / "e", "--truth", scene / "t", "--mixtures", scene / "m")
-    assert done.exit_code == 0, done.output
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0] == ["file", "SI-SDR", "dB", "SI-SDRi", "dB", "status"]
-    assert lines[1][0] == "a"
-    assert lines[3][:3] == ["mean", "of", "2"]
-    assert lines[1][1:3] == lines[3][3:5]
-    assert "negative SI-SDRi (target confusion): 0 (0.0 %)" in done.stderr
-
-
-def test_score_gives_json_without_infinities(scene: Path) -> None:
-    words = ("score", scene / "truth.wav", "--truth", scene / "truth.wav")
-    done = run(*words, "--mixtures", scene / "mixture.wav", "--json")
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
-    assert report["summary"]["files"] == 1
-    row = report["scores"][0]
-    assert (row["status"], row["si_sdr_db"], row["si_sdr_i_db"]) == ("exact", None, None)
-
-
-def test_score_of_nothing_is_one_line(scene: Path) -> None:
-    done = run("score", scene / "none.wav", "--truth", scene / "truth.wav")
-    expected = f"error: {scene / 'none.wav'}: no such file or folder.\n"
-    assert (done.exit_code, done.stderr) == (1, expected)
 
 
 def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_is_missing_is_a_warning(scene: Path) -> None:
         (["none"], "none: no such file or folder."),
         (["good", "other/../good"], "both are called good. Name one: NAME=other/../good"),
         (["good", "--truth", "none"], "none: no such file or folder."),
-        (["good", "--groups", "none"], "none: cannot be read as text"),
+        (["good", "--groups", "none"], "none: no such file or folder."),
         (["good", "-o", "page.pdf"], "page.pdf: a page's name must end in .html."),
         (["good", "-o", "none/p.html"], "none: no such folder. Make it"),
     ],

@@ -8,7 +8,7 @@ import fast_bss_eval
 import numpy as np
 import pytest
 
-from mcspex_cli.evaluation.metrics import is_silent, si_sdr
+from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
 
 RNG = np.random.default_rng(0)
 N = 8000
@@ -55,6 +55,28 @@ def test_it_agrees_with_fast_bss_eval() -> None:
 def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="alike"):
         si_sdr(np.ones(shapes[0]), np.ones(shapes[1]))
+    with pytest.raises(ValueError, match="alike"):
+        snr(np.ones(shapes[0]), np.ones(shapes[1]))
+
+
+@pytest.mark.parametrize("ratio_db", [-30, -3.01, 0, 7.5, 40, 90])
+def test_snr_of_an_added_error_is_its_ratio(ratio_db: float) -> None:
+    estimate = TARGET + ORTHOGONAL * 10 ** (-ratio_db / 20)
+    assert snr(estimate, TARGET) == pytest.approx(ratio_db, abs=1e-9)
+
+
+def test_snr_sees_level_sign_and_offset() -> None:
+    assert snr(0.9 * TARGET, TARGET) == pytest.approx(20)
+    assert snr(-TARGET, TARGET) == pytest.approx(-20 * math.log10(2))
+    assert snr(TARGET + 0.1 * math.sqrt(0.5), TARGET) == pytest.approx(20)
+    assert snr(np.zeros(N), TARGET) == 0
+    assert snr(TARGET, TARGET) == math.inf
+    assert math.isnan(snr(TARGET, np.zeros(N)))
+
+
+def test_a_flip_is_an_inner_product_below_zero_whatever_the_offset() -> None:
+    assert is_flipped(ORTHOGONAL - 0.1 * TARGET + 5, TARGET + 5)
+    assert not is_flipped(ORTHOGONAL + 0.1 * TARGET - 5, TARGET + 5)
 
 
 def test_silence() -> None:

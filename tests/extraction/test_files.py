@@ -12,14 +12,9 @@ from mcspex_cli import audio
 from mcspex_cli.checkpoint import load_checkpoint
 from mcspex_cli.errors import AudioError, OutputError
 from mcspex_cli.extraction.engine import Engine, EngineSettings
-from mcspex_cli.extraction.files import (
-    PEAK,
-    Extraction,
-    FileSettings,
-    extract_file,
-    read_references,
-)
-from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.extraction.files import Extraction, extract_file, read_references
+from mcspex_cli.extraction.jobs import FileSettings, Job
+from mcspex_cli.extraction.levels import PEAK
 from tests.conftest import RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
 

@@ -85,7 +85,8 @@ def test_a_run_told_to_stop_saves_the_step_in_hand(corpus: Path) -> None:
     part = settings(corpus, "part")
     stopped = Trainer(part)
     for progress in stopped.run():
-        stopped.stopping = progress.step == 4
+        if progress.step == 4:
+            stopped.stopping.set()
     assert stopped.step == 4
     resumed = Trainer(part, resume=True)
     assert resumed.step == 4

@@ -1,0 +1,233 @@
+"""`mcspex batch`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mcspex_cli.cli import console, options, plans, results, signals
+from mcspex_cli.errors import PartialFailure
+
+if TYPE_CHECKING:
+    from mcspex_cli.evaluation.batches import Batch
+    from mcspex_cli.evaluation.groups import Groups
+    from mcspex_cli.evaluation.scoring import ScoreSettings
+    from mcspex_cli.evaluation.tables import Document
+    from mcspex_cli.extraction.jobs import Job
+    from mcspex_cli.extraction.shares import BatchSettings
+
+
+@click.command()
+@click.argument("mixtures", nargs=-1, type=options.PATH, metavar="MIXTURES...")
+@click.option(
+    "--manifest",
+    type=options.PATH,
+    metavar="FILE",
+    help="Instead of MIXTURES: .csv or .tsv with columns mixture and, if wanted, "
+    "reference(s), truth, output, id; .jsonl; or .scp.",
+)
+@click.option(
+    "--ref",
+    "references",
+    multiple=True,
+    type=options.PATH,
+    metavar="FILE",
+    help="A clip of the one voice wanted from all. Repeatable.",
+)
+@click.option(
+    "--refs",
+    type=options.PATH,
+    metavar="DIR|SCP",
+    help="References by name: a clip or a folder of clips like the mixture, or its folder.",
+)
+@click.option(
+    "--pattern",
+    metavar="TEXT",
+    help="Which part of a mixture's name is the reference's: {speaker}_{n}, or a regular "
+    "expression with (?P<speaker>...).",
+)
+@click.option("--allow-unused", is_flag=True, help="Accept references without a mixture.")
+@click.option(
+    "--truth", type=options.PATH, metavar="DIR|SCP", help="What the targets said: scores them."
+)
+@click.option(
+    "--metrics",
+    metavar="NAMES",
+    default="si_sdr,si_sdr_i,snr",
+    show_default=True,
+    help="What to score; more in mcspex score.",
+)
+@click.option("--groups", type=options.PATH, metavar="CSV", help="Cases (id or name) and groups.")
+@click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
+@click.option(
+    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="Gets audio/, reports."
+)
+@click.option(
+    "--format",
+    "suffix",
+    type=click.Choice(["wav", "flac", "ogg"]),
+    default="wav",
+    show_default=True,
+    help="Of the estimates.",
+)
+@options.model
+@click.option(
+    "--devices", default="auto", show_default=True, help="cpu, cuda, or several: cuda:0,cuda:1."
+)
+@options.precision
+@options.writing
+@options.batch_size
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Processes.  [default: one per GPU, or per core if there is a minute for each]",
+)
+@options.shard
+@click.option("--dry-run", is_flag=True, help="Show the plan and how long it would take.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first file that fails.")
+@click.option("--overwrite", is_flag=True, help="Replace what is in DIR.")
+@options.as_json
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
+    """Extract from folders or lists of mixtures, each with its reference.
+
+    The plan is checked before anything is done. What is done stays done: run the same
+    command again to go on after a failure, a crash or Ctrl-C. DIR gets audio/, report.csv,
+    report.json, report.html and run.json, and failed.jsonl if a file failed (exit code 3).
+
+    \b
+    mcspex batch mixtures/ --refs references/ -o out
+    mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
+    mcspex batch --manifest plan.csv -o out --shard 2/8
+    """  # noqa: D301 (click needs the character itself)
+    plan, settings = _plan(asked), _settings(asked)
+    if dry_run:
+        plans.show(plan, settings, asked["output"], as_json=as_json)
+        return
+    batch = _open(plan, settings, asked)
+    failed = _work(batch, shown=not (quiet or as_json))
+    if batch.run.stopping.is_set() and batch.run.left:
+        console.error(f"stopped, {batch.run.left} files are left. Go on with the same command.")
+        click.get_current_context().exit(130)
+    document = _score(batch, asked)
+    _tell(batch, document, as_json=as_json, quiet=quiet)
+    if failed:
+        raise PartialFailure(f"{failed} files failed, see above and {batch.folder}/failed.jsonl.")
+
+
+def _plan(asked: dict[str, Any]) -> list[Job]:
+    """Check the question, then the files."""
+    from mcspex_cli.extraction.planning import BatchRequest, measured, plan_batch
+
+    if bool(asked["mixtures"]) == bool(asked["manifest"]):
+        raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
+    if asked["references"] and asked["refs"]:
+        raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
+    if asked["pattern"] and not asked["refs"]:
+        raise click.UsageError("--pattern says which of --refs belongs to a mixture; add --refs.")
+    request = BatchRequest(
+        output=asked["output"],
+        mixtures=asked["mixtures"],
+        manifest=asked["manifest"],
+        references=asked["references"],
+        reference_folder=asked["refs"],
+        pattern=asked["pattern"],
+        truth=asked["truth"],
+        suffix=f".{asked['suffix']}",
+        allow_unused=asked["allow_unused"],
+    )
+    return measured(plan_batch(request))
+
+
+def _settings(asked: dict[str, Any]) -> BatchSettings:
+    """How it is to be computed."""
+    from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
+    from mcspex_cli.extraction.jobs import FileSettings
+    from mcspex_cli.extraction.shares import BatchSettings
+
+    return BatchSettings(
+        find_checkpoint(asked["model"] or DEFAULT_MODEL),
+        FileSettings(asked["channel"], asked["level"], asked["subtype"]),
+        devices=tuple(name.strip() for name in asked["devices"].split(",")),
+        precision=asked["precision"],
+        batch=asked["batch_size"],
+        jobs=asked["jobs"] or 0,
+        shard=asked["shard"],
+        fail_fast=asked["fail_fast"],
+    )
+
+
+def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -> Batch:
+    """Check all that can fail before the work, then take the output folder."""
+    from mcspex_cli import paths
+    from mcspex_cli.evaluation.batches import Batch
+    from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
+
+    _scoring(asked)
+    folder = asked["output"]
+    journal = open_folder(folder, overwrite=asked["overwrite"])
+    if not asked["overwrite"]:
+        check_settings(folder, plan, journal, settings)
+    run = BatchRun(plan, journal, settings)
+    paths.make_folders(*{job.output.parent for job in run.todo})
+    return Batch(folder, plan, journal, run)
+
+
+def _scoring(asked: dict[str, Any]) -> tuple[ScoreSettings, Groups | None]:
+    """What to score, checked."""
+    from mcspex_cli.evaluation.groups import read_groups
+    from mcspex_cli.evaluation.scoring import ScoreSettings
+
+    metrics = results.metrics(asked["metrics"], mixtures=True, interferers=False)
+    groups = read_groups(asked["groups"], asked["group_by"]) if asked["groups"] else None
+    return ScoreSettings(metrics), groups
+
+
+def _work(batch: Batch, *, shown: bool) -> int:
+    """Do what is left, saying what fails; the number of files that did."""
+    run, failed = batch.run, 0
+    with console.progress(shown=shown) as bar, signals.ending_gently(run.stopping.set):
+        task = bar.add_task("extracting", total=sum(job.seconds or 0.0 for job in run.todo))
+        for outcome in run:
+            if outcome.row is None:
+                failed += 1
+                console.error(outcome.reason)
+            bar.advance(task, outcome.job.seconds or 0.0)
+    return failed
+
+
+def _score(batch: Batch, asked: dict[str, Any]) -> Document:
+    """Score what is not yet scored, then write the reports."""
+    from mcspex_cli.evaluation import batches
+
+    settings, groups = _scoring(asked)
+    batch.journal.read()
+    lacking = batches.unscored(batch, settings)
+    with console.progress(shown=True) as bar:
+        task = bar.add_task("scoring", total=len(lacking))
+        for _ in batches.score_jobs(batch, lacking, settings):
+            bar.advance(task)
+    return batches.write(batch, sys.argv, groups)
+
+
+def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> None:
+    """Say what was done and how good it is."""
+    from mcspex_cli.evaluation import batches
+
+    record = batches.record(batch, sys.argv)
+    if as_json:
+        console.data({**record, "summary": document["summary"]}, indent=2)
+    elif not quiet:
+        if document["summary"]["metrics"]:
+            results.show(document, "table")
+        before, factor = len(batch.run.skipped), record["real_time_factor"]
+        console.say(
+            f"{batch.folder}: {record['done']} of {record['files']} files done, {before} of them "
+            f"before; {console.duration(record['audio_s'])} of audio"
+            + (f", real-time factor {factor:.3f}" if factor else "")
+        )
+    if not quiet:
+        results.remark(document)

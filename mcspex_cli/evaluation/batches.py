@@ -1,0 +1,150 @@
+"""What a batch leaves behind: scores, reports, the list of failures and the run's record."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mcspex_cli import __version__, paths
+from mcspex_cli.evaluation import reports
+from mcspex_cli.evaluation.groups import Groups
+from mcspex_cli.evaluation.pairing import Trio
+from mcspex_cli.evaluation.scoring import Score, ScoreSettings, score_all, sensible_workers
+from mcspex_cli.evaluation.statistics import Row
+from mcspex_cli.evaluation.tables import Document
+from mcspex_cli.extraction.batch import BatchRun
+from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.extraction.journal import Journal, fingerprint, stamp
+
+RUN, FAILED = "run.json", "failed.jsonl"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A plan, what was done of it and where."""
+
+    folder: Path
+    plan: Sequence[Job]
+    journal: Journal
+    run: BatchRun
+
+
+def unscored(batch: Batch, settings: ScoreSettings) -> list[tuple[Job, str]]:
+    """The jobs done whose truth is known but not their score, and a key for each score."""
+    lacking = []
+    lines = batch.run.lines()
+    for job in batch.plan:
+        if job.truth and (line := lines.get(job.id)):
+            of = [line["file"], line["inputs"], stamp(job.truth), str(job.truth), settings.metrics]
+            key = fingerprint(of)
+            if batch.journal.scores.get(job.id, {}).get("key") != key:
+                lacking.append((job, key))
+    return lacking
+
+
+def score_jobs(
+    batch: Batch, lacking: Sequence[tuple[Job, str]], settings: ScoreSettings
+) -> Iterator[Score]:
+    """Score jobs, each in the journal before it is yielded."""
+    trios = [Trio(job.id, job.output, job.truth, job.mixture) for job, _ in lacking if job.truth]
+    workers = sensible_workers(len(trios), settings.metrics)
+    for (job, key), score in zip(lacking, score_all(trios, settings, workers), strict=True):
+        batch.journal.add_score(job, key, asdict(score))
+        yield score
+
+
+def write(batch: Batch, command: Sequence[str], groups: Groups | None = None) -> Document:
+    """Write report.csv, report.json, run.json and, if anything failed, failed.jsonl.
+
+    Returns:
+        The report.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    lines = batch.run.lines()
+    rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
+    document = reports.build(rows, groups=groups)
+    for name in ("report.csv", "report.json"):
+        reports.write(batch.folder / name, document)
+    _write_text(batch.folder / RUN, json.dumps(record(batch, command), indent=2) + "\n")
+    failed = [job for job in batch.plan if job.id in batch.journal.failed]
+    if failed:
+        texts = [json.dumps(_failure(job, batch.journal)) + "\n" for job in failed]
+        _write_text(batch.folder / FAILED, "".join(texts))
+    else:
+        (batch.folder / FAILED).unlink(missing_ok=True)
+    return document
+
+
+def record(batch: Batch, command: Sequence[str]) -> dict[str, Any]:
+    """What was done, by what, where: the content of run.json."""
+    settings, lines = batch.run.settings, batch.run.lines()
+    audio_s = sum(line["seconds"] for line in lines.values())
+    runs = batch.journal.runs
+    worked_s = sum(run["audio_s"] for run in runs)
+    wall_s = sum(run["wall_s"] for run in runs)
+    return {
+        "mcspex": __version__,
+        "torch": metadata.version("torch"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": list(command),
+        "model": settings.checkpoint.name,
+        "model_sha256": settings.checkpoint.sha256,
+        "device": sorted({line["device"] for line in lines.values()}),
+        "precision": sorted({line["precision"] for line in lines.values()}),
+        "level": settings.files.level,
+        "channel": settings.files.channel,
+        "subtype": settings.files.subtype,
+        "files": len(batch.plan),
+        "done": len(lines),
+        "failed": sum(job.id in batch.journal.failed for job in batch.plan),
+        "audio_s": round(audio_s, 3),
+        "wall_s": round(wall_s, 3),
+        "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
+        "runs": runs,
+    }
+
+
+def _row(batch: Batch, job: Job, line: Mapping[str, Any] | None) -> Row:
+    """A job's row in the report: its score, if there is one, and what is known besides."""
+    score = batch.journal.scores.get(job.id) if job.truth else None
+    if line is None:
+        failure = batch.journal.failed.get(job.id)
+        status = "failed" if failure else "pending"
+        said: Mapping[str, Any] = {"status": status, "note": failure["reason"] if failure else ""}
+    else:
+        said = score["row"] if score else {"status": "done", "note": ""}
+    known = {key: line[key] for key in ("seconds", "gain_db", "limited", "silent")} if line else {}
+    return {
+        **said,
+        "name": job.id,
+        "mixture": str(job.mixture),
+        "references": [str(path) for path in job.references],
+        "estimate": job.output.relative_to(batch.folder).as_posix(),
+        "truth": str(job.truth) if job.truth else None,
+        **known,
+    }
+
+
+def _failure(job: Job, journal: Journal) -> dict[str, Any]:
+    """A job that failed, as a manifest's line, with the reason."""
+    return {
+        "id": job.id,
+        "mixture": str(job.mixture.resolve()),
+        "references": [str(path.resolve()) for path in job.references],
+        "truth": str(job.truth.resolve()) if job.truth else None,
+        "reason": journal.failed[job.id]["reason"],
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with paths.whole(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "surrogateescape"))

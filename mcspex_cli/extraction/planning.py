@@ -1,0 +1,208 @@
+"""A batch's plan: every mixture with its references, truth and output, all checked at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from mcspex_cli import audio, paths
+from mcspex_cli.errors import AudioError, McspexError, PairingError, PlanError
+from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
+from mcspex_cli.extraction.references import read_references
+
+AUDIO = "audio"
+"""The folder in a batch's output folder that its estimates go to."""
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What is asked of a batch: mixtures by folders, files or a manifest, and whose voices."""
+
+    output: Path
+    mixtures: Sequence[Path] = ()
+    manifest: Path | None = None
+    references: tuple[Path, ...] = ()
+    """The clips of the one voice for all."""
+    reference_folder: Path | None = None
+    """Or a folder (or scp) with a reference for each mixture or speaker."""
+    pattern: str | None = None
+    truth: Path | None = None
+    """A folder, or scp, with the truth of each mixture."""
+    suffix: str = ".wav"
+    """Of the outputs."""
+    allow_unused: bool = False
+    """Whether there may be references that belong to no mixture."""
+
+
+def plan_batch(request: BatchRequest) -> list[Job]:
+    """Make and check the whole plan; nothing is written.
+
+    Raises:
+        PlanError: files are missing, used twice or without partner, two outputs have one
+            name, or one would leave its folder; with a line for each.
+        PairingError: there is nothing to do, or as the readers of manifests and references.
+        AudioError: a folder is not there, or links into itself.
+    """
+    problems: list[str] = []
+    if request.manifest:
+        entries = read_manifest(request.manifest, problems)
+    else:
+        entries = list(_search(request))
+    entries = _with_references(request, entries, problems)
+    entries = _with_truth(request, entries, problems)
+    _check_files(entries, problems)
+    jobs = _with_outputs(request, entries, problems)
+    if problems:
+        found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise PlanError(f"{found}, see above. Nothing was started.", problems)
+    return jobs
+
+
+def measured(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with their mixtures' lengths, as far as those can be read."""
+    with ThreadPoolExecutor(4) as readers:
+        lengths = readers.map(lambda job: _seconds(job.mixture), jobs)
+        return [replace(job, seconds=s) for job, s in zip(jobs, lengths, strict=True)]
+
+
+def _search(request: BatchRequest) -> Iterator[Entry]:
+    """The files named, and those in the folders named but for what is no mixture."""
+    others = (request.output, request.reference_folder, request.truth)
+    without = {path.resolve() for path in others if path}
+    for root in request.mixtures:
+        paths.check_exists(root)
+        if not root.is_dir():
+            yield Entry(str(root), root, root.stem)
+            continue
+        found = paths.find(root, without)
+        if not found:
+            raise AudioError(f"{root}: no sound files in this folder.")
+        for path in found:
+            yield Entry(str(path), path, path.relative_to(root).with_suffix("").as_posix())
+
+
+def _with_references(
+    request: BatchRequest, entries: Sequence[Entry], problems: list[str]
+) -> list[Entry]:
+    """Give each entry that names none the references that the request has for it."""
+    if request.reference_folder is None:
+        for entry in entries:
+            if not entry.references and not request.references:
+                problems.append(f"{entry.where}: has no reference. Add one, or --ref or --refs.")
+        return [replace(e, references=e.references or request.references) for e in entries]
+    known = read_references(request.reference_folder, request.pattern, problems)
+    used: set[Path] = set()
+    paired = []
+    for entry in entries:
+        clips = entry.references
+        if not clips:
+            try:
+                clips = tuple(known.clips[known.find(entry.id)])
+            except PairingError as error:
+                problems.append(f"{entry.where}: {error}")
+        used.update(clips)
+        paired.append(replace(entry, references=clips))
+    unused = {path for clips in known.clips.values() for path in clips} - used
+    if not request.allow_unused:
+        problems += [
+            f"{path}: belongs to no mixture. Remove it, or add --allow-unused."
+            for path in sorted(unused)
+        ]
+    return paired
+
+
+def _with_truth(
+    request: BatchRequest, entries: Sequence[Entry], problems: list[str]
+) -> list[Entry]:
+    """Give each entry that names none the truth of its name."""
+    if request.truth is None:
+        return list(entries)
+    if request.truth.is_dir():
+        found = paths.find(request.truth)
+        known = {p.relative_to(request.truth).with_suffix("").as_posix(): p for p in found}
+    else:
+        known = read_scp(request.truth, problems)
+    with_truth = []
+    for entry in entries:
+        truth = entry.truth or known.get(entry.id)
+        if truth is None:
+            problems.append(f"{entry.where}: {request.truth} has no truth {entry.id} for it.")
+        with_truth.append(replace(entry, truth=truth))
+    return with_truth
+
+
+def _check_files(entries: Sequence[Entry], problems: list[str]) -> None:
+    """Note files that are not there, and what is asked for twice."""
+    there: dict[Path, bool] = {}
+    asked: dict[tuple[Path, ...], str] = {}
+    for entry in entries:
+        truth = (entry.truth,) if entry.truth else ()
+        for path in (entry.mixture, *entry.references, *truth):
+            if path not in there:
+                there[path] = path.is_file()
+            if not there[path]:
+                problems.append(f"{entry.where}: {path} is not there, or no file.")
+        first = asked.setdefault((entry.mixture, *entry.references), entry.where)
+        if first is not entry.where:
+            problems.append(f"{entry.where}: the same mixture and references as {first}. Drop one.")
+
+
+def _with_outputs(
+    request: BatchRequest, entries: Sequence[Entry], problems: list[str]
+) -> list[Job]:
+    """Give each entry its output, noting those that would leave the folder or collide."""
+    folder = request.output / AUDIO
+    inputs = {
+        os.path.realpath(p) for e in entries for p in (e.mixture, *e.references, e.truth) if p
+    }
+    taken: dict[str, str] = {}
+    ids: dict[str, str] = {}
+    inside: dict[Path, bool] = {}
+    jobs = []
+    for entry in entries:
+        name = entry.output or entry.id + request.suffix
+        output = folder / name
+        wrong = _wrong_name(name)
+        if not wrong and output.parent not in inside:
+            real = os.path.realpath(output.parent)
+            inside[output.parent] = Path(real).is_relative_to(os.path.realpath(folder))
+        if wrong or not inside[output.parent]:
+            reason = wrong or "leaves the output folder by a link"
+            problems.append(f"{entry.where}: output {name!r} {reason}. Give it another id.")
+            continue
+        if os.path.realpath(output) in inputs:
+            problems.append(f"{entry.where}: would be written over {output}, an input.")
+        # One name in two cases is one file on many disks.
+        first = taken.setdefault(name.casefold(), entry.where)
+        if first is entry.where:
+            first = ids.setdefault(entry.id, entry.where)
+        if first is not entry.where:
+            problems.append(
+                f"{entry.where} and {first} would both be written to {output}. Rename one."
+            )
+        jobs.append(Job(entry.mixture, output, entry.references, entry.truth, entry.id))
+    return jobs
+
+
+def _wrong_name(name: str) -> str | None:
+    """What is wrong with an output's name below its folder, if anything."""
+    for kind in (PurePosixPath(name), PureWindowsPath(name)):
+        if kind.is_absolute() or kind.drive or kind.root:
+            return "is an absolute path"
+        if ".." in kind.parts:
+            return "leaves the output folder"
+    if PurePosixPath(name).suffix.lower() not in audio.OUTPUT_FORMATS:
+        return f"does not end in {', '.join(audio.OUTPUT_FORMATS)}"
+    return None
+
+
+def _seconds(mixture: Path) -> float | None:
+    """A mixture's length, if it can be read."""
+    try:
+        return audio.probe(mixture).seconds
+    except (McspexError, OSError):
+        return None

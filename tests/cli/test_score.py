@@ -1,0 +1,309 @@
+"""`mcspex score`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mcspex_cli import audio, paths
+from mcspex_cli.__main__ import main
+from mcspex_cli.cli import console
+from tests.conftest import RATE_HZ, SHARED, buzz, needs_shared
+
+FAST = ("--metrics", "si_sdr,si_sdr_i,snr")
+
+
+def run(*words: object) -> click.testing.Result:
+    return CliRunner().invoke(main, ["score", *map(str, words)])
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[Path | str]:
+    """Three cases as folders e, t, m and o; the third is of the wrong talker."""
+    for number, name in enumerate("abc"):
+        target, other = buzz(110, 1, number), buzz(190, 1, number + 9)
+        estimate = target + 0.1 * (number + 1) * other if name != "c" else other
+        for folder, sound in (
+            ("t", target),
+            ("m", target + other),
+            ("o", other),
+            ("e", estimate),
+        ):
+            paths.make_folders(tmp_path / folder)
+            suffix = ".target.wav" if folder == "e" else ".wav"
+            audio.write(tmp_path / folder / f"{name}{suffix}", sound, RATE_HZ)
+    return [tmp_path / "e", "--truth", tmp_path / "t", "--mixtures", tmp_path / "m"]
+
+
+def test_a_table_has_files_means_and_confusion(words: list[Path | str]) -> None:
+    done = run(*words, *FAST)
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert " ".join(lines[0]) == "file SI-SDR dB SI-SDRi dB SNR dB status"
+    assert lines[1][0] == "a"
+    assert [line[-1] for line in lines[1:4]] == ["ok", "ok", "confused"]
+    assert lines[4][:3] == ["mean", "of", "3"]
+    assert lines[6] == ["Means"]
+    assert " ".join(lines[7]) == "metric mean 95 % interval median files"
+    assert lines[8][:3] == ["SI-SDR", "dB", lines[4][3]]
+    assert done.stderr == "target confusion: 1 of 3 (33.3 %): c\n"
+
+
+def test_one_file_has_one_row_and_no_interval(scene: Path) -> None:
+    files = (scene / "mixture.wav", "--truth", scene / "truth.wav")
+    done = run(*files, "--metrics", "si_sdr")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["file", "mixture.wav", "mean"]
+    assert lines[1][1] == lines[2][3]
+
+
+def test_all_metrics_that_are_installed_are_computed(words: list[Path | str]) -> None:
+    done = run(*words, "--interferers", words[0].parent / "o", "--format", "csv")  # type: ignore[union-attr]
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    known = "si_sdr_db si_sdr_i_db snr_db sdr_db sir_db sar_db pesq stoi estoi".split()
+    assert list(rows[0]) == ["name", *known, "input_si_sdr_db", "confused", "status"]
+    assert all(np.isfinite(float(rows[0][column])) for column in known)
+
+
+def test_json_has_no_infinities(scene: Path) -> None:
+    files = (scene / "truth.wav", "--truth", scene / "truth.wav")
+    done = run(*files, "--mixtures", scene / "mixture.wav", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["summary"]["files"] == 1
+    row = report["scores"][0]
+    assert (row["status"], row["si_sdr_db"], row["si_sdr_i_db"]) == ("exact", None, None)
+    assert done.stderr == "warning: 1 of 1 files are not in the means: 1 exact.\n"
+
+
+def test_nothing_is_one_line(scene: Path) -> None:
+    done = run(scene / "none.wav", "--truth", scene / "truth.wav")
+    expected = f"error: {scene / 'none.wav'}: no such file or folder.\n"
+    assert (done.exit_code, done.stderr) == (1, expected)
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "markdown"])
+def test_a_file_holds_what_its_format_prints(
+    words: list[Path | str], tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "out" / f"r.{'md' if form == 'markdown' else form}"
+    done = run(*words, *FAST, "--format", form, "-o", path, "-o", tmp_path / "second.md")
+    assert path.read_text() == done.stdout
+    assert (tmp_path / "second.md").read_text().startswith("| file |")
+    assert done.stderr.endswith(f"{path}\n{tmp_path / 'second.md'}\n")
+
+
+def test_refused_files_are_lines_and_exit_3_if_others_are_fine(
+    words: list[Path | str], tmp_path: Path
+) -> None:
+    (tmp_path / "e/a.target.wav").write_bytes(b"")
+    audio.write(tmp_path / "e/b.target.wav", buzz(110, 0.5), RATE_HZ)
+    done = run(*words, *FAST)
+    assert done.exit_code == 3
+    said = done.stderr.splitlines()
+    assert said[0].startswith(f"error: {tmp_path}/e/a.target.wav: the file is empty")
+    assert said[1].startswith(f"error: {tmp_path}/e/b.target.wav: 4000 samples, but")
+    assert said[2:] == [
+        "warning: 2 of 3 files are not in the means: 1 unreadable, 1 length differs.",
+        "target confusion: 1 of 1 (100.0 %): c",
+        "error: 2 of 3 files could not be scored, see above.",
+    ]
+    (tmp_path / "e/c.target.wav").write_bytes(b"")
+    assert run(*words, *FAST).exit_code == 1
+
+
+def test_the_only_file_refused_is_exit_1_and_its_line_comes_once(scene: Path) -> None:
+    (scene / "broken.wav").write_text("no")
+    done = run(scene / "broken.wav", "--truth", scene / "truth.wav", *FAST[:1], "si_sdr")
+    assert done.exit_code == 1
+    assert done.stderr.count("not a readable sound file") == 1
+
+
+def test_missing_estimates_trimmed_files_and_flips_are_told(
+    words: list[Path | str], tmp_path: Path
+) -> None:
+    (tmp_path / "e/c.target.wav").unlink()
+    for name, sign, cut in (("a", -1, 0), ("b", 1, 9)):
+        path = tmp_path / f"e/{name}.target.wav"
+        audio.write(path, sign * audio.read(path, RATE_HZ)[cut:], RATE_HZ)
+    audio.write(path, audio.read(tmp_path / "m/b.wav", RATE_HZ)[:-9], RATE_HZ)
+    done = run(*words, *FAST, "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["summary"]["missing_estimates"] == 1
+    assert done.stderr.splitlines()[:4] == [
+        "warning: 1 of 2 files are not in the means: 1 sign flipped.",
+        "warning: 1 truths have no estimate; the means are without them.",
+        "warning: 1 files differ in length from their truth by up to 1 % and were cut.",
+        "A flipped sign is not heard; mcspex score --flipped-ok counts such files.",
+    ]
+    done = run(*words, *FAST, "--json", "--flipped-ok")
+    assert json.loads(done.stdout)["summary"]["scored"] == 2
+    assert done.stderr.splitlines()[0].startswith("warning: 1 truths")
+
+
+def test_groups_and_baseline_and_threshold_in_one_go(
+    words: list[Path | str], tmp_path: Path
+) -> None:
+    (tmp_path / "g.csv").write_text("id,sex,room\na,same,1\nb.wav,other,1\n")
+    report = tmp_path / "r.json"
+    groups = ("--groups", tmp_path / "g.csv", "--group-by", "sex")
+    assert run(*words, *FAST, "-o", report).exit_code == 0
+    audio.write(tmp_path / "e/a.target.wav", buzz(110, 1) + 0.3 * buzz(190, 1, 9), RATE_HZ)
+    limits = ("--fail-under", "si_sdr_i=3", "--fail-under", "snr_db=50")
+    done = run(*words, *FAST, *groups, "--baseline", report, *limits)
+    assert done.exit_code == 4
+    assert "Means by group\n" in done.stdout
+    assert f"Change since {report}: 3 files in both, 0 only here, 0 only there" in done.stdout
+    change = next(line.split() for line in done.stdout.splitlines() if line.startswith(" a "))[-2]
+    assert float(change) == pytest.approx(-9.5, abs=0.5)
+    assert "warning: 1 files are in no row of the groups" in done.stderr
+    assert done.stderr.count("is under") == 2
+    assert done.stderr.splitlines()[-1].endswith(" is under 50.")
+    done = run(*words, *FAST, *groups, "--baseline", report, "--fail-under", "si_sdr_i=-90")
+    assert done.exit_code == 0
+
+
+def test_a_threshold_without_a_value_is_an_error(words: list[Path | str]) -> None:
+    done = run(*words, *FAST, "--fail-under", "pesq=2")
+    assert done.exit_code == 1
+    assert "error: --fail-under pesq: no file has a value." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--fail-under", "si-sdr=3"], "write METRIC=MEAN with one of si_sdr, si_sdr_i, snr"),
+        (["--fail-under", "si_sdr=much"], "--fail-under si_sdr=much"),
+        (["--fail-under", "si_sdr=nan"], "--fail-under si_sdr=nan"),
+        (["--metrics", "si_sdr,mos"], "--metrics mos: unknown, use si_sdr, si_sdr_i"),
+        (["--metrics", "sir"], "sir and sar need --interferers"),
+        (["--workers", "0"], "--workers"),
+        (["--format", "xml"], "--format"),
+    ],
+)
+def test_wrong_usage_is_exit_2(words: list[Path | str], extra: list[str], message: str) -> None:
+    done = run(*words, *extra)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    done = run(*words[:3], "--metrics", "si_sdr_i")
+    assert (done.exit_code, "si_sdr_i needs --mixtures" in done.stderr) == (2, True)
+
+
+def test_an_output_that_is_an_input_is_refused_before_work(
+    words: list[Path | str], tmp_path: Path
+) -> None:
+    base = tmp_path / "b.json"
+    base.write_text("{}")
+    done = run(*words, "--baseline", base, "-o", base)
+    assert done.exit_code == 1
+    assert "is an input or a folder" in done.stderr
+    assert base.read_text() == "{}"
+
+
+WITHOUT = (
+    "import sys\n"
+    "for name in ('fast_bss_eval', 'pesq', 'pystoi'): sys.modules[name] = None\n"
+    "from mcspex_cli.__main__ import main\n"
+    "main(sys.argv[1:], prog_name='mcspex')\n"
+)
+
+
+def without_extra(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, "score", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_without_the_extra_its_columns_are_absent_and_one_line_says_so(
+    words: list[Path | str],
+) -> None:
+    done = without_extra(*words, "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    head = "name,si_sdr_db,si_sdr_i_db,snr_db,input_si_sdr_db,confused,status"
+    assert done.stdout.splitlines()[0] == head
+    advice = "no sdr, sir, sar, pesq, stoi, estoi: not installed. pip install 'mcspex[metrics]'"
+    assert done.stderr.splitlines() == [
+        f"warning: {advice}",
+        "target confusion: 1 of 3 (33.3 %): c",
+    ]
+    done = without_extra(*words, "--metrics", "si_sdr,stoi")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: stoi: not installed. pip install 'mcspex[metrics]'\n"
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_worker(words: list[Path | str], tmp_path: Path) -> None:
+    for folder, suffix in (("e", ".target.wav"), ("t", ".wav"), ("m", ".wav")):
+        for number in range(3000):
+            os.link(tmp_path / folder / f"a{suffix}", tmp_path / folder / f"x{number}{suffix}")
+    command = [sys.executable, "-m", "mcspex_cli", "score", *map(str, words), "--workers", "2"]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(2)
+    os.killpg(running.pid, signal.SIGINT)
+    began = time.monotonic()
+    out, said = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, "")
+    assert said.count("\n") == 1
+    assert said.startswith("error: interrupted.")
+    with pytest.raises(ProcessLookupError):  # multiprocessing's own tracker ends a little later
+        while time.monotonic() < began + 20:
+            os.killpg(running.pid, 0)
+            time.sleep(0.02)
+
+
+def test_a_narrow_terminal_cuts_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    made: list[Any] = []
+
+    def narrow(*, stderr: bool) -> Console:
+        made.append(stderr)
+        return Console(force_terminal=True, width=80, no_color=True, highlight=False)
+
+    monkeypatch.setattr(console, "_console", narrow)
+    metrics = [f"{name} dB" for name in ("SI-SDR", "SI-SDRi", "SNR", "SDR", "SIR", "SAR")]
+    headings = ("file", *metrics, "PESQ", "STOI", "ESTOI", "status")
+    name = "4077-13754-0001_5142-33396-0065"
+    row = (name, *["-32.48"] * 6, "1.08", "0.228", "-0.010", "silent estimate")
+    console.table(headings, [row])
+    text = capsys.readouterr().out
+    assert made == [False]
+    assert "…" not in text
+    assert text.count("-32.48") == 6
+    assert "".join(line[1:].split(" ")[0] for line in text.splitlines()[2:]) == name
+
+
+@needs_shared
+def test_the_papers_own_demo_cases_name_the_confused_one() -> None:
+    cases = SHARED / "cases"
+    words = ("--truth", cases / "truth", "--mixtures", cases / "mixtures", *FAST)
+    done = run(cases / "spexplus", *words, "--groups", cases / "groups.csv", "--json")
+    assert done.exit_code == 0
+    assert done.stderr == "target confusion: 1 of 4 (25.0 %): same_gen_female_female\n"
+    document = json.loads(done.stdout)
+    found = {row["name"]: round(row["si_sdr_db"], 2) for row in document["scores"]}
+    assert found["same_gen_female_female"] == -32.48
+    assert {name: g["confused"] for name, g in document["groups"].items()} == {
+        "Different gender": 0,
+        "Same gender": 1,
+    }
+    assert document["worst"][0] == "same_gen_female_female"
+    done = run(cases / "mcspex", *words, "--flipped-ok", "--json")
+    means = json.loads(done.stdout)["summary"]["metrics"]
+    assert means["si_sdr_db"]["mean"] == pytest.approx(
+        (15.80 + 17.29 + 21.22 + 17.38) / 4, abs=0.01
+    )
