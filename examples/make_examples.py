@@ -30,6 +30,16 @@ REFERENCE_SAYS = "My grandmother keeps eleven hens behind her house, and each of
 FLITE = ("awb", "kal", "rms", "slt")
 ESPEAK = [f"{accent}+{kind}" for accent in ("en-us", "en-gb") for kind in ("m2", "m5", "f2", "f4")]
 
+SET = {
+    "slt_1": ("en-gb+m5", "Different gender"),
+    "slt_2": ("en-us+f4", "Same gender"),
+    "rms_1": ("en-gb+f2", "Different gender"),
+    "rms_2": ("en-us+m2", "Same gender"),
+    "awb_1": ("slt", "Different gender"),
+    "awb_2": ("en-gb+m2", "Same gender"),
+}
+"""The test set's mixtures, SPEAKER_NUMBER: who interferes, and the group that makes it."""
+
 WHO = "my sister|the teacher|a tall man|our neighbour|the captain|nobody|every child|an old dog"
 DID = "opened|was looking for|carried|forgot|painted|sold|remembered|could not find|wanted"
 WHAT = "the yellow boat|a box of apples|three letters|his winter coat|the garden gate|some bread"
@@ -48,17 +58,45 @@ def speak(voice: str, text: str) -> audio.Samples:
         return audio.read(path, RATE_HZ)
 
 
-def make_example(folder: Path) -> None:
-    """Write mixture.flac, reference.flac and truth.flac."""
-    target, interferer = speak(TARGET, TARGET_SAYS), speak(INTERFERER, INTERFERER_SAYS)
+def mix(target: audio.Samples, interferer: audio.Samples) -> tuple[audio.Samples, audio.Samples]:
+    """Mix two voices [sample], equally loud; the mixture and the target in it."""
     length = min(len(target), len(interferer))
     target, interferer = target[:length], interferer[:length]
     ratio = np.square(target).sum() / np.square(interferer).sum()
     mixture = target + interferer * np.sqrt(ratio / 10 ** (SNR_DB / 10))
     scale = 0.9 / np.abs(mixture).max()
-    audio.write(folder / "mixture.flac", mixture * scale, RATE_HZ)
-    audio.write(folder / "truth.flac", target * scale, RATE_HZ)
+    return mixture * scale, target * scale
+
+
+def sentence(rng: random.Random) -> str:
+    """A random sentence."""
+    return " ".join(rng.choice(part.split("|")) for part in (WHO, DID, WHAT, WHERE)) + "."
+
+
+def make_example(folder: Path) -> None:
+    """Write mixture.flac, reference.flac and truth.flac."""
+    mixture, truth = mix(speak(TARGET, TARGET_SAYS), speak(INTERFERER, INTERFERER_SAYS))
+    audio.write(folder / "mixture.flac", mixture, RATE_HZ)
+    audio.write(folder / "truth.flac", truth, RATE_HZ)
     audio.write(folder / "reference.flac", speak(TARGET, REFERENCE_SAYS), RATE_HZ)
+
+
+def make_set(folder: Path) -> None:
+    """Write mixtures/, truth/, a reference for each speaker and groups.csv."""
+    rng = random.Random(2)
+    for name in ("mixtures", "truth", "references"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = ["id,group"]
+    for name, (interferer, group) in SET.items():
+        speaker = name.split("_")[0]
+        mixture, truth = mix(speak(speaker, sentence(rng)), speak(interferer, sentence(rng)))
+        audio.write(folder / "mixtures" / f"{name}.flac", mixture, RATE_HZ)
+        audio.write(folder / "truth" / f"{name}.flac", truth, RATE_HZ)
+        if not name.endswith("_1"):
+            clip = speak(speaker, sentence(rng))
+            audio.write(folder / "references" / f"{speaker}.flac", clip, RATE_HZ)
+        rows.append(f"{name},{group}")
+    (folder / "groups.csv").write_text("\n".join(rows) + "\n")
 
 
 def make_voices(folder: Path, sentences: int) -> None:
@@ -67,9 +105,8 @@ def make_voices(folder: Path, sentences: int) -> None:
     for voice in [*FLITE, *ESPEAK]:
         (folder / voice).mkdir(parents=True, exist_ok=True)
         for number in range(sentences):
-            words = [rng.choice(part.split("|")) for part in (WHO, DID, WHAT, WHERE)]
             path = folder / voice / f"{voice}-{number:03d}.flac"
-            audio.write(path, speak(voice, " ".join(words) + "."), RATE_HZ)
+            audio.write(path, speak(voice, sentence(rng)), RATE_HZ)
 
 
 def main() -> None:
@@ -82,6 +119,7 @@ def main() -> None:
         make_voices(arguments.voices, arguments.sentences)
     else:
         make_example(Path(__file__).parent)
+        make_set(Path(__file__).parent / "set")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("mixtures", nargs=-1, type=options.PATH, metavar="MIXTURES...")
+@click.argument("mixtures", nargs=-1, type=options.PATH, metavar="[MIXTURES...]")
 @click.option(
     "--manifest",
     type=options.PATH,
