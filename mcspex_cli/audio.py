@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -127,6 +128,15 @@ def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str 
     frames = np.atleast_2d(samples)
     with Writer(Path(path), sample_rate_hz, len(frames), subtype) as writer:
         writer.write(frames)
+
+
+def encode(samples: Samples, sample_rate_hz: int) -> bytes:
+    """A 16-bit FLAC file of `samples` [sample], at up to 65,535 Hz; beyond -1..1 is clipped."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, samples, sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 class Writer:

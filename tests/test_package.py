@@ -28,12 +28,13 @@ extraction.shares extraction.levels extraction.spool extraction.sources extracti
 extraction.work extraction.workers extraction.batch
 evaluation.metrics evaluation.perceptual evaluation.pairing evaluation.scoring
 evaluation.statistics evaluation.groups evaluation.baselines evaluation.tables evaluation.reports
-evaluation.batches
+evaluation.batches evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
+evaluation.exhibits evaluation.gallery
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
 cli.console cli.options cli.signals cli.extract cli.results cli.plans cli.batch cli.evaluate
-cli.train
+cli.report cli.train
 __main__
 """.split()
 
@@ -76,6 +77,7 @@ def test_imports_point_upwards(name: str) -> None:
         ("safetensors", {"checkpoint"}),
         ("huggingface_hub", {"checkpoint"}),
         ("torchaudio", set()),
+        ("jinja2", {"evaluation.gallery"}),
         ("rich", {"cli.console"}),
         ("click", {"__main__", *(n for n in ORDER if n.startswith("cli."))}),
     ],
@@ -89,7 +91,7 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
     assert users <= owners
 
 
-@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-10:]])
+@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-11:]])
 def test_torch_waits_until_it_is_needed(name: str) -> None:
     assert not any(i.split(".")[0] == "torch" for i in imports(SOURCES[name], top_level=True))
 
@@ -162,6 +164,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_code_types_and_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "mcspex_cli/py.typed" in names
+    assert {f"mcspex_cli/evaluation/gallery.{kind}" for kind in ("html", "css", "js")} <= names
     assert f"mcspex_cli/weights/{DEFAULT_MODEL}/model.safetensors" in names
     assert not any(n.startswith(("tests/", "examples/", "docs/")) for n in names)
     assert wheel.stat().st_size < 60 * 2**20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from mcspex_cli import paths
@@ -24,6 +24,8 @@ class Groups:
     by_name: Mapping[str, str]
     by_file: Mapping[str, str]
     """The same by the last part of the name, where that is one group."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """What a page calls a case, from the column `title`, where there is one."""
 
     def of(self, name: str) -> str:
         """A case's group; folders before its name, and its suffix, may be in either."""
@@ -49,14 +51,16 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
             titles = list(reader.fieldnames or [])
             key = _key(path, titles)
             chosen = _chosen(path, [t for t in titles if t != key], column)
-            found = [(row[key] or "", row[chosen] or "") for row in reader]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
-    by_name = {plain_name(name): group for name, group in found if group}
+    found = [(plain_name(row[key] or ""), row) for row in rows]
+    by_name = {name: row[chosen] for name, row in found if row[chosen]}
     by_file: dict[str, set[str]] = {}
     for name, group in by_name.items():
         by_file.setdefault(PurePath(name).name, set()).add(group)
-    return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1})
+    headings = {name: row["title"] for name, row in found if row.get("title")}
+    return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, headings)
 
 
 def _key(path: Path, titles: Sequence[str]) -> str:

@@ -41,10 +41,10 @@ def pair(
         )
     if not estimates.is_dir():
         return [Trio(estimates.name, estimates, truth, mixtures, tuple(interferers))]
-    found = _by_name(estimates)
+    found = by_name(estimates)
     if not found:
         raise PairingError(f"{estimates}: no sound files in this folder.")
-    named = [(folder, _by_name(folder)) for folder in others]
+    named = [(folder, by_name(folder)) for folder in others]
     trios = []
     for name, path in found.items():
         target, *rest = (_namesake(name, path, files, folder) for folder, files in named)
@@ -61,7 +61,7 @@ def without_estimate(estimates: Path, truth: Path) -> list[str]:
     """
     if not estimates.is_dir():
         return []
-    return sorted(_by_name(truth).keys() - _by_name(estimates).keys())
+    return sorted(by_name(truth).keys() - by_name(estimates).keys())
 
 
 def plain_name(path: str | Path) -> str:
@@ -72,7 +72,7 @@ def plain_name(path: str | Path) -> str:
     return str(known).removesuffix(".target")
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def by_name(folder: Path) -> dict[str, Path]:
     """Sound files under a folder by the name they are paired by."""
     named: dict[str, Path] = {}
     for path in paths.find(folder):

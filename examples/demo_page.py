@@ -1,0 +1,31 @@
+"""Remake the authors' demo page: python examples/demo_page.py CASES PAGE.html.
+
+CASES has the sounds of that page, namesakes in mixtures/, truth/, spexplus/ and mcspex/, and
+groups.csv with the columns id, group and title.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mcspex_cli.evaluation.gallery import Page, PageSettings, write_page
+from mcspex_cli.evaluation.runs import read_run
+
+
+def main(cases: Path, output: Path) -> Page:
+    """Write the page: SpEx+ beside MC-SpEx, by gender."""
+    runs = [read_run(cases / "spexplus", "SpEx+"), read_run(cases / "mcspex", "MC-SpEx")]
+    settings = PageSettings(
+        truth=cases / "truth",
+        mixtures=cases / "mixtures",
+        groups=cases / "groups.csv",
+        overwrite=True,
+        title="MC-SpEx: multi-scale speaker extraction",
+    )
+    return write_page(runs, output, settings)
+
+
+if __name__ == "__main__":
+    page = main(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(f"{page.path}: {page.shown} cases")

@@ -1,0 +1,87 @@
+"""`mcspex report`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mcspex_cli.__main__ import main
+from tests.evaluation.conftest import stage
+
+
+def report(*words: object) -> Result:
+    return CliRunner().invoke(main, ["report", *map(str, words)])
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return stage(tmp_path, ["a", "b", "c", "d"])
+
+
+def test_a_page_is_written_and_named(scene: Path) -> None:
+    done = report(
+        scene / "good", f"other={scene / 'bad'}", "--truth", scene / "truth", "--mixtures",
+        scene / "mixtures", "--max-cases", 3, "--title", "T & T", "-o", scene / "page.html",
+    )  # fmt: skip
+    assert (done.exit_code, done.stdout) == (0, ""), done.output
+    assert done.stderr == f"{scene / 'page.html'}  (3 of 4 cases shown, 0.1 MB)\n"
+    text = (scene / "page.html").read_text("utf-8")
+    assert "<h1>T &amp; T</h1>" in text
+    assert "other" in text
+
+
+def test_what_is_missing_is_a_warning(scene: Path) -> None:
+    (scene / "good" / "a.wav").unlink()
+    (scene / "good" / "b.wav").write_bytes(b"")
+    words = (scene / "good", scene / "bad", "--truth", scene / "truth", "--mixtures")
+    done = report(*words, scene / "mixtures", "--no-embed", "-o", scene / "page.html")
+    assert done.exit_code == 0
+    first, second, _ = done.stderr.splitlines()
+    assert first == "warning: good: no output for 1 of 4 cases: a"
+    assert second.startswith(f"warning: {scene / 'good' / 'b.wav'}: the file is empty")
+    assert len(list((scene / "page_files").iterdir())) == 28
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "none: no such file or folder."),
+        (["good", "other/../good"], "both are called good. Name one: NAME=other/../good"),
+        (["good", "--truth", "none"], "none: no such file or folder."),
+        (["good", "--groups", "none"], "none: no such file or folder."),
+        (["good", "-o", "page.pdf"], "page.pdf: a page's name must end in .html."),
+        (["good", "-o", "none/p.html"], "none: no such folder. Make it"),
+    ],
+)
+def test_failures_are_one_line(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(scene)
+    (scene / "other").mkdir()
+    done = report("-o", "page.html", *words)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+    assert not (scene / "page.html").exists()
+
+
+def test_neither_a_run_nor_an_output_is_left_out(scene: Path) -> None:
+    assert report("-o", scene / "page.html").exit_code == 2
+    assert report(scene / "good").exit_code == 2
+
+
+def test_torch_is_not_needed(scene: Path) -> None:
+    code = (
+        "import sys\nfrom mcspex_cli.__main__ import main\n"
+        "try: main(['report', 'good', '--truth', 'truth', '-o', 'page.html'])\n"
+        "except SystemExit as done: assert not done.code\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=scene, env={"PYTHONPATH": root}, check=False
+    )
+    assert done.returncode == 0

@@ -1,0 +1,243 @@
+"""The page in a real browser: sounds, pictures, sorting, names, widths, contrast."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from mcspex_cli import audio
+from mcspex_cli.evaluation.gallery import PageSettings, write_page
+from mcspex_cli.evaluation.runs import read_runs
+from tests.evaluation.conftest import stage
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
+)
+
+ARGUMENTS = """
+--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage
+--disable-background-networking --disable-component-update --disable-sync --mute-audio
+""".split()
+
+Browser = Any
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # The driver is named, so that selenium does not look for one on the network.
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(20)
+    yield driver
+    driver.quit()
+
+
+HOSTILE = ["<img src=x onerror=alert(1)>", '"><svg onload=alert(2)>', "50% #1 ünï 日本 'q'", "d/e"]
+LABEL = "</title><script>alert(3)</script>"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases with hostile names, one output missing, one broken, one silent."""
+    folder = stage(tmp_path_factory.mktemp("scene"), [*HOSTILE, "x" * 90, "f"])
+    (folder / "bad" / "f.wav").write_bytes(b"no sound")
+    (folder / "good" / "f.wav").unlink()
+    audio.write(folder / "good" / "d" / "e.wav", 0 * audio.read(folder / "truth/f.wav", 8000), 8000)
+    rows = [f'"{name.replace(chr(34), chr(34) * 2)}",{LABEL}' for name in HOSTILE[:3]]
+    (folder / "groups.csv").write_text("\n".join(["id,group", *rows]), "utf-8")
+    return folder
+
+
+def make(scene: Path, name: str, *, embed: bool) -> str:
+    """Write the page; its address."""
+    runs = read_runs([f"{LABEL}={scene / 'good'}", f"{'long ' * 12}={scene / 'bad'}"])
+    settings = PageSettings(
+        scene / "truth", scene / "mixtures", scene / "groups.csv", embed=embed, title=LABEL
+    )
+    page = write_page(runs, scene / name, settings).path
+    return f"file://{quote(str(page))}"
+
+
+@pytest.fixture(scope="module")
+def address(scene: Path) -> str:
+    return make(scene, "page.html", embed=True)
+
+
+def show(browser: Browser, address: str, width: int = 1280, scheme: str = "light") -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get_log("browser")
+    browser.get(address)
+
+
+LOADED = """
+const done = arguments[arguments.length - 1];
+const sound = (player) => new Promise((resolve) => {
+  player.addEventListener("loadedmetadata", () => resolve(player.duration));
+  player.addEventListener("error", () => resolve(-1));
+  if (player.readyState > 0) resolve(player.duration);
+  else { player.preload = "metadata"; player.load(); }
+});
+const picture = async (image) => {
+  image.loading = "eager";
+  await image.decode().catch(() => {});
+  return [image.naturalWidth, image.naturalHeight, image.alt];
+};
+Promise.all([
+  Promise.all([...document.querySelectorAll("audio")].map(sound)),
+  Promise.all([...document.images].map(picture)),
+]).then(done);
+"""
+
+
+@pytest.mark.parametrize("name", ["page.html", "beside.html", "50% #1? a:b 'q' ü.html"])
+def test_every_sound_plays_and_every_picture_shows(
+    browser: Browser, scene: Path, address: str, name: str
+) -> None:
+    beside = name != "page.html"
+    show(browser, make(scene, name, embed=False) if beside else address)
+    durations, pictures = browser.execute_async_script(LOADED)
+    assert len(durations) == 6 * 4 - 2
+    assert durations == pytest.approx([0.5] * len(durations), abs=0.05)
+    assert len(pictures) == len(durations) + 1
+    for wide, high, alt in pictures:
+        assert wide > 0
+        assert high > 0
+        assert alt
+    assert browser.get_log("browser") == []
+
+
+def test_names_do_nothing(browser: Browser, address: str) -> None:
+    show(browser, address)
+    count = "return document.querySelectorAll(arguments[0]).length"
+    assert browser.execute_script(count, "script") == 1
+    assert browser.execute_script(count, "[onerror], [onload], img[src='x']") == 0
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('.title')].map((each) => each.textContent)"
+    )
+    assert titles[:3] == HOSTILE[:3]
+    assert browser.title == LABEL
+    with pytest.raises(Exception, match="no such alert"):
+        browser.switch_to.alert.accept()
+
+
+def test_the_policy_stops_what_would_get_in(browser: Browser, address: str) -> None:
+    show(browser, address)
+    browser.execute_script(
+        "document.body.insertAdjacentHTML('beforeend', "
+        "'<img id=in src=data:, onerror=\"window.got = 1\"><img src=https://example.org/a.png>')"
+    )
+    browser.execute_async_script("setTimeout(arguments[0], 200)")
+    assert browser.execute_script("return window.got") is None
+    refused = [entry["message"] for entry in browser.get_log("browser")]
+    assert any("img-src" in message for message in refused)
+    assert any("script-src" in message for message in refused)
+
+
+COLUMN = """
+const rows = [...document.querySelectorAll("#scores tbody tr")];
+return rows.map((row) => row.cells[arguments[0]].dataset.value);
+"""
+
+
+def test_tables_sort_by_click_and_by_key(browser: Browser, address: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, address)
+    browser.execute_script("document.querySelector('details').open = true")
+    heads = browser.find_elements("css selector", "#scores thead th")
+    values = [float(v) for v in browser.execute_script(COLUMN, 2)]
+    button = heads[2].find_element("tag name", "button")
+    for act, order in (
+        (button.click, "descending"),
+        (lambda: button.send_keys(Keys.ENTER), "ascending"),
+        (lambda: button.send_keys(Keys.SPACE), "descending"),
+    ):
+        act()
+        assert heads[2].get_attribute("aria-sort") == order
+        found = [float(v) for v in browser.execute_script(COLUMN, 2)]
+        assert found == sorted(values, reverse=order == "descending")
+    assert heads[0].get_attribute("aria-sort") == "none"
+    for _ in range(2):  # what is missing stays at the end
+        heads[3].find_element("tag name", "button").click()
+        assert browser.execute_script(COLUMN, 3)[-2:] == ["", ""]
+        assert "" not in browser.execute_script(COLUMN, 3)[:-2]
+    heads[0].find_element("tag name", "button").click()
+    assert heads[0].get_attribute("aria-sort") == "ascending"
+    assert browser.get_log("browser") == []
+
+
+def test_a_point_leads_to_its_case(browser: Browser, address: str) -> None:
+    show(browser, address)
+    links = browser.find_elements("css selector", ".plot a")
+    assert len(links) == 9
+    target = browser.execute_script("return arguments[0].href.baseVal.slice(1)", links[0])
+    name = links[0].find_element("tag name", "title").get_attribute("textContent")
+    title = browser.find_element("css selector", f"#{target} .title").text
+    assert title in name
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out(browser: Browser, address: str, width: int) -> None:
+    show(browser, address, width)
+    browser.execute_script("document.querySelector('details').open = true")
+    inner, page = browser.execute_script(
+        "return [innerWidth, document.documentElement.scrollWidth]"
+    )
+    assert inner == width
+    assert page <= width
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('.cell')].slice(0, 2).map("
+        "(cell) => cell.getBoundingClientRect().top)"
+    )
+    assert (cells[0] < cells[1]) == (width < 600)
+
+
+CONTRAST = """
+const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const lightness = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+  .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const behind = (element) => {
+  for (let each = element; each; each = each.parentElement) {
+    const colour = numbers(getComputedStyle(each).backgroundColor);
+    if (colour.length < 4 || colour[3] > 0) return colour;
+  }
+};
+const texts = [...document.querySelectorAll("body *")].filter((element) =>
+  [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
+  && element.checkVisibility() && !element.closest("script, title"));
+return texts.map((element) => {
+  const style = getComputedStyle(element);
+  const ink = numbers(element.closest("svg") ? style.fill : style.color);
+  const [a, b] = [lightness(ink), lightness(behind(element))].sort((x, y) => y - x);
+  return [(a + 0.05) / (b + 0.05), element.tagName + "." + (element.getAttribute("class") || "")];
+});
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_contrast(browser: Browser, address: str, scheme: str) -> None:
+    show(browser, address, scheme=scheme)
+    browser.execute_script("document.querySelector('details').open = true")
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", paper)[0]) > 128) == (scheme == "light")
+    ratios = browser.execute_script(CONTRAST)
+    kinds = {kind for _, kind in ratios}
+    assert {"P.muted", "P.verdict", "P.none", "text.name", "text.zone-name"} <= kinds
+    assert [(ratio, kind) for ratio, kind in ratios if ratio < 4.5] == []
