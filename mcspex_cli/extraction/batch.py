@@ -107,6 +107,8 @@ class BatchRun:
 
     def _outcomes(self, left: Sequence[Unit]) -> Generator[Outcome, None, None]:
         """What comes of each job, from this process or from several."""
+        if not left:
+            return
         settings, done = self.settings, frozenset(self._done)
         dealt = shares(left, min(self._processes(), len(left)))
         parts = [
@@ -117,7 +119,7 @@ class BatchRun:
             from mcspex_cli.extraction.workers import in_processes
 
             yield from in_processes(parts, self.stopping)
-        elif parts:
+        else:
             from mcspex_cli.extraction.work import work
 
             yield from work(parts[0], self.stopping.is_set)
