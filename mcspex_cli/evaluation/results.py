@@ -15,6 +15,9 @@ from mcspex_cli.evaluation.runs import Case, Run
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
 
+SETTINGS = scoring.ScoreSettings(("si_sdr", "si_sdr_i"))
+"""Only what a page shows."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -29,6 +32,7 @@ class Result:
     input_db: float | None = None
     """The mixture's own SI-SDR."""
     confused: bool = False
+    flipped: bool = False
 
     @property
     def failed(self) -> bool:
@@ -82,15 +86,20 @@ def judge(case: Case) -> Judged:
 
 
 def _score(trio: Trio) -> Result:
-    """Score a trio: the only place that knows what a row of `scoring` looks like."""
-    row = scoring.score(trio)
+    """Score a trio: the only place that knows what a row of `scoring` looks like.
+
+    A sign flip, which neither the ear nor SI-SDR notices, is let pass with a note.
+    """
+    row = scoring.score(trio, SETTINGS)
+    flipped = row.status == "sign flipped"
     return Result(
-        row.status,
-        row.note,
+        "ok" if flipped else row.status,
+        f"Sign flipped. {row.note}".strip() if flipped else row.note,
         row.si_sdr_db,
         row.si_sdr_i_db,
         row.input_si_sdr_db,
         confused=row.confused is True,
+        flipped=flipped,
     )
 
 
