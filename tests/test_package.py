@@ -28,8 +28,8 @@ extraction.shares extraction.levels extraction.spool extraction.sources extracti
 extraction.work extraction.workers extraction.batch
 evaluation.metrics evaluation.perceptual evaluation.pairing evaluation.scoring
 evaluation.statistics evaluation.groups evaluation.baselines evaluation.tables evaluation.reports
-evaluation.batches evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
-evaluation.exhibits evaluation.gallery
+evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
+evaluation.exhibits evaluation.gallery evaluation.batches
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer

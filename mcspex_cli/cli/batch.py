@@ -13,7 +13,6 @@ from mcspex_cli.errors import PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.batches import Batch
-    from mcspex_cli.evaluation.groups import Groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.tables import Document
     from mcspex_cli.extraction.jobs import Job
@@ -164,9 +163,12 @@ def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -
     """Check all that can fail before the work, then take the output folder."""
     from mcspex_cli import paths
     from mcspex_cli.evaluation.batches import Batch
+    from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
 
     _scoring(asked)
+    if asked["groups"]:
+        read_groups(asked["groups"], asked["group_by"])
     folder = asked["output"]
     journal = open_folder(folder, overwrite=asked["overwrite"])
     if not asked["overwrite"]:
@@ -176,14 +178,11 @@ def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -
     return Batch(folder, plan, journal, run)
 
 
-def _scoring(asked: dict[str, Any]) -> tuple[ScoreSettings, Groups | None]:
+def _scoring(asked: dict[str, Any]) -> ScoreSettings:
     """What to score, checked."""
-    from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
-    metrics = results.metrics(asked["metrics"], mixtures=True, interferers=False)
-    groups = read_groups(asked["groups"], asked["group_by"]) if asked["groups"] else None
-    return ScoreSettings(metrics), groups
+    return ScoreSettings(results.metrics(asked["metrics"], mixtures=True, interferers=False))
 
 
 def _work(batch: Batch, *, shown: bool) -> int:
@@ -203,14 +202,14 @@ def _score(batch: Batch, asked: dict[str, Any]) -> Document:
     """Score what is not yet scored, then write the reports."""
     from mcspex_cli.evaluation import batches
 
-    settings, groups = _scoring(asked)
+    settings = _scoring(asked)
     batch.journal.read()
     lacking = batches.unscored(batch, settings)
     with console.progress(shown=True) as bar:
         task = bar.add_task("scoring", total=len(lacking))
         for _ in batches.score_jobs(batch, lacking, settings):
             bar.advance(task)
-    return batches.write(batch, sys.argv, groups)
+    return batches.write(batch, sys.argv, asked["groups"], asked["group_by"])
 
 
 def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> None:

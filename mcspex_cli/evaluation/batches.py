@@ -12,8 +12,10 @@ from typing import Any
 
 from mcspex_cli import __version__, paths
 from mcspex_cli.evaluation import reports
-from mcspex_cli.evaluation.groups import Groups
+from mcspex_cli.evaluation.gallery import PageSettings, write_page
+from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.pairing import Trio
+from mcspex_cli.evaluation.runs import read_run
 from mcspex_cli.evaluation.scoring import Score, ScoreSettings, score_all, sensible_workers
 from mcspex_cli.evaluation.statistics import Row
 from mcspex_cli.evaluation.tables import Document
@@ -58,8 +60,12 @@ def score_jobs(
         yield score
 
 
-def write(batch: Batch, command: Sequence[str], groups: Groups | None = None) -> Document:
-    """Write report.csv, report.json, run.json and, if anything failed, failed.jsonl.
+def write(
+    batch: Batch, command: Sequence[str], groups: Path | None = None, group_by: str | None = None
+) -> Document:
+    """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
+
+    `groups` is a CSV for `read_groups`. The page is left as it is if the report is.
 
     Returns:
         The report.
@@ -69,9 +75,16 @@ def write(batch: Batch, command: Sequence[str], groups: Groups | None = None) ->
     """
     lines = batch.run.lines()
     rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
-    document = reports.build(rows, groups=groups)
+    document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
+    before = _read(batch.folder / "report.json")
     for name in ("report.csv", "report.json"):
         reports.write(batch.folder / name, document)
+    page = batch.folder / "report.html"
+    if lines and not (page.exists() and before == _read(batch.folder / "report.json")):
+        run = read_run(batch.folder, batch.run.settings.checkpoint.name)
+        title = batch.folder.resolve().name
+        settings = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
+        write_page([run], page, settings)
     _write_text(batch.folder / RUN, json.dumps(record(batch, command), indent=2) + "\n")
     failed = [job for job in batch.plan if job.id in batch.journal.failed]
     if failed:
@@ -125,10 +138,10 @@ def _row(batch: Batch, job: Job, line: Mapping[str, Any] | None) -> Row:
     return {
         **said,
         "name": job.id,
-        "mixture": str(job.mixture),
-        "references": [str(path) for path in job.references],
+        "mixture": str(job.mixture.absolute()),
+        "references": [str(path.absolute()) for path in job.references],
         "estimate": job.output.relative_to(batch.folder).as_posix(),
-        "truth": str(job.truth) if job.truth else None,
+        "truth": str(job.truth.absolute()) if job.truth else None,
         **known,
     }
 
@@ -142,6 +155,11 @@ def _failure(job: Job, journal: Journal) -> dict[str, Any]:
         "truth": str(job.truth.resolve()) if job.truth else None,
         "reason": journal.failed[job.id]["reason"],
     }
+
+
+def _read(path: Path) -> bytes:
+    """A file's content, empty if it is not there."""
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from mcspex_cli.evaluation import scoring
 from mcspex_cli.evaluation.pairing import Trio
-from mcspex_cli.evaluation.runs import Case, Run
+from mcspex_cli.evaluation.runs import Case, Output, Run
 
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
@@ -73,9 +74,7 @@ class Standing:
 def judge(case: Case) -> Judged:
     """Score what each system gave for a case; a file that cannot be scored is a result too."""
     results = tuple(
-        _score(Trio(case.name, output.estimate, case.truth, case.mixture))
-        if output and output.estimate and case.truth
-        else None
+        _result(case, output) if output and output.estimate and case.truth else None
         for output in case.outputs
     )
     known = next((r.input_db for r in results if r and r.input_db is not None), None)
@@ -85,20 +84,33 @@ def judge(case: Case) -> Judged:
     return Judged(case, known, results)
 
 
+def _result(case: Case, output: Output) -> Result | None:
+    """An output's numbers: those that the run's own report has, or found now."""
+    if output.score and (output.truth, output.mixture) == (case.truth, case.mixture):
+        return _from_row(output.score)
+    if not output.estimate or not case.truth:
+        return None
+    return _score(Trio(case.name, output.estimate, case.truth, case.mixture))
+
+
 def _score(trio: Trio) -> Result:
-    """Score a trio: the only place that knows what a row of `scoring` looks like.
+    """Score a trio."""
+    return _from_row(asdict(scoring.score(trio, SETTINGS)))
+
+
+def _from_row(row: Mapping[str, Any]) -> Result:
+    """What a `scoring.Score`, as a dict, says.
 
     A sign flip, which neither the ear nor SI-SDR notices, is let pass with a note.
     """
-    row = scoring.score(trio, SETTINGS)
-    flipped = row.status == "sign flipped"
+    flipped = row["status"] == "sign flipped"
     return Result(
-        "ok" if flipped else row.status,
-        f"Sign flipped. {row.note}".strip() if flipped else row.note,
-        row.si_sdr_db,
-        row.si_sdr_i_db,
-        row.input_si_sdr_db,
-        confused=row.confused is True,
+        "ok" if flipped else row["status"],
+        f"Sign flipped. {row['note']}".strip() if flipped else row["note"],
+        row["si_sdr_db"],
+        row["si_sdr_i_db"],
+        row["input_si_sdr_db"],
+        confused=row["confused"] is True,
         flipped=flipped,
     )
 

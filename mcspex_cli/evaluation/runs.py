@@ -20,6 +20,9 @@ REPORT = "report.json"
 UNMADE = ("failed", "pending")
 """Statuses of a batch's files that have no estimate."""
 
+_SCORED = {"si_sdr_db", "si_sdr_i_db", "input_si_sdr_db", "confused", "note"}
+"""What a row has that was scored."""
+
 OTHERS = "Other cases"
 """The section of cases that the groups do not name."""
 
@@ -32,6 +35,8 @@ class Output:
     mixture: Path | None = None
     truth: Path | None = None
     problem: str = ""
+    score: Mapping[str, Any] | None = None
+    """Its row in the run's report, if that has a score."""
 
 
 @dataclass(frozen=True)
@@ -169,4 +174,5 @@ def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error!r}). Run mcspex batch again.") from error
     problem = "" if estimate else str(row.get("note") or status)
-    return name, Output(estimate, mixture, truth, problem)
+    score = row if row.keys() >= _SCORED and estimate else None
+    return name, Output(estimate, mixture, truth, problem, score)
