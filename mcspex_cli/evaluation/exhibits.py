@@ -143,6 +143,13 @@ def remarks(runs: Sequence[Run], judged: Sequence[Judged]) -> list[str]:
     for number, run in enumerate(runs):
         missing = [c for c in cases if not ((output := c.outputs[number]) and output.estimate)]
         said += _missing(f"{run.label}: no output", missing, len(cases))
+        results = (row.results[number] for row in judged)
+        flipped = sum(result.flipped for result in results if result)
+        if flipped:
+            said.append(
+                f"{run.label}: {flipped} outputs are sign-flipped. They count here, "
+                "but not in mcspex score without --flipped-ok."
+            )
     no_truth = [case for case in cases if not case.truth]
     if len(no_truth) == len(cases):
         said.append("no truth is known, so the page has no scores. Add --truth DIR.")

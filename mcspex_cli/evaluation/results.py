@@ -12,10 +12,12 @@ import numpy as np
 from mcspex_cli.evaluation import scoring
 from mcspex_cli.evaluation.pairing import Trio
 from mcspex_cli.evaluation.runs import Case, Output, Run
-from mcspex_cli.evaluation.scoring import ScoreSettings
 
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
+
+SETTINGS = scoring.ScoreSettings(("si_sdr", "si_sdr_i"))
+"""Only what a page shows."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Result:
     input_db: float | None = None
     """The mixture's own SI-SDR."""
     confused: bool = False
+    flipped: bool = False
 
     @property
     def failed(self) -> bool:
@@ -91,19 +94,24 @@ def _result(case: Case, output: Output) -> Result | None:
 
 
 def _score(trio: Trio) -> Result:
-    """Score a trio; a flipped sign is not heard, and counts."""
-    return _from_row(asdict(scoring.score(trio, ScoreSettings(flipped_ok=True))))
+    """Score a trio."""
+    return _from_row(asdict(scoring.score(trio, SETTINGS)))
 
 
 def _from_row(row: Mapping[str, Any]) -> Result:
-    """What a `scoring.Score`, as a dict, says."""
+    """What a `scoring.Score`, as a dict, says.
+
+    A sign flip, which neither the ear nor SI-SDR notices, is let pass with a note.
+    """
+    flipped = row["status"] == "sign flipped"
     return Result(
-        row["status"],
-        row["note"],
+        "ok" if flipped else row["status"],
+        f"Sign flipped. {row['note']}".strip() if flipped else row["note"],
         row["si_sdr_db"],
         row["si_sdr_i_db"],
         row["input_si_sdr_db"],
         confused=row["confused"] is True,
+        flipped=flipped,
     )
 
 

@@ -34,6 +34,18 @@ def test_a_page_is_written_and_named(scene: Path) -> None:
     assert "other" in text
 
 
+def test_a_batch_is_all_it_takes(scene: Path, tiny_folder: Path) -> None:
+    words = ["batch", scene / "mixtures", "--ref", scene / "truth" / "a.wav", "--truth"]
+    words += [scene / "truth", "--model", tiny_folder, "-o", scene / "run", "--quiet"]
+    done = CliRunner().invoke(main, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    done = report(scene / "run", "-o", scene / "page.html")
+    assert done.stderr == f"{scene / 'page.html'}  (4 of 4 cases shown, 0.1 MB)\n"
+    text = (scene / "page.html").read_text("utf-8")
+    assert text.count("<audio") == 12
+    assert text.count('class="si-sdri"') == 4
+
+
 def test_what_is_missing_is_a_warning(scene: Path) -> None:
     (scene / "good" / "a.wav").unlink()
     (scene / "good" / "b.wav").write_bytes(b"")

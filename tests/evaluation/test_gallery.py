@@ -147,6 +147,19 @@ def test_another_length_is_said_beside_the_sound(scene: Path) -> None:
     assert len(page.warnings) == 1
 
 
+def test_a_sign_flip_counts_but_is_said(scene: Path) -> None:
+    for name in ("a", "c"):
+        path = scene / "good" / f"{name}.wav"
+        audio.write(path, -audio.read(path, RATE_HZ), RATE_HZ)
+    page, text = make(scene)
+    assert page.warnings == (
+        "good: 2 outputs are sign-flipped. They count here, but not in mcspex score without "
+        "--flipped-ok.",
+    )
+    assert text.count("Sign flipped.") == 2
+    assert "Not in the means" not in text
+
+
 def test_silence_is_named_and_drawn_black(scene: Path) -> None:
     for kind in ("good", "mixtures"):
         audio.write(scene / kind / "a.wav", np.zeros(4000, np.float32), RATE_HZ)
@@ -357,7 +370,9 @@ def test_the_authors_demo_page_is_remade_with_its_scores(tmp_path: Path) -> None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     page = module.main(SHARED / "cases", tmp_path / "page.html")
-    assert page.warnings == ()
+    assert [warning.partition(".")[0] for warning in page.warnings] == [
+        "MC-SpEx: 4 outputs are sign-flipped"
+    ]
     shown = articles(page.path.read_text("utf-8"))
     table = (SHARED / "cases" / "README.md").read_text()
     rows = re.findall(r"^\| (\w+) \| (-?[\d.]+) \| (-?[\d.]+) \| (-?[\d.]+) \|$", table, re.M)
