@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.files import extract_file
     from mcspex_cli.extraction.jobs import FileSettings, Job
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "Engine": ("extraction.engine", "Engine"),

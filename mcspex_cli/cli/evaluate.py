@@ -132,11 +132,8 @@ def score(
 
     inputs = Inputs(estimates, truth, mixtures, interferers, groups, group_by, baseline)
     limits = dict(map(_limit, fail_under))
-    settings = ScoreSettings(
-        results.metrics(metrics, mixtures=bool(mixtures), interferers=bool(interferers)),
-        resample,
-        flipped_ok,
-    )
+    chosen = results.metrics(metrics, mixtures=bool(mixtures), interferers=bool(interferers))
+    settings = ScoreSettings(chosen, resample, flipped_ok)
     document = _document(inputs, settings, workers, outputs)
     results.show(document, "json" if as_json else form, every=every)
     results.remark(document)
