@@ -47,7 +47,7 @@ class Journal:
         for line in text.splitlines():
             try:
                 self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # what a process wrote that was killed in doing so
 
     def is_done(self, job: Job, inputs: str, settings: str) -> bool:
@@ -84,9 +84,10 @@ class Journal:
         elif kind == "score":
             self.scores[value["id"]] = value
         else:
+            last = {"done": self.done, "failed": self.failed}[kind]
             self.done.pop(value["id"], None)
             self.failed.pop(value["id"], None)
-            {"done": self.done, "failed": self.failed}[kind][value["id"]] = value
+            last[value["id"]] = value
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; a line break before it ends one that was cut short."""
