@@ -107,9 +107,9 @@ def test_what_fails_in_the_middle_leaves_the_old(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "none" / "a.txt"
-    with pytest.raises(OutputError, match=r"a.txt: cannot be written \(No such file or directory"):
-        with paths.whole(path) as partial:
-            partial.write_text("new")
+    message = r"a.txt: cannot be written \(No such file or directory\)"
+    with pytest.raises(OutputError, match=message), paths.whole(path) as partial:
+        partial.write_text("new")
 
 
 def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
