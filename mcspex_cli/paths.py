@@ -75,6 +75,18 @@ def make_folders(*folders: Path) -> None:
             raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
 
 
+def touch(path: Path) -> None:
+    """Make an empty file where there is none.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.touch()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
 def partial(path: Path) -> Path:
     """The hidden name beside `path` that this process writes to before `path` is whole."""
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.partial")

@@ -154,6 +154,7 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
         )
     paths.make_folders(folder)
     paths.sweep(folder)
+    paths.touch(journal)  # a process killed before its first file must not lock itself out
     return Journal(folder)
 
 
