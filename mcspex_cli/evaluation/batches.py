@@ -68,6 +68,7 @@ def write(batch: Batch, command: Sequence[str], groups: Groups | None = None) ->
     Raises:
         OutputError: the folder cannot be written.
     """
+    batch.journal.read()  # another shard may have ended while this one scored
     lines = batch.run.lines()
     rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
     document = reports.build(rows, groups=groups)
