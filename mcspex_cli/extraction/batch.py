@@ -178,7 +178,7 @@ def _on_gpu(devices: Sequence[str]) -> bool:
     """Whether a batch is computed on GPUs; every device is tried."""
     from mcspex_cli.extraction.engine import choose_device
 
-    return not any(choose_device(device).type == "cpu" for device in devices)
+    return "cpu" not in [choose_device(device).type for device in devices]
 
 
 def _run_line(began: float, done: Sequence[Outcome]) -> dict[str, Any]:
