@@ -120,7 +120,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process is there; on Windows, where asking could end it, always."""
+    """Whether a process is there and alive; on Windows, where asking could end it, always."""
     if os.name == "nt":
         return True
     try:
@@ -129,4 +129,7 @@ def _runs(process: int) -> bool:
         return False
     except OSError:
         return True
+    with suppress(OSError):
+        # A dead one stays there as a zombie where nobody collects orphans, as in containers.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
