@@ -75,6 +75,18 @@ def make_folders(*folders: Path) -> None:
             raise OutputError(f"{folder}: cannot make this folder ({error.strerror}).") from error
 
 
+def touch(path: Path) -> None:
+    """Make an empty file where there is none.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.touch()
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
 def partial(path: Path) -> Path:
     """The hidden name beside `path` that this process writes to before `path` is whole."""
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.partial")
@@ -108,7 +120,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process is there; on Windows, where asking could end it, always."""
+    """Whether a process is there and alive; on Windows, where asking could end it, always."""
     if os.name == "nt":
         return True
     try:
@@ -117,4 +129,7 @@ def _runs(process: int) -> bool:
         return False
     except OSError:
         return True
+    with suppress(OSError):
+        # A dead one stays there as a zombie where nobody collects orphans, as in containers.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

@@ -228,5 +228,5 @@ def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> No
             f"before; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
-    if not quiet:
+    if document["summary"]["scored"] and not quiet:
         results.remark(document)

@@ -115,4 +115,7 @@ def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
         int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
         for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"), ("COUNT", "1"))
     )
-    return (task - first) // step + 1, count
+    index = (task - first) // step + 1
+    if not 1 <= index <= count:
+        raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); name I/N.")
+    return index, count

@@ -47,13 +47,16 @@ def show(document: Document, form: str, *, every: bool = False) -> None:
 
 
 def remark(document: Document) -> None:
-    """Say on stderr which files were refused, and what a reader of the means has to know."""
+    """Say on stderr which files were refused, and what a reader of the means has to know.
+
+    What failed in a batch was said when it did.
+    """
     from mcspex_cli.evaluation import tables
     from mcspex_cli.evaluation.scoring import REFUSED
 
     rows = document["scores"]
     for row in rows if len(rows) > 1 else ():
-        if row["status"] in REFUSED:
+        if row["status"] in REFUSED and row["status"] != "failed":
             console.error(row["note"])
     for line in tables.remarks(document):
         console.warn(line)

@@ -22,6 +22,7 @@ from mcspex_cli.evaluation.tables import Document
 from mcspex_cli.extraction.batch import BatchRun
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.journal import Journal, fingerprint, stamp
+from mcspex_cli.extraction.planning import AUDIO
 
 RUN, FAILED = "run.json", "failed.jsonl"
 
@@ -73,6 +74,7 @@ def write(
     Raises:
         OutputError: the folder cannot be written.
     """
+    batch.journal.read()  # another shard may have ended while this one scored
     lines = batch.run.lines()
     rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
     document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
@@ -88,7 +90,7 @@ def write(
     _write_text(batch.folder / RUN, json.dumps(record(batch, command), indent=2) + "\n")
     failed = [job for job in batch.plan if job.id in batch.journal.failed]
     if failed:
-        texts = [json.dumps(_failure(job, batch.journal)) + "\n" for job in failed]
+        texts = [json.dumps(_failure(batch, job)) + "\n" for job in failed]
         _write_text(batch.folder / FAILED, "".join(texts))
     else:
         (batch.folder / FAILED).unlink(missing_ok=True)
@@ -146,14 +148,15 @@ def _row(batch: Batch, job: Job, line: Mapping[str, Any] | None) -> Row:
     }
 
 
-def _failure(job: Job, journal: Journal) -> dict[str, Any]:
+def _failure(batch: Batch, job: Job) -> dict[str, Any]:
     """A job that failed, as a manifest's line, with the reason."""
     return {
         "id": job.id,
         "mixture": str(job.mixture.resolve()),
+        "output": job.output.relative_to(batch.folder / AUDIO).as_posix(),
         "references": [str(path.resolve()) for path in job.references],
         "truth": str(job.truth.resolve()) if job.truth else None,
-        "reason": journal.failed[job.id]["reason"],
+        "reason": batch.journal.failed[job.id]["reason"],
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mcspex_cli import paths
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.jobs import Job
-from mcspex_cli.extraction.journal import NAME, Journal, inputs_key
+from mcspex_cli.extraction.journal import NAME, Journal, inputs_key, same_files
 from mcspex_cli.extraction.shares import BatchSettings, Share, Unit, shares, units
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class BatchRun:
             name: line
             for name, inputs in self._inputs.items()
             if (line := self._journal.done.get(name))
-            and (line["inputs"], line["settings"]) == (inputs, self._key)
+            and (line.get("inputs"), line.get("settings")) == (inputs, self._key)
         }
 
     def _outcomes(self, left: Sequence[Unit]) -> Generator[Outcome, None, None]:
@@ -156,30 +156,36 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
         )
     paths.make_folders(folder)
     paths.sweep(folder)
+    paths.touch(journal)  # a process killed before its first file must not lock itself out
     return Journal(folder)
 
 
 def check_settings(
     folder: Path, plan: Sequence[Job], journal: Journal, settings: BatchSettings
 ) -> None:
-    """Refuse to replace estimates that another model or other settings made.
+    """Refuse to replace estimates that were made of other files, by another model or otherwise.
 
     Raises:
         OutputError: as said.
     """
-    lines = (journal.done.get(job.id) for job in plan)
-    if any(line and line["settings"] != settings.key() for line in lines):
-        raise OutputError(
-            f"{folder}: has estimates of another model or other settings. Choose another -o, "
-            "or add --overwrite to replace them."
-        )
+    for job in plan:
+        line = journal.done.get(job.id)
+        if line is None:
+            continue
+        alike = same_files(str(line.get("inputs")), inputs_key(job))
+        if not alike or line.get("settings") != settings.key():
+            what = "another model or other settings" if alike else "another mixture or reference"
+            raise OutputError(
+                f"{folder}: its {job.id} was made with {what}. Choose another -o, or add "
+                "--overwrite to replace it."
+            )
 
 
 def _on_gpu(devices: Sequence[str]) -> bool:
     """Whether a batch is computed on GPUs; every device is tried."""
     from mcspex_cli.extraction.engine import choose_device
 
-    return not any(choose_device(device).type == "cpu" for device in devices)
+    return "cpu" not in [choose_device(device).type for device in devices]
 
 
 def _run_line(began: float, done: Sequence[Outcome]) -> dict[str, Any]:

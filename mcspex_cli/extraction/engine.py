@@ -140,7 +140,11 @@ class Engine:
         mixtures = [cut.window.samples for cut in batch]
         counts = [len(mixture) for mixture in mixtures]
         voices = np.repeat([cut.signal.embedding for cut in batch], counts, axis=0)
-        estimates = self._compute(np.concatenate(mixtures), voices)
+        try:
+            estimates = self._compute(np.concatenate(mixtures), voices)
+        except EngineError as error:
+            yield from (replace(cut, error=error) for cut in batch)
+            return
         ends = np.cumsum(counts)[:-1]
         for cut, estimate in zip(batch, np.split(estimates, ends), strict=True):
             try:

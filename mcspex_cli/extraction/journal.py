@@ -47,7 +47,7 @@ class Journal:
         for line in text.splitlines():
             try:
                 self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # what a process wrote that was killed in doing so
 
     def is_done(self, job: Job, inputs: str, settings: str) -> bool:
@@ -55,8 +55,8 @@ class Journal:
         line = self.done.get(job.id)
         return (
             line is not None
-            and (line["inputs"], line["settings"]) == (inputs, settings)
-            and line["file"] == stamp(job.output)
+            and (line.get("inputs"), line.get("settings")) == (inputs, settings)
+            and line.get("file") == stamp(job.output)
         )
 
     def add_done(self, job: Job, inputs: str, settings: str, row: Mapping[str, Any]) -> None:
@@ -84,9 +84,10 @@ class Journal:
         elif kind == "score":
             self.scores[value["id"]] = value
         else:
+            last = {"done": self.done, "failed": self.failed}[kind]
             self.done.pop(value["id"], None)
             self.failed.pop(value["id"], None)
-            {"done": self.done, "failed": self.failed}[kind][value["id"]] = value
+            last[value["id"]] = value
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; a line break before it ends one that was cut short."""
@@ -105,9 +106,18 @@ class Journal:
 
 
 def inputs_key(job: Job) -> str:
-    """Tells a job's mixture and references by their paths, sizes and times."""
-    files = [(str(path.resolve()), stamp(path)) for path in (job.mixture, *job.references)]
-    return fingerprint(files)
+    """Tells a job's mixture and references, by their paths, and what they are, by size and time.
+
+    The two come apart with `same_files`.
+    """
+    files = (job.mixture, *job.references)
+    paths = fingerprint([str(path.resolve()) for path in files])
+    return f"{paths}-{fingerprint([stamp(path) for path in files])}"
+
+
+def same_files(one: str, other: str) -> bool:
+    """Whether two keys of inputs are of the same files, changed or not."""
+    return one.partition("-")[0] == other.partition("-")[0]
 
 
 def fingerprint(value: object) -> str:

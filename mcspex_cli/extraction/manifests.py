@@ -98,7 +98,7 @@ def _wrong(row: dict[str, Any]) -> str | None:
         value = row.get(column)
         several = column.startswith("reference") and isinstance(value, list)
         for text in value if several and value else [value]:
-            if not isinstance(text, str | None):
+            if not isinstance(text, str if several else str | None):
                 return f"{column} is {text!r}, not text."
             if text and any(ord(letter) < 32 for letter in text):
                 return f"{column} {text!r} has a control character."

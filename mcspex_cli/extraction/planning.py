@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from mcspex_cli.errors import AudioError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
 from mcspex_cli.extraction.references import read_references
+
+_NUMBER = re.compile(r"(\d+)")
 
 AUDIO = "audio"
 """The folder in a batch's output folder that its estimates go to."""
@@ -58,7 +61,7 @@ def plan_batch(request: BatchRequest) -> list[Job]:
     jobs = _with_outputs(request, entries, problems)
     if problems:
         found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise PlanError(f"{found}, see above. Nothing was started.", problems)
+        raise PlanError(f"{found}, see above. Nothing was started.", sorted(problems, key=_natural))
     return jobs
 
 
@@ -138,7 +141,7 @@ def _with_truth(
 def _check_files(entries: Sequence[Entry], problems: list[str]) -> None:
     """Note files that are not there, and what is asked for twice."""
     there: dict[Path, bool] = {}
-    asked: dict[tuple[Path, ...], str] = {}
+    asked: dict[tuple[Path, ...], Entry] = {}
     for entry in entries:
         truth = (entry.truth,) if entry.truth else ()
         for path in (entry.mixture, *entry.references, *truth):
@@ -146,9 +149,11 @@ def _check_files(entries: Sequence[Entry], problems: list[str]) -> None:
                 there[path] = path.is_file()
             if not there[path]:
                 problems.append(f"{entry.where}: {path} is not there, or no file.")
-        first = asked.setdefault((entry.mixture, *entry.references), entry.where)
-        if first is not entry.where:
-            problems.append(f"{entry.where}: the same mixture and references as {first}. Drop one.")
+        first = asked.setdefault((entry.mixture, *entry.references), entry)
+        if first is not entry:
+            problems.append(
+                f"{entry.where}: the same mixture and references as {first.where}. Drop one."
+            )
 
 
 def _with_outputs(
@@ -159,8 +164,8 @@ def _with_outputs(
     inputs = {
         os.path.realpath(p) for e in entries for p in (e.mixture, *e.references, e.truth) if p
     }
-    taken: dict[str, str] = {}
-    ids: dict[str, str] = {}
+    taken: dict[str, Entry] = {}
+    ids: dict[str, Entry] = {}
     inside: dict[Path, bool] = {}
     jobs = []
     for entry in entries:
@@ -177,15 +182,20 @@ def _with_outputs(
         if os.path.realpath(output) in inputs:
             problems.append(f"{entry.where}: would be written over {output}, an input.")
         # One name in two cases is one file on many disks.
-        first = taken.setdefault(name.casefold(), entry.where)
-        if first is entry.where:
-            first = ids.setdefault(entry.id, entry.where)
-        if first is not entry.where:
+        first = taken.setdefault(name.casefold(), entry)
+        if first is entry:
+            first = ids.setdefault(entry.id, entry)
+        if first is not entry:
             problems.append(
-                f"{entry.where} and {first} would both be written to {output}. Rename one."
+                f"{entry.where} and {first.where} would both be written to {output}. Rename one."
             )
         jobs.append(Job(entry.mixture, output, entry.references, entry.truth, entry.id))
     return jobs
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts line 9 before line 10."""
+    return [(int(part or 0), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
 
 
 def _wrong_name(name: str) -> str | None:

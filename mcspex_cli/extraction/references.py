@@ -53,7 +53,7 @@ class References:
         path = PurePosixPath(name)
         if self.pattern:
             found = self.pattern.search(name)
-            if not found:
+            if not found or found["speaker"] is None:
                 raise PairingError(f"its name does not match {self.pattern.pattern!r}.")
             return [found["speaker"]]
         folder = [] if path.parent == PurePosixPath() else [str(path.parent), path.parent.name]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.errors import AudioError, EngineError
+from mcspex_cli.errors import AudioError, EngineError, McspexError
 from mcspex_cli.extraction.engine import Engine, EngineSettings
+from mcspex_cli.extraction.signals import Signal
 from mcspex_cli.model.systems import System
 from tests.conftest import RATE_HZ, buzz
 
@@ -131,3 +132,112 @@ def test_an_unknown_precision_is_refused(tiny: System) -> None:
 
 def test_the_rate_is_the_systems(tiny: System) -> None:
     assert Engine(tiny).sample_rate_hz == RATE_HZ
+
+
+def batched(batch: int) -> EngineSettings:
+    return EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch)
+
+
+def extracted(engine: Engine, signals: list[Signal]) -> list[np.ndarray | McspexError]:
+    """Each signal's estimate, or what went wrong with it."""
+    made: list[np.ndarray | McspexError] = []
+    for signal, pieces in engine.stream_all(signals):
+        assert signal is signals[len(made)]
+        try:
+            made.append(np.concatenate([estimate for estimate, _ in pieces], axis=1)[0])
+        except McspexError as error:
+            made.append(error)
+    return made
+
+
+def several(engine: Engine, *lengths: int) -> list[Signal]:
+    """Mixtures of these lengths, every one with a voice of its own."""
+    voices = [engine.embed([buzz(90 + 30 * i, 1)]) for i in range(3)]
+    mixtures = [buzz(100 + 10 * i, 4, i)[:length] for i, length in enumerate(lengths)]
+    return [Signal([m[None]], voices[i % 3], i) for i, m in enumerate(mixtures)]
+
+
+LENGTHS = (8000, 8000, 30_000, 5000, 5000, 8000, 20_001, 8001, 4000)
+
+
+def test_several_streams_are_what_they_are_one_by_one(tiny: System) -> None:
+    engine = Engine(tiny, batched(1))
+    signals = several(engine, *LENGTHS)
+    together = extracted(engine, signals)
+    assert len(together) == len(LENGTHS)
+    for signal, estimate in zip(signals, together, strict=True):
+        (alone,) = extracted(engine, [signal])
+        np.testing.assert_array_equal(estimate, alone)
+
+
+@pytest.mark.parametrize("batch", [2, 4, 7])
+def test_in_batches_they_agree_to_100_db(tiny: System, batch: int) -> None:
+    engine = Engine(tiny, batched(batch))
+    signals = several(engine, *LENGTHS)
+    singles = extracted(Engine(tiny, batched(1)), signals)
+    for estimate, alone in zip(extracted(engine, signals), singles, strict=True):
+        assert np.square(estimate - alone).sum() < np.square(alone).sum() * 10 ** (-100 / 10)
+
+
+def test_a_stream_that_overflows_costs_only_itself(tiny: System) -> None:
+    engine = Engine(tiny, batched(4))
+    signals = several(engine, 8000, 8000, 8000, 8000, 6000)
+    expected = extracted(engine, signals)
+    signals[1] = Signal([np.full((1, 8000), 1e30, np.float32)], signals[1].embedding)
+    made = extracted(engine, signals)
+    assert isinstance(made[1], EngineError)
+    assert "overflowed" in str(made[1])
+    for index in (0, 2, 3, 4):
+        np.testing.assert_array_equal(made[index], expected[index])
+
+
+class Cramped(torch.nn.Module):
+    """A system on a device with room for only so many samples at once."""
+
+    def __init__(self, system: System, room: int) -> None:
+        super().__init__()
+        self.system, self.room, self.config = system, room, system.config
+        self.embed = system.embed
+
+    def extract(self, mixtures: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        if mixtures.numel() > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.system.extract(mixtures, embeddings)
+
+
+def cramped(system: System, room: int, batch: int) -> Engine:
+    return Engine(Cramped(system, room), batched(batch))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("batch", "left"), [(7, 1), (5, 1), (4, 2), (3, 1), (2, 2)])
+def test_where_memory_is_short_batches_shrink_and_nothing_else_changes(
+    tiny: System, batch: int, left: int
+) -> None:
+    engine = cramped(tiny, 2 * 8000, batch)
+    signals = several(engine, *LENGTHS)
+    made = extracted(engine, signals)
+    assert engine.batch == left
+    roomy = extracted(Engine(tiny, batched(1)), signals)
+    for estimate, expected in zip(made, roomy, strict=True):
+        np.testing.assert_allclose(estimate, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_too_little_memory_for_one_window_costs_only_the_streams_with_such(
+    tiny: System, batch: int
+) -> None:
+    engine = cramped(tiny, 5000, batch)
+    signals = several(engine, 5000, 8000, 8000, 30_000, 5000, 4000)
+    expected = extracted(Engine(tiny, batched(1)), signals)
+    made = extracted(engine, signals)
+    assert [isinstance(one, EngineError) for one in made] == [False, True, True, True, False, False]
+    assert str(made[1]) == "cpu is out of memory. Free some."
+    assert engine.batch == 1
+    for index in (0, 4, 5):
+        np.testing.assert_allclose(made[index], expected[index], atol=1e-5)
+
+
+def test_another_failure_of_the_network_is_not_taken_for_a_lack_of_memory(tiny: System) -> None:
+    engine = Engine(tiny, batched(2))
+    with pytest.raises(RuntimeError, match=r"shapes|size"):
+        extracted(engine, [Signal([buzz(100, 1)[None]], np.zeros(3, np.float32))])

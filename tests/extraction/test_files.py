@@ -12,9 +12,16 @@ from mcspex_cli import audio
 from mcspex_cli.checkpoint import load_checkpoint
 from mcspex_cli.errors import AudioError, OutputError
 from mcspex_cli.extraction.engine import Engine, EngineSettings
-from mcspex_cli.extraction.files import Extraction, extract_file, read_references
+from mcspex_cli.extraction.files import (
+    Extraction,
+    Result,
+    extract_file,
+    extract_files,
+    read_references,
+)
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.levels import PEAK
+from mcspex_cli.extraction.sources import Order
 from tests.conftest import RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
 
@@ -196,3 +203,178 @@ def test_references_are_checked_by_name(engine: Engine, scene: Path) -> None:
     for name, message in (("short", "0.20 s is too short"), ("silent", "is silent")):
         with pytest.raises(AudioError, match=rf"{name}.wav: {message}"):
             read_references([scene / "reference.wav", scene / f"{name}.wav"], engine)
+
+
+def batch_engine(tiny_folder: Path, batch: int) -> Engine:
+    settings = EngineSettings(
+        "cpu", "float32", window_s=1.0, context_s=0.2, fade_s=0.1, batch=batch
+    )
+    return Engine(load_checkpoint(tiny_folder), settings)
+
+
+def mixtures(folder: Path, *lengths: int, rates: tuple[int, ...] = (RATE_HZ,)) -> list[Path]:
+    """Files of these lengths in samples."""
+    made = []
+    for i, length in enumerate(lengths):
+        made.append(folder / f"{i}.wav")
+        audio.write(made[-1], buzz(100 + 10 * i, 5, i)[:length], rates[i % len(rates)])
+    return made
+
+
+def together(
+    engine: Engine, voice: audio.Samples, files: list[Path], **settings: str
+) -> list[Result]:
+    """What comes of some files, written beside them as NAME.together.wav."""
+    jobs = [Job(path, path.with_suffix(".together.wav")) for path in files]
+    orders = [Order(job, lambda: voice) for job in jobs]
+    came = list(extract_files(engine, orders, FileSettings(**settings)))
+    assert [job for job, _ in came] == jobs
+    return [result for _, result in came]
+
+
+def alone(engine: Engine, voice: audio.Samples, path: Path, **settings: str) -> Extraction:
+    """The same of one file, written beside it as NAME.alone.wav."""
+    job = Job(path, path.with_suffix(".alone.wav"))
+    return extract_file(engine, job, voice, FileSettings(**settings))
+
+
+LENGTHS = (8000, 8000, 30_000, 5000, 4800, 8001, 8000, 33_333)
+
+
+def test_several_files_are_what_they_are_one_by_one_to_the_byte(
+    engine: Engine, voice: audio.Samples, tmp_path: Path
+) -> None:
+    files = mixtures(tmp_path, *LENGTHS, rates=(8000, 16000, 8000))
+    for path, done in zip(files, together(engine, voice, files), strict=True):
+        one = alone(engine, voice, path)
+        assert isinstance(done, Extraction)
+        assert path.with_suffix(".together.wav").read_bytes() == one.output.read_bytes()
+        assert (done.gain_db, done.seconds, done.mixture) == (one.gain_db, one.seconds, path)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("batch", [4, 5])
+def test_several_files_in_batches_are_near(
+    tiny_folder: Path, engine: Engine, voice: audio.Samples, tmp_path: Path, batch: int
+) -> None:
+    files = mixtures(tmp_path, 8000, 8000, 8000, 8000, 8000, 30_000, 30_000, 5000)
+    together(batch_engine(tiny_folder, batch), voice, files, subtype="FLOAT")
+    for path in files:
+        expected = audio.read(alone(engine, voice, path, subtype="FLOAT").output, RATE_HZ)
+        difference = audio.read(path.with_suffix(".together.wav"), RATE_HZ) - expected
+        assert np.square(difference).sum() < np.square(expected).sum() * 10 ** (-100 / 10)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("nan", "NaN or infinite sample at 21.00 s"), ("cut", "truncated|damaged")],
+)
+def test_a_file_that_breaks_in_its_middle_costs_only_itself(
+    tiny_folder: Path, voice: audio.Samples, tmp_path: Path, kind: str, message: str, batch: int
+) -> None:
+    files = mixtures(tmp_path, *[8000] * 5)
+    sound = buzz(120, 25)
+    if kind == "nan":
+        sound[21 * RATE_HZ] = np.nan
+        audio.write(files[2], sound, RATE_HZ, "FLOAT")
+    else:
+        files[2] = files[2].with_suffix(".flac")
+        audio.write(files[2], sound, RATE_HZ)
+        files[2].write_bytes(files[2].read_bytes()[:-20_000])
+    engine = batch_engine(tiny_folder, batch)
+    results = together(engine, voice, files)
+    assert isinstance(results[2], AudioError)
+    with pytest.raises(AudioError, match=message):
+        raise results[2]
+    others = [*files[:2], *files[3:]]
+    assert [path.with_suffix(".together.wav").exists() for path in others] == [True] * 4
+    assert not [*tmp_path.glob("2.together.*"), *tmp_path.glob(".*")]
+    expected = [path.with_suffix(".together.wav").read_bytes() for path in others]
+    if batch == 1:
+        assert expected == [alone(engine, voice, path).output.read_bytes() for path in others]
+
+
+@pytest.mark.parametrize(("kind", "message"), [*BAD, ("silent", "is silent")])
+def test_so_does_any_file_of_no_use(
+    engine: Engine, voice: audio.Samples, tmp_path: Path, kind: str, message: str
+) -> None:
+    files = mixtures(tmp_path, 8000, 8000)
+    bad = make_bad(tmp_path, kind)
+    if kind == "silent":
+        audio.write(bad, np.zeros(16000, np.float32), RATE_HZ)
+    first, second, third = together(engine, voice, [files[0], bad, files[1]])
+    assert isinstance(first, Extraction)
+    assert isinstance(third, Extraction)
+    with pytest.raises(AudioError, match=message):
+        raise second  # type: ignore[misc]
+
+
+def test_a_voice_that_cannot_be_had_costs_only_its_own_files(
+    engine: Engine, voice: audio.Samples, tmp_path: Path
+) -> None:
+    def none() -> audio.Samples:
+        raise AudioError("bob.wav: is silent.")
+
+    files = mixtures(tmp_path, 30_000, 30_000, 8000)
+    voices = [lambda: voice, none, lambda: voice]
+    orders = [
+        Order(Job(path, path.with_suffix(".out.wav")), v)
+        for path, v in zip(files, voices, strict=True)
+    ]
+    results = [result for _, result in extract_files(engine, orders)]
+    assert [isinstance(result, Extraction) for result in results] == [True, False, True]
+    assert str(results[1]) == "bob.wav: is silent."
+    assert sorted(p.name for p in tmp_path.glob("*.out.wav")) == ["0.out.wav", "2.out.wav"]
+
+
+def test_a_place_that_cannot_be_written_costs_only_its_own_file(
+    engine: Engine, voice: audio.Samples, tmp_path: Path
+) -> None:
+    files = mixtures(tmp_path, 8000, 8000, 8000)
+    places = [tmp_path / "0.out.wav", tmp_path / "none" / "x.wav", tmp_path / "2.out.wav"]
+    orders = [
+        Order(Job(path, place), lambda: voice) for path, place in zip(files, places, strict=True)
+    ]
+    first, second, third = (result for _, result in extract_files(engine, orders))
+    assert isinstance(second, OutputError)
+    assert isinstance(first, Extraction)
+    assert isinstance(third, Extraction)
+
+
+def test_what_is_not_wanted_keeps_batches_as_they_were_and_writes_nothing(
+    tiny_folder: Path, voice: audio.Samples, tmp_path: Path
+) -> None:
+    files = mixtures(tmp_path, *[8000] * 6)
+    engine = batch_engine(tiny_folder, 3)
+    together(engine, voice, files, subtype="FLOAT")
+    wanted = {1, 5}
+    orders = [
+        Order(Job(path, path.with_suffix(".out.wav")), lambda: voice, wanted=i in wanted)
+        for i, path in enumerate(files)
+    ]
+    came = list(extract_files(engine, orders, FileSettings(subtype="FLOAT")))
+    assert [job.mixture for job, _ in came] == [files[1], files[5]]
+    assert sorted(p.name for p in tmp_path.glob("*.out.wav")) == ["1.out.wav", "5.out.wav"]
+    for i in wanted:
+        again = files[i].with_suffix(".out.wav").read_bytes()
+        assert again == files[i].with_suffix(".together.wav").read_bytes()
+
+
+def test_giving_up_between_files_leaves_whole_ones_only(
+    engine: Engine, voice: audio.Samples, tmp_path: Path
+) -> None:
+    files = mixtures(tmp_path, *[30_000] * 8)
+    orders = [Order(Job(path, path.with_suffix(".out.wav")), lambda: voice) for path in files]
+    results = extract_files(engine, orders)
+    job, _ = next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert job.output.exists()
+    assert not list(tmp_path.glob(".*"))
+    for path in tmp_path.glob("*.out.wav"):
+        assert soundfile.info(path).frames == 30_000
+    assert len(list(tmp_path.glob("*.out.wav"))) < 8
+
+
+def test_no_files_are_no_results(engine: Engine) -> None:
+    assert list(extract_files(engine, [])) == []

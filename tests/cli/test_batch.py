@@ -1,0 +1,768 @@
+"""`mcspex batch` as a user types it, interrupts it, kills it and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+import mcspex_cli
+from mcspex_cli import audio, paths
+from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint import find_checkpoint
+from tests.conftest import RATE_HZ, ROOT, buzz
+
+Run = Callable[..., Result]
+
+LONG = 30
+"""Mixtures in the batches that are interrupted."""
+
+REPORTS = {"report.csv", "report.json", "run.json", "journal.jsonl"}
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six mixtures mix/SPEAKER/N.wav with references and truth; the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for speaker, pitch_hz in (("ann", 190.0), ("bob", 110.0)):
+        write(f"refs/{speaker}.wav", buzz(pitch_hz, 1, 7))
+        for number in range(3):
+            truth = buzz(pitch_hz, 0.6 + 0.1 * number, number)
+            write(f"truth/{speaker}/{number}.wav", truth)
+            write(f"mix/{speaker}/{number}.wav", truth + buzz(150, len(truth) / RATE_HZ, 9))
+    return tmp_path
+
+
+def write(name: str, sound: audio.Samples) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    audio.write(name, sound, RATE_HZ)
+
+
+@pytest.fixture
+def batch(folder: Path, tiny_folder: Path) -> Run:
+    """Runs `mcspex batch` there with the tiny model."""
+
+    def run(*arguments: str, model: str = str(tiny_folder)) -> Result:
+        words = ["batch", *arguments, "--model", model, "--devices", "cpu"]
+        return CliRunner().invoke(main, words)
+
+    return run
+
+
+ASKED = ("mix", "--refs", "refs", "-o", "out")
+
+
+def listing(folder: str | Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def sounds(folder: str | Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in Path(folder, "audio").rglob("*")
+        if p.is_file()
+    }
+
+
+def times(folder: str | Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in Path(folder, "audio").rglob("*.wav")}
+
+
+def rows(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The report's rows by name."""
+    document = json.loads(Path(folder, "report.json").read_text())
+    return {row["name"]: row for row in document["scores"]}
+
+
+def journal(folder: str | Path, kind: str = "done") -> list[str]:
+    """The ids of the journal's whole lines of a kind."""
+    try:
+        text = Path(folder, "journal.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    whole = [line for line in text.splitlines() if line.endswith("}}")]
+    return [line[kind]["id"] for line in map(json.loads, whole) if kind in line]
+
+
+def test_a_batch_leaves_estimates_and_reports(batch: Run) -> None:
+    done = batch(*ASKED)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ""
+    said = done.stderr.splitlines()
+    assert said[0].startswith("out: 6 of 6 files done, 0 of them before; 4.2 s of audio, real-time")
+    expected = {f"audio/{s}/{n}.wav" for s in ("ann", "bob") for n in range(3)}
+    assert listing("out") - {"report.html"} == expected | REPORTS
+    for name in expected:
+        written = soundfile.info(Path("out", name))
+        mixture = soundfile.info(Path("mix", name.removeprefix("audio/")))
+        assert (written.frames, written.samplerate) == (mixture.frames, mixture.samplerate)
+
+
+def test_an_estimate_is_what_extract_gives(batch: Run, tiny_folder: Path) -> None:
+    assert batch(*ASKED).exit_code == 0
+    words = ["extract", "mix/ann/1.wav", "--ref", "refs/ann.wav", "-o", "one.wav"]
+    CliRunner().invoke(main, [*words, "--model", str(tiny_folder), "--device", "cpu"])
+    assert Path("one.wav").read_bytes() == Path("out/audio/ann/1.wav").read_bytes()
+
+
+def test_the_reports_say_what_was_done_by_what(batch: Run, tiny_folder: Path) -> None:
+    assert batch(*ASKED).exit_code == 0
+    record = json.loads(Path("out/run.json").read_text())
+    assert record["mcspex"] == mcspex_cli.__version__
+    assert re.match(r"\d+\.\d+", record["torch"])
+    assert record["model_sha256"] == find_checkpoint(tiny_folder).sha256
+    assert record["command"] == sys.argv
+    assert (record["files"], record["done"], record["failed"]) == (6, 6, 0)
+    assert record["audio_s"] == pytest.approx(4.2)
+    (run,) = record["runs"]
+    assert record["real_time_factor"] == pytest.approx(run["wall_s"] / 4.2, abs=1e-4)
+    assert (record["device"], record["precision"]) == (["cpu"], ["float32"])
+    row = rows("out")["bob/2"]
+    assert row["mixture"] == "mix/bob/2.wav"
+    assert row["references"] == ["refs/bob.wav"]
+    assert row["estimate"] == "audio/bob/2.wav"
+    assert (row["status"], row["seconds"], row["truth"]) == ("done", 0.8, None)
+    assert len(row["gain_db"]) == 1
+    with Path("out/report.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [line["name"] for line in table] == list(rows("out"))
+    assert json.loads(table[0]["references"]) == ["refs/ann.wav"]
+    assert {float(line["seconds"]) for line in table} == {0.6, 0.7, 0.8}
+
+
+def test_json_is_the_record_and_quiet_is_quiet(batch: Run) -> None:
+    done = batch(*ASKED, "--truth", "truth", "--json")
+    said = json.loads(done.stdout)
+    assert (said["files"], said["done"], said["audio_s"]) == (6, 6, 4.2)
+    assert said["summary"]["metrics"]["si_sdr_db"]["mean"] < 50
+    assert batch(*ASKED, "-q").output == ""
+
+
+def test_truth_scores_as_score_does(batch: Run) -> None:
+    assert batch(*ASKED, "--truth", "truth").exit_code == 0
+    words = ["score", "out/audio", "--truth", "truth", "--mixtures", "mix", "--json"]
+    scored = CliRunner().invoke(main, [*words, "--metrics", "si_sdr,si_sdr_i,snr"])
+    expected = {row["name"]: row for row in json.loads(scored.stdout)["scores"]}
+    assert expected.keys() == rows("out").keys()
+    for name, row in rows("out").items():
+        for column in ("si_sdr_db", "si_sdr_i_db", "snr_db", "input_si_sdr_db"):
+            assert row[column] == pytest.approx(expected[name][column], abs=1e-9)
+        assert (row["status"], row["confused"]) == (
+            expected[name]["status"],
+            expected[name]["confused"],
+        )
+
+
+def test_truth_and_metrics_may_come_later_without_extracting_again(batch: Run) -> None:
+    assert batch(*ASKED).exit_code == 0
+    before = times("out")
+    assert batch(*ASKED, "--truth", "truth").exit_code == 0
+    assert "si_sdr_db" in rows("out")["ann/0"]
+    scores = journal("out", "score")
+    assert len(scores) == 6
+    assert batch(*ASKED, "--truth", "truth").exit_code == 0
+    assert journal("out", "score") == scores
+    assert batch(*ASKED, "--truth", "truth", "--metrics", "snr").exit_code == 0
+    assert rows("out")["ann/0"]["si_sdr_db"] is None
+    assert times("out") == before
+
+
+def test_truth_that_changed_is_scored_again(batch: Run) -> None:
+    batch(*ASKED, "--truth", "truth")
+    before = rows("out")
+    write("truth/ann/0.wav", buzz(170, 0.6, 4))
+    batch(*ASKED, "--truth", "truth")
+    changed = {name for name, row in rows("out").items() if row != before[name]}
+    assert changed == {"ann/0"}
+
+
+def test_groups_are_in_the_report(batch: Run) -> None:
+    names = [f"{s}/{n}" for s in ("ann", "bob") for n in range(3)]
+    Path("groups.csv").write_text(
+        "name,gender\n" + "".join(f"{name},{'f' if name[0] == 'a' else 'm'}\n" for name in names)
+    )
+    done = batch(*ASKED, "--truth", "truth", "--groups", "groups.csv")
+    assert done.exit_code == 0, done.output
+    assert rows("out")["bob/1"]["group"] == "m"
+
+
+def test_a_pattern_finds_the_speaker(batch: Run) -> None:
+    for number in range(2):
+        write(f"flat/bob_{number}.wav", buzz(100, 0.5, number))
+    asked = ("flat", "--refs", "refs", "--allow-unused", "-o", "out")
+    assert batch(*asked, "--pattern", "{speaker}_{n}").exit_code == 0
+    assert rows("out")["bob_1"]["references"] == ["refs/bob.wav"]
+
+
+def test_a_manifest_names_all(batch: Run) -> None:
+    Path("plan.csv").write_text(
+        "mixture,references,truth,output,id\n"
+        "mix/ann/0.wav,refs/ann.wav,truth/ann/0.wav,x/first.flac,7\n"
+        "mix/ann/0.wav,refs/bob.wav;mix/bob/0.wav,,,two\n"
+    )
+    done = batch("--manifest", "plan.csv", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert set(sounds("out")) == {"audio/x/first.flac", "audio/two.wav"}
+    assert rows("out")["7"]["estimate"] == "audio/x/first.flac"
+    assert rows("out")["7"]["si_sdr_db"] is not None
+    assert rows("out")["two"]["references"] == ["refs/bob.wav", "mix/bob/0.wav"]
+    assert rows("out")["two"]["status"] == "done"
+
+
+def test_one_voice_for_all_another_format_and_level(batch: Run) -> None:
+    done = batch(
+        "mix", "--ref", "refs/ann.wav", "--ref", "refs/bob.wav", "-o", "out", "--format", "flac",
+        "--level", "peak", "--subtype", "PCM_24",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert rows("out")["bob/0"]["references"] == ["refs/ann.wav", "refs/bob.wav"]
+    info = soundfile.info("out/audio/bob/0.flac")
+    assert (info.format, info.subtype) == ("FLAC", "PCM_24")
+    assert np.abs(soundfile.read("out/audio/bob/0.flac")[0]).max() == pytest.approx(0.891, abs=1e-3)
+
+
+def test_a_second_run_does_nothing_again(batch: Run) -> None:
+    batch(*ASKED)
+    before, report = times("out"), Path("out/report.json").read_bytes()
+    done = batch(*ASKED)
+    assert done.exit_code == 0
+    assert "6 of 6 files done, 6 of them before" in done.stderr
+    assert times("out") == before
+    assert Path("out/report.json").read_bytes() == report
+
+
+def test_batches_are_near_to_singles(batch: Run) -> None:
+    batch(*ASKED, "--subtype", "FLOAT")
+    done = batch("mix", "--refs", "refs", "-o", "four", "--batch-size", "4", "--subtype", "FLOAT")
+    assert done.exit_code == 0, done.output
+    for name in sounds("out"):
+        one, four = (soundfile.read(Path(place, name))[0] for place in ("out", "four"))
+        assert np.square(one - four).sum() < np.square(one).sum() * 10 ** (-100 / 10)
+
+
+@pytest.fixture
+def twenty(folder: Path) -> list[str]:
+    """Twenty short mixtures, the eighth of them no sound; their ids."""
+    for number in range(20):
+        write(f"many/{number:02}.wav", buzz(100 + 5 * number, 0.4, number))
+    Path("many/07.wav").write_text("no sound")
+    return [f"{number:02}" for number in range(20)]
+
+
+MANY = ("many", "--ref", "refs/ann.wav", "-o", "out")
+
+
+def test_one_corrupt_file_of_twenty_costs_only_itself(batch: Run, twenty: list[str]) -> None:
+    done = batch(*MANY)
+    assert done.exit_code == 3
+    said = done.stderr.splitlines()
+    assert said[0].startswith("error: many/07.wav: not a readable sound file. Convert it first")
+    assert said[-1] == "error: 1 files failed, see above and out/failed.jsonl."
+    assert set(sounds("out")) == {f"audio/{name}.wav" for name in twenty if name != "07"}
+    made = rows("out")
+    assert list(made) == twenty
+    assert {name for name, row in made.items() if row["status"] == "failed"} == {"07"}
+    assert made["07"]["note"].startswith("many/07.wav: not a readable sound file")
+    (failure,) = map(json.loads, Path("out/failed.jsonl").read_text().splitlines())
+    assert (failure["id"], failure["reason"]) == ("07", made["07"]["note"])
+    assert json.loads(Path("out/run.json").read_text())["failed"] == 1
+
+
+def test_what_failed_is_a_manifest_once_it_is_repaired(batch: Run, twenty: list[str]) -> None:
+    batch(*MANY)
+    before = times("out")
+    assert batch("--manifest", "out/failed.jsonl", "-o", "out").exit_code == 3
+    write("many/07.wav", buzz(100, 0.4))
+    done = batch("--manifest", "out/failed.jsonl", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert not Path("out/failed.jsonl").exists()
+    done = batch(*MANY)
+    assert done.exit_code == 0
+    assert "20 of 20 files done, 20 of them before" in done.stderr
+    assert {name: time for name, time in times("out").items() if name in before} == before
+    assert {row["status"] for row in rows("out").values()} == {"done"}
+
+
+def test_a_retry_of_a_manifests_own_output_goes_to_the_same_place(batch: Run) -> None:
+    Path("mix/ann/0.wav").write_text("no sound")
+    Path("plan.csv").write_text(
+        "mixture,reference,output,id\nmix/ann/0.wav,refs/ann.wav,x/y.flac,7\n"
+    )
+    assert batch("--manifest", "plan.csv", "-o", "out").exit_code == 3
+    write("mix/ann/0.wav", buzz(150, 0.5))
+    assert batch("--manifest", "out/failed.jsonl", "-o", "out").exit_code == 0
+    assert set(sounds("out")) == {"audio/x/y.flac"}
+    done = batch("--manifest", "plan.csv", "-o", "out")
+    assert "1 of 1 files done, 1 of them before" in done.stderr
+
+
+def test_a_run_without_failures_removes_the_list_of_them(batch: Run, twenty: list[str]) -> None:
+    batch(*MANY)
+    write("many/07.wav", buzz(100, 0.4))
+    done = batch(*MANY)
+    assert done.exit_code == 0
+    assert "20 of 20 files done, 19 of them before" in done.stderr
+    assert not Path("out/failed.jsonl").exists()
+
+
+def test_fail_fast_stops_and_the_rest_is_pending(batch: Run, twenty: list[str]) -> None:
+    done = batch(*MANY, "--fail-fast")
+    assert done.exit_code == 3
+    statuses = [row["status"] for row in rows("out").values()]
+    assert statuses == ["done"] * 7 + ["failed"] + ["pending"] * 12
+    write("many/07.wav", buzz(100, 0.4))
+    assert batch(*MANY).exit_code == 0
+
+
+def test_a_bad_reference_costs_only_its_own_mixtures(batch: Run) -> None:
+    write("refs/bob.wav", np.zeros(8000, np.float32))
+    done = batch(*ASKED, "--truth", "truth")
+    assert done.exit_code == 3
+    assert done.stderr.count("error: refs/bob.wav: is silent.") >= 3
+    assert {name for name, row in rows("out").items() if row["status"] == "failed"} == {
+        "bob/0",
+        "bob/1",
+        "bob/2",
+    }
+    assert len(journal("out", "score")) == 3
+
+
+def test_other_settings_are_refused_in_the_same_folder(batch: Run) -> None:
+    batch(*ASKED)
+    before = sounds("out")
+    done = batch(*ASKED, "--level", "peak")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "error: out: has estimates of another model or other settings. Choose another -o, or add "
+        "--overwrite to replace them.\n",
+    )
+    assert sounds("out") == before
+    assert batch(*ASKED, "--level", "peak", "--overwrite").exit_code == 0
+    assert sounds("out") != before
+    assert json.loads(Path("out/run.json").read_text())["level"] == "peak"
+    assert batch(*ASKED, "--level", "peak").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("mix", "mix: is not empty and not a batch's. Choose another -o, or add --overwrite."),
+        ("refs/ann.wav", "refs/ann.wav: cannot make this folder (File exists)."),
+        ("refs/ann.wav/x", "refs/ann.wav/x: cannot make this folder (Not a directory)."),
+    ],
+)
+def test_a_place_that_is_no_batchs_is_refused(batch: Run, output: str, message: str) -> None:
+    before = listing(".")
+    done = batch("mix/ann/0.wav", "--ref", "refs/ann.wav", "-o", output)
+    assert (done.exit_code, done.stderr) == (1, f"error: {message}\n")
+    assert listing(".") == before
+
+
+def test_a_bad_plan_lists_all_and_writes_nothing(batch: Run) -> None:
+    Path("plan.csv").write_text(
+        "mixture,reference,id\nnone.wav,refs/ann.wav,1\nmix/ann/0.wav,none.wav,2\n,,\n"
+        "mix/ann/1.wav,refs/ann.wav,../3\n"
+    )
+    before = listing(".")
+    done = batch("--manifest", "plan.csv", "-o", "out")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        "error: plan.csv line 4: names no mixture.",
+        "error: plan.csv line 2: none.wav is not there, or no file.",
+        "error: plan.csv line 3: none.wav is not there, or no file.",
+        "error: plan.csv line 5: output '../3.wav' leaves the output folder. Give it another id.",
+        "error: 4 problems, see above. Nothing was started.",
+    ]
+    assert listing(".") == before
+    assert not Path("out").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(batch: Run) -> None:
+    Path("mix/ann/0.wav").write_text("no sound")
+    before = listing(".")
+    done = batch(*ASKED, "--dry-run")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["id", "mixture", "reference", "seconds"]
+    assert lines[1] == ["ann/0", "mix/ann/0.wav", "refs/ann.wav", "unreadable"]
+    assert lines[6] == ["bob/2", "mix/bob/2.wav", "refs/bob.wav", "0.8"]
+    assert lines[7] == ["3.6"]
+    assert re.match(
+        r"6 files to do, 0 done before; about [\d.]+ s here. Nothing was started.\n$", done.stderr
+    )
+    assert listing(".") == before
+    assert not Path("out").exists()
+
+
+def test_a_long_dry_run_is_cut(batch: Run, twenty: list[str]) -> None:
+    for number in range(3):
+        write(f"many/more{number}.wav", buzz(90, 0.4))
+    done = batch(*MANY, "--dry-run")
+    assert len(done.stdout.splitlines()) == 22
+    assert done.stdout.splitlines()[-1].split() == ["and", "3", "more", "8.8"]
+
+
+def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
+    assert batch("mix", "--refs", "refs", "-o", "out", "--shard", "1/2").exit_code == 0
+    before = listing(".")
+    said = json.loads(batch(*ASKED, "--dry-run", "--json").stdout)
+    assert said["done"] == len(journal("out"))
+    assert sorted([*journal("out"), *(job["id"] for job in said["jobs"])]) == sorted(rows("out"))
+    assert said["estimate_s"] > 0
+    job = said["jobs"][0]
+    assert job["mixture"] == f"mix/{job['id']}.wav"
+    assert job["output"] == f"out/audio/{job['id']}.wav"
+    assert job["seconds"] in (0.6, 0.7, 0.8)
+    assert listing(".") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Missing option '-o'"),
+        (("mix", "--refs", "refs"), "Missing option '-o'"),
+        (("-o", "out", "--refs", "refs"), "name MIXTURES, or a --manifest, and not both."),
+        ((*ASKED, "--manifest", "m.csv"), "name MIXTURES, or a --manifest, and not both."),
+        ((*ASKED, "--ref", "refs/ann.wav"), "--ref is one voice for all, --refs one for each"),
+        (("mix", "-o", "out", "--pattern", "{speaker}"), "add --refs."),
+        ((*ASKED, "--batch-size", "0"), "'0' is neither auto nor a number from 1."),
+        ((*ASKED, "--batch-size", "many"), "'many' is neither auto nor a number from 1."),
+        ((*ASKED, "--batch-size", "-1"), "'-1' is neither auto nor a number from 1."),
+        ((*ASKED, "--jobs", "0"), "0 is not in the range x>=1"),
+        ((*ASKED, "--format", "mp3"), "'mp3' is not one of"),
+        ((*ASKED, "--metrics", "loudness"), "--metrics loudness: unknown"),
+        *(
+            ((*ASKED, "--shard", shard), f"'{shard}' is not I/N with I from 1 to N, like 2/8.")
+            for shard in ("0/2", "3/2", "1", "1/", "/2", "a/b", "-1/2", "1/2/3", "1.5/2")
+        ),
+    ],
+)
+def test_wrong_usage_is_exit_2(batch: Run, arguments: tuple[str, ...], message: str) -> None:
+    done = batch(*arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nobody"), "nobody: no such model."),
+        (("--devices", "cpu,tpu"), "device 'tpu' is not available."),
+        (("--groups", "none.csv"), "none.csv: "),
+    ],
+)
+def test_what_cannot_be_had_is_one_line_and_exit_1(
+    batch: Run, tiny_folder: Path, arguments: tuple[str, str], message: str
+) -> None:
+    words = ["batch", *ASKED, "--model", str(tiny_folder), "--devices", "cpu", *arguments]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert not Path("out/audio").exists()
+
+
+def test_shards_one_after_the_other_are_one_run(batch: Run) -> None:
+    assert batch("mix", "--refs", "refs", "-o", "whole", "--truth", "truth").exit_code == 0
+    for index in (2, 3, 1):
+        done = batch(*ASKED, "--truth", "truth", "--shard", f"{index}/3")
+        assert done.exit_code == 0, done.output
+        assert len(journal("out")) < 6 or index == 1
+    assert sounds("out") == sounds("whole")
+    for name in ("report.json", "report.csv"):
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+    assert len(json.loads(Path("out/run.json").read_text())["runs"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("slurm", "shard"),
+    [
+        ({"ID": "1", "MIN": "0", "COUNT": "2"}, "2/2"),
+        ({"ID": "4", "MIN": "4", "COUNT": "3", "MAX": "6"}, "1/3"),
+        ({"ID": "7", "MIN": "3", "COUNT": "3", "STEP": "2", "MAX": "7"}, "3/3"),
+    ],
+)
+def test_a_slurm_array_is_shards(
+    batch: Run, monkeypatch: pytest.MonkeyPatch, slurm: dict[str, str], shard: str
+) -> None:
+    expected = json.loads(batch(*ASKED, "--dry-run", "--json", "--shard", shard).stdout)["jobs"]
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    made = json.loads(batch(*ASKED, "--dry-run", "--json").stdout)["jobs"]
+    assert 0 < len(made) < 6
+    assert made == expected
+    said = json.loads(batch(*ASKED, "--dry-run", "--json", "--shard", "1/1").stdout)
+    assert len(said["jobs"]) == 6
+
+
+def test_a_slurm_array_with_gaps_has_to_be_told(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ID": "9", "MIN": "1", "COUNT": "3", "MAX": "9"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    done = batch(*ASKED)
+    assert done.exit_code == 2
+    assert "Slurm's array has gaps (task 9 of 3); name I/N." in " ".join(done.stderr.split())
+    assert batch(*ASKED, "--shard", "2/3").exit_code == 0
+
+
+def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
+    batch: Run, tiny_folder: Path
+) -> None:
+    from mcspex_cli.evaluation import batches
+    from mcspex_cli.extraction.batch import BatchRun, open_folder
+    from mcspex_cli.extraction.planning import BatchRequest, measured, plan_batch
+    from mcspex_cli.extraction.shares import BatchSettings
+
+    batch(*ASKED, "--shard", "1/2")
+    request = BatchRequest(Path("out"), [Path("mix")], reference_folder=Path("refs"))
+    plan = measured(plan_batch(request))
+    settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), shard=(1, 2))
+    mine = open_folder(Path("out"), overwrite=False)
+    slow = batches.Batch(Path("out"), plan, mine, BatchRun(plan, mine, settings))
+    batch(*ASKED, "--shard", "2/2")
+    batches.write(slow, [])
+    assert {row["status"] for row in rows("out").values()} == {"done"}
+
+
+# What follows kills processes, so it starts some.
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with mixtures that take a while, and in whole/ what comes of them undisturbed."""
+    folder = tmp_path_factory.mktemp("long")
+    audio.write(folder / "ref.wav", buzz(110, 2, 3), RATE_HZ)
+    (folder / "mix" / "deep").mkdir(parents=True)
+    for number in range(LONG):
+        path = folder / "mix" / ("deep" if number % 2 else ".") / f"{number:02}.wav"
+        audio.write(path, buzz(100 + number, 3 + 0.1 * number, number), RATE_HZ)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        words = words_for("whole", tiny_folder)
+        done = CliRunner().invoke(main, words)
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def long(whole: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """An output folder's name for this test, in the folder of `whole`, now the working one."""
+    monkeypatch.chdir(whole)
+    return re.sub(r"\W+", "_", request.node.name)
+
+
+def words_for(output: str, model: Path, *more: str) -> list[str]:
+    words = ["batch", "mix", "--ref", "ref.wav", "-o", output, "--model", str(model)]
+    return [*words, "--devices", "cpu", *(more or ("--jobs", "1"))]
+
+
+@pytest.fixture
+def start(long: str, tiny_folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command in a process group of its own, with one thread as the tests have."""
+    started = []
+
+    def run(*more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "mcspex_cli", *words_for(long, tiny_folder, *more)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def finish(long: str, tiny_folder: Path) -> Run:
+    """Goes on in this process, to the end."""
+
+    def run(*more: str) -> Result:
+        return CliRunner().invoke(main, words_for(long, tiny_folder, *more))
+
+    return run
+
+
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait for something that happens while a process runs."""
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def children(process: int) -> list[int]:
+    """The workers that a process has started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            worker = b"spawn_main" in (folder / "cmdline").read_bytes()
+        except (OSError, ValueError, IndexError):
+            continue
+        if parent == process and worker:
+            found.append(int(folder.name))
+    return found
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def assert_like_whole(output: str) -> None:
+    assert sounds(output) == sounds("whole")
+    for name in ("report.json", "report.csv"):
+        assert Path(output, name).read_bytes() == Path("whole", name).read_bytes()
+    assert not list(Path(output).rglob("*.partial"))
+    assert not Path(output, "failed.jsonl").exists()
+
+
+def done_times(output: str) -> dict[str, int]:
+    """When the files that are done were written."""
+    return {
+        name: Path(output, "audio", f"{name}.wav").stat().st_mtime_ns for name in journal(output)
+    }
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    long: str, start: Callable[..., subprocess.Popen[str]], finish: Run
+) -> None:
+    before: dict[str, int] = {}
+    for lines in (0, 1, 3, 7):
+        running, had = start(), len(journal(long))
+        if lines:
+            wait_for(lambda had=had, lines=lines: len(journal(long)) >= had + lines, running)
+        else:
+            wait_for(Path(long, "audio").exists, running)
+        running.kill()
+        assert running.wait(60) == -signal.SIGKILL
+        left = paths.partial(Path(long, "audio", "x.wav")).name
+        Path(long, left.replace(f"-{os.getpid()}.", f"-{running.pid}.")).touch()
+        after = done_times(long)
+        assert before.items() <= after.items()
+        before = after
+    assert 11 <= len(before) < LONG
+    done = finish()
+    assert done.exit_code == 0, done.output
+    assert f"{LONG} of {LONG} files done, {len(before)} of them before" in done.stderr
+    assert before.items() <= done_times(long).items()
+    assert_like_whole(long)
+
+
+@linux
+def test_a_killed_parents_workers_end_and_two_others_go_on(
+    long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run
+) -> None:
+    running = start("--jobs", "2")
+    wait_for(lambda: len(journal(long)) >= 3, running)
+    workers = children(running.pid)
+    assert len(workers) == 2
+    running.kill()
+    running.wait(60)
+    wait_for(lambda: not any(map(runs, workers)))
+    before = done_times(long)
+    assert 3 <= len(before) < LONG
+    done = finish("--jobs", "2")
+    assert done.exit_code == 0, done.output
+    assert before.items() <= done_times(long).items()
+    assert_like_whole(long)
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    """With two, each of two workers has one thread, which may decide an estimate's last bit."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:2])
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@linux
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_ends_after_the_files_in_hand(
+    long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run, jobs: str
+) -> None:
+    running = start("--jobs", jobs)
+    wait_for(lambda: len(journal(long)) >= 2, running)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    found = re.fullmatch(
+        r"error: stopped, (\d+) files are left. Go on with the same command.", said.splitlines()[-1]
+    )
+    assert found, said
+    assert len(said.splitlines()) == 1
+    done = journal(long)
+    assert len(done) + int(found[1]) == LONG
+    assert set(sounds(long)) == {f"audio/{name}.wav" for name in done}
+    assert not list(Path(long).rglob("*.partial"))
+    before = done_times(long)
+    assert finish().exit_code == 0
+    assert before.items() <= done_times(long).items()
+    assert_like_whole(long)
+
+
+@linux
+def test_a_killed_worker_costs_what_it_had_not_done(
+    long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run
+) -> None:
+    running = start("--jobs", "2")
+    wait_for(lambda: len(journal(long)) >= 1 and len(children(running.pid)) == 2, running)
+    os.kill(children(running.pid)[0], signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 3, said
+    done, failed = set(journal(long)), set(journal(long, "failed"))
+    assert failed
+    assert len(done) >= LONG // 2 - 1  # the other's share
+    assert len(done | failed) == LONG
+    reason = "its process was killed (signal 9). Run again, with fewer --jobs if memory is short."
+    assert said.count(f"wav: {reason}\n") >= len(failed)
+    assert said.splitlines()[-1].startswith(f"error: {len(failed)} files failed, see above and ")
+    again = finish()
+    assert again.exit_code == 0, again.output
+    assert_like_whole(long)
+
+
+def test_two_shards_at_once_are_one_run(
+    long: str, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    both = [start("--jobs", "1", "--shard", f"{index}/2") for index in (1, 2)]
+    for process in both:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert_like_whole(long)

@@ -1,0 +1,211 @@
+"""Lists of mixtures: what each format says, and every line that says nothing useful."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcspex_cli.errors import PairingError
+from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
+
+
+def read(folder: Path, name: str, text: str | bytes) -> tuple[list[Entry], list[str]]:
+    """The entries of a manifest in `folder`, and its problems without the path."""
+    data = text if isinstance(text, bytes) else text.encode()
+    (folder / name).write_bytes(data)
+    problems: list[str] = []
+    entries = read_manifest(folder / name, problems)
+    return entries, [problem.removeprefix(f"{folder / name} ") for problem in problems]
+
+
+def line(row: object) -> str:
+    return json.dumps(row) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", "mixture,reference,truth\na/1.wav,r.wav,t.wav\nb/2.wav,s.wav,\n"),
+        ("m.CSV", "\ufeffmixture,reference,truth\r\na/1.wav,r.wav,t.wav\r\nb/2.wav,s.wav,\r\n"),
+        ("m.tsv", "truth\tmixture\treference\nt.wav\ta/1.wav\tr.wav\n\n\tb/2.wav\ts.wav\n"),
+        ("m.csv", " mixture , reference,note,truth\na/1.wav,r.wav,x,t.wav\nb/2.wav,s.wav,y,\n"),
+        (
+            "m.jsonl",
+            line({"mixture": "a/1.wav", "reference": "r.wav", "truth": "t.wav", "x": 3})
+            + "\n"
+            + line({"mixture": "b/2.wav", "references": ["s.wav"], "truth": None}),
+        ),
+    ],
+)
+def test_every_format_says_the_same(tmp_path: Path, name: str, text: str) -> None:
+    (first, second), problems = read(tmp_path, name, text)
+    assert problems == []
+    assert (first.mixture, first.id) == (tmp_path / "a/1.wav", "a/1")
+    assert (first.references, first.truth) == ((tmp_path / "r.wav",), tmp_path / "t.wav")
+    assert (second.mixture, second.id) == (tmp_path / "b/2.wav", "b/2")
+    assert (second.references, second.truth) == ((tmp_path / "s.wav",), None)
+    assert first.output == second.output == ""
+
+
+def test_an_entry_names_its_line(tmp_path: Path) -> None:
+    entries, _ = read(tmp_path, "m.csv", 'mixture,note\n\na.wav,"two\nlines"\nb.wav,\n')
+    assert [e.where for e in entries] == [f"{tmp_path}/m.csv line {n}" for n in (4, 5)]
+
+
+def test_an_scp_has_ids_and_files_with_spaces(tmp_path: Path) -> None:
+    entries, problems = read(tmp_path, "wav.scp", "one a b.wav\n\n two/x  /data/c.flac \n")
+    assert problems == []
+    assert [e.id for e in entries] == ["one", "two/x"]
+    assert [e.mixture for e in entries] == [tmp_path / "a b.wav", Path("/data/c.flac")]
+
+
+@pytest.mark.parametrize(
+    ("row", "id_", "output"),
+    [
+        ({"mixture": "a/b.c.wav"}, "a/b.c", ""),
+        ({"mixture": "/data/x/b.wav"}, "b", ""),
+        ({"mixture": "../x/b.wav"}, "b", ""),
+        ({"mixture": "a/b.wav", "output": "deep/c.flac"}, "deep/c", "deep/c.flac"),
+        ({"mixture": "a/b.wav", "id": "7"}, "7", ""),
+        ({"mixture": "a/b.wav", "id": "7", "output": "c.wav"}, "7", "c.wav"),
+        ({"mixture": "a/b.wav", "id": "", "output": None}, "a/b", ""),
+    ],
+)
+def test_an_id_is_given_or_the_outputs_or_the_mixtures(
+    tmp_path: Path, row: dict[str, str], id_: str, output: str
+) -> None:
+    ((entry,), problems) = read(tmp_path, "m.jsonl", line(row))
+    assert (entry.id, entry.output, problems) == (id_, output, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", "mixture,references\na.wav,r.wav; s.wav;\n"),
+        ("m.csv", "mixture,reference\na.wav,r.wav;s.wav\n"),
+        ("m.jsonl", line({"mixture": "a.wav", "references": ["r.wav", "s.wav"]})),
+        ("m.jsonl", line({"mixture": "a.wav", "reference": ["r.wav", "s.wav"]})),
+        ("m.jsonl", line({"mixture": "a.wav", "references": "r.wav;s.wav", "reference": "q.wav"})),
+    ],
+)
+def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) -> None:
+    ((entry,), _) = read(tmp_path, name, text)
+    assert entry.references == (tmp_path / "r.wav", tmp_path / "s.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("m.csv", "mixture,id\na.wav,1\n,2\n", "line 3: names no mixture."),
+        ("m.csv", "mixture,id\na.wav\n", "line 2: has 1 columns, not 2."),
+        ("m.csv", "mixture,id\n\na.wav,1,2\n", "line 3: has 3 columns, not 2."),
+        ("m.tsv", "mixture\tid\na.wav,1\n", "line 2: has 1 columns, not 2."),
+        (
+            "m.csv",
+            "mixture,id\na.wav,x\ty\n",
+            r"line 2: id 'x\ty' has a control character.",
+        ),
+        (
+            "m.csv",
+            f'mixture\n"{"x" * 200_000}"\n',
+            "line 2: field larger than field limit (131072).",
+        ),
+        ("m.jsonl", line({"id": "1"}), "line 1: names no mixture."),
+        (
+            "m.jsonl",
+            "\n{mixture: a.wav}\n",
+            "line 2: not JSON (Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1)).",
+        ),
+        ("m.jsonl", '["a.wav"]\n', 'line 1: not an object like {"mixture": "a.wav"}.'),
+        ("m.jsonl", '"a.wav"\n', 'line 1: not an object like {"mixture": "a.wav"}.'),
+        ("m.jsonl", line({"mixture": 3}), "line 1: mixture is 3, not text."),
+        ("m.jsonl", line({"mixture": "a.wav", "id": 7}), "line 1: id is 7, not text."),
+        (
+            "m.jsonl",
+            line({"mixture": "a.wav", "truth": ["t.wav"]}),
+            "line 1: truth is ['t.wav'], not text.",
+        ),
+        (
+            "m.jsonl",
+            line({"mixture": "a.wav", "references": ["r.wav", 3]}),
+            "line 1: references is 3, not text.",
+        ),
+        (
+            "m.jsonl",
+            line({"mixture": "a.wav", "references": ["r.wav", None]}),
+            "line 1: references is None, not text.",
+        ),
+        (
+            "m.jsonl",
+            line({"mixture": "a.wav", "references": {"r": 1}}),
+            "line 1: references is {'r': 1}, not text.",
+        ),
+        (
+            "m.jsonl",
+            line({"mixture": "a.wav", "references": ["r\n.wav"]}),
+            r"line 1: references 'r\n.wav' has a control character.",
+        ),
+        (
+            "m.jsonl",
+            line({"mixture": "a\0.wav"}),
+            r"line 1: mixture 'a\x00.wav' has a control character.",
+        ),
+        ("m.scp", "one a.wav\ntwo\n", "line 2: needs an id and a file."),
+        (
+            "m.scp",
+            "one sph2pipe -f wav a.sph |\n",
+            "line 1: commands are not run. Save the sound first.",
+        ),
+    ],
+)
+def test_a_line_that_says_nothing_useful_is_named(
+    tmp_path: Path, name: str, text: str, problem: str
+) -> None:
+    _, problems = read(tmp_path, name, text)
+    assert problems == [problem]
+
+
+def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path: Path) -> None:
+    text = "mixture,id\na.wav,1\nb.wav\n,3\nd.wav,4\n"
+    entries, problems = read(tmp_path, "m.csv", text)
+    assert [entry.id for entry in entries] == ["1", "4"]
+    assert problems == ["line 3: has 1 columns, not 2.", "line 4: names no mixture."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.txt", "a.wav\n", "m.txt: a manifest ends in .csv, .tsv, .jsonl, .scp. Rename it."),
+        ("m.csv", "", "has no column 'mixture' in its first line. Columns: mixture, reference"),
+        ("m.csv", "a.wav,r.wav\n", "has no column 'mixture' in its first line"),
+        ("m.tsv", "mixture,reference\na.wav,r.wav\n", "has no column 'mixture' in its first line"),
+        ("m.csv", "mixture\n\n", "m.csv: lists no mixtures."),
+        ("m.jsonl", "\n\n", "m.jsonl: lists no mixtures."),
+        ("m.scp", "", "m.scp: lists no mixtures."),
+        ("m.jsonl", b'{"mixture": "\xff"}', r"m.jsonl: cannot be read \(not UTF-8 text\)."),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused(
+    tmp_path: Path, name: str, text: str | bytes, message: str
+) -> None:
+    with pytest.raises(PairingError, match=message):
+        read(tmp_path, name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.csv", "No such file or directory"), ("d.scp", "Is a directory")]
+)
+def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "d.scp").mkdir()
+    with pytest.raises(PairingError, match=rf"{name}: cannot be read \({reason}\)."):
+        read_manifest(tmp_path / name, [])
+
+
+def test_an_scp_of_clips_has_each_id_once(tmp_path: Path) -> None:
+    (tmp_path / "refs.scp").write_text("ann a.wav\nbob /b.wav\nann c.wav\n")
+    problems: list[str] = []
+    assert read_scp(tmp_path / "refs.scp", problems)["bob"] == Path("/b.wav")
+    assert problems == [f"{tmp_path}/refs.scp line 3: ann is there twice. Drop one."]
