@@ -177,6 +177,36 @@ def test_the_readmes_main_command_does_the_main_job(checkout: Path) -> None:
     assert gain_db >= 5
 
 
+def test_the_readmes_consoles_show_what_is_said(checkout: Path) -> None:
+    """Every command in a console block, run in order, against the output below it."""
+    (checkout / "docs").mkdir()
+    pages = README + (ROOT / "docs" / "batch.md").read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```", pages, re.M | re.S)
+    commands = [part for block in blocks for part in block.split("$ ")[1:]]
+    assert len(commands) >= 4
+    for part in commands:
+        command, _, said = part.replace("\\\n", "").partition("\n")
+        if command.startswith("python"):
+            command = f"{sys.executable} {command.removeprefix('python ')}"
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-c", f"{command} 2>&1"],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout
+        for line in without_numbers(said):
+            assert line in without_numbers(done.stdout), f"{command}: {line}"
+
+
+def without_numbers(text: str) -> list[str]:
+    """Lines with their numbers, which depend on the machine, and spaces made alike."""
+    return [re.sub(r"[-+]?\d[\d.]*", "#", " ".join(line.split())) for line in text.splitlines()]
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     command = re.search(r"^pip install .*&& .*pytest.*$", README, re.M)
     assert command
