@@ -70,7 +70,7 @@ def in_processes(parts: Sequence[Share], stopping: Event) -> Iterator[Outcome]:
                     yield answer
     finally:
         for worker in workers:
-            worker.process.terminate()
+            worker.process.kill()  # it does not listen to anything less
             worker.process.join()
 
 
@@ -115,9 +115,11 @@ def _died(worker: _Worker) -> Iterator[Outcome]:
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Have processes that are started here leave Ctrl-C to this one."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Have processes that are started here leave Ctrl-C, and Slurm's SIGTERM, to this one."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

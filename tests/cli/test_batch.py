@@ -713,13 +713,20 @@ def two_cores() -> Iterator[None]:
 
 
 @linux
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_ends_after_the_files_in_hand(
-    long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run, jobs: str
+@pytest.mark.parametrize(
+    ("jobs", "number"), [("1", signal.SIGINT), ("2", signal.SIGINT), ("2", signal.SIGTERM)]
+)
+def test_a_signal_to_all_ends_after_the_files_in_hand(
+    long: str,
+    start: Callable[..., subprocess.Popen[str]],
+    two_cores: None,
+    finish: Run,
+    jobs: str,
+    number: signal.Signals,
 ) -> None:
     running = start("--jobs", jobs)
     wait_for(lambda: len(journal(long)) >= 2, running)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(running.pid, number)  # as a terminal or Slurm does
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
     found = re.fullmatch(
