@@ -87,7 +87,11 @@ if TYPE_CHECKING:
 @options.shard
 @click.option("--dry-run", is_flag=True, help="Show the plan and how long it would take.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first file that fails.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in DIR.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Use a DIR that is not empty, or of another model or settings.",
+)
 @options.as_json
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
 def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
@@ -103,18 +107,22 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     mcspex batch --manifest plan.csv -o out --shard 2/8
     """  # noqa: D301 (click needs the character itself)
     plan, settings = _plan(asked), _settings(asked)
+    shown = not (quiet or as_json)
     if dry_run:
-        plans.show(plan, settings, asked["output"], as_json=as_json)
+        over = asked["overwrite"]
+        plans.show(plan, settings, asked["output"], overwrite=over, as_json=as_json)
         return
     batch = _open(plan, settings, asked)
-    failed = _work(batch, shown=not (quiet or as_json))
+    failed = _work(batch, shown=shown)
     if batch.run.stopping.is_set() and batch.run.left:
-        console.error(f"stopped, {batch.run.left} files are left. Go on with the same command.")
+        left = console.count(batch.run.left, "file")
+        console.error(f"stopped, {left} left. Go on with the same command.")
         click.get_current_context().exit(130)
-    document = _score(batch, asked)
+    document = _score(batch, asked, shown=shown)
     _tell(batch, document, as_json=as_json, quiet=quiet)
     if failed:
-        raise PartialFailure(f"{failed} files failed, see above and {batch.folder}/failed.jsonl.")
+        failures = console.count(failed, "file")
+        raise PartialFailure(f"{failures} failed, see above and {batch.folder}/failed.jsonl.")
 
 
 def _plan(asked: dict[str, Any]) -> list[Job]:
@@ -187,25 +195,30 @@ def _scoring(asked: dict[str, Any]) -> ScoreSettings:
 
 def _work(batch: Batch, *, shown: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
+    from mcspex_cli import paths
+
     run, failed = batch.run, 0
-    with console.progress(shown=shown) as bar, signals.ending_gently(run.stopping.set):
-        task = bar.add_task("extracting", total=sum(job.seconds or 0.0 for job in run.todo))
-        for outcome in run:
-            if outcome.row is None:
-                failed += 1
-                console.error(outcome.reason)
-            bar.advance(task, outcome.job.seconds or 0.0)
+    try:
+        with console.progress(shown=shown) as bar, signals.ending_gently(run.stopping.set):
+            task = bar.add_task("extracting", total=sum(job.seconds or 0.0 for job in run.todo))
+            for outcome in run:
+                if outcome.row is None:
+                    failed += 1
+                    console.error(outcome.reason)
+                bar.advance(task, outcome.job.seconds or 0.0)
+    finally:
+        paths.sweep(batch.folder)  # what processes left that were ended in their work
     return failed
 
 
-def _score(batch: Batch, asked: dict[str, Any]) -> Document:
+def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> Document:
     """Score what is not yet scored, then write the reports."""
     from mcspex_cli.evaluation import batches
 
     settings = _scoring(asked)
     batch.journal.read()
     lacking = batches.unscored(batch, settings)
-    with console.progress(shown=True) as bar:
+    with console.progress(shown=shown) as bar:
         task = bar.add_task("scoring", total=len(lacking))
         for _ in batches.score_jobs(batch, lacking, settings):
             bar.advance(task)
@@ -228,5 +241,5 @@ def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> No
             f"before; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
-    if document["summary"]["scored"] and not quiet:
+    if any(job.truth for job in batch.plan) and not quiet:
         results.remark(document)

@@ -81,6 +81,11 @@ def table(
     console.print(made)
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """A time for people: "3.2 s", "12 min 5 s", "3 h 12 min"."""
     if seconds < 60:

@@ -16,12 +16,17 @@ SHOWN = 20
 """Jobs that are listed for people; --json has all."""
 
 
-def show(plan: Sequence[Job], settings: BatchSettings, folder: Path, *, as_json: bool) -> None:
+def show(
+    plan: Sequence[Job], settings: BatchSettings, folder: Path, *, overwrite: bool, as_json: bool
+) -> None:
     """Print what would be done, and how long that would take here."""
-    from mcspex_cli.extraction.batch import BatchRun
+    from mcspex_cli.extraction.batch import BatchRun, check_settings
     from mcspex_cli.extraction.journal import Journal
 
-    run = BatchRun(plan, Journal(folder), settings)
+    journal = Journal(folder)
+    if not overwrite:
+        check_settings(folder, plan, journal, settings)
+    run = BatchRun(plan, journal, settings)
     seconds = run.estimate_s()
     if as_json:
         rows = [_row(job) for job in run.todo]
@@ -36,7 +41,7 @@ def show(plan: Sequence[Job], settings: BatchSettings, folder: Path, *, as_json:
     footer = (f"and {more} more" if more else "", "", "", f"{total:.1f}")
     console.table(("id", "mixture", "reference", "seconds"), shown, footer)
     console.say(
-        f"{len(run.todo)} files to do, {len(run.skipped)} done before; "
+        f"{console.count(len(run.todo), 'file')} to do, {len(run.skipped)} done before; "
         f"about {console.duration(seconds)} here. Nothing was started."
     )
 

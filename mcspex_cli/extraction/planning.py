@@ -76,12 +76,15 @@ def _search(request: BatchRequest) -> Iterator[Entry]:
     """The files named, and those in the folders named but for what is no mixture."""
     others = (request.output, request.reference_folder, request.truth)
     without = {path.resolve() for path in others if path}
+    references = {path.resolve() for path in request.references}
     for root in request.mixtures:
         paths.check_exists(root)
         if not root.is_dir():
             yield Entry(str(root), root, root.stem)
             continue
         found = paths.find(root, without)
+        if references:
+            found = [path for path in found if path.resolve() not in references]
         if not found:
             raise AudioError(f"{root}: no sound files in this folder.")
         for path in found:

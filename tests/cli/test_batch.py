@@ -272,7 +272,7 @@ def test_one_corrupt_file_of_twenty_costs_only_itself(batch: Run, twenty: list[s
     assert done.exit_code == 3
     said = done.stderr.splitlines()
     assert said[0].startswith("error: many/07.wav: not a readable sound file. Convert it first")
-    assert said[-1] == "error: 1 files failed, see above and out/failed.jsonl."
+    assert said[-1] == "error: 1 file failed, see above and out/failed.jsonl."
     assert set(sounds("out")) == {f"audio/{name}.wav" for name in twenty if name != "07"}
     made = rows("out")
     assert list(made) == twenty
@@ -730,7 +730,7 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
     found = re.fullmatch(
-        r"error: stopped, (\d+) files are left. Go on with the same command.", said.splitlines()[-1]
+        r"error: stopped, (\d+) files? left. Go on with the same command.", said.splitlines()[-1]
     )
     assert found, said
     assert len(said.splitlines()) == 1
@@ -759,7 +759,7 @@ def test_a_killed_worker_costs_what_it_had_not_done(
     assert len(done | failed) == LONG
     reason = "its process was killed (signal 9). Run again, with fewer --jobs if memory is short."
     assert said.count(f"wav: {reason}\n") >= len(failed)
-    assert said.splitlines()[-1].startswith(f"error: {len(failed)} files failed, see above and ")
+    assert said.splitlines()[-1].startswith(f"error: {len(failed)} file")
     again = finish()
     assert again.exit_code == 0, again.output
     assert_like_whole(long)
