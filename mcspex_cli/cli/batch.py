@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     metavar="NAMES",
     default="si_sdr,si_sdr_i,snr",
     show_default=True,
-    help="What to score; more in mcspex score.",
+    help="What to score: also sdr, pesq, stoi, estoi. mcspex score has more.",
 )
 @click.option("--groups", type=options.PATH, metavar="CSV", help="Cases (id or name) and groups.")
 @click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")

@@ -30,7 +30,7 @@ def metrics(names: str | None, *, mixtures: bool, interferers: bool) -> tuple[st
     if "si_sdr_i" in chosen and not mixtures:
         raise click.UsageError("--metrics si_sdr_i needs --mixtures.")
     if {"sir", "sar"} & set(chosen) and not interferers:
-        raise click.UsageError("--metrics sir and sar need the other talkers' truth.")
+        raise click.UsageError("--metrics sir and sar need --interferers.")
     perceptual.check_installed(chosen)
     return tuple(chosen)
 

@@ -97,7 +97,7 @@ def _wrong(row: dict[str, Any]) -> str | None:
     for column in COLUMNS:
         value = row.get(column)
         several = column.startswith("reference") and isinstance(value, list)
-        for text in value if several and value else [value]:
+        for text in value if several else [value]:
             if not isinstance(text, str if several else str | None):
                 return f"{column} is {text!r}, not text."
             if text and any(ord(letter) < 32 for letter in text):

@@ -133,15 +133,15 @@ def test_the_reports_say_what_was_done_by_what(batch: Run, tiny_folder: Path) ->
     assert record["real_time_factor"] == pytest.approx(run["wall_s"] / 4.2, abs=1e-4)
     assert (record["device"], record["precision"]) == (["cpu"], ["float32"])
     row = rows("out")["bob/2"]
-    assert row["mixture"] == "mix/bob/2.wav"
-    assert row["references"] == ["refs/bob.wav"]
+    assert row["mixture"] == str(Path("mix/bob/2.wav").absolute())
+    assert row["references"] == absolute("refs/bob.wav")
     assert row["estimate"] == "audio/bob/2.wav"
     assert (row["status"], row["seconds"], row["truth"]) == ("done", 0.8, None)
     assert len(row["gain_db"]) == 1
     with Path("out/report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [line["name"] for line in table] == list(rows("out"))
-    assert json.loads(table[0]["references"]) == ["refs/ann.wav"]
+    assert json.loads(table[0]["references"]) == absolute("refs/ann.wav")
     assert {float(line["seconds"]) for line in table} == {0.6, 0.7, 0.8}
 
 
@@ -206,7 +206,7 @@ def test_a_pattern_finds_the_speaker(batch: Run) -> None:
         write(f"flat/bob_{number}.wav", buzz(100, 0.5, number))
     asked = ("flat", "--refs", "refs", "--allow-unused", "-o", "out")
     assert batch(*asked, "--pattern", "{speaker}_{n}").exit_code == 0
-    assert rows("out")["bob_1"]["references"] == ["refs/bob.wav"]
+    assert rows("out")["bob_1"]["references"] == absolute("refs/bob.wav")
 
 
 def test_a_manifest_names_all(batch: Run) -> None:
@@ -220,7 +220,7 @@ def test_a_manifest_names_all(batch: Run) -> None:
     assert set(sounds("out")) == {"audio/x/first.flac", "audio/two.wav"}
     assert rows("out")["7"]["estimate"] == "audio/x/first.flac"
     assert rows("out")["7"]["si_sdr_db"] is not None
-    assert rows("out")["two"]["references"] == ["refs/bob.wav", "mix/bob/0.wav"]
+    assert rows("out")["two"]["references"] == absolute("refs/bob.wav", "mix/bob/0.wav")
     assert rows("out")["two"]["status"] == "done"
 
 
@@ -230,7 +230,7 @@ def test_one_voice_for_all_another_format_and_level(batch: Run) -> None:
         "--level", "peak", "--subtype", "PCM_24",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert rows("out")["bob/0"]["references"] == ["refs/ann.wav", "refs/bob.wav"]
+    assert rows("out")["bob/0"]["references"] == absolute("refs/ann.wav", "refs/bob.wav")
     info = soundfile.info("out/audio/bob/0.flac")
     assert (info.format, info.subtype) == ("FLAC", "PCM_24")
     assert np.abs(soundfile.read("out/audio/bob/0.flac")[0]).max() == pytest.approx(0.891, abs=1e-3)
@@ -262,6 +262,11 @@ def twenty(folder: Path) -> list[str]:
         write(f"many/{number:02}.wav", buzz(100 + 5 * number, 0.4, number))
     Path("many/07.wav").write_text("no sound")
     return [f"{number:02}" for number in range(20)]
+
+
+def absolute(*names: str) -> list[str]:
+    """Paths as reports have them, whatever folder they are read from."""
+    return [str(Path(name).absolute()) for name in names]
 
 
 MANY = ("many", "--ref", "refs/ann.wav", "-o", "out")
@@ -348,13 +353,31 @@ def test_other_settings_are_refused_in_the_same_folder(batch: Run) -> None:
     done = batch(*ASKED, "--level", "peak")
     assert (done.exit_code, done.stderr) == (
         1,
-        "error: out: has estimates of another model or other settings. Choose another -o, or add "
-        "--overwrite to replace them.\n",
+        "error: out: its ann/0 was made with another model or other settings. Choose another -o, "
+        "or add --overwrite to replace it.\n",
     )
     assert sounds("out") == before
+    assert batch(*ASKED, "--level", "peak", "--dry-run").exit_code == 1
     assert batch(*ASKED, "--level", "peak", "--overwrite").exit_code == 0
     assert sounds("out") != before
     assert json.loads(Path("out/run.json").read_text())["level"] == "peak"
+
+
+def test_another_voice_does_not_replace_the_first(batch: Run) -> None:
+    assert batch("mix", "--ref", "refs/ann.wav", "-o", "out").exit_code == 0
+    before = sounds("out")
+    other = ("mix", "--ref", "refs/bob.wav", "-o", "out")
+    done = batch(*other)
+    assert done.exit_code == 1
+    assert "its ann/0 was made with another mixture or reference." in done.stderr
+    assert sounds("out") == before
+    assert batch(*other, "--overwrite").exit_code == 0
+    assert sounds("out") != before
+
+
+def test_a_reference_among_the_mixtures_is_not_one(batch: Run) -> None:
+    assert batch("refs", "--ref", "refs/ann.wav", "-o", "out").exit_code == 0
+    assert list(rows("out")) == ["bob"]
     assert batch(*ASKED, "--level", "peak").exit_code == 0
 
 
@@ -382,9 +405,9 @@ def test_a_bad_plan_lists_all_and_writes_nothing(batch: Run) -> None:
     done = batch("--manifest", "plan.csv", "-o", "out")
     assert done.exit_code == 1
     assert done.stderr.splitlines() == [
-        "error: plan.csv line 4: names no mixture.",
         "error: plan.csv line 2: none.wav is not there, or no file.",
         "error: plan.csv line 3: none.wav is not there, or no file.",
+        "error: plan.csv line 4: names no mixture.",
         "error: plan.csv line 5: output '../3.wav' leaves the output folder. Give it another id.",
         "error: 4 problems, see above. Nothing was started.",
     ]

@@ -282,5 +282,5 @@ def test_estimates_of_other_settings_are_not_mixed_in(
     list(opened(plan, settings))
     journal = Journal(tmp_path / "out")
     check_settings(tmp_path / "out", plan, journal, replace(settings, batch=4, jobs=2))
-    with pytest.raises(OutputError, match="has estimates of another model or other settings"):
+    with pytest.raises(OutputError, match="its 00 was made with another model or other settings"):
         check_settings(tmp_path / "out", plan, journal, replace(settings, **change))

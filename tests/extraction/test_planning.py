@@ -132,17 +132,17 @@ def test_all_that_is_wrong_with_a_manifest_is_said_at_once(folder: Path) -> None
         listed(text, refs="refs", truth=Path("truth"))
     said = [problem.removeprefix("m.csv line ") for problem in caught.value.problems]
     assert said == [
-        "6: names no mixture.",
-        "7: has 1 columns, not 4.",
-        "11: no reference nobody in refs. Add it, or drop this mixture.",
-        "refs/unused.wav: belongs to no mixture. Remove it, or add --allow-unused.",
-        "12: truth has no truth h for it.",
         "3: none.wav is not there, or no file.",
         "4: none.wav is not there, or no file.",
         "5: none.wav is not there, or no file.",
+        "6: names no mixture.",
+        "7: has 1 columns, not 4.",
         "8: the same mixture and references as m.csv line 2. Drop one.",
         "9 and m.csv line 2 would both be written to out/audio/A.wav. Rename one.",
         "10: output '../g.wav' leaves the output folder. Give it another id.",
+        "11: no reference nobody in refs. Add it, or drop this mixture.",
+        "12: truth has no truth h for it.",
+        "refs/unused.wav: belongs to no mixture. Remove it, or add --allow-unused.",
     ]
     assert str(caught.value) == "11 problems, see above. Nothing was started."
     assert not Path("out").exists()
