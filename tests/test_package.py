@@ -62,6 +62,13 @@ def test_every_module_has_its_place_in_the_reading_order() -> None:
     assert sorted(SOURCES) == sorted(ORDER)
 
 
+def test_the_layout_is_drawn_in_the_same_order() -> None:
+    text = (ROOT / "docs" / "code.md").read_text()
+    drawn = [name for cell in re.findall(r"^\| (`.*?) \|", text, re.M) for name in cell.split(", ")]
+    ours = [name.split(".")[-1] for name in ORDER if not name.startswith(("cli.", "__main__"))]
+    assert drawn == [f"`{name}`" for name in ours]
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_point_upwards(name: str) -> None:
     ours = {i.removeprefix("mcspex_cli.") for i in imports(SOURCES[name])} & set(ORDER)
