@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -157,9 +158,8 @@ class Writer:
         layout = _format(path, subtype, sample_rate_hz)
         try:
             self._partial.touch()
-            self._file = soundfile.SoundFile(
-                self._partial, "w", samplerate=sample_rate_hz, channels=channels, **layout
-            )
+            name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
+            self._file = soundfile.SoundFile(name, "w", sample_rate_hz, channels, **layout)
         except (soundfile.LibsndfileError, OSError) as error:
             with suppress(OSError):
                 self._partial.unlink()
@@ -247,7 +247,7 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
         try:
             file = soundfile.SoundFile(stream)
         except soundfile.LibsndfileError as error:
-            advice = f"Convert it first: ffmpeg -i {path.name} {path.stem}.wav"
+            advice = f"Convert it first: ffmpeg -i {path.name} {path.stem}.new.wav"
             raise AudioError(f"{path}: not a readable sound file. {advice}") from error
         with file:
             integrity.check_header(path, file)

@@ -20,6 +20,9 @@ SUFFIXES = frozenset(
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 """Tells this machine from others that write to the same folder."""
 
+_LONG_NAME = 200
+"""Bytes of a file's name to which no more can be added: most disks allow 255."""
+
 _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.partial")
 """A file that a process of this machine has not finished."""
 
@@ -33,6 +36,14 @@ def find(folder: Path, without: Collection[Path] = ()) -> list[Path]:
         AudioError: a link leads to a folder above it.
     """
     return sorted(_walk(folder, {folder.resolve()}, without))
+
+
+def by_name(folder: Path) -> dict[str, list[Path]]:
+    """The sound files under `folder` by their path in it without suffix, "a/b"."""
+    named: dict[str, list[Path]] = {}
+    for path in find(folder):
+        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return named
 
 
 def _walk(folder: Path, above: set[Path], without: Collection[Path]) -> Iterator[Path]:
@@ -89,7 +100,10 @@ def touch(path: Path) -> None:
 
 def partial(path: Path) -> Path:
     """The hidden name beside `path` that this process writes to before `path` is whole."""
-    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.partial")
+    name = os.fsencode(path.name)
+    if len(name) > _LONG_NAME:
+        name = hashlib.sha256(name).hexdigest().encode()
+    return path.with_name(f".{os.fsdecode(name)}.{_MACHINE}-{os.getpid()}.partial")
 
 
 def sweep(folder: Path) -> None:

@@ -33,7 +33,7 @@ evaluation.exhibits evaluation.gallery evaluation.batches
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.signals cli.extract cli.results cli.plans cli.batch cli.evaluate
+cli.console cli.options cli.interrupts cli.extract cli.results cli.plans cli.batch cli.evaluate
 cli.report cli.train
 __main__
 """.split()

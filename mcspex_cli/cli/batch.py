@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options, plans, results, signals
+from mcspex_cli.cli import console, interrupts, options, plans, results
 from mcspex_cli.errors import PartialFailure
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to score: also sdr, pesq, stoi, estoi. mcspex score has more.",
 )
+@click.option("--resample", is_flag=True, help="Score at the truth's rate, whatever the others'.")
 @click.option("--groups", type=options.PATH, metavar="CSV", help="Cases (id or name) and groups.")
 @click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
 @click.option(
@@ -106,6 +107,7 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
     mcspex batch --manifest plan.csv -o out --shard 2/8
     """  # noqa: D301 (click needs the character itself)
+    _check_scoring(asked)
     plan, settings = _plan(asked), _settings(asked)
     shown = not (quiet or as_json)
     if dry_run:
@@ -123,6 +125,7 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     if failed:
         failures = console.count(failed, "file")
         raise PartialFailure(f"{failures} failed, see above and {batch.folder}/failed.jsonl.")
+    results.conclude(document, {})
 
 
 def _plan(asked: dict[str, Any]) -> list[Job]:
@@ -171,12 +174,8 @@ def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -
     """Check all that can fail before the work, then take the output folder."""
     from mcspex_cli import paths
     from mcspex_cli.evaluation.batches import Batch
-    from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
 
-    _scoring(asked)
-    if asked["groups"]:
-        read_groups(asked["groups"], asked["group_by"])
     folder = asked["output"]
     journal = open_folder(folder, overwrite=asked["overwrite"])
     if not asked["overwrite"]:
@@ -186,11 +185,22 @@ def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -
     return Batch(folder, plan, journal, run)
 
 
+def _check_scoring(asked: dict[str, Any]) -> None:
+    """Refuse before the work what would be refused after it."""
+    from mcspex_cli.evaluation.groups import read_groups
+
+    _scoring(asked)
+    if asked["groups"]:
+        read_groups(asked["groups"], asked["group_by"])
+
+
 def _scoring(asked: dict[str, Any]) -> ScoreSettings:
-    """What to score, checked."""
+    """What to score."""
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
-    return ScoreSettings(results.metrics(asked["metrics"], mixtures=True, interferers=False))
+    metrics = results.metrics(asked["metrics"], mixtures=True, interferers=False)
+    channel = None if asked["channel"] == "all" else asked["channel"]
+    return ScoreSettings(metrics, resample=asked["resample"], channel=channel)
 
 
 def _work(batch: Batch, *, shown: bool) -> int:
@@ -199,7 +209,7 @@ def _work(batch: Batch, *, shown: bool) -> int:
 
     run, failed = batch.run, 0
     try:
-        with console.progress(shown=shown) as bar, signals.ending_gently(run.stopping.set):
+        with console.progress(shown=shown) as bar, interrupts.ending_gently(run.stopping.set):
             task = bar.add_task("extracting", total=sum(job.seconds or 0.0 for job in run.todo))
             for outcome in run:
                 if outcome.row is None:
@@ -241,5 +251,10 @@ def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> No
             f"before; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
-    if any(job.truth for job in batch.plan) and not quiet:
-        results.remark(document)
+    if any(job.truth for job in batch.plan):
+        results.remark(document, quiet=quiet)
+    pending = document["summary"]["statuses"].get("pending", 0)
+    if pending:
+        console.warn(
+            f"{console.count(pending, 'file')} left to do, by other shards or another run."
+        )

@@ -38,7 +38,7 @@ def data(value: Any, *, indent: int | None = None) -> None:
 
 def text(value: str) -> None:
     """Print text that is data to stdout, as it is."""
-    click.echo(value, nl=False)
+    click.echo(_printable(value), nl=False)
 
 
 def table(
@@ -75,7 +75,7 @@ def table(
             min_width=min(len(heading), 10) if edge else None,
         )
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_printable, row))
     if title:
         click.echo(f"\n{title}")
     console.print(made)
@@ -106,6 +106,11 @@ def progress(*, shown: bool) -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
     ) as bar:
         yield bar
+
+
+def _printable(value: str) -> str:
+    """Text with what is no text, in the names of files, made visible."""
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _console(*, stderr: bool) -> Console:

@@ -131,7 +131,7 @@ def score(
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
     inputs = Inputs(estimates, truth, mixtures, interferers, groups, group_by, baseline)
-    limits = dict(map(_limit, fail_under))
+    limits = _limits(fail_under)
     chosen = results.metrics(metrics, mixtures=bool(mixtures), interferers=bool(interferers))
     settings = ScoreSettings(chosen, resample, flipped_ok)
     document = _document(inputs, settings, workers, outputs)
@@ -139,6 +139,14 @@ def score(
     results.remark(document)
     results.save(document, outputs)
     results.conclude(document, limits)
+
+
+def _limits(texts: Sequence[str]) -> dict[str, float]:
+    """The lowest means allowed, by column."""
+    limits = dict(map(_limit, texts))
+    if len(limits) < len(texts):
+        raise click.UsageError("--fail-under names a metric twice.")
+    return limits
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -111,10 +111,11 @@ def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
     """This task's place among those of its Slurm array, counted from 1."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 1, 1
-    task, first, step, count = (
-        int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
-        for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"), ("COUNT", "1"))
-    )
+    defaults = {"ID": "0", "MIN": "0", "STEP": "1", "COUNT": "1"}
+    texts = [environment.get(f"SLURM_ARRAY_TASK_{name}", text) for name, text in defaults.items()]
+    if not all(text.isdecimal() for text in texts):
+        raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is no number; name I/N.")
+    task, first, step, count = map(int, texts)
     index = (task - first) // step + 1
     if not 1 <= index <= count:
         raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); name I/N.")

@@ -46,20 +46,22 @@ def show(document: Document, form: str, *, every: bool = False) -> None:
         console.table(table.headings, table.rows, table.footer, table.title)
 
 
-def remark(document: Document) -> None:
+def remark(document: Document, *, quiet: bool = False) -> None:
     """Say on stderr which files were refused, and what a reader of the means has to know.
 
-    What failed in a batch was said when it did.
+    If `quiet`, only what is wrong. A single file's refusal is left to `conclude`.
     """
     from mcspex_cli.evaluation import tables
     from mcspex_cli.evaluation.scoring import REFUSED
 
     rows = document["scores"]
     for row in rows if len(rows) > 1 else ():
-        if row["status"] in REFUSED and row["status"] != "failed":
+        if row["status"] in REFUSED:
             console.error(row["note"])
     for line in tables.remarks(document):
         console.warn(line)
+    if quiet:
+        return
     if "sign flipped" in document["summary"]["statuses"]:
         console.say("A flipped sign is not heard; mcspex score --flipped-ok counts such files.")
     if said := tables.confusion(document):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def unscored(batch: Batch, settings: ScoreSettings) -> list[tuple[Job, str]]:
     lines = batch.run.lines()
     for job in batch.plan:
         if job.truth and (line := lines.get(job.id)):
-            of = [line["file"], line["inputs"], stamp(job.truth), str(job.truth), settings.metrics]
+            of = [line["file"], line["inputs"], stamp(job.truth), str(job.truth), astuple(settings)]
             key = fingerprint(of)
             if batch.journal.scores.get(job.id, {}).get("key") != key:
                 lacking.append((job, key))
@@ -78,23 +78,29 @@ def write(
     lines = batch.run.lines()
     rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
     document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
-    before = _read(batch.folder / "report.json")
+    _write_text(batch.folder / RUN, json.dumps(record(batch, command), indent=2) + "\n")
+    _write_failures(batch)
+    page = batch.folder / "report.html"
+    if reports.document_text(document, "json").encode() != _read(batch.folder / "report.json"):
+        page.unlink(missing_ok=True)  # so that none is left that belongs to another report
     for name in ("report.csv", "report.json"):
         reports.write(batch.folder / name, document)
-    page = batch.folder / "report.html"
-    if lines and not (page.exists() and before == _read(batch.folder / "report.json")):
+    if lines and not page.exists():
         run = read_run(batch.folder, batch.run.settings.checkpoint.name)
         title = batch.folder.resolve().name
         settings = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
         write_page([run], page, settings)
-    _write_text(batch.folder / RUN, json.dumps(record(batch, command), indent=2) + "\n")
+    return document
+
+
+def _write_failures(batch: Batch) -> None:
+    """Write failed.jsonl, or remove it if nothing failed."""
     failed = [job for job in batch.plan if job.id in batch.journal.failed]
     if failed:
         texts = [json.dumps(_failure(batch, job)) + "\n" for job in failed]
         _write_text(batch.folder / FAILED, "".join(texts))
     else:
         (batch.folder / FAILED).unlink(missing_ok=True)
-    return document
 
 
 def record(batch: Batch, command: Sequence[str]) -> dict[str, Any]:

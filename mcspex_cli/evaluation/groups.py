@@ -30,7 +30,11 @@ class Groups:
     def of(self, name: str) -> str:
         """A case's group; folders before its name, and its suffix, may be in either."""
         plain = plain_name(name)
-        return self.by_name.get(plain) or self.by_file.get(PurePath(plain).name, NONE)
+        if plain in self.by_name:
+            return self.by_name[plain]
+        last = PurePath(plain).name
+        # A folder that only one of the two has says nothing; two that differ do.
+        return (self.by_name if last != plain else self.by_file).get(last, NONE)
 
 
 def read_groups(path: Path, column: str | None = None) -> Groups:
@@ -55,7 +59,10 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
     found = [(plain_name(row[key] or ""), row) for row in rows]
-    by_name = {name: row[chosen] for name, row in found if row[chosen]}
+    by_name: dict[str, str] = {}
+    for name, row in found:
+        if row[chosen] and by_name.setdefault(name, row[chosen]) != row[chosen]:
+            raise ConfigError(f"{path}: {name} is in two groups. Drop a row.")
     by_file: dict[str, set[str]] = {}
     for name, group in by_name.items():
         by_file.setdefault(PurePath(name).name, set()).add(group)

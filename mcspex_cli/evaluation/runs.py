@@ -175,4 +175,7 @@ def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
         raise ConfigError(f"{path}: is damaged ({error!r}). Run mcspex batch again.") from error
     problem = "" if estimate else str(row.get("note") or status)
     score = row if row.keys() >= _SCORED and estimate else None
+    numbers = [row[key] for key in _SCORED if key.endswith("_db")] if score else []
+    if not all(isinstance(number, int | float | None) for number in numbers):
+        raise ConfigError(f"{path}: is damaged (scores of {name}). Run mcspex batch again.")
     return name, Output(estimate, mixture, truth, problem, score)

@@ -23,6 +23,7 @@ from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
 from mcspex_cli.evaluation import perceptual
 from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
 from mcspex_cli.evaluation.pairing import Trio, pair
+from mcspex_cli.extraction.shares import cores
 
 __all__ = ["Score", "ScoreSettings", "Trio", "pair", "score", "score_all", "sensible_workers"]
 
@@ -32,7 +33,7 @@ TRIM = 0.01
 EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
-REFUSED = ("length differs", "rate differs", "not finite", "unreadable", "failed")
+REFUSED = ("length differs", "rate differs", "not finite", "unreadable")
 """Statuses of files that were not scored; the row's note says why."""
 
 SLOW = frozenset(perceptual.PACKAGES)
@@ -51,6 +52,8 @@ class ScoreSettings:
     """Bring what has another rate to the truth's."""
     flipped_ok: bool = False
     """Give sign-flipped estimates, which sound the same, the status "ok" and a note."""
+    channel: str | None = None
+    """The channel of a mixture with several, as `extract` took it; without one it is refused."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def score(trio: Trio, settings: ScoreSettings | None = None) -> Score:
     """
     settings = settings or ScoreSettings()
     try:
-        sounds = _load(trio, resample=settings.resample)
+        sounds = _load(trio, settings)
     except _RefusedError as refused:
         return Score(trio.name, refused.status, str(refused))
     except NonFiniteError as error:
@@ -156,7 +159,7 @@ def sensible_workers(files: int, metrics: Sequence[str]) -> int:
     """One process for few files; as many as cores where starting them pays off."""
     if files < (40 if SLOW & set(metrics) else 200):
         return 1
-    return min(os.cpu_count() or 1, files // CHUNK)
+    return min(cores(), files // CHUNK)
 
 
 @contextmanager
@@ -226,12 +229,13 @@ def _extras(sounds: Sounds, metrics: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _load(trio: Trio, *, resample: bool) -> Sounds:
+def _load(trio: Trio, settings: ScoreSettings) -> Sounds:
     """Read what is compared, at the truth's rate, cut to the shortest if they differ by little."""
     rate_hz = audio.probe(trio.truth).sample_rate_hz
+    channels = {trio.mixture: settings.channel}
     files = [trio.truth, trio.estimate, *([trio.mixture] if trio.mixture else [])]
     files += trio.interferers
-    sounds = [_read(path, rate_hz, trio.truth, resample=resample) for path in files]
+    sounds = [_read(path, trio.truth, settings, channels.get(path)) for path in files]
     for path, sound in zip(files, sounds, strict=True):
         _check_length(path, sound, trio.truth, sounds[0])
     shortest = min(map(len, sounds))
@@ -241,17 +245,17 @@ def _load(trio: Trio, *, resample: bool) -> Sounds:
     return Sounds(rate_hz, estimate, target, mixture, tuple(rest), note)
 
 
-def _read(path: Path, rate_hz: int, truth: Path, *, resample: bool) -> Samples:
+def _read(path: Path, truth: Path, settings: ScoreSettings, channel: str | None) -> Samples:
     """Read a mono file [sample], refusing another rate than the truth's unless resampled."""
-    info = audio.probe(path)
-    if info.channels != 1:
+    info, rate_hz = audio.probe(path), audio.probe(truth).sample_rate_hz
+    if info.channels != 1 and channel is None:
         raise AudioError(f"{path}: has {info.channels} channels, scoring needs one. Split it.")
-    if info.sample_rate_hz != rate_hz and not resample:
+    if info.sample_rate_hz != rate_hz and not settings.resample:
         raise _RefusedError(
             "rate differs",
             f"{path}: {info.sample_rate_hz} Hz, but {truth} has {rate_hz} Hz. Use --resample.",
         )
-    return audio.read(path, rate_hz)
+    return audio.read(path, rate_hz, channel or "mix")
 
 
 def _check_length(path: Path, sound: Samples, truth: Path, target: Samples) -> None:

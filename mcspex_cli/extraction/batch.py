@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ from mcspex_cli import paths
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.journal import NAME, Journal, inputs_key, same_files
-from mcspex_cli.extraction.shares import BatchSettings, Share, Unit, shares, units
+from mcspex_cli.extraction.shares import BatchSettings, Share, Unit, cores, shares, units
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.work import Outcome
@@ -40,13 +39,13 @@ class BatchRun:
 
     def __init__(self, plan: Sequence[Job], journal: Journal, settings: BatchSettings) -> None:
         self.settings, self._journal, self._key = settings, journal, settings.key()
+        self._plan = plan
         self._inputs = {job.id: inputs_key(job) for job in plan}
         self._done = {j.id for j in plan if journal.is_done(j, self._inputs[j.id], self._key)}
         self._units: list[Unit] = []
         mine = list(plan)
         if len(self._done) < len(plan):
-            size = settings.batch or (ON_GPU if _on_gpu(settings.devices) else 1)
-            self._units = shares(units(plan, size), settings.shard[1])[settings.shard[0] - 1]
+            self._units = self._mine()
             mine = [job for unit in self._units for job in unit]
         self.seconds = sum(job.seconds or 0.0 for job in mine)
         """Audio of this shard, done or not."""
@@ -56,6 +55,18 @@ class BatchRun:
         """Jobs not yet tried."""
         self.stopping = Event()
         """Set it to end after the jobs in hand."""
+
+    def _mine(self) -> list[Unit]:
+        """This shard's units: those of one machine must be those of another, whatever it has."""
+        (index, count), size = self.settings.shard, self.settings.batch
+        on_gpu = _on_gpu(self.settings.devices)
+        if not size:  # few enough together for shards of equal duration
+            size = ON_GPU if count == 1 else max(1, min(ON_GPU, len(self._plan) // (4 * count)))
+        mine = shares(units(self._plan, size), count)[index - 1]
+        if on_gpu or self.settings.batch:
+            return mine
+        ids = {job.id for unit in mine for job in unit}
+        return [(job,) for job in self._plan if job.id in ids]
 
     def __iter__(self) -> Iterator[Outcome]:
         """Do what is left."""
@@ -98,11 +109,11 @@ class BatchRun:
 
     def lines(self) -> dict[str, dict[str, Any]]:
         """The journal's lines, by id, of all that is done as the plan has it now."""
+        is_done, inputs = self._journal.is_done, self._inputs
         return {
-            name: line
-            for name, inputs in self._inputs.items()
-            if (line := self._journal.done.get(name))
-            and (line.get("inputs"), line.get("settings")) == (inputs, self._key)
+            job.id: self._journal.done[job.id]
+            for job in self._plan
+            if is_done(job, inputs[job.id], self._key)
         }
 
     def _outcomes(self, left: Sequence[Unit]) -> Generator[Outcome, None, None]:
@@ -134,12 +145,12 @@ class BatchRun:
             return self.settings.jobs
         if _on_gpu(self.settings.devices):
             return len(self.settings.devices)
-        return min(_cores(), 1 + int(self.seconds / WORTH_A_PROCESS_S))
+        return min(cores(), 1 + int(self.seconds / WORTH_A_PROCESS_S))
 
     def _threads(self) -> int:
         """CPU threads for each process; 0 for torch's choice."""
         processes = self._processes()
-        return max(1, _cores() // processes) if processes > 1 else 0
+        return max(1, cores() // processes) if processes > 1 else 0
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:
@@ -198,8 +209,3 @@ def _run_line(began: float, done: Sequence[Outcome]) -> dict[str, Any]:
         "done": len(rows),
         "failed": len(done) - len(rows),
     }
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

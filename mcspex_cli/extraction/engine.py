@@ -169,7 +169,7 @@ class Engine:
             if not _is_out_of_memory(error):
                 raise
             if len(mixtures) == 1:
-                raise EngineError(f"{self.device} is out of memory. Free some.") from error
+                raise self._short_of_memory() from error
         half = len(mixtures) // 2
         self.batch = max(1, min(self.batch, half))
         parts = (slice(half), slice(half, None))
@@ -180,10 +180,19 @@ class Engine:
         """Embed a clip, or remember that it was."""
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
         if key not in self._embeddings:
-            with self._autocast():
-                embedding = self.system.embed(torch.from_numpy(clip).to(self.device)[None])
+            try:
+                with self._autocast():
+                    embedding = self.system.embed(torch.from_numpy(clip).to(self.device)[None])
+            except RuntimeError as error:
+                if _is_out_of_memory(error):
+                    raise self._short_of_memory() from error
+                raise
             self._embeddings[key] = self._finite(embedding.float().cpu().numpy())[0]
         return self._embeddings[key]
+
+    def _short_of_memory(self) -> EngineError:
+        """What to raise where even one signal is too much."""
+        return EngineError(f"{self.device} is out of memory. Free some.")
 
     def _finite(self, values: Samples) -> Samples:
         """`values`, refused if they overflowed."""

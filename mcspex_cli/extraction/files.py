@@ -128,6 +128,8 @@ def extract_files(
                 ready = writer.submit(_write, spooled, settings, elapsed_s)
             except McspexError as error:
                 ready.set_result(error)
+            except Exception as error:
+                ready.set_result(unforeseen(source.order.job.mixture, error))
             began = time.monotonic()
             pending.append((source.order.job, ready))
             while pending and (len(pending) > _WRITTEN_BEHIND or pending[0][1].done()):

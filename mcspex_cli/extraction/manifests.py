@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,17 +99,30 @@ def _wrong(row: dict[str, Any]) -> str | None:
     for column in COLUMNS:
         value = row.get(column)
         several = column.startswith("reference") and isinstance(value, list)
-        for text in value if several else [value]:
+        texts: list[Any] = value if isinstance(value, list) and several else [value]
+        for text in texts:
             if not isinstance(text, str if several else str | None):
                 return f"{column} is {text!r}, not text."
-            if text and any(ord(letter) < 32 for letter in text):
-                return f"{column} {text!r} has a control character."
+            if text and not _can_be_a_name(text):
+                return f"{column} {text!r} cannot be a file's name."
     return None if row.get("mixture") else "names no mixture."
+
+
+def _can_be_a_name(text: str) -> bool:
+    """Whether there can be files called so."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return bool(Path(text).name) and all(ord(letter) >= 32 for letter in text)
 
 
 def _table(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a CSV or TSV."""
-    rows = csv.reader(_lines(path), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    rows = csv.reader(
+        io.StringIO(_text(path), newline=""),
+        delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
+    )
     try:
         columns = [name.strip() for name in next(rows, [])]
         if "mixture" not in columns:
@@ -116,7 +131,7 @@ def _table(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any
             )
         for row in rows:
             if len(row) == len(columns):
-                yield rows.line_num, dict(zip(columns, row, strict=True))
+                yield rows.line_num, dict(zip(columns, map(str.strip, row), strict=True))
             elif row:
                 problems.append(
                     f"{path} line {rows.line_num}: has {len(row)} columns, not {len(columns)}."
@@ -132,7 +147,7 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path} line {number}: not JSON ({error}).")
             continue
         if isinstance(row, dict):
@@ -154,9 +169,14 @@ def _scp(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _lines(path: Path) -> list[str]:
-    """A text file's lines."""
+    """A text file's lines; only a line feed ends one."""
+    return [line.rstrip("\r") for line in _text(path).split("\n")]
+
+
+def _text(path: Path) -> str:
+    """A text file's content."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise PairingError(f"{path}: cannot be read ({reason}).") from error

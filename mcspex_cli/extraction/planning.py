@@ -13,7 +13,7 @@ from mcspex_cli import audio, paths
 from mcspex_cli.errors import AudioError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
-from mcspex_cli.extraction.references import read_references
+from mcspex_cli.extraction.references import list_references
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -52,6 +52,11 @@ def plan_batch(request: BatchRequest) -> list[Job]:
     """
     problems: list[str] = []
     if request.manifest:
+        if request.manifest.resolve().is_relative_to(request.output.resolve()):
+            raise PairingError(
+                f"{request.manifest}: is in the output folder, whose reports would then be of its "
+                "lines only. The command that made it tries again what failed; or copy it."
+            )
         entries = read_manifest(request.manifest, problems)
     else:
         entries = list(_search(request))
@@ -74,7 +79,8 @@ def measured(jobs: Sequence[Job]) -> list[Job]:
 
 def _search(request: BatchRequest) -> Iterator[Entry]:
     """The files named, and those in the folders named but for what is no mixture."""
-    others = (request.output, request.reference_folder, request.truth)
+    output = request.output
+    others = (output, output / AUDIO, request.reference_folder, request.truth)
     without = {path.resolve() for path in others if path}
     references = {path.resolve() for path in request.references}
     for root in request.mixtures:
@@ -100,8 +106,8 @@ def _with_references(
             if not entry.references and not request.references:
                 problems.append(f"{entry.where}: has no reference. Add one, or --ref or --refs.")
         return [replace(e, references=e.references or request.references) for e in entries]
-    known = read_references(request.reference_folder, request.pattern, problems)
-    used: set[Path] = set()
+    known = list_references(request.reference_folder, request.pattern, problems)
+    used: set[str] = set()
     paired = []
     for entry in entries:
         clips = entry.references
@@ -110,13 +116,14 @@ def _with_references(
                 clips = tuple(known.clips[known.find(entry.id)])
             except PairingError as error:
                 problems.append(f"{entry.where}: {error}")
-        used.update(clips)
+        used.update(map(os.path.realpath, clips))
         paired.append(replace(entry, references=clips))
-    unused = {path for clips in known.clips.values() for path in clips} - used
     if not request.allow_unused:
+        listed = sorted({path for clips in known.clips.values() for path in clips})
         problems += [
             f"{path}: belongs to no mixture. Remove it, or add --allow-unused."
-            for path in sorted(unused)
+            for path in listed
+            if os.path.realpath(path) not in used
         ]
     return paired
 
@@ -127,11 +134,16 @@ def _with_truth(
     """Give each entry that names none the truth of its name."""
     if request.truth is None:
         return list(entries)
+    known: dict[str, Path] = {}
     if request.truth.is_dir():
-        found = paths.find(request.truth)
-        known = {p.relative_to(request.truth).with_suffix("").as_posix(): p for p in found}
-    else:
+        for name, files in paths.by_name(request.truth).items():
+            known[name] = files[0]
+            for path in files[1:]:
+                problems.append(f"{files[0]} and {path}: one name, two truths. Move one away.")
+    elif request.truth.suffix.lower() == ".scp":
         known = read_scp(request.truth, problems)
+    else:
+        raise PairingError(f"{request.truth}: is neither a folder of truths nor an scp.")
     with_truth = []
     for entry in entries:
         truth = entry.truth or known.get(entry.id)
@@ -185,7 +197,7 @@ def _with_outputs(
         if os.path.realpath(output) in inputs:
             problems.append(f"{entry.where}: would be written over {output}, an input.")
         # One name in two cases is one file on many disks.
-        first = taken.setdefault(name.casefold(), entry)
+        first = taken.setdefault(PurePosixPath(name).as_posix().casefold(), entry)
         if first is entry:
             first = ids.setdefault(entry.id, entry)
         if first is not entry:

@@ -60,7 +60,7 @@ class References:
         return [name, path.name, *folder]
 
 
-def read_references(source: Path, pattern: str | None, problems: list[str]) -> References:
+def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:
     """List the clips of a folder, or of an scp with an id for each; check the pattern.
 
     Raises:
@@ -80,12 +80,10 @@ def read_references(source: Path, pattern: str | None, problems: list[str]) -> R
 
 def _clips_in(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     """A folder's clips by their names, and those of its folders by theirs."""
-    files: dict[str, list[Path]] = {}
+    files = paths.by_name(folder)
     folders: dict[str, list[Path]] = defaultdict(list)
-    for path in paths.find(folder):
-        below = path.relative_to(folder)
-        files.setdefault(below.with_suffix("").as_posix(), []).append(path)
-        for parent in below.parents[:-1]:
+    for path in (path for same in files.values() for path in same):
+        for parent in path.relative_to(folder).parents[:-1]:
             folders[parent.as_posix()].append(path)
     for name, same in files.items():
         others = [*same[1:], *folders.get(name, ())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,3 +91,8 @@ def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
         dealt[number].append(index)
         heapq.heappush(loads, (load + lengths[index] + 1e-3, number))
     return [[work[index] for index in sorted(indices)] for indices in dealt]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

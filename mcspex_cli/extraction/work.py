@@ -18,7 +18,7 @@ from mcspex_cli.extraction.engine import Engine, EngineSettings
 from mcspex_cli.extraction.files import Extraction, extract_files, read_references
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.shares import WINDOW_S, Share
-from mcspex_cli.extraction.sources import Order
+from mcspex_cli.extraction.sources import Order, unforeseen
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class _Voices:
             return self._engine.embed(read_references(references, self._engine))
         except McspexError as error:
             return error
+        except Exception as error:
+            return unforeseen(references[0], error)
 
 
 def _row(done: Extraction, engine: Engine) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,6 +270,47 @@ def absolute(*names: str) -> list[str]:
     return [str(Path(name).absolute()) for name in names]
 
 
+def test_a_file_whose_name_is_no_text_goes_through(batch: Run) -> None:
+    odd = os.fsdecode(b"mix/odd\xff.wav")
+    shutil.copy("mix/ann/0.wav", odd)
+    done = batch("mix", "--ref", "refs/ann.wav", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert Path(os.fsdecode(b"out/audio/odd\xff.wav")).exists()
+
+
+def test_a_name_as_long_as_disks_allow_goes_through(batch: Run) -> None:
+    shutil.copy("mix/ann/0.wav", f"mix/{'x' * 250}.wav")
+    done = batch("mix", "--ref", "refs/ann.wav", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert Path(f"out/audio/{'x' * 250}.wav").exists()
+
+
+def test_a_page_of_another_report_is_not_left(batch: Run) -> None:
+    batch(*ASKED)
+    page = Path("out/report.html")
+    page.write_text("old")
+    report = Path("out/report.json")
+    report.write_text(report.read_text().replace("ann/0", "ann/7"))
+    batch(*ASKED)
+    assert "ann/0" in page.read_text()
+
+
+def test_what_cannot_be_scored_is_exit_3_even_if_quiet(batch: Run) -> None:
+    for path in Path("truth").rglob("*.wav"):
+        audio.write(path, audio.read(path, 8000)[:1000], 8000)
+    done = batch(*ASKED, "--truth", "truth", "-q")
+    assert done.exit_code in (1, 3)
+    assert "samples, but" in done.stderr
+    assert Path("out/report.json").exists()
+
+
+def test_a_stereo_mixture_is_scored_by_the_channel_that_was_used(batch: Run) -> None:
+    mono = audio.read("mix/ann/0.wav", 8000)
+    audio.write("mix/ann/0.wav", np.stack([mono, 0.5 * mono]), 8000)
+    assert batch(*ASKED, "--truth", "truth", "--channel", "0").exit_code == 0
+    assert rows("out")["ann/0"]["si_sdr_i_db"] is not None
+
+
 MANY = ("many", "--ref", "refs/ann.wav", "-o", "out")
 
 
@@ -291,9 +333,13 @@ def test_one_corrupt_file_of_twenty_costs_only_itself(batch: Run, twenty: list[s
 def test_what_failed_is_a_manifest_once_it_is_repaired(batch: Run, twenty: list[str]) -> None:
     batch(*MANY)
     before = times("out")
-    assert batch("--manifest", "out/failed.jsonl", "-o", "out").exit_code == 3
+    refused = batch("--manifest", "out/failed.jsonl", "-o", "out")
+    assert refused.exit_code == 1
+    assert "out/failed.jsonl: is in the output folder, whose reports" in refused.stderr
+    shutil.copy("out/failed.jsonl", "again.jsonl")
+    assert batch("--manifest", "again.jsonl", "-o", "out").exit_code == 3
     write("many/07.wav", buzz(100, 0.4))
-    done = batch("--manifest", "out/failed.jsonl", "-o", "out")
+    done = batch("--manifest", "again.jsonl", "-o", "out")
     assert done.exit_code == 0, done.output
     assert not Path("out/failed.jsonl").exists()
     done = batch(*MANY)
@@ -310,7 +356,8 @@ def test_a_retry_of_a_manifests_own_output_goes_to_the_same_place(batch: Run) ->
     )
     assert batch("--manifest", "plan.csv", "-o", "out").exit_code == 3
     write("mix/ann/0.wav", buzz(150, 0.5))
-    assert batch("--manifest", "out/failed.jsonl", "-o", "out").exit_code == 0
+    shutil.copy("out/failed.jsonl", "again.jsonl")
+    assert batch("--manifest", "again.jsonl", "-o", "out").exit_code == 0
     assert set(sounds("out")) == {"audio/x/y.flac"}
     done = batch("--manifest", "plan.csv", "-o", "out")
     assert "1 of 1 files done, 1 of them before" in done.stderr

@@ -337,7 +337,7 @@ def test_a_worker_that_was_killed_is_one_line(folders: Path) -> None:
 
 
 def test_workers_are_for_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     sensible = scoring.sensible_workers
     assert [sensible(n, ("si_sdr",)) for n in (1, 199, 200)] == [1, 1, 6]
     assert [sensible(n, ("si_sdr", "pesq")) for n in (1, 39, 40, 48)] == [1, 1, 5, 6]

@@ -105,7 +105,7 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         (
             "m.csv",
             "mixture,id\na.wav,x\ty\n",
-            r"line 2: id 'x\ty' has a control character.",
+            r"line 2: id 'x\ty' cannot be a file's name.",
         ),
         (
             "m.csv",
@@ -146,12 +146,12 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         (
             "m.jsonl",
             line({"mixture": "a.wav", "references": ["r\n.wav"]}),
-            r"line 1: references 'r\n.wav' has a control character.",
+            r"line 1: references 'r\n.wav' cannot be a file's name.",
         ),
         (
             "m.jsonl",
             line({"mixture": "a\0.wav"}),
-            r"line 1: mixture 'a\x00.wav' has a control character.",
+            r"line 1: mixture 'a\x00.wav' cannot be a file's name.",
         ),
         ("m.scp", "one a.wav\ntwo\n", "line 2: needs an id and a file."),
         (

@@ -305,3 +305,23 @@ def test_a_folder_that_is_no_utf8_is_planned_like_any(folder: Path) -> None:
 def test_lengths_are_measured_as_far_as_files_can_be_read(folder: Path) -> None:
     audio.write(Path("mix/a.wav"), buzz(100, 1.5), RATE_HZ)
     assert [job.seconds for job in measured(plan("mix"))] == [1.5, None, None]
+
+
+@pytest.mark.parametrize("other", ["./x.wav", "a/../x.wav", "X.wav"])
+def test_one_output_by_two_spellings_is_refused(folder: Path, other: str) -> None:
+    text = f"mixture,reference,output,id\nmix/a.wav,r.wav,x.wav,1\nmix/a.wav,refs/a.wav,{other},2\n"
+    with pytest.raises(PlanError):
+        listed(text)
+
+
+def test_two_truths_of_one_name_are_refused(folder: Path) -> None:
+    touch("truth/a.flac")
+    with pytest.raises(PlanError) as caught:
+        listed("mixture,reference,id\nmix/a.wav,r.wav,a\n", truth=Path("truth"))
+    assert "one name, two truths" in caught.value.problems[0]
+
+
+def test_truths_are_a_folder_or_an_scp(folder: Path) -> None:
+    touch("truths.csv")
+    with pytest.raises(PairingError, match="is neither a folder of truths nor an scp"):
+        listed("mixture,reference,id\nmix/a.wav,r.wav,a\n", truth=Path("truths.csv"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import PairingError
-from mcspex_cli.extraction.references import compile_pattern, read_references
+from mcspex_cli.extraction.references import compile_pattern, list_references
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -20,7 +20,7 @@ def touch(folder: Path, *names: str) -> Path:
 def found(folder: Path, name: str, pattern: str | None = None) -> list[str]:
     """The clips for a mixture's name."""
     problems: list[str] = []
-    known = read_references(folder, pattern, problems)
+    known = list_references(folder, pattern, problems)
     assert problems == []
     return [path.relative_to(folder).as_posix() for path in known.clips[known.find(name)]]
 
@@ -82,14 +82,14 @@ def test_a_pattern_says_who_speaks(
 def test_no_reference_or_two_of_equal_right_are_refused(
     tmp_path: Path, files: tuple[str, ...], name: str, pattern: str | None, message: str
 ) -> None:
-    known = read_references(touch(tmp_path, *files), pattern, [])
+    known = list_references(touch(tmp_path, *files), pattern, [])
     with pytest.raises(PairingError, match=message):
         known.find(name)
 
 
 def test_an_scp_names_its_clips(tmp_path: Path) -> None:
     (tmp_path / "refs.scp").write_text("ann clips/1.wav\nbob /b.wav\n")
-    known = read_references(tmp_path / "refs.scp", "{speaker}_{n}", [])
+    known = list_references(tmp_path / "refs.scp", "{speaker}_{n}", [])
     assert known.clips[known.find("x/ann_2")] == [tmp_path / "clips/1.wav"]
     assert known.clips[known.find("bob_2")] == [Path("/b.wav")]
 
@@ -105,7 +105,7 @@ def test_one_name_of_two_clips_is_a_problem(
     tmp_path: Path, files: tuple[str, ...], first: str, second: str
 ) -> None:
     problems: list[str] = []
-    read_references(touch(tmp_path, *files), None, problems)
+    list_references(touch(tmp_path, *files), None, problems)
     both = f"{tmp_path / first} and {tmp_path / second}"
     assert problems == [f"{both}: one name, two clips. Rename one."]
 
@@ -114,7 +114,7 @@ def test_one_name_of_two_clips_is_a_problem(
 def test_what_is_no_place_for_references_is_refused(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "a.wav")
     with pytest.raises(PairingError, match=rf"{name}: is neither a folder of references nor an"):
-        read_references(tmp_path / name, None, [])
+        list_references(tmp_path / name, None, [])
 
 
 @pytest.mark.parametrize(
