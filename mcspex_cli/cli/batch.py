@@ -247,8 +247,9 @@ def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> No
             results.show(document, "table")
         before, factor = len(batch.run.skipped), record["real_time_factor"]
         console.say(
-            f"{batch.folder}: {record['done']} of {record['files']} files done, {before} of them "
-            f"before; {console.duration(record['audio_s'])} of audio"
+            f"{batch.folder}: {record['done']} of {record['files']} files done"
+            + (f", {before} of them before" if before else "")
+            + f"; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
     if any(job.truth for job in batch.plan):
