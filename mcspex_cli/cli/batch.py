@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="Processes.  [default: one per GPU, or per core if there is a minute for each]",
+    help="Processes.  [default: one per GPU, or per two cores with a minute of audio]",
 )
 @options.shard
 @click.option("--dry-run", is_flag=True, help="Show the plan and how long it would take.")
@@ -206,7 +206,9 @@ def _scoring(asked: dict[str, Any]) -> ScoreSettings:
 def _work(batch: Batch, *, shown: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import paths
+    from mcspex_cli.extraction.memory import keep_memory
 
+    keep_memory()
     run, failed = batch.run, 0
     try:
         with console.progress(shown=shown) as bar, interrupts.ending_gently(run.stopping.set):

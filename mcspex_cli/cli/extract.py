@@ -108,7 +108,9 @@ def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, preci
     from mcspex_cli.checkpoint import load_checkpoint
     from mcspex_cli.extraction.engine import Engine, EngineSettings
     from mcspex_cli.extraction.files import read_references
+    from mcspex_cli.extraction.memory import keep_memory
 
+    keep_memory()
     engine = Engine(load_checkpoint(info), EngineSettings(device=device, precision=precision))
     clips = read_references(references, engine)
     if seconds < GOOD_REFERENCE_S:

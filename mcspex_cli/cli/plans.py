@@ -22,11 +22,13 @@ def show(
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.extraction.batch import BatchRun, check_settings
     from mcspex_cli.extraction.journal import Journal
+    from mcspex_cli.extraction.memory import keep_memory
 
     journal = Journal(folder)
     if not overwrite:
         check_settings(folder, plan, journal, settings)
     run = BatchRun(plan, journal, settings)
+    keep_memory()
     seconds = run.estimate_s()
     if as_json:
         rows = [_row(job) for job in run.todo]

@@ -30,7 +30,7 @@ class BatchSettings:
     batch: int = 0
     """Signals at once; 0 for one on a CPU, sixteen on a GPU, fewer where memory is short."""
     jobs: int = 0
-    """Processes; 0 for one per GPU, or per CPU core if there is work for it."""
+    """Processes; 0 for one per GPU, or for two CPU cores if there is work for it."""
     shard: tuple[int, int] = (1, 1)
     """(i, n): the i-th of n shares of about equal duration, i from 1."""
     fail_fast: bool = False

@@ -15,6 +15,7 @@ from threading import Event, Thread, current_thread, main_thread
 
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.extraction.memory import keep_memory
 from mcspex_cli.extraction.shares import Share
 from mcspex_cli.extraction.work import Outcome, work
 
@@ -122,6 +123,7 @@ def _rest(worker: _Worker) -> Share:
 def _serve(part: Share, speaker: Connection, stopping: SharedEvent) -> None:
     """Do a share in this process; it does not outlive the one that started it."""
     Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
     try:
         for outcome in work(part, stopping.is_set):
             speaker.send(outcome)

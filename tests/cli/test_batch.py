@@ -105,7 +105,7 @@ def test_a_batch_leaves_estimates_and_reports(batch: Run) -> None:
     assert done.exit_code == 0, done.output
     assert done.stdout == ""
     said = done.stderr.splitlines()
-    assert said[0].startswith("out: 6 of 6 files done, 0 of them before; 4.2 s of audio, real-time")
+    assert said[0].startswith("out: 6 of 6 files done; 4.2 s of audio, real-time")
     expected = {f"audio/{s}/{n}.wav" for s in ("ann", "bob") for n in range(3)}
     assert listing("out") - {"report.html"} == expected | REPORTS
     for name in expected:
