@@ -22,7 +22,8 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint
-extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks extraction.engine
+extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
+extraction.engine
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
 extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
 extraction.work extraction.workers extraction.batch
