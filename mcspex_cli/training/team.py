@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,9 +50,13 @@ class Team:
         return cls(distributed.get_rank(), distributed.get_world_size(), chosen)
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Part from the others; nobody may hold what `share` gave any more.
+
+        What still does when the interpreter ends takes threads with it, and now and then aborts.
+        """
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
+            gc.collect()
 
     @property
     def leads(self) -> bool:

@@ -103,6 +103,7 @@ class Trainer:
                 began += time.monotonic() - paused
                 ending = self._agree(self.elapsed_s)
         self._save_state()
+        self.network = self.system
         self.team.leave()
 
     def _guarded_step(self) -> Losses:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner, Result
 
 import mcspex_cli
@@ -623,6 +624,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     for number in range(LONG):
         path = folder / "mix" / ("deep" if number % 2 else ".") / f"{number:02}.wav"
         audio.write(path, buzz(100 + number, 3 + 0.1 * number, number), RATE_HZ)
+    torch.set_num_threads(1)  # as each test, which comes after this
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -815,7 +817,7 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
 
 
 @linux
-def test_a_killed_worker_costs_the_file_in_its_hand(
+def test_killed_workers_cost_the_files_in_their_hands(
     long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run
 ) -> None:
     names = sorted(path.stem for path in Path("mix").iterdir())
@@ -827,15 +829,16 @@ def test_a_killed_worker_costs_the_file_in_its_hand(
 
     running = start("--jobs", "2")
     wait_for(both_at_work, running)
-    os.kill(children(running.pid)[0], signal.SIGKILL)
+    for worker in children(running.pid):
+        os.kill(worker, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 3, said
     done, failed = set(journal(long)), set(journal(long, "failed"))
-    assert len(failed) == 1
-    assert len(done) == LONG - 1
+    assert len(failed) in (1, 2)  # one of the two may have been through
+    assert len(done) == LONG - len(failed)
     reason = "its process was killed (signal 9). Run again, with fewer --jobs if memory is short."
-    assert said.count(f"wav: {reason}\n") == 1
-    assert said.splitlines()[-1].startswith("error: 1 file failed")
+    assert said.count(f"wav: {reason}\n") == len(failed)
+    assert said.splitlines()[-1].startswith(f"error: {len(failed)} file")
     again = finish()
     assert again.exit_code == 0, again.output
     assert_like_whole(long)
