@@ -120,8 +120,8 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
         left = console.count(batch.run.left, "file")
         console.error(f"stopped, {left} left. Go on with the same command.")
         click.get_current_context().exit(130)
-    document = _score(batch, asked, shown=shown)
-    _tell(batch, document, as_json=as_json, quiet=quiet)
+    document, record = _score(batch, asked, shown=shown)
+    _tell(batch, document, record, as_json=as_json, quiet=quiet)
     if failed:
         failures = console.count(failed, "file")
         raise PartialFailure(f"{failures} failed, see above and {batch.folder}/failed.jsonl.")
@@ -223,7 +223,7 @@ def _work(batch: Batch, *, shown: bool) -> int:
     return failed
 
 
-def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> Document:
+def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> tuple[Document, dict[str, Any]]:
     """Score what is not yet scored, then write the reports."""
     from mcspex_cli.evaluation import batches
 
@@ -237,11 +237,10 @@ def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> Document:
     return batches.write(batch, sys.argv, asked["groups"], asked["group_by"])
 
 
-def _tell(batch: Batch, document: Document, *, as_json: bool, quiet: bool) -> None:
+def _tell(
+    batch: Batch, document: Document, record: dict[str, Any], *, as_json: bool, quiet: bool
+) -> None:
     """Say what was done and how good it is."""
-    from mcspex_cli.evaluation import batches
-
-    record = batches.record(batch, sys.argv)
     if as_json:
         console.data({**record, "summary": document["summary"]}, indent=2)
     elif not quiet:

@@ -63,13 +63,13 @@ def score_jobs(
 
 def write(
     batch: Batch, command: Sequence[str], groups: Path | None = None, group_by: str | None = None
-) -> Document:
+) -> tuple[Document, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
     `groups` is a CSV for `read_groups`. The page is left as it is if the report is.
 
     Returns:
-        The report.
+        The report, and what run.json says.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -78,7 +78,8 @@ def write(
     lines = batch.run.lines()
     rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
     document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
-    _write_text(batch.folder / RUN, json.dumps(record(batch, command), indent=2) + "\n")
+    record = _record(batch, command, lines)
+    _write_text(batch.folder / RUN, json.dumps(record, indent=2) + "\n")
     _write_failures(batch)
     page = batch.folder / "report.html"
     if reports.document_text(document, "json").encode() != _read(batch.folder / "report.json"):
@@ -90,7 +91,7 @@ def write(
         title = batch.folder.resolve().name
         settings = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
         write_page([run], page, settings)
-    return document
+    return document, record
 
 
 def _write_failures(batch: Batch) -> None:
@@ -103,9 +104,11 @@ def _write_failures(batch: Batch) -> None:
         (batch.folder / FAILED).unlink(missing_ok=True)
 
 
-def record(batch: Batch, command: Sequence[str]) -> dict[str, Any]:
-    """What was done, by what, where: the content of run.json."""
-    settings, lines = batch.run.settings, batch.run.lines()
+def _record(
+    batch: Batch, command: Sequence[str], lines: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What was done, by what, where: the content of run.json; `lines` are those of the run."""
+    settings = batch.run.settings
     audio_s = sum(line["seconds"] for line in lines.values())
     runs = batch.journal.runs
     worked_s = sum(run["audio_s"] for run in runs)

@@ -73,10 +73,7 @@ class Standing:
 
 def judge(case: Case) -> Judged:
     """Score what each system gave for a case; a file that cannot be scored is a result too."""
-    results = tuple(
-        _result(case, output) if output and output.estimate and case.truth else None
-        for output in case.outputs
-    )
+    results = tuple(_result(case, output) for output in case.outputs)
     known = next((r.input_db for r in results if r and r.input_db is not None), None)
     if known is None and case.truth and case.mixture:
         alone = _score(Trio(case.name, case.mixture, case.truth, None))
@@ -84,12 +81,12 @@ def judge(case: Case) -> Judged:
     return Judged(case, known, results)
 
 
-def _result(case: Case, output: Output) -> Result | None:
-    """An output's numbers: those that the run's own report has, or found now."""
+def _result(case: Case, output: Output | None) -> Result | None:
+    """An output's numbers, if it can have any: its run's own report's, or found now."""
+    if not output or not output.estimate or not case.truth:
+        return None
     if output.score and (output.truth, output.mixture) == (case.truth, case.mixture):
         return _from_row(output.score)
-    if not output.estimate or not case.truth:
-        return None
     return _score(Trio(case.name, output.estimate, case.truth, case.mixture))
 
 

@@ -210,7 +210,7 @@ def _with_outputs(
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """Sorts line 9 before line 10."""
-    return [(int(part or 0), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
 
 
 def _wrong_name(name: str) -> str | None:

@@ -820,12 +820,16 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
 def test_killed_workers_cost_the_files_in_their_hands(
     long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run
 ) -> None:
-    names = sorted(path.stem for path in Path("mix").iterdir())
+    from mcspex_cli.extraction.planning import BatchRequest, measured, plan_batch
+    from mcspex_cli.extraction.shares import shares
+
+    request = BatchRequest(Path(long), [Path("mix")], references=(Path("ref.wav"),))
+    dealt = shares([(job,) for job in measured(plan_batch(request))], 2)
 
     def both_at_work() -> bool:
-        """Equal mixtures are dealt to two in turn."""
+        """Whether each has done something of its share."""
         done = set(journal(long))
-        return bool(done & {*names[::2]}) and bool(done & {*names[1::2]})
+        return all(done & {job.id for (job,) in share} for share in dealt)
 
     running = start("--jobs", "2")
     wait_for(both_at_work, running)
