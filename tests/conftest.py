@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mcspex_cli import audio
-from mcspex_cli.checkpoint import save_checkpoint
+from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.model.systems import System, build, sized
 
 RATE_HZ = 8000

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import Engine, Job, audio, extract_file, load_checkpoint, read_audio, si_sdr
-from mcspex_cli.checkpoint import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled
 from mcspex_cli.training.clips import TALKERS
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.recipes import read_recipes

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 import mcspex_cli
-from mcspex_cli.checkpoint import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled
 from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
-checkpoint
+checkpoint.configs checkpoint.names checkpoint.weights
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.engine
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
@@ -82,8 +82,8 @@ def test_imports_point_upwards(name: str) -> None:
     [
         ("soundfile", {"audio", "integrity"}),
         ("soxr", {"audio"}),
-        ("safetensors", {"checkpoint"}),
-        ("huggingface_hub", {"checkpoint"}),
+        ("safetensors", {"checkpoint.weights"}),
+        ("huggingface_hub", {"checkpoint.hub"}),
         ("torchaudio", set()),
         ("jinja2", {"evaluation.gallery"}),
         ("rich", {"cli.console"}),
@@ -99,7 +99,11 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
     assert users <= owners
 
 
-@pytest.mark.parametrize("name", ["errors", "audio", "extraction.jobs", "checkpoint", *ORDER[-11:]])
+WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", *ORDER[-11:]]
+WITHOUT_TORCH += [name for name in ORDER if name.startswith("checkpoint.")]
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_torch_waits_until_it_is_needed(name: str) -> None:
     assert not any(i.split(".")[0] == "torch" for i in imports(SOURCES[name], top_level=True))
 

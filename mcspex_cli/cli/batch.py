@@ -154,7 +154,7 @@ def _plan(asked: dict[str, Any]) -> list[Job]:
 
 def _settings(asked: dict[str, Any]) -> BatchSettings:
     """How it is to be computed."""
-    from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
+    from mcspex_cli.checkpoint.names import DEFAULT_MODEL, find_checkpoint
     from mcspex_cli.extraction.jobs import FileSettings
     from mcspex_cli.extraction.shares import BatchSettings
 

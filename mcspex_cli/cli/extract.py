@@ -15,7 +15,7 @@ from mcspex_cli.errors import McspexError, PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
-    from mcspex_cli.checkpoint import CheckpointInfo
+    from mcspex_cli.checkpoint.names import CheckpointInfo
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.files import Extraction
     from mcspex_cli.extraction.jobs import FileSettings, Job
@@ -90,7 +90,7 @@ def extract(
     mcspex extract meeting.wav --ref alice.wav
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.checkpoint import DEFAULT_MODEL, find_checkpoint
+    from mcspex_cli.checkpoint.names import DEFAULT_MODEL, find_checkpoint
     from mcspex_cli.extraction.jobs import FileSettings, plan
 
     jobs = plan(mixtures, references, output, overwrite=overwrite)
@@ -105,7 +105,7 @@ def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, preci
     from mcspex_cli import audio
 
     seconds = sum(audio.probe(path).seconds for path in references)
-    from mcspex_cli.checkpoint import load_checkpoint
+    from mcspex_cli.checkpoint.weights import load_checkpoint
     from mcspex_cli.extraction.engine import Engine, EngineSettings
     from mcspex_cli.extraction.files import read_references
     from mcspex_cli.extraction.memory import keep_memory

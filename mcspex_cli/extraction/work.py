@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint import load_checkpoint
+from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.engine import Engine, EngineSettings
 from mcspex_cli.extraction.files import Extraction, extract_files, read_references

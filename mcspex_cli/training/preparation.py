@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mcspex_cli.checkpoint import load_checkpoint
+from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
 from mcspex_cli.training.corpus import Corpus

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.systems import build, sized
 from mcspex_cli.training.losses import si_sdr_db

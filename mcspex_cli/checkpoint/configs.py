@@ -1,0 +1,116 @@
+"""config.json: what a checkpoint says of itself, believed only as far as it is checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcspex_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mcspex_cli.model.systems import SystemConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+"""Version of config.json; a newer one asks for a newer mcspex."""
+
+_LIMITS = {
+    "sample_rate_hz": (4000, 192_000),
+    "hop_ms": (0.1, 100),
+    "filters": (2, 4096),
+    "channels": (2, 4096),
+    "hidden": (1, 8192),
+    "kernel": (1, 31),
+    "blocks": (1, 16),
+    "stacks": (1, 32),
+    "embedding": (1, 4096),
+    "speakers": (1, 1_000_000),
+}
+"""What a config may ask for: a hostile one must not allocate the machine's memory."""
+
+_ADDED_LATER: dict[str, object] = {
+    "scale_fuser": "gate",
+    "consm": "listening",
+    "scale_intermg": "mixing",
+    "true_level": False,
+}
+"""Keys that the first configs lack, and what the networks of their time were."""
+
+
+def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
+    """Check a config's every value and build the SystemConfig.
+
+    Raises:
+        CheckpointError: an unknown or missing key, a wrong type or a value out of range.
+    """
+    from mcspex_cli.model.systems import SystemConfig
+
+    raw = {**_ADDED_LATER, **raw}
+    known = {f.name for f in fields(SystemConfig)}
+    if raw.keys() != known:
+        odd = ", ".join(sorted(raw.keys() ^ known)[:3])
+        raise CheckpointError(f"{path}: unknown or missing keys ({odd}). Is mcspex up to date?")
+    _check_choices(path, raw)
+    for key, (low, high) in _LIMITS.items():
+        _check_number(path, key, raw[key], low, high)
+    for key, low, high, count in (("windows_ms", 0.1, 1000, 3), ("speaker_channels", 1, 8192, 3)):
+        if not isinstance(raw[key], list | tuple) or len(raw[key]) != count:
+            raise CheckpointError(f"{path}: {key} must be {count} numbers.")
+        for value in raw[key]:
+            _check_number(path, key, value, low, high)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    config = SystemConfig(**values)
+    if config.kernel % 2 == 0:
+        raise CheckpointError(f"{path}: kernel is {config.kernel}, it must be odd.")
+    if config.hop < 1 or list(config.windows) != sorted(config.windows):
+        raise CheckpointError(f"{path}: windows must grow and the hop be a sample or more.")
+    return config
+
+
+def _check_choices(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a value that is none of those that its key can have."""
+    from mcspex_cli.model.decoder import INTERMGS
+    from mcspex_cli.model.encoder import FUSERS
+    from mcspex_cli.model.extractor import CONSMS
+    from mcspex_cli.model.systems import SYSTEMS
+
+    choices: dict[str, Collection[object]] = {
+        "system": SYSTEMS,
+        "scale_fuser": FUSERS,
+        "consm": CONSMS,
+        "scale_intermg": INTERMGS,
+        "true_level": (True, False),
+    }
+    for key, choice in choices.items():
+        if not isinstance(raw[key], str | bool) or raw[key] not in choice:
+            names = ", ".join(map(str, choice))
+            raise CheckpointError(f"{path}: {key} {raw[key]!r} is unknown. Known: {names}.")
+
+
+def _check_number(path: Path, key: str, value: object, low: float, high: float) -> None:
+    """Refuse what is no number, is outside its limits, or is fractional where sizes are meant."""
+    whole = not key.endswith("_ms")
+    right = isinstance(value, int) if whole else isinstance(value, int | float)
+    if not right or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
+        raise CheckpointError(f"{path}: {key} is {value!r}, not a number from {low} to {high}.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict with the keys that every version has."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: not a model, there is no {CONFIG} in it.")
+    try:
+        raw = json.loads(path.read_text())
+        version, _, _ = raw["format"], raw["system"].keys(), raw["sha256"]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a model's config. Copy the model again.") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: format {version} is not {FORMAT}. Update mcspex.")
+    loaded: dict[str, Any] = raw
+    return loaded

@@ -1,0 +1,94 @@
+"""From a checkpoint on disk to a ready System, strictly; and back to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcspex_cli import paths
+from mcspex_cli.checkpoint.configs import CONFIG, FORMAT, WEIGHTS, parse_config
+from mcspex_cli.checkpoint.names import DEFAULT_MODEL, CheckpointInfo, find_checkpoint
+from mcspex_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mcspex_cli.model.systems import System
+
+
+def load_checkpoint(model: str | Path | CheckpointInfo = DEFAULT_MODEL) -> System:
+    """Load a bundled name or a folder as a System in evaluation mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: as `find_checkpoint`; or the weights are missing, damaged or do not
+            fit the system that the config describes.
+    """
+    import torch
+    from safetensors.torch import load
+
+    from mcspex_cli.model.systems import build
+
+    info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
+    config = parse_config(info.config, info.folder / CONFIG)
+    path = info.folder / WEIGHTS
+    try:
+        data = path.read_bytes()
+        tensors = load(data)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read. Copy the model again, whole.") from error
+    except Exception as error:  # safetensors' errors share no base class
+        raise CheckpointError(
+            f"{path}: damaged or not safetensors. Copy the model again."
+        ) from error
+    with torch.device("meta"):
+        system = build(config)
+    _check_fit(path, system, tensors)
+    system.load_state_dict(
+        {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, assign=True
+    )
+    if hashlib.sha256(data).hexdigest() != info.sha256:
+        raise CheckpointError(f"{path}: sha256 is not the one in {CONFIG}. Copy the model again.")
+    return system.eval().requires_grad_(False)
+
+
+def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) -> None:
+    """Write `system` to a folder as half-precision weights and config.json.
+
+    Running statistics keep float32, whose range they may need.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    import torch
+    from safetensors.torch import save
+
+    learned = {name for name, _ in system.named_parameters()}
+    tensors = {
+        key: (tensor.to(torch.float16) if key in learned else tensor).detach().cpu().contiguous()
+        for key, tensor in system.state_dict().items()
+    }
+    data = save(tensors)
+    config = {
+        "format": FORMAT,
+        "system": asdict(system.config),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "provenance": provenance,
+    }
+    paths.make_folders(folder)
+    for name, content in ((WEIGHTS, data), (CONFIG, json.dumps(config, indent=2).encode() + b"\n")):
+        with paths.whole(folder / name) as partial:
+            partial.write_bytes(content)
+
+
+def _check_fit(path: Path, system: System, tensors: dict[str, Any]) -> None:
+    """Name the first three tensors that are missing, unexpected or of another shape."""
+    wanted = {key: tuple(t.shape) for key, t in system.state_dict().items()}
+    given = {key: tuple(t.shape) for key, t in tensors.items()}
+    odd = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise CheckpointError(
+            f"{path}: not the weights of this system: {', '.join(odd[:3])}{more} do not fit. "
+            "Use the config.json that came with them."
+        )
