@@ -12,6 +12,7 @@ from mcspex_cli.cli import console
 from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.evaluate import score
 from mcspex_cli.cli.extract import extract
+from mcspex_cli.cli.models import models
 from mcspex_cli.cli.report import report
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
@@ -51,7 +52,7 @@ def main() -> None:
     """
 
 
-for command in (extract, batch, score, report, simulate, train):
+for command in (extract, batch, score, report, models, simulate, train):
     main.add_command(command)
 
 if __name__ == "__main__":

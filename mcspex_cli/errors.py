@@ -6,6 +6,7 @@ McspexError            exit 1
 │   └── NonFiniteError it has NaN or infinite samples
 ├── OutputError        a place that cannot, or must not, be written
 ├── CheckpointError    a model that cannot be found or loaded
+│   └── HubError       the Hugging Face Hub does not give it, or take it
 ├── EngineError        a device or precision that does not work here
 ├── PairingError       files that do not belong together
 │   └── PlanError      the same of a whole batch, every reason listed
@@ -42,6 +43,10 @@ class OutputError(McspexError):
 
 class CheckpointError(McspexError):
     """A checkpoint is unknown, incomplete, damaged or of another system."""
+
+
+class HubError(CheckpointError):
+    """The Hub cannot be reached, does not have a model or does not let us have it."""
 
 
 class EngineError(McspexError):

@@ -21,7 +21,9 @@ from tests.conftest import EXAMPLES, ROOT
 ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
-checkpoint.configs checkpoint.names checkpoint.weights
+checkpoint.configs checkpoint.troubles checkpoint.cache checkpoint.hub checkpoint.names
+checkpoint.weights checkpoint.cards checkpoint.conversion checkpoint.verification
+checkpoint.publishing
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.engine
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
@@ -34,8 +36,8 @@ evaluation.exhibits evaluation.gallery evaluation.batches
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.interrupts cli.extract cli.results cli.plans cli.batch cli.evaluate
-cli.report cli.train
+cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch cli.evaluate
+cli.report cli.exchange cli.models cli.train
 __main__
 """.split()
 
@@ -83,7 +85,7 @@ def test_imports_point_upwards(name: str) -> None:
         ("soundfile", {"audio", "integrity"}),
         ("soxr", {"audio"}),
         ("safetensors", {"checkpoint.weights"}),
-        ("huggingface_hub", {"checkpoint.hub"}),
+        ("huggingface_hub", {f"checkpoint.{n}" for n in ("troubles", "cache", "hub", "cards")}),
         ("torchaudio", set()),
         ("jinja2", {"evaluation.gallery"}),
         ("rich", {"cli.console"}),
@@ -99,8 +101,8 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
     assert users <= owners
 
 
-WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", *ORDER[-11:]]
-WITHOUT_TORCH += [name for name in ORDER if name.startswith("checkpoint.")]
+WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", "__main__"]
+WITHOUT_TORCH += [name for name in ORDER if name.startswith(("checkpoint.", "cli."))]
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -13,7 +13,10 @@ from mcspex_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import SystemConfig
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)
+"""What a model is made of; the card is for people."""
+
 FORMAT = 1
 """Version of config.json; a newer one asks for a newer mcspex."""
 
@@ -40,8 +43,8 @@ _ADDED_LATER: dict[str, object] = {
 """Keys that the first configs lack, and what the networks of their time were."""
 
 
-def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
-    """Check a config's every value and build the SystemConfig.
+def parse_config(raw: dict[str, Any], path: object) -> SystemConfig:
+    """Check a config's every value and build the SystemConfig; `path` is what errors name.
 
     Raises:
         CheckpointError: an unknown or missing key, a wrong type or a value out of range.
@@ -70,7 +73,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
     return config
 
 
-def _check_choices(path: Path, raw: dict[str, Any]) -> None:
+def _check_choices(path: object, raw: dict[str, Any]) -> None:
     """Refuse a value that is none of those that its key can have."""
     from mcspex_cli.model.decoder import INTERMGS
     from mcspex_cli.model.encoder import FUSERS
@@ -90,7 +93,7 @@ def _check_choices(path: Path, raw: dict[str, Any]) -> None:
             raise CheckpointError(f"{path}: {key} {raw[key]!r} is unknown. Known: {names}.")
 
 
-def _check_number(path: Path, key: str, value: object, low: float, high: float) -> None:
+def _check_number(path: object, key: str, value: object, low: float, high: float) -> None:
     """Refuse what is no number, is outside its limits, or is fractional where sizes are meant."""
     whole = not key.endswith("_ms")
     right = isinstance(value, int) if whole else isinstance(value, int | float)
@@ -98,19 +101,44 @@ def _check_number(path: Path, key: str, value: object, low: float, high: float) 
         raise CheckpointError(f"{path}: {key} is {value!r}, not a number from {low} to {high}.")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a dict with the keys that every version has."""
+def read_config(folder: Path, name: object = None) -> dict[str, Any]:
+    """config.json as a dict with the keys that every version has.
+
+    Args:
+        folder: Where it lies.
+        name: What errors are to name instead, of a model whose folder nobody knows.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, another library's or of a newer version.
+    """
     path = folder / CONFIG
+    named = path if name is None else f"{name}: {CONFIG}"
     if not path.is_file():
-        raise CheckpointError(f"{folder}: not a model, there is no {CONFIG} in it.")
+        raise CheckpointError(f"{name or folder}: not a model, there is no {CONFIG} in it.")
     try:
         raw = json.loads(path.read_text())
-        version, _, _ = raw["format"], raw["system"].keys(), raw["sha256"]
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a model's config. Copy the model again.") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path}: format {version} is not {FORMAT}. Update mcspex.")
-    loaded: dict[str, Any] = raw
-    return loaded
+        raise CheckpointError(f"{named}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{named}: damaged. Get the model again.") from error
+    if not isinstance(raw, dict) or not {"format", "system", "sha256"} <= raw.keys():
+        raise CheckpointError(f"{named}: another program's. mcspex runs MC-SpEx and SpEx+ only.")
+    if raw["format"] != FORMAT:
+        raise CheckpointError(
+            f"{named}: format {raw['format']} is not {FORMAT}. Update mcspex (pip install -U)."
+        )
+    if not isinstance(raw["system"], dict) or not isinstance(raw["sha256"], str):
+        raise CheckpointError(f"{named}: damaged. Get the model again.")
+    return raw
+
+
+def largest_weights(config: SystemConfig) -> int:
+    """The size that a float32 weights file of this network can have at most, in bytes."""
+    import torch
+
+    from mcspex_cli.model.systems import build
+
+    with torch.device("meta"):
+        tensors = build(config).state_dict()
+    header = 1024 + 256 * len(tensors)
+    return header + int(sum(t.numel() * t.element_size() for t in tensors.values()))

@@ -1,15 +1,30 @@
-"""From a name or a folder to a checkpoint on disk."""
+"""From what a user calls a model to its files on this disk."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli.checkpoint.configs import CONFIG, read_config
-from mcspex_cli.errors import CheckpointError
+from mcspex_cli.checkpoint import cache, hub
+from mcspex_cli.checkpoint.configs import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    largest_weights,
+    parse_config,
+    read_config,
+)
+from mcspex_cli.errors import CheckpointError, HubError
 
 DEFAULT_MODEL = "mcspex-small-8k"
+
+OTHER_WEIGHTS = f"its {CONFIG} was written for other weights (sha256). Tell its author."
+
+Progress = Callable[[int, int], None]
+"""Told the bytes that have come, and those to come in all."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,41 @@ class CheckpointInfo:
     sha256: str
     config: dict[str, Any]
     provenance: dict[str, Any]
+    revision: str | None = None
+    """The commit, of a model of the Hub."""
+    refs: tuple[str, ...] = ()
+    """Branches and tags that meant this commit when the Hub was last asked."""
+
+    def is_of(self, revision: str) -> bool:
+        """Whether a branch, tag or commit, or the beginning of one, means this commit; "": any."""
+        return revision in self.refs or str(self.revision).startswith(revision)
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of its weights' file; 0 if that is missing."""
+        path = self.folder / WEIGHTS
+        return path.stat().st_size if path.is_file() else 0
+
+    @property
+    def label(self) -> str:
+        """Its name, with the commit that it is of."""
+        return f"{self.name}@{self.revision[:12]}" if self.revision else self.name
+
+    @property
+    def source(self) -> str:
+        """Where it comes from: "bundled", "hub" or "folder"."""
+        if self.revision:
+            return "hub"
+        return "bundled" if bundled().get(self.name) == self.folder else "folder"
+
+    @property
+    def remedy(self) -> str:
+        """What helps when its files are damaged."""
+        return {
+            "hub": f"Get it again: mcspex models pull {self.name} --revision {self.revision}",
+            "bundled": "Install mcspex again.",
+            "folder": "Copy the model again.",
+        }[self.source]
 
 
 def bundled() -> dict[str, Path]:
@@ -32,21 +82,107 @@ def bundled() -> dict[str, Path]:
     return {}
 
 
-def find_checkpoint(model: str | Path = DEFAULT_MODEL) -> CheckpointInfo:
-    """Resolve `model`, a folder or a bundled name, in this order.
+def find_checkpoint(model: str | Path = DEFAULT_MODEL, *, offline: bool = False) -> CheckpointInfo:
+    """Resolve `model`: an existing folder, a bundled name, or org/name[@revision] on the Hub.
+
+    In this order; a `Path` is always a folder. What the Hub's cache has is taken as it is there,
+    without a request, so that a model does not change by itself: `pull` asks for news.
+
+    Raises:
+        CheckpointError: there is no such model, or its config.json cannot be used.
+        HubError: it is not in the cache, and the Hub does not give it or is not to be asked.
+    """
+    found = locate(model)
+    if isinstance(found, CheckpointInfo):
+        return found
+    if not offline:
+        return pull(found)
+    revision = f" --revision {found.revision}" if found.revision else ""
+    raise HubError(
+        f"{found}: no such folder, and not in the Hub's cache. "
+        f"With a connection: mcspex models pull {found.repo}{revision}"
+    )
+
+
+def locate(model: str | Path) -> CheckpointInfo | cache.HubName:
+    """Resolve `model` as `find_checkpoint` does, up to where the Hub would have to be asked.
 
     Raises:
         CheckpointError: there is no such model, or its config.json cannot be used.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        known = bundled()
-        if str(model) not in known:
-            names = ", ".join(known) or "none"
-            raise CheckpointError(
-                f"{model}: no such model. Bundled: {names}; or name a folder with {CONFIG}."
-            )
-        folder = known[str(model)]
+    if Path(model).is_dir():
+        return _describe(Path(model))
+    if str(model) in bundled():
+        return _describe(bundled()[str(model)])
+    name = None if isinstance(model, Path) else cache.parse_name(model)
+    if name is None:
+        names = ", ".join(bundled()) or "none"
+        raise CheckpointError(
+            f"{model}: no such model. Bundled: {names}; or name a folder with {CONFIG}, "
+            "or org/name on the Hugging Face Hub."
+        )
+    here = cache.cached(name)
+    return _describe_cached(here) if here else name
+
+
+def pull(name: cache.HubName, progress: Progress | None = None) -> CheckpointInfo:
+    """Ask the Hub for `name` and download what the cache lacks of it.
+
+    The config is read before the weights are asked for, and the weights have to be as large as
+    it says and have the checksums that it and the Hub state.
+
+    Raises:
+        HubError: the Hub does not give it.
+        CheckpointError: it is no model for this program, or not whole.
+        OutputError: the disk is full.
+    """
+    listing = hub.look_up(name)
+    total, done = hub.check_space(listing), 0
+
+    def advance(came: int) -> None:
+        nonlocal done
+        done += came
+        if progress:
+            progress(done, total)
+
+    folder = hub.fetch(listing, CONFIG, advance).parent
+    config = read_config(folder, name)
+    _check_weights(listing, config)
+    weights = hub.fetch(listing, WEIGHTS, advance)
+    if sha256(weights) != config["sha256"]:
+        raise CheckpointError(f"{name}: {OTHER_WEIGHTS}")
+    if CARD in listing.files:
+        hub.fetch(listing, CARD, advance)
+    hub.remember(listing)
+    return _describe_cached(cache.Snapshot(name.repo, listing.commit, folder))
+
+
+def available() -> list[CheckpointInfo]:
+    """Every model that works without a connection: bundled first, then the Hub's cache."""
+    found = [_describe(folder) for folder in bundled().values()]
+    for snapshot in cache.all_cached():
+        try:
+            found.append(_describe_cached(snapshot))
+        except CheckpointError:
+            continue  # another library's
+    return found
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _describe(folder: Path) -> CheckpointInfo:
+    """A bundled checkpoint, or one in a folder."""
     raw = read_config(folder)
     return CheckpointInfo(
         name=folder.resolve().name,
@@ -55,3 +191,30 @@ def find_checkpoint(model: str | Path = DEFAULT_MODEL) -> CheckpointInfo:
         config=raw["system"],
         provenance=raw.get("provenance", {}),
     )
+
+
+def _describe_cached(snapshot: cache.Snapshot) -> CheckpointInfo:
+    """A checkpoint in the Hub's cache."""
+    raw = read_config(snapshot.folder, snapshot.repo)
+    return CheckpointInfo(
+        name=snapshot.repo,
+        folder=snapshot.folder,
+        sha256=raw["sha256"],
+        config=raw["system"],
+        provenance=raw.get("provenance", {}),
+        revision=snapshot.commit,
+        refs=snapshot.refs,
+    )
+
+
+def _check_weights(listing: hub.Listing, config: dict[str, Any]) -> None:
+    """Refuse weights that cannot be those of this config, before a byte of them comes."""
+    name, size = listing.asked, listing.size(WEIGHTS)
+    largest = largest_weights(parse_config(config["system"], name))
+    if size > largest:
+        raise CheckpointError(
+            f"{name}: its weights have {size:,} bytes, its config's network {largest:,} at most. "
+            "Tell its author."
+        )
+    if listing.sha256 not in {None, config["sha256"]}:
+        raise CheckpointError(f"{name}: {OTHER_WEIGHTS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ from mcspex_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
 
+STATISTICS = ("running_", "num_batches_")
+"""How the names of tensors begin that are counted, not learned."""
+
 
 def load_checkpoint(model: str | Path | CheckpointInfo = DEFAULT_MODEL) -> System:
-    """Load a bundled name or a folder as a System in evaluation mode, float32, on the CPU.
+    """Load a folder, bundled name or Hub name as a System in evaluation mode, float32, on the CPU.
 
     Raises:
         CheckpointError: as `find_checkpoint`; or the weights are missing, damaged or do not
@@ -36,11 +40,9 @@ def load_checkpoint(model: str | Path | CheckpointInfo = DEFAULT_MODEL) -> Syste
         data = path.read_bytes()
         tensors = load(data)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read. Copy the model again, whole.") from error
+        raise CheckpointError(f"{path}: cannot be read. {info.remedy}") from error
     except Exception as error:  # safetensors' errors share no base class
-        raise CheckpointError(
-            f"{path}: damaged or not safetensors. Copy the model again."
-        ) from error
+        raise CheckpointError(f"{path}: damaged or not safetensors. {info.remedy}") from error
     with torch.device("meta"):
         system = build(config)
     _check_fit(path, system, tensors)
@@ -48,8 +50,26 @@ def load_checkpoint(model: str | Path | CheckpointInfo = DEFAULT_MODEL) -> Syste
         {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, assign=True
     )
     if hashlib.sha256(data).hexdigest() != info.sha256:
-        raise CheckpointError(f"{path}: sha256 is not the one in {CONFIG}. Copy the model again.")
+        raise CheckpointError(f"{path}: sha256 is not the one in {CONFIG}. {info.remedy}")
     return system.eval().requires_grad_(False)
+
+
+def count_weights(info: CheckpointInfo) -> int:
+    """How many weights a checkpoint has, without loading them; running statistics are none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    from safetensors import safe_open
+
+    path = info.folder / WEIGHTS
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors' errors share no base class
+        raise CheckpointError(f"{path}: damaged or not safetensors. {info.remedy}") from error
+    learned = (s for key, s in shapes.items() if not key.rpartition(".")[2].startswith(STATISTICS))
+    return sum(prod(shape) for shape in learned)
 
 
 def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, interrupts, options, plans, results
+from mcspex_cli.cli.downloads import find_model
 from mcspex_cli.errors import PartialFailure
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ if TYPE_CHECKING:
     help="Use a DIR that is not empty, or of another model or settings.",
 )
 @options.as_json
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+@options.quiet
 def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Extract from folders or lists of mixtures, each with its reference.
 
@@ -108,8 +109,8 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     mcspex batch --manifest plan.csv -o out --shard 2/8
     """  # noqa: D301 (click needs the character itself)
     _check_scoring(asked)
-    plan, settings = _plan(asked), _settings(asked)
     shown = not (quiet or as_json)
+    plan, settings = _plan(asked), _settings(asked, quiet=not shown)
     if dry_run:
         over = asked["overwrite"]
         plans.show(plan, settings, asked["output"], overwrite=over, as_json=as_json)
@@ -152,14 +153,13 @@ def _plan(asked: dict[str, Any]) -> list[Job]:
     return measured(plan_batch(request))
 
 
-def _settings(asked: dict[str, Any]) -> BatchSettings:
+def _settings(asked: dict[str, Any], *, quiet: bool) -> BatchSettings:
     """How it is to be computed."""
-    from mcspex_cli.checkpoint.names import DEFAULT_MODEL, find_checkpoint
     from mcspex_cli.extraction.jobs import FileSettings
     from mcspex_cli.extraction.shares import BatchSettings
 
     return BatchSettings(
-        find_checkpoint(asked["model"] or DEFAULT_MODEL),
+        find_model(asked["model"], offline=asked["offline"], quiet=quiet),
         FileSettings(asked["channel"], asked["level"], asked["subtype"]),
         devices=tuple(name.strip() for name in asked["devices"].split(",")),
         precision=asked["precision"],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mcspex_cli.cli import console, options
+from mcspex_cli.cli.downloads import find_model
 from mcspex_cli.errors import McspexError, PartialFailure
 
 if TYPE_CHECKING:
@@ -67,13 +68,14 @@ class Talk:
 @options.writing
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @options.as_json
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+@options.quiet
 @click.option("-v", "--verbose", is_flag=True, help="Say what is used, and how.")
 def extract(
     mixtures: tuple[Path, ...],
     references: tuple[Path, ...],
     output: Path | None,
     model: str | None,
+    offline: bool,
     device: str,
     precision: str,
     channel: str,
@@ -90,21 +92,21 @@ def extract(
     mcspex extract meeting.wav --ref alice.wav
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.checkpoint.names import DEFAULT_MODEL, find_checkpoint
+    from mcspex_cli import audio
     from mcspex_cli.extraction.jobs import FileSettings, plan
 
     jobs = plan(mixtures, references, output, overwrite=overwrite)
-    info = find_checkpoint(model or DEFAULT_MODEL)
+    seconds = sum(audio.probe(path).seconds for path in references)
+    info = find_model(model, offline=offline, quiet=quiet or as_json)
     voice = _enroll(references, info, device, precision)
+    if seconds < GOOD_REFERENCE_S:
+        console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
     _work(jobs, voice, settings, Talk(as_json, quiet, verbose))
 
 
 def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, precision: str) -> Voice:
-    """Check the references, then load the model and embed them."""
-    from mcspex_cli import audio
-
-    seconds = sum(audio.probe(path).seconds for path in references)
+    """Load the model and embed the references."""
     from mcspex_cli.checkpoint.weights import load_checkpoint
     from mcspex_cli.extraction.engine import Engine, EngineSettings
     from mcspex_cli.extraction.files import read_references
@@ -113,8 +115,6 @@ def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, preci
     keep_memory()
     engine = Engine(load_checkpoint(info), EngineSettings(device=device, precision=precision))
     clips = read_references(references, engine)
-    if seconds < GOOD_REFERENCE_S:
-        console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
     return Voice(engine, info, references, engine.embed(clips))
 
 
@@ -168,7 +168,7 @@ def _tell(done: Extraction, voice: Voice, talk: Talk) -> None:
         if talk.verbose:
             gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
             detail = (
-                f"; {voice.info.name} (sha256 {voice.info.sha256[:12]}) on "
+                f"; {voice.info.label} (sha256 {voice.info.sha256[:12]}) on "
                 f"{voice.engine.device}, {voice.engine.precision}, gain {gains} dB"
             )
         console.say(
@@ -193,5 +193,6 @@ def _as_row(done: Extraction, voice: Voice) -> dict[str, object]:
         "device": str(voice.engine.device),
         "precision": voice.engine.precision,
         "model": voice.info.name,
+        "model_revision": voice.info.revision,
         "model_sha256": voice.info.sha256,
     }

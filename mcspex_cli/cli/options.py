@@ -15,9 +15,25 @@ PATH = click.Path(path_type=Path)
 
 
 def model(command: Command) -> Command:
-    """--model."""
+    """--model and --offline."""
+    for option in (
+        offline,
+        click.option(
+            "--model",
+            envvar="MCSPEX_MODEL",
+            show_envvar=True,
+            metavar="NAME",
+            help="Folder, bundled name or org/name[@revision] on the Hugging Face Hub.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def offline(command: Command) -> Command:
+    """--offline."""
     return click.option(
-        "--model", metavar="NAME|FOLDER", help="Bundled model's name, or a folder."
+        "--offline", is_flag=True, help="Ask no network: use what is on this disk."
     )(command)
 
 
@@ -64,6 +80,13 @@ def writing(command: Command) -> Command:
 def as_json(command: Command) -> Command:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")(
+        command
+    )
+
+
+def quiet(command: Command) -> Command:
+    """--quiet."""
+    return click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(
         command
     )
 

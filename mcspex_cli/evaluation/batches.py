@@ -120,6 +120,7 @@ def _record(
         "platform": platform.platform(),
         "command": list(command),
         "model": settings.checkpoint.name,
+        "model_revision": settings.checkpoint.revision,
         "model_sha256": settings.checkpoint.sha256,
         "device": sorted({line["device"] for line in lines.values()}),
         "precision": sorted({line["precision"] for line in lines.values()}),

@@ -1,0 +1,138 @@
+"""README.md, the model card: facts for programs on top, words for people below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcspex_cli.checkpoint.configs import CARD
+from mcspex_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mcspex_cli.checkpoint.names import CheckpointInfo
+
+TITLES = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
+"""The systems, as their papers write them."""
+
+TAGS = ("target-speaker-extraction", "speech-separation")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model card, taken apart."""
+
+    metadata: Mapping[str, Any]
+    """What the Hub files a model by: license, tags, model-index, ..."""
+    text: str
+
+    @property
+    def licence(self) -> str | None:
+        """What the weights may be used for: an identifier like cc-by-4.0, or a name."""
+        name = self.metadata.get("license_name") or self.metadata.get("license")
+        return str(name) if name else None
+
+    @property
+    def numbers(self) -> list[str]:
+        """What was measured, one line each: "SI-SDRi 6.86 dB on 312 two-talker mixtures"."""
+        return [
+            f"{metric.get('name', metric.get('type'))} {metric.get('value')} on "
+            f"{result.get('dataset', {}).get('name', 'a data set that is not named')}"
+            for model in self.metadata.get("model-index", ())
+            for result in model.get("results", ())
+            for metric in result.get("metrics", ())
+        ]
+
+
+def read_card(folder: Path) -> Card | None:
+    """Read the card of a model's folder; None if it has none.
+
+    Raises:
+        CheckpointError: it is there, and is no text or its metadata are no YAML.
+    """
+    from huggingface_hub import ModelCard
+
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    try:
+        card = ModelCard(path.read_text(), ignore_metadata_errors=True)
+        facts: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+        return Card(facts, card.text.strip())
+    except Exception as error:  # the YAML reader's errors are no one's subclass here
+        raise CheckpointError(f"{path}: its metadata cannot be read. Mend its top.") from error
+
+
+@dataclass(frozen=True)
+class Particulars:
+    """What a checkpoint cannot say of itself."""
+
+    name: str
+    """What it is to be called: org/name on the Hub."""
+    weights: int
+    """How many it has."""
+    licence: str | None
+    """Its identifier; None leaves it open, and `push` will ask."""
+    data: Sequence[str] = ()
+    """What it was trained on, one line each, with the licences."""
+    origin: str = ""
+    """Where the weights come from, in a sentence or more."""
+
+
+def make_card(info: CheckpointInfo, said: Particulars) -> str:
+    """Write a card from what a checkpoint says of itself, and what is said of it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    gain_db = info.provenance.get("validation_si_sdr_i_db")
+    results = [
+        EvalResult(
+            task_type="audio-to-audio",
+            task_name="Target speaker extraction",
+            dataset_type="validation",
+            dataset_name="the run's validation mixtures",
+            metric_type="si-sdr-improvement",
+            metric_name="SI-SDRi (dB)",
+            metric_value=round(gain_db, 2),
+        )
+        for gain_db in ([gain_db] if gain_db is not None else [])
+    ]
+    metadata = ModelCardData(
+        license=said.licence,
+        library_name="mcspex",
+        pipeline_tag="audio-to-audio",
+        tags=[*TAGS, info.config["system"]],
+        model_name=said.name,
+        eval_results=results or None,
+    )
+    sources = "\n".join(f"- {line}" for line in said.data) or "Not stated."
+    return f"""---
+{metadata.to_yaml()}
+---
+
+# {said.name}
+
+{title(info)}, {said.weights / 1e6:.1f} M weights, {info.config["sample_rate_hz"]} Hz. {said.origin}
+sha256 of `model.safetensors`: `{info.sha256}`
+
+Runs in [mcspex](https://pypi.org/project/mcspex/), a command-line tool that pulls one person's
+voice out of a recording in which people talk over each other:
+
+```bash
+mcspex extract mixture.wav --ref reference.wav --model {said.name}
+```
+
+## Numbers
+
+{"".join(f"SI-SDRi on the validation mixtures: {gain_db:.2f} dB" for _ in results) or "None yet."}
+
+## Training data
+
+{sources}
+"""
+
+
+def title(info: CheckpointInfo) -> str:
+    """The system's name, as its paper writes it."""
+    system = str(info.config.get("system"))
+    return TITLES.get(system, system)

@@ -1,0 +1,44 @@
+"""Models that a command needs, got from the Hub where they are not here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mcspex_cli.cli import console
+
+if TYPE_CHECKING:
+    from mcspex_cli.checkpoint.cache import HubName
+    from mcspex_cli.checkpoint.names import CheckpointInfo
+
+
+def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
+    """What --model names, or the default; a download is shown."""
+    from mcspex_cli.checkpoint.names import DEFAULT_MODEL, CheckpointInfo, find_checkpoint, locate
+
+    found = locate(model or DEFAULT_MODEL)
+    if isinstance(found, CheckpointInfo):
+        return found
+    return find_checkpoint(str(found), offline=True) if offline else download(found, quiet=quiet)
+
+
+def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
+    """Get a model from the Hub; say what came, and under which licence."""
+    from mcspex_cli.checkpoint.cards import read_card
+    from mcspex_cli.checkpoint.names import pull
+
+    came = 0
+    with console.progress(shown=not quiet) as bar:
+        task = bar.add_task(str(name), total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal came
+            came = done
+            bar.update(task, completed=done, total=total)
+
+        info = pull(name, advance)
+    if not quiet:
+        card = read_card(info.folder)
+        licence = card.licence if card and card.licence else "not stated: ask its author"
+        size = f"{came / 1e6:.1f} MB downloaded" if came else "already here"
+        console.say(f"{info.label}  ({size}; licence: {licence})")
+    return info

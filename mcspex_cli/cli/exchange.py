@@ -1,0 +1,99 @@
+"""`mcspex models convert` and `push`: other people's models to ours, and ours to other people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mcspex_cli.cli import console, options
+
+
+@click.command()
+@click.argument("checkpoint", type=options.PATH)
+@click.option(
+    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
+)
+@click.option(
+    "--config",
+    type=options.PATH,
+    metavar="JSON",
+    help="Sizes to check the weights against.  [default: mdl.json beside CHECKPOINT, if there]",
+)
+@click.option(
+    "--rate",
+    type=click.IntRange(4000, 192_000),
+    default=8000,
+    show_default=True,
+    metavar="HZ",
+    help="The sample rate it was trained at, which its weights do not say.",
+)
+@click.option("--license", "licence", metavar="ID", help="Of the weights, for the card: mit, ...")
+@click.option("--half", is_flag=True, help="Round the weights to half the size.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that is in DIR.")
+def convert(checkpoint: Path, output: Path, rate: int, **asked: object) -> None:
+    """Make a model of a SpEx+ CHECKPOINT that other code has trained.
+
+    Understood are those of gemengtju/SpEx_Plus (best.pt.tar), xuchenglin28/speaker_extraction_SpEx
+    and ClearerVoice, and of wesep's ConvTasNet with multi-scale encoder and decoder. Every tensor
+    has to have its place; code in a checkpoint is never run.
+
+    \b
+    mcspex models convert best.pt.tar -o spexplus
+    mcspex extract mix.wav --ref alice.wav --model spexplus
+    """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.checkpoint.conversion import Wishes, convert_folder
+
+    made = convert_folder(checkpoint, output, Wishes(sample_rate_hz=rate, **asked))
+    for note in made.notes:
+        console.warn(note)
+    console.say(
+        f"{output}  ({made.layout}, {made.weights / 1e6:.1f} M weights, {rate / 1000:g} kHz)"
+    )
+
+
+@click.command()
+@click.argument("model", metavar="FOLDER")
+@click.argument("name", metavar="ORG/NAME")
+@click.option("--license", "licence", metavar="ID", help="Of the weights, for a card: cc-by-4.0.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="TEXT",
+    help="A corpus trained on, with its licence, for a card. Repeatable.",
+)
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--dry-run", is_flag=True, help="Check and show everything, send nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def push(
+    model: str,
+    name: str,
+    licence: str | None,
+    data: tuple[str, ...],
+    private: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Upload a model to the Hugging Face Hub, after it was loaded and shown.
+
+    A folder without a README.md gets one, for which --license and --data are needed. The token is
+    the one of `hf auth login`, or HF_TOKEN.
+    """
+    from mcspex_cli.checkpoint.cache import parse_name
+    from mcspex_cli.checkpoint.names import find_checkpoint
+    from mcspex_cli.checkpoint.publishing import prepare, publish
+
+    target = parse_name(name)
+    if target is None:
+        raise click.UsageError(f"{name} is not of the form org/name[@branch].")
+    publication = prepare(find_checkpoint(model, offline=True), target, licence, data)
+    for file, size in publication.sizes.items():
+        console.say(f"{file:20}{size / 1e6:8.3f} MB")
+    if publication.written:
+        console.say(f"\n{publication.card}")
+    if dry_run:
+        console.say(f"dry run: nothing was sent to {target}.")
+        return
+    if not yes:
+        click.confirm(f"Upload to {target}?", abort=True, err=True)
+    console.say(publish(publication, private=private))

@@ -1,0 +1,194 @@
+"""`mcspex models`: what there is, what it is, and what of it is on this disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mcspex_cli.cli import console, options
+from mcspex_cli.cli.downloads import download, find_model
+from mcspex_cli.cli.exchange import convert, push
+from mcspex_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mcspex_cli.checkpoint.names import CheckpointInfo
+
+
+@click.group()
+def models() -> None:
+    """List, describe, download, check and share models.
+
+    A model is a folder with config.json and model.safetensors, the name of one that comes with
+    mcspex, or org/name[@revision] on the Hugging Face Hub; in this order, wherever --model is.
+    """
+
+
+@models.command("list")
+@options.as_json
+def list_models(as_json: bool) -> None:
+    """List the models that work without a network: bundled ones, and the Hub's cache."""
+    from mcspex_cli.checkpoint.names import available
+
+    found = available()
+    if as_json:
+        console.data([_facts(info) for info in found], indent=2)
+        return
+    rows = [[info.name, _system(info), _rate(info), _size(info), _whence(info)] for info in found]
+    console.table(["model", "system", "rate", "size", "from"], rows)
+
+
+@models.command()
+@click.argument("name")
+@options.offline
+@options.as_json
+def show(name: str, offline: bool, as_json: bool) -> None:
+    """Say what a model is: system, rate, licence, numbers, and its card."""
+    from mcspex_cli.checkpoint.cards import read_card
+    from mcspex_cli.checkpoint.weights import count_weights
+
+    info = find_model(name, offline=offline, quiet=as_json)
+    card, weights = read_card(info.folder), count_weights(info)
+    licence = card.licence if card else None
+    numbers = card.numbers if card else []
+    if as_json:
+        text = {"card": card.text if card else None, "provenance": info.provenance}
+        said = {"weights": weights, "licence": licence, "numbers": numbers}
+        console.data({**_facts(info), **said, "config": info.config, **text}, indent=2)
+        return
+    lines = {
+        "model": info.label,
+        "from": f"{_whence(info)}, {info.folder}",
+        "system": f"{_system(info)}, {weights / 1e6:.1f} M weights, {_size(info)}",
+        "rate": _rate(info),
+        "sha256": info.sha256,
+        "licence": licence or "not stated: ask its author",
+        "numbers": "; ".join(numbers) or "none stated",
+    }
+    console.text("".join(f"{key:9}{value}\n" for key, value in lines.items()))
+    console.text(f"\n{card.text}\n" if card else "\nIt has no card.\n")
+
+
+@models.command()
+@click.argument("name", metavar="ORG/NAME")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
+@options.quiet
+def pull(name: str, revision: str | None, quiet: bool) -> None:
+    """Download a model from the Hugging Face Hub, or get its newest commit.
+
+    Only config.json, model.safetensors and README.md are taken. HF_HOME, HF_ENDPOINT, HF_TOKEN
+    and HF_HUB_OFFLINE mean what they mean to other programs.
+    """
+    from mcspex_cli.checkpoint.cache import parse_name
+    from mcspex_cli.checkpoint.names import bundled
+
+    if name in bundled():
+        raise CheckpointError(f"{name}: comes with mcspex, there is nothing to download.")
+    parsed = parse_name(name if revision is None else f"{name}@{revision}")
+    if parsed is None:
+        said = f"--revision {revision}" if revision and parse_name(name) else name
+        raise click.UsageError(f"{said} is not of the form org/name[@revision].")
+    download(parsed, quiet=quiet)
+
+
+@models.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@options.offline
+def verify(names: tuple[str, ...], offline: bool) -> None:
+    """Compare models' files with the checksums in their config and on the Hub.
+
+    Without a NAME: every model of `mcspex models list`.
+    """
+    from mcspex_cli.checkpoint.names import available, find_checkpoint
+    from mcspex_cli.checkpoint.verification import verify as look
+
+    found = [find_checkpoint(name, offline=True) for name in names] or available()
+    bad = 0
+    for info in found:
+        verdict = look(info, offline=offline)
+        bad += bool(verdict.problems)
+        for problem in verdict.problems:
+            console.error(f"{info.label}: {problem}")
+        if verdict.unasked and not offline:
+            console.warn(f"not compared with the Hub. {verdict.unasked}")
+        if not verdict.problems:
+            console.text(f"{info.label}: good, compared with {verdict.compared}\n")
+    if bad:
+        raise CheckpointError(f"{bad} of {console.count(len(found), 'model')} damaged, see above.")
+
+
+@models.command()
+@click.argument("name")
+def path(name: str) -> None:
+    """Print the folder that a model lies in, for scripts. Nothing is downloaded."""
+    from mcspex_cli.checkpoint.names import find_checkpoint
+
+    console.text(f"{find_checkpoint(name, offline=True).folder.resolve()}\n")
+
+
+@models.command()
+@click.argument("name", metavar="ORG/NAME[@REV]")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(name: str, yes: bool) -> None:
+    """Delete a downloaded model from the Hub's cache: all of its commits, or the one named."""
+    from mcspex_cli.checkpoint import cache
+    from mcspex_cli.checkpoint.names import available
+
+    repo, _, revision = name.partition("@")
+    found = [
+        info for info in available() if info.revision and info.name == repo and info.is_of(revision)
+    ]
+    if not found:
+        raise CheckpointError(f"{name}: not in the Hub's cache; mcspex models list shows what is.")
+    for info in found:
+        console.say(f"{info.label}  ({info.folder})")
+    if not yes:
+        click.confirm(f"Delete {console.count(len(found), 'commit')}?", abort=True, err=True)
+    freed = cache.remove([str(info.revision) for info in found])
+    console.say(f"{name}: deleted, {freed / 1e6:.1f} MB freed")
+
+
+models.add_command(convert)
+models.add_command(push)
+
+
+def _facts(info: CheckpointInfo) -> dict[str, Any]:
+    """What --json says of any model."""
+    return {
+        "name": info.name,
+        "source": info.source,
+        "folder": str(info.folder),
+        "revision": info.revision,
+        "refs": list(info.refs),
+        "system": info.config.get("system"),
+        "sample_rate_hz": info.config.get("sample_rate_hz"),
+        "bytes": info.weight_bytes,
+        "sha256": info.sha256,
+    }
+
+
+def _whence(info: CheckpointInfo) -> str:
+    """Where a model is from, for people."""
+    from mcspex_cli.checkpoint.names import DEFAULT_MODEL
+
+    if info.revision:
+        return ", ".join(["the Hub", *info.refs, info.revision[:12]])
+    default = info.source == "bundled" and info.name == DEFAULT_MODEL
+    return info.source + (", the default" if default else "")
+
+
+def _size(info: CheckpointInfo) -> str:
+    """How large the weights' file is."""
+    return f"{info.weight_bytes / 1e6:.1f} MB" if info.weight_bytes else "no weights"
+
+
+def _rate(info: CheckpointInfo) -> str:
+    """The sample rate, in kHz."""
+    return f"{info.config.get('sample_rate_hz', 0) / 1000:g} kHz"
+
+
+def _system(info: CheckpointInfo) -> str:
+    """The system's name, as its paper writes it."""
+    from mcspex_cli.checkpoint.cards import title
+
+    return title(info)
