@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.model.systems import System, build, sized
+from tests.hub import Hub
 
 RATE_HZ = 8000
 ROOT = Path(__file__).parents[1]
@@ -81,6 +83,33 @@ def corpus(tmp_path: Path) -> Path:
             sound = buzz(pitch_hz, 1.0 + 0.2 * seed, seed)
             audio.write(folder / talker / f"{name}.flac", sound, RATE_HZ)
     return folder
+
+
+CHUNK_BYTES = 2**14
+"""What the Hub's client takes at once: less than by default, to suit the size of our models."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of our own, which the real client asks instead of the world's, with an empty cache."""
+    from huggingface_hub import close_session, constants
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with Hub() as server:
+        settings = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+            "HF_TOKEN_PATH": str(tmp_path / "home" / "token"),
+            "HF_HUB_ETAG_TIMEOUT": 1,
+            "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+            "DOWNLOAD_CHUNK_SIZE": CHUNK_BYTES,
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        yield server
+        close_session()
 
 
 def speak(path: Path, utterance: str, seconds: float, gain: float = 1.0) -> audio.Samples:

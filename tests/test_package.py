@@ -36,8 +36,8 @@ evaluation.exhibits evaluation.gallery evaluation.batches
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch cli.evaluate
-cli.report cli.exchange cli.models cli.train
+cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch
+cli.evaluate cli.report cli.exchange cli.models cli.train
 __main__
 """.split()
 

@@ -74,7 +74,7 @@ def all_cached() -> list[Snapshot]:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
-        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+        repos = [repo for repo in scan_cache_dir(location()).repos if repo.repo_type == "model"]
     except CacheNotFound:
         return []
     return [
@@ -89,7 +89,7 @@ def remove(commits: Iterable[str]) -> int:
     """Delete commits from the cache; the bytes that became free."""
     from huggingface_hub import scan_cache_dir
 
-    strategy = scan_cache_dir().delete_revisions(*commits)
+    strategy = scan_cache_dir(location()).delete_revisions(*commits)
     strategy.execute()
     return strategy.expected_freed_size
 

@@ -11,6 +11,8 @@ from mcspex_cli.checkpoint.configs import CARD
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
     from mcspex_cli.checkpoint.names import CheckpointInfo
 
 TITLES = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
@@ -25,6 +27,8 @@ class Card:
 
     metadata: Mapping[str, Any]
     """What the Hub files a model by: license, tags, model-index, ..."""
+    results: Sequence[EvalResult]
+    """What was measured, of the metadata's model-index."""
     text: str
 
     @property
@@ -35,14 +39,12 @@ class Card:
 
     @property
     def numbers(self) -> list[str]:
-        """What was measured, one line each: "SI-SDRi 6.86 dB on 312 two-talker mixtures"."""
-        return [
-            f"{metric.get('name', metric.get('type'))} {metric.get('value')} on "
-            f"{result.get('dataset', {}).get('name', 'a data set that is not named')}"
-            for model in self.metadata.get("model-index", ())
-            for result in model.get("results", ())
-            for metric in result.get("metrics", ())
-        ]
+        """What was measured, a line for each data set: "312 mixtures: SI-SDRi (dB) 6.86"."""
+        lines: dict[str, list[str]] = {}
+        for result in self.results:
+            number = f"{result.metric_name or result.metric_type} {result.metric_value}"
+            lines.setdefault(result.dataset_name, []).append(number)
+        return [f"{data}: {', '.join(numbers)}" for data, numbers in lines.items()]
 
 
 def read_card(folder: Path) -> Card | None:
@@ -59,7 +61,7 @@ def read_card(folder: Path) -> Card | None:
     try:
         card = ModelCard(path.read_text(), ignore_metadata_errors=True)
         facts: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-        return Card(facts, card.text.strip())
+        return Card(facts, card.data.eval_results or (), card.text.strip())
     except Exception as error:  # the YAML reader's errors are no one's subclass here
         raise CheckpointError(f"{path}: its metadata cannot be read. Mend its top.") from error
 

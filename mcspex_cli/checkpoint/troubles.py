@@ -36,6 +36,10 @@ def explained(name: HubName, *, writing: bool = False) -> Iterator[None]:
         yield
     except (OSError, ValueError, HTTPError) as error:
         raise _explain(name, error, writing=writing) from error
+    except RuntimeError as error:
+        if error.__cause__ is None:
+            raise
+        raise _explain(name, error.__cause__, writing=writing) from error  # an upload's
     finally:
         client_log.set_verbosity(verbosity)
 

@@ -22,9 +22,10 @@ def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> Chec
 
 
 def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
-    """Get a model from the Hub; say what came, and under which licence."""
+    """Get a model from the Hub and see that it loads; say what came, and its licence."""
     from mcspex_cli.checkpoint.cards import read_card
     from mcspex_cli.checkpoint.names import pull
+    from mcspex_cli.checkpoint.weights import load_checkpoint
 
     came = 0
     with console.progress(shown=not quiet) as bar:
@@ -36,6 +37,7 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
             bar.update(task, completed=done, total=total)
 
         info = pull(name, advance)
+    load_checkpoint(info)
     if not quiet:
         card = read_card(info.folder)
         licence = card.licence if card and card.licence else "not stated: ask its author"

@@ -56,16 +56,16 @@ def show(name: str, offline: bool, as_json: bool) -> None:
         said = {"weights": weights, "licence": licence, "numbers": numbers}
         console.data({**_facts(info), **said, "config": info.config, **text}, indent=2)
         return
-    lines = {
+    rows = {
         "model": info.label,
         "from": f"{_whence(info)}, {info.folder}",
         "system": f"{_system(info)}, {weights / 1e6:.1f} M weights, {_size(info)}",
         "rate": _rate(info),
         "sha256": info.sha256,
         "licence": licence or "not stated: ask its author",
-        "numbers": "; ".join(numbers) or "none stated",
+        "numbers": f"\n{'':9}".join(numbers) or "none stated",
     }
-    console.text("".join(f"{key:9}{value}\n" for key, value in lines.items()))
+    console.text("".join(f"{key:9}{value}\n" for key, value in rows.items()))
     console.text(f"\n{card.text}\n" if card else "\nIt has no card.\n")
 
 

@@ -1,0 +1,697 @@
+"""`mcspex models`, and --model wherever it is: by the real client, from a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint import cache
+from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled, find_checkpoint
+from tests.conftest import CHUNK_BYTES
+from tests.hub import EVIL, Hub
+
+REPO = "ann/voices"
+CARD = b"---\nlicense: mit\nlibrary_name: mcspex\ntags: [speech]\n---\n# Voices\n"
+FILES = ("config.json", "model.safetensors", "README.md")
+
+
+def run(*words: object, text: str | None = None, **env: str) -> click.testing.Result:
+    return CliRunner().invoke(main, [str(w) for w in words], input=text, env=env)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture
+def files(tiny_folder: Path) -> dict[str, bytes]:
+    """The tiny checkpoint's files, with a card."""
+    return {**files_of(tiny_folder), "README.md": CARD}
+
+
+@pytest.fixture
+def commit(hub: Hub, files: dict[str, bytes]) -> str:
+    """The tiny checkpoint on the Hub, amid what is not to be taken."""
+    others = {"pytorch_model.bin": b"pickle", "modeling.py": b"import os", "a/config.json": b"{}"}
+    return hub.add(REPO, {**files, **others})
+
+
+def edited(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:
+    """The files, with other values in config.json's system or beside it."""
+    config = json.loads(files["config.json"])
+    for key, value in changes.items():
+        (config["system"] if key in config["system"] else config)[key] = value
+    return {**files, "config.json": json.dumps(config).encode()}
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """What a process of its own needs to ask our Hub."""
+    ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
+    return {**os.environ, **ours, "HF_HUB_DISABLE_XET": "1"}
+
+
+def mcspex(*words: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mcspex_cli", *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+# --- pull -----------------------------------------------------------------------------------
+
+
+def test_pull_takes_three_files_and_says_what_came(
+    hub: Hub, commit: str, files: dict[str, bytes]
+) -> None:
+    done = run("models", "pull", REPO)
+    assert done.exit_code == 0, done.output
+    size = sum(map(len, files.values())) / 1e6
+    line = f"{REPO}@{commit[:12]}  ({size:.1f} MB downloaded; licence: mit)\n"
+    assert (done.stdout, done.stderr) == ("", line)
+    snapshot = cache.cached(cache.HubName(REPO))
+    assert snapshot
+    assert snapshot.commit == commit
+    assert files_of(snapshot.folder) == files
+    assert {r.path.rpartition("/")[2] for r in hub.asked("GET", "/resolve/")} == set(FILES)
+
+
+def test_pull_again_downloads_nothing(hub: Hub, commit: str) -> None:
+    run("models", "pull", REPO)
+    hub.requests.clear()
+    done = run("models", "pull", REPO)
+    assert done.stderr == f"{REPO}@{commit[:12]}  (already here; licence: mit)\n"
+    assert not hub.asked("GET", "/resolve/")
+
+
+@pytest.mark.parametrize("form", ["--revision", "@"])
+def test_a_revision_is_a_branch_a_tag_or_a_commit(
+    hub: Hub, commit: str, files: dict[str, bytes], form: str
+) -> None:
+    hub.tag(REPO, "v1")
+    later = hub.add(REPO, {"README.md": CARD + b"More.\n"})
+    assert later != commit
+    for revision, meant in {"v1": commit, commit: commit, "main": later}.items():
+        words = [f"{REPO}@{revision}"] if form == "@" else [REPO, "--revision", revision]
+        done = run("models", "pull", *words)
+        assert done.stderr.startswith(f"{REPO}@{meant[:12]}  ("), done.stderr
+        assert find_checkpoint(f"{REPO}@{revision}", offline=True).revision == meant
+
+
+def test_a_token_opens_a_private_model(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, files, private=True)
+    hub.tokens["hf_secret"] = "ann"
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"error: {REPO}: no such folder, nor model on the Hub. Check the name; if it is private, "
+        "log in with `hf auth login` or set HF_TOKEN.\n",
+    )
+    assert run("models", "pull", REPO, HF_TOKEN="hf_secret").exit_code == 0
+
+
+FAULTS = {
+    "404": (
+        {"where": "/api/models/", "status": 404, "error": "RepoNotFound"},
+        "no such folder, no",
+    ),
+    "401": (
+        {"where": "/api/models/", "status": 401},
+        "log in with `hf auth login` or set HF_TOKEN",
+    ),
+    "403": ({"where": "/api/models/", "status": 403}, "not allowed to read it (403)"),
+    "gated": (
+        {"where": "/api/models/", "status": 403, "error": "GatedRepo"},
+        "gated. Ask for access at http://127.0.0.1:",
+    ),
+    "gated file": (
+        {"where": "/resolve/", "status": 403, "error": "GatedRepo"},
+        "gated. Ask for access at http://127.0.0.1:",
+    ),
+    "429": (
+        {"where": "/api/models/", "status": 429, "headers": {"Retry-After": "37"}},
+        "too many requests from here (429). Try again in 37 s.",
+    ),
+    "500": (
+        {"where": "/api/models/", "status": 500},
+        "a problem of its own (500). Try",
+    ),
+    "500 of a file": (
+        {"where": "model.safetensors", "method": "GET", "status": 500},
+        "a problem of its own (500). Try",
+    ),
+    "slow": ({"where": "/api/models/", "wait_s": 3.0}, "cannot reach http://127.0.0.1:"),
+    "no Hub": ({"where": "/api/models/", "body": b"<html>Sign in</html>"}, "as the Hub does"),
+    "wrong size": ({"where": "model.safetensors", "grow": 10}, "another size than announced"),
+    "wrong hash": ({"where": "model.safetensors", "flip": True}, "model.safetensors came damaged"),
+    "wrong hash of the config": (
+        {"where": "config.json", "flip": True},
+        "config.json came",
+    ),
+    "wrong commit": ({"where": "/api/models/", "fields": {"sha": EVIL}}, "names no commit of it"),
+    "evil tag": ({"where": "/resolve/", "headers": {"ETag": f'"{EVIL}"'}}, "mislabels config."),
+    "evil commit": (
+        {"where": "/resolve/", "headers": {"X-Repo-Commit": EVIL}},
+        "the server mislabels config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_of_a_server_is_one_line_and_loses_nothing(
+    hub: Hub, commit: str, files: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    what, words = FAULTS[name]
+    fault = hub.fail(**what)
+    before = set(tmp_path.rglob("*"))
+    done = run("models", "pull", REPO)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {REPO}: ")
+    assert (words in done.stderr, done.stderr.count("\n")) == (True, 1), done.stderr
+    home = tmp_path / "home"
+    assert all(p.is_relative_to(home) for p in set(tmp_path.rglob("*")) - before)
+    assert cache.cached(cache.HubName(REPO)) is None
+    fault.times = 0
+    assert run("models", "pull", REPO).exit_code == 0
+    snapshot = cache.cached(cache.HubName(REPO))
+    assert snapshot
+    assert files_of(snapshot.folder) == files
+
+
+def test_a_download_that_breaks_goes_on_where_it_broke(
+    hub: Hub, commit: str, files: dict[str, bytes]
+) -> None:
+    hub.fail("model.safetensors", cut=True, times=1)
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) == (0, 1), done.stderr
+    ranges = [r.headers.get("range") for r in hub.asked("GET", "model.safetensors")]
+    half = len(files["model.safetensors"]) // 2
+    assert ranges == [None, f"bytes={half // CHUNK_BYTES * CHUNK_BYTES}-"]
+
+
+def test_file_names_of_a_server_do_not_leave_the_cache(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.add(REPO, {**files, EVIL: b"evil", "../config.json": b"evil", "/etc/evil": b"evil"})
+    assert run("models", "pull", REPO).exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"home"}
+    assert not any("evil" in p.name for p in tmp_path.rglob("*"))
+
+
+def test_a_pull_that_was_killed_is_taken_up_again(
+    hub: Hub, commit: str, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    env = environment(hub, tmp_path / "home")
+    fault = hub.fail("model.safetensors", method="GET", wait_s=30.0)
+    command = [sys.executable, "-m", "mcspex_cli", "models", "pull", REPO]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as running:
+        while not hub.asked("GET", "model.safetensors"):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+    fault.times = 0
+    assert json.loads(mcspex("models", "list", "--json", env=env).stdout)[-1]["source"] == "bundled"
+    before = len(hub.asked("GET", "config.json"))
+    done = mcspex("models", "pull", REPO, env=env)
+    assert done.returncode == 0, done.stderr
+    assert len(hub.asked("GET", "config.json")) == before  # it had come whole
+    done = mcspex("models", "verify", REPO, env=env)
+    assert "good, compared with its config and the Hub" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filters": 10**9}, "filters is 1000000000, not a number from 2 to 4096."),
+        ({"speakers": "many"}, "speakers is 'many'"),
+        ({"format": 2}, "config.json: format 2 is not 1. Update mcspex"),
+        ({"system": [1]}, "system [1] is unknown. Known: mcspex, spexplus."),
+        ({"sha256": "0" * 64}, "its config.json was written for other weights (sha256)"),
+    ],
+)
+def test_a_config_is_judged_before_the_weights_are_asked_for(
+    hub: Hub, files: dict[str, bytes], changes: dict[str, object], message: str
+) -> None:
+    hub.add(REPO, edited(files, **changes))
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"error: {REPO}: " in done.stderr
+    assert message in done.stderr
+    assert not hub.asked("GET", "model.safetensors")
+
+
+def test_weights_larger_than_their_network_are_not_asked_for(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.add(REPO, {**files, "model.safetensors": bytes(10**6)})
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"error: {REPO}: its weights have 1,000,000 bytes, its config's network " in done.stderr
+    assert not hub.asked("GET", "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"config.json": b'{"model_type": "bert"}'}, "config.json: another program's. mcspex runs"),
+        ({"config.json": b"{"}, "config.json: damaged. Get the model again."),
+        ({"config.json": b"[]"}, "config.json: another program's."),
+        ({"config.json": b" " * 2**21}, "config.json has 2,097,152 bytes: no model's."),
+        ({"model.safetensors": None}, "not an mcspex model, there is no model.safetensors in it."),
+        ({"config.json": None}, "not an mcspex model, there is no config.json in it."),
+        (
+            {"model.safetensors": None, "best.pt": b"pickle"},
+            "has pickled weights only, which can run code. Download them yourself, then mcspex mod",
+        ),
+    ],
+)
+def test_what_is_no_model_of_ours_is_refused(
+    hub: Hub, files: dict[str, bytes], given: dict[str, bytes | None], message: str
+) -> None:
+    hub.add(REPO, {k: v for k, v in {**files, **given}.items() if v is not None})
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+    assert not hub.asked("GET", "model.safetensors")
+
+
+def test_a_model_without_a_card_says_so(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.add(REPO, {k: v for k, v in files.items() if k != "README.md"})
+    assert "licence: not stated: ask its author" in run("models", "pull", REPO).stderr
+    assert run("models", "show", REPO).stdout.endswith("\nIt has no card.\n")
+
+
+def test_weights_that_do_not_fit_their_config_are_named_at_once(
+    hub: Hub, files: dict[str, bytes], scene: Path
+) -> None:
+    hub.add(REPO, edited(files, speakers=5))
+    for done in (run("models", "pull", REPO), extract(scene, "--model", REPO)):
+        assert done.exit_code == 1
+        assert "classifier.bias, classifier.weight do not fit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (DEFAULT_MODEL, "comes with mcspex, there is nothing to download"),
+        ("ann", "ann is not of the form org/name[@revision]"),
+        ("../ann", "../ann is not of the form"),
+        ("ann/../bob", "ann/../bob is not of the form"),
+        ("ann/voices@../evil", "ann/voices@../evil is not of the form"),
+        ("ann/voices@no/such", "no revision no/such. Leave it out, or name another."),
+        ("bob/voices", "bob/voices: no such folder, nor model on the Hub."),
+    ],
+)
+def test_names_that_cannot_be_pulled(hub: Hub, commit: str, name: str, message: str) -> None:
+    done = run("models", "pull", name)
+    assert done.exit_code in {1, 2}
+    assert message in done.stderr
+
+
+def test_a_disk_that_is_too_small_is_known_before(hub: Hub, commit: str) -> None:
+    hub.fail("model.safetensors", grow=10**15)
+    done = run("models", "pull", REPO)
+    assert done.exit_code == 1
+    assert f"error: {REPO}: needs 1000000000." in done.stderr
+    assert "Free some space, or let HF_HOME name another disk." in done.stderr
+    assert not hub.asked("GET", "/resolve/")
+
+
+def test_a_disk_that_fills_up_is_said(hub: Hub, commit: str, tmp_path: Path) -> None:
+    command = f"ulimit -f 32; exec {sys.executable} -m mcspex_cli models pull {REPO}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env=environment(hub, tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {REPO}: the disk is full at {tmp_path}/home/hub.")
+    assert not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_a_cache_that_cannot_be_made_is_said(hub: Hub, commit: str, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "HF_HOME can name another folder." in done.stderr
+
+
+# --- --model, with and without a network -------------------------------------------------------
+
+
+def extract(scene: Path, *words: object, **env: str) -> click.testing.Result:
+    clip = ("extract", scene / "mixture.wav", "--ref", scene / "reference.wav", "--device", "cpu")
+    return run(*clip, "--overwrite", "--json", *words, **env)
+
+
+def test_a_model_of_the_hub_is_downloaded_once_and_then_used_without_a_request(
+    hub: Hub, commit: str, scene: Path
+) -> None:
+    first = extract(scene, "--model", REPO)
+    assert first.exit_code == 0, first.output
+    said = json.loads(first.stdout)
+    assert (said["model"], said["model_revision"]) == (REPO, commit)
+    hub.requests.clear()
+    estimate = (scene / "mixture.target.wav").read_bytes()
+    for words in ((), ("--offline",)):
+        assert extract(scene, "--model", REPO, *words).exit_code == 0
+        assert (scene / "mixture.target.wav").read_bytes() == estimate
+    assert not hub.requests
+
+
+def test_a_model_does_not_change_until_it_is_pulled(
+    hub: Hub, commit: str, files: dict[str, bytes]
+) -> None:
+    assert find_checkpoint(REPO).revision == commit
+    later = hub.add(REPO, {"README.md": CARD + b"More.\n"})
+    assert find_checkpoint(REPO).revision == commit
+    run("models", "pull", REPO)
+    assert find_checkpoint(REPO).revision == later
+    assert find_checkpoint(f"{REPO}@{commit}", offline=True).revision == commit
+
+
+def test_a_folder_comes_before_a_bundled_name_and_that_before_the_hub(
+    hub: Hub, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint(DEFAULT_MODEL).source == "bundled"
+    for name in (DEFAULT_MODEL, REPO):
+        shutil.copytree(tiny_folder, tmp_path / name)
+        assert find_checkpoint(name).source == "folder"
+    assert not hub.requests
+
+
+def test_mcspex_model_sets_the_default(hub: Hub, commit: str, scene: Path) -> None:
+    done = extract(scene, MCSPEX_MODEL=REPO)
+    assert json.loads(done.stdout)["model"] == REPO
+    done = extract(scene, "--model", DEFAULT_MODEL, MCSPEX_MODEL="nobody")
+    assert json.loads(done.stdout)["model"] == DEFAULT_MODEL
+
+
+def test_a_batch_pins_the_commit(hub: Hub, commit: str, scene: Path) -> None:
+    (scene / "mixtures").mkdir()
+    shutil.move(scene / "mixture.wav", scene / "mixtures" / "one.wav")
+    words = ("batch", scene / "mixtures", "--ref", scene / "reference.wav", "--devices", "cpu")
+    done = run(*words, "--model", REPO, "-o", scene / "out")
+    assert done.exit_code == 0, done.output
+    record = json.loads((scene / "out" / "run.json").read_text())
+    assert (record["model"], record["model_revision"]) == (REPO, commit)
+
+
+def test_offline_answers_at_once(hub: Hub, scene: Path) -> None:
+    began = time.perf_counter()
+    done = extract(scene, "--model", REPO, "--offline")
+    assert time.perf_counter() - began < 3
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"error: {REPO}: no such folder, and not in the Hub's cache. "
+        f"With a connection: mcspex models pull {REPO}\n",
+    )
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_there_is_one_line_soon(
+    tmp_path: Path, hub: Hub, *, offline: bool
+) -> None:
+    env = {**environment(hub, tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    began = time.perf_counter()
+    done = mcspex("models", "pull", REPO, env={**env, "HF_HUB_OFFLINE": str(int(offline))})
+    assert time.perf_counter() - began < 10
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    words = "HF_HUB_OFFLINE is set." if offline else "cannot reach http://127.0.0.1:9 ("
+    assert words in done.stderr
+
+
+# --- list, show, path, verify, rm ---------------------------------------------------------------
+
+
+@pytest.fixture
+def pulled(hub: Hub, commit: str) -> Iterator[Path]:
+    """The folder of the downloaded model, the Hub's requests forgotten."""
+    assert run("models", "pull", REPO).exit_code == 0
+    hub.requests.clear()
+    yield find_checkpoint(REPO, offline=True).folder
+
+
+def test_list_has_what_works_without_a_network(hub: Hub, commit: str, pulled: Path) -> None:
+    other = hub.add("else/where", {"config.json": b"{}", "model.safetensors": b"not ours"})
+    from huggingface_hub import snapshot_download
+
+    snapshot_download("else/where", revision=other)
+    hub.requests.clear()
+    done = run("models", "list")
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert rows[0] == "model system rate size from"
+    assert f"{DEFAULT_MODEL} MC-SpEx 8 kHz 5.0 MB bundled, the default" in rows
+    size = (pulled / "model.safetensors").stat().st_size / 1e6
+    assert f"{REPO} MC-SpEx 8 kHz {size:.1f} MB the Hub, main, {commit[:12]}" in rows
+    assert len(rows) == 2 + len(bundled())
+    listed = json.loads(run("models", "list", "--json").stdout)[-1]
+    assert (listed["name"], listed["revision"], listed["refs"]) == (REPO, commit, ["main"])
+    assert listed["folder"] == str(pulled)
+    assert not hub.requests
+
+
+def test_list_is_fast_and_needs_no_torch(hub: Hub, pulled: Path, tmp_path: Path) -> None:
+    env = environment(hub, tmp_path / "home")
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = mcspex("models", "list", env=env)
+        times.append(time.perf_counter() - began)
+        assert REPO in done.stdout
+    assert min(times) < 0.6  # about 0.2 s; the rest is room for a busy machine
+    code = (
+        "import sys\nfrom mcspex_cli.__main__ import main\n"
+        "try: main(['models', 'list'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
+
+
+def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
+    said = run("models", "show", DEFAULT_MODEL).stdout
+    for words in ("MC-SpEx, 2.5 M weights, 5.0 MB", "licence  cc-by-4.0", "LibriSpeech", "8 kHz"):
+        assert words in said
+    assert "numbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
+    data = json.loads(run("models", "show", REPO, "--json").stdout)
+    assert (data["licence"], data["revision"], data["card"]) == ("mit", commit, "# Voices")
+    assert data["config"]["system"] == "mcspex"
+    assert not hub.requests
+
+
+def test_show_gets_what_is_not_here(hub: Hub, commit: str) -> None:
+    done = run("models", "show", REPO)
+    assert done.exit_code == 0
+    assert "# Voices" in done.stdout
+    assert run("models", "show", "bob/none", "--offline").exit_code == 1
+
+
+def test_a_card_whose_top_is_broken_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# x\n")
+    done = run("models", "show", folder)
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"error: {folder}/README.md: its metadata cannot be read. Mend its top.\n",
+    )
+
+
+def test_path_is_for_scripts(hub: Hub, pulled: Path) -> None:
+    assert run("models", "path", REPO).stdout == f"{pulled.resolve()}\n"
+    assert run("models", "path", DEFAULT_MODEL).stdout == f"{bundled()[DEFAULT_MODEL].resolve()}\n"
+    assert run("models", "path", "bob/none").exit_code == 1
+    assert not hub.requests
+
+
+def spoil(path: Path) -> None:
+    """Change a byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.resolve().write_bytes(data)
+
+
+def test_a_damaged_cache_is_found_when_used_and_when_verified_and_mended_by_pull(
+    hub: Hub, commit: str, pulled: Path, scene: Path
+) -> None:
+    good = (pulled / "model.safetensors").read_bytes()
+    assert run("models", "verify").exit_code == 0
+    spoil(pulled / "model.safetensors")
+    remedy = f"Get it again: mcspex models pull {REPO} --revision {commit}"
+    done = extract(scene, "--model", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"sha256 is not the one in config.json. {remedy}" in done.stderr
+    for words in ((), ("--offline",)):
+        done = run("models", "verify", *words)
+        assert done.exit_code == 1
+        assert f"{REPO}@{commit[:12]}: model.safetensors: sha256 is not the one in" in done.stderr
+        assert f"1 of {1 + len(bundled())} models damaged, see above" in done.stderr
+        assert f"{DEFAULT_MODEL}: good, compared with its config\n" in done.stdout
+    assert run("models", "pull", REPO).exit_code == 0
+    assert (pulled / "model.safetensors").read_bytes() == good
+    done = run("models", "verify", REPO)
+    assert done.stdout == f"{REPO}@{commit[:12]}: good, compared with its config and the Hub\n"
+
+
+@pytest.mark.parametrize("file", ["config.json", "README.md"])
+def test_verify_knows_a_changed_text_from_the_hub(hub: Hub, pulled: Path, file: str) -> None:
+    path = pulled / file
+    text = path.read_text()
+    path.resolve().write_text(text.replace("a test", "a tset").replace("Voices", "Voicse"))
+    assert path.read_text() != text
+    done = run("models", "verify", REPO)
+    assert done.exit_code == 1
+    assert f"{file}: not as on the Hub. Get it again" in done.stderr
+    run("models", "pull", REPO)
+    assert path.read_text() == text
+
+
+def test_verify_says_when_the_hub_could_not_be_asked(hub: Hub, pulled: Path) -> None:
+    hub.fail("/api/models/", status=403)
+    done = run("models", "verify", REPO)
+    assert done.exit_code == 0
+    assert "warning: not compared with the Hub. ann/voices@" in done.stderr
+    assert "good, compared with its config\n" in done.stdout
+
+
+def test_rm_asks_and_deletes_downloads_only(hub: Hub, commit: str, pulled: Path) -> None:
+    done = run("models", "rm", REPO, text="n\n")
+    assert (done.exit_code, pulled.is_dir()) == (1, True)
+    assert str(pulled) in done.stderr
+    done = run("models", "rm", f"{REPO}@{commit[:7]}", text="y\n")
+    assert (done.exit_code, pulled.is_dir()) == (0, False)
+    assert "deleted, 0.1 MB freed" in done.stderr
+    for name in (REPO, DEFAULT_MODEL, "nobody"):
+        done = run("models", "rm", name, "--yes")
+        assert f"{name}: not in the Hub's cache; mcspex models list shows what is." in done.stderr
+    assert bundled()[DEFAULT_MODEL].is_dir()
+
+
+# --- push -----------------------------------------------------------------------------------
+
+
+uploading = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+"""The Hub's client calls its own HTTP library in an old way."""
+
+
+@pytest.fixture
+def account(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Our Hub, with a token of Ann's set."""
+    hub.tokens["hf_ann"] = "ann"
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    return hub
+
+
+@uploading
+def test_a_bundled_model_is_pushed_and_comes_back_byte_for_byte(account: Hub) -> None:
+    done = run("models", "push", DEFAULT_MODEL, REPO, text="y\n")
+    assert done.exit_code == 0, done.output
+    assert "model.safetensors      4.966 MB\n" in done.stderr
+    assert "Upload to ann/voices? [y/N]" in done.stderr
+    assert f"{account.url}/{REPO}/commit/" in done.stderr
+    assert run("models", "pull", REPO).exit_code == 0
+    assert files_of(find_checkpoint(REPO).folder) == files_of(bundled()[DEFAULT_MODEL])
+    commits = len(account.repos[REPO].commits)
+    assert run("models", "push", DEFAULT_MODEL, REPO, "--yes").exit_code == 0  # again: no harm
+    assert len(account.repos[REPO].commits) <= commits + 1
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+def test_nothing_is_sent_before_a_yes(account: Hub, words: list[str]) -> None:
+    done = run("models", "push", DEFAULT_MODEL, REPO, *words, text="n\n")
+    assert done.exit_code == (0 if words else 1)
+    assert not account.requests
+
+
+@uploading
+def test_a_trained_folder_gets_a_card(account: Hub, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    done = run("models", "push", folder, REPO, "--yes")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"{folder}: no README.md yet. Say --license ID and --data" in done.stderr
+    words = ("--license", "cc-by-4.0", "--data", "LibriSpeech (CC BY 4.0)", "--data", "AN4 (BSD)")
+    done = run("models", "push", folder, REPO, *words, "--dry-run")
+    assert "- LibriSpeech (CC BY 4.0)\n- AN4 (BSD)\n" in done.stderr
+    assert not (folder / "README.md").exists()
+    assert run("models", "push", folder, REPO, *words, "--yes", "--private").exit_code == 0
+    assert account.repos[REPO].private
+    assert run("models", "pull", REPO).stderr.endswith("licence: cc-by-4.0)\n")
+    from huggingface_hub import ModelCard
+
+    data = ModelCard.load(find_checkpoint(REPO).folder / "README.md").data
+    assert (data.library_name, data.license) == ("mcspex", "cc-by-4.0")
+    assert "target-speaker-extraction" in data.tags
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("# x\n", "README.md: its metadata lack license, library_name, tags. Add them"),
+        ("---\nlibrary_name: mcspex\ntags: [a]\n---\n", "its metadata lack license."),
+        (
+            "---\nlibrary_name: diffusers\nlicense: mit\ntags: [a]\n---\n",
+            "its metadata lack library_name: mcspex.",
+        ),
+    ],
+)
+def test_a_card_without_facts_is_not_pushed(
+    account: Hub, tiny_folder: Path, tmp_path: Path, card: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    (folder / "README.md").write_text(card)
+    done = run("models", "push", folder, REPO, "--yes")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+    assert not account.requests
+
+
+def test_a_damaged_model_is_not_pushed(account: Hub, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    spoil(folder / "model.safetensors")
+    done = run("models", "push", folder, REPO, "--yes")
+    assert "sha256 is not the one in config.json. Copy the model again." in done.stderr
+    assert not account.requests
+
+
+@pytest.mark.parametrize("token", [None, "hf_bob", "hf_reader", "hf_wrong"])
+def test_without_leave_to_write_there_is_one_line(
+    hub: Hub, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.tokens |= {"hf_bob": "bob", "hf_reader": "ann"}
+    hub.read_only.add("hf_reader")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    done = run("models", "push", DEFAULT_MODEL, REPO, "--yes")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {REPO}: no leave to write there (40")
+    assert "Traceback" not in done.stderr
+
+
+@uploading
+def test_an_upload_that_breaks_is_one_line(account: Hub) -> None:
+    account.fail("/lfs/objects/", method="PUT", status=403)
+    done = run("models", "push", DEFAULT_MODEL, REPO, "--yes")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {REPO}: no leave to write there (403)")
+    assert list(account.repos[REPO].commits.popitem()[1]) == [".gitattributes"]
+
+
+def test_push_wants_a_name(account: Hub) -> None:
+    done = run("models", "push", DEFAULT_MODEL, "voices", "--yes")
+    assert done.exit_code == 2
+    assert "voices is not of the form org/name[@branch]." in done.stderr
