@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants, hf_hub_download
+from huggingface_hub import (
+    close_session,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,41 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tests.checkpoint.conftest import ANN, BOB, FILES, REPO, WEIGHTS, api, get
 from tests.hub import EVIL, Hub
-
-REPO = "ann/voices"
-WEIGHTS = bytes(range(256)) * 4096
-FILES = {"config.json": b'{"a": 1}\n', "model.safetensors": WEIGHTS, "sub/notes.txt": b"hello\n"}
-ANN, BOB = "hf_ann", "hf_bob"
-
-the_client_warns = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-"""Of its own way to put a large file."""
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that knows two users; the client pushes over plain HTTP."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    with Hub() as hub:
-        hub.tokens.update({ANN: "ann", BOB: "bob"})
-        yield hub
-        close_session()
-
-
-def get(
-    hub: Hub, cache: Path, name: str, token: str | bool = False, revision: str = "main"
-) -> Path:
-    """Download a file as the client does."""
-    return Path(
-        hf_hub_download(
-            REPO, name, revision=revision, endpoint=hub.url, cache_dir=cache, token=token
-        )
-    )
-
-
-def api(hub: Hub, token: str | bool = False) -> HfApi:
-    """A client of this Hub, by default one without a token."""
-    return HfApi(endpoint=hub.url, token=token)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -172,66 +143,6 @@ def test_what_is_not_there_has_its_own_error(hub: Hub, tmp_path: Path) -> None:
         api(hub, ANN).model_info("ann/nothing")
 
 
-@the_client_warns
-def test_a_pushed_folder_comes_back(hub: Hub, tmp_path: Path) -> None:
-    big = bytes(range(255)) * 8192
-    source = {"README.md": b"---\nlicense: cc0-1.0\n---\n", "model.safetensors": big}
-    for name, data in source.items():
-        (tmp_path / "from").mkdir(exist_ok=True)
-        (tmp_path / "from" / name).write_bytes(data)
-    client = api(hub, ANN)
-    assert client.create_repo(REPO).repo_id == REPO
-    with pytest.raises(HfHubHTTPError, match="already created"):
-        client.create_repo(REPO)
-    assert client.create_repo(REPO, exist_ok=True).repo_id == REPO
-    done = client.upload_folder(repo_id=REPO, folder_path=tmp_path / "from", commit_message="One")
-    assert done.oid == client.model_info(REPO).sha
-    for name, data in source.items():
-        assert get(hub, tmp_path / "cache", name).read_bytes() == data
-    assert [r.body for r in hub.asked("PUT")] == [big]
-    hub.requests.clear()
-    again = client.upload_folder(repo_id=REPO, folder_path=tmp_path / "from", commit_message="One")
-    assert again.oid == done.oid
-    assert not hub.asked("PUT")
-    assert not hub.asked("POST", "/commit/")
-
-
-@the_client_warns
-def test_a_commit_needs_the_right_and_the_parent(hub: Hub) -> None:
-    head = hub.add(REPO, FILES)
-
-    def push(token: str | bool, parent: str | None = None) -> str:
-        new = CommitOperationAdd("model.safetensors", b"new")
-        client = api(hub, token)
-        done = client.create_commit(REPO, [new], commit_message="New", parent_commit=parent)
-        return done.oid
-
-    with pytest.raises(RepositoryNotFoundError, match="401"):
-        push(token=False)
-    with pytest.raises(HfHubHTTPError, match="403 Forbidden"):
-        push(BOB)
-    with pytest.raises(HfHubHTTPError, match="412"):
-        push(ANN, "0" * 40)
-    assert hub.repos[REPO].branches["main"] == head
-    assert hub.file(REPO, "model.safetensors", push(ANN, head)) == b"new"
-    hub.read_only.add(ANN)
-    with pytest.raises(HfHubHTTPError, match="403 Forbidden"):
-        push(ANN)
-    with pytest.raises(HfHubHTTPError, match="don't have the rights"):
-        api(hub, BOB).create_repo("ann/other")
-    assert api(hub, ANN).whoami()["auth"]["accessToken"]["role"] == "read"
-
-
-def test_branches_and_tags_are_made(hub: Hub) -> None:
-    sha = hub.add(REPO, FILES)
-    client = api(hub, ANN)
-    client.create_branch(REPO, branch="b")
-    client.create_tag(REPO, tag="v1", revision="b")
-    assert (hub.repos[REPO].branches["b"], hub.repos[REPO].tags["v1"]) == (sha, sha)
-    with pytest.raises(HfHubHTTPError, match="409"):
-        client.create_tag(REPO, tag="v1")
-
-
 def test_checksums_tell_good_from_bad(hub: Hub, tmp_path: Path) -> None:
     hub.add(REPO, FILES)
     hub.fail("model.safetensors", flip=True)
@@ -275,6 +186,20 @@ def test_evil_names_are_served_as_they_are(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path segment"):
         get(hub, tmp_path / "cache", EVIL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evil_headers_are_sent_as_they_are(hub: Hub, tmp_path: Path) -> None:
+    hub.add(REPO, FILES)
+    fault = hub.fail("/resolve/", headers={"ETag": f'"{EVIL}"', "X-Linked-Etag": f'"{EVIL}"'})
+    for name in FILES:
+        url = hf_hub_url(REPO, name, endpoint=hub.url)
+        assert get_hf_file_metadata(url, token=False).etag == EVIL
+    fault.headers = {"X-Repo-Commit": EVIL}
+    with pytest.raises(ValueError, match="Invalid pointer path"):
+        get(hub, tmp_path / "cache", "config.json")
+    hub.faults = []
+    hub.fail("/api/models/", fields={"sha": EVIL})
+    assert api(hub).model_info(REPO).sha == EVIL
 
 
 def test_a_slow_answer_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
