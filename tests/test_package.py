@@ -21,7 +21,7 @@ from tests.conftest import EXAMPLES, ROOT
 ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
-checkpoint.configs checkpoint.troubles checkpoint.cache checkpoint.hub checkpoint.names
+checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.weights checkpoint.cards checkpoint.conversion checkpoint.verification
 checkpoint.publishing
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks

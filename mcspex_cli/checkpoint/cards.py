@@ -53,7 +53,7 @@ def read_card(folder: Path) -> Card | None:
     Raises:
         CheckpointError: it is there, and is no text or its metadata are no YAML.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     path = folder / CARD
     if not path.is_file():
@@ -61,9 +61,10 @@ def read_card(folder: Path) -> Card | None:
     try:
         card = ModelCard(path.read_text(), ignore_metadata_errors=True)
         facts: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-        return Card(facts, card.data.eval_results or (), card.text.strip())
     except Exception as error:  # the YAML reader's errors are no one's subclass here
         raise CheckpointError(f"{path}: its metadata cannot be read. Mend its top.") from error
+    results = card.data.eval_results if isinstance(card.data, ModelCardData) else None
+    return Card(facts, results or (), card.text.strip())
 
 
 @dataclass(frozen=True)

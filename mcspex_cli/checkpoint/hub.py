@@ -28,7 +28,7 @@ Advance = Callable[[int], None]
 """Told of every number of bytes that has come."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ETAG = re.compile(r"[0-9A-Za-z_-]{1,128}")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LARGEST = {CONFIG: 2**20, CARD: 2**24}
 """Bytes that a config and a card can have; what the weights may have, the config decides."""
 

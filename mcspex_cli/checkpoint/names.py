@@ -140,6 +140,7 @@ def pull(name: cache.HubName, progress: Progress | None = None) -> CheckpointInf
     total, done = hub.check_space(listing), 0
 
     def advance(came: int) -> None:
+        """Count what has come."""
         nonlocal done
         done += came
         if progress:

@@ -34,7 +34,7 @@ def explained(name: HubName, *, writing: bool = False) -> Iterator[None]:
     client_log.set_verbosity(logging.ERROR)  # each failure is told once, and by us
     try:
         yield
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, TypeError, HTTPError) as error:
         raise _explain(name, error, writing=writing) from error
     except RuntimeError as error:
         if error.__cause__ is None:
@@ -70,7 +70,7 @@ def _failure(error: BaseException) -> str:
         return "not in the Hub's cache, and HF_HUB_OFFLINE is set. Unset it, or pull it elsewhere."
     if "Consistency check" in str(error):
         return "a file came with another size than announced. Try again."
-    if isinstance(error, ValueError | errors.FileMetadataError):
+    if isinstance(error, ValueError | TypeError | errors.FileMetadataError):
         return (
             f"{constants.ENDPOINT} does not answer as the Hub does. "
             "Check HF_ENDPOINT, proxy and firewall."

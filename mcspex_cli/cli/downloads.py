@@ -32,6 +32,7 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
         task = bar.add_task(str(name), total=None)
 
         def advance(done: int, total: int) -> None:
+            """Show it."""
             nonlocal came
             came = done
             bar.update(task, completed=done, total=total)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, close_session, constants, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 
 from tests.hub import Hub
 
@@ -17,13 +16,10 @@ ANN, BOB = "hf_ann", "hf_bob"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub that knows two users; the client pushes over plain HTTP."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    with Hub() as hub:
-        hub.tokens.update({ANN: "ann", BOB: "bob"})
-        yield hub
-        close_session()
+def hub(hub: Hub) -> Hub:
+    """The Hub, with two users."""
+    hub.tokens |= {ANN: "ann", BOB: "bob"}
+    return hub
 
 
 def get(

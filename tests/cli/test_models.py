@@ -153,6 +153,7 @@ FAULTS = {
     ),
     "slow": ({"where": "/api/models/", "wait_s": 3.0}, "cannot reach http://127.0.0.1:"),
     "no Hub": ({"where": "/api/models/", "body": b"<html>Sign in</html>"}, "as the Hub does"),
+    "JSON of another kind": ({"where": "/api/models/", "body": b"[]"}, "as the Hub does"),
     "wrong size": ({"where": "model.safetensors", "grow": 10}, "another size than announced"),
     "wrong hash": ({"where": "model.safetensors", "flip": True}, "model.safetensors came damaged"),
     "wrong hash of the config": (
