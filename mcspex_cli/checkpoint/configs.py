@@ -26,6 +26,7 @@ _LIMITS = {
     "kernel": (1, 31),
     "blocks": (1, 16),
     "stacks": (1, 32),
+    "reference_channels": (0, 4096),
     "embedding": (1, 4096),
     "speakers": (1, 1_000_000),
 }
@@ -36,6 +37,8 @@ _ADDED_LATER: dict[str, object] = {
     "consm": "listening",
     "scale_intermg": "mixing",
     "true_level": False,
+    "norm": "gLN",
+    "reference_channels": 0,
 }
 """Keys that the first configs lack, and what the networks of their time were."""
 
@@ -67,6 +70,8 @@ def parse_config(raw: dict[str, Any], path: Path) -> SystemConfig:
         raise CheckpointError(f"{path}: kernel is {config.kernel}, it must be odd.")
     if config.hop < 1 or list(config.windows) != sorted(config.windows):
         raise CheckpointError(f"{path}: windows must grow and the hop be a sample or more.")
+    if config.system == "mcspex" and config.reference_width != config.channels:
+        raise CheckpointError(f"{path}: reference_channels are SpEx+'s; for mcspex, set 0.")
     return config
 
 
@@ -75,6 +80,7 @@ def _check_choices(path: Path, raw: dict[str, Any]) -> None:
     from mcspex_cli.model.decoder import INTERMGS
     from mcspex_cli.model.encoder import FUSERS
     from mcspex_cli.model.extractor import CONSMS
+    from mcspex_cli.model.layers import NORMS
     from mcspex_cli.model.systems import SYSTEMS
 
     choices: dict[str, Collection[object]] = {
@@ -83,6 +89,7 @@ def _check_choices(path: Path, raw: dict[str, Any]) -> None:
         "consm": CONSMS,
         "scale_intermg": INTERMGS,
         "true_level": (True, False),
+        "norm": NORMS,
     }
     for key, choice in choices.items():
         if not isinstance(raw[key], str | bool) or raw[key] not in choice:
