@@ -22,6 +22,7 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint.configs checkpoint.names checkpoint.weights
+checkpoint.foreign checkpoint.layouts checkpoint.conversion
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.engine
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
