@@ -51,7 +51,7 @@ class Layout:
     fixed: dict[str, object] = field(default_factory=dict)
     """Values without which it is another network than ours."""
     causal_with: str = ""
-    """The norm that only its causal network has, if weights show that; its masks are ReLU's then."""
+    """The norm that only its causal network has, where masks are ReLU's and so all is shown."""
 
     def ours(self, name: str) -> str:
         """Our name of a layer's tensor; one that fits nothing of ours if there is none."""
