@@ -22,8 +22,8 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
-checkpoint.weights checkpoint.cards checkpoint.conversion checkpoint.verification
-checkpoint.publishing
+checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts checkpoint.conversion
+checkpoint.verification checkpoint.publishing
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.engine
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal

@@ -85,10 +85,57 @@ class Particulars:
 
 def make_card(info: CheckpointInfo, said: Particulars) -> str:
     """Write a card from what a checkpoint says of itself, and what is said of it."""
-    from huggingface_hub import EvalResult, ModelCardData
+    numbers = _results(info)
+    measured = "\n".join(f"{r.metric_name} on {r.dataset_name}: {r.metric_value}" for r in numbers)
+    sources = "\n".join(f"- {line}" for line in said.data)
+    return f"""---
+{_metadata(info, said)}
+---
+
+# {said.name}
+
+{title(info)}, {said.weights / 1e6:.1f} M weights, {info.config["sample_rate_hz"]} Hz. {said.origin}
+sha256 of `model.safetensors`: `{info.sha256}`
+
+Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which
+people talk over each other:
+
+```bash
+mcspex extract mixture.wav --ref reference.wav --model {said.name}
+```
+
+## Numbers
+
+{measured or "None yet."}
+
+## Training data
+
+{sources or "Not stated."}
+"""
+
+
+def _metadata(info: CheckpointInfo, said: Particulars) -> str:
+    """The card's top, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        license=said.licence,
+        library_name="mcspex",
+        pipeline_tag="audio-to-audio",
+        tags=[*TAGS, info.config["system"]],
+        model_name=said.name,
+        eval_results=_results(info) or None,
+    ).to_yaml()
+
+
+def _results(info: CheckpointInfo) -> list[EvalResult]:
+    """What a training measured of itself."""
+    from huggingface_hub import EvalResult
 
     gain_db = info.provenance.get("validation_si_sdr_i_db")
-    results = [
+    if not isinstance(gain_db, float):
+        return []
+    return [
         EvalResult(
             task_type="audio-to-audio",
             task_name="Target speaker extraction",
@@ -98,41 +145,7 @@ def make_card(info: CheckpointInfo, said: Particulars) -> str:
             metric_name="SI-SDRi (dB)",
             metric_value=round(gain_db, 2),
         )
-        for gain_db in ([gain_db] if gain_db is not None else [])
     ]
-    metadata = ModelCardData(
-        license=said.licence,
-        library_name="mcspex",
-        pipeline_tag="audio-to-audio",
-        tags=[*TAGS, info.config["system"]],
-        model_name=said.name,
-        eval_results=results or None,
-    )
-    sources = "\n".join(f"- {line}" for line in said.data) or "Not stated."
-    return f"""---
-{metadata.to_yaml()}
----
-
-# {said.name}
-
-{title(info)}, {said.weights / 1e6:.1f} M weights, {info.config["sample_rate_hz"]} Hz. {said.origin}
-sha256 of `model.safetensors`: `{info.sha256}`
-
-Runs in [mcspex](https://pypi.org/project/mcspex/), a command-line tool that pulls one person's
-voice out of a recording in which people talk over each other:
-
-```bash
-mcspex extract mixture.wav --ref reference.wav --model {said.name}
-```
-
-## Numbers
-
-{"".join(f"SI-SDRi on the validation mixtures: {gain_db:.2f} dB" for _ in results) or "None yet."}
-
-## Training data
-
-{sources}
-"""
 
 
 def title(info: CheckpointInfo) -> str:

@@ -29,6 +29,7 @@ _LIMITS = {
     "kernel": (1, 31),
     "blocks": (1, 16),
     "stacks": (1, 32),
+    "reference_channels": (0, 4096),
     "embedding": (1, 4096),
     "speakers": (1, 1_000_000),
 }
@@ -39,6 +40,8 @@ _ADDED_LATER: dict[str, object] = {
     "consm": "listening",
     "scale_intermg": "mixing",
     "true_level": False,
+    "norm": "gLN",
+    "reference_channels": 0,
 }
 """Keys that the first configs lack, and what the networks of their time were."""
 
@@ -70,6 +73,8 @@ def parse_config(raw: dict[str, Any], path: object) -> SystemConfig:
         raise CheckpointError(f"{path}: kernel is {config.kernel}, it must be odd.")
     if config.hop < 1 or list(config.windows) != sorted(config.windows):
         raise CheckpointError(f"{path}: windows must grow and the hop be a sample or more.")
+    if config.system == "mcspex" and config.reference_width != config.channels:
+        raise CheckpointError(f"{path}: reference_channels are SpEx+'s; for mcspex, set 0.")
     return config
 
 
@@ -78,6 +83,7 @@ def _check_choices(path: object, raw: dict[str, Any]) -> None:
     from mcspex_cli.model.decoder import INTERMGS
     from mcspex_cli.model.encoder import FUSERS
     from mcspex_cli.model.extractor import CONSMS
+    from mcspex_cli.model.layers import NORMS
     from mcspex_cli.model.systems import SYSTEMS
 
     choices: dict[str, Collection[object]] = {
@@ -86,6 +92,7 @@ def _check_choices(path: object, raw: dict[str, Any]) -> None:
         "consm": CONSMS,
         "scale_intermg": INTERMGS,
         "true_level": (True, False),
+        "norm": NORMS,
     }
     for key, choice in choices.items():
         if not isinstance(raw[key], str | bool) or raw[key] not in choice:
@@ -127,7 +134,8 @@ def read_config(folder: Path, name: object = None) -> dict[str, Any]:
         raise CheckpointError(
             f"{named}: format {raw['format']} is not {FORMAT}. Update mcspex (pip install -U)."
         )
-    if not isinstance(raw["system"], dict) or not isinstance(raw["sha256"], str):
+    kinds = {"system": dict, "sha256": str, "provenance": dict}
+    if not all(isinstance(raw.setdefault(key, kind()), kind) for key, kind in kinds.items()):
         raise CheckpointError(f"{named}: damaged. Get the model again.")
     return raw
 

@@ -190,7 +190,7 @@ def _describe(folder: Path) -> CheckpointInfo:
         folder=folder,
         sha256=raw["sha256"],
         config=raw["system"],
-        provenance=raw.get("provenance", {}),
+        provenance=raw["provenance"],
     )
 
 
@@ -202,7 +202,7 @@ def _describe_cached(snapshot: cache.Snapshot) -> CheckpointInfo:
         folder=snapshot.folder,
         sha256=raw["sha256"],
         config=raw["system"],
-        provenance=raw.get("provenance", {}),
+        provenance=raw["provenance"],
         revision=snapshot.commit,
         refs=snapshot.refs,
     )

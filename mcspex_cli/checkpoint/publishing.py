@@ -52,7 +52,7 @@ def prepare(
             "each corpus, and one is written; or write it yourself."
         )
     minutes = info.provenance.get("minutes")
-    origin = f"Trained for {minutes:.0f} minutes with mcspex." if minutes else ""
+    origin = f"Trained for {minutes:.0f} minutes with mcspex." if isinstance(minutes, float) else ""
     said = Particulars(name.repo, count_weights(info), licence, data, origin)
     return Publication(info, name, make_card(info, said), written=True)
 

@@ -15,6 +15,8 @@ from mcspex_cli.checkpoint.names import DEFAULT_MODEL, CheckpointInfo, find_chec
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mcspex_cli.model.systems import System
 
 STATISTICS = ("running_", "num_batches_")
@@ -29,29 +31,39 @@ def load_checkpoint(model: str | Path | CheckpointInfo = DEFAULT_MODEL) -> Syste
             fit the system that the config describes.
     """
     import torch
-    from safetensors.torch import load
 
     from mcspex_cli.model.systems import build
 
     info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
     config = parse_config(info.config, info.folder / CONFIG)
     path = info.folder / WEIGHTS
-    try:
-        data = path.read_bytes()
-        tensors = load(data)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read. {info.remedy}") from error
-    except Exception as error:  # safetensors' errors share no base class
-        raise CheckpointError(f"{path}: damaged or not safetensors. {info.remedy}") from error
+    tensors, sha256 = read_tensors(path, info.remedy)
     with torch.device("meta"):
         system = build(config)
     _check_fit(path, system, tensors)
     system.load_state_dict(
         {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, assign=True
     )
-    if hashlib.sha256(data).hexdigest() != info.sha256:
+    if sha256 != info.sha256:
         raise CheckpointError(f"{path}: sha256 is not the one in {CONFIG}. {info.remedy}")
     return system.eval().requires_grad_(False)
+
+
+def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, Tensor], str]:
+    """Read a safetensors file, whosever: its tensors by name, and its sha256.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged or something else.
+    """
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+        return load(data), hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). {remedy}") from error
+    except Exception as error:  # safetensors' errors share no base class
+        raise CheckpointError(f"{path}: damaged or not safetensors. {remedy}") from error
 
 
 def count_weights(info: CheckpointInfo) -> int:
@@ -72,10 +84,19 @@ def count_weights(info: CheckpointInfo) -> int:
     return sum(prod(shape) for shape in learned)
 
 
-def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, system: System, provenance: dict[str, Any], *, half: bool = True
+) -> None:
     """Write `system` to a folder as half-precision weights and config.json.
 
     Running statistics keep float32, whose range they may need.
+
+    Args:
+        folder: made if need be.
+        system: what to write.
+        provenance: where it comes from, for config.json.
+        half: False keeps float32 throughout, twice as large, for weights that are another
+            program's and shall give its outputs.
 
     Raises:
         OutputError: the folder cannot be made.
@@ -83,9 +104,9 @@ def save_checkpoint(folder: Path, system: System, provenance: dict[str, Any]) ->
     import torch
     from safetensors.torch import save
 
-    learned = {name for name, _ in system.named_parameters()}
+    halved = {name for name, _ in system.named_parameters()} if half else set()
     tensors = {
-        key: (tensor.to(torch.float16) if key in learned else tensor).detach().cpu().contiguous()
+        key: (tensor.to(torch.float16) if key in halved else tensor).detach().cpu().contiguous()
         for key, tensor in system.state_dict().items()
     }
     data = save(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,19 +17,23 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+_STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Control characters other than tab, line feed and carriage return."""
+
+
 def say(text: str) -> None:
     """Tell a person something."""
-    click.echo(text, err=True)
+    click.echo(_printable(text), err=True)
 
 
 def warn(text: str) -> None:
     """Tell a person of something that may be wrong."""
-    click.echo(click.style("warning: ", fg="yellow") + text, err=True, color=_colour())
+    click.echo(click.style("warning: ", fg="yellow") + _printable(text), err=True, color=_colour())
 
 
 def error(text: str) -> None:
     """Tell a person why it did not work."""
-    click.echo(click.style("error: ", fg="red") + text, err=True, color=_colour())
+    click.echo(click.style("error: ", fg="red") + _printable(text), err=True, color=_colour())
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
@@ -109,8 +114,9 @@ def progress(*, shown: bool) -> Iterator[Progress]:
 
 
 def _printable(value: str) -> str:
-    """Text with what is no text, in the names of files, made visible."""
-    return value.encode("utf-8", "backslashreplace").decode()
+    """Text with what is none made visible: bytes of names, and what would steer a terminal."""
+    shown = value.encode("utf-8", "backslashreplace").decode()
+    return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
 
 
 def _console(*, stderr: bool) -> Console:

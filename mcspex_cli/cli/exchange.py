@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mcspex_cli.cli import console, options
+from mcspex_cli.errors import OutputError
 
 
 @click.command()
@@ -31,25 +32,35 @@ from mcspex_cli.cli import console, options
 @click.option("--license", "licence", metavar="ID", help="Of the weights, for the card: mit, ...")
 @click.option("--half", is_flag=True, help="Round the weights to half the size.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is in DIR.")
-def convert(checkpoint: Path, output: Path, rate: int, **asked: object) -> None:
+def convert(
+    checkpoint: Path,
+    output: Path,
+    config: Path | None,
+    rate: int,
+    licence: str | None,
+    half: bool,
+    overwrite: bool,
+) -> None:
     """Make a model of a SpEx+ CHECKPOINT that other code has trained.
 
-    Understood are those of gemengtju/SpEx_Plus (best.pt.tar), xuchenglin28/speaker_extraction_SpEx
-    and ClearerVoice, and of wesep's ConvTasNet with multi-scale encoder and decoder. Every tensor
-    has to have its place; code in a checkpoint is never run.
+    Understood are those of gemengtju/SpEx_Plus (best.pt.tar), xuchenglin28/speaker_extraction_SpEx,
+    ClearerVoice, and wesep's ConvTasNet with multi-scale encoder and decoder. Every tensor has to
+    have its place; code in a checkpoint is not run.
 
     \b
     mcspex models convert best.pt.tar -o spexplus
     mcspex extract mix.wav --ref alice.wav --model spexplus
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.checkpoint.conversion import Wishes, convert_folder
+    from mcspex_cli.checkpoint import conversion
 
-    made = convert_folder(checkpoint, output, Wishes(sample_rate_hz=rate, **asked))
+    if not overwrite and (output / "config.json").exists():
+        raise OutputError(f"{output}: has a model already. Name another, or add --overwrite.")
+    beside = checkpoint.parent / "mdl.json"
+    made = conversion.convert(checkpoint, config or (beside if beside.is_file() else None), rate)
+    conversion.keep(made, checkpoint, output, licence, half=half)
     for note in made.notes:
-        console.warn(note)
-    console.say(
-        f"{output}  ({made.layout}, {made.weights / 1e6:.1f} M weights, {rate / 1000:g} kHz)"
-    )
+        console.say(note)
+    console.say(f"{output}  (SpEx+, from the layers of {made.layout})")
 
 
 @click.command()

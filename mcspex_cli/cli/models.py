@@ -184,7 +184,8 @@ def _size(info: CheckpointInfo) -> str:
 
 def _rate(info: CheckpointInfo) -> str:
     """The sample rate, in kHz."""
-    return f"{info.config.get('sample_rate_hz', 0) / 1000:g} kHz"
+    rate_hz = info.config.get("sample_rate_hz")
+    return f"{rate_hz / 1000:g} kHz" if isinstance(rate_hz, int) else "unknown"
 
 
 def _system(info: CheckpointInfo) -> str:

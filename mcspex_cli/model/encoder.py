@@ -68,10 +68,10 @@ class NormProjection(nn.Module):
 class SeparateProjections(nn.Module):
     """SpEx+'s fusion: one norm and projection for the mixture, another for the reference."""
 
-    def __init__(self, filters: int, channels: int) -> None:
+    def __init__(self, filters: int, channels: int, reference_channels: int) -> None:
         super().__init__()
         self.mixture = NormProjection(filters, channels)
-        self.reference = NormProjection(filters, channels)
+        self.reference = NormProjection(filters, reference_channels)
 
 
 class ScaleFuser(nn.Module):

@@ -17,8 +17,10 @@ class ConcatBlock(TCNBlock):
     Source: SpEx+, section 2.3.
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int, embedding: int) -> None:
-        super().__init__(channels, hidden, kernel, dilation=1)
+    def __init__(
+        self, channels: int, hidden: int, kernel: int, embedding: int, norm: str = "gLN"
+    ) -> None:
+        super().__init__(channels, hidden, kernel, dilation=1, norm=norm)
         self.condition = nn.Linear(embedding, hidden, bias=False)
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]

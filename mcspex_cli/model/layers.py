@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,6 +33,14 @@ class ChannelLayerNorm(nn.LayerNorm):
     def forward(self, features: Tensor) -> Tensor:
         """Normalise `features` [batch, channel, frame]."""
         return super().forward(features.transpose(1, 2)).transpose(1, 2)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "gLN": GlobalLayerNorm,
+    "cLN": ChannelLayerNorm,
+    "BN": nn.BatchNorm1d,
+}
+"""The norms that dilated blocks can have, by Conv-TasNet's names for them."""
 
 
 class Depthwise(nn.Conv1d):
@@ -64,21 +74,24 @@ class TCNBlock(nn.Module):
     """Widen, look around with a dilated depthwise convolution, narrow, add to the input.
 
     ```
-    x ─┬─ 1x1 B→H ─ PReLU ─ gLN ─ depthwise ─ PReLU ─ gLN ─ 1x1 H→B ─ + ─
-       └──────────────────────────────────────────────────────────────┘
+    x ─┬─ 1x1 B→H ─ PReLU ─ norm ─ depthwise ─ PReLU ─ norm ─ 1x1 H→B ─ + ─
+       └────────────────────────────────────────────────────────────────┘
     ```
 
-    Shape: [batch, channel, frame], kept. Source: Conv-TasNet, section II-C; SpEx+.
+    Shape: [batch, channel, frame], kept. The norm is one of `NORMS`. Source: Conv-TasNet,
+    section II-C; SpEx+, with gLN.
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int, dilation: int) -> None:
+    def __init__(
+        self, channels: int, hidden: int, kernel: int, dilation: int, norm: str = "gLN"
+    ) -> None:
         super().__init__()
         self.widen = nn.Conv1d(channels, hidden, 1)
         self.activation_1 = nn.PReLU()
-        self.norm_1 = GlobalLayerNorm(hidden)
+        self.norm_1 = NORMS[norm](hidden)
         self.depthwise = Depthwise(hidden, kernel, dilation)
         self.activation_2 = nn.PReLU()
-        self.norm_2 = GlobalLayerNorm(hidden)
+        self.norm_2 = NORMS[norm](hidden)
         self.narrow = nn.Conv1d(hidden, channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class SystemConfig:
     kernel: int = 3
     blocks: int = 8
     stacks: int = 4
+    norm: str = "gLN"
+    """Of `NORMS`, in all blocks."""
+    reference_channels: int = 0
+    """Width of SpEx+'s reference branch; 0: as `channels`. MC-SpEx shares its fuser and has 0."""
     embedding: int = 256
     speaker_channels: tuple[int, ...] = (256, 512, 512)
     speakers: int = 101
@@ -50,6 +54,11 @@ class SystemConfig:
     def windows(self) -> tuple[int, ...]:
         """Window lengths of the short, middle and long scale, in samples."""
         return tuple(round(w * self.sample_rate_hz / 1000) for w in self.windows_ms)
+
+    @property
+    def reference_width(self) -> int:
+        """Channels of the fused features that the speaker encoder gets."""
+        return self.reference_channels or self.channels
 
     @property
     def hop(self) -> int:
@@ -116,7 +125,8 @@ class System(nn.Module):
         self.config = config
         self.encoder = MultiScaleEncoder(config.filters, config.windows, config.hop)
         self.fusion = fusion
-        self.speaker = SpeakerEncoder((config.channels, *config.speaker_channels), config.embedding)
+        widths = config.reference_width, *config.speaker_channels
+        self.speaker = SpeakerEncoder(widths, config.embedding)
         self.classifier = nn.Linear(config.embedding, config.speakers)
         self.extractor = extractor
         self.masks = masks
@@ -196,14 +206,16 @@ def build_spexplus(config: SystemConfig) -> System:
     """SpEx+: separate projections, the embedding in each stack's first block, separate masks."""
     stacks = (
         Stack(
-            ConcatBlock(config.channels, config.hidden, config.kernel, config.embedding),
+            ConcatBlock(
+                config.channels, config.hidden, config.kernel, config.embedding, config.norm
+            ),
             _blocks(config, range(1, config.blocks)),
         )
         for _ in range(config.stacks)
     )
     return System(
         config,
-        SeparateProjections(config.filters, config.channels),
+        SeparateProjections(config.filters, config.channels, config.reference_width),
         SpeechExtractor(stacks),
         IndependentMasks(config.channels, config.filters),
     )
@@ -231,4 +243,5 @@ def sized(system: str, size: str, sample_rate_hz: int, speakers: int) -> SystemC
 
 def _blocks(config: SystemConfig, exponents: range) -> list[TCNBlock]:
     """TCN blocks of dilation 2^exponent."""
-    return [TCNBlock(config.channels, config.hidden, config.kernel, 2**e) for e in exponents]
+    sizes = config.channels, config.hidden, config.kernel
+    return [TCNBlock(*sizes, 2**e, config.norm) for e in exponents]

@@ -46,6 +46,23 @@ def test_a_saved_system_comes_back_in_half_precision(tmp_path: Path, name: str) 
     assert find_checkpoint(tmp_path / "again").sha256 == info.sha256
 
 
+def test_a_system_saved_in_full_precision_comes_back_exactly(tmp_path: Path) -> None:
+    system = build(sized("spexplus", "tiny", 8000, 7)).eval()
+    save_checkpoint(tmp_path, system, {}, half=False)
+    for key, tensor in load_checkpoint(tmp_path).state_dict().items():
+        assert torch.equal(tensor, system.state_dict()[key])
+
+
+def test_a_config_from_before_a_key_was_there_means_what_it_did(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("norm", "reference_channels", "true_level"):
+        del config["system"][key]
+    path.write_text(json.dumps(config))
+    loaded = load_checkpoint(folder).config
+    assert (loaded.norm, loaded.reference_width, loaded.true_level) == ("gLN", 16, False)
+
+
 def test_bundled_models_are_found_by_name_and_fit_their_config() -> None:
     assert bundled()
     for name, folder in bundled().items():
@@ -67,10 +84,21 @@ def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1, "system": 3, "sha256": ""}'])
-def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "config.json: damaged. Get the model again."),
+        ("{", "config.json: damaged. Get the model again."),
+        ("[]", "config.json: another program's. mcspex runs MC-SpEx and SpEx. only."),
+        ("{}", "config.json: another program's."),
+        ('{"format": 1, "system": 3, "sha256": ""}', "config.json: damaged."),
+        ('{"format": 1, "system": {}, "sha256": 3}', "config.json: damaged."),
+        ('{"format": 1, "system": {}, "sha256": "", "provenance": []}', "config.json: damaged."),
+    ],
+)
+def test_a_config_that_is_none_is_refused(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config.json: not a model's config"):
+    with pytest.raises(CheckpointError, match=message):
         find_checkpoint(folder)
 
 
@@ -101,6 +129,9 @@ def test_a_newer_format_asks_for_a_newer_program(folder: Path) -> None:
         ({"consm": "loud"}, "consm 'loud' is unknown. Known: steady, listening"),
         ({"scale_fuser": 3}, "scale_fuser 3 is unknown. Known: gate, attention"),
         ({"true_level": "yes"}, "true_level 'yes' is unknown. Known: True, False"),
+        ({"norm": "gln"}, "norm 'gln' is unknown. Known: gLN, cLN, BN"),
+        ({"reference_channels": -1}, "reference_channels is -1, not a number from 0 to 4096"),
+        ({"reference_channels": 8}, r"reference_channels are SpEx\+'s; for mcspex, set 0"),
         ({"colour": "red"}, r"unknown or missing keys \(colour\)"),
     ],
 )

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint import cache
 from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled, find_checkpoint
+from tests.checkpoint.published import Sizes, published
 from tests.conftest import CHUNK_BYTES
 from tests.hub import EVIL, Hub
 
@@ -513,6 +515,17 @@ def test_a_card_whose_top_is_broken_is_named(tiny_folder: Path, tmp_path: Path) 
     )
 
 
+def test_what_others_write_does_not_steer_the_terminal(hub: Hub, files: dict[str, bytes]) -> None:
+    card = CARD.replace(b"mit", b'"\\e[31mmit"') + b"\x1b]0;evil\x07"
+    hub.add(REPO, {**edited(files, sample_rate_hz="\x1b[2J"), "README.md": card})
+    assert run("models", "pull", REPO).exit_code == 1
+    hub.add(REPO, {**files, "README.md": card})
+    for done in (run("models", "pull", REPO), run("models", "show", REPO), run("models", "list")):
+        assert done.exit_code == 0
+        assert "\x1b" not in done.output
+        assert "\x07" not in done.output
+
+
 def test_path_is_for_scripts(hub: Hub, pulled: Path) -> None:
     assert run("models", "path", REPO).stdout == f"{pulled.resolve()}\n"
     assert run("models", "path", DEFAULT_MODEL).stdout == f"{bundled()[DEFAULT_MODEL].resolve()}\n"
@@ -696,3 +709,68 @@ def test_push_wants_a_name(account: Hub) -> None:
     done = run("models", "push", DEFAULT_MODEL, "voices", "--yes")
     assert done.exit_code == 2
     assert "voices is not of the form org/name[@branch]." in done.stderr
+
+
+# --- convert -----------------------------------------------------------------------------------
+
+
+SIZES = Sizes(N=64, X=3, R=2, B=64, H=96, reference=64, widths=(64, 96, 96))
+
+
+@pytest.fixture
+def best(tmp_path: Path) -> Path:
+    """A checkpoint as SpEx+'s authors write them, with its mdl.json."""
+    state = published(SIZES).state_dict()
+    content = {"epoch": 9, "model_state_dict": state, "optim_state_dict": {}}
+    (tmp_path / "theirs").mkdir()
+    torch.save(content, tmp_path / "theirs" / "best.pt.tar")
+    letters = {letter: getattr(SIZES, letter) for letter in "LNXRBHP"}
+    text = json.dumps({**letters, "norm": "gLN", "num_spks": 1, "non_linear": "relu"})
+    (tmp_path / "theirs" / "mdl.json").write_text(text)
+    return tmp_path / "theirs" / "best.pt.tar"
+
+
+def test_a_published_checkpoint_becomes_a_model(best: Path, scene: Path) -> None:
+    folder = scene / "spexplus"
+    done = run("models", "convert", best, "-o", folder, "--license", "mit")
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "Taken to work at 8000 Hz, which weights do not show.\n"
+        f"{folder}  (SpEx+, from the layers of gemengtju/SpEx_Plus)\n",
+    )
+    assert extract(scene, "--model", folder).exit_code == 0
+    said = run("models", "show", folder).stdout
+    for words in ("SpEx+, 0.", "licence  mit", "Converted from `best.pt.tar` (sha256", "8 kHz"):
+        assert words in said
+    full = (folder / "model.safetensors").stat().st_size
+    done = run("models", "convert", best, "-o", folder, "--half")
+    assert "has a model already. Name another, or add --overwrite." in done.stderr
+    run("models", "convert", best, "-o", folder, "--half", "--overwrite", "--rate", "16000")
+    assert (folder / "model.safetensors").stat().st_size < 0.7 * full
+    assert find_checkpoint(folder).config["sample_rate_hz"] == 16000
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_json_of_other_weights_is_refused(best: Path, tmp_path: Path, beside: bool) -> None:
+    path = best.parent / "mdl.json"
+    words: tuple[object, ...] = ()
+    if not beside:
+        path = path.rename(tmp_path / "other.json")
+        words = ("--config", path)
+    path.write_text(path.read_text().replace(f'"X": {SIZES.X}', '"X": 99'))
+    done = run("models", "convert", best, "-o", tmp_path / "out", *words)
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"error: {path}: says X = 99, the weights have {SIZES.X}. "
+        "Give the JSON that belongs to them.\n",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"not a checkpoint")
+    for path, words in {"best.pt": "not a PyTorch checkpoint", "none.pt": "cannot be read"}.items():
+        done = run("models", "convert", tmp_path / path, "-o", tmp_path / "out")
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert words in done.stderr
+    assert not (tmp_path / "out").exists()

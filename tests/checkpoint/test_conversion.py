@@ -1,0 +1,513 @@
+"""Other programs' SpEx+ made ours: the same outputs, or a line that says why not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mcspex_cli.checkpoint.conversion import convert
+from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
+from mcspex_cli.errors import CheckpointError
+from mcspex_cli.model.systems import System
+from tests.checkpoint.published import RENAMED, Published, Sizes, State, published
+
+OFFICIAL, XUCHENGLIN, WESEP = RENAMED
+SMALL = Sizes(
+    **{"L": 8, "N": 6, "X": 3, "R": 2, "B": 5, "H": 7, "P": 3},
+    **{"longer": (16, 32), "reference": 9, "widths": (9, 12, 12), "embedding": 4, "speakers": 3},
+)
+ODD = replace(SMALL, L=9, N=8, X=2, R=3, B=8, H=4, P=5, reference=8, widths=(6, 6, 10))
+SHORT = replace(SMALL, X=1, R=1, longer=(8, 8), speakers=1)
+
+
+def renamed(state: State, layout: str) -> State:
+    return OrderedDict((RENAMED[layout](key), tensor) for key, tensor in state.items())
+
+
+@pytest.fixture
+def small() -> State:
+    """The state dict of a small network in the official format."""
+    return published(SMALL).state_dict()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    """Write what is given by torch.save; give back its path."""
+
+    def write(content: object, **kwargs: Any) -> Path:
+        torch.save(content, tmp_path / "best.pt.tar", **kwargs)
+        return tmp_path / "best.pt.tar"
+
+    return write
+
+
+def assert_alike(system: System, network: Published, tolerance: float = 1e-5) -> None:
+    """Compare all outputs, for signals of whole hops as the published network needs them."""
+    length, hop = network.sizes.L, network.hop
+    mixture, reference = torch.randn(2, length + 150 * hop), torch.randn(2, length + 97 * hop)
+    with torch.no_grad():
+        expected, scores = network(mixture, reference, torch.full((2,), reference.shape[-1]))
+        estimates, logits = system(mixture, reference)
+        short = system.extract(mixture, system.embed(reference))
+    assert min(float(e.std(dim=-1).min()) for e in expected) > 1e-3  # they say something
+    pairs = zip([*estimates, short, logits], [*expected, expected[0], scores], strict=True)
+    for estimate, wanted in pairs:
+        torch.testing.assert_close(estimate, wanted, rtol=tolerance, atol=tolerance)
+
+
+KINDS = [(layout, norm) for layout in RENAMED for norm in ("gLN", "cLN", "BN")]
+KINDS.remove((XUCHENGLIN, "cLN"))  # refused, see below
+
+
+@pytest.mark.parametrize(("layout", "norm"), KINDS)
+@pytest.mark.parametrize("sizes", [SMALL, ODD, SHORT], ids=["small", "odd", "short"])
+def test_a_converted_system_has_the_published_networks_outputs(
+    file: Callable[..., Path], tmp_path: Path, layout: str, norm: str, sizes: Sizes
+) -> None:
+    network = published(replace(sizes, norm=norm))
+    done = convert(file(renamed(network.state_dict(), layout)))
+    assert done.layout == layout
+    assert done.system.config.norm == norm
+    assert not done.system.training
+    assert_alike(done.system, network)
+    save_checkpoint(tmp_path / "ours", done.system, {}, half=False)
+    assert_alike(load_checkpoint(tmp_path / "ours"), network)
+
+
+@pytest.mark.parametrize("norm", ["gLN", "cLN", "BN"])
+def test_every_tensor_is_heard_in_what_is_compared(norm: str) -> None:
+    network = published(replace(SMALL, norm=norm))
+    mixture, reference = torch.randn(2, 1, 8 + 97 * 4)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("tracked"):
+                continue
+            before = network(mixture, reference, torch.tensor([reference.shape[-1]]))
+            tensor.add_(0.1)
+            after = network(mixture, reference, torch.tensor([reference.shape[-1]]))
+            tensor.sub_(0.1)
+            changes = [(a - b).abs().max() for a, b in zip(before[0], after[0], strict=True)]
+            assert max(*changes, (before[1] - after[1]).abs().max()) > 1e-4, name
+
+
+def test_the_published_sizes_are_read_off_the_weights(
+    file: Callable[..., Path], tmp_path: Path
+) -> None:
+    network = published(Sizes())
+    done = convert(file({"epoch": 76, "model_state_dict": network.state_dict()}))
+    config = done.system.config
+    assert (config.windows, config.hop, config.windows_ms) == ((20, 80, 160), 10, (2.5, 10, 20))
+    assert (config.filters, config.channels, config.hidden, config.kernel) == (256, 256, 512, 3)
+    assert (config.blocks, config.stacks, config.speakers, config.norm) == (8, 4, 101, "gLN")
+    assert (config.reference_channels, config.speaker_channels) == (0, (256, 512, 512))
+    assert_alike(done.system, network)
+    save_checkpoint(tmp_path / "ours", done.system, {}, half=False)
+    assert_alike(load_checkpoint(tmp_path / "ours"), network)
+
+
+def test_a_reference_branch_has_its_own_width(file: Callable[..., Path]) -> None:
+    assert convert(file(published(SMALL).state_dict())).system.config.reference_channels == 9
+    assert convert(file(published(ODD).state_dict())).system.config.reference_channels == 0
+
+
+CONTAINERS: dict[str, Callable[[State], object]] = {
+    "bare": lambda state: state,
+    "official": lambda state: {"epoch": 3, "model_state_dict": state, "optim_state_dict": {}},
+    "wesep": lambda state: {"models": [state, {"other": torch.ones(1)}], "epoch": 3},
+    "lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+    "clearervoice": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
+    "compiled": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_every_container_is_opened(file: Callable[..., Path], container: str, zipped: bool) -> None:
+    network = published(SMALL)
+    content = CONTAINERS[container](network.state_dict())
+    done = convert(file(content, _use_new_zipfile_serialization=zipped))
+    assert_alike(done.system, network)
+
+
+def test_safetensors_are_read_too(tmp_path: Path, small: State) -> None:
+    save_file(small, tmp_path / "spexplus.safetensors")
+    ours = convert(tmp_path / "spexplus.safetensors").system.state_dict()
+    assert torch.equal(ours["masks.heads.1.weight"], small["mask2.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_precisions_become_float32(file: Callable[..., Path], dtype: torch.dtype) -> None:
+    network = published(SMALL).to(dtype)
+    system = convert(file(network.state_dict())).system
+    assert {t.dtype for t in system.state_dict().values()} == {torch.float32, torch.int64}
+    assert_alike(system, network.float())
+
+
+def test_parameters_that_learn_are_read_as_what_they_are(file: Callable[..., Path]) -> None:
+    network = published(SMALL)
+    state = {**network.state_dict(), **dict(network.named_parameters())}
+    system = convert(file(state)).system
+    assert not any(p.requires_grad for p in system.parameters())
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 44100, 48000])
+def test_windows_keep_their_samples_at_every_rate(
+    file: Callable[..., Path], tmp_path: Path, rate_hz: int
+) -> None:
+    sizes = replace(SMALL, L=21, longer=(80, 160))
+    path = file(renamed(published(sizes).state_dict(), WESEP))
+    save_checkpoint(tmp_path / "m", convert(path, sample_rate_hz=rate_hz).system, {})
+    config = load_checkpoint(tmp_path / "m").config
+    assert (config.sample_rate_hz, config.windows, config.hop) == (rate_hz, (21, 80, 160), 10)
+
+
+@pytest.mark.parametrize("rate_hz", [0, -1, 3999, 10**9])
+def test_an_impossible_rate_is_refused(
+    file: Callable[..., Path], small: State, rate_hz: int
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"sample_rate_hz is {rate_hz}, not a number from"):
+        convert(file(small), sample_rate_hz=rate_hz)
+
+
+def test_what_weights_do_not_show_is_said(file: Callable[..., Path], small: State) -> None:
+    rate, mask = convert(file(small), sample_rate_hz=16000).notes
+    assert rate == "Taken to work at 16000 Hz, which weights do not show."
+    assert mask == "Taken to be not causal, with ReLU masks, which weights do not show."
+    assert len(convert(file(renamed(small, XUCHENGLIN))).notes) == 1  # its norms show the first
+
+
+def test_without_a_classifier_there_is_one_speaker(file: Callable[..., Path], small: State) -> None:
+    state = {k: v for k, v in renamed(small, WESEP).items() if not k.startswith("pred_linear")}
+    done = convert(file({"models": [state]}))
+    assert done.notes[-1] == "It has no speaker classifier: ours is of one speaker, all zeros."
+    assert done.system.config.speakers == 1
+    assert not done.system.classifier.weight.any()
+    assert not done.system.classifier.bias.any()
+
+
+# The JSON beside the weights.
+
+MDL = {"L": 8, "N": 6, "X": 3, "R": 2, "B": 5, "H": 7, "P": 3, "norm": "gLN"}
+LETTERS = {
+    OFFICIAL: {**MDL, "num_spks": 1, "non_linear": "relu", "causal": False, "colour": "red"},
+    XUCHENGLIN: {
+        **{"L1": 8, "L2": 16, "L3": 32, "N": 6, "B": 3, "O": 5, "P": 7, "Q": 3},
+        **{"num_spks": 3, "spk_embed_dim": 4, "causal": False},
+    },
+    WESEP: {**MDL, "spk_emb_dim": 4, "spksInTrain": 3, "activate": "relu", "causal": False},
+}
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("layout", LETTERS)
+def test_a_json_that_agrees_is_believed(
+    file: Callable[..., Path], tmp_path: Path, small: State, layout: str
+) -> None:
+    config = write(tmp_path / "mdl.json", LETTERS[layout])
+    assert len(convert(file(renamed(small, layout)), config).notes) == 1
+
+
+@pytest.mark.parametrize("layout", LETTERS)
+def test_every_letter_of_a_json_is_checked(
+    file: Callable[..., Path], tmp_path: Path, small: State, layout: str
+) -> None:
+    path = file(renamed(small, layout))
+    fixed = {"causal", "non_linear", "activate", "colour"}
+    if layout == OFFICIAL:
+        fixed |= {"R"}  # no line of that network reads it: it has four stacks whatever it says
+    for letter in LETTERS[layout].keys() - fixed:
+        config = write(tmp_path / "mdl.json", {**LETTERS[layout], letter: 77})
+        with pytest.raises(CheckpointError, match=rf"mdl.json: (says )?{letter} (=|is) 77"):
+            convert(path, config)
+
+
+def test_the_authors_r_is_not_their_networks(
+    file: Callable[..., Path], tmp_path: Path, small: State
+) -> None:
+    config = write(tmp_path / "mdl.json", {**LETTERS[OFFICIAL], "R": 77})
+    assert convert(file(small), config).system.config.stacks == SMALL.R
+
+
+def test_speakers_count_only_where_they_are_classified(
+    file: Callable[..., Path], tmp_path: Path, small: State
+) -> None:
+    state = {k: v for k, v in renamed(small, WESEP).items() if not k.startswith("pred_linear")}
+    config = write(tmp_path / "mdl.json", {"spksInTrain": 251})
+    assert convert(file(state), config).system.config.speakers == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"X": 7}, r"mdl.json: says X = 7, the weights have 3\. Give the JSON that belongs"),
+        ({"norm": "cLN"}, r"says norm = cLN, the weights have gLN"),
+        ({"causal": True}, r"causal is true; mcspex has SpEx\+ with false only"),
+        ({"non_linear": "sigmoid"}, r'non_linear is "sigmoid"; mcspex has .* with "relu" only'),
+        ({"activate": "softmax"}, r'activate is "softmax"; mcspex has .* with "relu" only'),
+        ({"num_spks": 2}, r"num_spks is 2; mcspex has SpEx\+ with 1 only"),
+        ("L: 20", r"mdl.json: not JSON\. Give the mdl.json of the training"),
+        ("[" * 100_000, r"mdl.json: not JSON"),
+        ([1], r"mdl.json: not a JSON object\. Give"),
+    ],
+)
+def test_a_json_that_disagrees_is_refused(
+    file: Callable[..., Path], tmp_path: Path, small: State, content: object, message: str
+) -> None:
+    config = write(tmp_path / "mdl.json", content)
+    with pytest.raises(CheckpointError, match=message):
+        convert(file(small), config)
+
+
+def test_a_missing_json_is_refused(file: Callable[..., Path], tmp_path: Path, small: State) -> None:
+    with pytest.raises(CheckpointError, match=r"no.json: cannot be read \(No such file"):
+        convert(file(small), tmp_path / "no.json")
+
+
+# Files that are no state dict.
+
+
+class Touches:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_code_in_a_file_is_not_run(
+    file: Callable[..., Path], tmp_path: Path, small: State, zipped: bool
+) -> None:
+    path = file({**small, "x": Touches(tmp_path / "run")}, _use_new_zipfile_serialization=zipped)
+    message = r"best.pt.tar: needs code to be run \(io.open\), which is not done. Save the network"
+    with pytest.raises(CheckpointError, match=message):
+        convert(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_code_in_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(Touches(tmp_path / "run")))
+    with pytest.raises(CheckpointError, match=r"model.pkl: not a PyTorch checkpoint"):
+        convert(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pickled_classes_are_refused(file: Callable[..., Path], small: State) -> None:
+    with pytest.raises(CheckpointError, match=r"needs code to be run \(argparse.Namespace\)"):
+        convert(file({"model_state_dict": small, "args": argparse.Namespace(N=6)}))
+    with pytest.raises(CheckpointError, match=r"needs code to be run \(torch.nn.modules"):
+        convert(file(torch.nn.Linear(2, 2)))
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no.pt: cannot be read \(No such file"):
+        convert(tmp_path / "no.pt")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory\)"):
+        convert(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "hello, world\n", "<!DOCTYPE html>\n", "a,b\n1,2\n"])
+def test_files_of_other_kinds_are_refused(tmp_path: Path, content: str) -> None:
+    message = r"x.pt: not a PyTorch checkpoint, or a damaged one\. Copy it again, whole"
+    with pytest.raises(CheckpointError, match=message):
+        convert(write(tmp_path / "x.pt", content))
+    with pytest.raises(CheckpointError, match=r"damaged or not safetensors"):
+        convert(write(tmp_path / "x.safetensors", content))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_truncated_files_are_refused(
+    file: Callable[..., Path], small: State, zipped: bool, share: float
+) -> None:
+    path = file(small, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"not a PyTorch checkpoint, or a damaged one"):
+        convert(path)
+
+
+def test_a_script_is_refused(tmp_path: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(CheckpointError, match=r"script.pt: not a PyTorch checkpoint"):
+        convert(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize("content", [{}, [1], torch.ones(3), {"models": []}, {"model": None}])
+def test_a_file_without_a_state_dict_is_refused(file: Callable[..., Path], content: object) -> None:
+    with pytest.raises(CheckpointError, match=r"no state dict is in it. Save the network's"):
+        convert(file(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("epoch", 3, "int"),
+        (3, torch.ones(1), "Tensor"),
+        ("ln.weight", torch.ones(18).to_sparse(), "Tensor"),
+        ("ln.weight", torch.ones(18, dtype=torch.complex64), "Tensor"),
+        ("ln.weight", torch.ones(18, device="meta"), "Tensor"),
+    ],
+)
+def test_what_is_no_plain_tensor_is_refused(
+    file: Callable[..., Path], small: State, key: object, value: object, kind: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"{key} is no plain tensor \({kind}\)"):
+        convert(file({**small, key: value}))
+
+
+# State dicts that are of no network of ours.
+
+
+def test_another_network_is_refused(file: Callable[..., Path]) -> None:
+    message = (
+        r"its layers \(masker.a.weight, masker.b.weight, masker.c.weight and 1 more\) are those "
+        r"of no SpEx\+ that is known here. Known: gemengtju/SpEx_Plus, xuchenglin28/"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        convert(file({"state_dict": {f"masker.{k}.weight": torch.ones(1) for k in "abcd"}}))
+
+
+NO_PLACE = r"no place for this in the SpEx\+ that mcspex has"
+
+
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [
+        (OFFICIAL, "encoder_1d_short.gain"),
+        (OFFICIAL, "masks.heads.0.gain"),
+        (OFFICIAL, "conv_block_1_other.1.Sc_conv.weight"),
+        (OFFICIAL, "extractor.stacks.0.condition.condition.weight"),
+        (WESEP, "separation.separation.1.separation.0.Sc_conv.weight"),
+        (WESEP, "spk_transform.transforms.0.weight"),
+        (WESEP, "separation.separation.0.fc.linear.weight"),
+        (XUCHENGLIN, "lstm.weight_hh_l0"),
+    ],
+)
+def test_a_tensor_without_a_place_is_refused(
+    file: Callable[..., Path], small: State, layout: str, key: str
+) -> None:
+    state = {**renamed(small, layout), key: torch.ones(4, 4, 1)}
+    with pytest.raises(CheckpointError, match=rf"best.pt.tar: {key}: {NO_PLACE}"):
+        convert(file(state))
+
+
+def test_many_tensors_without_a_place_are_counted(file: Callable[..., Path], small: State) -> None:
+    more = {f"skip.{k}.weight": torch.ones(1) for k in range(5)}
+    message = rf"skip.0.weight, skip.1.weight, skip.2.weight and 2 more: {NO_PLACE}"
+    with pytest.raises(CheckpointError, match=message):
+        convert(file({**small, **more}))
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("mask2.weight", "masks.heads.1.weight"),
+        ("encoder_1d_long.weight", "encoder.banks.2.weight"),
+        ("conv_block_2.sconv.bias", "extractor.stacks.1.condition.narrow.bias"),
+        ("pred_linear.weight", "classifier.weight"),
+        ("aux_enc3.3.batch_norm1.running_var", "speaker.blocks.1.norm_1.running_var"),
+    ],
+)
+def test_a_missing_tensor_is_named(
+    file: Callable[..., Path], small: State, gone: str, named: str
+) -> None:
+    del small[gone]
+    with pytest.raises(CheckpointError, match=rf"{named}: missing \(the name is ours\). Copy"):
+        convert(file(small))
+
+
+def test_a_layer_twice_is_refused(file: Callable[..., Path], small: State) -> None:
+    state = {**small, "conv_block_1.lnorm1.weight": torch.ones(7, 1)}
+    message = r"conv_block_1.lnorm1.weight, conv_block_1.lnorm1.gamma: the same layer twice"
+    with pytest.raises(CheckpointError, match=message):
+        convert(file(state))
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("mask2.weight", (6, 8, 1), "mask2.weight: not of the size that the other layers ask for"),
+        ("decoder_1d_3.weight", (5, 1, 32), "decoder_1d_3.weight: not of the size"),
+        ("decoder_1d_3.weight", (6, 1, 30), "decoder_1d_3.weight: not of the size"),
+        ("conv_block_2.conv1x1.weight", (7, 8, 1), "conv_block_2.conv1x1.weight: not of the"),
+        ("conv_block_2.conv1x1.weight", (7, 9), r"conv1x1.weight: \[7, 9\] is not a conv"),
+        ("conv_block_2.conv1x1.weight", (7, 9, 0), "conv_block_2.conv1x1.weight.*: not of the"),
+        ("conv_block_2_other.0.lnorm1.gamma", (7, 2), "lnorm1.gamma: not of the size"),
+        ("aux_enc3.3.conv2.weight", (12, 9, 1), "aux_enc3.3.conv2.weight: not of the size"),
+        ("encoder_1d_short.weight", (6, 8), r"short.weight: \[6, 8\] is not a convolution's"),
+        ("encoder_1d_short.weight", (6, 1, 1), "windows of 1, 16 and 32 samples do not grow"),
+        ("encoder_1d_long.weight", (6, 1, 12), "windows of 8, 16 and 12 samples do not grow"),
+        ("conv_block_1.dconv.weight", (7, 1, 4), "conv_block_1.dconv.weight: 4 taps are not odd"),
+        ("pred_linear.weight", (), "pred_linear.weight, pred_linear.bias: not of the size"),
+        ("proj.weight", (5000, 18, 1), "channels is 5000, not a number from 2 to 4096"),
+    ],
+)
+def test_shapes_that_contradict_each_other_are_refused(
+    file: Callable[..., Path], small: State, key: str, shape: tuple[int, ...], message: str
+) -> None:
+    assert key in small
+    with pytest.raises(CheckpointError, match=message):
+        convert(file({**small, key: torch.zeros(shape)}))
+
+
+def test_stacks_of_unequal_length_are_refused(file: Callable[..., Path], small: State) -> None:
+    longer = {k.replace("other.1", "other.2"): v for k, v in small.items() if "2_other.1" in k}
+    with pytest.raises(CheckpointError, match=rf"conv_block_2_other.2.* and 9 more: {NO_PLACE}"):
+        convert(file({**small, **longer}))
+    shorter = {k: v for k, v in small.items() if "2_other.1" not in k}
+    with pytest.raises(CheckpointError, match=r"stacks.1.blocks.1.widen.weight, .*: missing"):
+        convert(file(shorter))
+
+
+def test_norms_of_several_kinds_are_refused(file: Callable[..., Path], small: State) -> None:
+    for place, letter in (("weight", "gamma"), ("bias", "beta")):
+        small[f"conv_block_2.lnorm1.{place}"] = small.pop(f"conv_block_2.lnorm1.{letter}")[:, 0]
+    message = r"lnorm1.gamma, conv_block_2.lnorm1.weight: norms of several kinds \(gLN, cLN\)"
+    with pytest.raises(CheckpointError, match=message):
+        convert(file(small))
+
+
+def test_a_gamma_is_a_global_norms_in_any_shape(file: Callable[..., Path]) -> None:
+    network = published(SMALL)
+    columns = (".gamma", ".beta")
+    state = network.state_dict()
+    state = {k: v.flatten() if k.endswith(columns) else v for k, v in state.items()}
+    assert_alike(convert(file(state)).system, network)
+
+
+def test_a_causal_network_is_refused(file: Callable[..., Path]) -> None:
+    state = renamed(published(replace(SMALL, norm="cLN")).state_dict(), XUCHENGLIN)
+    message = r"conv_block_1.norm1.weight: cLN is the norm of a causal network, and ours is none"
+    with pytest.raises(CheckpointError, match=message):
+        convert(file(state))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_numbers_that_are_not_finite_are_refused(
+    file: Callable[..., Path], small: State, value: float
+) -> None:
+    small["mask2.weight"] = small["mask2.weight"].double()
+    small["mask2.weight"][0, 0] = value
+    with pytest.raises(CheckpointError, match=r"mask2.weight: some numbers are not finite. Take"):
+        convert(file(small))
