@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.files import extract_file
     from mcspex_cli.extraction.jobs import FileSettings, Job
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "Engine": ("extraction.engine", "Engine"),

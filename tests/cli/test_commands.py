@@ -51,10 +51,15 @@ def test_the_version_is_the_packages() -> None:
     assert run("--version").stdout == f"mcspex, version {__version__}\n"
 
 
-@pytest.mark.parametrize("name", main.commands)
+MODELS = main.commands["models"]
+assert isinstance(MODELS, click.Group)
+COMMANDS = {**main.commands, **{f"models {name}": c for name, c in MODELS.commands.items()}}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_documented(name: str) -> None:
-    assert f"mcspex {name}" in README
-    command = main.commands[name]
+    assert f"mcspex {name}" in README + (ROOT / "docs" / "models.md").read_text()
+    command = COMMANDS[name]
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
