@@ -67,7 +67,7 @@ def _failure(error: BaseException) -> str:
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "not in the Hub's cache, and HF_HUB_OFFLINE is set. Unset it, or pull it elsewhere."
+        return "HF_HUB_OFFLINE is set, so that the Hub is not asked. Unset it."
     if "Consistency check" in str(error):
         return "a file came with another size than announced. Try again."
     if isinstance(error, ValueError | TypeError | errors.FileMetadataError):

@@ -91,6 +91,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def size(length: int) -> str:
+    """Bytes for people: "312 B", "4.1 kB", "5.0 MB", "1.2 GB"."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if length >= 10**power:
+            return f"{length / 10**power:.1f} {unit}"
+    return f"{length} B"
+
+
 def duration(seconds: float) -> str:
     """A time for people: "3.2 s", "12 min 5 s", "3 h 12 min"."""
     if seconds < 60:

@@ -42,6 +42,6 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
     if not quiet:
         card = read_card(info.folder)
         licence = card.licence if card and card.licence else "not stated: ask its author"
-        size = f"{came / 1e6:.1f} MB downloaded" if came else "already here"
-        console.say(f"{info.label}  ({size}; licence: {licence})")
+        what = f"{console.size(came)} downloaded" if came else "already here"
+        console.say(f"{info.label}  ({what}; licence: {licence})")
     return info

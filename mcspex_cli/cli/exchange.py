@@ -99,7 +99,7 @@ def push(
         raise click.UsageError(f"{name} is not of the form org/name[@branch].")
     publication = prepare(find_checkpoint(model, offline=True), target, licence, data)
     for file, size in publication.sizes.items():
-        console.say(f"{file:20}{size / 1e6:8.3f} MB")
+        console.say(f"{file:20}{console.size(size):>10}")
     if publication.written:
         console.say(f"\n{publication.card}")
     if dry_run:

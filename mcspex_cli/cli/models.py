@@ -145,7 +145,7 @@ def rm(name: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Delete {console.count(len(found), 'commit')}?", abort=True, err=True)
     freed = cache.remove([str(info.revision) for info in found])
-    console.say(f"{name}: deleted, {freed / 1e6:.1f} MB freed")
+    console.say(f"{name}: deleted, {console.size(freed)} freed")
 
 
 models.add_command(convert)
@@ -179,7 +179,7 @@ def _whence(info: CheckpointInfo) -> str:
 
 def _size(info: CheckpointInfo) -> str:
     """How large the weights' file is."""
-    return f"{info.weight_bytes / 1e6:.1f} MB" if info.weight_bytes else "no weights"
+    return console.size(info.weight_bytes) if info.weight_bytes else "no weights"
 
 
 def _rate(info: CheckpointInfo) -> str:

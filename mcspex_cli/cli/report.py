@@ -67,5 +67,5 @@ def report(runs: tuple[str, ...], output: Path, **choices: Any) -> None:
         )
     for warning in page.warnings:
         console.warn(warning)
-    size = output.stat().st_size / 1e6
-    console.say(f"{output}  ({page.shown} of {page.cases} cases shown, {size:.1f} MB)")
+    size = console.size(output.stat().st_size)
+    console.say(f"{output}  ({page.shown} of {page.cases} cases shown, {size})")

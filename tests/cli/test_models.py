@@ -77,8 +77,8 @@ def test_pull_takes_three_files_and_says_what_came(
 ) -> None:
     done = run("models", "pull", REPO)
     assert done.exit_code == 0, done.output
-    size = sum(map(len, files.values())) / 1e6
-    line = f"{REPO}@{commit[:12]}  ({size:.1f} MB downloaded; licence: mit)\n"
+    size = sum(map(len, files.values())) / 1e3
+    line = f"{REPO}@{commit[:12]}  ({size:.1f} kB downloaded; licence: mit)\n"
     assert (done.stdout, done.stderr) == ("", line)
     snapshot = cache.cached(cache.HubName(REPO))
     assert snapshot
@@ -436,7 +436,7 @@ def test_without_a_network_there_is_one_line_soon(
     done = mcspex("models", "pull", REPO, env={**env, "HF_HUB_OFFLINE": str(int(offline))})
     assert time.perf_counter() - began < 10
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    words = "HF_HUB_OFFLINE is set." if offline else "cannot reach http://127.0.0.1:9 ("
+    words = "HF_HUB_OFFLINE is set," if offline else "cannot reach http://127.0.0.1:9 ("
     assert words in done.stderr
 
 
@@ -461,8 +461,8 @@ def test_list_has_what_works_without_a_network(hub: Hub, commit: str, pulled: Pa
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert rows[0] == "model system rate size from"
     assert f"{DEFAULT_MODEL} MC-SpEx 8 kHz 5.0 MB bundled, the default" in rows
-    size = (pulled / "model.safetensors").stat().st_size / 1e6
-    assert f"{REPO} MC-SpEx 8 kHz {size:.1f} MB the Hub, main, {commit[:12]}" in rows
+    size = (pulled / "model.safetensors").stat().st_size / 1e3
+    assert f"{REPO} MC-SpEx 8 kHz {size:.1f} kB the Hub, main, {commit[:12]}" in rows
     assert len(rows) == 2 + len(bundled())
     listed = json.loads(run("models", "list", "--json").stdout)[-1]
     assert (listed["name"], listed["revision"], listed["refs"]) == (REPO, commit, ["main"])
@@ -583,13 +583,16 @@ def test_verify_says_when_the_hub_could_not_be_asked(hub: Hub, pulled: Path) -> 
     assert "good, compared with its config\n" in done.stdout
 
 
-def test_rm_asks_and_deletes_downloads_only(hub: Hub, commit: str, pulled: Path) -> None:
+def test_rm_asks_and_deletes_downloads_only(
+    commit: str, pulled: Path, files: dict[str, bytes]
+) -> None:
     done = run("models", "rm", REPO, text="n\n")
     assert (done.exit_code, pulled.is_dir()) == (1, True)
     assert str(pulled) in done.stderr
     done = run("models", "rm", f"{REPO}@{commit[:7]}", text="y\n")
     assert (done.exit_code, pulled.is_dir()) == (0, False)
-    assert "deleted, 0.1 MB freed" in done.stderr
+    freed = sum(map(len, files.values())) / 1e3
+    assert f"deleted, {freed:.1f} kB freed" in done.stderr
     for name in (REPO, DEFAULT_MODEL, "nobody"):
         done = run("models", "rm", name, "--yes")
         assert f"{name}: not in the Hub's cache; mcspex models list shows what is." in done.stderr
@@ -615,7 +618,7 @@ def account(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_a_bundled_model_is_pushed_and_comes_back_byte_for_byte(account: Hub) -> None:
     done = run("models", "push", DEFAULT_MODEL, REPO, text="y\n")
     assert done.exit_code == 0, done.output
-    assert "model.safetensors      4.966 MB\n" in done.stderr
+    assert "model.safetensors       5.0 MB\n" in done.stderr
     assert "Upload to ann/voices? [y/N]" in done.stderr
     assert f"{account.url}/{REPO}/commit/" in done.stderr
     assert run("models", "pull", REPO).exit_code == 0
