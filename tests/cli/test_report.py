@@ -28,7 +28,8 @@ def test_a_page_is_written_and_named(scene: Path) -> None:
         scene / "mixtures", "--max-cases", 3, "--title", "T & T", "-o", scene / "page.html",
     )  # fmt: skip
     assert (done.exit_code, done.stdout) == (0, ""), done.output
-    assert done.stderr == f"{scene / 'page.html'}  (3 of 4 cases shown, 0.1 MB)\n"
+    size = (scene / "page.html").stat().st_size / 1e3
+    assert done.stderr == f"{scene / 'page.html'}  (3 of 4 cases shown, {size:.1f} kB)\n"
     text = (scene / "page.html").read_text("utf-8")
     assert "<h1>T &amp; T</h1>" in text
     assert "other" in text
@@ -40,7 +41,8 @@ def test_a_batch_is_all_it_takes(scene: Path, tiny_folder: Path) -> None:
     done = CliRunner().invoke(main, list(map(str, words)))
     assert done.exit_code == 0, done.output
     done = report(scene / "run", "-o", scene / "page.html")
-    assert done.stderr == f"{scene / 'page.html'}  (4 of 4 cases shown, 0.1 MB)\n"
+    size = (scene / "page.html").stat().st_size / 1e3
+    assert done.stderr == f"{scene / 'page.html'}  (4 of 4 cases shown, {size:.1f} kB)\n"
     text = (scene / "page.html").read_text("utf-8")
     assert text.count("<audio") == 12
     assert text.count('class="si-sdri"') == 4
