@@ -6,6 +6,7 @@ McspexError            exit 1
 │   └── NonFiniteError it has NaN or infinite samples
 ├── OutputError        a place that cannot, or must not, be written
 ├── CheckpointError    a model that cannot be found or loaded
+│   ├── ForeignModel   it is another program's
 │   └── HubError       the Hugging Face Hub does not give it, or take it
 ├── EngineError        a device or precision that does not work here
 ├── PairingError       files that do not belong together
@@ -43,6 +44,10 @@ class OutputError(McspexError):
 
 class CheckpointError(McspexError):
     """A checkpoint is unknown, incomplete, damaged or of another system."""
+
+
+class ForeignModel(CheckpointError):  # noqa: N818
+    """A model of another program."""
 
 
 class HubError(CheckpointError):

@@ -85,10 +85,6 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-CHUNK_BYTES = 2**14
-"""What the Hub's client takes at once: less than by default, to suit the size of our models."""
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub of our own, which the real client asks instead of the world's, with an empty cache."""
@@ -103,7 +99,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             "HF_TOKEN_PATH": str(tmp_path / "home" / "token"),
             "HF_HUB_ETAG_TIMEOUT": 1,
             "HF_HUB_DOWNLOAD_TIMEOUT": 1,
-            "DOWNLOAD_CHUNK_SIZE": CHUNK_BYTES,
+            "DOWNLOAD_CHUNK_SIZE": 2**14,
             "HF_HUB_DISABLE_XET": True,
         }
         for name, value in settings.items():

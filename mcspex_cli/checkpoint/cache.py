@@ -1,18 +1,28 @@
 """The Hugging Face Hub's cache on this disk, where every program keeps what it downloads.
 
+```
+HF_HUB_CACHE/models--org--name/blobs/DIGEST               the files, by their checksums
+                               snapshots/COMMIT/FILE      links to them
+                               refs/BRANCH                the commit that it meant
+```
+
 HF_HOME and HF_HUB_CACHE say where it lies. Nothing here asks the network.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcspex_cli import paths
 from mcspex_cli.checkpoint.configs import CONFIG, WEIGHTS
 
-_NAME = re.compile(r"(\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(\w[\w./-]{0,200}))?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_PART = r"\w(?:[\w.-]{0,94}\w)?"
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./-]{{0,200}}\w)?))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,22 @@ class Snapshot:
     refs: tuple[str, ...] = ()
     """Branches and tags that meant this commit when the Hub was last asked."""
 
+    @property
+    def label(self) -> str:
+        """Its name, with the beginning of its commit."""
+        return f"{self.repo}@{self.commit[:12]}"
+
+    def is_of(self, revision: str | None) -> bool:
+        """Whether a branch, tag or commit, or seven digits or more of one, means it; None: yes."""
+        if revision is None or revision in self.refs:
+            return True
+        return len(revision) >= 7 and self.commit.startswith(revision)
+
 
 def parse_name(text: str) -> HubName | None:
     """Read `org/name` or `org/name@revision`; None for what cannot be a name on the Hub."""
     named = _NAME.fullmatch(text)
-    if not named or "--" in named[1] or ".." in text:
+    if not named or len(named[1]) > 96 or re.search(r"--|\.git$", named[1]) or ".." in text:
         return None
     return HubName(named[1], named[2])
 
@@ -51,6 +72,16 @@ def location() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def blob(repo: str, digest: str) -> Path:
+    """Where a file of this checksum lies, or would."""
+    return _folder(repo) / "blobs" / digest
+
+
+def lock(repo: str, digest: str) -> Path:
+    """What a program holds while it writes a blob."""
+    return location() / ".locks" / _folder(repo).name / f"{digest}.lock"
 
 
 def cached_file(name: HubName, file: str) -> Path | None:
@@ -70,31 +101,80 @@ def cached(name: HubName) -> Snapshot | None:
 
 
 def all_cached() -> list[Snapshot]:
-    """Every commit in the cache that has the files of a model, of whatever library."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    """Every commit of every repository in the cache that has a config.json, be it damaged."""
+    found = []
+    for folder in sorted(location().glob("models--*")):
+        repo = "/".join(folder.name.split("--")[1:])
+        refs = _refs(folder)
+        for commit in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
+            config = commit / CONFIG
+            if COMMIT.fullmatch(commit.name) and (config.exists() or config.is_symlink()):
+                named = tuple(sorted(ref for ref, meant in refs.items() if meant == commit.name))
+                found.append(Snapshot(repo, commit.name, commit, named))
+    return found
 
+
+def point(name: HubName, file: str, blob: Path) -> Path:
+    """Let a file of a commit be this blob; where it then is.
+
+    Where a disk has no links the blob itself moves there.
+    """
+    pointer = _folder(name.repo) / "snapshots" / str(name.revision) / file
+    paths.make_folders(pointer.parent)
+    discard(pointer)
     try:
-        repos = [repo for repo in scan_cache_dir(location()).repos if repo.repo_type == "model"]
-    except CacheNotFound:
-        return []
-    return [
-        Snapshot(repo.repo_id, one.commit_hash, one.snapshot_path, tuple(sorted(one.refs)))
-        for repo in sorted(repos, key=lambda repo: repo.repo_id)
-        for one in sorted(repo.revisions, key=lambda one: -one.last_modified)
-        if {CONFIG, WEIGHTS} <= {file.file_name for file in one.files}
-    ]
+        pointer.symlink_to(Path("..", "..", "blobs", blob.name))
+    except OSError:
+        blob.replace(pointer)
+    return pointer
 
 
-def remove(commits: Iterable[str]) -> int:
-    """Delete commits from the cache; the bytes that became free."""
-    from huggingface_hub import scan_cache_dir
-
-    strategy = scan_cache_dir(location()).delete_revisions(*commits)
-    strategy.execute()
-    return strategy.expected_freed_size
+def remember(name: HubName, commit: str) -> None:
+    """Let a branch or tag mean this commit from now on; a commit means itself."""
+    revision = name.revision or "main"
+    if revision != commit:
+        ref = _folder(name.repo) / "refs" / revision
+        paths.make_folders(ref.parent)
+        with paths.whole(ref) as partial:
+            partial.write_text(commit)
 
 
 def discard(path: Path) -> None:
-    """Delete a file of the cache that is not what it should be, and what it links to."""
-    path.resolve().unlink(missing_ok=True)
+    """Delete a file of a commit, if it is there; what it links to stays."""
     path.unlink(missing_ok=True)
+
+
+def remove(repo: str, commits: Collection[str]) -> int:
+    """Delete commits of a repository, and it with its last; the bytes that became free."""
+    folder = _folder(repo)
+    before = _size(folder)
+    for commit in commits:
+        shutil.rmtree(folder / "snapshots" / commit)
+        for ref, meant in _refs(folder).items():
+            if meant == commit:
+                (folder / "refs" / ref).unlink()
+    used = {path.resolve() for path in folder.glob("snapshots/*/*")}
+    if used:
+        for path in folder.glob("blobs/*"):
+            if path.resolve() not in used:
+                path.unlink()
+    else:
+        shutil.rmtree(folder)
+    return before - _size(folder)
+
+
+def _folder(repo: str) -> Path:
+    """Where the cache keeps a repository."""
+    return location() / f"models--{repo.replace('/', '--')}"
+
+
+def _refs(folder: Path) -> dict[str, str]:
+    """What each branch and tag of a repository means."""
+    refs = (path for path in (folder / "refs").rglob("*") if path.is_file())
+    return {path.relative_to(folder / "refs").as_posix(): path.read_text().strip() for path in refs}
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a repository's files."""
+    found = (*folder.glob("blobs/*"), *folder.glob("snapshots/*/*"))
+    return sum(path.stat().st_size for path in found if not path.is_symlink())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from mcspex_cli.checkpoint.configs import CARD
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
+    from huggingface_hub import EvalResult, ModelCard
 
     from mcspex_cli.checkpoint.names import CheckpointInfo
 
@@ -34,16 +35,17 @@ class Card:
     @property
     def licence(self) -> str | None:
         """What the weights may be used for: an identifier like cc-by-4.0, or a name."""
-        name = self.metadata.get("license_name") or self.metadata.get("license")
-        return str(name) if name else None
+        said = self.metadata.get("license_name") or self.metadata.get("license")
+        return " ".join(said.split())[:60] if isinstance(said, str) else None
 
     @property
     def numbers(self) -> list[str]:
         """What was measured, a line for each data set: "312 mixtures: SI-SDRi (dB) 6.86"."""
         lines: dict[str, list[str]] = {}
         for result in self.results:
-            number = f"{result.metric_name or result.metric_type} {result.metric_value}"
-            lines.setdefault(result.dataset_name, []).append(number)
+            if isinstance(result.metric_value, int | float | str):
+                number = f"{result.metric_name or result.metric_type} {result.metric_value}"
+                lines.setdefault(str(result.dataset_name), []).append(number[:60])
         return [f"{data}: {', '.join(numbers)}" for data, numbers in lines.items()]
 
 
@@ -53,18 +55,35 @@ def read_card(folder: Path) -> Card | None:
     Raises:
         CheckpointError: it is there, and is no text or its metadata are no YAML.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     path = folder / CARD
     if not path.is_file():
         return None
     try:
-        card = ModelCard(path.read_text(), ignore_metadata_errors=True)
+        card = _parse(path.read_text("utf-8"))
         facts: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+        return Card(facts, getattr(card.data, "eval_results", None) or (), card.text.strip())
     except Exception as error:  # the YAML reader's errors are no one's subclass here
         raise CheckpointError(f"{path}: its metadata cannot be read. Mend its top.") from error
-    results = card.data.eval_results if isinstance(card.data, ModelCardData) else None
-    return Card(facts, results or (), card.text.strip())
+
+
+def with_licence(folder: Path, licence: str) -> str:
+    """A folder's card as text, this licence added to its metadata."""
+    card = _parse((folder / CARD).read_text("utf-8"))
+    card.data["license"] = licence
+    return str(card)
+
+
+def _parse(text: str) -> ModelCard:
+    """Take a card apart, whatever its metadata are worth."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.utils import logging as client_log
+
+    verbosity = client_log.get_verbosity()
+    client_log.set_verbosity(logging.ERROR)  # what is odd about it is for us to say
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    finally:
+        client_log.set_verbosity(verbosity)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli.errors import CheckpointError
+from mcspex_cli.errors import CheckpointError, ForeignModel
 
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import SystemConfig
@@ -19,6 +19,9 @@ FILES = (CONFIG, WEIGHTS, CARD)
 
 FORMAT = 1
 """Version of config.json; a newer one asks for a newer mcspex."""
+
+REMEDY = "Copy the model again."
+"""What helps when a file of a folder is damaged."""
 
 _LIMITS = {
     "sample_rate_hz": (4000, 192_000),
@@ -71,8 +74,8 @@ def parse_config(raw: dict[str, Any], path: object) -> SystemConfig:
     config = SystemConfig(**values)
     if config.kernel % 2 == 0:
         raise CheckpointError(f"{path}: kernel is {config.kernel}, it must be odd.")
-    if config.hop < 1 or list(config.windows) != sorted(config.windows):
-        raise CheckpointError(f"{path}: windows must grow and the hop be a sample or more.")
+    if config.hop < 1 or config.windows[0] < 1 or list(config.windows) != sorted(config.windows):
+        raise CheckpointError(f"{path}: windows must grow; none is shorter than a sample.")
     if config.system == "mcspex" and config.reference_width != config.channels:
         raise CheckpointError(f"{path}: reference_channels are SpEx+'s; for mcspex, set 0.")
     return config
@@ -97,7 +100,7 @@ def _check_choices(path: object, raw: dict[str, Any]) -> None:
     for key, choice in choices.items():
         if not isinstance(raw[key], str | bool) or raw[key] not in choice:
             names = ", ".join(map(str, choice))
-            raise CheckpointError(f"{path}: {key} {raw[key]!r} is unknown. Known: {names}.")
+            raise CheckpointError(f"{path}: {key} {_short(raw[key])} is unknown. Known: {names}.")
 
 
 def _check_number(path: object, key: str, value: object, low: float, high: float) -> None:
@@ -105,39 +108,50 @@ def _check_number(path: object, key: str, value: object, low: float, high: float
     whole = not key.endswith("_ms")
     right = isinstance(value, int) if whole else isinstance(value, int | float)
     if not right or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
-        raise CheckpointError(f"{path}: {key} is {value!r}, not a number from {low} to {high}.")
+        raise CheckpointError(
+            f"{path}: {key} is {_short(value)}, not a number from {low} to {high}."
+        )
 
 
-def read_config(folder: Path, name: object = None) -> dict[str, Any]:
+def read_config(folder: Path, name: str = "", remedy: str = REMEDY) -> dict[str, Any]:
     """config.json as a dict with the keys that every version has.
 
     Args:
         folder: Where it lies.
         name: What errors are to name instead, of a model whose folder nobody knows.
+        remedy: What helps if it is damaged.
 
     Raises:
-        CheckpointError: there is none, it is damaged, another library's or of a newer version.
+        ForeignModel: it is another program's.
+        CheckpointError: there is none, it is damaged, or of a newer version.
     """
     path = folder / CONFIG
-    named = path if name is None else f"{name}: {CONFIG}"
+    named = f"{name}: {CONFIG}" if name else str(path)
     if not path.is_file():
         raise CheckpointError(f"{name or folder}: not a model, there is no {CONFIG} in it.")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{named}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise CheckpointError(f"{named}: damaged. Get the model again.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{named}: damaged. {remedy}") from error
     if not isinstance(raw, dict) or not {"format", "system", "sha256"} <= raw.keys():
-        raise CheckpointError(f"{named}: another program's. mcspex runs MC-SpEx and SpEx+ only.")
+        raise ForeignModel(f"{named}: another program's. mcspex runs MC-SpEx and SpEx+ only.")
     if raw["format"] != FORMAT:
         raise CheckpointError(
-            f"{named}: format {raw['format']} is not {FORMAT}. Update mcspex (pip install -U)."
+            f"{named}: format {_short(raw['format'])} is not {FORMAT}. "
+            "Update mcspex (pip install -U)."
         )
     kinds = {"system": dict, "sha256": str, "provenance": dict}
     if not all(isinstance(raw.setdefault(key, kind()), kind) for key, kind in kinds.items()):
-        raise CheckpointError(f"{named}: damaged. Get the model again.")
+        raise CheckpointError(f"{named}: damaged. {remedy}")
     return raw
+
+
+def _short(value: object) -> str:
+    """A value of a file as a message can have it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def largest_weights(config: SystemConfig) -> int:

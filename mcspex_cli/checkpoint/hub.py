@@ -1,7 +1,8 @@
 """The Hugging Face Hub: the only place that uses the network.
 
 HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to other programs. Three files are
-taken, under fixed names: nothing that a server calls otherwise is written, and never a pickle.
+taken, never a pickle or code. They are kept under names of our own making, fixed ones and the
+checksums that a listing states, and only once they have these: a server names no path here.
 """
 
 from __future__ import annotations
@@ -9,30 +10,52 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import time
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli import __version__
-from mcspex_cli.checkpoint.cache import HubName, Snapshot, cached_file, discard, location
+from mcspex_cli import __version__, paths
+from mcspex_cli.checkpoint import cache
+from mcspex_cli.checkpoint.cache import HubName
 from mcspex_cli.checkpoint.configs import CARD, CONFIG, FILES, WEIGHTS
-from mcspex_cli.checkpoint.troubles import explained
+from mcspex_cli.checkpoint.troubles import broken_off, explained
 from mcspex_cli.errors import CheckpointError, HubError, OutputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoSibling
 
 Advance = Callable[[int], None]
 """Told of every number of bytes that has come."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LARGEST = {CONFIG: 2**20, CARD: 2**24}
 """Bytes that a config and a card can have; what the weights may have, the config decides."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_PATIENCE = 4
+"""Times that a download may break off in a row without a byte having come."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as the Hub lists it."""
+
+    size: int
+    digest: str
+    """sha256 of large files; of others, git's sha1."""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file at a path is this one."""
+        if path.stat().st_size != self.size:
+            return False
+        data = path.read_bytes()
+        if len(self.digest) == 64:
+            return hashlib.sha256(data).hexdigest() == self.digest
+        named = b"blob %d\0" % len(data) + data
+        return hashlib.sha1(named, usedforsecurity=False).hexdigest() == self.digest
 
 
 @dataclass(frozen=True)
@@ -41,22 +64,18 @@ class Listing:
 
     asked: HubName
     commit: str
-    files: dict[str, RepoSibling]
+    files: dict[str, Listed]
 
     @property
     def name(self) -> HubName:
         """The commit itself, whatever branch or tag was asked for."""
         return HubName(self.asked.repo, self.commit)
 
-    def size(self, file: str) -> int:
-        """Bytes of a file."""
-        return self.files[file].size or 0
-
     @property
     def sha256(self) -> str | None:
-        """Of the weights; None where the Hub does not say."""
-        lfs = self.files[WEIGHTS].lfs
-        return lfs.sha256 if lfs else None
+        """Of the weights; None where the Hub keeps them as it keeps small files."""
+        digest = self.files[WEIGHTS].digest
+        return digest if len(digest) == 64 else None
 
 
 def look_up(name: HubName) -> Listing:
@@ -75,44 +94,51 @@ def look_up(name: HubName) -> Listing:
             files_metadata=True,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
-    files = {file.rfilename: file for file in found.siblings or ()}
-    _check_files(name, files)
-    if not _COMMIT.fullmatch(found.sha or ""):
-        raise HubError(f"{name}: the Hub names no commit of it. Is HF_ENDPOINT a Hub?")
-    kept = {file: facts for file, facts in files.items() if file in FILES}
-    listing = Listing(name, str(found.sha), kept)
+        siblings = {str(file.rfilename): file for file in found.siblings or ()}
+        facts = {file: siblings[file] for file in FILES if file in siblings}
+        files = {
+            file: Listed(int(fact.size or 0), str(fact.lfs.sha256 if fact.lfs else fact.blob_id))
+            for file, fact in facts.items()
+        }
+        commit = str(found.sha)
+    _check_files(name, siblings)
+    listed = cache.COMMIT.fullmatch(commit) and all(
+        file.size > 0 and _DIGEST.fullmatch(file.digest) for file in files.values()
+    )
+    if not listed:
+        raise HubError(f"{name}: the Hub states no commit, sizes and checksums. Is it one?")
     for file, largest in _LARGEST.items():
-        if file in kept and listing.size(file) > largest:
-            raise CheckpointError(f"{name}: {file} has {listing.size(file):,} bytes: no model's.")
-    return listing
+        if file in files and files[file].size > largest:
+            raise CheckpointError(f"{name}: {file} has {files[file].size:,} bytes: no model's.")
+    return Listing(name, commit, files)
 
 
 def fetch(listing: Listing, file: str, advance: Advance) -> Path:
-    """Download one of FILES of a commit, unless the cache has it; what comes is checked.
+    """Download one of FILES of a commit, unless the cache has it; where it is.
 
-    A connection that breaks is taken up again where it broke. What does not have the checksum
-    that the Hub states is thrown away, in the cache too, and asked for once more.
+    What has come of it before, in this run or an earlier one, is not asked for again. What does
+    not have the checksum that the Hub states is thrown away, and asked for once more.
 
     Raises:
         HubError: the file does not come.
         OutputError: the disk is full, or the cache cannot be written.
     """
-    for _ in range(2):
-        path = _download(listing, file, advance)
-        if _is_listed(path, listing.files[file]):
-            return path
-        discard(path)
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    listed, here = listing.files[file], cache.cached_file(listing.name, file)
+    if here and listed.is_at(here):
+        return here
+    blob = cache.blob(listing.asked.repo, listed.digest)
+    lock = cache.lock(listing.asked.repo, listed.digest)
+    paths.make_folders(blob.parent, lock.parent)
+    with explained(listing.asked), WeakFileLock(lock):
+        for _ in range(2):
+            if not blob.is_file():
+                _receive(listing, file, blob, advance)
+            if listed.is_at(blob):
+                return cache.point(listing.name, file, blob)
+            blob.unlink()
     raise HubError(f"{listing.asked}: {file} came damaged twice. It was not kept; try again later.")
-
-
-def remember(listing: Listing) -> None:
-    """Let the name that was asked for, a branch or a tag, mean this commit from now on."""
-    from huggingface_hub import hf_hub_download
-
-    revision = listing.asked.revision or "main"
-    if revision != listing.commit:
-        with explained(listing.asked):
-            hf_hub_download(listing.asked.repo, CONFIG, revision=revision)
 
 
 def check_space(listing: Listing) -> int:
@@ -121,12 +147,10 @@ def check_space(listing: Listing) -> int:
     Raises:
         OutputError: too little is free where the cache lies.
     """
-    cache = location()
-    there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-    wanted = sum(
-        listing.size(file) for file in listing.files if not cached_file(listing.name, file)
-    )
-    free = shutil.disk_usage(there).free
+    folder = cache.location()
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    missing = (file for name, file in listing.files.items() if not _is_here(listing, name))
+    wanted, free = sum(file.size for file in missing), shutil.disk_usage(there).free
     if free < wanted:
         raise OutputError(
             f"{listing.asked}: needs {wanted / 1e6:.1f} MB, {there} has {free / 1e6:.1f} MB free. "
@@ -135,33 +159,41 @@ def check_space(listing: Listing) -> int:
     return wanted
 
 
-def mismatches(snapshot: Snapshot) -> list[str]:
-    """The files of a cached commit whose checksums are not the Hub's.
+def mismatches(snapshot: cache.Snapshot) -> list[str]:
+    """The files of a cached commit that are not as the Hub lists them.
 
     Raises:
         HubError: the Hub cannot be asked.
     """
-    with explained(HubName(snapshot.repo, snapshot.commit)):
-        verdict = _client().verify_repo_checksums(snapshot.repo, revision=snapshot.commit)
-    return [wrong["path"] for wrong in verdict.mismatches if wrong["path"] in FILES]
+    listing = look_up(HubName(snapshot.repo, snapshot.commit))
+    return [
+        file
+        for file, listed in listing.files.items()
+        if (snapshot.folder / file).is_file() and not listed.is_at(snapshot.folder / file)
+    ]
 
 
-def upload(folder: Path, name: HubName, *, private: bool) -> str:
+def upload(files: dict[str, bytes], name: HubName, *, private: bool) -> str:
     """Make the repository if need be, and one commit of a model's files; where it can be seen.
 
     Raises:
         HubError: there is no token, it may not write there, or the Hub does not answer.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # they are not ours, and speak to everyone
-    operations = [
-        CommitOperationAdd(file, folder / file) for file in FILES if (folder / file).is_file()
-    ]
-    with explained(name, writing=True):
-        api = _client()
+    operations = [CommitOperationAdd(file, content) for file, content in files.items()]
+    with explained(name, writing=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the client's, of how it is made
+        api, timeout = _client(), constants.HF_HUB_ETAG_TIMEOUT
+        if name.revision:
+            api.model_info(name.repo, revision=name.revision, timeout=timeout)
         api.create_repo(name.repo, private=private, exist_ok=True)
+        if private and not api.model_info(name.repo, timeout=timeout).private:
+            raise HubError(
+                f"{name}: is there already, and public. Make it private, or name another."
+            )
         commit = api.create_commit(
             name.repo, operations, commit_message="Upload a model", revision=name.revision
         )
@@ -175,63 +207,75 @@ def _client() -> HfApi:
     return HfApi(library_name="mcspex", library_version=__version__)
 
 
-def _download(listing: Listing, file: str, advance: Advance) -> Path:
-    """One file of a commit, from the cache or the Hub, unchecked."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    repo, commit = listing.asked.repo, listing.commit
-    with explained(listing.asked):
-        if cached_file(listing.name, file) is None:
-            # The client makes paths of what a server calls a file's commit and content.
-            facts = get_hf_file_metadata(hf_hub_url(repo, file, revision=commit))
-            if facts.commit_hash != commit or not _ETAG.fullmatch(facts.etag or ""):
-                raise HubError(f"{listing.asked}: the server mislabels {file}. It was not taken.")
-        path = hf_hub_download(
-            repo,
-            file,
-            revision=commit,
-            tqdm_class=_bar(advance),
-            library_name="mcspex",
-            library_version=__version__,
-        )
-    return Path(path)
-
-
-def _is_listed(path: Path, listed: RepoSibling) -> bool:
-    """Whether a file is the one that the Hub lists: by sha256, or as git names its content."""
-    data = path.read_bytes()
-    if listed.lfs:
-        return hashlib.sha256(data).hexdigest() == listed.lfs.sha256
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-    return listed.blob_id in {None, blob.hexdigest()}
-
-
-def _check_files(name: HubName, files: Iterable[str]) -> None:
+def _check_files(name: HubName, files: Collection[str]) -> None:
     """Refuse a repository without what a model of ours is made of."""
-    names = set(files)
-    if {CONFIG, WEIGHTS} <= names:
+    lacking = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in files)
+    if not lacking:
         return
-    if any(file.endswith(_PICKLES) for file in names):
+    if any(file.endswith(_PICKLES) for file in files) and WEIGHTS not in files:
         raise CheckpointError(
             f"{name}: has pickled weights only, which can run code. Download them yourself, "
             "then mcspex models convert FILE -o FOLDER."
         )
-    lacking = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in names)
     raise CheckpointError(f"{name}: not an mcspex model, there is no {lacking} in it.")
 
 
-def _bar(advance: Advance) -> Any:
-    """A progress bar as the client wants one, which shows nothing and passes the bytes on."""
-    from huggingface_hub.utils.tqdm import tqdm
+def _is_here(listing: Listing, file: str) -> bool:
+    """Whether the cache has a file of this size already."""
+    here = cache.cached_file(listing.name, file)
+    return here is not None and here.stat().st_size == listing.files[file].size
 
-    class Told(tqdm):
-        """Silent."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+def _receive(listing: Listing, file: str, blob: Path, advance: Advance) -> None:
+    """Download a file to its blob, going on where it broke off, now or in an earlier run."""
+    partial, size = blob.with_name(f"{blob.name}.incomplete"), listing.files[file].size
+    partial.touch()
+    came, idle = partial.stat().st_size, 0
+    if came > size:
+        partial.write_bytes(b"")
+        came = 0
+    advance(came)
+    while came < size:
+        before = came
+        with broken_off() as broken:
+            _stream(listing, file, partial, advance)
+        came = partial.stat().st_size
+        idle = 0 if came > before else idle + 1
+        if broken and idle == _PATIENCE:
+            raise broken[0]
+        if came > size or (not broken and came < size):
+            partial.unlink()
+            raise HubError(f"{listing.asked}: {file} came with another size than announced.")
+        time.sleep(0.2 * bool(broken))
+    partial.replace(blob)
 
-        def update(self, n: float | None = 1) -> None:
-            """Count bytes; less than none where a server starts a file anew."""
-            advance(int(n or 0))
 
-    return Told
+def _stream(listing: Listing, file: str, partial: Path, advance: Advance) -> None:
+    """Add to a file what it lacks, as it comes, up to a byte more than it should have."""
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    came, size = partial.stat().st_size, listing.files[file].size
+    headers: dict[str, Any] = {
+        **build_hf_headers(library_name="mcspex", library_version=__version__),
+        "Accept-Encoding": "identity",
+        **({"Range": f"bytes={came}-"} if came else {}),
+    }
+    url = hf_hub_url(listing.asked.repo, file, revision=listing.commit)
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        with partial.open("r+b") as written:
+            if response.status_code != 206:  # it begins anew, whatever was asked for
+                advance(-came)
+                came = 0
+            written.truncate(came)
+            written.seek(came)
+            for block in response.iter_bytes():
+                came += written.write(block)
+                advance(len(block))
+                if came > size:
+                    return

@@ -12,12 +12,13 @@ from mcspex_cli.checkpoint import cache, hub
 from mcspex_cli.checkpoint.configs import (
     CARD,
     CONFIG,
+    REMEDY,
     WEIGHTS,
     largest_weights,
     parse_config,
     read_config,
 )
-from mcspex_cli.errors import CheckpointError, HubError
+from mcspex_cli.errors import CheckpointError, ForeignModel, HubError
 
 DEFAULT_MODEL = "mcspex-small-8k"
 
@@ -41,10 +42,6 @@ class CheckpointInfo:
     refs: tuple[str, ...] = ()
     """Branches and tags that meant this commit when the Hub was last asked."""
 
-    def is_of(self, revision: str) -> bool:
-        """Whether a branch, tag or commit, or the beginning of one, means this commit; "": any."""
-        return revision in self.refs or str(self.revision).startswith(revision)
-
     @property
     def weight_bytes(self) -> int:
         """The size of its weights' file; 0 if that is missing."""
@@ -67,9 +64,9 @@ class CheckpointInfo:
     def remedy(self) -> str:
         """What helps when its files are damaged."""
         return {
-            "hub": f"Get it again: mcspex models pull {self.name} --revision {self.revision}",
+            "hub": _pull_again(self.name, self.revision),
             "bundled": "Install mcspex again.",
-            "folder": "Copy the model again.",
+            "folder": REMEDY,
         }[self.source]
 
 
@@ -82,11 +79,12 @@ def bundled() -> dict[str, Path]:
     return {}
 
 
-def find_checkpoint(model: str | Path = DEFAULT_MODEL, *, offline: bool = False) -> CheckpointInfo:
+def find_checkpoint(model: str | Path | None = None, *, offline: bool = False) -> CheckpointInfo:
     """Resolve `model`: an existing folder, a bundled name, or org/name[@revision] on the Hub.
 
-    In this order; a `Path` is always a folder. What the Hub's cache has is taken as it is there,
-    without a request, so that a model does not change by itself: `pull` asks for news.
+    In this order; a `Path` is always a folder, and None the bundled default. What the Hub's cache
+    has is taken as it is there, without a request, so that a model does not change by itself:
+    `pull` asks for news.
 
     Raises:
         CheckpointError: there is no such model, or its config.json cannot be used.
@@ -104,22 +102,25 @@ def find_checkpoint(model: str | Path = DEFAULT_MODEL, *, offline: bool = False)
     )
 
 
-def locate(model: str | Path) -> CheckpointInfo | cache.HubName:
+def locate(model: str | Path | None) -> CheckpointInfo | cache.HubName:
     """Resolve `model` as `find_checkpoint` does, up to where the Hub would have to be asked.
 
     Raises:
         CheckpointError: there is no such model, or its config.json cannot be used.
     """
-    if Path(model).is_dir():
-        return _describe(Path(model))
-    if str(model) in bundled():
-        return _describe(bundled()[str(model)])
+    known = bundled()
+    if model is None:
+        return _describe(known[DEFAULT_MODEL])
     name = None if isinstance(model, Path) else cache.parse_name(model)
+    folder, other = Path(model), name or str(model) in known
+    if str(model) and folder.is_dir() and (not other or (folder / CONFIG).is_file()):
+        return _describe(folder)
+    if str(model) in known:
+        return _describe(known[str(model)])
     if name is None:
-        names = ", ".join(bundled()) or "none"
         raise CheckpointError(
-            f"{model}: no such model. Bundled: {names}; or name a folder with {CONFIG}, "
-            "or org/name on the Hugging Face Hub."
+            f"{model or repr(model)}: no such model. Bundled: {', '.join(known) or 'none'}; or "
+            f"name a folder with {CONFIG}, or org/name on the Hugging Face Hub."
         )
     here = cache.cached(name)
     return _describe_cached(here) if here else name
@@ -147,25 +148,56 @@ def pull(name: cache.HubName, progress: Progress | None = None) -> CheckpointInf
             progress(done, total)
 
     folder = hub.fetch(listing, CONFIG, advance).parent
-    config = read_config(folder, name)
-    _check_weights(listing, config)
-    weights = hub.fetch(listing, WEIGHTS, advance)
-    if sha256(weights) != config["sha256"]:
-        raise CheckpointError(f"{name}: {OTHER_WEIGHTS}")
+    try:
+        config = read_config(folder, str(name), "Tell its author.")
+        _check_weights(listing, config)
+        if sha256(hub.fetch(listing, WEIGHTS, advance)) != config["sha256"]:
+            raise CheckpointError(f"{name}: {OTHER_WEIGHTS}")
+    except HubError:
+        raise  # what has come may be good
+    except CheckpointError:
+        cache.remove(name.repo, [listing.commit])
+        raise
     if CARD in listing.files:
         hub.fetch(listing, CARD, advance)
-    hub.remember(listing)
+    cache.remember(name, listing.commit)
     return _describe_cached(cache.Snapshot(name.repo, listing.commit, folder))
 
 
-def available() -> list[CheckpointInfo]:
-    """Every model that works without a connection: bundled first, then the Hub's cache."""
-    found = [_describe(folder) for folder in bundled().values()]
+def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
+    """Every model that works without a connection: bundled first, then the Hub's cache.
+
+    Returns:
+        The models, and an error for each of ours in the cache that is damaged or incomplete.
+    """
+    found, damaged = [_describe(folder) for folder in bundled().values()], []
     for snapshot in cache.all_cached():
         try:
-            found.append(_describe_cached(snapshot))
-        except CheckpointError:
-            continue  # another library's
+            info = _describe_cached(snapshot)
+        except ForeignModel:
+            continue
+        except CheckpointError as error:
+            damaged.append(error)
+            continue
+        if info.weight_bytes:
+            found.append(info)
+        else:
+            damaged.append(CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}"))
+    return found, damaged
+
+
+def commits_of(name: cache.HubName) -> list[cache.Snapshot]:
+    """The commits of ours in the Hub's cache, damaged ones too, that a name means."""
+    found = []
+    for snapshot in cache.all_cached():
+        if snapshot.repo == name.repo and snapshot.is_of(name.revision):
+            try:
+                read_config(snapshot.folder)
+            except ForeignModel:
+                continue
+            except CheckpointError:
+                pass  # damaged, and to go all the more
+            found.append(snapshot)
     return found
 
 
@@ -182,6 +214,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _pull_again(repo: str, commit: str | None) -> str:
+    """What helps when a file of the Hub is damaged."""
+    return f"Get it again: mcspex models pull {repo} --revision {commit}"
+
+
 def _describe(folder: Path) -> CheckpointInfo:
     """A bundled checkpoint, or one in a folder."""
     raw = read_config(folder)
@@ -196,7 +233,8 @@ def _describe(folder: Path) -> CheckpointInfo:
 
 def _describe_cached(snapshot: cache.Snapshot) -> CheckpointInfo:
     """A checkpoint in the Hub's cache."""
-    raw = read_config(snapshot.folder, snapshot.repo)
+    remedy = _pull_again(snapshot.repo, snapshot.commit)
+    raw = read_config(snapshot.folder, snapshot.label, remedy)
     return CheckpointInfo(
         name=snapshot.repo,
         folder=snapshot.folder,
@@ -210,7 +248,7 @@ def _describe_cached(snapshot: cache.Snapshot) -> CheckpointInfo:
 
 def _check_weights(listing: hub.Listing, config: dict[str, Any]) -> None:
     """Refuse weights that cannot be those of this config, before a byte of them comes."""
-    name, size = listing.asked, listing.size(WEIGHTS)
+    name, size = listing.asked, listing.files[WEIGHTS].size
     largest = largest_weights(parse_config(config["system"], name))
     if size > largest:
         raise CheckpointError(

@@ -1,13 +1,14 @@
-"""Whether a model's files are what they were: by its config, and by the Hub."""
+"""Whether models' files are what they were: by their config, and by the Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mcspex_cli.checkpoint import cache, hub
 from mcspex_cli.checkpoint.configs import CONFIG, WEIGHTS
 from mcspex_cli.checkpoint.names import CheckpointInfo, sha256
-from mcspex_cli.errors import HubError
+from mcspex_cli.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -17,30 +18,38 @@ class Verdict:
     info: CheckpointInfo
     problems: tuple[str, ...]
     """A line for each file that is not right."""
+    compared: str
+    """What the files were compared with, in words."""
     unasked: str = ""
-    """Why the Hub was not asked although the model is of the Hub."""
-
-    @property
-    def compared(self) -> str:
-        """What the files were compared with, in words."""
-        asked = self.info.revision and not self.unasked
-        return "its config and the Hub" if asked else "its config"
+    """Why the Hub was not asked although it should have been."""
 
 
-def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
-    """Compare the checksums of a model's files with those that config.json and the Hub state."""
-    problems, unasked = [], ""
-    try:
-        if sha256(info.folder / WEIGHTS) != info.sha256:
-            problems.append(f"{WEIGHTS}: sha256 is not the one in {CONFIG}. {info.remedy}")
-    except OSError as error:
-        problems.append(f"{WEIGHTS}: cannot be read ({error.strerror}). {info.remedy}")
-    if info.revision and offline:
-        unasked = "offline"
-    elif info.revision:
+def verify_all(models: Iterable[CheckpointInfo], *, offline: bool = False) -> Iterator[Verdict]:
+    """Compare the checksums of models' files with those that their config and the Hub state.
+
+    Args:
+        models: What to look at.
+        offline: Do not ask the Hub.
+    """
+    for info in models:
+        problems = _by_config(info)
+        if not info.revision or offline:
+            yield Verdict(info, tuple(problems), "its config")
+            continue
         try:
             wrong = hub.mismatches(cache.Snapshot(info.name, info.revision, info.folder))
+        except CheckpointError as error:
+            yield Verdict(info, tuple(problems), "its config", unasked=str(error))
+        else:
             problems += [f"{file}: not as on the Hub. {info.remedy}" for file in wrong]
-        except HubError as error:
-            unasked = str(error)
-    return Verdict(info, tuple(problems), unasked)
+            yield Verdict(info, tuple(problems), "its config and the Hub")
+
+
+def _by_config(info: CheckpointInfo) -> list[str]:
+    """What is wrong with the weights, going by what config.json says of them."""
+    try:
+        if sha256(info.folder / WEIGHTS) == info.sha256:
+            return []
+    except OSError as error:
+        return [f"{WEIGHTS}: cannot be read ({error.strerror}). {info.remedy}"]
+    return [f"{WEIGHTS}: sha256 is not the one in {CONFIG}. {info.remedy}"]

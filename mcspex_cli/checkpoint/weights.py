@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import paths
 from mcspex_cli.checkpoint.configs import CONFIG, FORMAT, WEIGHTS, parse_config
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL, CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ STATISTICS = ("running_", "num_batches_")
 """How the names of tensors begin that are counted, not learned."""
 
 
-def load_checkpoint(model: str | Path | CheckpointInfo = DEFAULT_MODEL) -> System:
+def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
     """Load a folder, bundled name or Hub name as a System in evaluation mode, float32, on the CPU.
 
     Raises:
@@ -89,7 +89,7 @@ def save_checkpoint(
 ) -> None:
     """Write `system` to a folder as half-precision weights and config.json.
 
-    Running statistics keep float32, whose range they may need.
+    Running statistics keep float32, and so does what half precision cannot hold.
 
     Args:
         folder: made if need be.
@@ -104,11 +104,11 @@ def save_checkpoint(
     import torch
     from safetensors.torch import save
 
-    halved = {name for name, _ in system.named_parameters()} if half else set()
-    tensors = {
-        key: (tensor.to(torch.float16) if key in halved else tensor).detach().cpu().contiguous()
-        for key, tensor in system.state_dict().items()
-    }
+    tensors = {key: t.detach().cpu().contiguous() for key, t in system.state_dict().items()}
+    for name, _ in system.named_parameters():
+        rounded = tensors[name].to(torch.float16)
+        if half and rounded.isfinite().all():
+            tensors[name] = rounded
     data = save(tensors)
     config = {
         "format": FORMAT,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Control characters other than tab, line feed and carriage return."""
 
+_LONGEST = 1000
+"""Characters of a warning or an error."""
+
 
 def say(text: str) -> None:
     """Tell a person something."""
@@ -28,12 +31,12 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Tell a person of something that may be wrong."""
-    click.echo(click.style("warning: ", fg="yellow") + _printable(text), err=True, color=_colour())
+    click.echo(click.style("warning: ", fg="yellow") + _line(text), err=True, color=_colour())
 
 
 def error(text: str) -> None:
     """Tell a person why it did not work."""
-    click.echo(click.style("error: ", fg="red") + _printable(text), err=True, color=_colour())
+    click.echo(click.style("error: ", fg="red") + _line(text), err=True, color=_colour())
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
@@ -119,6 +122,12 @@ def progress(*, shown: bool) -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
     ) as bar:
         yield bar
+
+
+def _line(text: str) -> str:
+    """Text as one line that can be read, whatever a file or a server has put into it."""
+    text = _printable(text).replace("\n", "\\n").replace("\r", "\\r")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _printable(value: str) -> str:

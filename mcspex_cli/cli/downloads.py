@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mcspex_cli.cli import console
+from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.cache import HubName
+    from mcspex_cli.checkpoint.cards import Card
     from mcspex_cli.checkpoint.names import CheckpointInfo
 
 
 def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
     """What --model names, or the default; a download is shown."""
-    from mcspex_cli.checkpoint.names import DEFAULT_MODEL, CheckpointInfo, find_checkpoint, locate
+    from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint, locate
 
-    found = locate(model or DEFAULT_MODEL)
+    found = locate(model)
     if isinstance(found, CheckpointInfo):
         return found
     return find_checkpoint(str(found), offline=True) if offline else download(found, quiet=quiet)
@@ -23,7 +25,6 @@ def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> Chec
 
 def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
     """Get a model from the Hub and see that it loads; say what came, and its licence."""
-    from mcspex_cli.checkpoint.cards import read_card
     from mcspex_cli.checkpoint.names import pull
     from mcspex_cli.checkpoint.weights import load_checkpoint
 
@@ -39,9 +40,20 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
 
         info = pull(name, advance)
     load_checkpoint(info)
+    card = card_of(info)
     if not quiet:
-        card = read_card(info.folder)
         licence = card.licence if card and card.licence else "not stated: ask its author"
         what = f"{console.size(came)} downloaded" if came else "already here"
         console.say(f"{info.label}  ({what}; licence: {licence})")
     return info
+
+
+def card_of(info: CheckpointInfo) -> Card | None:
+    """A model's card; one that cannot be read is warned of, and as good as none."""
+    from mcspex_cli.checkpoint.cards import read_card
+
+    try:
+        return read_card(info.folder)
+    except CheckpointError as error:
+        console.warn(str(error))
+        return None

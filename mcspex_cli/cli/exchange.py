@@ -53,14 +53,28 @@ def convert(
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint import conversion
 
-    if not overwrite and (output / "config.json").exists():
-        raise OutputError(f"{output}: has a model already. Name another, or add --overwrite.")
+    _check_free(output, checkpoint, overwrite=overwrite)
     beside = checkpoint.parent / "mdl.json"
     made = conversion.convert(checkpoint, config or (beside if beside.is_file() else None), rate)
     conversion.keep(made, checkpoint, output, licence, half=half)
     for note in made.notes:
         console.say(note)
     console.say(f"{output}  (SpEx+, from the layers of {made.layout})")
+
+
+def _check_free(output: Path, checkpoint: Path, *, overwrite: bool) -> None:
+    """Refuse a folder in which something of the user's would be replaced unasked."""
+    from mcspex_cli.checkpoint.configs import FILES
+
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file. Name a folder.")
+    for file in FILES:
+        if (output / file).resolve() == checkpoint.resolve():
+            raise OutputError(f"{checkpoint}: would be replaced by its own copy. Name another -o.")
+        if (output / file).exists() and not overwrite:
+            raise OutputError(
+                f"{output / file}: is there already. Name another -o, or add --overwrite."
+            )
 
 
 @click.command()
@@ -87,8 +101,8 @@ def push(
 ) -> None:
     """Upload a model to the Hugging Face Hub, after it was loaded and shown.
 
-    A folder without a README.md gets one, for which --license and --data are needed. The token is
-    the one of `hf auth login`, or HF_TOKEN.
+    For a folder without a README.md one is made and sent, for which --license and --data are
+    needed. The token is the one of `hf auth login`, or HF_TOKEN.
     """
     from mcspex_cli.checkpoint.cache import parse_name
     from mcspex_cli.checkpoint.names import find_checkpoint
@@ -98,9 +112,9 @@ def push(
     if target is None:
         raise click.UsageError(f"{name} is not of the form org/name[@branch].")
     publication = prepare(find_checkpoint(model, offline=True), target, licence, data)
-    for file, size in publication.sizes.items():
-        console.say(f"{file:20}{console.size(size):>10}")
-    if publication.written:
+    for file, content in publication.files.items():
+        console.say(f"{file:20}{console.size(len(content)):>10}")
+    if publication.changed:
         console.say(f"\n{publication.card}")
     if dry_run:
         console.say(f"dry run: nothing was sent to {target}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.downloads import download, find_model
+from mcspex_cli.cli.downloads import card_of, download, find_model
 from mcspex_cli.cli.exchange import convert, push
 from mcspex_cli.errors import CheckpointError
 
@@ -30,7 +30,9 @@ def list_models(as_json: bool) -> None:
     """List the models that work without a network: bundled ones, and the Hub's cache."""
     from mcspex_cli.checkpoint.names import available
 
-    found = available()
+    found, damaged = available()
+    for error in damaged:
+        console.warn(str(error))
     if as_json:
         console.data([_facts(info) for info in found], indent=2)
         return
@@ -44,11 +46,10 @@ def list_models(as_json: bool) -> None:
 @options.as_json
 def show(name: str, offline: bool, as_json: bool) -> None:
     """Say what a model is: system, rate, licence, numbers, and its card."""
-    from mcspex_cli.checkpoint.cards import read_card
     from mcspex_cli.checkpoint.weights import count_weights
 
     info = find_model(name, offline=offline, quiet=as_json)
-    card, weights = read_card(info.folder), count_weights(info)
+    card, weights = card_of(info), count_weights(info)
     licence = card.licence if card else None
     numbers = card.numbers if card else []
     if as_json:
@@ -100,21 +101,28 @@ def verify(names: tuple[str, ...], offline: bool) -> None:
     Without a NAME: every model of `mcspex models list`.
     """
     from mcspex_cli.checkpoint.names import available, find_checkpoint
-    from mcspex_cli.checkpoint.verification import verify as look
+    from mcspex_cli.checkpoint.verification import verify_all
 
-    found = [find_checkpoint(name, offline=True) for name in names] or available()
-    bad = 0
-    for info in found:
-        verdict = look(info, offline=offline)
+    damaged: list[CheckpointError] = []
+    if names:
+        found = [find_checkpoint(name, offline=True) for name in names]
+    else:
+        found, damaged = available()
+    for error in damaged:
+        console.error(str(error))
+    bad = len(damaged)
+    for verdict in verify_all(found, offline=offline):
+        label = verdict.info.label
         bad += bool(verdict.problems)
         for problem in verdict.problems:
-            console.error(f"{info.label}: {problem}")
-        if verdict.unasked and not offline:
+            console.error(f"{label}: {problem}")
+        if verdict.unasked:
             console.warn(f"not compared with the Hub. {verdict.unasked}")
         if not verdict.problems:
-            console.text(f"{info.label}: good, compared with {verdict.compared}\n")
+            console.text(f"{label}: good, compared with {verdict.compared}\n")
     if bad:
-        raise CheckpointError(f"{bad} of {console.count(len(found), 'model')} damaged, see above.")
+        total = console.count(len(found) + len(damaged), "model")
+        raise CheckpointError(f"{bad} of {total} damaged, see above.")
 
 
 @models.command()
@@ -132,19 +140,17 @@ def path(name: str) -> None:
 def rm(name: str, yes: bool) -> None:
     """Delete a downloaded model from the Hub's cache: all of its commits, or the one named."""
     from mcspex_cli.checkpoint import cache
-    from mcspex_cli.checkpoint.names import available
+    from mcspex_cli.checkpoint.names import commits_of
 
-    repo, _, revision = name.partition("@")
-    found = [
-        info for info in available() if info.revision and info.name == repo and info.is_of(revision)
-    ]
-    if not found:
+    asked = cache.parse_name(name)
+    found = commits_of(asked) if asked else []
+    if asked is None or not found:
         raise CheckpointError(f"{name}: not in the Hub's cache; mcspex models list shows what is.")
-    for info in found:
-        console.say(f"{info.label}  ({info.folder})")
+    for snapshot in found:
+        console.say(f"{snapshot.label}  ({snapshot.folder})")
     if not yes:
         click.confirm(f"Delete {console.count(len(found), 'commit')}?", abort=True, err=True)
-    freed = cache.remove([str(info.revision) for info in found])
+    freed = cache.remove(asked.repo, [snapshot.commit for snapshot in found])
     console.say(f"{name}: deleted, {console.size(freed)} freed")
 
 
@@ -185,7 +191,9 @@ def _size(info: CheckpointInfo) -> str:
 def _rate(info: CheckpointInfo) -> str:
     """The sample rate, in kHz."""
     rate_hz = info.config.get("sample_rate_hz")
-    return f"{rate_hz / 1000:g} kHz" if isinstance(rate_hz, int) else "unknown"
+    if isinstance(rate_hz, int) and 0 < rate_hz < 10**6:
+        return f"{rate_hz / 1000:g} kHz"
+    return "unknown"
 
 
 def _system(info: CheckpointInfo) -> str:

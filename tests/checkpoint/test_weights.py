@@ -87,8 +87,8 @@ def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "config.json: damaged. Get the model again."),
-        ("{", "config.json: damaged. Get the model again."),
+        ("", "config.json: damaged. Copy the model again."),
+        ("{", "config.json: damaged. Copy the model again."),
         ("[]", "config.json: another program's. mcspex runs MC-SpEx and SpEx. only."),
         ("{}", "config.json: another program's."),
         ('{"format": 1, "system": 3, "sha256": ""}', "config.json: damaged."),

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint import cache
 from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled, find_checkpoint
+from mcspex_cli.checkpoint.weights import load_checkpoint
 from tests.checkpoint.published import Sizes, published
-from tests.conftest import CHUNK_BYTES
 from tests.hub import EVIL, Hub
 
 REPO = "ann/voices"
@@ -162,12 +162,7 @@ FAULTS = {
         {"where": "config.json", "flip": True},
         "config.json came",
     ),
-    "wrong commit": ({"where": "/api/models/", "fields": {"sha": EVIL}}, "names no commit of it"),
-    "evil tag": ({"where": "/resolve/", "headers": {"ETag": f'"{EVIL}"'}}, "mislabels config."),
-    "evil commit": (
-        {"where": "/resolve/", "headers": {"X-Repo-Commit": EVIL}},
-        "the server mislabels config.json",
-    ),
+    "wrong commit": ({"where": "/api/models/", "fields": {"sha": EVIL}}, "states no commit,"),
 }
 
 
@@ -199,8 +194,7 @@ def test_a_download_that_breaks_goes_on_where_it_broke(
     done = run("models", "pull", REPO)
     assert (done.exit_code, done.stderr.count("\n")) == (0, 1), done.stderr
     ranges = [r.headers.get("range") for r in hub.asked("GET", "model.safetensors")]
-    half = len(files["model.safetensors"]) // 2
-    assert ranges == [None, f"bytes={half // CHUNK_BYTES * CHUNK_BYTES}-"]
+    assert ranges == [None, f"bytes={len(files['model.safetensors']) // 2}-"]
 
 
 def test_file_names_of_a_server_do_not_leave_the_cache(
@@ -210,6 +204,62 @@ def test_file_names_of_a_server_do_not_leave_the_cache(
     assert run("models", "pull", REPO).exit_code == 0
     assert {p.name for p in tmp_path.iterdir()} == {"home"}
     assert not any("evil" in p.name for p in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("evil", ["../../../../evil", "/EVIL", "x" * 40])
+def test_a_server_cannot_name_a_path(
+    hub: Hub, commit: str, files: dict[str, bytes], tmp_path: Path, evil: str
+) -> None:
+    evil = evil.replace("/EVIL", str(tmp_path / "evil"))
+    hub.fail("/resolve/", headers={"ETag": f'"{evil}"', "X-Linked-Etag": evil})
+    hub.fail("/resolve/", headers={"X-Repo-Commit": evil})
+    assert run("models", "pull", REPO).exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"home"}
+    assert not list(tmp_path.rglob("*evil*"))
+    assert files_of(find_checkpoint(REPO).folder) == files
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"siblings": [{"rfilename": 5}]},
+        {"siblings": [{}]},
+        {"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]},
+        {"siblings": 5},
+        {"sha": 5},
+        {"id": None},
+        {"lastModified": 5},
+    ],
+)
+def test_odd_answers_are_one_line(hub: Hub, commit: str, fields: dict[str, object]) -> None:
+    hub.fail("/api/models/", fields=fields)
+    done = run("models", "pull", REPO)
+    assert (done.exit_code, done.stderr.count("\n")) in {(1, 1), (0, 1)}
+    assert done.exit_code == 1 or fields == {"id": None}
+    assert not hub.asked("GET", "model.safetensors") or done.exit_code == 0
+
+
+def test_no_request_follows_the_last_byte(hub: Hub, commit: str) -> None:
+    run("models", "pull", REPO)
+    assert [r.method for r in hub.asked("HEAD")] == []
+    assert "README.md" in hub.requests[-1].path
+
+
+def test_more_than_was_listed_is_not_kept(hub: Hub, commit: str, tmp_path: Path) -> None:
+    hub.fail("/resolve/", method="GET", body=bytes(10**6))
+    done = run("models", "pull", REPO)
+    assert "config.json came with another size than announced." in done.stderr
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_two_pulls_at_once_are_one(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.add(REPO, files)
+    hub.fail("model.safetensors", method="GET", wait_s=1.0)
+    env = environment(hub, tmp_path / "home")
+    command = [sys.executable, "-m", "mcspex_cli", "models", "pull", REPO]
+    both = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [running.communicate() and running.returncode for running in both] == [0, 0]
+    assert len(hub.asked("GET", "model.safetensors")) == 1
 
 
 def test_a_pull_that_was_killed_is_taken_up_again(
@@ -269,7 +319,7 @@ def test_weights_larger_than_their_network_are_not_asked_for(
     ("given", "message"),
     [
         ({"config.json": b'{"model_type": "bert"}'}, "config.json: another program's. mcspex runs"),
-        ({"config.json": b"{"}, "config.json: damaged. Get the model again."),
+        ({"config.json": b"{"}, "config.json: damaged. Tell its author."),
         ({"config.json": b"[]"}, "config.json: another program's."),
         ({"config.json": b" " * 2**21}, "config.json has 2,097,152 bytes: no model's."),
         ({"model.safetensors": None}, "not an mcspex model, there is no model.safetensors in it."),
@@ -313,6 +363,10 @@ def test_weights_that_do_not_fit_their_config_are_named_at_once(
         ("../ann", "../ann is not of the form"),
         ("ann/../bob", "ann/../bob is not of the form"),
         ("ann/voices@../evil", "ann/voices@../evil is not of the form"),
+        ("ann/voices.", "ann/voices. is not of the form"),
+        ("ann/voices.git", "ann/voices.git is not of the form"),
+        ("ann/-voices", "ann/-voices is not of the form"),
+        (f"ann/{'v' * 96}", "is not of the form"),
         ("ann/voices@no/such", "no revision no/such. Leave it out, or name another."),
         ("bob/voices", "bob/voices: no such folder, nor model on the Hub."),
     ],
@@ -343,7 +397,9 @@ def test_a_disk_that_fills_up_is_said(hub: Hub, commit: str, tmp_path: Path) -> 
     )
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {REPO}: the disk is full at {tmp_path}/home/hub.")
-    assert not list(tmp_path.rglob("*.incomplete"))
+    again = mcspex("models", "pull", REPO, env=environment(hub, tmp_path / "home"))
+    assert again.returncode == 0, again.stderr
+    assert hub.asked("GET", "model.safetensors")[-1].headers["range"] == "bytes=32768-"
 
 
 def test_a_cache_that_cannot_be_made_is_said(hub: Hub, commit: str, tmp_path: Path) -> None:
@@ -396,6 +452,36 @@ def test_a_folder_comes_before_a_bundled_name_and_that_before_the_hub(
         shutil.copytree(tiny_folder, tmp_path / name)
         assert find_checkpoint(name).source == "folder"
     assert not hub.requests
+
+
+def test_a_folder_without_a_model_hides_none(
+    hub: Hub, commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (DEFAULT_MODEL, REPO):
+        (tmp_path / name).mkdir(parents=True)
+    assert find_checkpoint(DEFAULT_MODEL).source == "bundled"
+    assert find_checkpoint(REPO).source == "hub"
+    (tmp_path / "empty").mkdir()
+    assert (
+        "empty: not a model, there is no config.json in it."
+        in run("models", "show", "empty").stderr
+    )
+
+
+def test_the_default_is_the_bundled_one_whatever_lies_here(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / DEFAULT_MODEL)
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint(DEFAULT_MODEL).source == "folder"
+    assert find_checkpoint().source == "bundled"
+
+
+def test_an_empty_name_is_none(scene: Path) -> None:
+    done = extract(scene, "--model", "")
+    assert done.exit_code == 1
+    assert "error: '': no such model. Bundled: " in done.stderr
 
 
 def test_mcspex_model_sets_the_default(hub: Hub, commit: str, scene: Path) -> None:
@@ -508,15 +594,15 @@ def test_show_gets_what_is_not_here(hub: Hub, commit: str) -> None:
 def test_a_card_whose_top_is_broken_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     (folder / "README.md").write_text("---\nlicense: [\n---\n# x\n")
+    line = f"{folder}/README.md: its metadata cannot be read. Mend its top.\n"
     done = run("models", "show", folder)
-    assert (done.exit_code, done.stderr) == (
-        1,
-        f"error: {folder}/README.md: its metadata cannot be read. Mend its top.\n",
-    )
+    assert (done.exit_code, done.stderr) == (0, f"warning: {line}")
+    done = run("models", "push", folder, REPO, "--yes")
+    assert (done.exit_code, done.stderr) == (1, f"error: {line}")
 
 
 def test_what_others_write_does_not_steer_the_terminal(hub: Hub, files: dict[str, bytes]) -> None:
-    card = CARD.replace(b"mit", b'"\\e[31mmit"') + b"\x1b]0;evil\x07"
+    card = CARD.replace(b"mit", b'"\\e[31mmit\\nerror: evil"') + b"\x1b]0;evil\x07"
     hub.add(REPO, {**edited(files, sample_rate_hz="\x1b[2J"), "README.md": card})
     assert run("models", "pull", REPO).exit_code == 1
     hub.add(REPO, {**files, "README.md": card})
@@ -524,6 +610,8 @@ def test_what_others_write_does_not_steer_the_terminal(hub: Hub, files: dict[str
         assert done.exit_code == 0
         assert "\x1b" not in done.output
         assert "\x07" not in done.output
+        assert not any(line.startswith("error: evil") for line in done.output.splitlines())
+    done = run("models", "pull", REPO)
 
 
 def test_path_is_for_scripts(hub: Hub, pulled: Path) -> None:
@@ -581,6 +669,66 @@ def test_verify_says_when_the_hub_could_not_be_asked(hub: Hub, pulled: Path) -> 
     assert done.exit_code == 0
     assert "warning: not compared with the Hub. ann/voices@" in done.stderr
     assert "good, compared with its config\n" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["config", "blob", "weights"])
+def test_a_broken_cache_is_said_by_list_and_verify_and_can_be_removed(
+    hub: Hub, commit: str, pulled: Path, how: str
+) -> None:
+    path = pulled / ("config.json" if how == "config" else "model.safetensors")
+    if how == "config":
+        path.resolve().write_text('{"format": 1,')
+    else:
+        (path.resolve() if how == "blob" else path).unlink()
+    done = run("models", "list")
+    assert done.exit_code == 0
+    assert f"warning: {REPO}@{commit[:12]}: " in done.stderr
+    assert REPO not in done.stdout
+    done = run("models", "verify")
+    assert done.exit_code == 1
+    assert f"Get it again: mcspex models pull {REPO} --revision {commit}" in done.stderr
+    assert run("models", "rm", REPO, "--yes").exit_code == 0
+    assert not pulled.parents[1].exists()
+    assert run("models", "verify").exit_code == 0
+
+
+def test_a_hostile_cache_hides_no_model(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    nested = b"[" * 100_000
+    rate = edited(files, sample_rate_hz=10**400)["config.json"]
+    for number, config in enumerate((nested, rate, b"\xff", b"")):
+        folder = tmp_path / f"home/hub/models--ann--v{number}/snapshots/{number:040}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_bytes(config)
+        (folder / "model.safetensors").write_bytes(b"x")
+    done = run("models", "list")
+    assert (done.exit_code, done.stderr.count("\n")) == (0, 3)
+    assert DEFAULT_MODEL in done.stdout
+    assert "unknown" in done.stdout
+
+
+def test_rm_knows_repositories_of_one_commit_apart(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert hub.add("ann/one", files) == hub.add("bob/two", files)
+    for name in ("ann/one", "bob/two"):
+        run("models", "pull", name)
+    assert run("models", "rm", "bob/two", "--yes").exit_code == 0
+    assert cache.cached(cache.HubName("ann/one"))
+    assert not cache.cached(cache.HubName("bob/two"))
+
+
+def test_rm_of_a_commit_keeps_what_others_use(
+    hub: Hub, commit: str, pulled: Path, files: dict[str, bytes]
+) -> None:
+    later = hub.add(REPO, {"README.md": CARD + b"More.\n"})
+    run("models", "pull", REPO)
+    for wrong in (f"{REPO}@", f"{REPO}@{commit[:6]}", f"{REPO}@none"):
+        assert run("models", "rm", wrong, "--yes").exit_code == 1
+    assert run("models", "rm", f"{REPO}@{commit}", "--yes").exit_code == 0
+    assert not pulled.exists()
+    info = find_checkpoint(REPO, offline=True)
+    assert info.revision == later
+    assert (info.folder / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
 def test_rm_asks_and_deletes_downloads_only(
@@ -695,8 +843,40 @@ def test_without_leave_to_write_there_is_one_line(
         monkeypatch.setenv("HF_TOKEN", token)
     done = run("models", "push", DEFAULT_MODEL, REPO, "--yes")
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {REPO}: no leave to write there (40")
+    refused = "the token that is set is refused (401)" if token == "hf_wrong" else "no leave to"
+    assert done.stderr.splitlines()[-1].startswith(f"error: {REPO}: {refused}")
     assert "Traceback" not in done.stderr
+
+
+def test_a_public_repository_does_not_become_private(account: Hub, files: dict[str, bytes]) -> None:
+    before = account.add(REPO, files)
+    done = run("models", "push", DEFAULT_MODEL, REPO, "--private", "--yes")
+    assert done.exit_code == 1
+    assert f"error: {REPO}: is there already, and public. Make it private, or name another." in done.stderr
+    assert account.repos[REPO].branches == {"main": before}
+
+
+def test_a_branch_that_is_not_there_makes_no_repository(account: Hub) -> None:
+    done = run("models", "push", DEFAULT_MODEL, f"{REPO}@none", "--yes")
+    assert done.exit_code == 1
+    assert REPO not in account.repos
+
+
+@uploading
+def test_a_licence_is_added_to_a_card_that_has_none(
+    account: Hub, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    card = "---\nlibrary_name: mcspex\ntags: [a]\n---\n# Mine\n"
+    (folder / "README.md").write_text(card)
+    done = run("models", "push", folder, REPO, "--license", "mit", "--data", "x", "--yes")
+    assert "README.md: is there, and says such things itself. Edit it, and leave out --data." in (
+        done.stderr
+    )
+    assert run("models", "push", folder, REPO, "--license", "mit", "--yes").exit_code == 0
+    assert (folder / "README.md").read_text() == card
+    assert run("models", "pull", REPO).stderr.endswith("licence: mit)\n")
+    assert b"# Mine" in account.file(REPO, "README.md")
 
 
 @uploading
@@ -747,10 +927,32 @@ def test_a_published_checkpoint_becomes_a_model(best: Path, scene: Path) -> None
         assert words in said
     full = (folder / "model.safetensors").stat().st_size
     done = run("models", "convert", best, "-o", folder, "--half")
-    assert "has a model already. Name another, or add --overwrite." in done.stderr
+    assert "config.json: is there already. Name another -o, or add --overwrite." in done.stderr
     run("models", "convert", best, "-o", folder, "--half", "--overwrite", "--rate", "16000")
     assert (folder / "model.safetensors").stat().st_size < 0.7 * full
     assert find_checkpoint(folder).config["sample_rate_hz"] == 16000
+
+
+def test_convert_replaces_nothing_unasked(best: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("precious")
+    done = run("models", "convert", best, "-o", tmp_path / "out")
+    assert f"{tmp_path / 'out' / 'README.md'}: is there already." in done.stderr
+    assert (tmp_path / "out" / "README.md").read_text() == "precious"
+    done = run("models", "convert", best, "-o", best)
+    assert f"{best}: is a file. Name a folder." in done.stderr
+    own = best.rename(best.parent / "model.safetensors")
+    done = run("models", "convert", own, "-o", best.parent, "--overwrite")
+    assert "would be replaced by its own copy" in done.stderr
+
+
+def test_half_keeps_what_it_cannot_hold(best: Path, tmp_path: Path) -> None:
+    state = published(SIZES).state_dict()
+    state["proj.weight"] *= 1e6
+    torch.save(state, best)
+    run("models", "convert", best, "-o", tmp_path / "out", "--half")
+    weights = load_checkpoint(tmp_path / "out").fusion.mixture.project.weight
+    torch.testing.assert_close(weights, state["proj.weight"])
 
 
 @pytest.mark.parametrize("beside", [True, False])
