@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
@@ -48,6 +49,17 @@ def read_validation(settings: TrainSettings, part: slice) -> list[Rendering]:
     return [render(recipes[k], settings.model.sample_rate_hz) for k in chosen]
 
 
+def start_of(settings: TrainSettings) -> CheckpointInfo | None:
+    """The checkpoint that a training goes on from, if it does.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    name = settings.model.start_from
+    folder = settings.resolve(name)
+    return find_checkpoint(folder if folder.is_dir() else name) if name else None
+
+
 def build_system(settings: TrainSettings, speakers: int) -> System:
     """Build a new network, or take a checkpoint's with a classifier for these speakers.
 
@@ -56,10 +68,10 @@ def build_system(settings: TrainSettings, speakers: int) -> System:
         CheckpointError: it cannot be loaded.
     """
     model, levelled = settings.model, settings.mixtures.absent > 0
-    if not model.start_from:
+    origin = start_of(settings)
+    if origin is None:
         return build(_config(settings, speakers))
-    folder = settings.resolve(model.start_from)
-    start = load_checkpoint(folder if folder.is_dir() else model.start_from)
+    start = load_checkpoint(origin)
     if start.config.sample_rate_hz != model.sample_rate_hz:
         raise ConfigError(
             f"{model.start_from}: works at {start.config.sample_rate_hz} Hz. "

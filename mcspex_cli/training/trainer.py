@@ -22,7 +22,13 @@ from mcspex_cli.model.systems import System
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch
-from mcspex_cli.training.preparation import build_system, calibrate, make_sampler, read_validation
+from mcspex_cli.training.preparation import (
+    build_system,
+    calibrate,
+    make_sampler,
+    read_validation,
+    start_of,
+)
 from mcspex_cli.training.renderings import Rendering
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.team import Team
@@ -55,6 +61,7 @@ class Trainer:
         self.sampler = make_sampler(settings, self.device)
         self.renderings = read_validation(settings, slice(self.team.rank, None, self.team.size))
         torch.manual_seed(settings.run.seed)
+        self.start = start_of(settings)
         self.system = build_system(settings, len(self.sampler.corpus.speakers)).to(self.device)
         if self.system.config.true_level and not state:
             calibrate(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
@@ -217,6 +224,8 @@ class Trainer:
             "mixtures": asdict(settings.mixtures),
             "optimiser": asdict(settings.optimiser),
         }
+        if self.start:
+            provenance["started_from"] = {"model": self.start.label, "sha256": self.start.sha256}
         save_checkpoint(self.out / name, self.average, provenance)
 
     def _save_state(self) -> None:

@@ -852,7 +852,10 @@ def test_a_public_repository_does_not_become_private(account: Hub, files: dict[s
     before = account.add(REPO, files)
     done = run("models", "push", DEFAULT_MODEL, REPO, "--private", "--yes")
     assert done.exit_code == 1
-    assert f"error: {REPO}: is there already, and public. Make it private, or name another." in done.stderr
+    assert (
+        f"error: {REPO}: is there already, and public. Make it private, or name another."
+        in done.stderr
+    )
     assert account.repos[REPO].branches == {"main": before}
 
 

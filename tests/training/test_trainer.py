@@ -123,6 +123,9 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     assert torch.equal(trainer.system.encoder.banks[0].weight, start.encoder.banks[0].weight)
     assert trainer.system.config.speakers == 3
     assert list(trainer.run())[-1].step == 6
+    origin = find_checkpoint(tiny_folder)
+    said = find_checkpoint(corpus.parent / "out" / "last").provenance["started_from"]
+    assert said == {"model": origin.label, "sha256": origin.sha256}
 
 
 def test_a_checkpoint_of_another_rate_is_refused(corpus: Path, tmp_path: Path) -> None:
