@@ -11,6 +11,7 @@ HF_HOME and HF_HUB_CACHE say where it lies. Nothing here asks the network.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Collection
@@ -82,6 +83,22 @@ def blob(repo: str, digest: str) -> Path:
 def lock(repo: str, digest: str) -> Path:
     """What a program holds while it writes a blob."""
     return location() / ".locks" / _folder(repo).name / f"{digest}.lock"
+
+
+def checksum(path: Path, *, of_git: bool = False) -> str:
+    """A file's sha256, or the sha1 by which git knows it, as hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        if of_git:
+            named = b"blob %d\0" % path.stat().st_size
+            digest = hashlib.sha1(named, usedforsecurity=False)
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cached_file(name: HubName, file: str) -> Path | None:

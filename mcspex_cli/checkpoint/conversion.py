@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcspex_cli import paths
+from mcspex_cli.checkpoint.cache import checksum
 from mcspex_cli.checkpoint.cards import Particulars, make_card
 from mcspex_cli.checkpoint.configs import CARD, parse_config
 from mcspex_cli.checkpoint.foreign import read_state
 from mcspex_cli.checkpoint.layouts import FIXED, LAYOUTS, SCALES, Layout
-from mcspex_cli.checkpoint.names import find_checkpoint, sha256
+from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import count_weights, save_checkpoint
 from mcspex_cli.errors import CheckpointError
 
@@ -78,7 +79,7 @@ def keep(made: Conversion, source: Path, folder: Path, licence: str | None, *, h
     Raises:
         OutputError: the folder cannot be made or written.
     """
-    origin = {"file": source.name, "sha256": sha256(source), "layout": made.layout}
+    origin = {"file": source.name, "sha256": checksum(source), "layout": made.layout}
     save_checkpoint(folder, made.system, {"converted_from": origin}, half=half)
     info = find_checkpoint(folder)
     told = (

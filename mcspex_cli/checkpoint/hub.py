@@ -7,7 +7,6 @@ checksums that a listing states, and only once they have these: a server names n
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import time
@@ -38,6 +37,9 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PATIENCE = 4
 """Times that a download may break off in a row without a byte having come."""
 
+_PAUSE_S = 0.2
+"""Seconds before it is taken up again."""
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -51,11 +53,7 @@ class Listed:
         """Whether the file at a path is this one."""
         if path.stat().st_size != self.size:
             return False
-        data = path.read_bytes()
-        if len(self.digest) == 64:
-            return hashlib.sha256(data).hexdigest() == self.digest
-        named = b"blob %d\0" % len(data) + data
-        return hashlib.sha1(named, usedforsecurity=False).hexdigest() == self.digest
+        return cache.checksum(path, of_git=len(self.digest) == 40) == self.digest
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,8 @@ def _receive(listing: Listing, file: str, blob: Path, advance: Advance) -> None:
         if came > size or (not broken and came < size):
             partial.unlink()
             raise HubError(f"{listing.asked}: {file} came with another size than announced.")
-        time.sleep(0.2 * bool(broken))
+        if broken:
+            time.sleep(_PAUSE_S)
     partial.replace(blob)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +150,7 @@ def pull(name: cache.HubName, progress: Progress | None = None) -> CheckpointInf
     try:
         config = read_config(folder, str(name), "Tell its author.")
         _check_weights(listing, config)
-        if sha256(hub.fetch(listing, WEIGHTS, advance)) != config["sha256"]:
+        if cache.checksum(hub.fetch(listing, WEIGHTS, advance)) != config["sha256"]:
             raise CheckpointError(f"{name}: {OTHER_WEIGHTS}")
     except HubError:
         raise  # what has come may be good
@@ -199,19 +198,6 @@ def commits_of(name: cache.HubName) -> list[cache.Snapshot]:
                 pass  # damaged, and to go all the more
             found.append(snapshot)
     return found
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _pull_again(repo: str, commit: str | None) -> str:

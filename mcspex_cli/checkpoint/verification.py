@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mcspex_cli.checkpoint import cache, hub
 from mcspex_cli.checkpoint.configs import CONFIG, WEIGHTS
-from mcspex_cli.checkpoint.names import CheckpointInfo, sha256
+from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import CheckpointError
 
 
@@ -48,7 +48,7 @@ def verify_all(models: Iterable[CheckpointInfo], *, offline: bool = False) -> It
 def _by_config(info: CheckpointInfo) -> list[str]:
     """What is wrong with the weights, going by what config.json says of them."""
     try:
-        if sha256(info.folder / WEIGHTS) == info.sha256:
+        if cache.checksum(info.folder / WEIGHTS) == info.sha256:
             return []
     except OSError as error:
         return [f"{WEIGHTS}: cannot be read ({error.strerror}). {info.remedy}"]
