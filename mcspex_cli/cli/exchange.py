@@ -121,4 +121,4 @@ def push(
         return
     if not yes:
         click.confirm(f"Upload to {target}?", abort=True, err=True)
-    console.say(publish(publication, private=private))
+    console.text(f"{publish(publication, private=private)}\n")

@@ -768,7 +768,7 @@ def test_a_bundled_model_is_pushed_and_comes_back_byte_for_byte(account: Hub) ->
     assert done.exit_code == 0, done.output
     assert "model.safetensors       5.0 MB\n" in done.stderr
     assert "Upload to ann/voices? [y/N]" in done.stderr
-    assert f"{account.url}/{REPO}/commit/" in done.stderr
+    assert done.stdout.startswith(f"{account.url}/{REPO}/commit/")
     assert run("models", "pull", REPO).exit_code == 0
     assert files_of(find_checkpoint(REPO).folder) == files_of(bundled()[DEFAULT_MODEL])
     commits = len(account.repos[REPO].commits)
