@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from mcspex_cli.checkpoint.weights import load_checkpoint
     from mcspex_cli.errors import McspexError
     from mcspex_cli.evaluation.metrics import si_sdr
-    from mcspex_cli.extraction.engine import Engine, EngineSettings
+    from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.files import extract_file
     from mcspex_cli.extraction.jobs import FileSettings, Job
+    from mcspex_cli.extraction.runtime import EngineSettings
 
 __version__ = "0.4.0"
 
 _HOMES = {
     "Engine": ("extraction.engine", "Engine"),
-    "EngineSettings": ("extraction.engine", "EngineSettings"),
+    "EngineSettings": ("extraction.runtime", "EngineSettings"),
     "FileSettings": ("extraction.jobs", "FileSettings"),
     "Job": ("extraction.jobs", "Job"),
     "McspexError": ("errors", "McspexError"),

@@ -20,12 +20,12 @@ from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
 errors paths integrity audio
-model.layers model.encoder model.speaker model.extractor model.decoder model.systems
+model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts checkpoint.conversion
 checkpoint.verification checkpoint.publishing
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
-extraction.engine
+extraction.runtime extraction.torch_runtime extraction.engine extraction.opening
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
 extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
 extraction.work extraction.workers extraction.batch

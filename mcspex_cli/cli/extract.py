@@ -107,13 +107,13 @@ def extract(
 
 def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, precision: str) -> Voice:
     """Load the model and embed the references."""
-    from mcspex_cli.checkpoint.weights import load_checkpoint
-    from mcspex_cli.extraction.engine import Engine, EngineSettings
     from mcspex_cli.extraction.files import read_references
     from mcspex_cli.extraction.memory import keep_memory
+    from mcspex_cli.extraction.opening import open_engine
+    from mcspex_cli.extraction.runtime import EngineSettings
 
     keep_memory()
-    engine = Engine(load_checkpoint(info), EngineSettings(device=device, precision=precision))
+    engine = open_engine(info, EngineSettings(device=device, precision=precision))
     clips = read_references(references, engine)
     return Voice(engine, info, references, engine.embed(clips))
 
@@ -169,7 +169,7 @@ def _tell(done: Extraction, voice: Voice, talk: Talk) -> None:
             gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
             detail = (
                 f"; {voice.info.label} (sha256 {voice.info.sha256[:12]}) on "
-                f"{voice.engine.device}, {voice.engine.precision}, gain {gains} dB"
+                f"{voice.engine.runtime.device}, {voice.engine.runtime.precision}, gain {gains} dB"
             )
         console.say(
             f"{done.output}  ({done.seconds:.1f} s in {done.elapsed_s:.1f} s, "
@@ -190,8 +190,8 @@ def _as_row(done: Extraction, voice: Voice) -> dict[str, object]:
         "gain_db": list(done.gain_db),
         "limited": done.limited,
         "silent": done.silent,
-        "device": str(voice.engine.device),
-        "precision": voice.engine.precision,
+        "device": voice.engine.runtime.device,
+        "precision": voice.engine.runtime.precision,
         "model": voice.info.name,
         "model_revision": voice.info.revision,
         "model_sha256": voice.info.sha256,

@@ -198,7 +198,7 @@ def check_settings(
 
 def _on_gpu(devices: Sequence[str]) -> bool:
     """Whether a batch is computed on GPUs; every device is tried."""
-    from mcspex_cli.extraction.engine import choose_device
+    from mcspex_cli.extraction.torch_runtime import choose_device
 
     return "cpu" not in [choose_device(device).type for device in devices]
 

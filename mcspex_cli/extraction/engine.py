@@ -1,49 +1,31 @@
-"""A System at work: device, precision, windows, batches and the embedding cache."""
+"""A network at work on signals of any length: windows, batches and the embedding cache."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.checks import check_signal
 from mcspex_cli.extraction.chunks import Windowing
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
 from mcspex_cli.extraction.signals import Cut, Piece, Signal, batches, cut_all, joined
-from mcspex_cli.model.systems import System
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from mcspex_cli.model.systems import System
 
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once: memory must not grow with a clip."""
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """How to compute; none of it changes what is computed by more than rounding and seams."""
-
-    device: str = "auto"
-    """"auto" (CUDA if there, else CPU), "cpu", "cuda", "cuda:1", ..."""
-    precision: str = "auto"
-    """"auto" (bfloat16 on a GPU that has it, else float32), or one of `PRECISIONS`."""
-    window_s: float = 8.0
-    context_s: float = 1.0
-    fade_s: float = 0.25
-    batch: int = 0
-    """Signals (windows times channels) at once; 0 for one on a CPU, sixteen on a GPU."""
-    threads: int = 0
-    """CPU threads, for all of this process; 0 for as many as torch likes."""
-
-
 class Engine:
-    """Embeds references and extracts targets with one System on one device.
+    """Embeds references and extracts targets with one System, run by torch, or other `Runtime`.
 
     ```python
     engine = Engine(load_checkpoint())
@@ -55,15 +37,11 @@ class Engine:
         EngineError: the device or precision is not to be had here.
     """
 
-    def __init__(self, system: System, settings: EngineSettings | None = None) -> None:
+    def __init__(self, system: System | Runtime, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
-        self.device = choose_device(self.settings.device)
-        self.precision = _choose_precision(self.settings.precision, self.device)
-        self.system = system.to(self.device).eval()
-        self.sample_rate_hz = system.config.sample_rate_hz
-        self.batch = self.settings.batch or (16 if self.device.type == "cuda" else 1)
+        self.runtime = _runtime(system, self.settings)
+        self.sample_rate_hz = self.runtime.sample_rate_hz
+        self.batch = self.settings.batch or self.runtime.batch
         """Signals at once; halved whenever memory is short."""
         self._embeddings: dict[bytes, Samples] = {}
 
@@ -153,21 +131,14 @@ class Engine:
             except EngineError as error:
                 yield replace(cut, error=error)
 
-    @torch.inference_mode()
     def _compute(self, mixtures: Samples, voices: Samples) -> Samples:
         """Run the network on equally long mixtures [signal, sample], each for its voice.
 
         Where memory is short, by halves, and from then on in smaller batches.
         """
         try:
-            batch = torch.from_numpy(mixtures).to(self.device)
-            with self._autocast():
-                estimates = self.system.extract(batch, torch.from_numpy(voices).to(self.device))
-            made: Samples = estimates.float().cpu().numpy()
-            return made
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
+            return self.runtime.extract(mixtures, voices)
+        except OutOfMemoryError as error:
             if len(mixtures) == 1:
                 raise self._short_of_memory() from error
         half = len(mixtures) // 2
@@ -175,38 +146,30 @@ class Engine:
         parts = (slice(half), slice(half, None))
         return np.concatenate([self._compute(mixtures[part], voices[part]) for part in parts])
 
-    @torch.inference_mode()
     def _embed_one(self, clip: Samples) -> Samples:
         """Embed a clip, or remember that it was."""
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
         if key not in self._embeddings:
             try:
-                with self._autocast():
-                    embedding = self.system.embed(torch.from_numpy(clip).to(self.device)[None])
-            except RuntimeError as error:
-                if _is_out_of_memory(error):
-                    raise self._short_of_memory() from error
-                raise
-            self._embeddings[key] = self._finite(embedding.float().cpu().numpy())[0]
+                self._embeddings[key] = self._finite(self.runtime.embed(clip))
+            except OutOfMemoryError as error:
+                raise self._short_of_memory() from error
         return self._embeddings[key]
 
     def _short_of_memory(self) -> EngineError:
         """What to raise where even one signal is too much."""
-        return EngineError(f"{self.device} is out of memory. Free some.")
+        return EngineError(f"{self.runtime.device} is out of memory. Free some.")
 
     def _finite(self, values: Samples) -> Samples:
         """`values`, refused if they overflowed."""
         if not np.isfinite(values).all():
             cure = "Is the model damaged, or the recording at an absurd level?"
-            if self.precision != "float32":
+            if self.runtime.precision != "float32":
                 cure = "Use --precision float32."
-            raise EngineError(f"{self.precision} overflowed on {self.device}. {cure}")
+            raise EngineError(
+                f"{self.runtime.precision} overflowed on {self.runtime.device}. {cure}"
+            )
         return values
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """The precision's context."""
-        dtype = getattr(torch, self.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def _windowing(self) -> Windowing:
         """The settings' seconds as samples."""
@@ -215,32 +178,10 @@ class Engine:
         return Windowing(*(round(s * rate) for s in seconds))
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the CPU's allocator, had too little."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _runtime(system: System | Runtime, settings: EngineSettings) -> Runtime:
+    """A runtime as it is; a System in torch."""
+    if isinstance(system, Runtime):
+        return system
+    from mcspex_cli.extraction.torch_runtime import TorchRuntime
 
-
-def choose_device(name: str) -> torch.device:
-    """The device that a name means here; "auto" is CUDA if there, else the CPU.
-
-    Raises:
-        EngineError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        has = "cuda, cpu" if torch.cuda.is_available() else "cpu"
-        raise EngineError(f"device {name!r} is not available. Use one of: auto, {has}.") from error
-    return device
-
-
-def _choose_precision(name: str, device: torch.device) -> str:
-    """What "auto" means on a device."""
-    if name not in PRECISIONS:
-        raise EngineError(f"precision {name!r} is unknown. Use one of: {', '.join(PRECISIONS)}.")
-    if name != "auto":
-        return name
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return TorchRuntime(system, settings)

@@ -159,7 +159,7 @@ def _spool(
     """Take the estimate, at the file's rate, to a temporary file."""
     job = source.order.job
     first = next(pieces)  # only now is the mixture's header known
-    loudness = Loudness(source.channels, engine.system.config.true_level)
+    loudness = Loudness(source.channels, engine.runtime.true_level)
 
     def at_network_rate() -> Iterator[Samples]:
         """The estimates as they come."""

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.engine import Engine, EngineSettings
+from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.files import Extraction, extract_files, read_references
 from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.extraction.opening import open_engine
+from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.shares import WINDOW_S, Share
 from mcspex_cli.extraction.sources import Order, unforeseen
 
@@ -71,8 +72,8 @@ def real_time_factor(share: Share) -> float:
 def _engine(share: Share) -> Engine:
     """The engine that a share asks for."""
     settings = share.settings
-    return Engine(
-        load_checkpoint(settings.checkpoint),
+    return open_engine(
+        settings.checkpoint,
         EngineSettings(
             share.device, settings.precision, batch=settings.batch, threads=share.threads
         ),
@@ -118,6 +119,6 @@ def _row(done: Extraction, engine: Engine) -> dict[str, Any]:
         "gain_db": list(done.gain_db),
         "limited": done.limited,
         "silent": done.silent,
-        "device": str(engine.device),
-        "precision": engine.precision,
+        "device": engine.runtime.device,
+        "precision": engine.runtime.precision,
     }

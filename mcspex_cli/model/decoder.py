@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.encoder import Scales
+from mcspex_cli.model.encoder import Scales, concatenated
 
 
 class IndependentMasks(nn.Module):
@@ -80,8 +80,8 @@ class CascadeScaleInterMG(ScaleInterMG):
         """As `ScaleInterMG.inform`."""
         short, middle, long = own.chunk(3, dim=1)
         middle = middle + self.to_middle(functional.relu(long))
-        coarse = functional.relu(torch.cat((middle, long), dim=1))
-        return torch.cat((short + self.to_short(coarse), middle, long), dim=1)
+        coarse = functional.relu(concatenated((middle, long)))
+        return concatenated((short + self.to_short(coarse), middle, long))
 
 
 INTERMGS: dict[str, type[ScaleInterMG]] = {

@@ -14,6 +14,16 @@ Scales = tuple[Tensor, Tensor, Tensor]
 """Features of the short, middle and long scale, each [batch, filter, frame]."""
 
 
+def concatenated(scales: Sequence[Tensor]) -> Tensor:
+    """Put scales [batch, filter, frame] on each other, keeping a frame's filters together.
+
+    That is how they lie in memory in a folded network, and `torch.cat` would not keep it.
+    """
+    if scales[0].stride(1) == 1:
+        return torch.cat([scale.transpose(1, 2) for scale in scales], dim=2).transpose(1, 2)
+    return torch.cat(list(scales), dim=1)
+
+
 class MultiScaleEncoder(nn.Module):
     """Three parallel learned filter banks, short, middle and long, on one frame grid.
 
@@ -61,7 +71,7 @@ class NormProjection(nn.Module):
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        fused: Tensor = self.project(self.norm(torch.cat(scales, dim=1)))
+        fused: Tensor = self.project(self.norm(concatenated(scales)))
         return fused
 
 
@@ -97,7 +107,7 @@ class ScaleFuser(nn.Module):
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        features = self.norm(torch.cat(scales, dim=1))
+        features = self.norm(concatenated(scales))
         fused: Tensor = self.project(features * self.weigh(features))
         return fused
 

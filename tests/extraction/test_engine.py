@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mcspex_cli.errors import AudioError, EngineError, McspexError
-from mcspex_cli.extraction.engine import Engine, EngineSettings
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.signals import Signal
 from mcspex_cli.model.systems import System
 from tests.conftest import RATE_HZ, buzz

@@ -11,7 +11,7 @@ import soundfile
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import AudioError, OutputError
-from mcspex_cli.extraction.engine import Engine, EngineSettings
+from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.files import (
     Extraction,
     Result,
@@ -21,6 +21,7 @@ from mcspex_cli.extraction.files import (
 )
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.levels import PEAK
+from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.sources import Order
 from tests.conftest import RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
