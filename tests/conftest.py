@@ -12,8 +12,12 @@ import torch
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.weights import save_checkpoint
+from mcspex_cli.extraction.torch_runtime import choose_precision
 from mcspex_cli.model.systems import System, build, sized
 from tests.hub import Hub
+
+AUTO = choose_precision("auto", torch.device("cpu"))
+"""The precision that these tests have unless they ask for one."""
 
 RATE_HZ = 8000
 ROOT = Path(__file__).parents[1]

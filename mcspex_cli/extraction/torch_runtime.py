@@ -32,7 +32,7 @@ class TorchRuntime(Runtime):
         self.batch = 16 if device.type == "cuda" else 1
         dtype = getattr(torch, self.precision)
         self._folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
-        self._system = fold(system, dtype) if self._folded else system.to(device).eval()
+        self.system = fold(system, dtype) if self._folded else system.to(device).eval()
         self._autocast = torch.autocast(
             device.type, dtype, enabled=not self._folded and dtype != torch.float32
         )
@@ -41,7 +41,7 @@ class TorchRuntime(Runtime):
     def embed(self, reference: Samples) -> Samples:
         """As `Runtime.embed`."""
         with self._computing():
-            made: Samples = self._array(self._system.embed(self._tensor(reference[None])))[0]
+            made: Samples = self._array(self.system.embed(self._tensor(reference[None])))[0]
             return made
 
     def extract(self, mixtures: Samples, voices: Samples) -> Samples:
@@ -50,7 +50,7 @@ class TorchRuntime(Runtime):
             at_once = 1 if self._folded else len(mixtures)
             parts = [torch.split(self._tensor(v), at_once) for v in (mixtures, voices)]
             made = [
-                self._system.extract(mixture, voice) for mixture, voice in zip(*parts, strict=True)
+                self.system.extract(mixture, voice) for mixture, voice in zip(*parts, strict=True)
             ]
             return self._array(torch.cat(made))
 

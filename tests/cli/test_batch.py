@@ -25,7 +25,7 @@ import mcspex_cli
 from mcspex_cli import audio, paths
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.names import find_checkpoint
-from tests.conftest import RATE_HZ, ROOT, buzz
+from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 
 Run = Callable[..., Result]
 
@@ -133,7 +133,7 @@ def test_the_reports_say_what_was_done_by_what(batch: Run, tiny_folder: Path) ->
     assert record["audio_s"] == pytest.approx(4.2)
     (run,) = record["runs"]
     assert record["real_time_factor"] == pytest.approx(run["wall_s"] / 4.2, abs=1e-4)
-    assert (record["device"], record["precision"]) == (["cpu"], ["float32"])
+    assert (record["device"], record["precision"]) == (["cpu"], [AUTO])
     row = rows("out")["bob/2"]
     assert row["mixture"] == str(Path("mix/bob/2.wav").absolute())
     assert row["references"] == absolute("refs/bob.wav")

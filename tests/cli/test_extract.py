@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.names import find_checkpoint
-from tests.conftest import RATE_HZ, buzz
+from tests.conftest import AUTO, RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
 
 Run = Callable[..., Result]
@@ -63,7 +63,7 @@ def test_json_has_one_object_for_each_mixture(extract: Run, scene: Path, tiny_fo
     assert first["seconds"] == 2.0
     assert first["real_time_factor"] == pytest.approx(first["elapsed_s"] / 2, abs=1e-3)
     assert first["model_sha256"] == find_checkpoint(tiny_folder).sha256
-    assert (first["device"], first["precision"], first["model"]) == ("cpu", "float32", "tiny")
+    assert (first["device"], first["precision"], first["model"]) == ("cpu", AUTO, "tiny")
     assert len(first["gain_db"]) == 1
     assert (first["limited"], first["silent"]) == (False, False)
 
@@ -72,7 +72,7 @@ def test_quiet_says_nothing_and_verbose_more(extract: Run, tiny_folder: Path) ->
     arguments = ("mixture.wav", "--ref", "reference.wav", "--overwrite")
     assert extract(*arguments, "-q").output == ""
     said = extract(*arguments, "-v").stderr
-    assert f"tiny (sha256 {find_checkpoint(tiny_folder).sha256[:12]}) on cpu, float32" in said
+    assert f"tiny (sha256 {find_checkpoint(tiny_folder).sha256[:12]}) on cpu, {AUTO}" in said
 
 
 def test_format_subtype_level_and_channel_are_the_users(extract: Run, scene: Path) -> None:

@@ -20,7 +20,7 @@ from mcspex_cli.extraction.journal import Journal
 from mcspex_cli.extraction.planning import measured
 from mcspex_cli.extraction.shares import BatchSettings
 from mcspex_cli.extraction.work import Outcome
-from tests.conftest import RATE_HZ, buzz
+from tests.conftest import AUTO, RATE_HZ, buzz
 
 LENGTHS = [4000, 5000] * 8
 FINE = FileSettings(subtype="PCM_24")
@@ -213,7 +213,7 @@ def test_rows_say_what_was_done(plan: list[Job], settings: BatchSettings) -> Non
     row = outcomes(plan, settings)["00"].row
     assert row
     assert (row["seconds"], row["sample_rate_hz"]) == (0.5, 8000)
-    assert (row["device"], row["precision"]) == ("cpu", "float32")
+    assert (row["device"], row["precision"]) == ("cpu", AUTO)
     assert (row["limited"], row["silent"]) == (False, False)
     assert row["elapsed_s"] > 0
 

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from mcspex_cli import audio
 from mcspex_cli.errors import AudioError, EngineError, McspexError
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError
 from mcspex_cli.extraction.signals import Signal
+from mcspex_cli.extraction.torch_runtime import TorchRuntime
 from mcspex_cli.model.systems import System
 from tests.conftest import RATE_HZ, buzz
 
-SHORT = EngineSettings(device="cpu", window_s=1.0, context_s=0.2, fade_s=0.1)
+SHORT = EngineSettings("cpu", "float32", window_s=1.0, context_s=0.2, fade_s=0.1)
 
 
 def test_a_short_mixture_is_the_networks_own_answer(tiny: System) -> None:
@@ -59,7 +61,7 @@ def test_a_cached_embedding_is_a_fresh_one(tiny: System, monkeypatch: pytest.Mon
     reference = buzz(200, 1.5)
     engine = Engine(tiny, SHORT)
     fresh = engine.embed([reference])
-    monkeypatch.setattr(tiny, "embed", None)
+    monkeypatch.setattr(engine.runtime, "embed", None)
     np.testing.assert_array_equal(engine.embed([reference.copy()]), fresh)
 
 
@@ -89,9 +91,9 @@ def test_lower_precisions_are_near(tiny: System, precision: str) -> None:
 
 
 def test_a_precision_that_overflows_says_so(tiny: System) -> None:
-    engine = Engine(tiny, EngineSettings("cpu", "float16"))
     for bank in tiny.encoder.banks:
         torch.nn.init.constant_(bank.weight, 1e5)
+    engine = Engine(tiny, EngineSettings("cpu", "float16"))
     with pytest.raises(EngineError, match=r"float16 overflowed on cpu\. Use --precision float32"):
         engine.extract(buzz(100, 1), engine.embed([buzz(200, 1)]))
 
@@ -110,8 +112,8 @@ def test_a_reference_of_no_use_is_refused(tiny: System, clip: np.ndarray, messag
 
 
 def test_a_damaged_model_is_not_blamed_on_the_precision(tiny: System) -> None:
-    engine = Engine(tiny, SHORT)
     torch.nn.init.constant_(tiny.encoder.banks[0].weight, float("nan"))
+    engine = Engine(tiny, SHORT)
     with pytest.raises(EngineError, match=r"float32 overflowed on cpu. Is the model damaged"):
         engine.embed([buzz(200, 1)])
 
@@ -192,22 +194,41 @@ def test_a_stream_that_overflows_costs_only_itself(tiny: System) -> None:
         np.testing.assert_array_equal(made[index], expected[index])
 
 
-class Cramped(torch.nn.Module):
-    """A system on a device with room for only so many samples at once."""
+class Cramped(TorchRuntime):
+    """A runtime on a device with room for only so many samples at once."""
 
-    def __init__(self, system: System, room: int) -> None:
-        super().__init__()
-        self.system, self.room, self.config = system, room, system.config
-        self.embed = system.embed
+    room = 0
 
-    def extract(self, mixtures: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        if mixtures.numel() > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return self.system.extract(mixtures, embeddings)
+    def extract(self, mixtures: audio.Samples, voices: audio.Samples) -> audio.Samples:
+        if mixtures.size > self.room:
+            raise OutOfMemoryError
+        return super().extract(mixtures, voices)
 
 
 def cramped(system: System, room: int, batch: int) -> Engine:
-    return Engine(Cramped(system, room), batched(batch))  # type: ignore[arg-type]
+    runtime = Cramped(system, batched(batch))
+    runtime.room = room
+    return Engine(runtime, batched(batch))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+)
+def test_torchs_lack_of_memory_is_known_as_such(tiny: System, error: RuntimeError) -> None:
+    runtime = TorchRuntime(tiny, SHORT)
+
+    def full(*_: object) -> None:
+        raise error
+
+    runtime.system.extract = runtime.system.embed = full  # type: ignore[assignment]
+    with pytest.raises(OutOfMemoryError):
+        runtime.embed(buzz(100, 1))
+    with pytest.raises(OutOfMemoryError):
+        runtime.extract(buzz(100, 1)[None], np.zeros((1, 16), np.float32))
 
 
 @pytest.mark.parametrize(("batch", "left"), [(7, 1), (5, 1), (4, 2), (3, 1), (2, 2)])

@@ -95,7 +95,7 @@ def test_clipped_samples_are_never_written(
     # Full scale for a moment: the estimate at its best level would overshoot.
     loud = np.clip(40 * buzz(110, 2, 1), -1, 1)
     audio.write(tmp_path / "mixture.wav", loud, RATE_HZ)
-    for decoder in engine.system.decoder.banks:
+    for decoder in engine.runtime.system.decoder.banks:
         decoder.bias.fill_(5.0)
     done, written = run(engine, voice, tmp_path, level=level)
     assert np.abs(written).max() <= PEAK + 1e-4
@@ -119,7 +119,7 @@ def test_all_channels_are_extracted_each_for_itself(
 
 def test_an_opposite_sign_is_put_right(engine: Engine, voice: audio.Samples, scene: Path) -> None:
     _, before = run(engine, voice, scene)
-    for decoder in engine.system.decoder.banks:
+    for decoder in engine.runtime.system.decoder.banks:
         decoder.weight.neg_()
         decoder.bias.neg_()
     _, after = run(engine, voice, scene)
@@ -129,7 +129,7 @@ def test_an_opposite_sign_is_put_right(engine: Engine, voice: audio.Samples, sce
 def test_a_silent_estimate_is_a_file_and_a_flag(
     engine: Engine, voice: audio.Samples, scene: Path
 ) -> None:
-    for decoder in engine.system.decoder.banks:
+    for decoder in engine.runtime.system.decoder.banks:
         decoder.weight.zero_()
         decoder.bias.zero_()
     done, written = run(engine, voice, scene)
@@ -179,7 +179,7 @@ def test_a_format_that_cannot_be_written_is_refused_before_the_work(
     engine: Engine, voice: audio.Samples, scene: Path
 ) -> None:
     settings, job = FileSettings(subtype="FLOAT"), Job(scene / "mixture.wav", scene / "x.flac")
-    engine.system.extract = None  # type: ignore[method-assign,assignment]
+    engine.runtime.system.extract = None  # type: ignore[method-assign,assignment]
     with pytest.raises(OutputError, match="FLAC has no float samples"):
         extract_file(engine, job, voice, settings)
 
