@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ from mcspex_cli.evaluation import perceptual
 from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
 from mcspex_cli.evaluation.pairing import Trio, pair
 from mcspex_cli.extraction.shares import cores
+from mcspex_cli.interrupts import left_to_this_process
 
 __all__ = ["Score", "ScoreSettings", "Trio", "pair", "score", "score_all", "sensible_workers"]
 
@@ -164,21 +164,18 @@ def sensible_workers(files: int, metrics: Sequence[str]) -> int:
 
 @contextmanager
 def _for_workers() -> Iterator[None]:
-    """Processes started in this block ignore Ctrl-C, which is their parent's to act on.
+    """Have processes that are started in this block leave Ctrl-C to this one.
 
     They also compute in one thread each: several would only wait for each other.
     """
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     os.environ.update(dict.fromkeys(threads, "1"))
     try:
-        yield
+        with left_to_this_process(signal.SIGINT):
+            yield
     finally:
         for name, value in threads.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        if main:
-            signal.signal(signal.SIGINT, before)
 
 
 def _judge(name: str, sounds: Sounds) -> Score:

@@ -21,8 +21,8 @@ class EngineSettings:
     """"auto" (CUDA if there, else CPU), "cpu", "cuda", "cuda:1", ..."""
     precision: str = "auto"
     """"auto" (bfloat16 where the device has it, else float32), or one of `PRECISIONS`."""
-    window_s: float = 8.0
-    context_s: float = 1.0
+    window_s: float = 16.0
+    context_s: float = 0.5
     fade_s: float = 0.25
     batch: int = 0
     """Signals (windows times channels) at once; 0 for one on a CPU, sixteen on a GPU."""

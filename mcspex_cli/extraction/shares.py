@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.journal import fingerprint
+from mcspex_cli.extraction.runtime import EngineSettings
 
 Unit = tuple[Job, ...]
 """Jobs whose windows share batches; made from the whole plan, so that it is always the same."""
 
-WINDOW_S = 8.0
+WINDOW_S = EngineSettings().window_s
 """Mixtures up to here are one window, and share a batch only if they are equally long."""
 
 
@@ -37,11 +38,12 @@ class BatchSettings:
 
     def key(self) -> str:
         """Fingerprint of all that an estimate depends on."""
-        files = self.files
+        files, engine = self.files, EngineSettings()
         return fingerprint(
             {
                 "model": self.checkpoint.sha256,
                 "precision": self.precision,
+                "windows": [engine.window_s, engine.context_s, engine.fade_s],
                 "channel": files.channel,
                 "level": files.level,
                 "subtype": files.subtype,

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event as SharedEvent
-from threading import Event, Thread, current_thread, main_thread
+from threading import Event, Thread
 
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.memory import keep_memory
 from mcspex_cli.extraction.shares import Share
 from mcspex_cli.extraction.work import Outcome, work
+from mcspex_cli.interrupts import left_to_this_process
 
 _CONTEXT = get_context("spawn")
 """A forked torch may hang; a spawned one does not."""
@@ -81,7 +81,7 @@ def _start(part: Share, stopping: SharedEvent) -> _Worker:
     """Start a process on its share."""
     answers, speaker = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_serve, args=(part, speaker, stopping), daemon=True)
-    with _ignoring_interrupts():
+    with left_to_this_process(signal.SIGINT, signal.SIGTERM):  # the latter is Slurm's
         process.start()
     speaker.close()  # so that its end in the process is the last, and its death an end of file
     wanted = [job for unit in part.units for job in unit if job.id not in part.done]
@@ -138,15 +138,3 @@ def _end_with_parent() -> None:
     if parent:
         parent.join()
         os._exit(1)
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Have processes that are started here leave Ctrl-C, and Slurm's SIGTERM, to this one."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -48,12 +48,12 @@ def test_units_are_a_partition_of_the_plan_and_hold_only_equals(seed: int, size:
 
 
 def test_units_are_as_full_as_they_can_be() -> None:
-    made = units(jobs(3, 4, 3, 9, 3, 40, None, 3, 9, 9), 3)
+    made = units(jobs(3, 4, 3, 18, 3, 80, None, 3, 18, 18), 3)
     assert [[job.id for job in unit] for unit in made] == [
         ["0", "2", "4"],
         ["7"],
         ["1"],
-        ["3", "5"],  # 9 s and 40 s are more than three windows
+        ["3", "5"],  # 18 s and 80 s are more than three windows
         ["8", "9"],
         ["6"],
     ]
