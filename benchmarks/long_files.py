@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mcspex_cli import audio
+from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.synthesis import talk
 
 RATE_HZ = 8000
 
 
+@lru_cache
+def minute(take: int) -> Samples:
+    """A minute [sample] of two synthetic voices."""
+    return talk(0, take, 60, RATE_HZ) + talk(1, take, 60, RATE_HZ)
+
+
 def write(path: Path, seconds: float) -> None:
-    """Write a mixture of two synthetic voices, a minute at a time."""
+    """Write a mixture a minute at a time; what is said comes again after ten."""
     with audio.Writer(path, RATE_HZ, 1, "PCM_16") as writer:
-        for take in range(int(-(-seconds // 60))):
-            length_s = min(60.0, seconds - 60 * take)
-            one, other = (talk(voice, take + 1, length_s, RATE_HZ) for voice in (0, 1))
-            writer.write((one + other)[None])
+        for number in range(math.ceil(seconds / 60)):
+            left = round((seconds - 60 * number) * RATE_HZ)
+            writer.write(minute(1 + number % 10)[None, :left])
 
 
 def measure(folder: Path, minutes: float, options: list[str]) -> dict[str, Any]:
