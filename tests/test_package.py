@@ -19,7 +19,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
-errors interrupts paths integrity audio
+errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts checkpoint.conversion
@@ -28,16 +28,17 @@ extraction.memory extraction.ahead extraction.chunks extraction.signals extracti
 extraction.runtime extraction.torch_runtime extraction.engine extraction.opening
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
 extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
-extraction.work extraction.workers extraction.batch
+extraction.work extraction.processes extraction.workers extraction.batch
+extraction.synthesis extraction.benchmark
 evaluation.metrics evaluation.perceptual evaluation.pairing evaluation.scoring
 evaluation.statistics evaluation.groups evaluation.baselines evaluation.tables evaluation.reports
 evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
-evaluation.exhibits evaluation.gallery evaluation.batches
+evaluation.exhibits evaluation.gallery evaluation.batches evaluation.speed
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
 cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch
-cli.evaluate cli.report cli.exchange cli.models cli.train
+cli.evaluate cli.report cli.exchange cli.models cli.bench cli.train
 __main__
 """.split()
 
@@ -180,7 +181,7 @@ def test_the_wheel_carries_code_types_and_weights(wheel: Path) -> None:
     assert "mcspex_cli/py.typed" in names
     assert {f"mcspex_cli/evaluation/gallery.{kind}" for kind in ("html", "css", "js")} <= names
     assert f"mcspex_cli/weights/{DEFAULT_MODEL}/model.safetensors" in names
-    assert not any(n.startswith(("tests/", "examples/", "docs/")) for n in names)
+    assert not any(n.startswith(("tests/", "examples/", "docs/", "benchmarks/")) for n in names)
     assert wheel.stat().st_size < 60 * 2**20
 
 

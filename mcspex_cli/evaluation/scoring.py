@@ -22,8 +22,8 @@ from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
 from mcspex_cli.evaluation import perceptual
 from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
 from mcspex_cli.evaluation.pairing import Trio, pair
+from mcspex_cli.extraction.processes import left_to_this_process
 from mcspex_cli.extraction.shares import cores
-from mcspex_cli.interrupts import left_to_this_process
 
 __all__ = ["Score", "ScoreSettings", "Trio", "pair", "score", "score_all", "sensible_workers"]
 

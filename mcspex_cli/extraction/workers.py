@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event as SharedEvent
-from threading import Event, Thread
+from threading import Event
 
 from mcspex_cli.errors import McspexError
+from mcspex_cli.extraction import processes
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.memory import keep_memory
 from mcspex_cli.extraction.shares import Share
 from mcspex_cli.extraction.work import Outcome, work
-from mcspex_cli.interrupts import left_to_this_process
-
-_CONTEXT = get_context("spawn")
-"""A forked torch may hang; a spawned one does not."""
 
 _PATIENCE_S = 0.2
 """How soon processes are told to stop."""
@@ -47,7 +41,7 @@ def in_processes(parts: Sequence[Share], stopping: Event) -> Iterator[Outcome]:
     Raises:
         McspexError: a process cannot use the model or its device.
     """
-    told = _CONTEXT.Event()
+    told = processes.CONTEXT.Event()
     running: dict[object, _Worker] = {}
     try:
         for part in parts:
@@ -73,16 +67,14 @@ def in_processes(parts: Sequence[Share], stopping: Event) -> Iterator[Outcome]:
                         running[worker.answers] = worker
     finally:
         for worker in running.values():
-            worker.process.kill()  # it does not listen to anything less
-            worker.process.join()
+            processes.end(worker.process)
 
 
 def _start(part: Share, stopping: SharedEvent) -> _Worker:
     """Start a process on its share."""
-    answers, speaker = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_serve, args=(part, speaker, stopping), daemon=True)
-    with left_to_this_process(signal.SIGINT, signal.SIGTERM):  # the latter is Slurm's
-        process.start()
+    answers, speaker = processes.CONTEXT.Pipe(duplex=False)
+    process = processes.CONTEXT.Process(target=_serve, args=(part, speaker, stopping), daemon=True)
+    processes.start(process)
     speaker.close()  # so that its end in the process is the last, and its death an end of file
     wanted = [job for unit in part.units for job in unit if job.id not in part.done]
     return _Worker(process, answers, part, {job.id: job for job in wanted})
@@ -102,8 +94,7 @@ def _answer(worker: _Worker) -> Outcome | McspexError | None:
 
 def _lost(worker: _Worker) -> Iterator[Outcome]:
     """What a dead process costs: the job in hand, or all that was left if it never answered."""
-    code = worker.process.exitcode or 0
-    cause = f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
+    cause = processes.ending(worker.process)
     lost = list(worker.left.values())[: 1 if worker.answered else None]
     for job in lost:
         del worker.left[job.id]
@@ -122,7 +113,7 @@ def _rest(worker: _Worker) -> Share:
 
 def _serve(part: Share, speaker: Connection, stopping: SharedEvent) -> None:
     """Do a share in this process; it does not outlive the one that started it."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    processes.end_with_parent()
     keep_memory()
     try:
         for outcome in work(part, stopping.is_set):
@@ -130,11 +121,3 @@ def _serve(part: Share, speaker: Connection, stopping: SharedEvent) -> None:
         speaker.send(None)
     except McspexError as error:
         speaker.send(error)
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent's end, then end at once."""
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)

@@ -1,0 +1,1 @@
+"""Measurements that take minutes; see README.md."""
