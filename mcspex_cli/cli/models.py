@@ -8,7 +8,7 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.downloads import card_of, download, find_model
-from mcspex_cli.cli.exchange import convert, push
+from mcspex_cli.cli.exchange import convert, export, push
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def rm(name: str, yes: bool) -> None:
 
 
 models.add_command(convert)
+models.add_command(export)
 models.add_command(push)
 
 

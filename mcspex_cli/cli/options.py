@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from mcspex_cli.extraction.runtime import RUNTIMES
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
@@ -45,6 +47,17 @@ def precision(command: Command) -> Command:
         default="auto",
         show_default=True,
         help="Number format of the network.",
+    )(command)
+
+
+def runtime(command: Command) -> Command:
+    """--runtime."""
+    return click.option(
+        "--runtime",
+        type=click.Choice(RUNTIMES),
+        default="auto",
+        show_default=True,
+        help="What runs the network. onnx and openvino are extras, and prepare a model once.",
     )(command)
 
 
