@@ -53,7 +53,8 @@ class GraphRuntime(Runtime):
 
     def embed(self, reference: Samples) -> Samples:
         """As `Runtime.embed`."""
-        return self.run(EMBED, reference[None])[0]
+        embedding: Samples = self.run(EMBED, reference[None])[0]
+        return embedding
 
     def extract(self, mixtures: Samples, voices: Samples) -> Samples:
         """As `Runtime.extract`."""
