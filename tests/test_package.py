@@ -22,10 +22,10 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
-checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts checkpoint.conversion
-checkpoint.verification checkpoint.publishing
+checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts
+checkpoint.conversion checkpoint.verification checkpoint.publishing
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
-extraction.runtime extraction.torch_runtime extraction.graphs extraction.graph_runtime
+extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
 extraction.engine extraction.opening
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
@@ -108,7 +108,7 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
 
 
 WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", "extraction.opening", "__main__"]
-WITHOUT_TORCH += [f"extraction.{name}" for name in ("engine", "graphs", "graph_runtime", "files")]
+WITHOUT_TORCH += [f"extraction.{name}" for name in ("engine", "graph_runtime", "files")]
 WITHOUT_TORCH += [name for name in ORDER if name.startswith(("checkpoint.", "cli."))]
 
 

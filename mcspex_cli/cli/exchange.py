@@ -97,7 +97,8 @@ def export(name: str, to: str, output: Path, overwrite: bool, offline: bool, qui
     mcspex models export mcspex-small-8k --to onnx -o small-onnx
     mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.extraction import exporting, graphs
+    from mcspex_cli.checkpoint import graphs
+    from mcspex_cli.extraction import exporting
 
     graphs.check_installed(to, *graphs.EXPORTER)
     info = find_model(name, offline=offline, quiet=quiet)

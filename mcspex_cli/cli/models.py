@@ -46,10 +46,11 @@ def list_models(as_json: bool) -> None:
 @options.as_json
 def show(name: str, offline: bool, as_json: bool) -> None:
     """Say what a model is: system, rate, licence, numbers, and its card."""
+    from mcspex_cli.checkpoint import graphs
     from mcspex_cli.checkpoint.weights import count_weights
 
     info = find_model(name, offline=offline, quiet=as_json)
-    card, weights = card_of(info), count_weights(info)
+    card, weights = card_of(info), None if graphs.are_alone(info) else count_weights(info)
     licence = card.licence if card else None
     numbers = card.numbers if card else []
     if as_json:
@@ -60,7 +61,8 @@ def show(name: str, offline: bool, as_json: bool) -> None:
     rows = {
         "model": info.label,
         "from": f"{_whence(info)}, {info.folder}",
-        "system": f"{_system(info)}, {weights / 1e6:.1f} M weights, {_size(info)}",
+        "system": f"{_system(info)}, "
+        + (f"{weights / 1e6:.1f} M weights, {_size(info)}" if weights else "ONNX, for --runtime"),
         "rate": _rate(info),
         "sha256": info.sha256,
         "licence": licence or "not stated: ask its author",

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mcspex_cli import __version__, paths
+from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.configs import CARD, CONFIG
+from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction import graphs
 from mcspex_cli.extraction.graph_runtime import GraphRuntime
-from mcspex_cli.extraction.graphs import EMBED, EXTRACT
 from mcspex_cli.extraction.onnx_runtime import OnnxRuntime
 from mcspex_cli.extraction.openvino_runtime import OpenvinoRuntime
 from mcspex_cli.extraction.runtime import EngineSettings

@@ -7,8 +7,8 @@ from abc import abstractmethod
 import numpy as np
 
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT, PACKAGES, Graphs, check_installed
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.graphs import EMBED, EXTRACT, PACKAGES, Graphs, check_installed
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
 
 
@@ -31,7 +31,7 @@ class GraphRuntime(Runtime):
             self.load(graphs, settings)
         except Exception as error:  # such errors share no base class
             raise EngineError(
-                f"{package} cannot load {graphs.folder} ({_first_line(error)}). "
+                f"{package} cannot load {graphs.folder} ({_last_line(error)}). "
                 "Update it, or use --runtime torch."
             ) from error
 
@@ -81,6 +81,6 @@ class GraphRuntime(Runtime):
         )
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, as far as it fits into a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _last_line(error: Exception) -> str:
+    """What an error says, without where in whose code it does."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT, Graphs
 from mcspex_cli.extraction.graph_runtime import GraphRuntime
-from mcspex_cli.extraction.graphs import EMBED, EXTRACT, Graphs
 from mcspex_cli.extraction.runtime import EngineSettings
 
 _FATAL = 4

@@ -5,11 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from mcspex_cli.checkpoint.configs import WEIGHTS
+from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.checkpoint.weights import load_checkpoint
-from mcspex_cli.errors import CheckpointError, EngineError
-from mcspex_cli.extraction import graphs
+from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 
@@ -69,11 +68,6 @@ def _runtime(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
     """The runtime asked for."""
     if settings.runtime in graphs.PACKAGES:
         return _graph_runtime(info, settings)
-    if graphs.are_alone(info):
-        raise CheckpointError(
-            f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. "
-            "Use --runtime onnx or openvino."
-        )
     from mcspex_cli.extraction.torch_runtime import TorchRuntime
 
     return TorchRuntime(load_checkpoint(info), settings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mcspex_cli import paths
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT, Graphs, cache
+from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.graph_runtime import GraphRuntime
-from mcspex_cli.extraction.graphs import EMBED, EXTRACT, Graphs, cache
 from mcspex_cli.extraction.runtime import EngineSettings
 
 _TYPES = {"float32": "f32", "bfloat16": "bf16"}
@@ -34,7 +36,7 @@ class OpenvinoRuntime(GraphRuntime):
         options: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _TYPES[self.precision],
-            "CACHE_DIR": str(cache() / "openvino"),
+            **_cache(),
         }
         if settings.threads:
             options["INFERENCE_NUM_THREADS"] = settings.threads
@@ -47,3 +49,13 @@ class OpenvinoRuntime(GraphRuntime):
         """As `GraphRuntime.compute`."""
         made: Samples = self._graphs[graph](inputs)[0].copy()
         return made
+
+
+def _cache() -> dict[str, object]:
+    """Where to keep what is compiled; nowhere, if no folder can be made."""
+    folder = cache() / "openvino"
+    try:
+        paths.make_folders(folder)
+    except OutputError:
+        return {}
+    return {"CACHE_DIR": str(folder)}

@@ -94,6 +94,19 @@ def are_alone(info: CheckpointInfo) -> bool:
     return (info.folder / FACTS).is_file() and not (info.folder / WEIGHTS).exists()
 
 
+def check_weights(info: CheckpointInfo) -> None:
+    """Refuse a model that has only graphs where weights are needed.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    if are_alone(info):
+        raise CheckpointError(
+            f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. "
+            "Use --runtime onnx or openvino."
+        )
+
+
 def find(info: CheckpointInfo) -> Graphs | None:
     """A model's graphs; None if there are none yet, or only damaged ones in the cache.
 
