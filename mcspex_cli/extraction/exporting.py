@@ -21,7 +21,7 @@ from mcspex_cli.checkpoint.configs import CARD, CONFIG
 from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.checkpoint.weights import load_checkpoint
-from mcspex_cli.errors import EngineError
+from mcspex_cli.errors import EngineError, OutputError
 from mcspex_cli.extraction.graph_runtime import GraphRuntime
 from mcspex_cli.extraction.onnx_runtime import OnnxRuntime
 from mcspex_cli.extraction.openvino_runtime import OpenvinoRuntime
@@ -61,7 +61,10 @@ def prepare(info: CheckpointInfo) -> None:
         CheckpointError, EngineError, OutputError: as `export_model`.
     """
     folder = graphs.place(info)
-    paths.make_folders(folder.parent)
+    try:
+        paths.make_folders(folder.parent)
+    except OutputError as error:
+        raise OutputError(f"{error} Let MCSPEX_CACHE name another.") from error
     paths.sweep(folder.parent)
     with paths.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
