@@ -112,7 +112,10 @@ def sweep(folder: Path) -> None:
     for path in folder.rglob(".*.partial"):
         named = _PARTIAL.fullmatch(path.name)
         if named and not _runs(int(named[1])):
-            _remove(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,23 +151,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         yield unfinished
         if not folder.exists():
-            with suppress(FileExistsError):  # of another process, just now
+            with suppress(OSError):  # another process has just made it
                 unfinished.rename(folder)
         for path in unfinished.iterdir() if unfinished.exists() else ():
             path.replace(folder / path.name)
     except OSError as error:
         reason = error.strerror
-        raise OutputError(f"{folder}: cannot be written ({reason}). Free some space.") from error
+        raise OutputError(
+            f"{folder}: cannot be written ({reason}). Free some space, or name another folder."
+        ) from error
     finally:
-        _remove(unfinished)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:

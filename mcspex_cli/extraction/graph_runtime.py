@@ -29,6 +29,8 @@ class GraphRuntime(Runtime):
         self.choose(settings)
         try:
             self.load(graphs, settings)
+        except EngineError:
+            raise
         except Exception as error:  # such errors share no base class
             raise EngineError(
                 f"{package} cannot load {graphs.folder} ({_last_line(error)}). "

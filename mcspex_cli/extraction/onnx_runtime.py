@@ -9,6 +9,8 @@ from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT, Graphs
 from mcspex_cli.extraction.graph_runtime import GraphRuntime
 from mcspex_cli.extraction.runtime import EngineSettings
 
+_CUDA = "CUDAExecutionProvider"
+
 _FATAL = 4
 """The level below which ONNX Runtime is silent: its errors are raised, and ours to tell."""
 
@@ -22,7 +24,7 @@ class OnnxRuntime(GraphRuntime):
         """As `GraphRuntime.choose`."""
         import onnxruntime
 
-        on_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        on_gpu = _CUDA in onnxruntime.get_available_providers()
         known = ("auto", "cpu", "cuda") if on_gpu else ("auto", "cpu")
         kind, _, self._number = settings.device.partition(":")
         if kind not in known or not (self._number or "0").isdecimal():
@@ -41,11 +43,15 @@ class OnnxRuntime(GraphRuntime):
         options.log_severity_level = _FATAL
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.device != "cpu":
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": self._number or "0"}))
+            providers.insert(0, (_CUDA, {"device_id": self._number or "0"}))
         self._sessions = {
             name: onnxruntime.InferenceSession(graphs.folder / name, options, providers)
             for name in (EMBED, EXTRACT)
         }
+        if self.device != "cpu" and _CUDA not in self._sessions[EXTRACT].get_providers():
+            if settings.device != "auto":  # it takes the CPU without a word
+                raise self.refuse("device", settings.device, "auto", "cpu")
+            self.device, self.batch = "cpu", 1
 
     def compute(self, graph: str, *inputs: Samples) -> Samples:
         """As `GraphRuntime.compute`."""

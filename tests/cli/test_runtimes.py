@@ -19,6 +19,7 @@ from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction.journal import Journal
 from mcspex_cli.model.systems import build, sized
 from tests.conftest import RATE_HZ, buzz
 
@@ -267,9 +268,7 @@ def test_a_batch_says_what_ran_it_and_keeps_to_it(
     done = run(*words, "--runtime", asked, "--devices", "cpu")
     assert done.exit_code == 0, done.output
     assert json.loads(Path("out/run.json").read_text())["runtime"] == [used]
-    written = Path("out/journal.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in written if line]
-    assert {line["runtime"] for line in lines if "gain_db" in line} == {used}
+    assert [line["runtime"] for line in Journal(Path("out")).done.values()] == [used, used]
     again = run(*words, "--runtime", used, "--devices", "cpu")
     assert "2 of them before" in again.stderr
     other = run(*words, "--runtime", "openvino", "--devices", "cpu")

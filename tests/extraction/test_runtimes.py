@@ -156,6 +156,38 @@ def test_a_graph_that_is_none_is_one_line(tmp_path: Path, kind: type[GraphRuntim
         kind(Graphs(tmp_path, RATE_HZ, False, 40), SETTINGS)
 
 
+class Session:
+    """What ONNX Runtime makes where it has been built for GPUs, and there may be one."""
+
+    def __init__(self, works: bool) -> None:
+        self.works = works
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"] * self.works + ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("works", "device", "used"),
+    [(True, "auto", "cuda:0"), (True, "cuda:1", "cuda:1"), (True, "cpu", "cpu"),
+     (False, "auto", "cpu"), (False, "cuda", "")],
+)  # fmt: skip
+def test_onnx_takes_a_gpu_that_it_can_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: bool, device: str, used: str
+) -> None:
+    import onnxruntime
+
+    both = [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", both.pop)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_: Session(works))
+    made, settings = Graphs(tmp_path, RATE_HZ, False, 40), replace(SETTINGS, device=device)
+    if not used:
+        with pytest.raises(EngineError, match="device 'cuda' is not available to onnx"):
+            OnnxRuntime(made, settings)
+        return
+    runtime = OnnxRuntime(made, settings)
+    assert (runtime.device, runtime.batch) == (used, 1 if used == "cpu" else 16)
+
+
 def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Graphs]) -> None:
     runtime = OnnxRuntime(design[1], SETTINGS)
 
