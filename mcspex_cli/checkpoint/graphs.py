@@ -84,11 +84,6 @@ def place(info: CheckpointInfo) -> Path:
     return info.folder if own else cache() / "graphs" / fingerprint(info)
 
 
-def are_there(info: CheckpointInfo) -> bool:
-    """Whether a model's graphs have been made, good or not."""
-    return (place(info) / FACTS).is_file()
-
-
 def are_alone(info: CheckpointInfo) -> bool:
     """Whether a model's folder has graphs, and no weights of which to make them, or for torch."""
     return (info.folder / FACTS).is_file() and not (info.folder / WEIGHTS).exists()
@@ -115,7 +110,7 @@ def find(info: CheckpointInfo) -> Graphs | None:
     """
     folder = place(info)
     try:
-        return read(folder, info) if are_there(info) else None
+        return read(folder, info) if (folder / FACTS).is_file() else None
     except CheckpointError:
         if folder == info.folder:
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.checkpoint.weights import load_checkpoint
-from mcspex_cli.errors import EngineError
+from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 
@@ -31,11 +31,19 @@ def choose(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> st
     if settings.runtime != "auto":
         return settings.runtime
     little = seconds <= SHORT_S or graphs.are_alone(info)
-    if little and settings.device in ("auto", "cpu") and graphs.are_there(info):
+    if little and settings.device in ("auto", "cpu") and _are_ready(info):
         for name, precisions in _QUICK.items():
             if settings.precision in precisions and find_spec(graphs.PACKAGES[name]):
                 return name
     return "torch"
+
+
+def _are_ready(info: CheckpointInfo) -> bool:
+    """Whether a model's graphs are there and good, or all that it has."""
+    try:
+        return graphs.find(info) is not None
+    except CheckpointError:
+        return graphs.are_alone(info)
 
 
 def lacks_graphs(info: CheckpointInfo, runtime: str) -> bool:

@@ -289,6 +289,7 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
     else:
         (folder / FACTS).write_text("[1")
     assert graphs.find(info) is None
+    assert choose(info, EngineSettings(), 3) == "torch"
     assert opening.lacks_graphs(info, "onnx")
 
     def prepare(_: CheckpointInfo) -> None:
