@@ -15,7 +15,7 @@ from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 if TYPE_CHECKING:
     from mcspex_cli.extraction.graph_runtime import GraphRuntime
 
-SHORT_S = 10.0
+SHORT_S = 8.0
 """Seconds of audio up to which a start without torch saves more than torch's speed does."""
 
 _QUICK = {"onnx": ("auto", "float32"), "openvino": ("auto", "float32", "bfloat16")}
