@@ -80,7 +80,13 @@ def _check_free(output: Path, checkpoint: Path, *, overwrite: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option(
+    "--to",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="The form of the graphs.",
+)
 @click.option(
     "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
 )

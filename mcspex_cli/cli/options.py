@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-from mcspex_cli.extraction.runtime import RUNTIMES
-
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
@@ -54,7 +52,7 @@ def runtime(command: Command) -> Command:
     """--runtime."""
     return click.option(
         "--runtime",
-        type=click.Choice(RUNTIMES),
+        type=click.Choice(["auto", "torch", "onnx", "openvino"]),
         default="auto",
         show_default=True,
         help="What runs the network. onnx and openvino are extras, and prepare a model once.",

@@ -20,6 +20,7 @@ from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.journal import Journal
+from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 from mcspex_cli.model.systems import build, sized
 from tests.conftest import RATE_HZ, buzz
 
@@ -250,6 +251,13 @@ def test_a_runtime_that_is_not_installed_is_one_line(
     )  # fmt: skip
     said = f"error: {name}: {package} is not installed. pip install 'mcspex[{name}]'\n"
     assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("command", ["extract", "batch"])
+def test_the_runtimes_and_precisions_that_there_are_can_be_asked_for(command: str) -> None:
+    choices = {p.name: p.type for p in main.commands[command].params}
+    assert tuple(choices["runtime"].choices) == RUNTIMES
+    assert tuple(choices["precision"].choices) == PRECISIONS
 
 
 # --- batch ----------------------------------------------------------------------------------
