@@ -1,10 +1,11 @@
-"""Paths: what is there, folders to make, and files that appear whole."""
+"""Paths: what is there, folders to make, and files and folders that appear whole."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shutil
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -111,7 +112,10 @@ def sweep(folder: Path) -> None:
     for path in folder.rglob(".*.partial"):
         named = _PARTIAL.fullmatch(path.name)
         if named and not _runs(int(named[1])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -131,6 +135,33 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `folder` to write files to, renamed if the block succeeds.
+
+    Where `folder` is there already, the files replace those of their names in it.
+
+    Raises:
+        OutputError: the block could not write.
+    """
+    unfinished = partial(folder)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if not folder.exists():
+            with suppress(OSError):  # another process has just made it
+                unfinished.rename(folder)
+        for path in unfinished.iterdir() if unfinished.exists() else ():
+            path.replace(folder / path.name)
+    except OSError as error:
+        reason = error.strerror
+        raise OutputError(
+            f"{folder}: cannot be written ({reason}). Free some space, or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from mcspex_cli import audio
+from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
+from mcspex_cli.extraction.exporting import prepare
 from mcspex_cli.extraction.torch_runtime import choose_precision
 from mcspex_cli.model.systems import System, build, sized
 from tests.hub import Hub
@@ -38,10 +40,17 @@ def buzz(pitch_hz: float, seconds: float, seed: int = 0) -> audio.Samples:
 
 
 @pytest.fixture(autouse=True)
-def _alike() -> None:
+def _alike(monkeypatch: pytest.MonkeyPatch, no_cache: Path) -> None:
     """The same arithmetic on every machine; one thread is fastest for systems this tiny."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    monkeypatch.setenv("MCSPEX_CACHE", str(no_cache))
+
+
+@pytest.fixture(scope="session")
+def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which nothing is prepared."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(params=["mcspex", "spexplus"])
@@ -60,6 +69,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stack in system.extractor.stacks:  # untrained, it would follow every voice alike
         torch.nn.init.normal_(stack.condition.modulate.weight)
     save_checkpoint(folder, system, {"made by": "a test"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that has the graphs of `tiny_folder`."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCSPEX_CACHE", str(folder))
+        prepare(find_checkpoint(tiny_folder))
     return folder
 
 

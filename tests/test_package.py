@@ -22,10 +22,12 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
-checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts checkpoint.conversion
-checkpoint.verification checkpoint.publishing
+checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts
+checkpoint.conversion checkpoint.verification checkpoint.publishing
 extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
-extraction.runtime extraction.torch_runtime extraction.engine extraction.opening
+extraction.runtime extraction.torch_runtime extraction.graph_runtime
+extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
+extraction.engine extraction.opening
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
 extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
 extraction.work extraction.processes extraction.workers extraction.batch
@@ -89,6 +91,10 @@ def test_imports_point_upwards(name: str) -> None:
         ("huggingface_hub", {f"checkpoint.{n}" for n in ("troubles", "cache", "hub", "cards")}),
         ("torchaudio", set()),
         ("jinja2", {"evaluation.gallery"}),
+        ("onnx", set()),
+        ("onnxscript", set()),
+        ("onnxruntime", {"extraction.onnx_runtime"}),
+        ("openvino", {"extraction.openvino_runtime"}),
         ("rich", {"cli.console"}),
         ("click", {"__main__", *(n for n in ORDER if n.startswith("cli."))}),
     ],
@@ -102,7 +108,8 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
     assert users <= owners
 
 
-WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", "__main__"]
+WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", "extraction.opening", "__main__"]
+WITHOUT_TORCH += [f"extraction.{name}" for name in ("engine", "graph_runtime", "files")]
 WITHOUT_TORCH += [name for name in ORDER if name.startswith(("checkpoint.", "cli."))]
 
 

@@ -147,3 +147,47 @@ def test_another_users_process_is_alive(tmp_path: Path) -> None:
     touch(tmp_path, name)
     paths.sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), paths.whole_folder(tmp_path / "a" / "out") as folder:
+        touch(folder, "1")
+        raise RuntimeError
+    assert not list((tmp_path / "a").iterdir())
+    with paths.whole_folder(tmp_path / "a" / "out") as folder:
+        touch(folder, "1", "2")
+        assert not (tmp_path / "a" / "out").exists()
+    assert [p.name for p in tmp_path.rglob("*")].count("out") == 1
+    (tmp_path / "a" / "out" / "3").write_text("kept")
+    with paths.whole_folder(tmp_path / "a" / "out") as folder:
+        (folder / "1").write_text("new")
+    made = {p.name: p.read_text() for p in (tmp_path / "a" / "out").iterdir()}
+    assert made == {"1": "new", "2": "", "3": "kept"}
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_a_dead_ones_folder_is_swept_up(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    name = paths.partial(tmp_path / "out").name.replace(f"-{os.getpid()}.", f"-{process.pid}.")
+    touch(tmp_path / name, "1")
+    mine = paths.partial(tmp_path / "out")
+    touch(mine, "1")
+    paths.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_two_that_make_one_folder_do_no_harm(tmp_path: Path) -> None:
+    with paths.whole_folder(tmp_path / "out") as folder:
+        touch(folder, "1")
+        touch(tmp_path / "out", "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match=r"out: cannot be written \(Not a directory\)"),
+        paths.whole_folder(tmp_path / "file" / "out"),
+    ):
+        pass

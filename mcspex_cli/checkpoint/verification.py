@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mcspex_cli.checkpoint import cache, hub
+from mcspex_cli.checkpoint import cache, graphs, hub
 from mcspex_cli.checkpoint.configs import CONFIG, WEIGHTS
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import CheckpointError
@@ -46,10 +46,21 @@ def verify_all(models: Iterable[CheckpointInfo], *, offline: bool = False) -> It
 
 
 def _by_config(info: CheckpointInfo) -> list[str]:
-    """What is wrong with the weights, going by what config.json says of them."""
+    """What is wrong with the weights, or graphs instead of them, going by what is said of them."""
+    if graphs.are_alone(info):
+        return _of_graphs(info)
     try:
         if cache.checksum(info.folder / WEIGHTS) == info.sha256:
             return []
     except OSError as error:
         return [f"{WEIGHTS}: cannot be read ({error.strerror}). {info.remedy}"]
     return [f"{WEIGHTS}: sha256 is not the one in {CONFIG}. {info.remedy}"]
+
+
+def _of_graphs(info: CheckpointInfo) -> list[str]:
+    """What is wrong with a folder's graphs."""
+    try:
+        graphs.read(info.folder, info)
+    except CheckpointError as error:
+        return [str(error)]
+    return []

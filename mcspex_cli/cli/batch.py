@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, interrupts, options, plans, results
-from mcspex_cli.cli.downloads import find_model
+from mcspex_cli.cli.downloads import find_model, prepare
 from mcspex_cli.errors import PartialFailure
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     "--devices", default="auto", show_default=True, help="cpu, cuda, or several: cuda:0,cuda:1."
 )
 @options.precision
+@options.runtime
 @options.writing
 @options.batch_size
 @click.option(
@@ -111,6 +112,7 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     _check_scoring(asked)
     shown = not (quiet or as_json)
     plan, settings = _plan(asked), _settings(asked, quiet=not shown)
+    prepare(settings.checkpoint, settings.runtime, quiet=not shown)
     if dry_run:
         over = asked["overwrite"]
         plans.show(plan, settings, asked["output"], overwrite=over, as_json=as_json)
@@ -163,6 +165,7 @@ def _settings(asked: dict[str, Any], *, quiet: bool) -> BatchSettings:
         FileSettings(asked["channel"], asked["level"], asked["subtype"]),
         devices=tuple(name.strip() for name in asked["devices"].split(",")),
         precision=asked["precision"],
+        runtime="torch" if asked["runtime"] == "auto" else asked["runtime"],
         batch=asked["batch_size"],
         jobs=asked["jobs"] or 0,
         shard=asked["shard"],

@@ -1,4 +1,4 @@
-"""Models that a command needs, got from the Hub where they are not here."""
+"""Models that a command needs, got from the Hub or prepared where they are not here."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
         what = f"{console.size(came)} downloaded" if came else "already here"
         console.say(f"{info.label}  ({what}; licence: {licence})")
     return info
+
+
+def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
+    """Make the graphs that a runtime needs, if there are none yet."""
+    from mcspex_cli.extraction.opening import lacks_graphs
+
+    if lacks_graphs(info, runtime):
+        from mcspex_cli.extraction import exporting
+
+        if not quiet:
+            console.say(f"{info.label}: preparing it for {runtime}, once ...")
+        exporting.prepare(info)
 
 
 def card_of(info: CheckpointInfo) -> Card | None:

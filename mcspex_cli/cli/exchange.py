@@ -1,4 +1,4 @@
-"""`mcspex models convert` and `push`: other people's models to ours, and ours to other people."""
+"""`mcspex models convert`, `export` and `push`: others' models to ours, and ours to others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mcspex_cli.cli import console, options
+from mcspex_cli.cli.downloads import find_model
 from mcspex_cli.errors import OutputError
 
 
@@ -75,6 +76,43 @@ def _check_free(output: Path, checkpoint: Path, *, overwrite: bool) -> None:
             raise OutputError(
                 f"{output / file}: is there already. Name another -o, or add --overwrite."
             )
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--to",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="The form of the graphs.",
+)
+@click.option(
+    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is exported in DIR.")
+@options.offline
+@options.quiet
+def export(name: str, to: str, output: Path, overwrite: bool, offline: bool, quiet: bool) -> None:
+    """Make graphs of a model that run without torch, and without mcspex.
+
+    DIR gets embed.onnx, extract.onnx, config.json and the card. Both graphs are compared with
+    torch before. For mcspex, DIR is a model that --runtime onnx and openvino can use.
+
+    \b
+    mcspex models export mcspex-small-8k --to onnx -o small-onnx
+    mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
+    """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.checkpoint import graphs
+    from mcspex_cli.extraction import exporting
+
+    graphs.check_installed(to, *graphs.EXPORTER)
+    info = find_model(name, offline=offline, quiet=quiet)
+    graphs.check_free(output, info, overwrite=overwrite)
+    exporting.export_model(info, output)
+    if not quiet:
+        sizes = [(output / file).stat().st_size for file in (graphs.EMBED, graphs.EXTRACT)]
+        console.say(f"{output}  ({info.label} as ONNX, {console.size(sum(sizes))})")
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.downloads import find_model
+from mcspex_cli.cli.downloads import find_model, prepare
 from mcspex_cli.errors import McspexError, PartialFailure
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.files import Extraction
     from mcspex_cli.extraction.jobs import FileSettings, Job
+    from mcspex_cli.extraction.runtime import EngineSettings
 
 GOOD_REFERENCE_S = 1.5
 """Seconds of reference in all under which the user is warned."""
@@ -65,6 +66,7 @@ class Talk:
 @options.model
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @options.precision
+@options.runtime
 @options.writing
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @options.as_json
@@ -78,6 +80,7 @@ def extract(
     offline: bool,
     device: str,
     precision: str,
+    runtime: str,
     channel: str,
     level: str,
     subtype: str,
@@ -94,26 +97,31 @@ def extract(
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import audio
     from mcspex_cli.extraction.jobs import FileSettings, plan
+    from mcspex_cli.extraction.opening import choose
+    from mcspex_cli.extraction.runtime import EngineSettings
 
     jobs = plan(mixtures, references, output, overwrite=overwrite)
     seconds = sum(audio.probe(path).seconds for path in references)
     info = find_model(model, offline=offline, quiet=quiet or as_json)
-    voice = _enroll(references, info, device, precision)
+    how = EngineSettings(device, precision, runtime=runtime)
+    in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
+    how = replace(how, runtime=choose(info, how, in_all))
+    prepare(info, how.runtime, quiet=quiet or as_json)
+    voice = _enroll(references, info, how)
     if seconds < GOOD_REFERENCE_S:
         console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
     _work(jobs, voice, settings, Talk(as_json, quiet, verbose))
 
 
-def _enroll(references: Sequence[Path], info: CheckpointInfo, device: str, precision: str) -> Voice:
+def _enroll(references: Sequence[Path], info: CheckpointInfo, how: EngineSettings) -> Voice:
     """Load the model and embed the references."""
     from mcspex_cli.extraction.files import read_references
     from mcspex_cli.extraction.memory import keep_memory
     from mcspex_cli.extraction.opening import open_engine
-    from mcspex_cli.extraction.runtime import EngineSettings
 
     keep_memory()
-    engine = open_engine(info, EngineSettings(device=device, precision=precision))
+    engine = open_engine(info, how)
     clips = read_references(references, engine)
     return Voice(engine, info, references, engine.embed(clips))
 
@@ -167,9 +175,10 @@ def _tell(done: Extraction, voice: Voice, talk: Talk) -> None:
         detail = ""
         if talk.verbose:
             gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
+            by = voice.engine.runtime
             detail = (
-                f"; {voice.info.label} (sha256 {voice.info.sha256[:12]}) on "
-                f"{voice.engine.runtime.device}, {voice.engine.runtime.precision}, gain {gains} dB"
+                f"; {voice.info.label} (sha256 {voice.info.sha256[:12]}) on {by.device}, "
+                f"{by.precision}, {by.name}, gain {gains} dB"
             )
         console.say(
             f"{done.output}  ({done.seconds:.1f} s in {done.elapsed_s:.1f} s, "
@@ -192,6 +201,7 @@ def _as_row(done: Extraction, voice: Voice) -> dict[str, object]:
         "silent": done.silent,
         "device": voice.engine.runtime.device,
         "precision": voice.engine.runtime.precision,
+        "runtime": voice.engine.runtime.name,
         "model": voice.info.name,
         "model_revision": voice.info.revision,
         "model_sha256": voice.info.sha256,

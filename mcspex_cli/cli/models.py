@@ -8,7 +8,7 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.downloads import card_of, download, find_model
-from mcspex_cli.cli.exchange import convert, push
+from mcspex_cli.cli.exchange import convert, export, push
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ def list_models(as_json: bool) -> None:
 @options.as_json
 def show(name: str, offline: bool, as_json: bool) -> None:
     """Say what a model is: system, rate, licence, numbers, and its card."""
+    from mcspex_cli.checkpoint import graphs
     from mcspex_cli.checkpoint.weights import count_weights
 
     info = find_model(name, offline=offline, quiet=as_json)
-    card, weights = card_of(info), count_weights(info)
+    card, weights = card_of(info), None if graphs.are_alone(info) else count_weights(info)
     licence = card.licence if card else None
     numbers = card.numbers if card else []
     if as_json:
@@ -60,7 +61,8 @@ def show(name: str, offline: bool, as_json: bool) -> None:
     rows = {
         "model": info.label,
         "from": f"{_whence(info)}, {info.folder}",
-        "system": f"{_system(info)}, {weights / 1e6:.1f} M weights, {_size(info)}",
+        "system": f"{_system(info)}, "
+        + (f"{weights / 1e6:.1f} M weights, {_size(info)}" if weights else "ONNX, for --runtime"),
         "rate": _rate(info),
         "sha256": info.sha256,
         "licence": licence or "not stated: ask its author",
@@ -155,6 +157,7 @@ def rm(name: str, yes: bool) -> None:
 
 
 models.add_command(convert)
+models.add_command(export)
 models.add_command(push)
 
 

@@ -48,6 +48,17 @@ def precision(command: Command) -> Command:
     )(command)
 
 
+def runtime(command: Command) -> Command:
+    """--runtime."""
+    return click.option(
+        "--runtime",
+        type=click.Choice(["auto", "torch", "onnx", "openvino"]),
+        default="auto",
+        show_default=True,
+        help="What runs the network. onnx and openvino are extras, and prepare a model once.",
+    )(command)
+
+
 def writing(command: Command) -> Command:
     """--channel, --level, --subtype: how mixtures are read and estimates written."""
     for option in (

@@ -124,6 +124,7 @@ def _record(
         "model_sha256": settings.checkpoint.sha256,
         "device": sorted({line["device"] for line in lines.values()}),
         "precision": sorted({line["precision"] for line in lines.values()}),
+        "runtime": sorted({line.get("runtime", "torch") for line in lines.values()}),
         "level": settings.files.level,
         "channel": settings.files.channel,
         "subtype": settings.files.subtype,

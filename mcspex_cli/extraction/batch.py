@@ -63,7 +63,7 @@ class BatchRun:
     def _mine(self) -> list[Unit]:
         """This shard's units: those of one machine must be those of another, whatever it has."""
         (index, count), size = self.settings.shard, self.settings.batch
-        on_gpu = _on_gpu(self.settings.devices)
+        on_gpu = _on_gpu(self.settings)
         if not size:  # few enough together for shards of equal duration
             size = ON_GPU if count == 1 else max(1, min(ON_GPU, len(self._plan) // (4 * count)))
         mine = shares(units(self._plan, size), count)[index - 1]
@@ -147,7 +147,7 @@ class BatchRun:
         """
         if self.settings.jobs:
             return self.settings.jobs
-        if _on_gpu(self.settings.devices):
+        if _on_gpu(self.settings):
             return len(self.settings.devices)
         return min(max(1, cores() // CORES_EACH), 1 + int(self.seconds / WORTH_A_PROCESS_S))
 
@@ -196,11 +196,13 @@ def check_settings(
             )
 
 
-def _on_gpu(devices: Sequence[str]) -> bool:
-    """Whether a batch is computed on GPUs; every device is tried."""
+def _on_gpu(settings: BatchSettings) -> bool:
+    """Whether a batch is computed on GPUs; every device of torch's is tried."""
+    if settings.runtime != "torch":
+        return all(device.startswith("cuda") for device in settings.devices)
     from mcspex_cli.extraction.torch_runtime import choose_device
 
-    return "cpu" not in [choose_device(device).type for device in devices]
+    return "cpu" not in [choose_device(device).type for device in settings.devices]
 
 
 def _run_line(began: float, done: Sequence[Outcome]) -> dict[str, Any]:

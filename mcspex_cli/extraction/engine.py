@@ -34,7 +34,7 @@ class Engine:
     ```
 
     Raises:
-        EngineError: the device or precision is not to be had here.
+        EngineError: the device or precision is not to be had here, or not for a System.
     """
 
     def __init__(self, system: System | Runtime, settings: EngineSettings | None = None) -> None:
@@ -182,6 +182,8 @@ def _runtime(system: System | Runtime, settings: EngineSettings) -> Runtime:
     """A runtime as it is; a System in torch."""
     if isinstance(system, Runtime):
         return system
+    if settings.runtime not in ("auto", "torch"):
+        raise EngineError(f"a System runs in torch. For {settings.runtime}, use open_engine.")
     from mcspex_cli.extraction.torch_runtime import TorchRuntime
 
     return TorchRuntime(system, settings)

@@ -10,7 +10,7 @@ from mcspex_cli.errors import EngineError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
-RUNTIMES = ("auto", "torch")
+RUNTIMES = ("auto", "torch", "onnx", "openvino")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EngineSettings:
     threads: int = 0
     """CPU threads, for all of this process; 0 for as many as the runtime likes."""
     runtime: str = "auto"
-    """What runs the network, one of `RUNTIMES`."""
+    """What runs the network, one of `RUNTIMES`; "auto" is torch, see `opening.choose`."""
 
     def __post_init__(self) -> None:
         """Refuse what is not to be had anywhere.
@@ -51,6 +51,8 @@ class OutOfMemoryError(Exception):
 class Runtime(ABC):
     """A network, ready to be run; signals are float32 at `sample_rate_hz`."""
 
+    name: str
+    """Of `RUNTIMES`."""
     sample_rate_hz: int
     true_level: bool
     """Whether an estimate's level is the target's own; if not, it is arbitrary."""

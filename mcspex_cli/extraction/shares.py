@@ -28,6 +28,8 @@ class BatchSettings:
     files: FileSettings = field(default_factory=FileSettings)
     devices: tuple[str, ...] = ("auto",)
     precision: str = "auto"
+    runtime: str = "torch"
+    """One of `RUNTIMES`, but not "auto": what is done must not depend on what is prepared."""
     batch: int = 0
     """Signals at once; 0 for one on a CPU, sixteen on a GPU, fewer where memory is short."""
     jobs: int = 0
@@ -47,6 +49,8 @@ class BatchSettings:
                 "channel": files.channel,
                 "level": files.level,
                 "subtype": files.subtype,
+                # torch goes without saying, as it did in batches begun when there was no other.
+                **({} if self.runtime == "torch" else {"runtime": self.runtime}),
             }
         )
 

@@ -22,6 +22,8 @@ class TorchRuntime(Runtime):
         EngineError: the device or precision is not to be had here.
     """
 
+    name = "torch"
+
     def __init__(self, system: System, settings: EngineSettings) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)

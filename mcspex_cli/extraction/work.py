@@ -75,7 +75,11 @@ def _engine(share: Share) -> Engine:
     return open_engine(
         settings.checkpoint,
         EngineSettings(
-            share.device, settings.precision, batch=settings.batch, threads=share.threads
+            share.device,
+            settings.precision,
+            batch=settings.batch,
+            threads=share.threads,
+            runtime=settings.runtime,
         ),
     )
 
@@ -121,4 +125,5 @@ def _row(done: Extraction, engine: Engine) -> dict[str, Any]:
         "silent": done.silent,
         "device": engine.runtime.device,
         "precision": engine.runtime.precision,
+        "runtime": engine.runtime.name,
     }

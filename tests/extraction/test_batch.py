@@ -270,6 +270,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     "change",
     [
         {"precision": "bfloat16"},
+        {"runtime": "onnx"},
         {"files": FileSettings(level="raw", subtype="PCM_24")},
         {"files": FileSettings(channel="0", subtype="PCM_24")},
         {"files": FileSettings()},

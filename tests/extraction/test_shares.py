@@ -102,6 +102,7 @@ def settings(tiny_folder: Path) -> BatchSettings:
     "change",
     [
         {"precision": "bfloat16"},
+        {"runtime": "onnx"},
         {"files": FileSettings(level="raw")},
         {"files": FileSettings(channel="0")},
         {"files": FileSettings(subtype="FLOAT")},

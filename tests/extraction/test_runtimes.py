@@ -1,0 +1,326 @@
+"""What runs a network: every runtime gives what torch gives."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mcspex_cli.checkpoint import graphs
+from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT, FACTS, Graphs
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.errors import CheckpointError, EngineError
+from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction import exporting, opening
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.graph_runtime import GraphRuntime
+from mcspex_cli.extraction.onnx_runtime import OnnxRuntime
+from mcspex_cli.extraction.opening import choose, open_engine
+from mcspex_cli.extraction.openvino_runtime import OpenvinoRuntime
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError
+from mcspex_cli.extraction.torch_runtime import TorchRuntime
+from mcspex_cli.model.systems import System, build, sized
+from tests.conftest import RATE_HZ, buzz
+
+SETTINGS = EngineSettings("cpu", "float32", 1.0, 0.2, 0.1)
+KINDS = [OnnxRuntime, OpenvinoRuntime]
+
+DESIGNS: dict[str, dict[str, Any]] = {
+    "mcspex": {},
+    "spexplus": {"system": "spexplus", "reference_channels": 8},
+    "other parts": {
+        "scale_fuser": "attention",
+        "consm": "listening",
+        "scale_intermg": "cascade",
+        "norm": "cLN",
+    },
+    "BN": {"norm": "BN", "true_level": True},
+}
+
+
+def info_of(system: System, folder: Path) -> CheckpointInfo:
+    """A checkpoint that a system might be."""
+    return CheckpointInfo("a", folder, "0" * 64, asdict(system.config), {})
+
+
+@pytest.fixture(scope="module", params=DESIGNS)
+def design(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[System, Graphs]:
+    """A small system of every design with random weights, and its graphs."""
+    torch.manual_seed(1)
+    config = replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=2, stacks=1)
+    system = build(replace(config, **DESIGNS[request.param])).eval().requires_grad_(False)
+    folder = tmp_path_factory.mktemp("graphs")
+    info = info_of(system, folder)
+    exporting.export(system, info, folder)
+    return system, graphs.read(folder, info)
+
+
+def agree(made: np.ndarray, expected: np.ndarray, by_db: float = 80) -> bool:
+    """Whether what differs has so much less power than what is expected."""
+    assert made.shape == expected.shape
+    off = np.square(made - expected).sum(dtype=np.float64)
+    return bool(off < np.square(expected).sum() * 10 ** (-by_db / 10))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_runtime_gives_what_torch_gives(
+    design: tuple[System, Graphs], kind: type[GraphRuntime]
+) -> None:
+    system, made = design
+    exact, other = TorchRuntime(system, SETTINGS), kind(made, SETTINGS)
+    assert (other.sample_rate_hz, other.true_level) == (RATE_HZ, system.config.true_level)
+    assert (other.device, other.precision, other.batch) == ("cpu", "float32", 1)
+    for length in (system.least_reference_samples, 5000, 8001):
+        reference = buzz(200, 2)[:length]
+        assert agree(other.embed(reference), exact.embed(reference))
+    voices = np.random.default_rng(0).standard_normal((3, 16), np.float32)
+    for length in (1, 19, 39, 40, 41, 61, 4000, 8001):
+        mixtures = np.stack([buzz(100 + 10 * i, 2, i)[-length:] for i in range(3)])
+        expected = exact.extract(mixtures, voices)
+        assert agree(other.extract(mixtures, voices), expected)
+        assert agree(other.extract(mixtures[:1], voices[:1]), expected[:1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_signal_in_windows_is_what_torch_makes_of_it(
+    design: tuple[System, Graphs], kind: type[GraphRuntime]
+) -> None:
+    system, made = design
+    exact, other = Engine(system, SETTINGS), Engine(kind(made, SETTINGS), SETTINGS)
+    mixture, reference = buzz(100, 4.71), buzz(200, 1)
+    expected = exact.extract(mixture, exact.embed([reference]))
+    assert agree(other.extract(mixture, other.embed([reference])), expected)
+
+
+def test_openvino_in_bfloat16_is_near(design: tuple[System, Graphs]) -> None:
+    system, made = design
+    runtime = OpenvinoRuntime(made, replace(SETTINGS, precision="auto"))
+    if runtime.precision == "float32":
+        pytest.skip("this processor has no bfloat16")
+    exact, rough = Engine(system, SETTINGS), Engine(runtime, SETTINGS)
+    mixture, reference = buzz(100, 2.5), buzz(200, 1)
+    expected = exact.extract(mixture, exact.embed([reference]))
+    assert si_sdr(rough.extract(mixture, rough.embed([reference])), expected) >= 20
+
+
+def test_a_graph_says_what_it_is_and_nothing_of_whose_disk_it_is_from(
+    design: tuple[System, Graphs],
+) -> None:
+    import onnx
+
+    for name, inputs in ((EMBED, ["reference"]), (EXTRACT, ["mixture", "embedding"])):
+        model = onnx.load(design[1].folder / name)
+        onnx.checker.check_model(model)
+        said = {entry.key: entry.value for entry in model.metadata_props}
+        assert said["sample_rate_hz"] == str(RATE_HZ)
+        assert said["model_sha256"] == "0" * 64
+        assert [value.name for value in model.graph.input] == inputs
+        shape = model.graph.input[0].type.tensor_type.shape
+        assert [axis.dim_param for axis in shape.dim] == ["batch", "sample"]
+        assert b".py" not in model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        (OnnxRuntime, {"precision": "bfloat16"}, "auto, float32; or --runtime torch"),
+        (OnnxRuntime, {"device": "cuda"}, "device 'cuda' is not available to onnx. Use one of"),
+        (OnnxRuntime, {"device": "cpu:x"}, "device 'cpu:x' is not available"),
+        (OpenvinoRuntime, {"precision": "float16"}, "not available to openvino. Use one of: auto"),
+        (OpenvinoRuntime, {"device": "cuda"}, "device 'cuda' is not available to openvino"),
+    ],
+)
+def test_what_a_runtime_cannot_do_is_refused(
+    prepared: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    kind: type[GraphRuntime], change: dict[str, str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MCSPEX_CACHE", str(prepared))
+    made = graphs.find(find_checkpoint(tiny_folder))
+    assert made
+    with pytest.raises(EngineError, match=said):
+        kind(made, replace(SETTINGS, **change))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_that_is_none_is_one_line(tmp_path: Path, kind: type[GraphRuntime]) -> None:
+    for name in (EMBED, EXTRACT):
+        (tmp_path / name).write_bytes(b"no graph")
+    with pytest.raises(EngineError, match=r"cannot load .*\. Update it, or use --runtime torch"):
+        kind(Graphs(tmp_path, RATE_HZ, False, 40), SETTINGS)
+
+
+class Session:
+    """What ONNX Runtime makes where it has been built for GPUs, and there may be one."""
+
+    def __init__(self, works: bool) -> None:
+        self.works = works
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"] * self.works + ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("works", "device", "used"),
+    [(True, "auto", "cuda:0"), (True, "cuda:1", "cuda:1"), (True, "cpu", "cpu"),
+     (False, "auto", "cpu"), (False, "cuda", "")],
+)  # fmt: skip
+def test_onnx_takes_a_gpu_that_it_can_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: bool, device: str, used: str
+) -> None:
+    import onnxruntime
+
+    both = [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", both.pop)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_: Session(works))
+    made, settings = Graphs(tmp_path, RATE_HZ, False, 40), replace(SETTINGS, device=device)
+    if not used:
+        with pytest.raises(EngineError, match="device 'cuda' is not available to onnx"):
+            OnnxRuntime(made, settings)
+        return
+    runtime = OnnxRuntime(made, settings)
+    assert (runtime.device, runtime.batch) == (used, 1 if used == "cpu" else 16)
+
+
+def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Graphs]) -> None:
+    runtime = OnnxRuntime(design[1], SETTINGS)
+
+    def fail(*_: object) -> np.ndarray:
+        raise RuntimeError("std::bad_alloc")
+
+    runtime.compute = fail  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemoryError):
+        runtime.embed(buzz(100, 1))
+
+
+def test_graphs_that_are_not_the_system_are_not_kept(
+    design: tuple[System, Graphs], tiny: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: System, name: str, path: Path, __: dict[str, str]) -> None:
+        shutil.copyfile(design[1].folder / name, path)
+
+    monkeypatch.setattr(exporting, "_write", write)
+    monkeypatch.setattr(exporting, "load_checkpoint", lambda _: tiny)
+    with pytest.raises(EngineError, match=r"embed.onnx: is .* off torch under onnx, which is too"):
+        exporting.export_model(info_of(tiny, tmp_path / "none"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+# --- which, and from where ------------------------------------------------------------------
+
+
+@pytest.fixture
+def info(tiny_folder: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointInfo:
+    """The tiny checkpoint, prepared."""
+    monkeypatch.setenv("MCSPEX_CACHE", str(prepared))
+    return find_checkpoint(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "seconds", "expected"),
+    [
+        ({}, 3, "onnx"),
+        ({}, 100, "torch"),
+        ({"precision": "float32", "device": "cpu"}, 3, "onnx"),
+        ({"precision": "bfloat16"}, 3, "openvino"),
+        ({"precision": "float16"}, 3, "torch"),
+        ({"device": "cuda"}, 3, "torch"),
+        ({"runtime": "torch"}, 3, "torch"),
+        ({"runtime": "openvino"}, 100, "openvino"),
+    ],
+)
+def test_auto_is_torch_but_for_little_audio(
+    info: CheckpointInfo, change: dict[str, str], seconds: float, expected: str
+) -> None:
+    assert choose(info, EngineSettings(**change), seconds) == expected  # type: ignore[arg-type]
+
+
+def test_auto_takes_nothing_that_is_not_prepared(
+    info: CheckpointInfo, no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCSPEX_CACHE", str(no_cache))
+    assert choose(info, EngineSettings(), 3) == "torch"
+
+
+def test_auto_takes_nothing_that_is_not_installed(
+    info: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "find_spec", lambda name: name != "onnxruntime" or None)
+    assert choose(info, EngineSettings(), 3) == "openvino"
+
+
+def test_an_engine_is_opened_with_the_runtime_asked_for(info: CheckpointInfo) -> None:
+    mixture, reference = buzz(100, 1), buzz(200, 1)
+    made = {}
+    for name in ("auto", "torch", "onnx", "openvino"):
+        engine = open_engine(info, replace(SETTINGS, runtime=name))
+        assert engine.runtime.name == name.replace("auto", "torch")
+        made[name] = engine.extract(mixture, engine.embed([reference]))
+        assert agree(made[name], made["auto"])
+
+
+def test_a_system_runs_in_torch_only(tiny: System) -> None:
+    with pytest.raises(EngineError, match=r"a System runs in torch. For onnx, use open_engine"):
+        Engine(tiny, replace(SETTINGS, runtime="onnx"))
+
+
+@pytest.mark.parametrize("damage", ["bits", "missing", "facts"])
+def test_damaged_graphs_of_the_cache_are_made_anew(
+    info: CheckpointInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    good = graphs.place(info)
+    monkeypatch.setenv("MCSPEX_CACHE", str(tmp_path))
+    folder = graphs.place(info)
+    folder.mkdir(parents=True)
+    for path in good.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    if damage == "bits":
+        data = bytearray((folder / EXTRACT).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / EXTRACT).write_bytes(data)
+    elif damage == "missing":
+        (folder / EMBED).unlink()
+    else:
+        (folder / FACTS).write_text("[1")
+    assert graphs.find(info) is None
+    assert choose(info, EngineSettings(), 3) == "torch"
+    assert opening.lacks_graphs(info, "onnx")
+
+    def prepare(_: CheckpointInfo) -> None:
+        for path in good.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(exporting, "prepare", prepare)
+    assert open_engine(info, replace(SETTINGS, runtime="onnx")).runtime.name == "onnx"
+
+
+def test_graphs_of_another_config_are_refused(info: CheckpointInfo) -> None:
+    other = replace(info, config={**info.config, "true_level": True})
+    with pytest.raises(CheckpointError, match=r"graphs of another model or mcspex\. Export"):
+        graphs.read(graphs.place(info), other)
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCSPEX_CACHE", "/a")
+    assert graphs.cache() == Path("/a")
+    monkeypatch.delenv("MCSPEX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert graphs.cache() == Path("/b/mcspex")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert graphs.cache() == Path.home() / ".cache" / "mcspex"
+
+
+def test_openvino_works_without_a_cache(
+    info: CheckpointInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = graphs.find(info)
+    assert made
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MCSPEX_CACHE", str(tmp_path / "file"))
+    assert OpenvinoRuntime(made, SETTINGS).embed(buzz(100, 1)).shape == (16,)
