@@ -32,10 +32,10 @@ from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.extraction import processes
 from mcspex_cli.extraction.benchmark import describe_machine
-from mcspex_cli.extraction.memory import keep_memory
 from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.synthesis import scene
+from mcspex_cli.extraction.tuning import keep_memory
 from tests.checkpoint.published import Published, Sizes, published
 
 RATE_HZ = 8000

@@ -17,6 +17,7 @@ from mcspex_cli.cli.models import models
 from mcspex_cli.cli.report import report
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
+from mcspex_cli.extraction.tuning import share_cores
 
 
 class Commands(click.Group):
@@ -25,6 +26,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        share_cores()
         try:
             return super().invoke(ctx)
         except McspexError as error:

@@ -24,7 +24,7 @@ model.layers model.encoder model.speaker model.extractor model.decoder model.sys
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts
 checkpoint.conversion checkpoint.verification checkpoint.publishing
-extraction.memory extraction.ahead extraction.chunks extraction.signals extraction.checks
+extraction.tuning extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
 extraction.engine extraction.opening

@@ -117,8 +117,8 @@ def extract(
 def _enroll(references: Sequence[Path], info: CheckpointInfo, how: EngineSettings) -> Voice:
     """Load the model and embed the references."""
     from mcspex_cli.extraction.files import read_references
-    from mcspex_cli.extraction.memory import keep_memory
     from mcspex_cli.extraction.opening import open_engine
+    from mcspex_cli.extraction.tuning import keep_memory
 
     keep_memory()
     engine = open_engine(info, how)

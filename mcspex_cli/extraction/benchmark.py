@@ -18,11 +18,11 @@ from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
 from mcspex_cli.extraction import processes
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.memory import keep_memory
 from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.shares import cores
 from mcspex_cli.extraction.synthesis import scene
+from mcspex_cli.extraction.tuning import keep_memory
 
 RATE_HZ = 8000
 """Of networks with random weights."""
@@ -104,7 +104,11 @@ def _serve(case: Case, began: float, speaker: Connection) -> None:
 
 def _measured(engine: Engine, case: Case, load_s: float) -> Measurement | None:
     """Time an engine's work."""
-    runtime, device, precision = _name(engine), engine.runtime.device, engine.runtime.precision
+    runtime, device, precision = (
+        engine.runtime.name,
+        engine.runtime.device,
+        engine.runtime.precision,
+    )
     if (runtime, precision) in case.known:
         return None
     mixture, reference = scene(case.seconds, engine.sample_rate_hz)
@@ -126,14 +130,6 @@ def _measured(engine: Engine, case: Case, load_s: float) -> Measurement | None:
         times_s=times_s,
         peak_mib=_peak_mib(device),
         estimate=estimate,
-    )
-
-
-def _name(engine: Engine) -> str:
-    """What runs the network, by the name that --runtime knows."""
-    asked = engine.settings.runtime
-    return (
-        type(engine.runtime).__name__.removesuffix("Runtime").lower() if asked == "auto" else asked
     )
 
 
