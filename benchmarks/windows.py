@@ -1,6 +1,6 @@
 """How long windows and their overlap should be: SI-SDRi on long mixtures, and agreement.
 
-    python benchmarks/windows.py MIXTURES REFERENCES TRUTH
+    python -m benchmarks.windows MIXTURES REFERENCES TRUTH
 
 Each is a folder of WAVs of the same names. Every setting is compared with the whole file in
 one window: agreement is the SI-SDR of its estimate against that one's.
