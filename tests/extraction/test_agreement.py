@@ -1,0 +1,84 @@
+"""The bundled model on real sounds: what makes it quick changes nothing that one could hear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcspex_cli import audio, si_sdr
+from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.model.systems import System
+from tests.conftest import EXAMPLES
+
+Case = tuple[Samples, Samples, Samples]
+WHOLE_S = 1e6
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    return load_checkpoint("mcspex-small-8k")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """Mixture, reference and truth of all examples."""
+    folder = EXAMPLES / "set"
+
+    def read(path: Path) -> Samples:
+        return audio.read(path, 8000)
+
+    return [
+        (read(path), read(reference(path)), read(folder / "truth" / path.name))
+        for path in sorted((folder / "mixtures").glob("*.flac"))
+    ]
+
+
+def reference(mixture: Path) -> Path:
+    folder = mixture.parents[1] / "references"
+    return folder / f"{mixture.stem.partition('_')[0]}.flac"
+
+
+def engine(system: System, precision: str = "float32", window_s: float = WHOLE_S) -> Engine:
+    return Engine(system, EngineSettings("cpu", precision, window_s))
+
+
+def extracted(engine: Engine, case: Case) -> Samples:
+    return engine.extract(case[0], engine.embed([case[1]]))
+
+
+def test_bfloat16_loses_nothing(system: System, cases: list[Case]) -> None:
+    scores = {
+        precision: [si_sdr(extracted(engine(system, precision), case), case[2]) for case in cases]
+        for precision in ("float32", "bfloat16")
+    }
+    lost = np.subtract(scores["float32"], scores["bfloat16"])
+    assert len(lost) == 6
+    assert np.mean(lost) < 0.05
+    assert np.abs(lost).max() < 0.2
+
+
+@torch.inference_mode()
+def test_folding_loses_nothing(system: System, cases: list[Case]) -> None:
+    for case in cases:
+        mixture, reference, _ = (torch.from_numpy(sound)[None] for sound in case)
+        expected = system.extract(mixture, system.embed(reference))[0].numpy()
+        assert si_sdr(extracted(engine(system), case), expected) > 80
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_windows_lose_nothing(system: System, cases: list[Case], precision: str) -> None:
+    one, other = cases[0], cases[1]
+    times = 5
+    mixture, truth = (np.concatenate([one[i], other[i]] * times) for i in (0, 2))
+    assert len(mixture) > 3 * 8000 * EngineSettings().window_s / 2
+    case = (mixture, one[1], truth)
+    whole = extracted(engine(system, precision), case)
+    cut = extracted(engine(system, precision, EngineSettings().window_s), case)
+    assert si_sdr(cut, whole) > 15  # each window has norms of its own
+    assert si_sdr(cut, truth) > si_sdr(whole, truth) - 0.3
