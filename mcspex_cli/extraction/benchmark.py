@@ -104,12 +104,8 @@ def _serve(case: Case, began: float, speaker: Connection) -> None:
 
 def _measured(engine: Engine, case: Case, load_s: float) -> Measurement | None:
     """Time an engine's work."""
-    runtime, device, precision = (
-        engine.runtime.name,
-        engine.runtime.device,
-        engine.runtime.precision,
-    )
-    if (runtime, precision) in case.known:
+    used = engine.runtime
+    if (used.name, used.precision) in case.known:
         return None
     mixture, reference = scene(case.seconds, engine.sample_rate_hz)
     began = time.monotonic()
@@ -121,14 +117,14 @@ def _measured(engine: Engine, case: Case, load_s: float) -> Measurement | None:
         ends.append(time.monotonic())
     times_s = tuple(end - start for start, end in pairwise(ends))
     return Measurement(
-        runtime=runtime,
-        device=device,
-        precision=precision,
+        runtime=used.name,
+        device=used.device,
+        precision=used.precision,
         seconds=case.seconds,
         load_s=load_s,
         first_s=ends[0] - began,
         times_s=times_s,
-        peak_mib=_peak_mib(device),
+        peak_mib=_peak_mib(used.device),
         estimate=estimate,
     )
 
