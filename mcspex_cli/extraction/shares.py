@@ -45,12 +45,11 @@ class BatchSettings:
             {
                 "model": self.checkpoint.sha256,
                 "precision": self.precision,
+                "runtime": self.runtime,
                 "windows": [engine.window_s, engine.context_s, engine.fade_s],
                 "channel": files.channel,
                 "level": files.level,
                 "subtype": files.subtype,
-                # torch goes without saying, as it did in batches begun when there was no other.
-                **({} if self.runtime == "torch" else {"runtime": self.runtime}),
             }
         )
 
