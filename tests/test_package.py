@@ -25,6 +25,7 @@ checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoin
 checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts
 checkpoint.conversion checkpoint.verification checkpoint.publishing
 extraction.tuning extraction.ahead extraction.chunks extraction.signals extraction.checks
+extraction.speech
 extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
 extraction.engine extraction.opening
