@@ -26,7 +26,7 @@ checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpo
 checkpoint.conversion checkpoint.verification checkpoint.publishing
 extraction.tuning extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.speech
-extraction.runtime extraction.torch_runtime extraction.graph_runtime
+extraction.presence extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
 extraction.engine extraction.opening
 extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal

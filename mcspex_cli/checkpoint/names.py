@@ -38,6 +38,8 @@ class CheckpointInfo:
     provenance: dict[str, Any]
     revision: str | None = None
     """The commit, of a model of the Hub."""
+    calibration: Any = None
+    """What presence is told by, as the config has it; see `extraction.presence`."""
     refs: tuple[str, ...] = ()
     """Branches and tags that meant this commit when the Hub was last asked."""
 
@@ -214,6 +216,7 @@ def _describe(folder: Path) -> CheckpointInfo:
         sha256=raw["sha256"],
         config=raw["system"],
         provenance=raw["provenance"],
+        calibration=raw.get("calibration"),
     )
 
 
@@ -227,6 +230,7 @@ def _describe_cached(snapshot: cache.Snapshot) -> CheckpointInfo:
         sha256=raw["sha256"],
         config=raw["system"],
         provenance=raw["provenance"],
+        calibration=raw.get("calibration"),
         revision=snapshot.commit,
         refs=snapshot.refs,
     )

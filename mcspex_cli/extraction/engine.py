@@ -14,6 +14,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.checks import check_signal
 from mcspex_cli.extraction.chunks import Windowing
+from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
 from mcspex_cli.extraction.signals import Cut, Piece, Signal, batches, cut_all, joined
 
@@ -37,8 +38,15 @@ class Engine:
         EngineError: the device or precision is not to be had here, or not for a System.
     """
 
-    def __init__(self, system: System | Runtime, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        system: System | Runtime,
+        settings: EngineSettings | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.settings = settings or EngineSettings()
+        self.calibration = calibration
+        """What its model's likenesses mean, if that is known."""
         self.runtime = _runtime(system, self.settings)
         self.sample_rate_hz = self.runtime.sample_rate_hz
         self.batch = self.settings.batch or self.runtime.batch
@@ -64,7 +72,7 @@ class Engine:
         parts = [
             part for clip in references for part in np.array_split(clip, -(-len(clip) // longest))
         ]
-        embeddings = [self._embed_one(part) for part in parts]
+        embeddings = [self._remembered(part) for part in parts]
         weights = [float(len(part)) for part in parts]
         averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
         return averaged
@@ -146,14 +154,25 @@ class Engine:
         parts = (slice(half), slice(half, None))
         return np.concatenate([self._compute(mixtures[part], voices[part]) for part in parts])
 
-    def _embed_one(self, clip: Samples) -> Samples:
+    def embed_part(self, part: Samples) -> Samples:
+        """Embed a stretch of sound [sample] as it is, unchecked and not remembered.
+
+        Returns:
+            [embedding].
+
+        Raises:
+            EngineError: the precision gave numbers that are not finite, or memory is short.
+        """
+        try:
+            return self._finite(self.runtime.embed(part))
+        except OutOfMemoryError as error:
+            raise self._short_of_memory() from error
+
+    def _remembered(self, clip: Samples) -> Samples:
         """Embed a clip, or remember that it was."""
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
         if key not in self._embeddings:
-            try:
-                self._embeddings[key] = self._finite(self.runtime.embed(clip))
-            except OutOfMemoryError as error:
-                raise self._short_of_memory() from error
+            self._embeddings[key] = self.embed_part(clip)
         return self._embeddings[key]
 
     def _short_of_memory(self) -> EngineError:

@@ -10,6 +10,7 @@ from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.presence import parse_calibration
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 
 if TYPE_CHECKING:
@@ -66,10 +67,12 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings) -> Engine:
     """Make an engine of a checkpoint, with the runtime that `settings` names; "auto" is torch.
 
     Raises:
-        CheckpointError: the weights or graphs are damaged or do not fit.
+        CheckpointError: the weights, graphs or calibration are damaged or do not fit.
         EngineError: the runtime, device or precision is not to be had here.
     """
-    return Engine(_runtime(info, settings), settings)
+    runtime = _runtime(info, settings)
+    calibration = parse_calibration(info.calibration, info.config["embedding"], info.label)
+    return Engine(runtime, settings, calibration)
 
 
 def _runtime(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
