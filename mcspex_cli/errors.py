@@ -13,7 +13,8 @@ McspexError            exit 1
 │   └── PlanError      the same of a whole batch, every reason listed
 ├── ConfigError        a configuration file that says something impossible
 ├── PartialFailure     exit 3: some of many files failed, the rest are done
-└── BelowThreshold     exit 4: everything was scored, and is not good enough
+├── BelowThreshold     exit 4: everything was scored, and is not good enough
+└── AbsentError        exit 5: the voice is not in the mixture, and that is not accepted
 ```
 
 A message says which, why, and what to do now, in one line.
@@ -84,3 +85,9 @@ class BelowThreshold(McspexError):  # noqa: N818
     """A mean fell short of what the user asked for."""
 
     exit_code = 4
+
+
+class AbsentError(McspexError):
+    """The voice asked for is not in a mixture."""
+
+    exit_code = 5

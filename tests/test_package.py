@@ -28,9 +28,10 @@ extraction.tuning extraction.ahead extraction.chunks extraction.signals extracti
 extraction.speech
 extraction.presence extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
-extraction.engine extraction.opening
-extraction.jobs extraction.manifests extraction.references extraction.planning extraction.journal
-extraction.shares extraction.levels extraction.spool extraction.sources extraction.files
+extraction.engine extraction.opening extraction.listening
+extraction.levels extraction.jobs extraction.manifests extraction.references extraction.planning
+extraction.journal extraction.shares extraction.loudness extraction.spool extraction.sources
+extraction.activity extraction.outputs extraction.files
 extraction.work extraction.processes extraction.workers extraction.batch
 extraction.synthesis extraction.benchmark
 evaluation.metrics evaluation.perceptual evaluation.pairing evaluation.scoring
@@ -39,9 +40,9 @@ evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
 evaluation.exhibits evaluation.gallery evaluation.batches evaluation.speed
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
-training.journal training.preparation training.trainer
+training.journal training.preparation training.trainer training.calibration
 cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch
-cli.evaluate cli.report cli.exchange cli.models cli.bench cli.train
+cli.evaluate cli.report cli.exchange cli.calibrate cli.models cli.bench cli.train
 __main__
 """.split()
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcspex_cli import paths
 from mcspex_cli.errors import CheckpointError, ForeignModel
 
 if TYPE_CHECKING:
@@ -146,6 +147,18 @@ def read_config(folder: Path, name: str = "", remedy: str = REMEDY) -> dict[str,
     if not all(isinstance(raw.setdefault(key, kind()), kind) for key, kind in kinds.items()):
         raise CheckpointError(f"{named}: damaged. {remedy}")
     return raw
+
+
+def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
+    """Put a calibration into a folder's config.json, or replace the one there.
+
+    Raises:
+        CheckpointError: as `read_config`.
+        OutputError: it cannot be written.
+    """
+    config = {**read_config(folder), "calibration": calibration}
+    with paths.whole(folder / CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _short(value: object) -> str:

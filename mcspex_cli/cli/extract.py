@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint.names import CheckpointInfo
     from mcspex_cli.extraction.engine import Engine
-    from mcspex_cli.extraction.files import Extraction
     from mcspex_cli.extraction.jobs import FileSettings, Job
+    from mcspex_cli.extraction.outputs import Extraction
     from mcspex_cli.extraction.runtime import EngineSettings
 
 GOOD_REFERENCE_S = 1.5

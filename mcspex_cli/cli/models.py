@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options
+from mcspex_cli.cli.calibrate import calibrate
 from mcspex_cli.cli.downloads import card_of, download, find_model
 from mcspex_cli.cli.exchange import convert, export, push
 from mcspex_cli.errors import CheckpointError
@@ -156,6 +157,7 @@ def rm(name: str, yes: bool) -> None:
     console.say(f"{name}: deleted, {console.size(freed)} freed")
 
 
+models.add_command(calibrate)
 models.add_command(convert)
 models.add_command(export)
 models.add_command(push)

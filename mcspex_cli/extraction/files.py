@@ -2,7 +2,7 @@
 
 ```
 reading thread        this thread                              writing thread
-mixture file ──────▶ windows, network, spool, measure ──────▶ level, estimate file
+mixture file ──────▶ windows, network, spool, listen ───────▶ level, estimate file
 ```
 """
 
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -25,35 +24,15 @@ from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.checks import check_level, check_signal
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.jobs import FileSettings, Job
-from mcspex_cli.extraction.levels import Loudness
+from mcspex_cli.extraction.levels import Match
+from mcspex_cli.extraction.listening import Listener
+from mcspex_cli.extraction.outputs import Extraction, Made, write
 from mcspex_cli.extraction.signals import Piece
 from mcspex_cli.extraction.sources import Order, Source, signals, unforeseen
 from mcspex_cli.extraction.spool import Spool
 
 _WRITTEN_BEHIND = 4
 """Estimates that may wait to be written."""
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What was done for one mixture."""
-
-    mixture: Path
-    output: Path
-    seconds: float
-    sample_rate_hz: int
-    elapsed_s: float
-    gain_db: tuple[float, ...]
-    """What the network's output was multiplied by, for each channel."""
-    limited: bool
-    """Whether the level asked for would have clipped, so that all was turned down."""
-    silent: bool
-    """Whether the estimate is silent."""
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of work per second of audio."""
-        return self.elapsed_s / self.seconds
 
 
 def read_references(paths: Sequence[Path], engine: Engine) -> list[Samples]:
@@ -83,14 +62,15 @@ def extract_file(
 ) -> Extraction:
     """Extract the voice of `embedding` from a file to a file at the same rate and length.
 
-    Two passes, so that one gain holds for the whole file and memory does not grow with it:
-    first to an unnamed temporary file while levels are measured, then to the output.
+    First to an unnamed temporary file, then to the output (see `outputs`), so that one gain holds
+    for the whole file and memory does not grow with it.
 
     `embedding` [embedding] is `engine`'s; `advance` is called with the seconds of audio done
     since its last call.
 
     Raises:
         AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
+        AbsentError: the voice is not in it, and the settings say that this is to fail.
         OutputError: the output cannot be written.
         EngineError: the precision gave numbers that are not finite, or memory is short.
     """
@@ -123,9 +103,9 @@ def extract_files(
                 continue
             ready: Future[Result] = Future()
             try:
-                spooled = _spool(engine, source, pieces, settings, advance)
-                elapsed_s = time.monotonic() - began
-                ready = writer.submit(_write, spooled, settings, elapsed_s)
+                made = _spool(engine, source, pieces, signal.embedding, settings, advance)
+                made.elapsed_s = time.monotonic() - began
+                ready = writer.submit(_write, made)
             except McspexError as error:
                 ready.set_result(error)
             except Exception as error:
@@ -139,70 +119,46 @@ def extract_files(
             yield job, ready.result()
 
 
-@dataclass
-class _Spooled:
-    """An estimate at the network's level, and what was measured on the way."""
-
-    source: Source
-    out: audio.Writer
-    spool: Spool
-    loudness: Loudness
-
-
 def _spool(
     engine: Engine,
     source: Source,
     pieces: Iterator[Piece],
+    voice: Samples,
     settings: FileSettings,
     advance: Callable[[float], object],
-) -> _Spooled:
-    """Take the estimate, at the file's rate, to a temporary file."""
+) -> Made:
+    """Take the estimate, at the file's rate, to a temporary file, and listen to it."""
     job = source.order.job
     first = next(pieces)  # only now is the mixture's header known
-    loudness = Loudness(source.channels, engine.runtime.true_level)
+    rate_hz, channels = source.sample_rate_hz, source.channels
+    match, listener = Match(channels), Listener(engine, voice)
 
     def at_network_rate() -> Iterator[Samples]:
         """The estimates as they come."""
         for estimate, mixture in chain([first], pieces):
-            loudness.add(estimate, mixture)
+            match.add(estimate, mixture)
+            listener.add(estimate, mixture)
             yield estimate
 
-    rate_hz, channels = source.sample_rate_hz, source.channels
     with ExitStack() as undo:
         out = undo.enter_context(audio.Writer(job.output, rate_hz, channels, settings.subtype))
         spool = undo.enter_context(closing(Spool(job.output, channels)))
         back = audio.Resampler(engine.sample_rate_hz, rate_hz, channels)
         for block in back.run(at_network_rate()):
-            loudness.add_peak(block)
             spool.append(block)
             advance(block.shape[1] / rate_hz)
-        check_level(str(job.mixture), loudness.mixture_mean_square())
+        check_level(str(job.mixture), match.mixture_mean_square())
+        gain = np.ones(channels) if engine.runtime.true_level else match.gain()
+        made = Made(source, out, spool, gain, listener.finish(), settings)
         undo.pop_all()
-    return _Spooled(source, out, spool, loudness)
+    return made
 
 
-def _write(made: _Spooled, settings: FileSettings, elapsed_s: float) -> Result:
-    """Write an estimate at its level."""
-    source, loudness, job = made.source, made.loudness, made.source.order.job
-    is_float = settings.subtype == "FLOAT" and job.output.suffix.lower() == ".wav"
-    loudness.decide(settings.level, clips=not is_float)
-    factors = loudness.gain.astype(np.float32)[:, None]
-    rate_hz = source.sample_rate_hz
+def _write(made: Made) -> Result:
+    """Write what was made, or say why not."""
     try:
-        with closing(made.spool) as spool, made.out as out:
-            for block in spool.exactly(source.frames):
-                out.write(block * factors)
+        return write(made)
     except McspexError as error:
         return error
     except Exception as error:
-        return unforeseen(job.mixture, error)
-    return Extraction(
-        mixture=job.mixture,
-        output=job.output,
-        seconds=source.frames / rate_hz,
-        sample_rate_hz=rate_hz,
-        elapsed_s=elapsed_s,
-        gain_db=loudness.gain_db(),
-        limited=loudness.limited,
-        silent=loudness.is_silent(),
-    )
+        return unforeseen(made.source.order.job.mixture, error)

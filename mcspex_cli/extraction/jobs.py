@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mcspex_cli import audio, paths
 from mcspex_cli.errors import OutputError
+from mcspex_cli.extraction.levels import Level
 
-LEVELS = ("match", "peak", "raw")
+ABSENT = ("keep", "mute", "fail")
+"""What may be done where the voice is not there."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +21,27 @@ class FileSettings:
     channel: str = "mix"
     """"mix", a channel's number, or "all": each channel extracted for itself."""
     level: str = "match"
-    """"match" (as loud as in the mixture), "peak" (to -1 dBFS) or "raw" (the network's).
+    """"match" (as loud as in the mixture), "peak" (to -1 dBFS), "lufs=-23" (so loud by BS.1770)
+    or "raw" (the network's).
 
     Most networks' level is arbitrary, and matched by least squares; some have learnt it."""
     subtype: str = "PCM_16"
+    absent: str = "keep"
+    """What is done where the voice is not there, of `ABSENT`: nothing, silence, an error."""
+    wet_db: float = 0.0
+    """Gain of the voice."""
+    dry_db: float | None = None
+    """Gain of the mixture that is added to it; None for none."""
 
     def __post_init__(self) -> None:
-        """Refuse a level that is none of `LEVELS`.
+        """Refuse what means nothing.
 
         Raises:
-            ValueError: as said.
+            ValueError: a level that `Level` does not know, or what is none of `ABSENT`.
         """
-        if self.level not in LEVELS:
-            raise ValueError(f"level {self.level!r} is none of {', '.join(LEVELS)}")
+        Level.parse(self.level)
+        if self.absent not in ABSENT:
+            raise ValueError(f"absent {self.absent!r} is none of {', '.join(ABSENT)}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ class Job:
     id: str = ""
     seconds: float | None = None
     """The mixture's length; None if it could not be read."""
+    residual: Path | None = None
+    """Where what is left of the mixture goes."""
+    activity: Path | None = None
+    """Where it is noted when the voice speaks: .json, .rttm or .srt."""
+    speaker: str = "target"
+    """What the voice is called in that."""
 
 
 def plan(

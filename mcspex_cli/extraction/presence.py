@@ -19,9 +19,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
+
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,18 @@ class Calibration:
     def presence(self, evidence: Sequence[Evidence]) -> float:
         """The probability, 0 to 1, that the voice is in segments, weighed by their seconds.
 
-        As likely as not before anything was heard; 0 where nothing is left to hear.
+        0 where nothing is to be heard.
         """
-        heard = [one for one in evidence if one.audible]
-        if not heard:
+        features = pooled(evidence)
+        if features is None:
             return 0.0
-        features = np.average(
-            [one.features for one in heard], axis=0, weights=[one.seconds for one in heard]
-        )
         odds = float(np.dot(self.weights, [*features, 1.0]))
         return float(1 / (1 + np.exp(-odds)))
+
+    def is_wrong(self, evidence: Sequence[Evidence]) -> bool:
+        """Whether what was left is so much more like the reference that the roles are swapped."""
+        features = pooled(evidence)
+        return features is not None and features[1] - features[0] > self.wrong_speaker
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,17 @@ class Evidence:
         return self.likeness, self.residual_likeness, self.gain
 
 
+def pooled(evidence: Sequence[Evidence]) -> Vector | None:
+    """The mean features of segments by their seconds; None where nothing is to be heard."""
+    heard = [one for one in evidence if one.audible]
+    if not heard:
+        return None
+    features: Vector = np.average(
+        [one.features for one in heard], axis=0, weights=[one.seconds for one in heard]
+    )
+    return features
+
+
 def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | None:
     """A config's calibration, checked; None for None, of a model that has none.
 
@@ -102,7 +118,9 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
             dict(raw["measured"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its calibration is malformed. Calibrate it again.") from error
+        raise CheckpointError(
+            f"{path}: its calibration is malformed. Calibrate it again."
+        ) from error
     numbers = (*made.centre, *made.weights, made.threshold, made.wrong_speaker)
     counts = len(made.centre), len(made.weights)
     if not np.isfinite(numbers).all() or counts != (embedding, 4):

@@ -48,6 +48,11 @@ class Source:
         """Samples per channel, once all are read."""
         return self._reader.frames
 
+    def again(self) -> audio.Reader:
+        """The mixture once more, as it is in the file, the channels that were asked for."""
+        path, channel = self.order.job.mixture, self._settings.channel
+        return audio.Reader(path, self.sample_rate_hz, channel)
+
     def __iter__(self) -> Iterator[Samples]:
         """Probe the file, then read it."""
         info = audio.probe(self.order.job.mixture)

@@ -1,0 +1,162 @@
+"""Listening to an estimate while it is made: is the voice in it, when, and is it the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.checks import LEAST_S, SILENCE_DB, level_db
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.presence import Calibration, Evidence, Vector, pooled
+from mcspex_cli.extraction.speech import FRAME_S, Levels, frame_levels_db
+
+SEGMENT_S = 4.0
+"""What is embedded and judged at once: less says less, more tells less well when."""
+
+BEST_S = 20.0
+"""A file is judged by its best seconds: a voice may speak for a minute of an hour."""
+
+_LEVEL_DB = -25.0
+"""RMS level at which segments are embedded: embeddings depend a little on level."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording, and how sure it is that the voice speaks in it."""
+
+    start_s: float
+    end_s: float
+    presence: float
+    present: bool
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What listening to a whole file told; presence only of a model that is calibrated."""
+
+    estimate_db: Levels
+    """[frame] of 10 ms, of the network's own estimate."""
+    mixture_db: Levels
+    features: Vector | None = None
+    """The evidence that presence is told by, see `Calibration`; None where nothing is heard."""
+    presence: float | None = None
+    present: bool | None = None
+    """Whether presence is as high as where the voice is there."""
+    wrong_speaker: bool | None = None
+    """Whether what is left is more like the reference than right ones leave it."""
+    segments: tuple[Segment, ...] = ()
+
+
+class Listener:
+    """Takes an estimate and its mixture in blocks, and keeps only what it makes of them."""
+
+    def __init__(
+        self, engine: Engine, voice: Samples, calibration: Calibration | None = None
+    ) -> None:
+        self._engine, self._voice, self._rate_hz = engine, voice, engine.sample_rate_hz
+        self._calibration = calibration or engine.calibration
+        frame = max(1, round(FRAME_S * self._rate_hz))
+        self._segment = frame * round(SEGMENT_S / FRAME_S)
+        self._held = np.zeros((2, 0), np.float32)
+        self._fresh = 0
+        """Samples at the end of those held that were not judged."""
+        self._done = 0
+        self._evidence: list[Evidence] = []
+        self._levels: list[tuple[Levels, Levels]] = []
+
+    def add(self, estimate: Samples, mixture: Samples) -> None:
+        """Listen to a block [channel, sample] of both, at the engine's rate; channels are mixed.
+
+        Raises:
+            EngineError: as `Engine.embed_part`.
+        """
+        both = np.stack([estimate.mean(axis=0), mixture.mean(axis=0)])
+        self._held = np.concatenate([self._held, both], axis=1)
+        self._fresh += both.shape[1]
+        while self._fresh >= self._segment:
+            ends = self._held.shape[1] - self._fresh + self._segment
+            self._judge(self._held[:, ends - self._segment : ends], self._segment)
+            self._held = self._held[:, ends - self._segment :]
+
+    def finish(self) -> Heard:
+        """Judge the rest, by its last four seconds, and then all.
+
+        Raises:
+            EngineError: as `Engine.embed_part`.
+        """
+        if self._fresh:
+            self._judge(self._held[:, -self._segment :], self._fresh)
+        estimate_db, mixture_db = (
+            np.concatenate(levels) for levels in zip(*self._levels, strict=True)
+        )
+        heard = Heard(estimate_db, mixture_db)
+        if self._calibration is None:
+            return heard
+        return _judged(heard, self._evidence, self._calibration)
+
+    def _judge(self, both: Samples, fresh: int) -> None:
+        """Take evidence of a segment, of which the last `fresh` samples are new."""
+        new = both[:, -fresh:]
+        self._levels.append(
+            (
+                frame_levels_db(new[0], self._rate_hz),
+                frame_levels_db(new[1], self._rate_hz),
+            )
+        )
+        if self._calibration:
+            one = self._evidence_of(both, self._calibration)
+            start_s, seconds = self._done / self._rate_hz, fresh / self._rate_hz
+            self._evidence.append(replace(one, start_s=start_s, seconds=seconds))
+        self._done += fresh
+        self._fresh -= fresh
+
+    def _evidence_of(self, both: Samples, calibration: Calibration) -> Evidence:
+        """What a segment of estimate and mixture [2, sample] tells."""
+        estimate, mixture = both.astype(np.float64)
+        energy, shared = float(estimate @ estimate), float(estimate @ mixture)
+        silent = level_db(float(np.mean(np.square(mixture)))) < SILENCE_DB
+        if silent or energy == 0 or shared == 0 or len(mixture) < LEAST_S * self._rate_hz:
+            return Evidence(0.0, 0.0, 0.0, 0.0, 0.0, audible=False)
+        gain = shared / energy
+        parts = (gain * estimate, mixture - gain * estimate)
+        likenesses = [
+            calibration.likeness(self._engine.embed_part(_at_level(part)), self._voice)
+            for part in parts
+        ]
+        return Evidence(0.0, 0.0, likenesses[0], likenesses[1], float(np.log10(abs(gain))))
+
+
+def _judged(heard: Heard, evidence: Sequence[Evidence], calibration: Calibration) -> Heard:
+    """What was heard, with what the evidence says."""
+    best: list[Evidence] = []
+    for one in sorted(evidence, key=lambda one: calibration.presence([one]), reverse=True):
+        if one.audible and sum(other.seconds for other in best) < BEST_S:
+            best.append(one)
+    presence = calibration.presence(best)
+    segments = []
+    for k, one in enumerate(evidence):
+        around = evidence[max(0, k - 1) : k + 2] if one.audible else ()
+        likely = calibration.presence(around)
+        end_s = one.start_s + one.seconds
+        there = likely >= calibration.threshold
+        segments.append(Segment(round(one.start_s, 3), round(end_s, 3), likely, there))
+    return replace(
+        heard,
+        features=pooled(best),
+        presence=presence,
+        present=presence >= calibration.threshold,
+        wrong_speaker=bool(best) and calibration.is_wrong(best),
+        segments=tuple(segments),
+    )
+
+
+def _at_level(samples: Samples) -> Samples:
+    """Samples at the level at which they are embedded."""
+    rms = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+    scaled: Samples = (samples * (10 ** (_LEVEL_DB / 20) / max(float(rms), 1e-9))).astype(
+        np.float32
+    )
+    return scaled

@@ -1,0 +1,220 @@
+"""What is written of a mixture once its estimate is whole: the voice, the rest, when it speaks.
+
+```
+spool ─▶ match ─▶ mute ─┬─▶ wet ─┬─▶ + ─▶ level ─▶ estimate file
+                        ▼        │   ▲
+mixture, again ───────▶ − ─▶ residual file
+                │                    │
+                └──────────▶ dry ────┘
+```
+
+First all is run through to be measured, then once more to be written, with one gain throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mcspex_cli import audio
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import AbsentError, AudioError
+from mcspex_cli.extraction import activity
+from mcspex_cli.extraction.checks import SILENCE_DB
+from mcspex_cli.extraction.jobs import FileSettings
+from mcspex_cli.extraction.levels import Level, gain_db
+from mcspex_cli.extraction.listening import Heard
+from mcspex_cli.extraction.loudness import Meter
+from mcspex_cli.extraction.sources import Source
+from mcspex_cli.extraction.spool import Spool
+
+FADE_S = 0.05
+"""From voice to silence and back, where the voice is absent and muted."""
+
+Gains = npt.NDArray[np.float64]
+"""A factor for each [channel], or [sample]."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was done for one mixture."""
+
+    mixture: Path
+    output: Path
+    seconds: float
+    sample_rate_hz: int
+    elapsed_s: float
+    gain_db: tuple[float, ...]
+    """What the network's output was multiplied by, for each channel."""
+    limited: bool
+    """Whether the level asked for would have clipped, so that all was turned down."""
+    silent: bool
+    """Whether the estimate is silent."""
+    heard: Heard
+    """Whether the voice is there, and when."""
+    active_s: float
+    """How long it speaks."""
+    residual_gain_db: float = 0.0
+    """What the residual was turned down by not to clip."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work per second of audio."""
+        return self.elapsed_s / self.seconds
+
+
+@dataclass
+class Made:
+    """An estimate at the network's level, and what was measured on the way."""
+
+    source: Source
+    out: audio.Writer
+    spool: Spool
+    match: Gains
+    """What brings the estimate to the voice's level in the mixture [channel]."""
+    heard: Heard
+    settings: FileSettings
+    elapsed_s: float = 0.0
+    factor: float = 1.0
+    """What sets the level asked for."""
+    limited: bool = False
+    residual_factor: float = 1.0
+    silent: bool = False
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the voice is known not to be there."""
+        return self.heard.present is False
+
+    @cached_property
+    def gain(self) -> Gains:
+        """What the network's estimate is multiplied by before the level is set [channel]."""
+        base = np.ones_like(self.match) if self.settings.level == "raw" else self.match
+        scaled: Gains = base * 10 ** (self.settings.wet_db / 20)
+        return scaled
+
+    def blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
+        """The estimate and, if it is asked for, the residual, [channel, sample] of each."""
+        job, frames = self.source.order.job, self.source.frames
+        voice = self.spool.exactly(frames)
+        if not job.residual and self.settings.dry_db is None:
+            for start, block in _counted(voice):
+                yield self._gated(block, start) * _column(self.gain), None
+            return
+        dry = 0.0 if self.settings.dry_db is None else 10 ** (self.settings.dry_db / 20)
+        for start, (block, mixture) in _counted_pairs(voice, self.source.again()):
+            gated = self._gated(block, start)
+            made = gated * _column(self.gain) + np.float32(dry) * mixture
+            yield made, mixture - gated * _column(self.match) if job.residual else None
+
+    def _gated(self, block: Samples, start: int) -> Samples:
+        """A block that begins at sample `start`, silent where the voice is absent and muted."""
+        if self.settings.absent != "mute" or self.heard.present is None:
+            return block
+        if self.is_absent:
+            return np.zeros_like(block)
+        at_s = (start + np.arange(block.shape[1])) / self.source.sample_rate_hz
+        times, values = activity.gate(self.heard, FADE_S)
+        return block * np.interp(at_s, times, values).astype(np.float32)
+
+
+def write(made: Made) -> Extraction:
+    """Write all that is asked for of an estimate, each file whole or not at all.
+
+    Raises:
+        AbsentError: the voice is not there, and that is not to be accepted.
+        AudioError: the mixture changed or went away meanwhile.
+        OutputError: the disk is full or went away.
+    """
+    job, rate_hz = made.source.order.job, made.source.sample_rate_hz
+    with ExitStack() as files:
+        out = files.enter_context(made.out)
+        files.enter_context(closing(made.spool))
+        if made.settings.absent == "fail" and made.is_absent:
+            raise AbsentError(
+                f"{job.mixture}: the voice is not in it (presence {made.heard.presence:.2f}). "
+                "Check the reference, or use --absent keep."
+            )
+        _measure(made)
+        rest = None
+        if job.residual:
+            channels, subtype = made.source.channels, made.settings.subtype
+            rest = files.enter_context(audio.Writer(job.residual, rate_hz, channels, subtype))
+        for estimate, residual in made.blocks():
+            out.write(estimate * np.float32(made.factor))
+            if rest and residual is not None:
+                rest.write(residual * np.float32(made.residual_factor))
+        spans = activity.find_spans(made.heard, max(gain_db(made.match)))
+        activity.write(job, made.heard, spans)
+    return Extraction(
+        mixture=job.mixture,
+        output=job.output,
+        seconds=made.source.frames / rate_hz,
+        sample_rate_hz=rate_hz,
+        elapsed_s=made.elapsed_s,
+        gain_db=gain_db(made.gain * made.factor),
+        limited=made.limited,
+        silent=made.silent,
+        heard=made.heard,
+        active_s=round(sum(end_s - start_s for start_s, end_s in spans), 2),
+        residual_gain_db=gain_db(np.array([made.residual_factor]))[0],
+    )
+
+
+def _measure(made: Made) -> None:
+    """Run through all, for the factors that set the levels of estimate and residual."""
+    settings, source = made.settings, made.source
+    level, loudness_lufs = Level.parse(settings.level), -np.inf
+    meter = Meter(source.sample_rate_hz, source.channels) if level.kind == "lufs" else None
+    peak = residual_peak = 0.0
+    for estimate, residual in made.blocks():
+        peak = max(peak, float(np.abs(estimate).max(initial=0)))
+        if residual is not None:
+            residual_peak = max(residual_peak, float(np.abs(residual).max(initial=0)))
+        if meter:
+            meter.add(estimate)
+    if meter:
+        loudness_lufs = meter.loudness_lufs()
+    is_float = settings.subtype == "FLOAT" and source.order.job.output.suffix.lower() == ".wav"
+    made.factor, made.limited = level.factor(peak, loudness_lufs, clips=not is_float)
+    made.residual_factor, _ = Level("raw").factor(residual_peak, loudness_lufs, clips=not is_float)
+    made.silent = peak * made.factor < 10 ** (SILENCE_DB / 20)
+
+
+def _column(gain: Gains) -> Samples:
+    """Gains [channel] for blocks [channel, sample]."""
+    return gain.astype(np.float32)[:, None]
+
+
+def _counted(blocks: Iterator[Samples]) -> Iterator[tuple[int, Samples]]:
+    """Blocks [channel, sample] with the sample that each begins at."""
+    start = 0
+    for block in blocks:
+        yield start, block
+        start += block.shape[1]
+
+
+def _counted_pairs(
+    voice: Iterator[Samples], mixture: audio.Reader
+) -> Iterator[tuple[int, tuple[Samples, Samples]]]:
+    """The same of estimate and mixture, cut to equal lengths.
+
+    Raises:
+        AudioError: the mixture is shorter than it was.
+    """
+    blocks = iter(mixture)
+    held: Samples | None = None
+    for start, block in _counted(voice):
+        while held is None or held.shape[1] < block.shape[1]:
+            more = next(blocks, None)
+            if more is None:
+                raise AudioError(f"{mixture.path}: changed while it was read. Run it again.")
+            held = more if held is None else np.concatenate([held, more], axis=1)
+        yield start, (block, held[:, : block.shape[1]])
+        held = held[:, block.shape[1] :]
