@@ -137,10 +137,7 @@ def write(made: Made) -> Extraction:
         out = files.enter_context(made.out)
         files.enter_context(closing(made.spool))
         if made.settings.absent == "fail" and made.is_absent:
-            raise AbsentError(
-                f"{job.mixture}: the voice is not in it (presence {made.heard.presence:.2f}). "
-                "Check the reference, or use --absent keep."
-            )
+            raise _absent(job.mixture, made.heard)
         _measure(made)
         rest = None
         if job.residual:
@@ -164,6 +161,14 @@ def write(made: Made) -> Extraction:
         heard=made.heard,
         active_s=round(sum(end_s - start_s for start_s, end_s in spans), 2),
         residual_gain_db=gain_db(np.array([made.residual_factor]))[0],
+    )
+
+
+def _absent(mixture: Path, heard: Heard) -> AbsentError:
+    """What to raise where the voice is not accepted to be absent."""
+    return AbsentError(
+        f"{mixture}: the voice is not in it (presence {heard.presence:.2f}). "
+        "Check the reference, or use --absent keep."
     )
 
 
