@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,9 @@ SEGMENT_S = 4.0
 
 BEST_S = 20.0
 """A file is judged by its best seconds: a voice may speak for a minute of an hour."""
+
+OWN_WEIGHT = 3.0
+"""How much more a segment says of itself than either of its neighbours does."""
 
 _LEVEL_DB = -25.0
 """RMS level at which segments are embedded: embeddings depend a little on level."""
@@ -136,21 +139,25 @@ def _judged(heard: Heard, evidence: Sequence[Evidence], calibration: Calibration
         if one.audible and sum(other.seconds for other in best) < BEST_S:
             best.append(one)
     presence = calibration.presence(best)
-    segments = []
-    for k, one in enumerate(evidence):
-        around = evidence[max(0, k - 1) : k + 2] if one.audible else ()
-        likely = calibration.presence(around)
-        end_s = one.start_s + one.seconds
-        there = likely >= calibration.threshold
-        segments.append(Segment(round(one.start_s, 3), round(end_s, 3), likely, there))
     return replace(
         heard,
         features=pooled(best),
         presence=presence,
         present=presence >= calibration.threshold,
         wrong_speaker=bool(best) and calibration.is_wrong(best),
-        segments=tuple(segments),
+        segments=tuple(_segments(evidence, calibration)),
     )
+
+
+def _segments(evidence: Sequence[Evidence], calibration: Calibration) -> Iterator[Segment]:
+    """How sure it is of each segment, its neighbours considered."""
+    for k, one in enumerate(evidence):
+        own = replace(one, seconds=OWN_WEIGHT * one.seconds)
+        around = [*evidence[max(0, k - 1) : k], own, *evidence[k + 1 : k + 2]]
+        presence = calibration.presence(around) if one.audible else 0.0
+        end_s = round(one.start_s + one.seconds, 3)
+        there = presence >= calibration.threshold
+        yield Segment(round(one.start_s, 3), end_s, presence, there)
 
 
 def _at_level(samples: Samples) -> Samples:
