@@ -102,7 +102,9 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
             dict(raw["measured"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its calibration is malformed. Calibrate it again.") from error
+        raise CheckpointError(
+            f"{path}: its calibration is malformed. Calibrate it again."
+        ) from error
     numbers = (*made.centre, *made.weights, made.threshold, made.wrong_speaker)
     counts = len(made.centre), len(made.weights)
     if not np.isfinite(numbers).all() or counts != (embedding, 4):
