@@ -11,6 +11,7 @@ from mcspex_cli import __version__
 from mcspex_cli.cli import console
 from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.bench import bench
+from mcspex_cli.cli.enroll import enroll
 from mcspex_cli.cli.evaluate import score
 from mcspex_cli.cli.extract import extract
 from mcspex_cli.cli.models import models
@@ -55,7 +56,7 @@ def main() -> None:
     """
 
 
-for command in (extract, batch, score, report, models, bench, simulate, train):
+for command in (extract, batch, enroll, score, report, models, bench, simulate, train):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -28,27 +28,30 @@ _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.partial")
 """A file that a process of this machine has not finished."""
 
 
-def find(folder: Path, without: Collection[Path] = ()) -> list[Path]:
+def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = ()) -> list[Path]:
     """List the sound files under `folder`, however deep, by path; hidden ones are left out.
 
-    Links to folders are followed. `without` has folders that are not entered, resolved.
+    Links to folders are followed. `without` has folders that are not entered, resolved;
+    `also` has other files' suffixes.
 
     Raises:
         AudioError: a link leads to a folder above it.
     """
-    return sorted(_walk(folder, {folder.resolve()}, without))
+    return sorted(_walk(folder, {folder.resolve()}, without, SUFFIXES.union(also)))
 
 
-def by_name(folder: Path) -> dict[str, list[Path]]:
-    """The sound files under `folder` by their path in it without suffix, "a/b"."""
+def by_name(folder: Path, also: Collection[str] = ()) -> dict[str, list[Path]]:
+    """The files that `find` lists by their path in `folder` without suffix, "a/b"."""
     named: dict[str, list[Path]] = {}
-    for path in find(folder):
+    for path in find(folder, also=also):
         named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return named
 
 
-def _walk(folder: Path, above: set[Path], without: Collection[Path]) -> Iterator[Path]:
-    """The sound files of a folder and those below; `above` are it and those over it."""
+def _walk(
+    folder: Path, above: set[Path], without: Collection[Path], suffixes: Collection[str]
+) -> Iterator[Path]:
+    """The files of a folder and those below; `above` are it and those over it."""
     with os.scandir(folder) as entries:
         for entry in entries:
             path = folder / entry.name
@@ -59,8 +62,8 @@ def _walk(folder: Path, above: set[Path], without: Collection[Path]) -> Iterator
                 if below in above:
                     raise AudioError(f"{path}: links to a folder above it. Remove this link.")
                 if below not in without:
-                    yield from _walk(path, above | {below}, without)
-            elif path.suffix.lower() in SUFFIXES and (entry.is_symlink() or entry.is_file()):
+                    yield from _walk(path, above | {below}, without, suffixes)
+            elif path.suffix.lower() in suffixes and (entry.is_symlink() or entry.is_file()):
                 yield path  # a link to nothing is one too, so that its reader says so
 
 

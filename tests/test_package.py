@@ -22,13 +22,13 @@ ORDER = """
 errors paths integrity audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
-checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts
-checkpoint.conversion checkpoint.verification checkpoint.publishing
+checkpoint.graphs checkpoint.weights checkpoint.profiles checkpoint.cards checkpoint.foreign
+checkpoint.layouts checkpoint.conversion checkpoint.verification checkpoint.publishing
 extraction.tuning extraction.ahead extraction.chunks extraction.signals extraction.checks
-extraction.speech
+extraction.speech extraction.trimming extraction.spans
 extraction.presence extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
-extraction.engine extraction.opening extraction.listening
+extraction.engine extraction.opening extraction.listening extraction.quality extraction.voices
 extraction.levels extraction.jobs extraction.manifests extraction.references extraction.planning
 extraction.journal extraction.shares extraction.loudness extraction.spool extraction.sources
 extraction.activity extraction.outputs extraction.files
@@ -41,8 +41,8 @@ evaluation.exhibits evaluation.gallery evaluation.batches evaluation.speed
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer training.calibration
-cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch
-cli.evaluate cli.report cli.exchange cli.calibrate cli.models cli.bench cli.train
+cli.console cli.options cli.interrupts cli.downloads cli.extract cli.enroll cli.results cli.plans
+cli.batch cli.evaluate cli.report cli.exchange cli.calibrate cli.models cli.bench cli.train
 __main__
 """.split()
 
@@ -89,7 +89,7 @@ def test_imports_point_upwards(name: str) -> None:
     [
         ("soundfile", {"audio", "integrity"}),
         ("soxr", {"audio"}),
-        ("safetensors", {"checkpoint.weights"}),
+        ("safetensors", {"checkpoint.weights", "checkpoint.profiles"}),
         ("huggingface_hub", {f"checkpoint.{n}" for n in ("troubles", "cache", "hub", "cards")}),
         ("torchaudio", set()),
         ("jinja2", {"evaluation.gallery"}),
@@ -111,7 +111,7 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
 
 
 WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", "extraction.opening", "__main__"]
-WITHOUT_TORCH += [f"extraction.{name}" for name in ("engine", "graph_runtime", "files")]
+WITHOUT_TORCH += [f"extraction.{n}" for n in ("engine", "graph_runtime", "files", "voices")]
 WITHOUT_TORCH += [name for name in ORDER if name.startswith(("checkpoint.", "cli."))]
 
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     "references",
     multiple=True,
     type=options.PATH,
-    metavar="FILE",
-    help="A clip of the one voice wanted from all. Repeatable.",
+    metavar="FILE|DIR",
+    help="A clip of the one voice wanted from all, a folder of clips, or a profile. Repeatable.",
 )
 @click.option(
     "--refs",
@@ -109,9 +109,12 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
     mcspex batch --manifest plan.csv -o out --shard 2/8
     """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.extraction.planning import check_profiles
+
     _check_scoring(asked)
     shown = not (quiet or as_json)
     plan, settings = _plan(asked), _settings(asked, quiet=not shown)
+    check_profiles(plan, settings.checkpoint)
     prepare(settings.checkpoint, settings.runtime, quiet=not shown)
     if dry_run:
         over = asked["overwrite"]

@@ -15,25 +15,22 @@ from mcspex_cli.cli.downloads import find_model, prepare
 from mcspex_cli.errors import McspexError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint.names import CheckpointInfo
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.jobs import FileSettings, Job
     from mcspex_cli.extraction.outputs import Extraction
     from mcspex_cli.extraction.runtime import EngineSettings
-
-GOOD_REFERENCE_S = 1.5
-"""Seconds of reference in all under which the user is warned."""
+    from mcspex_cli.extraction.voices import Voice
 
 
 @dataclass(frozen=True)
-class Voice:
+class Wanted:
     """A loaded model and the one voice that it is to follow."""
 
     engine: Engine
     info: CheckpointInfo
     references: Sequence[Path]
-    embedding: Samples
+    voice: Voice
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,8 @@ class Talk:
     multiple=True,
     required=True,
     type=options.PATH,
-    metavar="FILE",
-    help="A clip of the wanted voice alone. Repeatable.",
+    metavar="FILE|DIR",
+    help="A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
 )
 @click.option(
     "-o",
@@ -95,38 +92,37 @@ def extract(
     mcspex extract meeting.wav --ref alice.wav
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli import audio
     from mcspex_cli.extraction.jobs import FileSettings, plan
     from mcspex_cli.extraction.opening import choose
     from mcspex_cli.extraction.runtime import EngineSettings
+    from mcspex_cli.extraction.voices import check_sources, list_sources
 
-    jobs = plan(mixtures, references, output, overwrite=overwrite)
-    seconds = sum(audio.probe(path).seconds for path in references)
+    jobs = plan(mixtures, list_sources(references), output, overwrite=overwrite)
     info = find_model(model, offline=offline, quiet=quiet or as_json)
+    check_sources(references, info)
     how = EngineSettings(device, precision, runtime=runtime)
     in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
     how = replace(how, runtime=choose(info, how, in_all))
     prepare(info, how.runtime, quiet=quiet or as_json)
-    voice = _enroll(references, info, how)
-    if seconds < GOOD_REFERENCE_S:
-        console.warn(f"only {seconds:.1f} s of reference; 3 s or more follow a voice better.")
+    wanted = _enroll(references, info, how)
+    for line in wanted.voice.warnings:
+        console.warn(line)
     settings = FileSettings(channel=channel, level=level, subtype=subtype)
-    _work(jobs, voice, settings, Talk(as_json, quiet, verbose))
+    _work(jobs, wanted, settings, Talk(as_json, quiet, verbose))
 
 
-def _enroll(references: Sequence[Path], info: CheckpointInfo, how: EngineSettings) -> Voice:
+def _enroll(references: Sequence[Path], info: CheckpointInfo, how: EngineSettings) -> Wanted:
     """Load the model and embed the references."""
-    from mcspex_cli.extraction.files import read_references
     from mcspex_cli.extraction.opening import open_engine
     from mcspex_cli.extraction.tuning import keep_memory
+    from mcspex_cli.extraction.voices import enroll
 
     keep_memory()
     engine = open_engine(info, how)
-    clips = read_references(references, engine)
-    return Voice(engine, info, references, engine.embed(clips))
+    return Wanted(engine, info, references, enroll(references, engine, info))
 
 
-def _work(jobs: Sequence[Job], voice: Voice, settings: FileSettings, talk: Talk) -> None:
+def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Talk) -> None:
     """Extract every job; one that fails does not stop the others."""
     from mcspex_cli import paths
     from mcspex_cli.extraction.files import extract_file
@@ -138,13 +134,13 @@ def _work(jobs: Sequence[Job], voice: Voice, settings: FileSettings, talk: Talk)
             task = bar.add_task(job.mixture.name, total=_seconds(job.mixture))
             advance = partial(bar.advance, task)
             try:
-                done = extract_file(voice.engine, job, voice.embedding, settings, advance)
+                done = extract_file(wanted.engine, job, wanted.voice.embedding, settings, advance)
             except McspexError as error:
                 failed.append(error)
                 if len(jobs) > 1:
                     console.error(str(error))
             else:
-                _tell(done, voice, talk)
+                _tell(done, wanted, talk)
             bar.remove_task(task)
     if failed and len(jobs) == 1:
         raise failed[0]
@@ -163,21 +159,21 @@ def _seconds(mixture: Path) -> float | None:
         return None
 
 
-def _tell(done: Extraction, voice: Voice, talk: Talk) -> None:
+def _tell(done: Extraction, wanted: Wanted, talk: Talk) -> None:
     """Report one finished mixture."""
     if done.limited:
         console.warn(f"{done.output}: turned down (gain {done.gain_db[0]:+.1f} dB) not to clip.")
     if done.silent:
         console.warn(f"{done.output}: nothing of this voice was found, the result is silent.")
     if talk.as_json:
-        console.data(_as_row(done, voice))
+        console.data(_as_row(done, wanted))
     elif not talk.quiet:
         detail = ""
         if talk.verbose:
             gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
-            by = voice.engine.runtime
+            by = wanted.engine.runtime
             detail = (
-                f"; {voice.info.label} (sha256 {voice.info.sha256[:12]}) on {by.device}, "
+                f"; {wanted.info.label} (sha256 {wanted.info.sha256[:12]}) on {by.device}, "
                 f"{by.precision}, {by.name}, gain {gains} dB"
             )
         console.say(
@@ -186,11 +182,11 @@ def _tell(done: Extraction, voice: Voice, talk: Talk) -> None:
         )
 
 
-def _as_row(done: Extraction, voice: Voice) -> dict[str, object]:
+def _as_row(done: Extraction, wanted: Wanted) -> dict[str, object]:
     """What --json prints for one mixture."""
     return {
         "mixture": str(done.mixture),
-        "references": [str(path) for path in voice.references],
+        "references": [str(path) for path in wanted.references],
         "output": str(done.output),
         "seconds": round(done.seconds, 3),
         "sample_rate_hz": done.sample_rate_hz,
@@ -199,10 +195,10 @@ def _as_row(done: Extraction, voice: Voice) -> dict[str, object]:
         "gain_db": list(done.gain_db),
         "limited": done.limited,
         "silent": done.silent,
-        "device": voice.engine.runtime.device,
-        "precision": voice.engine.runtime.precision,
-        "runtime": voice.engine.runtime.name,
-        "model": voice.info.name,
-        "model_revision": voice.info.revision,
-        "model_sha256": voice.info.sha256,
+        "device": wanted.engine.runtime.device,
+        "precision": wanted.engine.runtime.precision,
+        "runtime": wanted.engine.runtime.name,
+        "model": wanted.info.name,
+        "model_revision": wanted.info.revision,
+        "model_sha256": wanted.info.sha256,
     }

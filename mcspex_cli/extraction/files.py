@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import chain
@@ -21,7 +21,7 @@ import numpy as np
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.checks import check_level, check_signal
+from mcspex_cli.extraction.checks import check_level
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.levels import Match
@@ -33,20 +33,6 @@ from mcspex_cli.extraction.spool import Spool
 
 _WRITTEN_BEHIND = 4
 """Estimates that may wait to be written."""
-
-
-def read_references(paths: Sequence[Path], engine: Engine) -> list[Samples]:
-    """Read clips [sample] of one voice at the engine's rate, mixed to one channel.
-
-    Raises:
-        AudioError: a clip cannot be read, is silent or too short; the message names it.
-    """
-    clips = []
-    for path in paths:
-        clip = audio.read(path, engine.sample_rate_hz)
-        check_signal(str(path), clip, engine.sample_rate_hz)
-        clips.append(clip)
-    return clips
 
 
 Result = Extraction | McspexError

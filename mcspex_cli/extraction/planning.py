@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mcspex_cli import audio, paths
-from mcspex_cli.errors import AudioError, McspexError, PairingError, PlanError
+from mcspex_cli.checkpoint import profiles
+from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
 from mcspex_cli.extraction.references import list_references
+from mcspex_cli.extraction.voices import list_sources
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -51,6 +54,7 @@ def plan_batch(request: BatchRequest) -> list[Job]:
         AudioError: a folder is not there, or links into itself.
     """
     problems: list[str] = []
+    request = replace(request, references=tuple(list_sources(request.references)))
     if request.manifest:
         if request.manifest.resolve().is_relative_to(request.output.resolve()):
             raise PairingError(
@@ -64,10 +68,24 @@ def plan_batch(request: BatchRequest) -> list[Job]:
     entries = _with_truth(request, entries, problems)
     _check_files(entries, problems)
     jobs = _with_outputs(request, entries, problems)
-    if problems:
-        found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise PlanError(f"{found}, see above. Nothing was started.", sorted(problems, key=_natural))
+    _refuse(problems)
     return jobs
+
+
+def check_profiles(jobs: Sequence[Job], model: CheckpointInfo) -> None:
+    """Refuse a plan with profiles that cannot be used, or are for other models.
+
+    Raises:
+        PlanError: as said, with a line for each.
+    """
+    problems = []
+    for path in sorted({path for job in jobs for path in job.references}):
+        if profiles.is_profile(path):
+            try:
+                profiles.embedding_for(path, profiles.read(path), model)
+            except CheckpointError as error:
+                problems.append(str(error))
+    _refuse(problems)
 
 
 def measured(jobs: Sequence[Job]) -> list[Job]:
@@ -206,6 +224,13 @@ def _with_outputs(
             )
         jobs.append(Job(entry.mixture, output, entry.references, entry.truth, entry.id))
     return jobs
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raise what is wrong, if anything is."""
+    if problems:
+        found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise PlanError(f"{found}, see above. Nothing was started.", sorted(problems, key=_natural))
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mcspex_cli import paths
+from mcspex_cli.checkpoint import profiles
 from mcspex_cli.errors import PairingError
 from mcspex_cli.extraction.manifests import read_scp
 
@@ -79,8 +80,8 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
 
 
 def _clips_in(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
-    """A folder's clips by their names, and those of its folders by theirs."""
-    files = paths.by_name(folder)
+    """A folder's clips and profiles by their names, and those of its folders by theirs."""
+    files = paths.by_name(folder, also=(profiles.SUFFIX,))
     folders: dict[str, list[Path]] = defaultdict(list)
     for path in (path for same in files.values() for path in same):
         for parent in path.relative_to(folder).parents[:-1]:

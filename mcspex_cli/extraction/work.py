@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.files import extract_files, read_references
+from mcspex_cli.extraction.files import extract_files
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.outputs import Extraction
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.shares import WINDOW_S, Share
 from mcspex_cli.extraction.sources import Order, unforeseen
+from mcspex_cli.extraction.voices import enroll
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def work(share: Share, stopping: Callable[[], bool]) -> Iterator[Outcome]:
         CheckpointError, EngineError: the model or the device cannot be used.
     """
     engine = _engine(share)
-    voices = _Voices(engine)
+    voices = _Voices(engine, share.settings.checkpoint)
 
     def orders() -> Iterator[Order]:
         """What is wanted, and what only keeps batches as they were."""
@@ -86,10 +88,10 @@ def _engine(share: Share) -> Engine:
 
 
 class _Voices:
-    """Embeddings by their clips, each computed once; so is what a bad clip raises."""
+    """Embeddings by their clips and profiles, each made once; so is what a bad one raises."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, model: CheckpointInfo) -> None:
+        self._engine, self._model = engine, model
         self._known: dict[tuple[Path, ...], Samples | McspexError] = {}
 
     def of(self, references: tuple[Path, ...]) -> Samples:
@@ -108,7 +110,7 @@ class _Voices:
     def _embed(self, references: tuple[Path, ...]) -> Samples | McspexError:
         """The embedding, or why there is none."""
         try:
-            return self._engine.embed(read_references(references, self._engine))
+            return enroll(references, self._engine, self._model, assessed=False).embedding
         except McspexError as error:
             return error
         except Exception as error:
