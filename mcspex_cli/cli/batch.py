@@ -163,9 +163,11 @@ def _settings(asked: dict[str, Any], *, quiet: bool) -> BatchSettings:
     from mcspex_cli.extraction.jobs import FileSettings
     from mcspex_cli.extraction.shares import BatchSettings
 
+    info = find_model(asked["model"], offline=asked["offline"], quiet=quiet)
+    options.check_presence(info, asked["absent"])
     return BatchSettings(
-        find_model(asked["model"], offline=asked["offline"], quiet=quiet),
-        FileSettings(asked["channel"], asked["level"], asked["subtype"]),
+        info,
+        FileSettings(*(asked[name] for name in options.WRITING)),
         devices=tuple(name.strip() for name in asked["devices"].split(",")),
         precision=asked["precision"],
         runtime="torch" if asked["runtime"] == "auto" else asked["runtime"],

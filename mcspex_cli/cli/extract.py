@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options
+from mcspex_cli.cli import console, options, streams
 from mcspex_cli.cli.downloads import find_model, prepare
-from mcspex_cli.errors import McspexError, PartialFailure
+from mcspex_cli.cli.outcomes import Talk, Wanted, tell
+from mcspex_cli.errors import AbsentError, AudioError, McspexError, PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.names import CheckpointInfo
-    from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.jobs import FileSettings, Job
-    from mcspex_cli.extraction.outputs import Extraction
     from mcspex_cli.extraction.runtime import EngineSettings
-    from mcspex_cli.extraction.voices import Voice
+    from mcspex_cli.extraction.spans import Span
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """A loaded model and the one voice that it is to follow."""
-
-    engine: Engine
-    info: CheckpointInfo
-    references: Sequence[Path]
-    voice: Voice
-
-
-@dataclass(frozen=True)
-class Talk:
-    """How much to say, and how."""
-
-    as_json: bool
-    quiet: bool
-    verbose: bool
+STREAM = Path("-")
+"""Standard input, as a mixture; standard output, as an output."""
 
 
 @click.command()
@@ -48,17 +32,36 @@ class Talk:
     "--ref",
     "references",
     multiple=True,
-    required=True,
     type=options.PATH,
     metavar="FILE|DIR",
     help="A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
 )
 @click.option(
+    "--ref-span",
+    "spans",
+    multiple=True,
+    metavar="FROM-TO",
+    callback=lambda _, __, texts: [_span(text) for text in texts],
+    help="When it speaks alone in the mixture itself: 12.0-18.5 or 0:12-0:18.5. Repeatable.",
+)
+@click.option(
     "-o",
     "--output",
     type=options.PATH,
-    metavar="FILE|DIR",
+    metavar="FILE|DIR|-",
     help="Default: MIXTURE.target.wav beside the mixture.",
+)
+@click.option(
+    "--residual",
+    type=options.PATH,
+    metavar="FILE|DIR",
+    help="Write what is left of the mixture, too.",
+)
+@click.option(
+    "--activity",
+    type=options.PATH,
+    metavar="FILE|DIR",
+    help="Write when the voice speaks, too: .json, .rttm or .srt.",
 )
 @options.model
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -69,57 +72,112 @@ class Talk:
 @options.as_json
 @options.quiet
 @click.option("-v", "--verbose", is_flag=True, help="Say what is used, and how.")
-def extract(
-    mixtures: tuple[Path, ...],
-    references: tuple[Path, ...],
-    output: Path | None,
-    model: str | None,
-    offline: bool,
-    device: str,
-    precision: str,
-    runtime: str,
-    channel: str,
-    level: str,
-    subtype: str,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
-    """Extract one person's voice from each MIXTURE.
+def extract(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
+    """Extract one person's voice from each MIXTURE; - is standard input.
 
     \b
     mcspex extract meeting.wav --ref alice.wav
     mcspex extract *.flac --ref alice1.wav --ref alice2.wav -o alice/
+    mcspex extract podcast.mp4 --ref-span 0:12-0:18.5 --residual rest.wav --activity alice.srt
+    ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.extraction.jobs import FileSettings, plan
-    from mcspex_cli.extraction.opening import choose
-    from mcspex_cli.extraction.runtime import EngineSettings
-    from mcspex_cli.extraction.voices import check_sources, list_sources
+    _check(asked, as_json=as_json)
+    with ExitStack() as stack:
+        to_stdout = asked["output"] == STREAM
+        if to_stdout:
+            streams.check_stdout()
+            asked["output"] = stack.enter_context(streams.folder()) / "stdout.wav"
+            stack.enter_context(console.shown_as(asked["output"], streams.STDOUT))
+        if STREAM in asked["mixtures"]:
+            asked["stdin"] = stack.enter_context(streams.stdin_file())
+            stack.enter_context(console.shown_as(asked["stdin"], streams.STDIN))
+        _extract(asked, Talk(as_json, quiet, verbose))
+        if to_stdout:
+            streams.to_stdout(asked["output"])
 
-    jobs = plan(mixtures, list_sources(references), output, overwrite=overwrite)
-    info = find_model(model, offline=offline, quiet=quiet or as_json)
-    check_sources(references, info)
-    how = EngineSettings(device, precision, runtime=runtime)
-    in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
-    how = replace(how, runtime=choose(info, how, in_all))
-    prepare(info, how.runtime, quiet=quiet or as_json)
-    wanted = _enroll(references, info, how)
+
+def _check(asked: dict[str, Any], *, as_json: bool) -> None:
+    """Refuse what cannot be meant."""
+    mixtures, output = asked["mixtures"], asked["output"]
+    if not asked["references"] and not asked["spans"]:
+        raise click.UsageError("whose voice? Add --ref FILE, or --ref-span FROM-TO.")
+    if asked["spans"] and len(mixtures) > 1:
+        raise click.UsageError("--ref-span is a span of one MIXTURE; name one only.")
+    if mixtures.count(STREAM) > 1:
+        raise click.UsageError("standard input can be read once; name - once only.")
+    if STREAM in mixtures and output is None:
+        raise click.UsageError("a MIXTURE from standard input needs -o FILE, or -o -.")
+    if output == STREAM and (len(mixtures) > 1 or as_json):
+        raise click.UsageError("-o - is for the sound of one MIXTURE, without --json.")
+    if STREAM in (asked["residual"], asked["activity"]):
+        raise click.UsageError("only -o can be standard output.")
+
+
+def _extract(asked: dict[str, Any], talk: Talk) -> None:
+    """Plan, load the model and work."""
+    from mcspex_cli.extraction.jobs import FileSettings
+    from mcspex_cli.extraction.voices import check_sources
+
+    settings = FileSettings(*(asked[name] for name in options.WRITING))
+    jobs = _plan(asked)
+    silent = talk.quiet or talk.as_json
+    info = find_model(asked["model"], offline=asked["offline"], quiet=silent)
+    options.check_presence(info, settings.absent)
+    check_sources(asked["references"], info)
+    how = _how(asked, info, jobs)
+    prepare(info, how.runtime, quiet=silent)
+    wanted = _enroll(asked, info, how, jobs[0].mixture)
     for line in wanted.voice.warnings:
         console.warn(line)
-    settings = FileSettings(channel=channel, level=level, subtype=subtype)
-    _work(jobs, wanted, settings, Talk(as_json, quiet, verbose))
+    _work(jobs, wanted, settings, talk)
 
 
-def _enroll(references: Sequence[Path], info: CheckpointInfo, how: EngineSettings) -> Wanted:
-    """Load the model and embed the references."""
+def _plan(asked: dict[str, Any]) -> list[Job]:
+    """Which files are to be written."""
+    from mcspex_cli.extraction.jobs import Request, plan
+    from mcspex_cli.extraction.voices import list_sources
+
+    stdin, references = asked.get("stdin"), asked["references"]
+    alone = len(references) == 1 and not asked["spans"]
+    request = Request(
+        [stdin if path == STREAM else path for path in asked["mixtures"]],
+        list_sources(references),
+        asked["output"],
+        asked["residual"],
+        asked["activity"],
+        speaker=references[0].stem if alone else "target",
+        overwrite=asked["overwrite"],
+    )
+    return [replace(job, id="stdin" if job.mixture == stdin else "") for job in plan(request)]
+
+
+def _how(asked: dict[str, Any], info: CheckpointInfo, jobs: Sequence[Job]) -> EngineSettings:
+    """What the network is to be run by."""
+    from mcspex_cli.extraction.opening import choose
+    from mcspex_cli.extraction.runtime import EngineSettings
+
+    how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
+    in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
+    return replace(how, runtime=choose(info, how, in_all))
+
+
+def _enroll(
+    asked: dict[str, Any], info: CheckpointInfo, how: EngineSettings, mixture: Path
+) -> Wanted:
+    """Load the model and embed the references, those in the mixture too."""
+    from mcspex_cli.extraction import spans, voices
     from mcspex_cli.extraction.opening import open_engine
     from mcspex_cli.extraction.tuning import keep_memory
-    from mcspex_cli.extraction.voices import enroll
 
     keep_memory()
     engine = open_engine(info, how)
-    return Wanted(engine, info, references, enroll(references, engine, info))
+    found = []
+    if asked["references"]:
+        found.append(voices.enroll(asked["references"], engine, info))
+    if asked["spans"]:
+        clips = spans.cut(mixture, asked["spans"], engine.sample_rate_hz, asked["channel"])
+        found.append(voices.enroll_samples(clips, engine))
+    return Wanted(engine, info, voices.joined(found))
 
 
 def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Talk) -> None:
@@ -127,11 +185,11 @@ def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Tal
     from mcspex_cli import paths
     from mcspex_cli.extraction.files import extract_file
 
-    paths.make_folders(*{job.output.parent for job in jobs})
+    paths.make_folders(*{path.parent for job in jobs for path in job.outputs()})
     failed: list[McspexError] = []
     with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
         for job in jobs:
-            task = bar.add_task(job.mixture.name, total=_seconds(job.mixture))
+            task = bar.add_task(job.id or job.mixture.name, total=_seconds(job.mixture))
             advance = partial(bar.advance, task)
             try:
                 done = extract_file(wanted.engine, job, wanted.voice.embedding, settings, advance)
@@ -140,13 +198,30 @@ def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Tal
                 if len(jobs) > 1:
                     console.error(str(error))
             else:
-                _tell(done, wanted, talk)
+                tell(job, done, settings.absent, wanted, talk)
             bar.remove_task(task)
     if failed and len(jobs) == 1:
         raise failed[0]
     if failed:
-        kind = McspexError if len(failed) == len(jobs) else PartialFailure
-        raise kind(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
+        raise _kind(failed, jobs)(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
+
+
+def _kind(failed: Sequence[McspexError], jobs: Sequence[Job]) -> type[McspexError]:
+    """What is to be raised for several failures."""
+    if len(failed) < len(jobs):
+        return PartialFailure
+    absent = all(isinstance(error, AbsentError) for error in failed)
+    return AbsentError if absent else McspexError
+
+
+def _span(text: str) -> Span:
+    """--ref-span, read."""
+    from mcspex_cli.extraction.spans import parse_span
+
+    try:
+        return parse_span(text)
+    except AudioError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _seconds(mixture: Path) -> float | None:
@@ -157,48 +232,3 @@ def _seconds(mixture: Path) -> float | None:
         return audio.probe(mixture).seconds
     except McspexError:
         return None
-
-
-def _tell(done: Extraction, wanted: Wanted, talk: Talk) -> None:
-    """Report one finished mixture."""
-    if done.limited:
-        console.warn(f"{done.output}: turned down (gain {done.gain_db[0]:+.1f} dB) not to clip.")
-    if done.silent:
-        console.warn(f"{done.output}: nothing of this voice was found, the result is silent.")
-    if talk.as_json:
-        console.data(_as_row(done, wanted))
-    elif not talk.quiet:
-        detail = ""
-        if talk.verbose:
-            gains = ", ".join(f"{gain:+.1f}" for gain in done.gain_db)
-            by = wanted.engine.runtime
-            detail = (
-                f"; {wanted.info.label} (sha256 {wanted.info.sha256[:12]}) on {by.device}, "
-                f"{by.precision}, {by.name}, gain {gains} dB"
-            )
-        console.say(
-            f"{done.output}  ({done.seconds:.1f} s in {done.elapsed_s:.1f} s, "
-            f"real-time factor {done.real_time_factor:.3f}{detail})"
-        )
-
-
-def _as_row(done: Extraction, wanted: Wanted) -> dict[str, object]:
-    """What --json prints for one mixture."""
-    return {
-        "mixture": str(done.mixture),
-        "references": [str(path) for path in wanted.references],
-        "output": str(done.output),
-        "seconds": round(done.seconds, 3),
-        "sample_rate_hz": done.sample_rate_hz,
-        "elapsed_s": round(done.elapsed_s, 3),
-        "real_time_factor": round(done.real_time_factor, 4),
-        "gain_db": list(done.gain_db),
-        "limited": done.limited,
-        "silent": done.silent,
-        "device": wanted.engine.runtime.device,
-        "precision": wanted.engine.runtime.precision,
-        "runtime": wanted.engine.runtime.name,
-        "model": wanted.info.name,
-        "model_revision": wanted.info.revision,
-        "model_sha256": wanted.info.sha256,
-    }

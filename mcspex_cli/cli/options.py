@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from mcspex_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mcspex_cli.checkpoint.names import CheckpointInfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+WRITING = ("channel", "level", "subtype", "absent", "wet_db", "dry_db")
+"""The options of `writing`, as `FileSettings` takes them."""
 
 
 def model(command: Command) -> Command:
@@ -60,7 +68,7 @@ def runtime(command: Command) -> Command:
 
 
 def writing(command: Command) -> Command:
-    """--channel, --level, --subtype: how mixtures are read and estimates written."""
+    """--channel, --level, --absent, --dry, --wet, --subtype: how files are read and written."""
     for option in (
         click.option(
             "--subtype",
@@ -70,11 +78,35 @@ def writing(command: Command) -> Command:
             help="Sample format of the output.",
         ),
         click.option(
+            "--wet",
+            "wet_db",
+            type=click.FloatRange(-120, 40),
+            default=0.0,
+            show_default=True,
+            metavar="DB",
+            help="Gain of the voice.",
+        ),
+        click.option(
+            "--dry",
+            "dry_db",
+            type=click.FloatRange(-120, 40),
+            metavar="DB",
+            help="Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
+        ),
+        click.option(
+            "--absent",
+            type=click.Choice(["keep", "mute", "fail"]),
+            default="keep",
+            show_default=True,
+            help="Where the voice is not there: keep what came out, silence it, or fail (exit 5).",
+        ),
+        click.option(
             "--level",
-            type=click.Choice(["match", "peak", "raw"]),
             default="match",
             show_default=True,
-            help="As loud as in the mixture, -1 dBFS, or the network's own.",
+            metavar="match|peak|lufs=-23|raw",
+            callback=lambda _, __, text: _level(text),
+            help="As loud as in the mixture, -1 dBFS, a loudness, or the network's own.",
         ),
         click.option(
             "--channel",
@@ -122,6 +154,30 @@ def shard(command: Command) -> Command:
         callback=lambda _, __, text: _shard(text),
         help="Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
     )(command)
+
+
+def check_presence(info: CheckpointInfo, absent: str) -> None:
+    """Refuse to mute or fail by a presence that nobody has measured for this model.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    if absent != "keep" and info.calibration is None:
+        raise CheckpointError(
+            f"{info.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
+            f"it: mcspex models calibrate {info.folder} SPEAKERS"
+        )
+
+
+def _level(text: str) -> str:
+    """--level, checked."""
+    from mcspex_cli.extraction.levels import Level
+
+    try:
+        Level.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
+    return text
 
 
 def _batch_size(text: str) -> int:

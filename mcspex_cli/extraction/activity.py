@@ -71,7 +71,7 @@ def _json(job: Job, heard: Heard, spans: Sequence[Span]) -> str:
     """All there is to know."""
     presence = None if heard.presence is None else round(heard.presence, 4)
     document = {
-        "mixture": str(job.mixture),
+        "mixture": job.name,
         "speaker": job.speaker,
         "presence": presence,
         "present": heard.present,
@@ -93,7 +93,9 @@ def _json(job: Job, heard: Heard, spans: Sequence[Span]) -> str:
 
 def _rttm(job: Job, spans: Sequence[Span]) -> str:
     """NIST's Rich Transcription Time Marked: a line per span; names have no spaces in it."""
-    file, speaker = ("_".join(name.split()) or "_" for name in (job.mixture.stem, job.speaker))
+    file, speaker = (
+        "_".join(name.split()) or "_" for name in (job.id or job.mixture.stem, job.speaker)
+    )
     return "".join(
         f"SPEAKER {file} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
         for start_s, end_s in spans

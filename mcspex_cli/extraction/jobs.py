@@ -14,6 +14,9 @@ ABSENT = ("keep", "mute", "fail")
 """What may be done where the voice is not there."""
 
 
+ACTIVITY_SUFFIXES = (".json", ".rttm", ".srt")
+
+
 @dataclass(frozen=True)
 class FileSettings:
     """How a mixture is read and its estimate written."""
@@ -62,49 +65,97 @@ class Job:
     speaker: str = "target"
     """What the voice is called in that."""
 
+    @property
+    def name(self) -> str:
+        """What the mixture is called: by its id if it has one, or its path."""
+        return self.id or str(self.mixture)
 
-def plan(
-    mixtures: Sequence[Path], references: Sequence[Path], output: Path | None, *, overwrite: bool
-) -> list[Job]:
-    """Give each mixture its output: beside it, in a folder, or the one file named.
+    def outputs(self) -> list[Path]:
+        """All files that it writes."""
+        return [path for path in (self.output, self.residual, self.activity) if path]
 
-    `output` is a file if it has a suffix and is no folder; the names in a folder, which need
-    not exist yet, and beside a mixture are `STEM.target.wav`.
+
+@dataclass(frozen=True)
+class Request:
+    """What `extract` is asked for. Places are files if they have a suffix, else folders."""
+
+    mixtures: Sequence[Path]
+    references: Sequence[Path]
+    """Files that are read besides, and never overwritten."""
+    output: Path | None = None
+    """None: beside each mixture."""
+    residual: Path | None = None
+    activity: Path | None = None
+    speaker: str = "target"
+    overwrite: bool = False
+
+
+def plan(request: Request) -> list[Job]:
+    """Give each mixture its outputs: beside it, in a folder, or the one file named.
+
+    The names in a folder, which need not exist yet, and beside a mixture are `STEM.target.wav`,
+    `STEM.residual.wav` and `STEM.activity.json`.
 
     Raises:
         AudioError: a mixture or reference does not exist.
-        OutputError: an output exists (and `overwrite` is not set), is one of the inputs, is
-            shared by two mixtures, or its folder is missing.
+        OutputError: an output exists (and may not be overwritten), is one of the inputs, is
+            asked for twice, has an unknown suffix, or its folder is missing.
     """
-    for path in (*mixtures, *references):
+    for path in (*request.mixtures, *request.references):
         paths.check_exists(path)
-    is_file = output is not None and not output.is_dir() and bool(output.suffix)
-    if output and is_file and output.suffix.lower() not in audio.OUTPUT_FORMATS:
-        raise OutputError(f"{output}: cannot write this format. Use .wav, .flac or .ogg.")
-    jobs = []
-    for mixture in mixtures:
-        if output and is_file:
-            target = output
-        else:
-            target = (output or mixture.parent) / f"{mixture.stem}.target.wav"
-        jobs.append(Job(mixture, target))
+    _check_suffixes(request)
+    jobs = [
+        Job(
+            mixture,
+            _place(request.output or mixture.parent, mixture, ".target.wav"),
+            residual=request.residual and _place(request.residual, mixture, ".residual.wav"),
+            activity=request.activity and _place(request.activity, mixture, ".activity.json"),
+            speaker=request.speaker,
+        )
+        for mixture in request.mixtures
+    ]
     _check_collisions(jobs)
-    inputs = {path.resolve() for path in (*mixtures, *references)}
+    inputs = {path.resolve() for path in (*request.mixtures, *request.references)}
+    named = {place for place in (request.output, request.residual, request.activity) if place}
     for job in jobs:
-        _check_place(job.output, inputs, overwrite, named=is_file)
+        for output in job.outputs():
+            _check_place(output, inputs, request.overwrite, named=output in named)
     return jobs
 
 
+def _is_file(place: Path) -> bool:
+    """Whether a file is meant, not a folder."""
+    return bool(place.suffix) and not place.is_dir()
+
+
+def _place(place: Path, mixture: Path, ending: str) -> Path:
+    """A place itself, or a name in it."""
+    return place if _is_file(place) else place / f"{mixture.stem}{ending}"
+
+
+def _check_suffixes(request: Request) -> None:
+    """Refuse files of a kind that cannot be written."""
+    for place in (request.output, request.residual):
+        if place and _is_file(place) and place.suffix.lower() not in audio.OUTPUT_FORMATS:
+            raise OutputError(f"{place}: cannot write this format. Use .wav, .flac or .ogg.")
+    place = request.activity
+    if place and _is_file(place) and place.suffix.lower() not in ACTIVITY_SUFFIXES:
+        raise OutputError(f"{place}: cannot note activity so. Use .json, .rttm or .srt.")
+
+
 def _check_collisions(jobs: Sequence[Job]) -> None:
-    """Refuse two mixtures with one output."""
+    """Refuse two mixtures with one output, or one output for two things."""
     taken: dict[Path, Path] = {}
     for job in jobs:
-        other = taken.setdefault(job.output.resolve(), job.mixture)
-        if other is not job.mixture:
-            raise OutputError(
-                f"{other} and {job.mixture} would both be written to {job.output}. "
-                "Rename one, or extract them one at a time with -o FILE."
-            )
+        for output in job.outputs():
+            other = taken.setdefault(output.resolve(), job.mixture)
+            if other is not job.mixture:
+                raise OutputError(
+                    f"{other} and {job.mixture} would both be written to {output}. "
+                    "Rename one, or extract them one at a time with -o FILE."
+                )
+        if len({output.resolve() for output in job.outputs()}) < len(job.outputs()):
+            raise OutputError(f"{job.output}: is asked for twice. Give each output its own name.")
 
 
 def _check_place(output: Path, inputs: set[Path], overwrite: bool, *, named: bool) -> None:

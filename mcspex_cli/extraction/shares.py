@@ -41,6 +41,7 @@ class BatchSettings:
     def key(self) -> str:
         """Fingerprint of all that an estimate depends on."""
         files, engine = self.files, EngineSettings()
+        calibration = self.checkpoint.calibration
         return fingerprint(
             {
                 "model": self.checkpoint.sha256,
@@ -50,6 +51,8 @@ class BatchSettings:
                 "channel": files.channel,
                 "level": files.level,
                 "subtype": files.subtype,
+                "mix-back": [files.wet_db, files.dry_db],
+                "absent": [files.absent, calibration if files.absent == "mute" else None],
             }
         )
 

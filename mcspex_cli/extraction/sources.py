@@ -57,7 +57,9 @@ class Source:
         """Probe the file, then read it."""
         info = audio.probe(self.order.job.mixture)
         check_length(str(info.path), info.seconds)
-        audio.check_format(self.order.job.output, self._settings.subtype, info.sample_rate_hz)
+        for output in (self.order.job.output, self.order.job.residual):
+            if output:
+                audio.check_format(output, self._settings.subtype, info.sample_rate_hz)
         self.channels = info.channels if self._settings.channel == "all" else 1
         self.sample_rate_hz = info.sample_rate_hz
         yield from self._reader
