@@ -11,6 +11,7 @@ from mcspex_cli import __version__
 from mcspex_cli.cli import console, log
 from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.bench import bench
+from mcspex_cli.cli.completion import completion
 from mcspex_cli.cli.doctor import doctor
 from mcspex_cli.cli.evaluate import score
 from mcspex_cli.cli.extract import extract
@@ -68,7 +69,7 @@ def main() -> None:
 
 for command in (
     *(extract, batch, score, report, models, bench, simulate, train),
-    doctor,
+    *(doctor, completion),
 ):
     main.add_command(command)
 log.add_option(main, console.warn)

@@ -43,6 +43,7 @@ training.mixtures training.recipes training.renderings training.losses training.
 training.journal training.preparation training.trainer
 cli.plain cli.log cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results
 cli.plans cli.batch cli.evaluate cli.report cli.exchange cli.models cli.bench cli.train cli.doctor
+cli.completion
 __main__
 """.split()
 
