@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from mcspex_cli import __version__
-from mcspex_cli.cli import console
+from mcspex_cli.cli import console, log
 from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.bench import bench
+from mcspex_cli.cli.completion import completion
+from mcspex_cli.cli.doctor import doctor
 from mcspex_cli.cli.enroll import enroll
 from mcspex_cli.cli.evaluate import score
 from mcspex_cli.cli.extract import extract
@@ -24,10 +26,20 @@ from mcspex_cli.extraction.tuning import share_cores
 class Commands(click.Group):
     """Turns every `McspexError` into one line and its exit code, and Ctrl-C into 130."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read what was typed."""
+        log.remember(ctx, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the sub-command."""
+        """Run the sub-command, with its log."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         share_cores()
+        with log.kept():
+            return self._answered(ctx)
+
+    def _answered(self, ctx: click.Context) -> Any:
+        """Run the sub-command, and say why it fails."""
         try:
             return super().invoke(ctx)
         except McspexError as error:
@@ -56,8 +68,12 @@ def main() -> None:
     """
 
 
-for command in (extract, batch, enroll, score, report, models, bench, simulate, train):
+for command in (
+    *(extract, batch, enroll, score, report, models, bench, simulate, train),
+    *(doctor, completion),
+):
     main.add_command(command)
+log.add_option(main, console.warn)
 
 if __name__ == "__main__":
     main(prog_name="mcspex")

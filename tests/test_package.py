@@ -19,7 +19,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
-errors paths integrity audio
+errors paths integrity audio formats
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.graphs checkpoint.weights checkpoint.profiles checkpoint.cards checkpoint.foreign
@@ -38,11 +38,14 @@ evaluation.metrics evaluation.perceptual evaluation.pairing evaluation.scoring
 evaluation.statistics evaluation.groups evaluation.baselines evaluation.tables evaluation.reports
 evaluation.runs evaluation.results evaluation.pictures evaluation.shelves
 evaluation.exhibits evaluation.gallery evaluation.batches evaluation.speed
+diagnosis.findings diagnosis.voices diagnosis.software diagnosis.storage diagnosis.selftest
+diagnosis.checkup
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer training.calibration
-cli.console cli.options cli.interrupts cli.downloads cli.extract cli.enroll cli.results cli.plans
-cli.batch cli.evaluate cli.report cli.exchange cli.calibrate cli.models cli.bench cli.train
+cli.plain cli.log cli.console cli.options cli.streams cli.interrupts cli.downloads cli.outcomes
+cli.extract cli.enroll cli.results cli.plans cli.batch cli.evaluate cli.report cli.exchange
+cli.calibrate cli.models cli.bench cli.train cli.doctor cli.completion
 __main__
 """.split()
 
@@ -87,7 +90,7 @@ def test_imports_point_upwards(name: str) -> None:
 @pytest.mark.parametrize(
     ("package", "owners"),
     [
-        ("soundfile", {"audio", "integrity"}),
+        ("soundfile", {"audio", "integrity", "formats"}),
         ("soxr", {"audio"}),
         ("safetensors", {"checkpoint.weights", "checkpoint.profiles"}),
         ("huggingface_hub", {f"checkpoint.{n}" for n in ("troubles", "cache", "hub", "cards")}),
@@ -112,7 +115,7 @@ def test_a_resource_has_one_owner(package: str, owners: set[str]) -> None:
 
 WITHOUT_TORCH = ["errors", "audio", "extraction.jobs", "extraction.opening", "__main__"]
 WITHOUT_TORCH += [f"extraction.{n}" for n in ("engine", "graph_runtime", "files", "voices")]
-WITHOUT_TORCH += [name for name in ORDER if name.startswith(("checkpoint.", "cli."))]
+WITHOUT_TORCH += [name for name in ORDER if name.startswith(("checkpoint.", "diagnosis.", "cli."))]
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -75,6 +75,13 @@ def location() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def is_alone() -> bool:
+    """Whether HF_HUB_OFFLINE says that the Hub is not to be asked."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def blob(repo: str, digest: str) -> Path:
     """Where a file of this checksum lies, or would."""
     return _folder(repo) / "blobs" / digest

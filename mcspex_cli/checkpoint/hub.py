@@ -20,7 +20,7 @@ from mcspex_cli import __version__, paths
 from mcspex_cli.checkpoint import cache
 from mcspex_cli.checkpoint.cache import HubName
 from mcspex_cli.checkpoint.configs import CARD, CONFIG, FILES, WEIGHTS
-from mcspex_cli.checkpoint.troubles import broken_off, explained
+from mcspex_cli.checkpoint.troubles import broken_off, endpoint, explained
 from mcspex_cli.errors import CheckpointError, HubError, OutputError
 
 if TYPE_CHECKING:
@@ -109,6 +109,21 @@ def look_up(name: HubName) -> Listing:
         if file in files and files[file].size > largest:
             raise CheckpointError(f"{name}: {file} has {files[file].size:,} bytes: no model's.")
     return Listing(name, commit, files)
+
+
+def reach(timeout_s: float) -> str:
+    """Ask the Hub for anything at all; its address.
+
+    Raises:
+        HubError: it does not answer, or says that it cannot.
+    """
+    from huggingface_hub import constants, get_session
+
+    with explained(HubName("the Hub")):
+        answer = get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s)
+    if answer.status_code >= 500:
+        raise HubError(f"the Hub has a problem ({answer.status_code}). Try again later.")
+    return endpoint()
 
 
 def fetch(listing: Listing, file: str, advance: Advance) -> Path:

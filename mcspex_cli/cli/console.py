@@ -4,39 +4,60 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+from mcspex_cli.cli import log
+from mcspex_cli.cli.plain import line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-
-_STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""Control characters other than tab, line feed and carriage return."""
-
 _LONGEST = 1000
 """Characters of a warning or an error."""
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
+_LEVELS = {"ok": "INFO", "warning": "WARNING", "failed": "ERROR"}
 
 
 def say(text: str) -> None:
     """Tell a person something."""
-    click.echo(_printable(text), err=True)
+    click.echo(printable(text), err=True)
+    log.note("INFO", text)
 
 
 def warn(text: str) -> None:
     """Tell a person of something that may be wrong."""
-    click.echo(click.style("warning: ", fg="yellow") + _line(text), err=True, color=_colour())
+    _tell("warning: ", "yellow", text)
+    log.note("WARNING", text)
 
 
 def error(text: str) -> None:
     """Tell a person why it did not work."""
-    click.echo(click.style("error: ", fg="red") + _line(text), err=True, color=_colour())
+    _tell("error: ", "red", text)
+    log.note("ERROR", text)
+
+
+def _tell(word: str, colour: str, text: str) -> None:
+    """Print a line after a coloured word to stderr."""
+    click.echo(
+        click.style(word, fg=colour) + line(text, _LONGEST), err=True, color=_colour(sys.stderr)
+    )
+
+
+def finding(status: str, name: str, detail: str, remedy: str) -> None:
+    """Print to stdout whether something is "ok", a "warning" or "failed", the remedy below."""
+    word = click.style(f"{status:9}", fg=_COLOURS[status])
+    colour = _colour(sys.stdout)
+    click.echo(f"{word}{line(name):17}{line(detail, _LONGEST)}", color=colour)
+    if remedy:
+        click.echo(f"{'':26}{line(remedy, _LONGEST)}", color=colour)
+    log.note(_LEVELS[status], " ".join(filter(None, (f"{name}: {detail}.", remedy))))
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
@@ -46,7 +67,7 @@ def data(value: Any, *, indent: int | None = None) -> None:
 
 def text(value: str) -> None:
     """Print text that is data to stdout, as it is."""
-    click.echo(_printable(value), nl=False)
+    click.echo(printable(value), nl=False)
 
 
 def table(
@@ -83,7 +104,7 @@ def table(
             min_width=min(len(heading), 10) if edge else None,
         )
     for row in rows:
-        made.add_row(*map(_printable, row))
+        made.add_row(*map(printable, row))
     if title:
         click.echo(f"\n{title}")
     console.print(made)
@@ -124,25 +145,14 @@ def progress(*, shown: bool) -> Iterator[Progress]:
         yield bar
 
 
-def _line(text: str) -> str:
-    """Text as one line that can be read, whatever a file or a server has put into it."""
-    text = _printable(text).replace("\n", "\\n").replace("\r", "\\r")
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _printable(value: str) -> str:
-    """Text with what is none made visible: bytes of names, and what would steer a terminal."""
-    shown = value.encode("utf-8", "backslashreplace").decode()
-    return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
-
-
 def _console(*, stderr: bool) -> Console:
-    """A rich console; it respects NO_COLOR by itself."""
+    """A rich console, without colours where NO_COLOR asks for none."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False)
+    plain = True if os.environ.get("NO_COLOR") else None
+    return Console(stderr=stderr, highlight=False, markup=False, no_color=plain)
 
 
-def _colour() -> bool | None:
-    """False where NO_COLOR asks for none, else as the terminal is."""
-    return False if os.environ.get("NO_COLOR") else sys.stderr.isatty()
+def _colour(stream: TextIO) -> bool:
+    """Whether to colour what goes to a stream: on a terminal, unless NO_COLOR asks for none."""
+    return not os.environ.get("NO_COLOR") and stream.isatty()

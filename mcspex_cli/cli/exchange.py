@@ -79,7 +79,7 @@ def _check_free(output: Path, checkpoint: Path, *, overwrite: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=options.complete_models)
 @click.option(
     "--to",
     type=click.Choice(["onnx"]),
@@ -116,7 +116,7 @@ def export(name: str, to: str, output: Path, overwrite: bool, offline: bool, qui
 
 
 @click.command()
-@click.argument("model", metavar="FOLDER")
+@click.argument("model", metavar="FOLDER", shell_complete=options.complete_folders)
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--license", "licence", metavar="ID", help="Of the weights, for a card: cc-by-4.0.")
 @click.option(

@@ -42,7 +42,7 @@ def list_models(as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=options.complete_models)
 @options.offline
 @options.as_json
 def show(name: str, offline: bool, as_json: bool) -> None:
@@ -96,7 +96,7 @@ def pull(name: str, revision: str | None, quiet: bool) -> None:
 
 
 @models.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.complete_models)
 @options.offline
 def verify(names: tuple[str, ...], offline: bool) -> None:
     """Compare models' files with the checksums in their config and on the Hub.
@@ -129,7 +129,7 @@ def verify(names: tuple[str, ...], offline: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=options.complete_models)
 def path(name: str) -> None:
     """Print the folder that a model lies in, for scripts. Nothing is downloaded."""
     from mcspex_cli.checkpoint.names import find_checkpoint

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from mcspex_cli.errors import McspexError
 
 from mcspex_cli.errors import CheckpointError
 
@@ -22,6 +25,30 @@ WRITING = ("channel", "level", "subtype", "absent", "wet_db", "dry_db")
 """The options of `writing`, as `FileSettings` takes them."""
 
 
+def complete_models(
+    _: click.Context, __: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """What a shell offers as a model: those that are here by name, else folders.
+
+    The item for folders has to be the first: at it, bash forgets those before.
+    """
+    from mcspex_cli.checkpoint.names import available
+
+    try:
+        names = {info.name for info in available()[0]}
+    except (OSError, McspexError):  # what is wrong is not told in the middle of typing
+        names = set()
+    here = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="dir"), *here]
+
+
+def complete_folders(
+    _: click.Context, __: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """What a shell offers where only folders will do."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
 def model(command: Command) -> Command:
     """--model and --offline."""
     for option in (
@@ -31,6 +58,7 @@ def model(command: Command) -> Command:
             envvar="MCSPEX_MODEL",
             show_envvar=True,
             metavar="NAME",
+            shell_complete=complete_models,
             help="Folder, bundled name or org/name[@revision] on the Hugging Face Hub.",
         ),
     ):

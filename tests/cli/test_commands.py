@@ -19,7 +19,10 @@ from mcspex_cli.__main__ import main
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "performance.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{n}.md" for n in ("models", "performance", "doctor")),
+]
 
 
 def run(*words: str) -> click.testing.Result:

@@ -1,0 +1,156 @@
+"""--log-file: what is kept of what was said, and what cannot be forged in it."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mcspex_cli import __version__
+from mcspex_cli.__main__ import Commands, main
+from mcspex_cli.checkpoint.names import DEFAULT_MODEL
+from mcspex_cli.cli import console, log
+from tests.cli.test_commands import COMMANDS, MODELS, run
+
+LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (INFO|WARNING|ERROR) (.*)\n")
+FULL = Path("/dev/full")
+
+
+def kept(path: Path) -> list[tuple[str, str]]:
+    """The level and text of each line, all of which have to be lines of a log."""
+    with path.open(newline="") as file:
+        found = [LINE.fullmatch(line) for line in file]
+    assert all(found)
+    return [(line[2], line[3]) for line in found if line]
+
+
+@pytest.mark.parametrize("name", [name for name, c in COMMANDS.items() if c is not MODELS])
+def test_every_command_has_it_once(name: str) -> None:
+    assert [p.name for p in COMMANDS[name].params].count("log_file") == 1
+
+
+def test_a_run_is_kept_from_start_to_end_after_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("what was there\n")
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead of the log
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    done = run("models", "path", "no nsense", "--log-file", path)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: no nsense: no such model.")
+    text = path.read_text()
+    assert text.startswith("what was there\n")
+    path.write_text(text.removeprefix("what was there\n"))
+    start, error, end = kept(path)
+    assert start[0] == "INFO"
+    assert re.fullmatch(
+        rf"mcspex {re.escape(__version__)}, Python 3\.\d+\.\S+: "
+        rf"mcspex models path 'no nsense' --log-file {re.escape(str(path))}",
+        start[1],
+    )
+    assert error == ("ERROR", done.stderr.removeprefix("error: ").rstrip("\n"))
+    assert end[0] == "INFO"
+    assert re.fullmatch(r"ended with exit code 1 after \d+\.\d s", end[1])
+    said = datetime.strptime(path.read_text()[:20], "%Y-%m-%dT%H:%M:%S%z")
+    assert before <= said <= datetime.now(timezone.utc)
+    run("models", "path", DEFAULT_MODEL, "--log-file", path)
+    assert [level for level, _ in kept(path)] == ["INFO", "ERROR", "INFO", "INFO", "INFO"]
+    assert kept(path)[-1][1].startswith("ended with exit code 0 ")
+
+
+def test_what_is_said_and_warned_of_is_kept(scene: Path, tiny_folder: Path) -> None:
+    path = scene / "log.txt"
+    words = ("extract", scene / "mixture.wav", "--ref", scene / "reference.wav", "--device", "cpu")
+    done = run(*words, "--model", tiny_folder, "--precision", "float32", "--log-file", path)
+    assert done.exit_code == 0, done.output
+    said = [text for _, text in kept(path)[1:-1]]
+    assert done.stderr.splitlines() == said
+    assert any("mixture.target.wav" in text for text in said)
+    assert (scene / "mixture.wav").exists()
+
+
+def test_findings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = log.Log(tmp_path / "log.txt", print)
+    monkeypatch.setattr(log, "_logs", [written])
+    console.finding("failed", "soxr", "is gone", "Install it.")
+    console.finding("ok", "torch", "9.9", "")
+    written.close()
+    assert kept(tmp_path / "log.txt") == [
+        ("ERROR", "soxr: is gone. Install it."),
+        ("INFO", "torch: 9.9."),
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\x85", "\x1b[2K\n"])
+def test_no_line_can_be_forged(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "log.txt"
+    forged = f"x{end}2026-01-01T00:00:00Z INFO ended with exit code 0 after 1.0 s"
+    assert run("models", "path", forged, "--log-file", path).exit_code == 1
+    assert [level for level, _ in kept(path)] == ["INFO", "ERROR", "INFO"]
+    assert len(path.read_text().splitlines()) == 3
+    assert "\x1b" not in path.read_text()
+
+
+def test_wrong_usage_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    assert run("extract", "--ref", "a.wav", "--log-file", path).exit_code == 2
+    _, error, end = kept(path)
+    assert error == ("ERROR", "Missing argument 'MIXTURE...'.")
+    assert end[1].startswith("ended with exit code 2 ")
+
+
+def test_a_log_that_cannot_be_opened_is_refused_before_any_work(scene: Path) -> None:
+    words = ("extract", scene / "mixture.wav", "--ref", scene / "reference.wav", "--log-file")
+    for place in (scene, scene / "none" / "log.txt", scene / "mixture.wav" / "log.txt"):
+        done = run(*words, place)
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"error: {place}: cannot be written (")
+        assert done.stderr.count("\n") == 1
+    assert not (scene / "mixture.target.wav").exists()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no disk is always full here")
+def test_a_full_disk_is_warned_of_once_and_the_work_done() -> None:
+    done = run("models", "path", DEFAULT_MODEL, "--log-file", FULL)
+    assert (done.exit_code, done.stdout.rstrip().endswith(DEFAULT_MODEL)) == (0, True)
+    assert done.stderr == (f"warning: {FULL}: the log is not complete (No space left on device).\n")
+
+
+@click.command()
+def broken() -> None:
+    """Have a bug."""
+    raise ZeroDivisionError("here\n2026-01-01T00:00:00Z INFO forged")
+
+
+@click.command()
+def undecided() -> None:
+    """Be left by whoever was asked."""
+    raise click.Abort
+
+
+def test_a_bugs_traceback_is_kept(tmp_path: Path) -> None:
+    group = Commands(commands={"broken": broken, "undecided": undecided})
+    log.add_option(group, console.warn)
+    path = tmp_path / "log.txt"
+    done = CliRunner().invoke(group, ["broken", "--log-file", str(path)])
+    assert isinstance(done.exception, ZeroDivisionError)
+    lines = kept(path)
+    assert lines[1] == ("ERROR", "Traceback (most recent call last):")
+    assert ("ERROR", "ZeroDivisionError: here") in lines
+    assert ("ERROR", "2026-01-01T00:00:00Z INFO forged") in lines
+    assert lines[-1][1].startswith("ended with exit code 1 ")
+    assert CliRunner().invoke(group, ["undecided", "--log-file", str(path)]).exit_code == 1
+    assert ("ERROR", "aborted") in kept(path)
+
+
+def test_one_commands_log_is_not_the_nexts(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    run("models", "path", "nonsense", "--log-file", path)
+    before = path.read_bytes()
+    assert CliRunner().invoke(main, ["models", "path", "nonsense"]).exit_code == 1
+    assert path.read_bytes() == before

@@ -1,0 +1,252 @@
+"""Checks one by one, in places where they fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mcspex_cli
+from mcspex_cli.checkpoint import names
+from mcspex_cli.diagnosis import selftest, software, storage, voices
+from mcspex_cli.diagnosis.checkup import works
+from mcspex_cli.diagnosis.findings import FAILED, OK, WARNING, Finding, guarded
+from mcspex_cli.errors import AudioError
+from tests.conftest import RATE_HZ
+from tests.hub import Hub
+
+GOOD = Finding("self-test", OK, "")
+
+
+@pytest.mark.parametrize(
+    ("findings", "well"),
+    [
+        ([GOOD], True),
+        ([Finding("Hub", WARNING, ""), GOOD], True),
+        ([Finding("soxr", FAILED, ""), GOOD], False),
+        ([Finding("soxr", FAILED, ""), Finding("soxr", OK, ""), GOOD], False),
+        ([Finding("soxr", OK, "")], False),
+        ([Finding("self-test", WARNING, "")], False),
+    ],
+)
+def test_it_works_if_the_self_test_passed_and_nothing_failed(
+    findings: list[Finding], well: bool
+) -> None:
+    assert works(findings) is well
+
+
+@pytest.mark.parametrize(
+    ("error", "detail", "remedy"),
+    [
+        (ZeroDivisionError("by\nzero"), "ZeroDivisionError: by", "report this"),
+        (SystemExit(), "SystemExit", "report this"),
+        (AudioError("a.wav: is silent. Record it again."), "a.wav: is silent", "Record it again."),
+    ],
+)
+def test_a_check_that_breaks_is_a_failed_finding(
+    error: BaseException, detail: str, remedy: str
+) -> None:
+    def check() -> Finding:
+        raise error
+
+    found = guarded("it", check)
+    assert (found.name, found.status, found.detail) == ("it", FAILED, detail)
+    assert found.remedy.endswith((remedy, f"{remedy}."))
+
+
+def install(site: Path, version: str, *asks: str) -> None:
+    """What pip leaves of a distribution."""
+    info = site / f"mcspex-{version}.dist-info"
+    info.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", "Name: mcspex", f"Version: {version}"]
+    (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {a}" for a in asks), ""]))
+
+
+def test_extras_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks = ("numpy>=1.26", "soundfile>=1; extra == 'sound'", 'no-such-thing<3 ; extra == "dream"')
+    install(tmp_path, mcspex_cli.__version__, *asks, "pytest; extra == 'test'")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert software.extras() == {"sound": ["soundfile"], "dream": ["no-such-thing"]}
+    found = software.check_extras()
+    assert (found.status, found.detail) == (OK, "sound installed; not installed: dream")
+    assert found.remedy == "If wanted: pip install 'mcspex[dream]'"
+    assert software.check_mcspex().status == OK
+
+
+def test_another_version_in_pips_eyes_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "0.0.1")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = software.check_mcspex()
+    assert found.status == WARNING
+    assert found.detail.endswith("but pip knows of 0.0.1")
+    assert software.check_extras().detail.startswith("unknown")
+
+
+def test_an_untested_python_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert software.check_python().status == OK
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
+    assert software.check_python().remedy == "Use Python 3.10 to 3.13."
+
+
+def test_torch_and_sound_libraries_are_there() -> None:
+    for check in (software.check_torch, software.check_formats, software.check_resampler):
+        assert check().status == OK, check()
+    assert software.check_cuda().status in {OK, WARNING}
+
+
+def test_a_format_lost_is_a_warning_unless_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mcspex_cli import formats
+
+    monkeypatch.setitem(formats.FORMATS, "MP3", ("WAV", "VORBIS"))
+    found = software.check_formats()
+    assert (found.status, found.detail.endswith("not MP3")) == (WARNING, True)
+    monkeypatch.setitem(formats.FORMATS, "WAV", ("WAV", "VORBIS"))
+    assert software.check_formats().status == FAILED
+
+
+def program(folder: Path, text: str) -> None:
+    """An ffmpeg of our own."""
+    path = folder / "ffmpeg"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_ffmpeg_absent_good_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = software.check_program("ffmpeg")
+    assert found.status == WARNING
+    assert found.detail == "not found: video and m4a cannot be read"
+    assert "apt install ffmpeg" in found.remedy
+    program(tmp_path, "echo ffmpeg version 7.1-x Copyright; echo more")
+    assert software.check_program("ffmpeg").detail == f"7.1-x ({tmp_path / 'ffmpeg'})"
+    program(tmp_path, "exit 127")
+    found = software.check_program("ffmpeg")
+    assert (found.status, "does not run" in found.detail) == (WARNING, True)
+    (tmp_path / "ffmpeg").write_bytes(b"\x7fELF no program")
+    assert "OSError" in software.check_program("ffmpeg").detail
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="FFmpeg is not here")
+def test_the_real_ffmpeg_says_its_version() -> None:
+    assert software.check_program("ffmpeg").status == OK
+
+
+def test_the_hub_answers(hub: Hub) -> None:
+    found = storage.check_hub(offline=False)
+    assert (found.status, found.detail) == (OK, f"{hub.url} answers")
+    hub.fail("/api/models", status=503)
+    found = storage.check_hub(offline=False)
+    assert (found.status, found.detail) == (WARNING, "the Hub has a problem (503)")
+
+
+def test_an_address_that_is_none_is_a_warning(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    for address in ("no scheme", "http://[", "http://127.0.0.1:99999999"):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        found = storage.check_hub(offline=False)
+        assert (found.status, bool(found.detail)) == (WARNING, True)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_hub_that_hangs_is_left(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_HUB_S", 0.2)
+    fault = hub.fail("/api/models", wait_s=30)
+    found = storage.check_hub(offline=False)
+    assert found.status == WARNING
+    assert found.remedy.startswith("Models that are here still work.")
+    assert fault.times
+
+
+def test_offline_asks_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    assert storage.check_hub(offline=True).detail.startswith("not asked: --offline")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert storage.check_hub(offline=False).detail.startswith("not asked: HF_HUB_OFFLINE")
+    assert not hub.requests
+
+
+def test_a_cache_says_what_it_has(hub: Hub, tiny_folder: Path) -> None:
+    files = ("config.json", "model.safetensors")
+    hub.add("ann/tiny", {name: (tiny_folder / name).read_bytes() for name in files})
+    info = names.find_checkpoint("ann/tiny")
+    found = storage.check_cache()
+    assert found.status == OK
+    assert f": 1 downloaded, {info.weight_bytes / 1e6:.1f} MB; " in found.detail
+    (info.folder / "model.safetensors").unlink()
+    found = storage.check_cache()
+    assert (found.status, "is missing" in found.detail) == (WARNING, True)
+    assert "models pull ann/tiny" in found.remedy
+
+
+def test_caches_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    place = tmp_path / "file"
+    place.write_bytes(b"")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
+    found = storage.check_cache()
+    assert (found.status, "HF_HOME" in found.remedy) == (WARNING, True)
+    monkeypatch.setenv("MCSPEX_CACHE", str(place))
+    found = storage.check_prepared()
+    assert (found.status, "MCSPEX_CACHE" in found.remedy) == (WARNING, True)
+
+
+def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert storage.check_temporary().detail.startswith(f"{tmp_path}, ")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    found = storage.check_temporary()
+    assert (found.status, "TMPDIR=" in found.detail) == (WARNING, True)
+    monkeypatch.setattr(tempfile, "tempdir", os.devnull)
+    assert storage.check_temporary().status == FAILED
+
+
+def test_no_bundled_model_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "bundled", dict)
+    ((_, check),) = storage.check_models()
+    assert check() == Finding("models", FAILED, "no bundled model is here", "Install mcspex again.")
+
+
+def test_a_damaged_config_is_a_failure(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
+    monkeypatch.setattr(names, "bundled", lambda: {"tiny": folder})
+    ((_, check),) = storage.check_models()
+    assert check().status == OK
+    (folder / "config.json").write_bytes(b"{")
+    found = check()
+    assert (found.status, found.remedy) == (FAILED, "Install mcspex again.")
+
+
+def test_a_model_that_extracts_nothing_fails_the_self_test(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "bundled", lambda: {names.DEFAULT_MODEL: tiny_folder})
+    found = guarded("self-test", selftest.run)
+    assert found.status == FAILED
+    assert "the wanted voice was not extracted: SI-SDR -0.8 dB before" in found.detail
+    assert found.remedy
+
+
+def test_voices_are_the_same_every_time_and_do_not_clip() -> None:
+    low, high = (voices.speak(voice, 1, 2.0, RATE_HZ) for voice in ("low", "high"))
+    assert np.array_equal(low, voices.speak("low", 1, 2.0, RATE_HZ))
+    assert not np.array_equal(low, voices.speak("low", 2, 2.0, RATE_HZ))
+    assert low.shape == high.shape == (2 * RATE_HZ,)
+    assert np.abs(low + high).max() < 0.7
+    for voice in (low, high):
+        assert -30 < 10 * np.log10(np.mean(voice**2)) < -20
