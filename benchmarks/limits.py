@@ -1,0 +1,231 @@
+"""Where extraction breaks: SI-SDR by talkers, noise, rooms, overlap, reference, level, codec.
+
+    python -m benchmarks.limits SPEAKERS -o limits.json
+    python -m benchmarks.limits SPEAKERS --only noise room -n 200 --model runs/best
+    python -m benchmarks.limits SPEAKERS --genders speakers.csv
+
+SPEAKERS is a folder of speakers whom the model was not trained on, as `mcspex simulate` takes
+it. Every table begins with the same mixtures of two talkers; in its other rows the same voices
+say the same, and differences are paired by mixture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.conditions import (
+    ABSENCE,
+    EVERYTHING,
+    TABLES,
+    Condition,
+    chosen,
+    draw_plans,
+    fits,
+    without_target,
+)
+from benchmarks.lines import Row, markdown, separation, summarise
+from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
+from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.levels import Loudness
+from mcspex_cli.extraction.opening import open_engine
+from mcspex_cli.training.corpus import Corpus
+from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.plans import Plan
+
+FLOOR_DB = -30.0
+"""What an SI-SDR below it counts as, so that one silent estimate does not make a mean -inf."""
+
+AT_ONCE = 25
+"""Mixtures composed together."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mixture in a condition, and what it is made of; all [sample]."""
+
+    plan: Plan
+    mixture: Samples
+    target: Samples
+    reference: Samples
+
+
+@dataclass
+class Bench:
+    """A model and the mixtures that it is tried on."""
+
+    engine: Engine
+    sampler: MixtureSampler
+    plans: list[Plan]
+
+    def __post_init__(self) -> None:
+        self._measured: dict[str, list[Row]] = {}
+
+    def measure(self, condition: Condition) -> list[Row]:
+        """What the model makes of every mixture in a condition; of the baseline only once."""
+        if condition.name not in self._measured:
+            self._measured[condition.name] = [self._judge(case) for case in self._cases(condition)]
+        return self._measured[condition.name]
+
+    def presence(self, condition: Condition, *, absent: bool) -> list[float]:
+        """How likely the target is to be there, as a number for each mixture of a condition."""
+        changed = without_target(condition.change) if absent else condition.change
+        tried = Condition(condition.name, changed, condition.reference_s)
+        return [presence_score(case, self._extract(case)) for case in self._cases(tried)]
+
+    def _cases(self, condition: Condition) -> Iterator[Case]:
+        """The mixtures in a condition, in the order of the plans."""
+        rate = self.engine.sample_rate_hz
+        for start in range(0, len(self.plans), AT_ONCE):
+            plans = [condition.change(plan) for plan in self.plans[start : start + AT_ONCE]]
+            batch = self.sampler.compose(plans, round(condition.reference_s * rate))
+            signals = (part.numpy() for part in (batch.mixture, batch.target, batch.reference))
+            for plan, mixture, target, reference in zip(plans, *signals, strict=True):
+                yield Case(
+                    plan,
+                    condition.treat(mixture, rate),
+                    condition.treat(target, rate) if condition.is_filter else target,
+                    condition.treat_reference(reference, rate),
+                )
+
+    def _extract(self, case: Case) -> Samples:
+        """The estimate, as loud as `mcspex extract` writes it."""
+        estimate = self.engine.extract(case.mixture, self.engine.embed([case.reference]))
+        loudness = Loudness(1, self.engine.runtime.true_level)
+        loudness.add(estimate[None], case.mixture[None])
+        loudness.decide("match", clips=False)
+        return estimate * np.float32(loudness.gain[0])
+
+    def _judge(self, case: Case) -> Row:
+        """How good the estimate is, and how loud where only one speaks, None if nowhere."""
+        estimate = self._extract(case)
+        before = si_sdr(case.mixture, case.target)
+        after = max(FLOOR_DB, si_sdr(estimate, case.target))
+        others_off, target_off = (
+            _outside(span, len(estimate))
+            for span in (case.plan.interferers_speak, case.plan.target_speaks)
+        )
+        return {
+            "si_sdr_db": after,
+            "si_sdr_i_db": after - before,
+            "target_alone_db": gain_db(estimate, case.mixture, others_off),
+            "other_alone_db": gain_db(estimate, case.mixture, target_off),
+        }
+
+
+def presence_score(case: Case, estimate: Samples) -> float:
+    """The estimate's level against the mixture's, in dB: what there is to go by so far."""
+    return gain_db(estimate, case.mixture, np.ones(len(estimate), bool)) or 0.0
+
+
+def gain_db(estimate: Samples, mixture: Samples, where: npt.NDArray[np.bool_]) -> float | None:
+    """How much louder the estimate is than the mixture in some samples; None if there are none."""
+    if not where.any():
+        return None
+    energies = (np.square(s[where], dtype=np.float64).sum() for s in (estimate, mixture))
+    after, before = (max(float(energy), 1e-12) for energy in energies)
+    return 10 * float(np.log10(after / before))
+
+
+def _outside(span: tuple[float, float], length: int) -> npt.NDArray[np.bool_]:
+    """Which samples are before or after a talker's span."""
+    time = np.linspace(0, 1, length)
+    return (time < span[0]) | (time > span[1])
+
+
+def tabulate(bench: Bench, conditions: Sequence[Condition]) -> list[Row]:
+    """A line for each condition, compared with the first."""
+    first, *others = conditions
+    rows = bench.measure(first)
+    compared = [summarise(c.name, bench.measure(c), rows) for c in others]
+    return [summarise(first.name, rows), *compared]
+
+
+def by_gender(bench: Bench, condition: Condition, genders: dict[str, str]) -> list[Row]:
+    """A condition's two lines for talkers of one gender and of two, where there are such."""
+    groups: dict[str, list[Row]] = {"of the same gender": [], "of different genders": []}
+    for plan, row in zip(bench.plans, bench.measure(condition), strict=True):
+        arcs = plan.target, plan.interferers[0]
+        found = {genders.get(Path(arc.speaker.name).name, "") for arc in arcs}
+        if "" not in found:
+            groups[list(groups)[len(found) - 1]].append(row)
+    return [summarise(name, rows) for name, rows in groups.items() if rows]
+
+
+def absence(bench: Bench) -> list[Row]:
+    """How well targets who are not there are told from those who are."""
+    lines = []
+    for condition in (c for c in ABSENCE if fits(c, bench.plans)):
+        present, absent = (bench.presence(condition, absent=a) for a in (False, True))
+        area, error = separation(present, absent)
+        line = {"present_db": float(np.median(present)), "absent_db": float(np.median(absent))}
+        lines.append(
+            {"condition": condition.name, **line, "auc": area, "equal_error_percent": 100 * error}
+        )
+    return lines
+
+
+def read_genders(path: Path | None) -> dict[str, str]:
+    """The column `sex` or `gender` of a CSV by its column `speaker`."""
+    if not path:
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["speaker"]: row.get("sex") or row["gender"] for row in csv.DictReader(file)}
+
+
+def tables(bench: Bench, names: list[str], genders: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """Each table asked for as it is done."""
+    for name, conditions in chosen([n for n in names if n in TABLES], bench.plans):
+        lines = tabulate(bench, conditions)
+        if name == "talkers":
+            lines[1:1] = by_gender(bench, conditions[0], genders)
+        yield name, lines
+    if "absence" in names:
+        yield "absence", absence(bench)
+
+
+def main() -> None:
+    """Measure and print every table, as the command line asks."""
+    every = [*TABLES, "absence"]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("speakers", nargs="+", type=Path, metavar="SPEAKERS")
+    parser.add_argument("--model")
+    parser.add_argument("-n", "--count", type=int, default=100, help="mixtures in each condition")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="TABLE")
+    parser.add_argument("--genders", type=Path, help="CSV with columns speaker and sex")
+    parser.add_argument("-o", "--output", type=Path, help="JSON, every mixture's SI-SDRi in it")
+    asked = parser.parse_args()
+    began = time.monotonic()
+    model = find_checkpoint(asked.model)
+    engine = open_engine(model, EngineSettings())
+    corpus = Corpus.read(asked.speakers, engine.sample_rate_hz)
+    plans = draw_plans(corpus, asked.count, asked.seed)
+    bench = Bench(engine, MixtureSampler(corpus, EVERYTHING), plans)
+    found = {}
+    for name, lines in tables(bench, asked.only, read_genders(asked.genders)):
+        found[name] = lines
+        print(f"{name}\n\n{markdown(lines)}\n", flush=True)
+    print(f"{asked.count} mixtures a row, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    if asked.output:
+        about: Row = {
+            "model": model.label,
+            "sha256": model.sha256,
+            "precision": engine.runtime.precision,
+        }
+        about |= {"mixtures": asked.count, "seed": asked.seed}
+        asked.output.write_text(json.dumps(about | {"tables": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Lines of tables: what many mixtures' numbers come to, and how they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Row = dict[str, Any]
+"""One mixture's numbers, or one line's."""
+
+
+def summarise(name: str, rows: Sequence[Row], first: Sequence[Row] | None = None) -> Row:
+    """One line of a table: means, standard errors and, if paired, the change from `first`."""
+    after, gains = (np.array([row[key] for row in rows]) for key in ("si_sdr_db", "si_sdr_i_db"))
+    line: Row = {
+        "condition": name,
+        "mixtures": len(rows),
+        "si_sdr_db": float(after.mean()),
+        "si_sdr_i_db": float(gains.mean()),
+        "standard_error_db": standard_error(gains),
+        "confused_percent": 100 * float((gains < 0).mean()),
+    }
+    if first:
+        change = after - [row["si_sdr_db"] for row in first]
+        line |= {"change_db": float(change.mean()), "change_error_db": standard_error(change)}
+    for key in ("target_alone_db", "other_alone_db"):
+        found = [row[key] for row in rows if row[key] is not None]
+        line |= {key: float(np.median(found))} if found else {}
+    return line | {"each_si_sdr_i_db": np.round(gains, 2).tolist()}
+
+
+def standard_error(values: npt.NDArray[np.float64]) -> float:
+    """Of the mean; nan for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def separation(present: Sequence[float], absent: Sequence[float]) -> tuple[float, float]:
+    """The area under the ROC curve and the equal error rate of a score.
+
+    The area is how often a present target scores higher than an absent one, ties counting
+    half. The error is that of the threshold at which misses and false alarms are the nearest.
+    """
+    yes, no = np.asarray(present)[:, None], np.asarray(absent)[:, None]
+    area = float(((yes > no.T) + 0.5 * (yes == no.T)).mean())
+    thresholds = np.concatenate((yes, no)).T
+    missed, alarmed = (yes < thresholds).mean(0), (no >= thresholds).mean(0)
+    best = np.argmin(np.abs(missed - alarmed))
+    return area, float(missed[best] + alarmed[best]) / 2
+
+
+def column(line: Row, key: str, form: str) -> str:
+    """A cell; empty where the line has no such number."""
+    return form.format(**line).replace("-0.0 ", "0.0 ") if key in line else ""
+
+
+COLUMNS = {
+    "": ("condition", "{condition}"),
+    "SI-SDR": ("si_sdr_db", "{si_sdr_db:.1f} dB"),
+    "SI-SDRi": ("si_sdr_i_db", "{si_sdr_i_db:.1f} ± {standard_error_db:.1f} dB"),
+    "confused": ("confused_percent", "{confused_percent:.0f} %"),
+    "against the first row": ("change_db", "{change_db:+.1f} ± {change_error_db:.1f} dB"),
+    "target where alone": ("target_alone_db", "{target_alone_db:+.1f} dB"),
+    "other where alone": ("other_alone_db", "{other_alone_db:+.1f} dB"),
+    "score, present": ("present_db", "{present_db:.1f} dB"),
+    "score, absent": ("absent_db", "{absent_db:.1f} dB"),
+    "AUC": ("auc", "{auc:.2f}"),
+    "equal error rate": ("equal_error_percent", "{equal_error_percent:.0f} %"),
+}
+"""A table's columns, which it has if any of its lines has: key and form."""
+
+
+def markdown(lines: Sequence[Row]) -> str:
+    """A table of lines."""
+    used = {name: c for name, c in COLUMNS.items() if any(c[0] in line for line in lines)}
+    rows = [list(used), *([column(line, *c) for c in used.values()] for line in lines)]
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, f"|{'---|' * len(used)}", *rest])
