@@ -18,6 +18,11 @@ SUFFIXES = frozenset(
 )
 """Suffixes taken for sound files when a folder is searched."""
 
+CONTAINERS = frozenset(".m4a .mp4 .m4v .mkv .mka .mov .webm .aac .wma .wmv .amr .3gp .avi".split())
+"""Suffixes of recordings that need ffmpeg; taken where a user's own recordings are searched."""
+
+_LISTED = SUFFIXES | CONTAINERS
+
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 """Tells this machine from others that write to the same folder."""
 
@@ -28,27 +33,38 @@ _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.partial")
 """A file that a process of this machine has not finished."""
 
 
-def find(folder: Path, without: Collection[Path] = ()) -> list[Path]:
+def find(folder: Path, without: Collection[Path] = (), *, containers: bool = False) -> list[Path]:
     """List the sound files under `folder`, however deep, by path; hidden ones are left out.
 
     Links to folders are followed. `without` has folders that are not entered, resolved.
+    With `containers`, files of those suffixes are listed too, but for those beside which there
+    is a sound file of the same stem: that is their sound, converted before.
 
     Raises:
         AudioError: a link leads to a folder above it.
     """
-    return sorted(_walk(folder, {folder.resolve()}, without))
+    found = sorted(_walk(folder, {folder.resolve()}, without))
+    plain = [path for path in found if path.suffix.lower() in SUFFIXES]
+    if not containers:
+        return plain
+    converted = {path.with_suffix("") for path in plain}
+    return [
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES or path.with_suffix("") not in converted
+    ]
 
 
-def by_name(folder: Path) -> dict[str, list[Path]]:
-    """The sound files under `folder` by their path in it without suffix, "a/b"."""
+def by_name(folder: Path, *, containers: bool = False) -> dict[str, list[Path]]:
+    """What `find` lists, by its path in `folder` without suffix, "a/b"."""
     named: dict[str, list[Path]] = {}
-    for path in find(folder):
+    for path in find(folder, containers=containers):
         named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return named
 
 
 def _walk(folder: Path, above: set[Path], without: Collection[Path]) -> Iterator[Path]:
-    """The sound files of a folder and those below; `above` are it and those over it."""
+    """The recordings in a folder and below; `above` are it and those over it."""
     with os.scandir(folder) as entries:
         for entry in entries:
             path = folder / entry.name
@@ -60,7 +76,7 @@ def _walk(folder: Path, above: set[Path], without: Collection[Path]) -> Iterator
                     raise AudioError(f"{path}: links to a folder above it. Remove this link.")
                 if below not in without:
                     yield from _walk(path, above | {below}, without)
-            elif path.suffix.lower() in SUFFIXES and (entry.is_symlink() or entry.is_file()):
+            elif path.suffix.lower() in _LISTED and (entry.is_symlink() or entry.is_file()):
                 yield path  # a link to nothing is one too, so that its reader says so
 
 

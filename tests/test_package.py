@@ -19,7 +19,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
-errors paths integrity audio
+errors paths integrity decoding audio
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign checkpoint.layouts
@@ -39,8 +39,9 @@ evaluation.exhibits evaluation.gallery evaluation.batches evaluation.speed
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.interrupts cli.downloads cli.extract cli.results cli.plans cli.batch
-cli.evaluate cli.report cli.exchange cli.models cli.bench cli.train
+cli.console cli.options cli.interrupts cli.downloads
+cli.extract cli.results cli.plans cli.batch cli.evaluate
+cli.report cli.exchange cli.models cli.bench cli.train
 __main__
 """.split()
 
