@@ -39,7 +39,7 @@ evaluation.exhibits evaluation.gallery evaluation.batches evaluation.speed
 training.settings training.clips training.corpus training.acoustics training.plans
 training.mixtures training.recipes training.renderings training.losses training.team
 training.journal training.preparation training.trainer
-cli.console cli.options cli.interrupts cli.downloads
+cli.console cli.options cli.streams cli.interrupts cli.downloads
 cli.extract cli.results cli.plans cli.batch cli.evaluate
 cli.report cli.exchange cli.models cli.bench cli.train
 __main__

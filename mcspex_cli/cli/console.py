@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,9 +25,25 @@ _LONGEST = 1000
 """Characters of a warning or an error."""
 
 
+_shown: dict[str, str] = {}
+"""What is said instead of a path."""
+
+
+@contextmanager
+def shown_as(path: Path, name: str) -> Iterator[None]:
+    """Have messages to people call a file by `name` instead of its path."""
+    known = dict(_shown)
+    _shown.update({str(path): name, str(path.resolve()): name})
+    try:
+        yield
+    finally:
+        _shown.clear()
+        _shown.update(known)
+
+
 def say(text: str) -> None:
     """Tell a person something."""
-    click.echo(_printable(text), err=True)
+    click.echo(_printable(_named(text)), err=True)
 
 
 def warn(text: str) -> None:
@@ -126,8 +143,15 @@ def progress(*, shown: bool) -> Iterator[Progress]:
 
 def _line(text: str) -> str:
     """Text as one line that can be read, whatever a file or a server has put into it."""
-    text = _printable(text).replace("\n", "\\n").replace("\r", "\\r")
+    text = _printable(_named(text)).replace("\n", "\\n").replace("\r", "\\r")
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _named(text: str) -> str:
+    """Text with the names that paths are shown as, the longest path first."""
+    for path in sorted(_shown, key=len, reverse=True):
+        text = text.replace(path, _shown[path])
+    return text
 
 
 def _printable(value: str) -> str:
