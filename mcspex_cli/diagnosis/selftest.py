@@ -43,17 +43,19 @@ def _extract(folder: Path) -> tuple[float, float, str]:
     from mcspex_cli.checkpoint.names import find_checkpoint
     from mcspex_cli.diagnosis.voices import speak
     from mcspex_cli.evaluation.metrics import si_sdr
-    from mcspex_cli.extraction.files import extract_file, read_references
+    from mcspex_cli.extraction.files import extract_file
     from mcspex_cli.extraction.jobs import Job
     from mcspex_cli.extraction.opening import open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
+    from mcspex_cli.extraction.voices import enroll
 
     target, other = (speak(voice, 1, SECONDS, RATE_HZ) for voice in ("low", "high"))
     job = Job(folder / "mixture.wav", folder / "estimate.wav", (folder / "reference.wav",))
     audio.write(job.mixture, target + other, RATE_HZ)
     audio.write(job.references[0], speak("low", 10, SECONDS, RATE_HZ), RATE_HZ)
-    engine = open_engine(find_checkpoint(), EngineSettings())
-    extract_file(engine, job, engine.embed(read_references(job.references, engine)))
+    model = find_checkpoint()
+    engine = open_engine(model, EngineSettings())
+    extract_file(engine, job, enroll(job.references, engine, model, assessed=False).embedding)
     mixture, estimate = (audio.read(path, RATE_HZ) for path in (job.mixture, job.output))
     used = engine.runtime
     by = f"{used.name}, {used.precision} on {used.device}"
