@@ -118,13 +118,20 @@ def stationary_noise(
     return levelled
 
 
-def limit_band(signals: Tensor, highest_hz: Tensor, sample_rate_hz: int) -> Tensor:
-    """Signals [row, sample] without what is above `highest_hz` [row], a fade of 5 % there."""
+def limit_band(
+    signals: Tensor, lowest_hz: Tensor, highest_hz: Tensor, sample_rate_hz: int
+) -> Tensor:
+    """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row].
+
+    Above it fades out over 5 % of that frequency; below, towards 0 Hz by 12 dB per octave, as a
+    second-order filter does.
+    """
     length = signals.shape[-1]
     spectrum = torch.fft.rfft(signals)
     hertz = torch.linspace(0, sample_rate_hz / 2, spectrum.shape[-1], device=signals.device)
-    edge = highest_hz[:, None]
+    edge, low = highest_hz[:, None], lowest_hz[:, None]
     kept = spectrum * ((edge - hertz) / (0.05 * edge) + 1).clamp(0, 1)
+    kept = kept / (1 + (low / hertz.clamp_min(1.0)) ** 4).sqrt()
     limited: Tensor = torch.fft.irfft(kept, n=length)
     return limited
 

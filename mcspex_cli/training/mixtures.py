@@ -160,10 +160,12 @@ class MixtureSampler:
         rows = [row for row, a in enumerate(arounds) if a.highest_hz]
         if not rows:
             return signals
+        lowest = self._column([arounds[row].lowest_hz for row in rows]).squeeze(1)
         highest = self._column([arounds[row].highest_hz for row in rows]).squeeze(1)
         rate = self.corpus.sample_rate_hz
         narrowed = signals.clone()
-        narrowed[..., rows, :] = acoustics.limit_band(signals[..., rows, :], highest, rate)
+        limited = acoustics.limit_band(signals[..., rows, :], lowest, highest, rate)
+        narrowed[..., rows, :] = limited
         return narrowed
 
     def _references(self, plans: Sequence[Plan], length: int) -> Tensor:

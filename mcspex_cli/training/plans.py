@@ -30,6 +30,8 @@ class Surroundings:
     """Of the noise."""
     room: Room | None = None
     highest_hz: float = 0.0
+    """Of a narrow band; 0 where it is not."""
+    lowest_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Planner:
             seed=int(rng.integers(2**31)),
             room=draw_room(t60_s, MOST_TALKERS, rng) if echoing else None,
             highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
+            lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
         )
 
 

@@ -163,6 +163,7 @@ def _labels(plan: Plan) -> dict[str, str]:
         "noise": around.noise,
         "noise_db": f"{around.noise_db:.1f}" if around.noise else "",
         "t60_s": f"{around.room.t60_s:.2f}" if around.room else "",
+        "lowest_hz": f"{around.lowest_hz:.0f}" if around.highest_hz else "",
         "highest_hz": f"{around.highest_hz:.0f}" if around.highest_hz else "",
     }
 

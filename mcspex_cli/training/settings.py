@@ -51,6 +51,8 @@ class MixtureSettings:
     narrow_band: float = 0.0
     band_hz: tuple[float, float] = (2000.0, 4000.0)
     """The highest frequency left, where the band is narrow."""
+    band_from_hz: tuple[float, float] = (50.0, 350.0)
+    """The lowest; a telephone's is 300 Hz."""
     reference_noise: float = 0.0
     reference_room: float = 0.0
     reference_narrow_band: float = 0.0
@@ -233,6 +235,7 @@ _SPANS: dict[str, tuple[float, float]] = {
     "noise_db": (-100, 100),
     "t60_s": (0.05, 5),
     "band_hz": (100, 96_000),
+    "band_from_hz": (0, 96_000),
 }
 """Ranges of [mixtures], and what they must lie in; every other number there is a probability."""
 
