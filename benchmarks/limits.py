@@ -37,7 +37,7 @@ from benchmarks.conditions import (
 from benchmarks.lines import Row, markdown, separation, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.levels import Loudness
+from mcspex_cli.extraction.levels import Match
 from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import MixtureSampler
@@ -101,10 +101,11 @@ class Bench:
     def _extract(self, case: Case) -> Samples:
         """The estimate, as loud as `mcspex extract` writes it."""
         estimate = self.engine.extract(case.mixture, self.engine.embed([case.reference]))
-        loudness = Loudness(1, self.engine.runtime.true_level)
-        loudness.add(estimate[None], case.mixture[None])
-        loudness.decide("match", clips=False)
-        return estimate * np.float32(loudness.gain[0])
+        if self.engine.runtime.true_level:
+            return estimate
+        match = Match(1)
+        match.add(estimate[None], case.mixture[None])
+        return estimate * np.float32(match.gain()[0])
 
     def _judge(self, case: Case) -> Row:
         """How good the estimate is, and how loud where only one speaks, None if nowhere."""

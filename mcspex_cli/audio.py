@@ -1,24 +1,21 @@
-"""Sound files in and out, resampling: the only place that touches soundfile and soxr."""
+"""Sound files in and out, resampling: the place that touches soundfile and soxr."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import integrity, paths
+from mcspex_cli import decoding, integrity, paths
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
-
-if TYPE_CHECKING:
-    import soundfile
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
@@ -37,7 +34,10 @@ OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says; `frames` counts samples per channel."""
+    """What a file's header says.
+
+    `frames` counts samples per channel; where ffmpeg decodes the file it is approximate.
+    """
 
     path: Path
     sample_rate_hz: int
@@ -54,10 +54,11 @@ def probe(path: Path) -> AudioInfo:
     """Read a file's header.
 
     Raises:
-        AudioError: the file is missing, a directory, empty, cut short or not sound.
+        AudioError: the file is missing, a directory, empty, cut short or not sound, or needs
+            an ffmpeg that is not here.
     """
-    with _open(path) as file:
-        return AudioInfo(path, file.samplerate, file.channels, file.frames)
+    with _open(path) as sound:
+        return AudioInfo(path, sound.sample_rate_hz, sound.channels, sound.frames)
 
 
 def read(path: Path | str, sample_rate_hz: int, channel: str = "mix") -> Samples:
@@ -74,7 +75,8 @@ class Reader:
     """A file as blocks [channel, sample] at a rate; memory does not grow with its length.
 
     Args:
-        path: anything that libsndfile reads.
+        path: anything that libsndfile reads, or ffmpeg where there is one: the first sound
+            track then.
         sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be.
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
 
@@ -92,32 +94,25 @@ class Reader:
     def __iter__(self) -> Iterator[Samples]:
         """Read the file from its beginning."""
         self.frames = 0
-        with _open(self.path) as file:
-            select = _selector(self.path, self.channel, file.channels)
-            kept = file.channels if self.channel == "all" else 1
-            resampler = Resampler(file.samplerate, self.sample_rate_hz, kept)
-            yield from resampler.run(select(block) for block in self._blocks(file))
+        with _open(self.path) as sound, closing(self._blocks(sound)) as blocks:
+            select = _selector(self.path, self.channel, sound.channels)
+            kept = sound.channels if self.channel == "all" else 1
+            resampler = Resampler(sound.sample_rate_hz, self.sample_rate_hz, kept)
+            yield from resampler.run(map(select, blocks))
 
-    def _blocks(self, file: soundfile.SoundFile) -> Iterator[Samples]:
+    def _blocks(self, sound: integrity.Sound) -> Generator[Samples, None, None]:
         """Blocks of all channels at the file's rate, every sample checked."""
-        import soundfile
-
-        size = round(BLOCK_S * file.samplerate)
-        try:
-            while (block := file.read(size, dtype="float32", always_2d=True).T).size:
+        with closing(sound.blocks(round(BLOCK_S * sound.sample_rate_hz))) as blocks:
+            for block in blocks:
                 finite = np.isfinite(block).all(axis=0)
                 if not finite.all():
-                    at = self.frames + int(np.argmin(finite))
+                    at_s = (self.frames + int(np.argmin(finite))) / sound.sample_rate_hz
                     raise NonFiniteError(
-                        f"{self.path}: NaN or infinite sample at {at / file.samplerate:.2f} s. "
+                        f"{self.path}: NaN or infinite sample at {at_s:.2f} s. "
                         "Export it again as 16-bit PCM."
                     )
                 self.frames += block.shape[1]
                 yield block
-        except soundfile.LibsndfileError as error:
-            at_s = self.frames / file.samplerate
-            raise AudioError(f"{self.path}: damaged after {at_s:.2f} s. Copy it again.") from error
-        integrity.check_whole(self.path, file, self.frames)
 
 
 def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:
@@ -227,31 +222,21 @@ class Resampler:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[soundfile.SoundFile]:
+def _open(path: Path) -> Iterator[integrity.Sound]:
     """Open for reading, or say why not."""
     import soundfile
 
-    paths.check_exists(path)
-    if path.is_dir():
-        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
-    if not path.is_file():
-        raise AudioError(f"{path}: is no regular file. Save the sound to one first.")
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror}).") from error
-    with stream:
-        if not stream.read(1):
-            raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
-        stream.seek(0)
+    with integrity.opened(path) as stream:
         try:
             file = soundfile.SoundFile(stream)
-        except soundfile.LibsndfileError as error:
-            advice = f"Convert it first: ffmpeg -i {path.name} {path.stem}.new.wav"
-            raise AudioError(f"{path}: not a readable sound file. {advice}") from error
-        with file:
-            integrity.check_header(path, file)
-            yield file
+        except soundfile.LibsndfileError:
+            file = None
+        if file is not None:
+            with file:
+                integrity.check_header(path, file)
+                yield integrity.Plain(path, file)
+            return
+    yield decoding.Decoded(path)
 
 
 def _selector(path: Path, channel: str, channels: int) -> Any:

@@ -18,6 +18,9 @@ SUFFIXES = frozenset(
 )
 """Suffixes taken for sound files when a folder is searched."""
 
+CONTAINERS = frozenset(".m4a .mp4 .m4v .mkv .mka .mov .webm .aac .wma .wmv .amr .3gp .avi".split())
+"""Suffixes of recordings that need ffmpeg; taken where a user's own recordings are searched."""
+
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 """Tells this machine from others that write to the same folder."""
 
@@ -28,22 +31,38 @@ _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.partial")
 """A file that a process of this machine has not finished."""
 
 
-def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = ()) -> list[Path]:
+def find(
+    folder: Path,
+    without: Collection[Path] = (),
+    also: Collection[str] = (),
+    *,
+    containers: bool = False,
+) -> list[Path]:
     """List the sound files under `folder`, however deep, by path; hidden ones are left out.
 
-    Links to folders are followed. `without` has folders that are not entered, resolved;
-    `also` has other files' suffixes.
+    Links to folders are followed. `without` has folders that are not entered, resolved; `also` has
+    other files' suffixes. With `containers`, files of those suffixes are listed too, but for those
+    beside which there is a sound file of the same stem: that is their sound, converted before.
 
     Raises:
         AudioError: a link leads to a folder above it.
     """
-    return sorted(_walk(folder, {folder.resolve()}, without, SUFFIXES.union(also)))
+    suffixes = SUFFIXES.union(also, CONTAINERS if containers else ())
+    found = sorted(_walk(folder, {folder.resolve()}, without, suffixes))
+    converted = {path.with_suffix("") for path in found if path.suffix.lower() in SUFFIXES}
+    return [
+        path
+        for path in found
+        if path.suffix.lower() not in CONTAINERS or path.with_suffix("") not in converted
+    ]
 
 
-def by_name(folder: Path, also: Collection[str] = ()) -> dict[str, list[Path]]:
+def by_name(
+    folder: Path, also: Collection[str] = (), *, containers: bool = False
+) -> dict[str, list[Path]]:
     """The files that `find` lists by their path in `folder` without suffix, "a/b"."""
     named: dict[str, list[Path]] = {}
-    for path in find(folder, also=also):
+    for path in find(folder, also=also, containers=containers):
         named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return named
 

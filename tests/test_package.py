@@ -19,7 +19,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, ROOT
 
 ORDER = """
-errors paths integrity audio formats
+errors paths integrity decoding audio formats
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.graphs checkpoint.weights checkpoint.profiles checkpoint.cards checkpoint.foreign

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
 @options.precision
 @options.runtime
 @options.writing
+@options.treating
 @options.batch_size
 @click.option(
     "--jobs",

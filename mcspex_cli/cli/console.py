@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -25,20 +26,39 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 _LEVELS = {"ok": "INFO", "warning": "WARNING", "failed": "ERROR"}
 
 
+_shown: dict[str, str] = {}
+"""What is said instead of a path."""
+
+
+@contextmanager
+def shown_as(path: Path, name: str) -> Iterator[None]:
+    """Have messages to people call a file by `name` instead of its path."""
+    known = dict(_shown)
+    _shown.update({str(path): name, str(path.resolve()): name})
+    try:
+        yield
+    finally:
+        _shown.clear()
+        _shown.update(known)
+
+
 def say(text: str) -> None:
     """Tell a person something."""
+    text = _named(text)
     click.echo(printable(text), err=True)
     log.note("INFO", text)
 
 
 def warn(text: str) -> None:
     """Tell a person of something that may be wrong."""
+    text = _named(text)
     _tell("warning: ", "yellow", text)
     log.note("WARNING", text)
 
 
 def error(text: str) -> None:
     """Tell a person why it did not work."""
+    text = _named(text)
     _tell("error: ", "red", text)
     log.note("ERROR", text)
 
@@ -143,6 +163,13 @@ def progress(*, shown: bool) -> Iterator[Progress]:
         *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
     ) as bar:
         yield bar
+
+
+def _named(text: str) -> str:
+    """Text with the names that paths are shown as, the longest path first."""
+    for path in sorted(_shown, key=len, reverse=True):
+        text = text.replace(path, _shown[path])
+    return text
 
 
 def _console(*, stderr: bool) -> Console:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +67,7 @@ STREAM = Path("-")
 @options.precision
 @options.runtime
 @options.writing
+@options.treating
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @options.as_json
 @options.quiet
@@ -82,18 +82,19 @@ def extract(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
     ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
     _check(asked, as_json=as_json)
-    with ExitStack() as stack:
-        to_stdout = asked["output"] == STREAM
-        if to_stdout:
-            streams.check_stdout()
-            asked["output"] = stack.enter_context(streams.folder()) / "stdout.wav"
-            stack.enter_context(console.shown_as(asked["output"], streams.STDOUT))
-        if STREAM in asked["mixtures"]:
-            asked["stdin"] = stack.enter_context(streams.stdin_file())
-            stack.enter_context(console.shown_as(asked["stdin"], streams.STDIN))
-        _extract(asked, Talk(as_json, quiet, verbose))
-        if to_stdout:
-            streams.to_stdout(asked["output"])
+    to_stdout = asked["output"] == STREAM
+    # Of the outermost context, so that errors are told by the streams' names as well.
+    keep = click.get_current_context().find_root().with_resource
+    if to_stdout:
+        streams.check_stdout()
+        asked["output"] = keep(streams.folder()) / "stdout.wav"
+        keep(console.shown_as(asked["output"], streams.STDOUT))
+    if STREAM in asked["mixtures"]:
+        asked["stdin"] = keep(streams.stdin_file())
+        keep(console.shown_as(asked["stdin"], streams.STDIN))
+    _extract(asked, Talk(as_json, quiet, verbose))
+    if to_stdout:
+        streams.to_stdout(asked["output"])
 
 
 def _check(asked: dict[str, Any], *, as_json: bool) -> None:
@@ -137,7 +138,8 @@ def _plan(asked: dict[str, Any]) -> list[Job]:
     from mcspex_cli.extraction.jobs import Request, plan
     from mcspex_cli.extraction.voices import list_sources
 
-    stdin, references = asked.get("stdin"), asked["references"]
+    stdin: Path = asked.get("stdin", STREAM)
+    references = asked["references"]
     alone = len(references) == 1 and not asked["spans"]
     request = Request(
         [stdin if path == STREAM else path for path in asked["mixtures"]],

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from mcspex_cli.errors import McspexError
-
-from mcspex_cli.errors import CheckpointError
+from mcspex_cli.errors import CheckpointError, McspexError
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.names import CheckpointInfo
@@ -22,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 WRITING = ("channel", "level", "subtype", "absent", "wet_db", "dry_db")
-"""The options of `writing`, as `FileSettings` takes them."""
+"""The options of `writing` and `treating`, as `FileSettings` takes them."""
 
 
 def complete_models(
@@ -96,7 +94,7 @@ def runtime(command: Command) -> Command:
 
 
 def writing(command: Command) -> Command:
-    """--channel, --level, --absent, --dry, --wet, --subtype: how files are read and written."""
+    """--channel, --level, --subtype: how mixtures are read and estimates written."""
     for option in (
         click.option(
             "--subtype",
@@ -105,6 +103,29 @@ def writing(command: Command) -> Command:
             show_default=True,
             help="Sample format of the output.",
         ),
+        click.option(
+            "--level",
+            default="match",
+            show_default=True,
+            metavar="match|peak|lufs=-23|raw",
+            callback=lambda _, __, text: _level(text),
+            help="As loud as in the mixture, -1 dBFS, a loudness, or the network's own.",
+        ),
+        click.option(
+            "--channel",
+            default="mix",
+            show_default=True,
+            metavar="mix|0|1|..|all",
+            help="Channel of the mixture; all keeps them apart.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def treating(command: Command) -> Command:
+    """--absent, --dry, --wet: what is made of an estimate before it is written."""
+    for option in (
         click.option(
             "--wet",
             "wet_db",
@@ -127,21 +148,6 @@ def writing(command: Command) -> Command:
             default="keep",
             show_default=True,
             help="Where the voice is not there: keep what came out, silence it, or fail (exit 5).",
-        ),
-        click.option(
-            "--level",
-            default="match",
-            show_default=True,
-            metavar="match|peak|lufs=-23|raw",
-            callback=lambda _, __, text: _level(text),
-            help="As loud as in the mixture, -1 dBFS, a loudness, or the network's own.",
-        ),
-        click.option(
-            "--channel",
-            default="mix",
-            show_default=True,
-            metavar="mix|0|1|..|all",
-            help="Channel of the mixture; all keeps them apart.",
         ),
     ):
         command = option(command)

@@ -53,9 +53,9 @@ def _extract(folder: Path) -> tuple[float, float, str]:
     job = Job(folder / "mixture.wav", folder / "estimate.wav", (folder / "reference.wav",))
     audio.write(job.mixture, target + other, RATE_HZ)
     audio.write(job.references[0], speak("low", 10, SECONDS, RATE_HZ), RATE_HZ)
-    model = find_checkpoint()
-    engine = open_engine(model, EngineSettings())
-    extract_file(engine, job, enroll(job.references, engine, model, assessed=False).embedding)
+    info = find_checkpoint()
+    engine = open_engine(info, EngineSettings())
+    extract_file(engine, job, enroll(job.references, engine, info).embedding)
     mixture, estimate = (audio.read(path, RATE_HZ) for path in (job.mixture, job.output))
     used = engine.runtime
     by = f"{used.name}, {used.precision} on {used.device}"

@@ -106,7 +106,7 @@ def _search(request: BatchRequest) -> Iterator[Entry]:
         if not root.is_dir():
             yield Entry(str(root), root, root.stem)
             continue
-        found = paths.find(root, without)
+        found = paths.find(root, without, containers=True)
         if references:
             found = [path for path in found if path.resolve() not in references]
         if not found:

@@ -81,7 +81,7 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
 
 def _clips_in(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     """A folder's clips and profiles by their names, and those of its folders by theirs."""
-    files = paths.by_name(folder, also=(profiles.SUFFIX,))
+    files = paths.by_name(folder, also=(profiles.SUFFIX,), containers=True)
     folders: dict[str, list[Path]] = defaultdict(list)
     for path in (path for same in files.values() for path in same):
         for parent in path.relative_to(folder).parents[:-1]:

@@ -319,7 +319,7 @@ def test_one_corrupt_file_of_twenty_costs_only_itself(batch: Run, twenty: list[s
     done = batch(*MANY)
     assert done.exit_code == 3
     said = done.stderr.splitlines()
-    assert said[0].startswith("error: many/07.wav: not a readable sound file. Convert it first")
+    assert said[0].startswith("error: many/07.wav: not a readable sound file")
     assert said[-1] == "error: 1 file failed, see above and out/failed.jsonl."
     assert set(sounds("out")) == {f"audio/{name}.wav" for name in twenty if name != "07"}
     made = rows("out")

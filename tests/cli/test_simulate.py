@@ -222,7 +222,7 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (["empty"], "empty: no sound files in it. Name a folder of speakers."),
         (["speech/ann"], "two speakers or more are needed, with two files each or one of 2 s."),
         (["Libri2Mix/wav8k/min"], "min: holds LibriMix sets. Name one of them, like "),
-        (["speech", "broken"], "a.wav: not a readable sound file. Convert it first"),
+        (["speech", "broken"], "a.wav: not a readable sound file"),
         (["speech", "--mixtures", "none.toml"], "none.toml: cannot be read"),
         (["speech", "--mixtures", "wrong.toml"], "noise must be a probability, from 0 to 1."),
         (["Libri2Mix/wav8k/min/dev"], f"s2/{LIBRIMIX['dev'][1]}.wav: is missing."),
