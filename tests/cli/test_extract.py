@@ -99,7 +99,7 @@ def test_a_short_reference_is_used_with_a_warning(extract: Run, scene: Path) -> 
     audio.write(scene / "brief.wav", buzz(110, 0.3), RATE_HZ)
     done = extract("mixture.wav", "--ref", "brief.wav")
     assert done.exit_code == 0
-    assert "warning: only 0.3 s of reference" in done.stderr
+    assert "warning: only 0.3 s of speech" in done.stderr
 
 
 def test_one_bad_file_of_several_does_not_stop_the_others(extract: Run, scene: Path) -> None:

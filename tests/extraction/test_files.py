@@ -17,7 +17,6 @@ from mcspex_cli.extraction.files import (
     Result,
     extract_file,
     extract_files,
-    read_references,
 )
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.levels import PEAK
@@ -195,15 +194,6 @@ def test_progress_adds_up_to_the_length(engine: Engine, voice: audio.Samples, sc
     extract_file(engine, job, voice, None, steps.append)
     assert sum(steps) == pytest.approx(2.0)
     assert len(steps) > 1
-
-
-def test_references_are_checked_by_name(engine: Engine, scene: Path) -> None:
-    audio.write(scene / "short.wav", buzz(110, 0.2), RATE_HZ)
-    audio.write(scene / "silent.wav", np.zeros(9000, np.float32), RATE_HZ)
-    assert len(read_references([scene / "reference.wav"], engine)[0]) == 2 * RATE_HZ
-    for name, message in (("short", "0.20 s is too short"), ("silent", "is silent")):
-        with pytest.raises(AudioError, match=rf"{name}.wav: {message}"):
-            read_references([scene / "reference.wav", scene / f"{name}.wav"], engine)
 
 
 def batch_engine(tiny_folder: Path, batch: int) -> Engine:
