@@ -135,6 +135,7 @@ def test_a_bad_input_is_one_line_and_exit_1(
         done = extract(path.name, "--ref", "reference.wav", "-o", "out.wav")
     else:
         done = extract("mixture.wav", "--ref", path.name, "-o", "out.wav")
+        message = "no sound files in this folder" if kind == "directory" else message
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {path.name}: ")
     assert done.stderr.count("\n") == 1
