@@ -12,7 +12,7 @@ import numpy as np
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.checks import check_signal
+from mcspex_cli.extraction.checks import SILENCE_DB, check_signal
 from mcspex_cli.extraction.chunks import Windowing
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
@@ -20,6 +20,10 @@ from mcspex_cli.extraction.signals import Cut, Piece, Signal, batches, cut_all, 
 
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
+
+LEVEL_DB = -28.0
+"""RMS level at which networks get references and windows, whatever they have in their files: what
+networks have learnt at some levels they do less well at others."""
 
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once: memory must not grow with a clip."""
@@ -144,8 +148,9 @@ class Engine:
 
         Where memory is short, by halves, and from then on in smaller batches.
         """
+        gains = to_level(mixtures)
         try:
-            return self.runtime.extract(mixtures, voices)
+            return self.runtime.extract(mixtures * gains, voices) / gains
         except OutOfMemoryError as error:
             if len(mixtures) == 1:
                 raise self._short_of_memory() from error
@@ -155,7 +160,7 @@ class Engine:
         return np.concatenate([self._compute(mixtures[part], voices[part]) for part in parts])
 
     def embed_part(self, part: Samples) -> Samples:
-        """Embed a stretch of sound [sample] as it is, unchecked and not remembered.
+        """Embed a stretch of sound [sample], unchecked and not remembered; its level is no matter.
 
         Returns:
             [embedding].
@@ -164,7 +169,7 @@ class Engine:
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
         try:
-            return self._finite(self.runtime.embed(part))
+            return self._finite(self.runtime.embed(part * to_level(part)))
         except OutOfMemoryError as error:
             raise self._short_of_memory() from error
 
@@ -195,6 +200,15 @@ class Engine:
         rate, settings = self.sample_rate_hz, self.settings
         seconds = settings.window_s, settings.context_s, settings.fade_s
         return Windowing(*(round(s * rate) for s in seconds))
+
+
+def to_level(signals: Samples) -> Samples:
+    """The gains [..., 1] that bring signals [..., sample] to `LEVEL_DB`; 1 for silent ones."""
+    power = np.square(signals, dtype=np.float64).mean(axis=-1, keepdims=True)
+    heard = power > 10 ** (SILENCE_DB / 10)
+    gains = np.sqrt(10 ** (LEVEL_DB / 10) / np.where(heard, power, 10 ** (LEVEL_DB / 10)))
+    levelled: Samples = gains.astype(np.float32)
+    return levelled
 
 
 def _runtime(system: System | Runtime, settings: EngineSettings) -> Runtime:

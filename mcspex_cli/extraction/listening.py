@@ -22,9 +22,6 @@ BEST_S = 20.0
 OWN_WEIGHT = 3.0
 """How much more a segment says of itself than either of its neighbours does."""
 
-_LEVEL_DB = -25.0
-"""RMS level at which segments are embedded: embeddings depend a little on level."""
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -126,7 +123,7 @@ class Listener:
         gain = shared / energy
         parts = (gain * estimate, mixture - gain * estimate)
         likenesses = [
-            calibration.likeness(self._engine.embed_part(_at_level(part)), self._voice)
+            calibration.likeness(self._engine.embed_part(part.astype(np.float32)), self._voice)
             for part in parts
         ]
         return Evidence(0.0, 0.0, likenesses[0], likenesses[1], float(np.log10(abs(gain))))
@@ -158,12 +155,3 @@ def _segments(evidence: Sequence[Evidence], calibration: Calibration) -> Iterato
         end_s = round(one.start_s + one.seconds, 3)
         there = presence >= calibration.threshold
         yield Segment(round(one.start_s, 3), end_s, presence, there)
-
-
-def _at_level(samples: Samples) -> Samples:
-    """Samples at the level at which they are embedded."""
-    rms = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
-    scaled: Samples = (samples * (10 ** (_LEVEL_DB / 20) / max(float(rms), 1e-9))).astype(
-        np.float32
-    )
-    return scaled

@@ -11,7 +11,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.checks import level_db
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.speech import Activity, Levels, active, frame_levels_db, steady
-from mcspex_cli.extraction.trimming import at_level, only_speech
+from mcspex_cli.extraction.trimming import only_speech
 
 LEAST_SPEECH_S = 1.5
 """Speech in all under which a voice is not followed well: at 1 s a decibel is lost, at 0.5 s
@@ -155,7 +155,7 @@ def has_two_voices(used: Samples, engine: Engine) -> bool | None:
         return None
     centre = np.array(engine.calibration.centre, np.float32)
     parts = np.array_split(speech, count)
-    voices = np.array([engine.embed([at_level(part)]) - centre for part in parts])
+    voices = np.array([engine.embed([part]) - centre for part in parts])
     voices /= np.maximum(np.linalg.norm(voices, axis=1, keepdims=True), 1e-12)
     places = [(i, i + gap) for gap in (0, 1) for i in range(1, count - gap)]
     sides = min(_cosine(voices[:end].mean(0), voices[start:].mean(0)) for end, start in places)

@@ -1,11 +1,10 @@
-"""A reference cut to what was said in it, and as loud as networks are used to."""
+"""A reference cut to what was said in it; pure."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.checks import level_db
 from mcspex_cli.extraction.speech import active, frame_levels_db, spans, steady
 
 LONG_S = 10.0
@@ -25,9 +24,6 @@ _MARGIN_S = 0.1
 
 _BURST_S = 0.05
 """Shorter sounds are no speech."""
-
-_HEARD_DB = (-45.0, 0.0)
-_LEVEL_DB = -26.0
 
 
 def trim(samples: Samples, sample_rate_hz: int) -> Samples:
@@ -56,31 +52,11 @@ def trim(samples: Samples, sample_rate_hz: int) -> Samples:
     return joined
 
 
-def audible(samples: Samples) -> Samples:
-    """Turn a clip [sample] up or down where networks no longer know a voice by it.
-
-    Between -45 and 0 dB of full scale (RMS) their embeddings are equally good, and it is
-    given back as it is.
-    """
-    return samples if _HEARD_DB[0] <= _rms_db(samples) <= _HEARD_DB[1] else at_level(samples)
-
-
-def at_level(samples: Samples) -> Samples:
-    """A clip [sample] brought to -26 dB of full scale (RMS)."""
-    gain_db = _LEVEL_DB - _rms_db(samples)
-    return (samples * 10 ** (gain_db / 20)).astype(np.float32)
-
-
 def only_speech(samples: Samples, sample_rate_hz: int) -> Samples:
     """The speech of a clip [sample], short pauses left out too."""
     said = steady(active(frame_levels_db(samples, sample_rate_hz)), _BURST_S, 0.2)
     pieces = [_piece(samples, span, sample_rate_hz, 0.0) for span in spans(said)]
     return np.concatenate(pieces) if pieces else samples[:0]
-
-
-def _rms_db(samples: Samples) -> float:
-    """The level of all samples."""
-    return level_db(float(np.mean(np.square(samples, dtype=np.float64))))
 
 
 def _without_ends(found: list[tuple[float, float]], seconds: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from mcspex_cli.extraction.quality import (
     has_two_voices,
     judged,
 )
-from mcspex_cli.extraction.trimming import CAP_S, audible, trim
+from mcspex_cli.extraction.trimming import CAP_S, trim
 
 LONGEST_READ_S = 600.0
 """Seconds of a clip that are looked at; memory must not grow with it."""
@@ -95,7 +95,7 @@ def enroll(
     """Embed one voice from clips, folders of clips and profiles, weighed by their speech.
 
     A clip over 10 s is cut to its speech, of at most 60 s; of a shorter one, silence at the
-    ends; one below -45 dB is turned up. Only the first 10 min of a clip are read.
+    ends. Only the first 10 min of a clip are read.
 
     Args:
         sources: of one person.
@@ -163,7 +163,7 @@ def _clip_voice(
     quality = assess(name, samples, used, engine.sample_rate_hz, clipped)
     seconds = min(max(_LEAST_WEIGHT_S, quality.speech_s), CAP_S)
     qualities = (judged(quality, has_two_voices(used, engine)),) if assessed else ()
-    return Voice(engine.embed([audible(used)]), qualities, seconds, (name,))
+    return Voice(engine.embed([used]), qualities, seconds, (name,))
 
 
 def _read(path: Path, sample_rate_hz: int) -> tuple[Samples, float]:
