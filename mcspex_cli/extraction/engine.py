@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import EngineError
@@ -146,11 +147,13 @@ class Engine:
     def _compute(self, mixtures: Samples, voices: Samples) -> Samples:
         """Run the network on equally long mixtures [signal, sample], each for its voice.
 
-        Where memory is short, by halves, and from then on in smaller batches.
+        Where memory is short, by halves, and from then on in smaller batches. Nothing is found in
+        a silent mixture, in which a network only hears itself.
         """
         gains = to_level(mixtures)
         try:
-            return self.runtime.extract(mixtures * gains, voices) / gains
+            made = self.runtime.extract(mixtures * gains, voices) / gains
+            return np.where(is_silent(mixtures), np.float32(0), made)
         except OutOfMemoryError as error:
             if len(mixtures) == 1:
                 raise self._short_of_memory() from error
@@ -204,11 +207,21 @@ class Engine:
 
 def to_level(signals: Samples) -> Samples:
     """The gains [..., 1] that bring signals [..., sample] to `LEVEL_DB`; 1 for silent ones."""
-    power = np.square(signals, dtype=np.float64).mean(axis=-1, keepdims=True)
-    heard = power > 10 ** (SILENCE_DB / 10)
-    gains = np.sqrt(10 ** (LEVEL_DB / 10) / np.where(heard, power, 10 ** (LEVEL_DB / 10)))
-    levelled: Samples = gains.astype(np.float32)
-    return levelled
+    power = 10 ** (LEVEL_DB / 10) / np.maximum(_power(signals), 1e-30)
+    gains: Samples = np.where(is_silent(signals), 1.0, np.sqrt(power)).astype(np.float32)
+    return gains
+
+
+def is_silent(signals: Samples) -> npt.NDArray[np.bool_]:
+    """Whether signals [..., sample] are silent, [..., 1]."""
+    silent: npt.NDArray[np.bool_] = _power(signals) <= 10 ** (SILENCE_DB / 10)
+    return silent
+
+
+def _power(signals: Samples) -> npt.NDArray[np.float64]:
+    """Mean squares [..., 1] of signals [..., sample]."""
+    power: npt.NDArray[np.float64] = np.square(signals, dtype=np.float64).mean(-1, keepdims=True)
+    return power
 
 
 def _runtime(system: System | Runtime, settings: EngineSettings) -> Runtime:

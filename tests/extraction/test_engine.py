@@ -35,7 +35,7 @@ def at_level(samples: audio.Samples) -> audio.Samples:
     return samples * 10 ** (LEVEL_DB / 20) / np.sqrt(np.mean(samples**2))
 
 
-@pytest.mark.parametrize("gain", [1e-4, 0.01, 10.0, 1e30])
+@pytest.mark.parametrize("gain", [1e-3, 0.03, 10.0, 1e30])
 def test_levels_do_not_matter(tiny: System, gain: float) -> None:
     mixture, reference = buzz(100, 2.5), buzz(200, 1.5)
     engine = Engine(tiny, SHORT)
@@ -46,12 +46,11 @@ def test_levels_do_not_matter(tiny: System, gain: float) -> None:
     assert np.std(made.astype(np.float64)) == pytest.approx(gain * np.std(expected), rel=1e-3)
 
 
-def test_silence_is_not_turned_up(tiny: System) -> None:
+@pytest.mark.parametrize("level", [0.0, 1e-6])
+def test_nothing_is_found_in_silence(tiny: System, level: float) -> None:
     engine = Engine(tiny, SHORT)
     voice = engine.embed([buzz(200, 1)])
-    made = engine.extract(np.full(8000, 1e-6, np.float32), voice)
-    assert np.isfinite(made).all()
-    assert (engine.extract(np.zeros(8000, np.float32), voice) == 0).all()
+    assert (engine.extract(np.full(8000, level, np.float32), voice) == 0).all()
 
 
 @pytest.mark.parametrize("length", [1, 19, 20, 8000, 8001, 12345, 40000])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import AudioError, OutputError
-from mcspex_cli.extraction.jobs import plan
+from mcspex_cli.extraction.jobs import Request, plan
 
 
 @pytest.fixture
@@ -20,12 +20,54 @@ def folder(tmp_path: Path) -> Path:
 
 def outputs(folder: Path, *mixtures: str, output: str | None = None, overwrite: bool = False):
     jobs = plan(
-        [folder / m for m in mixtures],
-        [folder / "ref.wav"],
-        folder / output if output else None,
-        overwrite=overwrite,
+        Request(
+            [folder / m for m in mixtures],
+            [folder / "ref.wav"],
+            folder / output if output else None,
+            overwrite=overwrite,
+        )
     )
     return [str(job.output.relative_to(folder)) for job in jobs]
+
+
+def besides(folder: Path, *mixtures: str, **places: str) -> list[list[str]]:
+    """Each mixture's outputs, where residuals and activities are asked for too."""
+    named = {name: folder / place for name, place in places.items()}
+    jobs = plan(Request([folder / m for m in mixtures], [folder / "ref.wav"], **named))
+    return [[str(path.relative_to(folder)) for path in job.outputs()] for job in jobs]
+
+
+def test_residual_and_activity_are_files_or_folders_too(folder: Path) -> None:
+    assert besides(folder, "a.wav", residual="r.flac", activity="sub/a.RTTM") == [
+        ["a.target.wav", "r.flac", "sub/a.RTTM"]
+    ]
+    assert besides(folder, "a.wav", "b.flac", output="x", residual="x", activity="y") == [
+        ["x/a.target.wav", "x/a.residual.wav", "y/a.activity.json"],
+        ["x/b.target.wav", "x/b.residual.wav", "y/b.activity.json"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"residual": "r.mp3"}, "r.mp3: cannot write this format"),
+        ({"activity": "a.txt"}, r"a.txt: cannot note activity so. Use .json, .rttm or .srt"),
+        ({"residual": "ref.wav"}, "ref.wav: is an input"),
+        ({"residual": "old.wav"}, "old.wav: exists already"),
+        ({"residual": "none/r.wav"}, "none: no such folder"),
+        ({"output": "x.wav", "residual": "x.wav"}, r"x.wav: is asked for twice"),
+    ],
+)
+def test_what_is_refused_of_outputs_is_refused_of_them(
+    folder: Path, places: dict[str, str], message: str
+) -> None:
+    with pytest.raises(OutputError, match=message):
+        besides(folder, "a.wav", **places)
+
+
+def test_one_residual_for_two_mixtures_is_refused(folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"would both be written to .*r.wav"):
+        besides(folder, "a.wav", "b.flac", residual="r.wav")
 
 
 def test_beside_the_mixture_by_default(folder: Path) -> None:
