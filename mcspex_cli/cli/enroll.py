@@ -32,6 +32,7 @@ _COLUMNS = ("seconds", "speech s", "used s", "level dB", "SNR dB", "clipped", "t
     envvar="MCSPEX_MODEL",
     show_envvar=True,
     metavar="NAME",
+    shell_complete=options.complete_models,
     help="As elsewhere. Repeatable: one profile for several models.",
 )
 @options.offline

@@ -22,7 +22,7 @@ LEAST_SNR_DB = 5.0
 """White noise 5 dB below the speech costs 0.2 dB, as loud as the speech 0.6 dB."""
 
 LEAST_LEVEL_DB = -75.0
-"""Speech below this has lost its detail in a 16-bit file; above, it is turned up."""
+"""Speech below this has lost its detail in a 16-bit file; above, loudness is no matter."""
 
 _FULL_SCALE = 0.995
 """Samples from here on count as clipped, if they are not alone."""

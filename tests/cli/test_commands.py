@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("models", "performance", "doctor")),
+    *(ROOT / "docs" / f"{n}.md" for n in ("models", "performance", "doctor", "references")),
 ]
 
 
