@@ -189,7 +189,7 @@ def _measure(made: Made) -> None:
     is_float = settings.subtype == "FLOAT" and source.order.job.output.suffix.lower() == ".wav"
     made.factor, made.limited = level.factor(peak, loudness_lufs, clips=not is_float)
     made.residual_factor, _ = Level("raw").factor(residual_peak, loudness_lufs, clips=not is_float)
-    made.silent = peak * made.factor < 10 ** (SILENCE_DB / 20)
+    made.silent = bool(peak * made.factor < 10 ** (SILENCE_DB / 20))
 
 
 def _column(gain: Gains) -> Samples:

@@ -66,7 +66,7 @@ class Calibration:
     def is_wrong(self, evidence: Sequence[Evidence]) -> bool:
         """Whether what was left is so much more like the reference that the roles are swapped."""
         features = pooled(evidence)
-        return features is not None and features[1] - features[0] > self.wrong_speaker
+        return features is not None and bool(features[1] - features[0] > self.wrong_speaker)
 
 
 @dataclass(frozen=True)

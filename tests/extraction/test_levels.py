@@ -50,7 +50,9 @@ def test_policies(
     assert (made, less) == (pytest.approx(factor), limited)
 
 
-@pytest.mark.parametrize("text", ["", "loud", "lufs", "lufs=", "lufs=x", "lufs=5", "lufs=nan", "LUFS=-23", "lufs=-71"])
+@pytest.mark.parametrize(
+    "text", ["", "loud", "lufs", "lufs=", "lufs=x", "lufs=5", "lufs=nan", "LUFS=-23", "lufs=-71"]
+)
 def test_other_levels_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is none of match, peak, raw and lufs=-70"):
         Level.parse(text)

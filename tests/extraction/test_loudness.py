@@ -34,7 +34,9 @@ def test_two_channels_at_minus_23_are_minus_23_lufs() -> None:
 
 def test_what_is_soft_between_loud_parts_is_gated_out() -> None:
     """A tone at -36, then -23, then -36 dBFS on both channels: -23 LUFS."""
-    parts = [sine(1000, level, seconds, 48000) for level, seconds in ((-36, 10), (-23, 60), (-36, 10))]
+    parts = [
+        sine(1000, level, seconds, 48000) for level, seconds in ((-36, 10), (-23, 60), (-36, 10))
+    ]
     tone = np.concatenate(parts)
     assert loudness(np.stack([tone, tone]), 48000) == pytest.approx(-23.0, abs=0.1)
 
@@ -60,6 +62,8 @@ def test_less_than_a_gating_block_is_one() -> None:
     assert loudness(sine(1000, -20, 0.35, 8000)[None], 8000) == pytest.approx(-23, abs=0.5)
 
 
-@pytest.mark.parametrize("samples", [np.zeros((1, 0)), np.zeros((2, 8000)), np.full((1, 8000), 1e-6)])
+@pytest.mark.parametrize(
+    "samples", [np.zeros((1, 0)), np.zeros((2, 8000)), np.full((1, 8000), 1e-6)]
+)
 def test_silence_has_no_loudness(samples: Samples) -> None:
     assert loudness(samples, 8000) == -np.inf
