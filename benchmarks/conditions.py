@@ -239,6 +239,8 @@ ABSENCE = [
     BASELINE,
     Condition("noise at 10 dB", in_noise(10)),
     Condition("three talkers", several(3), talkers=3),
+    Condition("T60 0.4 s", in_room(0.4)),
+    Condition("reference of 2 s", reference_s=2.0),
 ]
 """Conditions in which targets who are there and who are not are told apart."""
 

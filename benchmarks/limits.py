@@ -34,11 +34,13 @@ from benchmarks.conditions import (
     fits,
     without_target,
 )
-from benchmarks.lines import Row, markdown, separation, summarise
+from benchmarks.lines import Row, markdown, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.levels import Match
+from mcspex_cli.extraction.listening import Listener
 from mcspex_cli.extraction.opening import open_engine
+from mcspex_cli.training.calibration import area, equal_error
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import MixtureSampler
 from mcspex_cli.training.plans import Plan
@@ -78,10 +80,17 @@ class Bench:
         return self._measured[condition.name]
 
     def presence(self, condition: Condition, *, absent: bool) -> list[float]:
-        """How likely the target is to be there, as a number for each mixture of a condition."""
+        """How likely the target is to be there, for each mixture of a condition."""
         changed = without_target(condition.change) if absent else condition.change
         tried = Condition(condition.name, changed, condition.reference_s)
-        return [presence_score(case, self._extract(case)) for case in self._cases(tried)]
+        return [self._presence(case) for case in self._cases(tried)]
+
+    def _presence(self, case: Case) -> float:
+        """The presence that `mcspex extract` reports."""
+        voice = self.engine.embed([case.reference])
+        listener = Listener(self.engine, voice)
+        listener.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
+        return listener.finish().presence or 0.0
 
     def _cases(self, condition: Condition) -> Iterator[Case]:
         """The mixtures in a condition, in the order of the plans."""
@@ -124,11 +133,6 @@ class Bench:
         }
 
 
-def presence_score(case: Case, estimate: Samples) -> float:
-    """The estimate's level against the mixture's, in dB: what there is to go by so far."""
-    return gain_db(estimate, case.mixture, np.ones(len(estimate), bool)) or 0.0
-
-
 def gain_db(estimate: Samples, mixture: Samples, where: npt.NDArray[np.bool_]) -> float | None:
     """How much louder the estimate is than the mixture in some samples; None if there are none."""
     if not where.any():
@@ -164,14 +168,22 @@ def by_gender(bench: Bench, condition: Condition, genders: dict[str, str]) -> li
 
 
 def absence(bench: Bench) -> list[Row]:
-    """How well targets who are not there are told from those who are."""
-    lines = []
+    """How well targets who are not there are told from those who are; nothing uncalibrated."""
+    lines: list[Row] = []
+    if bench.engine.calibration is None:
+        return lines
     for condition in (c for c in ABSENCE if fits(c, bench.plans)):
         present, absent = (bench.presence(condition, absent=a) for a in (False, True))
-        area, error = separation(present, absent)
-        line = {"present_db": float(np.median(present)), "absent_db": float(np.median(absent))}
+        error, _ = equal_error(np.array(present), np.array(absent))
+        least = bench.engine.calibration.threshold
         lines.append(
-            {"condition": condition.name, **line, "auc": area, "equal_error_percent": 100 * error}
+            {
+                "condition": condition.name,
+                "auc": area(np.array(present), np.array(absent)),
+                "equal_error_percent": 100 * error,
+                "missed_percent": 100 * float(np.mean(np.less(present, least))),
+                "false_percent": 100 * float(np.mean(np.greater_equal(absent, least))),
+            }
         )
     return lines
 

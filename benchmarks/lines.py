@@ -37,20 +37,6 @@ def standard_error(values: npt.NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def separation(present: Sequence[float], absent: Sequence[float]) -> tuple[float, float]:
-    """The area under the ROC curve and the equal error rate of a score.
-
-    The area is how often a present target scores higher than an absent one, ties counting
-    half. The error is that of the threshold at which misses and false alarms are the nearest.
-    """
-    yes, no = np.asarray(present)[:, None], np.asarray(absent)[:, None]
-    area = float(((yes > no.T) + 0.5 * (yes == no.T)).mean())
-    thresholds = np.concatenate((yes, no)).T
-    missed, alarmed = (yes < thresholds).mean(0), (no >= thresholds).mean(0)
-    best = np.argmin(np.abs(missed - alarmed))
-    return area, float(missed[best] + alarmed[best]) / 2
-
-
 def column(line: Row, key: str, form: str) -> str:
     """A cell; empty where the line has no such number."""
     return form.format(**line).replace("-0.0 ", "0.0 ") if key in line else ""
@@ -64,10 +50,10 @@ COLUMNS = {
     "against the first row": ("change_db", "{change_db:+.1f} ± {change_error_db:.1f} dB"),
     "target where alone": ("target_alone_db", "{target_alone_db:+.1f} dB"),
     "other where alone": ("other_alone_db", "{other_alone_db:+.1f} dB"),
-    "score, present": ("present_db", "{present_db:.1f} dB"),
-    "score, absent": ("absent_db", "{absent_db:.1f} dB"),
     "AUC": ("auc", "{auc:.2f}"),
     "equal error rate": ("equal_error_percent", "{equal_error_percent:.0f} %"),
+    "present, but missed": ("missed_percent", "{missed_percent:.0f} %"),
+    "absent, but taken for present": ("false_percent", "{false_percent:.0f} %"),
 }
 """A table's columns, which it has if any of its lines has: key and form."""
 

@@ -40,6 +40,11 @@ SET = {
 }
 """The test set's mixtures, SPEAKER_NUMBER: who interferes, and the group that makes it."""
 
+TURNS = ("references/slt", "mixtures/slt_1", "references/rms", "mixtures/awb_2", "references/awb")
+"""The interview's: slt alone, with somebody else, then two others; and again with her."""
+
+GAP_S = 0.4
+
 WHO = "my sister|the teacher|a tall man|our neighbour|the captain|nobody|every child|an old dog"
 DID = "opened|was looking for|carried|forgot|painted|sold|remembered|could not find|wanted"
 WHAT = "the yellow boat|a box of apples|three letters|his winter coat|the garden gate|some bread"
@@ -99,6 +104,15 @@ def make_set(folder: Path) -> None:
     (folder / "groups.csv").write_text("\n".join(rows) + "\n")
 
 
+def make_interview(folder: Path) -> None:
+    """Write interview.flac: turns of the test set's voices one after the other, equally loud."""
+    turns = []
+    for name in (*TURNS, "mixtures/slt_2"):
+        turn = audio.read(folder / "set" / f"{name}.flac", RATE_HZ)
+        turns += [0.1 * turn / turn.std(), np.zeros(round(GAP_S * RATE_HZ), np.float32)]
+    audio.write(folder / "interview.flac", np.concatenate(turns[:-1]), RATE_HZ)
+
+
 def make_voices(folder: Path, sentences: int) -> None:
     """Write `sentences` random sentences by each voice as VOICE/NUMBER.flac."""
     rng = random.Random(1)
@@ -120,6 +134,7 @@ def main() -> None:
     else:
         make_example(Path(__file__).parent)
         make_set(Path(__file__).parent / "set")
+        make_interview(Path(__file__).parent)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from benchmarks.conditions import (
     two,
     without_target,
 )
-from benchmarks.lines import markdown, separation, summarise
+from benchmarks.lines import markdown, summarise
 from benchmarks.treatments import at_level, clipped, coded, telephone
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.training.corpus import Corpus
@@ -156,13 +156,6 @@ def test_recordings_are_treated_as_said() -> None:
         decoded = codec(voice, RATE_HZ)
         assert decoded.shape == voice.shape
         assert 5 < si_sdr(decoded, voice) < 60  # in time, and not untouched
-
-
-def test_separation_of_scores() -> None:
-    assert separation([3, 4], [1, 2]) == (1.0, 0.0)
-    assert separation([1, 2], [1, 2]) == (0.5, 0.5)
-    assert separation([1, 3, 5, 7], [0, 2, 4, 6]) == (0.625, 0.5)
-    assert separation([1, 2], [3, 4])[0] == 0.0
 
 
 def test_differences_are_paired() -> None:

@@ -122,11 +122,13 @@ class Listener:
             return Evidence(0.0, 0.0, 0.0, 0.0, 0.0, audible=False)
         gain = shared / energy
         parts = (gain * estimate, mixture - gain * estimate)
-        likenesses = [
+        likeness, residual_likeness = (
             calibration.likeness(self._engine.embed_part(part.astype(np.float32)), self._voice)
             for part in parts
-        ]
-        return Evidence(0.0, 0.0, likenesses[0], likenesses[1], float(np.log10(abs(gain))))
+        )
+        left = float(parts[1] @ parts[1]) / float(mixture @ mixture)
+        decades = float(np.log10(abs(gain)))
+        return Evidence(0.0, 0.0, likeness, residual_likeness, decades, residual_share=left)
 
 
 def _judged(heard: Heard, evidence: Sequence[Evidence], calibration: Calibration) -> Heard:

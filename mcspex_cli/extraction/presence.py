@@ -24,6 +24,9 @@ import numpy.typing as npt
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
 
+LEAST_RESIDUAL = 0.1
+"""Share of the mixture's energy that what is left has where somebody else speaks, too."""
+
 Vector = npt.NDArray[np.float64]
 
 
@@ -64,8 +67,11 @@ class Calibration:
         return float(1 / (1 + np.exp(-odds)))
 
     def is_wrong(self, evidence: Sequence[Evidence]) -> bool:
-        """Whether what was left is so much more like the reference that the roles are swapped."""
-        features = pooled(evidence)
+        """Whether what was left is so much more like the reference that the roles are swapped.
+
+        Where nobody else speaks, what is left is a remnant of the voice itself, and tells nothing.
+        """
+        features = pooled([one for one in evidence if one.residual_share >= LEAST_RESIDUAL])
         return features is not None and bool(features[1] - features[0] > self.wrong_speaker)
 
 
@@ -83,6 +89,8 @@ class Evidence:
     """Decades that the estimate had to be turned up by to match the mixture."""
     audible: bool = True
     """False where the estimate is silent."""
+    residual_share: float = 1.0
+    """Of what is left in the mixture's energy."""
 
     @property
     def features(self) -> tuple[float, float, float]:
