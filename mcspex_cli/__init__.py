@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.jobs import FileSettings, Job
     from mcspex_cli.extraction.runtime import EngineSettings
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOMES = {
     "Engine": ("extraction.engine", "Engine"),

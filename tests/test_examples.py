@@ -24,7 +24,7 @@ from mcspex_cli.training.renderings import render
 from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared
 from tests.hub import Hub
 
-PAGES = ("README.md", "docs/models.md", "docs/batch.md", "docs/references.md")
+PAGES = ("README.md", "docs/models.md", "docs/batch.md", "docs/references.md", "docs/recordings.md")
 README = (ROOT / "README.md").read_text()
 
 
