@@ -19,7 +19,7 @@ SEGMENT_S = 4.0
 BEST_S = 20.0
 """A file is judged by its best seconds: a voice may speak for a minute of an hour."""
 
-OWN_WEIGHT = 3.0
+OWN_WEIGHT = 5.0
 """How much more a segment says of itself than either of its neighbours does."""
 
 
