@@ -262,6 +262,7 @@ def _tell(
             + f"; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
+    results.remark_absent(document, batch.run.settings.files.absent)
     if any(job.truth for job in batch.plan):
         results.remark(document, quiet=quiet)
     pending = document["summary"]["statuses"].get("pending", 0)

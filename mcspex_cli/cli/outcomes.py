@@ -62,7 +62,7 @@ def _doubts(job: Job, done: Extraction, absent: str) -> Iterator[str]:
     if heard.present is False:
         what = "silenced" if absent == "mute" else "somebody else's, or a remnant"
         yield (
-            f"{done.output}: the voice is probably not in {job.name} "
+            f"{done.output}: the voice is probably not in {job.mixture} "
             f"(presence {heard.presence:.2f}); the result is {what}."
         )
     elif heard.wrong_speaker:
@@ -89,7 +89,9 @@ def _as_row(job: Job, done: Extraction, wanted: Wanted) -> dict[str, Any]:
     heard, by = done.heard, wanted.engine.runtime
     return {
         "mixture": job.name,
-        "references": list(wanted.voice.sources),
+        "references": [
+            source.replace(str(job.mixture), job.name) for source in wanted.voice.sources
+        ],
         "reference_seconds": round(wanted.voice.seconds, 2),
         "output": str(done.output),
         "residual": str(job.residual) if job.residual else None,

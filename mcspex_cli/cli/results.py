@@ -68,6 +68,15 @@ def remark(document: Document, *, quiet: bool = False) -> None:
         console.say(said)
 
 
+def remark_absent(document: Document, absent: str) -> None:
+    """Warn on stderr of voices that are not there; `absent` is what was done with them."""
+    from mcspex_cli.evaluation import tables
+
+    if said := tables.absences(document):
+        hint = "silenced" if absent == "mute" else "--absent mute silences them"
+        console.warn(f"{said} ({hint})")
+
+
 def save(document: Document, outputs: Sequence[Path]) -> None:
     """Write a document to files, each in the format of its suffix."""
     from mcspex_cli.evaluation import reports

@@ -26,6 +26,9 @@ from mcspex_cli.extraction.planning import AUDIO
 
 RUN, FAILED = "run.json", "failed.jsonl"
 
+KEPT = ("seconds", "gain_db", "limited", "silent", "presence", "present", "wrong_speaker")
+"""What a report has of a journal's lines; old ones lack the last three."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -128,6 +131,9 @@ def _record(
         "level": settings.files.level,
         "channel": settings.files.channel,
         "subtype": settings.files.subtype,
+        "absent": settings.files.absent,
+        "wet_db": settings.files.wet_db,
+        "dry_db": settings.files.dry_db,
         "files": len(batch.plan),
         "done": len(lines),
         "failed": sum(job.id in batch.journal.failed for job in batch.plan),
@@ -147,7 +153,7 @@ def _row(batch: Batch, job: Job, line: Mapping[str, Any] | None) -> Row:
         said: Mapping[str, Any] = {"status": status, "note": failure["reason"] if failure else ""}
     else:
         said = score["row"] if score else {"status": "done", "note": ""}
-    known = {key: line[key] for key in ("seconds", "gain_db", "limited", "silent")} if line else {}
+    known = {key: line.get(key) for key in KEPT} if line else {}
     return {
         **said,
         "name": job.id,

@@ -77,15 +77,29 @@ def confusion(document: Document) -> str:
         return ""
     names = [row["name"] for row in scored(document["scores"]) if row.get("confused")]
     share = 100 * summary["confused"] / summary["scored"]
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    which = f": {', '.join(names[:10])}{more}" if names else ""
+    which = f": {_listed(names)}" if names else ""
     return f"target confusion: {summary['confused']} of {summary['scored']} ({share:.1f} %){which}"
+
+
+def absences(document: Document) -> str:
+    """Which voices are probably not in their mixtures; "" for none."""
+    judged = [row for row in document["scores"] if row.get("present") is not None]
+    names = [row["name"] for row in judged if not row["present"]]
+    verb = "is" if len(names) == 1 else "are"
+    said = f"{len(names)} of {len(judged)} voices {verb} probably absent: {_listed(names)}"
+    return said if names else ""
 
 
 def cell(column: str, value: float | None, sign: str = "") -> str:
     """A metric's value to the digits that matter, or a dash for what does not exist."""
     digits = 3 if column in ("stoi", "estoi") else 2
     return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
 
 
 def _files(document: Document, *, every: bool) -> Table:

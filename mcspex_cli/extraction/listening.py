@@ -11,7 +11,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.checks import LEAST_S, SILENCE_DB, level_db
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import Calibration, Evidence, Vector, pooled
-from mcspex_cli.extraction.speech import FRAME_S, Levels, frame_levels_db
+from mcspex_cli.extraction.speech import Levels, frame_levels_db
 
 SEGMENT_S = 4.0
 """What is embedded and judged at once: less says less, more tells less well when."""
@@ -58,8 +58,7 @@ class Listener:
     ) -> None:
         self._engine, self._voice, self._rate_hz = engine, voice, engine.sample_rate_hz
         self._calibration = calibration or engine.calibration
-        frame = max(1, round(FRAME_S * self._rate_hz))
-        self._segment = frame * round(SEGMENT_S / FRAME_S)
+        self._segment = round(SEGMENT_S * self._rate_hz)
         self._held = np.zeros((2, 0), np.float32)
         self._fresh = 0
         """Samples at the end of those held that were not judged."""

@@ -64,7 +64,7 @@ class Calibration:
         if features is None:
             return 0.0
         odds = float(np.dot(self.weights, [*features, 1.0]))
-        return float(1 / (1 + np.exp(-odds)))
+        return float(np.exp(-np.logaddexp(0, -odds)))
 
     def is_wrong(self, evidence: Sequence[Evidence]) -> bool:
         """Whether what was left is so much more like the reference that the roles are swapped.
@@ -125,7 +125,7 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
             float(raw["wrong_speaker"]),
             dict(raw["measured"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: its calibration is malformed. Calibrate it again."
         ) from error

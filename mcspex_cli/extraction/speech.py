@@ -18,6 +18,8 @@ Activity = npt.NDArray[np.bool_]
 FRAME_S = 0.01
 """Seconds of a frame."""
 
+_FRAMES_PER_S = 100
+
 FLOOR_DB = -120.0
 """The level of digital silence."""
 
@@ -44,10 +46,11 @@ def frame_levels_db(samples: Samples, sample_rate_hz: int) -> Levels:
 
     Returns:
         [frame], dB of full scale, no less than -120; the last frame may be shorter. Without
-        samples there are no frames.
+        samples there are no frames. Where 10 ms are no whole samples, frames differ by one, so
+        that frame k begins at 10 ms times k whatever the rate.
     """
-    size = max(1, round(FRAME_S * sample_rate_hz))
-    starts = np.arange(0, len(samples), size)
+    frames = -(-len(samples) * _FRAMES_PER_S // sample_rate_hz)
+    starts = np.arange(frames) * sample_rate_hz // _FRAMES_PER_S
     if not len(starts):
         return np.zeros(0)
     energies = np.add.reduceat(np.square(samples, dtype=np.float64), starts)

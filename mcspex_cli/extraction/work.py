@@ -119,6 +119,7 @@ class _Voices:
 
 def _row(done: Extraction, engine: Engine) -> dict[str, Any]:
     """What the journal keeps of an extraction."""
+    heard = done.heard
     return {
         "seconds": round(done.seconds, 6),
         "sample_rate_hz": done.sample_rate_hz,
@@ -126,6 +127,9 @@ def _row(done: Extraction, engine: Engine) -> dict[str, Any]:
         "gain_db": list(done.gain_db),
         "limited": done.limited,
         "silent": done.silent,
+        "presence": None if heard.presence is None else round(heard.presence, 4),
+        "present": heard.present,
+        "wrong_speaker": heard.wrong_speaker,
         "device": engine.runtime.device,
         "precision": engine.runtime.precision,
         "runtime": engine.runtime.name,
