@@ -16,6 +16,12 @@ from mcspex_cli.extraction.speech import Levels, frame_levels_db
 SEGMENT_S = 4.0
 """What is embedded and judged at once: less says less, more tells less well when."""
 
+LEAST_REST_S = 2.0
+"""Less than this at the end is judged with what was before it."""
+
+STEP_S = 0.5
+"""Lengths judged are multiples of it: to a CPU's libraries each new length is new work."""
+
 BEST_S = 20.0
 """A file is judged by its best seconds: a voice may speak for a minute of an hour."""
 
@@ -81,13 +87,13 @@ class Listener:
             self._held = self._held[:, ends - self._segment :]
 
     def finish(self) -> Heard:
-        """Judge the rest, by its last four seconds, and then all.
+        """Judge the rest, then all.
 
         Raises:
             EngineError: as `Engine.embed_part`.
         """
         if self._fresh:
-            self._judge(self._held[:, -self._segment :], self._fresh)
+            self._judge(self._held[:, -self._rest() :], self._fresh)
         estimate_db, mixture_db = (
             np.concatenate(levels) for levels in zip(*self._levels, strict=True)
         )
@@ -95,6 +101,13 @@ class Listener:
         if self._calibration is None:
             return heard
         return _judged(heard, self._evidence, self._calibration)
+
+    def _rest(self) -> int:
+        """The samples that the rest is judged by, of few different lengths (see `STEP_S`)."""
+        step, held = round(STEP_S * self._rate_hz), self._held.shape[1]
+        if held > self._fresh:
+            return max(-(-self._fresh // step) * step, round(LEAST_REST_S * self._rate_hz))
+        return max(1, held // step) * step
 
     def _judge(self, both: Samples, fresh: int) -> None:
         """Take evidence of a segment, of which the last `fresh` samples are new."""
