@@ -100,7 +100,11 @@ class Calibrator:
             yield self._trial(case, self._voices[absent], self.cases[absent].speaker)
 
     def calibration(self, trials: Sequence[Trial]) -> Calibration:
-        """Fit all trials, and measure on each speaker what was fitted to others."""
+        """Fit all trials, and measure on each speaker what was fitted to others.
+
+        Raises:
+            ConfigError: there are too few voices, or none of them came out.
+        """
         features = np.array([trial.features for trial in trials])
         present = np.array([trial.present for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
@@ -116,6 +120,8 @@ class Calibrator:
             odds[fold == part] = _odds(features[fold == part], fitted)
         rate, threshold = equal_error(odds[present], odds[~present])
         swapped = np.array([trial.swapped for trial in trials])
+        if swapped[present].all():
+            raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         swaps = features[:, 1] - features[:, 0]
         wrong = float(np.quantile(swaps[present & ~swapped], 1 - FALSE_ALARMS))
         measured: dict[str, Any] = {
