@@ -24,6 +24,7 @@ class OnnxRuntime(GraphRuntime):
         """As `GraphRuntime.choose`."""
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()  # newer builds keep, or send, notes of each use
         on_gpu = _CUDA in onnxruntime.get_available_providers()
         known = ("auto", "cpu", "cuda") if on_gpu else ("auto", "cpu")
         kind, _, self._number = settings.device.partition(":")
