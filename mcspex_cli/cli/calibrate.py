@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def calibrate(
     info = find_model(name, offline=True, quiet=quiet or as_json)
     if info.revision:
         raise CheckpointError(f"{info.label}: is the Hub's. Copy {info.folder} and calibrate that.")
-    engine = open_engine(info, EngineSettings())
+    engine = open_engine(replace(info, calibration=None), EngineSettings())  # it may be damaged
     calibrator = Calibrator(engine, _cases(sources, count, seed, engine.sample_rate_hz), seed)
     with console.progress(shown=not (quiet or as_json)) as bar:
         trials = list(bar.track(calibrator.trials(), total=2 * len(calibrator.cases)))

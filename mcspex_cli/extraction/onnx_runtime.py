@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mcspex_cli.audio import Samples
@@ -22,8 +23,11 @@ class OnnxRuntime(GraphRuntime):
 
     def choose(self, settings: EngineSettings) -> None:
         """As `GraphRuntime.choose`."""
+        # From 1.29 on it would tell its makers of every model that it runs.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         on_gpu = _CUDA in onnxruntime.get_available_providers()
         known = ("auto", "cpu", "cuda") if on_gpu else ("auto", "cpu")
         kind, _, self._number = settings.device.partition(":")

@@ -100,14 +100,16 @@ class Calibrator:
             yield self._trial(case, self._voices[absent], self.cases[absent].speaker)
 
     def calibration(self, trials: Sequence[Trial]) -> Calibration:
-        """Fit all trials, and measure on each speaker what was fitted to others."""
+        """Fit all trials, and measure on each speaker what was fitted to others.
+
+        Raises:
+            ConfigError: there are too few voices, or none of them came out.
+        """
         features = np.array([trial.features for trial in trials])
         present = np.array([trial.present for trial in trials])
+        swapped = np.array([trial.swapped for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
-        if len(speakers) < FOLDS:
-            raise ConfigError(
-                f"{len(speakers)} voices are too few to be held out; {FOLDS} or more."
-            )
+        _check(len(speakers), lost=bool(swapped[present].all()))
         places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
         fold = np.array([places[trial.speaker] % FOLDS for trial in trials])
         odds = np.zeros(len(trials))
@@ -115,7 +117,6 @@ class Calibrator:
             fitted = fit(features[fold != part], present[fold != part])
             odds[fold == part] = _odds(features[fold == part], fitted)
         rate, threshold = equal_error(odds[present], odds[~present])
-        swapped = np.array([trial.swapped for trial in trials])
         swaps = features[:, 1] - features[:, 0]
         wrong = float(np.quantile(swaps[present & ~swapped], 1 - FALSE_ALARMS))
         measured: dict[str, Any] = {
@@ -155,6 +156,18 @@ class Calibrator:
         if not places:
             raise ConfigError(f"{case.rendering.id}: nobody is absent. Use more speakers.")
         return int(self._rng.choice(places))
+
+
+def _check(speakers: int, *, lost: bool) -> None:
+    """Refuse trials that tell nothing.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if speakers < FOLDS:
+        raise ConfigError(f"{speakers} voices are too few to be held out; {FOLDS} or more.")
+    if lost:
+        raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
 
 
 def fit(features: Vector, present: npt.NDArray[np.bool_]) -> Vector:

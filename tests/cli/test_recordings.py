@@ -1,0 +1,513 @@
+"""`mcspex extract` of real recordings: spans, rests, activity, absent voices, levels, pipes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyloudnorm
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint.configs import write_calibration
+from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.evaluation.metrics import si_sdr
+from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
+from tests.test_decoding import needs_ffmpeg, with_picture
+
+Run = Callable[..., Result]
+
+SET = EXAMPLES / "set"
+
+
+def calibrated(tiny: Path, folder: Path, **told: Any) -> Path:
+    """A copy of a model with a calibration by which a threshold alone decides."""
+    shutil.copytree(tiny, folder)
+    size = find_checkpoint(tiny).config["embedding"]
+    made = {"centre": [0.0] * size, "weights": [1.0, -1.0, 0.0, 2.0], "measured": {}}
+    write_calibration(folder, {**made, "threshold": 0.0, "wrong_speaker": 9.0, **told})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Models for which every voice is there, none is, or the wrong one came out; and others."""
+    root = tmp_path_factory.mktemp("calibrated")
+    kinds: dict[str, dict[str, Any]] = {
+        "present": {},
+        "absent": {"threshold": 1.1},
+        "wrong": {"wrong_speaker": -9.0},
+    }
+    made = {name: str(calibrated(tiny_folder, root / name, **kinds[name])) for name in kinds}
+    return {**made, "unknown": str(tiny_folder)}
+
+
+@pytest.fixture
+def extract(scene: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `mcspex extract` in the scene's folder with one of `models`, or the bundled one."""
+    monkeypatch.chdir(scene)
+
+    def run(*arguments: str | Path, model: str = "present", stdin: bytes = b"") -> Result:
+        words = ["extract", *map(str, arguments), "--device", "cpu"]
+        words += ["--model", models[model]] if model else []
+        return CliRunner().invoke(main, words, input=stdin)
+
+    return run
+
+
+PLAIN = ("mixture.wav", "--ref", "reference.wav", "-o", "o.wav")
+
+
+def get(path: str | Path) -> np.ndarray:
+    """A file's one channel."""
+    return soundfile.read(path, dtype="float64")[0]
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+# --- references in the mixture ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def meeting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody speaks alone for five seconds, then among others; a second's silence ends it."""
+    path = tmp_path_factory.mktemp("meeting") / "meeting.wav"
+    parts = [get(EXAMPLES / f"{name}.flac") for name in ("reference", "mixture")]
+    sound = np.concatenate([*parts, np.zeros(2 * RATE_HZ)]).astype(np.float32)
+    audio.write(path, sound, RATE_HZ)
+    return path
+
+
+def test_a_span_is_the_reference_that_it_would_be_if_cut_out(extract: Run, meeting: Path) -> None:
+    done = extract(meeting, "--ref-span", "0:00.5-4.5", "-o", "a.wav", "--json", model="")
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)
+    assert row["references"] == [f"{meeting} 0.5-4.5 s"]
+    soundfile.write("cut.wav", get(meeting)[4000:36_000], RATE_HZ, subtype="PCM_16")
+    assert extract(meeting, "--ref", "cut.wav", "-o", "b.wav", model="").exit_code == 0
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+    truth = get(EXAMPLES / "truth.flac")
+    length = len(get(EXAMPLES / "reference.flac"))
+    there = slice(length, length + len(truth))
+    before = si_sdr(get(meeting)[there], truth)
+    assert si_sdr(get("a.wav")[there], truth) > before + 5
+
+
+def test_spans_and_clips_are_one_voice(extract: Run, meeting: Path) -> None:
+    words = ("--ref-span", "0.5-2", "--ref-span", "3-4.5", "--ref", "reference.wav")
+    done = extract(meeting, *words, "-o", "a.wav", "--activity", "a.srt", "--json")
+    assert done.exit_code == 0, done.output
+    names = ["reference.wav", f"{meeting} 0.5-2.0 s", f"{meeting} 3.0-4.5 s"]
+    assert json.loads(done.stdout)["references"] == names
+    assert set(Path("a.srt").read_text().splitlines()[2::4]) <= {"target"}
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ("8-99", "meeting.wav: ends at 11.10 s, before the span 8.0-99.0 s does."),
+        ("9.5-11", "meeting.wav 9.5-11.0 s: is silent. Check the recording and its channels."),
+    ],
+)
+def test_a_span_of_no_use_is_one_line(
+    extract: Run, meeting: Path, scene: Path, span: str, message: str
+) -> None:
+    before = listing(scene)
+    done = extract(meeting, "--ref-span", span, "-o", "a.wav")
+    assert (done.exit_code, done.stderr) == (1, f"error: {meeting.parent}/{message}\n")
+    assert listing(scene) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mixture.wav",), "whose voice? Add --ref FILE, or --ref-span FROM-TO."),
+        (("mixture.wav", "--ref-span", "soon"), "'soon': is no span."),
+        (("mixture.wav", "--ref-span", "0:75-1:90"), "'0:75-1:90': is no span."),
+        (("mixture.wav", "--ref-span", "1.5-1"), "1.5-1: ends before it starts."),
+        (("mixture.wav", "--ref-span", "1-1.1"), "1-1.1: 0.10 s is too short."),
+        (("mixture.wav", "truth.wav", "--ref-span", "0-1"), "a span of one MIXTURE"),
+        ((*PLAIN, "--residual", "-"), "only -o can be standard output."),
+        ((*PLAIN, "--activity", "-"), "only -o can be standard output."),
+        (("-", "--ref", "reference.wav"), "from standard input needs -o FILE, or -o -."),
+        (("-", "-", "--ref", "reference.wav", "-o", "x"), "name - once only."),
+        ((*PLAIN[:3], "-o", "-", "--json"), "-o - is for the sound of one MIXTURE, without"),
+        (("truth.wav", *PLAIN[:3], "-o", "-"), "-o - is for the sound of one MIXTURE"),
+        ((*PLAIN, "--level", "lufs"), "level 'lufs' is none of match"),
+        ((*PLAIN, "--level", "lufs=3"), "level 'lufs=3' is none of match"),
+        ((*PLAIN, "--absent", "ignore"), "'ignore' is not one of 'keep', 'mute', 'fail'"),
+        ((*PLAIN, "--wet", "41"), "41.0 is not in the range"),
+        ((*PLAIN, "--dry", "-121"), "-121.0 is not in the range"),
+        ((*PLAIN, "--dry", "loud"), "'loud' is not a valid float"),
+    ],
+)
+def test_wrong_usage_is_exit_2(
+    extract: Run, scene: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    before = listing(scene)
+    done = extract(*arguments)
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert done.exit_code == 2
+    assert message in said
+    assert listing(scene) == before
+
+
+# --- what is left, and when it speaks ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with all that the bundled model makes of the example, and the JSON row."""
+    folder = tmp_path_factory.mktemp("example")
+    words = ["extract", str(EXAMPLES / "mixture.flac"), "--ref", str(EXAMPLES / "reference.flac")]
+    words += ["-o", f"{folder}/o.wav", "--residual", f"{folder}/rest.flac", "--json"]
+    done = CliRunner().invoke(main, [*words, "--activity", f"{folder}/a.json", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    return folder, json.loads(done.stdout)
+
+
+def test_voice_and_rest_are_the_mixture(example: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = example
+    voice, rest = get(folder / "o.wav"), get(folder / "rest.flac")
+    assert np.abs(voice + rest - get(EXAMPLES / "mixture.flac")).max() <= 2 / 2**15
+    other = get(EXAMPLES / "mixture.flac") - get(EXAMPLES / "truth.flac")
+    assert si_sdr(rest, other) > 5
+    assert listing(folder) == ["a.json", "o.wav", "rest.flac"]
+
+
+def test_the_bundled_model_tells_that_the_voice_is_there(
+    example: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, row = example
+    assert row["present"] is True
+    assert row["wrong_speaker"] is False
+    assert row["presence"] > 0.9
+    assert (row["residual"], row["activity"]) == (f"{folder}/rest.flac", f"{folder}/a.json")
+    assert (row["residual_gain_db"], row["limited"]) == (0.0, False)
+    (first, second) = row["segments"]
+    assert (first[:2], second[:2]) == ([0.0, 4.0], [4.0, 4.158])
+    assert row["active_s"] == pytest.approx(3.9, abs=0.3)
+
+
+def test_activity_is_where_the_truth_is(example: tuple[Path, dict[str, Any]]) -> None:
+    folder, row = example
+    document = json.loads((folder / "a.json").read_text())
+    assert document["speaker"] == "reference"
+    assert document["mixture"] == str(EXAMPLES / "mixture.flac")
+    assert document["presence"] == row["presence"]
+    assert document["active_s"] == row["active_s"]
+    truth = get(EXAMPLES / "truth.flac")
+    inside = np.zeros(len(truth), bool)
+    for span in document["spans"]:
+        inside[round(span["start_s"] * RATE_HZ) : round(span["end_s"] * RATE_HZ)] = True
+    assert np.square(truth[inside]).sum() > 0.98 * np.square(truth).sum()
+
+
+def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
+    audio.write(scene / "more.wav", buzz(90, 1), RATE_HZ)
+    before = set(listing(scene))
+    words = ("mixture.wav", "more.wav", "--ref", "reference.wav", "-o", "x", "--residual", "x")
+    done = extract(*words, "--activity", "y/z")
+    assert done.exit_code == 0, done.output
+    expected = {f"x/{name}.{kind}.wav" for name in ("mixture", "more") for kind in ("target",)}
+    expected |= {"x/mixture.residual.wav", "x/more.residual.wav"}
+    expected |= {"y/z/mixture.activity.json", "y/z/more.activity.json"}
+    assert set(listing(scene)) - before == expected
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("x/mixture.target.wav  (2.0 s in ")
+    assert ", presence 0." in first
+    assert first.endswith(")  x/mixture.residual.wav  y/z/mixture.activity.json")
+    done = extract(*words, "--activity", "y/z")
+    message = "error: x/mixture.target.wav: exists already. Add --overwrite to replace it.\n"
+    assert (done.exit_code, done.stderr) == (1, message)
+    assert extract(*words, "--activity", "y/z", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--residual", "r.mp3"), "r.mp3: cannot write this format. Use .wav, .flac or .ogg."),
+        (("--activity", "a.txt"), "a.txt: cannot note activity so. Use .json, .rttm or .srt."),
+        (("--residual", "truth.wav"), "truth.wav: exists already. Add --overwrite to replace it."),
+        (("--residual", "o.wav"), "o.wav: is asked for twice. Give each output its own name."),
+        (("--activity", "no/a.srt"), "no: no such folder. Make it, or choose another -o."),
+    ],
+)
+def test_a_bad_place_is_one_line_before_any_work(
+    extract: Run, scene: Path, words: tuple[str, str], message: str
+) -> None:
+    before = {path: path.read_bytes() for path in scene.iterdir()}
+    done = extract(*PLAIN, *words)
+    assert (done.exit_code, done.stderr) == (1, f"error: {message}\n")
+    assert {path: path.read_bytes() for path in scene.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", ["json", "rttm", "srt"])
+def test_activity_of_an_absent_voice_is_empty(extract: Run, suffix: str) -> None:
+    done = extract(*PLAIN, "--activity", f"a.{suffix}", model="absent")
+    assert done.exit_code == 0
+    text = Path(f"a.{suffix}").read_text()
+    assert json.loads(text)["spans"] == [] if suffix == "json" else text == ""
+    assert done.stderr.startswith(
+        "warning: o.wav: the voice is probably not in mixture.wav (presence 0."
+    )
+    assert done.stderr.splitlines()[0].endswith("; the result is somebody else's, or a remnant.")
+
+
+# --- voices that are not there -----------------------------------------------------------------
+
+
+def test_an_absent_voice_is_told_by_the_bundled_model(extract: Run) -> None:
+    """Asked for a woman, in a recording of two men."""
+    words = (SET / "mixtures" / "rms_1.flac", "--ref", SET / "references" / "slt.flac")
+    done = extract(*words, "-o", "o.wav", "--json", model="")
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)
+    assert (row["present"], row["active_s"]) == (False, 0)
+    assert row["presence"] < 0.5
+    assert done.stderr.startswith("warning: o.wav: the voice is probably not in ")
+    assert np.abs(get("o.wav")).max() > 0
+
+
+def test_an_absent_voice_is_silenced_if_asked_for(extract: Run) -> None:
+    done = extract(*PLAIN, "--absent", "mute", "--residual", "r.wav", "--json", model="absent")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("; the result is silenced.\n")
+    assert not get("o.wav").any()
+    np.testing.assert_array_equal(get("r.wav"), get("mixture.wav"))
+    row = json.loads(done.stdout)
+    assert (row["silent"], row["present"]) == (True, False)
+
+
+def test_an_absent_voice_is_exit_5_if_asked_for(extract: Run, scene: Path) -> None:
+    before = listing(scene)
+    done = extract(*PLAIN, "--absent", "fail", "--residual", "r.wav", model="absent")
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert done.stderr.startswith("error: mixture.wav: the voice is not in it (presence 0.")
+    assert done.stderr.endswith("). Check the reference, or use --absent keep.\n")
+    assert listing(scene) == before
+
+
+def test_of_several_some_absent_are_exit_3_all_absent_5(extract: Run, scene: Path) -> None:
+    mixtures = [SET / "mixtures" / f"{name}.flac" for name in ("rms_1", "slt_2")]
+    words = ("--ref", SET / "references" / "slt.flac", "-o", "out", "--absent", "fail")
+    done = extract(*mixtures, *words, model="")
+    assert done.exit_code == 3, done.output
+    assert "rms_1.flac: the voice is not in it" in done.stderr
+    assert done.stderr.endswith("error: 1 of 2 mixtures failed, see above.\n")
+    assert listing(scene / "out") == ["slt_2.target.wav"]
+    audio.write(scene / "more.wav", buzz(90, 1), RATE_HZ)
+    both = ("mixture.wav", "more.wav", "--ref", "reference.wav", "-o", "n", "--absent", "fail")
+    done = extract(*both, model="absent")
+    assert done.exit_code == 5
+    assert done.stderr.endswith("error: 2 of 2 mixtures failed, see above.\n")
+    (scene / "more.wav").write_text("no sound")
+    assert extract(*both, model="absent").exit_code == 1
+    assert listing(scene / "n") == []
+
+
+@pytest.mark.parametrize("absent", ["mute", "fail"])
+def test_a_model_that_cannot_tell_is_refused(extract: Run, scene: Path, absent: str) -> None:
+    before = listing(scene)
+    done = extract(*PLAIN, "--absent", absent, model="unknown")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "cannot tell whether a voice is there. Use --absent keep, or calibrate" in done.stderr
+    assert listing(scene) == before
+    done = extract(*PLAIN, "--json", model="unknown")
+    row = json.loads(done.stdout)
+    assert (row["presence"], row["present"], row["wrong_speaker"]) == (None, None, None)
+    assert row["segments"] == []
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [({"centre": [0.0]}, "is of another model"), ({"weights": None}, "is malformed")],
+)
+def test_a_bad_calibration_is_one_line(
+    extract: Run, scene: Path, tiny_folder: Path, told: dict[str, Any], message: str
+) -> None:
+    calibrated(tiny_folder, scene / "odd", **told)
+    done = CliRunner().invoke(main, ["extract", *PLAIN, "--model", "odd", "--device", "cpu"])
+    expected = f"error: odd: its calibration {message}. Calibrate it again.\n"
+    assert (done.exit_code, done.stderr) == (1, expected)
+
+
+def test_the_wrong_speaker_is_a_warning(extract: Run) -> None:
+    done = extract(*PLAIN, "--json", model="wrong")
+    assert done.exit_code == 0
+    assert done.stderr == (
+        "warning: o.wav: may follow the wrong person: what is left sounds like the reference. "
+        "Try a longer one, or listen to --residual.\n"
+    )
+    assert json.loads(done.stdout)["wrong_speaker"] is True
+    assert extract(*PLAIN, "--overwrite", "-q", model="present").output == ""
+
+
+# --- how loud ----------------------------------------------------------------------------------
+
+
+def test_loudness_is_a_broadcasters(extract: Run) -> None:
+    done = extract(*PLAIN, "--level", "lufs=-35", "--subtype", "FLOAT", "--json")
+    assert done.exit_code == 0, done.output
+    meter = pyloudnorm.Meter(RATE_HZ, filter_class="DeMan")
+    assert meter.integrated_loudness(get("o.wav")) == pytest.approx(-35, abs=0.1)
+    done = extract(*PLAIN, "--level", "lufs=0", "--overwrite", "--json")
+    assert json.loads(done.stdout)["limited"] is True
+    assert done.stderr.startswith("warning: o.wav: turned down (gain ")
+    assert np.abs(get("o.wav")).max() == pytest.approx(0.891, abs=1e-3)
+
+
+def test_the_surroundings_are_mixed_back(extract: Run) -> None:
+    assert extract(*PLAIN, "--wet", "-120", "--dry", "0").exit_code == 0
+    assert np.abs(get("o.wav") - get("mixture.wav")).max() <= 2 / 2**15
+    words = (*PLAIN, "--overwrite", "--subtype", "FLOAT")
+    assert extract(*words).exit_code == 0
+    voice = get("o.wav")
+    assert extract(*words, "--wet", "-6", "--dry", "-20").exit_code == 0
+    expected = 10 ** (-6 / 20) * voice + 0.1 * get("mixture.wav")
+    np.testing.assert_allclose(get("o.wav"), expected, atol=1e-5)
+
+
+# --- streams -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+def test_standard_input_is_called_so(extract: Run, scene: Path, temporary: Path) -> None:
+    words = ("-", "--ref-span", "0.2-1.9", "-o", "o.wav", "--residual", "r", "--activity", "a")
+    sound = (scene / "mixture.wav").read_bytes()
+    done = extract(*words, "--json", model="absent", stdin=sound)
+    assert done.exit_code == 0, done.output
+    assert "o.wav: the voice is probably not in standard input (presence" in done.stderr
+    row = json.loads(done.stdout)
+    assert (row["mixture"], row["references"]) == ("stdin", ["stdin 0.2-1.9 s"])
+    assert (row["residual"], row["activity"]) == ("r/stdin.residual.wav", "a/stdin.activity.json")
+    assert json.loads(Path("a/stdin.activity.json").read_text())["mixture"] == "stdin"
+    assert str(temporary) not in done.output
+    assert list(temporary.iterdir()) == []
+    done = extract("mixture.wav", *words[1:3], "-o", "p.wav", model="absent")
+    assert Path("o.wav").read_bytes() == Path("p.wav").read_bytes()
+
+
+def test_standard_output_gets_the_sound_alone(extract: Run, scene: Path, temporary: Path) -> None:
+    assert extract(*PLAIN).exit_code == 0
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "-", "--residual", "r.wav")
+    assert done.stdout_bytes == Path("o.wav").read_bytes()
+    assert done.stderr.startswith("standard output  (2.0 s in ")
+    assert len(get("r.wav")) == len(get("mixture.wav"))
+    assert list(temporary.iterdir()) == []
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "-", model="absent")
+    assert done.stderr.startswith("warning: standard output: the voice is probably not in mixture")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "error: standard input is empty. Pipe a sound file into it.\n"),
+        (b"no sound\n" * 99, "error: standard input: not a readable sound file"),
+        (None, "error: standard input: truncated, 19956 of 32000 bytes. Copy it again.\n"),
+    ],
+)
+def test_a_stream_of_no_use_is_one_line(
+    extract: Run, scene: Path, temporary: Path, data: bytes | None, message: str
+) -> None:
+    before = listing(scene)
+    sound = (scene / "mixture.wav").read_bytes()[:20_000] if data is None else data
+    done = extract("-", "--ref", "reference.wav", "-o", "o.wav", "--residual", "r.wav", stdin=sound)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(message)
+    assert str(temporary) not in done.stderr
+    assert listing(scene) == before
+
+
+@pytest.fixture
+def piped(scene: Path, prepared: Path, models: dict[str, str], temporary: Path) -> list[str]:
+    """The command that takes one stream to another, quick to start, with a folder of its own."""
+    environment = [f"MCSPEX_CACHE={prepared}", f"PYTHONPATH={ROOT}", f"TMPDIR={temporary}"]
+    command = [sys.executable, "-W", "error", "-m", "mcspex_cli", "extract", "-", "-o", "-"]
+    command += ["--ref", str(scene / "reference.wav"), "--model", models["present"]]
+    return ["env", *environment, *command, "--device", "cpu"]
+
+
+FEEDERS = [
+    ("sox", "-V1", "mixture.wav", "-t", "wav", "-"),
+    ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-f", "wav", "-"),
+    ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-c:a", "flac", "-f", "matroska", "-"),
+]
+
+
+@pytest.mark.parametrize("feeder", FEEDERS, ids=lambda words: f"{words[0]}-{words[-2]}")
+def test_a_pipeline_of_programs(
+    extract: Run, piped: list[str], scene: Path, temporary: Path, feeder: tuple[str, ...]
+) -> None:
+    if not shutil.which(feeder[0]):
+        pytest.skip(f"{feeder[0]} is not installed")
+    with subprocess.Popen(feeder, cwd=scene, stdout=subprocess.PIPE) as source:
+        done = subprocess.run(piped, stdin=source.stdout, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.decode().startswith("standard output  (2.0 s in ")
+    (scene / "piped.wav").write_bytes(done.stdout)
+    assert extract(*PLAIN, "--precision", "float32").exit_code == 0
+    expected = get("o.wav")
+    assert len(get("piped.wav")) == len(expected)
+    assert np.abs(get("piped.wav") - expected).max() <= 2 / 2**15
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_listener_who_has_gone_is_one_line(
+    piped: list[str], scene: Path, temporary: Path
+) -> None:
+    with (
+        (scene / "mixture.wav").open("rb") as mixture,
+        subprocess.Popen(
+            [*piped, "-q"], stdin=mixture, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 1
+    assert said == "error: standard output was closed before all was written.\n"
+    assert list(temporary.iterdir()) == []
+
+
+def test_text_in_a_pipe_is_one_line_and_no_sound(piped: list[str], temporary: Path) -> None:
+    done = subprocess.run(piped, input=b"hello\n" * 50, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: standard input: not a readable sound file")
+    assert done.stderr.count(b"\n") == 1
+    assert list(temporary.iterdir()) == []
+
+
+@needs_ffmpeg
+def test_a_video_is_a_recording_too(extract: Run, scene: Path) -> None:
+    video = with_picture(scene / "talk.mkv", "-c:a", "flac")
+    words = (video, "--ref", EXAMPLES / "reference.flac", "--residual", "r.wav")
+    done = extract(*words, "--activity", "a.srt", "--dry", "-20")
+    assert done.exit_code == 0, done.output
+    mixture = get(EXAMPLES / "mixture.flac")
+    length = len(get("talk.target.wav"))
+    assert length == len(get("r.wav")) == pytest.approx(len(mixture), abs=RATE_HZ // 10)
+    assert "\nreference\n" in Path("a.srt").read_text()

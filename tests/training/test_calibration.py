@@ -1,0 +1,316 @@
+"""What likenesses mean is learnt: closed forms, an ideal network, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint.configs import read_config
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.runtime import EngineSettings, Runtime
+from mcspex_cli.extraction.synthesis import talk
+from mcspex_cli.training.calibration import (
+    LEAST_CASES,
+    Calibrator,
+    Case,
+    Trial,
+    area,
+    drawn_cases,
+    equal_error,
+    fit,
+    given_cases,
+    misses,
+)
+from mcspex_cli.training.recipes import COLUMNS, read_recipes
+from mcspex_cli.training.renderings import Rendering
+from tests.conftest import RATE_HZ
+from tests.hub import Hub
+
+VOICES = 7
+
+
+def test_a_fit_to_one_yes_or_no_is_its_log_odds() -> None:
+    """80 % of those with it, 30 % of those without."""
+    feature = np.repeat([1.0, 1.0, 0.0, 0.0], [80, 20, 30, 70])[:, None]
+    present = np.repeat([True, False, True, False], [80, 20, 30, 70])
+    slope, offset = fit(feature, present)
+    assert offset == pytest.approx(np.log(0.3 / 0.7), abs=0.01)
+    assert slope + offset == pytest.approx(np.log(0.8 / 0.2), abs=0.01)
+
+
+def test_a_fit_is_where_no_step_makes_the_truth_likelier() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((400, 3)) * [1, 20, 0.05] + [5, -3, 0]
+    chances = 1 / (1 + np.exp(-(features @ [1, -0.05, 10] - 5)))
+    present = rng.random(400) < chances
+    weights = fit(features, present)
+
+    def likelihood(weights: np.ndarray) -> float:
+        odds = np.where(present, 1, -1) * (features @ weights[:-1] + weights[-1])
+        penalty = np.square(weights[:-1] * features.std(axis=0)).sum()
+        penalty += (weights[-1] + weights[:-1] @ features.mean(axis=0)) ** 2
+        return float(-np.logaddexp(0, -odds).mean() - 1e-3 * penalty / 2)
+
+    best = likelihood(weights)
+    for part in range(4):
+        for step in (0.98, 1.02):
+            other = weights.copy()
+            other[part] *= step
+            assert likelihood(other) < best
+
+
+def test_cases_without_error_have_finite_weights() -> None:
+    features = np.column_stack([np.r_[np.zeros(30), np.ones(30)], np.ones(60)])
+    weights = fit(features, np.arange(60) >= 30)
+    assert np.isfinite(weights).all()
+    assert (features @ weights[:-1] + weights[-1] > 0).tolist() == [False] * 30 + [True] * 30
+
+
+def test_the_area_is_how_often_a_present_voice_is_ahead() -> None:
+    assert area(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1
+    assert area(np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 0
+    assert area(np.ones(3), np.ones(5)) == 0.5
+    rng = np.random.default_rng(1)
+    present, absent = rng.integers(0, 20, 50) + 3.0, rng.integers(0, 20, 70) * 1.0
+    pairs = [(p > a) + (p == a) / 2 for p in present for a in absent]
+    assert area(present, absent) == pytest.approx(np.mean(pairs))
+
+
+def test_the_equal_error_is_where_both_wrongs_are_as_many() -> None:
+    assert equal_error(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == (0, 3)
+    present, absent = np.array([2.0, 5, 6, 7]), np.array([0.0, 1, 3, 4])
+    rate, threshold = equal_error(present, absent)
+    assert rate == pytest.approx(0.25)
+    assert (present < threshold).mean() == (absent >= threshold).mean() == 0.25
+    rng = np.random.default_rng(2)
+    present, absent = rng.normal(2, 1, 4000), rng.normal(0, 1, 4000)
+    rate, threshold = equal_error(present, absent)
+    assert rate == pytest.approx(0.1587, abs=0.015)  # that of a normal deviate beyond 1
+    assert threshold == pytest.approx(1, abs=0.1)
+
+
+def test_misses_are_counted_where_so_many_absent_voices_pass() -> None:
+    present, absent = np.arange(100) + 50.0, np.arange(100) * 1.0
+    assert misses(present, absent, 0.01) == pytest.approx(0.49, abs=0.01)
+    assert misses(present, absent, 0.5) == 0
+    assert misses(present - 50, absent, 0.2) == pytest.approx(0.8, abs=0.01)
+
+
+class Bands(Runtime):
+    """An ideal network where every voice has a band of its own: it lets the voice's pass."""
+
+    name, device, precision, batch = "torch", "cpu", "float32", 1
+    sample_rate_hz, true_level = RATE_HZ, False
+    inverted = False
+
+    def embed(self, reference: audio.Samples) -> audio.Samples:
+        """The bands' levels."""
+        bands = np.array_split(np.fft.rfft(reference), VOICES)
+        return np.array([np.sqrt(np.mean(np.abs(b) ** 2)) for b in bands], np.float32)
+
+    def extract(self, mixtures: audio.Samples, voices: audio.Samples) -> audio.Samples:
+        """Let a voice's band pass, and a little of the others; or, inverted, the others."""
+        length = mixtures.shape[1]
+        made = []
+        for mixture, voice in zip(mixtures, voices, strict=True):
+            spectrum = np.fft.rfft(mixture)
+            wanted = np.repeat(voice == voice.max(), -(-len(spectrum) // VOICES))[: len(spectrum)]
+            passes = np.where(wanted ^ self.inverted, 1, 0.05)
+            made.append(np.fft.irfft(spectrum * passes, length))
+        return np.array(made, np.float32)
+
+
+def sing(voice: int, seed: int, seconds: float = 1.0) -> audio.Samples:
+    """Noise in a voice's band."""
+    length = round(seconds * RATE_HZ)
+    spectrum = np.fft.rfft(np.random.default_rng((voice, seed)).standard_normal(length))
+    bands = np.array_split(np.arange(len(spectrum)), VOICES)
+    other = np.ones(len(spectrum), bool)
+    other[bands[voice]] = False
+    spectrum[other] *= 1e-3
+    return (0.1 * np.fft.irfft(spectrum, length)).astype(np.float32)
+
+
+def cases(count: int = 56, voices: int = VOICES) -> Iterator[Case]:
+    """Mixtures of two of some voices."""
+    for k in range(count):
+        one, other = k % voices, (k + 1 + k // voices % (voices - 1)) % voices
+        target, interferer = sing(one, 2 * k), sing(other, 2 * k + 1)
+        made = Rendering(str(k), target + interferer, target, interferer, sing(one, 999, 0.7))
+        yield Case(made, f"v{one}", frozenset([f"v{other}"]))
+
+
+def engine() -> Engine:
+    return Engine(Bands(), EngineSettings())
+
+
+def test_an_ideal_network_is_told_without_error() -> None:
+    calibrator = Calibrator(engine(), cases())
+    trials = list(calibrator.trials())
+    assert [trial.present for trial in trials] == [True, False] * 56
+    assert not any(trial.swapped for trial in trials)
+    for case, asked in zip(calibrator.cases, trials[1::2], strict=True):
+        assert asked.speaker not in {case.speaker, *case.others}
+    made = calibrator.calibration(trials)
+    assert made.measured["mixtures"] == 56
+    assert made.measured["speakers"] == VOICES
+    assert (made.measured["auc"], made.measured["equal_error_rate"]) == (1.0, 0.0)
+    assert set(made.measured["misses_at_false_alarms"].values()) == {0.0}
+    assert (made.measured["swapped"], made.measured["wrong_speaker_hits"]) == (0, None)
+    assert made.measured["wrong_speaker_false_alarms"] == pytest.approx(0.05, abs=0.03)
+    odds = [float(trial.features @ made.weights[:-1]) + made.weights[-1] for trial in trials]
+    presences = 1 / (1 + np.exp(-np.array(odds)))
+    assert (presences >= made.threshold).tolist() == [True, False] * 56
+    centre = np.mean([engine().embed([sing(k, 999, 0.7)]) for k in range(VOICES)], axis=0)
+    assert made.centre == pytest.approx(centre.tolist(), abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_calibration() -> None:
+    made = [
+        (calibrator := Calibrator(engine(), cases(), seed)).calibration(list(calibrator.trials()))
+        for seed in (0, 0, 1)
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+def test_a_network_that_follows_nobody_is_no_use() -> None:
+    inverted = engine()
+    inverted.runtime.inverted = True
+    calibrator = Calibrator(inverted, cases())
+    trials = list(calibrator.trials())
+    assert all(trial.swapped for trial in trials[::2])
+    with pytest.raises(ConfigError, match="the wrong voice came out of every mixture"):
+        calibrator.calibration(trials)
+    mended = [replace(t, swapped=t.swapped and k % 4 == 0) for k, t in enumerate(trials)]
+    assert calibrator.calibration(mended).measured["swapped"] == 28
+
+
+def test_too_little_is_refused() -> None:
+    with pytest.raises(ConfigError, match=f"49 mixtures are too few; {LEAST_CASES} or more tell"):
+        Calibrator(engine(), cases(49))
+    calibrator = Calibrator(engine(), cases(50, voices=5))
+    trials = [Trial(np.zeros(3), k % 2 == 0, f"v{k % 5}", False) for k in range(100)]
+    with pytest.raises(ConfigError, match="5 voices are too few to be held out; 6 or more"):
+        calibrator.calibration(trials)
+    with pytest.raises(ConfigError, match=r"0: nobody is absent. Use more speakers"):
+        list(Calibrator(engine(), cases(50, voices=2)).trials())
+
+
+def test_drawn_mixtures_name_their_speakers() -> None:
+    labels = {"target": "ann", "interferer": "bob + cyn"}
+    one = next(cases(1)).rendering
+    (case,) = drawn_cases([replace(one, labels=labels)])
+    assert (case.speaker, case.others) == ("ann", {"bob", "cyn"})
+    assert case.rendering.mixture is one.mixture
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of seven speakers, two clips of a second each, and 56 recipes of them."""
+    folder = tmp_path_factory.mktemp("speakers")
+    for voice in range(VOICES):
+        (folder / f"v{voice}").mkdir()
+        for take in range(2):
+            sound = talk(voice, take, 1.0, RATE_HZ)
+            audio.write(folder / f"v{voice}" / f"{take}.wav", sound, RATE_HZ)
+    with (folder / "mixtures.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for k in range(56):
+            one, other = k % VOICES, (k + 1 + k // VOICES % (VOICES - 1)) % VOICES
+            table.writerow([k, f"v{one}/0.wav", f"v{other}/1.wav", f"v{one}/1.wav", k % 5 - 2])
+    return folder
+
+
+def test_given_mixtures_are_of_the_speakers_whose_folders_they_are_in(speakers: Path) -> None:
+    recipes = read_recipes(speakers / "mixtures.csv")[:3]
+    found = list(given_cases(recipes, RATE_HZ))
+    assert [case.speaker for case in found] == ["v0", "v1", "v2"]
+    assert [case.others for case in found] == [{"v1"}, {"v2"}, {"v3"}]
+    assert len(found[0].rendering.mixture) == RATE_HZ
+
+
+@pytest.fixture
+def model(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def calibrate(*words: object) -> Result:
+    return run("models", "calibrate", *words)
+
+
+def test_the_command_puts_it_into_the_config(model: Path, speakers: Path, scene: Path) -> None:
+    before, weights = read_config(model), (model / "model.safetensors").read_bytes()
+    files = set(model.iterdir())
+    done = calibrate(model, speakers / "mixtures.csv")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("model: presence told by 56 mixtures of 7 voices: AUC 0.")
+    assert "equal error rate" in done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines[1:]] == [["1", "%"], ["5", "%"], ["10", "%"], ["20", "%"]]
+    after = read_config(model)
+    assert after.pop("calibration")["measured"]["mixtures"] == 56
+    assert after == before
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert set(model.iterdir()) == files
+    assert "good" in run("models", "verify", model).stdout
+    words = ("--ref", scene / "reference.wav", "--model", model, "--device", "cpu")
+    done = run("extract", scene / "mixture.wav", *words)
+    assert done.exit_code == 0, done.output
+    assert ", presence 0." in done.stderr
+
+
+def test_the_command_as_json_mends_a_damaged_one_too(model: Path, speakers: Path) -> None:
+    config = read_config(model)
+    (model / "config.json").write_text(json.dumps({**config, "calibration": {"centre": 3}}))
+    done = calibrate(model, speakers / "mixtures.csv", "--json")
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    made = json.loads(done.stdout)
+    assert made == read_config(model)["calibration"]
+    assert Calibration(**made).measured["speakers"] == 7
+
+
+def test_mixtures_are_drawn_from_folders_of_speakers(model: Path, speakers: Path) -> None:
+    done = calibrate(model, speakers, "-n", 50, "--seed", 3, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["measured"]["mixtures"] == 50
+
+
+def test_a_calibration_that_cannot_be_made_changes_nothing(model: Path, speakers: Path) -> None:
+    before = (model / "config.json").read_bytes()
+    done = calibrate(model, speakers, "-n", 49)
+    message = "error: 49 mixtures are too few; 50 or more tell.\n"
+    assert (done.exit_code, done.stderr) == (1, message)
+    done = calibrate(model, speakers / "none.csv")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "none.csv: no such recipe" in done.stderr
+    assert calibrate(model).exit_code == 2
+    assert calibrate(model, speakers, "-n", 0).exit_code == 2
+    assert (model / "config.json").read_bytes() == before
+
+
+def test_a_model_of_the_hub_is_not_changed(hub: Hub, tiny_folder: Path, speakers: Path) -> None:
+    names = ("config.json", "model.safetensors")
+    hub.add("ann/voices", {name: (tiny_folder / name).read_bytes() for name in names})
+    assert run("models", "pull", "ann/voices").exit_code == 0
+    done = calibrate("ann/voices", speakers / "mixtures.csv")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "ann/voices@" in done.stderr
+    assert "is the Hub's. Copy " in done.stderr
+    assert "and calibrate that.\n" in done.stderr
