@@ -64,7 +64,7 @@ def main() -> None:
     """Pull one person's voice out of a recording, given a sample of that voice.
 
     Exit codes: 0 done, 1 error, 2 wrong usage, 3 some of several files failed,
-    4 a mean below --fail-under, 130 interrupted.
+    4 a mean below --fail-under, 5 the voice is absent (--absent fail), 130 interrupted.
     """
 
 
