@@ -136,3 +136,13 @@ def test_simulate_without_a_recipe_is_one_line(tmp_path: Path) -> None:
     done = run("simulate", "--recipe", tmp_path / "none.csv", "-o", tmp_path / "out")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--dry", "--wet"])
+@pytest.mark.parametrize("command", ["extract", "batch"])
+def test_a_gain_is_a_number(command: str, option: str, scene: Path) -> None:
+    words = (scene / "mixture.wav", "--ref", scene / "reference.wav", "-o", scene / "out")
+    done = run(command, *words, option, "nan")
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}': nan is no number." in done.stderr
+    assert not (scene / "out").exists()
