@@ -186,10 +186,18 @@ def _measure(made: Made) -> None:
             meter.add(estimate)
     if meter:
         loudness_lufs = meter.loudness_lufs()
-    is_float = settings.subtype == "FLOAT" and source.order.job.output.suffix.lower() == ".wav"
-    made.factor, made.limited = level.factor(peak, loudness_lufs, clips=not is_float)
-    made.residual_factor, _ = Level("raw").factor(residual_peak, loudness_lufs, clips=not is_float)
+    job = source.order.job
+    clips = _clips(job.output, settings.subtype)
+    made.factor, made.limited = level.factor(peak, loudness_lufs, clips=clips)
+    if job.residual:
+        clips = _clips(job.residual, settings.subtype)
+        made.residual_factor, _ = Level("raw").factor(residual_peak, -np.inf, clips=clips)
     made.silent = bool(peak * made.factor < 10 ** (SILENCE_DB / 20))
+
+
+def _clips(path: Path, subtype: str) -> bool:
+    """Whether a file cannot hold samples over full scale."""
+    return subtype != "FLOAT" or path.suffix.lower() != ".wav"
 
 
 def _column(gain: Gains) -> Samples:
