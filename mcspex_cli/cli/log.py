@@ -2,7 +2,7 @@
 
 ```
 2026-08-30T09:15:02Z INFO mcspex 0.5.0, Python 3.12.4: mcspex extract a.wav --ref b.wav
-2026-08-30T09:15:04Z INFO a.target.wav  (61.2 s in 1.4 s, real-time factor 0.023)
+2026-08-30T09:15:04Z INFO a.target.wav  (61.2 s in 1.4 s, real-time factor 0.023, presence 0.97)
 2026-08-30T09:15:04Z INFO ended with exit code 0 after 2.1 s
 ```
 """
