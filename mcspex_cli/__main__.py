@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import Any
 
@@ -22,6 +23,9 @@ from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
 from mcspex_cli.extraction.tuning import share_cores
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""How a disk refuses to take more; all places but standard output say so themselves."""
+
 
 class Commands(click.Group):
     """Turns every `McspexError` into one line and its exit code, and Ctrl-C into 130."""
@@ -33,7 +37,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command, with its log."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _end_gently()
         share_cores()
         with log.kept():
             return self._answered(ctx)
@@ -49,6 +53,9 @@ class Commands(click.Group):
             ctx.exit(error.exit_code)
         except OSError as error:
             # A path that the system itself refuses: too long, in a locked folder, gone.
+            if error.filename is None and error.errno in _FULL:
+                console.error(f"standard output: writing failed ({error.strerror}). Free space?")
+                ctx.exit(1)
             if error.filename is None:
                 raise
             console.error(f"{error.filename}: {error.strerror}. Check this path.")
@@ -56,6 +63,14 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             console.error("interrupted. What was finished is kept, nothing half-written is left.")
             ctx.exit(130)
+
+
+def _end_gently() -> None:
+    """Have SIGTERM, and a terminal's end unless nohup ignores it, do what Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
+        signal.signal(hang_up, signal.default_int_handler)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -27,7 +27,9 @@ FORMAT = 1
 _KEY = "mcspex_profile"
 """The key of our JSON among the file's metadata."""
 
-_LARGEST = 2**20
+_LARGEST = 2**24
+"""Bytes; those of as many clips as there may be, with long names."""
+
 _MOST_MODELS = 64
 _LONGEST_EMBEDDING = 4096
 _MOST_CLIPS = 10_000
@@ -79,11 +81,16 @@ def write(path: Path, profile: Profile, *, overwrite: bool = False) -> None:
     """Write a profile, whole.
 
     Raises:
-        OutputError: as `check_output`, or the disk is full.
+        OutputError: as `check_output`, the disk is full, or it would be too long to be read.
     """
     from safetensors.numpy import save
 
     check_output(path, overwrite=overwrite)
+    if len(profile.name) > _LONGEST_TEXT or len(profile.qualities) > _MOST_CLIPS:
+        raise OutputError(
+            f"{path}: too long. A profile's name has {_LONGEST_TEXT} characters at most, and it is "
+            f"made of {_MOST_CLIPS:,} clips at most."
+        )
     models = [
         {key: value for key, value in vars(one).items() if key != "embedding"}
         for one in profile.enrolments

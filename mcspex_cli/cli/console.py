@@ -30,6 +30,10 @@ _shown: dict[str, str] = {}
 """What is said instead of a path."""
 
 
+_bars: list[Progress] = []
+"""Those that are on the terminal now, into whose line nothing must be printed."""
+
+
 @contextmanager
 def shown_as(path: Path, name: str) -> Iterator[None]:
     """Have messages to people call a file by `name` instead of its path."""
@@ -44,30 +48,38 @@ def shown_as(path: Path, name: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Tell a person something."""
-    text = _named(text)
-    click.echo(printable(text), err=True)
+    text = named(text)
+    _echo(printable(text))
     log.note("INFO", text)
 
 
 def warn(text: str) -> None:
     """Tell a person of something that may be wrong."""
-    text = _named(text)
+    text = named(text)
     _tell("warning: ", "yellow", text)
     log.note("WARNING", text)
 
 
 def error(text: str) -> None:
     """Tell a person why it did not work."""
-    text = _named(text)
+    text = named(text)
     _tell("error: ", "red", text)
     log.note("ERROR", text)
 
 
 def _tell(word: str, colour: str, text: str) -> None:
     """Print a line after a coloured word to stderr."""
-    click.echo(
-        click.style(word, fg=colour) + line(text, _LONGEST), err=True, color=_colour(sys.stderr)
-    )
+    _echo(click.style(word, fg=colour) + line(text, _LONGEST))
+
+
+def _echo(said: str) -> None:
+    """Print lines to stderr, above the bar if there is one."""
+    if not _bars:
+        click.echo(said, err=True, color=_colour(sys.stderr))
+        return
+    from rich.text import Text
+
+    _bars[-1].console.print(Text.from_ansi(said), soft_wrap=True)
 
 
 def finding(status: str, name: str, detail: str, remedy: str) -> None:
@@ -159,13 +171,18 @@ def progress(*, shown: bool) -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     console = _console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    ) as bar:
-        yield bar
+    visible = shown and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not visible) as bar:
+        if visible:
+            _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            if visible:
+                _bars.remove(bar)
 
 
-def _named(text: str) -> str:
+def named(text: str) -> str:
     """Text with the names that paths are shown as, the longest path first."""
     for path in sorted(_shown, key=len, reverse=True):
         text = text.replace(path, _shown[path])

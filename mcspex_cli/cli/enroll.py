@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _COLUMNS = ("seconds", "speech s", "used s", "level dB", "SNR dB", "clipped", "two voices")
 
 
+class _Name(click.types.StringParamType):
+    """A model's name, in which MCSPEX_MODEL may have spaces, as a folder's has."""
+
+    envvar_list_splitter = "\0"
+
+
 @click.command()
 @click.argument("sources", nargs=-1, type=options.PATH, metavar="[REF]...")
 @click.option("-o", "--output", type=options.PATH, metavar="FILE", help="The profile to write.")
@@ -29,6 +35,7 @@ _COLUMNS = ("seconds", "speech s", "used s", "level dB", "SNR dB", "clipped", "t
     "--model",
     "models",
     multiple=True,
+    type=_Name(),
     envvar="MCSPEX_MODEL",
     show_envvar=True,
     metavar="NAME",

@@ -2,7 +2,7 @@
 
 ```
 2026-08-30T09:15:02Z INFO mcspex 0.5.0, Python 3.12.4: mcspex extract a.wav --ref b.wav
-2026-08-30T09:15:04Z INFO a.target.wav  (61.2 s in 1.4 s, real-time factor 0.023)
+2026-08-30T09:15:04Z INFO a.target.wav  (61.2 s in 1.4 s, real-time factor 0.023, presence 0.97)
 2026-08-30T09:15:04Z INFO ended with exit code 0 after 2.1 s
 ```
 """
@@ -27,6 +27,9 @@ from mcspex_cli.errors import OutputError
 _ARGV = "mcspex.argv"
 """Where a context keeps what was typed."""
 
+_BEGINNING = 4096
+"""Bytes of a file that tell whether it is text."""
+
 Complain = Callable[[str], object]
 
 
@@ -34,12 +37,14 @@ class Log:
     """A file to which each message is appended in one write, so that programs can share it.
 
     Raises:
-        OutputError: it cannot be opened.
+        OutputError: it cannot be opened, or is no text: a recording, say, named by mistake.
     """
 
     def __init__(self, path: Path, complain: Complain) -> None:
         self.path, self._complain, self._failed = path, complain, False
         try:
+            if _is_binary(path):
+                raise OutputError(f"{path}: is no text. Choose another --log-file.")
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise OutputError(
@@ -60,6 +65,14 @@ class Log:
         """Close the file."""
         with suppress(OSError):
             self._file.close()
+
+
+def _is_binary(path: Path) -> bool:
+    """Whether a file is there that begins as text does not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"\0" in file.read(_BEGINNING)
 
 
 _logs: list[Log] = []

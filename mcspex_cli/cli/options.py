@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -130,6 +131,7 @@ def treating(command: Command) -> Command:
             "--wet",
             "wet_db",
             type=click.FloatRange(-120, 40),
+            callback=lambda _, __, gain_db: _number(gain_db),
             default=0.0,
             show_default=True,
             metavar="DB",
@@ -139,6 +141,7 @@ def treating(command: Command) -> Command:
             "--dry",
             "dry_db",
             type=click.FloatRange(-120, 40),
+            callback=lambda _, __, gain_db: _number(gain_db),
             metavar="DB",
             help="Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
         ),
@@ -212,6 +215,13 @@ def _level(text: str) -> str:
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from error
     return text
+
+
+def _number(value: float | None) -> float | None:
+    """A number, which NaN is not, though no range refuses it."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number.")
+    return value
 
 
 def _batch_size(text: str) -> int:

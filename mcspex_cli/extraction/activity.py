@@ -64,7 +64,8 @@ def write(job: Job, heard: Heard, spans: Sequence[Span]) -> None:
     suffix = job.activity.suffix.lower()
     text = _json(job, heard, spans) if suffix == ".json" else FORMS[suffix](job, spans)
     with paths.whole(job.activity) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # Names of files may have bytes that are no text.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _json(job: Job, heard: Heard, spans: Sequence[Span]) -> str:
@@ -103,9 +104,10 @@ def _rttm(job: Job, spans: Sequence[Span]) -> str:
 
 
 def _srt(job: Job, spans: Sequence[Span]) -> str:
-    """SubRip: a numbered block per span with the speaker's name as its text."""
+    """SubRip: a numbered block per span with the speaker's name, on one line, as its text."""
+    speaker = " ".join(job.speaker.split())
     return "\n".join(
-        f"{number}\n{_clock(start_s)} --> {_clock(end_s)}\n{job.speaker}\n"
+        f"{number}\n{_clock(start_s)} --> {_clock(end_s)}\n{speaker}\n"
         for number, (start_s, end_s) in enumerate(spans, 1)
     )
 

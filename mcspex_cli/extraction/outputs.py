@@ -187,17 +187,17 @@ def _measure(made: Made) -> None:
     if meter:
         loudness_lufs = meter.loudness_lufs()
     job = source.order.job
-    clips = _clips(job.output, settings)
+    clips = _clips(job.output, settings.subtype)
     made.factor, made.limited = level.factor(peak, loudness_lufs, clips=clips)
     if job.residual:
-        clips = _clips(job.residual, settings)
-        made.residual_factor, _ = Level("raw").factor(residual_peak, 0.0, clips=clips)
+        clips = _clips(job.residual, settings.subtype)
+        made.residual_factor, _ = Level("raw").factor(residual_peak, -np.inf, clips=clips)
     made.silent = bool(peak * made.factor < 10 ** (SILENCE_DB / 20))
 
 
-def _clips(path: Path, settings: FileSettings) -> bool:
+def _clips(path: Path, subtype: str) -> bool:
     """Whether a file cannot hold samples over full scale."""
-    return settings.subtype != "FLOAT" or path.suffix.lower() != ".wav"
+    return subtype != "FLOAT" or path.suffix.lower() != ".wav"
 
 
 def _column(gain: Gains) -> Samples:

@@ -20,6 +20,9 @@ _SPAN = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s*", re.ASCII)
 
 _LONGEST_TEXT = 100
 
+_SLACK_S = 0.1
+"""What may lack at a span's end: the lengths that videos tell are approximate."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -76,6 +79,9 @@ def cut(
     native = _read(path, spans, info.sample_rate_hz, "mix" if channel == "all" else channel)
     clips = []
     for span, pieces in zip(spans, native, strict=True):
+        cut_s = sum(piece.shape[1] for piece in pieces) / info.sample_rate_hz
+        if cut_s < span.end_s - span.start_s - _SLACK_S:
+            raise AudioError(f"{path}: its sound ends before the span {span} does.")
         resampler = audio.Resampler(info.sample_rate_hz, sample_rate_hz, 1)
         clip = np.concatenate(list(resampler.run(pieces)), axis=-1)[0]
         name = f"{path} {span}"

@@ -63,7 +63,7 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     listed: list[Path] = []
     for source in sources:
         paths.check_exists(source)
-        found = paths.find(source) if source.is_dir() else [source]
+        found = paths.find(source, containers=True) if source.is_dir() else [source]
         if not found:
             raise AudioError(f"{source}: no sound files in this folder.")
         listed += found

@@ -135,7 +135,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path, profile: Profile) -> No
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=damaged):
             profiles.read(path)
-    save_file({"x": np.zeros(2**19, np.float32)}, path, {"mcspex_profile": "{}"})
+    save_file({"x": np.zeros(2**22, np.float32)}, path, {"mcspex_profile": "{}"})
     with pytest.raises(CheckpointError, match="bytes are too many for a profile"):
         profiles.read(path)
     save_file({"x": EMBEDDING}, path, {"mcspex_profile": "[" * 100_000})
@@ -146,6 +146,21 @@ def test_files_that_are_none_are_refused(tmp_path: Path, profile: Profile) -> No
     (weights,) = next(iter(bundled().values())).glob("model.safetensors")
     with pytest.raises(CheckpointError, match="is no voice profile, but other safetensors"):
         profiles.read(weights)
+
+
+def test_as_much_as_can_be_written_can_be_read(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "p.safetensors"
+    clip = {**vars(QUALITY), "path": "ö" * 120 + ".wav"}
+    large = replace(profile, name="ö" * 1000, qualities=(clip,) * 10_000)
+    profiles.write(path, large)
+    assert profiles.read(path) == large
+    for more in (
+        replace(large, name="ö" * 1001),
+        replace(large, qualities=(*large.qualities, clip)),
+    ):
+        with pytest.raises(OutputError, match=r"p.safetensors: too long\. A profile's name"):
+            profiles.write(path, more, overwrite=True)
+    assert profiles.read(path) == large
 
 
 def test_a_folders_profiles_are_found(tmp_path: Path, profile: Profile) -> None:

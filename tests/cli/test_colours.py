@@ -96,3 +96,21 @@ def test_none_in_a_pipe(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mcspex_cli", "models", "path", "nonsense"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.startswith("error: nonsense")
+
+
+def test_nothing_is_said_in_a_bars_line(tmp_path: Path) -> None:
+    code = (
+        "from mcspex_cli.cli import console\n"
+        "with console.progress(shown=True) as bar:\n"
+        "    bar.advance(bar.add_task('working', total=2))\n"
+        "    bar.refresh()\n"
+        "    console.warn('careful')\n"
+        "    console.say('a [b] ' + 'long ' * 40)\n"
+        "console.say('after')\n"
+    )
+    given = {**os.environ, "PYTHONPATH": str(ROOT)}
+    status, said = in_terminal([sys.executable, "-c", code], tmp_path, given)
+    assert status == 0
+    lines = re.split(r"\r\n|\r", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said))
+    for told in ("warning: careful", "a [b] " + "long " * 40, "after"):
+        assert told.rstrip() in map(str.rstrip, lines)

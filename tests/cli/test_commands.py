@@ -136,3 +136,38 @@ def test_simulate_without_a_recipe_is_one_line(tmp_path: Path) -> None:
     done = run("simulate", "--recipe", tmp_path / "none.csv", "-o", tmp_path / "out")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--dry", "--wet"])
+@pytest.mark.parametrize("command", ["extract", "batch"])
+def test_a_gain_is_a_number(command: str, option: str, scene: Path) -> None:
+    words = (scene / "mixture.wav", "--ref", scene / "reference.wav", "-o", scene / "out")
+    done = run(command, *words, option, "nan")
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}': nan is no number." in done.stderr
+    assert not (scene / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is always full here")
+@pytest.mark.parametrize("words", [["models", "path", "mcspex-small-8k"], ["completion", "zsh"]])
+def test_data_that_a_full_disk_does_not_take_is_one_line(words: list[str]) -> None:
+    command = [sys.executable, "-m", "mcspex_cli", *words]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    said = "error: standard output: writing failed (No space left on device). Free space?\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals do not hang up here")
+@pytest.mark.parametrize(
+    ("before", "after"), [("SIG_DFL", "default_int_handler"), ("SIG_IGN", "SIG_IGN")]
+)
+def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(before: str, after: str) -> None:
+    code = (
+        "import signal\nfrom mcspex_cli.__main__ import main\n"
+        f"signal.signal(signal.SIGHUP, signal.{before})\n"
+        "try: main(['models', 'path', 'mcspex-small-8k'])\nexcept SystemExit: pass\n"
+        f"assert signal.getsignal(signal.SIGHUP) == signal.{after}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -47,6 +47,16 @@ def test_a_profile_is_a_reference(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "1.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
 
 
+def test_a_models_folder_may_have_spaces(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").rename(tmp_path / "my model")
+    monkeypatch.setenv("MCSPEX_MODEL", "my model")
+    done = run("enroll", "reference.flac", "-o", "alice.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "of speech, for my model" in done.stderr
+
+
 def test_several_clips_models_and_json(run: Run, tmp_path: Path) -> None:
     """A folder, and two models; one that is named twice is there once."""
     shutil.copytree(bundled()["mcspex-small-8k"], tmp_path / "small")

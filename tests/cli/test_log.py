@@ -114,6 +114,16 @@ def test_a_log_that_cannot_be_opened_is_refused_before_any_work(scene: Path) -> 
     assert not (scene / "mixture.target.wav").exists()
 
 
+def test_a_recording_is_no_log(scene: Path) -> None:
+    for name in ("mixture.wav", "reference.wav"):
+        before = (scene / name).read_bytes()
+        done = run("models", "path", DEFAULT_MODEL, "--log-file", scene / name)
+        assert done.exit_code == 1
+        said = f"error: {scene / name}: is no text. Choose another --log-file.\n"
+        assert done.stderr == said
+        assert (scene / name).read_bytes() == before
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="no disk is always full here")
 def test_a_full_disk_is_warned_of_once_and_the_work_done() -> None:
     done = run("models", "path", DEFAULT_MODEL, "--log-file", FULL)

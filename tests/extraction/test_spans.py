@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mcspex_cli import audio
+from mcspex_cli import audio, decoding
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.spans import Span, cut, parse_span
 from tests.conftest import RATE_HZ, buzz
@@ -82,6 +83,19 @@ def test_a_cut_is_that_part_of_the_file(meeting: Path) -> None:
 def test_spans_that_cannot_be_used(meeting: Path, span: Span, channel: str, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         cut(meeting, [span], RATE_HZ, channel)
+
+
+@pytest.mark.skipif(decoding.programs() is None, reason="ffmpeg is not installed")
+def test_a_span_behind_the_sound_of_a_longer_video_is_refused(tmp_path: Path) -> None:
+    audio.write(tmp_path / "said.wav", buzz(120, 3), RATE_HZ)
+    path = tmp_path / "talk.mkv"
+    made = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5", "-i", tmp_path / "said.wav")
+    made += ("-t", "8", "-c:a", "pcm_s16le", "-y", path)
+    subprocess.run(["ffmpeg", "-v", "error", "-nostdin", *map(str, made)], check=True)
+    assert len(cut(path, [Span(1, 2.99)], RATE_HZ)[0][1]) == pytest.approx(15920, abs=80)
+    for span in (Span(5, 7), Span(1, 4)):
+        with pytest.raises(AudioError, match=rf"talk.mkv: its sound ends before the span {span}"):
+            cut(path, [span], RATE_HZ)
 
 
 def test_memory_is_that_of_the_spans(tmp_path: Path) -> None:

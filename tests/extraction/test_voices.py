@@ -22,7 +22,7 @@ from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.quality import Clipping, ReferenceQuality, has_two_voices
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.synthesis import talk
-from mcspex_cli.extraction.voices import Voice, enroll, enroll_samples, joined
+from mcspex_cli.extraction.voices import Voice, enroll, enroll_samples, joined, list_sources
 from tests.conftest import EXAMPLES, RATE_HZ
 
 
@@ -63,6 +63,12 @@ def test_a_folder_is_all_its_clips(clips: Path, engine: Engine, model: Checkpoin
     assert whole.embedding == pytest.approx(mean, abs=1e-6)
     assert [Path(q.path).name for q in whole.qualities] == ["a.wav", "b.flac"]
     assert enroll([clips], engine, model, assessed=False).embedding == pytest.approx(mean)
+
+
+def test_a_folders_recordings_of_other_programs_are_clips_too(tmp_path: Path) -> None:
+    for name in ("memo.m4a", "memo2.m4a", "memo2.wav", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_sources([tmp_path])] == ["memo.m4a", "memo2.wav"]
 
 
 def test_a_profile_counts_with_its_seconds(
