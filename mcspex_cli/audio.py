@@ -91,7 +91,7 @@ class Reader:
         self.frames = 0
         """Samples per channel read so far, at the file's own rate."""
 
-    def __iter__(self) -> Iterator[Samples]:
+    def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
         self.frames = 0
         with _open(self.path) as sound, closing(self._blocks(sound)) as blocks:

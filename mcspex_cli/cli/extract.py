@@ -110,6 +110,8 @@ def _check(asked: dict[str, Any], *, as_json: bool) -> None:
         raise click.UsageError("a MIXTURE from standard input needs -o FILE, or -o -.")
     if output == STREAM and (len(mixtures) > 1 or as_json):
         raise click.UsageError("-o - is for the sound of one MIXTURE, without --json.")
+    if asked["level"] == "raw" and asked["dry_db"] is not None:
+        raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     if STREAM in (asked["residual"], asked["activity"]):
         raise click.UsageError("only -o can be standard output.")
 

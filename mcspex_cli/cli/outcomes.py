@@ -89,7 +89,9 @@ def _as_row(job: Job, done: Extraction, wanted: Wanted) -> dict[str, Any]:
     heard, by = done.heard, wanted.engine.runtime
     return {
         "mixture": job.name,
-        "references": [console.named(source) for source in wanted.voice.sources],
+        "references": [
+            source.replace(str(job.mixture), job.name) for source in wanted.voice.sources
+        ],
         "reference_seconds": round(wanted.voice.seconds, 2),
         "output": str(done.output),
         "residual": str(job.residual) if job.residual else None,

@@ -161,7 +161,9 @@ def _check_collisions(jobs: Sequence[Job]) -> None:
 def _check_place(output: Path, inputs: set[Path], overwrite: bool, *, named: bool) -> None:
     """Refuse an output that would destroy something."""
     if output.resolve() in inputs:
-        raise OutputError(f"{output}: is an input, which is never overwritten. Choose another -o.")
+        raise OutputError(
+            f"{output}: is an input, which is never overwritten. Choose another name."
+        )
     if output.is_dir():
         raise OutputError(f"{output}: is a directory. Choose another name.")
     if named and not output.parent.is_dir():

@@ -65,7 +65,8 @@ class Listener:
         self._engine, self._voice, self._rate_hz = engine, voice, engine.sample_rate_hz
         self._calibration = calibration or engine.calibration
         self._segment = round(SEGMENT_S * self._rate_hz)
-        self._held = np.zeros((2, 0), np.float32)
+        self._held: Samples | None = None
+        """Estimate and mixture [2, channel, sample], as far back as may be needed."""
         self._fresh = 0
         """Samples at the end of those held that were not judged."""
         self._done = 0
@@ -73,18 +74,22 @@ class Listener:
         self._levels: list[tuple[Levels, Levels]] = []
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
-        """Listen to a block [channel, sample] of both, at the engine's rate; channels are mixed.
+        """Listen to a block [channel, sample] of both, at the engine's rate.
+
+        Of several channels that in which a segment of the mixture is loudest is heard.
 
         Raises:
             EngineError: as `Engine.embed_part`.
         """
-        both = np.stack([estimate.mean(axis=0), mixture.mean(axis=0)])
-        self._held = np.concatenate([self._held, both], axis=1)
-        self._fresh += both.shape[1]
+        both = np.stack([estimate, mixture])
+        held = both if self._held is None else np.concatenate([self._held, both], axis=-1)
+        self._fresh += both.shape[-1]
         while self._fresh >= self._segment:
-            ends = self._held.shape[1] - self._fresh + self._segment
-            self._judge(self._held[:, ends - self._segment : ends], self._segment)
-            self._held = self._held[:, ends - self._segment :]
+            end = held.shape[-1] - self._fresh + self._segment
+            segment = held[..., end - self._segment : end]
+            self._judge(segment, segment)
+            held = held[..., end - self._segment :]
+        self._held = held
 
     def finish(self) -> Heard:
         """Judge the rest, then all.
@@ -92,8 +97,9 @@ class Listener:
         Raises:
             EngineError: as `Engine.embed_part`.
         """
-        if self._fresh:
-            self._judge(self._held[:, -self._rest() :], self._fresh)
+        if self._fresh and self._held is not None:
+            rest = self._rest(self._held.shape[-1])
+            self._judge(self._held[..., -rest:], self._held[..., -self._fresh :])
         estimate_db, mixture_db = (
             np.concatenate(levels) for levels in zip(*self._levels, strict=True)
         )
@@ -102,25 +108,22 @@ class Listener:
             return heard
         return _judged(heard, self._evidence, self._calibration)
 
-    def _rest(self) -> int:
+    def _rest(self, held: int) -> int:
         """The samples that the rest is judged by, of few different lengths (see `STEP_S`)."""
-        step, held = round(STEP_S * self._rate_hz), self._held.shape[1]
+        step = round(STEP_S * self._rate_hz)
         if held > self._fresh:
             return max(-(-self._fresh // step) * step, round(LEAST_REST_S * self._rate_hz))
         return max(1, held // step) * step
 
-    def _judge(self, both: Samples, fresh: int) -> None:
-        """Take evidence of a segment, of which the last `fresh` samples are new."""
-        new = both[:, -fresh:]
-        self._levels.append(
-            (
-                frame_levels_db(new[0], self._rate_hz),
-                frame_levels_db(new[1], self._rate_hz),
-            )
-        )
+    def _judge(self, part: Samples, new: Samples) -> None:
+        """Take evidence of a part [2, channel, sample] of which `new` was not heard before."""
+        channel = int(np.square(part[1], dtype=np.float64).sum(axis=-1).argmax())
+        estimate, mixture = new[:, channel]
+        rate_hz, fresh = self._rate_hz, len(mixture)
+        self._levels.append((frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz)))
         if self._calibration:
-            one = self._evidence_of(both, self._calibration)
-            start_s, seconds = self._done / self._rate_hz, fresh / self._rate_hz
+            one = self._evidence_of(part[:, channel], self._calibration)
+            start_s, seconds = self._done / rate_hz, fresh / rate_hz
             self._evidence.append(replace(one, start_s=start_s, seconds=seconds))
         self._done += fresh
         self._fresh -= fresh

@@ -221,13 +221,13 @@ def _counted_pairs(
     Raises:
         AudioError: the mixture is shorter than it was.
     """
-    blocks = iter(mixture)
     held: Samples | None = None
-    for start, block in _counted(voice):
-        while held is None or held.shape[1] < block.shape[1]:
-            more = next(blocks, None)
-            if more is None:
-                raise AudioError(f"{mixture.path}: changed while it was read. Run it again.")
-            held = more if held is None else np.concatenate([held, more], axis=1)
-        yield start, (block, held[:, : block.shape[1]])
-        held = held[:, block.shape[1] :]
+    with closing(iter(mixture)) as blocks:  # so that what decodes it ends now, whatever happens
+        for start, block in _counted(voice):
+            while held is None or held.shape[1] < block.shape[1]:
+                more = next(blocks, None)
+                if more is None:
+                    raise AudioError(f"{mixture.path}: changed while it was read. Run it again.")
+                held = more if held is None else np.concatenate([held, more], axis=1)
+            yield start, (block, held[:, : block.shape[1]])
+            held = held[:, block.shape[1] :]

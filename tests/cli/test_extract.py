@@ -153,7 +153,10 @@ def assert_matches(text: str, pattern: str) -> None:
     ("output", "message"),
     [
         ("truth.wav", "truth.wav: exists already. Add --overwrite to replace it."),
-        ("mixture.wav", "mixture.wav: is an input, which is never overwritten. Choose another -o."),
+        (
+            "mixture.wav",
+            "mixture.wav: is an input, which is never overwritten. Choose another name.",
+        ),
         ("/proc/x.wav", "/proc/x.wav: cannot be written (No such file or directory)."),
         ("none/x.wav", "none: no such folder. Make it, or choose another -o."),
         ("x.mp3", "x.mp3: cannot write this format. Use .wav, .flac or .ogg."),
