@@ -10,7 +10,7 @@ import numpy as np
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.checks import LEAST_S, SILENCE_DB, level_db
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration, Evidence, Vector, pooled
+from mcspex_cli.extraction.presence import REMNANT_DB, Calibration, Evidence, Vector, pooled
 from mcspex_cli.extraction.speech import Levels, frame_levels_db
 
 SEGMENT_S = 4.0
@@ -125,7 +125,9 @@ class Listener:
             calibration.likeness(self._engine.embed_part(part.astype(np.float32)), self._voice)
             for part in parts
         ]
-        return Evidence(0.0, 0.0, likenesses[0], likenesses[1], float(np.log10(abs(gain))))
+        estimate_db, rest_db = (level_db(float(np.mean(np.square(part)))) for part in parts)
+        one = Evidence(0.0, 0.0, likenesses[0], likenesses[1], float(np.log10(abs(gain))))
+        return replace(one, alone=rest_db - estimate_db < REMNANT_DB)
 
 
 def _judged(heard: Heard, evidence: Sequence[Evidence], calibration: Calibration) -> Heard:

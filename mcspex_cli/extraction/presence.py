@@ -26,6 +26,10 @@ from mcspex_cli.errors import CheckpointError
 
 Vector = npt.NDArray[np.float64]
 
+REMNANT_DB = -6.0
+"""What is left is less than this beside the estimate where one voice speaks alone: a second one,
+5 dB softer, leaves more."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -64,8 +68,11 @@ class Calibration:
         return float(np.exp(-np.logaddexp(0, -odds)))
 
     def is_wrong(self, evidence: Sequence[Evidence]) -> bool:
-        """Whether what was left is so much more like the reference that the roles are swapped."""
-        features = pooled(evidence)
+        """Whether what was left is so much more like the reference that the roles are swapped.
+
+        Never where the estimate is nearly all that there is.
+        """
+        features = pooled([one for one in evidence if not one.alone])
         return features is not None and bool(features[1] - features[0] > self.wrong_speaker)
 
 
@@ -83,6 +90,8 @@ class Evidence:
     """Decades that the estimate had to be turned up by to match the mixture."""
     audible: bool = True
     """False where the estimate is silent."""
+    alone: bool = False
+    """Whether so little is left that nobody else speaks: it is a remnant of the voice itself."""
 
     @property
     def features(self) -> tuple[float, float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -138,6 +139,19 @@ def test_a_file_is_judged_by_its_best_twenty_seconds(engine: Engine, voice: audi
     assert heard.present
     there = [one.present for one in heard.segments]
     assert there == [False] * 5 + [True] * 5
+
+
+@pytest.mark.parametrize(("rest_db", "wrong"), [(-7.0, False), (-5.0, True), (5.0, True)])
+def test_the_wrong_speaker_needs_somebody_else_to_be_there(
+    engine: Engine, voice: audio.Samples, rest_db: float, wrong: bool
+) -> None:
+    """What is left of a voice alone is like it too."""
+    time = np.arange(3 * RATE_HZ) / RATE_HZ
+    estimate = np.sin(2 * np.pi * 200 * time).astype(np.float32)
+    rest = 10 ** (rest_db / 20) * np.cos(2 * np.pi * 200 * time)
+    made = replace(calibration(engine), wrong_speaker=-9.0)
+    heard = listen(engine, voice, (estimate, (estimate + rest).astype(np.float32)), made=made)
+    assert heard.wrong_speaker is wrong
 
 
 @pytest.mark.parametrize("silent", ["estimate", "mixture", "both"])
