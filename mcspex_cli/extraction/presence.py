@@ -24,8 +24,9 @@ import numpy.typing as npt
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
 
-LEAST_RESIDUAL = 0.1
-"""Share of the mixture's energy that what is left has where somebody else speaks, too."""
+LEAST_RESIDUAL = 0.2
+"""Share of the mixture's energy that what is left has where somebody else speaks, too, be they
+5 dB softer."""
 
 Vector = npt.NDArray[np.float64]
 

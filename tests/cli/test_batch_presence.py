@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.evaluation.tables import absences
 from tests.cli.test_recordings import SET, calibrated
 from tests.conftest import RATE_HZ, buzz
 
@@ -177,3 +178,12 @@ def test_mix_back_is_that_of_extract(absent: str) -> None:
     words = ["extract", "mix/0.wav", "--ref", "ref.wav", "-o", "one.wav", "--model", absent]
     assert CliRunner().invoke(main, [*words, *how, "--device", "cpu"]).exit_code == 0
     assert Path("one.wav").read_bytes() == Path("out/audio/0.wav").read_bytes()
+
+
+def test_of_many_absent_voices_ten_are_named() -> None:
+    rows = [{"name": f"n{k}", "present": k % 2 == 0} for k in range(24)]
+    rows += [{"name": "failed"}, {"name": "unknown", "present": None}]
+    said = absences({"scores": rows})
+    assert said.startswith("12 of 24 voices are probably absent: n1, n3, ")
+    assert said.endswith(", n19 and 2 more")
+    assert absences({"scores": rows[::2]}) == ""

@@ -356,6 +356,14 @@ def test_the_wrong_speaker_is_a_warning(extract: Run) -> None:
     assert extract(*PLAIN, "--overwrite", "-q", model="present").output == ""
 
 
+def test_a_voice_alone_is_not_the_wrong_one(extract: Run) -> None:
+    for name in ("truth", "set/truth/awb_1"):
+        reference = "reference" if name == "truth" else "set/references/awb"
+        words = (EXAMPLES / f"{name}.flac", "--ref", EXAMPLES / f"{reference}.flac")
+        done = extract(*words, "-o", "o.wav", "--overwrite", "-q", model="")
+        assert (done.exit_code, done.output) == (0, "")
+
+
 # --- how loud ----------------------------------------------------------------------------------
 
 

@@ -81,6 +81,14 @@ def test_the_wrong_speaker_is_one_who_is_left_with_the_voice() -> None:
     assert not MADE.is_wrong([evidence(0.5, 1.0, seconds=1), evidence(0.5, 0.0, seconds=9)])
 
 
+def test_where_one_voice_speaks_alone_what_is_left_is_nobody() -> None:
+    swapped, alone = evidence(0.5, 0.9), evidence(0.5, 0.9, residual_share=0.1)
+    assert MADE.is_wrong([swapped, alone])
+    assert not MADE.is_wrong([alone])
+    assert not MADE.is_wrong([alone, evidence(0.5, 0.5, seconds=1)])
+    assert MADE.presence([alone]) == MADE.presence([swapped])
+
+
 def test_a_calibration_comes_through_json() -> None:
     assert parse_calibration(json.loads(json.dumps(raw())), 3, "config.json") == MADE
 
