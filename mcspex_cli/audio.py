@@ -155,10 +155,12 @@ class Writer:
             self._partial.touch()
             name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
             self._file = soundfile.SoundFile(name, "w", sample_rate_hz, channels, **layout)
-        except (soundfile.LibsndfileError, OSError) as error:
+        except BaseException as error:  # a Ctrl-C just here must not leave it either
             with suppress(OSError):
                 self._partial.unlink()
-            raise OutputError(f"{path}: cannot be written ({_reason(error)}).") from error
+            if isinstance(error, soundfile.LibsndfileError | OSError):
+                raise OutputError(f"{path}: cannot be written ({_reason(error)}).") from error
+            raise
 
     def write(self, block: Samples) -> None:
         """Append `block` [channel, sample].

@@ -109,7 +109,7 @@ def writing(command: Command) -> Command:
             default="match",
             show_default=True,
             metavar="match|peak|lufs=-23|raw",
-            callback=lambda _, __, text: _level(text),
+            callback=lambda context, _, text: text if context.resilient_parsing else _level(text),
             help="As loud as in the mixture, -1 dBFS, a loudness, or the network's own.",
         ),
         click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,10 @@ def test_a_batch_is_all_it_takes(scene: Path, tiny_folder: Path) -> None:
     assert done.stderr == f"{scene / 'page.html'}  (4 of 4 cases shown, {size:.1f} kB)\n"
     text = (scene / "page.html").read_text("utf-8")
     assert text.count("<audio") == 12
-    assert text.count('class="si-sdri"') == 4
+    rows = json.loads((scene / "run" / "report.json").read_text())["scores"]
+    scored = sum(row["status"] == "ok" for row in rows)  # the tiny model may flip a sign
+    assert scored > 1
+    assert text.count('class="si-sdri"') == scored
 
 
 def test_what_is_missing_is_a_warning(scene: Path) -> None:
