@@ -32,6 +32,7 @@ from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.extraction import processes
 from mcspex_cli.extraction.benchmark import describe_machine
+from mcspex_cli.extraction.engine import to_level
 from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.synthesis import scene
@@ -94,7 +95,8 @@ def serve(contestant: Theirs | Ours, threads: int, line: Connection) -> None:
     processes.end_with_parent()
     extract = contestant.open(threads)
     for seconds in iter(line.recv, None):
-        mixture, reference = scene(seconds, RATE_HZ)
+        # At the level that our engine brings everything to, so that both networks get the same.
+        mixture, reference = (sound * to_level(sound) for sound in scene(seconds, RATE_HZ))
         times = [0.0]
         while sum(times) < TURN_S:
             began = time.perf_counter()

@@ -62,9 +62,13 @@ class Track:
     """Whether so many frames, but for padding, must come of a whole file."""
 
 
+PROGRAMS = ("ffmpeg", "ffprobe")
+"""What has to be installed."""
+
+
 def programs() -> tuple[str, str] | None:
     """Where ffmpeg and ffprobe are; None unless both are on the PATH."""
-    ffmpeg, ffprobe = shutil.which("ffmpeg"), shutil.which("ffprobe")
+    ffmpeg, ffprobe = map(shutil.which, PROGRAMS)
     return (ffmpeg, ffprobe) if ffmpeg and ffprobe else None
 
 
