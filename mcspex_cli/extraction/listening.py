@@ -131,7 +131,7 @@ class Listener:
     def _evidence_of(self, both: Samples, calibration: Calibration) -> Evidence:
         """What a segment of estimate and mixture [2, sample] tells."""
         estimate, mixture = both.astype(np.float64)
-        energy, shared = float(estimate @ estimate), float(estimate @ mixture)
+        energy, shared = _product(estimate, estimate), _product(estimate, mixture)
         silent = level_db(float(np.mean(np.square(mixture)))) < SILENCE_DB
         if silent or energy == 0 or shared == 0 or len(mixture) < LEAST_S * self._rate_hz:
             return Evidence(0.0, 0.0, 0.0, 0.0, 0.0, audible=False)
@@ -141,7 +141,7 @@ class Listener:
             calibration.likeness(self._engine.embed_part(part.astype(np.float32)), self._voice)
             for part in parts
         )
-        left = float(parts[1] @ parts[1]) / float(mixture @ mixture)
+        left = _product(parts[1], parts[1]) / _product(mixture, mixture)
         decades = float(np.log10(abs(gain)))
         return Evidence(0.0, 0.0, likeness, residual_likeness, decades, residual_share=left)
 
@@ -172,3 +172,11 @@ def _segments(evidence: Sequence[Evidence], calibration: Calibration) -> Iterato
         end_s = round(one.start_s + one.seconds, 3)
         there = presence >= calibration.threshold
         yield Segment(round(one.start_s, 3), end_s, presence, there)
+
+
+def _product(one: Vector, other: Vector) -> float:
+    """The inner product of signals [sample].
+
+    Not by `@`: the threads of NumPy's linear algebra would spin on the cores that torch needs next.
+    """
+    return float((one * other).sum())
