@@ -25,6 +25,9 @@ STEP_S = 0.5
 BEST_S = 20.0
 """A file is judged by its best seconds: a voice may speak for a minute of an hour."""
 
+SURE = 0.98
+"""A presence from which nobody was taken for somebody else."""
+
 OWN_WEIGHT = 5.0
 """How much more a segment says of itself than either of its neighbours does."""
 
@@ -158,7 +161,7 @@ def _judged(heard: Heard, evidence: Sequence[Evidence], calibration: Calibration
         features=pooled(best),
         presence=presence,
         present=presence >= calibration.threshold,
-        wrong_speaker=bool(best) and calibration.is_wrong(best),
+        wrong_speaker=presence < SURE and calibration.is_wrong(best),
         segments=tuple(_segments(evidence, calibration)),
     )
 
