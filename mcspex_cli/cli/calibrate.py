@@ -44,13 +44,15 @@ def calibrate(
     mcspex models calibrate runs/best held-out-speakers/
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint.configs import write_calibration
+    from mcspex_cli.checkpoint.names import bundled
     from mcspex_cli.extraction.opening import open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.training.calibration import Calibrator
 
     info = find_model(name, offline=True, quiet=quiet or as_json)
-    if info.revision:
-        raise CheckpointError(f"{info.label}: is the Hub's. Copy {info.folder} and calibrate that.")
+    if info.revision or name in bundled():
+        whose = "the Hub's" if info.revision else "part of mcspex"
+        raise CheckpointError(f"{info.label}: is {whose}. Copy {info.folder} and calibrate that.")
     engine = open_engine(replace(info, calibration=None), EngineSettings())  # it may be damaged
     calibrator = Calibrator(engine, _cases(sources, count, seed, engine.sample_rate_hz), seed)
     with console.progress(shown=not (quiet or as_json)) as bar:

@@ -314,3 +314,11 @@ def test_a_model_of_the_hub_is_not_changed(hub: Hub, tiny_folder: Path, speakers
     assert "ann/voices@" in done.stderr
     assert "is the Hub's. Copy " in done.stderr
     assert "and calibrate that.\n" in done.stderr
+
+
+def test_the_installed_model_is_not_changed_by_its_name(speakers: Path) -> None:
+    before = (bundled()[DEFAULT_MODEL] / "config.json").read_bytes()
+    done = calibrate(DEFAULT_MODEL, speakers / "mixtures.csv")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"{DEFAULT_MODEL}: is part of mcspex. Copy " in done.stderr
+    assert (bundled()[DEFAULT_MODEL] / "config.json").read_bytes() == before
