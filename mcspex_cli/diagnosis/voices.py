@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mcspex_cli.audio import Samples
-
-_VOWELS_HZ = np.array(
-    [[270, 2290, 3010], [530, 1840, 2480], [730, 1090, 2440], [570, 840, 2410], [300, 870, 2240]]
-)
-"""The first three formants [vowel, formant] of a man's ee, e, a, o and oo (Peterson, Barney)."""
+from mcspex_cli.extraction.synthesis import VOWELS_HZ
 
 _WIDTHS_HZ = np.array([80, 110, 170])
 _HIGHEST_HZ = 3800
@@ -41,7 +37,7 @@ def speak(voice: str, take: int, seconds: float, rate_hz: int) -> Samples:
     said = np.zeros(round(seconds * rate_hz), np.float32)
     at = 0
     while at < len(said):
-        word = _word(rng, pitch_hz, _VOWELS_HZ * tract, rate_hz)[: len(said) - at]
+        word = _word(rng, pitch_hz, VOWELS_HZ * tract, rate_hz)[: len(said) - at]
         said[at : at + len(word)] = word
         at += len(word)
         if rng.random() < 0.4:

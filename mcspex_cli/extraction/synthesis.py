@@ -6,7 +6,7 @@ import numpy as np
 
 from mcspex_cli.audio import Samples
 
-_VOWELS_HZ = np.array(
+VOWELS_HZ = np.array(
     [[270, 2290, 3010], [530, 1840, 2480], [730, 1090, 2440], [570, 840, 2410], [300, 870, 2240]]
 )
 """The first three formants [vowel, formant] of a man's ee, e, a, o and oo (Peterson, Barney)."""
@@ -61,7 +61,7 @@ def _vowel(rng: np.random.Generator, voice: int, length: int, rate_hz: int) -> S
     semitones = np.linspace(rng.uniform(-3, 3), rng.uniform(-3, 3), length)
     pitch_hz = 95 * 2 ** (1.3 * place + semitones / 12)
     phase = 2 * np.pi * np.cumsum(pitch_hz) / rate_hz
-    one, other = _VOWELS_HZ[rng.integers(len(_VOWELS_HZ), size=2)] * (1 + 0.2 * place)
+    one, other = VOWELS_HZ[rng.integers(len(VOWELS_HZ), size=2)] * (1 + 0.2 * place)
     blend = np.linspace(0, 1, length)
     sound = np.zeros(length)
     for number in range(1, int(0.48 * rate_hz / pitch_hz.max())):
