@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,12 +118,10 @@ def _voice(
     from mcspex_cli.extraction.opening import choose, open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
 
-    runtime = asked["runtime"]
-    how = EngineSettings(asked["device"], asked["precision"], runtime=runtime)
-    runtime = choose(info, how, 0.0)
-    prepare(info, runtime, quiet=quiet)
-    engine = open_engine(info, EngineSettings(asked["device"], asked["precision"], runtime=runtime))
-    return voices.enroll(sources, engine, info)
+    how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
+    how = replace(how, runtime=choose(info, how, 0.0))
+    prepare(info, how.runtime, quiet=quiet)
+    return voices.enroll(sources, open_engine(info, how), info)
 
 
 def _rows(voice: Voice) -> tuple[dict[str, Any], ...]:

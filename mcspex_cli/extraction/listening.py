@@ -126,8 +126,9 @@ class Listener:
         self._levels.append((frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz)))
         if self._calibration:
             one = self._evidence_of(part[:, channel], self._calibration)
-            start_s, seconds = self._done / rate_hz, fresh / rate_hz
-            self._evidence.append(replace(one, start_s=start_s, seconds=seconds))
+            self._evidence.append(
+                replace(one, start_s=self._done / rate_hz, seconds=fresh / rate_hz)
+            )
         self._done += fresh
         self._fresh -= fresh
 
@@ -135,7 +136,8 @@ class Listener:
         """What a segment of estimate and mixture [2, sample] tells."""
         estimate, mixture = both.astype(np.float64)
         energy, shared = _product(estimate, estimate), _product(estimate, mixture)
-        silent = level_db(float(np.mean(np.square(mixture)))) < SILENCE_DB
+        whole = _product(mixture, mixture)
+        silent = level_db(whole / len(mixture)) < SILENCE_DB
         if silent or energy == 0 or shared == 0 or len(mixture) < LEAST_S * self._rate_hz:
             return Evidence(0.0, 0.0, 0.0, 0.0, 0.0, audible=False)
         gain = shared / energy
@@ -144,7 +146,7 @@ class Listener:
             calibration.likeness(self._engine.embed_part(part.astype(np.float32)), self._voice)
             for part in parts
         )
-        left = _product(parts[1], parts[1]) / _product(mixture, mixture)
+        left = _product(parts[1], parts[1]) / whole
         decades = float(np.log10(abs(gain)))
         return Evidence(0.0, 0.0, likeness, residual_likeness, decades, residual_share=left)
 

@@ -120,8 +120,12 @@ class Made:
         if self.is_absent:
             return np.zeros_like(block)
         at_s = (start + np.arange(block.shape[1])) / self.source.sample_rate_hz
-        times, values = activity.gate(self.heard, FADE_S)
-        return block * np.interp(at_s, times, values).astype(np.float32)
+        return block * np.interp(at_s, *self._gate).astype(np.float32)
+
+    @cached_property
+    def _gate(self) -> tuple[list[float], list[float]]:
+        """Points in time, and the gains there, that mute where the voice is not."""
+        return activity.gate(self.heard, FADE_S)
 
 
 def write(made: Made) -> Extraction:
