@@ -76,11 +76,11 @@ class Condition:
 
 def draw_plans(corpus: Corpus, count: int, seed: int) -> list[Plan]:
     """Plans with everything in them, each from a seed of its own."""
-    planner = Planner(corpus, EVERYTHING)
+    planner, longest = Planner(corpus, EVERYTHING), 60 * corpus.sample_rate_hz
     plans = []
     for row in range(count):
         rng = np.random.default_rng((seed, 1 + row))
-        plans.append(_with_one_more(planner.draw(rng), corpus, planner.length, rng))
+        plans.append(_with_one_more(planner.draw(rng, longest, None), corpus, planner.length, rng))
     return plans
 
 

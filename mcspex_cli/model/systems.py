@@ -165,17 +165,19 @@ class System(nn.Module):
 
         Args:
             mixture: [batch, sample].
-            reference: [batch, sample], of another length if need be.
+            reference: [batch / k, sample], of another length if need be, each for k mixtures
+                that follow one another.
 
         Returns:
             The estimates [scale, batch, sample], short first, and the speaker classifier's
-            logits [batch, speaker].
+            logits [batch / k, speaker].
         """
-        embedding = self.embed(reference)
+        voices = self.embed(reference)
+        embedding = voices.repeat_interleave(len(mixture) // len(voices), dim=0)
         scales = self.encoder(self._whole_frames(mixture))
         short, middle, long = self.masks(self.extractor(self.fusion.mixture(scales), embedding))
         masked = scales[0] * short, scales[1] * middle, scales[2] * long
-        return self.decoder(masked, mixture.shape[-1]), self.classifier(embedding)
+        return self.decoder(masked, mixture.shape[-1]), self.classifier(voices)
 
     def _whole_frames(self, samples: Tensor) -> Tensor:
         """Complete the last hop with zeros, fewer than a hop unless under a window."""

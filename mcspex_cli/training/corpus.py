@@ -227,11 +227,11 @@ def draw_arc(speaker: Speaker, length: int, speed: float, rng: np.random.Generat
     return Arc(speaker, offset % loop, stop - offset, first, last, speed=speed)
 
 
-def draw_reference(target: Arc, rng: np.random.Generator) -> Arc:
+def draw_reference(target: Arc, length: int, rng: np.random.Generator) -> Arc:
     """A stretch of the target's other utterances, none saying what the target says.
 
-    From a random place in the first half of what there is; it starts over where it is too
-    short. As fast as the target.
+    From a random place in the first half of what there is, for `length` samples; it starts
+    over where it is too short. As fast as the target.
 
     Raises:
         ConfigError: the speaker says nothing else.
@@ -251,12 +251,11 @@ def draw_reference(target: Arc, rng: np.random.Generator) -> Arc:
         raise ConfigError(f"{speaker.name}: has no second utterance to take a reference from.")
     run = runs[int(rng.integers(len(runs)))]
     start = speaker.bound(run[0])
-    length = speaker.bound(run[-1] + 1) - start
-    skip = int(rng.integers(length // 2 + 1))
-    first = run[0]
-    while speaker.bound(first + 1) <= start + skip:
-        first += 1
-    return Arc(speaker, start + skip, length - skip, first, run[-1], True, target.speed)
+    whole = speaker.bound(run[-1] + 1) - start
+    start += int(rng.integers(whole // 2 + 1))
+    end = min(start + round(length * target.speed), speaker.bound(run[-1] + 1))
+    touched = [k for k in run if speaker.bound(k + 1) > start and speaker.bound(k) < end]
+    return Arc(speaker, start, end - start, touched[0], touched[-1], True, target.speed)
 
 
 def _by_speaker(clips: Sequence[Clip], given: bool) -> dict[str, list[Clip]]:

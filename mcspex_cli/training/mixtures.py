@@ -32,9 +32,10 @@ class Batch:
     noise: Tensor
     """[batch, sample]"""
     reference: Tensor
-    """[batch, sample], its length drawn once for the batch: references are never padded"""
+    """[batch / k, sample], each for k rows one after another (`mixtures_per_reference`); its
+    length is drawn once for the batch: references are never padded"""
     speaker: Tensor
-    """[batch], the target's index among the corpus's speakers"""
+    """[batch / k], the target's index among the corpus's speakers"""
     present: Tensor
     """[batch], whether the target is in the mixture"""
 
@@ -56,13 +57,21 @@ class MixtureSampler:
         return self.compose(*self.plan(seed, step, rows))
 
     def plan(self, seed: int, step: int, rows: range) -> tuple[list[Plan], int]:
-        """Draw the plans for some rows of a step, and the length of its references."""
-        quarters = [round(4 * s) for s in self.settings.reference_s]
-        common = np.random.default_rng((seed, step))
-        reference_s = int(common.integers(quarters[0], quarters[1] + 1)) / 4
-        # Row 0 would be seeded like the step itself: trailing zeros do not count.
-        plans = [self.planner.draw(np.random.default_rng((seed, step, 1 + row))) for row in rows]
-        return plans, round(reference_s * self.corpus.sample_rate_hz)
+        """Draw the plans for some rows of a step, and the length of its references.
+
+        `rows` holds whole groups of `mixtures_per_reference`.
+        """
+        settings = self.settings
+        lengths_s = np.linspace(*settings.reference_s, settings.reference_lengths)
+        reference_s = np.random.default_rng((seed, step)).choice(lengths_s)
+        length = round(reference_s * self.corpus.sample_rate_hz)
+        plans: list[Plan] = []
+        for row in rows:
+            # Row 0 would be seeded like the step itself: trailing zeros do not count.
+            rng = np.random.default_rng((seed, step, 1 + row))
+            first = row % settings.mixtures_per_reference == 0
+            plans.append(self.planner.draw(rng, length, None if first else plans[-1]))
+        return plans, length
 
     def compose(self, plans: Sequence[Plan], reference_length: int) -> Batch:
         """Turn plans into signals."""
@@ -71,6 +80,7 @@ class MixtureSampler:
         talkers = torch.cat((target.unsqueeze(1), self._interferers(plans)), dim=1)
         heard, target = self._in_rooms([a.room for a in arounds], talkers)
         interferer = (heard[:, 1:] * self._gains(plans, heard)).sum(1)
+        leads = plans[:: self.settings.mixtures_per_reference]
         present = self._column([p.present for p in plans])
         target, echoing = target * present, heard[:, 0] * present
         noise = self._noise(arounds, echoing + interferer)
@@ -83,8 +93,8 @@ class MixtureSampler:
             target=target,
             interferer=interferer,
             noise=noise,
-            reference=self._references(plans, reference_length),
-            speaker=self._column([p.speaker for p in plans]).squeeze(1).long(),
+            reference=self._references(leads, reference_length),
+            speaker=self._column([p.speaker for p in leads]).squeeze(1).long(),
             present=present.squeeze(1).bool(),
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.training.acoustics import Room, draw_room
-from mcspex_cli.training.corpus import Arc, Corpus, Speaker, draw_arc, draw_reference
+from mcspex_cli.training.corpus import Arc, Corpus, Place, Speaker, draw_arc, draw_reference
 from mcspex_cli.training.settings import MixtureSettings
 
 MOST_TALKERS = 3
@@ -61,18 +61,27 @@ class Planner:
     def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
         self.corpus, self.settings = corpus, settings
         self.length = round(settings.segment_s * corpus.sample_rate_hz)
+        self.pairs_of: dict[int, list[tuple[Place, Place]]] = {}
+        """The given mixtures in which each speaker is the target."""
+        for pair in corpus.pairs:
+            self.pairs_of.setdefault(pair[0][0], []).append(pair)
 
-    def draw(self, rng: np.random.Generator) -> Plan:
-        """Draw all that is random about one mixture."""
+    def draw(self, rng: np.random.Generator, reference_length: int, like: Plan | None) -> Plan:
+        """Draw all that is random about one mixture.
+
+        With `like`, the mixture is another one of that plan's target speaker, for the same
+        reference, of which `reference_length` samples are used.
+        """
         settings = self.settings
         given = bool(self.corpus.pairs)
-        who, target, interferers = self._given(rng) if given else self._drawn(rng)
+        draw_talkers = self._given if given else self._drawn
+        who, target, interferers = draw_talkers(rng, like)
         target_speaks, interferers_speak = self._turns(rng)
         return Plan(
             speaker=who,
             target=target,
             interferers=interferers,
-            reference=draw_reference(target, rng),
+            reference=like.reference if like else draw_reference(target, reference_length, rng),
             snr_db=() if given else tuple(rng.uniform(*settings.snr_db) for _ in interferers),
             target_speaks=target_speaks,
             interferers_speak=interferers_speak,
@@ -83,25 +92,39 @@ class Planner:
             around_reference=self._surroundings("reference_", who, rng),
         )
 
-    def _drawn(self, rng: np.random.Generator) -> tuple[int, Arc, tuple[Arc, ...]]:
+    def _drawn(
+        self, rng: np.random.Generator, like: Plan | None
+    ) -> tuple[int, Arc, tuple[Arc, ...]]:
         """A target's index, its arc, and those of one or two others who say something else."""
         settings, speakers = self.settings, self.corpus.speakers
-        count = 2 + (len(speakers) > 2 and rng.random() < settings.third_talker)
+        count = 1 + (len(speakers) > 2 and rng.random() < settings.third_talker)
         for _ in range(_TRIES):
-            who = rng.choice(len(speakers), count, replace=False)
-            arcs = [draw_arc(speakers[k], self.length, self._speed(rng), rng) for k in who]
+            who = like.speaker if like else int(rng.integers(len(speakers)))
+            speed = like.target.speed if like else self._speed(rng)
+            target = draw_arc(speakers[who], self.length, speed, rng)
+            if like and target.sentences() & like.reference.sentences():
+                continue
+            others = rng.choice(len(speakers) - 1, count, replace=False)
+            others += others >= who
+            arcs = [draw_arc(speakers[k], self.length, self._speed(rng), rng) for k in others]
             # Half a clip, "name/1", may say what another speaker's clip of that name says.
-            said = [{name.partition("/")[0] for name in arc.sentences()} for arc in arcs]
+            said = [{name.partition("/")[0] for name in arc.sentences()} for arc in (target, *arcs)]
             if len(set.union(*said)) == sum(map(len, said)):
-                return int(who[0]), arcs[0], tuple(arcs[1:])
+                return who, target, tuple(arcs)
         raise ConfigError(
             "speakers with files of equal names, which are taken for equal sentences, are never "
             f"mixed, and {_TRIES} draws found no others. Rename the files, or shorten segment_s."
         )
 
-    def _given(self, rng: np.random.Generator) -> tuple[int, Arc, tuple[Arc, ...]]:
+    def _given(
+        self, rng: np.random.Generator, like: Plan | None
+    ) -> tuple[int, Arc, tuple[Arc, ...]]:
         """A given mixture's target, from a random place on, and the interferer beside it."""
-        (who, utterance), other = self.corpus.pairs[int(rng.integers(len(self.corpus.pairs)))]
+        pairs = self.corpus.pairs
+        if like:
+            said, avoided = like.target.speaker.sentences, like.reference.sentences()
+            pairs = [p for p in self.pairs_of[like.speaker] if said[p[0][1]] not in avoided]
+        (who, utterance), other = pairs[int(rng.integers(len(pairs)))]
         speaker = self.corpus.speakers[who]
         whole = speaker.bounds[utterance + 1] - speaker.bounds[utterance]
         skip = int(rng.integers(max(0, whole - self.length) + 1))

@@ -30,7 +30,11 @@ class MixtureSettings:
 
     segment_s: float = 3.0
     reference_s: tuple[float, float] = (1.5, 8.0)
-    """Drawn once for a batch, in quarters of a second: references are never padded."""
+    """Drawn once for a batch: references are never padded."""
+    reference_lengths: int = 4
+    """Different lengths of references, spread over `reference_s`: each is compiled once."""
+    mixtures_per_reference: int = 1
+    """Rows of a batch, one after another, that share a target speaker and a reference."""
     snr_db: tuple[float, float] = (-5.0, 5.0)
     """Of the target over each interferer, while they speak."""
     level_db: tuple[float, float] = (-40.0, -18.0)
@@ -247,6 +251,12 @@ def _check(path: Path, settings: TrainSettings) -> None:
             raise ConfigError(f"{path}: [{name}] {key} must be from {low:g} to {high:g}.")
     _check_mixtures(path, settings.mixtures)
     _check_words(path, settings)
+    shared = settings.mixtures.mixtures_per_reference
+    if settings.optimiser.batch % shared:
+        raise ConfigError(
+            f"{path}: [optimiser] batch must be a multiple of [mixtures] mixtures_per_reference, "
+            f"which is {shared}."
+        )
     changed = [n for n in _DRAWN if getattr(settings.mixtures, n) != getattr(MixtureSettings(), n)]
     if settings.data.mixing == "given" and changed:
         raise ConfigError(f'{path}: [mixtures] {changed[0]} changes mixtures that are "given".')
@@ -267,6 +277,9 @@ def _check_mixtures(path: Path, mixtures: MixtureSettings) -> None:
         elif name == "noise_kinds":
             if not value or any(kind not in NOISES for kind in value):
                 raise ConfigError(f"{path}: [mixtures] {name} must be of {', '.join(NOISES)}.")
+        elif name in ("reference_lengths", "mixtures_per_reference"):
+            if not 1 <= value <= 64:
+                raise ConfigError(f"{path}: [mixtures] {name} must be from 1 to 64.")
         elif name == "segment_s":
             if not 0.5 <= value <= 600:
                 raise ConfigError(f"{path}: [mixtures] segment_s must be from 0.5 to 600.")

@@ -105,7 +105,7 @@ def test_a_single_clip_is_halved_and_one_half_is_the_others_reference(corpus: Pa
     firsts = set()
     for _ in range(20):
         target = draw_arc(bob, 16000, 1.0, rng)
-        reference = draw_reference(target, rng)
+        reference = draw_reference(target, 8000, rng)
         assert target.sentences() | reference.sentences() == {"a/1", "a/2"}
         assert not target.sentences() & reference.sentences()
         firsts.add(target.first)
@@ -215,10 +215,21 @@ def test_given_references_are_of_the_target_in_another_utterance(librimix: Path)
     read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
     planner = MixtureSampler(read, SHORT).planner
     for seed in range(50):
-        plan = planner.draw(np.random.default_rng(seed))
+        plan = planner.draw(np.random.default_rng(seed), 4000, None)
         assert plan.reference.speaker is plan.target.speaker is read.speakers[plan.speaker]
         assert not plan.reference.sentences() & plan.target.sentences()
         assert plan.snr_db == ()
+
+
+def test_given_mixtures_share_references_of_other_utterances(librimix: Path) -> None:
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
+    sampler = MixtureSampler(read, replace(SHORT, mixtures_per_reference=2))
+    for step in range(20):
+        plans, _ = sampler.plan(0, step, range(8))
+        for lead, other in zip(plans[::2], plans[1::2], strict=True):
+            assert other.reference is lead.reference
+            assert other.speaker == lead.speaker
+            assert not other.target.sentences() & other.reference.sentences()
 
 
 def test_given_mixtures_can_have_babble_around_them(librimix: Path) -> None:
@@ -245,7 +256,7 @@ def test_the_reference_is_the_target_in_other_utterances(marked: Corpus, speed: 
     for _ in range(100):
         who = int(rng.integers(3))
         target = draw_arc(marked.speakers[who], 600, speed, rng)
-        reference = draw_reference(target, rng)
+        reference = draw_reference(target, 8000, rng)
         assert 0 < target.length <= round(600 * speed)
         assert reference.speed == target.speed == speed
         said, heard = marks(marked, target), marks(marked, reference)
@@ -285,7 +296,7 @@ def test_the_only_utterance_of_a_speaker_is_drawn_from() -> None:
 
 def test_a_reference_starts_over_where_it_is_too_short(marked: Corpus) -> None:
     rng = np.random.default_rng(1)
-    reference = draw_reference(draw_arc(marked.speakers[1], 600, 1.0, rng), rng)
+    reference = draw_reference(draw_arc(marked.speakers[1], 600, 1.0, rng), 8000, rng)
     once = marked.gather([reference], reference.length)[0]
     longer = marked.gather([reference], 3 * reference.length + 7)[0]
     assert torch.equal(longer, torch.cat([once, once, once, once[:7]]))
@@ -295,14 +306,14 @@ def test_a_reference_starts_over_where_it_is_too_short(marked: Corpus) -> None:
 def test_references_begin_anywhere_in_the_first_half(marked: Corpus) -> None:
     rng = np.random.default_rng(0)
     target = Arc(marked.speakers[0], 0, 600, 0, 0)  # leaves 500 and 700 samples
-    begins = [draw_reference(target, rng).offset - 900 for _ in range(300)]
+    begins = [draw_reference(target, 8000, rng).offset - 900 for _ in range(300)]
     assert min(begins) < 20 and 580 < max(begins) <= 600
 
 
 def test_the_target_said_once_more_is_no_reference() -> None:
     speaker = Speaker("zoe", 0, [0, 100, 200, 300, 400], list("abac"))
     rng = np.random.default_rng(0)
-    drawn = [draw_reference(Arc(speaker, 0, 100, 0, 0), rng) for _ in range(50)]
+    drawn = [draw_reference(Arc(speaker, 0, 100, 0, 0), 8000, rng) for _ in range(50)]
     assert {tuple(arc.sentences()) for arc in drawn} == {("b",), ("c",)}
 
 
@@ -310,7 +321,7 @@ def test_a_speaker_who_says_nothing_else_has_no_reference() -> None:
     speaker = Speaker("zoe", 0, [0, 100, 200], ["same", "same"])
     rng = np.random.default_rng(0)
     with pytest.raises(ConfigError, match=r"zoe: has no second utterance to take a reference from"):
-        draw_reference(draw_arc(speaker, 50, 1.0, rng), rng)
+        draw_reference(draw_arc(speaker, 50, 1.0, rng), 80, rng)
 
 
 def test_a_faster_voice_is_higher() -> None:

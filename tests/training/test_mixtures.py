@@ -72,6 +72,32 @@ def test_a_batch_is_the_same_whole_or_shared_out(talkers: Corpus) -> None:
         torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
 
 
+def test_mixtures_share_a_reference_in_groups(talkers: Corpus) -> None:
+    sampler = MixtureSampler(talkers, replace(EVERYTHING, mixtures_per_reference=3))
+    batch = sampler.draw(7, 3, range(24))
+    assert batch.mixture.shape == (24, 6400)
+    assert (len(batch.reference), len(batch.speaker), len(batch.present)) == (8, 8, 24)
+    parts = [sampler.draw(7, 3, range(k, k + 6)) for k in range(0, 24, 6)]
+    for name, tensor in vars(batch).items():
+        joined = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
+    for step in range(20):
+        plans, length = sampler.plan(7, step, range(24))
+        for row, plan in enumerate(plans):
+            lead = plans[row - row % 3]
+            assert plan.reference is lead.reference
+            assert plan.speaker == lead.speaker
+            assert plan.target.speed == plan.reference.speed
+            assert plan.reference.length <= round(length * plan.reference.speed)
+            assert not plan.target.sentences() & plan.reference.sentences()
+            assert plan is lead or plan.target != lead.target
+
+
+def test_few_lengths_of_references_are_drawn(talkers: Corpus) -> None:
+    sampler = MixtureSampler(talkers, replace(PLAIN, reference_s=(0.5, 0.8), reference_lengths=3))
+    assert {sampler.plan(0, step, range(2))[1] for step in range(40)} == {4000, 5200, 6400}
+
+
 def test_snr_and_level_are_in_their_ranges(talkers: Corpus) -> None:
     batch = draw(talkers, replace(PLAIN, snr_db=(-2.0, 2.0), level_db=(-30.0, -20.0)), 64)
     level = 10 * torch.log10(power(batch.mixture))
@@ -83,7 +109,7 @@ def test_snr_and_level_are_in_their_ranges(talkers: Corpus) -> None:
 def test_the_same_sentence_is_never_mixed(talkers: Corpus) -> None:
     planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
     for seed in range(300):
-        plan = planner.draw(np.random.default_rng(seed))
+        plan = planner.draw(np.random.default_rng(seed), 4000, None)
         arcs = [plan.target, *plan.interferers]
         said = [arc.sentences() for arc in arcs]
         assert len(set.union(*said)) == sum(map(len, said))
@@ -105,7 +131,9 @@ def test_speakers_who_all_say_the_same_are_refused(corpus: Path) -> None:
 
 def test_a_third_talker_joins(talkers: Corpus) -> None:
     planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
-    counts = [len(planner.draw(np.random.default_rng(k)).interferers) for k in range(200)]
+    counts = [
+        len(planner.draw(np.random.default_rng(k), 4000, None).interferers) for k in range(200)
+    ]
     assert set(counts) == {1, 2}
     assert 60 < counts.count(2) < 140
     batch = draw(talkers, replace(PLAIN, third_talker=1.0, snr_db=(0.0, 0.0)), 64)
