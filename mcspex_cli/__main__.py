@@ -1,18 +1,26 @@
-"""The `mcspex` command: its sub-commands and what a failure looks like."""
+"""The `mcspex` command: its subcommands, exit codes, interrupts and log file."""
 
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import platform
+import shlex
 import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mcspex_cli import __version__
-from mcspex_cli.cli import console, log
+from mcspex_cli.cli import console
 from mcspex_cli.cli.batch import batch
-from mcspex_cli.cli.bench import bench
-from mcspex_cli.cli.completion import completion
 from mcspex_cli.cli.doctor import doctor
 from mcspex_cli.cli.enroll import enroll
 from mcspex_cli.cli.evaluate import score
@@ -21,56 +29,124 @@ from mcspex_cli.cli.models import models
 from mcspex_cli.cli.report import report
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
-from mcspex_cli.extraction.tuning import share_cores
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""How a disk refuses to take more; all places but standard output say so themselves."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class Commands(click.Group):
-    """Turns every `McspexError` into one line and its exit code, and Ctrl-C into 130."""
+    """Turns every `McspexError` into one line and its exit code, and Ctrl-C into exit code 130."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command; help that cannot be printed is an error too."""
+        _set_up_process()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            console.error(f"standard output: cannot be written ({error.strerror}). Free space.")
+            _discard_stdout()
+            sys.exit(1)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read what was typed."""
-        log.remember(ctx, args)
+        """Keep the arguments for the log's first line."""
+        ctx.meta["mcspex.arguments"] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the sub-command, with its log."""
-        _end_gently()
-        share_cores()
-        with log.kept():
-            return self._answered(ctx)
-
-    def _answered(self, ctx: click.Context) -> Any:
-        """Run the sub-command, and say why it fails."""
-        try:
-            return super().invoke(ctx)
-        except McspexError as error:
-            for problem in error.problems if isinstance(error, PlanError) else ():
-                console.error(problem)
-            console.error(str(error))
-            ctx.exit(error.exit_code)
-        except OSError as error:
-            # A path that the system itself refuses: too long, in a locked folder, gone.
-            if error.filename is None and error.errno in _FULL:
-                console.error(f"standard output: writing failed ({error.strerror}). Free space?")
+        """Run the subcommand and say in one line why it fails."""
+        with _logged():
+            try:
+                return super().invoke(ctx)
+            except McspexError as error:
+                for problem in error.problems if isinstance(error, PlanError) else ():
+                    console.error(problem)
+                console.error(str(error))
+                ctx.exit(error.exit_code)
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                console.error(f"{error.filename}: {error.strerror}. Check this path.")
                 ctx.exit(1)
-            if error.filename is None:
-                raise
-            console.error(f"{error.filename}: {error.strerror}. Check this path.")
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            console.error("interrupted. What was finished is kept, nothing half-written is left.")
-            ctx.exit(130)
+            except KeyboardInterrupt:
+                console.error("interrupted. Finished files are kept; unfinished ones are removed.")
+                ctx.exit(130)
 
 
-def _end_gently() -> None:
-    """Have SIGTERM, and a terminal's end unless nohup ignores it, do what Ctrl-C does."""
+def _set_up_process() -> None:
+    """Check the working folder, make SIGTERM and SIGHUP act like Ctrl-C, and spare the cores."""
+    try:
+        Path.cwd()
+    except OSError:
+        console.error("the working folder no longer exists. Change to another folder.")
+        sys.exit(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
     if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
         signal.signal(hang_up, signal.default_int_handler)
+    # GCC's OpenMP spins for so long that two extractions side by side were 80 times as slow as one.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "2000"
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Write the end of a command to its log file, and the traceback if it ends by a bug."""
+    start, code = time.monotonic(), 1
+    try:
+        yield
+        code = 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+        raise
+    except click.ClickException as error:
+        code = error.exit_code
+        console.log(logging.ERROR, error.format_message())
+        raise
+    except click.Abort:
+        console.log(logging.ERROR, "aborted")
+        raise
+    except BaseException as error:
+        if not isinstance(error, OSError) or error.errno != errno.EPIPE:
+            for text in traceback.format_exc().splitlines():
+                console.log(logging.ERROR, text)
+        raise
+    finally:
+        end = f"ended with exit code {code} after {time.monotonic() - start:.1f} s"
+        console.log(logging.INFO, end)
+        console.close_log_files()
+
+
+def _discard_stdout() -> None:
+    """Drop what is still buffered, at which the interpreter would fail once more as it ends."""
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def add_log_option(command: click.Command) -> None:
+    """Add --log-file to a command, or to each command of a group."""
+    if isinstance(command, click.Group):
+        for subcommand in command.commands.values():
+            add_log_option(subcommand)
+        return
+
+    def open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+        if path is not None and not ctx.resilient_parsing:
+            console.add_log_file(path)
+            arguments = shlex.join(["mcspex", *ctx.meta.get("mcspex.arguments", ())])
+            python = platform.python_version()
+            console.log(logging.INFO, f"mcspex {__version__}, Python {python}: {arguments}")
+
+    command.params.append(
+        click.Option(
+            ["--log-file"],
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            expose_value=False,
+            is_eager=True,  # so that the log records what is wrong with other options
+            callback=open_log,
+            help="Append all messages to this file, with times.",
+        )
+    )
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,12 +159,9 @@ def main() -> None:
     """
 
 
-for command in (
-    *(extract, batch, enroll, score, report, models, bench, simulate, train),
-    *(doctor, completion),
-):
+for command in (extract, batch, enroll, score, report, models, simulate, train, doctor):
     main.add_command(command)
-log.add_option(main, console.warn)
+add_log_option(main)
 
 if __name__ == "__main__":
     main(prog_name="mcspex")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, interrupts, options, plans, results
+from mcspex_cli.cli import console, options, plans, results
 from mcspex_cli.cli.downloads import find_model, prepare
 from mcspex_cli.errors import PartialFailure
 
@@ -220,7 +220,7 @@ def _work(batch: Batch, *, shown: bool) -> int:
     keep_memory()
     run, failed = batch.run, 0
     try:
-        with console.progress(shown=shown) as bar, interrupts.ending_gently(run.stopping.set):
+        with console.progress(shown=shown) as bar, console.ending_gently(run.stopping.set):
             task = bar.add_task("extracting", total=sum(job.seconds or 0.0 for job in run.todo))
             for outcome in run:
                 if outcome.row is None:

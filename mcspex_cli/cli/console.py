@@ -1,105 +1,212 @@
-"""The only place that prints: people read stderr, programs read stdout."""
+"""The terminal: people read stderr, programs read stdout, `--log-file` keeps what people read.
+
+Everything for people goes through the logger "mcspex": one handler writes it to the terminal,
+and a second one, if there is a log file, writes it there with the time:
+
+```
+2026-08-30T09:15:02Z INFO mcspex 0.7.0, Python 3.12.4: mcspex extract a.wav --ref b.wav
+2026-08-30T09:15:04Z INFO a.target.wav  (61.2 s in 1.4 s, real-time factor 0.023, presence 0.97)
+2026-08-30T09:15:04Z INFO ended with exit code 0 after 2.1 s
+```
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mcspex_cli.cli import log
-from mcspex_cli.cli.plain import line, printable
+from mcspex_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_LONGEST = 1000
-"""Characters of a warning or an error."""
+LONGEST_MESSAGE = 1000
+"""Characters after which a warning or an error is cut."""
 
-_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
-_LEVELS = {"ok": "INFO", "warning": "WARNING", "failed": "ERROR"}
+_COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red", "error": "red"}
+_LEVELS = {"ok": logging.INFO, "note": logging.INFO, "warning": logging.WARNING}
 
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # control characters, but for tab and line ends
+    "\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # characters that turn the direction of text
+)
+_LINE_ENDS = str.maketrans({"\n": "\\n", "\r": "\\r", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
-_shown: dict[str, str] = {}
-"""What is said instead of a path."""
-
+_logger = logging.getLogger("mcspex")
+_logger.propagate = False
+_logger.setLevel(logging.INFO)
 
 _bars: list[Progress] = []
-"""Those that are on the terminal now, into whose line nothing must be printed."""
+"""Progress bars on the terminal now: messages go above them."""
+
+_names: dict[str, str] = {}
+"""What messages call a path, where that is not the path itself."""
 
 
-@contextmanager
-def shown_as(path: Path, name: str) -> Iterator[None]:
-    """Have messages to people call a file by `name` instead of its path."""
-    known = dict(_shown)
-    _shown.update({str(path): name, str(path.resolve()): name})
-    try:
-        yield
-    finally:
-        _shown.clear()
-        _shown.update(known)
+def printable(text: str) -> str:
+    """Return `text` with control characters and undecodable bytes written as escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def line(text: str, longest: int | None = None) -> str:
+    """Return `text` as one printable line, cut after `longest` characters."""
+    text = printable(text).translate(_LINE_ENDS)
+    return text if longest is None or len(text) <= longest else f"{text[:longest]}..."
+
+
+class _Terminal(logging.Handler):
+    """Writes messages to stderr; a stderr that is closed or full is left alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.__dict__.get("log_file_only"):
+            return
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            word = record.levelname.lower()
+            styled = click.style(f"{word}: ", fg=_COLOURS[word])
+            text = styled + line(text, LONGEST_MESSAGE)
+        else:
+            text = printable(text)
+        with suppress(OSError):
+            if _bars:
+                from rich.text import Text
+
+                _bars[-1].console.print(Text.from_ansi(text), soft_wrap=True)
+            elif sys.stderr is not None:
+                click.echo(text, err=True, color=_is_coloured(sys.stderr))
+
+
+class LogFile(logging.FileHandler):
+    """Appends messages with UTC times to a file, one line each.
+
+    Raises:
+        OutputError: the file cannot be opened, or is not text (a recording, say).
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            if path.is_file():
+                with path.open("rb") as file:
+                    if b"\0" in file.read(4096):
+                        raise OutputError(f"{path}: is not text. Choose another --log-file.")
+            super().__init__(path, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror}). Choose another --log-file."
+            ) from error
+        self.path, self._failed = path, False
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(text)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line, which no message can forge."""
+        record.text = line(record.getMessage())
+        return super().format(record)
+
+    def handleError(self, _: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Warn once that the log is incomplete."""
+        if not self._failed:
+            self._failed = True
+            reason = getattr(sys.exc_info()[1], "strerror", None) or "unknown reason"
+            warn(f"{self.path}: the log is incomplete ({reason}).")
+
+    def close(self) -> None:
+        """Close the file, which may be on a full disk."""
+        with suppress(OSError):
+            super().close()
+
+
+_logger.addHandler(_Terminal())
+
+
+def add_log_file(path: Path) -> None:
+    """Append all further messages to a file too.
+
+    Raises:
+        OutputError: as `LogFile`.
+    """
+    _logger.addHandler(LogFile(path))
+
+
+def close_log_files() -> None:
+    """Stop writing messages to files."""
+    for handler in [h for h in _logger.handlers if isinstance(h, LogFile)]:
+        _logger.removeHandler(handler)
+        handler.close()
+
+
+def log(level: int, text: str) -> None:
+    """Write a message to the log files only."""
+    _logger.log(level, "%s", named(text), extra={"log_file_only": True})
 
 
 def say(text: str) -> None:
     """Tell a person something."""
-    text = named(text)
-    _echo(printable(text))
-    log.note("INFO", text)
+    _logger.info("%s", named(text))
 
 
 def warn(text: str) -> None:
-    """Tell a person of something that may be wrong."""
-    text = named(text)
-    _tell("warning: ", "yellow", text)
-    log.note("WARNING", text)
+    """Warn a person of something that may be wrong."""
+    _logger.warning("%s", named(text))
 
 
 def error(text: str) -> None:
-    """Tell a person why it did not work."""
-    text = named(text)
-    _tell("error: ", "red", text)
-    log.note("ERROR", text)
+    """Tell a person why something failed."""
+    _logger.error("%s", named(text))
 
 
-def _tell(word: str, colour: str, text: str) -> None:
-    """Print a line after a coloured word to stderr."""
-    _echo(click.style(word, fg=colour) + line(text, _LONGEST))
+@contextmanager
+def shown_as(path: Path, name: str) -> Iterator[None]:
+    """Call a file `name` in messages instead of by its path."""
+    before = dict(_names)
+    _names.update({str(path): name, str(path.resolve()): name})
+    try:
+        yield
+    finally:
+        _names.clear()
+        _names.update(before)
 
 
-def _echo(said: str) -> None:
-    """Print lines to stderr, above the bar if there is one."""
-    if not _bars:
-        click.echo(said, err=True, color=_colour(sys.stderr))
-        return
-    from rich.text import Text
-
-    _bars[-1].console.print(Text.from_ansi(said), soft_wrap=True)
+def named(text: str) -> str:
+    """Return `text` with paths replaced by the names they are shown as."""
+    for path in sorted(_names, key=len, reverse=True):
+        text = text.replace(path, _names[path])
+    return text
 
 
 def finding(status: str, name: str, detail: str, remedy: str) -> None:
-    """Print to stdout whether something is "ok", a "warning" or "failed", the remedy below."""
+    """Print one result of `mcspex doctor` to stdout: status, name, detail, and the remedy below."""
     word = click.style(f"{status:9}", fg=_COLOURS[status])
-    colour = _colour(sys.stdout)
-    click.echo(f"{word}{line(name):17}{line(detail, _LONGEST)}", color=colour)
+    text = f"{word}{line(name):17}{line(detail, LONGEST_MESSAGE)}"
     if remedy:
-        click.echo(f"{'':26}{line(remedy, _LONGEST)}", color=colour)
-    log.note(_LEVELS[status], " ".join(filter(None, (f"{name}: {detail}.", remedy))))
+        text += f"\n{'':26}{line(remedy, LONGEST_MESSAGE)}"
+    click.echo(text, file=_stdout(), color=_is_coloured(sys.stdout))
+    message = " ".join(filter(None, (f"{name}: {detail}.", remedy)))
+    log(_LEVELS.get(status, logging.ERROR), message)
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
-    """Print a value, free of NaN and infinity, as JSON to stdout."""
-    click.echo(json.dumps(value, indent=indent, allow_nan=False))
+    """Print a value without NaN and infinity as JSON to stdout."""
+    click.echo(json.dumps(value, indent=indent, allow_nan=False), file=_stdout())
 
 
 def text(value: str) -> None:
-    """Print text that is data to stdout, as it is."""
-    click.echo(printable(value), nl=False)
+    """Print text that is data to stdout."""
+    click.echo(printable(value), file=_stdout(), nl=False)
 
 
 def table(
@@ -108,17 +215,17 @@ def table(
     footer: Sequence[str] = (),
     title: str = "",
 ) -> None:
-    """Print a table to stdout: first column left, the others right.
+    """Print a table to stdout, the first column left-aligned, the others right-aligned.
 
-    Where a terminal is too narrow, the first column breaks anywhere and the last at spaces,
-    and headings have their unit below them; numbers are not cut.
+    On a narrow terminal the first column may break anywhere, the last at spaces, and headings put
+    their unit on a second line; numbers are never cut. Files and pipes get rows of any width.
     """
     from rich.table import Table
 
-    console = _console(stderr=False)
+    console = _rich(_stdout())
     if not console.is_terminal:
-        console.width = 10_000  # a file or pipe is as wide as it needs to be
-    made = Table(
+        console.width = 10_000
+    grid = Table(
         box=None,
         header_style="bold",
         footer_style="bold",
@@ -127,7 +234,7 @@ def table(
     )
     for number, heading in enumerate(headings):
         edge = number in (0, len(headings) - 1)
-        made.add_column(
+        grid.add_column(
             heading.replace(" dB", "\ndB") if console.is_terminal and not edge else heading,
             footer[number] if footer else "",
             justify="right" if number else "left",
@@ -136,27 +243,26 @@ def table(
             min_width=min(len(heading), 10) if edge else None,
         )
     for row in rows:
-        made.add_row(*map(printable, row))
+        grid.add_row(*map(line, row))
     if title:
-        click.echo(f"\n{title}")
-    console.print(made)
+        click.echo(f"\n{title}", file=_stdout())
+    console.print(grid)
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things: "1 file", "2 files"."""
+    """Return a number of things, like "1 file" or "2 files"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def size(length: int) -> str:
-    """Bytes for people: "312 B", "4.1 kB", "5.0 MB", "1.2 GB"."""
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if length >= 10**power:
-            return f"{length / 10**power:.1f} {unit}"
-    return f"{length} B"
+def size(bytes_: int) -> str:
+    """Return a size for people, like "5.0 MB"."""
+    from rich.filesize import decimal
+
+    return decimal(bytes_)
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "3.2 s", "12 min 5 s", "3 h 12 min"."""
+    """Return a time for people, like "3.2 s", "12 min 5 s" or "3 h 12 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -166,12 +272,12 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(*, shown: bool) -> Iterator[Progress]:
-    """A progress bar on stderr, silent unless `shown` and on a terminal."""
+    """A progress bar on stderr; invisible unless `shown` and stderr is a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    visible = shown and sys.stderr is not None and sys.stderr.isatty()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    console = _console(stderr=True)
-    visible = shown and console.is_terminal
+    console = _rich(sys.stderr if visible else None)
     with Progress(*columns, console=console, transient=True, disable=not visible) as bar:
         if visible:
             _bars.append(bar)
@@ -182,21 +288,37 @@ def progress(*, shown: bool) -> Iterator[Progress]:
                 _bars.remove(bar)
 
 
-def named(text: str) -> str:
-    """Text with the names that paths are shown as, the longest path first."""
-    for path in sorted(_shown, key=len, reverse=True):
-        text = text.replace(path, _shown[path])
-    return text
+@contextmanager
+def ending_gently(stop: Callable[[], object]) -> Iterator[None]:
+    """Have the first Ctrl-C (or SIGTERM) call `stop`, and a second one end everything at once."""
+
+    def handle(number: int, _: object) -> None:
+        stop()
+        signal.signal(number, before[number])
+
+    before = {int(n): signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _console(*, stderr: bool) -> Console:
-    """A rich console, without colours where NO_COLOR asks for none."""
+def _stdout() -> TextIO:
+    """Standard output, which a caller may have closed."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed. Redirect it to a file or a program.")
+    return sys.stdout
+
+
+def _rich(file: TextIO | None) -> Console:
+    """A rich console that writes to `file`, without colours if NO_COLOR is set."""
     from rich.console import Console
 
     plain = True if os.environ.get("NO_COLOR") else None
-    return Console(stderr=stderr, highlight=False, markup=False, no_color=plain)
+    return Console(file=file, quiet=file is None, highlight=False, markup=False, no_color=plain)
 
 
-def _colour(stream: TextIO) -> bool:
-    """Whether to colour what goes to a stream: on a terminal, unless NO_COLOR asks for none."""
+def _is_coloured(stream: TextIO) -> bool:
+    """Whether to colour what goes to a stream: on a terminal, unless NO_COLOR is set."""
     return not os.environ.get("NO_COLOR") and stream.isatty()

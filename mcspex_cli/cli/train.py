@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, interrupts, options
+from mcspex_cli.cli import console, options
 
 if TYPE_CHECKING:
     from mcspex_cli.training.journal import Progress
@@ -156,7 +156,7 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
     corpus = trainer.sampler.corpus
     if trainer.team.leads:
         console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
-    with interrupts.ending_gently(trainer.stopping.set):
+    with console.ending_gently(trainer.stopping.set):
         _follow(trainer)
     if not trainer.finished:
         if trainer.team.leads:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -149,13 +151,53 @@ def test_a_gain_is_a_number(command: str, option: str, scene: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is always full here")
-@pytest.mark.parametrize("words", [["models", "path", "mcspex-small-8k"], ["completion", "zsh"]])
-def test_data_that_a_full_disk_does_not_take_is_one_line(words: list[str]) -> None:
+@pytest.mark.parametrize("words", [["models", "path", "mcspex-small-8k"], ["--help"], ["-h"]])
+def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
     command = [sys.executable, "-m", "mcspex_cli", *words]
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    said = "error: standard output: writing failed (No space left on device). Free space?\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    message = "error: standard output: cannot be written (No space left on device). Free space.\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", "2>&- >/dev/null"])
+def test_a_closed_or_full_stderr_changes_nothing(closing: str, tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path"
+    for name, code in (("mcspex-small-8k", 0), ("nonsense", 1)):
+        done = subprocess.run(["sh", "-c", f"{command} {name} {closing}"], cwd=ROOT, check=False)
+        assert done.returncode == code
+
+
+def test_a_closed_stdout_is_an_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path mcspex-small-8k >&-"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output is closed. Redirect it")
+
+
+def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:
+    script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && "
+    script += f"PYTHONPATH={ROOT} {shlex.quote(sys.executable)} -m mcspex_cli models list"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    message = "error: the working folder no longer exists. Change to another folder.\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_completion_is_clicks_own() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        environment = {**os.environ, "_MCSPEX_COMPLETE": f"{shell}_source"}
+        code = "from mcspex_cli.__main__ import main; main(prog_name='mcspex')"
+        command = [sys.executable, "-c", code]
+        script = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        assert "_MCSPEX_COMPLETE" in script
+    typed = {"COMP_WORDS": "mcspex extract --precision bf", "COMP_CWORD": "3"}
+    environment = {**os.environ, "_MCSPEX_COMPLETE": "bash_complete", **typed}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "plain,bfloat16\n"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals do not hang up here")

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from mcspex_cli import __version__
-from mcspex_cli.__main__ import Commands, main
+from mcspex_cli.__main__ import Commands, add_log_option, main
 from mcspex_cli.checkpoint.names import DEFAULT_MODEL
-from mcspex_cli.cli import console, log
+from mcspex_cli.cli import console
 from tests.cli.test_commands import COMMANDS, MODELS, run
 
 LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (INFO|WARNING|ERROR) (.*)\n")
@@ -74,12 +74,11 @@ def test_what_is_said_and_warned_of_is_kept(scene: Path, tiny_folder: Path) -> N
     assert (scene / "mixture.wav").exists()
 
 
-def test_findings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = log.Log(tmp_path / "log.txt", print)
-    monkeypatch.setattr(log, "_logs", [written])
+def test_findings_are_kept(tmp_path: Path) -> None:
+    console.add_log_file(tmp_path / "log.txt")
     console.finding("failed", "soxr", "is gone", "Install it.")
     console.finding("ok", "torch", "9.9", "")
-    written.close()
+    console.close_log_files()
     assert kept(tmp_path / "log.txt") == [
         ("ERROR", "soxr: is gone. Install it."),
         ("INFO", "torch: 9.9."),
@@ -119,7 +118,7 @@ def test_a_recording_is_no_log(scene: Path) -> None:
         before = (scene / name).read_bytes()
         done = run("models", "path", DEFAULT_MODEL, "--log-file", scene / name)
         assert done.exit_code == 1
-        said = f"error: {scene / name}: is no text. Choose another --log-file.\n"
+        said = f"error: {scene / name}: is not text. Choose another --log-file.\n"
         assert done.stderr == said
         assert (scene / name).read_bytes() == before
 
@@ -128,7 +127,7 @@ def test_a_recording_is_no_log(scene: Path) -> None:
 def test_a_full_disk_is_warned_of_once_and_the_work_done() -> None:
     done = run("models", "path", DEFAULT_MODEL, "--log-file", FULL)
     assert (done.exit_code, done.stdout.rstrip().endswith(DEFAULT_MODEL)) == (0, True)
-    assert done.stderr == (f"warning: {FULL}: the log is not complete (No space left on device).\n")
+    assert done.stderr == (f"warning: {FULL}: the log is incomplete (No space left on device).\n")
 
 
 @click.command()
@@ -145,7 +144,7 @@ def undecided() -> None:
 
 def test_a_bugs_traceback_is_kept(tmp_path: Path) -> None:
     group = Commands(commands={"broken": broken, "undecided": undecided})
-    log.add_option(group, console.warn)
+    add_log_option(group)
     path = tmp_path / "log.txt"
     done = CliRunner().invoke(group, ["broken", "--log-file", str(path)])
     assert isinstance(done.exception, ZeroDivisionError)
