@@ -27,7 +27,7 @@ import torch
 
 from mcspex_cli import si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.conversion import convert
+from mcspex_cli.checkpoint.convert import convert
 from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.extraction import processes

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import against_reference, long_files
 from benchmarks.against_reference import Ours, Theirs, prepare
 from tests.checkpoint.published import Sizes
-from tests.checkpoint.test_conversion import SMALL
+from tests.checkpoint.test_convert import SMALL
 
 
 def some(folder: Path, sizes: Sizes) -> dict[str, Theirs | Ours]:

@@ -23,7 +23,7 @@ errors paths integrity decoding audio formats
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
 checkpoint.graphs checkpoint.weights checkpoint.profiles checkpoint.cards checkpoint.foreign
-checkpoint.layouts checkpoint.conversion checkpoint.verification checkpoint.publishing
+checkpoint.layouts checkpoint.convert checkpoint.verification checkpoint.publishing
 extraction.tuning extraction.ahead extraction.chunks extraction.signals extraction.checks
 extraction.speech extraction.trimming extraction.spans
 extraction.presence extraction.runtime extraction.torch_runtime extraction.graph_runtime

@@ -52,7 +52,7 @@ def convert(
     mcspex models convert best.pt.tar -o spexplus
     mcspex extract mix.wav --ref alice.wav --model spexplus
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.checkpoint import conversion
+    from mcspex_cli.checkpoint import convert as conversion
 
     _check_free(output, checkpoint, overwrite=overwrite)
     beside = checkpoint.parent / "mdl.json"

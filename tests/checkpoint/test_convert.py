@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soxr
 import torch
 from safetensors.torch import save_file
 
-from mcspex_cli.checkpoint.conversion import convert
+from mcspex_cli import audio
+from mcspex_cli.checkpoint.convert import at_sample_rate, convert
 from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import CheckpointError
-from mcspex_cli.model.systems import System
+from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.model.systems import System, build, sized
 from tests.checkpoint.published import RENAMED, Published, Sizes, State, published
+from tests.conftest import EXAMPLES
 
 OFFICIAL, XUCHENGLIN, WESEP = RENAMED
 SMALL = Sizes(
@@ -511,3 +515,35 @@ def test_numbers_that_are_not_finite_are_refused(
     small["mask2.weight"][0, 0] = value
     with pytest.raises(CheckpointError, match=r"mask2.weight: some numbers are not finite. Take"):
         convert(file(small))
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 24_000])
+def test_a_network_at_another_rate_gives_the_same_voice_in_its_band(rate_hz: int) -> None:
+    system = load_checkpoint()
+    mixture, target, reference = (
+        audio.read(EXAMPLES / f"{name}.flac", 8000) for name in ("mixture", "truth", "reference")
+    )
+    faster = at_sample_rate(system, rate_hz)
+    assert faster.config.windows_ms == system.config.windows_ms
+
+    def extract(network: System, *signals: audio.Samples) -> audio.Samples:
+        mixed, voice = (torch.from_numpy(signal)[None] for signal in signals)
+        return network.extract(mixed, network.embed(voice))[0].numpy()
+
+    def resampled(samples: audio.Samples, old: int, new: int) -> audio.Samples:
+        return soxr.resample(samples, old, new, quality="VHQ")
+
+    slow = extract(system, mixture, reference)
+    fast = extract(faster, resampled(mixture, 8000, rate_hz), resampled(reference, 8000, rate_hz))
+    fast = resampled(fast, rate_hz, 8000)[: len(slow)]
+    assert si_sdr(fast, slow) > 33
+    assert si_sdr(fast, target) == pytest.approx(si_sdr(slow, target), abs=0.03)
+    back = at_sample_rate(faster, 8000)
+    assert back.config == system.config
+    assert si_sdr(extract(back, mixture, reference), slow) > 30
+
+
+def test_a_rate_without_whole_samples_is_refused() -> None:
+    system = build(sized("mcspex", "tiny", 8000, 4))
+    with pytest.raises(CheckpointError, match=r"11025 Hz: this network.s windows of .* Use a mu"):
+        at_sample_rate(system, 11_025)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -293,3 +294,60 @@ def _reshaped(found: _Found, config: SystemConfig) -> dict[str, Tensor]:
             tensors[told] = tensor[:, config.channels :].flatten(1)
             found.names[told] = found.names[key]
     return tensors
+
+
+def at_sample_rate(system: System, sample_rate_hz: int) -> System:
+    """Return the same network for another sample rate, in evaluation mode.
+
+    A network's times are in milliseconds, so only the filters of the encoder and the decoder
+    change: they are resampled by band-limited interpolation, `g[n] = sum_k f[k] sinc(n / r - k)`
+    for r = new rate / old rate (below 1, their band is limited to the new one as well). The
+    encoder's are divided by r, because it sums over r times as many samples. In the band that
+    both rates have, the output stays the same. Source: ours.
+
+    Args:
+        system: Any system, at `system.config.sample_rate_hz`; it is not changed.
+        sample_rate_hz: The new rate, 4,000 to 192,000.
+
+    Raises:
+        CheckpointError: the windows or the hop are no whole number of samples at the new rate.
+    """
+    import torch
+
+    from mcspex_cli.model.systems import build
+
+    old = system.config
+    ratio = Fraction(sample_rate_hz, old.sample_rate_hz)
+    if any(length * ratio % 1 for length in (*old.windows, old.hop)):
+        raise CheckpointError(
+            f"{sample_rate_hz} Hz: this network's windows of {old.windows} samples and its hop of "
+            f"{old.hop} at {old.sample_rate_hz} Hz have no whole number of samples there. "
+            f"Use a multiple of {old.sample_rate_hz} Hz."
+        )
+    short, middle, long = (1000 * length / old.sample_rate_hz for length in old.windows)
+    config = replace(
+        old,
+        sample_rate_hz=sample_rate_hz,
+        windows_ms=(short, middle, long),
+        hop_ms=1000 * old.hop / old.sample_rate_hz,
+    )
+    tensors = {key: tensor.detach().clone() for key, tensor in system.state_dict().items()}
+    for scale in range(len(old.windows)):
+        encoder, decoder = f"encoder.banks.{scale}.weight", f"decoder.banks.{scale}.weight"
+        tensors[encoder] = _resampled(tensors[encoder], ratio) / float(ratio)
+        tensors[decoder] = _resampled(tensors[decoder], ratio)
+    with torch.device("meta"):
+        converted = build(parse_config(asdict(config), "the new config"))
+    converted.load_state_dict(tensors, assign=True)
+    return converted.eval().requires_grad_(False)
+
+
+def _resampled(filters: Tensor, ratio: Fraction) -> Tensor:
+    """Interpolate filters [..., tap] by sinc functions to `ratio` times as many taps."""
+    import torch
+
+    old = torch.arange(filters.shape[-1], dtype=torch.float64)
+    new = torch.arange(int(filters.shape[-1] * ratio), dtype=torch.float64) / float(ratio)
+    band = min(1.0, float(ratio))
+    kernel = band * torch.sinc(band * (new[:, None] - old))
+    return (filters.double() @ kernel.T.to(filters.device)).to(filters.dtype)
