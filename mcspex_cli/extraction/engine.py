@@ -1,12 +1,11 @@
-"""A network at work on signals of any length: windows, batches and the embedding cache."""
+"""One network at work: references to embeddings, and windows of any recording to estimates."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,33 +13,41 @@ import numpy.typing as npt
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.checks import SILENCE_DB, check_signal
-from mcspex_cli.extraction.chunks import Windowing
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
-from mcspex_cli.extraction.signals import Cut, Piece, Signal, batches, cut_all, joined
+from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
 
+Owner = TypeVar("Owner")
+
 LEVEL_DB = -28.0
-"""RMS level at which networks get references and windows, whatever they have in their files: what
-networks have learnt at some levels they do less well at others."""
+"""The RMS level at which a network gets every reference and window, whatever their level in the
+file: a network does worse at levels that it did not train on."""
 
 LONGEST_EMBEDDED_S = 30.0
-"""Seconds of reference embedded at once: memory must not grow with a clip."""
+"""Seconds of reference embedded at once, so that memory does not grow with a clip."""
 
 
 class Engine:
-    """Embeds references and extracts targets with one System, run by torch, or other `Runtime`.
+    """Embeds references and extracts targets with one network.
 
     ```python
     engine = Engine(load_checkpoint())
-    voice = engine.embed([reference])
-    estimate = engine.extract(mixture, voice)
+    embedding = engine.embed([reference])
+    estimate = engine.extract(mixture, embedding)
     ```
 
+    `Extractor` is the road for files, levels and presence; this has the network's own numbers.
+
+    Args:
+        system: a `System`, which torch runs, or a `Runtime` that is ready.
+        settings: how to compute.
+        calibration: what the similarities of this model mean, if that was measured.
+
     Raises:
-        EngineError: the device or precision is not to be had here, or not for a System.
+        EngineError: the device or precision is not available here.
     """
 
     def __init__(
@@ -51,18 +58,20 @@ class Engine:
     ) -> None:
         self.settings = settings or EngineSettings()
         self.calibration = calibration
-        """What its model's likenesses mean, if that is known."""
-        self.runtime = _runtime(system, self.settings)
+        self.runtime = self._runtime(system)
         self.sample_rate_hz = self.runtime.sample_rate_hz
         self.batch = self.settings.batch or self.runtime.batch
-        """Signals at once; halved whenever memory is short."""
+        """Signals computed at once; halved whenever memory is short."""
+        seconds = self.settings.window_s, self.settings.context_s, self.settings.fade_s
+        self.windowing = Windowing(*(round(s * self.sample_rate_hz) for s in seconds))
         self._embeddings: dict[bytes, Samples] = {}
+        self._process = os.getpid()
 
     def embed(self, references: Sequence[Samples]) -> Samples:
         """Embed one voice from one or more clips [sample] at `sample_rate_hz`.
 
         Clips are embedded unpadded, those over 30 s in equal parts, and averaged by duration.
-        What was embedded before is not computed again.
+        A clip that was embedded before is not computed again.
 
         Returns:
             [embedding].
@@ -70,100 +79,22 @@ class Engine:
         Raises:
             AudioError: a clip is shorter than 0.3 s or silent.
             EngineError: the precision gave numbers that are not finite.
+            ValueError: there is no clip, or one is not [sample] or not finite.
         """
+        if not len(references):
+            raise ValueError("embed needs one clip or more")
+        longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
         for clip in references:
+            check_array("a reference", clip, 1)
             check_signal("the reference", clip, self.sample_rate_hz)
-        longest = round(LONGEST_EMBEDDED_S * self.sample_rate_hz)
-        parts = [
-            part for clip in references for part in np.array_split(clip, -(-len(clip) // longest))
-        ]
+            parts += np.array_split(clip, -(-len(clip) // longest))
         embeddings = [self._remembered(part) for part in parts]
         weights = [float(len(part)) for part in parts]
         averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
         return averaged
 
-    def extract(self, mixture: Samples, embedding: Samples) -> Samples:
-        """Extract the voice of `embedding` from `mixture` [sample] at `sample_rate_hz`.
-
-        Returns:
-            [sample], as long as the mixture, at the network's own, arbitrary level.
-
-        Raises:
-            EngineError: the precision gave numbers that are not finite.
-        """
-        parts = [estimate for estimate, _ in self.stream([np.atleast_2d(mixture)], embedding)]
-        return np.concatenate(parts, axis=-1)[0] if parts else mixture[:0]
-
-    def stream(self, blocks: Iterable[Samples], embedding: Samples) -> Iterator[Piece]:
-        """Extract from a stream of blocks [channel, sample], each channel for itself.
-
-        Yields:
-            The estimate [channel, sample] beside the mixture's samples that it belongs to.
-            Blocks are of other lengths than those that went in, in all equally long.
-
-        Raises:
-            EngineError: the precision gave numbers that are not finite, or memory is short.
-        """
-        for _, pieces in self.stream_all([Signal(blocks, embedding)]):
-            yield from pieces
-
-    def stream_all(self, signals: Iterable[Signal]) -> Iterator[tuple[Signal, Iterator[Piece]]]:
-        """Extract from several streams; equally long windows of neighbours share a batch.
-
-        What goes wrong with one stream, in reading or computing it, is raised where its own
-        pieces are taken, and spares the others.
-
-        Yields:
-            Each signal, in order, with its pieces, which are those of `stream`.
-        """
-        windowing = self._windowing()
-        made = self._made(cut_all(signals, windowing))
-        for signal, own in groupby(made, key=lambda cut: cut.signal):
-            yield signal, joined(own, windowing)
-
-    def _made(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
-        """What the network makes of every window; a signal gone wrong passes as it is."""
-        for batch in batches(cuts, lambda: self.batch):
-            yield from batch if batch[0].error else self._made_at_once(batch)
-
-    def _made_at_once(self, batch: Sequence[Cut]) -> Iterator[Cut]:
-        """What the network makes of equally long windows."""
-        mixtures = [cut.window.samples for cut in batch]
-        counts = [len(mixture) for mixture in mixtures]
-        voices = np.repeat([cut.signal.embedding for cut in batch], counts, axis=0)
-        try:
-            estimates = self._compute(np.concatenate(mixtures), voices)
-        except EngineError as error:
-            yield from (replace(cut, error=error) for cut in batch)
-            return
-        ends = np.cumsum(counts)[:-1]
-        for cut, estimate in zip(batch, np.split(estimates, ends), strict=True):
-            try:
-                made = np.concatenate([self._finite(estimate), cut.window.samples])
-                yield replace(cut, made=made)
-            except EngineError as error:
-                yield replace(cut, error=error)
-
-    def _compute(self, mixtures: Samples, voices: Samples) -> Samples:
-        """Run the network on equally long mixtures [signal, sample], each for its voice.
-
-        Where memory is short, by halves, and from then on in smaller batches. Nothing is found in
-        a silent mixture, in which a network only hears itself.
-        """
-        gains = to_level(mixtures)
-        try:
-            made = self.runtime.extract(mixtures * gains, voices) / gains
-            return np.where(is_silent(mixtures), np.float32(0), made)
-        except OutOfMemoryError as error:
-            if len(mixtures) == 1:
-                raise self._short_of_memory() from error
-        half = len(mixtures) // 2
-        self.batch = max(1, min(self.batch, half))
-        parts = (slice(half), slice(half, None))
-        return np.concatenate([self._compute(mixtures[part], voices[part]) for part in parts])
-
     def embed_part(self, part: Samples) -> Samples:
-        """Embed a stretch of sound [sample], unchecked and not remembered; its level is no matter.
+        """Embed a stretch of sound [sample] as it is, unchecked and not remembered.
 
         Returns:
             [embedding].
@@ -171,38 +102,181 @@ class Engine:
         Raises:
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
+        self._check_process()
         try:
-            return self._finite(self.runtime.embed(part * to_level(part)))
+            embedding = self.runtime.embed(part * to_level(part))
         except OutOfMemoryError as error:
             raise self._short_of_memory() from error
+        self.check_finite(embedding)
+        return embedding
+
+    def extract(self, mixture: Samples, embedding: Samples) -> Samples:
+        """Extract the voice of `embedding` [embedding] from `mixture` [sample].
+
+        Returns:
+            [sample], as long as the mixture, at the network's own, arbitrary level.
+
+        Raises:
+            EngineError: the precision gave numbers that are not finite, or memory is short.
+            ValueError: the mixture is not [sample] or not finite, or the embedding is of
+                another length.
+        """
+        check_array("a mixture", mixture, 1)
+        parts = [estimate for estimate, _ in self.stream([mixture[None]], embedding)]
+        return np.concatenate(parts, axis=-1)[0] if parts else mixture[:0]
+
+    def stream(
+        self, blocks: Iterable[Samples], embedding: Samples
+    ) -> Iterator[tuple[Samples, Samples]]:
+        """Extract from a stream of blocks [channel, sample], each channel for itself.
+
+        Yields:
+            The estimate and the mixture's samples that it belongs to, both [channel, sample],
+            in other blocks than those that went in.
+
+        Raises:
+            EngineError: the precision gave numbers that are not finite, or memory is short.
+        """
+        joiner = Joiner(self.windowing)
+        for batch in self.batches((None, window) for window in cut(blocks, self.windowing)):
+            estimates = self.compute([(window.samples, embedding) for _, window in batch])
+            for (_, window), estimate in zip(batch, estimates, strict=True):
+                self.check_finite(estimate)
+                yield joiner.add(window, estimate)
+
+    def stream_all(self, signals: Iterable[Any]) -> Iterator[tuple[Any, Iterator[Any]]]:
+        """For the batch until it uses `Extractor`."""
+        for signal in signals:
+            yield signal, self.stream(signal.blocks, signal.embedding)
+
+    def batches(
+        self, windows: Iterable[tuple[Owner, Window]]
+    ) -> Iterator[list[tuple[Owner, Window]]]:
+        """Put neighbours of equal length together until they have `batch` channels or more.
+
+        Windows of other lengths never share a batch, for one would have to be padded.
+        """
+        batch: list[tuple[Owner, Window]] = []
+        for owner, window in windows:
+            shape = window.samples.shape
+            if batch and batch[0][1].samples.shape[-1] != shape[-1]:
+                yield batch
+                batch = []
+            batch.append((owner, window))
+            if sum(len(one.samples) for _, one in batch) >= self.batch:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def compute(self, pairs: Sequence[tuple[Samples, Samples]]) -> list[Samples]:
+        """Run the network on equally long mixtures [channel, sample], each with its [embedding].
+
+        Where memory is short this goes on by halves, and from then on in smaller batches.
+
+        Returns:
+            The estimates [channel, sample], not checked for numbers that are not finite.
+
+        Raises:
+            EngineError: even one signal is too much for the memory.
+        """
+        self._check_process()
+        counts = [len(mixture) for mixture, _ in pairs]
+        voices = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
+        estimates = self._estimates(np.concatenate([mixture for mixture, _ in pairs]), voices)
+        return np.split(estimates, np.cumsum(counts)[:-1])
+
+    def check_finite(self, values: Samples) -> None:
+        """Refuse what the network gave where it is not finite.
+
+        Raises:
+            EngineError: it is not; the message says whether the precision or the model is to blame.
+        """
+        if np.isfinite(values).all():
+            return
+        runtime = self.runtime
+        if not runtime.has_finite_weights():
+            raise EngineError("the model's weights are not finite. Install or copy it again.")
+        if runtime.precision != "float32":
+            raise EngineError(
+                f"{runtime.precision} overflowed on {runtime.device}. Use --precision float32."
+            )
+        raise EngineError(
+            "the network gave numbers that are not finite. The model, or the profile of the "
+            "voice, is damaged: install it, or enroll the voice, again."
+        )
+
+    def _estimates(self, mixtures: Samples, voices: Samples) -> Samples:
+        """What the network gives [signal, sample]; silence for silence, where it would hum."""
+        gains = to_level(mixtures)
+        try:
+            estimates = self.runtime.extract(mixtures * gains, voices) / gains
+            return np.where(is_silent(mixtures), np.float32(0), estimates)
+        except OutOfMemoryError as error:
+            if len(mixtures) == 1:
+                raise self._short_of_memory() from error
+        half = len(mixtures) // 2
+        self.batch = max(1, min(self.batch, half))
+        parts = (slice(half), slice(half, None))
+        return np.concatenate([self._estimates(mixtures[part], voices[part]) for part in parts])
 
     def _remembered(self, clip: Samples) -> Samples:
-        """Embed a clip, or remember that it was."""
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
         if key not in self._embeddings:
             self._embeddings[key] = self.embed_part(clip)
         return self._embeddings[key]
 
     def _short_of_memory(self) -> EngineError:
-        """What to raise where even one signal is too much."""
-        return EngineError(f"{self.runtime.device} is out of memory. Free some.")
+        return EngineError(
+            f"{self.runtime.device} is out of memory. Close other programs, or use a shorter "
+            "window or another device."
+        )
 
-    def _finite(self, values: Samples) -> Samples:
-        """`values`, refused if they overflowed."""
-        if not np.isfinite(values).all():
-            cure = "Is the model damaged, or the recording at an absurd level?"
-            if self.runtime.precision != "float32":
-                cure = "Use --precision float32."
+    def _check_process(self) -> None:
+        """Refuse to compute in a fork, where the threads of the libraries are gone."""
+        if os.getpid() != self._process:
             raise EngineError(
-                f"{self.runtime.precision} overflowed on {self.runtime.device}. {cure}"
+                "this engine was made before the process forked, and would hang here. Make an "
+                'engine in each process, or start processes with multiprocessing\'s "spawn".'
             )
-        return values
 
-    def _windowing(self) -> Windowing:
-        """The settings' seconds as samples."""
-        rate, settings = self.sample_rate_hz, self.settings
-        seconds = settings.window_s, settings.context_s, settings.fade_s
-        return Windowing(*(round(s * rate) for s in seconds))
+    def _runtime(self, system: System | Runtime) -> Runtime:
+        if isinstance(system, Runtime):
+            return system
+        if self.settings.runtime not in ("auto", "torch"):
+            raise EngineError(
+                f"a System runs in torch. For {self.settings.runtime}, use open_engine."
+            )
+        from mcspex_cli.extraction.torch_runtime import TorchRuntime
+
+        return TorchRuntime(system, self.settings)
+
+
+def check_array(name: str, samples: Samples, dimensions: int) -> None:
+    """Refuse an array that is not sound.
+
+    Args:
+        name: what messages call it.
+        samples: [sample] or [channel, sample].
+        dimensions: how many are allowed at most, 1 or 2.
+
+    Raises:
+        TypeError: it is no array of numbers.
+        ValueError: it has another shape, no samples, or samples that are not finite.
+    """
+    shape = "[sample]" if dimensions == 1 else "[sample] or [channel, sample]"
+    if not isinstance(samples, np.ndarray) or samples.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be a NumPy array {shape} of float numbers in -1..1.")
+    if not 1 <= samples.ndim <= dimensions:
+        raise ValueError(f"{name} has the shape {list(samples.shape)}; it must be {shape}.")
+    if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
+        raise ValueError(
+            f"{name} has the shape {list(samples.shape)}; it must be {shape}. Transpose it."
+        )
+    if not samples.size:
+        raise ValueError(f"{name} has no samples.")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name} has samples that are NaN or infinite.")
 
 
 def to_level(signals: Samples) -> Samples:
@@ -222,14 +296,3 @@ def _power(signals: Samples) -> npt.NDArray[np.float64]:
     """Mean squares [..., 1] of signals [..., sample]."""
     power: npt.NDArray[np.float64] = np.square(signals, dtype=np.float64).mean(-1, keepdims=True)
     return power
-
-
-def _runtime(system: System | Runtime, settings: EngineSettings) -> Runtime:
-    """A runtime as it is; a System in torch."""
-    if isinstance(system, Runtime):
-        return system
-    if settings.runtime not in ("auto", "torch"):
-        raise EngineError(f"a System runs in torch. For {settings.runtime}, use open_engine.")
-    from mcspex_cli.extraction.torch_runtime import TorchRuntime
-
-    return TorchRuntime(system, settings)

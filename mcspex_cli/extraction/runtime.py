@@ -61,6 +61,10 @@ class Runtime(ABC):
     batch: int
     """How many signals at once pay here."""
 
+    def has_finite_weights(self) -> bool:
+        """Whether the model's weights are all finite, as far as this runtime can tell."""
+        return True
+
     @abstractmethod
     def embed(self, reference: Samples) -> Samples:
         """Embed a reference [sample] as [embedding].

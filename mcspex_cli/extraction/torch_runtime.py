@@ -40,6 +40,10 @@ class TorchRuntime(Runtime):
         )
         self._device, self._dtype = device, dtype if self._folded else torch.float32
 
+    def has_finite_weights(self) -> bool:
+        """As `Runtime.has_finite_weights`."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
+
     def embed(self, reference: Samples) -> Samples:
         """As `Runtime.embed`."""
         with self._computing():

@@ -1,0 +1,904 @@
+"""The one road from a mixture to a target: every command and every Python user takes it.
+
+```
+reading thread              this thread                              writing thread
+mixture ─▶ 20 Hz ─▶ windows ─▶ network ─▶ join ─┬─▶ match, presence ─▶ level ─▶ estimate, residual,
+                                                └─▶ temporary file ──────┘      activity
+```
+
+The three work at the same time, on neighbouring files too. One gain holds for a whole file, and it
+is only known when the file is done: until then the estimate is in a temporary file, or in memory
+if it is short, so that memory does not grow with the recording.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from mcspex_cli import audio, paths
+from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.errors import AbsentError, McspexError, OutputError
+from mcspex_cli.extraction import activity, voices
+from mcspex_cli.extraction.checks import SILENCE_DB, check_length, check_level
+from mcspex_cli.extraction.engine import Engine, check_array
+from mcspex_cli.extraction.jobs import Job as OldJob
+from mcspex_cli.extraction.levels import Level, Match, gain_db
+from mcspex_cli.extraction.listening import Listener, Segment
+from mcspex_cli.extraction.loudness import Meter
+from mcspex_cli.extraction.opening import open_engine
+from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.spans import Span
+from mcspex_cli.extraction.spans import cut as cut_spans
+from mcspex_cli.extraction.voices import Voice
+from mcspex_cli.extraction.windows import Joiner, Window, cut, without_rumble
+
+T = TypeVar("T")
+
+READ_AHEAD = 4
+"""Windows, or short mixtures, that are read before they are needed."""
+
+WRITTEN_BEHIND = 4
+"""Estimates that may wait to be written."""
+
+MUTE_FADE_S = 0.05
+"""From the voice to what an `AbsentPolicy` makes of its absence, and back."""
+
+
+@dataclass(frozen=True)
+class AbsentPolicy:
+    """What is done where the voice is not in the mixture; a row of `ABSENT`."""
+
+    name: str
+    help: str
+    gain: float = 1.0
+    """What the estimate is multiplied by where the voice is absent."""
+    fails: bool = False
+    """Whether a mixture without the voice is an error."""
+
+
+ABSENT = {
+    policy.name: policy
+    for policy in (
+        AbsentPolicy("keep", "keep what came out"),
+        AbsentPolicy("mute", "silence it", gain=0.0),
+        AbsentPolicy("fail", "fail (exit 5)", fails=True),
+    )
+}
+"""Every policy for a voice that is absent, by its name."""
+
+SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+DAMAGED = ("fail", "keep")
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """How mixtures are read and estimates are written.
+
+    Raises:
+        ValueError: a value means nothing; the message names it.
+    """
+
+    channel: str = "mix"
+    """"mix", the number of a channel, or "all": each channel extracted for itself."""
+    level: str = "match"
+    """A level policy of `levels.LEVELS`: "match", "peak", "raw" or "lufs=-23"."""
+    subtype: str = "PCM_16"
+    """The sample format of the files, of `SUBTYPES`."""
+    absent: str = "keep"
+    """What is done where the voice is absent, of `ABSENT`."""
+    wet_db: float = 0.0
+    """The gain of the voice."""
+    dry_db: float | None = None
+    """The gain of the mixture that is added to the voice; None adds nothing."""
+    track: str | None = None
+    """The sound track of a file that has several: a number from 1, or a language ("eng")."""
+    damaged: str = "fail"
+    """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
+
+    def __post_init__(self) -> None:
+        Level.parse(self.level)
+        for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
+            if getattr(self, name) not in known:
+                choices = ", ".join(known)
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
+        if not (self.channel in ("mix", "all") or self.channel.isdecimal()):
+            raise ValueError(f"channel {self.channel!r} is none of mix, all, 0, 1, ...")
+        if not all(map(math.isfinite, (self.wet_db, self.dry_db or 0.0))):
+            raise ValueError("wet_db and dry_db must be finite numbers")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that one extraction writes; a string is taken for a path."""
+
+    estimate: Path
+    residual: Path | None = None
+    """What is left of the mixture."""
+    activity: Path | None = None
+    """When the voice speaks: .json, .rttm or .srt."""
+    speaker: str = "target"
+    """What the voice is called in `activity`."""
+    overwrite: bool = False
+    """Whether files that exist are replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("estimate", "residual", "activity"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
+
+    def paths(self) -> list[Path]:
+        """All files that are written."""
+        return [path for path in (self.estimate, self.residual, self.activity) if path]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One mixture, the voice to extract, and where to."""
+
+    mixture: Path
+    voice: Voice | Callable[[], Voice]
+    """A voice, or a function that gives it, or raises a `McspexError`, when it is needed."""
+    outputs: Outputs
+    id: str = ""
+    """What messages and rows call it; its path if that is empty."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mixture", Path(self.mixture))
+
+    @property
+    def name(self) -> str:
+        """What messages and rows call it."""
+        return self.id or str(self.mixture)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What came of one mixture."""
+
+    mixture: str
+    references: tuple[str, ...]
+    """Clips, spans and profiles that the voice was made of."""
+    reference_seconds: float
+    outputs: Outputs | None
+    """None of `Extractor.extract`, which writes nothing."""
+    start_s: float
+    """Where the sound begins in its container; times count from the container's beginning."""
+    seconds: float
+    sample_rate_hz: int
+    elapsed_s: float
+    gain_db: tuple[float, ...]
+    """What the network's estimate was multiplied by, for each channel."""
+    limited: bool
+    """Whether the level that was asked for would have clipped, so that all was turned down."""
+    residual_gain_db: float
+    """What the residual was turned down by, not to clip."""
+    silent: bool
+    """Whether the estimate is silent."""
+    presence: float | None
+    """How sure it is, 0 to 1, that the voice is in the mixture; None if the model cannot tell."""
+    present: bool | None
+    wrong_speaker: bool | None
+    """Whether the estimate may follow another person."""
+    active_s: float
+    """How long the voice speaks."""
+    segments: tuple[Segment, ...]
+    warnings: tuple[str, ...]
+    """What may be wrong with it, a line each."""
+    device: str
+    precision: str
+    runtime: str
+    model: str
+    model_revision: str | None
+    model_sha256: str
+    estimate: Samples | None = field(default=None, repr=False)
+    """The target, of `Extractor.extract` only: [sample], or [channel, sample] for "all"."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for a second of audio."""
+        return self.elapsed_s / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON has it: a row of `extract --json`, and of a batch's report."""
+        outputs = self.outputs
+        return {
+            "mixture": self.mixture,
+            "references": list(self.references),
+            "reference_seconds": round(self.reference_seconds, 2),
+            "output": str(outputs.estimate) if outputs else None,
+            "residual": str(outputs.residual) if outputs and outputs.residual else None,
+            "activity": str(outputs.activity) if outputs and outputs.activity else None,
+            "start_s": round(self.start_s, 3),
+            "seconds": round(self.seconds, 6),
+            "sample_rate_hz": self.sample_rate_hz,
+            "elapsed_s": round(self.elapsed_s, 4),
+            "real_time_factor": round(self.real_time_factor, 4),
+            "gain_db": list(self.gain_db),
+            "limited": self.limited,
+            "residual_gain_db": self.residual_gain_db,
+            "silent": self.silent,
+            "presence": None if self.presence is None else round(self.presence, 4),
+            "present": self.present,
+            "wrong_speaker": self.wrong_speaker,
+            "active_s": self.active_s,
+            "segments": [
+                {
+                    "start_s": one.start_s,
+                    "end_s": one.end_s,
+                    "presence": round(one.presence, 4),
+                    "present": one.present,
+                }
+                for one in self.segments
+            ],
+            "warnings": list(self.warnings),
+            "device": self.device,
+            "precision": self.precision,
+            "runtime": self.runtime,
+            "model": self.model,
+            "model_revision": self.model_revision,
+            "model_sha256": self.model_sha256,
+        }
+
+
+class Extractor:
+    """A loaded model that extracts voices from files and arrays.
+
+    ```python
+    extractor = Extractor.load()
+    voice = extractor.enroll("reference.wav")
+    extractor.extract_file("mixture.wav", voice, Outputs("target.wav"))
+    ```
+
+    Args:
+        model: the checkpoint.
+        engine: it, loaded; see `load`.
+    """
+
+    def __init__(self, model: CheckpointInfo, engine: Engine) -> None:
+        self.model, self.engine = model, engine
+        self.sample_rate_hz = engine.sample_rate_hz
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | CheckpointInfo | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        runtime: str = "auto",
+        offline: bool = False,
+    ) -> Extractor:
+        """Load a model.
+
+        Args:
+            model: a folder, a bundled name, or org/name[@revision] on the Hugging Face Hub; the
+                bundled default if it is None.
+            device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1", ...
+            precision: "auto", "float32", "bfloat16" or "float16".
+            runtime: "auto" (torch), or one of `runtime.RUNTIMES`.
+            offline: never ask the Hub.
+
+        Raises:
+            CheckpointError: there is no such model, or it is damaged.
+            EngineError: the device, precision or runtime is not available here.
+        """
+        if not isinstance(model, CheckpointInfo):
+            model = find_checkpoint(model, offline=offline)
+        settings = EngineSettings(device, precision, runtime=runtime)
+        return cls(model, open_engine(model, settings))
+
+    def enroll(
+        self,
+        references: Path | str | Sequence[Path | str] = (),
+        *,
+        spans: Sequence[Span] = (),
+        mixture: Path | None = None,
+        channel: str = "mix",
+    ) -> Voice:
+        """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
+
+        Args:
+            references: files and folders, all of one person alone.
+            spans: when the person speaks alone in `mixture`.
+            mixture: the recording that the spans are of.
+            channel: the channel of the mixture that the spans are taken from.
+
+        Raises:
+            AudioError: a clip or span cannot be used, or there is none.
+            CheckpointError: a profile cannot be used, or is for other models.
+        """
+        if isinstance(references, str | os.PathLike):
+            references = [references]
+        found = []
+        if references:
+            found.append(
+                voices.enroll([Path(path) for path in references], self.engine, self.model)
+            )
+        if spans:
+            if mixture is None:
+                raise ValueError("spans need the mixture that they are of")
+            parts = cut_spans(Path(mixture), spans, self.sample_rate_hz, channel)
+            found.append(voices.enroll_samples(parts, self.engine))
+        return voices.joined(found)
+
+    def extract(
+        self,
+        samples: Samples,
+        voice: Voice,
+        *,
+        sample_rate_hz: int | None = None,
+        options: ExtractionOptions | None = None,
+    ) -> Result:
+        """Extract a voice from samples in memory.
+
+        Args:
+            samples: [sample] or [channel, sample], of one second or an hour.
+            voice: of `enroll`, by the same model.
+            sample_rate_hz: of the samples; None if it is the network's own.
+            options: how; `channel` decides what is made of several channels.
+
+        Returns:
+            The result with its `estimate` at `sample_rate_hz`, as long as the samples, at the level
+            of the level policy, and never so loud that a file would clip.
+
+        Raises:
+            AudioError: the samples are silent or shorter than 0.3 s.
+            AbsentError: the voice is absent, and the options say that this is to fail.
+            TypeError, ValueError: the samples are not [sample] or [channel, sample], not finite,
+                or the rate is no rate.
+        """
+        check_array("the mixture", samples, 2)
+        rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        if rate_hz < 1:
+            raise ValueError(f"a sample rate of {rate_hz} Hz is none; give 1000 or more")
+        options = options or ExtractionOptions()
+        block = audio._selector(Path("the mixture"), options.channel, len(np.atleast_2d(samples)))(
+            np.atleast_2d(samples).astype(np.float32)
+        )
+        sound = _Sound(rate_hz, block.shape[1] / rate_hz, len(block), 0.0, iter([block]))
+        task = _Task(self, "the mixture", voice, options, lambda: sound)
+        for _ in self._computed([task], lambda _: None):
+            pass
+        result = task.finish()
+        if options.channel == "all" and samples.ndim == 2:
+            return result
+        assert result.estimate is not None
+        return replace(result, estimate=result.estimate[0])
+
+    def extract_file(
+        self,
+        mixture: Path | str,
+        voice: Voice,
+        outputs: Outputs | Path | str,
+        options: ExtractionOptions | None = None,
+        advance: Callable[[float], object] = lambda _: None,
+    ) -> Result:
+        """Extract a voice from a file to files of the same rate and length.
+
+        Every file appears when it is whole, or not at all.
+
+        Args:
+            mixture: any sound file or video.
+            voice: of `enroll`, by the same model.
+            outputs: where to; a path alone is the estimate's.
+            options: how.
+            advance: called with the seconds of audio done since its last call.
+
+        Raises:
+            AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
+            AbsentError: the voice is absent, and the options say that this is to fail.
+            OutputError: an output exists, is an input, or cannot be written.
+            EngineError: the precision gave numbers that are not finite, or memory is short.
+        """
+        outputs = outputs if isinstance(outputs, Outputs) else Outputs(Path(outputs))
+        job = Job(Path(mixture), voice, outputs)
+        ((_, result),) = self.extract_files([job], options, advance)
+        if isinstance(result, McspexError):
+            raise result
+        return result
+
+    def extract_files(
+        self,
+        jobs: Iterable[Job],
+        options: ExtractionOptions | None = None,
+        advance: Callable[[float], object] = lambda _: None,
+    ) -> Iterator[tuple[Job, Result | McspexError]]:
+        """Extract several files; reading, computing and writing overlap, also between files.
+
+        Args:
+            jobs: read one after the other as they are needed, in another thread.
+            options: how, for all of them.
+            advance: called with the seconds of audio done since its last call.
+
+        Yields:
+            Each job, in order, with its result or the error that it failed of. An error costs its
+            own job only.
+        """
+        options = options or ExtractionOptions()
+        places = Places()
+        tasks = (self._task(job, options, places) for job in jobs)
+        pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
+        with ThreadPoolExecutor(1, "mcspex-write") as writer:
+            for task in self._computed(tasks, advance):
+                assert task.job is not None
+                pending.append((task.job, writer.submit(task.outcome)))
+                while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
+                    job, ready = pending.popleft()
+                    yield job, ready.result()
+            for job, ready in pending:
+                yield job, ready.result()
+
+    def _task(self, job: Job, options: ExtractionOptions, places: Places) -> _Task:
+        """A job as a task, which opens its mixture when it is its turn."""
+
+        def open_mixture() -> _Sound:
+            places.add(job)
+            return _open(job, options)
+
+        return _Task(self, job.name, job.voice, options, open_mixture, job)
+
+    def _computed(
+        self, tasks: Iterable[_Task], advance: Callable[[float], object]
+    ) -> Iterator[_Task]:
+        """Read every task's mixture ahead and run the network on it; what is yielded is done."""
+        began = time.monotonic()
+        with closing(_prefetched(_windows(tasks), READ_AHEAD)) as windows:
+            for batch in self.engine.batches(windows):
+                for task, _ in batch:
+                    task.attempt(task.begin)
+                live = [(task, window) for task, window in batch if task.error is None]
+                estimates = _computed(self.engine, live)
+                for (task, window), estimate in zip(live, estimates, strict=True):
+                    task.attempt(task.add, window, estimate, advance)
+                for task, window in batch:
+                    if window.last:
+                        task.attempt(task.end)
+                        task.elapsed_s = time.monotonic() - began
+                        yield task
+                        began = time.monotonic()
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """A mixture that was opened: `blocks` [channel, sample] at its own rate."""
+
+    sample_rate_hz: int
+    seconds: float
+    channels: int
+    start_s: float
+    blocks: Iterator[Samples]
+
+
+class _Task:
+    """One mixture on its way: read, computed, joined, measured and written."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        name: str,
+        voice: Voice | Callable[[], Voice],
+        options: ExtractionOptions,
+        open_mixture: Callable[[], _Sound],
+        job: Job | None = None,
+    ) -> None:
+        self.name, self.job, self.options = name, job, options
+        self.error: McspexError | None = None
+        self.elapsed_s = 0.0
+        self.embedding: Samples | None = None
+        self._extractor, self._engine, self._voice = extractor, extractor.engine, voice
+        self._open = open_mixture
+        self._samples = 0
+        folder = job.outputs.estimate.parent if job else None
+        self._estimate, self._mixture = _Store(folder), _Store(folder)
+
+    def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
+        """Take a step, unless one before it failed; what goes wrong costs this task only."""
+        if self.error is not None:
+            return None
+        try:
+            return step(*arguments)
+        except McspexError as error:
+            self.error = error
+        except Exception as error:
+            self.error = McspexError(
+                f"{self.name}: {type(error).__name__} ({error}). This is a bug, please report it."
+            )
+        return None
+
+    def windows(self) -> Iterator[Window]:
+        """Read the mixture, in the reading thread."""
+        self._sound = self._open()
+        check_length(self.name, self._sound.seconds)
+        rate_hz, channels = self._engine.sample_rate_hz, self._sound.channels
+        resampler = audio.Resampler(self._sound.sample_rate_hz, rate_hz, channels)
+        audible = without_rumble(resampler.run(self._kept()), rate_hz)
+        yield from cut(audible, self._engine.windowing)
+
+    def begin(self) -> None:
+        """Get the voice, before the first window is computed."""
+        if self.embedding is not None:
+            return
+        if callable(self._voice):
+            self._voice = self._voice()
+        embedding, length = self._voice.embedding, self._extractor.model.config["embedding"]
+        if np.shape(embedding) != (length,) or not np.isfinite(embedding).all():
+            raise McspexError(
+                f"{self.name}: the voice is not one of this model, or is damaged. "
+                "Enroll it with the model that extracts it."
+            )
+        rate_hz, channels = self._sound.sample_rate_hz, self._sound.channels
+        self._joiner = Joiner(self._engine.windowing)
+        self._back = audio.Resampler(self._engine.sample_rate_hz, rate_hz, channels)
+        self._match, self._listener = Match(channels), Listener(self._engine, embedding)
+        self.embedding = embedding
+
+    def add(self, window: Window, estimate: Samples, advance: Callable[[float], object]) -> None:
+        """Take the estimate [channel, sample] of the next window."""
+        self._engine.check_finite(estimate)
+        estimate, mixture = self._joiner.add(window, estimate)
+        self._match.add(estimate, mixture)
+        self._listener.add(estimate, mixture)
+        self._estimate.append(self._back.step(estimate, last=False))
+        advance(estimate.shape[1] / self._engine.sample_rate_hz)
+
+    def end(self) -> None:
+        """Judge the whole, after the last window."""
+        nothing = np.zeros((self._sound.channels, 0), np.float32)
+        self._estimate.append(self._back.step(nothing, last=True))
+        check_level(self.name, self._match.mixture_mean_square())
+        self._heard = self._listener.finish()
+
+    def outcome(self) -> Result | McspexError:
+        """`finish`, in the writing thread."""
+        with closing(self._estimate), closing(self._mixture):
+            return self.attempt(self.finish) or cast(McspexError, self.error)
+
+    def finish(self) -> Result:
+        """Set the level, write what is to be written, and tell what was done."""
+        if self.error is not None:
+            raise self.error
+        heard, policy = self._heard, ABSENT[self.options.absent]
+        if policy.fails and heard.present is False:
+            raise AbsentError(
+                f"{self.name}: the voice is not in it (presence {heard.presence:.2f}). "
+                "Check the reference, or use --absent keep."
+            )
+        true_level = self._engine.runtime.true_level
+        self._matched = np.ones(self._sound.channels) if true_level else self._match.gain()
+        raw = Level.parse(self.options.level).kind == "raw"
+        base = np.ones_like(self._matched) if raw else self._matched
+        self._gain = base * 10 ** (self.options.wet_db / 20)
+        levels = self._measured()
+        speech = activity.find_spans(heard, max(gain_db(self._matched)))
+        estimate = self._write(levels, speech)
+        return self._result(levels, speech, estimate)
+
+    def _kept(self) -> Iterator[Samples]:
+        """The mixture's blocks; kept for later where the residual, or a mix, needs them."""
+        keep = self.options.dry_db is not None or (self.job and self.job.outputs.residual)
+        for block in self._sound.blocks:
+            self._samples += block.shape[1]
+            if keep:
+                self._mixture.append(block)
+            yield block
+            if self.error is not None:
+                return
+
+    def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
+        """The estimate before its level is set and, if it is asked for, the residual."""
+        dry_db, residual = self.options.dry_db, self.job is not None and self.job.outputs.residual
+        dry = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
+        channels, start = self._sound.channels, 0
+        voice = self._estimate.read(channels, self._samples)
+        mixture = self._mixture.read(channels, self._samples)
+        for block in voice:
+            gated = self._gated(block, start)
+            start += block.shape[1]
+            estimate = gated * _column(self._gain)
+            if dry_db is None and not residual:
+                yield estimate, None
+                continue
+            whole = next(mixture)
+            yield (
+                estimate + dry * whole,
+                whole - gated * _column(self._matched) if residual else None,
+            )
+
+    def _gated(self, block: Samples, start: int) -> Samples:
+        """A block that begins at sample `start`, as the `AbsentPolicy` wants it."""
+        low, heard = np.float32(ABSENT[self.options.absent].gain), self._heard
+        if low == 1 or heard.present is None:
+            return block
+        if not heard.present:
+            return block * low
+        at_s = (start + np.arange(block.shape[1])) / self._sound.sample_rate_hz
+        gate = np.interp(at_s, *activity.gate(heard, MUTE_FADE_S)).astype(np.float32)
+        return block * (low + (1 - low) * gate)
+
+    def _measured(self) -> _Levels:
+        """Run through all once, for the factors that set the levels of estimate and residual."""
+        level, loudness_lufs = Level.parse(self.options.level), -np.inf
+        rate_hz, channels = self._sound.sample_rate_hz, self._sound.channels
+        meter = Meter(rate_hz, channels) if level.kind == "lufs" else None
+        peak = residual_peak = 0.0
+        for estimate, residual in self._blocks():
+            peak = max(peak, float(np.abs(estimate).max(initial=0)))
+            if residual is not None:
+                residual_peak = max(residual_peak, float(np.abs(residual).max(initial=0)))
+            if meter:
+                meter.add(estimate)
+        if meter:
+            loudness_lufs = meter.loudness_lufs()
+        outputs, subtype = self.job.outputs if self.job else None, self.options.subtype
+        clips = outputs is None or _clips(outputs.estimate, subtype)
+        factor, limited = level.factor(peak, loudness_lufs, clips=clips)
+        residual_factor = 1.0
+        if outputs and outputs.residual:
+            clips = _clips(outputs.residual, subtype)
+            residual_factor, _ = Level("raw").factor(residual_peak, -np.inf, clips=clips)
+        silent = bool(peak * factor < 10 ** (SILENCE_DB / 20))
+        return _Levels(factor, limited, residual_factor, silent)
+
+    def _write(self, levels: _Levels, speech: Sequence[tuple[float, float]]) -> Samples | None:
+        """Write every file whole or none of them; without a job, give the estimate back."""
+        factors = np.float32(levels.factor), np.float32(levels.residual_factor)
+        if self.job is None:
+            return np.concatenate([block * factors[0] for block, _ in self._blocks()], axis=-1)
+        job, outputs = self.job, self.job.outputs
+        shape = self._sound.sample_rate_hz, self._sound.channels, self.options.subtype
+        with ExitStack() as files:
+            places = [path for path in (outputs.estimate, outputs.residual) if path]
+            writers = [files.enter_context(audio.Writer(path, *shape)) for path in places]
+            for blocks in self._blocks():
+                for writer, block, factor in zip(writers, blocks, factors, strict=False):
+                    writer.write(cast(Samples, block) * factor)
+            old = OldJob(
+                job.mixture,
+                outputs.estimate,
+                id=job.id,
+                activity=outputs.activity,
+                speaker=outputs.speaker,
+            )
+            activity.write(old, self._heard, speech)
+        return None
+
+    def _result(
+        self,
+        levels: _Levels,
+        speech: Sequence[tuple[float, float]],
+        estimate: Samples | None,
+    ) -> Result:
+        """Everything that is known."""
+        heard, model, runtime = self._heard, self._extractor.model, self._engine.runtime
+        voice = cast(Voice, self._voice)
+        gains_db = gain_db(self._gain * levels.factor)
+        return Result(
+            mixture=self.name,
+            references=voice.sources,
+            reference_seconds=voice.seconds,
+            outputs=self.job.outputs if self.job else None,
+            start_s=self._sound.start_s,
+            seconds=self._samples / self._sound.sample_rate_hz,
+            sample_rate_hz=self._sound.sample_rate_hz,
+            elapsed_s=self.elapsed_s,
+            gain_db=gains_db,
+            limited=levels.limited,
+            residual_gain_db=gain_db(np.array([levels.residual_factor]))[0],
+            silent=levels.silent,
+            presence=heard.presence,
+            present=heard.present,
+            wrong_speaker=heard.wrong_speaker,
+            active_s=round(sum(end_s - start_s for start_s, end_s in speech), 2),
+            segments=heard.segments,
+            warnings=tuple(self._warnings(levels, gains_db)),
+            device=runtime.device,
+            precision=runtime.precision,
+            runtime=runtime.name,
+            model=model.name,
+            model_revision=model.revision,
+            model_sha256=model.sha256,
+            estimate=estimate,
+        )
+
+    def _warnings(self, levels: _Levels, gains_db: Sequence[float]) -> Iterator[str]:
+        """What may be wrong, a line each."""
+        heard = self._heard
+        if levels.limited:
+            yield f"turned down (gain {gains_db[0]:+.1f} dB) so that it does not clip."
+        if levels.residual_factor < 1:
+            down_db = -gain_db(np.array([levels.residual_factor]))[0]
+            yield f"the residual was turned down by {down_db:.1f} dB so that it does not clip."
+        if heard.present is False:
+            gain = ABSENT[self.options.absent].gain
+            made = "silenced" if gain == 0 else "another person, or a remnant"
+            yield (
+                f"the voice is probably not in {self.name} (presence {heard.presence:.2f}); "
+                f"the result is {made}."
+            )
+        elif heard.wrong_speaker:
+            yield (
+                "may follow the wrong person: what is left sounds like the reference. Try a "
+                "longer reference, or listen to the residual (--residual)."
+            )
+        elif levels.silent:
+            yield "nothing of this voice was found; the result is silent."
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """What estimate and residual are multiplied by at last."""
+
+    factor: float
+    limited: bool
+    residual_factor: float
+    silent: bool
+
+
+class _Store:
+    """Blocks [channel, sample] until they are needed again: in memory, or on the disk if long."""
+
+    IN_MEMORY_BYTES = 2**24
+    READ_SAMPLES = 2**18
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (see close)
+            self.IN_MEMORY_BYTES, dir=str(folder) if folder else None
+        )
+
+    def append(self, block: Samples) -> None:
+        """Add a block.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            self._file.write(np.ascontiguousarray(block.T).data)
+        except OSError as error:
+            raise OutputError(
+                f"{self._folder}: a temporary file cannot be written ({error.strerror})."
+            ) from error
+
+    def read(self, channels: int, samples: int) -> Iterator[Samples]:
+        """Give all back, cut or completed to `samples`: resampling there and back may be off."""
+        self._file.seek(0)
+        left = samples
+        while left > 0 and (data := self._file.read(channels * 4 * self.READ_SAMPLES)):
+            block = np.frombuffer(data, np.float32).reshape(-1, channels).T
+            yield block[:, :left]
+            left -= block.shape[1]
+        if left > 0:
+            yield np.zeros((channels, left), np.float32)
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._file.close()
+
+
+class Places:
+    """Files that are read and written, so that none is written twice, or written over its input."""
+
+    def __init__(self, inputs: Iterable[Path] = ()) -> None:
+        self._inputs = {_identity(path): path for path in inputs}
+        self._outputs: dict[object, str] = {}
+
+    def add(self, job: Job) -> None:
+        """Take account of a job.
+
+        Raises:
+            OutputError: an output is an input, is written twice, exists and may not be replaced,
+                is a folder, or cannot be written where it is.
+        """
+        self._inputs[_identity(job.mixture)] = job.mixture
+        for path in job.outputs.paths():
+            key = _identity(path)
+            if key in self._inputs:
+                raise OutputError(
+                    f"{path}: is an input, and inputs are never overwritten. Choose another name."
+                )
+            other = self._outputs.setdefault(key, job.name)
+            if other != job.name:
+                raise OutputError(
+                    f"{other} and {job.name} would both be written to {path}. "
+                    "Rename one, or extract them one at a time with -o FILE."
+                )
+            _check_place(path, job.outputs.overwrite)
+        if len({_identity(path) for path in job.outputs.paths()}) < len(job.outputs.paths()):
+            raise OutputError(
+                f"{job.outputs.estimate}: is named for two outputs. Give each its own name."
+            )
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Refuse a file that cannot, or must not, be written."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder. Name a file.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {folder} cannot be written. Choose another place.")
+
+
+def _identity(path: Path) -> object:
+    """What two names of one file have in common."""
+    try:
+        state = path.stat()
+    except OSError:
+        return path.resolve()
+    return state.st_dev, state.st_ino
+
+
+def _open(job: Job, options: ExtractionOptions) -> _Sound:
+    """Open a job's mixture, and make the folders of its outputs."""
+    info = audio.probe(job.mixture)
+    for path in (job.outputs.estimate, job.outputs.residual):
+        if path:
+            audio.check_format(path, options.subtype, info.sample_rate_hz)
+    paths.make_folders(*{path.parent for path in job.outputs.paths()})
+    reader = audio.Reader(job.mixture, info.sample_rate_hz, options.channel)
+    channels = info.channels if options.channel == "all" else 1
+    return _Sound(info.sample_rate_hz, info.seconds, channels, 0.0, iter(reader))
+
+
+def _windows(tasks: Iterable[_Task]) -> Iterator[tuple[_Task, Window]]:
+    """The windows of every task; the last one of a task that failed has no samples."""
+    nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
+    for task in tasks:
+        windows, window = task.windows(), None
+        while window is None or not window.last:
+            window = task.attempt(next, windows, nothing) or nothing
+            yield task, window
+
+
+def _prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """Make every item up to `depth` ahead of its use, in another thread."""
+    end = object()
+    with ThreadPoolExecutor(1, "mcspex-read") as reader:
+        pending = deque(reader.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := pending.popleft().result()) is not end:
+                pending.append(reader.submit(next, items, end))
+                yield cast(T, item)
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+def _computed(engine: Engine, live: Sequence[tuple[_Task, Window]]) -> list[Samples]:
+    """The estimates of windows; if the network fails, all their tasks do."""
+    if not live:
+        return []
+    try:
+        return engine.compute(
+            [(window.samples, cast(Samples, task.embedding)) for task, window in live]
+        )
+    except McspexError as error:
+        for task, _ in live:
+            task.error = error
+        return [window.samples for _, window in live]
+
+
+def _column(gain: npt.NDArray[np.float64]) -> Samples:
+    """Gains [channel] for blocks [channel, sample]."""
+    return gain.astype(np.float32)[:, None]
+
+
+def _clips(path: Path, subtype: str) -> bool:
+    """Whether a file cannot hold samples over full scale."""
+    return subtype != "FLOAT" or path.suffix.lower() != ".wav"
