@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import decoding, integrity, paths
+from mcspex_cli import decoding, files, integrity
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
 Samples = npt.NDArray[np.float32]
@@ -149,7 +149,7 @@ class Writer:
         import soundfile
 
         self._path = path
-        self._partial = paths.partial(path)
+        self._partial = files.partial(path)
         layout = _format(path, subtype, sample_rate_hz)
         try:
             self._partial.touch()

@@ -1,23 +1,26 @@
-"""Every failure that a user can cause or repair.
+"""Every failure that a user can cause or repair, with its exit code.
 
 ```
-McspexError            exit 1
-├── AudioError         a sound file that cannot be used
-│   └── NonFiniteError it has NaN or infinite samples
-├── OutputError        a place that cannot, or must not, be written
-├── CheckpointError    a model that cannot be found or loaded
-│   ├── ForeignModel   it is another program's
-│   └── HubError       the Hugging Face Hub does not give it, or take it
-├── EngineError        a device or precision that does not work here
-├── PairingError       files that do not belong together
-│   └── PlanError      the same of a whole batch, every reason listed
-├── ConfigError        a configuration file that says something impossible
-├── PartialFailure     exit 3: some of many files failed, the rest are done
-├── BelowThreshold     exit 4: everything was scored, and is not good enough
-└── AbsentError        exit 5: the voice is not in the mixture, and that is not accepted
+McspexError             exit 1
+├── AudioError          a sound file that cannot be used
+│   ├── DamagedError    it is damaged or cut off: part of its sound cannot be read
+│   └── NonFiniteError  it has NaN or infinite samples
+├── OutputError         a place that cannot, or must not, be written
+│   └── DiskFullError   nothing more fits on it: no other file will either
+├── CheckpointError     a model that cannot be found or loaded
+│   ├── ForeignModel    it is another program's
+│   └── HubError        the Hugging Face Hub does not give it, or take it
+├── EngineError         a device or precision that does not work here
+├── PairingError        files that do not belong together
+│   └── PlanError       the same of a whole batch, every reason listed
+├── ConfigError         a configuration file with an impossible value
+├── PartialFailure      exit 3: some of many files failed, the rest are done
+├── BelowThreshold      exit 4: everything was scored, and is not good enough
+└── AbsentError         exit 5: the voice is not in the mixture, and that is not accepted
 ```
 
-A message says which, why, and what to do now, in one line.
+Exit code 2 is a wrong command line (Click's own), 130 an interruption. A message says which file or
+value, why, and what to do now, in one line.
 """
 
 from __future__ import annotations
@@ -35,12 +38,20 @@ class AudioError(McspexError):
     """A sound file is missing, empty, broken, silent or too short."""
 
 
+class DamagedError(AudioError):
+    """A sound file is damaged or cut off; with `damaged="keep"` what is left can be read."""
+
+
 class NonFiniteError(AudioError):
-    """A sound file holds samples that are no numbers."""
+    """A sound file has samples that are NaN or infinite."""
 
 
 class OutputError(McspexError):
     """An output exists already, collides with another or cannot be written."""
+
+
+class DiskFullError(OutputError):
+    """The disk, or the user's share of it, is full."""
 
 
 class CheckpointError(McspexError):
@@ -52,7 +63,7 @@ class ForeignModel(CheckpointError):  # noqa: N818
 
 
 class HubError(CheckpointError):
-    """The Hub cannot be reached, does not have a model or does not let us have it."""
+    """The Hub cannot be reached, does not have a model, or refuses access to it."""
 
 
 class EngineError(McspexError):
@@ -82,12 +93,12 @@ class PartialFailure(McspexError):  # noqa: N818
 
 
 class BelowThreshold(McspexError):  # noqa: N818
-    """A mean fell short of what the user asked for."""
+    """A mean is worse than the user's threshold."""
 
     exit_code = 4
 
 
 class AbsentError(McspexError):
-    """The voice asked for is not in a mixture."""
+    """The voice is not in a mixture."""
 
     exit_code = 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import AudioError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         AudioError: it is missing, a directory or other than a file, locked or empty.
     """
-    paths.check_exists(path)
+    files.check_exists(path)
     if path.is_dir():
         raise AudioError(f"{path}: is a directory. Name a sound file in it.")
     if not path.is_file():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.errors import AudioError, OutputError
 from tests.conftest import buzz
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_written_is_refused(
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     with pytest.raises(OutputError, match="cannot make this folder"):
-        paths.make_folders(tmp_path / "a" / "b")
+        files.make_folders(tmp_path / "a" / "b")
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -298,5 +298,5 @@ def test_a_folder_is_searched_deep_and_in_order(tmp_path: Path) -> None:
     for name in ("b/2.flac", "a.wav", "b/1.wav", "b/readme.txt", ".hidden", "b/._1.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = [str(p.relative_to(tmp_path)) for p in paths.find(tmp_path)]
+    names = [str(p.relative_to(tmp_path)) for p in files.find(tmp_path)]
     assert names == ["a.wav", "b/1.wav", "b/2.flac"]

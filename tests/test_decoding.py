@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import audio, decoding, paths
+from mcspex_cli import audio, decoding, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.errors import AudioError
 from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
@@ -380,11 +380,11 @@ def test_users_folders_are_searched_for_containers_too(tmp_path: Path) -> None:
     for name in ("a.wav", "a.mp4", "b.mp4", "c.MOV", "d/a.m4a", "d.txt", "e.mp4.flac"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = paths.find(tmp_path, containers=True)
+    found = files.find(tmp_path, )
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["a.wav", "b.mp4", "c.MOV", "d/a.m4a", "e.mp4.flac"]
-    assert [path.name for path in paths.find(tmp_path)] == ["a.wav", "e.mp4.flac"]
-    assert sorted(paths.by_name(tmp_path, containers=True)) == ["a", "b", "c", "d/a", "e.mp4"]
+    assert [path.name for path in files.find(tmp_path)] == ["a.wav", "e.mp4.flac"]
+    assert sorted(files.by_name(tmp_path, )) == ["a", "b", "c", "d/a", "e.mp4"]
 
 
 @needs_ffmpeg

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.checkpoint.configs import CONFIG, WEIGHTS
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -144,7 +144,7 @@ def point(name: HubName, file: str, blob: Path) -> Path:
     Where a disk has no links the blob itself moves there.
     """
     pointer = _folder(name.repo) / "snapshots" / str(name.revision) / file
-    paths.make_folders(pointer.parent)
+    files.make_folders(pointer.parent)
     discard(pointer)
     try:
         pointer.symlink_to(Path("..", "..", "blobs", blob.name))
@@ -158,8 +158,8 @@ def remember(name: HubName, commit: str) -> None:
     revision = name.revision or "main"
     if revision != commit:
         ref = _folder(name.repo) / "refs" / revision
-        paths.make_folders(ref.parent)
-        with paths.whole(ref) as partial:
+        files.make_folders(ref.parent)
+        with files.whole(ref) as partial:
             partial.write_text(commit)
 
 

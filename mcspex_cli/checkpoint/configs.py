@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import CheckpointError, ForeignModel
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     config = {**read_config(folder), "calibration": calibration}
-    with paths.whole(folder / CONFIG) as partial:
+    with files.whole(folder / CONFIG) as partial:
         partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.checkpoint.cache import checksum
 from mcspex_cli.checkpoint.cards import Particulars, make_card
 from mcspex_cli.checkpoint.configs import CARD, parse_config
@@ -88,7 +88,7 @@ def keep(made: Conversion, source: Path, folder: Path, licence: str | None, *, h
         f"those of {made.layout}."
     )
     said = Particulars(info.name, count_weights(info), licence, origin=told)
-    with paths.whole(folder / CARD) as partial:
+    with files.whole(folder / CARD) as partial:
         partial.write_text(make_card(info, said))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli import __version__, paths
+from mcspex_cli import __version__, files
 from mcspex_cli.checkpoint import cache
 from mcspex_cli.checkpoint.cache import HubName
 from mcspex_cli.checkpoint.configs import CARD, CONFIG, FILES, WEIGHTS
@@ -143,7 +143,7 @@ def fetch(listing: Listing, file: str, advance: Advance) -> Path:
         return here
     blob = cache.blob(listing.asked.repo, listed.digest)
     lock = cache.lock(listing.asked.repo, listed.digest)
-    paths.make_folders(blob.parent, lock.parent)
+    files.make_folders(blob.parent, lock.parent)
     with explained(listing.asked), WeakFileLock(lock):
         for _ in range(2):
             if not blob.is_file():

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import CheckpointError, OutputError
 
@@ -104,7 +104,7 @@ def write(path: Path, profile: Profile, *, overwrite: bool = False) -> None:
     }
     tensors = {f"embedding.{one.sha256}": one.embedding for one in profile.enrolments}
     data = save(tensors, {_KEY: json.dumps(said, allow_nan=False)})
-    with paths.whole(path) as partial:
+    with files.whole(path) as partial:
         partial.write_bytes(data)
 
 

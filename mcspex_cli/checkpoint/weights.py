@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.configs import CONFIG, FORMAT, WEIGHTS, parse_config
 from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
@@ -118,9 +118,9 @@ def save_checkpoint(
         "sha256": hashlib.sha256(data).hexdigest(),
         "provenance": provenance,
     }
-    paths.make_folders(folder)
+    files.make_folders(folder)
     for name, content in ((WEIGHTS, data), (CONFIG, json.dumps(config, indent=2).encode() + b"\n")):
-        with paths.whole(folder / name) as partial:
+        with files.whole(folder / name) as partial:
             partial.write_bytes(content)
 
 

@@ -181,7 +181,7 @@ def _settings(asked: dict[str, Any], *, quiet: bool) -> BatchSettings:
 
 def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -> Batch:
     """Check all that can fail before the work, then take the output folder."""
-    from mcspex_cli import paths
+    from mcspex_cli import files
     from mcspex_cli.evaluation.batches import Batch
     from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
 
@@ -190,7 +190,7 @@ def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -
     if not asked["overwrite"]:
         check_settings(folder, plan, journal, settings)
     run = BatchRun(plan, journal, settings)
-    paths.make_folders(*{job.output.parent for job in run.todo})
+    files.make_folders(*{job.output.parent for job in run.todo})
     return Batch(folder, plan, journal, run)
 
 
@@ -214,7 +214,7 @@ def _scoring(asked: dict[str, Any]) -> ScoreSettings:
 
 def _work(batch: Batch, *, shown: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
-    from mcspex_cli import paths
+    from mcspex_cli import files
     from mcspex_cli.extraction.tuning import keep_memory
 
     keep_memory()
@@ -228,7 +228,7 @@ def _work(batch: Batch, *, shown: bool) -> int:
                     console.error(outcome.reason)
                 bar.advance(task, outcome.job.seconds or 0.0)
     finally:
-        paths.sweep(batch.folder)  # what processes left that were ended in their work
+        files.sweep(batch.folder)  # what processes left that were ended in their work
     return failed
 
 

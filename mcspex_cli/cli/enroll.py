@@ -166,12 +166,12 @@ def _table(qualities: Sequence[Any]) -> None:
 
 def _list(sources: Sequence[Path], *, as_json: bool) -> None:
     """List profiles; those that are damaged have an error each, and the last one for all."""
-    from mcspex_cli import paths
+    from mcspex_cli import files
     from mcspex_cli.checkpoint import profiles
 
     found, damaged = [], 0
     for source in sources:
-        paths.check_exists(source)
+        files.check_exists(source)
         for path in profiles.find(source) if source.is_dir() else [source]:
             try:
                 found.append((path, profiles.read(path)))

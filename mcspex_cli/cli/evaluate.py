@@ -169,7 +169,7 @@ def _document(
     inputs: Inputs, settings: ScoreSettings, workers: int | None, outputs: Sequence[Path]
 ) -> Document:
     """Check everything that can be checked before, then score."""
-    from mcspex_cli import paths
+    from mcspex_cli import files
     from mcspex_cli.evaluation import reports
     from mcspex_cli.evaluation.baselines import read_baseline
     from mcspex_cli.evaluation.groups import read_groups
@@ -177,7 +177,7 @@ def _document(
     from mcspex_cli.evaluation.scoring import sensible_workers
 
     for path in inputs.compared():
-        paths.check_exists(path)
+        files.check_exists(path)
     reports.check_outputs(outputs, [*inputs.compared(), inputs.groups, inputs.baseline])
     groups = read_groups(inputs.groups, inputs.group_by) if inputs.groups else None
     baseline = read_baseline(inputs.baseline) if inputs.baseline else None

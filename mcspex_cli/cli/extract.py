@@ -186,10 +186,10 @@ def _enroll(
 
 def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Talk) -> None:
     """Extract every job; one that fails does not stop the others."""
-    from mcspex_cli import paths
+    from mcspex_cli import files
     from mcspex_cli.extraction.files import extract_file
 
-    paths.make_folders(*{path.parent for job in jobs for path in job.outputs()})
+    files.make_folders(*{path.parent for job in jobs for path in job.outputs()})
     failed: list[McspexError] = []
     with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
         for job in jobs:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, PairingError
 from mcspex_cli.evaluation.metrics import COLUMNS
 from mcspex_cli.evaluation.statistics import Row, differences, distribution, scored
@@ -35,7 +35,7 @@ def read_baseline(path: Path) -> Baseline:
         AudioError: there is no such file.
         ConfigError: it is no report, or of another version.
     """
-    paths.check_exists(path)
+    files.check_exists(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli import __version__, paths
+from mcspex_cli import __version__, files
 from mcspex_cli.evaluation import reports
 from mcspex_cli.evaluation.gallery import PageSettings, write_page
 from mcspex_cli.evaluation.groups import read_groups
@@ -184,5 +184,5 @@ def _read(path: Path) -> bytes:
 
 def _write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    with paths.whole(path) as partial:
+    with files.whole(path) as partial:
         partial.write_bytes(text.encode("utf-8", "surrogateescape"))

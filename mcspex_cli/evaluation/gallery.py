@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mcspex_cli import __version__, paths
+from mcspex_cli import __version__, files
 from mcspex_cli.evaluation import exhibits, pictures, results, shelves
 from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.results import Judged, Standing
@@ -116,7 +116,7 @@ def write_page(
     draft.warnings += exhibits.remarks(runs, judged)
     if groups and all(case.group == OTHERS for case in cases):
         draft.warnings.append(f"{settings.groups}: names none of the cases.")
-    with paths.whole(output) as partial, shelves.shelf(output, embed=settings.embed) as put:
+    with files.whole(output) as partial, shelves.shelf(output, embed=settings.embed) as put:
         text = _template().generate(_context(draft, settings, put, tell))
         with partial.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
             file.writelines(text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.pairing import plain_name
 
@@ -48,7 +48,7 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
         AudioError: there is no such file.
         ConfigError: it cannot be read, or it is not clear which column to take.
     """
-    paths.check_exists(path)
+    files.check_exists(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

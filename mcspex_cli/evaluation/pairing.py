@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import PairingError
 
 
@@ -67,7 +67,7 @@ def without_estimate(estimates: Path, truth: Path) -> list[str]:
 def plain_name(path: str | Path) -> str:
     """The name by which a file is paired: without sound suffix and `.target`."""
     known = Path(path)
-    if known.suffix.lower() in paths.SUFFIXES:
+    if known.suffix.lower() in files.SUFFIXES:
         known = known.with_suffix("")
     return str(known).removesuffix(".target")
 
@@ -75,7 +75,7 @@ def plain_name(path: str | Path) -> str:
 def by_name(folder: Path) -> dict[str, Path]:
     """Sound files under a folder by the name they are paired by."""
     named: dict[str, Path] = {}
-    for path in paths.find(folder):
+    for path in files.find(folder):
         name = plain_name(path.relative_to(folder))
         if name in named:
             raise PairingError(f"{named[name]} and {path}: one name, two files. Move one away.")

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import OutputError, PairingError
 from mcspex_cli.evaluation.baselines import FORMAT, Baseline, compare
 from mcspex_cli.evaluation.groups import Groups
@@ -98,8 +98,8 @@ def write(path: Path, document: Document) -> None:
         OutputError: the place is not writable.
     """
     text = document_text(document, FORMATS[path.suffix.lower()])
-    paths.make_folders(path.parent)
-    with paths.whole(path) as partial:
+    files.make_folders(path.parent)
+    with files.whole(path) as partial:
         # A file name that is no UTF-8 comes out as the bytes it is.
         partial.write_bytes(text.encode("utf-8", "surrogateescape"))
 

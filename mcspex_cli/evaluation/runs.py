@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, PairingError
 from mcspex_cli.evaluation.baselines import FORMAT
 from mcspex_cli.evaluation.groups import NONE, Groups
@@ -90,7 +90,7 @@ def read_run(folder: Path, label: str = "") -> Run:
         ConfigError: its report.json is damaged or of another version.
         PairingError: it is a file, holds no sound files, or two of them have one name.
     """
-    paths.check_exists(folder)
+    files.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder of estimates.")
     label = label.strip() or folder.resolve().name
@@ -141,7 +141,7 @@ def _namesakes(folder: Path | None) -> dict[str, Path]:
     """Sound files of a folder by name, none without a folder."""
     if folder is None:
         return {}
-    paths.check_exists(folder)
+    files.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder.")
     return by_name(folder)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.extraction import speech
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.listening import Heard
@@ -63,7 +63,7 @@ def write(job: Job, heard: Heard, spans: Sequence[Span]) -> None:
         return
     suffix = job.activity.suffix.lower()
     text = _json(job, heard, spans) if suffix == ".json" else FORMS[suffix](job, spans)
-    with paths.whole(job.activity) as partial:
+    with files.whole(job.activity) as partial:
         # Names of files may have bytes that are no text.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 

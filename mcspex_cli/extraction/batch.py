@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.journal import NAME, Journal, inputs_key, same_files
@@ -169,9 +169,9 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
         raise OutputError(
             f"{folder}: is not empty and not a batch's. Choose another -o, or add --overwrite."
         )
-    paths.make_folders(folder)
-    paths.sweep(folder)
-    paths.touch(journal)  # a process killed before its first file must not lock itself out
+    files.make_folders(folder)
+    files.sweep(folder)
+    files.touch(journal)  # a process killed before its first file must not lock itself out
     return Journal(folder)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mcspex_cli import __version__, paths
+from mcspex_cli import __version__, files
 from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.configs import CARD, CONFIG
 from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT
@@ -47,7 +47,7 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
         EngineError: a graph does not agree with torch.
         OutputError: the folder cannot be written.
     """
-    with paths.whole_folder(folder) as unfinished:
+    with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
         for name in (CONFIG, CARD):
             if (info.folder / name).is_file():
@@ -62,11 +62,11 @@ def prepare(info: CheckpointInfo) -> None:
     """
     folder = graphs.place(info)
     try:
-        paths.make_folders(folder.parent)
+        files.make_folders(folder.parent)
     except OutputError as error:
         raise OutputError(f"{error} Let MCSPEX_CACHE name another.") from error
-    paths.sweep(folder.parent)
-    with paths.whole_folder(folder) as unfinished:
+    files.sweep(folder.parent)
+    with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
 
 

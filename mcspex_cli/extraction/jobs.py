@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.levels import Level
 
@@ -102,7 +102,7 @@ def plan(request: Request) -> list[Job]:
             asked for twice, has an unknown suffix, or its folder is missing.
     """
     for path in (*request.mixtures, *request.references):
-        paths.check_exists(path)
+        files.check_exists(path)
     _check_suffixes(request)
     jobs = [
         Job(

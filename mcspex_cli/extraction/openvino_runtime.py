@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.graphs import EMBED, EXTRACT, Graphs, cache
 from mcspex_cli.errors import OutputError
@@ -55,7 +55,7 @@ def _cache() -> dict[str, object]:
     """Where to keep what is compiled; nowhere, if no folder can be made."""
     folder = cache() / "openvino"
     try:
-        paths.make_folders(folder)
+        files.make_folders(folder)
     except OutputError:
         return {}
     return {"CACHE_DIR": str(folder)}

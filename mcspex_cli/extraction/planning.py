@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.checkpoint import profiles
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
@@ -102,11 +102,11 @@ def _search(request: BatchRequest) -> Iterator[Entry]:
     without = {path.resolve() for path in others if path}
     references = {path.resolve() for path in request.references}
     for root in request.mixtures:
-        paths.check_exists(root)
+        files.check_exists(root)
         if not root.is_dir():
             yield Entry(str(root), root, root.stem)
             continue
-        found = paths.find(root, without, containers=True)
+        found = files.find(root, without)
         if references:
             found = [path for path in found if path.resolve() not in references]
         if not found:
@@ -154,10 +154,10 @@ def _with_truth(
         return list(entries)
     known: dict[str, Path] = {}
     if request.truth.is_dir():
-        for name, files in paths.by_name(request.truth).items():
-            known[name] = files[0]
-            for path in files[1:]:
-                problems.append(f"{files[0]} and {path}: one name, two truths. Move one away.")
+        for name, same in files.by_name(request.truth).items():
+            known[name] = same[0]
+            for path in same[1:]:
+                problems.append(f"{same[0]} and {path}: one name, two truths. Move one away.")
     elif request.truth.suffix.lower() == ".scp":
         known = read_scp(request.truth, problems)
     else:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.checkpoint import profiles
 from mcspex_cli.errors import PairingError
 from mcspex_cli.extraction.manifests import read_scp
@@ -81,15 +81,15 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
 
 def _clips_in(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     """A folder's clips and profiles by their names, and those of its folders by theirs."""
-    files = paths.by_name(folder, also=(profiles.SUFFIX,), containers=True)
+    clips = files.by_name(folder, also=(profiles.SUFFIX,))
     folders: dict[str, list[Path]] = defaultdict(list)
-    for path in (path for same in files.values() for path in same):
+    for path in (path for same in clips.values() for path in same):
         for parent in path.relative_to(folder).parents[:-1]:
             folders[parent.as_posix()].append(path)
-    for name, same in files.items():
+    for name, same in clips.items():
         others = [*same[1:], *folders.get(name, ())]
         problems += [f"{same[0]} and {path}: one name, two clips. Rename one." for path in others]
-    return {**folders, **files}
+    return {**folders, **clips}
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

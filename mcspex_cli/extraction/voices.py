@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint import profiles
 from mcspex_cli.checkpoint.names import CheckpointInfo
@@ -62,8 +62,8 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     """
     listed: list[Path] = []
     for source in sources:
-        paths.check_exists(source)
-        found = paths.find(source, containers=True) if source.is_dir() else [source]
+        files.check_exists(source)
+        found = files.find(source) if source.is_dir() else [source]
         if not found:
             raise AudioError(f"{source}: no sound files in this folder.")
         listed += found

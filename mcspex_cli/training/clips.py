@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import ConfigError
 
 TALKERS = ("s1", "s2")
@@ -58,7 +58,7 @@ def list_clips(folders: Sequence[Path]) -> list[Clip]:
         if is_librimix(folder):
             found = [clip for mixture in list_mixtures(folder) for clip in mixture.talkers]
         else:
-            found = [_clip(path) for path in paths.find(folder)]
+            found = [_clip(path) for path in files.find(folder)]
         if not found:
             raise ConfigError(f"{folder}: no sound files in it. Name a folder of speakers.")
         clips += found
@@ -83,7 +83,7 @@ def list_mixtures(folder: Path) -> list[GivenMixture]:
     """
     if not is_librimix(folder):
         raise ConfigError(f"{folder}: not a LibriMix set; it needs mix_clean, s1 and s2.")
-    present = {path.stem: path for path in paths.find(folder / "mix_clean")}
+    present = {path.stem: path for path in files.find(folder / "mix_clean")}
     mixtures = []
     for name in sorted(_listed_ids(folder) or present):
         if name not in present:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, OutputError
 
 FILE = "progress.csv"
@@ -54,7 +54,7 @@ class Journal:
         if step and self.path.is_file():
             with self.path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if _step(row) <= step]
-        with paths.whole(self.path) as partial, partial.open("w", newline="") as file:
+        with files.whole(self.path) as partial, partial.open("w", newline="") as file:
             table = csv.DictWriter(file, names)
             table.writeheader()
             table.writerows(kept)

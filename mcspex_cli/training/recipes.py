@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.training.clips import (
     TALKERS,
@@ -62,7 +62,7 @@ def simulated_recipes(folder: Path) -> list[Recipe]:
     """
     name = "mix_both" if (folder / "mix_both").is_dir() else "mix_clean"
     recipes = []
-    for mixture in paths.find(folder / name):
+    for mixture in files.find(folder / name):
         target, interferer, reference = (
             folder / part / mixture.name for part in ("s1", "s2", "references")
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.training.corpus import Corpus
@@ -117,9 +117,9 @@ def write_renderings(
         ConfigError: an id comes twice.
     """
     check_free(folder, overwrite=overwrite)
-    paths.make_folders(folder)
+    files.make_folders(folder)
     with (
-        paths.whole(folder / "mixtures.csv") as partial,
+        files.whole(folder / "mixtures.csv") as partial,
         partial.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file)
@@ -132,7 +132,7 @@ def write_renderings(
             written.add(made.id)
             table.writerow([made.id, *made.labels.values()])
             for name, signal in _signals(made).items():
-                paths.make_folders(folder / name)
+                files.make_folders(folder / name)
                 audio.write(folder / name / f"{made.id}.wav", signal, sample_rate_hz)
             yield made.id
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mcspex_cli import paths
+from mcspex_cli import files
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.evaluation.metrics import si_sdr
@@ -242,7 +242,7 @@ class Trainer:
         }
         data = io.BytesIO()  # torch would report a full disk as an error of its own
         torch.save(state, data)
-        with paths.whole(self.out / STATE) as partial:
+        with files.whole(self.out / STATE) as partial:
             partial.write_bytes(data.getbuffer())
 
     def _journal(self, step: int) -> Journal | None:
@@ -257,7 +257,7 @@ class Trainer:
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
         if path.is_file() and not resume:
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
-        paths.make_folders(self.out)
+        files.make_folders(self.out)
         if not resume:
             return None
         try:

@@ -22,7 +22,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import mcspex_cli
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.names import find_checkpoint
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
@@ -433,8 +433,16 @@ def test_a_reference_among_the_mixtures_is_not_one(batch: Run) -> None:
     ("output", "message"),
     [
         ("mix", "mix: is not empty and not a batch's. Choose another -o, or add --overwrite."),
-        ("refs/ann.wav", "refs/ann.wav: cannot make this folder (File exists)."),
-        ("refs/ann.wav/x", "refs/ann.wav/x: cannot make this folder (Not a directory)."),
+        (
+            "refs/ann.wav",
+            "refs/ann.wav: cannot make this folder: something else has this name. "
+            "Choose another name.",
+        ),
+        (
+            "refs/ann.wav/x",
+            "refs/ann.wav/x: cannot make this folder: a part of this path is a file, not a folder. "
+            "Choose another path.",
+        ),
     ],
 )
 def test_a_place_that_is_no_batchs_is_refused(batch: Run, output: str, message: str) -> None:
@@ -747,7 +755,7 @@ def test_a_killed_run_goes_on_where_it_was(
             wait_for(Path(long, "audio").exists, running)
         running.kill()
         assert running.wait(60) == -signal.SIGKILL
-        left = paths.partial(Path(long, "audio", "x.wav")).name
+        left = files.partial(Path(long, "audio", "x.wav")).name
         Path(long, left.replace(f"-{os.getpid()}.", f"-{running.pid}.")).touch()
         after = done_times(long)
         assert before.items() <= after.items()

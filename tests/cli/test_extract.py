@@ -160,7 +160,11 @@ def assert_matches(text: str, pattern: str) -> None:
         ("/proc/x.wav", "/proc/x.wav: cannot be written (No such file or directory)."),
         ("none/x.wav", "none: no such folder. Make it, or choose another -o."),
         ("x.mp3", "x.mp3: cannot write this format. Use .wav, .flac or .ogg."),
-        ("truth.wav/out", "truth.wav/out: cannot make this folder (Not a directory)."),
+        (
+            "truth.wav/out",
+            "truth.wav/out: cannot make this folder: a part of this path is a file, not a folder. "
+            "Choose another path.",
+        ),
     ],
 )
 def test_a_bad_output_is_one_line_and_exit_1(
@@ -231,7 +235,7 @@ def test_unusable_weights_are_one_line(
 def test_a_path_that_the_system_refuses_is_one_line(extract: Run) -> None:
     done = extract("m" * 300 + ".wav", "--ref", "reference.wav")
     assert done.exit_code == 1
-    assert "File name too long" in done.stderr
+    assert "its name is too long" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

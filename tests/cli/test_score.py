@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.cli import console
 from tests.conftest import RATE_HZ, SHARED, buzz, needs_shared
@@ -41,7 +41,7 @@ def words(tmp_path: Path) -> list[Path | str]:
             ("o", other),
             ("e", estimate),
         ):
-            paths.make_folders(tmp_path / folder)
+            files.make_folders(tmp_path / folder)
             suffix = ".target.wav" if folder == "e" else ".wav"
             audio.write(tmp_path / folder / f"{name}{suffix}", sound, RATE_HZ)
     return [tmp_path / "e", "--truth", tmp_path / "t", "--mixtures", tmp_path / "m"]
@@ -62,8 +62,8 @@ def test_a_table_has_files_means_and_confusion(words: list[Path | str]) -> None:
 
 
 def test_one_file_has_one_row_and_no_interval(scene: Path) -> None:
-    files = (scene / "mixture.wav", "--truth", scene / "truth.wav")
-    done = run(*files, "--metrics", "si_sdr")
+    sounds = (scene / "mixture.wav", "--truth", scene / "truth.wav")
+    done = run(*sounds, "--metrics", "si_sdr")
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == ["file", "mixture.wav", "mean"]
     assert lines[1][1] == lines[2][3]
@@ -78,8 +78,8 @@ def test_all_metrics_that_are_installed_are_computed(words: list[Path | str]) ->
 
 
 def test_json_has_no_infinities(scene: Path) -> None:
-    files = (scene / "truth.wav", "--truth", scene / "truth.wav")
-    done = run(*files, "--mixtures", scene / "mixture.wav", "--json")
+    sounds = (scene / "truth.wav", "--truth", scene / "truth.wav")
+    done = run(*sounds, "--mixtures", scene / "mixture.wav", "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["summary"]["files"] == 1

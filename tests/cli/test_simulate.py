@@ -245,4 +245,4 @@ def test_a_place_that_cannot_be_written_is_one_line(corpus: Path, out: Path) -> 
     audio.write(out.with_suffix(".wav"), buzz(100, 1), RATE_HZ)
     done = simulate(corpus, "-n", 1, "-o", out.with_suffix(".wav") / "inside")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert "cannot make this folder (Not a directory)" in done.stderr
+    assert "cannot make this folder: a part of this path is a file" in done.stderr

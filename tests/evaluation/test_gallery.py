@@ -279,7 +279,7 @@ def test_a_failure_leaves_nothing(scene: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(audio, "encode", full)
     before = sorted(scene.iterdir())
     for embed in (True, False):
-        with pytest.raises(OutputError, match=r"page.html: cannot be written \(No space left"):
+        with pytest.raises(OutputError, match=r"page.html: cannot be written: the disk is full"):
             make(scene, PageSettings(scene / "truth", scene / "mixtures", embed=embed))
         assert sorted(scene.iterdir()) == before
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.errors import McspexError, PairingError
 from mcspex_cli.evaluation import perceptual, scoring
 from mcspex_cli.evaluation.metrics import COLUMNS, si_sdr, snr
@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> Path:
             ("est", target + 0.1 * other, ".target.wav"),
         ):
             path = tmp_path / folder / f"{name}{suffix}"
-            paths.make_folders(path.parent)
+            files.make_folders(path.parent)
             audio.write(path, sound, RATE_HZ)
     return tmp_path
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.errors import EngineError, OutputError
 from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
@@ -50,7 +50,7 @@ def plan(tmp_path: Path) -> list[Job]:
 def opened(plan: Sequence[Job], settings: BatchSettings) -> BatchRun:
     folder = plan[0].output.parents[1]
     journal = open_folder(folder, overwrite=False)
-    paths.make_folders(folder / "audio")
+    files.make_folders(folder / "audio")
     return BatchRun(plan, journal, settings)
 
 
@@ -62,7 +62,7 @@ def elsewhere(plan: Sequence[Job], name: str) -> list[Job]:
     ]
 
 
-def files(plan: Sequence[Job]) -> dict[str, bytes]:
+def contents(plan: Sequence[Job]) -> dict[str, bytes]:
     folder = plan[0].output.parent
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -116,7 +116,7 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(
     assert {id_: time for id_, time in times(plan).items() if id_ in done} == {
         id_: time for id_, time in before.items() if id_ in done
     }
-    assert files(plan) == files(whole)
+    assert contents(plan) == contents(whole)
     assert opened(plan, settings).todo == []
 
 
@@ -134,7 +134,7 @@ def test_shards_together_give_what_one_run_gives(
         assert run.skipped == []
         done += [outcome.job.id for outcome in run]
     assert sorted(done) == [job.id for job in plan]
-    assert files(plan) == files(whole)
+    assert contents(plan) == contents(whole)
 
 
 def test_only_what_changed_is_done_again(plan: list[Job], settings: BatchSettings) -> None:
@@ -195,7 +195,7 @@ def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
     assert list(outcomes(measured(plan), settings)) == ["04"]
     assert list(Journal(tmp_path / "out").failed) == []
     if batch == 1:
-        assert files(plan) == files(whole)
+        assert contents(plan) == contents(whole)
 
 
 def test_fail_fast_stops_at_the_first(
@@ -237,7 +237,7 @@ def test_a_folder_of_something_else_is_refused_unless_told(
     tmp_path: Path, names: list[str]
 ) -> None:
     for name in names:
-        paths.make_folders((tmp_path / name).parent)
+        files.make_folders((tmp_path / name).parent)
         (tmp_path / name).touch()
     with pytest.raises(OutputError, match=r"is not empty and not a batch's. Choose another -o, or"):
         open_folder(tmp_path, overwrite=False)
@@ -250,19 +250,19 @@ def test_a_folder_is_made_and_may_be_opened_again_before_anything_is_done(
     tmp_path: Path, name: str
 ) -> None:
     open_folder(tmp_path / name, overwrite=False)
-    paths.make_folders(tmp_path / name / "audio")
+    files.make_folders(tmp_path / name / "audio")
     assert open_folder(tmp_path / name, overwrite=False).done == {}
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(OutputError, match=r"out: cannot make this folder \(File exists\)"):
+    with pytest.raises(OutputError, match=r"out: cannot make this folder: something else"):
         open_folder(tmp_path / "out", overwrite=False)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").symlink_to(tmp_path / "none" / "journal.jsonl")
-    with pytest.raises(OutputError, match=r"journal.jsonl: cannot be written \(No such file"):
+    with pytest.raises(OutputError, match=r"journal.jsonl: cannot be written: its folder does not"):
         open_folder(tmp_path, overwrite=True)
 
 

@@ -201,7 +201,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
-        with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
+        with pytest.raises(OutputError, match=r"cannot be written: the disk is full"):
             list(reports)
     assert Trainer(settings(corpus, "out"), resume=True).step == 3
     assert not list((corpus.parent / "out").glob(".*"))

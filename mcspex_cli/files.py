@@ -1,0 +1,327 @@
+"""Finding sound files; files and folders that appear whole or not at all.
+
+What is being written has a hidden name beside its own (`.NAME.MACHINE-PROCESS-NUMBER.partial`)
+until it is complete. What a killed process leaves under such a name is removed by the next run
+that writes to the same folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mcspex_cli.errors import AudioError, DiskFullError, OutputError
+
+SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd "
+    ".m4a .mp4 .m4v .mkv .mka .mov .webm .aac .ac3 .wma .wmv .amr .3gp .avi .mpg .mpeg".split()
+)
+"""Suffixes taken for recordings when a folder is searched."""
+
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+"""Tells this machine from others that write to the same folder."""
+
+_LONGEST_NAME = 200
+"""Bytes of a file's name that leave room for the rest of a hidden name: most disks allow 255."""
+
+_PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)(?:-\d+)?\.partial")
+"""The hidden name of what a process of this machine has not finished."""
+
+_numbers = itertools.count()
+_swept: set[Path] = set()
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
+_HERE = -100  # AT_FDCWD
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""How a disk, or a user's share of it, says that it is full."""
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full. Free some space, or choose another disk.",
+    errno.EDQUOT: "your disk quota is used up. Free some space, or choose another disk.",
+    errno.EACCES: "permission denied. Change its permissions, or choose another place.",
+    errno.EPERM: "the system does not permit it. Change its permissions, or choose another place.",
+    errno.EROFS: "the disk is read-only. Choose another disk.",
+    errno.EISDIR: "it is a folder. Name a file.",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Choose another path.",
+    errno.ENOENT: "its folder does not exist. Make that folder first, or correct the path.",
+    errno.EEXIST: "something else has this name. Choose another name.",
+    errno.ENOTEMPTY: "a folder has this name. Choose another name.",
+    errno.ENAMETOOLONG: "its name is too long. Choose a shorter one.",
+    errno.ELOOP: "its links lead in a circle. Remove one of them.",
+    errno.EMFILE: "too many files are open. Raise the limit with: ulimit -n 4096",
+    errno.ENFILE: "too many files are open on this machine. Close other programs.",
+    errno.EFBIG: "it is larger than the disk or its limit allows. Choose another disk.",
+    errno.EIO: "the disk failed (input/output error). Check the disk, or choose another.",
+    errno.ESTALE: "the network disk went away (stale file handle). Mount it again.",
+}
+
+
+def explain(error: OSError) -> str:
+    """Why the system refused a path, and what to do: two short sentences to follow a colon."""
+    if error.errno in _REASONS:
+        return _REASONS[error.errno]
+    return f"{error.strerror or error}. Check this path."
+
+
+def output_error(path: Path, error: OSError, action: str = "cannot be written") -> OutputError:
+    """The error for an output at `path` that the system refused; `DiskFullError` on a full disk."""
+    kind = DiskFullError if error.errno in FULL else OutputError
+    return kind(f"{path}: {action}: {explain(error)}")
+
+
+def find(
+    folder: Path,
+    without: Collection[Path] = (),
+    also: Collection[str] = (),
+    *,
+    warnings: list[str] | None = None,
+) -> list[Path]:
+    """List the recordings under `folder`, however deep, by path; hidden ones are left out.
+
+    Links to folders are followed, but for one that leads to a folder above it: what is there is
+    listed anyway.
+
+    Args:
+        folder: where to search.
+        without: resolved folders that are not entered.
+        also: suffixes to list besides `SUFFIXES`.
+        warnings: gets a sentence for each link that was not followed.
+
+    Raises:
+        AudioError: a folder cannot be read.
+    """
+    suffixes = SUFFIXES.union(also)
+    return sorted(_walk(folder, {folder.resolve()}, without, suffixes, warnings))
+
+
+def by_name(
+    folder: Path, also: Collection[str] = (), *, warnings: list[str] | None = None
+) -> dict[str, list[Path]]:
+    """The files that `find` lists, by their path in `folder` without suffix, such as "a/b"."""
+    named: dict[str, list[Path]] = {}
+    for path in find(folder, also=also, warnings=warnings):
+        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return named
+
+
+def _walk(
+    folder: Path,
+    above: set[Path],
+    without: Collection[Path],
+    suffixes: Collection[str],
+    warnings: list[str] | None,
+) -> Iterator[Path]:
+    """The files in a folder and below it; `above` holds it and the folders over it, resolved."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]
+    except OSError as error:
+        raise AudioError(f"{folder}: cannot be searched: {explain(error)}") from error
+    for entry in entries:
+        path = folder / entry.name
+        if _is_folder(entry):
+            below = path.resolve()
+            if below in above:
+                if warnings is not None:
+                    warnings.append(f"{path}: links to a folder above it and is not followed.")
+            elif below not in without:
+                yield from _walk(path, above | {below}, without, suffixes, warnings)
+        elif path.suffix.lower() in suffixes and (entry.is_symlink() or entry.is_file()):
+            yield path  # a link to nothing too: whoever reads it says so
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where there is nothing.
+
+    Raises:
+        AudioError: there is no such file or folder, or it cannot be reached.
+    """
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise AudioError(f"{path}: no such file or folder.") from error
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {explain(error)}") from error
+
+
+def make_folders(*folders: Path) -> None:
+    """Make folders, with those above them, where they do not exist.
+
+    Raises:
+        OutputError: one cannot be made.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(folder, error, "cannot make this folder") from error
+
+
+def touch(path: Path) -> None:
+    """Make an empty file where there is none.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.touch()
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def partial(path: Path) -> Path:
+    """A new hidden name beside `path` to write to until `path` is complete.
+
+    No other call, thread or process gets the same. The first call for a folder removes from it what
+    killed processes left.
+    """
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        with suppress(OSError):
+            _remove_left_over(path.parent.glob(".*.partial"))
+    name = os.fsencode(path.name)
+    if len(name) > _LONGEST_NAME:
+        name = hashlib.sha256(name).hexdigest().encode()
+    owner = f"{_MACHINE}-{os.getpid()}-{next(_numbers)}"
+    return path.with_name(f".{os.fsdecode(name)}.{owner}.partial")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what ended processes of this machine left unfinished anywhere under `folder`."""
+    _remove_left_over(folder.rglob(".*.partial"))
+
+
+def _remove_left_over(paths: Iterator[Path]) -> None:
+    for path in paths:
+        name = _PARTIAL.fullmatch(path.name)
+        if name and not _is_running(int(name[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process exists and is alive; always true on Windows, where asking could end it."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    with suppress(OSError):
+        # In containers nobody collects orphans: a dead process stays as a zombie.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds.
+
+    Raises:
+        OutputError: the block could not write.
+    """
+    unfinished = partial(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `folder` to write files to; all of them appear together.
+
+    Where `folder` exists, its other files stay. Whenever the process is killed, all files are
+    those of before or all are those of after: on Linux both folders are exchanged in one step.
+    Elsewhere `folder` is away for a moment; if the process is killed just then, the next
+    `whole_folder`, or `restore`, brings the old one back.
+
+    Raises:
+        OutputError: the block could not write.
+    """
+    folder = folder.resolve() if folder.exists() else folder
+    restore(folder)
+    unfinished = partial(folder)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        try:
+            unfinished.rename(folder)  # where there is no folder yet, or an empty one
+        except OSError:
+            if not folder.is_dir():
+                raise
+            _replace_folder(unfinished, folder)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    """Put `new` where `old` is, with what is only in `old`; what was there ends as `new`."""
+    for path in old.iterdir():
+        if not (new / path.name).exists():
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
+            else:
+                _link(path, new / path.name)
+    if not _exchange(new, old):
+        aside = _aside(old)
+        old.rename(aside)
+        new.rename(old)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _link(source: str | Path, copy: str | Path) -> None:
+    """Give a file a second name, or copy it where the disk has no such links."""
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two folders in one step; false where the system or the disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is while another takes its place, on systems that cannot exchange them."""
+    return folder.with_name(f".{folder.name}.before")
+
+
+def restore(folder: Path) -> None:
+    """Bring back a folder whose replacement was interrupted; does nothing in any other case."""
+    aside = _aside(folder)
+    if aside.is_dir() and not folder.exists():
+        aside.rename(folder)

@@ -1,0 +1,311 @@
+"""Files: what a search finds, and whose unfinished files are swept up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mcspex_cli import files
+from mcspex_cli.errors import AudioError, DiskFullError, OutputError
+from tests.conftest import ROOT
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def found(folder: Path, *without: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in files.find(folder, set(without))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    touch(tmp_path / "root", "a.wav", "b/c.FLAC", "b/d/e.mp3", "notes.txt", "f.wav.bak")
+    return tmp_path / "root"
+
+
+def test_links_to_folders_and_files_are_followed(folder: Path, tmp_path: Path) -> None:
+    touch(tmp_path / "else", "x/1.wav", "2.wav")
+    (folder / "b" / "link").symlink_to(tmp_path / "else")
+    (folder / "z.wav").symlink_to(tmp_path / "else" / "2.wav")
+    expected = ["a.wav", "b/c.FLAC", "b/d/e.mp3", "b/link/2.wav", "b/link/x/1.wav", "z.wav"]
+    assert found(folder) == expected
+
+
+def test_one_folder_by_two_links_is_no_loop(folder: Path, tmp_path: Path) -> None:
+    touch(tmp_path / "else", "1.wav")
+    for name in ("one", "two"):
+        (folder / name).symlink_to(tmp_path / "else")
+    assert {"one/1.wav", "two/1.wav"} < set(found(folder))
+
+
+@pytest.mark.parametrize("target", [".", "b", "b/d", "b/d/loop"])
+def test_a_link_in_a_circle_is_named_and_the_rest_is_found(folder: Path, target: str) -> None:
+    before = files.find(folder)
+    (folder / "b" / "d" / "loop").symlink_to(folder / target)
+    warnings: list[str] = []
+    assert files.find(folder, warnings=warnings) == before
+    loop = folder / "b" / "d" / "loop"
+    expected = [f"{loop}: links to a folder above it and is not followed."]
+    assert warnings == ([] if target.endswith("loop") else expected)  # to itself: no folder at all
+
+
+def test_two_folders_that_link_to_each_other_are_both_found(folder: Path) -> None:
+    touch(folder, "one/1.wav", "two/2.wav")
+    (folder / "one" / "to").symlink_to(folder / "two")
+    (folder / "two" / "to").symlink_to(folder / "one")
+    assert {"one/1.wav", "one/to/2.wav", "two/2.wav", "two/to/1.wav"} < set(found(folder))
+
+
+def test_containers_are_found_like_any_recording(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav", "a.mp3", "a.mp4", "c.MOV", "d/a.m4a", "d.txt", "e.mp4.flac")
+    names = ["a.mp3", "a.mp4", "a.wav", "c.MOV", "d/a.m4a", "e.mp4.flac"]
+    assert found(tmp_path) == names
+    assert {name: len(paths) for name, paths in files.by_name(tmp_path).items()} == {
+        "a": 3,
+        "c": 1,
+        "d/a": 1,
+        "e.mp4": 1,
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"none: cannot be searched: its folder does not exist"):
+        files.find(tmp_path / "none")
+
+
+def test_a_root_that_is_a_link_itself_is_searched(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert found(tmp_path / "link") == ["a.wav", "b/c.FLAC", "b/d/e.mp3"]
+
+
+def test_what_is_hidden_is_left_out(folder: Path) -> None:
+    touch(folder, ".a.wav", ".cache/x.wav", "b/._c.flac", ".a.wav.0-1.partial")
+    assert found(folder) == ["a.wav", "b/c.FLAC", "b/d/e.mp3"]
+
+
+def test_a_link_to_nothing_is_listed_so_that_somebody_notices(folder: Path) -> None:
+    (folder / "gone.wav").symlink_to("nowhere")
+    assert found(folder) == ["a.wav", "b/c.FLAC", "b/d/e.mp3", "gone.wav"]
+
+
+def test_a_folder_named_like_a_sound_is_a_folder(folder: Path) -> None:
+    touch(folder, "g.wav/h.wav")
+    assert "g.wav/h.wav" in found(folder)
+
+
+def test_folders_left_out_are_not_entered(folder: Path, tmp_path: Path) -> None:
+    touch(tmp_path / "else", "1.wav")
+    (folder / "link").symlink_to(tmp_path / "else")
+    left_out = (folder / "b" / "d").resolve(), (tmp_path / "else").resolve()
+    assert found(folder, *left_out) == ["a.wav", "b/c.FLAC"]
+
+
+def test_what_is_written_whole_appears_at_once_and_alone(tmp_path: Path) -> None:
+    with files.whole(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+        assert [p.name for p in tmp_path.iterdir()] == [partial.name]
+        assert partial.name.startswith(".a.txt.")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_what_fails_in_the_middle_leaves_the_old(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(ZeroDivisionError), files.whole(tmp_path / "a.txt") as partial:
+        partial.write_text("new")
+        _ = 1 / 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "a.txt"
+    message = r"a.txt: cannot be written: its folder does not exist\. Make that folder first"
+    with pytest.raises(OutputError, match=message), files.whole(path) as partial:
+        partial.write_text("new")
+
+
+def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from mcspex_cli import files\n"
+    program += "files.partial(Path(sys.argv[1])).touch()"
+    touch(tmp_path, "deep/x.wav")
+    living = files.partial(tmp_path / "living.wav")
+    living.touch()
+    for name in ("dead.wav", "deep/dead.flac"):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], cwd=ROOT, check=True)
+    assert len(list(tmp_path.rglob(".*dead*.partial"))) == 2
+    foreign = living.name.replace(files._MACHINE, "0" * 8).replace(str(os.getpid()), "999999999")
+    kept = {"deep/x.wav", living.name, foreign, ".x.partial", "x.partial", ".y.wav.12.partial"}
+    touch(tmp_path, *kept)
+    files.sweep(tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who is a zombie")
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert zombie.stdout
+    zombie.stdout.read()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    name = files.partial(tmp_path / "a.wav").name
+    touch(tmp_path, name.replace(f"-{os.getpid()}-", f"-{zombie.pid}-"))
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    zombie.stdout.close()
+    assert zombie.wait() == 0
+
+
+def test_another_users_process_is_alive(tmp_path: Path) -> None:
+    name = files.partial(tmp_path / "a.wav").name.replace(f"-{os.getpid()}-", "-1-")
+    touch(tmp_path, name)
+    files.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), files.whole_folder(tmp_path / "a" / "out") as folder:
+        touch(folder, "1")
+        raise RuntimeError
+    assert not list((tmp_path / "a").iterdir())
+    with files.whole_folder(tmp_path / "a" / "out") as folder:
+        touch(folder, "1", "2")
+        assert not (tmp_path / "a" / "out").exists()
+    assert [p.name for p in tmp_path.rglob("*")].count("out") == 1
+    (tmp_path / "a" / "out" / "3").write_text("kept")
+    with files.whole_folder(tmp_path / "a" / "out") as folder:
+        (folder / "1").write_text("new")
+    made = {p.name: p.read_text() for p in (tmp_path / "a" / "out").iterdir()}
+    assert made == {"1": "new", "2": "", "3": "kept"}
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_a_dead_ones_folder_is_swept_up(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    name = files.partial(tmp_path / "out").name.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    touch(tmp_path / name, "1")
+    mine = files.partial(tmp_path / "out")
+    touch(mine, "1")
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_two_that_make_one_folder_do_no_harm(tmp_path: Path) -> None:
+    with files.whole_folder(tmp_path / "out") as folder:
+        touch(folder, "1")
+        touch(tmp_path / "out", "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match=r"out: cannot be written: a part of this path is a file"),
+        files.whole_folder(tmp_path / "file" / "out"),
+    ):
+        pass
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from mcspex_cli import files\n"
+        "with files.whole(Path(sys.argv[1])) as name:\n"
+        "    name.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a.txt")]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.whole(tmp_path / "b.txt") as partial:
+        partial.write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            with files.whole(tmp_path / "a.txt") as partial:
+                partial.write_text(str(number) * 1000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(set((tmp_path / "a.txt").read_text())) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folders_files_are_all_old_or_all_new_whenever_it_is_killed(
+    tmp_path: Path, exchange: bool
+) -> None:
+    """Kill a writer at each of its system calls that matter, then look at what is there."""
+    program = (
+        "import os, sys; from pathlib import Path; from mcspex_cli import files\n"
+        "left, folder = int(sys.argv[1]), Path(sys.argv[2])\n"
+        "if sys.argv[3] == 'False': files._exchange = lambda one, other: False\n"
+        "def hook(event, arguments):\n"
+        "    global left\n"
+        "    if event in ('os.rename', 'open', 'os.link', 'os.mkdir', 'os.remove', 'os.rmdir'):\n"
+        "        left -= 1\n"
+        "        if left == 0: os._exit(9)\n"
+        "sys.addaudithook(hook)\n"
+        "with files.whole_folder(folder) as new:\n"
+        "    for name in 'ab': (new / name).write_text('new')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    states = []
+    for steps in range(1, 40):
+        folder = tmp_path / str(steps) / "model"
+        folder.mkdir(parents=True)
+        for name in "abc":
+            (folder / name).write_text("old")
+        command = [sys.executable, "-c", program, str(steps), str(folder), str(exchange)]
+        code = subprocess.run(command, env=environment, check=False).returncode
+        files.restore(folder)
+        states.append("".join((folder / name).read_text() for name in "abc"))
+        if code == 0:
+            break
+    assert code == 0
+    assert set(states) == {"oldoldold", "newnewold"}
+    assert states == sorted(states, reverse=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on files")
+def test_no_room_and_no_permission_have_their_own_sentences(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with (
+            pytest.raises(OutputError, match=r"a: cannot be written: it is larger than the disk"),
+            files.whole(tmp_path / "a") as partial,
+        ):
+            partial.write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    full = files.output_error(tmp_path / "a", OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(full, DiskFullError)
+    assert str(full).endswith("the disk is full. Free some space, or choose another disk.")
+    for code in files._REASONS:
+        reason, remedy = files.explain(OSError(code, os.strerror(code))).split(". ")
+        assert reason[0].islower()
+        assert remedy[0].isupper()
+    assert files.explain(OSError(errno.EXDEV, "Odd")) == "Odd. Check this path."
+    with (
+        pytest.raises(OutputError, match=r"its name is too long\. Choose a shorter one"),
+        files.whole(tmp_path / ("n" * 300)) as partial,
+    ):
+        partial.touch()
+    with (
+        pytest.raises(OutputError, match=r"cannot be written: it is a folder\. Name a file"),
+        files.whole(tmp_path) as partial,
+    ):
+        partial.touch()
