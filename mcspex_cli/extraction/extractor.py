@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, McspexError, OutputError
@@ -851,7 +851,7 @@ def _open(job: Job, options: ExtractionOptions) -> _Sound:
     for path in (job.outputs.estimate, job.outputs.residual):
         if path:
             audio.check_format(path, options.subtype, info.sample_rate_hz)
-    paths.make_folders(*{path.parent for path in job.outputs.paths()})
+    files.make_folders(*{path.parent for path in job.outputs.paths()})
     reader = audio.Reader(job.mixture, info.sample_rate_hz, options.channel)
     channels = info.channels if options.channel == "all" else 1
     return _Sound(info.sample_rate_hz, info.seconds, channels, 0.0, iter(reader))
