@@ -37,9 +37,9 @@ from benchmarks.conditions import (
 from benchmarks.lines import Row, markdown, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.levels import Match
 from mcspex_cli.extraction.listening import Listener
-from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.training.calibration import area, equal_error
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import MixtureSampler

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from mcspex_cli import Engine, EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.activity import MUTED_BELOW, find_spans
+from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.levels import Match, gain_db
 from mcspex_cli.extraction.listening import Heard, Listener
-from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.speech import FRAME_S, active, frame_levels_db, steady
 from mcspex_cli.training.calibration import Case, area, given_cases
 from mcspex_cli.training.recipes import read_recipes

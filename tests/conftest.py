@@ -13,8 +13,8 @@ import torch
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
-from mcspex_cli.extraction.exporting import prepare
-from mcspex_cli.extraction.torch_runtime import choose_precision
+from mcspex_cli.extraction.onnx import prepare
+from mcspex_cli.extraction.runtime import choose_precision
 from mcspex_cli.model.systems import System, build, sized
 from tests.hub import Hub
 

@@ -45,7 +45,7 @@ def calibrate(
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint.configs import write_calibration
     from mcspex_cli.checkpoint.names import bundled
-    from mcspex_cli.extraction.opening import open_engine
+    from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.training.calibration import Calibrator
 

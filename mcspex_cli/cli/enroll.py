@@ -115,11 +115,11 @@ def _voice(
 ) -> Voice:
     """The voice as one model hears it."""
     from mcspex_cli.extraction import voices
-    from mcspex_cli.extraction.opening import choose, open_engine
+    from mcspex_cli.extraction.engine import choose_runtime, open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
 
     how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
-    how = replace(how, runtime=choose(info, how, 0.0))
+    how = replace(how, runtime=choose_runtime(info, how, 0.0))
     prepare(info, how.runtime, quiet=quiet)
     return voices.enroll(sources, open_engine(info, how), info)
 

@@ -157,12 +157,12 @@ def _plan(asked: dict[str, Any]) -> list[Job]:
 
 def _how(asked: dict[str, Any], info: CheckpointInfo, jobs: Sequence[Job]) -> EngineSettings:
     """What the network is to be run by."""
-    from mcspex_cli.extraction.opening import choose
+    from mcspex_cli.extraction.engine import choose_runtime
     from mcspex_cli.extraction.runtime import EngineSettings
 
     how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
     in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
-    return replace(how, runtime=choose(info, how, in_all))
+    return replace(how, runtime=choose_runtime(info, how, in_all))
 
 
 def _enroll(
@@ -170,8 +170,8 @@ def _enroll(
 ) -> Wanted:
     """Load the model and embed the references, those in the mixture too."""
     from mcspex_cli.extraction import spans, voices
-    from mcspex_cli.extraction.opening import open_engine
-    from mcspex_cli.extraction.tuning import keep_memory
+    from mcspex_cli.extraction.engine import open_engine
+    from mcspex_cli.extraction.runtime import keep_memory
 
     keep_memory()
     engine = open_engine(info, how)

@@ -34,12 +34,11 @@ from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, McspexError, OutputError
 from mcspex_cli.extraction import activity, voices
 from mcspex_cli.extraction.checks import SILENCE_DB, check_length, check_level
-from mcspex_cli.extraction.engine import Engine, check_array
+from mcspex_cli.extraction.engine import Engine, check_array, open_engine
 from mcspex_cli.extraction.jobs import Job as OldJob
 from mcspex_cli.extraction.levels import Level, Match, gain_db
 from mcspex_cli.extraction.listening import Listener, Segment
 from mcspex_cli.extraction.loudness import Meter
-from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.spans import Span
 from mcspex_cli.extraction.spans import cut as cut_spans

@@ -14,10 +14,9 @@ import numpy as np
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.files import extract_files
 from mcspex_cli.extraction.jobs import Job
-from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.outputs import Extraction
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.shares import WINDOW_S, Share
