@@ -37,9 +37,9 @@ from benchmarks.conditions import (
 from benchmarks.lines import Row, markdown, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.levels import LevelMatcher
 from mcspex_cli.extraction.engine import open_engine
-from mcspex_cli.extraction.levels import Match
-from mcspex_cli.extraction.listening import Listener
+from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.training.calibration import area, equal_error
 from mcspex_cli.training.corpus import Corpus
 from mcspex_cli.training.mixtures import MixtureSampler
@@ -88,9 +88,10 @@ class Bench:
     def _presence(self, case: Case) -> float:
         """The presence that `mcspex extract` reports."""
         voice = self.engine.embed([case.reference])
-        listener = Listener(self.engine, voice)
-        listener.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
-        return listener.finish().presence or 0.0
+        engine = self.engine
+        meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, engine.calibration)
+        meter.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
+        return meter.result().presence or 0.0
 
     def _cases(self, condition: Condition) -> Iterator[Case]:
         """The mixtures in a condition, in the order of the plans."""
@@ -112,7 +113,7 @@ class Bench:
         estimate = self.engine.extract(case.mixture, self.engine.embed([case.reference]))
         if self.engine.runtime.true_level:
             return estimate
-        match = Match(1)
+        match = LevelMatcher(1)
         match.add(estimate[None], case.mixture[None])
         return estimate * np.float32(match.gain()[0])
 

@@ -14,7 +14,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction import onnx
-from mcspex_cli.extraction.checks import SILENCE_DB, check_signal
+from mcspex_cli.extraction.levels import SILENCE_DB, check_signal
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import (
     RUNTIMES,
