@@ -37,8 +37,8 @@ from benchmarks.conditions import (
 from benchmarks.lines import Row, markdown, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.levels import LevelMatcher
 from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.levels import LevelMatcher
 from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.training.calibration import area, equal_error
 from mcspex_cli.training.corpus import Corpus

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from mcspex_cli import Engine, EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.activity import MUTED_BELOW, find_spans
-from mcspex_cli.extraction.levels import LevelMatcher, gain_db
 from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.levels import LevelMatcher, gain_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult
 from mcspex_cli.extraction.vad import FRAME_S, detect_speech, frame_levels_db, smooth_activity
 from mcspex_cli.training.calibration import Case, area, given_cases

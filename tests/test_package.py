@@ -22,15 +22,14 @@ ORDER = """
 errors paths integrity decoding audio formats
 model.layers model.encoder model.speaker model.extractor model.decoder model.systems model.folding
 checkpoint.configs checkpoint.cache checkpoint.troubles checkpoint.hub checkpoint.names
-checkpoint.graphs checkpoint.weights checkpoint.profiles checkpoint.cards checkpoint.foreign
+checkpoint.graphs checkpoint.weights checkpoint.cards checkpoint.foreign
 checkpoint.layouts checkpoint.convert checkpoint.verification checkpoint.publishing
-extraction.tuning extraction.ahead extraction.chunks extraction.signals extraction.checks
-extraction.speech extraction.trimming extraction.spans
+extraction.tuning extraction.ahead extraction.chunks extraction.signals
 extraction.presence extraction.runtime extraction.torch_runtime extraction.graph_runtime
 extraction.onnx_runtime extraction.openvino_runtime extraction.exporting
-extraction.engine extraction.opening extraction.listening extraction.quality extraction.voices
+extraction.engine extraction.opening extraction.reference
 extraction.levels extraction.jobs extraction.manifests extraction.references extraction.planning
-extraction.journal extraction.shares extraction.loudness extraction.spool extraction.sources
+extraction.journal extraction.shares extraction.spool extraction.sources
 extraction.activity extraction.outputs extraction.files
 extraction.work extraction.processes extraction.workers extraction.batch
 extraction.synthesis extraction.benchmark
@@ -92,7 +91,7 @@ def test_imports_point_upwards(name: str) -> None:
     [
         ("soundfile", {"audio", "integrity", "formats"}),
         ("soxr", {"audio"}),
-        ("safetensors", {"checkpoint.weights", "checkpoint.profiles"}),
+        ("safetensors", {"checkpoint.weights", "extraction.profile"}),
         ("huggingface_hub", {f"checkpoint.{n}" for n in ("troubles", "cache", "hub", "cards")}),
         ("torchaudio", set()),
         ("jinja2", {"evaluation.gallery"}),

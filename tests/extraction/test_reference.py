@@ -80,7 +80,11 @@ def test_a_folder_is_all_its_clips(clips: Path, engine: Engine, model: Checkpoin
 def test_a_folders_recordings_of_other_programs_are_clips_too(tmp_path: Path) -> None:
     for name in ("memo.m4a", "memo2.m4a", "memo2.wav", "notes.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in list_sources([tmp_path])] == ["memo.m4a", "memo2.m4a", "memo2.wav"]
+    assert [path.name for path in list_sources([tmp_path])] == [
+        "memo.m4a",
+        "memo2.m4a",
+        "memo2.wav",
+    ]
 
 
 def test_a_profile_counts_with_its_seconds(
