@@ -24,7 +24,10 @@ from mcspex_cli.training.renderings import render
 from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared
 from tests.hub import Hub
 
-PAGES = ("README.md", *(f"docs/{n}.md" for n in ("models", "batch-and-score", "references", "extract")))
+PAGES = (
+    "README.md",
+    *(f"docs/{n}.md" for n in ("models", "batch-and-score", "references", "extract")),
+)
 README = (ROOT / "README.md").read_text()
 
 
