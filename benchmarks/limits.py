@@ -41,9 +41,8 @@ from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.levels import LevelMatcher
 from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.training.calibration import area, equal_error
-from mcspex_cli.training.corpus import Corpus
-from mcspex_cli.training.mixtures import MixtureSampler
-from mcspex_cli.training.plans import Plan
+from mcspex_cli.training.data import Corpus
+from mcspex_cli.training.mixtures import MixtureSampler, Plan
 
 FLOOR_DB = -30.0
 """What an SI-SDR below it counts as, so that one silent estimate does not make a mean -inf."""
@@ -161,8 +160,8 @@ def by_gender(bench: Bench, condition: Condition, genders: dict[str, str]) -> li
     """A condition's two lines for talkers of one gender and of two, where there are such."""
     groups: dict[str, list[Row]] = {"of the same gender": [], "of different genders": []}
     for plan, row in zip(bench.plans, bench.measure(condition), strict=True):
-        arcs = plan.target, plan.interferers[0]
-        found = {genders.get(Path(arc.speaker.name).name, "") for arc in arcs}
+        talkers = plan.target, plan.interferers[0]
+        found = {genders.get(Path(talker.speaker.name).name, "") for talker in talkers}
         if "" not in found:
             groups[list(groups)[len(found) - 1]].append(row)
     return [summarise(name, rows) for name, rows in groups.items() if rows]

@@ -25,7 +25,7 @@ from mcspex_cli.extraction.levels import LevelMatcher, gain_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult
 from mcspex_cli.extraction.vad import FRAME_S, detect_speech, frame_levels_db, smooth_activity
 from mcspex_cli.training.calibration import Case, area, given_cases
-from mcspex_cli.training.recipes import read_recipes
+from mcspex_cli.training.simulate import read_recipes
 
 SECONDS = 90
 SHARES = (0.0, 0.25, 0.5, 0.75)

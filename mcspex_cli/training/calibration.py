@@ -19,8 +19,7 @@ from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import Calibration, PresenceMeter
-from mcspex_cli.training.recipes import Recipe
-from mcspex_cli.training.renderings import Rendering, render
+from mcspex_cli.training.simulate import Recipe, Rendering, render
 
 Vector = npt.NDArray[np.float64]
 
@@ -61,7 +60,7 @@ class Trial:
 def given_cases(recipes: Iterable[Recipe], sample_rate_hz: int) -> Iterator[Case]:
     """Render recipes; a file's speaker is the folder that it is in."""
     for recipe in recipes:
-        others = frozenset([recipe.interferer.parent.name])
+        others = frozenset(path.parent.name for path in recipe.interferers)
         yield Case(render(recipe, sample_rate_hz), recipe.target.parent.name, others)
 
 
