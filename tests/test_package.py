@@ -82,7 +82,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_code_types_and_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "mcspex_cli/py.typed" in names
-    assert {f"mcspex_cli/evaluation/gallery.{kind}" for kind in ("html", "css", "js")} <= names
+    assert {f"mcspex_cli/evaluation/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert f"mcspex_cli/weights/{DEFAULT_MODEL}/model.safetensors" in names
     assert not any(n.startswith(("tests/", "examples/", "docs/", "benchmarks/")) for n in names)
     assert wheel.stat().st_size < 60 * 2**20

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options, plans, results
+from mcspex_cli.cli import console, options, plans
 from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.cli.score import choose_metrics, conclude, say_remarks, show
 from mcspex_cli.errors import PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.batches import Batch
     from mcspex_cli.evaluation.scoring import ScoreSettings
-    from mcspex_cli.evaluation.tables import Document
+    from mcspex_cli.evaluation.summary import Report
     from mcspex_cli.extraction.jobs import Job
     from mcspex_cli.extraction.shares import BatchSettings
 
@@ -132,7 +134,7 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     if failed:
         failures = console.count(failed, "file")
         raise PartialFailure(f"{failures} failed, see above and {batch.folder}/failed.jsonl.")
-    results.conclude(document, {})
+    conclude(document, {})
 
 
 def _plan(asked: dict[str, Any]) -> list[Job]:
@@ -196,7 +198,7 @@ def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -
 
 def _check_scoring(asked: dict[str, Any]) -> None:
     """Refuse before the work what would be refused after it."""
-    from mcspex_cli.evaluation.groups import read_groups
+    from mcspex_cli.evaluation.summary import read_groups
 
     _scoring(asked)
     if asked["groups"]:
@@ -207,7 +209,7 @@ def _scoring(asked: dict[str, Any]) -> ScoreSettings:
     """What to score."""
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
-    metrics = results.metrics(asked["metrics"], mixtures=True, interferers=False)
+    metrics = choose_metrics(asked["metrics"], {"target", "mixture"})
     channel = None if asked["channel"] == "all" else asked["channel"]
     return ScoreSettings(metrics, resample=asked["resample"], channel=channel)
 
@@ -215,7 +217,7 @@ def _scoring(asked: dict[str, Any]) -> ScoreSettings:
 def _work(batch: Batch, *, shown: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import files
-    from mcspex_cli.extraction.runtime import keep_memory
+    from mcspex_cli.extraction.tuning import keep_memory
 
     keep_memory()
     run, failed = batch.run, 0
@@ -232,7 +234,7 @@ def _work(batch: Batch, *, shown: bool) -> int:
     return failed
 
 
-def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> tuple[Document, dict[str, Any]]:
+def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> tuple[Report, dict[str, Any]]:
     """Score what is not yet scored, then write the reports."""
     from mcspex_cli.evaluation import batches
 
@@ -247,14 +249,16 @@ def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> tuple[Documen
 
 
 def _tell(
-    batch: Batch, document: Document, record: dict[str, Any], *, as_json: bool, quiet: bool
+    batch: Batch, document: Report, record: dict[str, Any], *, as_json: bool, quiet: bool
 ) -> None:
     """Say what was done and how good it is."""
+    from mcspex_cli.evaluation.tables import absences
+
     if as_json:
-        console.data({**record, "summary": document["summary"]}, indent=2)
+        console.data({**record, "summary": asdict(document.summary)}, indent=2)
     elif not quiet:
-        if document["summary"]["metrics"]:
-            results.show(document, "table")
+        if document.summary.metrics:
+            show(document)
         before, factor = len(batch.run.skipped), record["real_time_factor"]
         console.say(
             f"{batch.folder}: {record['done']} of {record['files']} files done"
@@ -262,10 +266,12 @@ def _tell(
             + f"; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
-    results.remark_absent(document, batch.run.settings.files.absent)
+    if voices := absences(document.rows):
+        muted = batch.run.settings.files.absent == "mute"
+        console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
     if any(job.truth for job in batch.plan):
-        results.remark(document, quiet=quiet)
-    pending = document["summary"]["statuses"].get("pending", 0)
+        say_remarks(document, quiet=quiet)
+    pending = document.summary.statuses.get("pending", 0)
     if pending:
         console.warn(
             f"{console.count(pending, 'file')} left to do, by other shards or another run."

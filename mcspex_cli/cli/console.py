@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from mcspex_cli.errors import OutputError
+from mcspex_cli.text import line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,12 +38,6 @@ LONGEST_MESSAGE = 1000
 _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red", "error": "red"}
 _LEVELS = {"ok": logging.INFO, "note": logging.INFO, "warning": logging.WARNING}
 
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # control characters, but for tab and line ends
-    "\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # characters that turn the direction of text
-)
-_LINE_ENDS = str.maketrans({"\n": "\\n", "\r": "\\r", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-
 _logger = logging.getLogger("mcspex")
 _logger.propagate = False
 _logger.setLevel(logging.INFO)
@@ -53,18 +47,6 @@ _bars: list[Progress] = []
 
 _names: dict[str, str] = {}
 """What messages call a path, where that is not the path itself."""
-
-
-def printable(text: str) -> str:
-    """Return `text` with control characters and undecodable bytes written as escapes."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def line(text: str, longest: int | None = None) -> str:
-    """Return `text` as one printable line, cut after `longest` characters."""
-    text = printable(text).translate(_LINE_ENDS)
-    return text if longest is None or len(text) <= longest else f"{text[:longest]}..."
 
 
 class _Terminal(logging.Handler):
@@ -79,7 +61,7 @@ class _Terminal(logging.Handler):
             styled = click.style(f"{word}: ", fg=_COLOURS[word])
             text = styled + line(text, LONGEST_MESSAGE)
         else:
-            text = printable(text)
+            text = line(text)
         with suppress(OSError):
             if _bars:
                 from rich.text import Text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,7 +19,7 @@ from mcspex_cli.cli import console, options
     metavar="PAGE.html",
     help="The page to write.",
 )
-@click.option("--truth", type=options.PATH, metavar="DIR", help="What the targets really said.")
+@click.option("--truth", type=options.PATH, metavar="DIR", help="The targets' speech alone.")
 @click.option(
     "--mixtures", type=options.PATH, metavar="DIR", help="What the estimates were extracted from."
 )
@@ -28,42 +27,62 @@ from mcspex_cli.cli import console, options
     "--groups",
     type=options.PATH,
     metavar="CSV",
-    help="Columns id (or name) and group make sections; title, if any, headings.",
+    help="Cases (id or name) and groups, which make sections; a column title names the cases.",
 )
 @click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
 @click.option(
     "--max-cases",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Show at most so many: best, worst and drawn, a third each. "
+    help="Show at most so many: a third best, a third worst, a third drawn at random. "
     "[default: 12; all with --no-embed]",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the cases drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="For the cases drawn at random.")
 @click.option(
     "--title", default="Target speaker extraction", show_default=True, help="The page's heading."
 )
 @click.option(
     "--embed/--no-embed",
     default=True,
-    help="Sounds and pictures in the page (default), or in PAGE_files/ beside it.",
+    help="Put sounds and pictures into the page (default), or into PAGE_files/ beside it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing page and its files.")
-def report(runs: tuple[str, ...], output: Path, **choices: Any) -> None:
-    """Make a web page of what systems gave: players, spectrograms, scores, side by side.
+def report(
+    runs: tuple[str, ...],
+    output: Path,
+    truth: Path | None,
+    mixtures: Path | None,
+    groups: Path | None,
+    group_by: str | None,
+    max_cases: int | None,
+    seed: int,
+    title: str,
+    embed: bool,
+    overwrite: bool,
+) -> None:
+    """Make a web page of what systems extracted: players, spectrograms and scores, side by side.
 
     A RUN is a folder of estimates or one made by mcspex batch, or NAME=FOLDER to give it
     another name. Files are paired by name (a.target.wav with a.wav). The page needs no network.
     """
-    from mcspex_cli.evaluation.gallery import PageSettings, write_page
-    from mcspex_cli.evaluation.runs import read_runs
+    from mcspex_cli.evaluation.comparison import read_runs
+    from mcspex_cli.evaluation.page import PageSettings, write_page
 
+    settings = PageSettings(
+        truth=truth,
+        mixtures=mixtures,
+        groups=groups,
+        group_by=group_by,
+        max_cases=max_cases,
+        seed=seed,
+        embed=embed,
+        overwrite=overwrite,
+        title=title,
+    )
     with console.progress(shown=True) as bar:
         task = bar.add_task(output.name, total=1.0)
         page = write_page(
-            read_runs(runs),
-            output,
-            PageSettings(**choices),
-            lambda share: bar.update(task, completed=share),
+            read_runs(runs), output, settings, lambda share: bar.update(task, completed=share)
         )
     for warning in page.warnings:
         console.warn(warning)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.evaluation import reports
-from mcspex_cli.evaluation.gallery import PageSettings, write_page
-from mcspex_cli.evaluation.groups import read_groups
-from mcspex_cli.evaluation.pairing import Trio
-from mcspex_cli.evaluation.runs import read_run
-from mcspex_cli.evaluation.scoring import Score, ScoreSettings, score_all, sensible_workers
-from mcspex_cli.evaluation.statistics import Row
-from mcspex_cli.evaluation.tables import Document
+from mcspex_cli.evaluation import tables
+from mcspex_cli.evaluation.comparison import read_run
+from mcspex_cli.evaluation.page import PageSettings, write_page
+from mcspex_cli.evaluation.scoring import Pairing, Row, ScoreSettings, score_files
+from mcspex_cli.evaluation.summary import Report, read_groups, report
 from mcspex_cli.extraction.batch import BatchRun
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.journal import Journal, fingerprint, stamp
@@ -55,18 +52,17 @@ def unscored(batch: Batch, settings: ScoreSettings) -> list[tuple[Job, str]]:
 
 def score_jobs(
     batch: Batch, lacking: Sequence[tuple[Job, str]], settings: ScoreSettings
-) -> Iterator[Score]:
+) -> Iterator[Row]:
     """Score jobs, each in the journal before it is yielded."""
-    trios = [Trio(job.id, job.output, job.truth, job.mixture) for job, _ in lacking if job.truth]
-    workers = sensible_workers(len(trios), settings.metrics)
-    for (job, key), score in zip(lacking, score_all(trios, settings, workers), strict=True):
-        batch.journal.add_score(job, key, asdict(score))
-        yield score
+    pairings = [Pairing(j.id, j.output, j.truth, j.mixture) for j, _ in lacking if j.truth]
+    for (job, key), row in zip(lacking, score_files(pairings, settings), strict=True):
+        batch.journal.add_score(job, key, row.to_dict())
+        yield row
 
 
 def write(
     batch: Batch, command: Sequence[str], groups: Path | None = None, group_by: str | None = None
-) -> tuple[Document, dict[str, Any]]:
+) -> tuple[Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
     `groups` is a CSV for `read_groups`. The page is left as it is if the report is.
@@ -80,15 +76,15 @@ def write(
     batch.journal.read()  # another shard may have ended while this one scored
     lines = batch.run.lines()
     rows = [_row(batch, job, lines.get(job.id)) for job in batch.plan]
-    document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
+    document = report(rows, groups=read_groups(groups, group_by) if groups else None)
     record = _record(batch, command, lines)
     _write_text(batch.folder / RUN, json.dumps(record, indent=2) + "\n")
     _write_failures(batch)
     page = batch.folder / "report.html"
-    if reports.document_text(document, "json").encode() != _read(batch.folder / "report.json"):
+    if tables.as_json(document).encode() != _read(batch.folder / "report.json"):
         page.unlink(missing_ok=True)  # so that none is left that belongs to another report
     for name in ("report.csv", "report.json"):
-        reports.write(batch.folder / name, document)
+        tables.write(batch.folder / name, document)
     if lines and not page.exists():
         run = read_run(batch.folder, batch.run.settings.checkpoint.name)
         title = batch.folder.resolve().name
@@ -144,7 +140,7 @@ def _record(
     }
 
 
-def _row(batch: Batch, job: Job, line: Mapping[str, Any] | None) -> Row:
+def _row(batch: Batch, job: Job, line: Mapping[str, Any] | None) -> dict[str, Any]:
     """A job's row in the report: its score, if there is one, and what is known besides."""
     score = batch.journal.scores.get(job.id) if job.truth else None
     if line is None:

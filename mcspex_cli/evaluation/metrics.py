@@ -1,30 +1,40 @@
-"""How near an estimate is to its target: pure functions of arrays, always (estimate, target)."""
+"""How near an estimate is to its target: every metric, and the table METRICS that names them.
+
+A new metric is one more row of METRICS. The command line's choices and help, the columns of
+tables, CSV and JSON, the means and the HTML page all come from the table.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-COLUMNS = {
-    "si_sdr": "si_sdr_db",
-    "si_sdr_i": "si_sdr_i_db",
-    "snr": "snr_db",
-    "sdr": "sdr_db",
-    "sir": "sir_db",
-    "sar": "sar_db",
-    "pesq": "pesq",
-    "stoi": "stoi",
-    "estoi": "estoi",
-}
-"""Every metric by the name that a user gives, and its column in reports."""
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import ConfigError
 
 SILENCE = 1e-10
 """Mean square below which a signal counts as silent (-100 dBFS)."""
 
 ROUNDING = 1e-24
 """Share of a signal's energy that float64 leaves of a constant after its mean is removed."""
+
+INSTALL = "Run: pip install 'mcspex[metrics]'"
+
+PESQ_MODES = {8000: "nb", 16000: "wb"}
+"""PESQ's mode by sample rate; there is none for other rates."""
+
+PESQ_S = 20.0
+"""Seconds above which there is no PESQ. P.862 is meant for 8 to 12 s, and with more than 50
+utterances, which 20 s cannot hold, the package writes past its arrays and kills the process."""
 
 
 def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
@@ -48,7 +58,7 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 
     Source: Le Roux et al., SDR - half-baked or well done?, ICASSP 2019.
     """
-    e, t = _alike(estimate, target)
+    e, t = _in_float64(estimate, target)
     if is_silent(t):
         return math.nan
     power = _dot(e, e)
@@ -80,7 +90,7 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
     Raises:
         ValueError: the shapes differ or are not [sample].
     """
-    e, t = _alike(estimate, target)
+    e, t = _in_float64(estimate, target)
     if is_silent(t):
         return math.nan
     error = _dot(t - e, t - e)
@@ -88,12 +98,12 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 
 
 def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
-    """Whether an estimate [sample] follows its target [sample] with the sign turned round.
+    """Whether an estimate [sample] follows its target [sample] with the opposite sign.
 
     Raises:
         ValueError: the shapes differ or are not [sample].
     """
-    e, t = _alike(estimate, target)
+    e, t = _in_float64(estimate, target)
     return _dot(e - e.mean(), t - t.mean()) < 0
 
 
@@ -102,16 +112,224 @@ def is_silent(samples: npt.NDArray[np.floating]) -> bool:
     return samples.size == 0 or float(np.var(samples, dtype=np.float64)) < SILENCE
 
 
-def _alike(
+def bss_eval(
+    estimate: Samples, target: Samples, interferers: Sequence[Samples] = ()
+) -> tuple[float, float, float]:
+    """SDR, SIR (what is left of the other talkers) and SAR (what was added) of BSS Eval, in dB.
+
+    A filter of 512 taps is allowed for.
+
+    Args:
+        estimate: [sample].
+        target: [sample], equally long.
+        interferers: each [sample], equally long; silent ones do not count.
+
+    Returns:
+        All three; SIR and SAR are nan where no interferer is left, and a ratio is nan where the
+        package has no value for it.
+
+    Raises:
+        ConfigError: the package fast_bss_eval cannot be imported.
+
+    Source: Vincent et al., IEEE TASLP 2006; Scheibler, arXiv:2110.06440.
+    """
+    package = _package("fast_bss_eval")
+    sources = [target, *(sound for sound in interferers if not is_silent(sound))]
+    e, s = (np.stack([np.asarray(x, np.float64) for x in xs]) for xs in ([estimate], sources))
+    if len(sources) == 1:
+        return float(_attempt(lambda: package.sdr(s, e)[0])), math.nan, math.nan
+    # For each source, the shares of the estimate's energy that it explains alone, and with the rest
+    shares = _attempt(lambda: package.numpy.square_cosine_metrics(s, e), otherwise=None)
+    if shares is None:
+        return math.nan, math.nan, math.nan
+    alone, together = float(shares[0][0, 0]), float(shares[1][0, 0])
+    sdr, sir, sar = (
+        10 * math.log10(share / (1 - share)) if 0 < share < 1 else math.nan
+        for share in (alone, alone / together, together)
+    )
+    return sdr, sir, sar
+
+
+def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
+    """Perceptual evaluation of speech quality, MOS-LQO 1 to 4.6: narrow or wide band by rate.
+
+    Args:
+        estimate: [sample].
+        target: [sample], equally long.
+        rate_hz: 8000 or 16000; the value is nan for other rates, and for more than `PESQ_S`.
+
+    Raises:
+        ConfigError: the package pesq cannot be imported.
+
+    Source: ITU-T P.862.1 and P.862.2.
+    """
+    if rate_hz not in PESQ_MODES or len(target) > PESQ_S * rate_hz:
+        return math.nan
+    package = _package("pesq")
+    return float(_attempt(lambda: package.pesq(rate_hz, target, estimate, PESQ_MODES[rate_hz])))
+
+
+def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = False) -> float:
+    """Short-time objective intelligibility, about 0 to 1; nan for less than 0.4 s of speech.
+
+    Args:
+        estimate: [sample].
+        target: [sample], equally long.
+        rate_hz: any.
+        extended: compute ESTOI.
+
+    Raises:
+        ConfigError: the package pystoi cannot be imported.
+
+    Source: Taal et al., IEEE TASLP 2011; Jensen and Taal, IEEE TASLP 2016.
+    """
+    package = _package("pystoi")
+    e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
+    return float(_attempt(lambda: package.stoi(t, e, rate_hz, extended=extended)))
+
+
+def _nothing() -> Samples:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What metrics compare, each [sample], equally long; empty where it is not known."""
+
+    rate_hz: int
+    estimate: Samples
+    target: Samples = field(default_factory=_nothing)
+    mixture: Samples = field(default_factory=_nothing)
+    interferers: tuple[Samples, ...] = ()
+
+    @cached_property
+    def si_sdr_db(self) -> float:
+        """SI-SDR of the estimate."""
+        return si_sdr(self.estimate, self.target)
+
+    @cached_property
+    def input_si_sdr_db(self) -> float:
+        """SI-SDR of the mixture, nan without one."""
+        return si_sdr(self.mixture, self.target) if self.mixture.size else math.nan
+
+    @cached_property
+    def bss_eval(self) -> tuple[float, float, float]:
+        """SDR, SIR and SAR, which have most of their work in common."""
+        return bss_eval(self.estimate, self.target, self.interferers)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: what people and files call it, and how its value comes about."""
+
+    name: str
+    """What a user writes after --metrics."""
+    label: str
+    """What tables and pages call it."""
+    unit: str
+    digits: int
+    function: Callable[[Sounds], float]
+    """Its value; nan or infinite where these sounds have none."""
+    needs: tuple[str, ...]
+    """The fields of `Sounds`, beside the estimate, without which there is no value."""
+    meaning: str
+    """What it measures, as half a sentence."""
+    package: str = ""
+    """The package that computes it, in the extra `metrics`; empty if it is computed here."""
+
+    @property
+    def column(self) -> str:
+        """Its column in CSV and JSON, with the unit as suffix."""
+        return f"{self.name}_{self.unit.lower()}" if self.unit else self.name
+
+    @property
+    def heading(self) -> str:
+        """Its label with the unit."""
+        return f"{self.label} {self.unit}".strip()
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its package is installed, if it needs one."""
+        return not self.package or find_spec(self.package) is not None
+
+    def text(self, value: float | None, sign: str = "") -> str:
+        """A value to the digits that matter, or a dash; with sign "+", a change."""
+        return "-" if value is None else f"{value:{sign}.{self.digits}f}"
+
+
+TARGET, MIXTURE, OTHERS = ("target",), ("target", "mixture"), ("target", "interferers")
+
+# fmt: off
+METRICS = {metric.name: metric for metric in (
+    Metric("si_sdr", "SI-SDR", "dB", 2, lambda s: s.si_sdr_db, TARGET,
+           "the target against everything else in the output; its level does not count"),
+    Metric("si_sdr_i", "SI-SDRi", "dB", 2, lambda s: s.si_sdr_db - s.input_si_sdr_db, MIXTURE,
+           "by how much the output's SI-SDR exceeds the mixture's"),
+    Metric("snr", "SNR", "dB", 2, lambda s: snr(s.estimate, s.target), TARGET,
+           "like SI-SDR, but a wrong level or sign counts as an error"),
+    Metric("sdr", "SDR", "dB", 2, lambda s: s.bss_eval[0], TARGET,
+           "like SI-SDR, but a short filter on the target does not count", "fast_bss_eval"),
+    Metric("sir", "SIR", "dB", 2, lambda s: s.bss_eval[1], OTHERS,
+           "the target against what is left of the other talkers", "fast_bss_eval"),
+    Metric("sar", "SAR", "dB", 2, lambda s: s.bss_eval[2], OTHERS,
+           "all talkers against what the system has added", "fast_bss_eval"),
+    Metric("pesq", "PESQ", "", 2, lambda s: pesq(s.estimate, s.target, s.rate_hz), TARGET,
+           "predicted rating of the quality by listeners, 1 to 4.6", "pesq"),
+    Metric("stoi", "STOI", "", 3, lambda s: stoi(s.estimate, s.target, s.rate_hz), TARGET,
+           "predicted intelligibility, 0 to 1", "pystoi"),
+    Metric("estoi", "ESTOI", "", 3,
+           lambda s: stoi(s.estimate, s.target, s.rate_hz, extended=True), TARGET,
+           "the same for noise that comes and goes, such as other talkers", "pystoi"),
+)}
+# fmt: on
+"""Every metric by its name, in the order of tables."""
+
+BUILT_IN = tuple(name for name, metric in METRICS.items() if not metric.package)
+"""The metrics that are computed here, at the cost of reading the files."""
+
+BY_COLUMN = {metric.column: metric for metric in METRICS.values()}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Refuse metrics whose package is not there.
+
+    Raises:
+        ConfigError: some are not installed.
+    """
+    absent = [name for name in names if not METRICS[name].is_installed]
+    if absent:
+        raise ConfigError(f"{', '.join(absent)}: the package for it is not installed. {INSTALL}")
+
+
+def _in_float64(
     estimate: npt.ArrayLike, target: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Both in float64, checked to be [sample] and equally long."""
     e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
     if e.ndim != 1 or e.shape != t.shape:
-        raise ValueError(f"estimate {e.shape} and target {t.shape} must be [sample] alike")
+        raise ValueError(
+            f"estimate {e.shape} and target {t.shape} must both be [sample] and equally long"
+        )
     return e, t
 
 
 def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     """Inner product, without BLAS: its threads wait for each other on a busy machine."""
     return float(np.einsum("i,i", a, b))
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except (ImportError, ValueError) as error:  # ValueError: built for another numpy
+        raise ConfigError(f"{name} cannot be imported ({error}). {INSTALL}") from error
+
+
+def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:
+    """What a package computes; `otherwise` where it fails or warns that the value means nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return measure()
+        except Exception:  # the packages raise all kinds of errors on sounds that they do not like
+            return otherwise

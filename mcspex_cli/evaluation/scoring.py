@@ -1,31 +1,33 @@
-"""Scoring files against files: checks, one row each, by one process or several."""
+"""Scores of files: which belong together, whether they can be compared, and a row for each."""
 
 from __future__ import annotations
 
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import repeat
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from mcspex_cli import audio
-from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
-from mcspex_cli.evaluation import perceptual
-from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
-from mcspex_cli.evaluation.pairing import Trio, pair
-from mcspex_cli.extraction.processes import left_to_this_process
-from mcspex_cli.extraction.shares import cores
+import numpy as np
 
-__all__ = ["Score", "ScoreSettings", "Trio", "pair", "score", "score_all", "sensible_workers"]
+from mcspex_cli import audio, files
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, PairingError
+from mcspex_cli.evaluation.metrics import (
+    BUILT_IN,
+    BY_COLUMN,
+    METRICS,
+    Sounds,
+    is_flipped,
+    is_silent,
+)
 
 TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
@@ -33,64 +35,271 @@ TRIM = 0.01
 EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
-REFUSED = ("length differs", "rate differs", "not finite", "unreadable")
+REFUSED = ("unreadable", "not finite", "rate differs", "length differs", "channels differ")
 """Statuses of files that were not scored; the row's note says why."""
 
-SLOW = frozenset(perceptual.PACKAGES)
-"""Metrics that cost more than reading the files."""
+FLIPPED = "sign flipped"
+
+CUT = "cut to"
+"""How the note begins of files that were cut to one length."""
 
 CHUNK = 8
-"""Files handed to a worker at once."""
+"""Files handed to a process at once."""
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """What to compute, and what to let pass."""
+    """What to compute, and what to accept."""
 
-    metrics: tuple[str, ...] = ("si_sdr", "si_sdr_i", "snr")
+    metrics: tuple[str, ...] = BUILT_IN
+    """Names from `METRICS`."""
     resample: bool = False
-    """Bring what has another rate to the truth's."""
+    """Convert files of another sample rate to the truth's."""
     flipped_ok: bool = False
     """Give sign-flipped estimates, which sound the same, the status "ok" and a note."""
     channel: str | None = None
-    """The channel of a mixture with several, as `extract` took it; without one it is refused."""
+    """The channel of the mixture that the estimate is from ("mix", "0", ...), as `extract` took
+    it; None: a mixture needs as many channels as the estimate, or one."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One estimate's numbers; a value is None where it does not exist or is not asked for."""
+class Row:
+    """One estimate's scores.
+
+    The status is "ok", or says why the row is in no mean: "silent truth", "silent estimate",
+    "exact" (a copy of the truth), "sign flipped" (which SI-SDR does not see and SNR does), or
+    one of `REFUSED`.
+    """
 
     name: str
     status: str
-    """"ok"; out of the means: "silent truth", "silent estimate", "exact" (infinitely good),
-    "sign flipped" (SI-SDR does not see it, SNR does); or one of `REFUSED`."""
     note: str = ""
-    si_sdr_db: float | None = None
-    si_sdr_i_db: float | None = None
-    snr_db: float | None = None
-    sdr_db: float | None = None
-    sir_db: float | None = None
-    sar_db: float | None = None
-    pesq: float | None = None
-    stoi: float | None = None
-    estoi: float | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By column, those that exist."""
     input_si_sdr_db: float | None = None
-    """The mixture's own."""
+    """The mixture's own SI-SDR."""
     confused: bool | None = None
-    """Whether the wrong talker was followed: worse than the mixture, or nearer to an
-    interferer than to the truth. None where neither is given."""
+    """Whether the wrong talker was extracted: the estimate is worse than the mixture, or nearer
+    to an interferer than to the truth. None where neither is known."""
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the sign is flipped, accepted or not."""
+        return self.status == FLIPPED or self.note.startswith(FLIPPED)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Row:
+        """The row of a report; what else the report has is left out.
+
+        Raises:
+            KeyError: it has no name, status or note.
+            TypeError: a value is not a number.
+        """
+        values = {column: row[column] for column in BY_COLUMN if row.get(column) is not None}
+        if not all(isinstance(value, int | float) for value in values.values()):
+            raise TypeError("a score is not a number")
+        known = {key: row.get(key) for key in ("input_si_sdr_db", "confused")}
+        return cls(str(row["name"]), str(row["status"]), str(row["note"]), values, **known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as reports have it: every metric's column, None where there is no value."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "note": self.note,
+            **{metric.column: self.values.get(metric.column) for metric in METRICS.values()},
+            "input_si_sdr_db": self.input_si_sdr_db,
+            "confused": self.confused,
+        }
 
 
 @dataclass(frozen=True)
-class Sounds:
-    """What a `Trio` names, each [sample], equally long."""
+class Pairing:
+    """An estimate and the files that it is compared with, under one name."""
 
-    rate_hz: int
-    estimate: Samples
-    target: Samples
-    mixture: Samples | None
-    interferers: tuple[Samples, ...]
-    note: str
+    name: str
+    estimate: Path
+    target: Path
+    mixture: Path | None = None
+    interferers: tuple[Path, ...] = ()
+    """The other talkers of the mixture, each alone."""
+
+
+def pair(
+    estimates: Path, truth: Path, mixtures: Path | None = None, interferers: Sequence[Path] = ()
+) -> list[Pairing]:
+    """Pair a file with a file, or each estimate of a folder with the files of its name.
+
+    Files belong together if their paths below their folders are the same but for the suffix;
+    `.target` before an estimate's suffix does not count.
+
+    Raises:
+        PairingError: a folder is compared with a file, two files of a folder have one name, or
+            a file is missing in one of the other folders.
+    """
+    others = [truth, *([mixtures] if mixtures else []), *interferers]
+    if any(estimates.is_dir() != other.is_dir() for other in others):
+        raise PairingError(
+            "estimates, truth, mixtures and interferers must be all files or all folders."
+        )
+    if not estimates.is_dir():
+        return [Pairing(estimates.name, estimates, truth, mixtures, tuple(interferers))]
+    named_estimates = files_by_name(estimates)
+    if not named_estimates:
+        raise PairingError(f"{estimates}: no sound files in this folder.")
+    folders = [(folder, files_by_name(folder)) for folder in others]
+    pairings = []
+    for name, path in named_estimates.items():
+        for folder, named in folders:
+            if name not in named:
+                raise PairingError(
+                    f"{path}: no file {name} (.wav, .flac, ...) in {folder}. Add it, or remove "
+                    "the estimate."
+                )
+        target, *rest = (named[name] for _, named in folders)
+        mixture = rest.pop(0) if mixtures else None
+        pairings.append(Pairing(name, path, target, mixture, tuple(rest)))
+    return pairings
+
+
+def missing_estimates(estimates: Path, truth: Path) -> list[str]:
+    """Names of the truths without an estimate; none where both are files.
+
+    Raises:
+        PairingError: two files of a folder have one name.
+    """
+    if not estimates.is_dir():
+        return []
+    return sorted(files_by_name(truth).keys() - files_by_name(estimates).keys())
+
+
+def case_name(path: str | Path) -> str:
+    """The name that pairs a file with others: without the suffix of sound and `.target`."""
+    path = Path(path)
+    if path.suffix.lower() in files.SUFFIXES:
+        path = path.with_suffix("")
+    return str(path).removesuffix(".target")
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """All recordings under a folder by `case_name`.
+
+    Raises:
+        PairingError: two have one name.
+    """
+    named: dict[str, Path] = {}
+    for path in files.find(folder):
+        name = case_name(path.relative_to(folder))
+        if name in named:
+            raise PairingError(f"{named[name]} and {path}: both have the name {name}. Move one.")
+        named[name] = path
+    return named
+
+
+def score_file(
+    estimate: Path,
+    target: Path,
+    mixture: Path | None = None,
+    interferers: Sequence[Path] = (),
+    *,
+    name: str | None = None,
+    settings: ScoreSettings | None = None,
+) -> Row:
+    """Score one estimate; files that cannot be compared give a row that says why.
+
+    An estimate with several channels is scored channel by channel and has the mean of their
+    values. The other files need as many channels, or one, which then counts for every channel.
+
+    Args:
+        estimate: the file to score.
+        target: the truth.
+        mixture: for SI-SDRi and target confusion.
+        interferers: the other talkers, each alone, for SIR, SAR and target confusion.
+        name: of the row; without one, the estimate's file name.
+        settings: what to compute.
+
+    Raises:
+        ConfigError: a metric's package cannot be imported.
+    """
+    settings, name = settings or ScoreSettings(), estimate.name if name is None else name
+    try:
+        channels, note = _read(Pairing(name, estimate, target, mixture, (*interferers,)), settings)
+    except _RefusedError as refused:
+        return Row(name, refused.status, str(refused))
+    except NonFiniteError as error:
+        return Row(name, "not finite", str(error))
+    except (AudioError, OSError) as error:
+        return Row(name, "unreadable", str(error))
+    rows = [_score_channel(name, sounds, note, settings) for sounds in channels]
+    return rows[0] if len(rows) == 1 else _average(rows)
+
+
+def score_files(
+    pairings: Sequence[Pairing], settings: ScoreSettings | None = None, workers: int | None = None
+) -> Iterator[Row]:
+    """Score each, in order, by as many processes; without a number, by as many as pay off.
+
+    Raises:
+        ConfigError: a metric's package cannot be imported.
+        McspexError: a process was killed.
+    """
+    settings = settings or ScoreSettings()
+    workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
+    if workers <= 1:
+        for pairing in pairings:
+            yield _score_pairing(pairing, settings)
+        return
+    # Processes that were forked from one that has used torch may hang.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    others = active_children()
+    try:
+        with _prepared_for_workers():
+            rows = pool.map(partial(_score_pairing, settings=settings), pairings, chunksize=CHUNK)
+        yield from rows
+    except (KeyboardInterrupt, GeneratorExit):
+        for process in set(active_children()) - set(others):
+            process.terminate()  # nobody needs what it computes any more, and it writes nothing
+        raise
+    except BrokenProcessPool as error:
+        raise McspexError(
+            "a scoring process was killed, perhaps because memory ran out. Use --workers 1."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def sensible_workers(files: int, metrics: Sequence[str]) -> int:
+    """One process for few files; as many as cores where starting them pays off."""
+    if files < (200 if set(metrics) <= set(BUILT_IN) else 40):
+        return 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(cores, files // CHUNK)
+
+
+@contextmanager
+def _prepared_for_workers() -> Iterator[None]:
+    """Have processes that start in this block ignore Ctrl-C and compute in one thread each.
+
+    This process answers Ctrl-C and ends them; several threads would only wait for each other.
+    """
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(threads, "1"))
+    masked = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name, value in threads.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _score_pairing(pairing: Pairing, settings: ScoreSettings) -> Row:
+    """`score_file` as a process can be told to run it."""
+    compared = (pairing.estimate, pairing.target, pairing.mixture, pairing.interferers)
+    return score_file(*compared, name=pairing.name, settings=settings)
 
 
 class _RefusedError(Exception):
@@ -101,165 +310,91 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def score(trio: Trio, settings: ScoreSettings | None = None) -> Score:
-    """Score one estimate; files that cannot be compared give a row that says why.
+def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]:
+    """Read what is compared: the sounds of each channel of the estimate, and a note.
 
-    Raises:
-        ConfigError: a metric's package cannot be imported.
+    All are at the truth's rate, and cut to the shortest if they differ by little.
     """
-    settings = settings or ScoreSettings()
-    try:
-        sounds = _load(trio, settings)
-    except _RefusedError as refused:
-        return Score(trio.name, refused.status, str(refused))
-    except NonFiniteError as error:
-        return Score(trio.name, "not finite", str(error))
-    except (AudioError, OSError) as error:
-        return Score(trio.name, "unreadable", str(error))
-    row = _judge(trio.name, sounds)
-    if row.status == "sign flipped" and settings.flipped_ok:
-        row = replace(row, status="ok", note=f"sign flipped. {sounds.note}".strip())
-    if row.status in ("ok", "sign flipped"):
-        row = replace(row, **_extras(sounds, settings.metrics))
-    dropped = {"si_sdr", "si_sdr_i", "snr"} - set(settings.metrics)
-    unwanted: dict[str, Any] = dict.fromkeys(f"{name}_db" for name in dropped)
-    return replace(row, **unwanted)
+    truth = audio.probe(pairing.target)
+    mixtures = [pairing.mixture] if pairing.mixture else []
+    compared = [pairing.estimate, pairing.target, *mixtures, *pairing.interferers]
+    sounds: list[Samples] = []
+    for path in compared:
+        rate_hz = audio.probe(path).sample_rate_hz
+        if rate_hz != truth.sample_rate_hz and not settings.resample:
+            raise _RefusedError(
+                "rate differs",
+                f"{path}: {rate_hz} Hz, but {truth.path} has {truth.sample_rate_hz} Hz. "
+                "Use --resample.",
+            )
+        channel = settings.channel if path == pairing.mixture else None
+        sounds.append(np.atleast_2d(audio.read(path, truth.sample_rate_hz, channel or "all")))
+        if len(sounds[-1]) not in (1, len(sounds[0])):
+            raise _RefusedError(
+                "channels differ",
+                f"{path}: {len(sounds[-1])} channels, but {compared[0]} has {len(sounds[0])}. "
+                "Make both mono, or give both the same channels.",
+            )
+    lengths = [sound.shape[1] for sound in sounds]
+    for path, length in zip(compared, lengths, strict=True):
+        if abs(length - lengths[1]) > TRIM * max(length, lengths[1]):
+            raise _RefusedError(
+                "length differs",
+                f"{path}: {length} samples, but {truth.path} has {lengths[1]}. "
+                "Are they of the same mixture?",
+            )
+    shortest = min(lengths)
+    channels = []
+    for number in range(len(sounds[0])):
+        estimate, target, *rest = (s[number if len(s) > 1 else 0, :shortest] for s in sounds)
+        mixture = rest.pop(0) if mixtures else np.zeros(0, np.float32)
+        channels.append(Sounds(truth.sample_rate_hz, estimate, target, mixture, tuple(rest)))
+    return channels, "" if max(lengths) == shortest else f"{CUT} {shortest} samples."
 
 
-def score_all(
-    trios: Sequence[Trio], settings: ScoreSettings | None = None, workers: int = 1
-) -> Iterator[Score]:
-    """Score each, in order, by as many processes.
-
-    Raises:
-        ConfigError: a metric's package cannot be imported.
-        McspexError: a worker was killed.
-    """
-    settings = settings or ScoreSettings()
-    if workers == 1:
-        yield from map(score, trios, repeat(settings))
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
-    others = active_children()
-    try:
-        with _for_workers():
-            rows = pool.map(partial(score, settings=settings), trios, chunksize=CHUNK)
-        yield from rows
-    except (KeyboardInterrupt, GeneratorExit):
-        for process in set(active_children()) - set(others):
-            process.terminate()  # what it computes is not wanted any more, and it writes nothing
-        raise
-    except BrokenProcessPool as error:
-        raise McspexError("a worker was killed (out of memory?). Use --workers 1.") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def sensible_workers(files: int, metrics: Sequence[str]) -> int:
-    """One process for few files; as many as cores where starting them pays off."""
-    if files < (40 if SLOW & set(metrics) else 200):
-        return 1
-    return min(cores(), files // CHUNK)
-
-
-@contextmanager
-def _for_workers() -> Iterator[None]:
-    """Have processes that are started in this block leave Ctrl-C to this one.
-
-    They also compute in one thread each: several would only wait for each other.
-    """
-    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(threads, "1"))
-    try:
-        with left_to_this_process(signal.SIGINT):
-            yield
-    finally:
-        for name, value in threads.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _judge(name: str, sounds: Sounds) -> Score:
-    """Status, SI-SDR, SNR, and whether the wrong talker was followed."""
-    estimate, target = sounds.estimate, sounds.target
-    if is_silent(target):
-        return Score(name, "silent truth", sounds.note)
-    if is_silent(estimate):
-        return Score(name, "silent estimate", sounds.note)
-    value = si_sdr(estimate, target)
+def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
+    """Status, values and target confusion of one channel."""
+    value = sounds.si_sdr_db
+    if is_silent(sounds.target):
+        return Row(name, "silent truth", note)
+    if is_silent(sounds.estimate):
+        return Row(name, "silent estimate", note)
     if value == -math.inf:
-        return Score(name, "silent estimate", "nothing of the truth is in it.")
-    flipped = value > 0 and is_flipped(estimate, target)
+        return Row(name, "silent estimate", "it has nothing of the truth in it.")
     if value >= EXACT_DB:
-        return Score(name, "exact", sounds.note)
-    before = si_sdr(sounds.mixture, target) if sounds.mixture is not None else math.nan
-    gain = value - before if math.isfinite(before) else None
-    nearer = any(si_sdr(estimate, other) > value for other in sounds.interferers)
-    known = gain is not None or bool(sounds.interferers)
-    return Score(
+        return Row(name, "exact", note)
+    status, gain_db = "ok", value - sounds.input_si_sdr_db
+    if value > 0 and is_flipped(sounds.estimate, sounds.target):
+        status = "ok" if settings.flipped_ok else FLIPPED
+        note = f"{FLIPPED}. {note}".strip() if settings.flipped_ok else note
+    nearer = any(
+        Sounds(sounds.rate_hz, sounds.estimate, other).si_sdr_db > value
+        for other in sounds.interferers
+    )
+    known = math.isfinite(gain_db) or bool(sounds.interferers)
+    chosen = {name: METRICS[name].function(sounds) for name in settings.metrics}
+    return Row(
         name,
-        "sign flipped" if flipped else "ok",
-        sounds.note,
-        si_sdr_db=value,
-        si_sdr_i_db=gain,
-        snr_db=snr(estimate, target),
-        input_si_sdr_db=before if gain is not None else None,
-        confused=nearer or (gain is not None and gain < 0) if known else None,
+        status,
+        note,
+        {METRICS[key].column: float(x) for key, x in chosen.items() if math.isfinite(x)},
+        sounds.input_si_sdr_db if math.isfinite(gain_db) else None,
+        nearer or gain_db < 0 if known else None,
     )
 
 
-def _extras(sounds: Sounds, metrics: Sequence[str]) -> dict[str, Any]:
-    """The values that other packages compute, by column."""
-    estimate, target, rate_hz = sounds.estimate, sounds.target, sounds.rate_hz
-    values: dict[str, float | None] = {}
-    if {"sir", "sar"} & set(metrics) and sounds.interferers:
-        found = perceptual.sdr_sir_sar(estimate, target, sounds.interferers)
-        values.update(zip(("sdr_db", "sir_db", "sar_db"), found, strict=True))
-    elif "sdr" in metrics:
-        values["sdr_db"] = perceptual.sdr(estimate, target)
-    if "pesq" in metrics:
-        values["pesq"] = perceptual.pesq(estimate, target, rate_hz)
-    for name in {"stoi", "estoi"} & set(metrics):
-        extended = name == "estoi"
-        values[name] = perceptual.stoi(estimate, target, rate_hz, extended=extended)
-    return {
-        column: value for column, value in values.items() if column.removesuffix("_db") in metrics
-    }
-
-
-def _load(trio: Trio, settings: ScoreSettings) -> Sounds:
-    """Read what is compared, at the truth's rate, cut to the shortest if they differ by little."""
-    rate_hz = audio.probe(trio.truth).sample_rate_hz
-    channels = {trio.mixture: settings.channel}
-    files = [trio.truth, trio.estimate, *([trio.mixture] if trio.mixture else [])]
-    files += trio.interferers
-    sounds = [_read(path, trio.truth, settings, channels.get(path)) for path in files]
-    for path, sound in zip(files, sounds, strict=True):
-        _check_length(path, sound, trio.truth, sounds[0])
-    shortest = min(map(len, sounds))
-    note = f"cut to {shortest} samples." if any(len(s) != shortest for s in sounds) else ""
-    target, estimate, *rest = (sound[:shortest] for sound in sounds)
-    mixture = rest.pop(0) if trio.mixture else None
-    return Sounds(rate_hz, estimate, target, mixture, tuple(rest), note)
-
-
-def _read(path: Path, truth: Path, settings: ScoreSettings, channel: str | None) -> Samples:
-    """Read a mono file [sample], refusing another rate than the truth's unless resampled."""
-    info, rate_hz = audio.probe(path), audio.probe(truth).sample_rate_hz
-    if info.channels != 1 and channel is None:
-        raise AudioError(f"{path}: has {info.channels} channels, scoring needs one. Split it.")
-    if info.sample_rate_hz != rate_hz and not settings.resample:
-        raise _RefusedError(
-            "rate differs",
-            f"{path}: {info.sample_rate_hz} Hz, but {truth} has {rate_hz} Hz. Use --resample.",
-        )
-    return audio.read(path, rate_hz, channel or "mix")
-
-
-def _check_length(path: Path, sound: Samples, truth: Path, target: Samples) -> None:
-    """Refuse what cannot be of the same mixture."""
-    short, long = sorted((len(sound), len(target)))
-    if long - short > TRIM * long:
-        raise _RefusedError(
-            "length differs",
-            f"{path}: {len(sound)} samples, but {truth} has {len(target)}. Of one mixture?",
-        )
+def _average(rows: Sequence[Row]) -> Row:
+    """One row for the channels of a file: mean values, and the first status that is not "ok"."""
+    number, row = next(((n, r) for n, r in enumerate(rows) if r.status != "ok"), (0, rows[0]))
+    where = f"mean of {len(rows)} channels." if row.status == "ok" else f"channel {number}."
+    columns = [column for column in row.values if all(column in r.values for r in rows)]
+    inputs = [r.input_si_sdr_db for r in rows if r.input_si_sdr_db is not None]
+    verdicts = [r.confused for r in rows if r.confused is not None]
+    return Row(
+        row.name,
+        row.status,
+        f"{where} {row.note}".strip(),
+        {column: float(np.mean([r.values[column] for r in rows])) for column in columns},
+        float(np.mean(inputs)) if len(inputs) == len(rows) else None,
+        any(verdicts) if len(verdicts) == len(rows) else None,
+    )

@@ -1,31 +1,33 @@
-"""What a report says to people: tables and remarks, as text."""
+"""A report as text: tables and remarks for people, and the files JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from mcspex_cli.evaluation.groups import NONE
-from mcspex_cli.evaluation.statistics import ranked_by, scored
-
-Document = dict[str, Any]
-"""What `reports.build` describes; JSON without NaN or infinity."""
-
-LABELS = {
-    "si_sdr_db": "SI-SDR dB",
-    "si_sdr_i_db": "SI-SDRi dB",
-    "snr_db": "SNR dB",
-    "sdr_db": "SDR dB",
-    "sir_db": "SIR dB",
-    "sar_db": "SAR dB",
-    "pesq": "PESQ",
-    "stoi": "STOI",
-    "estoi": "ESTOI",
-}
+from mcspex_cli import files, text
+from mcspex_cli.errors import OutputError, PairingError
+from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS
+from mcspex_cli.evaluation.scoring import CUT
+from mcspex_cli.evaluation.summary import (
+    NO_GROUP,
+    Distribution,
+    Report,
+    Rows,
+    Summary,
+    ranking,
+    scored,
+)
 
 FEW = 50
 """Up to so many files a table shows them all."""
+
+_FIRST = ("name", "group", *BY_COLUMN, "input_si_sdr_db", "confused", "status", "note")
+"""The order of columns in CSV; others come after."""
 
 
 @dataclass(frozen=True)
@@ -38,62 +40,151 @@ class Table:
     footer: tuple[str, ...] = ()
 
 
-def tables(document: Document, *, every: bool = False) -> list[Table]:
+def tables(report: Report, *, every: bool = False) -> list[Table]:
     """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline."""
-    summary = document["summary"]
-    made = [_files(document, every=every or summary["files"] <= FEW)]
-    if summary["scored"] > 1:
-        made.append(_means("Means", summary["metrics"]))
-    if document["groups"]:
-        made.append(_groups(document["groups"], tuple(summary["metrics"])))
-    if document["baseline"]:
-        against = document["baseline"]
-        title = f"Change since {against['path']}: {against['both']} files in both, "
-        title += f"{against['only_here']} only here, {against['only_there']} only there"
-        made.append(_means(title, against["metrics"], sign="+"))
-    return made
+    summary = report.summary
+    parts = [_files(report, every=every or summary.files <= FEW)]
+    if summary.scored > 1:
+        parts.append(_means("Means", summary.metrics))
+    if report.groups:
+        parts.append(_groups(report.groups, tuple(summary.metrics)))
+    if report.baseline:
+        change = report.baseline
+        title = (
+            f"Change since {change.path} (files in both: {change.both}, only here: "
+            f"{change.only_here}, only there: {change.only_there})"
+        )
+        parts.append(_means(title, change.metrics, sign="+"))
+    return parts
 
 
-def remarks(document: Document) -> list[str]:
+def remarks(report: Report) -> list[str]:
     """What a reader of the means has to know; nothing where all is well."""
-    summary, rows = document["summary"], document["scores"]
-    left_out = {k: n for k, n in summary["statuses"].items() if k != "ok"}
-    said = ", ".join(f"{n} {status}" for status, n in left_out.items())
-    cut = sum("cut to" in (row.get("note") or "") for row in scored(rows))
-    loose = sum(row.get("group") == NONE for row in rows)
-    counts = (
-        (sum(left_out.values()), f"of {summary['files']} files are not in the means: {said}."),
-        (summary["missing_estimates"], "truths have no estimate; the means are without them."),
-        (cut, "files differ in length from their truth by up to 1 % and were cut."),
-        (loose, f"files are in no row of the groups; they are in group {NONE}."),
+    summary = report.summary
+    others = {status: n for status, n in summary.statuses.items() if status != "ok"}
+    left_out, missing = sum(others.values()), summary.missing_estimates
+    cut = sum(CUT in (row.get("note") or "") for row in scored(report.rows))
+    loose = sum(row.get("group") == NO_GROUP for row in report.rows)
+    reasons = ", ".join(f"{number} {status}" for status, number in others.items())
+    lines = (
+        (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
+        (missing, f"truths without an estimate: {missing}. The means do not include them."),
+        (cut, f"files cut to the length of their truth: {cut}. They differed by up to 1 %."),
+        (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
-    return [f"{count} {text}" for count, text in counts if count]
+    return [line for number, line in lines if number]
 
 
-def confusion(document: Document) -> str:
-    """How often the wrong talker was followed, and where; "" if that is not known."""
-    summary = document["summary"]
-    if summary["confused"] is None:
+def confusion(report: Report) -> str:
+    """How often the wrong talker was extracted, and where; "" if that is not known."""
+    summary = report.summary
+    if summary.confused is None:
         return ""
-    names = [row["name"] for row in scored(document["scores"]) if row.get("confused")]
-    share = 100 * summary["confused"] / summary["scored"]
+    names = [row["name"] for row in scored(report.rows) if row.get("confused")]
+    share = 100 * summary.confused / summary.scored
     which = f": {_listed(names)}" if names else ""
-    return f"target confusion: {summary['confused']} of {summary['scored']} ({share:.1f} %){which}"
+    return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"
 
 
-def absences(document: Document) -> str:
+def absences(rows: Rows) -> str:
     """Which voices are probably not in their mixtures; "" for none."""
-    judged = [row for row in document["scores"] if row.get("present") is not None]
+    judged = [row for row in rows if row.get("present") is not None]
     names = [row["name"] for row in judged if not row["present"]]
     verb = "is" if len(names) == 1 else "are"
-    said = f"{len(names)} of {len(judged)} voices {verb} probably absent: {_listed(names)}"
-    return said if names else ""
+    counts = f"{len(names)} of {len(judged)} voices {verb} probably absent"
+    return f"{counts}: {_listed(names)}" if names else ""
 
 
-def cell(column: str, value: float | None, sign: str = "") -> str:
-    """A metric's value to the digits that matter, or a dash for what does not exist."""
-    digits = 3 if column in ("stoi", "estoi") else 2
-    return "-" if value is None else f"{value:{sign}.{digits}f}"
+def shortfalls(report: Report, limits: Mapping[str, float]) -> list[str]:
+    """Which means are under their limit.
+
+    Args:
+        report: what was scored.
+        limits: the lowest mean allowed, by the metric's name.
+
+    Raises:
+        PairingError: a metric has no mean.
+    """
+    short = []
+    for name, limit in limits.items():
+        metric = METRICS[name]
+        if metric.column not in report.summary.metrics:
+            raise PairingError(f"--fail-under {name}: no file has a value. Is it in --metrics?")
+        mean = report.summary.metrics[metric.column].mean
+        if mean < limit:
+            short.append(f"mean {metric.heading} {metric.text(mean)} is under {limit:g}")
+    return short
+
+
+def as_json(report: Report) -> str:
+    """A report as JSON without NaN or infinity."""
+    return json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """A report's rows as CSV: known columns first, those without any value left out."""
+    seen = dict.fromkeys(key for row in report.rows for key in row)
+    ordered = [key for key in _FIRST if key in seen] + [key for key in seen if key not in _FIRST]
+    columns = [key for key in ordered if any(row.get(key) not in (None, "") for row in report.rows)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([text.csv_cell(row.get(key)) for key in columns] for row in report.rows)
+    return file.getvalue()
+
+
+def as_markdown(report: Report) -> str:
+    """A report's tables with all files, and the remarks, as Markdown."""
+    parts = []
+    for table in tables(report, every=True):
+        heading, *rows = [map(text.markdown, row) for row in (table.headings, *table.rows)]
+        rule = ["---", *["---:"] * (len(table.headings) - 1)]
+        footer = [f"**{text.markdown(cell)}**" if cell else "" for cell in table.footer]
+        parts.append(f"## {text.markdown(table.title)}\n\n" if table.title else "")
+        for row in (heading, rule, *rows, *([footer] if footer else [])):
+            parts.append("| " + " | ".join(row) + " |\n")
+        parts.append("\n")
+    lines = [line for line in (*remarks(report), confusion(report)) if line]
+    return "".join(parts) + "".join(f"- {text.markdown(line)}\n" for line in lines)
+
+
+FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "json": (".json", as_json),
+    "csv": (".csv", as_csv),
+    "markdown": (".md", as_markdown),
+}
+"""By name, what a report can be written as: the suffix of a file, and how."""
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
+    """Refuse files for reports before there is one.
+
+    Raises:
+        OutputError: a suffix names no format, or a file would replace an input or a folder.
+    """
+    taken = [path.resolve() for path in inputs if path]
+    suffixes = [suffix for suffix, _ in FORMATS.values()]
+    for path in outputs:
+        if path.suffix.lower() not in suffixes:
+            raise OutputError(
+                f"{path}: unknown format. The name must end in {', '.join(suffixes)}."
+            )
+        if path.is_dir() or path.resolve() in taken:
+            raise OutputError(f"{path}: is an input or a folder. Choose another name.")
+
+
+def write(path: Path, report: Report) -> None:
+    """Write a report in the format of the file's suffix, whole or not at all.
+
+    Raises:
+        OutputError: the place is not writable.
+    """
+    form = next(form for suffix, form in FORMATS.values() if suffix == path.suffix.lower())
+    content = form(report)
+    files.make_folders(path.parent)
+    with files.whole(path) as partial:
+        # A file name that is not UTF-8 comes out as the bytes it is.
+        partial.write_bytes(content.encode("utf-8", "surrogateescape"))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -102,58 +193,51 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:10])}{more}"
 
 
-def _files(document: Document, *, every: bool) -> Table:
+def _files(report: Report, *, every: bool) -> Table:
     """A row for each file, or the worst ten, and the means."""
-    rows, means = document["scores"], document["summary"]["metrics"]
-    columns = [column for column in LABELS if any(row.get(column) is not None for row in rows)]
-    ranked = ranked_by(scored(rows)) or ""
-    changes = (document["baseline"] or {}).get("differences", [])
+    rows, means = report.rows, report.summary.metrics
+    columns = [c for c in BY_COLUMN if any(row.get(c) is not None for row in rows)]
+    ranked = ranking(rows) or ""
+    changes = report.baseline.differences if report.baseline else []
     change = {row["name"]: row[ranked] for row in changes if ranked in row}
     by_name = {row["name"]: row for row in rows}
-    shown = rows if every else [by_name[name] for name in document["worst"]]
+    shown = rows if every else [by_name[name] for name in report.worst]
     cells = [
         (
             str(row["name"]),
-            *(cell(column, row.get(column)) for column in columns),
-            *([cell(ranked, change.get(row["name"]), "+")] if change else []),
+            *(BY_COLUMN[column].text(row.get(column)) for column in columns),
+            *([BY_COLUMN[ranked].text(change.get(row["name"]), "+")] if change else []),
             "confused" if row["status"] == "ok" and row.get("confused") else str(row["status"]),
         )
         for row in shown
     ]
-    footer = [f"mean of {document['summary']['scored']}"]
-    footer += [
-        cell(column, means[column]["mean"] if column in means else None) for column in columns
-    ]
-    headings = ("file", *(LABELS[c] for c in columns), *(["change"] if change else []), "status")
-    footer += [""] * (len(headings) - len(footer))
-    label = LABELS.get(ranked, "rank")
+    headings = ("file", *(BY_COLUMN[c].heading for c in columns), *(["change"] * bool(change)))
+    footer = [BY_COLUMN[c].text(means[c].mean if c in means else None) for c in columns]
+    footer = [f"mean of {report.summary.scored}", *footer, *([""] * bool(change)), ""]
+    label = BY_COLUMN[ranked].heading if ranked else "rank"
     title = "" if every else f"The worst {len(shown)} of {len(rows)} files by {label}"
-    return Table(title, headings, cells, tuple(footer) if every else ())
+    return Table(title, (*headings, "status"), cells, tuple(footer) if every else ())
 
 
-def _means(title: str, metrics: Mapping[str, Mapping[str, Any]], sign: str = "") -> Table:
+def _means(title: str, metrics: Mapping[str, Distribution], sign: str = "") -> Table:
     """A row for each metric: mean, interval, median."""
     rows = []
-    for column, found in metrics.items():
-        mean, low, high, median = (
-            cell(column, found[key], sign) for key in ("mean", "low", "high", "median")
-        )
-        between = "-" if found["low"] is None else f"{low} to {high}"
-        rows.append((LABELS[column], mean, between, median, str(found["count"])))
+    for column, spread in metrics.items():
+        metric = BY_COLUMN[column]
+        values = (spread.mean, spread.low, spread.high, spread.median)
+        mean, low, high, median = (metric.text(value, sign) for value in values)
+        between = "-" if spread.low is None else f"{low} to {high}"
+        rows.append((metric.heading, mean, between, median, str(spread.count)))
     return Table(title, ("metric", "mean", "95 % interval", "median", "files"), rows)
 
 
-def _groups(groups: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> Table:
+def _groups(groups: Mapping[str, Summary], columns: Sequence[str]) -> Table:
     """A row for each group: how many, and the means."""
-    rows = [
-        (
-            name,
-            str(found["files"]),
-            str(found["scored"]),
-            "-" if found["confused"] is None else str(found["confused"]),
-            *(cell(c, found["metrics"].get(c, {}).get("mean")) for c in columns),
-        )
-        for name, found in groups.items()
-    ]
-    headings = ("group", "files", "scored", "confused", *(LABELS[c] for c in columns))
+    rows = []
+    for name, group in groups.items():
+        means = [group.metrics[c].mean if c in group.metrics else None for c in columns]
+        cells = [BY_COLUMN[c].text(mean) for c, mean in zip(columns, means, strict=True)]
+        confused = "-" if group.confused is None else str(group.confused)
+        rows.append((name, str(group.files), str(group.scored), confused, *cells))
+    headings = ("group", "files", "scored", "confused", *(BY_COLUMN[c].heading for c in columns))
     return Table("Means by group", headings, rows)

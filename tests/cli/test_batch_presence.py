@@ -183,7 +183,7 @@ def test_mix_back_is_that_of_extract(absent: str) -> None:
 def test_of_many_absent_voices_ten_are_named() -> None:
     rows = [{"name": f"n{k}", "present": k % 2 == 0} for k in range(24)]
     rows += [{"name": "failed"}, {"name": "unknown", "present": None}]
-    said = absences({"scores": rows})
+    said = absences(rows)
     assert said.startswith("12 of 24 voices are probably absent: n1, n3, ")
     assert said.endswith(", n19 and 2 more")
-    assert absences({"scores": rows[::2]}) == ""
+    assert absences(rows[::2]) == ""

@@ -49,7 +49,7 @@ def test_a_batch_is_all_it_takes(scene: Path, tiny_folder: Path) -> None:
     rows = json.loads((scene / "run" / "report.json").read_text())["scores"]
     scored = sum(row["status"] == "ok" for row in rows)  # the tiny model may flip a sign
     assert scored > 1
-    assert text.count('class="si-sdri"') == scored
+    assert text.count('data-metric="si_sdr_i"') == scored
 
 
 def test_what_is_missing_is_a_warning(scene: Path) -> None:

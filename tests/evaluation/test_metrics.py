@@ -1,14 +1,34 @@
-"""SI-SDR: closed forms, silence rules, and another library."""
+"""Metrics: closed forms, silence rules, and the same values as other libraries give."""
 
 from __future__ import annotations
 
+import builtins
 import math
+import sys
+import warnings
+from typing import Any
 
 import fast_bss_eval
 import numpy as np
+import pesq as pesq_package
+import pystoi
 import pytest
 
-from mcspex_cli.evaluation.metrics import is_flipped, is_silent, si_sdr, snr
+from mcspex_cli import audio
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.evaluation.metrics import (
+    METRICS,
+    Sounds,
+    bss_eval,
+    check_installed,
+    is_flipped,
+    is_silent,
+    pesq,
+    si_sdr,
+    snr,
+    stoi,
+)
+from tests.conftest import EXAMPLES, RATE_HZ, buzz
 
 RNG = np.random.default_rng(0)
 N = 8000
@@ -53,9 +73,9 @@ def test_it_agrees_with_fast_bss_eval() -> None:
 
 @pytest.mark.parametrize("shapes", [((3,), (4,)), ((1, 4), (1, 4))])
 def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="equally long"):
         si_sdr(np.ones(shapes[0]), np.ones(shapes[1]))
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="equally long"):
         snr(np.ones(shapes[0]), np.ones(shapes[1]))
 
 
@@ -84,3 +104,139 @@ def test_silence() -> None:
     assert is_silent(np.full(10, 0.9))
     assert is_silent(1e-6 * TARGET)
     assert not is_silent(1e-4 * TARGET)
+
+
+# Metrics of other packages: nan where they have no value.
+
+VOICE, OTHER = buzz(110, 3, 1), buzz(190, 3, 2)
+NOISE = 0.02 * np.random.default_rng(0).standard_normal(len(VOICE)).astype(np.float32)
+MIXED = VOICE + 0.3 * OTHER + NOISE
+
+
+def example() -> tuple[audio.Samples, audio.Samples]:
+    """A real mixture and its truth."""
+    return tuple(audio.read(EXAMPLES / f"{n}.flac", RATE_HZ) for n in ("mixture", "truth"))  # type: ignore[return-value]
+
+
+def test_sdr_alone_is_fast_bss_evals() -> None:
+    estimate, target = (sound.astype(np.float64) for sound in example())
+    expected = fast_bss_eval.sdr(target[None], estimate[None])[0]
+    ratios = bss_eval(*example())
+    assert ratios[0] == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(ratios[1:]).all()
+
+
+def test_sdr_sir_and_sar_are_fast_bss_evals() -> None:
+    both = np.stack([VOICE, OTHER]).astype(np.float64)
+    estimates = np.stack([MIXED, OTHER + 0.1 * VOICE]).astype(np.float64)
+    sdr, sir, sar, order = fast_bss_eval.bss_eval_sources(both, estimates)
+    assert list(order) == [0, 1]
+    ratios = bss_eval(MIXED, VOICE, [OTHER])
+    assert ratios == pytest.approx((sdr[0], sir[0], sar[0]), abs=1e-6)
+    assert bss_eval(MIXED, OTHER, [VOICE])[1] < 0 < ratios[1]
+
+
+def test_three_talkers_leave_less_sir_than_two_and_a_silent_one_does_not_count() -> None:
+    third, silence = buzz(260, 3, 3), np.zeros_like(VOICE)
+    two = bss_eval(MIXED + 0.3 * third, VOICE, [OTHER])
+    three = bss_eval(MIXED + 0.3 * third, VOICE, [OTHER, third])
+    assert three[0] == pytest.approx(two[0], abs=1e-6)
+    assert three[1] < two[1]
+    assert bss_eval(MIXED, VOICE, [silence, OTHER]) == bss_eval(MIXED, VOICE, [OTHER])
+    assert bss_eval(MIXED, VOICE, [silence])[0] == bss_eval(MIXED, VOICE)[0]
+
+
+@pytest.mark.parametrize(("rate_hz", "mode"), [(8000, "nb"), (16000, "wb")])
+def test_pesq_is_the_packages_at_the_rates_it_knows(rate_hz: int, mode: str) -> None:
+    estimate, target = example()
+    expected = pesq_package.pesq(rate_hz, target, estimate, mode)
+    assert pesq(estimate, target, rate_hz) == pytest.approx(expected, abs=1e-6)
+
+
+def test_pesq_is_nan_where_the_package_fails_or_would_kill_the_process() -> None:
+    with pytest.raises(pesq_package.BufferTooShortError):
+        pesq_package.pesq(RATE_HZ, VOICE[:1000], MIXED[:1000], "nb")
+    assert math.isnan(pesq(MIXED[:1000], VOICE[:1000], RATE_HZ))
+    click = np.zeros(RATE_HZ, np.float32)
+    click[4000:4100] = 0.5
+    with pytest.raises(pesq_package.NoUtterancesError):
+        pesq_package.pesq(RATE_HZ, click, click, "nb")
+    assert math.isnan(pesq(click, click, RATE_HZ))
+    assert math.isnan(pesq(MIXED, VOICE, 11025))
+    burst = np.r_[NOISE[:1600], np.zeros(2000)].astype(np.float32)
+    many = np.tile(5 * burst, 130)  # with which the package ends in a segmentation fault
+    assert math.isnan(pesq(many, many, RATE_HZ))
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_stoi_is_the_packages(extended: bool) -> None:
+    estimate, target = (sound.astype(np.float64) for sound in example())
+    expected = pystoi.stoi(target, estimate, RATE_HZ, extended=extended)
+    assert stoi(*example(), RATE_HZ, extended=extended) == pytest.approx(expected, abs=1e-6)
+    assert 0.3 < expected < 0.95
+
+
+@pytest.mark.parametrize("samples", [10, 300, 2000])
+def test_stoi_is_nan_for_too_little_speech_and_no_warning_gets_out(samples: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(stoi(MIXED[:samples], VOICE[:samples], RATE_HZ))
+
+
+def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name.startswith("cypesq") or "cypesq" in str(rest):
+            raise ImportError("built for another machine")
+        return real(name, *rest)
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "pesq"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ConfigError, match=r"pesq cannot be imported \(built.*pip install"):
+        pesq(MIXED, VOICE, RATE_HZ)
+
+
+# The table.
+
+
+def test_every_metric_is_installed_here_and_has_its_functions_value() -> None:
+    check_installed(list(METRICS))
+    sounds = Sounds(RATE_HZ, MIXED, VOICE, VOICE + OTHER, (OTHER,))
+    values = {name: metric.function(sounds) for name, metric in METRICS.items()}
+    sdr, sir, sar = bss_eval(MIXED, VOICE, [OTHER])
+    assert values == pytest.approx(
+        {
+            "si_sdr": si_sdr(MIXED, VOICE),
+            "si_sdr_i": si_sdr(MIXED, VOICE) - si_sdr(VOICE + OTHER, VOICE),
+            "snr": snr(MIXED, VOICE),
+            "sdr": sdr,
+            "sir": sir,
+            "sar": sar,
+            "pesq": pesq(MIXED, VOICE, RATE_HZ),
+            "stoi": stoi(MIXED, VOICE, RATE_HZ),
+            "estoi": stoi(MIXED, VOICE, RATE_HZ, extended=True),
+        },
+        abs=1e-9,  # pystoi adds noise of 1e-16
+    )
+
+
+def test_a_metric_without_what_it_needs_is_nan() -> None:
+    known = {"estimate": MIXED, "target": VOICE, "mixture": VOICE + OTHER, "interferers": (OTHER,)}
+    for metric in METRICS.values():
+        assert math.isfinite(metric.function(Sounds(RATE_HZ, **known)))
+        for need in metric.needs:
+            if need != "target":
+                others = {key: value for key, value in known.items() if key != need}
+                assert math.isnan(metric.function(Sounds(RATE_HZ, **others)))
+
+
+def test_columns_headings_and_digits_come_from_the_table() -> None:
+    assert (METRICS["si_sdr_i"].column, METRICS["si_sdr_i"].heading) == (
+        "si_sdr_i_db",
+        "SI-SDRi dB",
+    )
+    assert (METRICS["stoi"].column, METRICS["stoi"].heading) == ("stoi", "STOI")
+    assert [METRICS["stoi"].text(value) for value in (0.12345, None)] == ["0.123", "-"]
+    assert METRICS["snr"].text(3, "+") == "+3.00"

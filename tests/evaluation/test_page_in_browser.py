@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.evaluation.gallery import PageSettings, write_page
-from mcspex_cli.evaluation.runs import read_runs
+from mcspex_cli.evaluation.comparison import read_runs
+from mcspex_cli.evaluation.page import PageSettings, write_page
 from tests.evaluation.conftest import stage
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -160,7 +160,7 @@ def test_tables_sort_by_click_and_by_key(browser: Browser, address: str) -> None
 
     show(browser, address)
     browser.execute_script("document.querySelector('details').open = true")
-    heads = browser.find_elements("css selector", "#scores thead th")
+    heads = browser.find_elements("css selector", "#scores thead tr:last-child th")
     values = [float(v) for v in browser.execute_script(COLUMN, 2)]
     button = heads[2].find_element("tag name", "button")
     for act, order in (
@@ -239,5 +239,5 @@ def test_all_text_has_contrast(browser: Browser, address: str, scheme: str) -> N
     assert (int(re.findall(r"\d+", paper)[0]) > 128) == (scheme == "light")
     ratios = browser.execute_script(CONTRAST)
     kinds = {kind for _, kind in ratios}
-    assert {"P.muted", "P.verdict", "P.none", "text.name", "text.zone-name"} <= kinds
+    assert {"P.muted", "P.verdict", "P.none", "text.name", "DD."} <= kinds
     assert [(ratio, kind) for ratio, kind in ratios if ratio < 4.5] == []

@@ -1,0 +1,349 @@
+"""Several systems side by side: their outputs for each case, the scores, and which to show."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcspex_cli import files
+from mcspex_cli.errors import ConfigError, PairingError
+from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, Metric
+from mcspex_cli.evaluation.scoring import (
+    FLIPPED,
+    REFUSED,
+    Pairing,
+    Row,
+    ScoreSettings,
+    files_by_name,
+    score_file,
+    score_files,
+)
+from mcspex_cli.evaluation.summary import FORMAT, NO_GROUP, Groups, Summary, ranking, summarise
+
+REPORT = "report.json"
+"""A folder with this file, if its rows name an `estimate`, is one of `mcspex batch`."""
+
+NO_ESTIMATE = ("failed", "pending")
+"""Statuses of a batch's files that have no estimate."""
+
+UNSCORED = (*NO_ESTIMATE, "done")
+"""Statuses of a batch's files that have no score."""
+
+OTHERS = "Other cases"
+"""The section of cases that are in no group."""
+
+REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
+"""Why a case is shown."""
+
+SETTINGS = ScoreSettings(BUILT_IN, flipped_ok=True)
+"""How outputs without a score are scored: quickly, and by what can be heard."""
+
+NAMED = 5
+"""As many cases a warning names."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one system has for a case."""
+
+    estimate: Path | None
+    mixture: Path | None = None
+    truth: Path | None = None
+    problem: str = ""
+    """Why there is no estimate."""
+    row: Row | None = None
+    """Its score in the run's own report."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A system's outputs by the name of the case."""
+
+    label: str
+    folder: Path
+    outputs: Mapping[str, Output]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mixture, its truth, and what each system made of it."""
+
+    name: str
+    title: str
+    group: str
+    mixture: Path | None
+    truth: Path | None
+    outputs: tuple[Output | None, ...]
+    """In the order of the runs; None where a run does not have the case."""
+    rows: tuple[Row | None, ...] = ()
+    """The scores, likewise; None where there is no estimate or no truth."""
+    input_si_sdr_db: float | None = None
+    """The mixture's SI-SDR."""
+
+    @property
+    def files(self) -> list[Path | None]:
+        """Mixture, estimates and truth."""
+        return [self.mixture, *(o.estimate if o else None for o in self.outputs), self.truth]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cases of all runs."""
+
+    runs: Sequence[Run]
+    cases: Sequence[Case]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The metrics of which there is a value."""
+        rows = [row for case in self.cases for row in case.rows if row]
+        return [m for column, m in BY_COLUMN.items() if any(column in row.values for row in rows)]
+
+    @property
+    def ranking(self) -> Metric | None:
+        """The metric that says which case is best: SI-SDRi if there is one."""
+        column = ranking([row.to_dict() for case in self.cases for row in case.rows if row])
+        return BY_COLUMN[column] if column else None
+
+    def summaries(self, cases: Sequence[Case] | None = None) -> list[Summary]:
+        """Each system over some cases, or all."""
+        cases = self.cases if cases is None else cases
+        return [
+            summarise([row.to_dict() for case in cases if (row := case.rows[number])])
+            for number in range(len(self.runs))
+        ]
+
+    def by_group(self) -> dict[str, list[Case]]:
+        """The cases of each group, groups and cases in order."""
+        groups: dict[str, list[Case]] = {}
+        for case in self.cases:
+            groups.setdefault(case.group, []).append(case)
+        return groups
+
+    def choose(self, count: int, seed: int) -> Mapping[str, str]:
+        """Which cases to show, by name, and why: "best", "worst" or "drawn at random".
+
+        A third each (the best first, then the worst, get what three does not divide); best and
+        worst by the mean of `ranking` over the systems, the rest drawn from all others with
+        `seed`. Without scores all are drawn. If there are not more than `count`, all are shown
+        and the reason is empty.
+        """
+        if len(self.cases) <= count:
+            return {case.name: "" for case in self.cases}
+        metric, means = self.ranking, dict[str, float]()
+        for case in self.cases if metric else ():
+            ok = [row.values for row in case.rows if row and row.status == "ok"]
+            values = [v[metric.column] for v in ok if metric and metric.column in v]
+            if values:
+                means[case.name] = float(np.mean(values))
+        ranked = sorted(means, key=lambda name: -means[name])
+        best = ranked[: (count + 2) // 3]
+        worst = ranked[len(best) :][::-1][: (count + 1) // 3]
+        reasons = dict.fromkeys(best, BEST) | dict.fromkeys(worst, WORST)
+        others = [case.name for case in self.cases if case.name not in reasons]
+        drawn = random.Random(seed).sample(others, count - len(reasons))
+        return reasons | dict.fromkeys(drawn, DRAWN)
+
+    def warnings(self) -> list[str]:
+        """Which outputs, truths and mixtures are missing, and which files cannot be scored."""
+        lines = []
+        for number, run in enumerate(self.runs):
+            lines += self._missing(
+                f"{run.label}: no output", [c.files[1 + number] for c in self.cases]
+            )
+            flipped = sum(row.flipped for case in self.cases if (row := case.rows[number]))
+            if flipped:
+                lines.append(
+                    f"{run.label}: sign-flipped outputs: {flipped}. They count here; mcspex score "
+                    "counts them with --flipped-ok."
+                )
+        if not any(case.truth for case in self.cases):
+            lines.append("no truth is known, so the page has no scores. Add --truth DIR.")
+        else:
+            lines += self._missing("no truth", [case.truth for case in self.cases])
+        lines += self._missing("no mixture", [case.mixture for case in self.cases])
+        rows = [row for case in self.cases for row in case.rows if row]
+        return lines + [row.note for row in rows if row.status in REFUSED]
+
+    def _missing(self, what: str, files: Sequence[Path | None]) -> list[str]:
+        """A line on the cases without a file, if there are any."""
+        names = [case.name for case, file in zip(self.cases, files, strict=True) if not file]
+        more = ", ..." if len(names) > NAMED else ""
+        line = f"{what} for {len(names)} of {len(files)} cases: {', '.join(names[:NAMED])}{more}"
+        return [line] if names else []
+
+
+def read_runs(words: Sequence[str]) -> list[Run]:
+    """Read `FOLDER` or `NAME=FOLDER` each; a path that exists is never taken apart.
+
+    Raises:
+        AudioError, ConfigError, PairingError: as `read_run`.
+        PairingError: two have one label.
+    """
+    runs: list[Run] = []
+    for word in words:
+        label, equals, folder = word.partition("=")
+        named = bool(equals) and not Path(word).exists()
+        run = read_run(Path(folder), label) if named else read_run(Path(word))
+        for other in runs:
+            if other.label == run.label:
+                raise PairingError(
+                    f"{other.folder} and {run.folder}: both are called {run.label}. "
+                    f"Name one: NAME={run.folder}"
+                )
+        runs.append(run)
+    return runs
+
+
+def read_run(folder: Path, label: str = "") -> Run:
+    """Read a folder of estimates or of `mcspex batch`; without a label it has its own name.
+
+    Raises:
+        AudioError: there is no such folder.
+        ConfigError: its report.json is damaged or of another version.
+        PairingError: it is a file, has no sound files, or two of them have one name.
+    """
+    files.check_exists(folder)
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: is a file. Name a folder of estimates.")
+    label = label.strip() or folder.resolve().name
+    path = folder / REPORT
+    if rows := _batch_rows(path):
+        return Run(label, folder, dict(_batch_output(path, row) for row in rows))
+    outputs = {name: Output(path) for name, path in files_by_name(folder).items()}
+    if not outputs:
+        raise PairingError(f"{folder}: no sound files in this folder.")
+    return Run(label, folder, outputs)
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    truth: Path | None = None,
+    mixtures: Path | None = None,
+    groups: Groups | None = None,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Comparison:
+    """Put runs side by side and score what has no score yet.
+
+    The cases are those of all runs, in the order of the groups' file. A case's mixture and truth
+    are the files of its name in `truth` and `mixtures`, else what the first run that has them says.
+
+    Args:
+        runs: the systems.
+        truth: a folder.
+        mixtures: a folder.
+        groups: groups and titles of the cases.
+        advance: called with the share that is done.
+
+    Raises:
+        AudioError: there is no folder `truth` or `mixtures`.
+        PairingError: two files in one of them have one name.
+    """
+    cases = _gather(runs, truth, mixtures, groups or Groups())
+    pairings, places = [], []
+    for case in cases:
+        for number, output in enumerate(case.outputs):
+            if output and output.estimate and case.truth and not _own_row(output, case):
+                pairings.append(Pairing(case.name, output.estimate, case.truth, case.mixture))
+                places.append((case.name, number))
+    scores: dict[tuple[str, int], Row] = {}
+    for place, row in zip(places, score_files(pairings, SETTINGS), strict=True):
+        scores[place] = row
+        advance(len(scores) / len(places))
+    return Comparison(runs, [_with_scores(case, scores) for case in cases])
+
+
+def _gather(
+    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: Groups
+) -> list[Case]:
+    """The cases of all runs."""
+    truths, mixed = ({} if folder is None else _files(folder) for folder in (truth, mixtures))
+    ranks = {name: rank for rank, name in enumerate(groups.by_name)}
+    names = {name for run in runs for name in run.outputs}
+    cases = []
+    for name in sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)):
+        outputs = tuple(run.outputs.get(name) for run in runs)
+        known = [output for output in outputs if output]
+        group = groups.of(name)
+        cases.append(
+            Case(
+                name,
+                groups.titles.get(name, name),
+                OTHERS if group == NO_GROUP else group,
+                mixed.get(name) or next((o.mixture for o in known if o.mixture), None),
+                truths.get(name) or next((o.truth for o in known if o.truth), None),
+                outputs,
+            )
+        )
+    return sorted(cases, key=lambda case: case.group == OTHERS)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Sound files of a folder by name."""
+    files.check_exists(folder)
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: is a file. Name a folder.")
+    return files_by_name(folder)
+
+
+def _own_row(output: Output, case: Case) -> Row | None:
+    """The score that an output's run has, if it is of the case's truth and mixture."""
+    same = (output.truth, output.mixture) == (case.truth, case.mixture)
+    return output.row if same else None
+
+
+def _with_scores(case: Case, scores: Mapping[tuple[str, int], Row]) -> Case:
+    """A case with the rows of its outputs, and its mixture's SI-SDR if that can be known."""
+    rows = tuple(
+        scores.get((case.name, number)) or (_own_row(output, case) if output else None)
+        for number, output in enumerate(case.outputs)
+    )
+    known = (row.input_si_sdr_db for row in rows if row and row.input_si_sdr_db is not None)
+    input_db = next(known, None)
+    if input_db is None and case.truth and case.mixture:
+        input_db = score_file(case.mixture, case.truth, settings=SETTINGS).values.get("si_sdr_db")
+    return replace(case, rows=rows, input_si_sdr_db=input_db)
+
+
+def _batch_rows(path: Path) -> list[dict[str, Any]]:
+    """What `mcspex batch` wrote of its files; nothing if it did not write this."""
+    if not path.is_file():
+        return []
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is damaged ({error}). Run mcspex batch again.") from error
+    if not isinstance(report, dict) or "format" not in report:
+        return []
+    if report["format"] != FORMAT:
+        raise ConfigError(f"{path}: has format {report['format']}, not {FORMAT}. Update mcspex.")
+    rows = report.get("scores")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: is damaged (it has no scores). Run mcspex batch again.")
+    return rows if any("estimate" in row for row in rows) else []
+
+
+def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
+    """A case and its output, by a row of a batch's report, whose paths are relative to it."""
+    try:
+        name, status = str(row["name"]), str(row["status"])
+        estimate = None if status in NO_ESTIMATE else path.parent / row["estimate"]
+        mixture, truth = (
+            path.parent / row[key] if row.get(key) else None for key in ("mixture", "truth")
+        )
+        scored = status not in UNSCORED and truth and any(column in row for column in BY_COLUMN)
+        score = Row.from_dict(row) if scored else None
+    except KeyError as error:
+        raise ConfigError(f"{path}: a row has no {error}. Run mcspex batch again.") from error
+    except TypeError as error:
+        raise ConfigError(f"{path}: a row has a damaged value. Run mcspex batch again.") from error
+    if score and score.status == FLIPPED:
+        score = replace(score, status="ok", note=f"{FLIPPED}. {score.note}".strip())
+    problem = "" if estimate else str(row.get("note") or status)
+    return name, Output(estimate, mixture, truth, problem, score)

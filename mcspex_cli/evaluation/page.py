@@ -1,0 +1,540 @@
+"""One HTML page to hear, see and compare what systems made of the same recordings."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from PIL import Image
+
+from mcspex_cli import __version__, audio, files, text
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import McspexError, OutputError
+from mcspex_cli.evaluation.comparison import OTHERS, REASONS, Case, Comparison, Run, compare_runs
+from mcspex_cli.evaluation.metrics import METRICS, Metric
+from mcspex_cli.evaluation.scoring import Row
+from mcspex_cli.evaluation.summary import Summary, read_groups
+
+EMBEDDED_CASES = 12
+"""Cases shown in a page that holds its sounds, unless more are asked for."""
+
+PLAYERS = 400
+"""Up to here players look up their length at once; browsers refuse a thousand that do."""
+
+PLAY_HZ = 48_000
+"""Recordings of a higher rate are resampled to it, the highest that every browser plays."""
+
+WINDOW_S = 0.032
+HOP_S = 0.008
+COLUMNS, ROWS = 512, 160
+"""The largest spectrogram; longer sounds and finer spectra are averaged into it."""
+
+RANGE_DB = 80.0
+"""From the brightest colour down to black."""
+
+QUIET_DB = -100.0
+"""The brightest colour is never below this, so that silence is black."""
+
+SHADES = 64
+"""Colours in use: 1.25 dB each, no step is seen and the file is a third smaller than with 256."""
+
+ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+"""From silent to loud: lightness rises evenly, as in matplotlib's magma."""
+
+CEILING = 0.85
+"""An output that is black above this share of the mixture's range lacks the rest."""
+
+WIDTH, HEIGHT = 640, 400
+"""The plot's pixels, its axes within these margins:"""
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 32, 56
+
+SHAPES = (
+    "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
+    "M-4.4-4.4h8.8v8.8h-8.8z",
+    "M0-6 5.4 4.2h-10.8z",
+    "M0-6.2 5.4 0 0 6.2-5.4 0z",
+)
+"""Circle, square, triangle, diamond: the systems in turn."""
+
+_TYPES = {".flac": "audio/flac", ".png": "image/png"}
+
+_OURS = re.compile(r"\d{5,}\.(flac|png)")
+"""Names of the files beside a page: numbers, since nothing that a user named is safe."""
+
+Levels = npt.NDArray[np.float64]
+"""A spectrogram in dB, [row, column]; the first row is the highest frequency."""
+
+Store = Callable[[bytes, str], Markup]
+"""Stores data of a suffix and returns its URL."""
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """What to show and how.
+
+    `truth` and `mixtures` are folders, `groups` is a CSV (`summary.read_groups`) and `group_by`
+    its column. At most `max_cases` are shown (None: 12 if `embed`, else all), some of them drawn
+    with `seed`. Without `embed`, sounds and pictures go to a folder beside the page.
+    """
+
+    truth: Path | None = None
+    mixtures: Path | None = None
+    groups: Path | None = None
+    group_by: str | None = None
+    max_cases: int | None = None
+    seed: int = 0
+    embed: bool = True
+    overwrite: bool = False
+    title: str = "Target speaker extraction"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was written; `warnings` say what is missing in it."""
+
+    path: Path
+    cases: int
+    shown: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sound of a case on the page; without a `sound`, `problem` says why."""
+
+    label: str
+    system: int | None = None
+    row: Row | None = None
+    input_si_sdr_db: float | None = None
+    """Of the mixture."""
+    problem: str = ""
+    sound: str = ""
+    picture: str = ""
+    """URLs, which the template takes as they are."""
+    seconds: float = 0.0
+    rate_hz: int = 0
+    quieter_db: float = 0.0
+    """By how much a sound beyond full scale was turned down."""
+    ceiling_hz: float = 0.0
+    """Above this frequency the picture is black."""
+    why_black: str = ""
+    """What that means, if the mixture goes higher."""
+
+    @property
+    def length(self) -> str:
+        """How long at which rate, empty without a sound."""
+        return f"{self.seconds:.2f} s at {self.rate_hz / 1000:.4g} kHz" if self.sound else ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from `low` to `high` on a line of pixels from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    @classmethod
+    def around(cls, values: Sequence[float], start: float, end: float) -> Axis:
+        """An axis that holds all values, with some room on both sides."""
+        low, high = min(values), max(values)
+        room = max(0.06 * (high - low), 1.0)
+        return cls(low - room, high + room, start, end)
+
+    def at(self, value: float) -> float:
+        """A value's place in pixels, to a tenth."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round numbers (1, 2 or 5 times a power of ten apart), at most nine of them."""
+        rough = (self.high - self.low) / 8
+        power = 10 ** math.floor(math.log10(rough))
+        step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [number * step for number in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One output in the plot, in pixels."""
+
+    x: float
+    y: float
+    system: int
+    case: Case
+    row: Row
+
+
+@dataclass(frozen=True)
+class Plot:
+    """SI-SDRi of each output against its mixture's SI-SDR."""
+
+    x: Axis
+    y: Axis
+    points: tuple[Point, ...]
+
+
+@dataclass
+class _Draft:
+    """A page that is being written."""
+
+    comparison: Comparison
+    shown: Mapping[str, str]
+    """Why each case is shown, by name."""
+    store: Store
+    advance: Callable[[float], object]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The anchors of the cases shown, by name."""
+        names = [case.name for case in self.comparison.cases if case.name in self.shown]
+        return {name: f"case-{number}" for number, name in enumerate(names, 1)}
+
+    def sections(self) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+        """Groups with a case to show and, one after another, these cases with their cells."""
+        for group, cases in self.comparison.by_group().items():
+            shown = [case for case in cases if case.name in self.shown]
+            if shown:
+                yield group, map(self._shown_case, shown)
+
+    def _shown_case(self, case: Case) -> dict[str, Any]:
+        """Read, draw and store the sounds of a case."""
+        cells = self._cells(case)
+        pairs = zip(cells, case.files, strict=True)
+        self.warnings += [cell.problem for cell, path in pairs if path and cell.problem]
+        number = list(self.ids).index(case.name) + 1
+        self.advance(number / len(self.ids))
+        return {
+            "id": self.ids[case.name],
+            "case": case,
+            "why": self.shown[case.name],
+            "cells": [_without_folders(cell, case) for cell in cells],
+            "length": next((cell.length for cell in cells if cell.length), ""),
+        }
+
+    def _cells(self, case: Case) -> list[Cell]:
+        """Mixture, each system's output, truth; the first sound sets the brightest colour."""
+        cells = [Cell("Mixture", problem="No mixture is known.")]
+        cells[0] = replace(cells[0], input_si_sdr_db=case.input_si_sdr_db)
+        for number, run in enumerate(self.comparison.runs):
+            output = case.outputs[number]
+            problem = (output and output.problem) or "No output for this case."
+            cells.append(Cell(run.label, number, case.rows[number], problem=problem))
+        cells.append(Cell("Truth", problem="No truth is known."))
+        loudest_db: float | None = None
+        for number, path in enumerate(case.files):
+            if path is None:
+                continue
+            try:
+                rate_hz = min(audio.probe(path).sample_rate_hz, PLAY_HZ)
+                samples = audio.read(path, rate_hz)
+            except McspexError as error:
+                cells[number] = replace(cells[number], problem=str(error))
+                continue
+            levels = spectrogram(samples, rate_hz)
+            if loudest_db is None:
+                loudest_db = max(float(levels.max()), QUIET_DB)
+            ceiling_hz = _height(levels, loudest_db) * rate_hz / 2
+            peak = max(1.0, float(np.abs(samples).max()))
+            cells[number] = replace(
+                cells[number],
+                problem="",
+                sound=self.store(audio.encode(samples / peak, rate_hz), ".flac"),
+                picture=self.store(draw(levels, loudest_db), ".png"),
+                seconds=len(samples) / rate_hz,
+                rate_hz=rate_hz,
+                quieter_db=20 * math.log10(peak),
+                ceiling_hz=ceiling_hz,
+                why_black=_why_black(ceiling_hz, min(cells[0].ceiling_hz, rate_hz / 2)),
+            )
+        return cells
+
+
+def write_page(
+    runs: Sequence[Run],
+    output: Path,
+    settings: PageSettings | None = None,
+    progress: Callable[[float], object] = lambda _: None,
+) -> Page:
+    """Write the page of some runs, whole or not at all.
+
+    Memory holds one case's sounds at a time. A file that cannot be read leaves its place on the
+    page empty.
+
+    Args:
+        runs: what to compare.
+        output: the page, which ends in .html.
+        settings: what to show.
+        progress: called with the share that is done.
+
+    Raises:
+        AudioError: a folder of the settings is missing.
+        ConfigError: the groups cannot be read.
+        OutputError: the page's place cannot, or must not, be written.
+        PairingError: two files have one name.
+    """
+    settings = settings or PageSettings()
+    folders = [*(run.folder for run in runs), settings.truth, settings.mixtures]
+    inputs = [path for path in (settings.groups, *folders) if path]
+    _check_place(output, inputs, embed=settings.embed, overwrite=settings.overwrite)
+    groups = read_groups(settings.groups, settings.group_by) if settings.groups else None
+    comparison = compare_runs(
+        runs, settings.truth, settings.mixtures, groups, lambda share: progress(share / 2)
+    )
+    cases = comparison.cases
+    most = EMBEDDED_CASES if settings.embed else len(cases)
+    shown = comparison.choose(
+        most if settings.max_cases is None else settings.max_cases, settings.seed
+    )
+    warnings = comparison.warnings()
+    if groups and all(case.group == OTHERS for case in cases):
+        warnings.append(f"{settings.groups}: names none of the cases.")
+    with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
+        draft = _Draft(comparison, shown, store, lambda share: progress(0.5 + share / 2), warnings)
+        pieces = _template().generate(_context(draft, settings))
+        with partial.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
+            file.writelines(pieces)
+    return Page(output, len(cases), len(shown), tuple(dict.fromkeys(warnings)))
+
+
+def spectrogram(samples: Samples, rate_hz: int) -> Levels:
+    """The power of `samples` [sample] over time and frequency, at most ROWS x COLUMNS.
+
+    A full-scale sine is at about -6 dB at any rate. A sound shorter than a window is padded.
+    """
+    size = max(16, round(WINDOW_S * rate_hz))
+    hop = max(1, round(HOP_S * rate_hz))
+    window = np.hanning(size) / np.hanning(size).sum()
+    padded = np.pad(samples, (size // 2, size - size // 2))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+    times = np.linspace(0, len(frames), min(len(frames), COLUMNS) + 1).astype(int)
+    bins = np.linspace(0, size // 2 + 1, min(size // 2 + 1, ROWS) + 1).astype(int)
+    power = np.empty((len(bins) - 1, len(times) - 1))
+    for column, (start, end) in enumerate(pairwise(times)):
+        spectrum = np.abs(np.fft.rfft(frames[start:end] * window)) ** 2
+        pooled = np.add.reduceat(spectrum.mean(axis=0), bins[:-1])
+        power[::-1, column] = pooled / np.diff(bins)
+    levels: Levels = 10 * np.log10(power + 1e-20)
+    return levels
+
+
+def _height(levels: Levels, loudest_db: float) -> float:
+    """The share of a picture's height above which it is black, but for a few moments.
+
+    Where a sound begins or ends it may click, which has all frequencies.
+    """
+    inner = levels[:, 3:-3] if levels.shape[1] > 6 else levels
+    bright = np.flatnonzero((inner > loudest_db - RANGE_DB).mean(axis=1) > 0.02)
+    return float(1 - bright[0] / len(levels)) if bright.size else 0.0
+
+
+def _why_black(ceiling_hz: float, mixture_hz: float) -> str:
+    """Why an output has nothing above a frequency, up to which its mixture does not end."""
+    if not 0 < ceiling_hz < CEILING * mixture_hz:
+        return ""
+    for rate_hz in (8000, 16000, 24000, 32000):
+        if -0.05 < 2 * ceiling_hz / rate_hz - 1 < 0.1:  # the window blurs the edge upwards
+            return (
+                f"Black above {rate_hz / 2000:g} kHz: a model for {rate_hz / 1000:g} kHz returns "
+                "nothing higher."
+            )
+    return f"Black above {ceiling_hz / 1000:.1f} kHz: this output has no sound there."
+
+
+def draw(levels: Levels, loudest_db: float) -> bytes:
+    """A PNG of a spectrogram: `loudest_db` is the brightest colour, RANGE_DB below it black."""
+    share = np.clip(1 + (levels - loudest_db) / RANGE_DB, 0, 1)
+    picture = Image.fromarray(np.rint(share * (SHADES - 1)).astype(np.uint8))
+    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS.split()])
+    places = np.linspace(0, len(anchors) - 1, SHADES)
+    colours = [np.interp(places, range(len(anchors)), channel) for channel in anchors.T]
+    picture.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def plot(comparison: Comparison) -> Plot | None:
+    """Every output whose SI-SDRi is known; None if there is none."""
+    column = METRICS["si_sdr_i"].column
+    outputs = [
+        (row.input_si_sdr_db, row.values[column], number, case, row)
+        for case in comparison.cases
+        for number, row in enumerate(case.rows)
+        if row and row.input_si_sdr_db is not None and column in row.values
+    ]
+    if not outputs:
+        return None
+    x = Axis.around([before_db for before_db, *_ in outputs], LEFT, WIDTH - RIGHT)
+    y = Axis.around([0.0, *(gain_db for _, gain_db, *_ in outputs)], HEIGHT - BOTTOM, TOP)
+    points = (Point(x.at(b), y.at(g), number, case, row) for b, g, number, case, row in outputs)
+    return Plot(x, y, tuple(points))
+
+
+def _without_folders(cell: Cell, case: Case) -> Cell:
+    """A cell whose texts have names for paths: a page is published, a folder's place is not."""
+
+    def shorten(sentence: str) -> str:
+        for path in case.files:
+            sentence = sentence.replace(str(path), path.name) if path else sentence
+        return sentence
+
+    row = replace(cell.row, note=shorten(cell.row.note)) if cell.row else None
+    return replace(cell, problem=shorten(cell.problem), row=row)
+
+
+def _context(draft: _Draft, settings: PageSettings) -> dict[str, Any]:
+    """What the template names; sections are made while they are written."""
+    comparison = draft.comparison
+    scored = any(case.truth for case in comparison.cases)
+    groups = comparison.by_group() if settings.groups else {}
+    reasons = list(draft.shown.values())
+    players = len(draft.shown) * (2 + len(comparison.runs))
+    return {
+        "title": settings.title,
+        "version": __version__,
+        "seed": settings.seed,
+        "labels": [run.label for run in comparison.runs],
+        "cases": comparison.cases,
+        "shown": draft.shown,
+        "ids": draft.ids,
+        "counts": {word.split()[0]: reasons.count(word) for word in REASONS},
+        "metrics": comparison.metrics,
+        "ranking": comparison.ranking,
+        "si_sdr": METRICS["si_sdr"],
+        "summaries": comparison.summaries() if scored else [],
+        "groups": {name: comparison.summaries(cases) for name, cases in groups.items()},
+        "sizes": {name: len(cases) for name, cases in groups.items()},
+        "plot": plot(comparison),
+        "size": (WIDTH, HEIGHT),
+        "best": _best,
+        "shapes": SHAPES,
+        "range_db": RANGE_DB,
+        "scale": _data_url(draw(np.linspace(-RANGE_DB, 0, SHADES)[None], 0.0), ".png"),
+        "preload": "metadata" if players <= PLAYERS else "none",
+        "sections": draft.sections(),
+        **_assets(settings.embed),
+    }
+
+
+def _best(summaries: Sequence[Summary], metric: Metric) -> float:
+    """The highest mean of several systems; nothing is best of one."""
+    means = [s.metrics[metric.column].mean for s in summaries if metric.column in s.metrics]
+    return max(means) if len(means) > 1 else math.nan
+
+
+def _assets(embed: bool) -> dict[str, Any]:
+    """The style, the script and the policy that lets only these two run."""
+    folder = resources.files("mcspex_cli.evaluation")
+    style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    hashes = [
+        "'sha256-" + base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() + "'"
+        for part in (style, script)
+    ]
+    media = "data:" if embed else "data: file: 'self'"
+    policy = (
+        f"default-src 'none'; img-src {media}; media-src {media}; style-src {hashes[0]}; "
+        f"script-src {hashes[1]}; base-uri 'none'; form-action 'none'"
+    )
+    return {"style": Markup(style), "script": Markup(script), "policy": policy}
+
+
+def _template() -> jinja2.Template:
+    """The page; everything put into it is escaped, and shown as one line without controls."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mcspex_cli.evaluation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: text.line(value) if type(value) is str else value,
+    )
+    environment.filters.update(value=_value, tick=lambda value: _minus(f"{value:.6g}"))
+    return environment.get_template("page.html")
+
+
+def _value(value: float | None, metric: Metric) -> str:
+    """A metric's value, or a dash for what does not exist."""
+    return "–" if value is None else _minus(metric.text(value))
+
+
+def _minus(number: str) -> str:
+    """A number with a true minus."""
+    return number.replace("-", "−")
+
+
+def _check_place(output: Path, inputs: Sequence[Path], *, embed: bool, overwrite: bool) -> None:
+    """Refuse a page that would destroy something or has no folder."""
+    if output.suffix.lower() != ".html":
+        raise OutputError(f"{output}: a page's name must end in .html.")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder. Choose another name.")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
+    folder = _media_folder(output)
+    for path in (output,) if embed else (output, folder):
+        if any(path.resolve() in (p.resolve(), *p.resolve().parents) for p in inputs):
+            raise OutputError(f"{path}: is an input and is not overwritten. Choose another -o.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+    if not embed and folder.exists():
+        ours = folder.is_dir() and all(_OURS.fullmatch(path.name) for path in folder.iterdir())
+        if not ours:
+            raise OutputError(
+                f"{folder}: has files that are not of a report. Move it, or choose another -o."
+            )
+
+
+def _media_folder(output: Path) -> Path:
+    """The folder of a page's sounds and pictures."""
+    return output.with_name(f"{output.stem}_files")
+
+
+@contextmanager
+def _media(output: Path, *, embed: bool) -> Iterator[Store]:
+    """Where sounds and pictures go: into the page, or a folder that appears when complete."""
+    if embed:
+        yield _data_url
+        return
+    folder = _media_folder(output)
+    # Quoted whole, a colon too: before a slash it would end a scheme.
+    address = quote(os.fsencode(folder.name), safe="")
+    names: list[str] = []
+
+    with files.whole_folder(folder) as partial:
+
+        def store(data: bytes, suffix: str) -> Markup:
+            """Write the next file."""
+            names.append(f"{len(names) + 1:05d}{suffix}")
+            (partial / names[-1]).write_bytes(data)
+            return Markup(f"{address}/{names[-1]}")
+
+        yield store
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _data_url(data: bytes, suffix: str) -> Markup:
+    """Data as its own address."""
+    return Markup(f"data:{_TYPES[suffix]};base64,{base64.b64encode(data).decode()}")

@@ -1,0 +1,355 @@
+"""What many scores say together: means and how sure they are, by group and against a baseline.
+
+Rows are mappings: `scoring.Row.to_dict`, or any that have "name" and "status" and some of the
+columns of METRICS. Only rows with the status "ok" are in means.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from mcspex_cli import files
+from mcspex_cli.errors import ConfigError, PairingError
+from mcspex_cli.evaluation.metrics import BY_COLUMN
+from mcspex_cli.evaluation.scoring import case_name
+
+Rows = Sequence[Mapping[str, Any]]
+
+FORMAT = 1
+"""The version of a report's layout."""
+
+RESAMPLES = 2000
+"""Bootstrap samples behind an interval."""
+
+SEED = 0
+
+NO_GROUP = "(none)"
+"""The group of a case that the groups' file does not name."""
+
+_BLOCK = 2**20
+"""Draws held in memory at once."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One metric over several files; the 95 % interval is None for a single value."""
+
+    count: int
+    mean: float
+    low: float | None
+    high: float | None
+    median: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Many rows in numbers; everything but `files` and `statuses` is of those "ok"."""
+
+    files: int
+    scored: int
+    statuses: dict[str, int]
+    confused: int | None
+    """Rows in which the wrong talker was extracted, None where no row can tell."""
+    missing_estimates: int
+    """Truths without an estimate."""
+    metrics: dict[str, Distribution]
+    """By column, those with a value."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The rows of an earlier report."""
+
+    path: Path
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Change:
+    """What has changed since a baseline, over the cases that are "ok" in both."""
+
+    path: str
+    both: int
+    only_here: int
+    only_there: int
+    metrics: dict[str, Distribution]
+    """Of the differences, by column."""
+    differences: list[dict[str, Any]]
+    """For each case its name and, by column, how much has been gained."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group each case belongs to."""
+
+    by_name: Mapping[str, str] = field(default_factory=dict)
+    by_file: Mapping[str, str] = field(default_factory=dict)
+    """The same by the last part of the name, where all cases of that name are in one group."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """What a page calls a case, from the column `title`, where there is one."""
+
+    def of(self, name: str) -> str:
+        """A case's group; the file and the case may differ in leading folders and suffix."""
+        name = case_name(name)
+        if name in self.by_name:
+            return self.by_name[name]
+        last = PurePath(name).name
+        # A folder that only one of the two names has says nothing; two that differ do.
+        return (self.by_name if last != name else self.by_file).get(last, NO_GROUP)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is known of some rows."""
+
+    summary: Summary
+    groups: dict[str, Summary]
+    worst: list[str]
+    """Names of the worst cases, worst first."""
+    baseline: Change | None
+    rows: Rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {
+            "format": FORMAT,
+            "summary": asdict(self.summary),
+            "groups": {name: asdict(group) for name, group in self.groups.items()},
+            "worst": self.worst,
+            "baseline": asdict(self.baseline) if self.baseline else None,
+            "scores": list(self.rows),
+        }
+
+
+def report(
+    rows: Rows,
+    missing: Sequence[str] = (),
+    groups: Groups | None = None,
+    baseline: Baseline | None = None,
+) -> Report:
+    """Put everything that is known of rows into one report.
+
+    Args:
+        rows: other columns than those of METRICS are kept.
+        missing: names of the truths without an estimate.
+        groups: adds "group" to every row, and a summary for each group.
+        baseline: adds what has changed since.
+
+    Raises:
+        PairingError: the baseline has none of the cases.
+    """
+    rows = [{key: _finite(value) for key, value in row.items()} for row in rows]
+    parts: dict[str, Summary] = {}
+    if groups:
+        rows = [{**row, "group": groups.of(row["name"])} for row in rows]
+        absent = [groups.of(name) for name in missing]
+        for group in sorted({*(row["group"] for row in rows), *absent}):
+            members = [row for row in rows if row["group"] == group]
+            parts[group] = summarise(members, absent.count(group))
+    return Report(
+        summarise(rows, len(missing)),
+        parts,
+        worst(rows),
+        compare(rows, baseline) if baseline else None,
+        rows,
+    )
+
+
+def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
+    """Count and average rows."""
+    ok = scored(rows)
+    verdicts = [row["confused"] for row in ok if row.get("confused") is not None]
+    values = {column: numbers(ok, column) for column in BY_COLUMN}
+    return Summary(
+        files=len(rows),
+        scored=len(ok),
+        statuses=dict(Counter(str(row["status"]) for row in rows).most_common()),
+        confused=sum(verdicts) if verdicts else None,
+        missing_estimates=missing_estimates,
+        metrics={column: distribution(of) for column, of in values.items() if of},
+    )
+
+
+def scored(rows: Rows) -> Rows:
+    """The rows that count in means."""
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def numbers(rows: Rows, column: str) -> list[float]:
+    """The values that a column has."""
+    return [row[column] for row in rows if row.get(column) is not None]
+
+
+def distribution(values: Sequence[float]) -> Distribution:
+    """Mean, its interval and the median of at least one value."""
+    low, high = interval(values)
+    return Distribution(len(values), float(np.mean(values)), low, high, float(np.median(values)))
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The mean's 95 % bootstrap interval (percentiles), the same for the same values.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    if len(values) < 2:
+        return None, None
+    array, rng = np.asarray(values, np.float64), np.random.default_rng(SEED)
+    step = max(1, _BLOCK // len(array))
+    means = [
+        array[rng.integers(len(array), size=(min(step, RESAMPLES - start), len(array)))].mean(1)
+        for start in range(0, RESAMPLES, step)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def worst(rows: Rows, count: int = 10) -> list[str]:
+    """Names of the lowest rows, lowest first, by `ranking`."""
+    column = ranking(rows) or ""
+    ranked = [row for row in scored(rows) if row.get(column) is not None]
+    return [row["name"] for row in sorted(ranked, key=lambda row: float(row[column]))[:count]]
+
+
+def ranking(rows: Rows) -> str | None:
+    """The column that ranks rows: SI-SDRi, else the first of METRICS with a value."""
+    ok = scored(rows)
+    return next((c for c in ("si_sdr_i_db", *BY_COLUMN) if numbers(ok, c)), None)
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read what `score -o report.json` or `batch` wrote.
+
+    Raises:
+        AudioError: there is no such file.
+        ConfigError: it is not a report, or of another version.
+    """
+    advice = "Make one with: mcspex score ... -o report.json"
+    files.check_exists(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}). {advice}") from error
+    if not isinstance(document, dict) or "format" not in document:
+        raise ConfigError(f"{path}: is not a report of mcspex. {advice}")
+    if document["format"] != FORMAT:
+        raise ConfigError(
+            f"{path}: is a report in format {document['format']}, but this version of mcspex reads "
+            f"format {FORMAT}. Score the baseline again."
+        )
+    rows = document.get("scores")
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise ConfigError(f"{path}: its scores are damaged. {advice}")
+    return Baseline(path, rows)
+
+
+def compare(rows: Rows, baseline: Baseline) -> Change:
+    """What has changed since a baseline: differences by case, their means and intervals.
+
+    An interval is over the differences of the same cases (a paired bootstrap), so it is narrow
+    where the same cases are hard in both.
+
+    Raises:
+        PairingError: no case is in both.
+    """
+    here, there = ({row["name"]: row for row in scored(of)} for of in (rows, baseline.rows))
+    both = [name for name in here if name in there]
+    if here and not both:
+        raise PairingError(
+            f"{baseline.path}: has none of these cases. Is it a report of this test set?"
+        )
+    gains = {
+        column: {
+            name: here[name][column] - there[name][column]
+            for name in both
+            if here[name].get(column) is not None and there[name].get(column) is not None
+        }
+        for column in BY_COLUMN
+    }
+    gains = {column: by_name for column, by_name in gains.items() if by_name}
+    return Change(
+        str(baseline.path),
+        both=len(both),
+        only_here=len(here) - len(both),
+        only_there=len(there) - len(both),
+        metrics={column: distribution([*by_name.values()]) for column, by_name in gains.items()},
+        differences=[
+            {"name": name, **{c: by_name[name] for c, by_name in gains.items() if name in by_name}}
+            for name in both
+        ],
+    )
+
+
+def read_groups(path: Path, column: str | None = None) -> Groups:
+    """Read a CSV with a column `id` or `name`, and the groups in another.
+
+    Args:
+        path: the CSV; its first line names the columns.
+        column: the groups' column; by default `group`, or the only other one.
+
+    Raises:
+        AudioError: there is no such file.
+        ConfigError: it cannot be read, a case is in two groups, or it is not clear which column
+            to take.
+    """
+    files.check_exists(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            titles = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
+    key = next((title for title in titles if title.strip().lower() in ("id", "name")), None)
+    others = [title for title in titles if title != key]
+    if key is None:
+        columns = ", ".join(titles) or "none"
+        raise ConfigError(f"{path}: has no column id or name. Its columns: {columns}.")
+    if column is None:
+        column = "group" if "group" in others else others[0] if len(others) == 1 else None
+    if column not in others:
+        columns = ", ".join(others) or "none"
+        problem = (
+            f"has no column {column}" if column else "does not say which column has the groups"
+        )
+        raise ConfigError(f"{path}: {problem}. Name one with --group-by: {columns}.")
+    by_name: dict[str, str] = {}
+    names = {}
+    for row in rows:
+        name, group = case_name(row[key] or ""), row[column]
+        if group and by_name.setdefault(name, group) != group:
+            raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
+        if row.get("title"):
+            names[name] = row["title"]
+    by_file: dict[str, set[str]] = {}
+    for name, group in by_name.items():
+        by_file.setdefault(PurePath(name).name, set()).add(group)
+    return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, names)
+
+
+def _is_row(row: object) -> bool:
+    """Whether a row of a report has a name, a status, and nothing but numbers for metrics."""
+    if not isinstance(row, dict):
+        return False
+    named = isinstance(row.get("name"), str) and isinstance(row.get("status"), str)
+    return named and all(is_number(row.get(column)) for column in BY_COLUMN)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, or None."""
+    if value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

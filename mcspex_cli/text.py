@@ -1,0 +1,59 @@
+"""Text of unknown origin, such as file names, made safe for terminals, tables, spreadsheets."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls other than tab, line feed, carriage return
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reverse the order of what follows
+    "\u2028\u2029]"  # line and paragraph separators
+)
+
+_BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
+
+_MARKDOWN = re.compile(r"([\\`*\[\]|~])")
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a text begins that a spreadsheet takes for a formula, and would run."""
+
+
+def printable(text: str) -> str:
+    r"""Show what is not printable as an escape, such as `\x1b` or `\u202e`; lines stay lines."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return _UNSAFE.sub(_escape, shown)
+
+
+def line(text: str, longest: int | None = None) -> str:
+    r"""The same on one line, with `\n` for a line end, cut after `longest` characters."""
+    text = printable(text).translate(_BREAKS)
+    return text if longest is None or len(text) <= longest else f"{text[:longest]}..."
+
+
+def markdown(text: str) -> str:
+    """The same as Markdown that shows the text and nothing else: no HTML, no links, no table."""
+    escaped = _MARKDOWN.sub(r"\\\1", line(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file: numbers as they are, lists and truth values as JSON.
+
+    Text is put on one line without control characters. An apostrophe goes before text that
+    begins like a formula (=, +, -, @ or a tab); spreadsheets then show it and do not run it.
+    Bytes of a file name that are not UTF-8 stay as they are.
+
+    Source: OWASP, CSV Injection.
+    """
+    if isinstance(value, str):
+        cell = _UNSAFE.sub(_escape, value).translate(_BREAKS)
+        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return json.dumps(value) if isinstance(value, bool | list | tuple | dict) else value
+
+
+def _escape(match: re.Match[str]) -> str:
+    """An escape as Python and JSON write it."""
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

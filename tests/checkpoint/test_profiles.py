@@ -1,0 +1,172 @@
+"""Profiles keep a voice for a model, and are believed only as far as they are checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mcspex_cli.checkpoint import profiles
+from mcspex_cli.checkpoint.names import CheckpointInfo, bundled, find_checkpoint
+from mcspex_cli.checkpoint.profiles import Profile
+from mcspex_cli.errors import CheckpointError, OutputError
+from mcspex_cli.extraction.quality import ReferenceQuality
+
+EMBEDDING = np.linspace(-1, 1, 16, dtype=np.float32)
+QUALITY = ReferenceQuality("a.wav", 3.0, 2.5, 2.0, -20.5, 0.0, 31.0, None)
+
+
+@pytest.fixture
+def model(tiny_folder: Path) -> CheckpointInfo:
+    return find_checkpoint(tiny_folder)
+
+
+@pytest.fixture
+def profile(model: CheckpointInfo) -> Profile:
+    made = profiles.enrolment(model, EMBEDDING, 2.0)
+    return Profile("Alice", "2026-01-31", (made,), (vars(QUALITY),))
+
+
+def test_what_is_written_is_read(tmp_path: Path, profile: Profile, model: CheckpointInfo) -> None:
+    path = tmp_path / "alice.safetensors"
+    profiles.write(path, profile)
+    read = profiles.read(path)
+    assert read == profile
+    found = profiles.embedding_for(path, read, model)
+    assert np.array_equal(found.embedding, EMBEDDING)
+    assert found.seconds == 2.0
+    assert path.stat().st_size < 2000
+    assert [p.name for p in tmp_path.iterdir()] == ["alice.safetensors"]
+    assert set(read.qualities[0]) == {f.name for f in fields(ReferenceQuality)}
+    json.dumps(profiles.described(path, read), allow_nan=False)
+    assert len(profiles.today()) == 10
+
+
+def test_another_models_profile_is_refused(
+    tmp_path: Path, profile: Profile, model: CheckpointInfo
+) -> None:
+    other = replace(model, name="org/other", sha256="b" * 64, revision="c" * 40)
+    message = (
+        rf"p.safetensors: enrolled for tiny \(sha256 {model.sha256[:12]}\), not for "
+        r"org/other@c{12} \(sha256 b{12}\). Enroll again: mcspex enroll ... --model org/other"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        profiles.embedding_for(Path("p.safetensors"), profile, other)
+    wide = replace(model, config={**model.config, "embedding": 17})
+    with pytest.raises(CheckpointError, match="enrolled for tiny"):
+        profiles.embedding_for(Path("p.safetensors"), profile, wide)
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "alice.safetensors"
+    path.write_text("mine")
+    with pytest.raises(OutputError, match=r"exists already. Add --overwrite"):
+        profiles.write(path, profile)
+    assert path.read_text() == "mine"
+    profiles.write(path, profile, overwrite=True)
+    assert profiles.read(path).name == "Alice"
+    (tmp_path / "folder.safetensors").mkdir()
+    for name, message in (
+        ("alice.wav", r"a profile's name ends in .safetensors"),
+        ("folder.safetensors", "is a directory"),
+        ("nowhere/a.safetensors", "nowhere: no such folder"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            profiles.check_output(tmp_path / name, overwrite=True)
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], object]
+"""Spoils a file's JSON and its tensors."""
+
+KEY = "embedding." + "a" * 64
+
+DAMAGES: dict[str, Change] = {
+    "newer": lambda said, _: said.update(format=2),
+    "no format": lambda said, _: said.pop("format"),
+    "a list": lambda said, _: said.update(models={}),
+    "no models": lambda said, tensors: (said.update(models=[]), tensors.clear()),
+    "another tensor": lambda _, tensors: tensors.update(x=EMBEDDING),
+    "no tensor": lambda _, tensors: tensors.pop(KEY),
+    "matrix": lambda _, tensors: tensors.update({KEY: EMBEDDING.reshape(4, 4)}),
+    "empty": lambda _, tensors: tensors.update({KEY: EMBEDDING[:0]}),
+    "doubles": lambda _, tensors: tensors.update({KEY: EMBEDDING.astype(np.float64)}),
+    "not finite": lambda _, tensors: tensors.update({KEY: EMBEDDING * np.inf}),
+    "long": lambda _, tensors: tensors.update({KEY: np.zeros(5000, np.float32)}),
+    "negative": lambda said, _: said["models"][0].update(seconds=-1),
+    "infinite": lambda said, _: said["models"][0].update(seconds=float("inf")),
+    "true": lambda said, _: said["models"][0].update(seconds=True),
+    "no text": lambda said, _: said.update(name=5),
+    "long text": lambda said, _: said.update(name="x" * 1001),
+    "no date": lambda said, _: said.update(created="yesterday"),
+    "checksum": lambda said, _: said["models"][0].update(sha256="../x"),
+    "quality": lambda said, _: said["qualities"][0].pop("snr_db"),
+    "two": lambda said, _: said["qualities"][0].update(two_voices="yes"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, damage: str) -> None:
+    model = {"name": "m", "revision": None, "sha256": "a" * 64, "seconds": 2.0}
+    said: dict[str, Any] = {"format": 1, "name": "A", "created": "2026-01-31", "models": [model]}
+    said["qualities"] = [vars(QUALITY).copy()]
+    tensors: dict[str, Any] = {KEY: EMBEDDING}
+    path = tmp_path / "p.safetensors"
+    save_file(tensors, path, {"mcspex_profile": json.dumps(said)})
+    assert profiles.read(path).name == "A"
+    DAMAGES[damage](said, tensors)
+    save_file(tensors, path, {"mcspex_profile": json.dumps(said)})
+    message = "of a newer mcspex" if damage == "newer" else "a damaged voice profile. Enroll again"
+    with pytest.raises(CheckpointError, match=rf"p.safetensors: {message}"):
+        profiles.read(path)
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path, profile: Profile) -> None:
+    good, path = tmp_path / "good.safetensors", tmp_path / "p.safetensors"
+    profiles.write(good, profile)
+    data = good.read_bytes()
+    damaged = "damaged or not safetensors"
+    for content in (b"", b"no", data[:-1], data[:30], data + b"x", b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=damaged):
+            profiles.read(path)
+    save_file({"x": np.zeros(2**22, np.float32)}, path, {"mcspex_profile": "{}"})
+    with pytest.raises(CheckpointError, match="bytes are too many for a profile"):
+        profiles.read(path)
+    save_file({"x": EMBEDDING}, path, {"mcspex_profile": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="a damaged voice profile"):
+        profiles.read(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        profiles.read(tmp_path / "none.safetensors")
+    (weights,) = next(iter(bundled().values())).glob("model.safetensors")
+    with pytest.raises(CheckpointError, match="is no voice profile, but other safetensors"):
+        profiles.read(weights)
+
+
+def test_as_much_as_can_be_written_can_be_read(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "p.safetensors"
+    clip = {**vars(QUALITY), "path": "ö" * 120 + ".wav"}
+    large = replace(profile, name="ö" * 1000, qualities=(clip,) * 10_000)
+    profiles.write(path, large)
+    assert profiles.read(path) == large
+    for more in (
+        replace(large, name="ö" * 1001),
+        replace(large, qualities=(*large.qualities, clip)),
+    ):
+        with pytest.raises(OutputError, match=r"p.safetensors: too long\. A profile's name"):
+            profiles.write(path, more, overwrite=True)
+    assert profiles.read(path) == large
+
+
+def test_a_folders_profiles_are_found(tmp_path: Path, profile: Profile) -> None:
+    profiles.write(tmp_path / "b.safetensors", profile)
+    (tmp_path / "a.safetensors").write_text("damaged")
+    save_file({"x": EMBEDDING}, tmp_path / "model.safetensors")
+    (tmp_path / ".c.safetensors").write_text("hidden")
+    found = profiles.find(tmp_path)
+    assert [path.name for path in found] == ["a.safetensors", "b.safetensors"]

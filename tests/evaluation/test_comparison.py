@@ -1,0 +1,189 @@
+"""Reading runs, putting them side by side, and choosing the cases to show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcspex_cli.errors import AudioError, ConfigError, PairingError
+from mcspex_cli.evaluation.comparison import (
+    OTHERS,
+    Case,
+    Comparison,
+    Run,
+    compare_runs,
+    read_run,
+    read_runs,
+)
+from mcspex_cli.evaluation.scoring import Row
+from mcspex_cli.evaluation.summary import Groups
+from tests.evaluation.conftest import stage
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return stage(tmp_path, ["a", "deep/b"])
+
+
+def batch(folder: Path, scores: object, version: object = 1) -> Path:
+    """Turn a folder into what `mcspex batch` leaves."""
+    folder.mkdir(exist_ok=True)
+    report = {"format": version, "scores": scores}
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_a_folder_is_read_by_name(scene: Path) -> None:
+    (scene / "good" / "a.wav").rename(scene / "good" / "a.target.wav")
+    run = read_run(scene / "good")
+    assert run.label == "good"
+    assert set(run.outputs) == {"a", "deep/b"}
+    assert run.outputs["a"].estimate == scene / "good" / "a.target.wav"
+
+
+def test_a_batch_brings_its_mixtures_and_truths(scene: Path) -> None:
+    row = {"name": "a", "status": "ok", "estimate": "a.wav", "mixture": "m/a.wav"}
+    failed = {**row, "name": "b", "status": "failed", "note": "too short"}
+    pending = {**row, "name": "c", "status": "pending", "truth": None}
+    folder = batch(scene / "good", [{**row, "truth": "t/a.wav"}, failed, pending])
+    outputs = read_run(folder).outputs
+    assert outputs["a"].estimate == folder / "a.wav"
+    assert (outputs["a"].mixture, outputs["a"].truth) == (folder / "m/a.wav", folder / "t/a.wav")
+    assert (outputs["b"].estimate, outputs["b"].problem) == (None, "too short")
+    assert (outputs["c"].estimate, outputs["c"].problem) == (None, "pending")
+    assert outputs["c"].truth is None
+
+
+def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
+    for text in (
+        "[]",
+        '{"summary": {}}',
+        '{"format": 1, "scores": [{"name": "a", "status": "ok"}]}',
+    ):
+        (scene / "good" / "report.json").write_text(text)
+        assert len(read_run(scene / "good").outputs) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"report.json: is damaged .*Run mcspex batch again"),
+        ('{"format": 2}', "has format 2, not 1. Update mcspex"),
+        ('{"format": 1}', r"is damaged \(it has no scores\). Run"),
+        ('{"format": 1, "scores": [3]}', "is damaged"),
+        ('{"format": 1, "scores": [{"estimate": "a"}]}', "a row has no 'name'"),
+        (
+            '{"format": 1, "scores": [{"name": 1, "status": 1, "estimate": 1}]}',
+            "a row has a damaged value",
+        ),
+    ],
+)
+def test_a_damaged_batch_is_refused(scene: Path, text: str, message: str) -> None:
+    (scene / "good" / "report.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_run(scene / "good")
+
+
+def test_what_is_not_a_run_is_refused(scene: Path) -> None:
+    (scene / "none").mkdir()
+    with pytest.raises(AudioError, match="nowhere: no such file or folder"):
+        read_run(scene / "nowhere")
+    with pytest.raises(PairingError, match=r"a.wav: is a file. Name a folder of estimates"):
+        read_run(scene / "good" / "a.wav")
+    with pytest.raises(PairingError, match="none: no sound files in this folder"):
+        read_run(scene / "none")
+
+
+def test_a_label_can_be_given_but_a_path_wins(scene: Path) -> None:
+    (scene / "x=good").mkdir()
+    (scene / "good" / "a.wav").rename(scene / "x=good" / "a.wav")
+    words = [f"ours={scene / 'good'}", str(scene / "x=good"), f"={scene / 'bad'}"]
+    assert [run.label for run in read_runs(words)] == ["ours", "x=good", "bad"]
+
+
+def test_one_label_for_two_runs_is_refused(scene: Path) -> None:
+    with pytest.raises(PairingError, match=r"both are called bad. Name one: NAME=.*bad$"):
+        read_runs([f"bad={scene / 'good'}", str(scene / "bad")])
+
+
+def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
+    (scene / "good" / "a.wav").unlink()
+    groups = Groups({"unknown": "one", "deep/b": "two"}, {}, {"deep/b": "B"})
+    runs = read_runs([str(scene / "good"), str(scene / "bad")])
+    first, second = compare_runs(runs, scene / "truth", scene / "mixtures", groups).cases
+    assert (first.name, first.title, first.group) == ("deep/b", "B", "two")
+    assert (second.name, second.group) == ("a", OTHERS)
+    assert second.outputs[0] is None
+    assert second.outputs[1]
+    assert second.truth == scene / "truth" / "a.wav"
+
+
+def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
+    rows = [{"name": n, "status": "ok", "estimate": "a.wav", "mixture": f"m/{n}.wav"} for n in "az"]
+    runs = [read_run(batch(scene / "good", rows))]
+    first, second = compare_runs(runs, scene / "truth", scene / "mixtures").cases
+    assert (first.mixture, first.truth) == (scene / "mixtures/a.wav", scene / "truth/a.wav")
+    assert (second.mixture, second.truth) == (scene / "good/m/z.wav", None)
+
+
+def test_a_missing_truth_is_refused(scene: Path) -> None:
+    runs = [read_run(scene / "good")]
+    with pytest.raises(AudioError, match="nowhere: no such file or folder"):
+        compare_runs(runs, scene / "nowhere")
+    with pytest.raises(PairingError, match=r"is a file. Name a folder"):
+        compare_runs(runs, None, scene / "truth" / "a.wav")
+
+
+def comparison(gains: list[float | None]) -> Comparison:
+    """Cases c00, c01, ... of one system with these SI-SDRi."""
+    cases = []
+    for number, gain in enumerate(gains):
+        values = {} if gain is None else {"si_sdr_db": gain, "si_sdr_i_db": gain}
+        row = Row("", "unreadable" if gain is None else "ok", "", values, 0.0, (gain or 0) < 0)
+        name = f"c{number:02d}"
+        cases.append(Case(name, name, "", Path("m"), Path("t"), (None,), (row,)))
+    return Comparison([Run("x", Path(), {})], cases)
+
+
+def test_a_third_is_best_a_third_worst_a_third_drawn() -> None:
+    gain = [float((7 * n) % 30) for n in range(30)]
+    made = comparison([*gain])
+    chosen = made.choose(8, seed=0)
+    gains = {why: sorted(gain[int(n[1:])] for n, w in chosen.items() if w == why) for why in
+             ("best", "worst")}  # fmt: skip
+    assert gains == {"best": [27, 28, 29], "worst": [0, 1, 2]}
+    assert list(chosen.values()).count("drawn at random") == 2
+    assert made.choose(8, seed=0) == chosen
+    assert any(made.choose(8, seed=seed) != chosen for seed in range(1, 4))
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_as_many_are_chosen_as_are_asked_for(count: int) -> None:
+    for gains in ([None] * 10, [1.0, None] * 5, [float(n) for n in range(10)]):
+        chosen = comparison(gains).choose(count, seed=1)  # type: ignore[arg-type]
+        assert len(chosen) == min(count, 10)
+        assert ("" in chosen.values()) == (count >= 10)
+
+
+def test_summaries_count_and_average() -> None:
+    (row,) = comparison([4.0, -2.0, 10.0, None]).summaries()
+    assert (row.files, row.scored, row.confused) == (4, 3, 1)
+    gain = row.metrics["si_sdr_i_db"]
+    assert (gain.mean, gain.median) == (4.0, 4.0)
+
+
+def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
+    names = {key: f"../{key}/a.wav" for key in ("truth", "mixture")}
+    (scene / "mixtures").rename(scene / "mixture")
+    row = Row("a", "sign flipped", "", {"pesq": 2.5}).to_dict()
+    runs = [read_run(batch(scene / "good", [{**row, "estimate": "a.wav", **names}]))]
+    (case,) = compare_runs(runs).cases
+    assert (case.rows[0].values, case.rows[0].status) == ({"pesq": 2.5}, "ok")  # type: ignore[union-attr]
+    assert case.rows[0].flipped  # type: ignore[union-attr]
+    (case,) = compare_runs(runs, scene / "truth").cases
+    assert set(case.rows[0].values) == {"si_sdr_db", "si_sdr_i_db", "snr_db"}  # type: ignore[union-attr]
+    damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}
+    with pytest.raises(ConfigError, match="a row has a damaged value"):
+        read_run(batch(scene / "good", [damaged]))

@@ -1,0 +1,236 @@
+"""Means, intervals, ranks, groups and baselines of rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcspex_cli.errors import AudioError, ConfigError, PairingError
+from mcspex_cli.evaluation import summary, tables
+from mcspex_cli.evaluation.summary import (
+    NO_GROUP,
+    Baseline,
+    Distribution,
+    Summary,
+    read_baseline,
+    read_groups,
+    report,
+)
+
+
+def row(name: str, si_sdr_db: float | None, status: str = "ok", **more: Any) -> dict[str, Any]:
+    return {"name": name, "status": status, "note": "", "si_sdr_db": si_sdr_db, **more}
+
+
+def rows(count: int = 4, shift_db: float = 0.0) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return [row(f"case{n}", float(rng.normal(10, 3)) + shift_db) for n in range(count)]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# Means.
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(100):
+        low, high = summary.interval(list(rng.normal(5, 2, 60)))
+        assert low is not None
+        assert high is not None
+        covered += low <= 5 <= high
+    assert 88 <= covered <= 99
+
+
+def test_an_interval_is_as_wide_as_the_normal_law_says_and_always_the_same() -> None:
+    values = list(np.random.default_rng(2).normal(0, 3, 1000))
+    low, high = summary.interval(values)
+    width = 2 * 1.96 * np.std(values) / np.sqrt(1000)
+    assert high - low == pytest.approx(width, rel=0.08)  # type: ignore[operator]
+    assert summary.interval(values) == (low, high)
+
+
+def test_one_value_has_no_interval_and_equal_ones_an_empty_one() -> None:
+    assert summary.distribution([3.0]) == Distribution(1, 3.0, None, None, 3.0)
+    assert summary.distribution([3.0] * 5) == Distribution(5, 3.0, 3.0, 3.0, 3.0)
+
+
+def test_memory_does_not_grow_with_rows_times_resamples() -> None:
+    values = list(np.random.default_rng(3).normal(0, 1, 10_000))
+    tracemalloc.start()
+    summary.interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * 2**20  # all draws at once would be 160 MB and more
+
+
+def test_only_ok_rows_are_in_the_means_and_all_are_counted() -> None:
+    made = [
+        row("a", 1.0, confused=True),
+        row("b", 4.0, confused=False),
+        row("c", 99.0, "sign flipped", confused=True),
+        row("d", None, "unreadable"),
+        {"name": "e", "status": "failed", "note": "out of memory"},
+    ]
+    means = summary.summarise(made, missing_estimates=2)
+    assert (means.files, means.scored, means.confused, means.missing_estimates) == (5, 2, 1, 2)
+    assert means.statuses == {"ok": 2, "sign flipped": 1, "unreadable": 1, "failed": 1}
+    assert list(means.metrics) == ["si_sdr_db"]
+    mean = means.metrics["si_sdr_db"]
+    assert (mean.count, mean.mean, mean.median) == (2, 2.5, 2.5)
+
+
+def test_nothing_is_known_of_nothing() -> None:
+    assert summary.summarise([]) == Summary(0, 0, {}, None, 0, {})
+    assert summary.worst([]) == []
+
+
+def test_the_worst_are_by_improvement_if_there_is_one() -> None:
+    made = [row(f"r{n:02d}", float(n)) for n in range(20)]
+    assert summary.worst(made) == [f"r{n:02d}" for n in range(10)]
+    made.append(row("gain", 50.0, si_sdr_i_db=-3.0))
+    made.append(row("flipped", 50.0, "sign flipped", si_sdr_i_db=-9.0))
+    assert summary.worst(made) == ["gain"]
+    assert summary.worst([row("a", None, stoi=0.5), row("b", None, stoi=0.1)]) == ["b", "a"]
+
+
+# Groups.
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("id,group,pair\na,same,x\nb,other,y\n", None),
+        ("pair,id,group\nx,a,same\ny,b,other\n", "group"),
+        ("\ufeffname,gender\na.wav,same\ndeep/b.target.flac,other\n", None),
+        ("sex,ID\nsame,s1/a.m4a\nother,b\n", "sex"),
+    ],
+)
+def test_groups_are_matched_by_name_with_or_without_suffix(
+    tmp_path: Path, text: str, column: str | None
+) -> None:
+    groups = read_groups(write(tmp_path / "g.csv", text), column)
+    names = ("a", "b", "a.wav", "c")
+    assert [groups.of(name) for name in names] == ["same", "other", "same", NO_GROUP]
+
+
+def test_folders_decide_where_file_names_are_the_same(tmp_path: Path) -> None:
+    groups = read_groups(write(tmp_path / "g.csv", "id,group\nx/a,one\ny/a,two\nz/b,\n"))
+    assert [groups.of(n) for n in ("x/a", "y/a", "a", "b")] == ["one", "two", NO_GROUP, NO_GROUP]
+
+
+def test_groups_may_have_titles(tmp_path: Path) -> None:
+    path = write(tmp_path / "g.csv", "\ufeffname,sex,group,title\na.wav,f,one,A & B\nb,m,,\n")
+    groups = read_groups(path)
+    assert (groups.by_name, groups.titles) == ({"a": "one"}, {"a": "A & B"})
+    assert read_groups(path, "sex").of("b") == "m"
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "message"),
+    [
+        ("case,group\na,x\n", None, "has no column id or name. Its columns: case, group."),
+        ("", None, "has no column id or name. Its columns: none."),
+        (
+            "id,sex,age\na,f,3\n",
+            None,
+            "does not say which column has the groups. Name one with --group-by: sex, age.",
+        ),
+        ("id,sex\na,f\n", "age", "has no column age. Name one with --group-by: sex."),
+        ("id,sex\na,f\na.wav,m\n", None, "a is in two groups. Remove one of its lines."),
+    ],
+)
+def test_a_csv_that_does_not_say_the_groups_is_one_line(
+    tmp_path: Path, text: str, column: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_groups(write(tmp_path / "g.csv", text), column)
+    assert str(error.value) == f"{tmp_path / 'g.csv'}: {message}"
+
+
+def test_groups_that_are_not_text_or_not_there_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_bytes(b"id,group\n\xff\xfe,x\n")
+    with pytest.raises(ConfigError, match="cannot be read as CSV"):
+        read_groups(tmp_path / "g.csv")
+    with pytest.raises(AudioError, match="no such file"):
+        read_groups(tmp_path / "none.csv")
+
+
+# Baselines.
+
+
+def test_a_paired_interval_holds_the_known_shift_and_is_narrow(tmp_path: Path) -> None:
+    now = rows(40, 1.5)
+    for number, each in enumerate(now):
+        each["si_sdr_db"] += 0.2 * (-1) ** number
+    before = report([*rows(40), row("gone", None), row("flipped", 3.0, "sign flipped")])
+    tables.write(tmp_path / "report.json", before)
+    now += [row("new", None), row("flipped", 3.0)]
+    change = report(now, baseline=read_baseline(tmp_path / "report.json")).baseline
+    assert change
+    assert (change.both, change.only_here, change.only_there) == (40, 2, 1)
+    gain = change.metrics["si_sdr_db"]
+    assert gain.low <= 1.5 <= gain.high  # type: ignore[operator]
+    assert gain.high - gain.low < 0.2  # type: ignore[operator] # the two means' are ten times that
+    assert change.differences[3] == {
+        "name": "case3",
+        "si_sdr_db": pytest.approx(now[3]["si_sdr_db"] - rows(40)[3]["si_sdr_db"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[" * 200_000, "cannot be read as JSON"),
+        ("[1]", "is not a report of mcspex"),
+        ('{"scores": []}', "is not a report of mcspex"),
+        ('{"format": 9, "scores": []}', "in format 9, but this version of mcspex reads format 1"),
+        ('{"format": 1}', "its scores are damaged"),
+        ('{"format": 1, "scores": [3]}', "its scores are damaged"),
+        ('{"format": 1, "scores": [{"name": "a"}]}', "its scores are damaged"),
+        ('{"format": 1, "scores": [{"name": "a", "status": "ok", "snr_db": NaN}]}', "damaged"),
+        ('{"format": 1, "scores": [{"name": "a", "status": "ok", "pesq": "3"}]}', "damaged"),
+    ],
+)
+def test_what_is_not_a_baseline_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        read_baseline(write(tmp_path / "b.json", text))
+    assert str(error.value).startswith(f"{tmp_path / 'b.json'}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_baseline_that_is_missing_or_of_other_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="no such file"):
+        read_baseline(tmp_path / "none.json")
+    with pytest.raises(PairingError, match="has none of these cases"):
+        report(rows(), baseline=Baseline(Path("b.json"), [row("else", 1.0)]))
+
+
+# The report.
+
+
+def test_a_report_has_everything_and_no_nan(tmp_path: Path) -> None:
+    made = rows(3)
+    made[1]["seconds"] = math.nan
+    made[2] |= {"seconds": 1.5, "references": ["r.wav"], "group": "overwritten"}
+    groups = read_groups(write(tmp_path / "g.csv", "id,group\ncase0,x\ncase1,x\ngone,y\n"))
+    known = report(made, ["gone"], groups).to_dict()
+    assert json.loads(tables.as_json(report(made, ["gone"], groups))) == known
+    assert list(known) == ["format", "summary", "groups", "worst", "baseline", "scores"]
+    assert list(known["groups"]) == [NO_GROUP, "x", "y"]
+    assert known["groups"]["x"].keys() == known["summary"].keys()
+    assert known["groups"]["y"]["missing_estimates"] == 1
+    assert [each["group"] for each in known["scores"]] == ["x", "x", NO_GROUP]
+    assert known["scores"][1]["seconds"] is None
+    assert known["baseline"] is None

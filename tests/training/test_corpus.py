@@ -1,0 +1,384 @@
+"""The corpus in memory: whose speech it holds, and the stretches that are cut from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcspex_cli import audio
+from mcspex_cli.errors import AudioError, ConfigError
+from mcspex_cli.training.corpus import Arc, Corpus, Speaker, draw_arc, draw_reference, stretch
+from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.settings import MixtureSettings
+from tests.conftest import LIBRIMIX, RATE_HZ, buzz
+
+SHORT = MixtureSettings(segment_s=0.5, reference_s=(0.5, 1.0))
+
+
+def laid_out(pieces: list[list[torch.Tensor]]) -> Corpus:
+    """A corpus of each speaker's utterances; speaker 0 says "0-0", "0-1" and so on."""
+    speakers, at = [], 0
+    for who, utterances in enumerate(pieces):
+        bounds = np.cumsum([0, *map(len, utterances)]).tolist()
+        names = [f"{who}-{number}" for number in range(len(utterances))]
+        speakers.append(Speaker(f"s{who}", at, bounds, names))
+        at += bounds[-1]
+    return Corpus(torch.cat([piece for said in pieces for piece in said]), speakers, RATE_HZ)
+
+
+@pytest.fixture
+def marked() -> Corpus:
+    """A corpus whose every sample tells its speaker and utterance: 100 * (1 + speaker) + number."""
+    lengths = ((900, 500, 700), (1200, 300), (400, 400, 400, 400))
+    return laid_out(
+        [
+            [torch.full((n,), 100 * (1 + who) + k, dtype=torch.int16) for k, n in enumerate(each)]
+            for who, each in enumerate(lengths)
+        ]
+    )
+
+
+def marks(corpus: Corpus, arc: Arc) -> set[int]:
+    """What is heard of an arc in a `marked` corpus, at the speed it was recorded."""
+    heard = corpus.gather([replace(arc, speed=1.0)], arc.length)[0] * 32768
+    return set(heard.int().tolist())
+
+
+def sine(hertz: float, length: int) -> torch.Tensor:
+    time = torch.arange(length, dtype=torch.float64) / RATE_HZ
+    return (0.5 * torch.sin(2 * torch.pi * hertz * time)).float()
+
+
+def alone(corpus: Path, seconds: float) -> audio.Samples:
+    """Leave bob a single clip, of some length."""
+    (corpus / "bob" / "b.flac").unlink()
+    (corpus / "bob" / "d.flac").unlink()
+    audio.write(corpus / "bob" / "a.flac", buzz(100, seconds), RATE_HZ)
+    return audio.read(corpus / "bob" / "a.flac", RATE_HZ)
+
+
+def test_a_corpus_holds_every_utterance_once(corpus: Path) -> None:
+    read = Corpus.read([corpus], RATE_HZ)
+    assert [Path(s.name).name for s in read.speakers] == ["ann", "bob", "cyn"]
+    assert read.speakers[1].sentences == ["a", "b", "d"]
+    assert read.samples.dtype == torch.int16
+    assert read.seconds == pytest.approx(3 * (1.0 + 1.2 + 1.4))
+    files = [audio.read(path, RATE_HZ) for path in sorted(corpus.rglob("*.flac"))]
+    np.testing.assert_array_equal(read.samples.numpy() / 32768, np.concatenate(files))
+    assert [s.start for s in read.speakers] == [0, 28800, 57600]
+    assert read.speakers[2].bounds == [0, 8000, 17600, 28800]
+    assert not read.pairs
+
+
+def test_another_rate_is_resampled(corpus: Path) -> None:
+    read = Corpus.read([corpus], 16000)
+    assert read.sample_rate_hz == 16000
+    assert read.seconds == pytest.approx(3 * (1.0 + 1.2 + 1.4), abs=0.01)
+
+
+def test_too_few_speakers_are_refused(corpus: Path) -> None:
+    message = r"two speakers or more are needed, with two files each or one of 2 s"
+    with pytest.raises(ConfigError, match=message):
+        Corpus.read([corpus / "ann"], RATE_HZ)
+    with pytest.raises(ConfigError, match="no such folder of speakers"):
+        Corpus.read([corpus / "zoe"], RATE_HZ)
+
+
+def test_librispeech_chapters_are_laid_out_as_one_speaker(librispeech: Path) -> None:
+    read = Corpus.read([librispeech], RATE_HZ)
+    assert [(s.name, len(s.sentences)) for s in read.speakers] == [
+        ("librispeech/174", 2),
+        ("librispeech/84", 3),
+    ]
+
+
+def test_a_single_clip_is_halved_and_one_half_is_the_others_reference(corpus: Path) -> None:
+    whole = alone(corpus, 2.5)
+    read = Corpus.read([corpus], RATE_HZ)
+    bob = read.speakers[1]
+    assert (bob.bounds, bob.sentences) == ([0, 10000, 20000], ["a/1", "a/2"])
+    rng = np.random.default_rng(0)
+    firsts = set()
+    for _ in range(20):
+        target = draw_arc(bob, 16000, 1.0, rng)
+        reference = draw_reference(target, 8000, rng)
+        assert target.sentences() | reference.sentences() == {"a/1", "a/2"}
+        assert not target.sentences() & reference.sentences()
+        firsts.add(target.first)
+        heard = read.gather([target], target.length)[0].numpy()
+        half = whole[10000:] if target.first else whole[:10000]
+        np.testing.assert_array_equal(heard, half[-target.length :])
+    assert firsts == {0, 1}
+
+
+@pytest.mark.parametrize(("seconds", "names"), [(2.0, ["ann", "bob", "cyn"]),
+                                                (1.999, ["ann", "cyn"])])  # fmt: skip
+def test_a_single_clip_too_short_to_halve_is_left_out(
+    corpus: Path, seconds: float, names: list[str]
+) -> None:
+    alone(corpus, seconds)
+    read = Corpus.read([corpus], RATE_HZ)
+    assert [Path(s.name).name for s in read.speakers] == names
+    ends = [s.start + s.bounds[-1] for s in read.speakers]
+    assert [s.start for s in read.speakers] == [0, *ends[:-1]]
+    assert ends[-1] == len(read.samples)
+
+
+def test_too_few_are_left_if_all_are_short(corpus: Path) -> None:
+    for name in ("bob/b", "bob/d", "cyn/e", "cyn/f"):
+        (corpus / f"{name}.flac").unlink()
+    with pytest.raises(ConfigError, match="two speakers or more"):
+        Corpus.read([corpus], RATE_HZ)
+
+
+def test_what_a_speaker_says_in_two_mixtures_counts_once(librimix: Path) -> None:
+    folder, (one, other) = librimix / "dev", LIBRIMIX["dev"]
+    for role in ("mix_clean", "s1", "s2"):  # 174 and 84 say the same in both
+        path = folder / role / f"{other}.wav"
+        path.rename(path.with_stem("174-50561-0000_84-121123-0000"))
+        audio.write(folder / role / f"{one}.wav", buzz(150, 2.2), RATE_HZ)
+        audio.write(path.with_stem("174-50561-0000_84-121123-0000"), buzz(150, 2.2), RATE_HZ)
+    read = Corpus.read([folder], RATE_HZ)
+    assert [len(set(s.sentences)) for s in read.speakers] == [2, 2]  # halved
+    with pytest.raises(ConfigError, match=r"dev: no talker has a second utterance"):
+        Corpus.read([folder], RATE_HZ, given=True)
+
+
+def test_given_mixtures_are_pairs_in_both_roles(librimix: Path) -> None:
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
+    said = [tuple(read.speakers[who].sentences[k] for who, k in pair) for pair in read.pairs]
+    one, other, third = (tuple(name.split("_")) for name in LIBRIMIX["train-100"])
+    both = {one, one[::-1], other, other[::-1]}
+    assert set(said) == {*both, third[::-1]}  # 27 says nothing else, so it is no target
+    assert len(said) == 5
+    assert not Corpus.read([librimix / "train-100"], RATE_HZ).pairs
+
+
+def test_several_sets_are_given_together(librimix: Path) -> None:
+    folders = [librimix / "train-100", librimix / "dev"]
+    read = Corpus.read(folders, RATE_HZ, given=True)
+    assert len(read.pairs) == 5 + 4
+    assert len(read.speakers) == 5
+
+
+def test_a_folder_without_mixtures_gives_none(librimix: Path, corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"speech: not a LibriMix set, so it gives no mixtures"):
+        Corpus.read([librimix / "dev", corpus], RATE_HZ, given=True)
+    with pytest.raises(ConfigError, match=r"zoe: no such folder of speakers"):
+        Corpus.read([librimix / "zoe"], RATE_HZ, given=True)
+
+
+def place(part: audio.Samples, whole: audio.Samples) -> tuple[float, int]:
+    """How like a stretch of `whole` a part is at best, -1 to 1, and where that is."""
+    size = len(whole) + len(part)
+    dots = np.fft.irfft(np.fft.rfft(whole, size) * np.fft.rfft(part, size).conj(), size)
+    heard = np.cumsum(np.square(np.concatenate(([0], whole)), dtype=np.float64))
+    energy = (heard[len(part) :] - heard[: -len(part)]) * np.square(part).sum()
+    likeness = dots[: len(energy)] / np.sqrt(energy)
+    at = int(likeness.argmax())
+    return float(likeness[at]), at
+
+
+def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) -> None:
+    folder = librimix / "train-100"
+    files = {
+        name: [audio.read(folder / f / f"{name}.wav", RATE_HZ) for f in ("mix_clean", "s1", "s2")]
+        for name in LIBRIMIX["train-100"]
+    }
+    read = Corpus.read([folder], RATE_HZ, given=True)
+    batch = MixtureSampler(read, SHORT).draw(0, 0, range(32))
+    found = set()
+    for mixture, target, interferer in zip(
+        batch.mixture.numpy(), batch.target.numpy(), batch.interferer.numpy(), strict=True
+    ):
+        places = {name: place(mixture, signals[0]) for name, signals in files.items()}
+        name = max(places, key=lambda n: places[n][0])
+        at = places[name][1]
+        mix, *voices = (signal[at : at + len(mixture)] for signal in files[name])
+        gain = np.dot(mixture, mix) / np.dot(mix, mix)
+        role = int(np.argmax([np.dot(target, voice) for voice in voices]))
+        atol = 2 * gain / 32768
+        np.testing.assert_allclose(mixture, gain * mix, atol=atol)
+        np.testing.assert_allclose(target, gain * voices[role], atol=atol)
+        np.testing.assert_allclose(interferer, gain * voices[1 - role], atol=atol)
+        found.add((name, role))
+    one, other, third = LIBRIMIX["train-100"]
+    assert found == {(one, 0), (one, 1), (other, 0), (other, 1), (third, 1)}
+    assert not batch.noise.any()
+
+
+def test_given_references_are_of_the_target_in_another_utterance(librimix: Path) -> None:
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
+    planner = MixtureSampler(read, SHORT).planner
+    for seed in range(50):
+        plan = planner.draw(np.random.default_rng(seed), 4000, None)
+        assert plan.reference.speaker is plan.target.speaker is read.speakers[plan.speaker]
+        assert not plan.reference.sentences() & plan.target.sentences()
+        assert plan.snr_db == ()
+
+
+def test_given_mixtures_share_references_of_other_utterances(librimix: Path) -> None:
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
+    sampler = MixtureSampler(read, replace(SHORT, mixtures_per_reference=2))
+    for step in range(20):
+        plans, _ = sampler.plan(0, step, range(8))
+        for lead, other in zip(plans[::2], plans[1::2], strict=True):
+            assert other.reference is lead.reference
+            assert other.speaker == lead.speaker
+            assert not other.target.sentences() & other.reference.sentences()
+
+
+def test_given_mixtures_can_have_babble_around_them(librimix: Path) -> None:
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)  # with 27's one utterance
+    settings = replace(SHORT, noise=1.0, noise_kinds=("babble",), noise_db=(5.0, 5.0))
+    batch = MixtureSampler(read, settings).draw(0, 0, range(8))
+    speech, noise = (s.square().mean(-1) for s in (batch.target + batch.interferer, batch.noise))
+    np.testing.assert_allclose(10 * torch.log10(speech / noise), 5.0, atol=1e-3)
+
+
+def test_a_talker_cut_short_is_followed_by_silence(librimix: Path) -> None:
+    name = LIBRIMIX["dev"][0]
+    path = librimix / "dev" / "s2" / f"{name}.wav"
+    audio.write(path, audio.read(path, RATE_HZ)[:800], RATE_HZ)
+    read = Corpus.read([librimix / "dev"], RATE_HZ, given=True)
+    batch = MixtureSampler(read, SHORT).draw(0, 0, range(16))
+    assert batch.mixture.isfinite().all()
+    assert not batch.interferer[:, 800:].any(-1).all()
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
+def test_the_reference_is_the_target_in_other_utterances(marked: Corpus, speed: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        who = int(rng.integers(3))
+        target = draw_arc(marked.speakers[who], 600, speed, rng)
+        reference = draw_reference(target, 8000, rng)
+        assert 0 < target.length <= round(600 * speed)
+        assert reference.speed == target.speed == speed
+        said, heard = marks(marked, target), marks(marked, reference)
+        own = {100 * (1 + who) + k for k in range(4)}
+        assert said <= own and heard <= own
+        assert not said & heard
+        assert {f"{who}-{mark % 100}" for mark in said} == target.sentences()
+        assert {f"{who}-{mark % 100}" for mark in heard} == reference.sentences()
+
+
+def test_every_utterance_is_drawn_from_all_over(marked: Corpus) -> None:
+    rng = np.random.default_rng(0)
+    arcs = [draw_arc(marked.speakers[2], 300, 1.0, rng) for _ in range(400)]
+    assert {arc.first for arc in arcs} == {0, 1, 2, 3}
+    assert min(arc.offset for arc in arcs) < 20 and max(arc.offset for arc in arcs) > 1580
+    assert all(arc.length == 300 for arc in arcs)
+    assert {len(arc.sentences()) for arc in arcs} == {1, 2}
+
+
+def test_a_segment_longer_than_what_is_said_ends_in_silence(marked: Corpus) -> None:
+    arc = draw_arc(marked.speakers[1], 5000, 1.0, np.random.default_rng(0))
+    heard = marked.gather([arc], 5000)[0] * 32768
+    assert len(arc.sentences()) == 1  # the other is left for the reference
+    assert set(heard[: arc.length].tolist()) == {200.0 + arc.first}
+    assert not heard[arc.length :].any()
+
+
+def test_the_only_utterance_of_a_speaker_is_drawn_from() -> None:
+    corpus = laid_out([[torch.arange(1, 1001, dtype=torch.int16)]])
+    rng = np.random.default_rng(0)
+    for length in (300, 5000):
+        arc = draw_arc(corpus.speakers[0], length, 1.0, rng)
+        assert arc.length == min(length, 1000)
+        heard = (corpus.gather([arc], arc.length)[0] * 32768).int()
+        assert heard.tolist() == list(range(arc.offset + 1, arc.offset + 1 + arc.length))
+
+
+def test_a_reference_starts_over_where_it_is_too_short(marked: Corpus) -> None:
+    rng = np.random.default_rng(1)
+    reference = draw_reference(draw_arc(marked.speakers[1], 600, 1.0, rng), 8000, rng)
+    once = marked.gather([reference], reference.length)[0]
+    longer = marked.gather([reference], 3 * reference.length + 7)[0]
+    assert torch.equal(longer, torch.cat([once, once, once, once[:7]]))
+    assert (longer != 0).all()
+
+
+def test_references_begin_anywhere_in_the_first_half(marked: Corpus) -> None:
+    rng = np.random.default_rng(0)
+    target = Arc(marked.speakers[0], 0, 600, 0, 0)  # leaves 500 and 700 samples
+    begins = [draw_reference(target, 8000, rng).offset - 900 for _ in range(300)]
+    assert min(begins) < 20 and 580 < max(begins) <= 600
+
+
+def test_the_target_said_once_more_is_no_reference() -> None:
+    speaker = Speaker("zoe", 0, [0, 100, 200, 300, 400], list("abac"))
+    rng = np.random.default_rng(0)
+    drawn = [draw_reference(Arc(speaker, 0, 100, 0, 0), 8000, rng) for _ in range(50)]
+    assert {tuple(arc.sentences()) for arc in drawn} == {("b",), ("c",)}
+
+
+def test_a_speaker_who_says_nothing_else_has_no_reference() -> None:
+    speaker = Speaker("zoe", 0, [0, 100, 200], ["same", "same"])
+    rng = np.random.default_rng(0)
+    with pytest.raises(ConfigError, match=r"zoe: has no second utterance to take a reference from"):
+        draw_reference(draw_arc(speaker, 50, 1.0, rng), 80, rng)
+
+
+def test_a_faster_voice_is_higher() -> None:
+    tone = (sine(400, 16000) * 32768).short()
+    corpus = laid_out([[tone, tone]])
+    arc = Arc(corpus.speakers[0], 0, 16000, 0, 0)
+    for speed in (0.9, 1.0, 1.1):
+        heard = corpus.gather([replace(arc, speed=speed)], 8000)
+        np.testing.assert_allclose(heard[0], sine(400 * speed, 8000), atol=1e-4)
+
+
+def test_voices_of_different_speeds_are_gathered_together(corpus: Path) -> None:
+    read = Corpus.read([corpus], RATE_HZ)
+    rng = np.random.default_rng(0)
+    speeds = (1.1, 0.9, 1.0, 1.1, 1.0)
+    arcs = [draw_arc(read.speakers[k % 3], 4000, s, rng) for k, s in enumerate(speeds)]
+    together = read.gather(arcs, 4000)
+    for row, arc in zip(together, arcs, strict=True):
+        np.testing.assert_allclose(row, read.gather([arc], 4000)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [6400, 7200, 8000, 8001, 12000])
+def test_a_stretched_tone_keeps_its_amplitude(length: int) -> None:
+    whole = sine(400, 8000)  # 400 periods
+    stretched = stretch(torch.stack([whole, 2 * whole]), length)
+    assert stretched.shape == (2, length)
+    expected = sine(400 * 8000 / length, length)
+    np.testing.assert_allclose(stretched[0], expected, atol=1e-5)
+    np.testing.assert_allclose(stretched[1], 2 * expected, atol=2e-5)
+
+
+def test_what_would_be_over_half_the_rate_is_left_out() -> None:
+    assert stretch(sine(3900, 8800), 8000).abs().max() < 1e-4
+
+
+def test_the_spectrum_is_that_of_the_speech() -> None:
+    noise = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    flat = laid_out([[(3000 * noise).short()]]).spectrum
+    assert flat.shape == (513,)
+    assert flat.mean() == pytest.approx(1, abs=1e-4)
+    assert flat[1:-1].min() > 0.7 and flat[1:-1].max() < 1.4
+    tone = laid_out([[(sine(1000, 50_000) * 32768).short()]]).spectrum
+    assert tone.argmax() == 128  # of 1024 at 8 kHz
+    assert tone.mean() == pytest.approx(1, abs=1e-4)
+    assert tone[:120].sum() + tone[137:].sum() < 1e-3
+
+
+def test_the_spectrum_of_very_little_or_silent_speech_is_finite() -> None:
+    assert laid_out([[torch.ones(100, dtype=torch.int16)]]).spectrum.isfinite().all()
+    assert laid_out([[torch.zeros(5000, dtype=torch.int16)]]).spectrum.isfinite().all()
+
+
+def test_silence_and_clips_of_no_length_are_refused(corpus: Path) -> None:
+    for path in corpus.rglob("*.flac"):
+        audio.write(path, np.zeros(4000, np.float32), RATE_HZ)
+    with pytest.raises(ConfigError, match="all of it is silent"):
+        Corpus.read([corpus], RATE_HZ)
+    audio.write(corpus / "ann" / "a.flac", np.ones(1, np.float32), 48000)
+    with pytest.raises(AudioError, match=r"a.flac: is too short"):
+        Corpus.read([corpus], RATE_HZ)

@@ -1,0 +1,200 @@
+"""Renderings: recipes and draws as signals, and the files they become."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcspex_cli import audio
+from mcspex_cli.errors import ConfigError, OutputError
+from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.training.corpus import Corpus
+from mcspex_cli.training.recipes import Recipe, librimix_recipes, read_recipes
+from mcspex_cli.training.renderings import Rendering, draw_renderings, render, write_renderings
+from mcspex_cli.training.settings import MixtureSettings
+from tests.conftest import RATE_HZ, SHARED, needs_shared
+
+SHORT = MixtureSettings(segment_s=0.8, reference_s=(0.5, 1.0))
+NOISY = replace(SHORT, noise=0.5, third_talker=0.5, absent=0.3, room=0.5, narrow_band=0.5)
+FOLDERS = ("mix_clean", "s1", "s2", "references")
+
+
+@pytest.fixture
+def recipes(corpus: Path) -> list[Recipe]:
+    path = corpus / "recipe.csv"
+    path.write_text(
+        "id,target,interferer,reference,snr_db\n"
+        "one,ann/a.flac,bob/b.flac,ann/b.flac,3.5\n"
+        "two,cyn/g.flac,bob/a.flac,cyn/e.flac,-5\n"
+    )
+    return read_recipes(path)
+
+
+def drawn(corpus: Path, settings: MixtureSettings, count: int, seed: int = 0) -> list[Rendering]:
+    return list(draw_renderings(Corpus.read([corpus], RATE_HZ), settings, count, seed))
+
+
+def signals(made: Rendering) -> list[audio.Samples]:
+    return [s for s in vars(made).values() if isinstance(s, np.ndarray)]
+
+
+def test_a_rendering_is_cut_and_mixed_as_told(recipes: list[Recipe], corpus: Path) -> None:
+    made = [render(recipe, RATE_HZ) for recipe in recipes]
+    assert [m.id for m in made] == ["one", "two"]
+    assert [len(m.mixture) for m in made] == [8000, 8000]
+    for item, snr_db in zip(made, (3.5, -5), strict=True):
+        ratio = np.square(item.target).sum() / np.square(item.interferer).sum()
+        assert 10 * np.log10(ratio) == pytest.approx(snr_db, abs=1e-3)
+        np.testing.assert_allclose(item.mixture, item.target + item.interferer, atol=1e-6)
+    np.testing.assert_array_equal(made[1].reference, audio.read(corpus / "cyn/e.flac", RATE_HZ))
+    assert made[0].noise is None
+    assert made[0].labels["target"] == str(corpus / "ann/a.flac")
+    assert made[0].labels["snr_db"] == "3.50"
+
+
+def test_a_peak_over_0_9_turns_all_down(recipes: list[Recipe], corpus: Path) -> None:
+    loud = audio.read(corpus / "ann/a.flac", RATE_HZ)
+    audio.write(corpus / "ann/a.flac", loud / np.abs(loud).max(), RATE_HZ)
+    made = render(recipes[0], RATE_HZ)
+    assert np.abs(made.mixture).max() == pytest.approx(0.9, abs=1e-4)
+    np.testing.assert_allclose(made.mixture, made.target + made.interferer, atol=1e-6)
+
+
+def test_a_silent_interferer_is_refused(recipes: list[Recipe], corpus: Path) -> None:
+    audio.write(corpus / "bob/b.flac", np.zeros(9000, np.float32), RATE_HZ)
+    with pytest.raises(ConfigError, match=r"one: .*b.flac is silent"):
+        render(recipes[0], RATE_HZ)
+
+
+def test_a_librimix_mixture_is_its_file(librimix: Path) -> None:
+    folder = librimix / "test"
+    recipes = librimix_recipes(folder, folder / "map_mixture2enrollment")
+    for recipe in recipes:
+        made = render(recipe, RATE_HZ)
+        assert recipe.mixture
+        for signal, path in (
+            (made.mixture, recipe.mixture),
+            (made.target, recipe.target),
+            (made.interferer, recipe.interferer),
+            (made.reference, recipe.reference),
+        ):
+            np.testing.assert_array_equal(signal, audio.read(path, RATE_HZ))
+        np.testing.assert_allclose(made.mixture, made.target + made.interferer, atol=2 / 32768)
+        assert made.labels["snr_db"] == ""
+
+
+def test_renderings_are_written_in_librimix_layout(recipes: list[Recipe], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = [render(recipe, RATE_HZ) for recipe in recipes]
+    assert list(write_renderings(made, out, RATE_HZ)) == ["one", "two"]
+    names = sorted(str(p.relative_to(out)) for p in out.rglob("*.wav"))
+    assert names == [f"{folder}/{n}.wav" for folder in sorted(FOLDERS) for n in ("one", "two")]
+    mixture, s1, s2 = (audio.read(out / folder / "one.wav", RATE_HZ) for folder in FOLDERS[:3])
+    np.testing.assert_allclose(mixture, s1 + s2, atol=3 / 32768)
+    with (out / "mixtures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"id": item.id, **item.labels} for item in made]
+
+
+def test_a_folder_with_files_is_not_written_into_unasked(
+    recipes: list[Recipe], corpus: Path
+) -> None:
+    made = [render(recipe, RATE_HZ) for recipe in recipes]
+    with pytest.raises(OutputError, match=r"is not empty. Choose another -o, or add --overwrite"):
+        list(write_renderings(made, corpus, RATE_HZ))
+    assert not (corpus / "mix_clean").exists()
+    assert list(write_renderings(made, corpus, RATE_HZ, overwrite=True)) == ["one", "two"]
+
+
+def test_a_table_is_there_only_if_all_is(recipes: list[Recipe], tmp_path: Path) -> None:
+    recipes[1].reference.unlink()
+    writing = write_renderings((render(r, RATE_HZ) for r in recipes), tmp_path / "out", RATE_HZ)
+    assert next(writing) == "one"
+    with pytest.raises(audio.AudioError, match=r"e.flac: no such file"):
+        next(writing)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FOLDERS)
+
+
+def test_draws_are_the_same_for_the_same_seed(corpus: Path) -> None:
+    one, same, other = (drawn(corpus, NOISY, 3, seed) for seed in (5, 5, 6))
+    for a, b, c in zip(one, same, other, strict=True):
+        assert a.labels == b.labels
+        for x, y in zip(signals(a), signals(b), strict=True):
+            np.testing.assert_array_equal(x, y)
+        assert a.labels != c.labels
+        assert not np.array_equal(a.mixture, c.mixture)
+    assert [item.id for item in one] == ["00000", "00001", "00002"]
+    assert not np.array_equal(one[0].mixture, one[1].mixture)
+    for a, b in zip(drawn(corpus, NOISY, 5, 5), one, strict=False):  # however many are drawn
+        np.testing.assert_array_equal(a.mixture, b.mixture)
+
+
+def test_plain_draws_are_the_sum_of_two_talkers(corpus: Path) -> None:
+    for item in drawn(corpus, replace(SHORT, snr_db=(2.0, 2.0)), 8):
+        assert item.noise is None
+        assert len(item.mixture) == 6400
+        assert 4000 <= len(item.reference) <= 8000
+        np.testing.assert_allclose(item.mixture, item.target + item.interferer, atol=1e-6)
+        ratio = np.square(item.target).sum() / np.square(item.interferer).sum()
+        assert 10 * np.log10(ratio) == pytest.approx(2, abs=1e-3)
+        labels = item.labels
+        assert (labels["talkers"], labels["snr_db"], labels["present"]) == ("2", "2.00", "true")
+        assert [labels[key] for key in ("noise", "noise_db", "t60_s", "highest_hz")] == [""] * 4
+        assert labels["target"] != labels["interferer"]
+
+
+def test_labels_say_what_was_drawn(corpus: Path) -> None:
+    made = drawn(corpus, replace(NOISY, noise_db=(6.0, 6.0), t60_s=(0.3, 0.3)), 40)
+    assert {m.labels["talkers"] for m in made} == {"2", "3"}
+    for item in made:
+        labels = item.labels
+        assert item.noise is not None
+        assert int(labels["talkers"]) == 1 + len(labels["interferer"].split(" + "))
+        assert len(labels["snr_db"].split(" + ")) == int(labels["talkers"]) - 1
+        assert labels["present"] == str(bool(item.target.any())).lower()
+        assert (labels["noise"] == "") == (not item.noise.any())
+        assert labels["noise_db"] == ("6.0" if labels["noise"] else "")
+        assert labels["t60_s"] in ("", "0.30")
+        assert labels["highest_hz"] == "" or 2000 <= float(labels["highest_hz"]) <= 4000
+    for key in ("present", "noise", "t60_s", "highest_hz"):
+        assert len({m.labels[key] for m in made}) > 1, key
+
+
+def test_parts_that_cancel_in_a_mixture_are_not_cut_off(corpus: Path) -> None:
+    tone = 0.3 * np.sin(2 * np.pi * 500 * np.arange(9600) / RATE_HZ)
+    for path in corpus.rglob("*.flac"):
+        audio.write(path, tone.astype(np.float32), RATE_HZ)
+    loud = replace(SHORT, segment_s=0.5, level_db=(0.0, 0.0), snr_db=(0.0, 0.0))
+    for item in drawn(corpus, replace(loud, noise=0.5, noise_kinds=("hum",)), 12):
+        assert item.noise is not None
+        clean = item.mixture - item.noise
+        parts = (item.mixture, clean, item.target, item.interferer, item.noise)
+        assert max(np.abs(part).max() for part in parts) == pytest.approx(0.9, abs=1e-4)
+        assert np.abs(item.reference).max() == pytest.approx(0.9, abs=1e-4)
+
+
+def test_noise_is_written_beside_the_clean_mixture(corpus: Path, tmp_path: Path) -> None:
+    made = drawn(corpus, replace(SHORT, noise=0.5, third_talker=0.5), 6)
+    out = tmp_path / "out"
+    assert list(write_renderings(made, out, RATE_HZ)) == [item.id for item in made]
+    assert {p.name for p in out.iterdir()} == {*FOLDERS, "mix_both", "noise", "mixtures.csv"}
+    for item in made:
+        both, clean, noise, s1, s2 = (
+            audio.read(out / folder / f"{item.id}.wav", RATE_HZ)
+            for folder in ("mix_both", "mix_clean", "noise", "s1", "s2")
+        )
+        np.testing.assert_allclose(both, clean + noise, atol=2 / 32768)
+        np.testing.assert_allclose(clean, s1 + s2, atol=2 / 32768)
+        assert noise.any() == bool(item.labels["noise"])
+
+
+@needs_shared
+def test_the_validation_mixtures_average_0_18_db() -> None:
+    recipes = read_recipes(SHARED / "speech" / "dev-recipe.csv")
+    assert len(recipes) == 312
+    values = [si_sdr(r.mixture, r.target) for r in (render(x, RATE_HZ) for x in recipes)]
+    assert np.mean(values) == pytest.approx(0.18, abs=0.01)
