@@ -25,18 +25,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.extraction import describe_machine
 from mcspex_cli import si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.convert import convert
 from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.extraction import processes
-from mcspex_cli.extraction.benchmark import describe_machine
-from mcspex_cli.extraction.engine import to_level
-from mcspex_cli.extraction.opening import open_engine
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.engine import open_engine, to_level
+from mcspex_cli.extraction.runtime import EngineSettings, keep_memory, share_cores
 from mcspex_cli.extraction.synthesis import scene
-from mcspex_cli.extraction.tuning import keep_memory, share_cores
 from tests.checkpoint.published import Published, Sizes, published
 
 RATE_HZ = 8000

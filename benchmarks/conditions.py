@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.treatments import Treatment, as_it_is, at_level, clipped, coded, telephone
-from mcspex_cli.training.corpus import Corpus, draw_arc
-from mcspex_cli.training.plans import Plan, Planner, Surroundings
+from mcspex_cli.training.data import Corpus, draw_stretch
+from mcspex_cli.training.mixtures import Plan, Planner, Surroundings
 from mcspex_cli.training.settings import MixtureSettings
 
 LEVEL_DB = -25.0
@@ -86,13 +86,13 @@ def draw_plans(corpus: Corpus, count: int, seed: int) -> list[Plan]:
 
 def _with_one_more(plan: Plan, corpus: Corpus, length: int, rng: np.random.Generator) -> Plan:
     """A plan with a fourth talker, if there is anybody left who says something else."""
-    arcs = (plan.target, *plan.interferers)
-    said = set().union(*(arc.sentences() for arc in arcs))
+    talkers = (plan.target, *plan.interferers)
+    said = set().union(*(stretch.sentences() for stretch in talkers))
     snr_db = (*plan.snr_db, rng.uniform(*EVERYTHING.snr_db))
     for who in rng.permutation(len(corpus.speakers)):
-        arc = draw_arc(corpus.speakers[who], length, 1.0, rng)
-        if arc.speaker not in [a.speaker for a in arcs] and not said & arc.sentences():
-            return replace(plan, interferers=(*plan.interferers, arc), snr_db=snr_db)
+        stretch = draw_stretch(corpus.speakers[who], length, 1.0, rng)
+        if stretch.speaker not in [s.speaker for s in talkers] and not said & stretch.sentences():
+            return replace(plan, interferers=(*plan.interferers, stretch), snr_db=snr_db)
     return plan
 
 

@@ -37,13 +37,12 @@ from benchmarks.conditions import (
 from benchmarks.lines import Row, markdown, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.levels import Match
-from mcspex_cli.extraction.listening import Listener
-from mcspex_cli.extraction.opening import open_engine
+from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.levels import LevelMatcher
+from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.training.calibration import area, equal_error
-from mcspex_cli.training.corpus import Corpus
-from mcspex_cli.training.mixtures import MixtureSampler
-from mcspex_cli.training.plans import Plan
+from mcspex_cli.training.data import Corpus
+from mcspex_cli.training.mixtures import MixtureSampler, Plan
 
 FLOOR_DB = -30.0
 """What an SI-SDR below it counts as, so that one silent estimate does not make a mean -inf."""
@@ -88,9 +87,10 @@ class Bench:
     def _presence(self, case: Case) -> float:
         """The presence that `mcspex extract` reports."""
         voice = self.engine.embed([case.reference])
-        listener = Listener(self.engine, voice)
-        listener.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
-        return listener.finish().presence or 0.0
+        engine = self.engine
+        meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, engine.calibration)
+        meter.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
+        return meter.result().presence or 0.0
 
     def _cases(self, condition: Condition) -> Iterator[Case]:
         """The mixtures in a condition, in the order of the plans."""
@@ -112,7 +112,7 @@ class Bench:
         estimate = self.engine.extract(case.mixture, self.engine.embed([case.reference]))
         if self.engine.runtime.true_level:
             return estimate
-        match = Match(1)
+        match = LevelMatcher(1)
         match.add(estimate[None], case.mixture[None])
         return estimate * np.float32(match.gain()[0])
 
@@ -160,8 +160,8 @@ def by_gender(bench: Bench, condition: Condition, genders: dict[str, str]) -> li
     """A condition's two lines for talkers of one gender and of two, where there are such."""
     groups: dict[str, list[Row]] = {"of the same gender": [], "of different genders": []}
     for plan, row in zip(bench.plans, bench.measure(condition), strict=True):
-        arcs = plan.target, plan.interferers[0]
-        found = {genders.get(Path(arc.speaker.name).name, "") for arc in arcs}
+        talkers = plan.target, plan.interferers[0]
+        found = {genders.get(Path(talker.speaker.name).name, "") for talker in talkers}
         if "" not in found:
             groups[list(groups)[len(found) - 1]].append(row)
     return [summarise(name, rows) for name, rows in groups.items() if rows]

@@ -20,12 +20,12 @@ import numpy.typing as npt
 from mcspex_cli import Engine, EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.activity import MUTED_BELOW, find_spans
-from mcspex_cli.extraction.levels import Match, gain_db
-from mcspex_cli.extraction.listening import Heard, Listener
-from mcspex_cli.extraction.opening import open_engine
-from mcspex_cli.extraction.speech import FRAME_S, active, frame_levels_db, steady
+from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.levels import LevelMatcher, gain_db
+from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult
+from mcspex_cli.extraction.vad import FRAME_S, detect_speech, frame_levels_db, smooth_activity
 from mcspex_cli.training.calibration import Case, area, given_cases
-from mcspex_cli.training.recipes import read_recipes
+from mcspex_cli.training.simulate import read_recipes
 
 SECONDS = 90
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -66,29 +66,34 @@ def recordings(cases: Sequence[Case], rate_hz: int, seed: int) -> Iterator[Recor
             yield Recording(np.concatenate(mixture), np.concatenate(target), reference)
 
 
-def listen(engine: Engine, recording: Recording) -> tuple[Heard, float]:
+def listen(engine: Engine, recording: Recording) -> tuple[PresenceResult, float]:
     """What is heard of a recording, and the gain in dB that its estimate is written with."""
     voice = engine.embed([recording.reference])
-    listener, match = Listener(engine, voice), Match(1)
+    match = LevelMatcher(1)
+    meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, engine.calibration)
     for estimate, mixture in engine.stream([recording.mixture[None]], voice):
-        listener.add(estimate, mixture)
+        meter.add(estimate, mixture)
         match.add(estimate, mixture)
-    return listener.finish(), gain_db(match.gain())[0]
+    return meter.result(), gain_db(match.gain())[0]
 
 
-def segments(heard: Heard, recording: Recording, rate_hz: int) -> Iterator[tuple[float, float]]:
+def segments(
+    result: PresenceResult, recording: Recording, rate_hz: int
+) -> Iterator[tuple[float, float]]:
     """The target's share of the energy, and its presence, of every 4 s."""
-    for one in heard.segments:
+    for one in result.segments:
         part = slice(round(one.start_s * rate_hz), round(one.end_s * rate_hz))
         energies = [float(np.square(s[part]).sum()) for s in (recording.target, recording.mixture)]
         yield energies[0] / max(energies[1], 1e-9), one.presence
 
 
-def frames(heard: Heard, gain: float, recording: Recording, rate_hz: int) -> tuple[Flags, Flags]:
+def frames(
+    result: PresenceResult, gain: float, recording: Recording, rate_hz: int
+) -> tuple[Flags, Flags]:
     """Whether the target speaks, and whether it is said to, in every frame."""
-    speaks = steady(active(frame_levels_db(recording.target, rate_hz)), 0.2, 0.3)
+    speaks = smooth_activity(detect_speech(frame_levels_db(recording.target, rate_hz)), 0.2, 0.3)
     said = np.zeros_like(speaks)
-    for start_s, end_s in find_spans(heard, gain):
+    for start_s, end_s in find_spans(result, gain):
         said[round(start_s / FRAME_S) : round(end_s / FRAME_S)] = True
     return speaks, said
 
@@ -117,10 +122,10 @@ def main() -> None:
     cases = list(given_cases(read_recipes(asked.recipe), rate_hz))
     found, speaking, files = [], [], []
     for recording in recordings(cases, rate_hz, asked.seed):
-        heard, gain = listen(engine, recording)
-        found += list(segments(heard, recording, rate_hz))
-        speaking.append(frames(heard, gain, recording, rate_hz))
-        files.append((bool(recording.target.any()), bool(heard.present)))
+        result, gain = listen(engine, recording)
+        found += list(segments(result, recording, rate_hz))
+        speaking.append(frames(result, gain, recording, rate_hz))
+        files.append((bool(recording.target.any()), bool(result.present)))
     shares, presences = np.array(found).T
     tell(shares, presences, engine.calibration.threshold)
     speaks, said = (np.concatenate(flags) for flags in zip(*speaking, strict=True))

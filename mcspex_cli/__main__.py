@@ -29,6 +29,7 @@ from mcspex_cli.cli.report import report
 from mcspex_cli.cli.score import score
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
+from mcspex_cli.extraction.runtime import share_cores
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -84,9 +85,7 @@ def _set_up_process() -> None:
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
     if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
         signal.signal(hang_up, signal.default_int_handler)
-    # GCC's OpenMP spins for so long that two extractions side by side were 80 times as slow as one.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "2000"
+    share_cores()
 
 
 @contextmanager

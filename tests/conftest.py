@@ -13,8 +13,8 @@ import torch
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
-from mcspex_cli.extraction.exporting import prepare
-from mcspex_cli.extraction.torch_runtime import choose_precision
+from mcspex_cli.extraction.onnx import prepare
+from mcspex_cli.extraction.runtime import choose_precision
 from mcspex_cli.model.systems import System, build, sized
 from tests.hub import Hub
 
@@ -201,3 +201,18 @@ def librispeech(_libri: Path, tmp_path: Path) -> Path:
     """A tree SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac: two speakers, one of two chapters."""
     shutil.copytree(_libri / "LibriSpeech", tmp_path / "LibriSpeech")
     return tmp_path / "LibriSpeech" / "dev-clean"
+
+
+@pytest.fixture
+def three_talkers(tmp_path: Path) -> Path:
+    """A small Libri3Mix set of two mixtures, whose folder `s3` holds the third talkers."""
+    folder = tmp_path / "Libri3Mix" / "dev"
+    (folder / "mix_clean").mkdir(parents=True)
+    for utterances in (("84-1-0", "174-2-0", "61-3-0"), ("174-2-1", "61-3-1", "84-1-1")):
+        name = "_".join(utterances)
+        talkers = [
+            speak(folder / f"s{role}" / f"{name}.wav", utterance, 1.2, 0.5)
+            for role, utterance in enumerate(utterances, 1)
+        ]
+        audio.write(folder / "mix_clean" / f"{name}.wav", np.sum(talkers, axis=0), RATE_HZ)
+    return folder

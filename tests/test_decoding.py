@@ -380,11 +380,17 @@ def test_users_folders_are_searched_for_containers_too(tmp_path: Path) -> None:
     for name in ("a.wav", "a.mp4", "b.mp4", "c.MOV", "d/a.m4a", "d.txt", "e.mp4.flac"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = files.find(tmp_path, )
+    found = files.find(
+        tmp_path,
+    )
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["a.wav", "b.mp4", "c.MOV", "d/a.m4a", "e.mp4.flac"]
     assert [path.name for path in files.find(tmp_path)] == ["a.wav", "e.mp4.flac"]
-    assert sorted(files.by_name(tmp_path, )) == ["a", "b", "c", "d/a", "e.mp4"]
+    assert sorted(
+        files.by_name(
+            tmp_path,
+        )
+    ) == ["a", "b", "c", "d/a", "e.mp4"]
 
 
 @needs_ffmpeg

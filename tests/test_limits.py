@@ -26,7 +26,7 @@ from benchmarks.conditions import (
 from benchmarks.lines import markdown, summarise
 from benchmarks.treatments import at_level, clipped, coded, telephone
 from mcspex_cli import audio, si_sdr
-from mcspex_cli.training.corpus import Corpus
+from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
 from tests.conftest import RATE_HZ, buzz
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mcspex_cli.model.systems import SystemConfig
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+GRAPHS = "graphs.json"
+"""What the folder of an exported model has; see `extraction.onnx`."""
 FILES = (CONFIG, WEIGHTS, CARD)
 """What a model is made of; the card is for people."""
 

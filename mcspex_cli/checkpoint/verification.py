@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mcspex_cli.checkpoint import cache, graphs, hub
-from mcspex_cli.checkpoint.configs import CONFIG, WEIGHTS
+from mcspex_cli.checkpoint import cache, hub
+from mcspex_cli.checkpoint.configs import CONFIG, GRAPHS, WEIGHTS
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import CheckpointError
 
@@ -47,7 +48,7 @@ def verify_all(models: Iterable[CheckpointInfo], *, offline: bool = False) -> It
 
 def _by_config(info: CheckpointInfo) -> list[str]:
     """What is wrong with the weights, or graphs instead of them, going by what is said of them."""
-    if graphs.are_alone(info):
+    if (info.folder / GRAPHS).is_file() and not (info.folder / WEIGHTS).exists():
         return _of_graphs(info)
     try:
         if cache.checksum(info.folder / WEIGHTS) == info.sha256:
@@ -58,9 +59,14 @@ def _by_config(info: CheckpointInfo) -> list[str]:
 
 
 def _of_graphs(info: CheckpointInfo) -> list[str]:
-    """What is wrong with a folder's graphs."""
+    """What is wrong with the graphs in a folder."""
     try:
-        graphs.read(info.folder, info)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
+        sums = json.loads((info.folder / GRAPHS).read_bytes())["sha256"]
+        wrong = [
+            name for name, sha256 in sums.items() if cache.checksum(info.folder / name) != sha256
+        ]
+    except OSError as error:
+        return [f"{error.filename}: cannot be read ({error.strerror}). {info.remedy}"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"{info.folder / GRAPHS}: damaged. Export the model again."]
+    return [f"{info.folder / name}: damaged. Export the model again." for name in wrong]

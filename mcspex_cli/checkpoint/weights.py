@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint import graphs
-from mcspex_cli.checkpoint.configs import CONFIG, FORMAT, WEIGHTS, parse_config
+from mcspex_cli.checkpoint.configs import CONFIG, FORMAT, GRAPHS, WEIGHTS, parse_config
 from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import CheckpointError
 
@@ -36,7 +35,10 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
     from mcspex_cli.model.systems import build
 
     info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
-    graphs.check_weights(info)
+    if (info.folder / GRAPHS).is_file() and not (info.folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. Use --runtime onnx."
+        )
     config = parse_config(info.config, info.folder / CONFIG)
     path = info.folder / WEIGHTS
     tensors, sha256 = read_tensors(path, info.remedy)

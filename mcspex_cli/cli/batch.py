@@ -217,7 +217,7 @@ def _scoring(asked: dict[str, Any]) -> ScoreSettings:
 def _work(batch: Batch, *, shown: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import files
-    from mcspex_cli.extraction.tuning import keep_memory
+    from mcspex_cli.extraction.runtime import keep_memory
 
     keep_memory()
     run, failed = batch.run, 0

@@ -45,7 +45,7 @@ def calibrate(
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint.configs import write_calibration
     from mcspex_cli.checkpoint.names import bundled
-    from mcspex_cli.extraction.opening import open_engine
+    from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.training.calibration import Calibrator
 
@@ -68,15 +68,14 @@ def calibrate(
 def _cases(sources: tuple[Path, ...], count: int, seed: int, sample_rate_hz: int) -> Iterator[Case]:
     """Given mixtures, then drawn ones."""
     from mcspex_cli.training.calibration import drawn_cases, given_cases
-    from mcspex_cli.training.recipes import read_recipes
     from mcspex_cli.training.settings import MixtureSettings
+    from mcspex_cli.training.simulate import draw_renderings, read_recipes
 
     for path in sources:
         if not path.is_dir():
             yield from given_cases(read_recipes(path), sample_rate_hz)
     if folders := [path for path in sources if path.is_dir()]:
-        from mcspex_cli.training.corpus import Corpus
-        from mcspex_cli.training.renderings import draw_renderings
+        from mcspex_cli.training.data import Corpus
 
         corpus = Corpus.read(folders, sample_rate_hz)
         yield from drawn_cases(draw_renderings(corpus, MixtureSettings(), count, seed))

@@ -50,14 +50,14 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
 
 def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
     """Make the graphs that a runtime needs, if there are none yet."""
-    from mcspex_cli.extraction.opening import lacks_graphs
+    if runtime != "onnx":
+        return
+    from mcspex_cli.extraction import onnx
 
-    if lacks_graphs(info, runtime):
-        from mcspex_cli.extraction import exporting
-
+    if onnx.lacks_graphs(info):
         if not quiet:
-            console.say(f"{info.label}: preparing it for {runtime}, once ...")
-        exporting.prepare(info)
+            console.say(f"{info.label}: making graphs for {runtime}, which is done once ...")
+        onnx.prepare(info)
 
 
 def card_of(info: CheckpointInfo) -> Card | None:

@@ -1,4 +1,4 @@
-"""`mcspex enroll`: voices kept for later."""
+"""`mcspex enroll`: keep a voice in a profile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mcspex_cli.checkpoint.names import CheckpointInfo
-    from mcspex_cli.checkpoint.profiles import Profile
-    from mcspex_cli.extraction.voices import Voice
+    from mcspex_cli.extraction.profile import ReferenceQuality
+    from mcspex_cli.extraction.reference import Voice
 
 _COLUMNS = ("seconds", "speech s", "used s", "level dB", "SNR dB", "clipped", "two voices")
 
@@ -31,7 +31,9 @@ class _Name(click.types.StringParamType):
 @click.command()
 @click.argument("sources", nargs=-1, type=options.PATH, metavar="[REF]...")
 @click.option("-o", "--output", type=options.PATH, metavar="FILE", help="The profile to write.")
-@click.option("--name", metavar="TEXT", help="Whose voice.  [default: the profile's file name]")
+@click.option(
+    "--name", metavar="TEXT", help="Whose voice it is.  [default: the profile's file name]"
+)
 @click.option(
     "--model",
     "models",
@@ -41,24 +43,27 @@ class _Name(click.types.StringParamType):
     show_envvar=True,
     metavar="NAME",
     shell_complete=options.complete_models,
-    help="As elsewhere. Repeatable: one profile for several models.",
+    help="As for extract. Repeat it for a profile for several models.",
 )
 @options.offline
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @options.precision
 @options.runtime
 @click.option("--overwrite", is_flag=True, help="Replace an existing profile.")
-@click.option("--list", "listed", is_flag=True, help="List the profiles in REFs, or here.")
-@click.option("--show", "shown", is_flag=True, help="Say what is in the profiles REF.")
+@click.option(
+    "--list", "listed", is_flag=True, help="List the profiles in the folders REF, or here."
+)
+@click.option("--show", "shown", is_flag=True, help="Show what is in the profiles REF.")
 @options.as_json
 @options.quiet
 def enroll(
     sources: tuple[Path, ...], listed: bool, shown: bool, as_json: bool, quiet: bool, **asked: Any
 ) -> None:
-    """Keep a voice in a small file, a profile, that is taken wherever --ref is.
+    """Keep a voice in a small file, a profile, to use wherever --ref takes a file.
 
-    REF is a clip of one person alone, a folder of such clips, or an older profile. Says how
-    good they are. A profile has no sound in it, and is for the models that it was made with.
+    REF is a clip of one person alone, a folder of such clips, or an older profile. The command
+    shows how good each clip is. A profile holds no sound. It works only with the models that it
+    was made with.
 
     \b
     mcspex enroll alice1.wav alice2.wav -o alice.safetensors
@@ -78,29 +83,41 @@ def enroll(
 
 
 def _enroll(sources: Sequence[Path], asked: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Check everything, embed by every model, write, and say how good the clips are."""
-    from mcspex_cli.checkpoint import profiles
-    from mcspex_cli.extraction.voices import check_sources
+    """Check everything, embed with every model, write, and say how good the clips are."""
+    from mcspex_cli.extraction.profile import (
+        Enrolment,
+        Profile,
+        check_profile_output,
+        write_profile,
+    )
+    from mcspex_cli.extraction.reference import check_sources
 
     output = asked["output"]
     if output is None:
         raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
-    profiles.check_output(output, overwrite=asked["overwrite"])
+    check_profile_output(output, overwrite=asked["overwrite"])
     infos = _models(asked, quiet=quiet or as_json)
     for info in infos:
         check_sources(sources, info)
     voices = [_voice(sources, info, asked, quiet=quiet or as_json) for info in infos]
-    made = tuple(
-        profiles.enrolment(info, voice.embedding, voice.seconds)
+    enrolments = tuple(
+        Enrolment(info.name, info.revision, info.sha256, round(voice.seconds, 3), voice.embedding)
         for info, voice in zip(infos, voices, strict=True)
     )
+    # Only a calibrated model can tell whether a clip has two voices.
     best = next(
         (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
     )
-    name = asked["name"] or output.stem
-    profile = profiles.Profile(name, profiles.today(), made, _rows(best))
-    profiles.write(output, profile, overwrite=asked["overwrite"])
-    _tell(output, profile, best, as_json=as_json, quiet=quiet)
+    profile = Profile.of_today(asked["name"] or output.stem, enrolments, _without_folders(best))
+    write_profile(output, profile, overwrite=asked["overwrite"])
+    for line in best.warnings:
+        console.warn(line)
+    if as_json:
+        console.data(profile.to_dict(output), indent=2)
+    elif not quiet:
+        _show_qualities(profile.qualities)
+        models = " and ".join(one.name for one in profile.enrolments)
+        console.say(f"{output}: {console.duration(best.seconds)} of speech, for {models}")
 
 
 def _models(asked: dict[str, Any], *, quiet: bool) -> list[CheckpointInfo]:
@@ -113,73 +130,59 @@ def _models(asked: dict[str, Any], *, quiet: bool) -> list[CheckpointInfo]:
 def _voice(
     sources: Sequence[Path], info: CheckpointInfo, asked: dict[str, Any], *, quiet: bool
 ) -> Voice:
-    """The voice as one model hears it."""
-    from mcspex_cli.extraction import voices
-    from mcspex_cli.extraction.opening import choose, open_engine
+    """The voice as one model embeds it."""
+    from mcspex_cli.extraction.engine import choose_runtime, open_engine
+    from mcspex_cli.extraction.reference import enroll as embed
     from mcspex_cli.extraction.runtime import EngineSettings
 
-    how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
-    how = replace(how, runtime=choose(info, how, 0.0))
-    prepare(info, how.runtime, quiet=quiet)
-    return voices.enroll(sources, open_engine(info, how), info)
+    settings = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
+    settings = replace(settings, runtime=choose_runtime(info, settings, 0.0))
+    prepare(info, settings.runtime, quiet=quiet)
+    return embed(sources, open_engine(info, settings), info)
 
 
-def _rows(voice: Voice) -> tuple[dict[str, Any], ...]:
-    """The qualities of a voice's clips, without folders."""
-    rows = []
+def _without_folders(voice: Voice) -> tuple[ReferenceQuality, ...]:
+    """The qualities of a voice's clips. A profile does not tell where its clips were."""
+    qualities = []
     for quality in voice.qualities:
         name = Path(quality.path).name
         warning = quality.warning and quality.warning.replace(quality.path, name, 1)
-        rows.append({**vars(quality), "path": name, "warning": warning})
-    return tuple(rows)
+        qualities.append(replace(quality, path=name, warning=warning))
+    return tuple(qualities)
 
 
-def _tell(output: Path, profile: Profile, voice: Voice, *, as_json: bool, quiet: bool) -> None:
-    """Say what was made, and of what."""
-    from mcspex_cli.checkpoint.profiles import described
-
-    for line in voice.warnings:
-        console.warn(line)
-    if as_json:
-        console.data(described(output, profile), indent=2)
-    elif not quiet:
-        _table(profile.qualities)
-        models = " and ".join(one.name for one in profile.enrolments)
-        console.say(f"{output}: {console.duration(voice.seconds)} of speech, for {models}")
-
-
-def _table(qualities: Sequence[Any]) -> None:
-    """A row for each clip."""
+def _show_qualities(qualities: Sequence[ReferenceQuality]) -> None:
+    """Print a row for each clip."""
     words = {None: "-", True: "YES", False: "no"}
     rows = [
         [
-            row["path"],
-            *(f"{row[key]:.1f}" for key in ("seconds", "speech_s", "used_s", "level_db")),
-            "-" if row["snr_db"] is None else f"{row['snr_db']:.0f}",
-            f"{100 * row['clipped']:.1f} %",
-            words[row["two_voices"]],
+            one.path,
+            *(f"{value:.1f}" for value in (one.seconds, one.speech_s, one.used_s, one.level_db)),
+            "-" if one.snr_db is None else f"{one.snr_db:.0f}",
+            f"{100 * one.clipped:.1f} %",
+            words[one.two_voices],
         ]
-        for row in qualities
+        for one in qualities
     ]
     console.table(["reference", *_COLUMNS], rows)
 
 
 def _list(sources: Sequence[Path], *, as_json: bool) -> None:
-    """List profiles; those that are damaged have an error each, and the last one for all."""
+    """List profiles, with an error for each that is damaged and one for them all at the end."""
     from mcspex_cli import files
-    from mcspex_cli.checkpoint import profiles
+    from mcspex_cli.extraction.profile import find_profiles, read_profile
 
-    found, damaged = [], 0
+    profiles, damaged = [], 0
     for source in sources:
         files.check_exists(source)
-        for path in profiles.find(source) if source.is_dir() else [source]:
+        for path in find_profiles(source) if source.is_dir() else [source]:
             try:
-                found.append((path, profiles.read(path)))
+                profiles.append((path, read_profile(path)))
             except CheckpointError as error:
                 console.error(str(error))
                 damaged += 1
     if as_json:
-        console.data([profiles.described(*one) for one in found], indent=2)
+        console.data([profile.to_dict(path) for path, profile in profiles], indent=2)
     else:
         console.table(
             ["profile", "name", "created", "speech s", "models"],
@@ -191,7 +194,7 @@ def _list(sources: Sequence[Path], *, as_json: bool) -> None:
                     f"{max(one.seconds for one in profile.enrolments):.1f}",
                     ", ".join(one.name for one in profile.enrolments),
                 ]
-                for path, profile in found
+                for path, profile in profiles
             ],
         )
     if damaged:
@@ -199,18 +202,18 @@ def _list(sources: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _show(sources: Sequence[Path], *, as_json: bool) -> None:
-    """Say what is in profiles."""
-    from mcspex_cli.checkpoint import profiles
+    """Print what is in profiles."""
+    from mcspex_cli.extraction.profile import read_profile
 
-    read = [(path, profiles.read(path)) for path in sources]
+    profiles = [(path, read_profile(path)) for path in sources]
     if as_json:
-        console.data([profiles.described(*one) for one in read], indent=2)
+        console.data([profile.to_dict(path) for path, profile in profiles], indent=2)
         return
-    for path, profile in read:
+    for path, profile in profiles:
         lines = [("profile", str(path)), ("name", profile.name), ("created", profile.created)]
         lines += [
             ("model", f"{one.label}, {console.duration(one.seconds)} of speech")
             for one in profile.enrolments
         ]
         console.text("".join(f"{key:9}{value}\n" for key, value in lines))
-        _table(profile.qualities)
+        _show_qualities(profile.qualities)

@@ -85,6 +85,7 @@ def _check_free(output: Path, checkpoint: Path, *, overwrite: bool) -> None:
     type=click.Choice(["onnx"]),
     default="onnx",
     show_default=True,
+    expose_value=False,
     help="The form of the graphs.",
 )
 @click.option(
@@ -93,25 +94,24 @@ def _check_free(output: Path, checkpoint: Path, *, overwrite: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace what is exported in DIR.")
 @options.offline
 @options.quiet
-def export(name: str, to: str, output: Path, overwrite: bool, offline: bool, quiet: bool) -> None:
+def export(name: str, output: Path, overwrite: bool, offline: bool, quiet: bool) -> None:
     """Make graphs of a model that run without torch, and without mcspex.
 
     DIR gets embed.onnx, extract.onnx, config.json and the card. Both graphs are compared with
-    torch before. For mcspex, DIR is a model that --runtime onnx and openvino can use.
+    torch before. For mcspex, DIR is a model that --runtime onnx can use.
 
     \b
     mcspex models export mcspex-small-8k --to onnx -o small-onnx
     mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.checkpoint import graphs
-    from mcspex_cli.extraction import exporting
+    from mcspex_cli.extraction import onnx
 
-    graphs.check_installed(to, *graphs.EXPORTER)
+    onnx.check_installed(*onnx.EXPORTER)
     info = find_model(name, offline=offline, quiet=quiet)
-    graphs.check_free(output, info, overwrite=overwrite)
-    exporting.export_model(info, output)
+    onnx.check_free(output, info, overwrite=overwrite)
+    onnx.export_model(info, output)
     if not quiet:
-        sizes = [(output / file).stat().st_size for file in (graphs.EMBED, graphs.EXTRACT)]
+        sizes = [(output / file).stat().st_size for file in (onnx.EMBED, onnx.EXTRACT)]
         console.say(f"{output}  ({info.label} as ONNX, {console.size(sum(sizes))})")
 
 

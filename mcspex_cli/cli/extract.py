@@ -18,8 +18,8 @@ from mcspex_cli.errors import AbsentError, AudioError, McspexError, PartialFailu
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.names import CheckpointInfo
     from mcspex_cli.extraction.jobs import FileSettings, Job
+    from mcspex_cli.extraction.reference import Span
     from mcspex_cli.extraction.runtime import EngineSettings
-    from mcspex_cli.extraction.spans import Span
 
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
@@ -119,7 +119,7 @@ def _check(asked: dict[str, Any], *, as_json: bool) -> None:
 def _extract(asked: dict[str, Any], talk: Talk) -> None:
     """Plan, load the model and work."""
     from mcspex_cli.extraction.jobs import FileSettings
-    from mcspex_cli.extraction.voices import check_sources
+    from mcspex_cli.extraction.reference import check_sources
 
     settings = FileSettings(*(asked[name] for name in options.WRITING))
     jobs = _plan(asked)
@@ -138,7 +138,7 @@ def _extract(asked: dict[str, Any], talk: Talk) -> None:
 def _plan(asked: dict[str, Any]) -> list[Job]:
     """Which files are to be written."""
     from mcspex_cli.extraction.jobs import Request, plan
-    from mcspex_cli.extraction.voices import list_sources
+    from mcspex_cli.extraction.reference import list_sources
 
     stdin: Path = asked.get("stdin", STREAM)
     references = asked["references"]
@@ -157,31 +157,33 @@ def _plan(asked: dict[str, Any]) -> list[Job]:
 
 def _how(asked: dict[str, Any], info: CheckpointInfo, jobs: Sequence[Job]) -> EngineSettings:
     """What the network is to be run by."""
-    from mcspex_cli.extraction.opening import choose
+    from mcspex_cli.extraction.engine import choose_runtime
     from mcspex_cli.extraction.runtime import EngineSettings
 
     how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
     in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
-    return replace(how, runtime=choose(info, how, in_all))
+    return replace(how, runtime=choose_runtime(info, how, in_all))
 
 
 def _enroll(
     asked: dict[str, Any], info: CheckpointInfo, how: EngineSettings, mixture: Path
 ) -> Wanted:
     """Load the model and embed the references, those in the mixture too."""
-    from mcspex_cli.extraction import spans, voices
-    from mcspex_cli.extraction.opening import open_engine
-    from mcspex_cli.extraction.tuning import keep_memory
+    from mcspex_cli.extraction.engine import open_engine
+    from mcspex_cli.extraction.reference import enroll
+    from mcspex_cli.extraction.runtime import keep_memory
 
     keep_memory()
     engine = open_engine(info, how)
-    found = []
-    if asked["references"]:
-        found.append(voices.enroll(asked["references"], engine, info))
-    if asked["spans"]:
-        clips = spans.cut(mixture, asked["spans"], engine.sample_rate_hz, asked["channel"])
-        found.append(voices.enroll_samples(clips, engine))
-    return Wanted(engine, info, voices.joined(found))
+    voice = enroll(
+        asked["references"],
+        engine,
+        info,
+        spans=asked["spans"],
+        mixture=mixture,
+        channel=asked["channel"],
+    )
+    return Wanted(engine, info, voice)
 
 
 def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Talk) -> None:
@@ -220,10 +222,10 @@ def _kind(failed: Sequence[McspexError], jobs: Sequence[Job]) -> type[McspexErro
 
 def _span(text: str) -> Span:
     """--ref-span, read."""
-    from mcspex_cli.extraction.spans import parse_span
+    from mcspex_cli.extraction.reference import Span
 
     try:
-        return parse_span(text)
+        return Span.parse(text)
     except AudioError as error:
         raise click.BadParameter(str(error)) from error
 

@@ -47,11 +47,11 @@ def list_models(as_json: bool) -> None:
 @options.as_json
 def show(name: str, offline: bool, as_json: bool) -> None:
     """Say what a model is: system, rate, licence, numbers, and its card."""
-    from mcspex_cli.checkpoint import graphs
     from mcspex_cli.checkpoint.weights import count_weights
+    from mcspex_cli.extraction.onnx import has_only_graphs
 
     info = find_model(name, offline=offline, quiet=as_json)
-    card, weights = card_of(info), None if graphs.are_alone(info) else count_weights(info)
+    card, weights = card_of(info), None if has_only_graphs(info) else count_weights(info)
     licence = card.licence if card else None
     numbers = card.numbers if card else []
     if as_json:

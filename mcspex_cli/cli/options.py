@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mcspex_cli.errors import CheckpointError, McspexError
+from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.names import CheckpointInfo
@@ -76,7 +77,7 @@ def precision(command: Command) -> Command:
     """--precision."""
     return click.option(
         "--precision",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        type=click.Choice(PRECISIONS),
         default="auto",
         show_default=True,
         help="Number format of the network.",
@@ -87,10 +88,10 @@ def runtime(command: Command) -> Command:
     """--runtime."""
     return click.option(
         "--runtime",
-        type=click.Choice(["auto", "torch", "onnx", "openvino"]),
+        type=click.Choice(["auto", *RUNTIMES]),
         default="auto",
         show_default=True,
-        help="What runs the network. onnx and openvino are extras, and prepare a model once.",
+        help="What runs the network. onnx is an extra, and makes graphs of a model once.",
     )(command)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.jobs import Job
     from mcspex_cli.extraction.outputs import Extraction
-    from mcspex_cli.extraction.voices import Voice
+    from mcspex_cli.extraction.reference import Voice
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def tell(job: Job, done: Extraction, absent: str, wanted: Wanted, talk: Talk) ->
             f"{done.seconds:.1f} s in {done.elapsed_s:.1f} s",
             f"real-time factor {done.real_time_factor:.3f}",
         ]
-        if done.heard.presence is not None:
-            facts.append(f"presence {done.heard.presence:.2f}")
+        if done.presence.presence is not None:
+            facts.append(f"presence {done.presence.presence:.2f}")
         others = [str(path) for path in job.outputs()[1:]]
         detail = _details(done, wanted) if talk.verbose else ""
         console.say("  ".join([str(done.output), f"({', '.join(facts)}{detail})", *others]))
@@ -54,18 +54,18 @@ def tell(job: Job, done: Extraction, absent: str, wanted: Wanted, talk: Talk) ->
 
 def _doubts(job: Job, done: Extraction, absent: str) -> Iterator[str]:
     """What may be wrong with it."""
-    heard = done.heard
+    result = done.presence
     if done.limited:
         yield f"{done.output}: turned down (gain {done.gain_db[0]:+.1f} dB) not to clip."
     if done.residual_gain_db < 0:
         yield f"{job.residual}: turned down by {-done.residual_gain_db:.1f} dB not to clip."
-    if heard.present is False:
+    if result.present is False:
         what = "silenced" if absent == "mute" else "somebody else's, or a remnant"
         yield (
             f"{done.output}: the voice is probably not in {job.mixture} "
-            f"(presence {heard.presence:.2f}); the result is {what}."
+            f"(presence {result.presence:.2f}); the result is {what}."
         )
-    elif heard.wrong_speaker:
+    elif result.wrong_speaker:
         yield (
             f"{done.output}: may follow the wrong person: what is left sounds like the "
             "reference. Try a longer one, or listen to --residual."
@@ -86,7 +86,7 @@ def _details(done: Extraction, wanted: Wanted) -> str:
 
 def _as_row(job: Job, done: Extraction, wanted: Wanted) -> dict[str, Any]:
     """What --json prints for one mixture."""
-    heard, by = done.heard, wanted.engine.runtime
+    result, by = done.presence, wanted.engine.runtime
     return {
         "mixture": job.name,
         "references": [
@@ -104,11 +104,11 @@ def _as_row(job: Job, done: Extraction, wanted: Wanted) -> dict[str, Any]:
         "limited": done.limited,
         "residual_gain_db": done.residual_gain_db,
         "silent": done.silent,
-        "presence": None if heard.presence is None else round(heard.presence, 4),
-        "present": heard.present,
-        "wrong_speaker": heard.wrong_speaker,
+        "presence": None if result.presence is None else round(result.presence, 4),
+        "present": result.present,
+        "wrong_speaker": result.wrong_speaker,
         "active_s": done.active_s,
-        "segments": [[one.start_s, one.end_s, round(one.presence, 4)] for one in heard.segments],
+        "segments": [segment.to_dict() for segment in result.segments],
         "device": by.device,
         "precision": by.precision,
         "runtime": by.name,

@@ -22,7 +22,7 @@ def show(
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.extraction.batch import BatchRun, check_settings
     from mcspex_cli.extraction.journal import Journal
-    from mcspex_cli.extraction.tuning import keep_memory
+    from mcspex_cli.extraction.runtime import keep_memory
 
     journal = Journal(folder)
     if not overwrite:

@@ -12,7 +12,7 @@ from mcspex_cli.cli import console, options
 
 if TYPE_CHECKING:
     from mcspex_cli.training.journal import Progress
-    from mcspex_cli.training.renderings import Rendering
+    from mcspex_cli.training.simulate import Rendering
     from mcspex_cli.training.trainer import Trainer
 
 
@@ -64,7 +64,7 @@ def simulate(
     (mix_clean/ s1/ s2/), whose own mixtures are taken, each talker a target, unless -n is given.
     """
     given = _check_usage(recipe, **drawn)
-    from mcspex_cli.training.renderings import check_free, write_renderings
+    from mcspex_cli.training.simulate import check_free, write_renderings
 
     check_free(output, overwrite=overwrite)
     count, renderings = (
@@ -86,7 +86,7 @@ def _check_usage(
     **_: Any,
 ) -> bool:
     """Whether the mixtures are given, by a recipe or by LibriMix sets, rather than drawn."""
-    from mcspex_cli.training.clips import is_librimix
+    from mcspex_cli.training.data import is_librimix
 
     if bool(sources) == bool(recipe):
         raise click.UsageError("Name folders of speakers, or --recipe CSV.")
@@ -106,8 +106,7 @@ def _rendered(
     **_: Any,
 ) -> tuple[int, Iterator[Rendering]]:
     """How many given mixtures there are, and they."""
-    from mcspex_cli.training.recipes import librimix_recipes, read_recipes
-    from mcspex_cli.training.renderings import render
+    from mcspex_cli.training.simulate import librimix_recipes, read_recipes, render
 
     recipes = read_recipes(recipe) if recipe else []
     recipes += [each for source in sources for each in librimix_recipes(source, enrolments)]
@@ -126,8 +125,8 @@ def _drawn(
     from mcspex_cli.training.settings import MixtureSettings, TrainSettings
 
     settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
-    from mcspex_cli.training.corpus import Corpus
-    from mcspex_cli.training.renderings import draw_renderings
+    from mcspex_cli.training.data import Corpus
+    from mcspex_cli.training.simulate import draw_renderings
 
     corpus = Corpus.read(sources, sample_rate_hz)
     return count or 100, draw_renderings(corpus, settings, count or 100, seed)

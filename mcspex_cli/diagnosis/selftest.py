@@ -43,11 +43,11 @@ def _extract(folder: Path) -> tuple[float, float, str]:
     from mcspex_cli.checkpoint.names import find_checkpoint
     from mcspex_cli.diagnosis.voices import speak
     from mcspex_cli.evaluation.metrics import si_sdr
+    from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.files import extract_file
     from mcspex_cli.extraction.jobs import Job
-    from mcspex_cli.extraction.opening import open_engine
+    from mcspex_cli.extraction.reference import enroll
     from mcspex_cli.extraction.runtime import EngineSettings
-    from mcspex_cli.extraction.voices import enroll
 
     target, other = (speak(voice, 1, SECONDS, RATE_HZ) for voice in ("low", "high"))
     job = Job(folder / "mixture.wav", folder / "estimate.wav", (folder / "reference.wav",))

@@ -48,13 +48,13 @@ def check_cache() -> Finding:
 
 def check_prepared() -> Finding:
     """Where what is prepared for other runtimes goes."""
-    from mcspex_cli.checkpoint import graphs
+    from mcspex_cli.extraction import onnx
 
-    place = graphs.cache()
+    place = onnx.cache()
     try:
         _check_writable(place)
     except OSError as error:
-        detail = f"{place} cannot be written ({error.strerror}): onnx and openvino have no graphs"
+        detail = f"{place} cannot be written ({error.strerror}): onnx has no graphs"
         remedy = "Let MCSPEX_CACHE name a folder that can be."
         return Finding("graph cache", WARNING, detail, remedy)
     return Finding("graph cache", OK, str(place))

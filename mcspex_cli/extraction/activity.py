@@ -1,124 +1,129 @@
-"""When the voice speaks: from the estimate's level, beside the mixture's, and from presence.
+"""When the target speaks: from the estimate's level, beside the mixture's, and from presence.
 
-Frames of 10 ms count as speech where the estimate is as loud as its speech (`speech.active`), no
-more than `LEAST_SHARE_DB` below the mixture (softer is what is left of others), and in a segment in
-which the voice is there. Pauses under `LEAST_PAUSE_S` are filled, then bursts under
-`LEAST_SPEECH_S` dropped.
+A frame of 10 ms counts as speech where the estimate is as loud as its speech (see `vad`), no more
+than `MIN_SHARE_DB` below the mixture (softer is a remnant of others), and in a segment in which the
+target is present. Pauses under `MIN_PAUSE_S` are filled, then speech under `MIN_SPEECH_S` dropped.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from mcspex_cli import files
-from mcspex_cli.extraction import speech
-from mcspex_cli.extraction.jobs import Job
-from mcspex_cli.extraction.listening import Heard
-from mcspex_cli.extraction.speech import FRAME_S
+from mcspex_cli.extraction.presence import PresenceResult
+from mcspex_cli.extraction.vad import FRAME_S, detect_speech, list_spans, smooth_activity
 
-LEAST_SHARE_DB = -20.0
-LEAST_SPEECH_S = 0.3
-LEAST_PAUSE_S = 0.5
-"""Chosen on recordings of 90 s in which the voice speaks at times among others."""
+MIN_SHARE_DB = -20.0
+MIN_SPEECH_S = 0.3
+MIN_PAUSE_S = 0.5
+"""Chosen on recordings of 90 s in which the target speaks at times among others."""
 
 MUTED_BELOW = 0.25
-"""Presence under which a segment is muted: one with the voice is a greater loss than one without
-is a nuisance, so it has to be surer than either."""
-
-Span = tuple[float, float]
-"""From and to, in seconds."""
+"""The presence under which a segment is muted. Losing a segment with the target is worse than
+keeping one without, so this takes more certainty than calling a segment absent."""
 
 
-def find_spans(heard: Heard, gain_db: float) -> list[Span]:
-    """List when the voice speaks, of a network's estimate that `gain_db` brings to its level."""
-    if heard.present is False:
+@dataclass(frozen=True)
+class ActivityReport:
+    """What an activity file says of one mixture."""
+
+    mixture: str
+    """Its id or path."""
+    file: str
+    """What RTTM calls it."""
+    speaker: str
+    presence: PresenceResult
+    spans: Sequence[tuple[float, float]]
+    """When the target speaks: from and to, in seconds."""
+
+
+def find_spans(result: PresenceResult, gain_db: float) -> list[tuple[float, float]]:
+    """List when the target speaks, as (start_s, end_s).
+
+    Args:
+        result: of the whole file.
+        gain_db: what brings the network's estimate to its level in the mixture.
+    """
+    if result.present is False:
         return []
-    estimate_db = heard.estimate_db + gain_db
-    speaks = speech.active(estimate_db) & (estimate_db > heard.mixture_db + LEAST_SHARE_DB)
-    for segment in heard.segments:
+    estimate_db = result.estimate_db + gain_db
+    speaks = detect_speech(estimate_db) & (estimate_db > result.mixture_db + MIN_SHARE_DB)
+    for segment in result.segments:
         if not segment.present:
             speaks[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
-    return speech.spans(speech.steady(speaks, LEAST_SPEECH_S, LEAST_PAUSE_S))
+    return list_spans(smooth_activity(speaks, MIN_SPEECH_S, MIN_PAUSE_S))
 
 
-def gate(heard: Heard, fade_s: float) -> tuple[list[float], list[float]]:
-    """Points in time, in seconds, and gains there that silence segments without the voice."""
-    kept = [float(one.presence >= MUTED_BELOW) for one in heard.segments]
+def mute_gains(result: PresenceResult, fade_s: float) -> tuple[list[float], list[float]]:
+    """Points in time, in seconds, and the gains there that mute segments without the target."""
+    kept = [float(one.presence >= MUTED_BELOW) for one in result.segments]
     times, gains = [0.0], [kept[0]]
-    for one, before, after in zip(heard.segments, kept, kept[1:], strict=False):
+    for one, before, after in zip(result.segments, kept, kept[1:], strict=False):
         if before != after:
             times += [one.end_s - fade_s / 2, one.end_s + fade_s / 2]
             gains += [before, after]
     return times, gains
 
 
-def write(job: Job, heard: Heard, spans: Sequence[Span]) -> None:
-    """Write when the voice speaks to the job's file: JSON, RTTM or SubRip by its suffix.
+def write_activity(path: Path, report: ActivityReport) -> None:
+    """Write a report as the file's suffix says, see `ACTIVITY_FORMATS`.
 
     Raises:
         OutputError: it cannot be written.
     """
-    if job.activity is None:
-        return
-    suffix = job.activity.suffix.lower()
-    text = _json(job, heard, spans) if suffix == ".json" else FORMS[suffix](job, spans)
-    with files.whole(job.activity) as partial:
-        # Names of files may have bytes that are no text.
+    text = ACTIVITY_FORMATS[path.suffix.lower()](report)
+    with files.whole(path) as partial:
+        # File names may hold bytes that are not text.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _json(job: Job, heard: Heard, spans: Sequence[Span]) -> str:
-    """All there is to know."""
-    presence = None if heard.presence is None else round(heard.presence, 4)
+def _json(report: ActivityReport) -> str:
+    result = report.presence
     document = {
-        "mixture": job.name,
-        "speaker": job.speaker,
-        "presence": presence,
-        "present": heard.present,
+        "mixture": report.mixture,
+        "speaker": report.speaker,
+        "presence": None if result.presence is None else round(result.presence, 4),
+        "present": result.present,
         "frame_s": FRAME_S,
-        "active_s": round(sum(end_s - start_s for start_s, end_s in spans), 2),
-        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans],
-        "segments": [
-            {
-                "start_s": one.start_s,
-                "end_s": one.end_s,
-                "presence": round(one.presence, 4),
-                "present": one.present,
-            }
-            for one in heard.segments
-        ],
+        "active_s": round(sum(end_s - start_s for start_s, end_s in report.spans), 2),
+        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in report.spans],
+        "segments": [segment.to_dict() for segment in result.segments],
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def _rttm(job: Job, spans: Sequence[Span]) -> str:
-    """NIST's Rich Transcription Time Marked: a line per span; names have no spaces in it."""
-    file, speaker = (
-        "_".join(name.split()) or "_" for name in (job.id or job.mixture.stem, job.speaker)
-    )
+def _rttm(report: ActivityReport) -> str:
+    """NIST's Rich Transcription Time Marked: a line for each span. Its names have no spaces."""
+    file, speaker = ("_".join(name.split()) or "_" for name in (report.file, report.speaker))
     return "".join(
         f"SPEAKER {file} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
-        for start_s, end_s in spans
+        for start_s, end_s in report.spans
     )
 
 
-def _srt(job: Job, spans: Sequence[Span]) -> str:
-    """SubRip: a numbered block per span with the speaker's name, on one line, as its text."""
-    speaker = " ".join(job.speaker.split())
+def _srt(report: ActivityReport) -> str:
+    """SubRip: a numbered block for each span, its text the speaker's name on one line."""
+    speaker = " ".join(report.speaker.split())
     return "\n".join(
-        f"{number}\n{_clock(start_s)} --> {_clock(end_s)}\n{speaker}\n"
-        for number, (start_s, end_s) in enumerate(spans, 1)
+        f"{number}\n{_timestamp(start_s)} --> {_timestamp(end_s)}\n{speaker}\n"
+        for number, (start_s, end_s) in enumerate(report.spans, 1)
     )
 
 
-def _clock(seconds: float) -> str:
-    """A time as SubRip has it, 00:01:02,345."""
+def _timestamp(seconds: float) -> str:
+    """A time in SubRip: 00:01:02,345."""
     left, thousandths = divmod(round(seconds * 1000), 1000)
     minutes, seconds_left = divmod(left, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02}:{minutes:02}:{seconds_left:02},{thousandths:03}"
 
 
-FORMS = {".rttm": _rttm, ".srt": _srt}
-"""What is written beside JSON, by its suffix."""
+ACTIVITY_FORMATS: dict[str, Callable[[ActivityReport], str]] = {
+    ".json": _json,
+    ".rttm": _rttm,
+    ".srt": _srt,
+}
+"""The formats of activity files by their suffix."""

@@ -200,7 +200,7 @@ def _on_gpu(settings: BatchSettings) -> bool:
     """Whether a batch is computed on GPUs; every device of torch's is tried."""
     if settings.runtime != "torch":
         return all(device.startswith("cuda") for device in settings.devices)
-    from mcspex_cli.extraction.torch_runtime import choose_device
+    from mcspex_cli.extraction.runtime import choose_device
 
     return "cpu" not in [choose_device(device).type for device in settings.devices]
 

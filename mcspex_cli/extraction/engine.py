@@ -11,10 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.checks import SILENCE_DB, check_signal
-from mcspex_cli.extraction.presence import Calibration
-from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
+from mcspex_cli.extraction import onnx
+from mcspex_cli.extraction.levels import SILENCE_DB, check_signal
+from mcspex_cli.extraction.presence import Calibration, parse_calibration
+from mcspex_cli.extraction.runtime import (
+    RUNTIMES,
+    EngineSettings,
+    OutOfMemoryError,
+    Runtime,
+    TorchRuntime,
+)
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
@@ -247,9 +255,28 @@ class Engine:
             raise EngineError(
                 f"a System runs in torch. For {self.settings.runtime}, use open_engine."
             )
-        from mcspex_cli.extraction.torch_runtime import TorchRuntime
-
         return TorchRuntime(system, self.settings)
+
+
+def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) -> Engine:
+    """Load a checkpoint with the runtime that `settings` name; "auto" is torch.
+
+    Raises:
+        CheckpointError: the weights, graphs or calibration are damaged, or do not fit.
+        EngineError: the runtime, device or precision is not available here.
+    """
+    settings = settings or EngineSettings()
+    name = "torch" if settings.runtime == "auto" else settings.runtime
+    runtime = RUNTIMES[name].load(info, settings)
+    calibration = parse_calibration(info.calibration, info.config["embedding"], info.label)
+    return Engine(runtime, settings, calibration)
+
+
+def choose_runtime(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> str:
+    """The runtime for `seconds` of audio in all: what "auto" means for a single command."""
+    if settings.runtime != "auto":
+        return settings.runtime
+    return "onnx" if onnx.starts_sooner(info, settings, seconds) else "torch"
 
 
 def check_array(name: str, samples: Samples, dimensions: int) -> None:

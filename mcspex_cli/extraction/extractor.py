@@ -32,18 +32,20 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, McspexError, OutputError
-from mcspex_cli.extraction import activity, voices
-from mcspex_cli.extraction.checks import SILENCE_DB, check_length, check_level
-from mcspex_cli.extraction.engine import Engine, check_array
-from mcspex_cli.extraction.jobs import Job as OldJob
-from mcspex_cli.extraction.levels import Level, Match, gain_db
-from mcspex_cli.extraction.listening import Listener, Segment
-from mcspex_cli.extraction.loudness import Meter
-from mcspex_cli.extraction.opening import open_engine
+from mcspex_cli.extraction.activity import ActivityReport, find_spans, mute_gains, write_activity
+from mcspex_cli.extraction.engine import Engine, check_array, open_engine
+from mcspex_cli.extraction.levels import (
+    SILENCE_DB,
+    Level,
+    LevelMatcher,
+    LoudnessMeter,
+    check_length,
+    check_level,
+    gain_db,
+)
+from mcspex_cli.extraction.presence import PresenceMeter, Segment
+from mcspex_cli.extraction.reference import Span, Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.extraction.spans import Span
-from mcspex_cli.extraction.spans import cut as cut_spans
-from mcspex_cli.extraction.voices import Voice
 from mcspex_cli.extraction.windows import Joiner, Window, cut, without_rumble
 
 T = TypeVar("T")
@@ -235,15 +237,7 @@ class Result:
             "present": self.present,
             "wrong_speaker": self.wrong_speaker,
             "active_s": self.active_s,
-            "segments": [
-                {
-                    "start_s": one.start_s,
-                    "end_s": one.end_s,
-                    "presence": round(one.presence, 4),
-                    "present": one.present,
-                }
-                for one in self.segments
-            ],
+            "segments": [segment.to_dict() for segment in self.segments],
             "warnings": list(self.warnings),
             "device": self.device,
             "precision": self.precision,
@@ -323,17 +317,16 @@ class Extractor:
         """
         if isinstance(references, str | os.PathLike):
             references = [references]
-        found = []
-        if references:
-            found.append(
-                voices.enroll([Path(path) for path in references], self.engine, self.model)
-            )
-        if spans:
-            if mixture is None:
-                raise ValueError("spans need the mixture that they are of")
-            parts = cut_spans(Path(mixture), spans, self.sample_rate_hz, channel)
-            found.append(voices.enroll_samples(parts, self.engine))
-        return voices.joined(found)
+        if spans and mixture is None:
+            raise ValueError("spans need the mixture that they are of")
+        return enroll(
+            [Path(path) for path in references],
+            self.engine,
+            self.model,
+            spans=spans,
+            mixture=None if mixture is None else Path(mixture),
+            channel=channel,
+        )
 
     def extract(
         self,
@@ -543,7 +536,13 @@ class _Task:
         rate_hz, channels = self._sound.sample_rate_hz, self._sound.channels
         self._joiner = Joiner(self._engine.windowing)
         self._back = audio.Resampler(self._engine.sample_rate_hz, rate_hz, channels)
-        self._match, self._listener = Match(channels), Listener(self._engine, embedding)
+        self._match = LevelMatcher(channels)
+        self._meter = PresenceMeter(
+            self._engine.embed_part,
+            self._engine.sample_rate_hz,
+            embedding,
+            self._engine.calibration,
+        )
         self.embedding = embedding
 
     def add(self, window: Window, estimate: Samples, advance: Callable[[float], object]) -> None:
@@ -551,7 +550,7 @@ class _Task:
         self._engine.check_finite(estimate)
         estimate, mixture = self._joiner.add(window, estimate)
         self._match.add(estimate, mixture)
-        self._listener.add(estimate, mixture)
+        self._meter.add(estimate, mixture)
         self._estimate.append(self._back.step(estimate, last=False))
         advance(estimate.shape[1] / self._engine.sample_rate_hz)
 
@@ -560,7 +559,7 @@ class _Task:
         nothing = np.zeros((self._sound.channels, 0), np.float32)
         self._estimate.append(self._back.step(nothing, last=True))
         check_level(self.name, self._match.mixture_mean_square())
-        self._heard = self._listener.finish()
+        self._presence = self._meter.result()
 
     def outcome(self) -> Result | McspexError:
         """`finish`, in the writing thread."""
@@ -571,19 +570,19 @@ class _Task:
         """Set the level, write what is to be written, and tell what was done."""
         if self.error is not None:
             raise self.error
-        heard, policy = self._heard, ABSENT[self.options.absent]
-        if policy.fails and heard.present is False:
+        presence, policy = self._presence, ABSENT[self.options.absent]
+        if policy.fails and presence.present is False:
             raise AbsentError(
-                f"{self.name}: the voice is not in it (presence {heard.presence:.2f}). "
+                f"{self.name}: the voice is not in it (presence {presence.presence:.2f}). "
                 "Check the reference, or use --absent keep."
             )
         true_level = self._engine.runtime.true_level
         self._matched = np.ones(self._sound.channels) if true_level else self._match.gain()
-        raw = Level.parse(self.options.level).kind == "raw"
-        base = np.ones_like(self._matched) if raw else self._matched
+        matched = Level.parse(self.options.level).policy.matched
+        base = self._matched if matched else np.ones_like(self._matched)
         self._gain = base * 10 ** (self.options.wet_db / 20)
         levels = self._measured()
-        speech = activity.find_spans(heard, max(gain_db(self._matched)))
+        speech = find_spans(presence, max(gain_db(self._matched)))
         estimate = self._write(levels, speech)
         return self._result(levels, speech, estimate)
 
@@ -620,20 +619,20 @@ class _Task:
 
     def _gated(self, block: Samples, start: int) -> Samples:
         """A block that begins at sample `start`, as the `AbsentPolicy` wants it."""
-        low, heard = np.float32(ABSENT[self.options.absent].gain), self._heard
-        if low == 1 or heard.present is None:
+        low, presence = np.float32(ABSENT[self.options.absent].gain), self._presence
+        if low == 1 or presence.present is None:
             return block
-        if not heard.present:
+        if not presence.present:
             return block * low
         at_s = (start + np.arange(block.shape[1])) / self._sound.sample_rate_hz
-        gate = np.interp(at_s, *activity.gate(heard, MUTE_FADE_S)).astype(np.float32)
+        gate = np.interp(at_s, *mute_gains(presence, MUTE_FADE_S)).astype(np.float32)
         return block * (low + (1 - low) * gate)
 
     def _measured(self) -> _Levels:
         """Run through all once, for the factors that set the levels of estimate and residual."""
         level, loudness_lufs = Level.parse(self.options.level), -np.inf
         rate_hz, channels = self._sound.sample_rate_hz, self._sound.channels
-        meter = Meter(rate_hz, channels) if level.kind == "lufs" else None
+        meter = LoudnessMeter(rate_hz, channels) if level.policy.needs_loudness else None
         peak = residual_peak = 0.0
         for estimate, residual in self._blocks():
             peak = max(peak, float(np.abs(estimate).max(initial=0)))
@@ -666,14 +665,10 @@ class _Task:
             for blocks in self._blocks():
                 for writer, block, factor in zip(writers, blocks, factors, strict=False):
                     writer.write(cast(Samples, block) * factor)
-            old = OldJob(
-                job.mixture,
-                outputs.estimate,
-                id=job.id,
-                activity=outputs.activity,
-                speaker=outputs.speaker,
-            )
-            activity.write(old, self._heard, speech)
+            if outputs.activity:
+                file = job.id or job.mixture.stem
+                report = ActivityReport(self.name, file, outputs.speaker, self._presence, speech)
+                write_activity(outputs.activity, report)
         return None
 
     def _result(
@@ -683,7 +678,7 @@ class _Task:
         estimate: Samples | None,
     ) -> Result:
         """Everything that is known."""
-        heard, model, runtime = self._heard, self._extractor.model, self._engine.runtime
+        presence, model, runtime = self._presence, self._extractor.model, self._engine.runtime
         voice = cast(Voice, self._voice)
         gains_db = gain_db(self._gain * levels.factor)
         return Result(
@@ -699,11 +694,11 @@ class _Task:
             limited=levels.limited,
             residual_gain_db=gain_db(np.array([levels.residual_factor]))[0],
             silent=levels.silent,
-            presence=heard.presence,
-            present=heard.present,
-            wrong_speaker=heard.wrong_speaker,
+            presence=presence.presence,
+            present=presence.present,
+            wrong_speaker=presence.wrong_speaker,
             active_s=round(sum(end_s - start_s for start_s, end_s in speech), 2),
-            segments=heard.segments,
+            segments=presence.segments,
             warnings=tuple(self._warnings(levels, gains_db)),
             device=runtime.device,
             precision=runtime.precision,
@@ -716,20 +711,20 @@ class _Task:
 
     def _warnings(self, levels: _Levels, gains_db: Sequence[float]) -> Iterator[str]:
         """What may be wrong, a line each."""
-        heard = self._heard
+        presence = self._presence
         if levels.limited:
             yield f"turned down (gain {gains_db[0]:+.1f} dB) so that it does not clip."
         if levels.residual_factor < 1:
             down_db = -gain_db(np.array([levels.residual_factor]))[0]
             yield f"the residual was turned down by {down_db:.1f} dB so that it does not clip."
-        if heard.present is False:
+        if presence.present is False:
             gain = ABSENT[self.options.absent].gain
             made = "silenced" if gain == 0 else "another person, or a remnant"
             yield (
-                f"the voice is probably not in {self.name} (presence {heard.presence:.2f}); "
+                f"the voice is probably not in {self.name} (presence {presence.presence:.2f}); "
                 f"the result is {made}."
             )
-        elif heard.wrong_speaker:
+        elif presence.wrong_speaker:
             yield (
                 "may follow the wrong person: what is left sounds like the reference. Try a "
                 "longer reference, or listen to the residual (--residual)."

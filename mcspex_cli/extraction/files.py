@@ -20,12 +20,11 @@ import numpy as np
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.checks import check_level
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.jobs import FileSettings, Job
-from mcspex_cli.extraction.levels import Match
-from mcspex_cli.extraction.listening import Listener
+from mcspex_cli.extraction.levels import LevelMatcher, check_level
 from mcspex_cli.extraction.outputs import Extraction, Made, write
+from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.extraction.signals import Piece
 from mcspex_cli.extraction.sources import Order, Source, signals, unforeseen
 from mcspex_cli.extraction.spool import Spool
@@ -116,13 +115,14 @@ def _spool(
     job = source.order.job
     first = next(pieces)  # only now is the mixture's header known
     rate_hz, channels = source.sample_rate_hz, source.channels
-    match, listener = Match(channels), Listener(engine, voice)
+    match = LevelMatcher(channels)
+    meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, engine.calibration)
 
     def at_network_rate() -> Iterator[Samples]:
         """The estimates as they come."""
         for estimate, mixture in chain([first], pieces):
             match.add(estimate, mixture)
-            listener.add(estimate, mixture)
+            meter.add(estimate, mixture)
             yield estimate
 
     with ExitStack() as undo:
@@ -134,7 +134,7 @@ def _spool(
             advance(block.shape[1] / rate_hz)
         check_level(str(job.mixture), match.mixture_mean_square())
         gain = np.ones(channels) if engine.runtime.true_level else match.gain()
-        made = Made(source, out, spool, gain, listener.finish(), settings)
+        made = Made(source, out, spool, gain, meter.result(), settings)
         undo.pop_all()
     return made
 

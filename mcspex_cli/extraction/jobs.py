@@ -8,13 +8,11 @@ from pathlib import Path
 
 from mcspex_cli import audio, files
 from mcspex_cli.errors import OutputError
+from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.levels import Level
 
 ABSENT = ("keep", "mute", "fail")
 """What may be done where the voice is not there."""
-
-
-ACTIVITY_SUFFIXES = (".json", ".rttm", ".srt")
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _check_suffixes(request: Request) -> None:
         if place and _is_file(place) and place.suffix.lower() not in audio.OUTPUT_FORMATS:
             raise OutputError(f"{place}: cannot write this format. Use .wav, .flac or .ogg.")
     place = request.activity
-    if place and _is_file(place) and place.suffix.lower() not in ACTIVITY_SUFFIXES:
+    if place and _is_file(place) and place.suffix.lower() not in ACTIVITY_FORMATS:
         raise OutputError(f"{place}: cannot note activity so. Use .json, .rttm or .srt.")
 
 

@@ -25,12 +25,10 @@ import numpy.typing as npt
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import AbsentError, AudioError
-from mcspex_cli.extraction import activity
-from mcspex_cli.extraction.checks import SILENCE_DB
+from mcspex_cli.extraction.activity import ActivityReport, find_spans, mute_gains, write_activity
 from mcspex_cli.extraction.jobs import FileSettings
-from mcspex_cli.extraction.levels import Level, gain_db
-from mcspex_cli.extraction.listening import Heard
-from mcspex_cli.extraction.loudness import Meter
+from mcspex_cli.extraction.levels import SILENCE_DB, Level, LoudnessMeter, gain_db
+from mcspex_cli.extraction.presence import PresenceResult
 from mcspex_cli.extraction.sources import Source
 from mcspex_cli.extraction.spool import Spool
 
@@ -56,7 +54,7 @@ class Extraction:
     """Whether the level asked for would have clipped, so that all was turned down."""
     silent: bool
     """Whether the estimate is silent."""
-    heard: Heard
+    presence: PresenceResult
     """Whether the voice is there, and when."""
     active_s: float
     """How long it speaks."""
@@ -78,7 +76,7 @@ class Made:
     spool: Spool
     match: Gains
     """What brings the estimate to the voice's level in the mixture [channel]."""
-    heard: Heard
+    presence: PresenceResult
     settings: FileSettings
     elapsed_s: float = 0.0
     factor: float = 1.0
@@ -90,12 +88,13 @@ class Made:
     @property
     def is_absent(self) -> bool:
         """Whether the voice is known not to be there."""
-        return self.heard.present is False
+        return self.presence.present is False
 
     @cached_property
     def gain(self) -> Gains:
         """What the network's estimate is multiplied by before the level is set [channel]."""
-        base = np.ones_like(self.match) if self.settings.level == "raw" else self.match
+        matched = Level.parse(self.settings.level).policy.matched
+        base = self.match if matched else np.ones_like(self.match)
         scaled: Gains = base * 10 ** (self.settings.wet_db / 20)
         return scaled
 
@@ -115,7 +114,7 @@ class Made:
 
     def _gated(self, block: Samples, start: int) -> Samples:
         """A block that begins at sample `start`, silent where the voice is absent and muted."""
-        if self.settings.absent != "mute" or self.heard.present is None:
+        if self.settings.absent != "mute" or self.presence.present is None:
             return block
         if self.is_absent:
             return np.zeros_like(block)
@@ -125,7 +124,7 @@ class Made:
     @cached_property
     def _gate(self) -> tuple[list[float], list[float]]:
         """Points in time, and the gains there, that mute where the voice is not."""
-        return activity.gate(self.heard, FADE_S)
+        return mute_gains(self.presence, FADE_S)
 
 
 def write(made: Made) -> Extraction:
@@ -141,7 +140,7 @@ def write(made: Made) -> Extraction:
         out = files.enter_context(made.out)
         files.enter_context(closing(made.spool))
         if made.settings.absent == "fail" and made.is_absent:
-            raise _absent(job.mixture, made.heard)
+            raise _absent(job.mixture, made.presence)
         _measure(made)
         rest = None
         if job.residual:
@@ -151,8 +150,11 @@ def write(made: Made) -> Extraction:
             out.write(estimate * np.float32(made.factor))
             if rest and residual is not None:
                 rest.write(residual * np.float32(made.residual_factor))
-        spans = activity.find_spans(made.heard, max(gain_db(made.match)))
-        activity.write(job, made.heard, spans)
+        spans = find_spans(made.presence, max(gain_db(made.match)))
+        if job.activity:
+            file = job.id or job.mixture.stem
+            report = ActivityReport(job.name, file, job.speaker, made.presence, spans)
+            write_activity(job.activity, report)
     return Extraction(
         mixture=job.mixture,
         output=job.output,
@@ -162,16 +164,16 @@ def write(made: Made) -> Extraction:
         gain_db=gain_db(made.gain * made.factor),
         limited=made.limited,
         silent=made.silent,
-        heard=made.heard,
+        presence=made.presence,
         active_s=round(sum(end_s - start_s for start_s, end_s in spans), 2),
         residual_gain_db=gain_db(np.array([made.residual_factor]))[0],
     )
 
 
-def _absent(mixture: Path, heard: Heard) -> AbsentError:
+def _absent(mixture: Path, presence: PresenceResult) -> AbsentError:
     """What to raise where the voice is not accepted to be absent."""
     return AbsentError(
-        f"{mixture}: the voice is not in it (presence {heard.presence:.2f}). "
+        f"{mixture}: the voice is not in it (presence {presence.presence:.2f}). "
         "Check the reference, or use --absent keep."
     )
 
@@ -180,7 +182,11 @@ def _measure(made: Made) -> None:
     """Run through all, for the factors that set the levels of estimate and residual."""
     settings, source = made.settings, made.source
     level, loudness_lufs = Level.parse(settings.level), -np.inf
-    meter = Meter(source.sample_rate_hz, source.channels) if level.kind == "lufs" else None
+    meter = (
+        LoudnessMeter(source.sample_rate_hz, source.channels)
+        if level.policy.needs_loudness
+        else None
+    )
     peak = residual_peak = 0.0
     for estimate, residual in made.blocks():
         peak = max(peak, float(np.abs(estimate).max(initial=0)))

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mcspex_cli import audio, files
-from mcspex_cli.checkpoint import profiles
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
+from mcspex_cli.extraction.profile import is_profile_name, read_profile
+from mcspex_cli.extraction.reference import list_sources
 from mcspex_cli.extraction.references import list_references
-from mcspex_cli.extraction.voices import list_sources
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -80,9 +80,9 @@ def check_profiles(jobs: Sequence[Job], model: CheckpointInfo) -> None:
     """
     problems = []
     for path in sorted({path for job in jobs for path in job.references}):
-        if profiles.is_profile(path):
+        if is_profile_name(path):
             try:
-                profiles.embedding_for(path, profiles.read(path), model)
+                read_profile(path).enrolment_for(model, path)
             except CheckpointError as error:
                 problems.append(str(error))
     _refuse(problems)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint import profiles
 from mcspex_cli.errors import PairingError
 from mcspex_cli.extraction.manifests import read_scp
+from mcspex_cli.extraction.profile import SUFFIX
 
 _FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template like `{speaker}_{n}`."""
@@ -81,7 +81,7 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
 
 def _clips_in(folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     """A folder's clips and profiles by their names, and those of its folders by theirs."""
-    clips = files.by_name(folder, also=(profiles.SUFFIX,))
+    clips = files.by_name(folder, also=(SUFFIX,))
     folders: dict[str, list[Path]] = defaultdict(list)
     for path in (path for same in clips.values() for path in same):
         for parent in path.relative_to(folder).parents[:-1]:

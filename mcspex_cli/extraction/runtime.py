@@ -1,47 +1,76 @@
-"""What the engine needs of whatever runs a network: arrays in, arrays out."""
+"""What runs a network: arrays in, arrays out. torch is here, ONNX Runtime in `onnx`."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mcspex_cli.audio import Samples
 from mcspex_cli.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mcspex_cli.audio import Samples
+    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.model.systems import System
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
-RUNTIMES = ("auto", "torch", "onnx", "openvino")
+ON_GPU = 16
+"""Signals at once on a GPU, if nothing else is asked for."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt, by <malloc.h>."""
+
+_KEPT_BYTES = 2**30
+"""Freed memory up to which glibc keeps it."""
+
+_SPINS = "2000"
+"""How often a thread looks for work before it sleeps; GCC's OpenMP would look 300,000 times."""
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to compute; none of it changes what is computed by more than rounding and seams."""
+    """How to compute; nothing here changes the result by more than rounding and seams.
+
+    Raises:
+        EngineError: a precision is not in `PRECISIONS`, or a runtime not in `RUNTIMES`.
+        ValueError: a number is out of range.
+    """
 
     device: str = "auto"
-    """"auto" (CUDA if there, else CPU), "cpu", "cuda", "cuda:1", ..."""
+    """"auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ..."""
     precision: str = "auto"
-    """"auto" (bfloat16 where the device has it, else float32), or one of `PRECISIONS`."""
+    """"auto" (bfloat16 where the device computes in it, else float32), or one of `PRECISIONS`."""
     window_s: float = 16.0
     context_s: float = 0.5
     fade_s: float = 0.25
     batch: int = 0
     """Signals (windows times channels) at once; 0 for one on a CPU, sixteen on a GPU."""
     threads: int = 0
-    """CPU threads, for all of this process; 0 for as many as the runtime likes."""
+    """CPU threads of the whole process; 0 for as many as the runtime chooses."""
     runtime: str = "auto"
-    """What runs the network, one of `RUNTIMES`; "auto" is torch, see `opening.choose`."""
+    """What runs the network, one of `RUNTIMES`; "auto" is torch."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not to be had anywhere.
-
-        Raises:
-            EngineError: a precision not in `PRECISIONS`, or a runtime not in `RUNTIMES`.
-        """
-        asked = (("precision", self.precision, PRECISIONS), ("runtime", self.runtime, RUNTIMES))
-        for what, name, known in asked:
-            if name not in known:
-                choices = ", ".join(known)
+        known = {"precision": PRECISIONS, "runtime": ("auto", *RUNTIMES)}
+        for what, names in known.items():
+            name = getattr(self, what)
+            if name not in names:
+                choices = ", ".join(names)
                 raise EngineError(f"{what} {name!r} is unknown. Use one of: {choices}.")
+        if (
+            self.window_s <= 2 * self.context_s + self.fade_s
+            or min(self.context_s, self.fade_s) < 0
+        ):
+            raise ValueError("window_s must be longer than twice context_s plus fade_s, all from 0")
+        if min(self.batch, self.threads) < 0:
+            raise ValueError("batch and threads must be 0 or more")
 
 
 class OutOfMemoryError(Exception):
@@ -49,20 +78,20 @@ class OutOfMemoryError(Exception):
 
 
 class Runtime(ABC):
-    """A network, ready to be run; signals are float32 at `sample_rate_hz`."""
+    """A network that is ready to run; signals are float32 at `sample_rate_hz`."""
 
     name: str
     """Of `RUNTIMES`."""
     sample_rate_hz: int
     true_level: bool
-    """Whether an estimate's level is the target's own; if not, it is arbitrary."""
+    """Whether an estimate has the target's own level; else its level is arbitrary."""
     device: str
     precision: str
     batch: int
-    """How many signals at once pay here."""
+    """How many signals at once pay off here."""
 
     def has_finite_weights(self) -> bool:
-        """Whether the model's weights are all finite, as far as this runtime can tell."""
+        """Whether all weights of the model are finite, as far as this runtime can tell."""
         return True
 
     @abstractmethod
@@ -83,3 +112,169 @@ class Runtime(ABC):
         Raises:
             OutOfMemoryError: they are too many, or too long, for the device.
         """
+
+
+class TorchRuntime(Runtime):
+    """A `System` in torch: folded on a CPU, under autocast on other devices.
+
+    Raises:
+        EngineError: the device or the precision is not available here.
+    """
+
+    name = "torch"
+
+    def __init__(self, system: System, settings: EngineSettings) -> None:
+        import torch
+
+        from mcspex_cli.model.folding import can_fold, fold
+
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = choose_device(settings.device)
+        self.device, self.precision = str(device), choose_precision(settings.precision, device)
+        self.sample_rate_hz = system.config.sample_rate_hz
+        self.true_level = system.config.true_level
+        self.batch = ON_GPU if device.type == "cuda" else 1
+        dtype = getattr(torch, self.precision)
+        self._folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
+        self.system = fold(system, dtype) if self._folded else system.to(device).eval()
+        self._autocast = torch.autocast(
+            device.type, dtype, enabled=not self._folded and dtype != torch.float32
+        )
+        self._device, self._dtype = device, dtype if self._folded else torch.float32
+
+    def has_finite_weights(self) -> bool:
+        """As `Runtime.has_finite_weights`."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
+
+    def embed(self, reference: Samples) -> Samples:
+        """As `Runtime.embed`."""
+        with self._computing():
+            embedding: Samples = self._array(self.system.embed(self._tensor(reference[None])))[0]
+            return embedding
+
+    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
+        """As `Runtime.extract`."""
+        import torch
+
+        with self._computing():
+            at_once = 1 if self._folded else len(mixtures)
+            parts = [torch.split(self._tensor(v), at_once) for v in (mixtures, voices)]
+            estimates = [self.system.extract(*part) for part in zip(*parts, strict=True)]
+            return self._array(torch.cat(estimates))
+
+    def _tensor(self, values: Samples) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(values).to(self._device, self._dtype)
+
+    def _array(self, values: torch.Tensor) -> Samples:
+        array: Samples = values.float().cpu().numpy()
+        return array
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The precision, and lack of memory told from other errors."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._autocast:
+                yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemoryError from error
+            raise
+
+
+@dataclass(frozen=True)
+class RuntimeKind:
+    """A program that can run networks; a row of `RUNTIMES`."""
+
+    help: str
+    load: Callable[[CheckpointInfo, EngineSettings], Runtime]
+
+
+def _load_torch(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
+    from mcspex_cli.checkpoint.weights import load_checkpoint
+
+    return TorchRuntime(load_checkpoint(info), settings)
+
+
+def _load_onnx(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
+    from mcspex_cli.extraction import onnx
+
+    return onnx.load(info, settings)
+
+
+RUNTIMES = {
+    "torch": RuntimeKind("PyTorch, which is always there", _load_torch),
+    "onnx": RuntimeKind("ONNX Runtime, an extra: it starts sooner", _load_onnx),
+}
+"""Every runtime by its name."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a name means here; "auto" is CUDA if there is a GPU, else the CPU.
+
+    Raises:
+        EngineError: there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        has = "cuda, cpu" if torch.cuda.is_available() else "cpu"
+        raise EngineError(f"device {name!r} is not available. Use one of: auto, {has}.") from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """What the name of a precision means on a device; "auto" is bfloat16 where that is quick."""
+    import torch
+
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        quick = device.type == "cpu" and has_quick_bfloat16()
+    return "bfloat16" if quick else "float32"
+
+
+def has_quick_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):  # newer torch
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def share_cores() -> None:
+    """Let threads that wait for each other sleep soon; call this before torch is imported.
+
+    A thread that does not sleep takes the core from the one that it waits for, as soon as another
+    program wants a core too: two such programs at once were eighty times as slow. Only for
+    programs of our own: a library leaves the settings of its host alone.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory for the next tensor of that size; elsewhere do nothing.
+
+    To give megabytes back to the system, and ask for them again at every layer, made networks on
+    a CPU two to three times as slow. Only for programs of our own, like `share_cores`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)

@@ -14,8 +14,8 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.ahead import ahead
-from mcspex_cli.extraction.checks import check_length
 from mcspex_cli.extraction.jobs import FileSettings, Job
+from mcspex_cli.extraction.levels import check_length
 from mcspex_cli.extraction.signals import Signal
 
 _READ_AHEAD = 4

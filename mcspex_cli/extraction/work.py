@@ -14,15 +14,14 @@ import numpy as np
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.files import extract_files
 from mcspex_cli.extraction.jobs import Job
-from mcspex_cli.extraction.opening import open_engine
 from mcspex_cli.extraction.outputs import Extraction
+from mcspex_cli.extraction.reference import enroll
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.shares import WINDOW_S, Share
 from mcspex_cli.extraction.sources import Order, unforeseen
-from mcspex_cli.extraction.voices import enroll
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class _Voices:
     def _embed(self, references: tuple[Path, ...]) -> Samples | McspexError:
         """The embedding, or why there is none."""
         try:
-            return enroll(references, self._engine, self._model, assessed=False).embedding
+            return enroll(references, self._engine, self._model).embedding
         except McspexError as error:
             return error
         except Exception as error:
@@ -119,7 +118,7 @@ class _Voices:
 
 def _row(done: Extraction, engine: Engine) -> dict[str, Any]:
     """What the journal keeps of an extraction."""
-    heard = done.heard
+    presence = done.presence
     return {
         "seconds": round(done.seconds, 6),
         "sample_rate_hz": done.sample_rate_hz,
@@ -127,9 +126,9 @@ def _row(done: Extraction, engine: Engine) -> dict[str, Any]:
         "gain_db": list(done.gain_db),
         "limited": done.limited,
         "silent": done.silent,
-        "presence": None if heard.presence is None else round(heard.presence, 4),
-        "present": heard.present,
-        "wrong_speaker": heard.wrong_speaker,
+        "presence": None if presence.presence is None else round(presence.presence, 4),
+        "present": presence.present,
+        "wrong_speaker": presence.wrong_speaker,
         "device": engine.runtime.device,
         "precision": engine.runtime.precision,
         "runtime": engine.runtime.name,

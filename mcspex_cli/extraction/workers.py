@@ -12,8 +12,8 @@ from threading import Event
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction import processes
 from mcspex_cli.extraction.jobs import Job
+from mcspex_cli.extraction.runtime import keep_memory
 from mcspex_cli.extraction.shares import Share
-from mcspex_cli.extraction.tuning import keep_memory
 from mcspex_cli.extraction.work import Outcome, work
 
 _PATIENCE_S = 0.2

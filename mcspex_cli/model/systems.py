@@ -26,7 +26,7 @@ class SystemConfig:
     system: str = "mcspex"
     scale_fuser: str = "gate"
     """Of `FUSERS`. This and the next two are MC-SpEx's own, SpEx+ does not look at them; the
-    defaults are what measured best (docs/training.md)."""
+    defaults are what measured best (docs/lab-book.md)."""
     consm: str = "steady"
     """Of `CONSMS`."""
     scale_intermg: str = "mixing"

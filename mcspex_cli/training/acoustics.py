@@ -1,13 +1,22 @@
-"""Noise, rooms and narrow bands, made on whole batches at once, wherever the tensors lie."""
+"""Noise, rooms and narrow bands, computed or from files, for whole batches on any device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from mcspex_cli import audio, files
+from mcspex_cli.errors import ConfigError
 
 EARLY_S = 0.05
 """How long after the direct sound a reflection still counts as the target's speech."""
@@ -15,10 +24,13 @@ EARLY_S = 0.05
 SPEED_OF_SOUND = 343.0
 """In m/s."""
 
-_ORDER = 3
+_REFLECTIONS = 3
 """Walls that an image of a talker is mirrored in, at most, along each axis."""
 
 _HARMONICS = 12
+
+_CROSSFADE_S = 0.05
+"""How long the end of a short noise file sounds on under its beginning, where it is repeated."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +92,145 @@ def early_part(responses: Tensor, sample_rate_hz: int) -> Tensor:
 
 
 def convolve(signals: Tensor, responses: Tensor) -> Tensor:
-    """Signals [..., sample] in their rooms, as long as they were; the responses likewise."""
+    """Signals [..., sample] as heard through responses [..., sample], as long as before."""
     length = signals.shape[-1]
+    if torchaudio := torchaudio_functional():
+        reverberant: Tensor = torchaudio.fftconvolve(signals, responses)[..., :length]
+        return reverberant
     size = length + responses.shape[-1] - 1
     spectrum = torch.fft.rfft(signals, n=size) * torch.fft.rfft(responses, n=size)
     convolved: Tensor = torch.fft.irfft(spectrum, n=size)[..., :length]
     return convolved
+
+
+def change_speed(signals: Tensor, speed: float, length: int) -> Tensor:
+    """Signals [..., sample] played `speed` times as fast, and so higher, in `length` samples.
+
+    Band-limited. `signals` has round(length * speed) samples, and `speed` is in hundredths.
+    Without torchaudio the spectrum is cut or padded, for which a signal's two ends meet.
+    """
+    if torchaudio := torchaudio_functional():
+        resampled: Tensor = torchaudio.resample(
+            signals,
+            round(100 * speed),
+            100,
+            lowpass_filter_width=64,
+            rolloff=0.95,
+            resampling_method="sinc_interp_kaiser",
+        )
+        return functional.pad(resampled, (0, length - resampled.shape[-1]))
+    spectrum = torch.fft.rfft(signals)
+    if length < signals.shape[-1]:
+        spectrum = spectrum[..., : length // 2 + 1]
+    stretched: Tensor = torch.fft.irfft(spectrum, n=length) * (length / signals.shape[-1])
+    return stretched
+
+
+@cache
+def torchaudio_functional() -> ModuleType | None:
+    """Torchaudio's signal processing, or None where it cannot be imported.
+
+    Beside a torch without CUDA, the torchaudio of PyPI raises an OSError.
+    """
+    try:
+        from torchaudio import functional as torchaudio  # type: ignore[import-untyped]
+    except (ImportError, OSError):
+        return None
+    module: ModuleType = torchaudio
+    return module
+
+
+@dataclass(frozen=True)
+class NoiseStretch:
+    """A stretch of a noise file: which file, and the sample that it begins at."""
+
+    file: int
+    start: int
+
+
+class NoiseFiles:
+    """Recorded noises as 16-bit samples in one tensor, from which stretches are drawn."""
+
+    def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
+        """Decode every sound file under `folder`.
+
+        Raises:
+            ConfigError: there are none, or one is silent.
+            AudioError: one cannot be read.
+        """
+        self.names, sounds = _read_folder(folder, sample_rate_hz, "noise_folder")
+        self.lengths = [len(sound) for sound in sounds]
+        self.starts = np.cumsum([0, *self.lengths])[:-1].tolist()
+        self.samples = torch.from_numpy(np.concatenate([as_int16(s) for s in sounds])).to(device)
+        self.crossfade = round(_CROSSFADE_S * sample_rate_hz)
+
+    def draw(self, length: int, rng: np.random.Generator) -> NoiseStretch:
+        """Draw a file, and a place in it from which `length` samples are left if it has them."""
+        file = int(rng.integers(len(self.names)))
+        spare = self.lengths[file] - length
+        return NoiseStretch(file, int(rng.integers(spare + 1 if spare > 0 else self.lengths[file])))
+
+    def gather(self, stretches: Sequence[NoiseStretch], length: int) -> Tensor:
+        """The stretches [stretch, sample], RMS 1.
+
+        A file that ends too early starts over, its end fading out under its beginning.
+        """
+        device = self.samples.device
+        numbers = [(self.starts[s.file], self.lengths[s.file], s.start) for s in stretches]
+        start, whole, offset = torch.tensor(numbers).to(device).T.unsqueeze(-1)
+        fade = (whole // 2).clamp(1, self.crossfade)
+        repeated = offset + length > whole
+        period = torch.where(repeated, whole - fade, whole)
+        step = offset + torch.arange(length, device=device)
+        place = step % period
+        gathered = self.samples[start + place].float()
+        angle = (place / fade).clamp(max=1) * (torch.pi / 2)
+        ending = self.samples[start + (place + period).clamp(max=whole - 1)].float()
+        crossfaded = gathered * angle.sin() + ending * angle.cos()
+        noise = torch.where(repeated & (step >= period), crossfaded, gathered)
+        level = noise.square().mean(-1, keepdim=True).sqrt()
+        levelled: Tensor = noise / level.clamp_min(1e-8)
+        return levelled
+
+
+class RoomFiles:
+    """Recorded room responses, each from its direct sound on, by the folder that they are in."""
+
+    def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
+        """Decode every sound file under `folder`.
+
+        Raises:
+            ConfigError: there are none, or one is silent.
+            AudioError: one cannot be read.
+        """
+        self.names, sounds = _read_folder(folder, sample_rate_hz, "room_folder")
+        responses = [align_response(torch.from_numpy(s), sample_rate_hz) for s in sounds]
+        self.responses = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(device)
+        folders = [Path(name).parent for name in self.names]
+        self.neighbours = [
+            [other for other, place in enumerate(folders) if place == own] for own in folders
+        ]
+        """For each response, those of the same folder, itself among them."""
+
+    def draw(self, talkers: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw a response for each talker, from one folder; different ones if it has as many."""
+        room = self.neighbours[int(rng.integers(len(self.names)))]
+        return tuple(map(int, rng.choice(room, talkers, replace=len(room) < talkers)))
+
+
+def align_response(response: Tensor, sample_rate_hz: int) -> Tensor:
+    """Cut a room response [sample] so that its direct sound is at sample 0 and scale that to 1.
+
+    The direct sound is the highest of the first millisecond that reaches half the highest peak:
+    an echo may be the highest of all. The tail ends where less than a millionth of the energy
+    is left.
+    """
+    level = response.abs()
+    first = int((level >= 0.5 * level.max()).nonzero()[0])
+    direct = first + int(level[first : first + max(1, sample_rate_hz // 1000)].argmax())
+    aligned = response[direct:] / response[direct]
+    left = aligned.double().square().flip(0).cumsum(0).flip(0)
+    return aligned[: int((left > 1e-6 * left[0]).sum())]
 
 
 def stationary_noise(
@@ -138,7 +283,7 @@ def limit_band(
 
 def _images(size: Tensor, microphone: Tensor, talkers: Tensor) -> tuple[Tensor, Tensor]:
     """Distance [room, talker, image] of the mirrored talkers, and the walls in between."""
-    steps = torch.arange(-_ORDER, _ORDER + 1, device=size.device)
+    steps = torch.arange(-_REFLECTIONS, _REFLECTIONS + 1, device=size.device)
     count = torch.cartesian_prod(steps, steps, steps)
     # Mirrored n times along an axis, a talker at x is at n * size + x, or + size - x if n is odd.
     odd = count % 2 == 1
@@ -185,3 +330,23 @@ def _hum(seed: int, length: int, sample_rate_hz: int, device: torch.device) -> T
     frequency, loudness, start = columns
     time = torch.arange(length, device=device) / sample_rate_hz
     return (loudness * torch.sin(2 * np.pi * frequency * time + start)).sum(0)
+
+
+def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
+    """Samples in -1..1 as 16-bit ones; what is louder is clipped."""
+    return np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
+
+
+def _read_folder(
+    folder: Path, sample_rate_hz: int, key: str
+) -> tuple[list[str], list[audio.Samples]]:
+    """The sound files under a folder: their paths in it, and their samples."""
+    sources = files.find(folder) if folder.is_dir() else []
+    if not sources:
+        raise ConfigError(f"{folder}: no sound files in it. Correct [mixtures] {key}.")
+    with ThreadPoolExecutor() as pool:
+        sounds = list(pool.map(lambda path: audio.read(path, sample_rate_hz), sources))
+    for path, sound in zip(sources, sounds, strict=True):
+        if len(sound) < 2 or not sound.any():
+            raise ConfigError(f"{path}: is silent. Remove it from [mixtures] {key}.")
+    return [path.relative_to(folder).as_posix() for path in sources], sounds

@@ -18,10 +18,8 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.listening import Listener
-from mcspex_cli.extraction.presence import Calibration
-from mcspex_cli.training.recipes import Recipe
-from mcspex_cli.training.renderings import Rendering, render
+from mcspex_cli.extraction.presence import Calibration, PresenceMeter
+from mcspex_cli.training.simulate import Recipe, Rendering, render
 
 Vector = npt.NDArray[np.float64]
 
@@ -62,7 +60,7 @@ class Trial:
 def given_cases(recipes: Iterable[Recipe], sample_rate_hz: int) -> Iterator[Case]:
     """Render recipes; a file's speaker is the folder that it is in."""
     for recipe in recipes:
-        others = frozenset([recipe.interferer.parent.name])
+        others = frozenset(path.parent.name for path in recipe.interferers)
         yield Case(render(recipe, sample_rate_hz), recipe.target.parent.name, others)
 
 
@@ -139,10 +137,12 @@ class Calibrator:
     def _trial(self, case: Case, voice: Samples, speaker: str) -> Trial:
         """Ask a mixture for a voice."""
         mixture, one = case.rendering.mixture, case.rendering
-        listener = Listener(self._engine, voice, self._unfitted)
+        meter = PresenceMeter(
+            self._engine.embed_part, self._engine.sample_rate_hz, voice, self._unfitted
+        )
         estimate = self._engine.extract(mixture, voice)
-        listener.add(estimate[None], mixture[None])
-        features = listener.finish().features
+        meter.add(estimate[None], mixture[None])
+        features = meter.result().features
         if features is None:
             features = np.zeros(len(self._unfitted.weights) - 1)
         ratios = [si_sdr(estimate, talker) for talker in (one.target, one.interferer)]

@@ -1,22 +1,232 @@
-"""Mixtures made on the fly: plans turned into signals, a whole batch at once."""
+"""Mixtures drawn on the fly: what is random about each, then whole batches of signals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mcspex_cli.errors import ConfigError
 from mcspex_cli.training import acoustics
-from mcspex_cli.training.acoustics import Room
-from mcspex_cli.training.corpus import Arc, Corpus
-from mcspex_cli.training.plans import Plan, Planner, Surroundings
+from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles, draw_room
+from mcspex_cli.training.data import (
+    Corpus,
+    GivenMixture,
+    Speaker,
+    Stretch,
+    draw_reference,
+    draw_stretch,
+    read_sexes,
+)
 from mcspex_cli.training.settings import MixtureSettings
+
+MAX_TALKERS = 3
+
+_TRIES = 1000
+"""Draws for talkers who do not say the same sentence."""
+
+_BABBLERS = 6
 
 _RAMP_S = 0.02
 """How softly a talker starts or stops where the overlap is partial."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a microphone adds to the talkers; nothing by default."""
+
+    noise: str = ""
+    """Of `settings.NOISES`, or "file"."""
+    noise_db: float = 0.0
+    babblers: tuple[Stretch, ...] = ()
+    seed: int = 0
+    """Of a computed noise."""
+    noise_stretch: NoiseStretch | None = None
+    room: Room | None = None
+    """Of computed responses."""
+    room_files: tuple[int, ...] = ()
+    """Recorded responses, one for each talker."""
+    highest_hz: float = 0.0
+    """Of a narrow band; 0 where it is not."""
+    lowest_hz: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is random about one mixture, drawn before any signal is touched."""
+
+    speaker: int
+    target: Stretch
+    interferers: tuple[Stretch, ...]
+    """One or two."""
+    reference: Stretch
+    snr_db: tuple[float, ...]
+    """For each interferer; empty if the talkers are as loud as they were given."""
+    target_speaks: tuple[float, float]
+    """From and to, as shares of the segment."""
+    interferers_speak: tuple[float, float]
+    present: bool
+    level_db: float
+    reference_level_db: float
+    around: Surroundings
+    around_reference: Surroundings
+
+
+class Planner:
+    """Draws plans for mixtures of a corpus, with the files that the settings name.
+
+    Raises:
+        ConfigError, AudioError: a file or folder in the settings cannot be used.
+    """
+
+    def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
+        self.corpus, self.settings = corpus, settings
+        self.length = round(settings.segment_s * corpus.sample_rate_hz)
+        place = corpus.sample_rate_hz, corpus.samples.device
+        folders = settings.noise_folder, settings.room_folder
+        self.noises = NoiseFiles(folders[0], *place) if folders[0] else None
+        self.rooms = RoomFiles(folders[1], *place) if folders[1] else None
+        self.same_sex: list[list[int]] = [[] for _ in corpus.speakers]
+        """For each speaker, the others of the same sex; none where it is not known."""
+        if settings.same_sex:
+            sexes = read_sexes(settings.speakers_csv, [s.name for s in corpus.speakers])
+            self.same_sex = [
+                [other for other, sex in enumerate(sexes) if own and sex == own and other != who]
+                for who, own in enumerate(sexes)
+            ]
+        self.given: dict[int, list[GivenMixture]] = {}
+        """The given mixtures of each target speaker."""
+        for mixture in corpus.given:
+            self.given.setdefault(mixture.target[0], []).append(mixture)
+
+    def draw(self, rng: np.random.Generator, reference_length: int, like: Plan | None) -> Plan:
+        """Draw all that is random about one mixture.
+
+        With `like`, the mixture is another one of that plan's target speaker, for the same
+        reference, of which `reference_length` samples are used.
+        """
+        settings = self.settings
+        draw_talkers = self._given if self.given else self._drawn
+        who, target, interferers = draw_talkers(rng, like)
+        target_speaks, interferers_speak = self._turns(rng)
+        given = len(self.given) > 0
+        return Plan(
+            speaker=who,
+            target=target,
+            interferers=interferers,
+            reference=like.reference if like else draw_reference(target, reference_length, rng),
+            snr_db=() if given else tuple(rng.uniform(*settings.snr_db) for _ in interferers),
+            target_speaks=target_speaks,
+            interferers_speak=interferers_speak,
+            present=bool(rng.random() >= settings.absent),
+            level_db=rng.uniform(*settings.level_db),
+            reference_level_db=rng.uniform(*settings.level_db),
+            around=self._surroundings("", who, self.length, rng),
+            around_reference=self._surroundings("reference_", who, reference_length, rng),
+        )
+
+    def _drawn(
+        self, rng: np.random.Generator, like: Plan | None
+    ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
+        """A target's index, its stretch, and those of one or two others with other sentences."""
+        settings, speakers = self.settings, self.corpus.speakers
+        count = 1 + (len(speakers) > 2 and rng.random() < settings.third_talker)
+        of_same_sex = rng.random() < settings.same_sex
+        for _ in range(_TRIES):
+            who = like.speaker if like else int(rng.integers(len(speakers)))
+            speed = like.target.speed if like else self._speed(rng)
+            target = draw_stretch(speakers[who], self.length, speed, rng)
+            if like and target.sentences() & like.reference.sentences():
+                continue
+            if of_same_sex and len(self.same_sex[who]) >= count:
+                others = rng.choice(self.same_sex[who], count, replace=False)
+            else:
+                others = rng.choice(len(speakers) - 1, count, replace=False)
+                others += others >= who
+            interferers = tuple(
+                draw_stretch(speakers[k], self.length, self._speed(rng), rng) for k in others
+            )
+            # Half a clip, "name/1", may say what another speaker's clip of that name says.
+            sentences = [
+                {name.partition("/")[0] for name in stretch.sentences()}
+                for stretch in (target, *interferers)
+            ]
+            if len(set.union(*sentences)) == sum(map(len, sentences)):
+                return who, target, interferers
+        raise ConfigError(
+            "speakers with files of equal names, which are taken for equal sentences, are never "
+            f"mixed, and {_TRIES} draws found no others. Rename the files, or shorten segment_s."
+        )
+
+    def _given(
+        self, rng: np.random.Generator, like: Plan | None
+    ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
+        """A given mixture's target, from a random place on, and those who talk beside it."""
+        mixtures = self.corpus.given
+        if like:
+            sentences, avoided = like.target.speaker.sentences, like.reference.sentences()
+            mixtures = [
+                m for m in self.given[like.speaker] if sentences[m.target[1]] not in avoided
+            ]
+        mixture = mixtures[int(rng.integers(len(mixtures)))]
+        who, utterance = mixture.target
+        bounds = self.corpus.speakers[who].bounds
+        whole = bounds[utterance + 1] - bounds[utterance]
+        skip = int(rng.integers(max(0, whole - self.length) + 1))
+        target, *interferers = (
+            _part(self.corpus.speakers[index], number, skip, self.length)
+            for index, number in (mixture.target, *mixture.interferers)
+        )
+        return who, target, tuple(interferers)
+
+    def _speed(self, rng: np.random.Generator) -> float:
+        """A voice's speed, in hundredths, so that equal ones are resampled together."""
+        low, high = (round(100 * v) for v in self.settings.speed)
+        return int(rng.integers(low, high + 1)) / 100
+
+    def _turns(self, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
+        """From when to when the target and the others speak: one of them may come late or end."""
+        partial = rng.random() < self.settings.partial_overlap
+        both = rng.uniform(*self.settings.overlap) if partial else 1.0
+        short = (0.0, both) if rng.random() < 0.5 else (1.0 - both, 1.0)
+        whole = (0.0, 1.0)
+        return (short, whole) if rng.random() < 0.5 else (whole, short)
+
+    def _surroundings(
+        self, prefix: str, who: int, length: int, rng: np.random.Generator
+    ) -> Surroundings:
+        """The mixture's surroundings (no prefix) or the reference's, by their probabilities."""
+        settings, speakers = self.settings, self.corpus.speakers
+        chances = [getattr(settings, prefix + name) for name in ("noise", "room", "narrow_band")]
+        noisy, reverberant, narrow = rng.random(3) < chances
+        recorded_noise, recorded_room = rng.random(2) < (settings.noise_files, settings.room_files)
+        kind = str(rng.choice(settings.noise_kinds)) if noisy else ""
+        stretch: NoiseStretch | None = None
+        if noisy and recorded_noise and self.noises:
+            kind, stretch = "file", self.noises.draw(length, rng)
+        responses: tuple[int, ...] = ()
+        if reverberant and recorded_room and self.rooms:
+            responses = self.rooms.draw(MAX_TALKERS, rng)
+        count = _BABBLERS if kind == "babble" else 0
+        babblers = (who + rng.integers(1, len(speakers), size=count)) % len(speakers)
+        t60_s = rng.uniform(*settings.t60_s)
+        return Surroundings(
+            noise=kind,
+            noise_db=rng.uniform(*settings.noise_db),
+            babblers=tuple(
+                replace(draw_stretch(speakers[k], self.length, 1.0, rng), repeated=True)
+                for k in babblers
+            ),
+            seed=int(rng.integers(2**31)),
+            noise_stretch=stretch,
+            room=draw_room(t60_s, MAX_TALKERS, rng) if reverberant and not responses else None,
+            room_files=responses,
+            highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
+            lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -44,8 +254,12 @@ class MixtureSampler:
     """Draws batches. Row k of step n comes from a generator seeded by (seed, n, k) alone.
 
     So a batch is the same in one process or shared among several, and a run that was
-    resumed sees what an uninterrupted one would have. Plans are made on the CPU, a few
+    resumed sees what an uninterrupted one would have. (A row that shares the reference of
+    the row before it depends on that one's seed as well.) Plans are made on the CPU, a few
     numbers for each mixture; all arithmetic is where the corpus lies, which may be a GPU.
+
+    Raises:
+        ConfigError, AudioError: a file or folder in the settings cannot be used.
     """
 
     def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
@@ -53,14 +267,11 @@ class MixtureSampler:
         self.planner = Planner(corpus, settings)
 
     def draw(self, seed: int, step: int, rows: range) -> Batch:
-        """Draw some rows of a step's batch."""
+        """Draw some rows of a step's batch, whole groups of `mixtures_per_reference`."""
         return self.compose(*self.plan(seed, step, rows))
 
     def plan(self, seed: int, step: int, rows: range) -> tuple[list[Plan], int]:
-        """Draw the plans for some rows of a step, and the length of its references.
-
-        `rows` holds whole groups of `mixtures_per_reference`.
-        """
+        """Draw the plans for some rows of a step, and the length of its references."""
         settings = self.settings
         lengths_s = np.linspace(*settings.reference_s, settings.reference_lengths)
         reference_s = np.random.default_rng((seed, step)).choice(lengths_s)
@@ -75,16 +286,16 @@ class MixtureSampler:
 
     def compose(self, plans: Sequence[Plan], reference_length: int) -> Batch:
         """Turn plans into signals."""
+        leads = plans[:: self.settings.mixtures_per_reference]
         arounds = [plan.around for plan in plans]
         target = self._speaking([p.target for p in plans], [p.target_speaks for p in plans])
         talkers = torch.cat((target.unsqueeze(1), self._interferers(plans)), dim=1)
-        heard, target = self._in_rooms([a.room for a in arounds], talkers)
-        interferer = (heard[:, 1:] * self._gains(plans, heard)).sum(1)
-        leads = plans[:: self.settings.mixtures_per_reference]
+        talkers, target = self._in_rooms(arounds, talkers)
+        interferer = (talkers[:, 1:] * self._gains(plans, talkers)).sum(1)
         present = self._column([p.present for p in plans])
-        target, echoing = target * present, heard[:, 0] * present
-        noise = self._noise(arounds, echoing + interferer)
-        signals = torch.stack((echoing + interferer + noise, target, interferer, noise))
+        target, reverberant = target * present, talkers[:, 0] * present
+        noise = self._noise(arounds, reverberant + interferer)
+        signals = torch.stack((reverberant + interferer + noise, target, interferer, noise))
         signals = self._narrowed(arounds, signals)
         level = self._column([p.level_db for p in plans])
         mixture, target, interferer, noise = signals * _gain_to_level(signals[0], level)
@@ -98,10 +309,10 @@ class MixtureSampler:
             present=present.squeeze(1).bool(),
         )
 
-    def _speaking(self, arcs: list[Arc], spans: list[tuple[float, float]]) -> Tensor:
-        """Arcs [arc, sample] that are heard in a span of the segment only."""
+    def _speaking(self, stretches: list[Stretch], spans: list[tuple[float, float]]) -> Tensor:
+        """Stretches [stretch, sample], each heard in a span of the segment only."""
         length = self.planner.length
-        voices = self.corpus.gather(arcs, length)
+        voices = self.corpus.gather(stretches, length)
         if all(span == (0.0, 1.0) for span in spans):
             return voices
         time = torch.linspace(0, 1, length, device=voices.device)
@@ -111,57 +322,66 @@ class MixtureSampler:
         return voices * risen * ((end - time) / ramp + (end == 1)).clamp(0, 1)
 
     def _interferers(self, plans: Sequence[Plan]) -> Tensor:
-        """Each plan's interferers [batch, talker, sample]; silence for the third that is not."""
+        """Each plan's interferers [batch, talker, sample]; silence where there is no third."""
         count = max(len(p.interferers) for p in plans)
         rows = [row for row, p in enumerate(plans) for _ in p.interferers]
         places = [place for p in plans for place in range(len(p.interferers))]
-        arcs = [arc for p in plans for arc in p.interferers]
-        voices = self._speaking(arcs, [plans[row].interferers_speak for row in rows])
+        stretches = [stretch for p in plans for stretch in p.interferers]
+        voices = self._speaking(stretches, [plans[row].interferers_speak for row in rows])
         talkers = torch.zeros(len(plans), count, voices.shape[-1], device=voices.device)
         talkers[rows, places] = voices
         return talkers
 
-    def _in_rooms(self, rooms: list[Room | None], talkers: Tensor) -> tuple[Tensor, Tensor]:
-        """Talkers [batch, talker, sample] as heard, and the first one's early part."""
-        heard, early = talkers, talkers[:, 0]
-        rows = [row for row, room in enumerate(rooms) if room]
-        if rows:
-            rate = self.corpus.sample_rate_hz
+    def _in_rooms(self, arounds: list[Surroundings], talkers: Tensor) -> tuple[Tensor, Tensor]:
+        """Talkers [batch, talker, sample] in their rooms, and the first one's early part."""
+        reverberant, early = talkers.clone(), talkers[:, 0].clone()
+        rate, count = self.corpus.sample_rate_hz, talkers.shape[1]
+        computed = {row: a.room for row, a in enumerate(arounds) if a.room}
+        recorded = {row: a.room_files[:count] for row, a in enumerate(arounds) if a.room_files}
+        rooms: list[tuple[list[int], Tensor]] = []
+        if computed:
             length = round(self.settings.t60_s[1] * rate)
-            inside = [room for room in rooms if room]
-            responses = acoustics.room_responses(inside, length, rate, talkers.device)
-            responses = responses[:, : talkers.shape[1]]
-            heard, early = heard.clone(), early.clone()
-            heard[rows] = acoustics.convolve(talkers[rows], responses)
+            responses = acoustics.room_responses(
+                list(computed.values()), length, rate, talkers.device
+            )
+            rooms.append((list(computed), responses[:, :count]))
+        if recorded and self.planner.rooms:
+            index = torch.tensor(list(recorded.values())).to(talkers.device, non_blocking=True)
+            rooms.append((list(recorded), self.planner.rooms.responses[index]))
+        for rows, responses in rooms:
+            reverberant[rows] = acoustics.convolve(talkers[rows], responses)
             first = acoustics.early_part(responses[:, 0], rate)
             early[rows] = acoustics.convolve(talkers[rows, 0], first)
-        return heard, early
+        return reverberant, early
 
-    def _gains(self, plans: Sequence[Plan], heard: Tensor) -> Tensor:
+    def _gains(self, plans: Sequence[Plan], talkers: Tensor) -> Tensor:
         """What brings each interferer to its SNR [batch, talker, 1], by power while speaking."""
-        energy = heard.square().sum(-1)
+        energy = talkers.square().sum(-1)
         spans = self._column([p.target_speaks[1] - p.target_speaks[0] for p in plans])
         others = self._column([p.interferers_speak[1] - p.interferers_speak[0] for p in plans])
         ratio = (energy[:, :1] / spans) / (energy[:, 1:] / others).clamp_min(1e-8)
         count = energy.shape[1] - 1
-        wanted = [[*p.snr_db, *[0.0] * (count - len(p.snr_db))] for p in plans]
-        snr = torch.tensor(wanted).to(heard.device, non_blocking=True)
+        ratios_db = [[*p.snr_db, *[0.0] * (count - len(p.snr_db))] for p in plans]
+        snr_db = torch.tensor(ratios_db).to(talkers.device, non_blocking=True)
         given = self._column([not p.snr_db for p in plans]).bool()
-        gains = torch.where(given, 1.0, (ratio / 10 ** (snr / 10)).sqrt())
+        gains = torch.where(given, 1.0, (ratio / 10 ** (snr_db / 10)).sqrt())
         return gains.unsqueeze(-1)
 
     def _noise(self, arounds: list[Surroundings], speech: Tensor) -> Tensor:
         """The noise around `speech` [batch, sample], so far below it as drawn."""
         length, rate = speech.shape[-1], self.corpus.sample_rate_hz
         noise = torch.zeros_like(speech)
-        made = [row for row, a in enumerate(arounds) if a.noise not in ("", "babble")]
-        if made:
-            kinds, seeds = [arounds[k].noise for k in made], [arounds[k].seed for k in made]
+        computed = [row for row, a in enumerate(arounds) if a.noise not in ("", "babble", "file")]
+        if computed:
+            kinds, seeds = ([getattr(arounds[k], n) for k in computed] for n in ("noise", "seed"))
             spectrum = self.corpus.spectrum
-            noise[made] = acoustics.stationary_noise(kinds, seeds, length, rate, spectrum)
+            noise[computed] = acoustics.stationary_noise(kinds, seeds, length, rate, spectrum)
         for row in (row for row, a in enumerate(arounds) if a.noise == "babble"):
             babble = self.corpus.gather(arounds[row].babblers, length).sum(0)
             noise[row] = babble / babble.square().mean().sqrt().clamp_min(1e-8)
+        recorded = {row: a.noise_stretch for row, a in enumerate(arounds) if a.noise_stretch}
+        if recorded and self.planner.noises:
+            noise[list(recorded)] = self.planner.noises.gather(list(recorded.values()), length)
         below = 10 ** (-self._column([a.noise_db for a in arounds]) / 20)
         return noise * below * speech.square().mean(-1, keepdim=True).sqrt()
 
@@ -179,17 +399,24 @@ class MixtureSampler:
         return narrowed
 
     def _references(self, plans: Sequence[Plan], length: int) -> Tensor:
-        """The references [batch, sample] in their own surroundings."""
+        """The references [batch / k, sample] in their own surroundings."""
         arounds = [p.around_reference for p in plans]
         dry = self.corpus.gather([p.reference for p in plans], length)
-        heard = self._in_rooms([a.room for a in arounds], dry.unsqueeze(1))[0].squeeze(1)
-        heard = self._narrowed(arounds, heard + self._noise(arounds, heard))
-        return heard * _gain_to_level(heard, self._column([p.reference_level_db for p in plans]))
+        reverberant = self._in_rooms(arounds, dry.unsqueeze(1))[0].squeeze(1)
+        noisy = self._narrowed(arounds, reverberant + self._noise(arounds, reverberant))
+        return noisy * _gain_to_level(noisy, self._column([p.reference_level_db for p in plans]))
 
     def _column(self, values: Sequence[float]) -> Tensor:
         """A number for each row, [row, 1], where the corpus lies."""
         column = torch.tensor(values, dtype=torch.float32).unsqueeze(1)
         return column.to(self.corpus.samples.device, non_blocking=True)
+
+
+def _part(speaker: Speaker, utterance: int, skip: int, length: int) -> Stretch:
+    """At most `length` samples of one utterance, from `skip` on."""
+    start = speaker.bounds[utterance] + skip
+    left = max(0, speaker.bounds[utterance + 1] - start)
+    return Stretch(speaker, start, min(length, left), utterance, utterance)
 
 
 def _gain_to_level(signals: Tensor, level_db: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.weights import load_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
-from mcspex_cli.training.corpus import Corpus
+from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
-from mcspex_cli.training.recipes import find_recipes
-from mcspex_cli.training.renderings import Rendering, render
 from mcspex_cli.training.settings import TrainSettings
+from mcspex_cli.training.simulate import Rendering, find_recipes, render
 
 
 def make_sampler(settings: TrainSettings, device: torch.device) -> MixtureSampler:
@@ -26,9 +26,8 @@ def make_sampler(settings: TrainSettings, device: torch.device) -> MixtureSample
         ConfigError, AudioError: as `Corpus.read`.
     """
     data = settings.data
-    folders = [settings.resolve(folder) for folder in data.train]
     rate = settings.model.sample_rate_hz
-    corpus = Corpus.read(folders, rate, given=data.mixing == "given")
+    corpus = Corpus.read(data.train, rate, given=data.mixing == "given")
     corpus.samples = corpus.samples.to(device)
     return MixtureSampler(corpus, settings.mixtures)
 
@@ -42,8 +41,7 @@ def read_validation(settings: TrainSettings, part: slice) -> list[Rendering]:
     data = settings.data
     if not data.validation:
         return []
-    enrolments = settings.resolve(data.enrolments) if data.enrolments else None
-    recipes = find_recipes(settings.resolve(data.validation), enrolments)
+    recipes = find_recipes(data.validation, data.enrolments)
     count = min(len(recipes), data.validation_mixtures)
     chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)[part]
     return [render(recipes[k], settings.model.sample_rate_hz) for k in chosen]
@@ -56,8 +54,7 @@ def start_of(settings: TrainSettings) -> CheckpointInfo | None:
         CheckpointError: it is not there.
     """
     name = settings.model.start_from
-    folder = settings.resolve(name)
-    return find_checkpoint(folder if folder.is_dir() else name) if name else None
+    return find_checkpoint(Path(name) if Path(name).is_dir() else name) if name else None
 
 
 def build_system(settings: TrainSettings, speakers: int) -> System:

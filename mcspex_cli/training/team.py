@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.torch_runtime import choose_device
+from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.systems import System
 
 

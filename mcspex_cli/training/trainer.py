@@ -29,8 +29,8 @@ from mcspex_cli.training.preparation import (
     read_validation,
     start_of,
 )
-from mcspex_cli.training.renderings import Rendering
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
+from mcspex_cli.training.simulate import Rendering
 from mcspex_cli.training.team import Team
 
 STATE = "state.pt"
@@ -50,7 +50,7 @@ class Trainer:
 
     def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
         self.settings = settings
-        self.out = settings.resolve(settings.run.out)
+        self.out = settings.run.out
         self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
         self.stopping = Event()
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
@@ -221,7 +221,7 @@ class Trainer:
             "minutes": round(self.elapsed_s / 60, 1),
             "validation_si_sdr_i_db": finite,
             "speech_h": round(self.sampler.corpus.seconds / 3600, 2),
-            "mixtures": asdict(settings.mixtures),
+            "mixtures": settings.mixtures.to_dict(),
             "optimiser": asdict(settings.optimiser),
         }
         if self.start:

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint import profiles
 from mcspex_cli.checkpoint.names import bundled
+from mcspex_cli.extraction.profile import read_profile
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
 
 Run = Callable[..., Result]
@@ -73,7 +73,7 @@ def test_several_clips_models_and_json(run: Run, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
     again = run("enroll", "all.safetensors", "reference.flac", "-o", "more.safetensors", "-q")
     assert (again.exit_code, again.output) == (0, "")
-    assert len(profiles.read(tmp_path / "more.safetensors").qualities) == 4
+    assert len(read_profile(tmp_path / "more.safetensors").qualities) == 4
 
 
 def test_poor_clips_are_warned_of(run: Run, tmp_path: Path) -> None:
@@ -96,11 +96,11 @@ def test_what_cannot_be_enrolled(run: Run, tmp_path: Path) -> None:
     ]
     errors = [
         (["reference.flac", "-o", "mine.safetensors"], "mine.safetensors: exists already"),
-        (["reference.flac", "-o", "alice.wav"], "alice.wav: a profile's name ends in"),
+        (["reference.flac", "-o", "alice.wav"], "alice.wav: the name of a profile ends in"),
         (["none.wav", "-o", "a.safetensors"], "none.wav: no such file or folder"),
         (["silent.wav", "-o", "a.safetensors"], "silent.wav: is silent"),
-        (["mine.safetensors", "-o", "a.safetensors"], "mine.safetensors: damaged or not"),
-        (["tiny/model.safetensors", "-o", "a.safetensors"], "is no voice profile"),
+        (["mine.safetensors", "-o", "a.safetensors"], "mine.safetensors: damaged, or not"),
+        (["tiny/model.safetensors", "-o", "a.safetensors"], "is not a voice profile"),
     ]
     for code, cases in ((2, usage), (1, errors)):
         for words, message in cases:
@@ -125,7 +125,7 @@ def test_profiles_are_listed_and_shown(run: Run, tmp_path: Path) -> None:
     both = run("enroll", "--list")
     assert both.exit_code == 1
     assert "alice" in both.stdout
-    assert "error: broken.safetensors: damaged or not safetensors" in both.stderr
+    assert "error: broken.safetensors: damaged, or not a voice profile" in both.stderr
     assert both.stderr.endswith("error: 1 profile cannot be used, see above.\n")
     assert run("enroll", "--list", "nowhere").exit_code == 1
 
@@ -167,4 +167,4 @@ def test_batches_refuse_profiles_before_any_work(run: Run, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     extracted = run("extract", "mixture.flac", "--ref", "mixture.safetensors")
     assert extracted.exit_code == 1
-    assert "Enroll again: mcspex enroll ... --model tiny" in extracted.stderr
+    assert "Enroll it again: mcspex enroll ... --model tiny" in extracted.stderr

@@ -133,9 +133,9 @@ def test_a_span_of_no_use_is_one_line(
     ("arguments", "message"),
     [
         (("mixture.wav",), "whose voice? Add --ref FILE, or --ref-span FROM-TO."),
-        (("mixture.wav", "--ref-span", "soon"), "'soon': is no span."),
-        (("mixture.wav", "--ref-span", "0:75-1:90"), "'0:75-1:90': is no span."),
-        (("mixture.wav", "--ref-span", "1.5-1"), "1.5-1: ends before it starts."),
+        (("mixture.wav", "--ref-span", "soon"), "'soon' is not a span."),
+        (("mixture.wav", "--ref-span", "0:75-1:90"), "'0:75-1:90' is not a span."),
+        (("mixture.wav", "--ref-span", "1.5-1"), "1.5-1: this span ends before it starts."),
         (("mixture.wav", "--ref-span", "1-1.1"), "1-1.1: 0.10 s is too short."),
         (("mixture.wav", "truth.wav", "--ref-span", "0-1"), "a span of one MIXTURE"),
         ((*PLAIN, "--residual", "-"), "only -o can be standard output."),
@@ -144,8 +144,8 @@ def test_a_span_of_no_use_is_one_line(
         (("-", "-", "--ref", "reference.wav", "-o", "x"), "name - once only."),
         ((*PLAIN[:3], "-o", "-", "--json"), "-o - is for the sound of one MIXTURE, without"),
         (("truth.wav", *PLAIN[:3], "-o", "-"), "-o - is for the sound of one MIXTURE"),
-        ((*PLAIN, "--level", "lufs"), "level 'lufs' is none of match"),
-        ((*PLAIN, "--level", "lufs=3"), "level 'lufs=3' is none of match"),
+        ((*PLAIN, "--level", "lufs"), "level 'lufs' is not one of match"),
+        ((*PLAIN, "--level", "lufs=3"), "level 'lufs=3' is not one of match"),
         ((*PLAIN, "--absent", "ignore"), "'ignore' is not one of 'keep', 'mute', 'fail'"),
         ((*PLAIN, "--wet", "41"), "41.0 is not in the range"),
         ((*PLAIN, "--dry", "-121"), "-121.0 is not in the range"),
@@ -197,7 +197,8 @@ def test_the_bundled_model_tells_that_the_voice_is_there(
     assert (row["residual"], row["activity"]) == (f"{folder}/rest.flac", f"{folder}/a.json")
     assert (row["residual_gain_db"], row["limited"]) == (0.0, False)
     (first, second) = row["segments"]
-    assert (first[:2], second[:2]) == ([0.0, 4.0], [4.0, 4.158])
+    assert (first["start_s"], first["end_s"]) == (0.0, 4.0)
+    assert (second["start_s"], second["end_s"]) == (4.0, 4.158)
     assert row["active_s"] == pytest.approx(3.9, abs=0.3)
 
 

@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint import graphs
 from mcspex_cli.checkpoint.names import find_checkpoint
 from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.journal import Journal
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 from mcspex_cli.model.systems import build, sized
@@ -95,7 +95,7 @@ def test_an_export_has_all_that_others_need(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("out", (), "out: is there already. Name another -o, or add --overwrite."),
+        ("out", (), "out: exists already. Name another -o, or add --overwrite."),
         ("file", (), "file: is a file. Name a folder."),
         ("other", ("--overwrite",), "other: has the weights of another model. Name another -o."),
     ],
@@ -117,7 +117,7 @@ def test_an_export_harms_nothing(
 def test_graphs_can_lie_beside_their_weights(
     exported: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mcspex_cli.extraction import exporting
+    from mcspex_cli.extraction import onnx as exporting
 
     def export(_: object, __: object, folder: Path) -> None:
         for name in GRAPHS:
@@ -156,7 +156,6 @@ def extract(*words: object) -> Result:
     ("name", "words"),
     [
         ("onnx", ()),
-        ("openvino", ("--precision", "float32")),
     ],
 )
 def test_every_runtime_gives_torchs_estimate(
@@ -181,7 +180,7 @@ def test_a_prepared_model_needs_no_torch(
     scene: Path, tiny_folder: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(scene)
-    for name in ("onnx", "openvino", "auto"):
+    for name in ("onnx", "auto"):
         done = mcspex(
             "extract", "mixture.wav", "--ref", "reference.wav", "--model", tiny_folder,
             "--runtime", name, "--overwrite", "-q",
@@ -196,7 +195,7 @@ def test_a_prepared_model_needs_no_torch(
 def test_a_model_is_prepared_once(
     scene: Path, tiny_folder: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mcspex_cli.extraction import exporting
+    from mcspex_cli.extraction import onnx as exporting
 
     info = find_checkpoint(tiny_folder)
     monkeypatch.setenv("MCSPEX_CACHE", str(prepared))
@@ -211,11 +210,11 @@ def test_a_model_is_prepared_once(
     monkeypatch.chdir(scene)
     first, second = (extract("--model", tiny_folder, "--runtime", "onnx") for _ in range(2))
     assert (first.exit_code, second.exit_code) == (0, 0)
-    assert first.stderr.startswith("tiny: preparing it for onnx, once ...\n")
+    assert first.stderr.startswith("tiny: making graphs for onnx, which is done once ...\n")
     assert second.stderr.startswith("mixture.target.wav  (2.0 s in ")
     assert names(scene / "cache" / "graphs") == {graphs.fingerprint(info)}
     (graphs.place(info) / "embed.onnx").write_bytes(b"damaged")
-    assert "preparing it" in extract("--model", tiny_folder, "--runtime", "onnx").stderr
+    assert "making graphs" in extract("--model", tiny_folder, "--runtime", "onnx").stderr
 
 
 def test_an_exported_folder_is_a_model_without_weights(
@@ -224,12 +223,11 @@ def test_an_exported_folder_is_a_model_without_weights(
     monkeypatch.chdir(scene)
     row = json.loads(extract("--model", exported, "--json").stdout)
     assert (row["runtime"], row["model"]) == ("onnx", "onnx")
-    assert extract("--model", exported, "--runtime", "openvino").exit_code == 0
     done = extract("--model", exported, "--runtime", "torch")
     assert (done.exit_code, done.stderr) == (
         1,
         f"error: {exported}: has graphs, but no model.safetensors, which torch needs. "
-        "Use --runtime onnx or openvino.\n",
+        "Use --runtime onnx.\n",
     )
     damaged = Path(shutil.copytree(exported, scene / "damaged"))
     (damaged / "extract.onnx").write_bytes((exported / "extract.onnx").read_bytes()[:-1])
@@ -239,12 +237,12 @@ def test_an_exported_folder_is_a_model_without_weights(
     assert f"{damaged / 'extract.onnx'}: damaged." in run("models", "verify", damaged).stderr
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["onnx"])
 def test_a_runtime_that_is_not_installed_is_one_line(
     scene: Path, tiny_folder: Path, cached: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(scene)
-    package = graphs.PACKAGES[name]
+    package = graphs.RUNNER
     done = mcspex(
         "extract", "mixture.wav", "--ref", "reference.wav", "--model", tiny_folder,
         "--runtime", name, hook=WITHOUT.format([package]),
@@ -256,7 +254,7 @@ def test_a_runtime_that_is_not_installed_is_one_line(
 @pytest.mark.parametrize("command", ["extract", "batch"])
 def test_the_runtimes_and_precisions_that_there_are_can_be_asked_for(command: str) -> None:
     choices = {p.name: p.type for p in main.commands[command].params}
-    assert tuple(choices["runtime"].choices) == RUNTIMES
+    assert tuple(choices["runtime"].choices) == ("auto", *RUNTIMES)
     assert tuple(choices["precision"].choices) == PRECISIONS
 
 
@@ -279,7 +277,7 @@ def test_a_batch_says_what_ran_it_and_keeps_to_it(
     assert [line["runtime"] for line in Journal(Path("out")).done.values()] == [used, used]
     again = run(*words, "--runtime", used, "--devices", "cpu")
     assert "2 of them before" in again.stderr
-    other = run(*words, "--runtime", "openvino", "--devices", "cpu")
+    other = run(*words, "--runtime", "torch" if used == "onnx" else "onnx", "--devices", "cpu")
     assert "was made with another model or other settings" in other.stderr
 
 

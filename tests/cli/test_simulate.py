@@ -218,17 +218,26 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none"], "none: no such folder of speakers."),
-        (["empty"], "empty: no sound files in it. Name a folder of speakers."),
+        (["none"], "none: there is no such folder of speakers."),
+        (["empty"], "empty: has no sound files in it. Name a folder of speakers."),
         (["speech/ann"], "two speakers or more are needed, with two files each or one of 2 s."),
-        (["Libri2Mix/wav8k/min"], "min: holds LibriMix sets. Name one of them, like "),
+        (
+            ["Libri2Mix/wav8k/min"],
+            "min: holds several LibriMix sets. Name one of them, for",
+        ),
         (["speech", "broken"], "a.wav: not a readable sound file"),
         (["speech", "--mixtures", "none.toml"], "none.toml: cannot be read"),
-        (["speech", "--mixtures", "wrong.toml"], "noise must be a probability, from 0 to 1."),
+        (
+            ["speech", "--mixtures", "wrong.toml"],
+            "noise = 2.0 must be a number, from 0 to 1.",
+        ),
         (["Libri2Mix/wav8k/min/dev"], f"s2/{LIBRIMIX['dev'][1]}.wav: is missing."),
-        (["Libri2Mix/wav8k/min/test", "--enrolments", "map"], "map line 1: needs mixture,"),
-        (["Libri2Mix/wav8k/min/test", "--enrolments", "none"], "none: cannot be read as text"),
-        (["--recipe", "none.csv"], "none.csv: no such recipe."),
+        (["Libri2Mix/wav8k/min/test", "--enrolments", "map"], "map line 1: must have three words"),
+        (
+            ["Libri2Mix/wav8k/min/test", "--enrolments", "none"],
+            "none: cannot be read (No such",
+        ),
+        (["--recipe", "none.csv"], "none.csv: there is no such recipe."),
     ],
 )
 @pytest.mark.usefixtures("spoilt")

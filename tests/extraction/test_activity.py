@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 
 from mcspex_cli.errors import OutputError
-from mcspex_cli.extraction.activity import find_spans, gate, write
-from mcspex_cli.extraction.jobs import Job
-from mcspex_cli.extraction.listening import Heard, Segment
+from mcspex_cli.extraction.activity import (
+    ActivityReport,
+    find_spans,
+    mute_gains,
+    write_activity,
+)
+from mcspex_cli.extraction.presence import PresenceResult, Segment
 
 SOFT_DB, LOUD_DB = -70.0, -20.0
 
 
-def heard(
+def measured(
     *loud: tuple[float, float],
     seconds: float = 12.0,
     mixture_db: float = LOUD_DB,
     presences: tuple[float, ...] = (),
     **told: Any,
-) -> Heard:
+) -> PresenceResult:
     """An estimate that is loud from .. to, in a steady mixture; segments of 4 s."""
     levels = np.full(round(seconds * 100), SOFT_DB)
     for start_s, end_s in loud:
@@ -33,11 +37,11 @@ def heard(
         Segment(4.0 * k, min(4.0 * k + 4, seconds), presence, presence >= 0.5)
         for k, presence in enumerate(presences)
     )
-    return Heard(levels, np.full_like(levels, mixture_db), segments=segments, **told)
+    return PresenceResult(levels, np.full_like(levels, mixture_db), segments=segments, **told)
 
 
 def test_spans_are_where_it_is_loud() -> None:
-    found = find_spans(heard((1.0, 3.0), (5.0, 9.5)), 0.0)
+    found = find_spans(measured((1.0, 3.0), (5.0, 9.5)), 0.0)
     assert np.array(found) == pytest.approx(np.array([(1.0, 3.0), (5.0, 9.5)]), abs=0.03)
 
 
@@ -54,55 +58,60 @@ def test_spans_are_where_it_is_loud() -> None:
 def test_short_pauses_are_filled_then_short_bursts_dropped(
     loud: tuple[tuple[float, float], ...], expected: list[tuple[float, float]]
 ) -> None:
-    found = find_spans(heard(*loud), 0.0)
+    found = find_spans(measured(*loud), 0.0)
     assert len(found) == len(expected)
     assert np.array(found) == pytest.approx(np.array(expected), abs=0.035)
 
 
 def test_what_is_far_below_the_mixture_is_not_the_voice() -> None:
-    assert find_spans(heard((1.0, 3.0), mixture_db=LOUD_DB + 19), 0.0)
-    assert find_spans(heard((1.0, 3.0), mixture_db=LOUD_DB + 21), 0.0) == []
+    assert find_spans(measured((1.0, 3.0), mixture_db=LOUD_DB + 19), 0.0)
+    assert find_spans(measured((1.0, 3.0), mixture_db=LOUD_DB + 21), 0.0) == []
 
 
 def test_levels_are_compared_at_the_matched_gain() -> None:
-    far = heard((1.0, 3.0), mixture_db=LOUD_DB + 40)
+    far = measured((1.0, 3.0), mixture_db=LOUD_DB + 40)
     assert find_spans(far, 30.0)
     assert find_spans(far, 10.0) == []
 
 
 def test_segments_without_the_voice_have_no_spans() -> None:
     found = find_spans(
-        heard((1.0, 11.0), presences=(0.9, 0.3, 0.8), presence=0.9, present=True), 0.0
+        measured((1.0, 11.0), presences=(0.9, 0.3, 0.8), presence=0.9, present=True), 0.0
     )
     assert np.array(found) == pytest.approx(np.array([(1.0, 4.0), (8.0, 11.0)]), abs=0.03)
 
 
 def test_an_absent_voice_speaks_never_and_an_unknown_one_by_its_level() -> None:
-    assert find_spans(heard((1.0, 3.0), presence=0.1, present=False), 0.0) == []
-    assert len(find_spans(heard((1.0, 3.0)), 0.0)) == 1
+    assert find_spans(measured((1.0, 3.0), presence=0.1, present=False), 0.0) == []
+    assert len(find_spans(measured((1.0, 3.0)), 0.0)) == 1
 
 
 def test_silence_has_no_spans() -> None:
-    nothing = Heard(np.full(300, -120.0), np.full(300, -120.0))
+    nothing = PresenceResult(np.full(300, -120.0), np.full(300, -120.0))
     assert find_spans(nothing, 0.0) == []
-    assert find_spans(Heard(np.zeros(0), np.zeros(0)), 0.0) == []
+    assert find_spans(PresenceResult(np.zeros(0), np.zeros(0)), 0.0) == []
 
 
 def test_the_gate_closes_over_surely_absent_segments_and_fades() -> None:
     """0.3 is under the threshold, but not surely absent."""
-    times, gains = gate(heard(presences=(0.9, 0.1, 0.3)), 0.05)
+    times, gains = mute_gains(measured(presences=(0.9, 0.1, 0.3)), 0.05)
     assert times == pytest.approx([0.0, 3.975, 4.025, 7.975, 8.025])
     assert gains == [1.0, 1.0, 0.0, 0.0, 1.0]
-    assert gate(heard(presences=(0.1, 0.1, 0.1)), 0.05) == ([0.0], [0.0])
-    assert gate(heard(presences=(0.9,), seconds=3.0), 0.05) == ([0.0], [1.0])
+    assert mute_gains(measured(presences=(0.1, 0.1, 0.1)), 0.05) == ([0.0], [0.0])
+    assert mute_gains(measured(presences=(0.9,), seconds=3.0), 0.05) == ([0.0], [1.0])
 
 
-def noted(folder: Path, suffix: str, spans: list[tuple[float, float]], **job: Any) -> str:
-    """What is written of some spans."""
+def written(
+    folder: Path,
+    suffix: str,
+    spans: list[tuple[float, float]],
+    speaker: str = "target",
+    file: str = "day 1",
+) -> str:
+    """What an activity file says of some spans."""
     path = folder / f"a{suffix}"
-    what = Job(**{"mixture": Path("talks/day 1.wav"), "output": folder / "o.wav", **job})
-    told = heard(presences=(0.91234, 0.2, 0.7), presence=0.87654, present=True)
-    write(Job(**{**vars(what), "activity": path}), told, spans)
+    result = measured(presences=(0.91234, 0.2, 0.7), presence=0.87654, present=True)
+    write_activity(path, ActivityReport("talks/day 1.wav", file, speaker, result, spans))
     assert list(folder.iterdir()) == [path]
     return path.read_bytes().decode()
 
@@ -111,7 +120,7 @@ SPANS = [(0.5, 2.25), (3661.5, 3725.04)]
 
 
 def test_json_has_all(tmp_path: Path) -> None:
-    document = json.loads(noted(tmp_path, ".json", SPANS, speaker="alice"))
+    document = json.loads(written(tmp_path, ".json", SPANS, speaker="alice"))
     assert document == {
         "mixture": "talks/day 1.wav",
         "speaker": "alice",
@@ -132,8 +141,7 @@ def test_json_has_all(tmp_path: Path) -> None:
 
 
 def test_json_of_an_uncalibrated_model_has_nulls(tmp_path: Path) -> None:
-    job = Job(Path("m.wav"), Path("o.wav"), activity=tmp_path / "a.JSON", id="stdin")
-    write(job, heard(), [])
+    write_activity(tmp_path / "a.JSON", ActivityReport("stdin", "stdin", "target", measured(), []))
     document = json.loads((tmp_path / "a.JSON").read_text())
     assert (document["presence"], document["present"]) == (None, None)
     assert (document["spans"], document["segments"], document["active_s"]) == ([], [], 0)
@@ -151,7 +159,7 @@ def parse_rttm(text: str) -> list[tuple[str, str, float, float]]:
 
 
 def test_rttm_is_read_again(tmp_path: Path) -> None:
-    text = noted(tmp_path, ".rttm", SPANS, speaker="Alice  B.\tSmith")
+    text = written(tmp_path, ".rttm", SPANS, speaker="Alice  B.\tSmith")
     assert text == (
         "SPEAKER day_1 1 0.500 1.750 <NA> <NA> Alice_B._Smith <NA> <NA>\n"
         "SPEAKER day_1 1 3661.500 63.540 <NA> <NA> Alice_B._Smith <NA> <NA>\n"
@@ -162,12 +170,14 @@ def test_rttm_is_read_again(tmp_path: Path) -> None:
 
 
 def test_rttm_takes_a_mixtures_id_and_no_name_is_a_dash(tmp_path: Path) -> None:
-    ((file, speaker, *_),) = parse_rttm(noted(tmp_path, ".RTTM", SPANS[:1], id="a b", speaker=" "))
+    ((file, speaker, *_),) = parse_rttm(
+        written(tmp_path, ".RTTM", SPANS[:1], file="a b", speaker=" ")
+    )
     assert (file, speaker) == ("a_b", "_")
 
 
 def test_srt_is_exact(tmp_path: Path) -> None:
-    text = noted(tmp_path, ".srt", [*SPANS, (36_000.0, 360_000.999)], speaker="Alice B.")
+    text = written(tmp_path, ".srt", [*SPANS, (36_000.0, 360_000.999)], speaker="Alice B.")
     assert text == (
         "1\n00:00:00,500 --> 00:00:02,250\nAlice B.\n"
         "\n"
@@ -180,15 +190,10 @@ def test_srt_is_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".rttm", ".srt"])
 def test_of_nothing_the_file_is_empty(tmp_path: Path, suffix: str) -> None:
-    assert noted(tmp_path, suffix, []) == ""
-
-
-def test_nothing_is_written_unasked(tmp_path: Path) -> None:
-    write(Job(Path("m.wav"), tmp_path / "o.wav"), heard(), SPANS)
-    assert list(tmp_path.iterdir()) == []
+    assert written(tmp_path, suffix, []) == ""
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    job = Job(Path("m.wav"), tmp_path / "o.wav", activity=tmp_path / "none" / "a.srt")
+    report = ActivityReport("m.wav", "m", "target", measured(), SPANS)
     with pytest.raises(OutputError, match=r"none/a.srt"):
-        write(job, heard(), SPANS)
+        write_activity(tmp_path / "none" / "a.srt", report)

@@ -11,9 +11,8 @@ import torch
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.errors import AudioError, EngineError, McspexError
 from mcspex_cli.extraction.engine import LEVEL_DB, Engine
-from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, TorchRuntime
 from mcspex_cli.extraction.signals import Signal
-from mcspex_cli.extraction.torch_runtime import TorchRuntime
 from mcspex_cli.model.systems import System
 from tests.conftest import RATE_HZ, buzz
 

@@ -184,7 +184,7 @@ def test_a_format_that_cannot_be_written_is_refused_before_the_work(
 
 
 def test_a_level_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="level 'loud' is none of match, peak, raw"):
+    with pytest.raises(ValueError, match="level 'loud' is not one of match, peak, lufs"):
         FileSettings(level="loud")
 
 

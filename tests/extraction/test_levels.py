@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pyloudnorm
 import pytest
 
-from mcspex_cli.extraction.levels import PEAK, Level, Match, gain_db
+from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.levels import PEAK, Level, LevelMatcher, LoudnessMeter, gain_db
 
 
 def test_the_voice_is_matched_by_least_squares_in_every_channel() -> None:
     rng = np.random.default_rng(0)
     voice = rng.standard_normal((2, 4000)).astype(np.float32)
     mixture = voice * np.array([[0.5], [-2.0]], np.float32)
-    match = Match(2)
+    match = LevelMatcher(2)
     for start in (0, 1500):
         part = slice(start, 1500 if start == 0 else None)
         match.add(voice[:, part], mixture[:, part])
@@ -22,7 +24,7 @@ def test_the_voice_is_matched_by_least_squares_in_every_channel() -> None:
 
 
 def test_a_silent_estimate_is_left_as_it_is() -> None:
-    match = Match(1)
+    match = LevelMatcher(1)
     match.add(np.zeros((1, 10), np.float32), np.ones((1, 10), np.float32))
     assert match.gain() == [1.0]
 
@@ -32,7 +34,7 @@ def test_a_silent_estimate_is_left_as_it_is() -> None:
     [
         ("match", 0.5, 0, True, 1.0, False),
         ("match", 2.0, 0, True, PEAK / 2, True),
-        ("match", 2.0, 0, False, PEAK / 2, True),
+        ("match", 2.0, 0, False, 1.0, False),
         ("raw", 2.0, 0, True, PEAK / 2, True),
         ("raw", 2.0, 0, False, 1.0, False),
         ("peak", 0.1, 0, True, PEAK / 0.1, False),
@@ -54,5 +56,64 @@ def test_policies(
     "text", ["", "loud", "lufs", "lufs=", "lufs=x", "lufs=5", "lufs=nan", "LUFS=-23", "lufs=-71"]
 )
 def test_other_levels_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is none of match, peak, raw and lufs=-70"):
+    with pytest.raises(ValueError, match="is not one of match, peak, lufs=-70 to lufs=0, raw"):
         Level.parse(text)
+
+
+def loudness(samples: Samples, rate_hz: int, blocks: int = 1) -> float:
+    """Of samples [channel, sample], given in so many blocks."""
+    meter = LoudnessMeter(rate_hz, len(samples))
+    for block in np.array_split(samples.astype(np.float32), blocks, axis=1):
+        meter.add(block)
+    return meter.loudness_lufs()
+
+
+def sine(hertz: float, level_db: float, seconds: float, rate_hz: int) -> Samples:
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    return (10 ** (level_db / 20) * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+
+def test_a_full_scale_sine_of_997_hz_has_3_01_lufs() -> None:
+    assert loudness(sine(997, 0, 5, 48000)[None], 48000) == pytest.approx(-3.01, abs=0.01)
+
+
+def test_two_channels_at_minus_23_are_minus_23_lufs() -> None:
+    tone = sine(1000, -23, 20, 48000)
+    assert loudness(np.stack([tone, tone]), 48000) == pytest.approx(-23.0, abs=0.02)
+
+
+def test_what_is_soft_between_loud_parts_is_gated_out() -> None:
+    """A tone at -36, then -23, then -36 dBFS on both channels: -23 LUFS."""
+    parts = [
+        sine(1000, level, seconds, 48000) for level, seconds in ((-36, 10), (-23, 60), (-36, 10))
+    ]
+    tone = np.concatenate(parts)
+    assert loudness(np.stack([tone, tone]), 48000) == pytest.approx(-23.0, abs=0.1)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 44100, 48000, 96000])
+def test_another_meter_agrees_at_every_rate(rate_hz: int) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(rate_hz * 12)
+    pauses = np.arange(len(noise)) // rate_hz % 4 < 2
+    samples = (np.where(pauses, 0.2, 0.002) * noise + sine(60, -20, 12, rate_hz)).astype(np.float32)
+    other = pyloudnorm.Meter(rate_hz, filter_class="DeMan").integrated_loudness(samples)
+    assert loudness(samples[None], rate_hz) == pytest.approx(other, abs=0.02)
+
+
+@pytest.mark.parametrize("blocks", [2, 7, 400])
+def test_blocks_of_any_length_measure_the_same(blocks: int) -> None:
+    samples = np.random.default_rng(1).standard_normal((2, 44100)).astype(np.float32) / 10
+    whole = loudness(samples, 16000)
+    assert loudness(samples, 16000, blocks) == pytest.approx(whole, abs=1e-4)
+
+
+def test_less_than_a_gating_block_is_one() -> None:
+    assert loudness(sine(1000, -20, 0.35, 8000)[None], 8000) == pytest.approx(-23, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "samples", [np.zeros((1, 0)), np.zeros((2, 8000)), np.full((1, 8000), 1e-6)]
+)
+def test_silence_has_no_loudness(samples: Samples) -> None:
+    assert loudness(samples, 8000) == -np.inf

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mcspex_cli import audio
+from mcspex_cli.training import acoustics
 from mcspex_cli.training.acoustics import (
     EARLY_S,
+    NoiseFiles,
+    NoiseStretch,
     Room,
+    align_response,
+    change_speed,
     convolve,
     draw_room,
     early_part,
     limit_band,
     room_responses,
     stationary_noise,
+    torchaudio_functional,
 )
 
 RATE_HZ = 16000
@@ -147,3 +156,83 @@ def test_below_a_band_it_falls_by_12_db_an_octave() -> None:
     limited = limit_band(tones, *band, RATE_HZ)
     lost_db = 10 * torch.log10(limited.square().mean(-1) / tones.square().mean(-1))
     torch.testing.assert_close(lost_db, torch.tensor([-24.1, -12.3, -3.0, 0.0]), rtol=0, atol=0.1)
+
+
+def sine(hertz: float, length: int) -> Tensor:
+    time = torch.arange(length, dtype=torch.float64) / RATE_HZ
+    return (0.5 * torch.sin(2 * torch.pi * hertz * time)).float()
+
+
+@pytest.mark.parametrize("speed", [0.8, 0.9, 1.0, 1.1, 1.25])
+def test_a_faster_tone_is_higher_and_as_loud(speed: float) -> None:
+    whole = sine(800, round(8000 * speed))  # whole periods
+    faster = change_speed(torch.stack([whole, 2 * whole]), speed, 8000)
+    assert faster.shape == (2, 8000)
+    inside = slice(200, 7800)
+    expected = sine(800 * speed, 8000)[inside]
+    np.testing.assert_allclose(faster[0, inside], expected, atol=1e-3)
+    np.testing.assert_allclose(faster[1, inside], 2 * expected, atol=2e-3)
+
+
+def test_what_would_be_over_half_the_rate_is_left_out() -> None:
+    faster = change_speed(sine(7800, 8800), 1.1, 8000)
+    assert faster[200:7800].abs().max() < 1e-2
+
+
+def test_torchaudio_and_what_replaces_it_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torchaudio_functional():
+        pytest.skip("torchaudio cannot be imported here")
+    generator = torch.Generator().manual_seed(0)
+    speech = limit_band(
+        torch.randn(3, 12000, generator=generator), torch.zeros(3), torch.full((3,), 5000.0),
+        RATE_HZ,
+    )  # fmt: skip
+    response = torch.randn(3, 4000, generator=generator) * torch.linspace(1, 0, 4000)
+
+    def both() -> list[Tensor]:
+        sped = [change_speed(speech[:, : round(8000 * s)], s, 8000) for s in (0.9, 1.13)]
+        return [convolve(speech, response), *(signals[:, 200:7800] for signals in sped)]
+
+    with_it = both()
+    monkeypatch.setattr(acoustics, "torchaudio_functional", lambda: None)
+    for one, other in zip(with_it, both(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.01 * float(one.std()))
+
+
+@pytest.fixture
+def noise_files(tmp_path: Path) -> NoiseFiles:
+    """Half a second, 10 ms, and two samples of a low tone that ends where it is highest."""
+    for name, length in (("a", 8000), ("b", 160), ("c", 2)):
+        time = torch.arange(length) - length + 1
+        tone = 0.5 * torch.cos(2 * np.pi * 100 * time / RATE_HZ)
+        audio.write(tmp_path / f"{name}.wav", tone.numpy(), RATE_HZ)
+    return NoiseFiles(tmp_path, RATE_HZ, CPU)
+
+
+def test_short_noises_start_over_without_a_click(noise_files: NoiseFiles) -> None:
+    noise = noise_files.gather([NoiseStretch(0, 500), NoiseStretch(0, 7990)], 20_000)
+    torch.testing.assert_close(noise.square().mean(-1), torch.ones(2))
+    # A tone of 100 Hz changes by 2 pi 100 / 16000 of its peak from one sample to the next.
+    steps = noise.diff().abs().max(-1).values / noise.abs().max(-1).values
+    assert (steps < 1.5 * 2 * np.pi * 100 / RATE_HZ).all()
+    assert noise_files.gather([NoiseStretch(1, 3), NoiseStretch(2, 1)], 9000).isfinite().all()
+
+
+def test_long_noises_are_cut_from_anywhere(noise_files: NoiseFiles) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [noise_files.draw(3000, rng) for _ in range(300)]
+    starts = [stretch.start for stretch in drawn if stretch.file == 0]
+    assert min(starts) < 300 and 4700 < max(starts) <= 5000
+    assert {stretch.file for stretch in drawn} == {0, 1, 2}
+    part = noise_files.gather([NoiseStretch(0, 5000)], 3000)[0]
+    file = noise_files.samples[5000:8000].float()
+    torch.testing.assert_close(part, file / file.square().mean().sqrt())
+
+
+def test_a_response_begins_with_its_direct_sound() -> None:
+    response = torch.zeros(4000)
+    response[[100, 101, 102, 900, 3000]] = torch.tensor([0.3, -0.5, 0.2, 0.6, 1e-5])
+    aligned = align_response(response, RATE_HZ)
+    assert len(aligned) == 800  # up to the echo, after which there is nearly nothing
+    torch.testing.assert_close(aligned[:2], torch.tensor([1.0, -0.4]))
+    torch.testing.assert_close(aligned[799], torch.tensor(-1.2))

@@ -34,8 +34,7 @@ from mcspex_cli.training.calibration import (
     given_cases,
     misses,
 )
-from mcspex_cli.training.recipes import COLUMNS, read_recipes
-from mcspex_cli.training.renderings import Rendering
+from mcspex_cli.training.simulate import RECIPE_COLUMNS, Rendering, read_recipes
 from tests.conftest import RATE_HZ
 from tests.hub import Hub
 
@@ -228,7 +227,7 @@ def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             audio.write(folder / f"v{voice}" / f"{take}.wav", sound, RATE_HZ)
     with (folder / "mixtures.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(COLUMNS)
+        table.writerow(RECIPE_COLUMNS)
         for k in range(56):
             one, other = k % VOICES, (k + 1 + k // VOICES % (VOICES - 1)) % VOICES
             table.writerow([k, f"v{one}/0.wav", f"v{other}/1.wav", f"v{one}/1.wav", k % 5 - 2])

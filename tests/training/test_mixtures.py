@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training.corpus import Corpus
-from mcspex_cli.training.mixtures import Batch, MixtureSampler
+from mcspex_cli.training.data import Corpus, Speaker
+from mcspex_cli.training.mixtures import Batch, MixtureSampler, Surroundings
 from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
 
@@ -110,10 +111,10 @@ def test_the_same_sentence_is_never_mixed(talkers: Corpus) -> None:
     planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
     for seed in range(300):
         plan = planner.draw(np.random.default_rng(seed), 4000, None)
-        arcs = [plan.target, *plan.interferers]
-        said = [arc.sentences() for arc in arcs]
+        voices = [plan.target, *plan.interferers]
+        said = [voice.sentences() for voice in voices]
         assert len(set.union(*said)) == sum(map(len, said))
-        assert len({arc.speaker.name for arc in arcs}) == len(arcs)
+        assert len({voice.speaker.name for voice in voices}) == len(voices)
         assert plan.reference.speaker is plan.target.speaker
         assert not plan.reference.sentences() & plan.target.sentences()
 
@@ -144,7 +145,7 @@ def test_a_third_talker_joins(talkers: Corpus) -> None:
 
 def test_a_partial_overlap_leaves_somebody_alone(talkers: Corpus) -> None:
     settings = replace(PLAIN, partial_overlap=1.0, overlap=(0.5, 0.5), snr_db=(3.0, 3.0))
-    batch = draw(talkers, settings)
+    batch = draw(talkers, settings, 64)
     halves = slice(0, 3000), slice(3400, 6400)
     quiet = torch.stack([power(s[:, h]) < 1e-9 for s in vars(batch).values() for h in halves
                          if s is batch.target or s is batch.interferer])  # fmt: skip
@@ -195,3 +196,161 @@ def test_references_have_surroundings_of_their_own(talkers: Corpus) -> None:
         assert not torch.allclose(plain.reference, changed.reference, atol=1e-4), name
         assert changed.reference.isfinite().all()
         assert not changed.noise.any()
+
+
+@pytest.fixture
+def noises(tmp_path: Path) -> Path:
+    """A tone of 900 Hz that is shorter than a segment, and another of 2 kHz that is longer."""
+    folder = tmp_path / "noises"
+    for name, hertz, seconds in (("hall/low", 900, 0.3), ("street/high", 2000, 2.0)):
+        (folder / name).parent.mkdir(parents=True)
+        time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+        tone = 0.3 * np.sin(2 * np.pi * hertz * time)
+        audio.write(folder / f"{name}.flac", tone.astype(np.float32), RATE_HZ)
+    return folder
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Path:
+    """One room with four responses, and one with one: an echo after 10 ms and after 100 ms."""
+    folder = tmp_path / "rooms"
+    for name, echo in [*((f"hall/{k}", 0.3 + 0.1 * k) for k in range(4)), ("car/0", 0.2)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        response = np.zeros(1000, np.float32)
+        response[[37, 37 + 80, 37 + 800]] = -0.9, -0.9 * echo, -0.9 * echo
+        audio.write(folder / f"{name}.flac", response, RATE_HZ)
+    return folder
+
+
+def test_noises_are_drawn_from_a_folder(talkers: Corpus, noises: Path) -> None:
+    settings = replace(
+        PLAIN, noise=1.0, noise_db=(5.0, 5.0), noise_folder=noises, noise_files=1.0,
+        reference_noise=1.0,
+    )  # fmt: skip
+    sampler = MixtureSampler(talkers, settings)
+    plans, length = sampler.plan(0, 0, range(32))
+    batch = sampler.compose(plans, length)
+    below = 10 * torch.log10(power(batch.target + batch.interferer) / power(batch.noise))
+    torch.testing.assert_close(below, torch.full((32,), 5.0), rtol=0, atol=1e-3)
+    spectra = torch.fft.rfft(batch.noise).abs().argmax(-1) / 0.8
+    files = [p.around.noise_stretch.file for p in plans if p.around.noise_stretch]
+    assert set(files) == {0, 1}
+    for hertz, file in zip(spectra, files, strict=True):
+        assert abs(float(hertz) - (900, 2000)[file]) < 10
+    assert len({p.around.noise_stretch for p in plans}) > 16
+    assert all(p.around_reference.noise == "file" for p in plans)
+
+
+def test_files_are_taken_as_often_as_asked(talkers: Corpus, noises: Path, rooms: Path) -> None:
+    settings = replace(
+        PLAIN, noise=0.5, noise_folder=noises, noise_files=0.4, room=0.5, room_folder=rooms,
+        room_files=0.3,
+    )  # fmt: skip
+    plans = [MixtureSampler(talkers, settings).plan(0, k, range(100))[0] for k in range(4)]
+    arounds = [plan.around for plans_ in plans for plan in plans_]
+    noisy = [a.noise == "file" for a in arounds if a.noise]
+    echoing = [bool(a.room_files) for a in arounds if a.room or a.room_files]
+    assert 150 < len(noisy) < 250 and 150 < len(echoing) < 250
+    assert np.mean(noisy) == pytest.approx(0.4, abs=0.1)
+    assert np.mean(echoing) == pytest.approx(0.3, abs=0.1)
+    assert not any(a.room and a.room_files for a in arounds)
+    computed = replace(settings, noise_folder=None, room_folder=None)
+    for plan in MixtureSampler(talkers, computed).plan(0, 0, range(100))[0]:
+        assert plan.around.noise != "file" and not plan.around.room_files
+
+
+def test_rooms_are_drawn_from_a_folder(talkers: Corpus, rooms: Path) -> None:
+    settings = replace(PLAIN, room=1.0, room_folder=rooms, room_files=1.0, snr_db=(0.0, 0.0))
+    sampler = MixtureSampler(talkers, settings)
+    plans, length = sampler.plan(0, 0, range(48))
+    batch = sampler.compose(plans, length)
+    dry = sampler.compose([replace(p, around=Surroundings()) for p in plans], length)
+    files = sampler.planner.rooms
+    assert files
+    for row, plan in enumerate(plans):
+        names = [files.names[k] for k in plan.around.room_files]
+        assert len({name.split("/")[0] for name in names}) == 1
+        assert len(set(names)) == (3 if names[0].startswith("hall") else 1)
+        echo = 0.2 if names[0] == "car/0.flac" else 0.3 + 0.1 * int(names[0][5])
+        # The target is the direct sound and the echo after 10 ms; the later one is not in it.
+        expected = dry.target[row].clone()
+        expected[80:] += echo * dry.target[row, :-80]
+        gain = (expected * batch.target[row]).sum() / expected.square().sum()
+        torch.testing.assert_close(batch.target[row], gain * expected, rtol=0, atol=2e-4)
+        late = (batch.mixture - batch.target - batch.interferer)[row]
+        torch.testing.assert_close(
+            late[800:], gain * echo * dry.target[row, :-800], rtol=0, atol=2e-4
+        )
+
+
+def test_files_keep_batches_the_same_whole_or_shared_out(
+    talkers: Corpus, noises: Path, rooms: Path
+) -> None:
+    settings = replace(EVERYTHING, noise_folder=noises, room_folder=rooms, room_files=0.5)
+    sampler = MixtureSampler(talkers, settings)
+    whole, again = (sampler.draw(7, 3, range(24)) for _ in range(2))
+    parts = [sampler.draw(7, 3, range(k, k + 6)) for k in range(0, 24, 6)]
+    for name, tensor in vars(whole).items():
+        assert torch.equal(tensor, getattr(again, name)), name
+        joined = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_folders_without_usable_files_are_refused(talkers: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    audio.write(tmp_path / "empty" / ".hidden.wav", np.ones(9, np.float32), RATE_HZ)
+    for key in ("noise_folder", "room_folder"):
+        for name in ("empty", "none"):
+            settings = MixtureSettings(**{**asdict(PLAIN), key: tmp_path / name})
+            with pytest.raises(ConfigError, match=rf"{name}: no sound files in it.*{key}"):
+                MixtureSampler(talkers, settings)
+    audio.write(tmp_path / "empty" / "zero.wav", np.zeros(900, np.float32), RATE_HZ)
+    with pytest.raises(ConfigError, match=r"zero.wav: is silent. Remove it"):
+        MixtureSampler(talkers, replace(PLAIN, noise_folder=tmp_path / "empty"))
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Corpus:
+    """Eight speakers, of whom a table calls four male, three female, and one nothing."""
+    path = tmp_path / "speakers.csv"
+    rows = [f"s{k},{'M' if k < 4 else 'female'}" for k in range(7)]
+    path.write_text("\n".join(["speaker,sex", *rows, "s7,?", "zoe,F"]) + "\n")
+    speakers = [Speaker(f"x/s{k}", 16000 * k, [0, 8000, 16000], [f"{k}a", f"{k}b"])
+                for k in range(8)]  # fmt: skip
+    samples = torch.randn(8 * 16000, generator=torch.Generator().manual_seed(0))
+    return Corpus((3000 * samples).short(), speakers, RATE_HZ)
+
+
+def sexes(corpus: Corpus, settings: MixtureSettings) -> list[str]:
+    """For 400 mixtures, the sexes of the talkers: "MM", "FM", "?M" and so on."""
+    planner = MixtureSampler(corpus, settings).planner
+    letters = dict(zip([s.name for s in corpus.speakers], "MMMMFFF?", strict=True))
+    plans = (planner.draw(np.random.default_rng(k), 4000, None) for k in range(400))
+    return [letters[p.target.speaker.name] + letters[p.interferers[0].speaker.name] for p in plans]
+
+
+def test_pairs_of_the_same_sex_are_drawn_more_often(many: Corpus, tmp_path: Path) -> None:
+    table = (tmp_path / "speakers.csv",)
+    always = sexes(many, replace(PLAIN, same_sex=1.0, speakers_csv=table))
+    assert {pair for pair in always if pair[0] != "?"} == {"MM", "FF"}
+    assert {"?M", "?F"} <= set(always)
+    often, by_chance = (
+        np.mean([pair in ("MM", "FF") for pair in sexes(many, settings)])
+        for settings in (replace(PLAIN, same_sex=0.5, speakers_csv=table), PLAIN)
+    )
+    assert by_chance == pytest.approx((4 * 3 + 3 * 2) / (8 * 7), abs=0.08)
+    assert often == pytest.approx((7 / 8 + by_chance) / 2, abs=0.08)
+
+
+def test_a_table_without_the_speakers_is_refused(many: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "speakers.csv"
+    settings = replace(PLAIN, same_sex=0.5, speakers_csv=(path,))
+    path.write_text("speaker,sex\nzoe,F\n")
+    with pytest.raises(ConfigError, match=r"csv: has the sex of none of the speakers.* as s0."):
+        MixtureSampler(many, settings)
+    path.write_text("name,sex\nzoe,F\n")
+    with pytest.raises(ConfigError, match=r"csv: column 'speaker' is missing"):
+        MixtureSampler(many, settings)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"csv: cannot be read \(No such file"):
+        MixtureSampler(many, settings)

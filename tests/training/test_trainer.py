@@ -14,9 +14,8 @@ from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.systems import build, sized
 from mcspex_cli.training.losses import si_sdr_db
-from mcspex_cli.training.recipes import read_recipes
-from mcspex_cli.training.renderings import render, write_renderings
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
+from mcspex_cli.training.simulate import read_recipes, render, write_renderings
 from mcspex_cli.training.trainer import Trainer, learning_rate
 from tests.conftest import RATE_HZ, buzz
 
@@ -131,7 +130,7 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
 def test_a_checkpoint_of_another_rate_is_refused(corpus: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "high", build(sized("mcspex", "tiny", 16000, 4)), {})
     chosen = settings(corpus, "out")
-    chosen = replace(chosen, model=replace(chosen.model, start_from="high"))
+    chosen = replace(chosen, model=replace(chosen.model, start_from=str(tmp_path / "high")))
     with pytest.raises(ConfigError, match=r"high: works at 16000 Hz. Set \[model\]"):
         Trainer(chosen)
 
@@ -140,23 +139,23 @@ def test_validation_on_what_simulate_made(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     rendered = (render(recipe, RATE_HZ) for recipe in read_recipes(corpus / "recipe.csv"))
     assert list(write_renderings(rendered, corpus.parent / "made", RATE_HZ)) == ["one"]
-    made = replace(chosen, data=replace(chosen.data, validation="made"))
+    made = replace(chosen, data=replace(chosen.data, validation=corpus.parent / "made"))
     by_recipe, by_folder = (
         Trainer(replace(s, run=replace(s.run, out=out)))
-        for s, out in ((chosen, "one"), (made, "two"))
+        for s, out in ((chosen, corpus.parent / "one"), (made, corpus.parent / "two"))
     )
     for item, same in zip(by_recipe.renderings, by_folder.renderings, strict=True):
         np.testing.assert_allclose(item.mixture, same.mixture, atol=1e-4)
         np.testing.assert_allclose(item.reference, same.reference, atol=1e-4)
     (corpus.parent / "made" / "s1" / "one.wav").unlink()
     with pytest.raises(ConfigError, match=r"s1/one.wav: is missing. Simulate the folder again"):
-        Trainer(replace(made, run=replace(made.run, out="three")))
+        Trainer(replace(made, run=replace(made.run, out=corpus.parent / "three")))
 
 
 def test_a_folder_that_is_no_validation_set_is_named(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     with pytest.raises(ConfigError, match=r"speech: has no mix_clean, s1 and s2. Name a LibriMix"):
-        Trainer(replace(chosen, data=replace(chosen.data, validation="speech")))
+        Trainer(replace(chosen, data=replace(chosen.data, validation=corpus)))
 
 
 def test_a_damaged_state_is_named(corpus: Path) -> None:

@@ -1,4 +1,4 @@
-"""Renderings: recipes and draws as signals, and the files they become."""
+"""Recipes and draws as signals, and the files that they become."""
 
 from __future__ import annotations
 
@@ -12,15 +12,34 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.training.corpus import Corpus
-from mcspex_cli.training.recipes import Recipe, librimix_recipes, read_recipes
-from mcspex_cli.training.renderings import Rendering, draw_renderings, render, write_renderings
+from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
-from tests.conftest import RATE_HZ, SHARED, needs_shared
+from mcspex_cli.training.simulate import (
+    Recipe,
+    Rendering,
+    draw_renderings,
+    librimix_recipes,
+    read_recipes,
+    render,
+    write_renderings,
+)
+from tests.conftest import LIBRIMIX, RATE_HZ, SHARED, needs_shared
 
+HEADER = "id,target,interferer,reference,snr_db,pair\n"
 SHORT = MixtureSettings(segment_s=0.8, reference_s=(0.5, 1.0))
 NOISY = replace(SHORT, noise=0.5, third_talker=0.5, absent=0.3, room=0.5, narrow_band=0.5)
 FOLDERS = ("mix_clean", "s1", "s2", "references")
+
+
+@pytest.fixture
+def recipe(corpus: Path) -> Path:
+    path = corpus / "recipe.csv"
+    path.write_text(
+        HEADER
+        + "one,ann/a.flac,bob/b.flac,ann/b.flac,3.5,different\n"
+        + "two,cyn/g.flac,bob/a.flac,cyn/e.flac,-5,different\n"
+    )
+    return path
 
 
 @pytest.fixture
@@ -32,6 +51,125 @@ def recipes(corpus: Path) -> list[Recipe]:
         "two,cyn/g.flac,bob/a.flac,cyn/e.flac,-5\n"
     )
     return read_recipes(path)
+
+
+def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Path) -> None:
+    one, two = read_recipes(recipe)
+    assert (one.id, one.snr_db, two.id, two.snr_db) == ("one", 3.5, "two", -5.0)
+    assert (one.target, one.interferers) == (corpus / "ann/a.flac", (corpus / "bob/b.flac",))
+    assert (one.reference, one.mixture) == (corpus / "ann/b.flac", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("x,ann/zz.flac,bob/b.flac,ann/b.flac,0,d", r"line 2: .*zz.flac does not exist"),
+        ("x,ann/a.flac,bob/b.flac,ann/b.flac,loud,d", "line 2: snr_db 'loud' is not a number"),
+        (
+            "../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d",
+            "line 2: id '../x' cannot be the",
+        ),
+        ("x,ann/a.flac", "line 2: has fewer columns than the first line"),
+        ("x,ann/a.flac,bob/b.flac,ann/b.flac,nan,d", "line 2: snr_db 'nan' is not a number"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_bad_row_is_named(corpus: Path, row: str, message: str) -> None:
+    path = corpus / "recipe.csv"
+    path.write_text(HEADER + row + "\n")
+    with pytest.raises(ConfigError, match=message):
+        read_recipes(path)
+
+
+def test_a_bad_file_is_named(corpus: Path, recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such recipe"):
+        read_recipes(corpus / "none.csv")
+    recipe.write_text(recipe.read_text().replace("two,", "one,"))
+    with pytest.raises(ConfigError, match="line 3: id 'one' is used twice"):
+        read_recipes(recipe)
+    recipe.write_text("id,target\nx,y\n")
+    with pytest.raises(ConfigError, match="column 'interferer' is missing"):
+        read_recipes(recipe)
+    recipe.write_bytes(b"\xff\xfe" + recipe.read_bytes())
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+        read_recipes(recipe)
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_matter(recipe: Path) -> None:
+    recipe.write_bytes(b"\xef\xbb\xbf" + recipe.read_bytes())
+    assert [r.id for r in read_recipes(recipe)] == ["one", "two"]
+
+
+def test_each_librimix_talker_is_a_target_once(librimix: Path) -> None:
+    folder = librimix / "test"
+    recipes = librimix_recipes(folder)
+    names = LIBRIMIX["test"][:2]
+    assert [r.id for r in recipes] == [f"{name}_{role}" for name in names for role in ("s1", "s2")]
+    for recipe in recipes:
+        name, role = recipe.id.rsplit("_", 1)
+        other = {"s1": "s2", "s2": "s1"}[role]
+        assert recipe.target == folder / role / f"{name}.wav"
+        assert recipe.interferers == (folder / other / f"{name}.wav",)
+        assert recipe.mixture == folder / "mix_clean" / f"{name}.wav"
+        assert recipe.snr_db is None
+
+
+def test_each_of_three_talkers_is_a_target_once(three_talkers: Path) -> None:
+    recipes = librimix_recipes(three_talkers)
+    assert [r.id.rsplit("_", 1)[1] for r in recipes] == ["s1", "s2", "s3"] * 2
+    for recipe in recipes:
+        files = [recipe.target, *recipe.interferers]
+        assert sorted(path.parent.name for path in files) == ["s1", "s2", "s3"]
+        rendering = render(recipe, RATE_HZ)
+        parts = rendering.target + rendering.interferer
+        np.testing.assert_allclose(rendering.mixture, parts, atol=3 / 32768)
+        assert rendering.labels["interferer"].count(" + ") == 1
+
+
+def test_enrolments_name_the_references(librimix: Path) -> None:
+    folder = librimix / "test"
+    recipes = librimix_recipes(folder, folder / "map_mixture2enrollment")
+    one, other = LIBRIMIX["test"][:2]
+    assert [r.reference for r in recipes] == [
+        folder / "s1" / f"{other}.wav",
+        folder / "s2" / f"{other}.wav",
+        folder / "s1" / f"{one}.wav",
+        folder / "s2" / f"{one}.wav",
+    ]
+
+
+def test_without_enrolments_references_are_drawn_the_same_every_time(librimix: Path) -> None:
+    (librimix / "metadata" / "mixture_test_mix_clean.csv").unlink()
+    recipes = librimix_recipes(librimix / "test")
+    assert len(recipes) == 6
+    for recipe in recipes:
+        name, role = recipe.id.rsplit("_", 1)
+        target = name.split("_")[role == "s2"]
+        reference = recipe.reference.stem.split("_")[recipe.reference.parent.name == "s2"]
+        assert reference != target
+        assert reference.split("-")[0] == target.split("-")[0]
+    assert librimix_recipes(librimix / "test") == recipes
+
+
+def test_a_target_without_a_reference_is_named(librimix: Path) -> None:
+    path = librimix / "test" / "map_mixture2enrollment"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    target = f"test/s2/{LIBRIMIX['test'][1]}.wav"
+    with pytest.raises(ConfigError, match=rf"enrollment: has no reference for .*{target}"):
+        librimix_recipes(librimix / "test", path)
+    only = f"train-100/s1/{LIBRIMIX['train-100'][2]}.wav"  # its speaker has one utterance
+    with pytest.raises(ConfigError, match=rf"train-100: has no reference for .*{only}"):
+        librimix_recipes(librimix / "train-100")
+
+
+def test_the_target_said_again_is_no_reference(librimix: Path) -> None:
+    folder = librimix / "dev"
+    for role in ("mix_clean", "s1", "s2"):
+        path = folder / role / f"{LIBRIMIX['dev'][1]}.wav"
+        path.rename(path.with_stem("174-50561-0001_84-121123-0000"))
+    again = "s2/174-50561-0001_84-121123-0000.wav"  # sorted first, and 84 says nothing else
+    with pytest.raises(ConfigError, match=rf"no reference for .*{again}"):
+        librimix_recipes(folder)
 
 
 def drawn(corpus: Path, settings: MixtureSettings, count: int, seed: int = 0) -> list[Rendering]:
@@ -79,7 +217,7 @@ def test_a_librimix_mixture_is_its_file(librimix: Path) -> None:
         for signal, path in (
             (made.mixture, recipe.mixture),
             (made.target, recipe.target),
-            (made.interferer, recipe.interferer),
+            (made.interferer, recipe.interferers[0]),
             (made.reference, recipe.reference),
         ):
             np.testing.assert_array_equal(signal, audio.read(path, RATE_HZ))
@@ -162,6 +300,21 @@ def test_labels_say_what_was_drawn(corpus: Path) -> None:
         assert labels["highest_hz"] == "" or 2000 <= float(labels["highest_hz"]) <= 4000
     for key in ("present", "noise", "t60_s", "highest_hz"):
         assert len({m.labels[key] for m in made}) > 1, key
+
+
+def test_files_of_noise_and_rooms_are_named(corpus: Path, tmp_path: Path) -> None:
+    for name in ("noise/hall/fan", "rooms/car/near"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        click = np.zeros(2000, np.float32)
+        click[[10, 500]] = 0.5, 0.2
+        audio.write(tmp_path / f"{name}.wav", click, RATE_HZ)
+    files = replace(
+        NOISY, noise_folder=tmp_path / "noise", room_folder=tmp_path / "rooms", noise_kinds=("hum",)
+    )
+    labels = [item.labels for item in drawn(corpus, files, 40)]
+    assert {label["noise"] for label in labels} == {"", "hum", "hall/fan.wav"}
+    assert {label["room_file"] for label in labels} == {"", "car/near.wav"}
+    assert not any(label["room_file"] and label["t60_s"] for label in labels)
 
 
 def test_parts_that_cancel_in_a_mixture_are_not_cut_off(corpus: Path) -> None:

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.speech import FRAME_S, active, frame_levels_db, spans, steady
 from mcspex_cli.extraction.synthesis import talk
+from mcspex_cli.extraction.vad import (
+    FRAME_S,
+    detect_speech,
+    frame_levels_db,
+    list_spans,
+    smooth_activity,
+)
 from tests.conftest import RATE_HZ
 
 
 def found(samples: Samples) -> list[tuple[float, float]]:
-    return spans(steady(active(frame_levels_db(samples, RATE_HZ)), 0.1, 0.6))
+    return list_spans(smooth_activity(detect_speech(frame_levels_db(samples, RATE_HZ)), 0.1, 0.6))
 
 
 def noise(seconds: float, level_db: float, seed: int = 0) -> Samples:
@@ -32,7 +38,7 @@ def test_levels_are_of_10_ms() -> None:
     samples = np.concatenate([np.ones(80), np.zeros(80), np.full(20, 0.1)]).astype(np.float32)
     assert frame_levels_db(samples, RATE_HZ) == pytest.approx([0, -120, -20], abs=1e-4)
     assert len(frame_levels_db(samples[:0], RATE_HZ)) == 0
-    assert not active(np.zeros(0)).size
+    assert not detect_speech(np.zeros(0)).size
 
 
 @pytest.mark.parametrize("noise_db", [None, -70.0, -50.0, -35.0])
@@ -54,16 +60,16 @@ def test_noise_is_no_speech_where_there_is_also_digital_silence() -> None:
 
 
 def test_what_has_no_pauses_is_active_throughout() -> None:
-    assert active(frame_levels_db(noise(2, -30), RATE_HZ)).all()
+    assert detect_speech(frame_levels_db(noise(2, -30), RATE_HZ)).all()
     sound = talk(1, 0, 4, RATE_HZ)
-    said = active(frame_levels_db(sound, RATE_HZ))
+    said = detect_speech(frame_levels_db(sound, RATE_HZ))
     dense = sound[np.repeat(said, 80)]
-    assert steady(active(frame_levels_db(dense, RATE_HZ)), 0.1, 0.3).mean() > 0.97
+    assert smooth_activity(detect_speech(frame_levels_db(dense, RATE_HZ)), 0.1, 0.3).mean() > 0.97
 
 
 @pytest.mark.parametrize("level_db", [-300.0, -95.0])
 def test_silence_is_active_nowhere(level_db: float) -> None:
-    assert not active(frame_levels_db(noise(1, level_db), RATE_HZ)).any()
+    assert not detect_speech(frame_levels_db(noise(1, level_db), RATE_HZ)).any()
 
 
 def test_the_level_of_a_recording_does_not_matter() -> None:
@@ -74,9 +80,9 @@ def test_the_level_of_a_recording_does_not_matter() -> None:
 def test_gaps_are_filled_before_bursts_are_dropped() -> None:
     marks = "..xx.xx....x......xxxxx.."
     said = np.array([mark == "x" for mark in marks])
-    both = steady(said, 0.04, 0.03)
+    both = smooth_activity(said, 0.04, 0.03)
     assert "".join("x" if frame else "." for frame in both) == "..xxxxx...........xxxxx.."
-    assert (steady(said, 0.0, 0.0) == said).all()
-    assert spans(both) == [(0.02, 0.07), (0.18, 0.23)]
-    assert spans(np.zeros(3, np.bool_)) == []
+    assert (smooth_activity(said, 0.0, 0.0) == said).all()
+    assert list_spans(both) == [(0.02, 0.07), (0.18, 0.23)]
+    assert list_spans(np.zeros(3, np.bool_)) == []
     assert FRAME_S == 0.01

@@ -1,0 +1,455 @@
+"""A model as two ONNX graphs, which run without torch: on disk, exported, and run.
+
+```
+FOLDER/embed.onnx      reference [batch, sample] to embedding [batch, embedding]
+       extract.onnx    mixture [batch, sample], embedding to estimate [batch, sample]
+       graphs.json     what they were made of, and their checksums
+```
+
+A folder of `mcspex models export` has them, and the cache has those that were made on first use.
+torch is only imported to export.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mcspex_cli import __version__, files
+from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.cache import checksum
+from mcspex_cli.checkpoint.configs import CARD, CONFIG, GRAPHS, WEIGHTS
+from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.errors import CheckpointError, EngineError, OutputError
+from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, OutOfMemoryError, Runtime
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mcspex_cli.model.systems import System
+
+EMBED, EXTRACT = "embed.onnx", "extract.onnx"
+
+VERSION = 1
+"""Of how graphs are made; older graphs are made again."""
+
+RUNNER, EXPORTER = "onnxruntime", ("onnx", "onnxscript")
+"""The packages that run graphs, and that make them."""
+
+SHORT_S = 8.0
+"""Seconds of audio up to which a start without torch saves more than torch's speed does."""
+
+_INPUTS = {EMBED: ("reference",), EXTRACT: ("mixture", "embedding")}
+_OUTPUT = {EMBED: "embedding", EXTRACT: "estimate"}
+
+_OPSET = 18
+"""The version of ONNX's operators, of 2022: what the exporter writes best."""
+
+_TOLERANCE = 1e-4
+"""How far a graph may be from torch, as a part of the largest value."""
+
+_CUDA = "CUDAExecutionProvider"
+
+_FATAL = 4
+"""The level below which ONNX Runtime is silent: its errors are raised, and ours to tell."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Graphs on disk, and what a runtime has to know of them."""
+
+    folder: Path
+    sample_rate_hz: int
+    true_level: bool
+    min_samples: int
+    """The shortest mixture that the graph takes; shorter ones are completed with zeros."""
+
+
+class OnnxRuntime(Runtime):
+    """Graphs run by ONNX Runtime in float32, on a CPU, or on a GPU that it can use.
+
+    Raises:
+        EngineError: ONNX Runtime is not installed, the device or precision is not available to it,
+            or it cannot load these graphs.
+    """
+
+    name = "onnx"
+
+    def __init__(self, graphs: Graphs, settings: EngineSettings) -> None:
+        check_installed(RUNNER)
+        # From version 1.29 on, it would tell its makers of every model that it runs.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+        self.sample_rate_hz, self.true_level = graphs.sample_rate_hz, graphs.true_level
+        self._min_samples = graphs.min_samples
+        self.device, self.precision, self.batch = "cpu", "float32", 1
+        has_gpu = _CUDA in onnxruntime.get_available_providers()
+        devices = ("auto", "cpu", "cuda") if has_gpu else ("auto", "cpu")
+        kind, _, number = settings.device.partition(":")
+        if kind not in devices or not (number or "0").isdecimal():
+            raise _refusal("device", settings.device, devices)
+        if settings.precision not in ("auto", "float32"):
+            raise _refusal("precision", settings.precision, ("auto", "float32"))
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if has_gpu and kind != "cpu":
+            providers.insert(0, (_CUDA, {"device_id": number or "0"}))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.log_severity_level = _FATAL
+        try:
+            self._sessions = {
+                name: onnxruntime.InferenceSession(graphs.folder / name, options, providers)
+                for name in (EMBED, EXTRACT)
+            }
+        except Exception as error:  # its errors share no base class
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise EngineError(
+                f"{RUNNER} cannot load {graphs.folder} ({reason}). "
+                "Update it, or use --runtime torch."
+            ) from error
+        if len(providers) == 1:
+            return
+        if _CUDA in self._sessions[EXTRACT].get_providers():
+            self.device, self.batch = f"cuda:{number or 0}", ON_GPU
+        elif settings.device != "auto":  # it takes the CPU without a word
+            raise _refusal("device", settings.device, ("auto", "cpu"))
+
+    def embed(self, reference: Samples) -> Samples:
+        """As `Runtime.embed`."""
+        embedding: Samples = self.run(EMBED, reference[None])[0]
+        return embedding
+
+    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
+        """As `Runtime.extract`."""
+        length = mixtures.shape[1]
+        missing = max(0, self._min_samples - length)
+        completed = np.pad(mixtures, ((0, 0), (0, missing))) if missing else mixtures
+        return self.run(EXTRACT, completed, voices)[:, :length]
+
+    def run(self, graph: str, *inputs: Samples) -> Samples:
+        """Run `EMBED` or `EXTRACT` on its inputs."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL
+        arrays = (np.ascontiguousarray(array, np.float32) for array in inputs)
+        feeds = dict(zip(_INPUTS[graph], arrays, strict=True))
+        try:
+            output: Samples = self._sessions[graph].run(None, feeds, options)[0]
+        except Exception as error:  # as above
+            if "alloc" in str(error):
+                raise OutOfMemoryError from error
+            raise
+        return output
+
+
+def _refusal(what: str, name: str, known: tuple[str, ...]) -> EngineError:
+    choices = ", ".join(known)
+    return EngineError(
+        f"{what} {name!r} is not available to onnx. Use one of: {choices}; or --runtime torch."
+    )
+
+
+def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
+    """Load the graphs of a model; they are made first where there are none.
+
+    Raises:
+        CheckpointError: the model, or graphs in its own folder, are damaged.
+        EngineError: as `OnnxRuntime`; or what makes graphs is not installed.
+    """
+    if lacks_graphs(info):
+        prepare(info)
+    graphs = find(info)
+    if graphs is None:
+        raise EngineError(f"{place(info)}: graphs that were just made are gone. Set MCSPEX_CACHE.")
+    return OnnxRuntime(graphs, settings)
+
+
+def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
+    """Whether ONNX Runtime is the better choice of "auto" for `seconds` of audio in all.
+
+    It is for little audio on a CPU where it is installed and the graphs are there.
+    """
+    if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
+        return False
+    alone = has_only_graphs(info)
+    if not (alone or seconds <= SHORT_S) or not find_spec(RUNNER):
+        return False
+    try:
+        return alone or find(info) is not None
+    except CheckpointError:
+        return False
+
+
+def lacks_graphs(info: CheckpointInfo) -> bool:
+    """Whether graphs have to be made before ONNX Runtime can work, which takes a while.
+
+    Raises:
+        EngineError: ONNX Runtime, or what makes graphs, is not installed.
+        CheckpointError: graphs in the model's own folder are damaged.
+    """
+    check_installed(RUNNER)
+    if find(info):
+        return False
+    check_installed(*EXPORTER)
+    return True
+
+
+def check_installed(*packages: str) -> None:
+    """Refuse to go on without a package.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    if absent := [package for package in packages if find_spec(package) is None]:
+        verb = "is" if len(absent) == 1 else "are"
+        names = ", ".join(absent)
+        raise EngineError(f"onnx: {names} {verb} not installed. pip install 'mcspex[onnx]'")
+
+
+def cache() -> Path:
+    """The folder for what can be made again: MCSPEX_CACHE, or mcspex in the user's cache."""
+    if os.environ.get("MCSPEX_CACHE"):
+        return Path(os.environ["MCSPEX_CACHE"])
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "mcspex"
+
+
+def fingerprint(info: CheckpointInfo) -> str:
+    """What tells graphs of one model, made in one way, from all others."""
+    text = json.dumps([VERSION, info.sha256, info.config], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def place(info: CheckpointInfo) -> Path:
+    """Where the graphs of a model are, or would be: in its own folder, else in the cache."""
+    own = (info.folder / GRAPHS).is_file()
+    return info.folder if own else cache() / "graphs" / fingerprint(info)
+
+
+def has_only_graphs(info: CheckpointInfo) -> bool:
+    """Whether a model's folder has graphs, and no weights for torch."""
+    return (info.folder / GRAPHS).is_file() and not (info.folder / WEIGHTS).exists()
+
+
+def find(info: CheckpointInfo) -> Graphs | None:
+    """The graphs of a model; None if there are none yet, or only damaged ones in the cache.
+
+    Raises:
+        CheckpointError: those in its own folder are damaged, or of another model.
+    """
+    folder = place(info)
+    try:
+        return read(folder, info) if (folder / GRAPHS).is_file() else None
+    except CheckpointError:
+        if folder == info.folder:
+            raise
+        return None
+
+
+def read(folder: Path, info: CheckpointInfo) -> Graphs:
+    """The graphs in a folder, which must be whole, and of this model.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    again = "Export the model again."
+    try:
+        facts = json.loads((folder / GRAPHS).read_bytes())
+        if facts["fingerprint"] != fingerprint(info):
+            raise CheckpointError(f"{folder}: graphs of another model or mcspex. {again}")
+        for name in (EMBED, EXTRACT):
+            if checksum(folder / name) != facts["sha256"][name]:
+                raise CheckpointError(f"{folder / name}: damaged. {again}")
+        return Graphs(folder, facts["sample_rate_hz"], facts["true_level"], facts["least_samples"])
+    except OSError as error:
+        path = error.filename or folder
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). {again}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / GRAPHS}: damaged. {again}") from error
+
+
+def check_free(folder: Path, info: CheckpointInfo, *, overwrite: bool) -> None:
+    """Refuse a folder in which graphs would replace something, or be mixed up with something.
+
+    Raises:
+        OutputError: it is a file, exists already, or holds the weights of another model.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file. Name a folder.")
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder}: exists already. Name another -o, or add --overwrite.")
+    weights = folder / WEIGHTS
+    if weights.exists() and checksum(weights) != info.sha256:
+        raise OutputError(f"{folder}: has the weights of another model. Name another -o.")
+
+
+def export_model(info: CheckpointInfo, folder: Path) -> None:
+    """Write the graphs, the config.json and the card of a model to a folder, all or nothing.
+
+    Raises:
+        CheckpointError: the model does not load.
+        EngineError: a graph does not agree with torch.
+        OutputError: the folder cannot be written.
+    """
+    from mcspex_cli.checkpoint.weights import load_checkpoint
+
+    with files.whole_folder(folder) as unfinished:
+        export(load_checkpoint(info), info, unfinished)
+        for name in (CONFIG, CARD):
+            if (info.folder / name).is_file():
+                shutil.copyfile(info.folder / name, unfinished / name)
+
+
+def prepare(info: CheckpointInfo) -> None:
+    """Put the graphs of a model into the cache.
+
+    Raises:
+        CheckpointError, EngineError, OutputError: as `export_model`.
+    """
+    from mcspex_cli.checkpoint.weights import load_checkpoint
+
+    folder = place(info)
+    try:
+        files.make_folders(folder.parent)
+    except OutputError as error:
+        raise OutputError(f"{error} Let MCSPEX_CACHE name another folder.") from error
+    files.sweep(folder.parent)
+    with files.whole_folder(folder) as unfinished:
+        export(load_checkpoint(info), info, unfinished)
+
+
+def export(system: System, info: CheckpointInfo, folder: Path) -> None:
+    """Write the graphs of a `System`, and what must be known of them, to a folder that exists.
+
+    Raises:
+        EngineError: a graph does not agree with the `System`.
+    """
+    config = system.config
+    facts = {
+        "mcspex": __version__,
+        "model_sha256": info.sha256,
+        "sample_rate_hz": config.sample_rate_hz,
+        "true_level": config.true_level,
+        "least_samples": config.windows[0],
+        "least_reference_samples": system.least_reference_samples,
+    }
+    for name in (EMBED, EXTRACT):
+        _write(system, name, folder / name, {key: str(value) for key, value in facts.items()})
+    sums = {name: checksum(folder / name) for name in (EMBED, EXTRACT)}
+    document = {"fingerprint": fingerprint(info), **facts, "sha256": sums}
+    (folder / GRAPHS).write_text(json.dumps(document, indent=2) + "\n")
+    if find_spec(RUNNER):
+        _compare(system, OnnxRuntime(read(folder, info), EngineSettings("cpu", "float32")))
+
+
+def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None:
+    """Write one graph, in operators that ONNX Runtime is quick at."""
+    import torch
+    from torch import Tensor, nn
+
+    from mcspex_cli.model.layers import Depthwise
+
+    class Part(nn.Module):
+        """One of the two uses of a `System`."""
+
+        def __init__(self, system: System) -> None:
+            super().__init__()
+            self.system = system
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            output: Tensor = getattr(self.system, path.stem)(*inputs)
+            return output
+
+    plain = copy.deepcopy(system).cpu().float().eval().requires_grad_(False)
+    for module in list(plain.modules()):
+        for child, part in module.named_children():
+            if isinstance(part, Depthwise):  # under a compiler it would not be a convolution
+                setattr(module, child, _convolution(part))
+            elif isinstance(part, nn.PReLU):
+                setattr(module, child, nn.LeakyReLU(part.weight.item()))
+    signal = torch.zeros(2, 2 * system.least_reference_samples + 1)
+    inputs = _INPUTS[name]
+    with _silence():
+        program = torch.onnx.export(
+            Part(plain),
+            (signal, torch.zeros(2, system.config.embedding))[: len(inputs)],
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=inputs,
+            output_names=[_OUTPUT[name]],
+            dynamic_shapes=(({0: "batch", 1: "sample"}, {0: "batch"})[: len(inputs)],),
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the files and lines of whoever exported it
+    if name == EXTRACT:
+        program.model.graph.outputs[0].shape = program.model.graph.inputs[0].shape
+    program.model.metadata_props.update(facts)
+    program.save(path)
+
+
+def _convolution(part: nn.Conv1d) -> nn.Conv1d:
+    """A `Depthwise` as a plain convolution."""
+    from torch import nn
+
+    plain = nn.Conv1d(
+        part.in_channels,
+        part.out_channels,
+        part.kernel_size[0],
+        padding=int(part.padding[0]),
+        dilation=part.dilation[0],
+        groups=part.groups,
+    )
+    plain.load_state_dict(part.state_dict())
+    return plain.requires_grad_(False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's remarks on other people's code to itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _compare(system: System, runtime: OnnxRuntime) -> None:
+    """Compare graphs with the `System` at other lengths and batches than they were made with."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    shortest = system.least_reference_samples
+    for batch, length in ((1, shortest), (3, system.config.sample_rate_hz + shortest + 7)):
+        signals = 0.1 * rng.standard_normal((batch, length), np.float32)
+        voices = rng.standard_normal((batch, system.config.embedding), np.float32)
+        for name, inputs in ((EMBED, [signals]), (EXTRACT, [signals, voices])):
+            use = system.embed if name == EMBED else system.extract
+            with torch.inference_mode():
+                expected = use(*map(torch.from_numpy, inputs)).numpy()
+            off = np.abs(runtime.run(name, *inputs) - expected).max() / np.abs(expected).max()
+            if not off <= _TOLERANCE:
+                raise EngineError(
+                    f"{name}: differs from torch by {off:.1e}, which is too much. "
+                    "Update torch, onnxscript and onnxruntime, or use --runtime torch."
+                )

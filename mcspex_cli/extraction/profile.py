@@ -1,0 +1,316 @@
+"""Voice profiles: one voice as one or more models embed it, in a small file without any sound."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from mcspex_cli import files
+from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+SUFFIX = ".safetensors"
+
+FORMAT = 2
+"""Version of the file; since 2 it has a checksum. A newer one needs a newer mcspex."""
+
+_KEY = "mcspex_profile"
+"""The key of our JSON in the file's metadata."""
+
+_MAX_BYTES = 2**24
+"""The size of a profile of as many clips as there may be, with long names."""
+
+_MAX_CLIPS = 10_000
+_MAX_EMBEDDING = 4096
+_MAX_TEXT = 1000
+
+Text = Annotated[str, msgspec.Meta(max_length=_MAX_TEXT)]
+
+
+@dataclass(frozen=True)
+class ReferenceQuality:
+    """How good one clip is as a reference; all of it can be JSON."""
+
+    path: Text
+    """The file, or a span of one: "meeting.wav 12.0-18.5 s"."""
+    seconds: float
+    """Of the whole clip."""
+    used_s: float
+    """What is left of it without long pauses; this is embedded."""
+    speech_s: float
+    level_db: float
+    """Of the speech, dB of full scale; -120 without speech."""
+    clipped: float
+    """Share of the samples that are at full scale, in runs of 3 or more."""
+    snr_db: float | None
+    """Speech over what is in the pauses, at most 60; None without pauses."""
+    two_voices: bool | None
+    """Whether parts of it sound like two people; None if that cannot be told: by a model without
+    calibration, or from under 3 s of speech. Two people who speak at once are not noticed."""
+    warning: Text | None = None
+    """What is worst about it, in a line."""
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """A voice as one model embeds it."""
+
+    name: Text
+    """The model's."""
+    revision: Text | None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    """Of the model's weights."""
+    seconds: Annotated[float, msgspec.Meta(gt=0)]
+    """Of the speech that it was made from."""
+    embedding: npt.NDArray[np.float32] = field(compare=False)
+    """[embedding]."""
+
+    @property
+    def label(self) -> str:
+        """The model, for people."""
+        return f"{self.name} (sha256 {self.sha256[:12]})"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A voice, enrolled for one or more models."""
+
+    name: str
+    """Whose voice it is."""
+    created: str
+    """The day: 2026-01-31."""
+    enrolments: tuple[Enrolment, ...]
+    qualities: tuple[ReferenceQuality, ...] = ()
+    """Of each clip; file names are without folders."""
+
+    @classmethod
+    def of_today(
+        cls, name: str, enrolments: tuple[Enrolment, ...], qualities: tuple[ReferenceQuality, ...]
+    ) -> Profile:
+        """A profile with today's date."""
+        return cls(name, date.today().isoformat(), enrolments, qualities)
+
+    def enrolment_for(self, model: CheckpointInfo, path: Path) -> Enrolment:
+        """The voice as a model embeds it.
+
+        Raises:
+            CheckpointError: it is not enrolled for this model. The message says for which it is.
+        """
+        for one in self.enrolments:
+            if one.sha256 == model.sha256 and len(one.embedding) == model.config["embedding"]:
+                return one
+        known = ", ".join(one.label for one in self.enrolments)
+        raise CheckpointError(
+            f"{path}: enrolled for {known}, not for {model.label} (sha256 {model.sha256[:12]}). "
+            f"Enroll it again: mcspex enroll ... --model {model.name}"
+        )
+
+    def to_dict(self, path: Path) -> dict[str, Any]:
+        """The profile as JSON, with the length of its embeddings instead of their numbers."""
+        return {
+            "profile": str(path),
+            "name": self.name,
+            "created": self.created,
+            "models": [{**asdict(one), "embedding": len(one.embedding)} for one in self.enrolments],
+            "references": [asdict(quality) for quality in self.qualities],
+        }
+
+
+class _Model(msgspec.Struct):
+    """An `Enrolment` without its embedding, which is a tensor of the file."""
+
+    name: Text
+    revision: Text | None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    seconds: Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Document(msgspec.Struct):
+    """The JSON of a profile."""
+
+    name: Text
+    created: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
+    models: Annotated[list[_Model], msgspec.Meta(min_length=1, max_length=64)]
+    qualities: Annotated[list[ReferenceQuality], msgspec.Meta(max_length=_MAX_CLIPS)]
+
+
+class _Version(msgspec.Struct):
+    """What every version of the JSON has."""
+
+    format: int
+    checksum: str = ""
+
+
+def is_profile_name(path: Path) -> bool:
+    """Whether a file is taken for a profile, by its suffix."""
+    return path.suffix.lower() == SUFFIX
+
+
+def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> None:
+    """Write a profile, whole or not at all.
+
+    Raises:
+        OutputError: as `check_profile_output`; the disk is full; the profile is too large.
+    """
+    from safetensors.numpy import save
+
+    check_profile_output(path, overwrite=overwrite)
+    if len(profile.name) > _MAX_TEXT or len(profile.qualities) > _MAX_CLIPS:
+        raise OutputError(
+            f"{path}: too large. A profile's name has at most {_MAX_TEXT} characters, and a "
+            f"profile is made from at most {_MAX_CLIPS:,} clips."
+        )
+    models = [_Model(one.name, one.revision, one.sha256, one.seconds) for one in profile.enrolments]
+    document = msgspec.to_builtins(
+        _Document(profile.name, profile.created, models, list(profile.qualities))
+    )
+    tensors = {f"embedding.{one.sha256}": one.embedding for one in profile.enrolments}
+    checksum = _checksum(document, tensors)
+    text = msgspec.json.encode({"format": FORMAT, "checksum": checksum, **document}).decode()
+    data = save(tensors, {_KEY: text})
+    with files.whole(path) as partial:
+        partial.write_bytes(data)
+
+
+def check_profile_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a profile cannot be written.
+
+    Raises:
+        OutputError: its name does not end in .safetensors, its folder does not exist, or it exists
+            and either `overwrite` is False or it is something else than a profile.
+    """
+    if not is_profile_name(path):
+        raise OutputError(f"{path}: the name of a profile ends in {SUFFIX}. Rename it.")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder. Choose another name.")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder. Make it, or choose another -o.")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+    try:
+        ours = _read(path)[0] is not None
+    except CheckpointError:
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{path}: is not a voice profile, and --overwrite replaces nothing else. "
+            "Choose another name."
+        )
+
+
+def find_profiles(folder: Path) -> list[Path]:
+    """List the profiles directly in a folder, damaged ones too, but no other safetensors."""
+    profiles = []
+    for path in sorted(folder.iterdir()):
+        if is_profile_name(path) and not path.name.startswith("."):
+            try:
+                ours = _read(path)[0] is not None
+            except CheckpointError:
+                ours = True
+            profiles += [path] if ours else []
+    return profiles
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile, and check all of it.
+
+    Raises:
+        CheckpointError: it is not there, damaged, something else, or of a newer mcspex.
+    """
+    text, tensors = _read(path)
+    if text is None:
+        raise CheckpointError(
+            f"{path}: is not a voice profile but other safetensors, such as a model. "
+            "Make a profile with mcspex enroll."
+        )
+    damaged = CheckpointError(f"{path}: this voice profile is damaged. Enroll the voice again.")
+    try:
+        version = msgspec.json.decode(text, type=_Version)
+        if version.format > FORMAT:
+            raise CheckpointError(
+                f"{path}: made by a newer mcspex (format {version.format}). Update mcspex."
+            )
+        document = msgspec.json.decode(text, type=_Document)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise damaged from error
+    keys = [f"embedding.{model.sha256}" for model in document.models]
+    if sorted(keys) != sorted(tensors) or not all(map(_is_embedding, tensors.values())):
+        raise damaged
+    if not all(_is_finite(quality) for quality in document.qualities):
+        raise damaged
+    checksums = {1: "", 2: _checksum(msgspec.to_builtins(document), tensors)}
+    if version.checksum != checksums.get(version.format):
+        raise damaged
+    enrolments = tuple(
+        Enrolment(model.name, model.revision, model.sha256, model.seconds, tensors[key])
+        for model, key in zip(document.models, keys, strict=True)
+    )
+    return Profile(document.name, document.created, enrolments, tuple(document.qualities))
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """A profile's JSON and tensors; for other safetensors, None and no tensors.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, too large, or not a file.
+    """
+    from safetensors import safe_open
+
+    if path.exists() and not path.is_file():  # opening a pipe would wait forever
+        raise CheckpointError(f"{path}: is not a file. Name a voice profile.")
+    try:
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            fits = text is not None and size <= _MAX_BYTES
+            tensors = {key: file.get_tensor(key) for key in file.keys()} if fits else {}  # noqa: SIM118
+    except Exception as error:  # the errors of safetensors share no base class
+        raise CheckpointError(
+            f"{path}: damaged, or not a voice profile. Enroll the voice again."
+        ) from error
+    if text is not None and not fits:
+        raise CheckpointError(
+            f"{path}: {size:,} bytes are too many for a voice profile. Enroll the voice again."
+        )
+    return text, tensors
+
+
+def _is_embedding(tensor: Any) -> bool:
+    import numpy as np
+
+    return (
+        tensor.dtype == np.float32
+        and tensor.ndim == 1
+        and 1 <= len(tensor) <= _MAX_EMBEDDING
+        and bool(np.isfinite(tensor).all())
+    )
+
+
+def _is_finite(quality: ReferenceQuality) -> bool:
+    numbers = (value for value in vars(quality).values() if isinstance(value, float))
+    return all(map(math.isfinite, numbers))
+
+
+def _checksum(document: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a profile says."""
+    digest = hashlib.sha256(msgspec.json.encode(document, order="sorted"))
+    for key in sorted(tensors):
+        digest.update(key.encode() + tensors[key].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,488 @@
+"""Folders of speech as speakers' utterances: what lies on disk, and all of it in one tensor."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mcspex_cli import audio, files
+from mcspex_cli.errors import AudioError, ConfigError
+from mcspex_cli.training.acoustics import as_int16, change_speed
+
+MIN_HALF_S = 1.0
+"""The only clip of a speaker is cut in two, one half for the reference, if they are this long."""
+
+_LIBRIMIX_TALKERS = ("s1", "s2", "s3")
+
+_LIBRISPEECH = re.compile(r"(\d+)-(\d+)-\d+")
+"""An utterance of LibriSpeech: speaker, chapter, number."""
+
+_SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sound file of one speaker."""
+
+    path: Path
+    speaker: str
+    sentence: str
+    """Clips of equal sentences say the same: never mixed, never each other's reference."""
+
+
+@dataclass(frozen=True)
+class LibriMixture:
+    """One mixture of a LibriMix set, with a clip for each of its two or three talkers."""
+
+    id: str
+    path: Path
+    talkers: tuple[Clip, ...]
+
+
+def list_clips(folders: Sequence[Path]) -> list[Clip]:
+    """List the clips under each folder, by path.
+
+    A LibriMix set gives its talkers, LibriSpeech's
+    `SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` its speakers under the same names; in any
+    other tree a file's folder is its speaker and its stem its sentence.
+
+    Raises:
+        ConfigError: a folder is missing, holds no sound files, or holds LibriMix sets
+            instead of being one.
+    """
+    clips: list[Clip] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: there is no such folder of speakers.")
+        sets = sorted(child for child in folder.iterdir() if is_librimix(child))
+        if sets:
+            raise ConfigError(
+                f"{folder}: holds several LibriMix sets. Name one of them, for example {sets[0]}."
+            )
+        if is_librimix(folder):
+            own = [clip for mixture in list_librimix(folder) for clip in mixture.talkers]
+        else:
+            own = [_clip(path) for path in files.find(folder)]
+        if not own:
+            raise ConfigError(f"{folder}: has no sound files in it. Name a folder of speakers.")
+        clips += own
+    return clips
+
+
+def is_librimix(folder: Path) -> bool:
+    """Whether a folder is one set of a LibriMix tree, like `wav8k/min/train-100`."""
+    return all((folder / name).is_dir() for name in ("mix_clean", "s1", "s2"))
+
+
+def list_librimix(folder: Path) -> list[LibriMixture]:
+    """List the mixtures of a LibriMix set of two or three talkers, by id.
+
+    `../metadata/mixture_SET_mix_clean.csv` (as LibriMix's scripts write it) or
+    `mixture_SET_mix_clean.csv` in the folder lists them; without it, the files of
+    `mix_clean` do.
+
+    Raises:
+        ConfigError: the folder is no such set or an empty one, a file is missing, the
+            metadata cannot be read, or an id does not name a LibriSpeech utterance for each
+            of the set's talkers.
+    """
+    if not is_librimix(folder):
+        raise ConfigError(f"{folder}: is not a LibriMix set, which has mix_clean, s1 and s2.")
+    present = {path.stem: path for path in files.find(folder / "mix_clean")}
+    roles = [role for role in _LIBRIMIX_TALKERS if (folder / role).is_dir()]
+    mixtures = []
+    for id_ in sorted(_listed_ids(folder) or present):
+        if id_ not in present:
+            raise ConfigError(f"{folder}: mix_clean/{id_}.wav is missing. Generate the set again.")
+        mixtures.append(_librimixture(folder, roles, id_, present[id_]))
+    if not mixtures:
+        raise ConfigError(f"{folder}: mix_clean is empty. Generate the set again.")
+    return mixtures
+
+
+def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
+    """Read SpeakerBeam's `map_mixture2enrollment` for a LibriMix set.
+
+    Each line: mixture id, the target's utterance id, and the clip to enrol with, like
+    `s1/4077-13754-0004_5142-36377-0020`.
+
+    Returns:
+        The clip's path for each (mixture id, utterance id).
+
+    Raises:
+        ConfigError: the file cannot be read, or a line names no clip of the set, or one
+            of another speaker, or the target's own utterance.
+    """
+    enrolments = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        words = line.split()
+        if len(words) != 3:
+            raise ConfigError(
+                f"{path} line {number}: must have three words: mixture, utterance and clip."
+            )
+        mixture, utterance, name = words
+        clip = folder / f"{name}.wav"
+        if not clip.is_file() or name.split("/")[0] not in _LIBRIMIX_TALKERS:
+            raise ConfigError(
+                f"{path} line {number}: {clip} does not exist. Is the file for another set?"
+            )
+        spoken = clip.stem.split("_")[_LIBRIMIX_TALKERS.index(clip.parent.name)]
+        if spoken == utterance or _speaker(spoken) != _speaker(utterance):
+            raise ConfigError(
+                f"{path} line {number}: {name} is not another utterance of the target speaker."
+            )
+        enrolments[mixture, utterance] = clip
+    return enrolments
+
+
+def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
+    """Look up each speaker's sex, "male", "female" or "", in CSVs with columns speaker and sex.
+
+    A speaker's name is looked up as its folder is called; `m`, `F`, `male` and so on are
+    understood, and whoever has no entry, or another one, is unknown.
+
+    Raises:
+        ConfigError: a file or a column is missing, or the tables know none of the speakers.
+    """
+    known: dict[str, str] = {}
+    for path in tables:
+        for _, row in read_rows(path, read_lines(path), ("speaker", "sex")):
+            known[row["speaker"]] = _SEXES.get(row["sex"].strip().lower(), "")
+    sexes = [known.get(Path(name).name, "") for name in speakers]
+    if not any(sexes):
+        names = ", ".join(map(str, tables))
+        raise ConfigError(
+            f"{names}: has the sex of none of the speakers in training, such as "
+            f"{Path(speakers[0]).name}. Add rows, or set [mixtures] same_sex = 0."
+        )
+    return sexes
+
+
+def read_rows(
+    path: Path, lines: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV's lines with their line numbers; `path` is what messages name.
+
+    Raises:
+        ConfigError: one of `columns` is missing, in the first line or in a row.
+    """
+    reader = csv.DictReader(lines)
+    for column in columns:
+        if column not in (reader.fieldnames or ()):
+            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
+    for row in reader:
+        if any(row[column] is None for column in columns):
+            raise ConfigError(
+                f"{path} line {reader.line_num}: has fewer columns than the first line."
+            )
+        yield reader.line_num, row
+
+
+def read_lines(path: Path) -> list[str]:
+    """A text file's lines.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8. Save it again as UTF-8.") from error
+
+
+def _clip(path: Path) -> Clip:
+    """A file outside LibriMix."""
+    name = _LIBRISPEECH.fullmatch(path.stem)
+    if name and (path.parent.name, path.parent.parent.name) == (name[2], name[1]):
+        return Clip(path, _speaker(path.stem), path.stem)
+    return Clip(path, str(path.parent), path.stem)
+
+
+def _librimixture(folder: Path, roles: Sequence[str], id_: str, path: Path) -> LibriMixture:
+    """A mixture and its talkers, whose utterances its id names."""
+    utterances = id_.split("_")
+    unknown = [name for name in utterances if not _LIBRISPEECH.fullmatch(name)]
+    if unknown:
+        raise ConfigError(
+            f"{path}: LibriMix names a mixture by its utterances, each by the numbers of speaker, "
+            f"chapter and utterance, as in 84-121123-0000_174-50561-0000. {unknown[0]!r} is none, "
+            "so that its speaker is unknown. Rename the files, or mix with mcspex simulate."
+        )
+    if len(utterances) != len(roles):
+        raise ConfigError(
+            f"{path}: its name has {len(utterances)} utterances, but the set has the "
+            f"{len(roles)} folders {', '.join(roles)}. Generate the set again."
+        )
+    clips = []
+    for role, utterance in zip(roles, utterances, strict=True):
+        clip = folder / role / path.name
+        if not clip.is_file():
+            raise ConfigError(f"{clip}: is missing. Generate the set again.")
+        clips.append(Clip(clip, _speaker(utterance), utterance))
+    return LibriMixture(id_, path, tuple(clips))
+
+
+def _listed_ids(folder: Path) -> set[str]:
+    """The ids in the set's metadata; none where there is no such file."""
+    name = f"mixture_{folder.name}_mix_clean.csv"
+    for path in (folder.parent / "metadata" / name, folder / name):
+        if path.is_file():
+            rows = read_rows(path, read_lines(path), ["mixture_ID"])
+            return {row["mixture_ID"] for _, row in rows}
+    return set()
+
+
+def _speaker(utterance: str) -> str:
+    """The speaker of a LibriSpeech utterance, by the name that all trees share."""
+    return f"librispeech/{utterance.split('-', maxsplit=1)[0]}"
+
+
+Place = tuple[int, int]
+"""An utterance in a corpus: its speaker's index and its own among the speaker's."""
+
+
+@dataclass(frozen=True)
+class GivenMixture:
+    """A mixture of a LibriMix set with one of its talkers as the target."""
+
+    target: Place
+    interferers: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One talker's utterances, laid end to end in the corpus as a loop."""
+
+    name: str
+    start: int
+    bounds: Sequence[int]
+    """Where each utterance begins, from `start`; the last bound is the loop's length."""
+    sentences: Sequence[str]
+    """What each utterance says; never mixed with another that says the same."""
+
+    def bound(self, utterance: int) -> int:
+        """Where an utterance begins, counted on past the loop's end."""
+        loops, index = divmod(utterance, len(self.sentences))
+        return loops * self.bounds[-1] + self.bounds[index]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a speaker's loop: `length` samples from `start` (corpus) + `offset`."""
+
+    speaker: Speaker
+    offset: int
+    length: int
+    first: int
+    """The utterance it begins in."""
+    last: int
+    """The utterance it ends in, counted on past the loop's end."""
+    repeated: bool = False
+    """Whether it starts over where it is too short; otherwise silence follows."""
+    speed: float = 1.0
+    """How much faster (and higher) than recorded it is played."""
+
+    def sentences(self) -> set[str]:
+        """What the utterances that it touches say."""
+        names = self.speaker.sentences
+        return {names[k % len(names)] for k in range(self.first, self.last + 1)}
+
+
+class Corpus:
+    """Every utterance as 16-bit samples in one tensor, with who says what where."""
+
+    def __init__(
+        self,
+        samples: Tensor,
+        speakers: Sequence[Speaker],
+        sample_rate_hz: int,
+        given: Sequence[GivenMixture] = (),
+    ) -> None:
+        self.samples, self.speakers, self.sample_rate_hz = samples, speakers, sample_rate_hz
+        self.given = given
+        """Each mixture of LibriMix sets once for each talker who also says something else."""
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], sample_rate_hz: int, *, given: bool = False) -> Corpus:
+        """Decode the clips under each folder (see `list_clips`), once.
+
+        A speaker with a single clip has it cut in two; one whose clip is too short for
+        that is left out.
+
+        Args:
+            folders: trees of speakers.
+            sample_rate_hz: the rate to hold them at.
+            given: also note which talkers are mixed in LibriMix sets.
+
+        Raises:
+            ConfigError: a folder is missing or empty, or is no LibriMix set and `given` is
+                set; or fewer than two speakers (one, if given) have two utterances.
+            AudioError: a file cannot be read.
+        """
+        names = ", ".join(map(str, folders))
+        for folder in folders:
+            if given and folder.is_dir() and not is_librimix(folder):
+                raise ConfigError(f'{folder}: is not a LibriMix set, so mixing = "given" fails.')
+        pieces: list[npt.NDArray[np.int16]] = []
+        speakers: list[Speaker] = []
+        places: dict[Path, Place] = {}
+        with ThreadPoolExecutor() as pool:
+            for name, clips in _by_speaker(list_clips(folders), given).items():
+                sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
+                sentences = [clip.sentence for clip in clips]
+                if len(clips) == 1 and not given:
+                    if len(sounds[0]) < 2 * MIN_HALF_S * sample_rate_hz:
+                        continue
+                    sounds = np.array_split(sounds[0], 2)
+                    sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
+                for utterance, clip in enumerate(clips):
+                    places[clip.path] = len(speakers), utterance
+                start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
+                bounds = np.cumsum([0, *map(len, sounds)]).tolist()
+                speakers.append(Speaker(name, start, bounds, sentences))
+                pieces += sounds
+        if len(speakers) < 2:
+            raise ConfigError(
+                f"{names}: two speakers or more are needed, with two files each or one of "
+                f"{2 * MIN_HALF_S:g} s. Add speakers."
+            )
+        mixtures = [m for folder in folders if given for m in list_librimix(folder)]
+        roles = [m for each in mixtures for m in _given_mixtures(each, places, speakers)]
+        if given and not roles:
+            raise ConfigError(f"{names}: no talker has a second utterance for a reference.")
+        samples = torch.from_numpy(np.concatenate(pieces))
+        if not samples.any():
+            raise ConfigError(f"{names}: all of it is silent.")
+        return cls(samples, speakers, sample_rate_hz, roles)
+
+    @property
+    def seconds(self) -> float:
+        """Length of all the speech."""
+        return len(self.samples) / self.sample_rate_hz
+
+    def gather(self, stretches: Sequence[Stretch], length: int) -> Tensor:
+        """The stretches' samples [stretch, sample] in -1..1, each at its speed."""
+        gathered = torch.zeros(len(stretches), length, device=self.samples.device)
+        for speed in sorted({stretch.speed for stretch in stretches}):
+            rows = [row for row, stretch in enumerate(stretches) if stretch.speed == speed]
+            recorded = self._recorded([stretches[row] for row in rows], round(length * speed))
+            if speed == 1:
+                gathered[rows] = recorded
+            else:
+                gathered[rows] = change_speed(recorded, speed, length)
+        return gathered
+
+    def _recorded(self, stretches: Sequence[Stretch], length: int) -> Tensor:
+        """The stretches' first `length` samples as recorded."""
+        numbers = [
+            (s.speaker.start, s.speaker.bounds[-1], s.offset, s.length, int(s.repeated))
+            for s in stretches
+        ]
+        columns = torch.tensor(numbers).to(self.samples.device, non_blocking=True).T
+        start, loop, offset, span, repeated = columns.unsqueeze(-1)
+        step = torch.arange(length, device=self.samples.device).unsqueeze(0)
+        audible = repeated.bool() | (step < span)
+        step = torch.where(repeated.bool(), step % span.clamp_min(1), step)
+        samples: Tensor = self.samples[start + (offset + step) % loop].float() / 32768 * audible
+        return samples
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """The long-term average power of speech [bin], 0 Hz to half the rate, mean 1."""
+        frame = 1024
+        starts = torch.linspace(0, max(0, len(self.samples) - frame), 2000).long()
+        index = starts[:, None] + torch.arange(frame)
+        frames = self.samples[(index % len(self.samples)).to(self.samples.device)].float()
+        window = torch.hann_window(frame, device=frames.device)
+        power = torch.fft.rfft(frames * window).abs().square().mean(0)
+        relative: Tensor = power / power.mean().clamp_min(1e-8)
+        return relative
+
+
+def draw_stretch(speaker: Speaker, length: int, speed: float, rng: np.random.Generator) -> Stretch:
+    """Draw `length` samples at most of a speaker, leaving one utterance untouched.
+
+    Unless there is only one.
+    """
+    count, loop = len(speaker.sentences), speaker.bounds[-1]
+    first = int(rng.integers(count))
+    start, end = speaker.bounds[first], speaker.bounds[first + 1]
+    needed = round(length * speed)
+    # Late in the utterance only if what follows can still fill the segment.
+    before = speaker.bound(first + max(1, count - 1))
+    latest = max(start, min(end - 1, before - needed))
+    offset = int(rng.integers(start, latest + 1))
+    stop = min(offset + needed, before)
+    last = first
+    while speaker.bound(last + 1) < stop:
+        last += 1
+    return Stretch(speaker, offset % loop, stop - offset, first, last, speed=speed)
+
+
+def draw_reference(target: Stretch, length: int, rng: np.random.Generator) -> Stretch:
+    """Draw a stretch of the target's other utterances, none saying what the target says.
+
+    From a random place in the first half of what there is, for `length` samples; it starts
+    over where it is too short. As fast as the target.
+
+    Raises:
+        ConfigError: the speaker says nothing else.
+    """
+    speaker, spoken = target.speaker, target.sentences()
+    count = len(speaker.sentences)
+    runs: list[list[int]] = []
+    for utterance in range(target.last + 1, target.first + count):
+        if speaker.sentences[utterance % count] in spoken:
+            continue
+        if runs and runs[-1][-1] == utterance - 1:
+            runs[-1].append(utterance)
+        else:
+            runs.append([utterance])
+    if not runs:
+        raise ConfigError(f"{speaker.name}: has no second utterance to take a reference from.")
+    run = runs[int(rng.integers(len(runs)))]
+    start, stop = speaker.bound(run[0]), speaker.bound(run[-1] + 1)
+    start += int(rng.integers((stop - start) // 2 + 1))
+    stop = min(start + round(length * target.speed), stop)
+    touched = [k for k in run if speaker.bound(k + 1) > start and speaker.bound(k) < stop]
+    return Stretch(speaker, start, stop - start, touched[0], touched[-1], True, target.speed)
+
+
+def _by_speaker(clips: Sequence[Clip], given: bool) -> dict[str, list[Clip]]:
+    """Each speaker's clips; unless mixtures are given, only the last that says the same."""
+    by_speaker: dict[str, dict[object, Clip]] = {}
+    for clip in clips:
+        by_speaker.setdefault(clip.speaker, {})[clip if given else clip.sentence] = clip
+    return {name: list(own.values()) for name, own in by_speaker.items()}
+
+
+def _given_mixtures(
+    mixture: LibriMixture, places: dict[Path, Place], speakers: Sequence[Speaker]
+) -> Iterator[GivenMixture]:
+    """A mixture once for each talker who says something else elsewhere."""
+    talkers = [places[clip.path] for clip in mixture.talkers]
+    for role, target in enumerate(talkers):
+        if len(set(speakers[target[0]].sentences)) > 1:
+            yield GivenMixture(target, (*talkers[:role], *talkers[role + 1 :]))
+
+
+def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
+    """A file as 16-bit samples."""
+    sound = audio.read(path, sample_rate_hz)
+    if not len(sound):
+        raise AudioError(f"{path}: is too short to train on. Remove it from the folder.")
+    return as_int16(sound)

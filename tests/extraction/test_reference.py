@@ -1,0 +1,369 @@
+"""Clips, folders, spans and profiles become one voice, each by its speech; poor ones are named."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcspex_cli import audio, decoding
+from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.errors import AudioError, CheckpointError
+from mcspex_cli.extraction import reference
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.profile import Enrolment, Profile, ReferenceQuality, write_profile
+from mcspex_cli.extraction.reference import (
+    LONGEST_USED_S,
+    Clip,
+    Span,
+    Voice,
+    check_sources,
+    embed_clip,
+    enroll,
+    has_two_voices,
+    join_voices,
+    list_sources,
+    read_clip,
+    read_spans,
+)
+from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.synthesis import talk
+from tests.conftest import EXAMPLES, RATE_HZ, buzz
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> CheckpointInfo:
+    return find_checkpoint(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_folder: Path) -> Engine:
+    return Engine(load_checkpoint(tiny_folder), EngineSettings("cpu", "float32"))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """A folder: 3 s in a.wav, 6 s of another rate in deeper/b.flac, a text."""
+    audio.write(tmp_path / "a.wav", talk(1, 0, 3, RATE_HZ), RATE_HZ)
+    (tmp_path / "deeper").mkdir()
+    audio.write(tmp_path / "deeper" / "b.flac", talk(1, 1, 6, 16000), 16000)
+    (tmp_path / "notes.txt").write_text("no sound")
+    return tmp_path
+
+
+def test_one_clip_is_its_embedding(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
+    voice = enroll([clips / "a.wav"], engine, model)
+    clip = audio.read(clips / "a.wav", RATE_HZ)
+    assert voice.embedding == pytest.approx(engine.embed([clip]), abs=0.02)
+    assert 2 < voice.seconds <= 3
+    assert voice.sources == (str(clips / "a.wav"),)
+    assert not voice.warnings
+
+
+def test_a_folder_is_all_its_clips(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
+    whole = enroll([clips], engine, model)
+    one, other = (enroll([clips / name], engine, model) for name in ("a.wav", "deeper/b.flac"))
+    share = one.seconds / (one.seconds + other.seconds)
+    mean = share * one.embedding + (1 - share) * other.embedding
+    assert whole.embedding == pytest.approx(mean, abs=1e-6)
+    assert [Path(q.path).name for q in whole.qualities] == ["a.wav", "b.flac"]
+
+
+def test_a_folders_recordings_of_other_programs_are_clips_too(tmp_path: Path) -> None:
+    for name in ("memo.m4a", "memo2.m4a", "memo2.wav", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_sources([tmp_path])] == [
+        "memo.m4a",
+        "memo2.m4a",
+        "memo2.wav",
+    ]
+
+
+def test_a_profile_counts_with_its_seconds(
+    clips: Path, engine: Engine, model: CheckpointInfo
+) -> None:
+    whole = enroll([clips], engine, model)
+    other = enroll([clips / "deeper"], engine, model)
+    made = Enrolment(model.name, None, model.sha256, other.seconds, other.embedding)
+    path = clips / "p.safetensors"
+    write_profile(path, Profile.of_today("p", (made,), other.qualities))
+    voice = enroll([clips / "a.wav", path], engine, model)
+    assert voice.embedding == pytest.approx(whole.embedding, abs=1e-4)
+    assert voice.seconds == pytest.approx(whole.seconds, abs=0.01)
+    assert voice.qualities == whole.qualities
+    assert len(enroll([clips], engine, model).sources) == 2  # a folder is its sounds
+    assert check_sources([clips, path], model) == pytest.approx(9, abs=0.01)
+    with pytest.raises(CheckpointError, match=r"p.safetensors: enrolled for tiny"):
+        check_sources([clips, path], replace(model, sha256="a" * 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("short.wav", np.ones(1600, np.float32), "short.wav: 0.20 s is too short"),
+        ("silent.wav", np.zeros(9000, np.float32), "silent.wav: is silent"),
+        ("empty", None, "empty: no sound files in this folder"),
+        ("none.wav", None, "none.wav: no such file or folder"),
+    ],
+)
+def test_what_is_no_voice_is_named(
+    clips: Path, engine: Engine, model: CheckpointInfo, name: str, content: Samples, message: str
+) -> None:
+    (clips / "empty").mkdir()
+    if content is not None:
+        audio.write(clips / name, content, RATE_HZ)
+    with pytest.raises(AudioError, match=message):
+        enroll([clips / "a.wav", clips / name], engine, model)
+    with pytest.raises(AudioError, match="no reference was given"):
+        join_voices([])
+
+
+def quality_of(samples: Samples, engine: Engine) -> tuple[ReferenceQuality, Voice]:
+    voice = join_voices([embed_clip(Clip.measure("x.wav", samples, RATE_HZ), engine)])
+    return voice.qualities[0], voice
+
+
+def test_a_good_clip_has_no_warning(engine: Engine) -> None:
+    silence = np.zeros(4 * RATE_HZ, np.float32)
+    said = talk(1, 0, 4, RATE_HZ)
+    quality, voice = quality_of(np.concatenate([silence, said, silence]), engine)
+    assert (quality.seconds, quality.clipped, quality.snr_db) == (12.0, 0.0, 60.0)
+    assert quality.used_s == pytest.approx(4.0, abs=0.3)
+    assert quality.speech_s == pytest.approx(3.2, abs=0.6)
+    assert quality.level_db == pytest.approx(-23, abs=2)
+    assert quality.two_voices is None
+    assert voice.warnings == ()
+
+
+def test_poor_clips_have_a_warning(engine: Engine) -> None:
+    said = np.concatenate([talk(1, 0, 4, RATE_HZ), np.zeros(8000, np.float32)])
+    noise = np.random.default_rng(0).standard_normal(len(said)).astype(np.float32)
+    for samples, warning in (
+        (0.04 * noise + said, r"x.wav: noise only \d dB below the speech"),
+        (np.clip(40 * said, -1, 1), r"x.wav: [\d.]+ % of its samples are clipped"),
+        (said * 1e-3, r"x.wav: very quiet \(-8\d dB\)"),
+        (said[:8000], r"only [01].\d s of speech; with 3 s or more a voice is followed better"),
+    ):
+        _, voice = quality_of(samples.astype(np.float32), engine)
+        (line,) = voice.warnings
+        assert re.match(warning, line), line
+
+
+def test_clipping_counts_runs_at_full_scale() -> None:
+    samples = np.tile(np.float32([0.1, -0.1]), 4000)
+    samples[10:14] = 1.0
+    samples[20:22] = -1.0
+    assert Clip.measure("x.wav", samples, RATE_HZ).clipped == 4 / 8000
+
+
+def test_only_the_beginning_of_hours_is_read(
+    clips: Path, engine: Engine, model: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "LONGEST_READ_S", 20.0)
+    audio.write(clips / "long.wav", talk(1, 0, 35, RATE_HZ), RATE_HZ)
+    (quality,) = enroll([clips / "long.wav"], engine, model).qualities
+    assert quality.seconds == 20.0
+
+
+def test_two_people_in_one_clip_are_told() -> None:
+    """By the bundled model, with the mean of the voices that are joined as its centre."""
+    engine = Engine(load_checkpoint(), EngineSettings("cpu", "float32"))
+    clips = {
+        name: np.concatenate(
+            [audio.read(EXAMPLES / f"set/truth/{name}_{n}.flac", RATE_HZ) for n in (1, 2)]
+        )
+        for name in ("awb", "rms", "slt")
+    }
+    assert (
+        has_two_voices(Clip.measure("a", clips["awb"], RATE_HZ), engine) is None
+    )  # it is not calibrated
+    centre = np.mean([engine.embed([clip]) for clip in clips.values()], axis=0)
+    engine.calibration = Calibration(tuple(map(float, centre)), (0.0,) * 4, 0.5, 0.5, {})
+    assert [
+        has_two_voices(Clip.measure(name, clip, RATE_HZ), engine) for name, clip in clips.items()
+    ] == [False] * 3
+    assert has_two_voices(Clip.measure("a", clips["awb"][:16000], RATE_HZ), engine) is None
+    both = np.concatenate([clips["awb"], clips["slt"] * 0.5])
+    voice = join_voices([embed_clip(Clip.measure("both.wav", both, RATE_HZ), engine)])
+    assert voice.qualities[0].two_voices
+    assert voice.warnings[0].startswith("both.wav: sounds like two voices")
+
+
+def silence(seconds: float) -> Samples:
+    return np.zeros(round(seconds * RATE_HZ), np.float32)
+
+
+def seconds(samples: Samples) -> float:
+    return len(samples) / RATE_HZ
+
+
+def trim(samples: Samples) -> Samples:
+    return Clip.measure("x", samples, RATE_HZ).trimmed()
+
+
+def test_pauses_of_a_long_clip_are_cut() -> None:
+    said = talk(1, 0, 3, RATE_HZ)
+    clip = np.concatenate([silence(4), said, silence(3), said, silence(2)])
+    assert seconds(trim(clip)) == pytest.approx(6.2, abs=0.4)
+
+
+def test_a_long_clip_has_an_end() -> None:
+    said = talk(1, 0, LONGEST_USED_S + 20, RATE_HZ)
+    assert seconds(trim(said)) == LONGEST_USED_S
+    assert trim(said)[800:1600] == pytest.approx(said[800:1600], abs=0.01)
+
+
+@pytest.mark.parametrize(("before_s", "after_s", "left_s"), [(0.9, 0.5, 4.4), (3, 4, 3.2)])
+def test_a_short_clip_loses_long_silence_at_its_ends(
+    before_s: float, after_s: float, left_s: float
+) -> None:
+    clip = np.concatenate([silence(before_s), talk(1, 0, 3, RATE_HZ), silence(after_s)])
+    assert seconds(trim(clip)) == pytest.approx(left_s, abs=0.3)
+
+
+def test_pauses_in_a_short_clip_stay() -> None:
+    said = talk(1, 0, 2, RATE_HZ)
+    clip = np.concatenate([said, silence(3), said])
+    assert seconds(trim(clip)) == seconds(clip)
+    assert seconds(Clip.measure("x", clip, RATE_HZ).only_speech()) < 4.1
+
+
+@pytest.mark.parametrize(
+    ("text", "start_s", "end_s"),
+    [
+        ("12.0-18.5", 12, 18.5),
+        ("0:12-0:18.5", 12, 18.5),
+        ("1:02:03-1:02:09", 3723, 3729),
+        ("90 - 2:00", 90, 120),
+        ("0-0.3", 0, 0.3),
+        ("8-", 8, np.inf),
+        ("1:00 -", 60, np.inf),
+    ],
+)
+def test_spans_are_read(text: str, start_s: float, end_s: float) -> None:
+    assert Span.parse(text) == Span(start_s, end_s)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((t, "is not a span") for t in ("", "12", "-3-5", "a-b", "1:75-2:00", "1:60:00-1:60:09")),
+        *((t, "is not a span") for t in ("1e3-2e3", "nan-5", "٣-٩", "1-2-3", "9" * 500)),
+        ("5-4", "5-4: this span ends before it starts"),
+        ("5-5", "ends before it starts"),
+        ("5-5.2", r"0.20 s is too short. Give 0.3 s"),
+    ],
+)
+def test_what_is_no_span_is_refused(text: str, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        Span.parse(text)
+
+
+def test_spans_are_shown_in_seconds() -> None:
+    assert str(Span.parse("0:12-0:18.5")) == "12.0-18.5 s"
+    assert str(Span(0.125, 3600)) == "0.125-3600.0 s"
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Path:
+    """25 s, two channels at 16 kHz: a voice on the left, from 0 to 5 s silence."""
+    sound = np.repeat(buzz(120, 25), 2)
+    sound[: 5 * 16000] = 0
+    path = tmp_path / "meeting.wav"
+    audio.write(path, np.stack([sound, 0 * sound]), 16000)
+    return path
+
+
+def test_a_span_is_that_part_of_the_file(meeting: Path) -> None:
+    whole = audio.read(meeting, RATE_HZ)
+    spans = [Span(8, 12.5), Span(6, 9)]
+    first, second = read_spans(meeting, spans, RATE_HZ)
+    assert first.name == f"{meeting} 8.0-12.5 s"
+    assert (first.seconds, second.seconds) == (4.5, 3.0)
+    assert first.samples[800:-800] == pytest.approx(whole[64800:99200], abs=2e-3)
+    assert second.samples[800:-800] == pytest.approx(whole[48800:71200], abs=2e-3)
+    (left,) = read_spans(meeting, spans[:1], RATE_HZ, "0")
+    assert left.samples == pytest.approx(2 * first.samples, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("20-", 5.0), ("20-25.5", 5.0), ("20-25.2", 5.0), ("24.7-", 0.3)]
+)
+def test_a_span_may_reach_a_little_over_the_end(meeting: Path, text: str, seconds: float) -> None:
+    (clip,) = read_spans(meeting, [Span.parse(text)], RATE_HZ)
+    assert clip.seconds == pytest.approx(seconds, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("span", "channel", "message"),
+    [
+        (Span(20, 25.6), "mix", r"meeting.wav: ends at 25.00 s, before the span 20.0-25.6 s does"),
+        (Span(25, 25.4), "mix", r"meeting.wav: ends at 25.00 s, before the span 25.0-25.4 s does"),
+        (Span(26, np.inf), "mix", r"meeting.wav: ends at 25.00 s, before the span 26.0-end does"),
+        (Span(1, 3), "mix", r"meeting.wav 1.0-3.0 s: is silent"),
+        (Span(8, 9), "1", r"meeting.wav 8.0-9.0 s: is silent"),
+        (Span(8, 9), "2", "has no channel 2"),
+    ],
+)
+def test_spans_that_cannot_be_used(meeting: Path, span: Span, channel: str, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        list(read_spans(meeting, [span], RATE_HZ, channel))
+
+
+@pytest.mark.skipif(decoding.programs() is None, reason="ffmpeg is not installed")
+def test_a_span_behind_the_sound_of_a_longer_video_is_refused(tmp_path: Path) -> None:
+    audio.write(tmp_path / "speech.wav", buzz(120, 3), RATE_HZ)
+    path = tmp_path / "talk.mkv"
+    words = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5", "-i", tmp_path / "speech.wav")
+    words += ("-t", "8", "-c:a", "pcm_s16le", "-y", path)
+    subprocess.run(["ffmpeg", "-v", "error", "-nostdin", *map(str, words)], check=True)
+    (clip,) = read_spans(path, [Span(1, 2.99)], RATE_HZ)
+    assert len(clip.samples) == pytest.approx(15920, abs=80)
+    for span in (Span(5, 7), Span(1, 4)):
+        with pytest.raises(AudioError, match=rf"talk.mkv: its sound ends.* before the span {span}"):
+            list(read_spans(path, [span], RATE_HZ))
+
+
+def test_memory_is_that_of_the_spans(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    audio.write(path, np.tile(buzz(120, 20), 90), RATE_HZ)
+    list(read_spans(path, [Span(1, 3)], RATE_HZ))
+    tracemalloc.start()
+    list(read_spans(path, [Span(1, 3), Span(1500, 1503)], RATE_HZ))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20  # the file has 58 MB of samples
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.001])
+def test_a_reference_that_begins_with_silence_is_searched(tmp_path: Path, noise: float) -> None:
+    """12 min without speech, and then 4 s of it."""
+    rng = np.random.default_rng(0)
+    speech = talk(1, 0, 4, RATE_HZ)
+    quiet = np.zeros(12 * 60 * RATE_HZ, np.float32)
+    sound = np.concatenate([quiet, speech, np.zeros(RATE_HZ, np.float32)])
+    sound += (noise * rng.standard_normal(len(sound))).astype(np.float32)
+    audio.write(tmp_path / "late.flac", sound, RATE_HZ)
+    samples, _ = read_clip(tmp_path / "late.flac", RATE_HZ)
+    clip = Clip.measure("late.flac", samples, RATE_HZ)
+    assert len(clip.trimmed()) / RATE_HZ == pytest.approx(4.5, abs=0.6)
+    audio.write(tmp_path / "noise.flac", sound[: 11 * 60 * RATE_HZ], RATE_HZ)
+    assert len(read_clip(tmp_path / "noise.flac", RATE_HZ)[0]) / RATE_HZ >= 60
+
+
+def test_an_offset_changes_nothing(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
+    sound = audio.read(clips / "a.wav", RATE_HZ)
+    drift = 0.1 * np.sin(2 * np.pi * 3 * np.arange(len(sound)) / RATE_HZ)
+    audio.write(clips / "offset.wav", (sound + 0.3 + drift).astype(np.float32), RATE_HZ, "FLOAT")
+    plain, offset = (enroll([clips / name], engine, model) for name in ("a.wav", "offset.wav"))
+    assert offset.embedding == pytest.approx(plain.embedding, abs=0.02)
+    assert offset.seconds == pytest.approx(plain.seconds, abs=0.2)
+    assert offset.warnings == plain.warnings
