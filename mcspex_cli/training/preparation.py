@@ -1,38 +1,32 @@
-"""What a run starts from: its network, its corpus and its validation mixtures."""
+"""What a run starts from: its corpus, its validation mixtures, and the level of its network."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import torch
-from torch import nn
 
-from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
-from mcspex_cli.checkpoint.weights import load_checkpoint
-from mcspex_cli.errors import ConfigError
-from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.model.systems import System
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
 from mcspex_cli.training.settings import TrainSettings
 from mcspex_cli.training.simulate import Rendering, find_recipes, render
 
 
-def make_sampler(settings: TrainSettings, device: torch.device) -> MixtureSampler:
+def make_sampler(
+    settings: TrainSettings, sample_rate_hz: int, device: torch.device
+) -> MixtureSampler:
     """Decode the training data to the device.
 
     Raises:
         ConfigError, AudioError: as `Corpus.read`.
     """
     data = settings.data
-    rate = settings.model.sample_rate_hz
-    corpus = Corpus.read(data.train, rate, given=data.mixing == "given")
+    corpus = Corpus.read(data.train, sample_rate_hz, given=data.mixing == "given")
     corpus.samples = corpus.samples.to(device)
     return MixtureSampler(corpus, settings.mixtures)
 
 
-def read_validation(settings: TrainSettings, part: slice) -> list[Rendering]:
+def read_validation(settings: TrainSettings, sample_rate_hz: int, part: slice) -> list[Rendering]:
     """Render a part of the validation mixtures, which are spread evenly over what there is.
 
     Raises:
@@ -44,40 +38,7 @@ def read_validation(settings: TrainSettings, part: slice) -> list[Rendering]:
     recipes = find_recipes(data.validation, data.enrolments)
     count = min(len(recipes), data.validation_mixtures)
     chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)[part]
-    return [render(recipes[k], settings.model.sample_rate_hz) for k in chosen]
-
-
-def start_of(settings: TrainSettings) -> CheckpointInfo | None:
-    """The checkpoint that a training goes on from, if it does.
-
-    Raises:
-        CheckpointError: it is not there.
-    """
-    name = settings.model.start_from
-    return find_checkpoint(Path(name) if Path(name).is_dir() else name) if name else None
-
-
-def build_system(settings: TrainSettings, speakers: int) -> System:
-    """Build a new network, or take a checkpoint's with a classifier for these speakers.
-
-    Raises:
-        ConfigError: the checkpoint works at another rate.
-        CheckpointError: it cannot be loaded.
-    """
-    model, levelled = settings.model, settings.mixtures.absent > 0
-    origin = start_of(settings)
-    if origin is None:
-        return build(_config(settings, speakers))
-    start = load_checkpoint(origin)
-    if start.config.sample_rate_hz != model.sample_rate_hz:
-        raise ConfigError(
-            f"{model.start_from}: works at {start.config.sample_rate_hz} Hz. "
-            "Set [model] sample_rate_hz to that."
-        )
-    if start.config.speakers != speakers:
-        start.classifier = nn.Linear(start.config.embedding, speakers)
-    start.config = replace(start.config, speakers=speakers, true_level=levelled)
-    return start.requires_grad_(True).train()
+    return [render(recipes[k], sample_rate_hz) for k in chosen]
 
 
 @torch.no_grad()
@@ -93,16 +54,3 @@ def calibrate(system: System, batch: Batch) -> None:
         gain = (wanted / estimate[batch.present].square().mean().clamp_min(1e-12)).sqrt()
         for parameter in bank.parameters():
             parameter.mul_(gain)
-
-
-def _config(settings: TrainSettings, speakers: int) -> SystemConfig:
-    """The network that the settings describe."""
-    model = settings.model
-    config = sized(model.system, model.size, model.sample_rate_hz, speakers)
-    return replace(
-        config,
-        scale_fuser=model.scale_fuser,
-        consm=model.consm,
-        scale_intermg=model.scale_intermg,
-        true_level=settings.mixtures.absent > 0,
-    )

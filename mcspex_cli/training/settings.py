@@ -101,12 +101,21 @@ class MixtureSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which network: `system` of SYSTEMS, `size` of SIZES, or a checkpoint to start from."""
+    """Which network: `system` of SYSTEMS and `size` of SIZES, or a checkpoint to start from.
+
+    `width`, `stacks` and `blocks` make either larger, and `sample_rate_hz` resamples the latter.
+    """
 
     system: str = "mcspex"
     size: str = "small"
-    sample_rate_hz: Annotated[int, Limits(4000, 192_000)] = 8000
+    sample_rate_hz: Annotated[int, Limits(4000, 192_000)] = 0
+    """If it is not given, the checkpoint's, and 8 kHz for a new network."""
     start_from: str = ""
+    width: Annotated[float, Limits(1, 8)] = 1.0
+    """How many times as many units each layer has."""
+    stacks: Annotated[int, Limits(1, 64)] = 0
+    """If this or the next is not given, as many as there are."""
+    blocks: Annotated[int, Limits(1, 16)] = 0
     scale_fuser: str = "gate"
     """MC-SpEx's insides, of FUSERS, CONSMS and INTERMGS."""
     consm: str = "steady"

@@ -19,16 +19,11 @@ from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.systems import System
+from mcspex_cli.training.growth import build_system, sample_rate_hz, start_of
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch
-from mcspex_cli.training.preparation import (
-    build_system,
-    calibrate,
-    make_sampler,
-    read_validation,
-    start_of,
-)
+from mcspex_cli.training.preparation import calibrate, make_sampler, read_validation
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.simulate import Rendering
 from mcspex_cli.training.team import Team
@@ -58,11 +53,14 @@ class Trainer:
         self.device = self.team.device
         state = self._state(resume)
         self.journal = self._journal(state["step"] if state else 0)
-        self.sampler = make_sampler(settings, self.device)
-        self.renderings = read_validation(settings, slice(self.team.rank, None, self.team.size))
-        torch.manual_seed(settings.run.seed)
         self.start = start_of(settings)
-        self.system = build_system(settings, len(self.sampler.corpus.speakers)).to(self.device)
+        rate = sample_rate_hz(settings.model, self.start)
+        self.sampler = make_sampler(settings, rate, self.device)
+        part = slice(self.team.rank, None, self.team.size)
+        self.renderings = read_validation(settings, rate, part)
+        torch.manual_seed(settings.run.seed)
+        speakers = len(self.sampler.corpus.speakers)
+        self.system = build_system(settings, self.start, speakers).to(self.device)
         if self.system.config.true_level and not state:
             calibrate(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.average = deepcopy(self.system).eval().requires_grad_(False)

@@ -92,6 +92,8 @@ def test_a_mistake_in_the_tables_or_the_data_is_named(
         ("model", 'system = "x"', r'\[model\] system = "x" must be one of mcspex, spexplus'),
         ("model", 'size = "x"', 'size = "x" must be one of base, small, mini, tiny'),
         ("model", "sample_rate_hz = 1", "= 1 must be a whole number, from 4000 to 192000"),
+        ("model", "width = 0.5", "width = 0.5 must be a number, from 1 to 8"),
+        ("model", "stacks = 0", "stacks = 0 must be a whole number, from 1 to 64"),
         ("model", "sample_rate_hz = 8e3", "= 8000.0 must be a whole number, from 4000 to 192000"),
         ("optimiser", 'batch = "8"', r'\[optimiser\] batch = "8" must be a whole number, from 2'),
         ("optimiser", "batch = 1", "batch = 1 must be a whole number, from 2 to 1e"),

@@ -127,12 +127,20 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     assert said == {"model": origin.label, "sha256": origin.sha256}
 
 
-def test_a_checkpoint_of_another_rate_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_resampled_and_grown(corpus: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "high", build(sized("mcspex", "tiny", 16000, 4)), {})
     chosen = settings(corpus, "out")
-    chosen = replace(chosen, model=replace(chosen.model, start_from=str(tmp_path / "high")))
-    with pytest.raises(ConfigError, match=r"high: works at 16000 Hz. Set \[model\]"):
-        Trainer(chosen)
+    as_it_is = replace(chosen.model, start_from=str(tmp_path / "high"))
+    grown = replace(as_it_is, sample_rate_hz=8000, width=1.5, stacks=3)
+    for model, rate, filters, stacks in ((as_it_is, 16000, 16, 2), (grown, 8000, 24, 3)):
+        out = corpus.parent / str(rate)
+        trainer = Trainer(replace(chosen, model=model, run=replace(chosen.run, out=out)))
+        assert trainer.sampler.corpus.sample_rate_hz == rate
+        assert list(trainer.run())[-1].step == 6
+        config = find_checkpoint(out / "last").config
+        assert (config["sample_rate_hz"], config["filters"], config["stacks"]) == (
+            rate, filters, stacks
+        )  # fmt: skip
 
 
 def test_validation_on_what_simulate_made(corpus: Path) -> None:

@@ -1,0 +1,221 @@
+"""The network that a run starts with: a new one, or a checkpoint's, grown and resampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mcspex_cli.checkpoint.convert import at_sample_rate
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.errors import ConfigError
+from mcspex_cli.model.extractor import ConSM
+from mcspex_cli.model.layers import TCNBlock
+from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.training.settings import ModelSettings, TrainSettings
+
+NEW_SAMPLE_RATE_HZ = 8000
+"""Of a new network whose settings name no rate."""
+
+_SPREAD = 0.2
+"""How unequally, relative to an equal share, the copies of a unit share its outgoing weights."""
+
+
+def start_of(settings: TrainSettings) -> CheckpointInfo | None:
+    """The checkpoint that a training starts from, if it does.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    name = settings.model.start_from
+    return find_checkpoint(Path(name) if Path(name).is_dir() else name) if name else None
+
+
+def sample_rate_hz(model: ModelSettings, start: CheckpointInfo | None) -> int:
+    """The rate of a run: what the settings name, else the start's, else 8 kHz."""
+    origin = start.config.get("sample_rate_hz") if start else None
+    return int(model.sample_rate_hz or origin or NEW_SAMPLE_RATE_HZ)
+
+
+def build_system(settings: TrainSettings, start: CheckpointInfo | None, speakers: int) -> System:
+    """Build a new network, or take a checkpoint's with a classifier for these speakers.
+
+    A checkpoint's network is taken to the run's sample rate and grown to its sizes, which
+    keeps its output (see `grow`).
+
+    Raises:
+        ConfigError: the settings would make a checkpoint's network smaller.
+        CheckpointError: it cannot be loaded, or has no counterpart at the sample rate.
+    """
+    model, levelled = settings.model, settings.mixtures.absent > 0
+    rate = sample_rate_hz(model, start)
+    if start is None:
+        config = replace(
+            sized(model.system, model.size, rate, speakers),
+            scale_fuser=model.scale_fuser,
+            consm=model.consm,
+            scale_intermg=model.scale_intermg,
+            true_level=levelled,
+        )
+        return build(larger(config, model.width, model.stacks, model.blocks))
+    system = load_checkpoint(start)
+    if system.config.sample_rate_hz != rate:
+        system = at_sample_rate(system, rate)
+    system = grow(system, model.width, model.stacks, model.blocks)
+    if system.config.speakers != speakers:
+        system.classifier = nn.Linear(system.config.embedding, speakers)
+    system.config = replace(system.config, speakers=speakers, true_level=levelled)
+    return system.requires_grad_(True).train()
+
+
+def larger(config: SystemConfig, width: float, stacks: int, blocks: int) -> SystemConfig:
+    """A system's sizes with `width` times as many units in every layer, and so many blocks.
+
+    Args:
+        config: the sizes to begin with.
+        width: 1 or more.
+        stacks: of dilated blocks; 0 leaves them.
+        blocks: in each stack; 0 leaves them.
+
+    Raises:
+        ConfigError: `config` has more stacks or blocks.
+    """
+    if 0 < stacks < config.stacks or 0 < blocks < config.blocks:
+        raise ConfigError(
+            f"[model] stacks and blocks can only add to what there is: {config.stacks} stacks of "
+            f"{config.blocks} blocks. Raise them, or leave them out."
+        )
+
+    def times(size: int) -> int:
+        return round(width * size)
+
+    return replace(
+        config,
+        filters=times(config.filters),
+        channels=times(config.channels),
+        hidden=times(config.hidden),
+        reference_channels=times(config.reference_channels),
+        embedding=times(config.embedding),
+        speaker_channels=tuple(map(times, config.speaker_channels)),
+        stacks=stacks or config.stacks,
+        blocks=blocks or config.blocks,
+    )
+
+
+def grow(
+    system: System, width: float = 1.0, stacks: int = 0, blocks: int = 0, seed: int = 0
+) -> System:
+    """Make a network wider and deeper so that its output stays the same, as far as it can.
+
+    A wider layer repeats units of the narrow one. Whatever reads a repeated unit divides its
+    weights among the copies, in unequal random shares, so that the copies learn different
+    things. New blocks and stacks come last and begin as the identity: their last layer is
+    zero. A width of 2, 3 and so on, and any depth, keep the output exactly; other widths
+    closely, since norms average over units of which some are repeated and some are not.
+    Source: ours, after Net2Net (Chen et al. 2016).
+
+    Args:
+        system: any trained system; it is not changed.
+        width: how many times as many units each layer gets, 1 or more.
+        stacks: of the new network; 0 leaves them as they are.
+        blocks: in each stack of the new network; 0 leaves them as they are.
+        seed: of what is random in the new weights.
+
+    Raises:
+        ConfigError: the network has more stacks or blocks.
+    """
+    config = larger(system.config, width, stacks, blocks)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        grown = build(config)
+        new = grown.load_state_dict(_widened(system, config), strict=False).missing_keys
+    for name, module in grown.named_modules():
+        if isinstance(module, TCNBlock | ConSM) and any(key.startswith(f"{name}.") for key in new):
+            layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
+            last = module.narrow if isinstance(module, TCNBlock) else layers[-1]
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+    return grown.eval().requires_grad_(False)
+
+
+Axis = tuple[str, Fraction] | None
+"""The size that an axis of a weight follows, and how many times it; None if it follows none."""
+
+
+def _widened(system: System, config: SystemConfig) -> dict[str, Tensor]:
+    """The network's weights at the widths of `config`."""
+    old = system.config
+    with torch.device("meta"):
+        shapes = build(replace(config, stacks=old.stacks, blocks=old.blocks)).state_dict()
+    transposed = {
+        f"{name}.weight"
+        for name, module in system.named_modules()
+        if isinstance(module, nn.ConvTranspose1d)
+    }
+    indices: dict[tuple[str, int, int], Tensor] = {}
+    widened = {}
+    for key, axes in _axes(old).items():
+        tensor = system.state_dict()[key].detach().clone()
+        inputs = 0 if key in transposed else 1
+        # Inputs come last, so that copies of an output share their inputs in different ways.
+        for axis in sorted(range(tensor.ndim), key=lambda axis: axis == inputs):
+            named = axes[axis]
+            if named is None or tensor.shape[axis] == shapes[key].shape[axis]:
+                continue
+            name, times = named[0], max(1, int(named[1]))
+            sizes = tensor.shape[axis] // times, shapes[key].shape[axis] // times
+            index = indices.setdefault((name, *sizes), _copies(*sizes))
+            index = torch.cat([index + part * sizes[0] for part in range(times)])
+            tensor = tensor.index_select(axis, index)
+            if axis == inputs:
+                tensor = tensor * _shares(index, axis, tensor.shape)
+        widened[key] = tensor
+    return widened
+
+
+def _axes(config: SystemConfig) -> dict[str, tuple[Axis, ...]]:
+    """The size that each axis of each weight follows, whatever the network's parts are.
+
+    Read off a network of the same kind whose sizes are all different.
+    """
+    primes = iter((101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157))
+    sizes = {name: 2 * next(primes) for name in ("filters", "hidden", "embedding")}
+    # Equal widths stay equal: a residual block between such has no weights in its shortcut.
+    widths = (config.channels, config.reference_width, *config.speaker_channels)
+    by_width = {width: 2 * next(primes) for width in dict.fromkeys(widths)}
+    probe = replace(
+        config,
+        filters=sizes["filters"],
+        hidden=sizes["hidden"],
+        embedding=sizes["embedding"],
+        channels=by_width[config.channels],
+        reference_channels=by_width[config.reference_width] if config.reference_channels else 0,
+        speaker_channels=tuple(by_width[width] for width in config.speaker_channels),
+        speakers=1,
+    )
+    sizes |= {f"channels {width}": size for width, size in by_width.items()}
+    known = {
+        size * times: (name, times)
+        for name, size in sizes.items()
+        for times in (Fraction(1, 2), Fraction(1), Fraction(2), Fraction(3))
+    }
+    with torch.device("meta"):
+        weights = build(probe).state_dict()
+    return {key: tuple(known.get(n) for n in weight.shape) for key, weight in weights.items()}
+
+
+def _copies(units: int, wider: int) -> Tensor:
+    """For each of `wider` units, the one of `units` that it is a copy of; each of them is used."""
+    whole, left = divmod(wider, units)
+    return torch.cat([torch.arange(units).repeat(whole), torch.randperm(units)[:left]])
+
+
+def _shares(index: Tensor, axis: int, shape: torch.Size) -> Tensor:
+    """Random shares [shape] for inputs that are copies of `index`; those of a unit sum to 1."""
+    share = 1 + _SPREAD * (2 * torch.rand(shape) - 1)
+    total = torch.zeros(shape).index_add_(axis, index, share)
+    return share / total.index_select(axis, index)
