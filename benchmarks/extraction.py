@@ -29,7 +29,7 @@ import numpy as np
 
 from mcspex_cli import McspexError, read_audio, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.runtime import (
     PRECISIONS,

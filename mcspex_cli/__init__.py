@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mcspex_cli.audio import read as read_audio
     from mcspex_cli.audio import write as write_audio
-    from mcspex_cli.checkpoint.names import find_checkpoint
-    from mcspex_cli.checkpoint.weights import load_checkpoint
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint
     from mcspex_cli.errors import McspexError
     from mcspex_cli.evaluation.metrics import si_sdr
     from mcspex_cli.extraction.engine import Engine
@@ -37,8 +36,8 @@ _HOMES = {
     "Job": ("extraction.jobs", "Job"),
     "McspexError": ("errors", "McspexError"),
     "extract_file": ("extraction.files", "extract_file"),
-    "find_checkpoint": ("checkpoint.names", "find_checkpoint"),
-    "load_checkpoint": ("checkpoint.weights", "load_checkpoint"),
+    "find_checkpoint": ("checkpoint.checkpoint", "find_checkpoint"),
+    "load_checkpoint": ("checkpoint.checkpoint", "load_checkpoint"),
     "read_audio": ("audio", "read"),
     "si_sdr": ("evaluation.metrics", "si_sdr"),
     "write_audio": ("audio", "write"),

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from mcspex_cli import audio
-from mcspex_cli.checkpoint.names import find_checkpoint
-from mcspex_cli.checkpoint.weights import save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.extraction.onnx import prepare
 from mcspex_cli.extraction.runtime import choose_precision
 from mcspex_cli.model.systems import System, build, sized

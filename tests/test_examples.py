@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import Engine, Job, audio, extract_file, load_checkpoint, read_audio, si_sdr
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.simulate import read_recipes, render
 from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared

@@ -14,7 +14,7 @@ import pytest
 
 import mcspex_cli
 from mcspex_cli import si_sdr
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
 from tests.conftest import EXAMPLES, ROOT
 
 MODULES = [p for p in (ROOT / "mcspex_cli").rglob("*.py") if p.name != "__init__.py"]

@@ -1,30 +1,37 @@
-"""SpEx+ as other programs have trained and saved it, made ours: the same network, its outputs.
+"""Checkpoints of other programs made ours, and ours taken to another sample rate.
 
 ```
-file ─ state dict ─ their names to ours ─ sizes from shapes ─ our config ─ System
+SpEx+ file ─ state dict ─ our names ─ sizes from shapes ─ System with the same outputs
+System at 8 kHz ─ filters resampled ─ System at 16 kHz
 ```
 
-Every tensor of theirs finds its place and every one of ours is filled, or nothing is made.
+Another program's file is read as tensors, never as code. Every tensor in it must have a place in
+our network, and every tensor of ours must be filled.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.cache import checksum
-from mcspex_cli.checkpoint.cards import Particulars, make_card
-from mcspex_cli.checkpoint.configs import CARD, parse_config
-from mcspex_cli.checkpoint.foreign import read_state
-from mcspex_cli.checkpoint.layouts import FIXED, LAYOUTS, SCALES, Layout
-from mcspex_cli.checkpoint.names import find_checkpoint
-from mcspex_cli.checkpoint.weights import count_weights, save_checkpoint
+from mcspex_cli.checkpoint.card import make_card, read_card
+from mcspex_cli.checkpoint.checkpoint import (
+    CheckpointInfo,
+    find_checkpoint,
+    first_names,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+)
+from mcspex_cli.checkpoint.config import CARD, check_regular, checksum, parse_system
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,268 +39,245 @@ if TYPE_CHECKING:
 
     from mcspex_cli.model.systems import System, SystemConfig
 
+Rename = tuple[str, str | Callable[[re.Match[str]], str]]
+"""A pattern in a name, and what replaces it."""
+
+_SCALES = ("short", "middle", "long")
+
+_RENAMES: tuple[Rename, ...] = (
+    (r"^encoder_1d_(short|middle|long)\.", lambda m: f"encoder.banks.{_SCALES.index(m[1])}."),
+    (r"^ln\.", "fusion.mixture.norm."),
+    (r"^proj\.", "fusion.mixture.project."),
+    (r"^aux_enc3\.0\.", "fusion.reference.norm."),
+    (r"^aux_enc3\.1\.", "fusion.reference.project."),
+    (r"^aux_enc3\.([234])\.", lambda m: f"speaker.blocks.{int(m[1]) - 2}."),
+    (r"^aux_enc3\.5\.", "speaker.project."),
+    (r"^pred_linear\.", "classifier."),
+    (r"^conv_block_(\d{1,4})\.", lambda m: f"extractor.stacks.{int(m[1]) - 1}.condition."),
+    (
+        r"^conv_block_(\d{1,4})_other\.(\d{1,4})\.",
+        lambda m: f"extractor.stacks.{int(m[1]) - 1}.blocks.{m[2]}.",
+    ),
+    (r"^mask([123])\.", lambda m: f"masks.heads.{int(m[1]) - 1}."),
+    (r"^decoder_1d_([123])\.", lambda m: f"decoder.banks.{int(m[1]) - 1}."),
+    (r"\.conv1x1\.", ".widen."),
+    (r"\.dconv\.", ".depthwise."),
+    (r"\.sconv\.", ".narrow."),
+    (r"\.conv_downsample\.", ".shortcut."),
+    (r"\.conv([12])\.", r".conv_\1."),
+    (r"\.prelu([12])\.", r".activation_\1."),
+    (r"\.(lnorm[12])\.gamma$", r".\1.weight"),
+    (r"\.(lnorm[12])\.beta$", r".\1.bias"),
+    (r"\.(?:lnorm|batch_norm)([12])\.", r".norm_\1."),
+)
+"""From the names of SpEx+'s authors to ours; other programs' names become theirs first."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one program calls the layers of SpEx+, and its sizes in the JSON beside them."""
+
+    mark: str
+    """How some of its names begin, and no other program's."""
+    renames: tuple[Rename, ...]
+    letters: dict[str, str]
+    """From the JSON's keys to our fields."""
+    fixed: dict[str, object] = field(default_factory=dict)
+    """Values of the JSON without which it is another network than ours."""
+    causal_norm: str = ""
+    """The norm that only its causal network has, if its weights show everything else."""
+
+    def our_name(self, name: str) -> str:
+        """Return our name of a tensor; something that fits nothing of ours if there is none."""
+        for pattern, replacement in (*self.renames, *_RENAMES):
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+_LETTERS = {
+    **{"L": "short", "N": "filters", "X": "blocks", "R": "stacks", "B": "channels", "H": "hidden"},
+    **{"P": "kernel", "norm": "norm"},
+}
+_FIXED: dict[str, object] = {"causal": False, "non_linear": "relu", "activate": "relu"}
+"""What weights cannot show, and what our network has."""
+
+LAYOUTS = {
+    "gemengtju/SpEx_Plus": Layout(
+        "aux_enc3.",
+        (),
+        # Its JSON has an R that no line of its network reads: there are always four stacks.
+        {letter: fact for letter, fact in _LETTERS.items() if letter != "R"},
+        {"num_spks": 1},
+    ),
+    "xuchenglin28/speaker_extraction_SpEx": Layout(
+        "spk_encoder.",
+        (
+            (r"^spk_encoder\.", "aux_enc3."),
+            (r"\.norm([12])\.", r".lnorm\1."),
+            (
+                r"^decoder_1d_(short|middle|long)\.",
+                lambda m: f"decoder_1d_{_SCALES.index(m[1]) + 1}.",
+            ),
+        ),
+        {
+            **{"L1": "short", "L2": "middle", "L3": "long", "N": "filters", "B": "blocks"},
+            **{"O": "channels", "P": "hidden", "Q": "kernel"},
+            **{"spk_embed_dim": "embedding", "num_spks": "speakers"},
+        },
+        causal_norm="cLN",
+    ),
+    "wenet-e2e/wesep": Layout(
+        "spk_model.aux_enc3.",
+        (
+            (r"^(?:encoder|decoder|spk_model)\.", ""),
+            (
+                r"^separation\.separation\.(\d{0,3}[02468])\.",
+                lambda m: f"conv_block_{int(m[1]) // 2 + 1}.",
+            ),
+            (
+                r"^separation\.separation\.(\d{0,3}[13579])\.separation\.",
+                lambda m: f"conv_block_{int(m[1]) // 2 + 1}_other.",
+            ),
+            (r"\.PReLU_([12])\.", r".prelu\1."),
+            (r"\.norm_([12])\.", r".lnorm\1."),
+            (r"\.dwconv\.", ".dconv."),
+            (r"\.Output\.", ".sconv."),
+        ),
+        {**_LETTERS, "spk_emb_dim": "embedding", "spksInTrain": "speakers"},
+    ),
+}
+"""The programs whose SpEx+ is understood."""
+
+_CONTAINERS = ("model_state_dict", "models", "state_dict", "model")
+"""Where a checkpoint keeps its state dict: SpEx+'s authors, wesep, Lightning, ClearerVoice."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and Lightning put before every name."""
+
 _MISSING = "missing (the name is ours). Copy the file again, whole."
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came of a file."""
+    """A converted checkpoint."""
 
     system: System
     """float32, in evaluation mode."""
     layout: str
-    """Whose names the layers had: a repository."""
+    """The program whose names the layers had."""
     notes: tuple[str, ...]
     """What a person should know, a line each."""
 
 
 def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) -> Conversion:
-    """Make another program's SpEx+ checkpoint a System with the same outputs.
+    """Make another program's SpEx+ checkpoint a `System` with the same outputs.
 
     Args:
-        path: what torch.save has written, or safetensors: a state dict or a checkpoint with one.
-        config: its mdl.json; what it says is compared with the weights.
-        sample_rate_hz: the rate that it was trained at, which the weights do not show.
+        path: A state dict, or a checkpoint with one, written by torch.save or as safetensors.
+        config: Its mdl.json, which is compared with the weights.
+        sample_rate_hz: The rate that it was trained at, which the weights do not show.
 
     Raises:
-        CheckpointError: the file cannot be read as tensors, is of another network, or of one
+        CheckpointError: The file cannot be read as tensors, or is of another network, or of one
             that ours cannot be.
     """
     state = read_state(path)
-    name, layout = _recognise(path, state)
-    found = _by_our_names(path, state, layout)
-    classified = any(key.startswith("classifier.") for key in found.tensors)
-    ours = parse_config(asdict(_deduce(found, layout, sample_rate_hz)), path)
+    for name, layout in LAYOUTS.items():  # noqa: B007
+        if any(key.startswith(layout.mark) for key in state):
+            break
+    else:
+        raise CheckpointError(
+            f"{path}: its layers ({first_names(list(state))}) are not those of a known SpEx+. "
+            f"Known: {', '.join(LAYOUTS)}."
+        )
+    weights = _Weights(path, {}, {})
+    for theirs, tensor in state.items():
+        ours = layout.our_name(theirs)
+        if ours in weights.tensors:
+            raise weights.refusal([theirs, ours], "the same layer twice. Keep the one in use.")
+        weights.tensors[ours], weights.names[ours] = tensor, theirs
+    classified = any(key.startswith("classifier.") for key in weights.tensors)
+    ours_config = parse_system(asdict(_sizes(weights, layout, sample_rate_hz)), path)
     notes = [f"Taken to work at {sample_rate_hz} Hz, which weights do not show."]
     if config:
-        _compare(config, layout, ours, classified)
-    elif not layout.causal_with:
+        _compare(config, layout, ours_config, classified)
+    elif not layout.causal_norm:
         notes.append("Taken to be not causal, with ReLU masks, which weights do not show.")
     if not classified:
         notes.append("It has no speaker classifier: ours is of one speaker, all zeros.")
-    return Conversion(_assemble(found, ours, classified), name, tuple(notes))
+    return Conversion(_assemble(weights, ours_config, classified), name, tuple(notes))
 
 
-def keep(made: Conversion, source: Path, folder: Path, licence: str | None, *, half: bool) -> None:
-    """Write what came of `source` to a folder, with a card that says where it is from.
+def save_conversion(
+    conversion: Conversion, source: Path, folder: Path, licence: str | None, *, half: bool
+) -> None:
+    """Write a conversion of the file `source` to a folder, with a card that says so.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: The folder cannot be written.
     """
-    origin = {"file": source.name, "sha256": checksum(source), "layout": made.layout}
-    save_checkpoint(folder, made.system, {"converted_from": origin}, half=half)
+    origin = {"file": source.name, "sha256": checksum(source), "layout": conversion.layout}
+    save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
     info = find_checkpoint(folder)
-    told = (
+    text = (
         f"Converted from `{source.name}` (sha256 `{origin['sha256']}`), whose layers are named as "
-        f"those of {made.layout}."
+        f"in {conversion.layout}."
     )
-    said = Particulars(info.name, count_weights(info), licence, origin=told)
-    with files.whole(folder / CARD) as partial:
-        partial.write_text(make_card(info, said))
+    _write_card(folder, make_card(info, info.name, licence, origin=text))
 
 
-def _recognise(path: Path, state: Collection[str]) -> tuple[str, Layout]:
-    """Whose names these are."""
-    for name, layout in LAYOUTS.items():
-        if any(key.startswith(layout.mark) for key in state):
-            return name, layout
-    raise CheckpointError(
-        f"{path}: its layers ({_some(state)}) are those of no SpEx+ that is known here. "
-        f"Known: {', '.join(LAYOUTS)}."
-    )
+def save_at_sample_rate(
+    info: CheckpointInfo, sample_rate_hz: int, folder: Path, licence: str | None, *, half: bool
+) -> None:
+    """Write a checkpoint of ours, taken to another sample rate, to a folder.
 
-
-def _some(names: Collection[str]) -> str:
-    """The first three names, and how many more there are."""
-    first = ", ".join(list(names)[:3])
-    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A foreign state dict by our names, and what its own were."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    names: dict[str, str]
-
-    def refusal(self, keys: Collection[str], why: str) -> CheckpointError:
-        """An error about these tensors, by their own names where they have one."""
-        return CheckpointError(f"{self.path}: {_some([self.names.get(k, k) for k in keys])}: {why}")
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a convolution's weight, of three axes.
-
-        Raises:
-            CheckpointError: it is missing or no convolution's.
-        """
-        if key not in self.tensors:
-            raise self.refusal([key], _MISSING)
-        shape = tuple(self.tensors[key].shape)
-        if len(shape) != 3:
-            raise self.refusal([key], f"{list(shape)} is not a convolution's shape.")
-        return shape
-
-    def count(self, numbered: str) -> int:
-        """How many numbers a pattern finds in the names."""
-        return len({m[1] for key in self.tensors if (m := re.match(numbered, key))})
-
-
-def _by_our_names(path: Path, state: dict[str, Tensor], layout: Layout) -> _Found:
-    """Rename every tensor."""
-    found = _Found(path, {}, {})
-    for theirs, tensor in state.items():
-        ours = layout.ours(theirs)
-        if ours in found.tensors:
-            raise found.refusal([theirs, ours], "the same layer twice. Keep the one that is used.")
-        found.tensors[ours], found.names[ours] = tensor, theirs
-    return found
-
-
-def _deduce(found: _Found, layout: Layout, sample_rate_hz: int) -> SystemConfig:
-    """Read all sizes off the tensors' shapes; whether they agree is for `_assemble` to see."""
-    from mcspex_cli.model.systems import SystemConfig
-
-    short, middle, long = _windows(found)
-    first = "extractor.stacks.0"
-    kernel = found.shape(f"{first}.condition.depthwise.weight")[2]
-    if kernel % 2 == 0:
-        raise found.refusal([f"{first}.condition.depthwise.weight"], f"{kernel} taps are not odd.")
-    channels = found.shape("fusion.mixture.project.weight")[0]
-    reference = found.shape("fusion.reference.project.weight")[0]
-    residuals = [found.shape(f"speaker.blocks.{k}.conv_1.weight")[0] for k in range(3)]
-    classifier = found.tensors.get("classifier.weight")
-    per_ms = max(sample_rate_hz, 1) / 1000  # limits are for `parse_config` to see
-    return SystemConfig(
-        system="spexplus",
-        sample_rate_hz=sample_rate_hz,
-        windows_ms=(short / per_ms, middle / per_ms, long / per_ms),
-        hop_ms=short // 2 / per_ms,
-        filters=found.shape("encoder.banks.0.weight")[0],
-        channels=channels,
-        hidden=found.shape(f"{first}.condition.widen.weight")[0],
-        kernel=kernel,
-        blocks=1 + found.count(rf"{first}\.blocks\.(\d+)\."),
-        stacks=found.count(r"extractor\.stacks\.(\d+)\."),
-        norm=_norm(found, layout),
-        reference_channels=0 if reference == channels else reference,
-        embedding=found.shape("speaker.project.weight")[0],
-        speaker_channels=tuple(residuals),
-        speakers=1 if classifier is None or not classifier.ndim else len(classifier),
-    )
-
-
-def _windows(found: _Found) -> tuple[int, int, int]:
-    """The short, middle and long window in samples; the hop is half the short one.
+    Its provenance and calibration are copied, and its card with a note above it.
 
     Raises:
-        CheckpointError: they do not grow, or leave no hop.
+        CheckpointError: As `load_checkpoint` and `at_sample_rate`.
+        OutputError: The folder cannot be written.
     """
-    banks = [f"encoder.banks.{scale}.weight" for scale in range(3)]
-    short, middle, long = (found.shape(bank)[2] for bank in banks)
-    if not 2 <= short <= middle <= long:
-        raise found.refusal(
-            banks, f"windows of {short}, {middle} and {long} samples do not grow from 2 on."
-        )
-    return short, middle, long
+    system = at_sample_rate(load_checkpoint(info), sample_rate_hz)
+    origin = {"model": info.label, "sha256": info.sha256}
+    provenance = {**info.provenance, "resampled_from": origin}
+    save_checkpoint(folder, system, provenance, half=half, calibration=info.calibration)
+    text = (
+        f"{info.label} (sha256 `{info.sha256}`), taken from {info.config.sample_rate_hz} Hz to "
+        f"{sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
+        "output is the same; above, it has learned nothing."
+    )
+    made = find_checkpoint(folder)
+    card = read_card(info.folder)
+    content = make_card(made, made.name, licence or (card.licence if card else None), origin=text)
+    if card:
+        content += f"\n## The card of {info.label}\n\n{card.text}\n"
+    _write_card(folder, content)
 
 
-def _norm(found: _Found, layout: Layout) -> str:
-    """Which of `NORMS` the blocks have: a gLN is a column or has a gamma, a BN has statistics.
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the state dict in a file; its names without what wrappers put before them.
 
     Raises:
-        CheckpointError: they have several, or that of a causal network.
+        CheckpointError: The file cannot be read, or has no state dict of plain tensors.
     """
-    kinds: dict[str, str] = {}
-    for key, tensor in found.tensors.items():
-        if match := re.match(r"(extractor\..*\.norm_[12]\.)weight$", key):
-            whole = "BN" if f"{match[1]}running_mean" in found.tensors else "cLN"
-            overall = tensor.ndim == 2 or found.names[key].endswith(".gamma")
-            kinds.setdefault("gLN" if overall else whole, key)
-    if len(kinds) > 1:
-        raise found.refusal(kinds.values(), f"norms of several kinds ({', '.join(kinds)}).")
-    kind = next(iter(kinds), "gLN")
-    if kind == layout.causal_with:
-        raise found.refusal(
-            kinds.values(), f"{kind} is the norm of a causal network, and ours is none."
-        )
-    return kind
-
-
-def _compare(path: Path, layout: Layout, ours: SystemConfig, classified: bool) -> None:
-    """Refuse a mdl.json that says other than the weights, or what ours cannot be.
-
-    Raises:
-        CheckpointError: so, or it is no JSON object.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON. Give the mdl.json of the training.") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: not a JSON object. Give the mdl.json of the training.")
-    for key, value in {**FIXED, **layout.fixed}.items():
-        if raw.get(key, value) != value:
-            said, meant = json.dumps(raw[key]), json.dumps(value)
-            raise CheckpointError(f"{path}: {key} is {said}; mcspex has SpEx+ with {meant} only.")
-    facts = {**asdict(ours), **dict(zip(SCALES, ours.windows, strict=True))}
-    if not classified:
-        del facts["speakers"]
-    for letter, fact in layout.letters.items():
-        if fact in facts and raw.get(letter, facts[fact]) != facts[fact]:
+    check_regular(path, "Name a checkpoint's file.")
+    state = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+    for key in _CONTAINERS:
+        if isinstance(state, dict) and key in state:
+            state = state[key]
+            state = state[0] if isinstance(state, list | tuple) and state else state
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: has no state dict. Save the network's state_dict().")
+    for key, value in state.items():
+        if not isinstance(key, str) or not _is_plain(value):
             raise CheckpointError(
-                f"{path}: says {letter} = {raw[letter]}, the weights have {facts[fact]}. "
-                "Give the JSON that belongs to them."
+                f"{path}: {key} is not a plain tensor ({type(value).__name__}). "
+                "Save the network's state_dict()."
             )
-
-
-def _assemble(found: _Found, config: SystemConfig, classified: bool) -> System:
-    """Fill our network with these tensors, all of it with all of them.
-
-    Raises:
-        CheckpointError: a tensor has no place, is missing, does not fit or is not finite.
-    """
-    import torch
-
-    from mcspex_cli.model.systems import build
-
-    with torch.device("meta"):
-        system = build(config)
-    wanted = system.state_dict()
-    if not classified:
-        zeros = {k: torch.zeros(t.shape) for k, t in wanted.items() if k.startswith("classifier.")}
-        found.tensors.update(zeros)
-    split = {k for k in wanted if k.endswith(".condition.condition.weight")}
-    odd = [k for k in found.tensors if k not in wanted.keys() - split or found.names.get(k) == k]
-    if odd:
-        raise found.refusal(odd, "no place for this in the SpEx+ that mcspex has.")
-    if missing := [k for k in wanted if k not in found.tensors and k not in split]:
-        raise found.refusal(missing, _MISSING)
-    tensors = _reshaped(found, config)
-    if odd := [k for k, t in wanted.items() if tensors[k].shape != t.shape]:
-        raise found.refusal(odd, "not of the size that the other layers ask for.")
-    values = {k: tensors[k].detach().to(t.dtype, copy=True).contiguous() for k, t in wanted.items()}
-    if odd := [k for k, value in values.items() if not value.isfinite().all()]:
-        raise found.refusal(odd, "some numbers are not finite. Take an earlier checkpoint.")
-    system.load_state_dict(values, assign=True)
-    return system.eval().requires_grad_(False)
-
-
-def _reshaped(found: _Found, config: SystemConfig) -> dict[str, Tensor]:
-    """Part what sees features and embedding at once, and make columns rows."""
-    tensors = dict(found.tensors)
-    for key, tensor in found.tensors.items():
-        if re.match(r"extractor\..*\.norm_[12]\.", key) and tensor.shape[1:] == (1,):
-            tensors[key] = tensor.flatten()
-        if match := re.match(r"(extractor\.stacks\.\d+\.condition\.)widen\.weight$", key):
-            found.shape(key)
-            told = f"{match[1]}condition.weight"
-            tensors[key] = tensor[:, : config.channels]
-            tensors[told] = tensor[:, config.channels :].flatten(1)
-            found.names[told] = found.names[key]
-    return tensors
+    for wrapper in _WRAPPERS:
+        if all(key.startswith(wrapper) for key in state):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
 
 
 def at_sample_rate(system: System, sample_rate_hz: int) -> System:
@@ -303,14 +287,15 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
     change: they are resampled by band-limited interpolation, `g[n] = sum_k f[k] sinc(n / r - k)`
     for r = new rate / old rate (below 1, their band is limited to the new one as well). The
     encoder's are divided by r, because it sums over r times as many samples. In the band that
-    both rates have, the output stays the same. Source: ours.
+    both rates have, the output stays the same (to 35 dB; the interpolation ends where the
+    windows do). Source: ours.
 
     Args:
         system: Any system, at `system.config.sample_rate_hz`; it is not changed.
         sample_rate_hz: The new rate, 4,000 to 192,000.
 
     Raises:
-        CheckpointError: the windows or the hop are no whole number of samples at the new rate.
+        CheckpointError: The windows or the hop are not a whole number of samples at the new rate.
     """
     import torch
 
@@ -337,7 +322,7 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
         tensors[encoder] = _resampled(tensors[encoder], ratio) / float(ratio)
         tensors[decoder] = _resampled(tensors[decoder], ratio)
     with torch.device("meta"):
-        converted = build(parse_config(asdict(config), "the new config"))
+        converted = build(parse_system(asdict(config), f"{sample_rate_hz} Hz"))
     converted.load_state_dict(tensors, assign=True)
     return converted.eval().requires_grad_(False)
 
@@ -351,3 +336,198 @@ def _resampled(filters: Tensor, ratio: Fraction) -> Tensor:
     band = min(1.0, float(ratio))
     kernel = band * torch.sinc(band * (new[:, None] - old))
     return (filters.double() @ kernel.T.to(filters.device)).to(filters.dtype)
+
+
+def _write_card(folder: Path, text: str) -> None:
+    with files.whole(folder / CARD) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def _read_pickle(path: Path) -> Any:
+    """Read what torch.save wrote, as far as it is tensors and plain containers."""
+    import torch
+
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about formats that are refused below anyway
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of any kind: the bytes may be anything
+            if code := re.search(r"GLOBAL (\S+)", str(error)):
+                raise CheckpointError(
+                    f"{path}: reading it would run code ({code[1]}). "
+                    "Save only the network's state_dict()."
+                ) from error
+            raise CheckpointError(
+                f"{path}: not a PyTorch checkpoint, or a damaged one. Copy it again, whole."
+            ) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a dense tensor of real numbers."""
+    from torch import Tensor, strided
+
+    if not isinstance(value, Tensor) or value.is_nested or value.is_quantized or value.is_meta:
+        return False
+    return value.layout == strided and not value.is_complex()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A foreign state dict by our names, with its own names for error messages."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+
+    def refusal(self, keys: Collection[str], reason: str) -> CheckpointError:
+        """Return an error about these tensors, by their own names where they have one."""
+        names = first_names([self.names.get(key, key) for key in keys])
+        return CheckpointError(f"{self.path}: {names}: {reason}")
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of a convolution's weight: three axes.
+
+        Raises:
+            CheckpointError: It is missing, or not a convolution's.
+        """
+        if key not in self.tensors:
+            raise self.refusal([key], _MISSING)
+        shape = tuple(self.tensors[key].shape)
+        if len(shape) != 3:
+            raise self.refusal([key], f"{list(shape)} is not the shape of a convolution.")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """Return how many numbers a pattern finds in the names."""
+        return len({m[1] for key in self.tensors if (m := re.match(pattern, key))})
+
+
+def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConfig:
+    """Read all sizes from the tensors' shapes; `_assemble` sees whether they agree."""
+    from mcspex_cli.model.systems import SystemConfig
+
+    banks = [f"encoder.banks.{scale}.weight" for scale in range(3)]
+    short, middle, long = (weights.shape(bank)[2] for bank in banks)
+    if not 2 <= short <= middle <= long:
+        raise weights.refusal(
+            banks, f"windows of {short}, {middle} and {long} samples do not grow from 2 on."
+        )
+    first = "extractor.stacks.0"
+    kernel = weights.shape(f"{first}.condition.depthwise.weight")[2]
+    if kernel % 2 == 0:
+        reason = f"a kernel of {kernel} taps is not odd."
+        raise weights.refusal([f"{first}.condition.depthwise.weight"], reason)
+    channels = weights.shape("fusion.mixture.project.weight")[0]
+    reference = weights.shape("fusion.reference.project.weight")[0]
+    one, two, three = (weights.shape(f"speaker.blocks.{k}.conv_1.weight")[0] for k in range(3))
+    classifier = weights.tensors.get("classifier.weight")
+    per_ms = max(sample_rate_hz, 1) / 1000  # `parse_system` checks the limits
+    return SystemConfig(
+        system="spexplus",
+        sample_rate_hz=sample_rate_hz,
+        windows_ms=(short / per_ms, middle / per_ms, long / per_ms),
+        hop_ms=short // 2 / per_ms,
+        filters=weights.shape("encoder.banks.0.weight")[0],
+        channels=channels,
+        hidden=weights.shape(f"{first}.condition.widen.weight")[0],
+        kernel=kernel,
+        blocks=1 + weights.count(rf"{first}\.blocks\.(\d+)\."),
+        stacks=weights.count(r"extractor\.stacks\.(\d+)\."),
+        norm=_norm(weights, layout),
+        reference_channels=0 if reference == channels else reference,
+        embedding=weights.shape("speaker.project.weight")[0],
+        speaker_channels=(one, two, three),
+        speakers=1 if classifier is None or not classifier.ndim else len(classifier),
+    )
+
+
+def _norm(weights: _Weights, layout: Layout) -> str:
+    """Return which of `NORMS` the blocks have.
+
+    A gLN is a column or has a gamma, a BN has statistics.
+    """
+    kinds: dict[str, str] = {}
+    for key, tensor in weights.tensors.items():
+        if match := re.match(r"(extractor\..*\.norm_[12]\.)weight$", key):
+            per_frame = "BN" if f"{match[1]}running_mean" in weights.tensors else "cLN"
+            is_global = tensor.ndim == 2 or weights.names[key].endswith(".gamma")
+            kinds.setdefault("gLN" if is_global else per_frame, key)
+    if len(kinds) > 1:
+        raise weights.refusal(kinds.values(), f"norms of several kinds ({', '.join(kinds)}).")
+    kind = next(iter(kinds), "gLN")
+    if kind == layout.causal_norm:
+        raise weights.refusal(
+            kinds.values(), f"{kind} is the norm of a causal network, and ours is not causal."
+        )
+    return kind
+
+
+def _compare(path: Path, layout: Layout, config: SystemConfig, classified: bool) -> None:
+    """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
+    check_regular(path, "Give the mdl.json of the training.")
+    try:
+        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a JSON object. Give the mdl.json of the training."
+        ) from error
+    for key, value in {**_FIXED, **layout.fixed}.items():
+        if raw.get(key, value) != value:
+            theirs, ours = (msgspec.json.encode(v).decode()[:60] for v in (raw[key], value))
+            raise CheckpointError(f"{path}: {key} is {theirs}; mcspex has SpEx+ with {ours} only.")
+    facts = {**asdict(config), **dict(zip(_SCALES, config.windows, strict=True))}
+    if not classified:
+        del facts["speakers"]
+    for letter, fact in layout.letters.items():
+        if fact in facts and raw.get(letter, facts[fact]) != facts[fact]:
+            raise CheckpointError(
+                f"{path}: has {letter} = {str(raw[letter])[:60]}, and the weights have "
+                f"{facts[fact]}. Give the JSON that belongs to them."
+            )
+
+
+def _assemble(weights: _Weights, config: SystemConfig, classified: bool) -> System:
+    """Fill our whole network with all of these tensors."""
+    import torch
+
+    from mcspex_cli.model.systems import build
+
+    with torch.device("meta"):
+        system = build(config)
+    expected = system.state_dict()
+    if not classified:
+        weights.tensors.update(
+            {k: torch.zeros(t.shape) for k, t in expected.items() if k.startswith("classifier.")}
+        )
+    split = {k for k in expected if k.endswith(".condition.condition.weight")}
+    places = expected.keys() - split
+    if odd := [k for k in weights.tensors if k not in places or weights.names.get(k) == k]:
+        raise weights.refusal(odd, "no place for this in the SpEx+ that mcspex has.")
+    if missing := [k for k in expected if k in places and k not in weights.tensors]:
+        raise weights.refusal(missing, _MISSING)
+    tensors = dict(weights.tensors)
+    for key, tensor in weights.tensors.items():
+        if re.match(r"extractor\..*\.norm_[12]\.", key) and tensor.shape[1:] == (1,):
+            tensors[key] = tensor.flatten()
+        if match := re.match(r"(extractor\.stacks\.\d+\.condition\.)widen\.weight$", key):
+            # Theirs sees the features and the embedding at once, ours one after the other.
+            weights.shape(key)
+            condition = f"{match[1]}condition.weight"
+            tensors[key] = tensor[:, : config.channels]
+            tensors[condition] = tensor[:, config.channels :].flatten(1)
+            weights.names[condition] = weights.names[key]
+    if odd := [k for k, t in expected.items() if tensors[k].shape != t.shape]:
+        raise weights.refusal(odd, "not of the size that the other layers require.")
+    values = {
+        k: tensors[k].detach().to(t.dtype, copy=True).contiguous() for k, t in expected.items()
+    }
+    if odd := [k for k, value in values.items() if not value.isfinite().all()]:
+        raise weights.refusal(odd, "some numbers are not finite. Use an earlier checkpoint.")
+    system.load_state_dict(values, assign=True)
+    return system.eval().requires_grad_(False)

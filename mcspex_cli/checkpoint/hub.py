@@ -1,121 +1,333 @@
-"""The Hugging Face Hub: the only place that uses the network.
+"""The Hugging Face Hub, and its cache on this disk. Nothing else here uses the network.
 
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to other programs. Three files are
-taken, never a pickle or code. They are kept under names of our own making, fixed ones and the
-checksums that a listing states, and only once they have these: a server names no path here.
+```
+HF_HUB_CACHE/models--org--name/blobs/DIGEST             the files, by their checksums
+                               snapshots/COMMIT/FILE    links to them
+                               refs/BRANCH              the commit that it pointed to
+```
+
+huggingface_hub downloads, uploads and keeps the cache; HF_ENDPOINT, HF_TOKEN, HF_HOME and
+HF_HUB_OFFLINE mean what they mean to other programs. What is added here: only three files are
+taken, never a pickle or code; each must have the checksum that the Hub lists; and an answer whose
+headers would lead the client outside its cache is refused.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.checkpoint import cache
-from mcspex_cli.checkpoint.cache import HubName
-from mcspex_cli.checkpoint.configs import CARD, CONFIG, FILES, WEIGHTS
-from mcspex_cli.checkpoint.troubles import broken_off, endpoint, explained
-from mcspex_cli.errors import CheckpointError, HubError, OutputError
+from mcspex_cli.checkpoint.config import (
+    CARD,
+    CONFIG,
+    FILES,
+    LARGEST_CONFIG,
+    WEIGHTS,
+    Config,
+    checksum,
+    parse_system,
+    read_config,
+)
+from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-Advance = Callable[[int], None]
-"""Told of every number of bytes that has come."""
+Progress = Callable[[int, int], None]
+"""Gets the bytes received so far, and the bytes to be received in all."""
 
-_LARGEST = {CONFIG: 2**20, CARD: 2**24}
-"""Bytes that a config and a card can have; what the weights may have, the config decides."""
+_LARGEST = {CONFIG: LARGEST_CONFIG, CARD: 2**24}
+"""Bytes; how large the weights can be follows from the config."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_PATIENCE = 4
-"""Times that a download may break off in a row without a byte having come."""
-
-_PAUSE_S = 0.2
-"""Seconds before it is taken up again."""
+_ETAG = re.compile(rf'(?:W/)?"?(?:{_DIGEST.pattern})"?')
+_PART = r"\w(?:[\w.-]{0,94}\w)?"
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./-]{{0,200}}\w)?))?", re.ASCII)
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
-class Listed:
+class HubName:
+    """org/name on the Hub, and a branch, tag or commit."""
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        """Return the name as users write it."""
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A downloaded model: one commit of one repository."""
+
+    repo: str
+    commit: str
+    folder: Path
+    refs: tuple[str, ...] = ()
+    """The branches and tags that pointed to this commit when the Hub was last asked."""
+
+    @property
+    def label(self) -> str:
+        """Its name, with the beginning of its commit."""
+        return f"{self.repo}@{self.commit[:12]}"
+
+    def is_of(self, revision: str | None) -> bool:
+        """Whether a branch, a tag, or seven or more digits of a commit mean it; None: yes."""
+        if revision is None or revision in self.refs:
+            return True
+        return len(revision) >= 7 and self.commit.startswith(revision)
+
+
+@dataclass(frozen=True)
+class ListedFile:
     """A file as the Hub lists it."""
 
     size: int
     digest: str
-    """sha256 of large files; of others, git's sha1."""
+    """sha256 of a large file; git's sha1 of a small one."""
 
-    def is_at(self, path: Path) -> bool:
-        """Whether the file at a path is this one."""
+    def matches(self, path: Path) -> bool:
+        """Whether the file at `path` is this one."""
         if path.stat().st_size != self.size:
             return False
-        return cache.checksum(path, of_git=len(self.digest) == 40) == self.digest
+        return checksum(path, git=len(self.digest) == 40) == self.digest
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What the Hub has under a name: one commit, and those of its files that are ours to take."""
+    """What the Hub has under a name: a commit, and those of its files that we take."""
 
-    asked: HubName
+    name: HubName
     commit: str
-    files: dict[str, Listed]
+    files: dict[str, ListedFile]
 
-    @property
-    def name(self) -> HubName:
-        """The commit itself, whatever branch or tag was asked for."""
-        return HubName(self.asked.repo, self.commit)
+    def cached(self, file: str) -> Path | None:
+        """Where the cache has a file of this commit, right or wrong; None if it has not."""
+        return cached_file(HubName(self.name.repo, self.commit), file)
 
-    @property
-    def sha256(self) -> str | None:
-        """Of the weights; None where the Hub keeps them as it keeps small files."""
-        digest = self.files[WEIGHTS].digest
-        return digest if len(digest) == 64 else None
+
+def parse_name(text: str) -> HubName | None:
+    """Read `org/name` or `org/name@revision`; None if it cannot be a name on the Hub."""
+    match = _NAME.fullmatch(text)
+    if not match or len(match[1]) > 96 or re.search(r"--|\.git$", match[1]) or ".." in text:
+        return None
+    return HubName(match[1], match[2])
+
+
+def location() -> Path:
+    """The folder of the cache, which may not exist yet."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids asking the Hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cached_file(name: HubName, file: str) -> Path | None:
+    """Return where the cache has a file of a model, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name.repo, file, revision=name.revision, cache_dir=location())
+    return Path(path) if isinstance(path, str) else None
+
+
+def cached(name: HubName) -> Snapshot | None:
+    """Return the downloaded model that a name stands for; None unless it is all there."""
+    config, weights = (cached_file(name, file) for file in (CONFIG, WEIGHTS))
+    if not config or not weights:
+        return None
+    return Snapshot(name.repo, config.parent.name, config.parent)
+
+
+def snapshots() -> list[Snapshot]:
+    """List every commit in the cache that has a config.json, even a damaged one.
+
+    huggingface_hub's `scan_cache_dir` would read the whole cache, data sets included, and takes
+    half a second to import; and it skips repositories in which any file is damaged.
+    """
+    commits = []
+    for folder in sorted(location().glob("models--*")):
+        refs = {
+            path.relative_to(folder / "refs").as_posix(): path.read_text().strip()
+            for path in (folder / "refs").rglob("*")
+            if path.is_file()
+        }
+        repo = "/".join(folder.name.split("--")[1:])
+        for path in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
+            if _COMMIT.fullmatch(path.name) and os.path.lexists(path / CONFIG):
+                pointing = sorted(ref for ref, commit in refs.items() if commit == path.name)
+                commits.append(Snapshot(repo, path.name, path, tuple(pointing)))
+    return commits
+
+
+def remove(repo: str, commits: Collection[str]) -> int:
+    """Delete commits of a repository from the cache, and return how many bytes that frees.
+
+    Raises:
+        CheckpointError: The repository is damaged, so that it can only be deleted as a whole.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir(location())
+    whole = [r for r in cache.repos if (r.repo_type, r.repo_id) == ("model", repo)]
+    if whole:
+        strategy = replace(cache, repos=frozenset(whole)).delete_revisions(*commits)
+        strategy.execute()
+        return strategy.expected_freed_size
+    folder = location() / f"models--{repo.replace('/', '--')}"
+    if not {path.name for path in folder.glob("snapshots/*")} <= set(commits):
+        raise CheckpointError(
+            f"{repo}: its files are damaged, so that it can only be deleted as a whole: "
+            f"mcspex models rm {repo}"
+        )
+    kept = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    size = sum(path.stat().st_size for path in kept)
+    shutil.rmtree(folder)
+    return size
 
 
 def look_up(name: HubName) -> Listing:
     """Ask the Hub what it has under `name`.
 
     Raises:
-        HubError: it cannot be reached, has no such model, or does not let us have it.
-        CheckpointError: the repository has no mcspex model.
+        HubError: It cannot be reached, has no such model, or does not give it.
+        CheckpointError: The repository has no mcspex model.
     """
     from huggingface_hub import constants
 
     with explained(name):
-        found = _client().model_info(
+        info = _client().model_info(
             name.repo,
             revision=name.revision,
             files_metadata=True,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
-        siblings = {str(file.rfilename): file for file in found.siblings or ()}
-        facts = {file: siblings[file] for file in FILES if file in siblings}
-        files = {
-            file: Listed(int(fact.size or 0), str(fact.lfs.sha256 if fact.lfs else fact.blob_id))
-            for file, fact in facts.items()
-        }
-        commit = str(found.sha)
-    _check_files(name, siblings)
-    listed = cache.COMMIT.fullmatch(commit) and all(
-        file.size > 0 and _DIGEST.fullmatch(file.digest) for file in files.values()
-    )
-    if not listed:
-        raise HubError(f"{name}: the Hub states no commit, sizes and checksums. Is it one?")
+        siblings = {str(file.rfilename): file for file in info.siblings or ()}
+        listed = {}
+        for file in FILES:
+            if fact := siblings.get(file):
+                digest = str(fact.lfs.sha256 if fact.lfs else fact.blob_id)
+                listed[file] = ListedFile(int(fact.size or 0), digest)
+        commit = str(info.sha)
+    _check_names(name, siblings)
+    if not _COMMIT.fullmatch(commit) or not all(
+        file.size > 0 and _DIGEST.fullmatch(file.digest) for file in listed.values()
+    ):
+        raise HubError(f"{name}: {_NO_HUB.format(endpoint())}")
     for file, largest in _LARGEST.items():
-        if file in files and files[file].size > largest:
-            raise CheckpointError(f"{name}: {file} has {files[file].size:,} bytes: no model's.")
-    return Listing(name, commit, files)
+        if file in listed and listed[file].size > largest:
+            size = listed[file].size
+            raise CheckpointError(f"{name}: {file} has {size:,} bytes, too many for a model's.")
+    return Listing(name, commit, listed)
+
+
+def download(name: HubName, progress: Progress | None = None) -> Snapshot:
+    """Ask the Hub for `name`, and download what the cache lacks of it.
+
+    The config is checked before the weights are asked for. The weights must have the size that
+    follows from it, and the checksums that it and the Hub state.
+
+    Raises:
+        HubError: The Hub does not give it.
+        CheckpointError: It is not a model for this program, or it is incomplete.
+        OutputError: The disk is full.
+    """
+    listing = look_up(name)
+    total, received = _check_space(listing), 0
+
+    def advance(count: int) -> None:
+        nonlocal received
+        received += count
+        if progress:
+            progress(received, total)
+
+    folder = _fetch(listing, CONFIG, advance).parent
+    try:
+        config = read_config(folder, str(name), "Tell its author.")
+        _check_weights(listing, config)
+        if checksum(_fetch(listing, WEIGHTS, advance)) != config.sha256:
+            raise CheckpointError(f"{name}: {_OTHER_WEIGHTS}")
+    except HubError:
+        raise  # the config may be good
+    except CheckpointError:
+        with suppress(CheckpointError):
+            remove(name.repo, [listing.commit])
+        raise
+    if CARD in listing.files:
+        _fetch(listing, CARD, advance)
+    revision = name.revision or "main"
+    if revision != listing.commit:
+        ref = folder.parents[1] / "refs" / revision
+        files.make_folders(ref.parent)
+        with files.whole(ref) as partial:
+            partial.write_text(listing.commit)
+    return Snapshot(name.repo, listing.commit, folder)
+
+
+def mismatches(snapshot: Snapshot) -> list[str]:
+    """Return the files of a downloaded model that differ from what the Hub lists.
+
+    Raises:
+        HubError: The Hub cannot be asked.
+    """
+    listing = look_up(HubName(snapshot.repo, snapshot.commit))
+    return [
+        file
+        for file, listed in listing.files.items()
+        if (snapshot.folder / file).is_file() and not listed.matches(snapshot.folder / file)
+    ]
+
+
+def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
+    """Make one commit of a model's files, and the repository if need be; return its address.
+
+    Raises:
+        HubError: There is no token, it may not write there, or the Hub does not answer.
+    """
+    from huggingface_hub import CommitOperationAdd, constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
+    with explained(name, writing=True):
+        api, timeout = _client(), constants.HF_HUB_ETAG_TIMEOUT
+        if name.revision:
+            api.model_info(name.repo, revision=name.revision, timeout=timeout)
+        api.create_repo(name.repo, private=private, exist_ok=True)
+        if private and not api.model_info(name.repo, timeout=timeout).private:
+            raise HubError(
+                f"{name}: exists and is public. Make it private on the Hub, or use another name."
+            )
+        commit = api.create_commit(
+            name.repo, operations, commit_message="Upload a model", revision=name.revision
+        )
+    return commit.commit_url
 
 
 def reach(timeout_s: float) -> str:
-    """Ask the Hub for anything at all; its address.
+    """Ask the Hub for anything at all, and return its address.
 
     Raises:
-        HubError: it does not answer, or says that it cannot.
+        HubError: It does not answer, or says that it cannot.
     """
     from huggingface_hub import constants, get_session
 
@@ -126,170 +338,246 @@ def reach(timeout_s: float) -> str:
     return endpoint()
 
 
-def fetch(listing: Listing, file: str, advance: Advance) -> Path:
-    """Download one of FILES of a commit, unless the cache has it; where it is.
+def endpoint() -> str:
+    """The Hub's address, without a password."""
+    from huggingface_hub import constants
 
-    What has come of it before, in this run or an earlier one, is not asked for again. What does
-    not have the checksum that the Hub states is thrown away, and asked for once more.
-
-    Raises:
-        HubError: the file does not come.
-        OutputError: the disk is full, or the cache cannot be written.
-    """
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    listed, here = listing.files[file], cache.cached_file(listing.name, file)
-    if here and listed.is_at(here):
-        return here
-    blob = cache.blob(listing.asked.repo, listed.digest)
-    lock = cache.lock(listing.asked.repo, listed.digest)
-    files.make_folders(blob.parent, lock.parent)
-    with explained(listing.asked), WeakFileLock(lock):
-        for _ in range(2):
-            if not blob.is_file():
-                _receive(listing, file, blob, advance)
-            if listed.is_at(blob):
-                return cache.point(listing.name, file, blob)
-            blob.unlink()
-    raise HubError(f"{listing.asked}: {file} came damaged twice. It was not kept; try again later.")
+    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
 
 
-def check_space(listing: Listing) -> int:
-    """Refuse a download that the disk has no room for; the bytes that the cache lacks.
-
-    Raises:
-        OutputError: too little is free where the cache lies.
-    """
-    folder = cache.location()
-    there = next(above for above in (folder, *folder.parents) if above.exists())
-    missing = (file for name, file in listing.files.items() if not _is_here(listing, name))
-    wanted, free = sum(file.size for file in missing), shutil.disk_usage(there).free
-    if free < wanted:
-        raise OutputError(
-            f"{listing.asked}: needs {wanted / 1e6:.1f} MB, {there} has {free / 1e6:.1f} MB free. "
-            "Free some space, or let HF_HOME name another disk."
-        )
-    return wanted
-
-
-def mismatches(snapshot: cache.Snapshot) -> list[str]:
-    """The files of a cached commit that are not as the Hub lists them.
-
-    Raises:
-        HubError: the Hub cannot be asked.
-    """
-    listing = look_up(HubName(snapshot.repo, snapshot.commit))
-    return [
-        file
-        for file, listed in listing.files.items()
-        if (snapshot.folder / file).is_file() and not listed.is_at(snapshot.folder / file)
-    ]
-
-
-def upload(files: dict[str, bytes], name: HubName, *, private: bool) -> str:
-    """Make the repository if need be, and one commit of a model's files; where it can be seen.
-
-    Raises:
-        HubError: there is no token, it may not write there, or the Hub does not answer.
-    """
-    from huggingface_hub import CommitOperationAdd, constants
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()  # they are not ours, and speak to everyone
-    operations = [CommitOperationAdd(file, content) for file, content in files.items()]
-    with explained(name, writing=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the client's, of how it is made
-        api, timeout = _client(), constants.HF_HUB_ETAG_TIMEOUT
-        if name.revision:
-            api.model_info(name.repo, revision=name.revision, timeout=timeout)
-        api.create_repo(name.repo, private=private, exist_ok=True)
-        if private and not api.model_info(name.repo, timeout=timeout).private:
-            raise HubError(
-                f"{name}: is there already, and public. Make it private, or name another."
-            )
-        commit = api.create_commit(
-            name.repo, operations, commit_message="Upload a model", revision=name.revision
-        )
-    return commit.commit_url
+_NO_HUB = "{} does not answer as the Hub does. Check HF_ENDPOINT, proxy and firewall."
+_OTHER_WEIGHTS = f"its {CONFIG} belongs to other weights (sha256). Tell its author."
 
 
 def _client() -> HfApi:
-    """The Hub's client, as this program."""
     from huggingface_hub import HfApi
 
     return HfApi(library_name="mcspex", library_version=__version__)
 
 
-def _check_files(name: HubName, files: Collection[str]) -> None:
-    """Refuse a repository without what a model of ours is made of."""
-    lacking = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in files)
-    if not lacking:
-        return
-    if any(file.endswith(_PICKLES) for file in files) and WEIGHTS not in files:
+def _check_names(name: HubName, names: Collection[str]) -> None:
+    """Refuse a repository without a model's files."""
+    missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in names)
+    if missing and WEIGHTS not in names and any(file.endswith(_PICKLES) for file in names):
         raise CheckpointError(
-            f"{name}: has pickled weights only, which can run code. Download them yourself, "
-            "then mcspex models convert FILE -o FOLDER."
+            f"{name}: has only pickled weights, which can run code. Download them yourself, then "
+            "mcspex models convert FILE -o FOLDER"
         )
-    raise CheckpointError(f"{name}: not an mcspex model, there is no {lacking} in it.")
+    if missing:
+        raise CheckpointError(f"{name}: not an mcspex model, because it has no {missing}.")
 
 
-def _is_here(listing: Listing, file: str) -> bool:
-    """Whether the cache has a file of this size already."""
-    here = cache.cached_file(listing.name, file)
-    return here is not None and here.stat().st_size == listing.files[file].size
+def _check_weights(listing: Listing, config: Config) -> None:
+    """Refuse weights that cannot belong to a config, before any of them is downloaded."""
+    import torch
+
+    from mcspex_cli.model.systems import build
+
+    name, listed = listing.name, listing.files[WEIGHTS]
+    with torch.device("meta"):
+        tensors = build(parse_system(config.system, name)).state_dict()
+    largest = 1024 + sum(256 + t.numel() * t.element_size() for t in tensors.values())
+    if listed.size > largest:
+        raise CheckpointError(
+            f"{name}: its weights have {listed.size:,} bytes, and its config's network has "
+            f"{largest:,} at most. Tell its author."
+        )
+    if len(listed.digest) == 64 and listed.digest != config.sha256:
+        raise CheckpointError(f"{name}: {_OTHER_WEIGHTS}")
 
 
-def _receive(listing: Listing, file: str, blob: Path, advance: Advance) -> None:
-    """Download a file to its blob, going on where it broke off, now or in an earlier run."""
-    partial, size = blob.with_name(f"{blob.name}.incomplete"), listing.files[file].size
-    partial.touch()
-    came, idle = partial.stat().st_size, 0
-    if came > size:
-        partial.write_bytes(b"")
-        came = 0
-    advance(came)
-    while came < size:
-        before = came
-        with broken_off() as broken:
-            _stream(listing, file, partial, advance)
-        came = partial.stat().st_size
-        idle = 0 if came > before else idle + 1
-        if broken and idle == _PATIENCE:
-            raise broken[0]
-        if came > size or (not broken and came < size):
-            partial.unlink()
-            raise HubError(f"{listing.asked}: {file} came with another size than announced.")
-        if broken:
-            time.sleep(_PAUSE_S)
-    partial.replace(blob)
+def _check_space(listing: Listing) -> int:
+    """Return how many bytes the cache lacks; refuse if the disk has no room for them."""
+    folder = location()
+    existing = next(above for above in (folder, *folder.parents) if above.exists())
+    needed = 0
+    for name, file in listing.files.items():
+        path = listing.cached(name)
+        needed += file.size if path is None or path.stat().st_size != file.size else 0
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OutputError(
+            f"{listing.name}: needs {needed / 1e6:.1f} MB, and {existing} has {free / 1e6:.1f} MB "
+            "free. Free some space, or set HF_HOME to a folder on another disk."
+        )
+    return needed
 
 
-def _stream(listing: Listing, file: str, partial: Path, advance: Advance) -> None:
-    """Add to a file what it lacks, as it comes, up to a byte more than it should have."""
-    from huggingface_hub import constants, get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-    )
+def _fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
+    """Download a file of a commit, unless the cache has it with the listed checksum."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import tqdm
 
-    came, size = partial.stat().st_size, listing.files[file].size
-    headers: dict[str, Any] = {
-        **build_hf_headers(library_name="mcspex", library_version=__version__),
-        "Accept-Encoding": "identity",
-        **({"Range": f"bytes={came}-"} if came else {}),
+    name, listed, path = listing.name, listing.files[file], listing.cached(file)
+    received = 0
+    if path and listed.matches(path):
+        return path
+
+    class Counter(tqdm):
+        """Counts bytes instead of showing them, and ends a download that does not end."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal received
+            received += int(n or 0)
+            advance(int(n or 0))
+            if received > listed.size:
+                raise HubError(f"{name}: {file} is larger than the Hub listed. Try again later.")
+
+        def update_transfer(self, n: float) -> None:
+            """Of bytes on the way, which `update` gets as well."""
+
+    for again in (path is not None, True):
+        with explained(name), _checked_answers(name):
+            new = Path(
+                hf_hub_download(
+                    name.repo,
+                    file,
+                    revision=listing.commit,
+                    cache_dir=location(),
+                    library_name="mcspex",
+                    library_version=__version__,
+                    force_download=again,
+                    tqdm_class=Counter,
+                )
+            )
+        if listed.matches(new):
+            return new
+        advance(-received)
+        received = 0
+    for part in (new.resolve(), new):
+        part.unlink(missing_ok=True)
+    raise HubError(f"{name}: {file} arrived damaged twice and was deleted. Try again later.")
+
+
+@contextmanager
+def _checked_answers(name: HubName) -> Iterator[None]:
+    """Check each answer to the client within the block before the client uses it.
+
+    Raises:
+        HubError: A header of which the client makes a path is not a checksum; or the Hub is too
+            busy, where the client would try again for as long as the Hub likes.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    def check(response: Any) -> None:
+        headers, status = response.headers, response.status_code
+        if _is_busy(status):
+            raise HubError(f"{name}: {_busy(status, headers)}")
+        commit = headers.get("X-Repo-Commit")
+        etag = headers.get("X-Linked-Etag") or headers.get("ETag")
+        if (commit is not None and not _COMMIT.fullmatch(commit)) or (
+            response.request.method == "HEAD" and etag is not None and not _ETAG.fullmatch(etag)
+        ):
+            raise HubError(f"{name}: {_NO_HUB.format(endpoint())}")
+
+    def checked() -> Any:
+        client = factory()
+        client.event_hooks["response"].append(check)
+        return client
+
+    factory = _http._GLOBAL_CLIENT_FACTORY
+    set_client_factory(checked)
+    try:
+        yield
+    finally:
+        set_client_factory(factory)
+
+
+@contextmanager
+def explained(name: HubName, *, writing: bool = False) -> Iterator[None]:
+    """Turn whatever the Hub's client raises in the block into one of our errors.
+
+    Raises:
+        HubError: The reason is the Hub, or the connection to it.
+        OutputError: The reason is this disk.
+    """
+    from huggingface_hub.utils import logging as client_logging
+
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(logging.ERROR)  # each failure is reported once, by us
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except McspexError:
+        raise
+    except Exception as error:
+        raise _explanation(name, error, writing=writing) from error
+    finally:
+        client_logging.set_verbosity(verbosity)
+
+
+def _explanation(name: HubName, error: BaseException, *, writing: bool) -> McspexError:
+    """Return our error for one of the client's: the first of these that applies."""
+    from huggingface_hub import errors
+
+    wrapped = isinstance(error, errors.LocalEntryNotFoundError) or type(error) is RuntimeError
+    if wrapped and error.__cause__:
+        return _explanation(name, error.__cause__, writing=writing)
+    if isinstance(error, errors.HfHubHTTPError):
+        return HubError(f"{name}: {_refusal(name, error, writing=writing)}")
+    if isinstance(error, OSError) and (error.errno in files.FULL or error.filename is not None):
+        return files.output_error(Path(error.filename or location()), error)
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    no_connection = OSError | ImportError | errors.HTTPError  # type: ignore[attr-defined]
+    reasons = {
+        "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it.": isinstance(
+            error, errors.OfflineModeIsEnabled
+        ),
+        f"HF_TOKEN or HF_ENDPOINT is not plain text ({reason}). Set it anew.": isinstance(
+            error, UnicodeError
+        ),
+        f"the Hub does not accept it ({reason}).": writing and isinstance(error, ValueError),
+        "a file came with another size than announced. Try again later.": (
+            reason.startswith("Consistency check")
+        ),
+        f"cannot reach {endpoint()} ({reason}). Check the connection. Models on this disk work "
+        "without it.": isinstance(error, no_connection),
+        _NO_HUB.format(endpoint()): True,
     }
-    url = hf_hub_url(listing.asked.repo, file, revision=listing.commit)
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-        hf_raise_for_status(response)
-        with partial.open("r+b") as written:
-            if response.status_code != 206:  # it begins anew, whatever was asked for
-                advance(-came)
-                came = 0
-            written.truncate(came)
-            written.seek(came)
-            for block in response.iter_bytes():
-                came += written.write(block)
-                advance(len(block))
-                if came > size:
-                    return
+    return HubError(f"{name}: {next(text for text, applies in reasons.items() if applies)}")
+
+
+def _refusal(name: HubName, error: HfHubHTTPError, *, writing: bool) -> str:
+    """Say what an answer with an error status means: the first of these that applies."""
+    from huggingface_hub import errors, get_token
+
+    status = error.response.status_code
+    not_found = isinstance(error, errors.RepositoryNotFoundError)
+    reasons = {
+        f"gated. Ask for access at {endpoint()}/{name.repo}, then {_LOG_IN}.": isinstance(
+            error, errors.GatedRepoError
+        ),
+        f"has no revision {name.revision or 'main'}. Leave it out, or name another.": isinstance(
+            error, errors.RevisionNotFoundError
+        ),
+        "the Hub rejects your token (401). Remove it, or set another.": (
+            status == 401 and not not_found and get_token() is not None
+        ),
+        f"you may not write there ({status}). With a token that may, {_LOG_IN}.": (
+            writing and status in {401, 403, 404}
+        ),
+        "no such folder, and no such model on the Hub. Check the name; if it is private, "
+        f"{_LOG_IN}.": not_found,
+        f"you may not read it ({status}). Check your access, and {_LOG_IN}.": (
+            status in {401, 403}
+        ),
+        _busy(status, error.response.headers): _is_busy(status),
+        f"the Hub refuses ({status}). Check the name and the revision.": True,
+    }
+    return next(text for text, applies in reasons.items() if applies)
+
+
+def _is_busy(status: int) -> bool:
+    return status in {408, 429} or status >= 500
+
+
+def _busy(status: int, headers: Any) -> str:
+    wait = headers.get("Retry-After", "")
+    when = f"in {wait} s" if wait.isdecimal() else "later"
+    problem = "gets too many requests from here" if status == 429 else "has a problem"
+    return f"the Hub {problem} ({status}). Try again {when}."

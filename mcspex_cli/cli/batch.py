@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options, plans
-from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.cli.score import choose_metrics, conclude, say_remarks, show
 from mcspex_cli.errors import PartialFailure
 

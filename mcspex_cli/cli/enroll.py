@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.profile import ReferenceQuality
     from mcspex_cli.extraction.reference import Voice
 

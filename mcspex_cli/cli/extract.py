@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options, streams
-from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.cli.outcomes import Talk, Wanted, tell
 from mcspex_cli.errors import AbsentError, AudioError, McspexError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.jobs import FileSettings, Job
     from mcspex_cli.extraction.reference import Span
     from mcspex_cli.extraction.runtime import EngineSettings

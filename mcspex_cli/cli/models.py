@@ -1,43 +1,92 @@
-"""`mcspex models`: what there is, what it is, and what of it is on this disk."""
+"""`mcspex models`: list, describe, download, check, convert, calibrate and share models."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.calibrate import calibrate
-from mcspex_cli.cli.downloads import card_of, download, find_model
-from mcspex_cli.cli.exchange import convert, export, push
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.checkpoint.card import Card
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+    from mcspex_cli.checkpoint.hub import HubName
+    from mcspex_cli.training.calibration import Case
+
+
+def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
+    """Find what --model names, or the default model; a download is shown."""
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, locate
+
+    found = locate(model)
+    if isinstance(found, CheckpointInfo):
+        return found
+    return find_checkpoint(str(found), offline=True) if offline else download(found, quiet=quiet)
+
+
+def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
+    """Download a model from the Hub and check that it loads; say its size and licence."""
+    from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
+
+    received = 0
+    with console.progress(shown=not quiet) as bar:
+        task = bar.add_task(str(name), total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal received
+            received = done
+            bar.update(task, completed=done, total=total)
+
+        info = pull(name, advance)
+    load_checkpoint(info)
+    if not quiet:
+        card = _card(info)
+        licence = card.licence if card and card.licence else "not stated: ask its author"
+        size = f"{console.size(received)} downloaded" if received else "already downloaded"
+        console.say(f"{info.label}  ({size}; licence: {licence})")
+    return info
+
+
+def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
+    """Make the graphs that a runtime needs, if there are none yet."""
+    if runtime != "onnx":
+        return
+    from mcspex_cli.extraction import onnx
+
+    if onnx.lacks_graphs(info):
+        if not quiet:
+            console.say(f"{info.label}: making graphs for {runtime}, which is done once ...")
+        onnx.prepare(info)
 
 
 @click.group()
 def models() -> None:
-    """List, describe, download, check and share models.
+    """List, describe, download, check, convert and share models.
 
     A model is a folder with config.json and model.safetensors, the name of one that comes with
-    mcspex, or org/name[@revision] on the Hugging Face Hub; in this order, wherever --model is.
+    mcspex, or org/name[@revision] on the Hugging Face Hub. Wherever --model is, they are tried in
+    this order.
     """
 
 
 @models.command("list")
 @options.as_json
 def list_models(as_json: bool) -> None:
-    """List the models that work without a network: bundled ones, and the Hub's cache."""
-    from mcspex_cli.checkpoint.names import available
+    """List the models that work offline: those that come with mcspex, and downloaded ones."""
+    from mcspex_cli.checkpoint.checkpoint import available
 
-    found, damaged = available()
+    infos, damaged = available()
     for error in damaged:
         console.warn(str(error))
     if as_json:
-        console.data([_facts(info) for info in found], indent=2)
+        console.data([_facts(info) for info in infos], indent=2)
         return
-    rows = [[info.name, _system(info), _rate(info), _size(info), _whence(info)] for info in found]
+    rows = [[info.name, _title(info), _rate(info), _size(info), _source(info)] for info in infos]
     console.table(["model", "system", "rate", "size", "from"], rows)
 
 
@@ -46,24 +95,31 @@ def list_models(as_json: bool) -> None:
 @options.offline
 @options.as_json
 def show(name: str, offline: bool, as_json: bool) -> None:
-    """Say what a model is: system, rate, licence, numbers, and its card."""
-    from mcspex_cli.checkpoint.weights import count_weights
-    from mcspex_cli.extraction.onnx import has_only_graphs
+    """Describe a model: system, rate, licence, measured quality, and its card."""
+    import msgspec
+
+    from mcspex_cli.checkpoint.checkpoint import count_weights
 
     info = find_model(name, offline=offline, quiet=as_json)
-    card, weights = card_of(info), None if has_only_graphs(info) else count_weights(info)
-    licence = card.licence if card else None
-    numbers = card.numbers if card else []
+    card, weights = _card(info), None if info.has_only_graphs else count_weights(info)
+    licence, numbers = (card.licence, card.numbers) if card else (None, [])
     if as_json:
-        text = {"card": card.text if card else None, "provenance": info.provenance}
-        said = {"weights": weights, "licence": licence, "numbers": numbers}
-        console.data({**_facts(info), **said, "config": info.config, **text}, indent=2)
+        facts = {
+            **_facts(info),
+            "weights": weights,
+            "licence": licence,
+            "numbers": numbers,
+            "config": msgspec.to_builtins(info.config),
+            "card": card.text if card else None,
+            "provenance": info.provenance,
+        }
+        console.data(facts, indent=2)
         return
+    kind = f"{weights / 1e6:.1f} M weights, {_size(info)}" if weights else "ONNX, for --runtime"
     rows = {
         "model": info.label,
-        "from": f"{_whence(info)}, {info.folder}",
-        "system": f"{_system(info)}, "
-        + (f"{weights / 1e6:.1f} M weights, {_size(info)}" if weights else "ONNX, for --runtime"),
+        "from": f"{_source(info)}, {info.folder}",
+        "system": f"{_title(info)}, {kind}",
         "rate": _rate(info),
         "sha256": info.sha256,
         "licence": licence or "not stated: ask its author",
@@ -78,20 +134,20 @@ def show(name: str, offline: bool, as_json: bool) -> None:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
 @options.quiet
 def pull(name: str, revision: str | None, quiet: bool) -> None:
-    """Download a model from the Hugging Face Hub, or get its newest commit.
+    """Download a model from the Hugging Face Hub, or update a downloaded one.
 
-    Only config.json, model.safetensors and README.md are taken. HF_HOME, HF_ENDPOINT, HF_TOKEN
-    and HF_HUB_OFFLINE mean what they mean to other programs.
+    Only config.json, model.safetensors and README.md are downloaded. HF_HOME, HF_ENDPOINT,
+    HF_TOKEN and HF_HUB_OFFLINE mean what they mean to other programs.
     """
-    from mcspex_cli.checkpoint.cache import parse_name
-    from mcspex_cli.checkpoint.names import bundled
+    from mcspex_cli.checkpoint.checkpoint import bundled
+    from mcspex_cli.checkpoint.hub import parse_name
 
     if name in bundled():
-        raise CheckpointError(f"{name}: comes with mcspex, there is nothing to download.")
+        raise CheckpointError(f"{name}: comes with mcspex, so there is nothing to download.")
     parsed = parse_name(name if revision is None else f"{name}@{revision}")
     if parsed is None:
-        said = f"--revision {revision}" if revision and parse_name(name) else name
-        raise click.UsageError(f"{said} is not of the form org/name[@revision].")
+        wrong = f"--revision {revision}" if revision and parse_name(name) else name
+        raise click.UsageError(f"{wrong} is not of the form org/name[@revision].")
     download(parsed, quiet=quiet)
 
 
@@ -99,40 +155,40 @@ def pull(name: str, revision: str | None, quiet: bool) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.complete_models)
 @options.offline
 def verify(names: tuple[str, ...], offline: bool) -> None:
-    """Compare models' files with the checksums in their config and on the Hub.
+    """Load models, and compare their files with the checksums in their config and on the Hub.
 
     Without a NAME: every model of `mcspex models list`.
     """
-    from mcspex_cli.checkpoint.names import available, find_checkpoint
-    from mcspex_cli.checkpoint.verification import verify_all
+    from mcspex_cli.checkpoint import checkpoint
 
-    damaged: list[CheckpointError] = []
-    if names:
-        found = [find_checkpoint(name, offline=True) for name in names]
-    else:
-        found, damaged = available()
-    for error in damaged:
-        console.error(str(error))
+    infos, damaged = ([], []) if names else checkpoint.available()
+    for name in names:
+        try:
+            infos.append(checkpoint.find_checkpoint(name, offline=True))
+        except CheckpointError as error:
+            damaged.append(error)
+    for reason in damaged:
+        console.error(str(reason))
     bad = len(damaged)
-    for verdict in verify_all(found, offline=offline):
-        label = verdict.info.label
+    for info in infos:
+        verdict = checkpoint.verify(info, offline=offline)
         bad += bool(verdict.problems)
         for problem in verdict.problems:
-            console.error(f"{label}: {problem}")
-        if verdict.unasked:
-            console.warn(f"not compared with the Hub. {verdict.unasked}")
+            console.error(f"{info.label}: {problem}")
+        if verdict.hub_error:
+            console.warn(f"not compared with the Hub. {verdict.hub_error}")
         if not verdict.problems:
-            console.text(f"{label}: good, compared with {verdict.compared}\n")
+            console.text(f"{info.label}: good, compared with {verdict.compared}\n")
     if bad:
-        total = console.count(len(found) + len(damaged), "model")
-        raise CheckpointError(f"{bad} of {total} damaged, see above.")
+        total = console.count(len(infos) + len(damaged), "model")
+        raise CheckpointError(f"{bad} of {total} damaged or missing, see above.")
 
 
 @models.command()
 @click.argument("name", shell_complete=options.complete_models)
 def path(name: str) -> None:
-    """Print the folder that a model lies in, for scripts. Nothing is downloaded."""
-    from mcspex_cli.checkpoint.names import find_checkpoint
+    """Print the folder of a model, for scripts. Nothing is downloaded."""
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
     console.text(f"{find_checkpoint(name, offline=True).folder.resolve()}\n")
 
@@ -141,46 +197,287 @@ def path(name: str) -> None:
 @click.argument("name", metavar="ORG/NAME[@REV]")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(name: str, yes: bool) -> None:
-    """Delete a downloaded model from the Hub's cache: all of its commits, or the one named."""
-    from mcspex_cli.checkpoint import cache
-    from mcspex_cli.checkpoint.names import commits_of
+    """Delete a downloaded model: all of its commits, or the one that you name."""
+    from mcspex_cli.checkpoint import hub
+    from mcspex_cli.checkpoint.checkpoint import downloads_of
 
-    asked = cache.parse_name(name)
-    found = commits_of(asked) if asked else []
-    if asked is None or not found:
-        raise CheckpointError(f"{name}: not in the Hub's cache; mcspex models list shows what is.")
-    for snapshot in found:
+    parsed = hub.parse_name(name)
+    commits = downloads_of(parsed) if parsed else []
+    if parsed is None or not commits:
+        raise CheckpointError(
+            f"{name}: has not been downloaded. To see what has been: mcspex models list"
+        )
+    for snapshot in commits:
         console.say(f"{snapshot.label}  ({snapshot.folder})")
     if not yes:
-        click.confirm(f"Delete {console.count(len(found), 'commit')}?", abort=True, err=True)
-    freed = cache.remove(asked.repo, [snapshot.commit for snapshot in found])
+        click.confirm(f"Delete {console.count(len(commits), 'commit')}?", abort=True, err=True)
+    freed = hub.remove(parsed.repo, [snapshot.commit for snapshot in commits])
     console.say(f"{name}: deleted, {console.size(freed)} freed")
 
 
-models.add_command(calibrate)
-models.add_command(convert)
-models.add_command(export)
-models.add_command(push)
+@models.command()
+@click.argument("source", metavar="MODEL|FILE", shell_complete=options.complete_models)
+@click.option(
+    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
+)
+@click.option(
+    "--sample-rate",
+    "--rate",
+    type=click.IntRange(4000, 192_000),
+    metavar="HZ",
+    help="A MODEL's new sample rate; the rate that a FILE was trained at.  [default of a FILE: "
+    "8000]",
+)
+@click.option(
+    "--config",
+    type=options.PATH,
+    metavar="JSON",
+    help="Sizes to check a FILE's weights against.  [default: mdl.json beside it, if there]",
+)
+@click.option("--license", "licence", metavar="ID", help="Of the weights, for the card: mit, ...")
+@click.option("--half", is_flag=True, help="Round the weights to half precision and half the size.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that is in DIR.")
+@options.offline
+def convert(
+    source: str,
+    output: Path,
+    sample_rate: int | None,
+    config: Path | None,
+    licence: str | None,
+    half: bool,
+    overwrite: bool,
+    offline: bool,
+) -> None:
+    """Take a MODEL to another sample rate, or make a model of another program's SpEx+ FILE.
+
+    A MODEL is anything that --model takes. At another rate its output stays the same in the band
+    that both rates have; above that it has learned nothing.
+
+    A FILE is a checkpoint of gemengtju/SpEx_Plus (best.pt.tar), of
+    xuchenglin28/speaker_extraction_SpEx, of ClearerVoice, or of wesep's ConvTasNet with
+    multi-scale encoder and decoder. Each of its tensors must have a place in our network; code in
+    it is not run.
+
+    \b
+    mcspex models convert mcspex-small-8k --sample-rate 16000 -o small-16k
+    mcspex models convert best.pt.tar -o spexplus
+    """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.checkpoint import convert as conversion
+    from mcspex_cli.checkpoint.checkpoint import check_replaceable
+    from mcspex_cli.errors import OutputError
+
+    file = Path(source)
+    if file.exists() and not file.is_dir():
+        if file.parent.resolve() == output.resolve():
+            raise OutputError(f"{output}: is the folder of {file.name}. Name another folder.")
+        check_replaceable(output, overwrite=overwrite)
+        beside = file.parent / "mdl.json"
+        converted = conversion.convert(
+            file, config or (beside if beside.is_file() else None), sample_rate or 8000
+        )
+        conversion.save_conversion(converted, file, output, licence, half=half)
+        for note in converted.notes:
+            console.say(note)
+        console.say(f"{output}  (SpEx+, from the layers of {converted.layout})")
+        return
+    if sample_rate is None or config is not None:
+        raise click.UsageError(
+            f"{source} is not a file. For a model, give --sample-rate and no --config."
+        )
+    check_replaceable(output, overwrite=overwrite)
+    info = find_model(source, offline=offline)
+    if info.folder.resolve() == output.resolve():
+        raise OutputError(f"{output}: is the model itself. Name another folder.")
+    conversion.save_at_sample_rate(info, sample_rate, output, licence, half=half)
+    console.say(f"{output}  ({info.label} at {sample_rate} Hz)")
+
+
+@models.command()
+@click.argument("name", shell_complete=options.complete_models)
+@click.option(
+    "--to",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="The format.",
+    expose_value=False,
+)
+@click.option(
+    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an export that is in DIR.")
+@options.offline
+@options.quiet
+def export(name: str, output: Path, overwrite: bool, offline: bool, quiet: bool) -> None:
+    """Write a model as ONNX graphs, which run without torch and without mcspex.
+
+    DIR gets embed.onnx, extract.onnx, config.json and the card. Both graphs are compared with
+    torch before. DIR can then be the --model of --runtime onnx.
+
+    \b
+    mcspex models export mcspex-small-8k --to onnx -o small-onnx
+    mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
+    """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.extraction import onnx
+
+    onnx.check_installed(*onnx.EXPORTER)
+    info = find_model(name, offline=offline, quiet=quiet)
+    onnx.check_free(output, info, overwrite=overwrite)
+    onnx.export_model(info, output)
+    if not quiet:
+        sizes = [(output / file).stat().st_size for file in (onnx.EMBED, onnx.EXTRACT)]
+        console.say(f"{output}  ({info.label} as ONNX, {console.size(sum(sizes))})")
+
+
+@models.command()
+@click.argument("model", metavar="FOLDER", shell_complete=options.complete_folders)
+@click.argument("name", metavar="ORG/NAME")
+@click.option("--license", "licence", metavar="ID", help="Of the weights, for a card: cc-by-4.0.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="TEXT",
+    help="A corpus it was trained on, with its licence, for a card. Repeatable.",
+)
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--dry-run", is_flag=True, help="Check and show everything, send nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def push(
+    model: str,
+    name: str,
+    licence: str | None,
+    data: tuple[str, ...],
+    private: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Upload a model to the Hugging Face Hub, after loading and showing it.
+
+    If the folder has no README.md, one is made and sent, for which --license and --data are
+    needed. The token is the one of `hf auth login`, or HF_TOKEN.
+    """
+    from mcspex_cli.checkpoint import hub
+    from mcspex_cli.checkpoint.card import prepare_publication
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+
+    target = hub.parse_name(name)
+    if target is None:
+        raise click.UsageError(f"{name} is not of the form org/name[@branch].")
+    publication = prepare_publication(find_checkpoint(model, offline=True), target, licence, data)
+    for file, content in publication.files.items():
+        console.say(f"{file:20}{console.size(len(content)):>10}")
+    if publication.new_card:
+        console.say(f"\n{publication.card}")
+    if dry_run:
+        console.say(f"dry run: nothing was sent to {target}.")
+        return
+    if not yes:
+        click.confirm(f"Upload to {target}?", abort=True, err=True)
+    console.text(f"{hub.upload(publication.files, target, private=private)}\n")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("sources", nargs=-1, required=True, type=options.PATH, metavar="SPEAKERS|CSV...")
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Mixtures to draw from SPEAKERS.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@options.as_json
+@options.quiet
+def calibrate(
+    name: str, sources: tuple[Path, ...], count: int, seed: int, as_json: bool, quiet: bool
+) -> None:
+    """Measure how a model's presence score tells whether a voice is there.
+
+    Mixtures are drawn from folders of SPEAKERS that the model has not been trained on, or are
+    those of a recipe's CSV (see mcspex simulate). From each, the target is extracted, and then
+    somebody who is not in it. The result is written into the config.json of NAME, a folder.
+
+    \b
+    mcspex models calibrate runs/best held-out-speakers/
+    """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.checkpoint.checkpoint import bundled
+    from mcspex_cli.checkpoint.config import write_calibration
+    from mcspex_cli.extraction.engine import open_engine
+    from mcspex_cli.extraction.runtime import EngineSettings
+    from mcspex_cli.training.calibration import Calibrator
+
+    info = find_model(name, offline=True, quiet=quiet or as_json)
+    if info.revision or name in bundled():
+        owner = "comes from the Hub" if info.revision else "comes with mcspex"
+        raise CheckpointError(
+            f"{info.label}: {owner}, and is not changed. Copy {info.folder} and calibrate the copy."
+        )
+    engine = open_engine(replace(info, calibration=None), EngineSettings())  # it may be damaged
+    calibrator = Calibrator(engine, _cases(sources, count, seed, engine.sample_rate_hz), seed)
+    with console.progress(shown=not (quiet or as_json)) as bar:
+        trials = list(bar.track(calibrator.trials(), total=2 * len(calibrator.cases)))
+    calibration = asdict(calibrator.calibration(trials))
+    write_calibration(info.folder, calibration)
+    if as_json:
+        console.data(calibration, indent=2)
+    elif not quiet:
+        measured = calibration["measured"]
+        console.say(
+            f"{info.label}: presence calibrated on {measured['mixtures']} mixtures of "
+            f"{measured['speakers']} voices: AUC {measured['auc']:.3f}, equal error rate "
+            f"{100 * measured['equal_error_rate']:.1f} % at {calibration['threshold']:.2f}"
+        )
+        rates = measured["misses_at_false_alarms"].items()
+        rows = [[f"{100 * float(share):g} %", f"{100 * missed:.1f} %"] for share, missed in rates]
+        console.table(["absent taken for present", "present missed"], rows)
+
+
+def _cases(sources: tuple[Path, ...], count: int, seed: int, sample_rate_hz: int) -> Iterator[Case]:
+    """Yield the mixtures of CSVs, then mixtures drawn from folders."""
+    from mcspex_cli.training.calibration import drawn_cases, given_cases
+    from mcspex_cli.training.settings import MixtureSettings
+    from mcspex_cli.training.simulate import draw_renderings, read_recipes
+
+    for path in sources:
+        if not path.is_dir():
+            yield from given_cases(read_recipes(path), sample_rate_hz)
+    if folders := [path for path in sources if path.is_dir()]:
+        from mcspex_cli.training.data import Corpus
+
+        corpus = Corpus.read(folders, sample_rate_hz)
+        yield from drawn_cases(draw_renderings(corpus, MixtureSettings(), count, seed))
+
+
+def _card(info: CheckpointInfo) -> Card | None:
+    """Return a model's card; warn of one that cannot be read."""
+    from mcspex_cli.checkpoint.card import read_card
+
+    try:
+        return read_card(info.folder)
+    except CheckpointError as error:
+        console.warn(str(error))
+        return None
 
 
 def _facts(info: CheckpointInfo) -> dict[str, Any]:
-    """What --json says of any model."""
+    """Return what --json says about any model."""
     return {
         "name": info.name,
         "source": info.source,
         "folder": str(info.folder),
         "revision": info.revision,
         "refs": list(info.refs),
-        "system": info.config.get("system"),
-        "sample_rate_hz": info.config.get("sample_rate_hz"),
+        "system": info.config.system,
+        "sample_rate_hz": info.config.sample_rate_hz,
         "bytes": info.weight_bytes,
         "sha256": info.sha256,
     }
 
 
-def _whence(info: CheckpointInfo) -> str:
-    """Where a model is from, for people."""
-    from mcspex_cli.checkpoint.names import DEFAULT_MODEL
+def _source(info: CheckpointInfo) -> str:
+    from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 
     if info.revision:
         return ", ".join(["the Hub", *info.refs, info.revision[:12]])
@@ -189,20 +486,14 @@ def _whence(info: CheckpointInfo) -> str:
 
 
 def _size(info: CheckpointInfo) -> str:
-    """How large the weights' file is."""
     return console.size(info.weight_bytes) if info.weight_bytes else "no weights"
 
 
 def _rate(info: CheckpointInfo) -> str:
-    """The sample rate, in kHz."""
-    rate_hz = info.config.get("sample_rate_hz")
-    if isinstance(rate_hz, int) and 0 < rate_hz < 10**6:
-        return f"{rate_hz / 1000:g} kHz"
-    return "unknown"
+    return f"{info.config.sample_rate_hz / 1000:g} kHz"
 
 
-def _system(info: CheckpointInfo) -> str:
-    """The system's name, as its paper writes it."""
-    from mcspex_cli.checkpoint.cards import title
+def _title(info: CheckpointInfo) -> str:
+    from mcspex_cli.checkpoint.card import title
 
     return title(info)

@@ -15,7 +15,7 @@ from mcspex_cli.errors import CheckpointError, McspexError
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,7 +32,7 @@ def complete_models(
 
     The item for folders has to be the first: at it, bash forgets those before.
     """
-    from mcspex_cli.checkpoint.names import available
+    from mcspex_cli.checkpoint.checkpoint import available
 
     try:
         names = {info.name for info in available()[0]}

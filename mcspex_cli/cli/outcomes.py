@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mcspex_cli.cli import console
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.jobs import Job
     from mcspex_cli.extraction.outputs import Extraction

@@ -40,7 +40,7 @@ def run() -> Finding:
 def _extract(folder: Path) -> tuple[float, float, str]:
     """The mixture's and the estimate's SI-SDR in dB, and what ran the network."""
     from mcspex_cli import audio
-    from mcspex_cli.checkpoint.names import find_checkpoint
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
     from mcspex_cli.diagnosis.voices import speak
     from mcspex_cli.evaluation.metrics import si_sdr
     from mcspex_cli.extraction.engine import open_engine

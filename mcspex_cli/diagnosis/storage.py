@@ -24,10 +24,10 @@ _ROOM = 200e6
 
 def check_cache() -> Finding:
     """Where downloaded models go: whether it can be written, what is there, what is free."""
-    from mcspex_cli.checkpoint import cache
-    from mcspex_cli.checkpoint.names import available
+    from mcspex_cli.checkpoint import hub
+    from mcspex_cli.checkpoint.checkpoint import available
 
-    place = cache.location()
+    place = hub.location()
     try:
         free = _check_writable(place)
     except OSError as error:
@@ -84,9 +84,9 @@ def check_temporary() -> Finding:
 
 def check_hub(*, offline: bool) -> Finding:
     """Whether the Hugging Face Hub answers."""
-    from mcspex_cli.checkpoint import cache, hub
+    from mcspex_cli.checkpoint import hub
 
-    if offline or cache.is_alone():
+    if offline or hub.is_offline():
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
         return Finding("Hub", OK, f"not asked: {why}. Models that are here work")
     answers: list[Finding] = []
@@ -111,7 +111,7 @@ def check_hub(*, offline: bool) -> Finding:
 
 def check_models() -> list[tuple[str, Check]]:
     """A check of each bundled model's checksum."""
-    from mcspex_cli.checkpoint.names import bundled
+    from mcspex_cli.checkpoint.checkpoint import bundled
 
     found = bundled().items()
     lacking = partial(Finding, "models", FAILED, "no bundled model is here", _AGAIN)
@@ -122,11 +122,10 @@ def check_models() -> list[tuple[str, Check]]:
 
 def _check_model(name: str, folder: Path) -> Finding:
     """Compare a bundled model's weights with the checksum in its config."""
-    from mcspex_cli.checkpoint.names import find_checkpoint
-    from mcspex_cli.checkpoint.verification import verify_all
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint, verify
 
     try:
-        (verdict,) = verify_all([find_checkpoint(folder)], offline=True)
+        verdict = verify(find_checkpoint(folder), offline=True)
     except CheckpointError as error:
         return Finding(name, FAILED, told(error)[0], _AGAIN)
     if verdict.problems:

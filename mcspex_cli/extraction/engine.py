@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction import onnx
 from mcspex_cli.extraction.levels import SILENCE_DB, check_signal
@@ -268,7 +268,7 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
     settings = settings or EngineSettings()
     name = "torch" if settings.runtime == "auto" else settings.runtime
     runtime = RUNTIMES[name].load(info, settings)
-    calibration = parse_calibration(info.calibration, info.config["embedding"], info.label)
+    calibration = parse_calibration(info.calibration, info.config.embedding, info.label)
     return Engine(runtime, settings, calibration)
 
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, McspexError, OutputError
 from mcspex_cli.extraction.activity import ActivityReport, find_spans, mute_gains, write_activity
 from mcspex_cli.extraction.engine import Engine, check_array, open_engine
@@ -527,7 +527,7 @@ class _Task:
             return
         if callable(self._voice):
             self._voice = self._voice()
-        embedding, length = self._voice.embedding, self._extractor.model.config["embedding"]
+        embedding, length = self._voice.embedding, self._extractor.model.config.embedding
         if np.shape(embedding) != (length,) or not np.isfinite(embedding).all():
             raise McspexError(
                 f"{self.name}: the voice is not one of this model, or is damaged. "

@@ -26,13 +26,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from mcspex_cli import __version__, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.cache import checksum
-from mcspex_cli.checkpoint.configs import CARD, CONFIG, GRAPHS, WEIGHTS
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+from mcspex_cli.checkpoint.config import CARD, CONFIG, GRAPHS, WEIGHTS, checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, OutOfMemoryError, Runtime
 
@@ -187,7 +187,7 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
     """
     if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
         return False
-    alone = has_only_graphs(info)
+    alone = info.has_only_graphs
     if not (alone or seconds <= SHORT_S) or not find_spec(RUNNER):
         return False
     try:
@@ -232,7 +232,8 @@ def cache() -> Path:
 
 def fingerprint(info: CheckpointInfo) -> str:
     """What tells graphs of one model, made in one way, from all others."""
-    text = json.dumps([VERSION, info.sha256, info.config], sort_keys=True)
+    facts = [VERSION, info.sha256, msgspec.to_builtins(info.config)]
+    text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -240,11 +241,6 @@ def place(info: CheckpointInfo) -> Path:
     """Where the graphs of a model are, or would be: in its own folder, else in the cache."""
     own = (info.folder / GRAPHS).is_file()
     return info.folder if own else cache() / "graphs" / fingerprint(info)
-
-
-def has_only_graphs(info: CheckpointInfo) -> bool:
-    """Whether a model's folder has graphs, and no weights for torch."""
-    return (info.folder / GRAPHS).is_file() and not (info.folder / WEIGHTS).exists()
 
 
 def find(info: CheckpointInfo) -> Graphs | None:
@@ -307,7 +303,7 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
         EngineError: a graph does not agree with torch.
         OutputError: the folder cannot be written.
     """
-    from mcspex_cli.checkpoint.weights import load_checkpoint
+    from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 
     with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
@@ -322,7 +318,7 @@ def prepare(info: CheckpointInfo) -> None:
     Raises:
         CheckpointError, EngineError, OutputError: as `export_model`.
     """
-    from mcspex_cli.checkpoint.weights import load_checkpoint
+    from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 
     folder = place(info)
     try:

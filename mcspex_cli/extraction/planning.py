@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mcspex_cli import audio, files
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.jobs import Job
 from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp

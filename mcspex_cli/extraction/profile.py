@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Profile:
             CheckpointError: it is not enrolled for this model. The message says for which it is.
         """
         for one in self.enrolments:
-            if one.sha256 == model.sha256 and len(one.embedding) == model.config["embedding"]:
+            if one.sha256 == model.sha256 and len(one.embedding) == model.config.embedding:
                 return one
         known = ", ".join(one.label for one in self.enrolments)
         raise CheckpointError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length, check_level, level_db

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from mcspex_cli.audio import Samples
-    from mcspex_cli.checkpoint.names import CheckpointInfo
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.model.systems import System
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -195,7 +195,7 @@ class RuntimeKind:
 
 
 def _load_torch(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
-    from mcspex_cli.checkpoint.weights import load_checkpoint
+    from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 
     return TorchRuntime(load_checkpoint(info), settings)
 

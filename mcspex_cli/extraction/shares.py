@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.journal import fingerprint
 from mcspex_cli.extraction.runtime import EngineSettings

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.files import extract_files

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.weights import save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.systems import System

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from mcspex_cli import audio
+from mcspex_cli.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.convert import at_sample_rate, convert
-from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.systems import System, build, sized

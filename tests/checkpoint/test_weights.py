@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcspex_cli.checkpoint.names import bundled, find_checkpoint
-from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import (
+    bundled,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.model.systems import build, sized
 

@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 import mcspex_cli
 from mcspex_cli import audio, files
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 
 Run = Callable[..., Result]

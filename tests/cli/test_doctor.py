@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from tests.conftest import ROOT
 from tests.hub import Hub
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.names import bundled
+from mcspex_cli.checkpoint.checkpoint import bundled
 from mcspex_cli.extraction.profile import read_profile
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
 

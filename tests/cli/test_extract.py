@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import AUTO, RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
 

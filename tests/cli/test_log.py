@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import __version__
 from mcspex_cli.__main__ import Commands, add_log_option, main
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from mcspex_cli.cli import console
 from tests.cli.test_commands import COMMANDS, MODELS, run
 

@@ -18,9 +18,13 @@ import torch
 from click.testing import CliRunner
 
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint import cache
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled, find_checkpoint
-from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.checkpoint import hub as cache
+from mcspex_cli.checkpoint.checkpoint import (
+    DEFAULT_MODEL,
+    bundled,
+    find_checkpoint,
+    load_checkpoint,
+)
 from tests.checkpoint.published import Sizes, published
 from tests.hub import EVIL, Hub
 

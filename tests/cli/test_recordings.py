@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.configs import write_calibration
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+from mcspex_cli.checkpoint.config import write_calibration
 from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
 from tests.test_decoding import needs_ffmpeg, with_picture
@@ -32,7 +32,7 @@ SET = EXAMPLES / "set"
 def calibrated(tiny: Path, folder: Path, **told: Any) -> Path:
     """A copy of a model with a calibration by which a threshold alone decides."""
     shutil.copytree(tiny, folder)
-    size = find_checkpoint(tiny).config["embedding"]
+    size = find_checkpoint(tiny).config.embedding
     made = {"centre": [0.0] * size, "weights": [1.0, -1.0, 0.0, 2.0], "measured": {}}
     write_calibration(folder, {**made, "threshold": 0.0, "wrong_speaker": 9.0, **told})
     return folder

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mcspex_cli
-from mcspex_cli.checkpoint import names
+from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.diagnosis import selftest, software, storage, voices
 from mcspex_cli.diagnosis.checkup import works
 from mcspex_cli.diagnosis.findings import FAILED, OK, WARNING, Finding, guarded
@@ -179,7 +179,7 @@ def test_offline_asks_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cache_says_what_it_has(hub: Hub, tiny_folder: Path) -> None:
     files = ("config.json", "model.safetensors")
     hub.add("ann/tiny", {name: (tiny_folder / name).read_bytes() for name in files})
-    info = names.find_checkpoint("ann/tiny")
+    info = checkpoint.find_checkpoint("ann/tiny")
     found = storage.check_cache()
     assert found.status == OK
     assert f": 1 downloaded, {info.weight_bytes / 1e6:.1f} MB; " in found.detail
@@ -215,7 +215,7 @@ def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_bundled_model_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "bundled", dict)
+    monkeypatch.setattr(checkpoint, "bundled", dict)
     ((_, check),) = storage.check_models()
     assert check() == Finding("models", FAILED, "no bundled model is here", "Install mcspex again.")
 
@@ -224,7 +224,7 @@ def test_a_damaged_config_is_a_failure(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
-    monkeypatch.setattr(names, "bundled", lambda: {"tiny": folder})
+    monkeypatch.setattr(checkpoint, "bundled", lambda: {"tiny": folder})
     ((_, check),) = storage.check_models()
     assert check().status == OK
     (folder / "config.json").write_bytes(b"{")
@@ -235,7 +235,7 @@ def test_a_damaged_config_is_a_failure(
 def test_a_model_that_extracts_nothing_fails_the_self_test(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "bundled", lambda: {names.DEFAULT_MODEL: tiny_folder})
+    monkeypatch.setattr(checkpoint, "bundled", lambda: {checkpoint.DEFAULT_MODEL: tiny_folder})
     found = guarded("self-test", selftest.run)
     assert found.status == FAILED
     assert "the wanted voice was not extracted: SI-SDR -0.8 dB before" in found.detail

@@ -10,7 +10,7 @@ import torch
 
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.extraction.engine import Engine, to_level
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.model.systems import System

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio, files
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, OutputError
 from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
 from mcspex_cli.extraction.jobs import FileSettings, Job

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from mcspex_cli import audio
-from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import AudioError, OutputError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.files import (

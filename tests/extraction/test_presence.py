@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mcspex_cli import audio
-from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import (

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcspex_cli.checkpoint.names import CheckpointInfo, bundled, find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, bundled, find_checkpoint
 from mcspex_cli.errors import CheckpointError, OutputError
 from mcspex_cli.extraction.profile import (
     Enrolment,
@@ -64,7 +65,7 @@ def test_another_models_profile_is_refused(
     )
     with pytest.raises(CheckpointError, match=message):
         profile.enrolment_for(other, Path("p.safetensors"))
-    wide = replace(model, config={**model.config, "embedding": 17})
+    wide = replace(model, config=msgspec.structs.replace(model.config, embedding=17))
     with pytest.raises(CheckpointError, match="enrolled for tiny"):
         profile.enrolment_for(wide, Path("p.safetensors"))
 

@@ -13,8 +13,7 @@ import pytest
 
 from mcspex_cli import audio, decoding
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
-from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.errors import AudioError, CheckpointError
 from mcspex_cli.extraction import reference
 from mcspex_cli.extraction.engine import Engine

@@ -8,13 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint import weights
-from mcspex_cli.checkpoint.configs import GRAPHS
-from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint import checkpoint
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.config import GRAPHS, SystemFields
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.engine import Engine, choose_runtime, open_engine
@@ -45,7 +46,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
 
 def info_of(system: System, folder: Path) -> CheckpointInfo:
     """A checkpoint that a system might be."""
-    return CheckpointInfo("a", folder, "0" * 64, asdict(system.config), {})
+    return CheckpointInfo("a", folder, "0" * 64, SystemFields(**asdict(system.config)), {})
 
 
 @pytest.fixture(scope="module", params=DESIGNS)
@@ -182,7 +183,7 @@ def test_graphs_that_are_not_the_system_are_not_kept(
         shutil.copyfile(design[1].folder / name, path)
 
     monkeypatch.setattr(graphs, "_write", write)
-    monkeypatch.setattr(weights, "load_checkpoint", lambda _: tiny)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda _: tiny)
     with pytest.raises(EngineError, match=r"embed.onnx: differs from torch by .*, which is too"):
         graphs.export_model(info_of(tiny, tmp_path / "none"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -277,7 +278,7 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
 
 
 def test_graphs_of_another_config_are_refused(info: CheckpointInfo) -> None:
-    other = replace(info, config={**info.config, "true_level": True})
+    other = replace(info, config=msgspec.structs.replace(info.config, true_level=True))
     with pytest.raises(CheckpointError, match=r"graphs of another model or mcspex\. Export"):
         graphs.read(graphs.place(info), other)
 

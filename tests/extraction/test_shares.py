@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.extraction.jobs import FileSettings, Job
 from mcspex_cli.extraction.shares import WINDOW_S, BatchSettings, Unit, shares, units
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.configs import read_config
-from mcspex_cli.checkpoint.names import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.config import read_config
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import Calibration

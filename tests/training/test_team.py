@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint.names import find_checkpoint
-from mcspex_cli.checkpoint.weights import load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.training.team import Team
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint.names import find_checkpoint
-from mcspex_cli.checkpoint.weights import load_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.systems import build, sized
 from mcspex_cli.training.losses import si_sdr_db
@@ -233,7 +232,7 @@ def test_where_the_level_counts_estimates_begin_as_loud_as_targets(
         ratio = estimate[batch.present].square().mean() / power
         assert abs(10 * torch.log10(ratio)) < 3
     list(trainer.run())
-    assert find_checkpoint(corpus.parent / "out" / "last").config["true_level"] is True
+    assert find_checkpoint(corpus.parent / "out" / "last").config.true_level is True
 
 
 def test_minutes_end_a_run(corpus: Path) -> None:

@@ -1,0 +1,218 @@
+"""README.md, the model card: read, written, and completed before a model is published."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
+from mcspex_cli.checkpoint.config import CARD, CONFIG, WEIGHTS
+from mcspex_cli.checkpoint.hub import HubName
+from mcspex_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
+TITLES = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
+"""The systems, as their papers write them."""
+
+TAGS = ("target-speaker-extraction", "speech-separation")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model card."""
+
+    metadata: Mapping[str, Any]
+    """What the Hub files a model by: license, tags, model-index, ..."""
+    results: Sequence[EvalResult]
+    """The measurements in the metadata's model-index."""
+    text: str
+
+    @property
+    def licence(self) -> str | None:
+        """The licence of the weights: an identifier like cc-by-4.0, or a name."""
+        licence = self.metadata.get("license_name") or self.metadata.get("license")
+        return " ".join(licence.split())[:60] if isinstance(licence, str) else None
+
+    @property
+    def numbers(self) -> list[str]:
+        """The measurements, a line for each data set: "312 mixtures: SI-SDRi (dB) 6.86"."""
+        lines: dict[str, list[str]] = {}
+        for result in self.results:
+            if isinstance(result.metric_value, int | float | str):
+                number = f"{result.metric_name or result.metric_type} {result.metric_value}"
+                lines.setdefault(str(result.dataset_name), []).append(number[:60])
+        return [f"{data}: {', '.join(numbers)}" for data, numbers in lines.items()]
+
+
+def read_card(folder: Path) -> Card | None:
+    """Read the card in a model's folder; None if there is none.
+
+    Raises:
+        CheckpointError: It is not text, or its metadata are not YAML.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    try:
+        card = _parse(path.read_text("utf-8"))
+        metadata: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+        return Card(metadata, getattr(card.data, "eval_results", None) or (), card.text.strip())
+    except Exception as error:  # the YAML reader's errors have no common class
+        raise CheckpointError(
+            f"{path}: the metadata at its top cannot be read. Correct them."
+        ) from error
+
+
+def make_card(
+    info: CheckpointInfo,
+    name: str,
+    licence: str | None,
+    data: Sequence[str] = (),
+    origin: str = "",
+) -> str:
+    """Write a card from what a checkpoint says about itself, and from the rest.
+
+    Args:
+        info: The checkpoint.
+        name: What it is to be called: org/name on the Hub.
+        licence: Its identifier; None leaves it open, and `push` will ask for it.
+        data: What it was trained on, one line each, with the licences.
+        origin: Where the weights come from, in a sentence or more.
+    """
+    from huggingface_hub import ModelCardData
+
+    results = _results(info)
+    metadata = ModelCardData(
+        license=licence,
+        library_name="mcspex",
+        pipeline_tag="audio-to-audio",
+        tags=[*TAGS, info.config.system],
+        model_name=name,
+        eval_results=results or None,
+    ).to_yaml()
+    measured = "\n".join(f"{r.metric_name} on {r.dataset_name}: {r.metric_value}" for r in results)
+    sources = "\n".join(f"- {line}" for line in data)
+    weights = f"{count_weights(info) / 1e6:.1f} M weights"
+    return f"""---
+{metadata}
+---
+
+# {name}
+
+{title(info)}, {weights}, {info.config.sample_rate_hz} Hz. {origin}
+sha256 of `{WEIGHTS}`: `{info.sha256}`
+
+Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which
+people talk over each other:
+
+```bash
+mcspex extract mixture.wav --ref reference.wav --model {name}
+```
+
+## Numbers
+
+{measured or "None yet."}
+
+## Training data
+
+{sources or "Not stated."}
+"""
+
+
+def title(info: CheckpointInfo) -> str:
+    """Return the system's name, as its paper writes it."""
+    return TITLES.get(info.config.system, info.config.system)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Files for the Hub, and where they are to go."""
+
+    name: HubName
+    files: dict[str, bytes]
+    new_card: bool
+    """Whether the card differs from the folder's."""
+
+    @property
+    def card(self) -> str:
+        """The whole text of README.md."""
+        return self.files[CARD].decode()
+
+
+def prepare_publication(
+    info: CheckpointInfo, name: HubName, licence: str | None, data: Sequence[str]
+) -> Publication:
+    """Load a model as its users will, and complete its card. Nothing is written or sent.
+
+    Raises:
+        CheckpointError: The model does not load, or its card lacks what others need to know.
+    """
+    load_checkpoint(info)
+    files = {CONFIG: (info.folder / CONFIG).read_bytes(), WEIGHTS: info.weights.read_bytes()}
+    card, path = read_card(info.folder), info.folder / CARD
+    if card is None:
+        if not licence or not data:
+            raise CheckpointError(
+                f"{info.folder}: has no {CARD}. To have one made, give --license ID and, for each "
+                "corpus that the model was trained on, --data 'CORPUS (LICENCE)'."
+            )
+        minutes = info.provenance.get("minutes")
+        origin = f"Trained for {minutes:.0f} minutes." if isinstance(minutes, float) else ""
+        text = make_card(info, name.repo, licence, data, origin)
+        return Publication(name, {**files, CARD: text.encode()}, new_card=True)
+    if data or (licence and card.licence):
+        option = "--data" if data else "--license"
+        raise CheckpointError(f"{path}: already states this. Edit it, and leave out {option}.")
+    facts = {"license": licence, **card.metadata}
+    missing = [key for key in ("license", "library_name", "tags") if not facts.get(key)]
+    if facts.get("library_name", "mcspex") != "mcspex":
+        missing = ["library_name: mcspex"]
+    if missing:
+        raise CheckpointError(
+            f"{path}: the metadata at its top, between two lines of ---, lack "
+            f"{', '.join(missing)}. Add them."
+        )
+    text_bytes = path.read_bytes()
+    if licence:
+        parsed = _parse(text_bytes.decode())
+        parsed.data["license"] = licence
+        text_bytes = str(parsed).encode()
+    return Publication(name, {**files, CARD: text_bytes}, new_card=bool(licence))
+
+
+def _parse(text: str) -> ModelCard:
+    """Read a card, even if its metadata are odd."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.utils import logging as client_logging
+
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(logging.ERROR)
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    finally:
+        client_logging.set_verbosity(verbosity)
+
+
+def _results(info: CheckpointInfo) -> list[EvalResult]:
+    """Return what training measured."""
+    from huggingface_hub import EvalResult
+
+    gain_db = info.provenance.get("validation_si_sdr_i_db")
+    if not isinstance(gain_db, float):
+        return []
+    return [
+        EvalResult(
+            task_type="audio-to-audio",
+            task_name="Target speaker extraction",
+            dataset_type="validation",
+            dataset_name="the run's validation mixtures",
+            metric_type="si-sdr-improvement",
+            metric_name="SI-SDRi (dB)",
+            metric_value=round(gain_db, 2),
+        )
+    ]

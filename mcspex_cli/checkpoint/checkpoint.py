@@ -1,0 +1,452 @@
+"""Checkpoints: found by name, loaded as a ready network, checked and saved.
+
+```
+"mcspex-small-8k" │ folder │ "org/name@revision"  ─ find_checkpoint ─ CheckpointInfo
+CheckpointInfo ─ load_checkpoint ─ System ─ save_checkpoint ─ folder
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mcspex_cli import files
+from mcspex_cli.checkpoint import hub
+from mcspex_cli.checkpoint.config import (
+    CONFIG,
+    COPY_AGAIN,
+    FILES,
+    FORMAT,
+    GRAPHS,
+    WEIGHTS,
+    Config,
+    SystemFields,
+    check_regular,
+    checksum,
+    parse_system,
+    read_config,
+    write_config,
+)
+from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mcspex_cli.model.systems import System
+
+DEFAULT_MODEL = "mcspex-small-8k"
+
+STATISTICS = ("running_", "num_batches_")
+"""How the names of tensors begin that are counted, not learned."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint on disk, described without loading it."""
+
+    name: str
+    folder: Path
+    sha256: str
+    """Of its weights."""
+    config: SystemFields
+    provenance: dict[str, Any]
+    revision: str | None = None
+    """The commit, if it comes from the Hub."""
+    calibration: Any = None
+    """How its presence score is measured, unchecked; see `mcspex_cli.extraction.presence`."""
+    refs: tuple[str, ...] = ()
+    """The branches and tags that pointed to its commit when the Hub was last asked."""
+
+    @property
+    def weights(self) -> Path:
+        """The weights' file."""
+        return self.folder / WEIGHTS
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of its weights' file; 0 if that is missing."""
+        return self.weights.stat().st_size if self.weights.is_file() else 0
+
+    @property
+    def has_only_graphs(self) -> bool:
+        """Whether it was exported: it has ONNX graphs, and no weights for torch."""
+        return (self.folder / GRAPHS).is_file() and not self.weights.exists()
+
+    @property
+    def label(self) -> str:
+        """Its name, with its commit if it comes from the Hub."""
+        return f"{self.name}@{self.revision[:12]}" if self.revision else self.name
+
+    @property
+    def source(self) -> str:
+        """Where it comes from: "bundled", "hub" or "folder"."""
+        if self.revision:
+            return "hub"
+        return "bundled" if bundled().get(self.name) == self.folder else "folder"
+
+    @property
+    def remedy(self) -> str:
+        """What helps if its files are damaged."""
+        if self.revision:
+            return _pull_again(self.name, self.revision)
+        return COPY_AGAIN if self.source == "folder" else "Install mcspex again."
+
+
+def bundled() -> dict[str, Path]:
+    """List the checkpoints that come with the package: name to folder."""
+    package = Path(__file__).parents[1]
+    for root in (package / "weights", package.parent / "weights"):
+        if root.is_dir():
+            return {p.name: p for p in sorted(root.iterdir()) if (p / CONFIG).is_file()}
+    return {}
+
+
+def find_checkpoint(model: str | Path | None = None, *, offline: bool = False) -> CheckpointInfo:
+    """Find a model: an existing folder, a bundled name, or org/name[@revision] on the Hub.
+
+    They are tried in this order; a `Path` is always a folder, and None is the default model. A
+    model that was downloaded before is used as it is, without a request, so that it does not
+    change by itself; `pull` asks for a newer one.
+
+    Raises:
+        CheckpointError: There is no such model, or its config.json cannot be used.
+        HubError: It is not on this disk, and the Hub does not give it or must not be asked.
+    """
+    found = locate(model)
+    if isinstance(found, CheckpointInfo):
+        return found
+    if not offline:
+        return pull(found)
+    revision = f" --revision {found.revision}" if found.revision else ""
+    raise HubError(
+        f"{found}: there is no such folder, and it has not been downloaded. "
+        f"Once you are online: mcspex models pull {found.repo}{revision}"
+    )
+
+
+def locate(model: str | Path | None) -> CheckpointInfo | hub.HubName:
+    """Find a model as `find_checkpoint` does, but return a name that the Hub must be asked for.
+
+    Raises:
+        CheckpointError: There is no such model, or its config.json cannot be used.
+    """
+    known = bundled()
+    if model is None:
+        return _describe(known[DEFAULT_MODEL])
+    name = None if isinstance(model, Path) else hub.parse_name(model)
+    folder, is_name = Path(model), name is not None or str(model) in known
+    if str(model) and folder.is_dir() and (not is_name or (folder / CONFIG).is_file()):
+        return _describe(folder)
+    if str(model) in known:
+        return _describe(known[str(model)])
+    if name is None:
+        raise CheckpointError(
+            f"{model or repr(model)}: no such model. Bundled: {', '.join(known) or 'none'}; or "
+            f"name a folder with {CONFIG}, or org/name on the Hugging Face Hub."
+        )
+    snapshot = hub.cached(name)
+    return _describe_snapshot(snapshot) if snapshot else name
+
+
+def pull(name: hub.HubName, progress: hub.Progress | None = None) -> CheckpointInfo:
+    """Ask the Hub for `name` and download what is not on this disk yet.
+
+    Raises:
+        CheckpointError, HubError, OutputError: As `hub.download`.
+    """
+    return _describe_snapshot(hub.download(name, progress))
+
+
+def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
+    """List every model that works offline: the bundled ones, then the downloaded ones.
+
+    Returns:
+        The models, and an error for each of ours in the cache that is damaged or incomplete.
+    """
+    models, damaged = [_describe(folder) for folder in bundled().values()], []
+    for snapshot in hub.snapshots():
+        try:
+            info = _describe_snapshot(snapshot)
+        except ForeignModel:
+            continue
+        except CheckpointError as error:
+            damaged.append(error)
+            continue
+        if info.weight_bytes:
+            models.append(info)
+        else:
+            damaged.append(CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}"))
+    return models, damaged
+
+
+def downloads_of(name: hub.HubName) -> list[hub.Snapshot]:
+    """List the downloaded commits that a name stands for, damaged ones too."""
+    commits = []
+    for snapshot in hub.snapshots():
+        if snapshot.repo == name.repo and snapshot.is_of(name.revision):
+            try:
+                read_config(snapshot.folder)
+            except ForeignModel:
+                continue
+            except CheckpointError:
+                pass  # damaged: one more reason to delete it
+            commits.append(snapshot)
+    return commits
+
+
+def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
+    """Load a model as a `System` in evaluation mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: As `find_checkpoint`; or the weights are missing, damaged, not finite
+            or do not fit the system that the config describes.
+    """
+    import torch
+
+    from mcspex_cli.model.systems import build
+
+    info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
+    config, path = parse_system(info.config, info.folder / CONFIG), info.weights
+    if info.has_only_graphs:
+        raise CheckpointError(
+            f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. Use --runtime onnx."
+        )
+    tensors, sha256 = read_tensors(path, info.remedy)
+    if sha256 != info.sha256:
+        if read_config(info.folder).sha256 != info.sha256:
+            raise CheckpointError(f"{info.folder}: was saved again meanwhile. Run this once more.")
+        raise CheckpointError(f"{path}: its sha256 is not the one in {CONFIG}. {info.remedy}")
+    with torch.device("meta"):
+        system = build(config)
+    _check_fit(path, system, tensors)
+    system.load_state_dict(
+        {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, assign=True
+    )
+    return system.eval().requires_grad_(False)
+
+
+def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, Tensor], str]:
+    """Read any safetensors file: its tensors by name, and its sha256.
+
+    Raises:
+        CheckpointError: It cannot be read, or is damaged or something else.
+    """
+    from safetensors.torch import load
+
+    check_regular(path, remedy)
+    try:
+        data = path.read_bytes()
+        return load(data), hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)} {remedy}") from error
+    except Exception as error:  # safetensors' errors have no common class
+        raise CheckpointError(f"{path}: damaged, or not safetensors. {remedy}") from error
+
+
+def count_weights(info: CheckpointInfo) -> int:
+    """Count a checkpoint's weights, without its running statistics, and without loading them.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    from safetensors import safe_open
+
+    check_regular(info.weights, info.remedy)
+    try:
+        with safe_open(info.weights, framework="numpy") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors' errors have no common class
+        raise CheckpointError(
+            f"{info.weights}: damaged, or not safetensors. {info.remedy}"
+        ) from error
+    learned = (s for key, s in shapes.items() if not key.rpartition(".")[2].startswith(STATISTICS))
+    return sum(prod(shape) for shape in learned)
+
+
+def save_checkpoint(
+    folder: Path,
+    system: System,
+    provenance: dict[str, Any],
+    *,
+    half: bool = True,
+    calibration: Any = None,
+) -> None:
+    """Write `system` to a folder as model.safetensors and config.json, which appear together.
+
+    Whenever the process is killed, the folder has a whole checkpoint, the old or the new one.
+
+    Args:
+        folder: Made if need be; a checkpoint in it is replaced.
+        system: What to write.
+        provenance: Where it comes from, for config.json.
+        half: Whether to round the weights to half precision; running statistics, and weights
+            that half precision cannot hold, stay as they are.
+        calibration: Of its presence score, for config.json.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    tensors = {key: t.detach().cpu().contiguous() for key, t in system.state_dict().items()}
+    for name, _ in system.named_parameters():
+        rounded = tensors[name].to(torch.float16)
+        if half and rounded.isfinite().all():
+            tensors[name] = rounded
+    data = save(tensors)
+    config = Config(
+        format=FORMAT,
+        system=SystemFields(**asdict(system.config)),
+        sha256=hashlib.sha256(data).hexdigest(),
+        provenance=provenance,
+        calibration=calibration,
+    )
+    with files.whole_folder(folder) as unfinished:
+        (unfinished / WEIGHTS).write_bytes(data)
+        write_config(unfinished, config)
+
+
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder for a checkpoint in which something else would be replaced.
+
+    Raises:
+        OutputError: It is a file or the current folder; or has a checkpoint, unless `overwrite`;
+            or has files of the same names that are not a checkpoint's.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file. Name a folder.")
+    if folder.resolve() in {Path.cwd(), *Path.cwd().parents}:
+        raise OutputError(f"{folder}: is the current folder, or above it. Name another folder.")
+    existing = [folder / file for file in FILES if (folder / file).exists()]
+    if not existing:
+        return
+    try:
+        read_config(folder)
+    except CheckpointError as error:
+        raise OutputError(
+            f"{existing[0]}: is there, and not part of an mcspex model. Name another folder."
+        ) from error
+    if not overwrite:
+        raise OutputError(f"{folder}: has a model. Name another folder, or add --overwrite.")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of a check of a checkpoint's files."""
+
+    info: CheckpointInfo
+    problems: tuple[str, ...]
+    """A line for each file that is wrong."""
+    compared: str
+    """What the files were compared with, in words."""
+    hub_error: str = ""
+    """Why they could not be compared with the Hub."""
+
+
+def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
+    """Load a checkpoint, and compare its checksums with those in its config and on the Hub.
+
+    Args:
+        info: What to check.
+        offline: Do not ask the Hub.
+    """
+    problems = []
+    try:
+        if info.has_only_graphs:
+            _check_graphs(info.folder)
+        else:
+            load_checkpoint(info)
+    except CheckpointError as error:
+        problems.append(str(error))
+    if not info.revision or offline:
+        return Verdict(info, tuple(problems), "its config")
+    try:
+        wrong = hub.mismatches(hub.Snapshot(info.name, info.revision, info.folder))
+    except CheckpointError as error:
+        return Verdict(info, tuple(problems), "its config", hub_error=str(error))
+    problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
+    return Verdict(info, tuple(problems), "its config and the Hub")
+
+
+def _check_graphs(folder: Path) -> None:
+    """Compare the graphs of an exported model with their checksums."""
+    path = folder / GRAPHS
+    try:
+        sums = msgspec.convert(msgspec.json.decode(path.read_bytes())["sha256"], dict[str, str])
+        wrong = [name for name, sha256 in sums.items() if checksum(folder / name) != sha256]
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename}: cannot be read: {files.explain(error)}"
+        ) from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged. Export the model again.") from error
+    if wrong:
+        raise CheckpointError(f"{folder / wrong[0]}: damaged. Export the model again.")
+
+
+def _describe(folder: Path) -> CheckpointInfo:
+    config = read_config(folder)
+    return CheckpointInfo(
+        name=folder.resolve().name,
+        folder=folder,
+        sha256=config.sha256,
+        config=config.system,
+        provenance=config.provenance,
+        calibration=config.calibration,
+    )
+
+
+def _describe_snapshot(snapshot: hub.Snapshot) -> CheckpointInfo:
+    remedy = _pull_again(snapshot.repo, snapshot.commit)
+    config = read_config(snapshot.folder, snapshot.label, remedy)
+    return CheckpointInfo(
+        name=snapshot.repo,
+        folder=snapshot.folder,
+        sha256=config.sha256,
+        config=config.system,
+        provenance=config.provenance,
+        revision=snapshot.commit,
+        calibration=config.calibration,
+        refs=snapshot.refs,
+    )
+
+
+def _pull_again(repo: str, commit: str) -> str:
+    return f"Get it again: mcspex models pull {repo} --revision {commit}"
+
+
+def _check_fit(path: Path, system: System, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that are missing, unexpected, of another shape or kind, or not finite."""
+    expected = system.state_dict()
+    odd = sorted(
+        key
+        for key in expected.keys() | tensors.keys()
+        if key not in expected
+        or key not in tensors
+        or expected[key].shape != tensors[key].shape
+        or expected[key].is_floating_point() != tensors[key].is_floating_point()
+        or (not tensors[key].is_floating_point() and expected[key].dtype != tensors[key].dtype)
+    )
+    if odd:
+        raise CheckpointError(
+            f"{path}: not the weights of this system: {first_names(odd)} have another shape or "
+            "kind of numbers. Use the config.json that came with them."
+        )
+    bad = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{path}: {first_names(bad)}: some numbers are not finite. Use another checkpoint."
+        )
+
+
+def first_names(names: list[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
