@@ -367,7 +367,8 @@ def push(
     for file, content in publication.files.items():
         console.say(f"{file:20}{console.size(len(content)):>10}")
     if publication.new_card:
-        console.say(f"\n{publication.card}")
+        for row in ("", *publication.card.splitlines()):
+            console.say(row)
     if dry_run:
         console.say(f"dry run: nothing was sent to {target}.")
         return
