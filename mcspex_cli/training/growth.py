@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.checkpoint.convert import at_sample_rate
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
-from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.extractor import ConSM
 from mcspex_cli.model.layers import TCNBlock
