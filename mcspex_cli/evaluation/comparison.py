@@ -294,7 +294,10 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _own_row(output: Output, case: Case) -> Row | None:
     """The score that an output's run has, if it is of the case's truth and mixture."""
-    same = (output.truth, output.mixture) == (case.truth, case.mixture)
+    pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
+    same = all(
+        a == b or (a is not None and b is not None and a.resolve() == b.resolve()) for a, b in pairs
+    )
     return output.row if same else None
 
 

@@ -182,7 +182,7 @@ def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     (case,) = compare_runs(runs).cases
     assert (case.rows[0].values, case.rows[0].status) == ({"pesq": 2.5}, "ok")  # type: ignore[union-attr]
     assert case.rows[0].flipped  # type: ignore[union-attr]
-    (case,) = compare_runs(runs, scene / "truth").cases
+    (case,) = compare_runs(runs, scene / "bad").cases
     assert set(case.rows[0].values) == {"si_sdr_db", "si_sdr_i_db", "snr_db"}  # type: ignore[union-attr]
     damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}
     with pytest.raises(ConfigError, match="a row has a damaged value"):
