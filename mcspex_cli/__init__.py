@@ -1,11 +1,11 @@
 """mcspex: pull one person's voice out of a recording, given a sample of that voice.
 
 ```python
-from mcspex_cli import Engine, load_checkpoint, read_audio, write_audio
+from mcspex_cli import Extractor
 
-engine = Engine(load_checkpoint())
-voice = engine.embed([read_audio("reference.wav", engine.sample_rate_hz)])
-estimate = engine.extract(read_audio("mixture.wav", engine.sample_rate_hz), voice)
+extractor = Extractor.load()
+voice = extractor.enroll("reference.wav")
+result = extractor.extract_file("mixture.wav", voice, "target.wav")
 ```
 
 Names are imported on first use, so that importing the package costs nothing.
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from mcspex_cli.errors import McspexError
     from mcspex_cli.evaluation.metrics import si_sdr
     from mcspex_cli.extraction.engine import Engine
-    from mcspex_cli.extraction.files import extract_file
-    from mcspex_cli.extraction.jobs import FileSettings, Job
+    from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Result
+    from mcspex_cli.extraction.reference import Span, Voice
     from mcspex_cli.extraction.runtime import EngineSettings
 
 __version__ = "0.6.0"
@@ -32,10 +33,14 @@ __version__ = "0.6.0"
 _HOMES = {
     "Engine": ("extraction.engine", "Engine"),
     "EngineSettings": ("extraction.runtime", "EngineSettings"),
-    "FileSettings": ("extraction.jobs", "FileSettings"),
-    "Job": ("extraction.jobs", "Job"),
+    "ExtractionOptions": ("extraction.job", "ExtractionOptions"),
+    "Extractor": ("extraction.extractor", "Extractor"),
+    "Job": ("extraction.job", "Job"),
     "McspexError": ("errors", "McspexError"),
-    "extract_file": ("extraction.files", "extract_file"),
+    "Outputs": ("extraction.job", "Outputs"),
+    "Result": ("extraction.job", "Result"),
+    "Span": ("extraction.reference", "Span"),
+    "Voice": ("extraction.reference", "Voice"),
     "find_checkpoint": ("checkpoint.checkpoint", "find_checkpoint"),
     "load_checkpoint": ("checkpoint.checkpoint", "load_checkpoint"),
     "read_audio": ("audio", "read"),
@@ -46,11 +51,15 @@ _HOMES = {
 __all__ = [
     "Engine",
     "EngineSettings",
-    "FileSettings",
+    "ExtractionOptions",
+    "Extractor",
     "Job",
     "McspexError",
+    "Outputs",
+    "Result",
+    "Span",
+    "Voice",
     "__version__",
-    "extract_file",
     "find_checkpoint",
     "load_checkpoint",
     "read_audio",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcspex_cli import Engine, Job, audio, extract_file, load_checkpoint, read_audio, si_sdr
+from mcspex_cli import Engine, Extractor, audio, load_checkpoint, read_audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.simulate import read_recipes, render
@@ -105,12 +105,11 @@ def test_the_training_example_trains(checkout: Path) -> None:
     assert "step 900  loss" in done.stderr
     run("mcspex", "simulate", "examples/voices", "-n", "64", "--seed", "9", "--mixtures",
         "examples/train.toml", "-o", "new", cwd=checkout)  # fmt: skip
-    engine = Engine(load_checkpoint(checkout / "runs" / "example" / "last"))
+    extractor = Extractor.load(checkout / "runs" / "example" / "last")
     (checkout / "estimates").mkdir()
     for path in sorted((checkout / "new" / "mix_clean").iterdir()):
-        reference = read_audio(checkout / "new" / "references" / path.name, 8000)
-        job = Job(path, checkout / "estimates" / path.name)
-        extract_file(engine, job, engine.embed([reference]))
+        target = extractor.enroll(checkout / "new" / "references" / path.name)
+        extractor.extract_file(path, target, checkout / "estimates" / path.name)
     scored = run("mcspex", "score", "estimates", "--truth", "new/s1", "--mixtures",
                  "new/mix_clean", "--json", cwd=checkout)  # fmt: skip
     assert json.loads(scored.stdout)["summary"]["metrics"]["si_sdr_i_db"]["mean"] > 0

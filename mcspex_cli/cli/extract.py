@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options, streams
+from mcspex_cli.cli import console, options
 from mcspex_cli.cli.models import find_model, prepare
-from mcspex_cli.cli.outcomes import Talk, Wanted, tell
-from mcspex_cli.errors import AbsentError, AudioError, McspexError, PartialFailure
+from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-    from mcspex_cli.extraction.jobs import FileSettings, Job
+    from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
     from mcspex_cli.extraction.reference import Span
-    from mcspex_cli.extraction.runtime import EngineSettings
 
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
+
+_COPIED_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `mcspex extract` is asked for, besides how: the files and the model."""
+
+    mixtures: tuple[Path, ...]
+    references: tuple[Path, ...]
+    spans: tuple[Span, ...]
+    output: Path | None
+    residual: Path | None
+    activity: Path | None
+    model: str | None
+    offline: bool
+    device: str
+    precision: str
+    runtime: str
+    overwrite: bool
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a person is told nothing but warnings and errors."""
+        return self.quiet or self.as_json
 
 
 @click.command()
@@ -40,8 +70,9 @@ STREAM = Path("-")
     "spans",
     multiple=True,
     metavar="FROM-TO",
-    callback=lambda _, __, texts: [_span(text) for text in texts],
-    help="When it speaks alone in the mixture itself: 12.0-18.5 or 0:12-0:18.5. Repeatable.",
+    callback=lambda _, __, texts: tuple(_span(text) for text in texts),
+    help="When it speaks alone in the mixture itself: 12.0-18.5, 0:12-0:18.5, or 12- for all "
+    "from there. Repeatable.",
 )
 @click.option(
     "-o",
@@ -54,7 +85,8 @@ STREAM = Path("-")
     "--residual",
     type=options.PATH,
     metavar="FILE|DIR",
-    help="Write what is left of the mixture, too.",
+    help="Write what is left of the mixture, too: with --level match, estimate and residual are "
+    "the mixture.",
 )
 @click.option(
     "--activity",
@@ -72,7 +104,7 @@ STREAM = Path("-")
 @options.as_json
 @options.quiet
 @click.option("-v", "--verbose", is_flag=True, help="Say what is used, and how.")
-def extract(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
+def extract(**values: Any) -> None:
     """Extract one person's voice from each MIXTURE; - is standard input.
 
     \b
@@ -81,143 +113,187 @@ def extract(as_json: bool, quiet: bool, verbose: bool, **asked: Any) -> None:
     mcspex extract podcast.mp4 --ref-span 0:12-0:18.5 --residual rest.wav --activity alice.srt
     ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
-    _check(asked, as_json=as_json)
-    to_stdout = asked["output"] == STREAM
+    request = Request(**{field.name: values[field.name] for field in fields(Request)})
+    settings = options.extraction_options(values)
+    _check_usage(request, settings)
+    to_stdout = request.output == STREAM
     # Of the outermost context, so that errors are told by the streams' names as well.
     keep = click.get_current_context().find_root().with_resource
     if to_stdout:
-        streams.check_stdout()
-        asked["output"] = keep(streams.folder()) / "stdout.wav"
-        keep(console.shown_as(asked["output"], streams.STDOUT))
-    if STREAM in asked["mixtures"]:
-        asked["stdin"] = keep(streams.stdin_file())
-        keep(console.shown_as(asked["stdin"], streams.STDIN))
-    _extract(asked, Talk(as_json, quiet, verbose))
+        _check_stdout()
+        request = replace(request, output=keep(_temporary_folder()) / "stdout.wav")
+        keep(console.shown_as(request.output or Path(), "standard output"))
+    stdin = None
+    if STREAM in request.mixtures:
+        stdin = keep(_stdin_file())
+        keep(console.shown_as(stdin, "standard input"))
+        mixtures = tuple(stdin if path == STREAM else path for path in request.mixtures)
+        request = replace(request, mixtures=mixtures)
+    _extract(request, settings, stdin)
     if to_stdout:
-        streams.to_stdout(asked["output"])
+        _copy_to_stdout(request.output or Path())
 
 
-def _check(asked: dict[str, Any], *, as_json: bool) -> None:
-    """Refuse what cannot be meant."""
-    mixtures, output = asked["mixtures"], asked["output"]
-    if not asked["references"] and not asked["spans"]:
-        raise click.UsageError("whose voice? Add --ref FILE, or --ref-span FROM-TO.")
-    if asked["spans"] and len(mixtures) > 1:
-        raise click.UsageError("--ref-span is a span of one MIXTURE; name one only.")
-    if mixtures.count(STREAM) > 1:
-        raise click.UsageError("standard input can be read once; name - once only.")
-    if STREAM in mixtures and output is None:
-        raise click.UsageError("a MIXTURE from standard input needs -o FILE, or -o -.")
-    if output == STREAM and (len(mixtures) > 1 or as_json):
-        raise click.UsageError("-o - is for the sound of one MIXTURE, without --json.")
-    if asked["level"] == "raw" and asked["dry_db"] is not None:
-        raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
-    if STREAM in (asked["residual"], asked["activity"]):
-        raise click.UsageError("only -o can be standard output.")
+def _check_usage(request: Request, settings: ExtractionOptions) -> None:
+    """Refuse combinations of options that mean nothing.
+
+    Raises:
+        click.UsageError: one does.
+    """
+    places = request.output, request.residual, request.activity
+    for message, is_wrong in {
+        "whose voice? Add --ref FILE, or --ref-span FROM-TO.": not (
+            request.references or request.spans
+        ),
+        "--ref-span is a span of one MIXTURE; name one only.": request.spans
+        and len(request.mixtures) > 1,
+        "standard input can be read once; name - once only.": request.mixtures.count(STREAM) > 1,
+        "a MIXTURE from standard input needs -o FILE, or -o -.": STREAM in request.mixtures
+        and request.output is None,
+        "-o - is for the sound of one MIXTURE, without --json.": request.output == STREAM
+        and (len(request.mixtures) > 1 or request.as_json),
+        "--level raw is far louder than the mixture; leave --dry out.": settings.level == "raw"
+        and settings.dry_db is not None,
+        "only -o can be standard output.": STREAM in places[1:],
+    }.items():
+        if is_wrong:
+            raise click.UsageError(message)
 
 
-def _extract(asked: dict[str, Any], talk: Talk) -> None:
-    """Plan, load the model and work."""
-    from mcspex_cli.extraction.jobs import FileSettings
-    from mcspex_cli.extraction.reference import check_sources
-
-    settings = FileSettings(*(asked[name] for name in options.WRITING))
-    jobs = _plan(asked)
-    silent = talk.quiet or talk.as_json
-    info = find_model(asked["model"], offline=asked["offline"], quiet=silent)
-    options.check_presence(info, settings.absent)
-    check_sources(asked["references"], info)
-    how = _how(asked, info, jobs)
-    prepare(info, how.runtime, quiet=silent)
-    wanted = _enroll(asked, info, how, jobs[0].mixture)
-    for line in wanted.voice.warnings:
-        console.warn(line)
-    _work(jobs, wanted, settings, talk)
-
-
-def _plan(asked: dict[str, Any]) -> list[Job]:
-    """Which files are to be written."""
-    from mcspex_cli.extraction.jobs import Request, plan
-    from mcspex_cli.extraction.reference import list_sources
-
-    stdin: Path = asked.get("stdin", STREAM)
-    references = asked["references"]
-    alone = len(references) == 1 and not asked["spans"]
-    request = Request(
-        [stdin if path == STREAM else path for path in asked["mixtures"]],
-        list_sources(references),
-        asked["output"],
-        asked["residual"],
-        asked["activity"],
-        speaker=references[0].stem if alone else "target",
-        overwrite=asked["overwrite"],
-    )
-    return [replace(job, id="stdin" if job.mixture == stdin else "") for job in plan(request)]
-
-
-def _how(asked: dict[str, Any], info: CheckpointInfo, jobs: Sequence[Job]) -> EngineSettings:
-    """What the network is to be run by."""
+def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) -> None:
+    """Check everything that can be known before the model is loaded, load it, and work."""
     from mcspex_cli.extraction.engine import choose_runtime
-    from mcspex_cli.extraction.runtime import EngineSettings
+    from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli.extraction.job import Places, check_distinct, inspect
+    from mcspex_cli.extraction.reference import check_sources, list_sources
+    from mcspex_cli.extraction.runtime import EngineSettings, keep_memory
 
-    how = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
-    in_all = sum(_seconds(job.mixture) or 0.0 for job in jobs)
-    return replace(how, runtime=choose_runtime(info, how, in_all))
-
-
-def _enroll(
-    asked: dict[str, Any], info: CheckpointInfo, how: EngineSettings, mixture: Path
-) -> Wanted:
-    """Load the model and embed the references, those in the mixture too."""
-    from mcspex_cli.extraction.engine import open_engine
-    from mcspex_cli.extraction.reference import enroll
-    from mcspex_cli.extraction.runtime import keep_memory
-
+    references = list_sources(request.references)
+    jobs = _plan(request, stdin)
+    places, seconds, unreadable = Places(references), 0.0, 0
+    for job in jobs:
+        check_distinct(job.mixture, references)
+        places.add(job)
+    for job in jobs:
+        try:
+            seconds += inspect(job, settings).seconds
+        except McspexError:
+            if len(jobs) == 1:
+                raise
+            unreadable += 1
+    info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
+    options.check_presence(info, settings.absent)
+    check_sources(request.references, info)
+    engine = EngineSettings(request.device, request.precision, runtime=request.runtime)
+    runtime = choose_runtime(info, engine, seconds)
+    prepare(info, runtime, quiet=request.is_silent)
     keep_memory()
-    engine = open_engine(info, how)
-    voice = enroll(
-        asked["references"],
-        engine,
-        info,
-        spans=asked["spans"],
-        mixture=mixture,
-        channel=asked["channel"],
+    extractor = Extractor.load(
+        info, device=request.device, precision=request.precision, runtime=runtime
     )
-    return Wanted(engine, info, voice)
+    voice = extractor.enroll(
+        request.references,
+        spans=request.spans,
+        mixture=jobs[0].mixture,
+        channel=settings.channel,
+        track=settings.track,
+    )
+    for line in voice.warnings:
+        console.warn(line)
+    _work(request, extractor, [replace(job, voice=voice) for job in jobs], settings, seconds)
 
 
-def _work(jobs: Sequence[Job], wanted: Wanted, settings: FileSettings, talk: Talk) -> None:
-    """Extract every job; one that fails does not stop the others."""
+def _plan(request: Request, stdin: Path | None) -> list[Job]:
+    """Which files are to be written: beside a mixture, in a folder, or the one file named."""
     from mcspex_cli import files
-    from mcspex_cli.extraction.files import extract_file
+    from mcspex_cli.extraction.job import Job, Outputs
 
-    files.make_folders(*{path.parent for job in jobs for path in job.outputs()})
+    voice: Any = None  # known only when the model is loaded
+    alone = len(request.references) == 1 and not request.spans
+    speaker = request.references[0].stem if alone else "target"
+    jobs = []
+    for mixture in request.mixtures:
+        files.check_exists(mixture)
+        if mixture.is_dir():
+            raise AudioError(
+                f"{mixture}: is a folder. For all recordings in it: mcspex batch {mixture} "
+                "--ref FILE -o DIR"
+            )
+        outputs = Outputs(
+            _place(request.output or mixture.parent, mixture, ".target.wav"),
+            request.residual and _place(request.residual, mixture, ".residual.wav"),
+            request.activity and _place(request.activity, mixture, ".activity.json"),
+            speaker,
+            request.overwrite,
+        )
+        jobs.append(Job(mixture, voice, outputs, "stdin" if mixture == stdin else ""))
+    return jobs
+
+
+def _place(place: Path, mixture: Path, ending: str) -> Path:
+    """A place itself if it names a file, else the name of `mixture` with an ending in it."""
+    return place if place.suffix and not place.is_dir() else place / f"{mixture.stem}{ending}"
+
+
+def _work(
+    request: Request,
+    extractor: Extractor,
+    jobs: Sequence[Job],
+    settings: ExtractionOptions,
+    seconds: float,
+) -> None:
+    """Extract every job; one that fails does not stop the others."""
     failed: list[McspexError] = []
-    with console.progress(shown=not (talk.quiet or talk.as_json)) as bar:
-        for job in jobs:
-            task = bar.add_task(job.id or job.mixture.name, total=_seconds(job.mixture))
-            advance = partial(bar.advance, task)
-            try:
-                done = extract_file(wanted.engine, job, wanted.voice.embedding, settings, advance)
-            except McspexError as error:
-                failed.append(error)
-                if len(jobs) > 1:
-                    console.error(str(error))
-            else:
-                tell(job, done, settings.absent, wanted, talk)
-            bar.remove_task(task)
+    name = jobs[0].id or jobs[0].mixture.name if len(jobs) == 1 else f"{len(jobs)} mixtures"
+    with console.progress(shown=not request.is_silent) as bar:
+        task = bar.add_task(name, total=seconds or None)
+        results = extractor.extract_files(jobs, settings, lambda done_s: bar.advance(task, done_s))
+        for job, result in results:
+            if not isinstance(result, McspexError):
+                _show(request, job, result)
+                continue
+            failed.append(result)
+            if len(jobs) > 1:
+                console.error(str(result))
     if failed and len(jobs) == 1:
         raise failed[0]
     if failed:
-        raise _kind(failed, jobs)(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
+        kind: type[McspexError] = PartialFailure
+        if len(failed) == len(jobs):
+            absent = all(isinstance(error, AbsentError) for error in failed)
+            kind = AbsentError if absent else McspexError
+        raise kind(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
 
 
-def _kind(failed: Sequence[McspexError], jobs: Sequence[Job]) -> type[McspexError]:
-    """What is to be raised for several failures."""
-    if len(failed) < len(jobs):
-        return PartialFailure
-    absent = all(isinstance(error, AbsentError) for error in failed)
-    return AbsentError if absent else McspexError
+def _show(request: Request, job: Job, result: Result) -> None:
+    """Print what came of one mixture."""
+    output = job.outputs.estimate
+    for line in result.warnings:
+        console.warn(f"{output}: {line}")
+    if request.as_json:
+        row = result.to_dict()
+        if job.id:  # the temporary file of standard input is nobody's business
+            names = (source.replace(str(job.mixture), job.id) for source in row["references"])
+            row["references"] = list(names)
+        console.data(row)
+    elif not request.quiet:
+        facts = [
+            f"{result.seconds:.1f} s in {result.elapsed_s:.1f} s",
+            f"real-time factor {result.real_time_factor:.3f}",
+        ]
+        if result.presence is not None:
+            facts.append(f"presence {result.presence:.2f}")
+        detail = ""
+        if request.verbose:
+            gains = ", ".join(f"{gain:+.1f}" for gain in result.gain_db)
+            revision = f"@{result.model_revision[:12]}" if result.model_revision else ""
+            detail = (
+                f"; {result.model}{revision} (sha256 {result.model_sha256[:12]}) on "
+                f"{result.device}, {result.precision}, {result.runtime}, gain {gains} dB, speaks "
+                f"{result.active_s:.1f} s"
+            )
+        others = [str(path) for path in job.outputs.paths()[1:]]
+        console.say("  ".join([str(output), f"({', '.join(facts)}{detail})", *others]))
 
 
 def _span(text: str) -> Span:
@@ -230,11 +306,81 @@ def _span(text: str) -> Span:
         raise click.BadParameter(str(error)) from error
 
 
-def _seconds(mixture: Path) -> float | None:
-    """How long a mixture is, if it can be read at all."""
-    from mcspex_cli import audio
-
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is removed afterwards."""
     try:
-        return audio.probe(mixture).seconds
-    except McspexError:
-        return None
+        folder = tempfile.TemporaryDirectory(prefix="mcspex-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(f"no temporary folder ({error.strerror}). Set TMPDIR.") from error
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _stdin_file() -> Iterator[Path]:
+    """Keep standard input in a file, since some formats are read from their end.
+
+    Raises:
+        AudioError: standard input is a terminal, closed or empty, or cannot be read.
+        OutputError: there is no room for it.
+    """
+    if sys.stdin is None:
+        raise AudioError("standard input is closed. Pipe a sound file into it.")
+    if sys.stdin.isatty():
+        raise AudioError("standard input is a terminal. Pipe a sound file into it.")
+    with _temporary_folder() as folder:
+        path, copied = folder / "stdin", 0
+        try:
+            with path.open("wb") as file:
+                while block := _read_stdin():
+                    copied += file.write(block)
+        except OSError as error:
+            raise OutputError(
+                f"standard input: cannot be kept ({error.strerror}). Set TMPDIR."
+            ) from error
+        if not copied:
+            raise AudioError("standard input is empty. Pipe a sound file into it.")
+        yield path
+
+
+def _read_stdin() -> bytes:
+    try:
+        return sys.stdin.buffer.read(_COPIED_BYTES)
+    except OSError as error:
+        raise AudioError(f"standard input: cannot be read ({error.strerror}).") from error
+
+
+def _check_stdout() -> None:
+    """Refuse to write sound to a terminal, before any work.
+
+    Raises:
+        OutputError: standard output is a terminal, or is closed.
+    """
+    if sys.stdout is None:
+        raise OutputError("standard output is closed. Redirect it to a file or program.")
+    if sys.stdout.isatty():
+        raise OutputError("standard output is a terminal. Redirect it to a file or program.")
+
+
+def _copy_to_stdout(path: Path) -> None:
+    """Copy a finished file to standard output.
+
+    Raises:
+        OutputError: the program that reads it has ended, or its disk is full.
+    """
+    with path.open("rb") as file:
+        try:
+            shutil.copyfileobj(file, sys.stdout.buffer, _COPIED_BYTES)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            # The interpreter would fail, at its end, on what is still buffered.
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
+            if isinstance(error, BrokenPipeError):
+                message = "standard output was closed before all was written."
+            else:
+                message = f"standard output: writing failed ({error.strerror})."
+            raise OutputError(message) from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,13 +16,62 @@ from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+    from mcspex_cli.extraction.job import ExtractionOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class NamedPath(click.Path):
+    """A path that has a name: an empty one would mean the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty text, and read any other."""
+        if value == "":
+            self.fail("the name is empty. Name a file or a folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = NamedPath(path_type=Path)
 
 WRITING = ("channel", "level", "subtype", "absent", "wet_db", "dry_db")
-"""The options of `writing` and `treating`, as `FileSettings` takes them."""
+"""What the batch takes of `writing` and `treating`."""
+
+
+class TableOption(click.Option):
+    """An option whose choices are the rows of a table that takes long to import.
+
+    The table is only imported where the help of the command, or a wrong value, is shown.
+    """
+
+    def __init__(self, *args: Any, rows: Callable[[], dict[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rows, self._text = rows, self.help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Complete the help by the rows: each by its name, with what it means."""
+        rows = self._rows()
+        self.metavar = "|".join(rows)
+        meanings = ", ".join(f"{name} ({text})" for name, text in rows.items() if text)
+        self.help = f"{self._text}: {meanings}." if meanings else f"{self._text}."
+        return super().get_help_record(ctx)
+
+
+def _levels() -> dict[str, str]:
+    from mcspex_cli.extraction.levels import LEVELS
+
+    return {row.name: row.help for row in LEVELS.values()}
+
+
+def _absent() -> dict[str, str]:
+    from mcspex_cli.extraction.job import ABSENT
+
+    return {row.name: row.help for row in ABSENT.values()}
+
+
+def _subtypes() -> dict[str, str]:
+    from mcspex_cli.extraction.job import SUBTYPES
+
+    return dict.fromkeys(SUBTYPES, "")
 
 
 def complete_models(
@@ -96,22 +145,35 @@ def runtime(command: Command) -> Command:
 
 
 def writing(command: Command) -> Command:
-    """--channel, --level, --subtype: how mixtures are read and estimates written."""
+    """--channel, --track, --damaged, --level, --subtype: how files are read and written."""
     for option in (
         click.option(
             "--subtype",
-            type=click.Choice(["PCM_16", "PCM_24", "FLOAT"]),
+            cls=TableOption,
+            rows=_subtypes,
             default="PCM_16",
             show_default=True,
-            help="Sample format of the output.",
+            help="Sample format of the output",
         ),
         click.option(
             "--level",
+            cls=TableOption,
+            rows=_levels,
             default="match",
             show_default=True,
-            metavar="match|peak|lufs=-23|raw",
-            callback=lambda context, _, text: text if context.resilient_parsing else _level(text),
-            help="As loud as in the mixture, -1 dBFS, a loudness, or the network's own.",
+            help="How loud the estimate is to be",
+        ),
+        click.option(
+            "--damaged",
+            type=click.Choice(["fail", "keep"]),
+            default="fail",
+            show_default=True,
+            help="What to do with a damaged mixture: fail, or keep what can be read of it.",
+        ),
+        click.option(
+            "--track",
+            metavar="N|LANG",
+            help="Sound track of a video that has several: a number from 1, or eng, deu, ...",
         ),
         click.option(
             "--channel",
@@ -132,7 +194,6 @@ def treating(command: Command) -> Command:
             "--wet",
             "wet_db",
             type=click.FloatRange(-120, 40),
-            callback=lambda _, __, gain_db: _number(gain_db),
             default=0.0,
             show_default=True,
             metavar="DB",
@@ -142,20 +203,35 @@ def treating(command: Command) -> Command:
             "--dry",
             "dry_db",
             type=click.FloatRange(-120, 40),
-            callback=lambda _, __, gain_db: _number(gain_db),
             metavar="DB",
             help="Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
         ),
         click.option(
             "--absent",
-            type=click.Choice(["keep", "mute", "fail"]),
+            cls=TableOption,
+            rows=_absent,
             default="keep",
             show_default=True,
-            help="Where the voice is not there: keep what came out, silence it, or fail (exit 5).",
+            help="What to do where the voice is not in the mixture",
         ),
     ):
         command = option(command)
     return command
+
+
+def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
+    """What `writing` and `treating` ask for.
+
+    Raises:
+        click.UsageError: a value means nothing.
+    """
+    from mcspex_cli.extraction.job import ExtractionOptions
+
+    names = [field.name for field in fields(ExtractionOptions)]
+    try:
+        return ExtractionOptions(**{name: values[name] for name in names})
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
 
 
 def as_json(command: Command) -> Command:
@@ -205,24 +281,6 @@ def check_presence(info: CheckpointInfo, absent: str) -> None:
             f"{info.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
             f"it: mcspex models calibrate {info.folder} SPEAKERS"
         )
-
-
-def _level(text: str) -> str:
-    """--level, checked."""
-    from mcspex_cli.extraction.levels import Level
-
-    try:
-        Level.parse(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.") from error
-    return text
-
-
-def _number(value: float | None) -> float | None:
-    """A number, which NaN is not, though no range refuses it."""
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no number.")
-    return value
 
 
 def _batch_size(text: str) -> int:

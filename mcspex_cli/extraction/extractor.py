@@ -13,15 +13,14 @@ if it is short, so that memory does not grow with the recording.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -32,8 +31,23 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, McspexError, OutputError
-from mcspex_cli.extraction.activity import ActivityReport, find_spans, mute_gains, write_activity
+from mcspex_cli.extraction.activity import (
+    ActivityReport,
+    find_spans,
+    mute_gains,
+    write_activity,
+)
 from mcspex_cli.extraction.engine import Engine, check_array, open_engine
+from mcspex_cli.extraction.job import (
+    ABSENT,
+    ExtractionOptions,
+    Job,
+    Outputs,
+    Places,
+    Result,
+    check_distinct,
+    inspect,
+)
 from mcspex_cli.extraction.levels import (
     SILENCE_DB,
     Level,
@@ -43,7 +57,7 @@ from mcspex_cli.extraction.levels import (
     check_level,
     gain_db,
 )
-from mcspex_cli.extraction.presence import PresenceMeter, Segment
+from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.extraction.reference import Span, Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.windows import Joiner, Window, cut, without_rumble
@@ -58,194 +72,6 @@ WRITTEN_BEHIND = 4
 
 MUTE_FADE_S = 0.05
 """From the voice to what an `AbsentPolicy` makes of its absence, and back."""
-
-
-@dataclass(frozen=True)
-class AbsentPolicy:
-    """What is done where the voice is not in the mixture; a row of `ABSENT`."""
-
-    name: str
-    help: str
-    gain: float = 1.0
-    """What the estimate is multiplied by where the voice is absent."""
-    fails: bool = False
-    """Whether a mixture without the voice is an error."""
-
-
-ABSENT = {
-    policy.name: policy
-    for policy in (
-        AbsentPolicy("keep", "keep what came out"),
-        AbsentPolicy("mute", "silence it", gain=0.0),
-        AbsentPolicy("fail", "fail (exit 5)", fails=True),
-    )
-}
-"""Every policy for a voice that is absent, by its name."""
-
-SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
-DAMAGED = ("fail", "keep")
-
-
-@dataclass(frozen=True)
-class ExtractionOptions:
-    """How mixtures are read and estimates are written.
-
-    Raises:
-        ValueError: a value means nothing; the message names it.
-    """
-
-    channel: str = "mix"
-    """"mix", the number of a channel, or "all": each channel extracted for itself."""
-    level: str = "match"
-    """A level policy of `levels.LEVELS`: "match", "peak", "raw" or "lufs=-23"."""
-    subtype: str = "PCM_16"
-    """The sample format of the files, of `SUBTYPES`."""
-    absent: str = "keep"
-    """What is done where the voice is absent, of `ABSENT`."""
-    wet_db: float = 0.0
-    """The gain of the voice."""
-    dry_db: float | None = None
-    """The gain of the mixture that is added to the voice; None adds nothing."""
-    track: str | None = None
-    """The sound track of a file that has several: a number from 1, or a language ("eng")."""
-    damaged: str = "fail"
-    """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
-
-    def __post_init__(self) -> None:
-        Level.parse(self.level)
-        for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
-            if getattr(self, name) not in known:
-                choices = ", ".join(known)
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
-        if not (self.channel in ("mix", "all") or self.channel.isdecimal()):
-            raise ValueError(f"channel {self.channel!r} is none of mix, all, 0, 1, ...")
-        if not all(map(math.isfinite, (self.wet_db, self.dry_db or 0.0))):
-            raise ValueError("wet_db and dry_db must be finite numbers")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files that one extraction writes; a string is taken for a path."""
-
-    estimate: Path
-    residual: Path | None = None
-    """What is left of the mixture."""
-    activity: Path | None = None
-    """When the voice speaks: .json, .rttm or .srt."""
-    speaker: str = "target"
-    """What the voice is called in `activity`."""
-    overwrite: bool = False
-    """Whether files that exist are replaced."""
-
-    def __post_init__(self) -> None:
-        for name in ("estimate", "residual", "activity"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
-
-    def paths(self) -> list[Path]:
-        """All files that are written."""
-        return [path for path in (self.estimate, self.residual, self.activity) if path]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One mixture, the voice to extract, and where to."""
-
-    mixture: Path
-    voice: Voice | Callable[[], Voice]
-    """A voice, or a function that gives it, or raises a `McspexError`, when it is needed."""
-    outputs: Outputs
-    id: str = ""
-    """What messages and rows call it; its path if that is empty."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mixture", Path(self.mixture))
-
-    @property
-    def name(self) -> str:
-        """What messages and rows call it."""
-        return self.id or str(self.mixture)
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What came of one mixture."""
-
-    mixture: str
-    references: tuple[str, ...]
-    """Clips, spans and profiles that the voice was made of."""
-    reference_seconds: float
-    outputs: Outputs | None
-    """None of `Extractor.extract`, which writes nothing."""
-    start_s: float
-    """Where the sound begins in its container; times count from the container's beginning."""
-    seconds: float
-    sample_rate_hz: int
-    elapsed_s: float
-    gain_db: tuple[float, ...]
-    """What the network's estimate was multiplied by, for each channel."""
-    limited: bool
-    """Whether the level that was asked for would have clipped, so that all was turned down."""
-    residual_gain_db: float
-    """What the residual was turned down by, not to clip."""
-    silent: bool
-    """Whether the estimate is silent."""
-    presence: float | None
-    """How sure it is, 0 to 1, that the voice is in the mixture; None if the model cannot tell."""
-    present: bool | None
-    wrong_speaker: bool | None
-    """Whether the estimate may follow another person."""
-    active_s: float
-    """How long the voice speaks."""
-    segments: tuple[Segment, ...]
-    warnings: tuple[str, ...]
-    """What may be wrong with it, a line each."""
-    device: str
-    precision: str
-    runtime: str
-    model: str
-    model_revision: str | None
-    model_sha256: str
-    estimate: Samples | None = field(default=None, repr=False)
-    """The target, of `Extractor.extract` only: [sample], or [channel, sample] for "all"."""
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of work for a second of audio."""
-        return self.elapsed_s / self.seconds
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON has it: a row of `extract --json`, and of a batch's report."""
-        outputs = self.outputs
-        return {
-            "mixture": self.mixture,
-            "references": list(self.references),
-            "reference_seconds": round(self.reference_seconds, 2),
-            "output": str(outputs.estimate) if outputs else None,
-            "residual": str(outputs.residual) if outputs and outputs.residual else None,
-            "activity": str(outputs.activity) if outputs and outputs.activity else None,
-            "start_s": round(self.start_s, 3),
-            "seconds": round(self.seconds, 6),
-            "sample_rate_hz": self.sample_rate_hz,
-            "elapsed_s": round(self.elapsed_s, 4),
-            "real_time_factor": round(self.real_time_factor, 4),
-            "gain_db": list(self.gain_db),
-            "limited": self.limited,
-            "residual_gain_db": self.residual_gain_db,
-            "silent": self.silent,
-            "presence": None if self.presence is None else round(self.presence, 4),
-            "present": self.present,
-            "wrong_speaker": self.wrong_speaker,
-            "active_s": self.active_s,
-            "segments": [segment.to_dict() for segment in self.segments],
-            "warnings": list(self.warnings),
-            "device": self.device,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "model": self.model,
-            "model_revision": self.model_revision,
-            "model_sha256": self.model_sha256,
-        }
 
 
 class Extractor:
@@ -302,6 +128,7 @@ class Extractor:
         spans: Sequence[Span] = (),
         mixture: Path | None = None,
         channel: str = "mix",
+        track: str | None = None,
     ) -> Voice:
         """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
 
@@ -310,6 +137,7 @@ class Extractor:
             spans: when the person speaks alone in `mixture`.
             mixture: the recording that the spans are of.
             channel: the channel of the mixture that the spans are taken from.
+            track: the sound track that they are taken from, as in `ExtractionOptions`.
 
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
@@ -326,6 +154,7 @@ class Extractor:
             spans=spans,
             mixture=None if mixture is None else Path(mixture),
             channel=channel,
+            track=track,
         )
 
     def extract(
@@ -362,7 +191,7 @@ class Extractor:
         block = audio._selector(Path("the mixture"), options.channel, len(np.atleast_2d(samples)))(
             np.atleast_2d(samples).astype(np.float32)
         )
-        sound = _Sound(rate_hz, block.shape[1] / rate_hz, len(block), 0.0, iter([block]))
+        sound = _Sound(rate_hz, block.shape[1] / rate_hz, len(block), iter([block]))
         task = _Task(self, "the mixture", voice, options, lambda: sound)
         for _ in self._computed([task], lambda _: None):
             pass
@@ -442,7 +271,7 @@ class Extractor:
             places.add(job)
             return _open(job, options)
 
-        return _Task(self, job.name, job.voice, options, open_mixture, job)
+        return _Task(self, str(job.mixture), job.voice, options, open_mixture, job)
 
     def _computed(
         self, tasks: Iterable[_Task], advance: Callable[[float], object]
@@ -472,8 +301,10 @@ class _Sound:
     sample_rate_hz: int
     seconds: float
     channels: int
-    start_s: float
     blocks: Iterator[Samples]
+    start_s: float = 0.0
+    warnings: Callable[[], list[str]] = list
+    """What is wrong with it though it can be read; complete once all is read."""
 
 
 class _Task:
@@ -527,6 +358,9 @@ class _Task:
             return
         if callable(self._voice):
             self._voice = self._voice()
+        if self.job is not None:
+            sources = map(Path, self._voice.sources)
+            check_distinct(self.job.mixture, [path for path in sources if path.is_file()])
         embedding, length = self._voice.embedding, self._extractor.model.config.embedding
         if np.shape(embedding) != (length,) or not np.isfinite(embedding).all():
             raise McspexError(
@@ -583,6 +417,15 @@ class _Task:
         self._gain = base * 10 ** (self.options.wet_db / 20)
         levels = self._measured()
         speech = find_spans(presence, max(gain_db(self._matched)))
+        if start_s := self._sound.start_s:  # what is written and told counts from there
+            speech = [(round(one + start_s, 3), round(end + start_s, 3)) for one, end in speech]
+            segments = tuple(
+                replace(one, start_s=one.start_s + start_s, end_s=one.end_s + start_s)
+                for one in presence.segments
+            )
+            self._told = replace(presence, segments=segments)
+        else:
+            self._told = presence
         estimate = self._write(levels, speech)
         return self._result(levels, speech, estimate)
 
@@ -667,7 +510,7 @@ class _Task:
                     writer.write(cast(Samples, block) * factor)
             if outputs.activity:
                 file = job.id or job.mixture.stem
-                report = ActivityReport(self.name, file, outputs.speaker, self._presence, speech)
+                report = ActivityReport(job.name, file, outputs.speaker, self._told, speech)
                 write_activity(outputs.activity, report)
         return None
 
@@ -682,7 +525,7 @@ class _Task:
         voice = cast(Voice, self._voice)
         gains_db = gain_db(self._gain * levels.factor)
         return Result(
-            mixture=self.name,
+            mixture=self.job.name if self.job else self.name,
             references=voice.sources,
             reference_seconds=voice.seconds,
             outputs=self.job.outputs if self.job else None,
@@ -698,7 +541,7 @@ class _Task:
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
             active_s=round(sum(end_s - start_s for start_s, end_s in speech), 2),
-            segments=presence.segments,
+            segments=self._told.segments,
             warnings=tuple(self._warnings(levels, gains_db)),
             device=runtime.device,
             precision=runtime.precision,
@@ -711,18 +554,26 @@ class _Task:
 
     def _warnings(self, levels: _Levels, gains_db: Sequence[float]) -> Iterator[str]:
         """What may be wrong, a line each."""
-        presence = self._presence
+        presence, options = self._presence, self.options
+        yield from self._sound.warnings()
         if levels.limited:
             yield f"turned down (gain {gains_db[0]:+.1f} dB) so that it does not clip."
         if levels.residual_factor < 1:
             down_db = -gain_db(np.array([levels.residual_factor]))[0]
             yield f"the residual was turned down by {down_db:.1f} dB so that it does not clip."
+        as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
+        if (
+            self.job
+            and self.job.outputs.residual
+            and not (as_mixed and levels.factor == levels.residual_factor == 1)
+        ):
+            yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:
-            gain = ABSENT[self.options.absent].gain
-            made = "silenced" if gain == 0 else "another person, or a remnant"
+            gain = ABSENT[options.absent].gain
+            content = "silence" if gain == 0 else "another voice, or a remnant"
             yield (
-                f"the voice is probably not in {self.name} (presence {presence.presence:.2f}); "
-                f"the result is {made}."
+                f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
+                f"the result is {content}."
             )
         elif presence.wrong_speaker:
             yield (
@@ -764,95 +615,59 @@ class _Store:
         try:
             self._file.write(np.ascontiguousarray(block.T).data)
         except OSError as error:
-            raise OutputError(
-                f"{self._folder}: a temporary file cannot be written ({error.strerror})."
-            ) from error
+            raise self._failure(error) from error
 
     def read(self, channels: int, samples: int) -> Iterator[Samples]:
-        """Give all back, cut or completed to `samples`: resampling there and back may be off."""
-        self._file.seek(0)
-        left = samples
-        while left > 0 and (data := self._file.read(channels * 4 * self.READ_SAMPLES)):
+        """Give all back, cut or completed to `samples`: resampling there and back may be off.
+
+        Raises:
+            OutputError: as `append`.
+        """
+        try:
+            self._file.seek(0)
+        except OSError as error:
+            raise self._failure(error) from error
+        for start in range(0, samples, self.READ_SAMPLES):
+            length = min(self.READ_SAMPLES, samples - start)
+            data = self._file.read(4 * channels * length)
             block = np.frombuffer(data, np.float32).reshape(-1, channels).T
-            yield block[:, :left]
-            left -= block.shape[1]
-        if left > 0:
-            yield np.zeros((channels, left), np.float32)
+            yield np.pad(block, ((0, 0), (0, length - block.shape[1])))
 
     def close(self) -> None:
         """Give memory and disk back."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
+    __del__ = close  # for tasks that are abandoned
 
-class Places:
-    """Files that are read and written, so that none is written twice, or written over its input."""
-
-    def __init__(self, inputs: Iterable[Path] = ()) -> None:
-        self._inputs = {_identity(path): path for path in inputs}
-        self._outputs: dict[object, str] = {}
-
-    def add(self, job: Job) -> None:
-        """Take account of a job.
-
-        Raises:
-            OutputError: an output is an input, is written twice, exists and may not be replaced,
-                is a folder, or cannot be written where it is.
-        """
-        self._inputs[_identity(job.mixture)] = job.mixture
-        for path in job.outputs.paths():
-            key = _identity(path)
-            if key in self._inputs:
-                raise OutputError(
-                    f"{path}: is an input, and inputs are never overwritten. Choose another name."
-                )
-            other = self._outputs.setdefault(key, job.name)
-            if other != job.name:
-                raise OutputError(
-                    f"{other} and {job.name} would both be written to {path}. "
-                    "Rename one, or extract them one at a time with -o FILE."
-                )
-            _check_place(path, job.outputs.overwrite)
-        if len({_identity(path) for path in job.outputs.paths()}) < len(job.outputs.paths()):
-            raise OutputError(
-                f"{job.outputs.estimate}: is named for two outputs. Give each its own name."
-            )
-
-
-def _check_place(path: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot, or must not, be written."""
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder. Name a file.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: {folder} cannot be written. Choose another place.")
-
-
-def _identity(path: Path) -> object:
-    """What two names of one file have in common."""
-    try:
-        state = path.stat()
-    except OSError:
-        return path.resolve()
-    return state.st_dev, state.st_ino
+    def _failure(self, error: OSError) -> OutputError:
+        folder = self._folder or Path(tempfile.gettempdir())
+        return files.output_error(folder, error, "a temporary file cannot be written")
 
 
 def _open(job: Job, options: ExtractionOptions) -> _Sound:
     """Open a job's mixture, and make the folders of its outputs."""
-    info = audio.probe(job.mixture)
-    for path in (job.outputs.estimate, job.outputs.residual):
-        if path:
-            audio.check_format(path, options.subtype, info.sample_rate_hz)
+    info = inspect(job, options)
     files.make_folders(*{path.parent for path in job.outputs.paths()})
     reader = audio.Reader(job.mixture, info.sample_rate_hz, options.channel)
     channels = info.channels if options.channel == "all" else 1
-    return _Sound(info.sample_rate_hz, info.seconds, channels, 0.0, iter(reader))
+    others = []
+    if len(getattr(info, "tracks", ())) > 1 and options.track is None:
+        others.append(
+            f"{job.mixture} has several sound tracks, of which the first was used. "
+            "Choose another with --track."
+        )
+    return _Sound(
+        info.sample_rate_hz,
+        info.seconds,
+        channels,
+        iter(reader),
+        getattr(info, "start_s", 0.0),
+        lambda: [*others, *getattr(reader, "warnings", ())],
+    )
 
 
-def _windows(tasks: Iterable[_Task]) -> Iterator[tuple[_Task, Window]]:
+def _windows(tasks: Iterable[_Task]) -> Generator[tuple[_Task, Window], None, None]:
     """The windows of every task; the last one of a task that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
     for task in tasks:
@@ -862,7 +677,7 @@ def _windows(tasks: Iterable[_Task]) -> Iterator[tuple[_Task, Window]]:
             yield task, window
 
 
-def _prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """Make every item up to `depth` ahead of its use, in another thread."""
     end = object()
     with ThreadPoolExecutor(1, "mcspex-read") as reader:
@@ -873,6 +688,7 @@ def _prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
                 yield cast(T, item)
         finally:
             reader.shutdown(cancel_futures=True)
+            items.close()
 
 
 def _computed(engine: Engine, live: Sequence[tuple[_Task, Window]]) -> list[Samples]:

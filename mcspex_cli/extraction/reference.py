@@ -238,6 +238,7 @@ def enroll(
     spans: Sequence[Span] = (),
     mixture: Path | None = None,
     channel: str = "mix",
+    track: str | None = None,
 ) -> Voice:
     """Embed one voice from clips, folders of clips, profiles and spans, weighted by their speech.
 
@@ -251,6 +252,7 @@ def enroll(
         spans: stretches of `mixture` where the voice is alone.
         mixture: the recording that `spans` are of.
         channel: of the mixture: "mix" or a channel's number from 0; "all" means the mix.
+        track: of the mixture: the number, from 1, or the language of a sound track.
 
     Raises:
         AudioError: a clip or span cannot be read, is silent or shorter than 0.3 s; there is none.
@@ -269,7 +271,7 @@ def enroll(
             clip = Clip.measure(str(path), samples, engine.sample_rate_hz, clipped)
             voices.append(embed_clip(clip, engine))
     if spans and mixture:
-        cuts = read_spans(mixture, spans, engine.sample_rate_hz, channel)
+        cuts = read_spans(mixture, spans, engine.sample_rate_hz, channel, track)
         voices += [embed_clip(clip, engine) for clip in cuts]
     return join_voices(voices)
 
@@ -378,7 +380,11 @@ def read_clip(path: Path, sample_rate_hz: int) -> tuple[Samples, float]:
 
 
 def read_spans(
-    path: Path, spans: Sequence[Span], sample_rate_hz: int, channel: str = "mix"
+    path: Path,
+    spans: Sequence[Span],
+    sample_rate_hz: int,
+    channel: str = "mix",
+    track: str | None = None,
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
@@ -386,9 +392,11 @@ def read_spans(
 
     Args:
         path: the recording, which is read up to the end of the last span.
-        spans: in any order. They may overlap.
+        spans: in any order. They may overlap. Their times are the container's, as players show
+            them: the sound of a video may begin late.
         sample_rate_hz: of the clips.
         channel: "mix" or a channel's number from 0; "all" means the mix.
+        track: the number, from 1, or the language of a sound track.
 
     Yields:
         A clip for each span, called "FILE 12.0-18.5 s".
@@ -396,17 +404,21 @@ def read_spans(
     Raises:
         AudioError: the file cannot be read or ends before a span does; a span is silent.
     """
-    info = audio.probe(path)
+    info = audio.probe(path, *filter(None, [track]))
+    rate_hz, start_s = info.sample_rate_hz, getattr(info, "start_s", 0.0)
     for span in spans:
-        _check_end(path, span, info.seconds, "ends")
-    rate_hz = info.sample_rate_hz
+        _check_end(path, span, start_s + info.seconds, "ends")
     bounds = [
-        (round(s.start_s * rate_hz), round(min(s.end_s, s.start_s + LONGEST_READ_S) * rate_hz))
+        (
+            round((s.start_s - start_s) * rate_hz),
+            round((min(s.end_s, s.start_s + LONGEST_READ_S) - start_s) * rate_hz),
+        )
         for s in spans
     ]
     cuts: list[list[Samples]] = [[] for _ in spans]
     at, last = 0, max((end for _, end in bounds), default=0)
-    for block in audio.Reader(path, rate_hz, "mix" if channel == "all" else channel):
+    channel = "mix" if channel == "all" else channel
+    for block in audio.Reader(path, rate_hz, channel):
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             piece = block[:, max(0, start - at) : max(0, end - at)]
             if piece.size:
@@ -415,7 +427,9 @@ def read_spans(
         if at >= last:
             break
     for span, pieces in zip(spans, cuts, strict=True):
-        _check_end(path, span, math.inf if at >= last else at / rate_hz, "its sound ends")
+        _check_end(path, span, math.inf if at >= last else start_s + at / rate_hz, "its sound ends")
+        if not pieces:
+            raise AudioError(f"{path}: its sound begins at {start_s:.2f} s, after the span {span}.")
         resampler = audio.Resampler(rate_hz, sample_rate_hz, 1)
         samples = np.concatenate(list(resampler.run(pieces)), axis=-1)[0]
         clip = Clip.measure(f"{path} {span}", samples, sample_rate_hz)

@@ -132,6 +132,7 @@ def test_a_bad_input_is_one_line_and_exit_1(
         audio.write(path, sound, RATE_HZ)
     before = listing(scene)
     if role == "mixture":
+        message = "is a folder. For all recordings in it" if kind == "directory" else message
         done = extract(path.name, "--ref", "reference.wav", "-o", "out.wav")
     else:
         done = extract("mixture.wav", "--ref", path.name, "-o", "out.wav")
@@ -155,15 +156,18 @@ def assert_matches(text: str, pattern: str) -> None:
         ("truth.wav", "truth.wav: exists already. Add --overwrite to replace it."),
         (
             "mixture.wav",
-            "mixture.wav: is an input, which is never overwritten. Choose another name.",
+            "mixture.wav: is an input, and inputs are never overwritten. Choose another name.",
         ),
-        ("/proc/x.wav", "/proc/x.wav: cannot be written (No such file or directory)."),
-        ("none/x.wav", "none: no such folder. Make it, or choose another -o."),
-        ("x.mp3", "x.mp3: cannot write this format. Use .wav, .flac or .ogg."),
+        (
+            "/proc/x.wav",
+            "/proc/x.wav: cannot be written: its folder does not exist. Make that folder first, "
+            "or correct the path.",
+        ),
+        ("x.mp3", "x.mp3: cannot write this format. End the name in .wav, .flac, .ogg."),
         (
             "truth.wav/out",
-            "truth.wav/out: cannot make this folder: a part of this path is a file, not a folder. "
-            "Choose another path.",
+            "truth.wav/out/mixture.target.wav: truth.wav is a file, not a folder. Choose another "
+            "place.",
         ),
     ],
 )
@@ -267,7 +271,7 @@ def test_a_signal_in_the_middle_leaves_nothing(
     running.send_signal(number)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert said.strip().endswith("What was finished is kept, nothing half-written is left.")
+    assert said.strip().endswith("Finished files are kept; unfinished ones are removed.")
     assert "Traceback" not in said
     assert listing(scene) == before
 

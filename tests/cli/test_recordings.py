@@ -146,7 +146,7 @@ def test_a_span_of_no_use_is_one_line(
         (("truth.wav", *PLAIN[:3], "-o", "-"), "-o - is for the sound of one MIXTURE"),
         ((*PLAIN, "--level", "lufs"), "level 'lufs' is not one of match"),
         ((*PLAIN, "--level", "lufs=3"), "level 'lufs=3' is not one of match"),
-        ((*PLAIN, "--absent", "ignore"), "'ignore' is not one of 'keep', 'mute', 'fail'"),
+        ((*PLAIN, "--absent", "ignore"), "absent 'ignore' is none of keep, mute, fail"),
         ((*PLAIN, "--wet", "41"), "41.0 is not in the range"),
         ((*PLAIN, "--dry", "-121"), "-121.0 is not in the range"),
         ((*PLAIN, "--dry", "loud"), "'loud' is not a valid float"),
@@ -239,11 +239,16 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--residual", "r.mp3"), "r.mp3: cannot write this format. Use .wav, .flac or .ogg."),
-        (("--activity", "a.txt"), "a.txt: cannot note activity so. Use .json, .rttm or .srt."),
+        (
+            ("--residual", "r.mp3"),
+            "r.mp3: cannot write this format. End the name in .wav, .flac, .ogg.",
+        ),
+        (
+            ("--activity", "a.txt"),
+            "a.txt: cannot write this format. End the name in .json, .rttm, .srt.",
+        ),
         (("--residual", "truth.wav"), "truth.wav: exists already. Add --overwrite to replace it."),
-        (("--residual", "o.wav"), "o.wav: is asked for twice. Give each output its own name."),
-        (("--activity", "no/a.srt"), "no: no such folder. Make it, or choose another -o."),
+        (("--residual", "o.wav"), "o.wav: is named for two outputs. Give each its own name."),
     ],
 )
 def test_a_bad_place_is_one_line_before_any_work(
@@ -262,9 +267,9 @@ def test_activity_of_an_absent_voice_is_empty(extract: Run, suffix: str) -> None
     text = Path(f"a.{suffix}").read_text()
     assert json.loads(text)["spans"] == [] if suffix == "json" else text == ""
     assert done.stderr.startswith(
-        "warning: o.wav: the voice is probably not in mixture.wav (presence 0."
+        "warning: o.wav: the voice is probably not in the mixture (presence 0."
     )
-    assert done.stderr.splitlines()[0].endswith("; the result is somebody else's, or a remnant.")
+    assert done.stderr.splitlines()[0].endswith("; the result is another voice, or a remnant.")
 
 
 # --- voices that are not there -----------------------------------------------------------------
@@ -286,7 +291,7 @@ def test_an_absent_voice_is_silenced_if_asked_for(extract: Run) -> None:
     done = extract(*PLAIN, "--absent", "mute", "--residual", "r.wav", "--json", model="absent")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("; the result is silenced.\n")
+    assert done.stderr.endswith("; the result is silence.\n")
     assert not get("o.wav").any()
     np.testing.assert_array_equal(get("r.wav"), get("mixture.wav"))
     row = json.loads(done.stdout)
@@ -351,7 +356,7 @@ def test_the_wrong_speaker_is_a_warning(extract: Run) -> None:
     assert done.exit_code == 0
     assert done.stderr == (
         "warning: o.wav: may follow the wrong person: what is left sounds like the reference. "
-        "Try a longer one, or listen to --residual.\n"
+        "Try a longer reference, or listen to the residual (--residual).\n"
     )
     assert json.loads(done.stdout)["wrong_speaker"] is True
     assert extract(*PLAIN, "--overwrite", "-q", model="present").output == ""
@@ -408,7 +413,7 @@ def test_standard_input_is_called_so(extract: Run, scene: Path, temporary: Path)
     sound = (scene / "mixture.wav").read_bytes()
     done = extract(*words, "--json", model="absent", stdin=sound)
     assert done.exit_code == 0, done.output
-    assert "o.wav: the voice is probably not in standard input (presence" in done.stderr
+    assert "o.wav: the voice is probably not in the mixture (presence" in done.stderr
     row = json.loads(done.stdout)
     assert (row["mixture"], row["references"]) == ("stdin", ["stdin 0.2-1.9 s"])
     assert (row["residual"], row["activity"]) == ("r/stdin.residual.wav", "a/stdin.activity.json")
@@ -427,7 +432,9 @@ def test_standard_output_gets_the_sound_alone(extract: Run, scene: Path, tempora
     assert len(get("r.wav")) == len(get("mixture.wav"))
     assert list(temporary.iterdir()) == []
     done = extract("mixture.wav", "--ref", "reference.wav", "-o", "-", model="absent")
-    assert done.stderr.startswith("warning: standard output: the voice is probably not in mixture")
+    assert done.stderr.startswith(
+        "warning: standard output: the voice is probably not in the mixture"
+    )
 
 
 @pytest.mark.parametrize(

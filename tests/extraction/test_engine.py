@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from mcspex_cli import audio, si_sdr
-from mcspex_cli.errors import AudioError, EngineError, McspexError
+from mcspex_cli.errors import AudioError, EngineError
 from mcspex_cli.extraction.engine import LEVEL_DB, Engine
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, TorchRuntime
-from mcspex_cli.extraction.signals import Signal
+from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System
 from tests.conftest import RATE_HZ, buzz
 
@@ -165,59 +165,6 @@ def batched(batch: int) -> EngineSettings:
     return EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch)
 
 
-def extracted(engine: Engine, signals: list[Signal]) -> list[np.ndarray | McspexError]:
-    """Each signal's estimate, or what went wrong with it."""
-    made: list[np.ndarray | McspexError] = []
-    for signal, pieces in engine.stream_all(signals):
-        assert signal is signals[len(made)]
-        try:
-            made.append(np.concatenate([estimate for estimate, _ in pieces], axis=1)[0])
-        except McspexError as error:
-            made.append(error)
-    return made
-
-
-def several(engine: Engine, *lengths: int) -> list[Signal]:
-    """Mixtures of these lengths, every one with a voice of its own."""
-    voices = [engine.embed([buzz(90 + 30 * i, 1)]) for i in range(3)]
-    mixtures = [buzz(100 + 10 * i, 4, i)[:length] for i, length in enumerate(lengths)]
-    return [Signal([m[None]], voices[i % 3], i) for i, m in enumerate(mixtures)]
-
-
-LENGTHS = (8000, 8000, 30_000, 5000, 5000, 8000, 20_001, 8001, 4000)
-
-
-def test_several_streams_are_what_they_are_one_by_one(tiny: System) -> None:
-    engine = Engine(tiny, batched(1))
-    signals = several(engine, *LENGTHS)
-    together = extracted(engine, signals)
-    assert len(together) == len(LENGTHS)
-    for signal, estimate in zip(signals, together, strict=True):
-        (alone,) = extracted(engine, [signal])
-        np.testing.assert_array_equal(estimate, alone)
-
-
-@pytest.mark.parametrize("batch", [2, 4, 7])
-def test_in_batches_they_agree_to_100_db(tiny: System, batch: int) -> None:
-    engine = Engine(tiny, batched(batch))
-    signals = several(engine, *LENGTHS)
-    singles = extracted(Engine(tiny, batched(1)), signals)
-    for estimate, alone in zip(extracted(engine, signals), singles, strict=True):
-        assert np.square(estimate - alone).sum() < np.square(alone).sum() * 10 ** (-100 / 10)
-
-
-def test_a_stream_that_overflows_costs_only_itself(tiny: System) -> None:
-    engine = Engine(tiny, batched(4))
-    signals = several(engine, 8000, 8000, 8000, 8000, 6000)
-    expected = extracted(engine, signals)
-    signals[1] = replace(signals[1], embedding=np.full_like(signals[1].embedding, 1e38))
-    made = extracted(engine, signals)
-    assert isinstance(made[1], EngineError)
-    assert "not finite" in str(made[1])
-    for index in (0, 2, 3, 4):
-        np.testing.assert_array_equal(made[index], expected[index])
-
-
 class Cramped(TorchRuntime):
     """A runtime on a device with room for only so many samples at once."""
 
@@ -259,33 +206,67 @@ def test_torchs_lack_of_memory_is_known_as_such(tiny: System, error: RuntimeErro
 def test_where_memory_is_short_batches_shrink_and_nothing_else_changes(
     tiny: System, batch: int, left: int
 ) -> None:
-    engine = cramped(tiny, 2 * 8000, batch)
-    signals = several(engine, *LENGTHS)
-    made = extracted(engine, signals)
-    assert engine.batch == left
-    roomy = extracted(Engine(tiny, batched(1)), signals)
-    for estimate, expected in zip(made, roomy, strict=True):
-        np.testing.assert_allclose(estimate, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 4])
-def test_too_little_memory_for_one_window_costs_only_the_streams_with_such(
-    tiny: System, batch: int
-) -> None:
-    engine = cramped(tiny, 5000, batch)
-    signals = several(engine, 5000, 8000, 8000, 30_000, 5000, 4000)
-    expected = extracted(Engine(tiny, batched(1)), signals)
-    made = extracted(engine, signals)
-    assert [isinstance(one, EngineError) for one in made] == [False, True, True, True, False, False]
-    assert str(made[1]) == (
-        "cpu is out of memory. Close other programs, or use a shorter window or another device."
+    engine, roomy = cramped(tiny, 2 * 8000, batch), Engine(tiny, batched(1))
+    mixture, voice = buzz(100, 7.3), roomy.embed([buzz(200, 1)])
+    np.testing.assert_allclose(
+        engine.extract(mixture, voice), roomy.extract(mixture, voice), atol=1e-5
     )
-    assert engine.batch == 1
-    for index in (0, 4, 5):
-        np.testing.assert_allclose(made[index], expected[index], atol=1e-5)
+    assert engine.batch == left
 
 
-def test_another_failure_of_the_network_is_not_taken_for_a_lack_of_memory(tiny: System) -> None:
-    engine = Engine(tiny, batched(2))
-    with pytest.raises(RuntimeError, match=r"shapes|size"):
-        extracted(engine, [Signal([buzz(100, 1)[None]], np.zeros(3, np.float32))])
+def test_too_little_memory_for_one_window_is_one_line(tiny: System) -> None:
+    engine = cramped(tiny, 5000, 4)
+    voice = engine.embed([buzz(200, 1)])
+    assert engine.extract(buzz(100, 0.6), voice).shape == (4800,)
+    with pytest.raises(EngineError, match=r"^cpu is out of memory\. Close other programs, or"):
+        engine.extract(buzz(100, 3), voice)
+
+
+def test_windows_of_one_length_share_batches_whatever_signal_they_are_of(tiny: System) -> None:
+    engine = Engine(tiny, batched(3))
+    lengths = (8000, 8000, 5000, 5000, 5000, 5000, 8000)
+    windows = [(n, Window(0, np.zeros((1, length)), True)) for n, length in enumerate(lengths)]
+    batches = [[owner for owner, _ in batch] for batch in engine.batches(windows)]
+    assert batches == [[0, 1], [2, 3, 4], [5], [6]]
+    stereo = [(n, Window(0, np.zeros((2, 8000)), True)) for n in range(3)]
+    assert [len(batch) for batch in engine.batches(stereo)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "error", "message"),
+    [
+        (np.zeros((2, 8000), np.float32), ValueError, r"shape \[2, 8000\]; it must be \[sample\]"),
+        (np.full(8000, np.nan, np.float32), ValueError, "NaN or infinite"),
+        (np.zeros(0, np.float32), ValueError, "has no samples"),
+        ([0.0] * 8000, TypeError, "must be a NumPy array"),
+        (np.zeros(8000, np.complex64), TypeError, "must be a NumPy array"),
+    ],
+)
+def test_what_is_no_mixture_is_refused(
+    tiny: System, mixture: np.ndarray, error: type[Exception], message: str
+) -> None:
+    engine = Engine(tiny, SHORT)
+    for use in (lambda: engine.extract(mixture, np.zeros(16)), lambda: engine.embed([mixture])):
+        with pytest.raises(error, match=message):
+            use()
+
+
+@pytest.mark.parametrize("settings", [{"window_s": 0.0}, {"fade_s": -1.0}, {"batch": -1}])
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        EngineSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_is_refused_instead_of_hanging(tiny: System) -> None:
+    engine = Engine(tiny, SHORT)
+    voice = engine.embed([buzz(200, 1)])
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.extract(buzz(100, 1), voice)
+        except EngineError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

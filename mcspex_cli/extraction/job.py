@@ -1,0 +1,311 @@
+"""What an extraction is asked for and gives: options, files, jobs, results, and their checks."""
+
+from __future__ import annotations
+
+import filecmp
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcspex_cli import audio, files
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
+from mcspex_cli.extraction.levels import Level, check_length
+from mcspex_cli.extraction.presence import Segment
+from mcspex_cli.extraction.reference import Voice
+
+
+@dataclass(frozen=True)
+class AbsentPolicy:
+    """What is done where the voice is not in the mixture; a row of `ABSENT`."""
+
+    name: str
+    help: str
+    gain: float = 1.0
+    """What the estimate is multiplied by where the voice is absent."""
+    fails: bool = False
+    """Whether a mixture without the voice is an error."""
+
+
+ABSENT = {
+    policy.name: policy
+    for policy in (
+        AbsentPolicy("keep", "what came out"),
+        AbsentPolicy("mute", "silence", gain=0.0),
+        AbsentPolicy("fail", "exit code 5", fails=True),
+    )
+}
+"""Every policy for a voice that is absent, by its name."""
+
+SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+DAMAGED = ("fail", "keep")
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """How mixtures are read and estimates are written.
+
+    Raises:
+        ValueError: a value means nothing; the message names it.
+    """
+
+    channel: str = "mix"
+    """"mix", the number of a channel, or "all": each channel extracted for itself."""
+    level: str = "match"
+    """A level policy of `levels.LEVELS`: "match", "peak", "raw" or "lufs=-23"."""
+    subtype: str = "PCM_16"
+    """The sample format of the files, of `SUBTYPES`."""
+    absent: str = "keep"
+    """What is done where the voice is absent, of `ABSENT`."""
+    wet_db: float = 0.0
+    """The gain of the voice."""
+    dry_db: float | None = None
+    """The gain of the mixture that is added to the voice; None adds nothing."""
+    track: str | None = None
+    """The sound track of a file that has several: a number from 1, or a language ("eng")."""
+    damaged: str = "fail"
+    """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
+
+    def __post_init__(self) -> None:
+        Level.parse(self.level)
+        for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
+            if getattr(self, name) not in known:
+                choices = ", ".join(known)
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
+        if not (self.channel in ("mix", "all") or self.channel.isdecimal()):
+            raise ValueError(f"channel {self.channel!r} is none of mix, all, 0, 1, ...")
+        if not all(map(math.isfinite, (self.wet_db, self.dry_db or 0.0))):
+            raise ValueError("wet_db and dry_db must be finite numbers")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that one extraction writes; a string is taken for a path."""
+
+    estimate: Path
+    residual: Path | None = None
+    """What is left of the mixture."""
+    activity: Path | None = None
+    """When the voice speaks: .json, .rttm or .srt."""
+    speaker: str = "target"
+    """What the voice is called in `activity`."""
+    overwrite: bool = False
+    """Whether files that exist are replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("estimate", "residual", "activity"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
+
+    def paths(self) -> list[Path]:
+        """All files that are written."""
+        return [path for path in (self.estimate, self.residual, self.activity) if path]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One mixture, the voice to extract, and where to."""
+
+    mixture: Path
+    voice: Voice | Callable[[], Voice]
+    """A voice, or a function that gives it, or raises a `McspexError`, when it is needed."""
+    outputs: Outputs
+    id: str = ""
+    """What messages and rows call it; its path if that is empty."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mixture", Path(self.mixture))
+
+    @property
+    def name(self) -> str:
+        """What messages and rows call it."""
+        return self.id or str(self.mixture)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What came of one mixture."""
+
+    mixture: str
+    references: tuple[str, ...]
+    """Clips, spans and profiles that the voice was made of."""
+    reference_seconds: float
+    outputs: Outputs | None
+    """None of `Extractor.extract`, which writes nothing."""
+    start_s: float
+    """Where the sound begins in its container; times count from the container's beginning."""
+    seconds: float
+    sample_rate_hz: int
+    elapsed_s: float
+    gain_db: tuple[float, ...]
+    """What the network's estimate was multiplied by, for each channel."""
+    limited: bool
+    """Whether the level that was asked for would have clipped, so that all was turned down."""
+    residual_gain_db: float
+    """What the residual was turned down by, not to clip."""
+    silent: bool
+    """Whether the estimate is silent."""
+    presence: float | None
+    """How sure it is, 0 to 1, that the voice is in the mixture; None if the model cannot tell."""
+    present: bool | None
+    wrong_speaker: bool | None
+    """Whether the estimate may follow another person."""
+    active_s: float
+    """How long the voice speaks."""
+    segments: tuple[Segment, ...]
+    warnings: tuple[str, ...]
+    """What may be wrong with it, a line each."""
+    device: str
+    precision: str
+    runtime: str
+    model: str
+    model_revision: str | None
+    model_sha256: str
+    estimate: Samples | None = field(default=None, repr=False)
+    """The target, of `Extractor.extract` only: [sample], or [channel, sample] for "all"."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for a second of audio."""
+        return self.elapsed_s / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON has it: a row of `extract --json`, and of a batch's report."""
+        outputs = self.outputs
+        return {
+            "mixture": self.mixture,
+            "references": list(self.references),
+            "reference_seconds": round(self.reference_seconds, 2),
+            "output": str(outputs.estimate) if outputs else None,
+            "residual": str(outputs.residual) if outputs and outputs.residual else None,
+            "activity": str(outputs.activity) if outputs and outputs.activity else None,
+            "start_s": round(self.start_s, 3),
+            "seconds": round(self.seconds, 6),
+            "sample_rate_hz": self.sample_rate_hz,
+            "elapsed_s": round(self.elapsed_s, 4),
+            "real_time_factor": round(self.real_time_factor, 4),
+            "gain_db": list(self.gain_db),
+            "limited": self.limited,
+            "residual_gain_db": self.residual_gain_db,
+            "silent": self.silent,
+            "presence": None if self.presence is None else round(self.presence, 4),
+            "present": self.present,
+            "wrong_speaker": self.wrong_speaker,
+            "active_s": self.active_s,
+            "segments": [segment.to_dict() for segment in self.segments],
+            "warnings": list(self.warnings),
+            "device": self.device,
+            "precision": self.precision,
+            "runtime": self.runtime,
+            "model": self.model,
+            "model_revision": self.model_revision,
+            "model_sha256": self.model_sha256,
+        }
+
+
+class Places:
+    """Files that are read and written, so that none is written twice, or written over its input."""
+
+    def __init__(self, inputs: Iterable[Path] = ()) -> None:
+        self._inputs = {_identity(path): path for path in inputs}
+        self._outputs: dict[object, str] = {}
+
+    def add(self, job: Job) -> None:
+        """Take account of a job.
+
+        Raises:
+            OutputError: an output has no known suffix, is an input, is written twice, exists and
+                may not be replaced, is a folder, or cannot be written where it is.
+        """
+        self._inputs[_identity(job.mixture)] = job.mixture
+        outputs = job.outputs
+        own: dict[object, Path] = {}
+        for path in outputs.paths():
+            known = ACTIVITY_FORMATS if path is outputs.activity else audio.OUTPUT_FORMATS
+            if path.suffix.lower() not in known:
+                choices = ", ".join(known)
+                raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
+            key = _identity(path)
+            if key in self._inputs:
+                raise OutputError(
+                    f"{path}: is an input, and inputs are never overwritten. Choose another name."
+                )
+            if own.setdefault(key, path) is not path:
+                raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
+            if key in self._outputs:
+                raise OutputError(
+                    f"{self._outputs[key]} and {job.name} would both be written to {path}. "
+                    "Rename one, or extract them one at a time with -o FILE."
+                )
+            _check_place(path, outputs.overwrite)
+        self._outputs |= dict.fromkeys(own, job.name)
+
+
+def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
+    """Read the header of a job's mixture, and check all that can be checked without a model.
+
+    Raises:
+        AudioError: the mixture cannot be read, is too short, or has no such channel or track.
+        OutputError: an output cannot hold sound of its rate.
+    """
+    info = audio.probe(job.mixture, *filter(None, [options.track]))
+    check_length(str(job.mixture), info.seconds)
+    if options.channel.isdecimal() and int(options.channel) >= info.channels:
+        raise AudioError(
+            f"{job.mixture}: has no channel {options.channel}. It has {info.channels}, counted "
+            "from 0; or use mix."
+        )
+    for path in (job.outputs.estimate, job.outputs.residual):
+        if path:
+            audio.check_format(path, options.subtype, info.sample_rate_hz)
+    return info
+
+
+def check_distinct(mixture: Path, references: Iterable[Path]) -> None:
+    """Refuse a mixture that is its own reference: the same file, or one of the same content.
+
+    Raises:
+        AudioError: it is.
+    """
+    for reference in references:
+        same = _identity(mixture) == _identity(reference)
+        try:
+            same = same or filecmp.cmp(mixture, reference, shallow=False)
+        except OSError:
+            continue  # whoever reads it tells why it cannot be read
+        if same:
+            raise AudioError(
+                f"{mixture}: is its own reference ({reference}). Give a clip of the voice alone, "
+                "or say with --ref-span when it speaks alone."
+            )
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Refuse a file that cannot, or must not, be written."""
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder. Name a file.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+    except OSError as error:  # a name that is too long, say
+        raise files.output_error(path, error) from error
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
+
+
+def _identity(path: Path) -> object:
+    """What two names of one file have in common."""
+    try:
+        state = path.stat()
+    except OSError:
+        return path.resolve()
+    return state.st_dev, state.st_ino
