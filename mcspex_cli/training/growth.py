@@ -36,7 +36,7 @@ def start_of(settings: TrainSettings) -> CheckpointInfo | None:
 
 def sample_rate_hz(model: ModelSettings, start: CheckpointInfo | None) -> int:
     """The rate of a run: what the settings name, else the start's, else 8 kHz."""
-    origin = start.config.get("sample_rate_hz") if start else None
+    origin = start.config.sample_rate_hz if start else None
     return int(model.sample_rate_hz or origin or NEW_SAMPLE_RATE_HZ)
 
 
