@@ -1,4 +1,4 @@
-"""Remake the example files, or a folder of synthetic voices to train on.
+"""Remake the example files, or make a larger folder of synthetic voices to train on.
 
 Needs the speech synthesisers flite and espeak-ng (Debian: apt install flite espeak-ng);
 their output is free to use. Run from the repository's root:
@@ -13,6 +13,7 @@ import argparse
 import random
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,10 @@ REFERENCE_SAYS = "My grandmother keeps eleven hens behind her house, and each of
 
 FLITE = ("awb", "kal", "rms", "slt")
 ESPEAK = [f"{accent}+{kind}" for accent in ("en-us", "en-gb") for kind in ("m2", "m5", "f2", "f4")]
+
+SHIPPED = (*FLITE, "en-us+m2", "en-us+f2", "en-gb+m5", "en-gb+f4")
+SHIPPED_SENTENCES = 5
+"""The voices that examples/train.toml trains on."""
 
 SET = {
     "slt_1": ("en-gb+m5", "Different gender"),
@@ -113,28 +118,29 @@ def make_interview(folder: Path) -> None:
     audio.write(folder / "interview.flac", np.concatenate(turns[:-1]), RATE_HZ)
 
 
-def make_voices(folder: Path, sentences: int) -> None:
-    """Write `sentences` random sentences by each voice as VOICE/NUMBER.flac."""
+def make_voices(folder: Path, voices: Sequence[str], sentences: int) -> None:
+    """Write `sentences` random sentences by each voice as VOICE/VOICE-NUMBER.ogg."""
     rng = random.Random(1)
-    for voice in [*FLITE, *ESPEAK]:
+    for voice in voices:
         (folder / voice).mkdir(parents=True, exist_ok=True)
         for number in range(sentences):
-            path = folder / voice / f"{voice}-{number:03d}.flac"
+            path = folder / voice / f"{voice}-{number:03d}.ogg"
             audio.write(path, speak(voice, sentence(rng)), RATE_HZ)
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--voices", type=Path, help="write training voices to this folder instead")
-    parser.add_argument("--sentences", type=int, default=60)
+    parser.add_argument("--voices", type=Path, help="write all voices to this folder instead")
+    parser.add_argument("--sentences", type=int, default=60, help="of each voice, with --voices")
     arguments = parser.parse_args()
     if arguments.voices:
-        make_voices(arguments.voices, arguments.sentences)
+        make_voices(arguments.voices, [*FLITE, *ESPEAK], arguments.sentences)
     else:
         make_example(Path(__file__).parent)
         make_set(Path(__file__).parent / "set")
         make_interview(Path(__file__).parent)
+        make_voices(Path(__file__).parent / "voices", SHIPPED, SHIPPED_SENTENCES)
 
 
 if __name__ == "__main__":

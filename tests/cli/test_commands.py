@@ -78,7 +78,7 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
         "id,target,interferer,reference,snr_db\none,ann/a.flac,bob/b.flac,ann/b.flac,0\n"
     )
     done = run("simulate", "--recipe", recipe, "-o", out)
-    assert (done.exit_code, done.stderr) == (0, f"{out}: 1 mixtures at 8000 Hz\n")
+    assert (done.exit_code, done.stderr) == (0, f"{out}: 1 mixture at 8000 Hz\n")
     config = corpus.parent / "train.toml"
     config.write_text(
         '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\nvalidation = "speech/recipe.csv"\n'
@@ -90,10 +90,16 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("3 speakers, 0.00 h of speech\nstep 2  loss ")
     assert "validation SI-SDRi" in done.stderr
+    model = corpus.parent / "run" / "best"
+    *_, last = done.stderr.splitlines()
+    assert re.fullmatch(
+        rf"{model}: the trained model \(validation SI-SDRi \S+ dB\). Use it with: "
+        rf"mcspex extract MIXTURE --ref REFERENCE --model {model}",
+        last,
+    )
     again = run("train", config)
     assert again.exit_code == 1
     assert "Go on with --resume" in again.stderr
-    model = corpus.parent / "run" / "best"
     words = ("extract", out / "mix_clean/one.wav", "--ref", out / "references/one.wav")
     done = run(*words, "--model", model, "-o", out / "estimates", "--device", "cpu")
     assert done.exit_code == 0, done.output
@@ -118,14 +124,18 @@ def test_interrupted_training_goes_on_where_it_stopped(corpus: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    stopped = re.search(r"stopped after step (\d+)\. Go on with --resume", said)
+    stopped = re.search(r"stopped after step (\d+)\. Continue with: mcspex train .* --resume", said)
     assert stopped
     step = int(stopped[1])
     config.write_text(text.replace("STEPS", str(step + 2)))
     done = run("train", config, "--resume")
     assert done.exit_code == 0, done.output
     assert f"step {step + 1} " in done.stderr
-    assert "done" in done.stderr
+    model = corpus.parent / "run" / "last"
+    assert done.stderr.endswith(
+        f"{model}: the trained model. Use it with: "
+        f"mcspex extract MIXTURE --ref REFERENCE --model {model}\n"
+    )
 
 
 def test_train_without_a_config_is_one_line(tmp_path: Path) -> None:
