@@ -227,7 +227,7 @@ def table(
     for row in rows:
         grid.add_row(*map(line, row))
     if title:
-        click.echo(f"\n{title}", file=_stdout())
+        click.echo(f"\n{line(title)}", file=_stdout())
     console.print(grid)
 
 

@@ -80,7 +80,7 @@ def report(
         title=title,
     )
     with console.progress(shown=True) as bar:
-        task = bar.add_task(output.name, total=1.0)
+        task = bar.add_task("comparing", total=1.0)
         page = write_page(
             read_runs(runs), output, settings, lambda share: bar.update(task, completed=share)
         )

@@ -32,6 +32,12 @@ from mcspex_cli.evaluation.metrics import (
 TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
 
+LOSSLESS = frozenset(".wav .flac .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split())
+"""Suffixes of files that have no more samples than were written."""
+
+PADDING = 2048
+"""Samples by which other files may be longer: AAC, for one, fills its last frame."""
+
 EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
@@ -337,7 +343,8 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
             )
     lengths = [sound.shape[1] for sound in sounds]
     for path, length in zip(compared, lengths, strict=True):
-        if abs(length - lengths[1]) > TRIM * max(length, lengths[1]):
+        padding = 0 if path.suffix.lower() in LOSSLESS else PADDING
+        if max(lengths[1] - length, length - padding - lengths[1]) > TRIM * max(length, lengths[1]):
             raise _RefusedError(
                 "length differs",
                 f"{path}: {length} samples, but {truth.path} has {lengths[1]}. "

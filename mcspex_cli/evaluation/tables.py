@@ -69,7 +69,10 @@ def remarks(report: Report) -> list[str]:
     lines = (
         (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
         (missing, f"truths without an estimate: {missing}. The means do not include them."),
-        (cut, f"files cut to the length of their truth: {cut}. They differed by up to 1 %."),
+        (
+            cut,
+            f"files cut to the length of their truth: {cut}. They were a little longer or shorter.",
+        ),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
     return [line for number, line in lines if number]

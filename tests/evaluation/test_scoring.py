@@ -7,8 +7,10 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -266,6 +268,35 @@ def test_a_large_difference_in_length_is_refused(folder: Path, which: str) -> No
     row = score(folder, interferers=1)
     assert (row.status, row.values) == ("length differs", {})
     assert row.note.startswith(f"{folder / which}: 7800 samples, but {folder}/truth/a.flac has 80")
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".m4a", "aac"), (".mp4", "aac"), (".webm", "opus")])
+def test_estimates_in_containers_are_scored(folder: Path, suffix: str, codec: str) -> None:
+    estimate = folder / "est/a.target.wav"
+    before = score(folder, settings=ScoreSettings())
+    rate_hz = 48000 if codec == "opus" else RATE_HZ
+    encode(audio.read(estimate, rate_hz), estimate.with_suffix(suffix), rate_hz, codec)
+    estimate.unlink()
+    (pairing, _) = pair(folder / "est", folder / "truth", folder / "mix")
+    row = score_file(
+        pairing.estimate, pairing.target, pairing.mixture, settings=ScoreSettings(resample=True)
+    )
+    assert row.status == "ok", row.note
+    assert row.values["si_sdr_db"] == pytest.approx(before.values["si_sdr_db"], abs=3)
+
+
+def encode(samples: audio.Samples, path: Path, rate_hz: int, codec: str) -> None:
+    """Write a compressed file, padded as its encoder pads it."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libopus" if codec == "opus" else codec, rate_hz)
+        stream.layout = "mono"
+        context = stream.codec_context
+        context.open()
+        resampler = av.AudioResampler(context.format, "mono", rate_hz, context.frame_size)
+        frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
+        for part in (*resampler.resample(frame), *resampler.resample(None), None):
+            container.mux(stream.encode(part))
 
 
 @pytest.mark.parametrize("which", COMPARED)
