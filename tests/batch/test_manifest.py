@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from mcspex_cli.batch.manifest import COLUMNS, Task, read_manifest, read_scp
 from mcspex_cli.errors import PairingError
-from mcspex_cli.extraction.manifests import Entry, read_manifest, read_scp
 
 
-def read(folder: Path, name: str, text: str | bytes) -> tuple[list[Entry], list[str]]:
-    """The entries of a manifest in `folder`, and its problems without the path."""
+def read(folder: Path, name: str, text: str | bytes) -> tuple[list[Task], list[str]]:
+    """The tasks of a manifest in `folder`, and its problems without the path."""
     data = text if isinstance(text, bytes) else text.encode()
     (folder / name).write_bytes(data)
     problems: list[str] = []
-    entries = read_manifest(folder / name, problems)
-    return entries, [problem.removeprefix(f"{folder / name} ") for problem in problems]
+    tasks = read_manifest(folder / name, problems, [])
+    return tasks, [problem.removeprefix(f"{folder / name} ") for problem in problems]
 
 
 def line(row: object) -> str:
@@ -31,6 +31,9 @@ def line(row: object) -> str:
         ("m.CSV", "\ufeffmixture,reference,truth\r\na/1.wav,r.wav,t.wav\r\nb/2.wav,s.wav,\r\n"),
         ("m.tsv", "truth\tmixture\treference\nt.wav\ta/1.wav\tr.wav\n\n\tb/2.wav\ts.wav\n"),
         ("m.csv", " mixture , reference,note,truth\na/1.wav,r.wav,x,t.wav\nb/2.wav,s.wav,y,\n"),
+        ("m.csv", "mixture;reference;truth\na/1.wav;r.wav;t.wav\nb/2.wav;s.wav;\n"),
+        ("m.csv", "Mixture,enrollment,Target\na/1.wav,r.wav,t.wav\nb/2.wav,s.wav,\n"),
+        ("m.tsv", "mixture_path,ENROLMENT,clean\na/1.wav,r.wav,t.wav\nb/2.wav,s.wav,\n"),
         (
             "m.jsonl",
             line({"mixture": "a/1.wav", "reference": "r.wav", "truth": "t.wav", "x": 3})
@@ -42,23 +45,42 @@ def line(row: object) -> str:
 def test_every_format_says_the_same(tmp_path: Path, name: str, text: str) -> None:
     (first, second), problems = read(tmp_path, name, text)
     assert problems == []
-    assert (first.mixture, first.id) == (tmp_path / "a/1.wav", "a/1")
-    assert (first.references, first.truth) == ((tmp_path / "r.wav",), tmp_path / "t.wav")
-    assert (second.mixture, second.id) == (tmp_path / "b/2.wav", "b/2")
-    assert (second.references, second.truth) == ((tmp_path / "s.wav",), None)
+    assert (first.mixture, first.id) == (f"{tmp_path}/a/1.wav", "a/1")
+    assert (first.references, first.truth) == ((f"{tmp_path}/r.wav",), f"{tmp_path}/t.wav")
+    assert (second.mixture, second.id) == (f"{tmp_path}/b/2.wav", "b/2")
+    assert (second.references, second.truth) == ((f"{tmp_path}/s.wav",), None)
     assert first.output == second.output == ""
 
 
-def test_an_entry_names_its_line(tmp_path: Path) -> None:
-    entries, _ = read(tmp_path, "m.csv", 'mixture,note\n\na.wav,"two\nlines"\nb.wav,\n')
-    assert [e.where for e in entries] == [f"{tmp_path}/m.csv line {n}" for n in (4, 5)]
+def test_a_task_has_its_line(tmp_path: Path) -> None:
+    tasks, _ = read(tmp_path, "m.csv", 'mixture,note\n\na.wav,"two\nlines"\nb.wav,\n')
+    assert [task.line for task in tasks] == [4, 5]
+
+
+def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("mixture,gender,Speaker ID\na.wav,f,7\n")
+    (tmp_path / "m.jsonl").write_text(line({"mixture": "a.wav", "gender": "f", "reason": "no."}))
+    for name, unused in (("m.csv", "'gender', 'Speaker ID'"), ("m.jsonl", "'gender'")):
+        warnings: list[str] = []
+        read_manifest(tmp_path / name, [], warnings)
+        columns = ", ".join(COLUMNS)
+        said = f"{tmp_path / name}: {unused} is not used. The columns are {columns}."
+        assert warnings == [said]
+
+
+def test_a_span_a_residual_and_an_activity(tmp_path: Path) -> None:
+    text = "mixture,span,residual,activity\na.wav,0-2;0:03-0:04.5,r/a.flac,a.rttm\nb.wav,,,\n"
+    ((first, second), problems) = read(tmp_path, "m.csv", text)
+    assert (first.spans, second.spans, problems) == (("0-2", "0:03-0:04.5"), (), [])
+    assert (first.residual, first.activity) == ("r/a.flac", "a.rttm")
+    assert (second.residual, second.activity) == ("", "")
 
 
 def test_an_scp_has_ids_and_files_with_spaces(tmp_path: Path) -> None:
-    entries, problems = read(tmp_path, "wav.scp", "one a b.wav\n\n two/x  /data/c.flac \n")
+    tasks, problems = read(tmp_path, "wav.scp", "one a b.wav\n\n two/x  /data/c.flac \n")
     assert problems == []
-    assert [e.id for e in entries] == ["one", "two/x"]
-    assert [e.mixture for e in entries] == [tmp_path / "a b.wav", Path("/data/c.flac")]
+    assert [e.id for e in tasks] == ["one", "two/x"]
+    assert [e.mixture for e in tasks] == [f"{tmp_path}/a b.wav", "/data/c.flac"]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +98,8 @@ def test_an_scp_has_ids_and_files_with_spaces(tmp_path: Path) -> None:
 def test_an_id_is_given_or_the_outputs_or_the_mixtures(
     tmp_path: Path, row: dict[str, str], id_: str, output: str
 ) -> None:
-    ((entry,), problems) = read(tmp_path, "m.jsonl", line(row))
-    assert (entry.id, entry.output, problems) == (id_, output, [])
+    ((task,), problems) = read(tmp_path, "m.jsonl", line(row))
+    assert (task.id, task.output, problems) == (id_, output, [])
 
 
 @pytest.mark.parametrize(
@@ -91,8 +113,8 @@ def test_an_id_is_given_or_the_outputs_or_the_mixtures(
     ],
 )
 def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) -> None:
-    ((entry,), _) = read(tmp_path, name, text)
-    assert entry.references == (tmp_path / "r.wav", tmp_path / "s.wav")
+    ((task,), _) = read(tmp_path, name, text)
+    assert task.references == (f"{tmp_path}/r.wav", f"{tmp_path}/s.wav")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +179,7 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         (
             "m.scp",
             "one sph2pipe -f wav a.sph |\n",
-            "line 1: commands are not run. Save the sound first.",
+            "line 1: is a command, which is not run. Write its sound to a file and name that.",
         ),
     ],
 )
@@ -170,18 +192,26 @@ def test_a_line_that_says_nothing_useful_is_named(
 
 def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path: Path) -> None:
     text = "mixture,id\na.wav,1\nb.wav\n,3\nd.wav,4\n"
-    entries, problems = read(tmp_path, "m.csv", text)
-    assert [entry.id for entry in entries] == ["1", "4"]
+    tasks, problems = read(tmp_path, "m.csv", text)
+    assert [task.id for task in tasks] == ["1", "4"]
     assert problems == ["line 3: has 1 columns, not 2.", "line 4: names no mixture."]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("m.txt", "a.wav\n", "m.txt: a manifest ends in .csv, .tsv, .jsonl, .scp. Rename it."),
-        ("m.csv", "", "has no column 'mixture' in its first line. Columns: mixture, reference"),
-        ("m.csv", "a.wav,r.wav\n", "has no column 'mixture' in its first line"),
-        ("m.tsv", "mixture,reference\na.wav,r.wav\n", "has no column 'mixture' in its first line"),
+        ("m.txt", "a.wav\n", "m.txt: a manifest's name ends in .csv, .tsv, .jsonl, .scp. Rename"),
+        (
+            "m.csv",
+            "",
+            "has no column 'mixture' in its first line, which is ''. The columns are mix",
+        ),
+        ("m.csv", "Mixture,mix\na,b\n", "m.csv: 'Mixture' and 'mix' both name the mixture. Remove"),
+        (
+            "m.csv",
+            "a.wav,r.wav\n",
+            "in its first line, which is 'a.wav,r.wav'. The columns are mix",
+        ),
         ("m.csv", "mixture\n\n", "m.csv: lists no mixtures."),
         ("m.jsonl", "\n\n", "m.jsonl: lists no mixtures."),
         ("m.scp", "", "m.scp: lists no mixtures."),
@@ -201,11 +231,11 @@ def test_a_file_that_is_no_manifest_is_refused(
 def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "d.scp").mkdir()
     with pytest.raises(PairingError, match=rf"{name}: cannot be read \({reason}\)."):
-        read_manifest(tmp_path / name, [])
+        read_manifest(tmp_path / name, [], [])
 
 
 def test_an_scp_of_clips_has_each_id_once(tmp_path: Path) -> None:
     (tmp_path / "refs.scp").write_text("ann a.wav\nbob /b.wav\nann c.wav\n")
     problems: list[str] = []
-    assert read_scp(tmp_path / "refs.scp", problems)["bob"] == Path("/b.wav")
-    assert problems == [f"{tmp_path}/refs.scp line 3: ann is there twice. Drop one."]
+    assert read_scp(tmp_path / "refs.scp", problems)["bob"] == "/b.wav"
+    assert problems == [f"{tmp_path}/refs.scp line 3: ann is there twice. Remove one line."]

@@ -1,0 +1,578 @@
+"""A batch's plan: every mixture with its reference, truth and outputs, all checked before the work.
+
+```
+folders, files, manifest ──▶ references ──▶ truths ──▶ files there? ──▶ outputs ──▶ lengths
+                             by name, folder,          which is whose                by headers
+                             pattern, or one for all   reference?
+```
+
+Everything that is wrong is collected, so that one try names it all; nothing is written.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import posixpath
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from stat import S_ISREG
+from typing import NamedTuple
+
+from mcspex_cli import audio, paths
+from mcspex_cli.batch.journal import Journal, fingerprint, same_files
+from mcspex_cli.batch.manifest import (
+    ACTIVITY,
+    AUDIO,
+    RESIDUAL,
+    Task,
+    read_manifest,
+    read_scp,
+)
+from mcspex_cli.checkpoint import profiles
+from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
+from mcspex_cli.extraction.jobs import ACTIVITY_SUFFIXES
+from mcspex_cli.extraction.spans import parse_span
+from mcspex_cli.extraction.voices import list_sources
+
+_SUFFIXES = {
+    AUDIO: tuple(audio.OUTPUT_FORMATS),
+    RESIDUAL: tuple(audio.OUTPUT_FORMATS),
+    ACTIVITY: ACTIVITY_SUFFIXES,
+}
+_AT_ONCE = 256
+"""Mixtures whose lengths one thread reads in one go."""
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_NUMBER = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What is asked of a batch: mixtures by folders, files or a manifest, and whose voices."""
+
+    output: Path
+    mixtures: Sequence[Path] = ()
+    manifest: Path | None = None
+    references: tuple[Path, ...] = ()
+    """The clips of the one voice for all."""
+    reference_folder: Path | None = None
+    """Or a folder (or scp) with a reference for each mixture or speaker."""
+    pattern: str | None = None
+    """Which part of a mixture's name is the reference's (`compile_pattern`)."""
+    truth: Path | None = None
+    """A folder, or scp, with the truth of each mixture."""
+    suffix: str = ".wav"
+    """Of the estimates and residuals."""
+    residual: bool = False
+    """Whether to write the residual of every mixture."""
+    activity: str | None = None
+    """The suffix of the files that say when the voice speaks; None for no such files."""
+    allow_unused: bool = False
+    """Whether there may be references that belong to no mixture."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a batch in the order of its reports, and its output folder."""
+
+    folder: Path
+    tasks: Sequence[Task]
+    warnings: tuple[str, ...] = ()
+
+
+def plan_batch(request: BatchRequest) -> Plan:
+    """Make and check the whole plan, but for the mixtures' lengths (`measure`).
+
+    Raises:
+        PlanError: files are missing, used twice or without partner, a mixture would be its own
+            reference, two outputs have one name, or one would leave its folder; with a line for
+            each.
+        PairingError: there is nothing to do, or the manifest, references or truths cannot be read.
+        AudioError: a folder is not there.
+    """
+    problems: list[str] = []
+    warnings: list[str] = []
+    if request.manifest:
+        if request.manifest.resolve().is_relative_to(request.output.resolve()):
+            raise PairingError(
+                f"{request.manifest}: is in the output folder, whose reports would then have its "
+                "lines only. Run the command that made it again: it tries again what failed."
+            )
+        tasks = read_manifest(request.manifest, problems, warnings)
+    else:
+        tasks = list(_search(request))
+    checks = _Checks(request, problems)
+    tasks = _with_references(checks, tasks)
+    tasks = _with_truth(checks, tasks)
+    checks.refuse_missing(tasks)
+    checks.refuse_own_references(tasks)
+    tasks = _with_outputs(checks, tasks)
+    refuse(problems)
+    return Plan(request.output, tasks, tuple(warnings))
+
+
+def measure(plan: Plan, journal: Journal) -> Plan:
+    """The plan with its mixtures' lengths, as far as they can be read.
+
+    What the journal knows of unchanged files is not read again.
+    """
+
+    def measured(start: int) -> list[Task]:
+        tasks = []
+        for task in plan.tasks[start : start + _AT_ONCE]:
+            known = journal.done.get(task.id)
+            unchanged = known is not None and same_files(known.inputs, task.inputs)[1]
+            seconds = known.seconds if known and unchanged else _seconds(task)
+            tasks.append(replace(task, seconds=seconds))
+        return tasks
+
+    with ThreadPoolExecutor(4) as readers:
+        parts = readers.map(measured, range(0, len(plan.tasks), _AT_ONCE))
+        return replace(plan, tasks=[task for part in parts for task in part])
+
+
+def check_profiles(plan: Plan, model: CheckpointInfo) -> None:
+    """Refuse a plan with profiles that cannot be used, or are for other models.
+
+    Raises:
+        PlanError: as said, with a line for each.
+    """
+    problems = []
+    for path in map(Path, sorted({name for task in plan.tasks for name in task.references})):
+        if profiles.is_profile(path):
+            try:
+                profiles.embedding_for(path, profiles.read(path), model)
+            except CheckpointError as error:
+                problems.append(str(error))
+    refuse(problems)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise what is wrong, if anything is.
+
+    Raises:
+        PlanError: as said.
+    """
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
+
+
+def _search(request: BatchRequest) -> Iterator[Task]:
+    """The files named, and those in the folders named but for what is no mixture."""
+    output = request.output
+    others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder, request.truth)
+    roots = {root.resolve() for root in request.mixtures}
+    without = {path.resolve() for path in others if path} - roots
+    references = {os.path.realpath(clip) for clip in list_sources(request.references)}
+    for root in request.mixtures:
+        paths.check_exists(root)
+        if not root.is_dir():
+            yield Task(root.stem, str(root))
+            continue
+        names = map(str, paths.find(root, without, containers=True))
+        if references:
+            names = (name for name in names if os.path.realpath(name) not in references)
+        start, number = len(str(root / "x")) - 1, 0
+        for number, name in enumerate(names, 1):  # noqa: B007
+            yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
+        if not number:
+            raise AudioError(f"{root}: no sound files in this folder.")
+
+
+class References(NamedTuple):
+    """Clips by the names that mixtures may ask for them by."""
+
+    source: Path
+    clips: Mapping[str, Sequence[str]]
+    """A file by its path in the folder without suffix, a folder by its own."""
+    by_stem: Mapping[str, Sequence[str]]
+    """The names in `clips` that end in a stem."""
+    pattern: re.Pattern[str] | None
+    template: str
+    """The pattern as the user wrote it."""
+
+    def find(self, name: str) -> str:
+        """The name in `clips` for the mixture `name`, "a/b".
+
+        With a pattern it is what that finds for the speaker; else the mixture's path, its
+        stem, the folder that it is in, or that folder's name, in this order.
+
+        Raises:
+            PairingError: there is none, or two that fit equally well.
+        """
+        path = PurePosixPath(name)
+        if self.pattern:
+            match = self.pattern.search(name)
+            if not match or match["speaker"] is None:
+                raise PairingError(f"its name {name} does not match --pattern {self.template}.")
+            names = [match["speaker"]]
+        else:
+            names = [name, path.name]
+            if path.parent != PurePosixPath():
+                names += [str(path.parent), path.parent.name]
+        for candidate in names:
+            if candidate in self.clips:
+                return candidate
+            alike = self.by_stem.get(candidate, ())
+            if len(alike) > 1:
+                both = " and ".join(alike[:2])
+                raise PairingError(f"{self.source} has both {both} for it. Rename one.")
+            if alike:
+                return alike[0]
+        tried = " or ".join(dict.fromkeys(names))
+        hint = (
+            "Add it, or leave this mixture out."
+            if self.pattern
+            else "Add it, or say with --pattern, like {speaker}_{n}, which part of a mixture's "
+            "name is its reference's."
+        )
+        raise PairingError(f"{self.source} has no reference {tried}. {hint}")
+
+
+def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:
+    """List the clips of a folder, or of an scp with an id for each; check the pattern.
+
+    Raises:
+        PairingError: `source` is neither, or the pattern cannot be used.
+    """
+    clips: dict[str, Sequence[str]]
+    if source.is_dir():
+        clips = _clips_in(source, problems)
+    elif source.suffix.lower() == ".scp":
+        clips = {name: (path,) for name, path in read_scp(source, problems).items()}
+    else:
+        raise PairingError(f"{source}: is neither a folder of references nor an scp.")
+    by_stem = defaultdict(list)
+    for name in clips:
+        by_stem[name.rpartition("/")[2]].append(name)
+    compiled = compile_pattern(pattern) if pattern is not None else None
+    return References(source, clips, by_stem, compiled, pattern or "")
+
+
+def _clips_in(folder: Path, problems: list[str]) -> dict[str, Sequence[str]]:
+    """A folder's clips and profiles by their names, and those of its folders by theirs."""
+    files = paths.by_name(folder, also=(profiles.SUFFIX,), containers=True)
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name, same in files.items():
+        for parent in PurePosixPath(name).parents:
+            if parent.name:
+                folders[str(parent)] += map(str, same)
+    for name, same in files.items():
+        others = [*map(str, same[1:]), *folders.get(name, ())]
+        problems += [f"{same[0]} and {path}: two clips of one name. Rename one." for path in others]
+    return {**folders, **{name: tuple(map(str, same)) for name, same in files.items()}}
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Make a regular expression, with a group `speaker`, of a template or expression.
+
+    `{speaker}_{n}` matches a mixture's file name without its suffix, each field any letters
+    up to the next fixed one. Anything else is a regular expression for its path.
+
+    Raises:
+        PairingError: it is no expression, or says nothing of the speaker.
+    """
+    fields = _FIELD.findall(pattern)
+    text = pattern
+    if "speaker" in fields:
+        if len(set(fields)) < len(fields):
+            raise PairingError(f"--pattern {pattern}: names a field twice.")
+        for field in fields:
+            if not field.isidentifier():
+                raise PairingError(
+                    f"--pattern {pattern}: a field's name begins with a letter, as in {{n}}."
+                )
+        parts = _FIELD.split(pattern)
+        for index, part in enumerate(parts):
+            parts[index] = f"(?P<{part}>[^/]+?)" if index % 2 else re.escape(part)
+        text = "(?:^|/)" + "".join(parts) + "$"
+    try:
+        compiled = re.compile(text)
+    except re.error as error:
+        raise PairingError(
+            f"--pattern {pattern}: is not a regular expression ({error})."
+        ) from error
+    if "speaker" not in compiled.groupindex:
+        raise PairingError(
+            f"--pattern {pattern}: does not say where the speaker is. Write it like "
+            "{speaker}_{n} or (?P<speaker>[a-z]+)-.*"
+        )
+    return compiled
+
+
+class _Stamp(NamedTuple):
+    """What tells a file from others, and from what it was."""
+
+    size: int
+    time_ns: int
+    identity: int
+    """Device and inode as one number."""
+
+
+class _Checks:
+    """What is known of the files of a plan, each looked at once, and what is wrong with them."""
+
+    def __init__(self, request: BatchRequest, problems: list[str]) -> None:
+        self.request, self.problems = request, problems
+        self._stamps: dict[str, _Stamp | None] = {}
+        self._folders: dict[str, tuple[str, str]] = {}
+        self._output = os.path.realpath(request.output)
+
+    def where(self, task: Task) -> str:
+        """What a message calls a task: its file, or the manifest's line."""
+        return f"{self.request.manifest} line {task.line}" if task.line else task.mixture
+
+    def problem(self, task: Task, text: str) -> None:
+        """Note what is wrong with a task."""
+        self.problems.append(f"{self.where(task)}: {text}")
+
+    def stamp(self, path: str) -> _Stamp | None:
+        """A file's stamp; None if it is no file."""
+        if path not in self._stamps:
+            self._stamps[path] = _stamp(path)
+        return self._stamps[path]
+
+    def identities(self) -> set[int]:
+        """Of all files looked at."""
+        return {stamp.identity for stamp in self._stamps.values() if stamp}
+
+    def inputs_key(self, task: Task) -> str:
+        """What the mixture and references are, and where: in all, and from the output folder."""
+        files = (task.mixture, *task.references)
+        stamps = [stamp[:2] if (stamp := self.stamp(path)) else None for path in files]
+        places = [self._places(path) for path in files]
+        absolute, relative = zip(*places, strict=True)
+        parts = (stamps, [absolute, task.spans], [relative, task.spans])
+        return "-".join(map(fingerprint, parts))
+
+    def _places(self, path: str) -> tuple[str, str]:
+        """A file's absolute path and that from the output folder; links to folders are resolved."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            real = os.path.realpath(folder)
+            self._folders[folder] = real, relative_to(real, self._output)
+        real, relative = self._folders[folder]
+        return f"{real}/{name}", f"{relative}/{name}"
+
+    def refuse_missing(self, tasks: Sequence[Task]) -> None:
+        """Note files that are not there, spans that cannot be read, and what is asked for twice."""
+        asked: dict[tuple[str, ...], Task] = {}
+        for task in tasks:
+            for path in (task.mixture, *task.references, task.truth):
+                if path is not None and self.stamp(path) is None:
+                    self.problem(task, f"{path} does not exist, or is not a file.")
+            try:
+                for span in task.spans:
+                    parse_span(span)
+            except AudioError as error:
+                self.problem(task, str(error))
+            first = asked.setdefault(
+                (self._places(task.mixture)[0], *task.references, *task.spans), task
+            )
+            if first is not task:
+                self.problem(
+                    task, f"has the mixture and references of {self.where(first)}. Remove one."
+                )
+
+    def refuse_own_references(self, tasks: Sequence[Task]) -> None:
+        """Note mixtures that would be their own reference, the same file or a copy of it."""
+        own = []
+        for task in tasks:
+            mixture = self.stamp(task.mixture)
+            for path in task.references if mixture else ():
+                clip = self.stamp(path)
+                if clip and mixture and clip.size == mixture.size:
+                    same = clip.identity == mixture.identity
+                    if same or filecmp.cmp(task.mixture, path, shallow=False):
+                        own.append(task)
+                        break
+        more = f" So it is for {len(own) - 1} more." if len(own) > 1 else ""
+        for task in own[:1]:
+            self.problem(
+                task,
+                "is its own reference. Name a recording in which the wanted person speaks alone."
+                + more,
+            )
+
+
+def _with_references(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
+    """Give each task that names none the references that the request has for it."""
+    request = checks.request
+    if request.reference_folder is None:
+        shared = tuple(map(str, list_sources(request.references)))
+        for task in tasks:
+            if not (task.references or task.spans or shared):
+                checks.problem(task, "has no reference. Add one, or use --ref or --refs.")
+        return [t if t.references or t.spans else replace(t, references=shared) for t in tasks]
+    known = list_references(request.reference_folder, request.pattern, checks.problems)
+    clips_of = {name: tuple(clips) for name, clips in known.clips.items()}
+    used: set[tuple[str, ...]] = set()
+    paired = []
+    for task in tasks:
+        clips = task.references
+        if not clips and not task.spans:
+            try:
+                clips = clips_of[known.find(task.id)]
+            except PairingError as error:
+                checks.problem(task, str(error))
+        used.add(clips)
+        paired.append(replace(task, references=clips) if clips else task)
+    if not request.allow_unused:
+        real = {os.path.realpath(path) for clips in used for path in clips}
+        checks.problems += [
+            f"{path}: belongs to no mixture. Remove it, or add --allow-unused."
+            for path in sorted({path for clips in clips_of.values() for path in clips})
+            if os.path.realpath(path) not in real
+        ]
+    return paired
+
+
+def _with_truth(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
+    """Give each task that names none the truth of its name."""
+    truth, problems = checks.request.truth, checks.problems
+    if truth is None:
+        return list(tasks)
+    known: dict[str, str] = {}
+    if truth.is_dir():
+        for name, files in paths.by_name(truth).items():
+            known[name] = str(files[0])
+            for path in files[1:]:
+                problems.append(f"{files[0]} and {path}: two truths of one name. Move one away.")
+    elif truth.suffix.lower() == ".scp":
+        known = read_scp(truth, problems)
+    else:
+        raise PairingError(f"{truth}: is neither a folder of truths nor an scp.")
+    for task in tasks:
+        if not task.truth and task.id not in known:
+            checks.problem(task, f"{truth} has no truth {task.id} for it.")
+    return [replace(task, truth=task.truth or known.get(task.id)) for task in tasks]
+
+
+def _with_outputs(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
+    """Give each task its outputs, noting those that would leave the folder or collide."""
+    request, inputs = checks.request, checks.identities()
+    taken: dict[str, Task] = {}
+    ids: dict[str, Task] = {}
+    inside: dict[str, bool] = {}
+    roots = {kind: f"{request.output}/{kind}" for kind in _SUFFIXES}
+    planned = []
+    for task in tasks:
+        names = {
+            AUDIO: task.output or task.id + request.suffix,
+            RESIDUAL: task.residual or (task.id + request.suffix if request.residual else ""),
+            ACTIVITY: task.activity or (task.id + request.activity if request.activity else ""),
+        }
+        for kind, name in names.items():
+            reason = _wrong_name(kind, name) if name else None
+            if name and not reason and not _is_inside(roots[kind], name, inside):
+                reason = "leaves the output folder by a link"
+            if reason:
+                what = "output" if kind == AUDIO else kind
+                checks.problem(task, f"{what} {name!r} {reason}. Give it another id or name.")
+                break
+            # One name in two cases is one file on many disks.
+            place = f"{kind}/{posixpath.normpath(name)}".casefold()
+            first = taken.setdefault(place, task) if name else task
+            if kind == AUDIO and first is task:
+                first = ids.setdefault(task.id, task)
+            path = f"{roots[kind]}/{name}"
+            if first is not task:
+                checks.problems.append(
+                    f"{checks.where(task)} and {checks.where(first)} would both be written to "
+                    f"{path}. Rename one, or give it another id."
+                )
+                break
+            if name and (old := _stamp(path)) and old.identity in inputs:
+                checks.problem(task, f"would be written over {path}, an input.")
+        else:
+            planned.append(
+                replace(
+                    task,
+                    output=names[AUDIO],
+                    residual=names[RESIDUAL],
+                    activity=names[ACTIVITY],
+                    inputs=checks.inputs_key(task),
+                )
+            )
+    return planned
+
+
+def _is_inside(folder: str, name: str, inside: dict[str, bool]) -> bool:
+    """Whether an output stays below its folder, whatever links there are; `inside` remembers."""
+    parent = os.path.dirname(f"{folder}/{name}")  # noqa: PTH120
+    if parent not in inside:
+        real, root = os.path.realpath(parent), os.path.realpath(folder)
+        inside[parent] = Path(real).is_relative_to(root)
+    return inside[parent]
+
+
+def _wrong_name(kind: str, name: str) -> str | None:
+    """What is wrong with an output's name below its folder, if anything."""
+    if name.startswith("/") or "\\" in name or ":" in name:
+        windows = PureWindowsPath(name)
+        if name.startswith("/") or windows.drive or windows.root:
+            return "is an absolute path"
+        if ".." in windows.parts:
+            return "leaves the output folder"
+    if ".." in name and ".." in name.split("/"):
+        return "leaves the output folder"
+    if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
+        return f"does not end in {', '.join(_SUFFIXES[kind])}"
+    return None
+
+
+def relative_to(path: str, folder: str) -> str:
+    """A path as it is from a folder; absolute where there is no way, on another drive."""
+    try:
+        return os.path.relpath(path, folder).replace(os.sep, "/")
+    except ValueError:
+        return path
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts line 9 before line 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
+
+
+def _stamp(path: str) -> _Stamp | None:
+    """A file's stamp; None if it is no file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    if not S_ISREG(status.st_mode):
+        return None
+    return _Stamp(status.st_size, status.st_mtime_ns, status.st_dev << 64 | status.st_ino)
+
+
+def _seconds(task: Task) -> float | None:
+    """A mixture's length, if it can be read."""
+    try:
+        seconds = _plain_wav_seconds(task.mixture)
+        return audio.probe(Path(task.mixture)).seconds if seconds is None else seconds
+    except (McspexError, OSError):
+        return None
+
+
+def _plain_wav_seconds(path: str) -> float | None:
+    """The length of the plainest of WAV files by its first 44 bytes; None for any other file.
+
+    A plan may have 100,000 of them, and a library takes five times as long for each.
+    """
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        head, size = file.read(44), os.fstat(file.fileno()).st_size
+    if len(head) < 44 or head[:4] != b"RIFF" or head[8:20] != b"WAVEfmt \x10\0\0\0":
+        return None
+    rate_hz, align, data = (struct.unpack_from("<I", head, at)[0] for at in (24, 32, 40))
+    align &= 0xFFFF
+    if head[36:40] != b"data" or data + 44 != size or not rate_hz or not align:
+        return None
+    return float(data // align / rate_hz)
