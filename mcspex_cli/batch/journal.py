@@ -7,17 +7,19 @@ the journal merges the files by the times of their lines.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcspex_cli import files
 from mcspex_cli.batch.manifest import Task, outputs
-from mcspex_cli.errors import OutputError
 
 FOLDER = "journal"
 
@@ -43,46 +45,36 @@ class Done:
 
 
 class Journal:
-    """The journal of an output folder, read once and then written to.
+    """What the files of a journal say, read once.
 
     Attributes:
         done: each task that is done, by id.
         failed: why each task failed that was not done since, by id.
         scores: the last score of each task, by id: "key", what it is a score of, and "row".
-        runs: what each process that worked here did.
+        runs: what each process that led a batch here did.
 
     Raises:
-        OutputError: it cannot be read or written.
+        OutputError: it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
-        self._torn = False
-        self.read()
-
-    def read(self) -> None:
-        """Read it again: other processes may have written to it."""
         self.done: dict[str, Done] = {}
         self.failed: dict[str, str] = {}
         self.scores: dict[str, dict[str, Any]] = {}
         self.runs: list[dict[str, Any]] = []
-        lines: list[tuple[int, dict[str, Any], bytes]] = []
-        place = self.folder / FOLDER
+        place = folder / FOLDER
+        lines = []
         try:
-            files = sorted(place.glob("*.jsonl")) if place.is_dir() else []
-            for path in files:
+            for path in sorted(place.glob("*.jsonl")) if place.is_dir() else ():
                 for data in path.read_bytes().splitlines():
-                    try:
-                        line = json.loads(data)
-                        lines.append((int(line["at"]), _without_row(line), data))
-                    except (ValueError, KeyError, TypeError):
-                        continue  # a process was killed while it wrote this
+                    with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
+                        lines.append((int(json.loads(data)["at"]), data))
         except OSError as error:
-            raise OutputError(f"{place}: cannot be read ({error.strerror}).") from error
-        lines.sort(key=lambda line: line[0])
-        for _, line, data in lines:
-            self._take(line, data)
+            raise files.output_error(place, error, "cannot be read") from error
+        for _, data in sorted(lines):
+            with suppress(KeyError, TypeError):
+                self._take(json.loads(data), data)
 
     def is_done(self, task: Task, settings: str) -> bool:
         """Whether the line, inputs, settings and output files all agree that it is."""
@@ -97,11 +89,34 @@ class Journal:
             )
         )
 
+    def _take(self, line: dict[str, Any], data: bytes) -> None:
+        """Take account of a line, which replaces what was known of its task before."""
+        if "run" in line:
+            self.runs.append(line["run"])
+        elif "scored" in line:
+            self.scores[line["scored"]] = {"key": line["key"], "row": line["row"]}
+        elif "failed" in line:
+            self.failed[line["failed"]] = line["reason"]
+            self.done.pop(line["failed"], None)
+        else:
+            inputs, settings, seconds = line["inputs"], line["settings"], line["row"]["seconds"]
+            self.done[line["done"]] = Done(inputs, settings, line["files"], seconds, data)
+            self.failed.pop(line["done"], None)
+
+
+class Writer:
+    """The file of a journal that this process appends to; it appears with the first line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
+        self._torn = False
+
     def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
-        files = {kind: stamp(path) for kind, path in outputs(self.folder, task).items()}
-        line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": files}
-        self._append({**line, "seconds": row["seconds"], "row": dict(row)})
+        written = {kind: stamp(path) for kind, path in outputs(self.folder, task).items()}
+        line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
+        self._append({**line, "row": dict(row)})
 
     def add_failed(self, task: Task, reason: str) -> None:
         """Remember a task that failed; it will be tried again."""
@@ -109,55 +124,31 @@ class Journal:
 
     def add_score(self, task: Task, key: str, row: Mapping[str, Any]) -> None:
         """Remember a task's score; `key` tells what it is a score of."""
-        self._append({"scored": task.id, "key": key, "score": dict(row)})
+        self._append({"scored": task.id, "key": key, "row": dict(row)})
 
     def add_run(self, run: Mapping[str, Any]) -> None:
         """Remember what a process did."""
         self._append({"run": dict(run)})
 
-    def _take(self, line: dict[str, Any], data: bytes) -> None:
-        """Take account of a line, which replaces what was known of its task before."""
-        try:
-            if "run" in line:
-                self.runs.append(line["run"])
-            elif "scored" in line:
-                self.scores[line["scored"]] = {"key": line["key"], "row": line["score"]}
-            elif "failed" in line:
-                self.failed[line["failed"]] = line["reason"]
-                self.done.pop(line["failed"], None)
-            else:
-                inputs, settings, files = line["inputs"], line["settings"], line["files"]
-                done = Done(inputs, settings, files, line["seconds"], data)
-                self.done[line["done"]] = done
-                self.failed.pop(line["done"], None)
-        except (KeyError, TypeError):
-            return
-
     def _append(self, line: dict[str, Any]) -> None:
-        """Write a line at once; after one that was cut short, begin a new one."""
-        line = {"at": time.time_ns(), **line}
-        data = json.dumps(line).encode()
+        """Write a line at once; after one that was cut short, begin a new one.
+
+        Raises:
+            OutputError: it cannot be written; `DiskFullError` if the disk is full.
+        """
+        data = b"\n" * self._torn + json.dumps({"at": time.time_ns(), **line}).encode() + b"\n"
+        self._torn = True
         try:
             self._path.parent.mkdir(exist_ok=True)
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                written = os.write(file, b"\n" * self._torn + data + b"\n")
+                if os.write(file, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(file)
         except OSError as error:
-            self._torn = True
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror}).") from error
-        if written < len(data) + 1:
-            self._torn = True
-            raise OutputError(f"{self._path}: cannot be written (No space left on device).")
+            raise files.output_error(self._path, error) from error
         self._torn = False
-        self._take(_without_row(line), data)
-
-
-def _without_row(line: dict[str, Any]) -> dict[str, Any]:
-    """A line without what takes most of the room, and what only a report needs."""
-    line.pop("row", None)
-    return line
 
 
 def same_files(one: str, other: str) -> tuple[bool, bool]:

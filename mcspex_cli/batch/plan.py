@@ -17,14 +17,15 @@ import posixpath
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from stat import S_ISREG
 from typing import NamedTuple
 
-from mcspex_cli import audio, paths
+from mcspex_cli import audio, files
 from mcspex_cli.batch.journal import Journal, fingerprint, same_files
 from mcspex_cli.batch.manifest import (
     ACTIVITY,
@@ -34,12 +35,11 @@ from mcspex_cli.batch.manifest import (
     read_manifest,
     read_scp,
 )
-from mcspex_cli.checkpoint import profiles
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.jobs import ACTIVITY_SUFFIXES
-from mcspex_cli.extraction.spans import parse_span
-from mcspex_cli.extraction.voices import list_sources
+from mcspex_cli.extraction.profile import SUFFIX, is_profile_name, read_profile
+from mcspex_cli.extraction.reference import Span, list_sources
 
 _SUFFIXES = {
     AUDIO: tuple(audio.OUTPUT_FORMATS),
@@ -107,8 +107,8 @@ def plan_batch(request: BatchRequest) -> Plan:
             )
         tasks = read_manifest(request.manifest, problems, warnings)
     else:
-        tasks = list(_search(request))
-    checks = _Checks(request, problems)
+        tasks = list(_search(request, warnings))
+    checks = _Checks(request, problems, warnings)
     tasks = _with_references(checks, tasks)
     tasks = _with_truth(checks, tasks)
     checks.refuse_missing(tasks)
@@ -146,9 +146,9 @@ def check_profiles(plan: Plan, model: CheckpointInfo) -> None:
     """
     problems = []
     for path in map(Path, sorted({name for task in plan.tasks for name in task.references})):
-        if profiles.is_profile(path):
+        if is_profile_name(path):
             try:
-                profiles.embedding_for(path, profiles.read(path), model)
+                read_profile(path).enrolment_for(model, path)
             except CheckpointError as error:
                 problems.append(str(error))
     refuse(problems)
@@ -165,7 +165,7 @@ def refuse(problems: Sequence[str]) -> None:
         raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
 
 
-def _search(request: BatchRequest) -> Iterator[Task]:
+def _search(request: BatchRequest, warnings: list[str]) -> Iterator[Task]:
     """The files named, and those in the folders named but for what is no mixture."""
     output = request.output
     others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder, request.truth)
@@ -173,11 +173,11 @@ def _search(request: BatchRequest) -> Iterator[Task]:
     without = {path.resolve() for path in others if path} - roots
     references = {os.path.realpath(clip) for clip in list_sources(request.references)}
     for root in request.mixtures:
-        paths.check_exists(root)
+        files.check_exists(root)
         if not root.is_dir():
             yield Task(root.stem, str(root))
             continue
-        names = map(str, paths.find(root, without, containers=True))
+        names: Iterable[str] = map(str, files.find(root, without, warnings=warnings))
         if references:
             names = (name for name in names if os.path.realpath(name) not in references)
         start, number = len(str(root / "x")) - 1, 0
@@ -237,15 +237,19 @@ class References(NamedTuple):
         raise PairingError(f"{self.source} has no reference {tried}. {hint}")
 
 
-def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:
+def list_references(
+    source: Path, pattern: str | None, problems: list[str], warnings: list[str]
+) -> References:
     """List the clips of a folder, or of an scp with an id for each; check the pattern.
+
+    What cannot be used goes to `problems`, links that were not followed to `warnings`.
 
     Raises:
         PairingError: `source` is neither, or the pattern cannot be used.
     """
     clips: dict[str, Sequence[str]]
     if source.is_dir():
-        clips = _clips_in(source, problems)
+        clips = _clips_in(source, problems, warnings)
     elif source.suffix.lower() == ".scp":
         clips = {name: (path,) for name, path in read_scp(source, problems).items()}
     else:
@@ -257,18 +261,18 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
     return References(source, clips, by_stem, compiled, pattern or "")
 
 
-def _clips_in(folder: Path, problems: list[str]) -> dict[str, Sequence[str]]:
+def _clips_in(folder: Path, problems: list[str], warnings: list[str]) -> dict[str, Sequence[str]]:
     """A folder's clips and profiles by their names, and those of its folders by theirs."""
-    files = paths.by_name(folder, also=(profiles.SUFFIX,), containers=True)
+    named = files.by_name(folder, also=(SUFFIX,), warnings=warnings)
     folders: dict[str, list[str]] = defaultdict(list)
-    for name, same in files.items():
+    for name, same in named.items():
         for parent in PurePosixPath(name).parents:
             if parent.name:
                 folders[str(parent)] += map(str, same)
-    for name, same in files.items():
+    for name, same in named.items():
         others = [*map(str, same[1:]), *folders.get(name, ())]
         problems += [f"{same[0]} and {path}: two clips of one name. Rename one." for path in others]
-    return {**folders, **{name: tuple(map(str, same)) for name, same in files.items()}}
+    return {**folders, **{name: tuple(map(str, same)) for name, same in named.items()}}
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -308,6 +312,25 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
+class Locations:
+    """Where files are, in all and from a folder; links to folders are resolved, once each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.path.realpath(folder)
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def of(self, path: str) -> tuple[str, str]:
+        """A file's absolute path, and that from the folder; on another drive both are absolute."""
+        parent, name = os.path.split(path)
+        if parent not in self._known:
+            real = relative = os.path.realpath(parent)
+            with suppress(ValueError):
+                relative = os.path.relpath(real, self._folder).replace(os.sep, "/")
+            self._known[parent] = real, relative
+        real, relative = self._known[parent]
+        return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")
+
+
 class _Stamp(NamedTuple):
     """What tells a file from others, and from what it was."""
 
@@ -320,11 +343,10 @@ class _Stamp(NamedTuple):
 class _Checks:
     """What is known of the files of a plan, each looked at once, and what is wrong with them."""
 
-    def __init__(self, request: BatchRequest, problems: list[str]) -> None:
-        self.request, self.problems = request, problems
+    def __init__(self, request: BatchRequest, problems: list[str], warnings: list[str]) -> None:
+        self.request, self.problems, self.warnings = request, problems, warnings
         self._stamps: dict[str, _Stamp | None] = {}
-        self._folders: dict[str, tuple[str, str]] = {}
-        self._output = os.path.realpath(request.output)
+        self._locations = Locations(request.output)
 
     def where(self, task: Task) -> str:
         """What a message calls a task: its file, or the manifest's line."""
@@ -346,21 +368,12 @@ class _Checks:
 
     def inputs_key(self, task: Task) -> str:
         """What the mixture and references are, and where: in all, and from the output folder."""
-        files = (task.mixture, *task.references)
-        stamps = [stamp[:2] if (stamp := self.stamp(path)) else None for path in files]
-        places = [self._places(path) for path in files]
+        inputs = (task.mixture, *task.references)
+        stamps = [stamp[:2] if (stamp := self.stamp(path)) else None for path in inputs]
+        places = [self._locations.of(path) for path in inputs]
         absolute, relative = zip(*places, strict=True)
         parts = (stamps, [absolute, task.spans], [relative, task.spans])
         return "-".join(map(fingerprint, parts))
-
-    def _places(self, path: str) -> tuple[str, str]:
-        """A file's absolute path and that from the output folder; links to folders are resolved."""
-        folder, name = os.path.split(path)
-        if folder not in self._folders:
-            real = os.path.realpath(folder)
-            self._folders[folder] = real, relative_to(real, self._output)
-        real, relative = self._folders[folder]
-        return f"{real}/{name}", f"{relative}/{name}"
 
     def refuse_missing(self, tasks: Sequence[Task]) -> None:
         """Note files that are not there, spans that cannot be read, and what is asked for twice."""
@@ -371,11 +384,11 @@ class _Checks:
                     self.problem(task, f"{path} does not exist, or is not a file.")
             try:
                 for span in task.spans:
-                    parse_span(span)
+                    Span.parse(span)
             except AudioError as error:
                 self.problem(task, str(error))
             first = asked.setdefault(
-                (self._places(task.mixture)[0], *task.references, *task.spans), task
+                (self._locations.of(task.mixture)[0], *task.references, *task.spans), task
             )
             if first is not task:
                 self.problem(
@@ -412,7 +425,9 @@ def _with_references(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
             if not (task.references or task.spans or shared):
                 checks.problem(task, "has no reference. Add one, or use --ref or --refs.")
         return [t if t.references or t.spans else replace(t, references=shared) for t in tasks]
-    known = list_references(request.reference_folder, request.pattern, checks.problems)
+    known = list_references(
+        request.reference_folder, request.pattern, checks.problems, checks.warnings
+    )
     clips_of = {name: tuple(clips) for name, clips in known.clips.items()}
     used: set[tuple[str, ...]] = set()
     paired = []
@@ -442,10 +457,10 @@ def _with_truth(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
         return list(tasks)
     known: dict[str, str] = {}
     if truth.is_dir():
-        for name, files in paths.by_name(truth).items():
-            known[name] = str(files[0])
-            for path in files[1:]:
-                problems.append(f"{files[0]} and {path}: two truths of one name. Move one away.")
+        for name, same in files.by_name(truth, warnings=checks.warnings).items():
+            known[name] = str(same[0])
+            for path in same[1:]:
+                problems.append(f"{same[0]} and {path}: two truths of one name. Move one away.")
     elif truth.suffix.lower() == ".scp":
         known = read_scp(truth, problems)
     else:
@@ -527,14 +542,6 @@ def _wrong_name(kind: str, name: str) -> str | None:
     if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
         return f"does not end in {', '.join(_SUFFIXES[kind])}"
     return None
-
-
-def relative_to(path: str, folder: str) -> str:
-    """A path as it is from a folder; absolute where there is no way, on another drive."""
-    try:
-        return os.path.relpath(path, folder).replace(os.sep, "/")
-    except ValueError:
-        return path
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options, plans
-from mcspex_cli.cli.models import find_model, prepare
-from mcspex_cli.cli.score import choose_metrics, conclude, say_remarks, show
-from mcspex_cli.errors import PartialFailure
+from mcspex_cli.cli import console, options, results
+from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.errors import DiskFullError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.evaluation.batches import Batch
+    from mcspex_cli.batch.plan import BatchRequest, Plan
+    from mcspex_cli.batch.run import BatchSettings, Outcome, WorkList
     from mcspex_cli.evaluation.scoring import ScoreSettings
-    from mcspex_cli.evaluation.summary import Report
-    from mcspex_cli.extraction.jobs import Job
-    from mcspex_cli.extraction.shares import BatchSettings
+
+LISTED = 20
+"""Files that --dry-run lists for people, and warnings of references; --json has all files."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How much to say, and how."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def shown(self) -> bool:
+        """Whether people are told how it goes."""
+        return not (self.quiet or self.as_json)
 
 
 @click.command()
@@ -28,8 +43,8 @@ if TYPE_CHECKING:
     "--manifest",
     type=options.PATH,
     metavar="FILE",
-    help="Instead of MIXTURES: .csv or .tsv with columns mixture and, if wanted, "
-    "reference(s), truth, output, id; .jsonl; or .scp.",
+    help="Instead of MIXTURES: a .csv or .tsv with a column mixture and, if wanted, reference(s), "
+    "span, truth, output, residual, activity, id; a .jsonl with the same keys; or a .scp.",
 )
 @click.option(
     "--ref",
@@ -43,12 +58,12 @@ if TYPE_CHECKING:
     "--refs",
     type=options.PATH,
     metavar="DIR|SCP",
-    help="References by name: a clip or a folder of clips like the mixture, or its folder.",
+    help="References by name: a clip, or a folder of clips, called like the mixture or its folder.",
 )
 @click.option(
     "--pattern",
     metavar="TEXT",
-    help="Which part of a mixture's name is the reference's: {speaker}_{n}, or a regular "
+    help="Which part of a mixture's name is its reference's: {speaker}_{n}, or a regular "
     "expression with (?P<speaker>...).",
 )
 @click.option("--allow-unused", is_flag=True, help="Accept references without a mixture.")
@@ -69,12 +84,20 @@ if TYPE_CHECKING:
     "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="Gets audio/, reports."
 )
 @click.option(
+    "--residual", is_flag=True, help="Write what is left of each mixture, too, to residual/."
+)
+@click.option(
+    "--activity",
+    type=click.Choice(["json", "rttm", "srt"]),
+    help="Write when the voice speaks, too, to activity/.",
+)
+@click.option(
     "--format",
     "suffix",
     type=click.Choice(["wav", "flac", "ogg"]),
     default="wav",
     show_default=True,
-    help="Of the estimates.",
+    help="Of the estimates and residuals.",
 )
 @options.model
 @click.option(
@@ -100,7 +123,17 @@ if TYPE_CHECKING:
 )
 @options.as_json
 @options.quiet
-def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Say what was done of each file.")
+def batch(
+    dry_run: bool,
+    overwrite: bool,
+    groups: Path | None,
+    group_by: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **chosen: Any,
+) -> None:
     """Extract from folders or lists of mixtures, each with its reference.
 
     The plan is checked before anything is done. What is done stays done: run the same
@@ -112,166 +145,255 @@ def batch(dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
     mcspex batch --manifest plan.csv -o out --shard 2/8
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.extraction.planning import check_profiles
+    from mcspex_cli.batch.journal import Journal
+    from mcspex_cli.batch.plan import check_profiles, measure, plan_batch
+    from mcspex_cli.batch.run import WorkList, check_settings, open_folder
+    from mcspex_cli.evaluation.groups import read_groups
 
-    _check_scoring(asked)
-    shown = not (quiet or as_json)
-    plan, settings = _plan(asked), _settings(asked, quiet=not shown)
-    check_profiles(plan, settings.checkpoint)
-    prepare(settings.checkpoint, settings.runtime, quiet=not shown)
+    talk = Talk(as_json, quiet, verbose)
+    request, scoring = _request(**chosen), _scoring(**chosen)
+    if groups:
+        read_groups(groups, group_by)
+    plan = plan_batch(request)
+    for text in plan.warnings:
+        console.warn(text)
+    settings = _settings(quiet=not talk.shown, **chosen)
+    check_profiles(plan, settings.model)
+    prepare(settings.model, settings.runtime, quiet=not talk.shown)
+    journal = Journal(plan.folder) if dry_run else open_folder(plan.folder, overwrite=overwrite)
+    plan = measure(plan, journal)
+    if not overwrite:
+        check_settings(plan, journal, settings)
+    work = WorkList(plan, journal, settings)
+    del journal  # of 100,000 files it takes as much memory as the plan
     if dry_run:
-        over = asked["overwrite"]
-        plans.show(plan, settings, asked["output"], overwrite=over, as_json=as_json)
+        _show(work, as_json=as_json)
         return
-    batch = _open(plan, settings, asked)
-    failed = _work(batch, shown=shown)
-    if batch.run.stopping.is_set() and batch.run.left:
-        left = console.count(batch.run.left, "file")
-        console.error(f"stopped, {left} left. Go on with the same command.")
-        click.get_current_context().exit(130)
-    document, record = _score(batch, asked, shown=shown)
-    _tell(batch, document, record, as_json=as_json, quiet=quiet)
+    failed = _work(work, talk)
+    record, document = _report(work, scoring, (groups, group_by), talk)
+    _summarise(work, document, record, talk)
     if failed:
         failures = console.count(failed, "file")
-        raise PartialFailure(f"{failures} failed, see above and {batch.folder}/failed.jsonl.")
-    conclude(document, {})
+        raise PartialFailure(f"{failures} failed, see above and {plan.folder}/failed.jsonl.")
+    results.conclude(document, {})
 
 
-def _plan(asked: dict[str, Any]) -> list[Job]:
-    """Check the question, then the files."""
-    from mcspex_cli.extraction.planning import BatchRequest, measured, plan_batch
+def _request(
+    *,
+    output: Path,
+    mixtures: tuple[Path, ...],
+    manifest: Path | None,
+    references: tuple[Path, ...],
+    refs: Path | None,
+    pattern: str | None,
+    truth: Path | None,
+    suffix: str,
+    residual: bool,
+    activity: str | None,
+    allow_unused: bool,
+    **_: Any,
+) -> BatchRequest:
+    """What is asked for, if it makes sense."""
+    from mcspex_cli.batch.plan import BatchRequest
 
-    if bool(asked["mixtures"]) == bool(asked["manifest"]):
+    if bool(mixtures) == bool(manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
-    if asked["references"] and asked["refs"]:
+    if references and refs:
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
-    if asked["pattern"] and not asked["refs"]:
+    if pattern is not None and not refs:
         raise click.UsageError("--pattern says which of --refs belongs to a mixture; add --refs.")
-    request = BatchRequest(
-        output=asked["output"],
-        mixtures=asked["mixtures"],
-        manifest=asked["manifest"],
-        references=asked["references"],
-        reference_folder=asked["refs"],
-        pattern=asked["pattern"],
-        truth=asked["truth"],
-        suffix=f".{asked['suffix']}",
-        allow_unused=asked["allow_unused"],
+    return BatchRequest(
+        output=output,
+        mixtures=mixtures,
+        manifest=manifest,
+        references=references,
+        reference_folder=refs,
+        pattern=pattern,
+        truth=truth,
+        suffix=f".{suffix}",
+        residual=residual,
+        activity=f".{activity}" if activity else None,
+        allow_unused=allow_unused,
     )
-    return measured(plan_batch(request))
 
 
-def _settings(asked: dict[str, Any], *, quiet: bool) -> BatchSettings:
+def _settings(
+    *,
+    quiet: bool,
+    model: str | None,
+    offline: bool,
+    devices: str,
+    precision: str,
+    runtime: str,
+    batch_size: int,
+    jobs: int | None,
+    shard: tuple[int, int],
+    fail_fast: bool,
+    **chosen: Any,
+) -> BatchSettings:
     """How it is to be computed."""
-    from mcspex_cli.extraction.jobs import FileSettings
-    from mcspex_cli.extraction.shares import BatchSettings
+    from dataclasses import fields
 
-    info = find_model(asked["model"], offline=asked["offline"], quiet=quiet)
-    options.check_presence(info, asked["absent"])
+    from mcspex_cli.batch.run import BatchSettings
+    from mcspex_cli.extraction.extractor import ExtractionOptions
+
+    info = find_model(model, offline=offline, quiet=quiet)
+    options.check_presence(info, chosen["absent"])
+    names = {one.name for one in fields(ExtractionOptions)}
     return BatchSettings(
         info,
-        FileSettings(*(asked[name] for name in options.WRITING)),
-        devices=tuple(name.strip() for name in asked["devices"].split(",")),
-        precision=asked["precision"],
-        runtime="torch" if asked["runtime"] == "auto" else asked["runtime"],
-        batch=asked["batch_size"],
-        jobs=asked["jobs"] or 0,
-        shard=asked["shard"],
-        fail_fast=asked["fail_fast"],
+        ExtractionOptions(**{name: value for name, value in chosen.items() if name in names}),
+        devices=tuple(name.strip() for name in devices.split(",")),
+        precision=precision,
+        runtime="torch" if runtime == "auto" else runtime,
+        batch_size=batch_size,
+        jobs=jobs or 0,
+        shard=shard,
+        fail_fast=fail_fast,
     )
 
 
-def _open(plan: Sequence[Job], settings: BatchSettings, asked: dict[str, Any]) -> Batch:
-    """Check all that can fail before the work, then take the output folder."""
-    from mcspex_cli import files
-    from mcspex_cli.evaluation.batches import Batch
-    from mcspex_cli.extraction.batch import BatchRun, check_settings, open_folder
-
-    folder = asked["output"]
-    journal = open_folder(folder, overwrite=asked["overwrite"])
-    if not asked["overwrite"]:
-        check_settings(folder, plan, journal, settings)
-    run = BatchRun(plan, journal, settings)
-    files.make_folders(*{job.output.parent for job in run.todo})
-    return Batch(folder, plan, journal, run)
-
-
-def _check_scoring(asked: dict[str, Any]) -> None:
-    """Refuse before the work what would be refused after it."""
-    from mcspex_cli.evaluation.summary import read_groups
-
-    _scoring(asked)
-    if asked["groups"]:
-        read_groups(asked["groups"], asked["group_by"])
-
-
-def _scoring(asked: dict[str, Any]) -> ScoreSettings:
+def _scoring(*, metrics: str, resample: bool, channel: str, **_: Any) -> ScoreSettings:
     """What to score."""
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
-    metrics = choose_metrics(asked["metrics"], {"target", "mixture"})
-    channel = None if asked["channel"] == "all" else asked["channel"]
-    return ScoreSettings(metrics, resample=asked["resample"], channel=channel)
+    names = results.metrics(metrics, mixtures=True, interferers=False)
+    return ScoreSettings(names, resample=resample, channel=None if channel == "all" else channel)
 
 
-def _work(batch: Batch, *, shown: bool) -> int:
-    """Do what is left, saying what fails; the number of files that did."""
+def _show(work: WorkList, *, as_json: bool) -> None:
+    """Print what would be done, and how long that would take here."""
+    from mcspex_cli.batch.manifest import outputs
+    from mcspex_cli.batch.run import estimate_s
+
+    seconds = estimate_s(work)
+    if as_json:
+        rows = [
+            {
+                "id": task.id,
+                "mixture": task.mixture,
+                "references": list(task.references),
+                "spans": list(task.spans),
+                "truth": task.truth,
+                **{kind: str(path) for kind, path in outputs(work.plan.folder, task).items()},
+                "seconds": task.seconds,
+            }
+            for task in work.todo
+        ]
+        console.data({"done": len(work.skipped), "estimate_s": seconds, "jobs": rows}, indent=2)
+        return
+    listed = [
+        (
+            task.id,
+            task.mixture,
+            ", ".join((*task.references, *task.spans)),
+            "unreadable" if task.seconds is None else f"{task.seconds:.1f}",
+        )
+        for task in work.todo[:LISTED]
+    ]
+    more = len(work.todo) - len(listed)
+    total = sum(task.seconds or 0.0 for task in work.todo)
+    footer = (f"and {more} more" if more else "", "", "", f"{total:.1f}")
+    console.table(("id", "mixture", "reference", "seconds"), listed, footer)
+    console.say(
+        f"{console.count(len(work.todo), 'file')} to do, {len(work.skipped)} done before; "
+        f"about {console.duration(seconds)} here. Nothing was started."
+    )
+
+
+def _work(work: WorkList, talk: Talk) -> int:
+    """Do what is left, saying what fails; the number of files that did.
+
+    Raises:
+        DiskFullError: with how many files are left.
+    """
     from mcspex_cli import files
-    from mcspex_cli.extraction.runtime import keep_memory
+    from mcspex_cli.batch.run import run_locally
 
-    keep_memory()
-    run, failed = batch.run, 0
+    stopping, warned = Event(), set[str]()
+    failed = done = 0
+
+    def left() -> str:
+        return f"{console.count(len(work.todo) - done - failed, 'file')} left"
+
     try:
-        with console.progress(shown=shown) as bar, console.ending_gently(run.stopping.set):
-            task = bar.add_task("extracting", total=sum(job.seconds or 0.0 for job in run.todo))
-            for outcome in run:
-                if outcome.row is None:
-                    failed += 1
-                    console.error(outcome.reason)
-                bar.advance(task, outcome.job.seconds or 0.0)
+        with console.progress(shown=talk.shown) as bar, console.ending_gently(stopping.set):
+            task = bar.add_task("extracting", total=sum(t.seconds or 0.0 for t in work.todo))
+            for outcome in run_locally(work, stopping):
+                _tell(outcome, warned, talk)
+                failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
+                bar.advance(task, outcome.task.seconds or 0.0)
+    except DiskFullError as error:
+        raise DiskFullError(f"{error} {left()}; then go on with the same command.") from error
     finally:
-        files.sweep(batch.folder)  # what processes left that were ended in their work
+        files.sweep(work.plan.folder)  # what processes left that were ended in their work
+    if len(warned) > LISTED:
+        console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
+    if stopping.is_set() and done + failed < len(work.todo):
+        console.error(f"stopped, {left()}. Go on with the same command.")
+        click.get_current_context().exit(130)
     return failed
 
 
-def _score(batch: Batch, asked: dict[str, Any], *, shown: bool) -> tuple[Report, dict[str, Any]]:
+def _tell(outcome: Outcome, warned: set[str], talk: Talk) -> None:
+    """Report one file: why it failed, what may be wrong with its references and, in full, all."""
+    for text in outcome.warnings:
+        if text not in warned and (talk.verbose or len(warned) < LISTED):
+            console.warn(text)
+        warned.add(text)
+    row = outcome.row
+    if row is None:
+        console.error(outcome.reason)
+    elif talk.verbose:
+        for text in row["warnings"]:
+            console.warn(f"{outcome.task.id}: {text}")
+        presence = "" if row["presence"] is None else f", presence {row['presence']:.2f}"
+        gains = ", ".join(f"{gain:+.1f}" for gain in row["gain_db"])
+        console.say(
+            f"{outcome.task.id}  ({row['seconds']:.1f} s in {row['elapsed_s']:.1f} s, real-time "
+            f"factor {row['real_time_factor']:.3f}{presence}, gain {gains} dB, speaks "
+            f"{row['active_s']:.1f} s)"
+        )
+
+
+def _report(
+    work: WorkList, scoring: ScoreSettings, groups: tuple[Path | None, str | None], talk: Talk
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Score what is not yet scored, then write the reports."""
-    from mcspex_cli.evaluation import batches
+    from mcspex_cli.batch import results as batch_results
+    from mcspex_cli.batch.journal import Journal
 
-    settings = _scoring(asked)
-    batch.journal.read()
-    lacking = batches.unscored(batch, settings)
-    with console.progress(shown=shown) as bar:
+    plan, settings = work.plan, work.settings
+    lacking = batch_results.unscored(plan, Journal(plan.folder), settings, scoring)
+    with console.progress(shown=talk.shown) as bar:
         task = bar.add_task("scoring", total=len(lacking))
-        for _ in batches.score_jobs(batch, lacking, settings):
+        for _ in batch_results.score_tasks(plan, lacking, scoring):
             bar.advance(task)
-    return batches.write(batch, sys.argv, asked["groups"], asked["group_by"])
+    document, record = batch_results.write(plan, settings, sys.argv, *groups)
+    return record, document
 
 
-def _tell(
-    batch: Batch, document: Report, record: dict[str, Any], *, as_json: bool, quiet: bool
+def _summarise(
+    work: WorkList, document: dict[str, Any], record: dict[str, Any], talk: Talk
 ) -> None:
     """Say what was done and how good it is."""
-    from mcspex_cli.evaluation.tables import absences
-
-    if as_json:
-        console.data({**record, "summary": asdict(document.summary)}, indent=2)
-    elif not quiet:
-        if document.summary.metrics:
-            show(document)
-        before, factor = len(batch.run.skipped), record["real_time_factor"]
+    plan: Plan = work.plan
+    if talk.as_json:
+        console.data({**record, "summary": document["summary"]}, indent=2)
+    elif not talk.quiet:
+        if document["summary"]["metrics"]:
+            results.show(document, "table")
+        before, factor = len(work.skipped), record["real_time_factor"]
         console.say(
-            f"{batch.folder}: {record['done']} of {record['files']} files done"
+            f"{plan.folder}: {record['done']} of {record['files']} files done"
             + (f", {before} of them before" if before else "")
             + f"; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
-    if voices := absences(document.rows):
-        muted = batch.run.settings.files.absent == "mute"
-        console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
-    if any(job.truth for job in batch.plan):
-        say_remarks(document, quiet=quiet)
-    pending = document.summary.statuses.get("pending", 0)
+    results.remark_absent(document, work.settings.options.absent)
+    if any(task.truth for task in plan.tasks):
+        results.remark(document, quiet=talk.quiet)
+    pending = document["summary"]["statuses"].get("pending", 0)
     if pending:
         console.warn(
             f"{console.count(pending, 'file')} left to do, by other shards or another run."

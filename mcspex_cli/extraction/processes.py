@@ -65,3 +65,8 @@ def _wait_for_parent() -> None:
     if parent:
         parent.join()
         os._exit(1)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -296,10 +296,26 @@ def test_a_link_to_nothing_is_named(folder: Path) -> None:
     assert problems("mix") == ("mix/gone.wav: mix/gone.wav does not exist, or is not a file.",)
 
 
-def test_a_folder_that_links_into_itself_is_refused(folder: Path) -> None:
+def test_a_link_in_a_circle_is_named_and_left_out(folder: Path) -> None:
+    before = [task.mixture for task in plan("mix")]
     Path("mix/x/loop").symlink_to(folder / "mix")
-    with pytest.raises(AudioError, match=r"mix/x/loop: links to a folder above it. Remove this"):
-        plan("mix")
+    Path("refs/loop").symlink_to(folder / "refs")
+    made = whole_plan("mix", refs="refs")
+    assert [task.mixture for task in made.tasks] == before
+    assert made.warnings == tuple(
+        f"{link}: links to a folder above it and is not followed."
+        for link in ("mix/x/loop", "refs/loop")
+    )
+
+
+def test_one_rule_for_every_kind_of_recording(folder: Path) -> None:
+    touch("mix/x/d.m4a", "mix/e.mp4", "mix/f.mp3", "refs/x/d.webm", "refs/e.mp3", "refs/f.m4a")
+    tasks = plan("mix", refs="refs")
+    assert [task.id for task in tasks] == ["a", "e", "f", "x/b", "x/d", "x/y/c"]
+    touch("mix/f.m4a")
+    assert "mix/f.mp3 and mix/f.m4a would both be written to out/audio/f.wav." in " ".join(
+        problems("mix", refs="refs")
+    )
 
 
 @pytest.mark.parametrize(
@@ -381,7 +397,7 @@ def test_truths_are_a_folder_or_an_scp(folder: Path) -> None:
 def clips_for(name: str, pattern: str | None = None) -> list[str]:
     """The clips of refs/ for a mixture's name."""
     said: list[str] = []
-    known = list_references(Path("refs"), pattern, said)
+    known = list_references(Path("refs"), pattern, said, [])
     assert said == []
     return [path.removeprefix("refs/") for path in known.clips[known.find(name)]]
 
@@ -456,7 +472,7 @@ def test_no_reference_or_two_that_fit_are_refused(
 
 def test_an_scp_names_its_clips(empty: Path) -> None:
     Path("refs.scp").write_text("ann clips/1.wav\nbob /b.wav\n")
-    known = list_references(Path("refs.scp"), "{speaker}_{n}", [])
+    known = list_references(Path("refs.scp"), "{speaker}_{n}", [], [])
     assert known.clips[known.find("x/ann_2")] == ("clips/1.wav",)
     assert known.clips[known.find("bob_2")] == ("/b.wav",)
 
@@ -473,7 +489,7 @@ def test_one_name_of_two_clips_is_a_problem(
 ) -> None:
     touch(*(f"refs/{file}" for file in files))
     said: list[str] = []
-    list_references(Path("refs"), None, said)
+    list_references(Path("refs"), None, said, [])
     assert said == [f"refs/{first} and refs/{second}: two clips of one name. Rename one."]
 
 
@@ -481,7 +497,7 @@ def test_one_name_of_two_clips_is_a_problem(
 def test_what_is_no_place_for_references_is_refused(empty: Path, name: str) -> None:
     touch("a.wav")
     with pytest.raises(PairingError, match=rf"{name}: is neither a folder of references nor an"):
-        list_references(Path(name), None, [])
+        list_references(Path(name), None, [], [])
 
 
 @pytest.mark.parametrize(

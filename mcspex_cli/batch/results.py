@@ -1,0 +1,212 @@
+"""What a batch leaves behind: scores, reports, the list of failures and the record of the run.
+
+Paths in these files start from the batch's folder, so that a set can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mcspex_cli import __version__, files
+from mcspex_cli.batch.journal import Done, Journal, Writer, fingerprint, stamp
+from mcspex_cli.batch.manifest import AUDIO, Task, outputs
+from mcspex_cli.batch.plan import Locations, Plan
+from mcspex_cli.batch.run import BatchSettings
+from mcspex_cli.evaluation import reports
+from mcspex_cli.evaluation.gallery import PageSettings, write_page
+from mcspex_cli.evaluation.groups import read_groups
+from mcspex_cli.evaluation.pairing import Trio
+from mcspex_cli.evaluation.runs import Output, Run
+from mcspex_cli.evaluation.scoring import Score, ScoreSettings, score_all, sensible_workers
+from mcspex_cli.evaluation.tables import Document
+
+RECORD, FAILED = "run.json", "failed.jsonl"
+
+_OF_THE_RUN = (
+    *("elapsed_s", "real_time_factor", "device", "precision", "runtime"),
+    *("model", "model_revision", "model_sha256", "output"),
+)
+"""What a result's row has that differs from run to run, or is in `run.json` for all."""
+
+
+def unscored(
+    plan: Plan, journal: Journal, settings: BatchSettings, scoring: ScoreSettings
+) -> list[tuple[Task, str]]:
+    """The tasks done whose truth is known but not their score, and a key for each score."""
+    lacking, key, locations = [], settings.key(), Locations(plan.folder)
+    for task in plan.tasks:
+        if task.truth and journal.is_done(task, key):
+            done = journal.done[task.id]
+            parts = (done.files[AUDIO], done.inputs, stamp(Path(task.truth)), astuple(scoring))
+            score_key = fingerprint((*parts, locations.of(task.truth)[1]))
+            if journal.scores.get(task.id, {}).get("key") != score_key:
+                lacking.append((task, score_key))
+    return lacking
+
+
+def score_tasks(
+    plan: Plan, lacking: Sequence[tuple[Task, str]], scoring: ScoreSettings
+) -> Iterator[Score]:
+    """Score tasks, each in the journal before it is yielded."""
+    trios = [
+        Trio(task.id, outputs(plan.folder, task)[AUDIO], Path(task.truth), Path(task.mixture))
+        for task, _ in lacking
+        if task.truth
+    ]
+    writer, workers = Writer(plan.folder), sensible_workers(len(trios), scoring.metrics)
+    for (task, key), score in zip(lacking, score_all(trios, scoring, workers), strict=True):
+        writer.add_score(task, key, asdict(score))
+        yield score
+
+
+def write(
+    plan: Plan,
+    settings: BatchSettings,
+    command: Sequence[str],
+    groups: Path | None = None,
+    group_by: str | None = None,
+) -> tuple[Document, dict[str, Any]]:
+    """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
+
+    Args:
+        plan: all tasks, those of other shards too.
+        settings: how they were computed.
+        command: what was typed.
+        groups: a CSV for `read_groups`.
+        group_by: its column.
+
+    Returns:
+        The report, and the content of run.json.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    journal, key = Journal(plan.folder), settings.key()
+    done = {t.id: journal.done[t.id] for t in plan.tasks if journal.is_done(t, key)}
+    failed = [task for task in plan.tasks if task.id in journal.failed]
+    locations = Locations(plan.folder)
+    rows = [_row(task, journal, done.get(task.id), locations) for task in plan.tasks]
+    record = _record(plan, journal, settings, command, done)
+    _write(plan.folder / RECORD, json.dumps(record, indent=2) + "\n")
+    if failed:
+        lines = [json.dumps(_failure(task, journal.failed[task.id], locations)) for task in failed]
+        _write(plan.folder / FAILED, "\n".join(lines) + "\n")
+    else:
+        (plan.folder / FAILED).unlink(missing_ok=True)
+    document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
+    page, report = plan.folder / "report.html", plan.folder / "report.json"
+    text = reports.document_text(document, "json").encode("utf-8", "surrogateescape")
+    if not report.is_file() or report.read_bytes() != text:
+        page.unlink(missing_ok=True)  # so that none is left that belongs to another report
+    reports.write(report, document)
+    # When a voice speaks is too long for a cell of a table.
+    short = [{k: v for k, v in row.items() if k != "segments"} for row in document["scores"]]
+    reports.write(plan.folder / "report.csv", {**document, "scores": short})
+    if done and not page.exists():
+        title = plan.folder.resolve().name
+        page_settings = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
+        write_page([_run(plan, settings.model.name, document["scores"])], page, page_settings)
+    return document, record
+
+
+def _inputs(task: Task, locations: Locations) -> dict[str, Any]:
+    """Where a task's inputs are from the batch's folder."""
+    return {
+        "mixture": locations.of(task.mixture)[1],
+        "references": [locations.of(path)[1] for path in task.references],
+        **({"span": list(task.spans)} if task.spans else {}),
+        "truth": locations.of(task.truth)[1] if task.truth else None,
+    }
+
+
+def _row(task: Task, journal: Journal, done: Done | None, locations: Locations) -> dict[str, Any]:
+    """A task's row in the report: what is known of its result, and its score if there is one."""
+    score = journal.scores.get(task.id) if task.truth and done else None
+    if done is None:
+        reason = journal.failed.get(task.id)
+        row = {"status": "pending" if reason is None else "failed", "note": reason or ""}
+    else:
+        result = {name: v for name, v in done.row.items() if name not in _OF_THE_RUN}
+        result["warnings"] = [text.replace(task.mixture, task.id) for text in result["warnings"]]
+        row = {**result, **(score["row"] if score else {"status": "done", "note": ""})}
+    names = {kind: path.as_posix() for kind, path in outputs(Path(), task).items()}
+    return {
+        **row,
+        "name": task.id,
+        **_inputs(task, locations),
+        "estimate": names.pop(AUDIO),
+        "residual": None,
+        "activity": None,
+        **names,
+    }
+
+
+def _run(plan: Plan, label: str, rows: Sequence[Mapping[str, Any]]) -> Run:
+    """The batch as a page shows it."""
+    made = {}
+    for task, row in zip(plan.tasks, rows, strict=True):
+        is_done = row["status"] not in ("failed", "pending")
+        made[task.id] = Output(
+            outputs(plan.folder, task)[AUDIO] if is_done else None,
+            Path(task.mixture),
+            Path(task.truth) if task.truth else None,
+            "" if is_done else str(row["note"] or row["status"]),
+            row if is_done and "si_sdr_db" in row else None,
+        )
+    return Run(label, plan.folder, made)
+
+
+def _record(
+    plan: Plan,
+    journal: Journal,
+    settings: BatchSettings,
+    command: Sequence[str],
+    done: Mapping[str, Done],
+) -> dict[str, Any]:
+    """What was done, by what, where: the content of run.json."""
+    rows = [one.row for one in done.values()]
+    worked_s = sum(run["audio_s"] for run in journal.runs)
+    wall_s = sum(run["wall_s"] for run in journal.runs)
+    return {
+        "mcspex": __version__,
+        "torch": metadata.version("torch"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": list(command),
+        "model": settings.model.name,
+        "model_revision": settings.model.revision,
+        "model_sha256": settings.model.sha256,
+        **{name: sorted({r[name] for r in rows}) for name in ("device", "precision", "runtime")},
+        **asdict(settings.options),
+        "files": len(plan.tasks),
+        "done": len(done),
+        "failed": sum(task.id in journal.failed for task in plan.tasks),
+        "audio_s": round(sum(one.seconds for one in done.values()), 3),
+        "wall_s": round(wall_s, 3),
+        "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
+        "runs": journal.runs,
+    }
+
+
+def _failure(task: Task, reason: str, locations: Locations) -> dict[str, Any]:
+    """A task that failed, as a manifest's line, with the reason."""
+    return {
+        "id": task.id,
+        **_inputs(task, locations),
+        "output": task.output,
+        "residual": task.residual,
+        "activity": task.activity,
+        "reason": reason,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with files.whole(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "surrogateescape"))

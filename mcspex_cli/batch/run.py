@@ -1,0 +1,595 @@
+"""A batch at work: what is left of a plan, in which order, and who does it.
+
+```
+WorkList: plan − done, this shard's, in units ──▶ run_locally ──▶ Worker, in this process
+                                                             ├──▶ Worker, in a process of its own
+                                                             └──▶ ...
+```
+
+A `Worker` has the model loaded, extracts the units that it is given and writes each task to its
+own file of the journal. Whatever hands out units (here, or on other machines) needs nothing else.
+"""
+
+from __future__ import annotations
+
+import heapq
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from multiprocessing import resource_tracker
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Protocol
+
+import numpy as np
+
+from mcspex_cli import files
+from mcspex_cli.batch.journal import FOLDER, Journal, Writer, fingerprint, same_files
+from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
+from mcspex_cli.batch.plan import Plan
+from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.errors import DiskFullError, EngineError, McspexError, OutputError
+from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.extractor import ExtractionOptions, Extractor, Job, Outputs
+from mcspex_cli.extraction.processes import cores
+from mcspex_cli.extraction.reference import Span, Voice
+from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device, keep_memory
+
+Unit = tuple[Task, ...]
+"""Tasks whose windows share batches; made from the whole plan, so that it is always the same."""
+
+WINDOW_S = EngineSettings().window_s
+"""Mixtures up to here are one window, and share a batch only if they are equally long."""
+
+CORES_EACH = 2
+"""Cores for each process: one alone takes 2.5 times as long as two, whose caches hold more."""
+
+MEMORY_EACH = 1.5e9
+"""Bytes of this machine's memory for each process: torch, a model and its windows."""
+
+WORTH_A_PROCESS_S = 60.0
+"""Seconds of audio for which another process is worth its start."""
+
+HANDED_OUT_S = 30.0
+"""Seconds of audio that a process is given at once: reading and writing go on meanwhile."""
+
+_HANDED_OUT = 16
+_KNOWN_VOICES = 1000
+_PATIENCE_S = 0.2
+_DEATHS = 3
+"""Deaths in a row, without one file done, after which no other process is started."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How a batch is computed."""
+
+    model: CheckpointInfo
+    options: ExtractionOptions = field(default_factory=ExtractionOptions)
+    devices: tuple[str, ...] = ("auto",)
+    precision: str = "auto"
+    runtime: str = "torch"
+    """Not "auto": what is done must not depend on what is installed."""
+    batch_size: int = 0
+    """Signals at once; 0 for one on a CPU, sixteen on a GPU, fewer where memory is short."""
+    jobs: int = 0
+    """Processes; 0 for one per GPU, or for two CPU cores if there is work and memory for it."""
+    shard: tuple[int, int] = (1, 1)
+    """(i, n): the i-th of n shares of about equal duration, i from 1."""
+    fail_fast: bool = False
+
+    def key(self) -> str:
+        """Fingerprint of all that an estimate depends on."""
+        engine, options = EngineSettings(), self.options
+        return fingerprint(
+            (
+                *(self.model.sha256, self.precision, self.runtime),
+                *(engine.window_s, engine.context_s, engine.fade_s),
+                *(options.channel, options.level, options.subtype),
+                *(options.wet_db, options.dry_db, options.track, options.damaged),
+                *(options.absent, self.model.calibration if options.absent == "mute" else None),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one task: its row (`Result.to_dict`), or why it failed."""
+
+    task: Task
+    row: dict[str, Any] | None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    """Of its references, the first time that they are used."""
+
+
+class WorkList:
+    """What is left to do of a plan, in this shard.
+
+    Attributes:
+        todo: the tasks that are left, in the plan's order.
+        skipped: the tasks of this shard that were done before.
+        units: what is left, as `Worker.extract` takes it: with tasks that are done where they
+            keep a unit whole.
+        seconds: audio of this shard, done or not.
+
+    Raises:
+        EngineError: a device is not available.
+    """
+
+    def __init__(self, plan: Plan, journal: Journal, settings: BatchSettings) -> None:
+        self.plan, self.settings = plan, settings
+        key = settings.key()
+        self.done = {task.id for task in plan.tasks if journal.is_done(task, key)}
+        units = self._shard() if len(self.done) < len(plan.tasks) else [tuple(plan.tasks)]
+        tasks = [task for unit in units for task in unit]
+        self.seconds = sum(task.seconds or 0.0 for task in tasks)
+        self.skipped = [task for task in tasks if task.id in self.done]
+        self.todo = [task for task in tasks if task.id not in self.done]
+        self.units = [unit for unit in units if any(task.id not in self.done for task in unit)]
+
+    def _shard(self) -> list[Unit]:
+        """This shard's units: those of one machine must be those of another, whatever it has."""
+        tasks, (index, count) = self.plan.tasks, self.settings.shard
+        size, gpu = self.settings.batch_size, on_gpu(self.settings)
+        if not size:  # few enough together for shards of equal duration
+            size = ON_GPU if count == 1 else max(1, min(ON_GPU, len(tasks) // (4 * count)))
+        share = shares(units(tasks, size), count)[index - 1]
+        if gpu or self.settings.batch_size:
+            return share
+        ids = {task.id for unit in share for task in unit}
+        return [(task,) for task in tasks if task.id in ids]
+
+    def processes(self) -> int:
+        """How many processes to use: as asked for, one for each GPU, or for two cores each.
+
+        By all of the shard, not by what is left of it: how many threads each has may decide
+        an estimate's last bit.
+        """
+        if self.settings.jobs:
+            return self.settings.jobs
+        if on_gpu(self.settings):
+            return len(self.settings.devices)
+        worth = 1 + int(self.seconds / WORTH_A_PROCESS_S)
+        return max(1, min(cores() // CORES_EACH, worth, int(_memory() / MEMORY_EACH)))
+
+    def threads(self) -> int:
+        """CPU threads for each process; 0 for torch's choice."""
+        processes = self.processes()
+        return max(1, cores() // processes) if processes > 1 else 0
+
+
+class Engine(Protocol):
+    """What does a work list, here or on other machines (`run_locally`)."""
+
+    def __call__(self, work: WorkList, stopping: Event) -> Iterator[Outcome]:
+        """Yield what comes of each task, until all are done or `stopping` is set."""
+
+
+class Worker:
+    """A loaded model that extracts the units it is given, and writes to a file of the journal.
+
+    Raises:
+        CheckpointError, EngineError: the model or the device cannot be used.
+    """
+
+    def __init__(
+        self, folder: Path, settings: BatchSettings, device: str, threads: int = 0
+    ) -> None:
+        self.settings, self._folder, self._key = settings, folder, settings.key()
+        engine = EngineSettings(
+            device,
+            settings.precision,
+            batch=settings.batch_size,
+            threads=threads,
+            runtime=settings.runtime,
+        )
+        self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
+        self._writer = Writer(folder)
+        self._voices: dict[object, Voice | McspexError] = {}
+
+    def extract(
+        self, units: Sequence[Unit], done: set[str], stopping: Callable[[], bool]
+    ) -> Generator[Outcome, None, None]:
+        """Extract every task of the units that is not done, beginning no other once `stopping()`.
+
+        Each outcome is in the journal before it is yielded.
+
+        Raises:
+            DiskFullError: nothing more can be written.
+        """
+        if self.extractor.engine.batch == 1:
+            tasks = [task for unit in units for task in unit if task.id not in done]
+            yield from self._extract(tasks, done, stopping)
+            return
+        for unit in units:
+            if not stopping():
+                yield from self._extract(unit, done, lambda: False)
+
+    def _extract(
+        self, tasks: Sequence[Task], done: set[str], stopping: Callable[[], bool]
+    ) -> Iterator[Outcome]:
+        """Extract tasks in one go; what is done is only computed again, for the others' sake."""
+        begun: deque[Task] = deque()
+        warnings: dict[str, tuple[str, ...]] = {}
+
+        def jobs() -> Iterator[Job]:
+            for task in tasks:
+                if stopping():
+                    return
+                begun.append(task)
+                folder = Path(scratch) if task.id in done else self._folder
+                voice = partial(self._voice, task, warnings)
+                yield Job(Path(task.mixture), voice, _outputs(folder, task))
+
+        with tempfile.TemporaryDirectory() as scratch:
+            for _, result in self.extractor.extract_files(jobs(), self.settings.options):
+                task = begun.popleft()
+                if isinstance(result, DiskFullError):
+                    raise result
+                if task.id in done:
+                    continue
+                if isinstance(result, McspexError):
+                    self._writer.add_failed(task, str(result))
+                    yield Outcome(task, None, str(result), warnings.pop(task.id, ()))
+                else:
+                    row = result.to_dict()
+                    self._writer.add_done(task, self._key, row)
+                    yield Outcome(task, row, "", warnings.pop(task.id, ()))
+
+    def _voice(self, task: Task, warnings: dict[str, tuple[str, ...]]) -> Voice:
+        """The voice of a task's references, each made once; a bad one fails each time.
+
+        Raises:
+            McspexError: a reference cannot be used.
+        """
+        key = (task.references, task.spans and (task.mixture, task.spans))
+        if key not in self._voices:
+            for old in list(islice(self._voices, max(0, len(self._voices) - _KNOWN_VOICES))):
+                del self._voices[old]
+            try:
+                voice = self.extractor.enroll(
+                    [Path(path) for path in task.references],
+                    spans=[Span.parse(span) for span in task.spans],
+                    mixture=Path(task.mixture),
+                    channel=self.settings.options.channel,
+                )
+                sources = ", ".join(voice.sources)
+                warnings[task.id] = tuple(
+                    text
+                    if any(source in text for source in voice.sources)
+                    else f"{sources}: {text}"
+                    for text in voice.warnings
+                )
+                self._voices[key] = voice
+            except McspexError as error:
+                self._voices[key] = error
+            except Exception as error:
+                self._voices[key] = McspexError(
+                    f"{task.references[0] if task.references else task.mixture}: "
+                    f"{type(error).__name__} ({error}). This is a bug, please report it."
+                )
+        voice_or_error = self._voices[key]
+        if isinstance(voice_or_error, McspexError):
+            raise voice_or_error
+        return voice_or_error
+
+    def real_time_factor(self) -> float:
+        """Seconds that the network takes for a second of audio, tried on a few."""
+        engine = self.extractor.engine
+        noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
+        mixture = (0.05 * noise).astype(np.float32)
+        voice = engine.embed([mixture])
+        engine.extract(mixture[: engine.sample_rate_hz], voice)
+        began = time.perf_counter()
+        engine.extract(mixture, voice)
+        return (time.perf_counter() - began) / WINDOW_S
+
+
+def _outputs(folder: Path, task: Task) -> Outputs:
+    """A task's outputs, which replace what is there."""
+    places = outputs(folder, task)
+    name = Path(task.references[0]).stem if len(task.references) == 1 else ""
+    return Outputs(
+        places[AUDIO],
+        places.get(RESIDUAL),
+        places.get(ACTIVITY),
+        speaker=name if name and not task.spans else "target",
+        overwrite=True,
+    )
+
+
+def open_folder(folder: Path, *, overwrite: bool) -> Journal:
+    """Make a batch's output folder, or clear up what a process killed in it has left.
+
+    Raises:
+        OutputError: it cannot be made, or holds files but is of no batch and `overwrite`
+            is not set.
+    """
+    journal = folder / FOLDER
+    if folder.is_dir() and any(folder.iterdir()) and not journal.is_dir() and not overwrite:
+        raise OutputError(
+            f"{folder}: is not empty and not the folder of a batch. Choose another -o, or add "
+            "--overwrite."
+        )
+    files.make_folders(journal)  # a process killed before its first file must not lock itself out
+    files.sweep(folder)
+    return Journal(folder)
+
+
+def check_settings(plan: Plan, journal: Journal, settings: BatchSettings) -> None:
+    """Refuse to replace estimates that were made of other files, by another model or otherwise.
+
+    Raises:
+        OutputError: as said.
+    """
+    key = settings.key()
+    for task in plan.tasks:
+        known = journal.done.get(task.id)
+        if known is None:
+            continue
+        same, _ = same_files(known.inputs, task.inputs)
+        if not same or known.settings != key:
+            what = "another model or other settings" if same else "another mixture or reference"
+            raise OutputError(
+                f"{plan.folder}: {task.id} in it was made with {what}. Choose another -o, or add "
+                "--overwrite to replace it."
+            )
+
+
+def estimate_s(work: WorkList) -> float:
+    """How long a work list would take here, by trying the network on a few seconds.
+
+    Raises:
+        McspexError: the model or a device cannot be used.
+    """
+    seconds = sum(task.seconds or 0.0 for task in work.todo)
+    if not seconds:
+        return 0.0
+    worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], work.threads())
+    return seconds * worker.real_time_factor() / work.processes()
+
+
+def run_locally(work: WorkList, stopping: Event) -> Iterator[Outcome]:
+    """Do a work list on this machine, in this process or in several.
+
+    A process that dies, killed for its memory or by a broken driver, costs the file that it had
+    in hand; another takes its place.
+
+    Yields:
+        What came of each task, each in the journal by then.
+
+    Raises:
+        DiskFullError: nothing more can be written.
+        McspexError: the model or a device cannot be used, or processes die again and again.
+    """
+    began, settings = time.time(), work.settings
+    audio_s, counts = 0.0, [0, 0]
+    processes = min(work.processes(), len(work.units))
+    if processes > 1:
+        run = _in_processes(work, processes, stopping)
+    elif processes:
+        keep_memory()
+        worker = Worker(work.plan.folder, settings, settings.devices[0], work.threads())
+        run = worker.extract(work.units, work.done, stopping.is_set)
+    else:
+        return
+    with closing(run) as outcomes:
+        try:
+            for outcome in outcomes:
+                counts[outcome.row is None] += 1
+                audio_s += outcome.row["seconds"] if outcome.row else 0.0
+                yield outcome
+                if outcome.row is None and settings.fail_fast:
+                    return
+        finally:
+            if any(counts):
+                at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
+                line = {"began": at, "wall_s": round(time.time() - began, 3)}
+                line |= {"audio_s": round(audio_s, 3), "done": counts[0], "failed": counts[1]}
+                Writer(work.plan.folder).add_run(line)
+
+
+def _in_processes(work: WorkList, count: int, stopping: Event) -> Generator[Outcome, None, None]:
+    """Do a work list in several processes, the longest units first.
+
+    Each process is a pool of one, so that its death spares the others.
+    """
+    context = multiprocessing.get_context("spawn")
+    devices = [work.settings.devices[i % len(work.settings.devices)] for i in range(count)]
+    waiting = deque(_parcels(work.units))
+    writer, deaths = Writer(work.plan.folder), 0
+    with _left_to_this_process("SIGHUP"):
+        resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
+    stop = context.Event()
+
+    def start(device: str) -> ProcessPoolExecutor:
+        arguments = (work.plan.folder, work.settings, device, work.threads(), stop)
+        return ProcessPoolExecutor(1, context, _begin, arguments)
+
+    pools = [start(device) for device in devices]
+    running: dict[Future[list[Outcome]], tuple[int, list[Unit]]] = {}
+    idle = list(range(count))[::-1]
+    ours: set[multiprocessing.process.BaseProcess] = set()
+    others = set(multiprocessing.active_children())
+    try:
+        while running or (waiting and not stopping.is_set()):
+            while idle and waiting and not stopping.is_set():
+                number, parcel = idle.pop(), waiting.popleft()
+                done = {task.id for unit in parcel for task in unit} & work.done
+                with _left_to_this_process("SIGINT", "SIGTERM", "SIGHUP"):
+                    running[pools[number].submit(_work, parcel, done)] = (number, parcel)
+                ours |= {*multiprocessing.active_children()} - others
+            ready, _ = wait(running, _PATIENCE_S, FIRST_COMPLETED)
+            if stopping.is_set():
+                stop.set()
+            for future in ready:
+                number, parcel = running.pop(future)
+                idle.append(number)
+                try:
+                    outcomes = future.result()
+                except BrokenProcessPool:
+                    pools[number].shutdown(wait=False)
+                    pools[number] = start(devices[number])
+                    outcomes, rest = _after_death(work, parcel, writer)
+                    waiting.extendleft([rest] if rest else [])
+                    deaths = 0 if any(outcome.row for outcome in outcomes) else deaths + 1
+                    if deaths >= _DEATHS:
+                        raise EngineError(
+                            f"{deaths} processes in a row died before they finished a file. "
+                            "If memory is short, use fewer --jobs."
+                        ) from None
+                else:
+                    deaths = 0
+                yield from outcomes
+    finally:
+        for process in ours if running else ():
+            process.kill()
+            process.join()
+        for pool in pools:
+            pool.shutdown(wait=not running, cancel_futures=True)
+
+
+def _parcels(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units as they are handed out: the longest first, short ones together."""
+    lengths = [sum(task.seconds or 0.0 for task in unit) for unit in units]
+    parcels: list[list[Unit]] = []
+    seconds = HANDED_OUT_S
+    for index in sorted(range(len(units)), key=lambda index: (-lengths[index], index)):
+        if seconds + lengths[index] > HANDED_OUT_S or len(parcels[-1]) >= _HANDED_OUT:
+            parcels.append([])
+            seconds = 0.0
+        parcels[-1].append(units[index])
+        seconds += lengths[index]
+    return parcels
+
+
+def _after_death(
+    work: WorkList, parcel: list[Unit], writer: Writer
+) -> tuple[list[Outcome], list[Unit]]:
+    """What a dead process did of a parcel and what it costs, and what is left for another."""
+    journal, key = Journal(work.plan.folder), work.settings.key()
+    outcomes, rest, blamed = [], list[Unit](), False
+    for unit in parcel:
+        left = []
+        for task in unit:
+            if task.id in work.done:
+                continue
+            if journal.is_done(task, key):
+                outcomes.append(Outcome(task, journal.done[task.id].row))
+            elif not blamed:
+                blamed = True
+                reason = (
+                    f"{task.mixture}: the process that worked on it was killed. Run the command "
+                    "again, with fewer --jobs if memory is short."
+                )
+                writer.add_failed(task, reason)
+                outcomes.append(Outcome(task, None, reason))
+            else:
+                left.append(task)
+        work.done.update(task.id for task in unit if task not in left)
+        if left:
+            rest.append(unit)
+    return outcomes, rest
+
+
+_worker: list[Callable[[], Worker]] = []
+_stop: list[Callable[[], bool]] = []
+
+
+def _begin(folder: Path, settings: BatchSettings, device: str, threads: int, stop: Any) -> None:
+    """Prepare this process, which does not outlive the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
+    loaded: list[Worker] = []
+
+    def worker() -> Worker:
+        if not loaded:  # only now, so that what goes wrong is told to whoever asked
+            loaded.append(Worker(folder, settings, device, threads))
+        return loaded[0]
+
+    _worker.append(worker)
+    _stop.append(stop.is_set)
+
+
+def _work(parcel: list[Unit], done: set[str]) -> list[Outcome]:
+    """Extract a parcel in this process."""
+    return list(_worker[0]().extract(parcel, done, _stop[0]))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _left_to_this_process(*names: str) -> Iterator[None]:
+    """Have processes that start in this block leave signals, such as Ctrl-C, to this one."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows a worker is ended by its pipe
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def units(tasks: Sequence[Task], size: int) -> list[Unit]:
+    """Put tasks together whose windows can share batches of `size`.
+
+    Those are mixtures of one window and equal length, and mixtures of more than one window.
+    """
+    if size == 1:
+        return [(task,) for task in tasks]
+    alike: dict[object, list[list[Task]]] = defaultdict(list)
+    room: dict[object, float] = {}
+    for task in tasks:
+        windows = 1.0 if task.seconds is None else max(1.0, task.seconds / WINDOW_S)
+        key = task.id if task.seconds is None else "long" if windows > 1 else task.seconds
+        if room.get(key, 0) <= 0:
+            alike[key].append([])
+            room[key] = size
+        alike[key][-1].append(task)
+        room[key] -= windows
+    return [tuple(unit) for made in alike.values() for unit in made]
+
+
+def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Deal units out to `count` of about equal duration, each in the order of `work`."""
+    lengths = [sum(task.seconds or 0.0 for task in unit) for unit in work]
+    loads = [(0.0, number) for number in range(count)]
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(range(len(work)), key=lambda index: (-lengths[index], index)):
+        load, number = heapq.heappop(loads)
+        dealt[number].append(index)
+        heapq.heappush(loads, (load + lengths[index] + 1e-3, number))
+    return [[work[index] for index in sorted(indices)] for indices in dealt]
+
+
+def on_gpu(settings: BatchSettings) -> bool:
+    """Whether a batch is computed on GPUs; every device of torch's is tried."""
+    if settings.runtime != "torch":
+        return all(device.startswith("cuda") for device in settings.devices)
+    return "cpu" not in [choose_device(device).type for device in settings.devices]
+
+
+def _memory() -> float:
+    """Bytes of memory, free or not; infinitely many where the system does not say."""
+    with suppress(AttributeError, ValueError, OSError):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return float("inf")

@@ -1,0 +1,362 @@
+"""A batch at work: what is done stays done, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcspex_cli import audio
+from mcspex_cli.batch.journal import Journal
+from mcspex_cli.batch.manifest import Task, outputs
+from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
+from mcspex_cli.batch.run import (
+    WINDOW_S,
+    BatchSettings,
+    Outcome,
+    Unit,
+    WorkList,
+    check_settings,
+    estimate_s,
+    open_folder,
+    run_locally,
+    shares,
+    units,
+)
+from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.errors import EngineError, OutputError
+from mcspex_cli.extraction.extractor import ExtractionOptions
+from tests.conftest import AUTO, RATE_HZ, buzz
+
+LENGTHS = [4000, 5000] * 8
+IDS = [f"{i:02}" for i in range(16)]
+FINE = ExtractionOptions(subtype="PCM_24")
+
+
+@pytest.fixture
+def settings(tiny_folder: Path) -> BatchSettings:
+    # 24 bits show nearly the last of every sum; a FLOAT file has the time in its header.
+    return BatchSettings(find_checkpoint(tiny_folder), FINE, devices=("cpu",))
+
+
+@pytest.fixture
+def set_(tmp_path: Path) -> Path:
+    """Sixteen mixtures of two lengths, and two voices, in a manifest."""
+    for name in ("ann", "bob"):
+        audio.write(tmp_path / f"{name}.wav", buzz(100 + ord(name[0]), 1), RATE_HZ)
+    lines = ["mixture,reference"]
+    for i, length in enumerate(LENGTHS):
+        audio.write(tmp_path / f"{i:02}.wav", buzz(100 + 5 * i, 1, i)[:length], RATE_HZ)
+        lines.append(f"{i:02}.wav,{'bob.wav' if i in (3, 7) else 'ann.wav'}")
+    (tmp_path / "plan.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def plan(set_: Path, output: str = "out", **asked: Any) -> Plan:
+    request = BatchRequest(set_ / output, manifest=set_ / "plan.csv", **asked)
+    return measure(plan_batch(request), Journal(set_ / output))
+
+
+def opened(set_: Path, settings: BatchSettings, output: str = "out", **asked: Any) -> WorkList:
+    journal = open_folder(set_ / output, overwrite=False)
+    return WorkList(plan(set_, output, **asked), journal, settings)
+
+
+def run(work: WorkList, stopping: Event | None = None) -> Iterator[Outcome]:
+    return run_locally(work, stopping or Event())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files if "journal" not in p.parts}
+
+
+def times(set_: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in (set_ / "out/audio").glob("*.wav")}
+
+
+def ids(tasks: list[Task]) -> list[str]:
+    return [task.id for task in tasks]
+
+
+def test_every_outcome_is_in_the_journal_before_it_is_told(
+    set_: Path, settings: BatchSettings
+) -> None:
+    seen = []
+    for outcome in run(opened(set_, settings)):
+        seen.append(outcome.task.id)
+        assert outcome.row
+        assert list(Journal(set_ / "out").done)[: len(seen)] == seen
+        assert outputs(set_ / "out", outcome.task)["audio"].exists()
+    assert seen == IDS
+    (line,) = Journal(set_ / "out").runs
+    assert (line["done"], line["failed"]) == (16, 0)
+    assert line["audio_s"] == pytest.approx(sum(LENGTHS) / RATE_HZ)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("stop", "moments"), [("asked", (1,)), ("closed", (1, 4))])
+def test_going_on_gives_what_an_uninterrupted_run_gives(
+    set_: Path, settings: BatchSettings, batch_size: int, stop: str, moments: tuple[int, ...]
+) -> None:
+    settings = replace(settings, batch_size=batch_size)
+    asked: dict[str, Any] = {"residual": True, "activity": ".rttm"}
+    assert len(list(run(opened(set_, settings, "whole", **asked)))) == 16
+    for told in moments:
+        stopping = Event()
+        outcomes = run(opened(set_, settings, **asked), stopping)
+        for _ in range(told):
+            next(outcomes)
+        if stop == "asked":
+            stopping.set()
+            assert all(outcome.row for outcome in outcomes)
+        else:
+            outcomes.close()  # type: ignore[attr-defined]
+    before = times(set_)
+    work = opened(set_, settings, **asked)
+    assert work.todo
+    assert work.skipped
+    done = set(ids(work.skipped))
+    assert sorted(outcome.task.id for outcome in run(work)) == sorted(ids(work.todo))
+    kept = {id_: time for id_, time in before.items() if id_ in done}
+    assert kept.items() <= times(set_).items()
+    assert contents(set_ / "out") == contents(set_ / "whole")
+    assert opened(set_, settings, **asked).todo == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_shards_together_give_what_one_run_gives(
+    set_: Path, settings: BatchSettings, batch_size: int
+) -> None:
+    settings = replace(settings, batch_size=batch_size)
+    list(run(opened(set_, settings, "whole")))
+    done: list[str] = []
+    for index in (2, 3, 1):
+        work = opened(set_, replace(settings, shard=(index, 3)))
+        assert work.todo
+        assert work.skipped == []
+        done += [outcome.task.id for outcome in run(work)]
+    assert sorted(done) == IDS
+    assert contents(set_ / "out") == contents(set_ / "whole")
+
+
+def test_only_what_changed_is_done_again(set_: Path, settings: BatchSettings) -> None:
+    list(run(opened(set_, settings)))
+    before = times(set_)
+    audio.write(set_ / "02.wav", buzz(300, 1), RATE_HZ)
+    (set_ / "out/audio/05.wav").unlink()
+    os.utime(set_ / "bob.wav")  # 03 and 07 have it
+    work = opened(set_, settings)
+    assert ids(work.todo) == ["02", "03", "05", "07"]
+    assert [outcome.task.id for outcome in run(work)] == ids(work.todo)
+    after = times(set_)
+    assert {id_ for id_ in after if after[id_] != before.get(id_)} == set(ids(work.todo))
+
+
+def test_an_output_that_is_asked_for_later_is_made_later(
+    set_: Path, settings: BatchSettings
+) -> None:
+    list(run(opened(set_, settings)))
+    audio_before = contents(set_ / "out/audio")
+    work = opened(set_, settings, residual=True)
+    assert len(work.todo) == 16
+    list(run(work))
+    assert contents(set_ / "out/audio") == audio_before
+    assert len(list((set_ / "out/residual").iterdir())) == 16
+    assert opened(set_, settings).todo == []
+
+
+@pytest.mark.parametrize("moved", ["all", "output"])
+def test_a_moved_set_is_gone_on_with(set_: Path, settings: BatchSettings, moved: str) -> None:
+    list(run(opened(set_, settings)))
+    if moved == "output":
+        (set_ / "out").rename(set_ / "deeper out")
+        assert opened(set_, settings, "deeper out").todo == []
+        return
+    place = set_.parent / f"{set_.name} moved"
+    set_.rename(place)
+    assert opened(place, settings).todo == []
+    place.rename(set_)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_bad_reference_costs_only_its_own_mixtures(
+    set_: Path, settings: BatchSettings, batch_size: int
+) -> None:
+    audio.write(set_ / "bob.wav", np.zeros(9000, np.float32), RATE_HZ)
+    made = {o.task.id: o for o in run(opened(set_, replace(settings, batch_size=batch_size)))}
+    failed = {id_: outcome.reason for id_, outcome in made.items() if outcome.row is None}
+    reason = f"{set_}/bob.wav: is silent."
+    assert failed.keys() == {"03", "07"}
+    assert all(text.startswith(reason) for text in failed.values())
+    assert len(made) == 16
+    assert times(set_).keys() == set(IDS) - {"03", "07"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
+    set_: Path, settings: BatchSettings, batch_size: int
+) -> None:
+    settings = replace(settings, batch_size=batch_size)
+    list(run(opened(set_, settings, "whole")))
+    data = (set_ / "04.wav").read_bytes()
+    (set_ / "04.wav").write_bytes(data[:3000])
+    made = list(run(opened(set_, settings)))
+    assert [outcome.task.id for outcome in made if outcome.row is None] == ["04"]
+    assert list(Journal(set_ / "out").failed) == ["04"]
+    (set_ / "04.wav").write_bytes(data)
+    assert [outcome.task.id for outcome in run(opened(set_, settings))] == ["04"]
+    assert not Journal(set_ / "out").failed
+    if batch_size == 1:
+        assert contents(set_ / "out") == contents(set_ / "whole")
+
+
+def test_fail_fast_stops_at_the_first(set_: Path, settings: BatchSettings) -> None:
+    (set_ / "01.wav").write_text("no sound")
+    outcomes = run(opened(set_, replace(settings, fail_fast=True)))
+    assert [outcome.row is None for outcome in outcomes] == [False, True]
+    assert list(Journal(set_ / "out").failed) == ["01"]
+    assert not list((set_ / "out").rglob(".*"))
+
+
+def test_rows_say_what_was_done(set_: Path, settings: BatchSettings) -> None:
+    outcome = next(run(opened(set_, settings)))
+    assert outcome.row
+    assert (outcome.row["seconds"], outcome.row["sample_rate_hz"]) == (0.5, 8000)
+    assert (outcome.row["device"], outcome.row["precision"]) == ("cpu", AUTO)
+    assert (outcome.row["limited"], outcome.row["silent"]) == (False, False)
+    assert outcome.row["elapsed_s"] > 0
+    assert any(text.startswith(f"{set_}/ann.wav: ") for text in outcome.warnings)
+
+
+def test_an_estimate_of_time_is_for_what_is_left(set_: Path, settings: BatchSettings) -> None:
+    assert estimate_s(opened(set_, settings)) > 0
+    list(run(opened(set_, settings)))
+    assert estimate_s(opened(set_, settings)) == 0
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_work(
+    set_: Path, settings: BatchSettings
+) -> None:
+    with pytest.raises(EngineError, match="device 'tpu' is not available"):
+        opened(set_, replace(settings, devices=("cpu", "tpu")))
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["audio/a.wav"], [".hidden"]])
+def test_a_folder_of_something_else_is_refused_unless_told(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(OutputError, match=r"is not empty and not the folder of a batch. Choose"):
+        open_folder(tmp_path, overwrite=False)
+    open_folder(tmp_path, overwrite=True)
+    assert all((tmp_path / name).exists() for name in names)
+
+
+def test_a_folder_is_made_and_may_be_opened_again_before_anything_is_done(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert open_folder(tmp_path / "deep/er/out", overwrite=False).done == {}
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match=r"out.*: cannot make this folder"):
+        open_folder(tmp_path / "out", overwrite=False)
+
+
+OTHER: list[dict[str, Any]] = [
+    {"precision": "bfloat16"},
+    {"runtime": "onnx"},
+    *({"options": replace(FINE, **change)} for change in (
+        {"level": "raw"}, {"channel": "0"}, {"subtype": "PCM_16"}, {"absent": "fail"},
+        {"wet_db": -3.0}, {"dry_db": -20.0}, {"track": "2"}, {"damaged": "keep"},
+    )),
+]  # fmt: skip
+"""What changes an estimate."""
+
+SAME: list[dict[str, Any]] = [
+    {"devices": ("cpu",)}, {"batch_size": 4}, {"jobs": 3}, {"shard": (2, 3)}, {"fail_fast": True},
+]  # fmt: skip
+"""What only says how."""
+
+
+def test_estimates_of_other_settings_are_not_mixed_in(set_: Path, settings: BatchSettings) -> None:
+    next(run(opened(set_, settings)))
+    journal, made = Journal(set_ / "out"), plan(set_)
+    for change in SAME:
+        assert replace(settings, **change).key() == settings.key()
+        check_settings(made, journal, replace(settings, **change))
+    model = replace(settings.model, sha256="0" * 64)
+    for change in (*OTHER, {"model": model}):
+        with pytest.raises(OutputError, match="00 in it was made with another model or other set"):
+            check_settings(made, journal, replace(settings, **change))
+
+
+def tasks(*seconds: float | None) -> list[Task]:
+    return [Task(str(i), f"{i}.wav", seconds=s) for i, s in enumerate(seconds)]
+
+
+def some(seed: int, count: int = 400) -> list[Task]:
+    """Tasks as a data set has them: many lengths, some of them equal, one unreadable."""
+    rng = np.random.default_rng(seed)
+    seconds = np.where(rng.random(count) < 0.5, rng.choice([3.0, 4.0, 5.5], count), 0)
+    seconds = np.where(seconds > 0, seconds, rng.gamma(2, 4, count) + 0.3)
+    return tasks(*map(float, seconds), None)
+
+
+def ids_in(made: list[Unit]) -> list[str]:
+    return [task.id for unit in made for task in unit]
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_units_are_a_partition_and_hold_only_equals(size: int) -> None:
+    for seed in range(3):
+        made = units(some(seed), size)
+        assert sorted(ids_in(made)) == sorted(ids(some(seed)))
+        for unit in made:
+            lengths = {task.seconds for task in unit}
+            long = all(task.seconds and task.seconds > WINDOW_S for task in unit)
+            assert len(unit) == 1 or (long and None not in lengths) or len(lengths) == 1
+            assert len(unit) <= size
+            assert [int(task.id) for task in unit] == sorted(int(task.id) for task in unit)
+
+
+def test_units_are_as_full_as_they_can_be() -> None:
+    made = units(tasks(3, 4, 3, 18, 3, 80, None, 3, 18, 18), 3)
+    assert [ids(list(unit)) for unit in made] == [
+        ["0", "2", "4"],
+        ["7"],
+        ["1"],
+        ["3", "5"],  # 18 s and 80 s are more than three windows
+        ["8", "9"],
+        ["6"],
+    ]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 16), (8, 1), (500, 1), (500, 16)])
+def test_shares_are_a_partition_in_order_and_always_the_same(count: int, size: int) -> None:
+    work = units(some(0), size)
+    dealt = shares(work, count)
+    assert len(dealt) == count
+    assert sorted(ids_in([unit for share in dealt for unit in share])) == sorted(ids_in(work))
+    place = {unit[0].id: number for number, unit in enumerate(work)}
+    for share in dealt:
+        assert sorted(share, key=lambda unit: place[unit[0].id]) == share
+    assert shares(units(some(0), size), count) == dealt
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 1), (8, 1), (16, 1), (4, 16)])
+def test_shares_are_even_within_a_tenth(count: int, size: int) -> None:
+    for seed in range(5):
+        dealt = shares(units(some(seed), size), count)
+        loads = [sum(task.seconds or 0 for unit in share for task in unit) for share in dealt]
+        assert max(loads) <= 1.1 * min(loads)
+    assert [len(share) for share in shares([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
