@@ -37,14 +37,14 @@ from mcspex_cli.batch.manifest import (
 )
 from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
-from mcspex_cli.extraction.jobs import ACTIVITY_SUFFIXES
+from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import SUFFIX, is_profile_name, read_profile
 from mcspex_cli.extraction.reference import Span, list_sources
 
 _SUFFIXES = {
     AUDIO: tuple(audio.OUTPUT_FORMATS),
     RESIDUAL: tuple(audio.OUTPUT_FORMATS),
-    ACTIVITY: ACTIVITY_SUFFIXES,
+    ACTIVITY: tuple(ACTIVITY_FORMATS),
 }
 _AT_ONCE = 256
 """Mixtures whose lengths one thread reads in one go."""

@@ -308,14 +308,11 @@ def _work(work: WorkList, talk: Talk) -> int:
         DiskFullError: with how many files are left.
     """
     from mcspex_cli import files
+    from mcspex_cli.batch.journal import Journal
     from mcspex_cli.batch.run import run_locally
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
-
-    def left() -> str:
-        return f"{console.count(len(work.todo) - done - failed, 'file')} left"
-
     try:
         with console.progress(shown=talk.shown) as bar, console.ending_gently(stopping.set):
             task = bar.add_task("extracting", total=sum(t.seconds or 0.0 for t in work.todo))
@@ -324,13 +321,18 @@ def _work(work: WorkList, talk: Talk) -> int:
                 failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
                 bar.advance(task, outcome.task.seconds or 0.0)
     except DiskFullError as error:
-        raise DiskFullError(f"{error} {left()}; then go on with the same command.") from error
+        ended = Journal(work.plan.folder)
+        left = sum(task.id not in ended.done for task in work.todo)
+        raise DiskFullError(
+            f"{error} {console.count(left, 'file')} left; then go on with the same command."
+        ) from error
     finally:
         files.sweep(work.plan.folder)  # what processes left that were ended in their work
     if len(warned) > LISTED:
         console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
-    if stopping.is_set() and done + failed < len(work.todo):
-        console.error(f"stopped, {left()}. Go on with the same command.")
+    left = len(work.todo) - done - failed
+    if stopping.is_set() and left:
+        console.error(f"stopped, {console.count(left, 'file')} left. Go on with the same command.")
         click.get_current_context().exit(130)
     return failed
 

@@ -252,17 +252,31 @@ class Extractor:
         """
         options = options or ExtractionOptions()
         places = Places()
-        tasks = (self._task(job, options, places) for job in jobs)
+        opened: deque[_Task] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
-        with ThreadPoolExecutor(1, "mcspex-write") as writer:
-            for task in self._computed(tasks, advance):
-                assert task.job is not None
-                pending.append((task.job, writer.submit(task.outcome)))
-                while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
-                    job, ready = pending.popleft()
+
+        def tasks() -> Iterator[_Task]:
+            for job in jobs:
+                opened.append(self._task(job, options, places))
+                yield opened[-1]
+
+        try:
+            with (
+                ThreadPoolExecutor(1, "mcspex-write") as writer,
+                closing(self._computed(tasks(), advance)) as computed,
+            ):
+                for task in computed:
+                    assert task.job is not None
+                    pending.append((task.job, writer.submit(task.outcome)))
+                    while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
+                        job, ready = pending.popleft()
+                        yield job, ready.result()
+                        opened.popleft()
+                for job, ready in pending:
                     yield job, ready.result()
-            for job, ready in pending:
-                yield job, ready.result()
+        finally:
+            for task in opened:  # where whoever asked wants no more
+                task.close()
 
     def _task(self, job: Job, options: ExtractionOptions, places: Places) -> _Task:
         """A job as a task, which opens its mixture when it is its turn."""
@@ -275,7 +289,7 @@ class Extractor:
 
     def _computed(
         self, tasks: Iterable[_Task], advance: Callable[[float], object]
-    ) -> Iterator[_Task]:
+    ) -> Generator[_Task, None, None]:
         """Read every task's mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
         with closing(_prefetched(_windows(tasks), READ_AHEAD)) as windows:
@@ -395,9 +409,14 @@ class _Task:
         check_level(self.name, self._match.mixture_mean_square())
         self._presence = self._meter.result()
 
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._estimate.close()
+        self._mixture.close()
+
     def outcome(self) -> Result | McspexError:
         """`finish`, in the writing thread."""
-        with closing(self._estimate), closing(self._mixture):
+        with closing(self):
             return self.attempt(self.finish) or cast(McspexError, self.error)
 
     def finish(self) -> Result:

@@ -167,12 +167,12 @@ def test_the_place_that_a_path_is_written_from_does_not(
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for folder in (Path(), tmp_path / "link", Path("link/../link")):
+    for folder in (Path(), tmp_path / "link", Path("..", tmp_path.name)):
         assert planned(folder).inputs == task.inputs
 
 
 def test_a_fingerprint_tells_values_apart_and_is_always_the_same() -> None:
-    assert fingerprint(("a", [1, "x"], None)) == "d1d8ff6f0abf0f15"
+    assert fingerprint(("a", [1, "x"], None)) == "90b3e77baf3841b5"
     values = (1, "1", [1], None, 1.5, ("a", 1), "\udcff")
     assert len({fingerprint(value) for value in values}) == len(values)
 

@@ -605,19 +605,18 @@ def test_a_slurm_array_with_gaps_has_to_be_told(
 def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     batch: Run, tiny_folder: Path
 ) -> None:
-    from mcspex_cli.evaluation import batches
-    from mcspex_cli.extraction.batch import BatchRun, open_folder
-    from mcspex_cli.extraction.planning import BatchRequest, measured, plan_batch
-    from mcspex_cli.extraction.shares import BatchSettings
+    from mcspex_cli.batch import results
+    from mcspex_cli.batch.journal import Journal
+    from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
+    from mcspex_cli.batch.run import BatchSettings, WorkList
 
     batch(*ASKED, "--shard", "1/2")
     request = BatchRequest(Path("out"), [Path("mix")], reference_folder=Path("refs"))
-    plan = measured(plan_batch(request))
+    plan = measure(plan_batch(request), Journal(Path("out")))
     settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), shard=(1, 2))
-    mine = open_folder(Path("out"), overwrite=False)
-    slow = batches.Batch(Path("out"), plan, mine, BatchRun(plan, mine, settings))
+    assert WorkList(plan, Journal(Path("out")), settings).todo == []
     batch(*ASKED, "--shard", "2/2")
-    batches.write(slow, [])
+    results.write(plan, settings, [])
     assert {row["status"] for row in rows("out").values()} == {"done"}
 
 

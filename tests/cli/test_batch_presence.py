@@ -76,11 +76,8 @@ def test_absent_voices_are_listed_after_the_summary(whole: tuple[Path, Result]) 
     assert said[-1] == f"warning: {ABSENT}"
 
 
-def test_presence_is_in_journal_and_reports(whole: tuple[Path, Result]) -> None:
+def test_presence_is_in_the_reports(whole: tuple[Path, Result]) -> None:
     root, _ = whole
-    lines = (root / "out" / "journal.jsonl").read_text().splitlines()
-    noted = {line["done"]["id"]: line["done"] for line in map(json.loads, filter(None, lines))
-             if "done" in line}  # fmt: skip
     with (root / "out" / "report.csv").open(newline="") as file:
         table = {row["name"]: row for row in csv.DictReader(file)}
     for name, row in rows(f"{root}/out").items():
@@ -89,34 +86,9 @@ def test_presence_is_in_journal_and_reports(whole: tuple[Path, Result]) -> None:
         assert (row["presence"] > 0.5) is there
         assert isinstance(row["wrong_speaker"], bool)
         for key in ("presence", "present", "wrong_speaker"):
-            assert noted[name][key] == row[key]
             assert json.loads(table[name][key]) == row[key]
-
-
-def test_a_journal_that_knows_of_no_presence_is_gone_on_with(whole: tuple[Path, Result]) -> None:
-    root, _ = whole
-    journal = root / "out" / "journal.jsonl"
-    old = []
-    for line in map(json.loads, filter(None, journal.read_text().splitlines())):
-        for key in ("presence", "present", "wrong_speaker"):
-            line.get("done", {}).pop(key, None)
-        old.append(json.dumps(line))
-    before = journal.read_text()
-    journal.write_text("\n".join(old) + "\n")
-    times = {path: path.stat().st_mtime_ns for path in (root / "out" / "audio").iterdir()}
-    try:
-        done = batch("--manifest", f"{root}/plan.csv", "-o", f"{root}/out")
-        assert done.exit_code == 0, done.output
-        assert "4 of 4 files done, 4 of them before" in done.stderr
-        assert "absent" not in done.stderr
-        assert {row["presence"] for row in rows(f"{root}/out").values()} == {None}
-        assert "presence" not in (root / "out" / "report.csv").read_text().splitlines()[0]
-    finally:
-        journal.write_text(before)
-    done = batch("--manifest", f"{root}/plan.csv", "-o", f"{root}/out", "-q")
-    assert done.stderr == f"warning: {ABSENT}\n"
-    after = {path: path.stat().st_mtime_ns for path in (root / "out" / "audio").iterdir()}
-    assert after == times
+        assert row["segments"][0].keys() == {"start_s", "end_s", "presence", "present"}
+        assert "segments" not in table[name]
 
 
 def test_absent_voices_are_silenced_if_asked_for(absent: str) -> None:

@@ -15,10 +15,11 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
+from mcspex_cli.batch.journal import Journal
+from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
-from mcspex_cli.extraction.journal import Journal
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 from mcspex_cli.model.systems import build, sized
 from tests.conftest import RATE_HZ, buzz
@@ -273,7 +274,7 @@ def test_a_batch_says_what_ran_it_and_keeps_to_it(
     done = run(*words, "--runtime", asked, "--devices", "cpu")
     assert done.exit_code == 0, done.output
     assert json.loads(Path("out/run.json").read_text())["runtime"] == [used]
-    assert [line["runtime"] for line in Journal(Path("out")).done.values()] == [used, used]
+    assert [done.row["runtime"] for done in Journal(Path("out")).done.values()] == [used, used]
     again = run(*words, "--runtime", used, "--devices", "cpu")
     assert "2 of them before" in again.stderr
     other = run(*words, "--runtime", "torch" if used == "onnx" else "onnx", "--devices", "cpu")
