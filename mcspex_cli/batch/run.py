@@ -322,7 +322,9 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
             f"{folder}: is not empty and not the folder of a batch. Choose another -o, or add "
             "--overwrite."
         )
-    files.make_folders(journal)  # a process killed before its first file must not lock itself out
+    files.make_folders(
+        folder, journal
+    )  # a process killed before its first file must not lock itself out
     files.sweep(folder)
     return Journal(folder)
 
@@ -342,7 +344,7 @@ def check_settings(plan: Plan, journal: Journal, settings: BatchSettings) -> Non
         if not same or known.settings != key:
             what = "another model or other settings" if same else "another mixture or reference"
             raise OutputError(
-                f"{plan.folder}: {task.id} in it was made with {what}. Choose another -o, or add "
+                f"{plan.folder}: its {task.id} was made with {what}. Choose another -o, or add "
                 "--overwrite to replace it."
             )
 

@@ -263,7 +263,7 @@ def _scoring(*, metrics: str, resample: bool, channel: str, **_: Any) -> ScoreSe
 
 def _show(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
-    from mcspex_cli.batch.manifest import outputs
+    from mcspex_cli.batch.manifest import AUDIO, outputs
     from mcspex_cli.batch.run import estimate_s
 
     seconds = estimate_s(work)
@@ -275,7 +275,10 @@ def _show(work: WorkList, *, as_json: bool) -> None:
                 "references": list(task.references),
                 "spans": list(task.spans),
                 "truth": task.truth,
-                **{kind: str(path) for kind, path in outputs(work.plan.folder, task).items()},
+                **{
+                    "output" if kind == AUDIO else kind: str(path)
+                    for kind, path in outputs(work.plan.folder, task).items()
+                },
                 "seconds": task.seconds,
             }
             for task in work.todo

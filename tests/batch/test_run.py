@@ -296,7 +296,7 @@ def test_estimates_of_other_settings_are_not_mixed_in(set_: Path, settings: Batc
         check_settings(made, journal, replace(settings, **change))
     model = replace(settings.model, sha256="0" * 64)
     for change in (*OTHER, {"model": model}):
-        with pytest.raises(OutputError, match="00 in it was made with another model or other set"):
+        with pytest.raises(OutputError, match="its 00 was made with another model or other set"):
             check_settings(made, journal, replace(settings, **change))
 
 

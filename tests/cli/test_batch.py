@@ -78,7 +78,7 @@ def listing(folder: str | Path) -> set[str]:
 def said(done: Result) -> list[str]:
     """The lines for people, but for what is wrong with these short references."""
     lines = done.stderr.splitlines()
-    return [line for line in lines if not re.match(r"warning: .*(of speech; 3 s|cleaner)", line)]
+    return [line for line in lines if not re.match(r"warning: (refs/|ref\.wav)", line)]
 
 
 def sounds(folder: str | Path) -> dict[str, bytes]:
@@ -332,37 +332,29 @@ def test_one_corrupt_file_of_twenty_costs_only_itself(batch: Run, twenty: list[s
     assert json.loads(Path("out/run.json").read_text())["failed"] == 1
 
 
-def test_what_failed_is_a_manifest_once_it_is_repaired(batch: Run, twenty: list[str]) -> None:
+def test_what_failed_is_a_manifest_for_another_folder(batch: Run, twenty: list[str]) -> None:
     batch(*MANY)
-    before = times("out")
     refused = batch("--manifest", "out/failed.jsonl", "-o", "out")
     assert refused.exit_code == 1
     assert "out/failed.jsonl: is in the output folder, whose reports" in refused.stderr
-    shutil.copy("out/failed.jsonl", "again.jsonl")
-    assert batch("--manifest", "again.jsonl", "-o", "out").exit_code == 3
+    assert batch("--manifest", "out/failed.jsonl", "-o", "rest").exit_code == 3
     write("many/07.wav", buzz(100, 0.4))
-    done = batch("--manifest", "again.jsonl", "-o", "out")
+    done = batch("--manifest", "out/failed.jsonl", "-o", "rest")
     assert done.exit_code == 0, done.output
-    assert not Path("out/failed.jsonl").exists()
-    done = batch(*MANY)
-    assert done.exit_code == 0
-    assert "20 of 20 files done, 20 of them before" in done.stderr
-    assert {name: time for name, time in times("out").items() if name in before} == before
-    assert {row["status"] for row in rows("out").values()} == {"done"}
+    assert not Path("rest/failed.jsonl").exists()
+    assert set(sounds("rest")) == {"audio/07.wav"}
 
 
-def test_a_retry_of_a_manifests_own_output_goes_to_the_same_place(batch: Run) -> None:
+def test_a_failure_keeps_what_its_manifest_said(batch: Run) -> None:
     Path("mix/ann/0.wav").write_text("no sound")
-    Path("plan.csv").write_text(
-        "mixture,reference,output,id\nmix/ann/0.wav,refs/ann.wav,x/y.flac,7\n"
-    )
+    columns = "mixture,reference,span,truth,output,residual,activity,id"
+    row = "mix/ann/0.wav,refs/ann.wav,0-1,truth/ann/0.wav,x/y.flac,z.flac,a.srt,7"
+    Path("plan.csv").write_text(f"{columns}\n{row}\n")
     assert batch("--manifest", "plan.csv", "-o", "out").exit_code == 3
     write("mix/ann/0.wav", buzz(150, 0.5))
-    shutil.copy("out/failed.jsonl", "again.jsonl")
-    assert batch("--manifest", "again.jsonl", "-o", "out").exit_code == 0
-    assert set(sounds("out")) == {"audio/x/y.flac"}
-    done = batch("--manifest", "plan.csv", "-o", "out")
-    assert "1 of 1 files done, 1 of them before" in done.stderr
+    done = batch("--manifest", "out/failed.jsonl", "-o", "rest", "--resample")
+    assert listing("rest") >= {"audio/x/y.flac", "residual/z.flac", "activity/a.srt"}, done.output
+    assert "si_sdr_db" in rows("rest")["7"]
 
 
 def test_a_run_without_failures_removes_the_list_of_them(batch: Run, twenty: list[str]) -> None:
@@ -433,7 +425,11 @@ def test_a_reference_among_the_mixtures_is_not_one(batch: Run) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("mix", "mix: is not empty and not a batch's. Choose another -o, or add --overwrite."),
+        (
+            "mix",
+            "mix: is not empty and not the folder of a batch. Choose another -o, or add "
+            "--overwrite.",
+        ),
         (
             "refs/ann.wav",
             "refs/ann.wav: cannot make this folder: something else has this name. "
@@ -462,10 +458,11 @@ def test_a_bad_plan_lists_all_and_writes_nothing(batch: Run) -> None:
     done = batch("--manifest", "plan.csv", "-o", "out")
     assert done.exit_code == 1
     assert done.stderr.splitlines() == [
-        "error: plan.csv line 2: none.wav is not there, or no file.",
-        "error: plan.csv line 3: none.wav is not there, or no file.",
+        "error: plan.csv line 2: none.wav does not exist, or is not a file.",
+        "error: plan.csv line 3: none.wav does not exist, or is not a file.",
         "error: plan.csv line 4: names no mixture.",
-        "error: plan.csv line 5: output '../3.wav' leaves the output folder. Give it another id.",
+        "error: plan.csv line 5: output '../3.wav' leaves the output folder. Give it another id or "
+        "name.",
         "error: 4 problems, see above. Nothing was started.",
     ]
     assert listing(".") == before
@@ -620,6 +617,129 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     assert {row["status"] for row in rows("out").values()} == {"done"}
 
 
+def test_residuals_and_activities_have_folders_of_their_own(batch: Run) -> None:
+    done = batch(*ASKED, "--residual", "--activity", "rttm", "-v")
+    assert done.exit_code == 0, done.output
+    for place, suffix in (("audio", "wav"), ("residual", "wav"), ("activity", "rttm")):
+        assert listing(f"out/{place}") == {
+            f"{s}/{n}.{suffix}" for s in ("ann", "bob") for n in range(3)
+        }
+    mixture, audio_, rest = (
+        audio.read(f"{place}/ann/1.wav", RATE_HZ) for place in ("mix", "out/audio", "out/residual")
+    )
+    assert np.abs(mixture - audio_ - rest).max() < 1e-3
+    row = rows("out")["ann/1"]
+    assert (row["residual"], row["activity"]) == ("residual/ann/1.wav", "activity/ann/1.rttm")
+    assert re.search(
+        r"^ann/1  \(0\.7 s in [\d.]+ s, real-time factor [\d.]+, gain .* dB, speaks [\d.]+ s\)$",
+        done.stderr,
+        re.M,
+    )
+    before = times("out")
+    assert "6 of them before" in batch(*ASKED).stderr
+    assert times("out") == before
+
+
+def test_a_span_of_the_mixture_is_a_reference(batch: Run, tiny_folder: Path) -> None:
+    Path("plan.csv").write_text("mixture,span,residual,id\nmix/ann/2.wav,0-0.5,rest.wav,x\n")
+    assert batch("--manifest", "plan.csv", "-o", "out").exit_code == 0
+    words = ["extract", "mix/ann/2.wav", "--ref-span", "0-0.5", "-o", "one.wav", "--residual"]
+    words += ["rest.wav", "--model", str(tiny_folder), "--device", "cpu"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert Path("one.wav").read_bytes() == Path("out/audio/x.wav").read_bytes()
+    assert Path("rest.wav").read_bytes() == Path("out/residual/rest.wav").read_bytes()
+
+
+def test_what_is_wrong_with_a_reference_is_said_once(batch: Run) -> None:
+    warnings = [line for line in batch(*ASKED).stderr.splitlines() if line.startswith("warning:")]
+    assert sum("refs/ann.wav: " in line and "of speech" in line for line in warnings) == 1
+    assert len(warnings) == len(set(warnings))
+
+
+def test_a_moved_set_is_gone_on_with_and_its_reports_stay_right(
+    batch: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("set").mkdir()
+    for name in ("mix", "refs", "truth"):
+        Path(name).rename(Path("set", name))
+    Path("set/mix/ann/9.wav").write_text("no sound")
+    asked = ("set/mix", "--ref", "set/refs/ann.wav", "-o", "set/out")
+    assert batch(*asked).exit_code == 3
+    for name in ("report.json", "report.csv", "failed.jsonl"):
+        assert str(folder) not in Path("set/out", name).read_text()
+    before = times("set/out")
+    Path("set").rename("moved")
+    monkeypatch.chdir("moved")
+    done = batch("mix", "--ref", "refs/ann.wav", "-o", "out")
+    assert done.exit_code == 3
+    assert "6 of 7 files done, 6 of them before" in done.stderr
+    assert sorted(times("out").values()) == sorted(before.values())
+    assert CliRunner().invoke(main, ["report", "out", "-o", "page.html"]).exit_code == 0
+    write("mix/ann/9.wav", buzz(150, 0.5))
+    assert batch("--manifest", "out/failed.jsonl", "-o", "rest").exit_code == 0
+    assert set(sounds("rest")) == {"audio/ann/9.wav"}
+
+
+def test_columns_that_are_not_used_and_links_in_a_circle_are_warned_of(
+    batch: Run, folder: Path
+) -> None:
+    Path("plan.csv").write_text("Mixture;enrollment;age\nmix/ann/0.wav;refs/ann.wav;7\n")
+    done = batch("--manifest", "plan.csv", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert "warning: plan.csv: 'age' is not used. The columns are mixture, " in done.stderr
+    Path("mix/ann/loop").symlink_to(folder / "mix")
+    done = batch("mix", "--ref", "refs/ann.wav", "-o", "two")
+    assert done.exit_code == 0, done.output
+    assert "warning: mix/ann/loop: links to a folder above it and is not followed." in done.stderr
+
+
+def test_a_mixture_that_is_its_own_reference_is_refused(batch: Run) -> None:
+    done = batch("mix", "--refs", "mix", "-o", "out")
+    assert done.exit_code == 1
+    assert "is its own reference. Name a recording in which the wanted person" in done.stderr
+    assert not Path("out").exists()
+
+
+def test_cells_that_a_spreadsheet_would_run_are_text(batch: Run) -> None:
+    name = "=cmd|' calc'!A0\u202e"
+    shutil.copy("mix/ann/0.wav", f"mix/{name}.wav")
+    assert batch(f"mix/{name}.wav", "--ref", "refs/ann.wav", "-o", "out").exit_code == 0
+    text = Path("out/report.csv").read_text()
+    assert "\n'=cmd" in text
+    assert "\u202e" not in text
+    assert name in rows("out")
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of 200 kB."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.call(command, stderr=subprocess.DEVNULL):
+        pytest.skip("cannot mount a disk here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_full_disk_stops_the_batch_with_one_line(batch: Run, small_disk: Path, jobs: str) -> None:
+    for number in range(60):
+        write(f"many/{number:02}.wav", buzz(100 + number, 0.5, number))
+    asked = ("many", "--ref", "refs/ann.wav", "--jobs", jobs)
+    done = batch(*asked, "-o", str(small_disk / "out"))
+    assert done.exit_code == 1
+    lines = said(done)
+    assert len(lines) == 1, lines
+    assert re.search(
+        r"error: .*: the disk is full. Free some space, or choose another disk. \d+ files left; "
+        r"then go on with the same command.$",
+        lines[0],
+    )
+    assert 0 < len(journal(small_disk / "out")) < 60
+    assert not list(small_disk.rglob("*.partial"))
+
+
 # What follows kills processes, so it starts some.
 
 
@@ -756,7 +876,7 @@ def test_a_killed_run_goes_on_where_it_was(
         running.kill()
         assert running.wait(60) == -signal.SIGKILL
         left = files.partial(Path(long, "audio", "x.wav")).name
-        Path(long, left.replace(f"-{os.getpid()}.", f"-{running.pid}.")).touch()
+        Path(long, left.replace(f"-{os.getpid()}-", f"-{running.pid}-")).touch()
         after = done_times(long)
         assert before.items() <= after.items()
         before = after
@@ -765,6 +885,22 @@ def test_a_killed_run_goes_on_where_it_was(
     assert done.exit_code == 0, done.output
     assert f"{LONG} of {LONG} files done, {len(before)} of them before" in done.stderr
     assert before.items() <= done_times(long).items()
+    assert_like_whole(long)
+
+
+@linux
+def test_a_terminal_that_closes_leaves_nothing_and_says_one_line(
+    long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run
+) -> None:
+    running = start("--jobs", "2")
+    wait_for(lambda: len(journal(long)) >= 2, running)
+    os.killpg(running.pid, signal.SIGHUP)  # the resource tracker of multiprocessing has it, too
+    _, text = running.communicate(timeout=60)
+    lines = [line for line in text.splitlines() if not line.startswith("warning: ref.wav")]
+    assert lines == ["error: interrupted. Finished files are kept; unfinished ones are removed."]
+    assert running.returncode == 130
+    assert not list(Path(long).rglob("*.partial"))
+    assert finish().exit_code == 0
     assert_like_whole(long)
 
 
@@ -811,13 +947,14 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
     running = start("--jobs", jobs)
     wait_for(lambda: len(journal(long)) >= 2, running)
     os.killpg(running.pid, number)  # as a terminal or Slurm does
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 130, said
+    _, text = running.communicate(timeout=60)
+    assert running.returncode == 130, text
+    lines = [line for line in text.splitlines() if not line.startswith("warning: ref.wav")]
+    assert len(lines) == 1, text
     found = re.fullmatch(
-        r"error: stopped, (\d+) files? left. Go on with the same command.", said.splitlines()[-1]
+        r"error: stopped, (\d+) files? left. Go on with the same command.", lines[0]
     )
-    assert found, said
-    assert len(said.splitlines()) == 1
+    assert found, text
     done = journal(long)
     assert len(done) + int(found[1]) == LONG
     assert set(sounds(long)) == {f"audio/{name}.wav" for name in done}
@@ -828,10 +965,13 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
     assert_like_whole(long)
 
 
-def writers(output: str, name: str) -> set[int]:
-    """The process, if there is one, that has an estimate of that name open."""
-    opened = [path.name for path in Path(output).rglob(f".{name}.wav.*.partial")]
-    return {int(name.split("-")[-1].removesuffix(".partial")) for name in opened}
+def has_open(process: int, name: str) -> bool:
+    """Whether a process has a file of that name open."""
+    try:
+        links = [str(fd.readlink()) for fd in Path(f"/proc/{process}/fd").iterdir()]
+    except OSError:
+        return False
+    return any(link.endswith(f"/{name}") for link in links)
 
 
 @linux
@@ -845,16 +985,16 @@ def test_killed_workers_cost_the_files_in_their_hands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write("ref.wav", buzz(110, 2, 3))
-    for number, seconds in enumerate((3, 3, 3, 3, 60, 60, 3, 3)):  # half for each
+    for number, seconds in enumerate((3, 3, 3, 3, 200, 200, 3, 3)):
         write(f"mix/{number}.wav", buzz(100 + number, seconds, number))
     assert finish().exit_code == 0
     Path(long).rename("whole")
     stopped: set[int] = set()
 
     def both_stopped() -> bool:
-        """Whether both workers stand still, a file done and the long one open."""
-        for name in {"0", "1"} & set(journal(long)):
-            for worker in writers(long, str(int(name) + 4)) - stopped:
+        """Whether both workers stand still with a long one, which come first, in hand."""
+        for worker in set(children(running.pid)) - stopped:
+            if has_open(worker, "4.wav") or has_open(worker, "5.wav"):
                 os.kill(worker, signal.SIGSTOP)
                 stopped.add(worker)
         return len(stopped) == 2
@@ -863,15 +1003,13 @@ def test_killed_workers_cost_the_files_in_their_hands(
     wait_for(both_stopped, running)
     for worker in stopped:
         os.kill(worker, signal.SIGKILL)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 3, said
-    failed = set(journal(long, "failed"))
-    assert len(failed) == 2
-    assert failed <= {"2", "3", "4", "5"}  # a short one may be written and not yet reported
-    assert set(journal(long)) == set("01234567") - failed
-    reason = "its process was killed (signal 9). Run again, with fewer --jobs if memory is short."
-    assert said.count(f"wav: {reason}\n") == 2
-    assert said.splitlines()[-1].startswith("error: 2 file")
+    _, text = running.communicate(timeout=60)
+    assert running.returncode == 3, text
+    assert set(journal(long, "failed")) == {"4", "5"}
+    assert set(journal(long)) == set("012367")
+    reason = "the process that worked on it was killed. Run the command again, with fewer --jobs"
+    assert text.count(f".wav: {reason} if memory is short.\n") == 2
+    assert text.splitlines()[-1].startswith("error: 2 files failed, see above and ")
     again = finish()
     assert again.exit_code == 0, again.output
     assert_like_whole(long)
@@ -882,6 +1020,6 @@ def test_two_shards_at_once_are_one_run(
 ) -> None:
     both = [start("--jobs", "1", "--shard", f"{index}/2") for index in (1, 2)]
     for process in both:
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said
+        _, text = process.communicate(timeout=60)
+        assert process.returncode == 0, text
     assert_like_whole(long)
