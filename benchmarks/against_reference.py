@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -28,15 +29,16 @@ import torch
 from benchmarks.extraction import describe_machine
 from mcspex_cli import si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.convert import convert
-from mcspex_cli.extraction import processes
+from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.extraction.engine import open_engine, to_level
 from mcspex_cli.extraction.runtime import EngineSettings, keep_memory, share_cores
 from mcspex_cli.extraction.synthesis import scene
 from tests.checkpoint.published import Published, Sizes, published
 
 RATE_HZ = 8000
+SPAWN = get_context("spawn")
 REFERENCE = "SpEx+ base, as published"
 TURN_S = 1.0
 """How long a contestant goes on extracting in its turn, once at least; its median counts."""
@@ -89,7 +91,6 @@ class Ours:
 
 def serve(contestant: Theirs | Ours, threads: int, line: Connection) -> None:
     """Extract from the mixtures of the lengths that come; send estimates and times."""
-    processes.end_with_parent()
     extract = contestant.open(threads)
     for seconds in iter(line.recv, None):
         # At the level that our engine brings everything to, so that both networks get the same.
@@ -110,15 +111,16 @@ def contest(contestants: dict[str, Theirs | Ours], threads: int) -> Iterator[dic
         for name, contestant in contestants.items():
             if isinstance(contestant, Ours):
                 share_cores()  # in those that are started from now on, as our commands do
-            lines[name], end = processes.CONTEXT.Pipe()
+            lines[name], end = SPAWN.Pipe()
             arguments = contestant, threads, end
-            process = processes.CONTEXT.Process(target=serve, args=arguments, daemon=True)
-            processes.start(process)
+            process = SPAWN.Process(target=serve, args=arguments, daemon=True)
+            process.start()
             started.append(process)
         yield lines
     finally:
         for process in started:
-            processes.end(process)
+            process.kill()
+            process.join()
 
 
 def compare(lines: dict[str, Connection], seconds: float, rounds: int) -> list[dict[str, Any]]:

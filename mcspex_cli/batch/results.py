@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,11 @@ from mcspex_cli.batch.journal import Done, Journal, Writer, fingerprint, stamp
 from mcspex_cli.batch.manifest import AUDIO, Task, outputs
 from mcspex_cli.batch.plan import Locations, Plan
 from mcspex_cli.batch.run import BatchSettings
-from mcspex_cli.evaluation import reports
-from mcspex_cli.evaluation.gallery import PageSettings, write_page
-from mcspex_cli.evaluation.groups import read_groups
-from mcspex_cli.evaluation.pairing import Trio
-from mcspex_cli.evaluation.runs import Output, Run
-from mcspex_cli.evaluation.scoring import Score, ScoreSettings, score_all, sensible_workers
-from mcspex_cli.evaluation.tables import Document
+from mcspex_cli.evaluation import tables
+from mcspex_cli.evaluation.comparison import batch_run
+from mcspex_cli.evaluation.page import PageSettings, write_page
+from mcspex_cli.evaluation.scoring import Pairing, Row, ScoreSettings, score_files
+from mcspex_cli.evaluation.summary import Report, read_groups, report
 
 RECORD, FAILED = "run.json", "failed.jsonl"
 
@@ -52,17 +50,17 @@ def unscored(
 
 def score_tasks(
     plan: Plan, lacking: Sequence[tuple[Task, str]], scoring: ScoreSettings
-) -> Iterator[Score]:
+) -> Iterator[Row]:
     """Score tasks, each in the journal before it is yielded."""
-    trios = [
-        Trio(task.id, outputs(plan.folder, task)[AUDIO], Path(task.truth), Path(task.mixture))
+    pairings = [
+        Pairing(task.id, outputs(plan.folder, task)[AUDIO], Path(task.truth), Path(task.mixture))
         for task, _ in lacking
         if task.truth
     ]
-    writer, workers = Writer(plan.folder), sensible_workers(len(trios), scoring.metrics)
-    for (task, key), score in zip(lacking, score_all(trios, scoring, workers), strict=True):
-        writer.add_score(task, key, asdict(score))
-        yield score
+    writer = Writer(plan.folder)
+    for (task, key), row in zip(lacking, score_files(pairings, scoring), strict=True):
+        writer.add_score(task, key, row.to_dict())
+        yield row
 
 
 def write(
@@ -71,7 +69,7 @@ def write(
     command: Sequence[str],
     groups: Path | None = None,
     group_by: str | None = None,
-) -> tuple[Document, dict[str, Any]]:
+) -> tuple[Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
     Args:
@@ -99,19 +97,18 @@ def write(
         _write(plan.folder / FAILED, "\n".join(lines) + "\n")
     else:
         (plan.folder / FAILED).unlink(missing_ok=True)
-    document = reports.build(rows, groups=read_groups(groups, group_by) if groups else None)
-    page, report = plan.folder / "report.html", plan.folder / "report.json"
-    text = reports.document_text(document, "json").encode("utf-8", "surrogateescape")
-    if not report.is_file() or report.read_bytes() != text:
+    document = report(rows, groups=read_groups(groups, group_by) if groups else None)
+    page, path = plan.folder / "report.html", plan.folder / "report.json"
+    if not path.is_file() or path.read_bytes() != tables.as_json(document).encode():
         page.unlink(missing_ok=True)  # so that none is left that belongs to another report
-    reports.write(report, document)
+    tables.write(path, document)
     # When a voice speaks is too long for a cell of a table.
-    short = [{k: v for k, v in row.items() if k != "segments"} for row in document["scores"]]
-    reports.write(plan.folder / "report.csv", {**document, "scores": short})
+    short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
+    tables.write(plan.folder / "report.csv", replace(document, rows=short))
     if done and not page.exists():
         title = plan.folder.resolve().name
         page_settings = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
-        write_page([_run(plan, settings.model.name, document["scores"])], page, page_settings)
+        write_page([batch_run(plan.folder, settings.model.name, rows)], page, page_settings)
     return document, record
 
 
@@ -145,21 +142,6 @@ def _row(task: Task, journal: Journal, done: Done | None, locations: Locations) 
         "activity": None,
         **names,
     }
-
-
-def _run(plan: Plan, label: str, rows: Sequence[Mapping[str, Any]]) -> Run:
-    """The batch as a page shows it."""
-    made = {}
-    for task, row in zip(plan.tasks, rows, strict=True):
-        is_done = row["status"] not in ("failed", "pending")
-        made[task.id] = Output(
-            outputs(plan.folder, task)[AUDIO] if is_done else None,
-            Path(task.mixture),
-            Path(task.truth) if task.truth else None,
-            "" if is_done else str(row["note"] or row["status"]),
-            row if is_done and "si_sdr_db" in row else None,
-        )
-    return Run(label, plan.folder, made)
 
 
 def _record(

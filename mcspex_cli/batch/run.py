@@ -41,9 +41,8 @@ from mcspex_cli.checkpoint.names import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError, OutputError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import ExtractionOptions, Extractor, Job, Outputs
-from mcspex_cli.extraction.processes import cores
 from mcspex_cli.extraction.reference import Span, Voice
-from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device, keep_memory
+from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device, cores, keep_memory
 
 Unit = tuple[Task, ...]
 """Tasks whose windows share batches; made from the whole plan, so that it is always the same."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcspex_cli.cli import console, options, results
+from mcspex_cli.cli import console, options
 from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.cli.score import choose_metrics, conclude, say_remarks, show
 from mcspex_cli.errors import DiskFullError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.batch.plan import BatchRequest, Plan
+    from mcspex_cli.batch.plan import BatchRequest
     from mcspex_cli.batch.run import BatchSettings, Outcome, WorkList
     from mcspex_cli.evaluation.scoring import ScoreSettings
+    from mcspex_cli.evaluation.summary import Report
 
 LISTED = 20
 """Files that --dry-run lists for people, and warnings of references; --json has all files."""
@@ -148,7 +150,7 @@ def batch(
     from mcspex_cli.batch.journal import Journal
     from mcspex_cli.batch.plan import check_profiles, measure, plan_batch
     from mcspex_cli.batch.run import WorkList, check_settings, open_folder
-    from mcspex_cli.evaluation.groups import read_groups
+    from mcspex_cli.evaluation.summary import read_groups
 
     talk = Talk(as_json, quiet, verbose)
     request, scoring = _request(**chosen), _scoring(**chosen)
@@ -170,12 +172,12 @@ def batch(
         _show(work, as_json=as_json)
         return
     failed = _work(work, talk)
-    record, document = _report(work, scoring, (groups, group_by), talk)
-    _summarise(work, document, record, talk)
+    report, record = _report(work, scoring, (groups, group_by), talk)
+    _summarise(work, report, record, talk)
     if failed:
         failures = console.count(failed, "file")
         raise PartialFailure(f"{failures} failed, see above and {plan.folder}/failed.jsonl.")
-    results.conclude(document, {})
+    conclude(report, {})
 
 
 def _request(
@@ -232,8 +234,6 @@ def _settings(
     **chosen: Any,
 ) -> BatchSettings:
     """How it is to be computed."""
-    from dataclasses import fields
-
     from mcspex_cli.batch.run import BatchSettings
     from mcspex_cli.extraction.extractor import ExtractionOptions
 
@@ -257,7 +257,7 @@ def _scoring(*, metrics: str, resample: bool, channel: str, **_: Any) -> ScoreSe
     """What to score."""
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
-    names = results.metrics(metrics, mixtures=True, interferers=False)
+    names = choose_metrics(metrics, {"target", "mixture"})
     return ScoreSettings(names, resample=resample, channel=None if channel == "all" else channel)
 
 
@@ -363,42 +363,42 @@ def _tell(outcome: Outcome, warned: set[str], talk: Talk) -> None:
 
 def _report(
     work: WorkList, scoring: ScoreSettings, groups: tuple[Path | None, str | None], talk: Talk
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Report, dict[str, Any]]:
     """Score what is not yet scored, then write the reports."""
-    from mcspex_cli.batch import results as batch_results
+    from mcspex_cli.batch import results
     from mcspex_cli.batch.journal import Journal
 
     plan, settings = work.plan, work.settings
-    lacking = batch_results.unscored(plan, Journal(plan.folder), settings, scoring)
+    lacking = results.unscored(plan, Journal(plan.folder), settings, scoring)
     with console.progress(shown=talk.shown) as bar:
         task = bar.add_task("scoring", total=len(lacking))
-        for _ in batch_results.score_tasks(plan, lacking, scoring):
+        for _ in results.score_tasks(plan, lacking, scoring):
             bar.advance(task)
-    document, record = batch_results.write(plan, settings, sys.argv, *groups)
-    return record, document
+    return results.write(plan, settings, sys.argv, *groups)
 
 
-def _summarise(
-    work: WorkList, document: dict[str, Any], record: dict[str, Any], talk: Talk
-) -> None:
+def _summarise(work: WorkList, report: Report, record: dict[str, Any], talk: Talk) -> None:
     """Say what was done and how good it is."""
-    plan: Plan = work.plan
+    from mcspex_cli.evaluation.tables import absences
+
     if talk.as_json:
-        console.data({**record, "summary": document["summary"]}, indent=2)
+        console.data({**record, "summary": asdict(report.summary)}, indent=2)
     elif not talk.quiet:
-        if document["summary"]["metrics"]:
-            results.show(document, "table")
+        if report.summary.metrics:
+            show(report)
         before, factor = len(work.skipped), record["real_time_factor"]
         console.say(
-            f"{plan.folder}: {record['done']} of {record['files']} files done"
+            f"{work.plan.folder}: {record['done']} of {record['files']} files done"
             + (f", {before} of them before" if before else "")
             + f"; {console.duration(record['audio_s'])} of audio"
             + (f", real-time factor {factor:.3f}" if factor else "")
         )
-    results.remark_absent(document, work.settings.options.absent)
-    if any(task.truth for task in plan.tasks):
-        results.remark(document, quiet=talk.quiet)
-    pending = document["summary"]["statuses"].get("pending", 0)
+    if voices := absences(report.rows):
+        muted = work.settings.options.absent == "mute"
+        console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
+    if any(task.truth for task in work.plan.tasks):
+        say_remarks(report, quiet=talk.quiet)
+    pending = report.summary.statuses.get("pending", 0)
     if pending:
         console.warn(
             f"{console.count(pending, 'file')} left to do, by other shards or another run."

@@ -52,8 +52,7 @@ def check_python() -> Finding:
 def check_torch() -> Finding:
     """Whether torch is there, and what it makes of this CPU."""
     torch = _imported("torch", "Install it again: pip install --force-reinstall torch")
-    from mcspex_cli.extraction.processes import cores
-    from mcspex_cli.extraction.runtime import choose_precision
+    from mcspex_cli.extraction.runtime import choose_precision, cores
 
     precision = choose_precision("auto", torch.device("cpu"))
     used = f"{torch.get_num_threads()} of {cores()} cores"

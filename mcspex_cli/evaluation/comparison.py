@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,11 +215,20 @@ def read_run(folder: Path, label: str = "") -> Run:
     label = label.strip() or folder.resolve().name
     path = folder / REPORT
     if rows := _batch_rows(path):
-        return Run(label, folder, dict(_batch_output(path, row) for row in rows))
+        return batch_run(folder, label, rows)
     outputs = {name: Output(path) for name, path in files_by_name(folder).items()}
     if not outputs:
         raise PairingError(f"{folder}: no sound files in this folder.")
     return Run(label, folder, outputs)
+
+
+def batch_run(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> Run:
+    """The run of a batch in `folder`, by the rows of its report.
+
+    Raises:
+        ConfigError: a row lacks what each has, or has something else in its place.
+    """
+    return Run(label, folder, dict(_batch_output(folder / REPORT, row) for row in rows))
 
 
 def compare_runs(

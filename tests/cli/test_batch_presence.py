@@ -107,10 +107,15 @@ def test_absent_voices_are_silenced_if_asked_for(absent: str) -> None:
     assert "was made with another model or other settings" in done.stderr
 
 
+def about_voices(done: Result) -> list[str]:
+    """The lines for people, but for what is wrong with the short reference."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("warning: ref.wav")]
+
+
 def test_an_absent_voice_is_a_row_that_failed_if_asked_for(absent: str) -> None:
     done = batch(*ASKED, "--absent", "fail", model=absent)
     assert done.exit_code == 3
-    said = done.stderr.splitlines()
+    said = about_voices(done)
     assert said[0].startswith("error: mix/0.wav: the voice is not in it (presence 0.")
     assert said[-1] == "error: 2 files failed, see above and out/failed.jsonl."
     assert "absent:" not in done.stderr
@@ -125,7 +130,7 @@ def test_one_absent_voice_is_told_as_one(absent: str) -> None:
     done = batch("mix/0.wav", *ASKED[1:], "--json", model=absent)
     assert json.loads(done.stdout)["done"] == 1
     line = "1 of 1 voices is probably absent: 0 (--absent mute silences them)"
-    assert done.stderr == f"warning: {line}\n"
+    assert about_voices(done) == [f"warning: {line}"]
 
 
 def test_a_model_that_cannot_tell_says_nothing(folder: Path, tiny_folder: Path) -> None:
