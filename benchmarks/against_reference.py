@@ -29,9 +29,8 @@ import torch
 from benchmarks.extraction import describe_machine
 from mcspex_cli import si_sdr
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.convert import convert
-from mcspex_cli.checkpoint.names import CheckpointInfo, find_checkpoint
-from mcspex_cli.checkpoint.weights import save_checkpoint
 from mcspex_cli.extraction.engine import open_engine, to_level
 from mcspex_cli.extraction.runtime import EngineSettings, keep_memory, share_cores
 from mcspex_cli.extraction.synthesis import scene

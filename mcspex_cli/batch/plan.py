@@ -35,7 +35,7 @@ from mcspex_cli.batch.manifest import (
     read_manifest,
     read_scp,
 )
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import SUFFIX, is_profile_name, read_profile

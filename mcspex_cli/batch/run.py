@@ -37,10 +37,11 @@ from mcspex_cli import files
 from mcspex_cli.batch.journal import FOLDER, Journal, Writer, fingerprint, same_files
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
 from mcspex_cli.batch.plan import Plan
-from mcspex_cli.checkpoint.names import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError, OutputError
 from mcspex_cli.extraction.engine import open_engine
-from mcspex_cli.extraction.extractor import ExtractionOptions, Extractor, Job, Outputs
+from mcspex_cli.extraction.extractor import Extractor
+from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device, cores, keep_memory
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.downloads import find_model, prepare
+from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.cli.score import choose_metrics, conclude, say_remarks, show
 from mcspex_cli.errors import DiskFullError, PartialFailure
 
@@ -235,14 +235,13 @@ def _settings(
 ) -> BatchSettings:
     """How it is to be computed."""
     from mcspex_cli.batch.run import BatchSettings
-    from mcspex_cli.extraction.extractor import ExtractionOptions
 
+    extraction = options.extraction_options(chosen)
     info = find_model(model, offline=offline, quiet=quiet)
-    options.check_presence(info, chosen["absent"])
-    names = {one.name for one in fields(ExtractionOptions)}
+    options.check_presence(info, extraction.absent)
     return BatchSettings(
         info,
-        ExtractionOptions(**{name: value for name, value in chosen.items() if name in names}),
+        extraction,
         devices=tuple(name.strip() for name in devices.split(",")),
         precision=precision,
         runtime="torch" if runtime == "auto" else runtime,

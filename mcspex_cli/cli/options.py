@@ -33,9 +33,6 @@ class NamedPath(click.Path):
 
 PATH = NamedPath(path_type=Path)
 
-WRITING = ("channel", "level", "subtype", "absent", "wet_db", "dry_db")
-"""What the batch takes of `writing` and `treating`."""
-
 
 class TableOption(click.Option):
     """An option whose choices are the rows of a table that takes long to import.

@@ -40,23 +40,15 @@ def run() -> Finding:
 def _extract(folder: Path) -> tuple[float, float, str]:
     """The mixture's and the estimate's SI-SDR in dB, and what ran the network."""
     from mcspex_cli import audio
-    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
     from mcspex_cli.diagnosis.voices import speak
     from mcspex_cli.evaluation.metrics import si_sdr
-    from mcspex_cli.extraction.engine import open_engine
-    from mcspex_cli.extraction.files import extract_file
-    from mcspex_cli.extraction.jobs import Job
-    from mcspex_cli.extraction.reference import enroll
-    from mcspex_cli.extraction.runtime import EngineSettings
+    from mcspex_cli.extraction.extractor import Extractor
 
+    mixture, reference, estimate = (folder / f"{name}.wav" for name in ("mix", "ref", "target"))
     target, other = (speak(voice, 1, SECONDS, RATE_HZ) for voice in ("low", "high"))
-    job = Job(folder / "mixture.wav", folder / "estimate.wav", (folder / "reference.wav",))
-    audio.write(job.mixture, target + other, RATE_HZ)
-    audio.write(job.references[0], speak("low", 10, SECONDS, RATE_HZ), RATE_HZ)
-    info = find_checkpoint()
-    engine = open_engine(info, EngineSettings())
-    extract_file(engine, job, enroll(job.references, engine, info).embedding)
-    mixture, estimate = (audio.read(path, RATE_HZ) for path in (job.mixture, job.output))
-    used = engine.runtime
-    by = f"{used.name}, {used.precision} on {used.device}"
-    return si_sdr(mixture, target), si_sdr(estimate, target), by
+    audio.write(mixture, target + other, RATE_HZ)
+    audio.write(reference, speak("low", 10, SECONDS, RATE_HZ), RATE_HZ)
+    extractor = Extractor.load()
+    result = extractor.extract_file(mixture, extractor.enroll(reference), estimate)
+    before, after = (si_sdr(audio.read(path, RATE_HZ), target) for path in (mixture, estimate))
+    return before, after, f"{result.runtime}, {result.precision} on {result.device}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -151,11 +151,6 @@ class Engine:
             for (_, window), estimate in zip(batch, estimates, strict=True):
                 self.check_finite(estimate)
                 yield joiner.add(window, estimate)
-
-    def stream_all(self, signals: Iterable[Any]) -> Iterator[tuple[Any, Iterator[Any]]]:
-        """For the batch until it uses `Extractor`."""
-        for signal in signals:
-            yield signal, self.stream(signal.blocks, signal.embedding)
 
     def batches(
         self, windows: Iterable[tuple[Owner, Window]]

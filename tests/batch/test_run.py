@@ -29,9 +29,9 @@ from mcspex_cli.batch.run import (
     shares,
     units,
 )
-from mcspex_cli.checkpoint.names import find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, OutputError
-from mcspex_cli.extraction.extractor import ExtractionOptions
+from mcspex_cli.extraction.job import ExtractionOptions
 from tests.conftest import AUTO, RATE_HZ, buzz
 
 LENGTHS = [4000, 5000] * 8

@@ -16,8 +16,7 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch.journal import Journal
-from mcspex_cli.checkpoint.names import find_checkpoint
-from mcspex_cli.checkpoint.weights import save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
