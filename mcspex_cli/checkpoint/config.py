@@ -111,8 +111,8 @@ def parse_system(raw: object, where: object) -> SystemConfig:
     """
     from mcspex_cli.model.decoder import INTERMGS
     from mcspex_cli.model.encoder import FUSERS
-    from mcspex_cli.model.extractor import CONSMS
     from mcspex_cli.model.layers import NORMS
+    from mcspex_cli.model.separator import CONSMS
     from mcspex_cli.model.systems import SYSTEMS, SystemConfig
 
     fields = raw if isinstance(raw, SystemFields) else _check(raw, SystemFields, where)

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from mcspex_cli.model.decoder import INTERMGS, IndependentMasks, MultiScaleDecoder, ScaleInterMG
 from mcspex_cli.model.encoder import FUSERS, MultiScaleEncoder, ScaleFuser, SeparateProjections
-from mcspex_cli.model.extractor import CONSMS, ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.layers import TCNBlock
+from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.speaker import SpeakerEncoder
 
 

@@ -162,7 +162,7 @@ class RunSettings:
     device: str = "auto"
     precision: str = "float32"
     compile: bool = False
-    """Compile the extractor, four fifths of the work, with torch.compile."""
+    """Make what lies between matrix products one loop each, with torch.compile."""
     tensorboard: bool = False
     seed: Annotated[int, Limits(0, 2**63)] = 0
     log_every_steps: Steps = 50
@@ -334,7 +334,7 @@ def _check_names(path: Path, settings: TrainSettings) -> None:
     """Refuse names that are in none of the tables that they are looked up in."""
     from mcspex_cli.model.decoder import INTERMGS
     from mcspex_cli.model.encoder import FUSERS
-    from mcspex_cli.model.extractor import CONSMS
+    from mcspex_cli.model.separator import CONSMS
     from mcspex_cli.model.systems import SIZES, SYSTEMS
 
     choices: dict[tuple[str, str], Collection[str]] = {

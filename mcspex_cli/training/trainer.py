@@ -18,6 +18,7 @@ from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.systems import System
 from mcspex_cli.training.growth import build_system, sample_rate_hz, start_of
 from mcspex_cli.training.journal import Journal, Progress
@@ -64,6 +65,7 @@ class Trainer:
         if self.system.config.true_level and not state:
             calibrate(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.average = deepcopy(self.system).eval().requires_grad_(False)
+        accelerate(self.system, compiled=settings.run.compile)
         self.network = self.team.share(self.system)
         self.optimiser = torch.optim.AdamW(
             self.system.parameters(),
@@ -73,8 +75,6 @@ class Trainer:
         )
         if state:
             self._restore(state)
-        if settings.run.compile:
-            self.system.extractor.compile()
 
     @property
     def finished(self) -> bool:

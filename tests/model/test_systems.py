@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
-from mcspex_cli.model.extractor import CONSMS, ConcatBlock, ConSM
 from mcspex_cli.model.layers import Depthwise, GlobalLayerNorm
+from mcspex_cli.model.separator import CONSMS, ConcatBlock, ConSM
 from mcspex_cli.model.systems import SIZES, SYSTEMS, System, build, sized
 from tests.conftest import RATE_HZ, buzz
 from tests.model.plain_spexplus import PlainSpExPlus

@@ -24,8 +24,8 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcspex_cli.model.encoder import MultiScaleEncoder, Scales
-from mcspex_cli.model.extractor import ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
+from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.speaker import ResBlock
 from mcspex_cli.model.systems import System
 

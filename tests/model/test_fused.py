@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
-from mcspex_cli.model.extractor import CONSMS
-from mcspex_cli.model.folding import fold
+from mcspex_cli.model.fused import fold
+from mcspex_cli.model.separator import CONSMS
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
 
 KINDS = [("spexplus", "gate", "steady", "mixing")]
