@@ -1,21 +1,26 @@
-"""Sound files in and out, resampling: the place that touches soundfile and soxr."""
+"""Sound files in and out, channels, resampling.
+
+What turns a file's bytes into samples is in `soundfiles` and `containers`.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import decoding, files, integrity
+from mcspex_cli import files
+from mcspex_cli.containers import Damaged, Track
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
+from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS, Sound, open_sound
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
@@ -23,26 +28,63 @@ Samples = npt.NDArray[np.float32]
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
 
-_OGG_HZ = 192_000
-"""The highest rate for libsndfile's Vorbis writer."""
+_BLOCK_SAMPLES = 2**24
+"""The most samples in a block, of all channels together."""
 
 _WRITE_FRAMES = 2**16
 """Frames handed to libsndfile at once; its Vorbis writer crashes on millions."""
 
-OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+_CANCELLED_DB, _WEAKENED_DB = -60.0, -20.0
+"""How far the mix of all channels is below them where they cancel out, or nearly so."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of sound file that is written, chosen by the suffix of its name."""
+
+    suffix: str
+    container: str
+    """Libsndfile's name."""
+    subtypes: tuple[str, ...]
+    """What its samples can be; where there is only one, it takes the place of any other."""
+    over_full_scale: tuple[str, ...] = ()
+    """Those of `subtypes` that hold samples beyond -1..1."""
+    highest_hz: int = HIGHEST_HZ
+
+
+FORMATS = {
+    form.suffix: form
+    for form in (
+        Format(".wav", "WAV", ("PCM_16", "PCM_24", "FLOAT"), over_full_scale=("FLOAT",)),
+        Format(".flac", "FLAC", ("PCM_16", "PCM_24"), highest_hz=655_350),
+        Format(".ogg", "OGG", ("VORBIS",), highest_hz=192_000),
+    )
+}
+"""The output formats by suffix."""
+
+SUBTYPES = tuple(
+    dict.fromkeys(s for form in FORMATS.values() if len(form.subtypes) > 1 for s in form.subtypes)
+)
+"""What a user may ask the samples of an output to be."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
     """What a file's header says.
 
-    `frames` counts samples per channel; where ffmpeg decodes the file it is approximate.
+    `frames` counts samples per channel; in compressed files it is approximate.
     """
 
     path: Path
     sample_rate_hz: int
     channels: int
     frames: int
+    start_s: float = 0.0
+    """When the sound begins in its container's time: a video's sound may start late."""
+    tracks: tuple[Track, ...] = ()
+    """All sound tracks of the file, of which one is read."""
+    warnings: tuple[str, ...] = ()
+    """What the header is worth a warning for; a `Reader` repeats them."""
 
     @property
     def seconds(self) -> float:
@@ -50,24 +92,44 @@ class AudioInfo:
         return self.frames / self.sample_rate_hz
 
 
-def probe(path: Path) -> AudioInfo:
+def probe(path: Path | str, track: str | None = None) -> AudioInfo:
     """Read a file's header.
 
+    A file whose header has no length, as of a live recording, is decoded to measure it.
+
     Raises:
-        AudioError: the file is missing, a directory, empty, cut short or not sound, or needs
-            an ffmpeg that is not here.
+        AudioError: the file is missing, a directory, empty or not sound, or its rate or number of
+            channels is none that anybody records with.
     """
-    with _open(path) as sound:
-        return AudioInfo(path, sound.sample_rate_hz, sound.channels, sound.frames)
+    path = Path(path)
+    with open_sound(path, track) as sound:
+        warnings, frames = tuple(sound.warnings), sound.frames
+        if not frames:
+            frames = sum(b.shape[1] for b in sound.blocks(sound.sample_rate_hz, "keep"))
+        rate_hz, channels = sound.sample_rate_hz, sound.channels
+        return AudioInfo(path, rate_hz, channels, frames, sound.start_s, sound.tracks, warnings)
 
 
-def read(path: Path | str, sample_rate_hz: int, channel: str = "mix") -> Samples:
+def read(
+    path: Path | str,
+    sample_rate_hz: int,
+    channel: str = "mix",
+    *,
+    track: str | None = None,
+    damaged: Damaged = "fail",
+    warnings: list[str] | None = None,
+) -> Samples:
     """Read a whole file at a rate; arguments and errors are those of `Reader`.
+
+    `warnings`, if given, gets what is wrong with the file though it can be read.
 
     Returns:
         [sample] for one channel or the mix, [channel, sample] for "all".
     """
-    joined = np.concatenate(list(Reader(Path(path), sample_rate_hz, channel)), axis=-1)
+    reader = Reader(path, sample_rate_hz, channel, track=track, damaged=damaged)
+    joined = np.concatenate(list(reader), axis=-1)
+    if warnings is not None:
+        warnings += reader.warnings
     return joined if channel == "all" else joined[0]
 
 
@@ -75,34 +137,59 @@ class Reader:
     """A file as blocks [channel, sample] at a rate; memory does not grow with its length.
 
     Args:
-        path: anything that libsndfile reads, or ffmpeg where there is one: the first sound
-            track then.
+        path: anything that libsndfile or FFmpeg reads.
         sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be.
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
+        track: the number, from 1, or the language of a sound track; None takes the first.
+        damaged: "fail" raises at the first damage; "keep" reads what can be read, with silence
+            where a part is lost in the middle, and a warning that says how much is missing.
 
     Raises:
-        AudioError: as `probe`; while reading also for a damaged file, or a channel that is
-            not there.
+        ValueError: the rate is not from 1 kHz to 1 MHz, or `damaged` is neither word.
+        AudioError: as `probe`; while reading also for a channel that is not there, and for channels
+            that cancel each other out in the mix.
+        DamagedError: the file is damaged or cut off.
         NonFiniteError: a sample is NaN or infinite.
     """
 
-    def __init__(self, path: Path, sample_rate_hz: int, channel: str = "mix") -> None:
-        self.path, self.sample_rate_hz, self.channel = path, sample_rate_hz, channel
+    def __init__(
+        self,
+        path: Path | str,
+        sample_rate_hz: int,
+        channel: str = "mix",
+        *,
+        track: str | None = None,
+        damaged: Damaged = "fail",
+    ) -> None:
+        if damaged not in ("fail", "keep"):
+            raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
+        _check_rate(sample_rate_hz)
+        self.path, self.sample_rate_hz, self.channel = Path(path), sample_rate_hz, channel
+        self._track, self._damaged = track, damaged
         self.frames = 0
         """Samples per channel read so far, at the file's own rate."""
+        self.warnings: list[str] = []
+        """What is wrong with the file though it can be read; complete once all is read."""
 
     def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
         self.frames = 0
-        with _open(self.path) as sound, closing(self._blocks(sound)) as blocks:
-            select = _selector(self.path, self.channel, sound.channels)
+        with (
+            open_sound(self.path, self._track) as sound,
+            closing(self._blocks(sound)) as blocks,
+        ):
+            self.warnings = sound.warnings
             kept = sound.channels if self.channel == "all" else 1
             resampler = Resampler(sound.sample_rate_hz, self.sample_rate_hz, kept)
-            yield from resampler.run(map(select, blocks))
+            yield from resampler.run(blocks)
 
-    def _blocks(self, sound: integrity.Sound) -> Generator[Samples, None, None]:
-        """Blocks of all channels at the file's rate, every sample checked."""
-        with closing(sound.blocks(round(BLOCK_S * sound.sample_rate_hz))) as blocks:
+    def _blocks(self, sound: Sound) -> Generator[Samples, None, None]:
+        """Blocks of the chosen channels at the file's rate, every sample checked."""
+        size = round(BLOCK_S * sound.sample_rate_hz)
+        if sound.channels > 1:
+            size = min(size, _BLOCK_SAMPLES // sound.channels)
+        mixed = separate = 0.0
+        with closing(sound.blocks(size, self._damaged)) as blocks:
             for block in blocks:
                 finite = np.isfinite(block).all(axis=0)
                 if not finite.all():
@@ -112,16 +199,67 @@ class Reader:
                         "Export it again as 16-bit PCM."
                     )
                 self.frames += block.shape[1]
-                yield block
+                chosen = select(block, self.channel, self.path)
+                if self.channel == "mix" and len(block) > 1:
+                    mixed += float(np.sum(np.square(chosen, dtype=np.float64)))
+                    separate += float(np.mean(np.sum(np.square(block, dtype=np.float64), axis=1)))
+                yield chosen
+        if separate > 0:
+            self._check_mix(10 * np.log10(max(mixed / separate, 1e-20)))
+
+    def _check_mix(self, level_db: float) -> None:
+        """Refuse, or warn of, channels of which next to nothing is left in the mix."""
+        cure = "Choose one of them with --channel 0."
+        if level_db < _CANCELLED_DB:
+            raise AudioError(f"{self.path}: its channels cancel each other out in the mix. {cure}")
+        if level_db < _WEAKENED_DB:
+            self.warnings.append(
+                f"{self.path}: its channels nearly cancel each other out in the mix, which is "
+                f"{-level_db:.0f} dB below them. {cure}"
+            )
+
+
+def select(samples: Samples, channel: str, source: Path | str = "samples") -> Samples:
+    """Choose channels of `samples` [channel, sample].
+
+    Args:
+        samples: [channel, sample].
+        channel: "all", "mix" (their mean) or a channel's number from 0.
+        source: what a message calls the samples.
+
+    Returns:
+        [1, sample], or all channels.
+
+    Raises:
+        AudioError: there is no such channel.
+    """
+    if channel == "all":
+        return samples
+    if channel == "mix":
+        mean: Samples = samples.mean(axis=0, keepdims=True)
+        return mean
+    if not channel.isdecimal() or int(channel) >= len(samples):
+        raise AudioError(
+            f"{source}: has no channel {channel}. It has {len(samples)}, counted from 0; or use "
+            "mix."
+        )
+    return samples[int(channel) : int(channel) + 1]
 
 
 def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:
     """Write `samples` [sample] or [channel, sample] to a file, whole or not at all.
 
     Raises:
-        OutputError: as `Writer`.
+        TypeError: the samples are not real floating-point numbers.
+        ValueError: their shape or the rate is impossible.
+        NonFiniteError, OutputError: as `Writer`.
     """
-    frames = np.atleast_2d(samples)
+    array = np.asarray(samples)
+    if array.dtype.kind != "f":
+        raise TypeError(f"samples are floats in -1..1, not {array.dtype}; divide integers by 2**15")
+    if array.ndim not in (1, 2):
+        raise ValueError(f"samples are [sample] or [channel, sample], not of shape {array.shape}")
+    frames = np.atleast_2d(array)
     with Writer(Path(path), sample_rate_hz, len(frames), subtype) as writer:
         writer.write(frames)
 
@@ -138,44 +276,79 @@ def encode(samples: Samples, sample_rate_hz: int) -> bytes:
 class Writer:
     """A sound file that appears under its name only when it is complete.
 
-    WAV, FLAC or OGG by the suffix. Used as a context manager; leaving it by an exception
-    removes what was written.
+    Its format is the one of `FORMATS` with the path's suffix. Used as a context manager; leaving
+    it by an exception removes what was written.
 
     Raises:
+        ValueError: the rate or the number of channels is impossible.
         OutputError: the suffix or subtype is not supported, or the place not writable.
     """
 
     def __init__(self, path: Path, sample_rate_hz: int, channels: int, subtype: str) -> None:
         import soundfile
 
-        self._path = path
+        form, subtype = check_format(path, subtype, sample_rate_hz)
+        if not 1 <= channels <= MOST_CHANNELS:
+            raise ValueError(
+                f"{channels} channels cannot be written; samples are [channel, sample]"
+            )
+        self._path, self._channels, self._frames = path, channels, 0
         self._partial = files.partial(path)
-        layout = _format(path, subtype, sample_rate_hz)
+        self._name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
+        self._stream: BinaryIO | None = None
         try:
-            self._partial.touch()
-            name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
-            self._file = soundfile.SoundFile(name, "w", sample_rate_hz, channels, **layout)
+            self._stream = self._partial.open("w+b")
+            target = self._name if os.name == "nt" else self._stream.fileno()
+            shape = (sample_rate_hz, channels, subtype, None, form.container)
+            self._file = soundfile.SoundFile(target, "w", *shape, closefd=False)
         except BaseException as error:  # a Ctrl-C just here must not leave it either
-            with suppress(OSError):
-                self._partial.unlink()
+            self._discard()
             if isinstance(error, soundfile.LibsndfileError | OSError):
-                raise OutputError(f"{path}: cannot be written ({_reason(error)}).") from error
+                raise self._failure(error) from error
             raise
 
     def write(self, block: Samples) -> None:
         """Append `block` [channel, sample].
 
         Raises:
+            ValueError: it has another number of channels.
+            NonFiniteError: a sample is NaN or infinite.
             OutputError: the disk is full or went away.
         """
         import soundfile
 
+        if block.ndim != 2 or len(block) != self._channels:
+            raise ValueError(f"a block is [{self._channels}, sample], not of shape {block.shape}")
+        if not np.isfinite(block).all():
+            raise NonFiniteError(f"{self._path}: NaN or infinite samples are not written.")
         try:
             for start in range(0, block.shape[1], _WRITE_FRAMES):
                 self._file.write(block[:, start : start + _WRITE_FRAMES].T)
-        except (soundfile.LibsndfileError, OSError) as error:
-            reason = _reason(error)
-            raise OutputError(f"{self._path}: writing failed ({reason}). Free space?") from error
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            raise self._failure(error) from error
+        self._frames += block.shape[1]
+
+    def _failure(self, error: Exception) -> OutputError:
+        """What to raise. Libsndfile hides the system's reason; writing once more has it again."""
+        if self._stream and not self._stream.closed:
+            try:
+                for _ in range(64):
+                    self._stream.write(bytes(2**16))
+                    self._stream.flush()
+            except OSError as reason:
+                error = reason
+        if isinstance(error, OSError):
+            return files.output_error(self._path, error)
+        text = getattr(error, "error_string", None) or error
+        return OutputError(f"{self._path}: cannot be written: {text} Try another format.")
+
+    def _discard(self) -> None:
+        """Remove what is not complete."""
+        with suppress(OSError):
+            if self._stream:
+                self._stream.close()
+        with suppress(OSError):
+            self._partial.unlink()
 
     def __enter__(self) -> Writer:
         return self
@@ -191,12 +364,52 @@ class Writer:
         try:
             self._file.close()
             if kind is None:
+                written = soundfile.info(self._name).frames if self._frames else 0
+                if written != self._frames:
+                    raise OSError(f"only {written} of {self._frames} samples were written")
                 self._partial.replace(self._path)
         except (soundfile.LibsndfileError, OSError) as failure:
-            reason = _reason(failure)
-            raise OutputError(f"{self._path}: cannot be written ({reason}).") from failure
+            raise self._failure(failure) from failure
         finally:
-            self._partial.unlink(missing_ok=True)
+            self._discard()
+
+
+def check_format(path: Path, subtype: str, sample_rate_hz: int) -> tuple[Format, str]:
+    """The format and the subtype that an output gets.
+
+    Raises:
+        ValueError: the rate is not from 1 kHz to 1 MHz.
+        OutputError: the suffix, or the subtype or rate under it, cannot be written.
+    """
+    _check_rate(sample_rate_hz)
+    form = FORMATS.get(path.suffix.lower())
+    if form is None:
+        suffixes = " or ".join((", ".join([*FORMATS][:-1]), [*FORMATS][-1]))
+        raise OutputError(f"{path}: cannot write this format. End the name in {suffixes}.")
+    if sample_rate_hz > form.highest_hz:
+        raise OutputError(
+            f"{path}: {form.container} holds at most {form.highest_hz} Hz, not {sample_rate_hz}. "
+            "Write WAV."
+        )
+    if len(form.subtypes) == 1:
+        return form, form.subtypes[0]
+    if subtype not in form.subtypes:
+        choices = " or ".join(form.subtypes)
+        raise OutputError(
+            f"{path}: {form.container} has no {subtype} samples. Use --subtype {choices}."
+        )
+    return form, subtype
+
+
+def holds_over_full_scale(path: Path, subtype: str) -> bool:
+    """Whether an output can hold samples beyond -1..1, so that nothing need be turned down."""
+    form = FORMATS.get(path.suffix.lower())
+    return form is not None and subtype in form.over_full_scale
+
+
+def _check_rate(sample_rate_hz: float) -> None:
+    if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
+        raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
 
 
 class Resampler:
@@ -213,73 +426,11 @@ class Resampler:
     def run(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         """Resample every block, and at the end what the filter still holds."""
         for block in blocks:
-            yield self.step(block, last=False) if self._stream else block
+            yield self._step(block, last=False) if self._stream else block
         if self._stream:
-            yield self.step(np.zeros((self._channels, 0), np.float32), last=True)
+            yield self._step(np.zeros((self._channels, 0), np.float32), last=True)
 
-    def step(self, block: Samples, *, last: bool) -> Samples:
+    def _step(self, block: Samples, *, last: bool) -> Samples:
         """Resample one block; the last one flushes."""
-        if self._stream is None:
-            return block
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[integrity.Sound]:
-    """Open for reading, or say why not."""
-    import soundfile
-
-    with integrity.opened(path) as stream:
-        try:
-            file = soundfile.SoundFile(stream)
-        except soundfile.LibsndfileError:
-            file = None
-        if file is not None:
-            with file:
-                integrity.check_header(path, file)
-                yield integrity.Plain(path, file)
-            return
-    yield decoding.Decoded(path)
-
-
-def _selector(path: Path, channel: str, channels: int) -> Any:
-    """The function that takes [channel, sample] to the channels asked for."""
-    if channel == "all":
-        return lambda block: block
-    if channel == "mix":
-        return lambda block: block.mean(axis=0, keepdims=True)
-    if not channel.isdecimal() or int(channel) >= channels:
-        raise AudioError(
-            f"{path}: has no channel {channel}. It has {channels}, counted from 0; or use mix."
-        )
-    index = int(channel)
-    return lambda block: block[index : index + 1]
-
-
-def check_format(path: Path, subtype: str, sample_rate_hz: int) -> None:
-    """Refuse an output whose suffix, or subtype under it, cannot be written.
-
-    Raises:
-        OutputError: as said.
-    """
-    _format(path, subtype, sample_rate_hz)
-
-
-def _format(path: Path, subtype: str, sample_rate_hz: int) -> dict[str, str]:
-    """Libsndfile's format and subtype for an output path."""
-    name = OUTPUT_FORMATS.get(path.suffix.lower())
-    if name is None:
-        raise OutputError(f"{path}: cannot write this format. End the name in .wav, .flac or .ogg.")
-    if name == "OGG":
-        if sample_rate_hz > _OGG_HZ:
-            raise OutputError(f"{path}: {sample_rate_hz} Hz is too much for OGG. Write WAV.")
-        return {"format": name, "subtype": "VORBIS"}
-    if name == "FLAC" and subtype == "FLOAT":
-        raise OutputError(f"{path}: FLAC has no float samples. Use --subtype PCM_24, or .wav.")
-    return {"format": name, "subtype": subtype}
-
-
-def _reason(error: Exception) -> str:
-    """An error's own words, without the path that the message has already."""
-    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from mcspex_cli import audio, files
-from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 from tests.conftest import buzz
 
 FORMATS = [
@@ -119,10 +119,11 @@ def test_the_suffix_and_the_subtype_decide_what_is_written(
 @pytest.mark.parametrize(
     ("name", "subtype", "message"),
     [
-        ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav"),
-        ("a.flac", "FLOAT", "FLAC has no float samples. Use --subtype PCM_24"),
-        ("a.ogg", "PCM_16", "250000 Hz is too much for OGG. Write WAV"),
-        ("none/a.wav", "PCM_16", r"cannot be written \(No such file or directory\)"),
+        ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav, .flac or .ogg"),
+        ("a.wav", "PCM_99", "WAV has no PCM_99 samples. Use --subtype PCM_16 or PCM_24 or FLOAT"),
+        ("a.flac", "FLOAT", "FLAC has no FLOAT samples. Use --subtype PCM_16 or PCM_24"),
+        ("a.ogg", "PCM_16", "OGG holds at most 192000 Hz, not 250000. Write WAV"),
+        ("none/a.wav", "PCM_16", r"cannot be written: its folder does not exist"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -150,20 +151,6 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.wav"
-    writer = audio.Writer(path, 8000, 1, "FLOAT")
-    full = os.open("/dev/full", os.O_WRONLY)
-    writer._file.close()
-    writer._file = soundfile.SoundFile(full, "w", 8000, 1, format="RAW", subtype="FLOAT")
-    with pytest.raises(OutputError, match="writing failed"):
-        writer.write(np.ones((1, 100_000), np.float32))
-    with pytest.raises(RuntimeError), writer:
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
 def make_bad(folder: Path, kind: str) -> Path:
     """One of the files that must be refused."""
     path = folder / f"{kind}.wav"
@@ -178,9 +165,11 @@ def make_bad(folder: Path, kind: str) -> Path:
         audio.write(path, sound, 8000)
         path.write_bytes(path.read_bytes()[:20_000])
     elif kind == "nan":
-        audio.write(path, np.where(np.arange(len(sound)) == 8000, np.nan, sound), 8000, "FLOAT")
+        sound[8000] = np.nan
+        soundfile.write(path, sound, 8000, "FLOAT")
     elif kind == "inf":
-        audio.write(path, np.where(np.arange(len(sound)) == 4000, np.inf, sound), 8000, "FLOAT")
+        sound[4000] = np.inf
+        soundfile.write(path, sound, 8000, "FLOAT")
     elif kind == "directory":
         path.mkdir()
     return path
@@ -191,7 +180,7 @@ BAD = [
     ("empty", r"the file is empty \(0 bytes\)"),
     ("text", "not a readable sound file"),
     ("no-samples", "holds no samples"),
-    ("truncated", "truncated, .* of .* bytes"),
+    ("truncated", r"truncated: 1\.25 of 2\.00 s are there\. Copy it again"),
     ("nan", r"NaN or infinite sample at 1.00 s"),
     ("inf", r"NaN or infinite sample at 0.50 s"),
     ("directory", "is a directory"),
@@ -207,19 +196,6 @@ def test_a_bad_file_is_named_with_its_cure(tmp_path: Path, kind: str, message: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "container"),
-    [("flac", "FLAC"), ("ogg", "OGG"), ("aiff", "AIFF"), ("w64", "W64"), ("caf", "CAF")],
-)
-def test_a_file_cut_in_the_middle_is_refused(tmp_path: Path, suffix: str, container: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    soundfile.write(path, buzz(120, 20), 8000, format=container)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 6 // 10])
-    with pytest.raises(AudioError, match=r"truncated|damaged|not a readable"):
-        audio.read(path, 8000)
-
-
 def test_a_wav_written_to_a_pipe_has_no_length_and_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     sound = buzz(120, 2)
@@ -231,17 +207,6 @@ def test_a_wav_written_to_a_pipe_has_no_length_and_is_read(tmp_path: Path) -> No
     assert len(audio.read(path, 8000)) == len(sound)
 
 
-def test_a_flac_written_to_a_pipe_is_refused_with_its_cure(tmp_path: Path) -> None:
-    path = tmp_path / "a.flac"
-    audio.write(path, buzz(120, 2), 8000)
-    data = bytearray(path.read_bytes())
-    data[21] &= 0xF0  # STREAMINFO's 36 bits of total samples
-    data[22:26] = bytes(4)
-    path.write_bytes(data)
-    with pytest.raises(AudioError, match=r"its header has no length .* Convert it: ffmpeg"):
-        audio.read(path, 8000)
-
-
 def test_a_wav_whose_outer_size_alone_is_wrong_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     audio.write(path, buzz(120, 2), 8000)
@@ -249,12 +214,6 @@ def test_a_wav_whose_outer_size_alone_is_wrong_is_read(tmp_path: Path) -> None:
     data[4:8] = struct.pack("<I", len(data))  # 8 too many
     path.write_bytes(data)
     assert len(audio.read(path, 8000)) == 16000
-
-
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.wav")
-    with pytest.raises(AudioError, match="is no regular file"):
-        audio.probe(tmp_path / "a.wav")
 
 
 def test_hours_of_ogg_are_written_in_pieces(tmp_path: Path) -> None:
@@ -266,22 +225,12 @@ def test_hours_of_ogg_are_written_in_pieces(tmp_path: Path) -> None:
 def test_a_place_taken_by_a_directory_meanwhile_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     with (
-        pytest.raises(OutputError, match=r"cannot be written \(Is a directory\)"),
+        pytest.raises(OutputError, match=r"cannot be written: it is a folder"),
         audio.Writer(path, 8000, 1, "PCM_16") as writer,
     ):
         writer.write(np.zeros((1, 100), np.float32))
         path.mkdir()
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
-
-
-def test_an_mp3_that_holds_more_than_its_first_frame_promises_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp3"
-    sound = np.random.default_rng(0).normal(0, 0.2, 44100 * 10)
-    sound[44100:] *= 1e-4  # dear frames first, cheap ones after
-    soundfile.write(path, sound, 44100, format="MP3", bitrate_mode="VARIABLE")
-    path.write_bytes(path.read_bytes().replace(b"Xing", bytes(4)))
-    with pytest.raises(AudioError, match=r"an MP3 whose length cannot be told. Convert it"):
-        audio.read(path, 8000)
 
 
 def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,9 +243,75 @@ def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         audio.probe(path)
 
 
-def test_a_folder_is_searched_deep_and_in_order(tmp_path: Path) -> None:
-    for name in ("b/2.flac", "a.wav", "b/1.wav", "b/readme.txt", ".hidden", "b/._1.wav"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = [str(p.relative_to(tmp_path)) for p in files.find(tmp_path)]
-    assert names == ["a.wav", "b/1.wav", "b/2.flac"]
+@pytest.mark.skipif(os.name == "nt", reason="needs limits on files")
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path: Path, name: str) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sound = np.random.default_rng(0).normal(0, 0.2, 400_000).astype(np.float32)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"{name}: cannot be written: it is larger than the"):
+            audio.write(tmp_path / name, sound, 8000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        (np.zeros((16000, 2), np.float32), ValueError, r"samples are \[channel, sample\]"),
+        (np.zeros((1, 2, 3), np.float32), ValueError, r"not of shape \(1, 2, 3\)"),
+        (np.zeros(100, np.int16), TypeError, "floats in -1..1, not int16"),
+        (np.zeros(100, np.complex64), TypeError, "not complex64"),
+        (np.array([0, np.nan], np.float32), NonFiniteError, "NaN or infinite samples are not"),
+        (np.array([0, np.inf]), NonFiniteError, "NaN or infinite samples are not written"),
+    ],
+)
+def test_arrays_that_are_no_sound_are_not_written(
+    tmp_path: Path, samples: np.ndarray, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        audio.write(tmp_path / "a.wav", samples, 8000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate_hz", [0, -1, 999, 1_000_001, float("nan")])
+def test_rates_that_nobody_uses_are_refused(tmp_path: Path, rate_hz: int) -> None:
+    with pytest.raises(ValueError, match="a sample rate is from 1000 to 1000000 Hz"):
+        audio.write(tmp_path / "a.wav", tone(8000, 300), rate_hz)
+    with pytest.raises(ValueError, match="a sample rate is from 1000 to 1000000 Hz"):
+        audio.Reader(tmp_path / "a.wav", rate_hz)
+
+
+def test_channels_that_cancel_each_other_are_named(tmp_path: Path) -> None:
+    left, path = tone(8000, 300), tmp_path / "a.wav"
+    audio.write(path, np.stack([left, -left]), 8000)
+    with pytest.raises(AudioError, match=r"its channels cancel each other out in the mix\. Choose"):
+        audio.read(path, 8000)
+    np.testing.assert_allclose(audio.read(path, 8000, "0"), left, atol=1e-4)
+    warnings: list[str] = []
+    audio.write(path, np.stack([left, -0.95 * left]), 8000)
+    audio.read(path, 8000, warnings=warnings)
+    assert [" nearly cancel each other out in the mix, which is 32 dB below" in w for w in warnings]
+    for right in (left, 0 * left, tone(8000, 700), -0.5 * left):
+        audio.write(path, np.stack([left, right]), 8000)
+        warnings.clear()
+        audio.read(path, 8000, warnings=warnings)
+        assert warnings == []
+    audio.write(path, np.zeros((2, 8000), np.float32), 8000)
+    assert not audio.read(path, 8000, warnings=warnings).any()
+    assert warnings == []
+
+
+def test_the_table_of_formats_says_what_holds_loud_samples(tmp_path: Path) -> None:
+    for form in audio.FORMATS.values():
+        for subtype in form.subtypes:
+            path = tmp_path / f"{subtype}{form.suffix}"
+            audio.write(path, 4 * tone(8000, 300), 8000, subtype)
+            holds = bool(np.abs(audio.read(path, 8000)).max() > 1.5)
+            expected = audio.holds_over_full_scale(path, subtype)
+            assert holds in ({True, False} if subtype == "VORBIS" else {expected})
+    assert audio.SUBTYPES == ("PCM_16", "PCM_24", "FLOAT")

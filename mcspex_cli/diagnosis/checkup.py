@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from mcspex_cli import decoding
 from mcspex_cli.diagnosis import selftest, software, storage
 from mcspex_cli.diagnosis.findings import FAILED, OK, Check, Finding, examine, guarded, in_words
 
@@ -27,7 +26,6 @@ def check_up(*, offline: bool = False) -> Iterator[Finding]:
         ("torchaudio", software.check_torchaudio),
         ("sound files", software.check_formats),
         ("soxr", software.check_resampler),
-        *((name, partial(software.check_program, name)) for name in decoding.PROGRAMS),
         ("extras", software.check_extras),
         ("temporary files", storage.check_temporary),
         ("model cache", storage.check_cache),

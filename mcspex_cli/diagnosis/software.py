@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,9 +18,6 @@ _OLDEST, _NEWEST = (3, 10), (3, 13)
 
 _NEEDED = ("WAV", "FLAC")
 """Formats without which the main job does not work; others are a loss."""
-
-_PATIENCE_S = 5.0
-"""Seconds for another program to say its version."""
 
 _ASK = re.compile(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
 """A package that an extra asks for, in a distribution's metadata."""
@@ -105,7 +101,7 @@ def check_torchaudio() -> Finding:
 def check_formats() -> Finding:
     """Which sound files are read and written, by doing so."""
     _imported("soundfile", "Install it again: pip install --force-reinstall soundfile")
-    from mcspex_cli import formats
+    from mcspex_cli.diagnosis import formats
     from mcspex_cli.errors import AudioError
 
     troubles = {}
@@ -136,27 +132,6 @@ def check_resampler() -> Finding:
         remedy = "Install it again: pip install --force-reinstall soxr"
         raise Trouble("a resampled tone came out as another sound", remedy)
     return Finding("soxr", OK, metadata.version("soxr"))
-
-
-def check_program(name: str) -> Finding:
-    """Whether a program of FFmpeg's is there and runs."""
-    remedy = "Install FFmpeg: apt install ffmpeg, brew install ffmpeg or winget install ffmpeg."
-    found = shutil.which(name)
-    if found is None:
-        return Finding(name, WARNING, "not found: video and m4a cannot be read", remedy)
-    try:
-        said = subprocess.run(
-            [found, "-version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE_S,
-            check=True,
-        ).stdout.decode(errors="replace")
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = f"{found} does not run: video and m4a cannot be read ({in_words(error)})"
-        return Finding(name, WARNING, detail, remedy)
-    version = re.match(r"\w+ version (\S+)", said)
-    return Finding(name, OK, f"{version[1] if version else 'of unknown version'} ({found})")
 
 
 def check_extras() -> Finding:

@@ -188,9 +188,8 @@ class Extractor:
         if rate_hz < 1:
             raise ValueError(f"a sample rate of {rate_hz} Hz is none; give 1000 or more")
         options = options or ExtractionOptions()
-        block = audio._selector(Path("the mixture"), options.channel, len(np.atleast_2d(samples)))(
-            np.atleast_2d(samples).astype(np.float32)
-        )
+        block = np.atleast_2d(samples).astype(np.float32)
+        block = audio.select(block, options.channel, "the mixture")
         sound = _Sound(rate_hz, block.shape[1] / rate_hz, len(block), iter([block]))
         task = _Task(self, "the mixture", voice, options, lambda: sound)
         for _ in self._computed([task], lambda _: None):

@@ -41,7 +41,7 @@ ABSENT = {
 }
 """Every policy for a voice that is absent, by its name."""
 
-SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+SUBTYPES = audio.SUBTYPES
 DAMAGED = ("fail", "keep")
 
 
@@ -225,7 +225,7 @@ class Places:
         outputs = job.outputs
         own: dict[object, Path] = {}
         for path in outputs.paths():
-            known = ACTIVITY_FORMATS if path is outputs.activity else audio.OUTPUT_FORMATS
+            known = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
             if path.suffix.lower() not in known:
                 choices = ", ".join(known)
                 raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")

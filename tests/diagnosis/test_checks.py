@@ -102,40 +102,13 @@ def test_torch_and_sound_libraries_are_there() -> None:
 
 
 def test_a_format_lost_is_a_warning_unless_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mcspex_cli import formats
+    from mcspex_cli.diagnosis import formats
 
     monkeypatch.setitem(formats.FORMATS, "MP3", ("WAV", "VORBIS"))
     found = software.check_formats()
     assert (found.status, found.detail.endswith("not MP3")) == (WARNING, True)
     monkeypatch.setitem(formats.FORMATS, "WAV", ("WAV", "VORBIS"))
     assert software.check_formats().status == FAILED
-
-
-def program(folder: Path, text: str) -> None:
-    """An ffmpeg of our own."""
-    path = folder / "ffmpeg"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-
-
-def test_ffmpeg_absent_good_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    found = software.check_program("ffmpeg")
-    assert found.status == WARNING
-    assert found.detail == "not found: video and m4a cannot be read"
-    assert "apt install ffmpeg" in found.remedy
-    program(tmp_path, "echo ffmpeg version 7.1-x Copyright; echo more")
-    assert software.check_program("ffmpeg").detail == f"7.1-x ({tmp_path / 'ffmpeg'})"
-    program(tmp_path, "exit 127")
-    found = software.check_program("ffmpeg")
-    assert (found.status, "does not run" in found.detail) == (WARNING, True)
-    (tmp_path / "ffmpeg").write_bytes(b"\x7fELF no program")
-    assert "OSError" in software.check_program("ffmpeg").detail
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="FFmpeg is not here")
-def test_the_real_ffmpeg_says_its_version() -> None:
-    assert software.check_program("ffmpeg").status == OK
 
 
 def test_the_hub_answers(hub: Hub) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcspex_cli import audio, decoding
+from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.errors import AudioError, CheckpointError
@@ -36,6 +35,7 @@ from mcspex_cli.extraction.reference import (
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.synthesis import talk
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
+from tests.media import SoundTrack, make
 
 
 @pytest.fixture(scope="module")
@@ -317,17 +317,13 @@ def test_spans_that_cannot_be_used(meeting: Path, span: Span, channel: str, mess
         list(read_spans(meeting, [span], RATE_HZ, channel))
 
 
-@pytest.mark.skipif(decoding.programs() is None, reason="ffmpeg is not installed")
 def test_a_span_behind_the_sound_of_a_longer_video_is_refused(tmp_path: Path) -> None:
-    audio.write(tmp_path / "speech.wav", buzz(120, 3), RATE_HZ)
-    path = tmp_path / "talk.mkv"
-    words = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5", "-i", tmp_path / "speech.wav")
-    words += ("-t", "8", "-c:a", "pcm_s16le", "-y", path)
-    subprocess.run(["ffmpeg", "-v", "error", "-nostdin", *map(str, words)], check=True)
+    track = SoundTrack(buzz(120, 3), RATE_HZ, "pcm_s16le")
+    path = make(tmp_path / "talk.mkv", track, picture_s=8)
     (clip,) = read_spans(path, [Span(1, 2.99)], RATE_HZ)
     assert len(clip.samples) == pytest.approx(15920, abs=80)
     for span in (Span(5, 7), Span(1, 4)):
-        with pytest.raises(AudioError, match=rf"talk.mkv: its sound ends.* before the span {span}"):
+        with pytest.raises(AudioError, match=rf"talk.mkv: ends at 3.00 s, before the span {span}"):
             list(read_spans(path, [span], RATE_HZ))
 
 

@@ -1,0 +1,492 @@
+"""What FFmpeg decodes, through PyAV: videos, MP3, Ogg, M4A, WMA and whatever else it knows.
+
+Nothing is lost without a word: what a file announces and what comes out of it are compared, and a
+difference is a `DamagedError` or a warning that says how much is missing. FFmpeg gets an open
+file and never a name, reads only formats that hold their sound themselves, and may open nothing
+else, so that playlists and the like lead nowhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mcspex_cli.errors import AudioError, DamagedError
+
+if TYPE_CHECKING:
+    import av
+
+Blocks = Generator[npt.NDArray[np.float32], None, None]
+"""Samples as blocks [channel, sample], in order."""
+
+Damaged = Literal["fail", "keep"]
+"""What to do about a damaged file: refuse it, or take what can be read."""
+
+CURE = "Copy it again, or take what can be read with --damaged keep."
+
+UNKNOWN_LENGTH = 0x7FFFF000
+"""Chunk lengths from here on are what programs write that do not know them (to a pipe)."""
+
+_CONTAINERS = (
+    "3gp aac ac3 aiff amr amrnb amrwb ape asf au avi caf dts eac3 flac flv gsm loas matroska mov "
+    "mp3 mpc mpc8 mpeg mpegts mxf ogg qcp rm tak tta voc w64 wav wtv wv"
+).split()
+"""FFmpeg's formats that hold their sound themselves; playlists name other files, or servers."""
+
+_RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm", "loas")
+"""Formats of bare frames: no header says how long they are, but for an MP3's Xing header."""
+
+_FROM_ZERO = ("mov", "matroska", "avi", "asf", "flv")
+"""Containers whose times count from the beginning, even if a track begins later."""
+
+_TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
+"""How the notes begin that stand among or after an MP3's frames."""
+
+_DAMAGE = re.compile(
+    r"ended prematurely|exceeds containing|\bcrc\b|truncat|partial file|packet_obj_size",
+    re.IGNORECASE,
+)
+"""What FFmpeg only complains of, though part of the sound is lost."""
+
+_PAUSING = (*_FROM_ZERO, "mpegts", "mpeg", "mxf", "rm", "wtv")
+"""Containers in which a recording may pause; elsewhere a gap in the time stamps is damage."""
+
+_PAUSE_S = 0.1
+"""Gaps between time stamps from here on are silence in the recording; less is their inaccuracy."""
+
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Track:
+    """One of a file's sound tracks."""
+
+    number: int
+    """Counted from 1."""
+    language: str
+    """As the file says it, such as "eng"; empty if it does not."""
+    sample_rate_hz: int
+    channels: int
+
+    def __str__(self) -> str:
+        language = f", {self.language}" if self.language else ""
+        return f"{self.number} ({self.channels} ch{language})"
+
+
+class _OnlyBytes:
+    """A file as FFmpeg sees it: bytes without a name, and no more than there were at first."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._size = stream, os.fstat(stream.fileno()).st_size
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(max(0, min(size, self._size - self._stream.tell())))
+
+
+@dataclass
+class _Progress:
+    """How far a track is decoded, in samples per channel, and what was wrong so far."""
+
+    done: int = 0
+    silent: int = 0
+    """Those of `done` that stand for gaps."""
+    lost: int = 0
+    """Those of `silent` that stand for damaged parts."""
+    origin: int | None = None
+    """The time of the first sample."""
+    damages: list[tuple[float, str]] = field(default_factory=list)
+    after_damage: bool = False
+
+
+class Container:
+    """An open file of which FFmpeg decodes a sound track.
+
+    Pauses in a recording, as its time stamps tell them, become silence.
+
+    Raises:
+        AudioError: FFmpeg cannot read it, or there is no such sound track in it.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO, track: str | None) -> None:
+        import av
+
+        _prepare_logging()
+        self.warnings = list[str]()
+        self._mp3_frames, self._cut_off, follows = _mp3_frames(stream), *_outer_end(stream)
+        if follows:
+            self.warnings.append(
+                f"{path}: another file of {follows:,} bytes follows the first in it and is not "
+                "read. Split them, or join them with an audio editor."
+            )
+        stream.seek(0)
+        self._path = path
+        self.lost_s = 0.0
+        """After `blocks`: how much of it is silence in the place of what is damaged."""
+        self._last = b"", 0  # the first bytes of the last packet, and its length
+        try:
+            with av.logging.Capture() as log:
+                self._container = av.open(
+                    _OnlyBytes(stream),
+                    "r",
+                    container_options={
+                        "format_whitelist": ",".join(_CONTAINERS),
+                        "protocol_whitelist": "",
+                    },
+                    io_open=_refuse_to_open,
+                    metadata_errors="replace",
+                )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise self._unreadable(error, log) from error
+        try:
+            self._choose(track)
+        except BaseException:
+            self._container.close()
+            raise
+        self._kind = self._container.format.name.split(",")[0]
+        self._announce()
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def _unreadable(self, error: Exception, log: list[Any]) -> AudioError:
+        """Why FFmpeg did not open the file."""
+        if any("moov atom not found" in message for _, _, message in log):
+            text = "truncated: its index (moov atom) is missing, and without it nothing can be read"
+            return AudioError(f"{self._path}: {text}. Copy it again.")
+        return AudioError(
+            f"{self._path}: not a readable sound file ({_reason(error, log)}). "
+            "Export it again as WAV."
+        )
+
+    def _choose(self, track: str | None) -> None:
+        """Find the sound tracks and take one."""
+        from av.stream import Discard
+
+        path = self._path
+        streams = [s for s in self._container.streams.audio if s.codec_context is not None]
+        if not streams and self._container.streams.audio:
+            raise AudioError(f"{path}: its sound has an unknown encoding. Convert it to WAV.")
+        if not streams:
+            raise AudioError(f"{path}: has no sound track. Name a file that has one.")
+        self.tracks = tuple(
+            Track(number, (s.language or "").replace("und", ""), s.rate or 0, s.channels or 0)
+            for number, s in enumerate(streams, 1)
+        )
+        names = [(str(t.number), t.language, t.language[:2]) for t in self.tracks]
+        chosen = [i for i, n in enumerate(names) if track is None or track.lower() in n]
+        listing = ", ".join(map(str, self.tracks))
+        if not chosen:
+            raise AudioError(f"{path}: has no sound track {track}. It has: {listing}.")
+        if track is None and len(streams) > 1:
+            self.warnings.append(
+                f"{path}: has {len(streams)} sound tracks: {listing}. The first is used; choose "
+                "another with --track."
+            )
+        self._stream = streams[chosen[0]]
+        self._stream.codec_context.thread_count = 1  # its log must come from this thread
+        self._stream.codec_context.options = {"err_detect": "crccheck"}
+        chosen_track = self.tracks[chosen[0]]
+        self.sample_rate_hz, self.channels = chosen_track.sample_rate_hz, chosen_track.channels
+        for other in self._container.streams:
+            if other is not self._stream:
+                other.discard = Discard.all
+
+    def _announce(self) -> None:
+        """Find out when the sound starts, and how long it is by the header."""
+        source, container = self._stream, self._container
+        time_base = source.time_base or Fraction(1, self.sample_rate_hz or 1)
+        start_s = float((source.start_time or 0) * time_base)
+        end_s = (container.duration or 0) / 1e6
+        self._is_exact = self._kind in ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff")
+        length_s = float((source.duration or 0) * time_base)
+        if self._kind == "matroska":
+            self._is_exact = len(container.streams) == 1 or "DURATION" in source.metadata
+            if "DURATION" in source.metadata:
+                end_s = _clock_s(source.metadata["DURATION"])
+            length_s = max(0.0, end_s - start_s)
+        if self._kind == "mp3" and self._mp3_frames:
+            frame_samples = 1152 if self.sample_rate_hz >= 32_000 else 576
+            counted_s = self._mp3_frames * frame_samples / self.sample_rate_hz
+            self._is_exact, length_s = True, min(length_s or counted_s, counted_s)
+        if self._kind not in _FROM_ZERO:
+            start_s -= (container.start_time or 0) / 1e6
+        self.start_s = round(max(0.0, start_s), 3) if start_s > 0.02 else 0.0
+        self.frames = round((length_s or end_s) * self.sample_rate_hz)
+
+    def blocks(self, size: int, damaged: Damaged, skip: int = 0) -> Blocks:
+        """Decode to blocks [channel, sample] of `size` samples, the last shorter.
+
+        Args:
+            size: samples per channel of a block.
+            damaged: whether to raise at the first damage, or to go on after it.
+            skip: how many samples at the beginning are left out.
+
+        Raises:
+            DamagedError: the file is damaged or truncated.
+        """
+        held: list[npt.NDArray[np.float32]] = []
+        count = 0
+        for piece in self._pieces(damaged == "keep", size):
+            held.append(piece[:, skip:])
+            count += held[-1].shape[1]
+            skip = max(0, skip - piece.shape[1])
+            while count >= size:
+                joined = np.concatenate(held, axis=1)
+                yield joined[:, :size]
+                held, count = [joined[:, size:]], count - size
+        if count:
+            yield np.concatenate(held, axis=1)
+
+    def _pieces(self, keep: bool, size: int) -> Blocks:
+        """The decoded samples in pieces, with silence where the time stamps jump."""
+        progress = _Progress()
+        for frames, damage in self._decoded():
+            if damage:
+                self._note(progress, damage, keep)
+            for frame in frames:
+                samples = _to_float(frame, self.channels)
+                if samples is None or frame.sample_rate != self.sample_rate_hz:
+                    self._note(progress, "its sample rate or channels change there", keep)
+                    continue
+                gap = self._gap(progress, frame, keep)
+                for start in range(0, gap, size):
+                    yield np.zeros((self.channels, min(size, gap - start)), np.float32)
+                yield samples
+                progress.done += gap + samples.shape[1]
+                progress.silent += gap
+                progress.after_damage = False
+        self._check_end(progress, keep)
+
+    def _note(self, progress: _Progress, reason: str, keep: bool) -> None:
+        """Remember a damage at this place, or raise it."""
+        at_s = progress.done / self.sample_rate_hz
+        if not keep:
+            raise DamagedError(f"{self._path}: damaged after {at_s:.2f} s ({reason}). {CURE}")
+        progress.damages.append((at_s, reason))
+        progress.after_damage = True
+
+    def _gap(self, progress: _Progress, frame: av.AudioFrame, keep: bool) -> int:
+        """Samples of silence that a frame's time stamp puts before it."""
+        if frame.pts is None or frame.time_base is None:
+            return 0
+        rate_hz, pause = self.sample_rate_hz, round(_PAUSE_S * self.sample_rate_hz)
+        at = round(frame.pts * frame.time_base * rate_hz)
+        progress.origin = at if progress.origin is None else progress.origin
+        gap = at - progress.origin - progress.done
+        longest = 3600 * rate_hz - progress.silent
+        if self.frames and (self._is_exact or self._kind in _FROM_ZERO):
+            longest = round(1.2 * self.frames) + 10 * rate_hz - progress.done
+        if gap > longest:
+            text = (
+                f"a time stamp leaves a gap of {gap / rate_hz:.0f} s, more than the file announces"
+            )
+            self._note(progress, text, keep)
+        if gap > longest or gap < -pause:  # what follows is joined to what was before
+            progress.origin += gap
+            return 0
+        if gap > pause and not progress.after_damage and self._kind not in _PAUSING:
+            self._note(progress, f"{gap / rate_hz:.2f} s are missing there", keep)
+        if progress.after_damage:
+            progress.lost += max(0, gap)
+            return max(0, gap)
+        return gap if gap > pause else 0
+
+    def _check_end(self, progress: _Progress, keep: bool) -> None:
+        """After the last sample: say what is missing, or what is more than announced."""
+        path, rate_hz, damages = self._path, self.sample_rate_hz, progress.damages
+        announced_s, done_s = self.frames / rate_hz, progress.done / rate_hz
+        if not progress.done:
+            reason = f" ({damages[0][1]})" if damages else ""
+            raise AudioError(f"{path}: holds no samples{reason}. Copy or record it again.")
+        missing_s = announced_s - done_s if self._is_exact else 0.0
+        text = ""
+        if damages:
+            text = f"damaged after {damages[0][0]:.2f} s ({damages[0][1]})"
+            text += f", and at {len(damages) - 1} more places" if len(damages) > 1 else ""
+            if progress.lost:
+                text += f"; {progress.lost / rate_hz:.2f} s could not be read and are silent"
+            if missing_s > 0.02:
+                text += f"; {missing_s:.2f} of {announced_s:.2f} s are missing"
+        elif missing_s > max(0.15, 2500 / rate_hz) + 0.001 * announced_s:
+            text = f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
+        elif self._cut_off:
+            text = f"truncated after {done_s:.2f} s: {self._cut_off}"
+        if text and not keep:
+            raise DamagedError(f"{path}: {text}. {CURE}")
+        self.lost_s = progress.lost / rate_hz
+        if text:
+            self.warnings.append(f"{path}: {text}.")
+        elif self._kind == "mp3" and self._last[1] < _mp3_frame_bytes(self._last[0]):
+            self.warnings.append(
+                f"{path}: ends in the middle of an MP3 frame, after {done_s:.2f} s: it may have "
+                "been cut off."
+            )
+        more = progress.done - progress.silent - self.frames
+        if self._is_exact and self.frames and more > 0.01 * self.frames + rate_hz:
+            self.warnings.append(
+                f"{path}: its header announces {announced_s:.2f} s, but {done_s:.2f} s follow "
+                "(several files joined into one?). All was read."
+            )
+
+    def _decoded(self) -> Iterator[tuple[list[av.AudioFrame], str]]:
+        """Frames packet by packet, each with what is wrong with it, if anything is."""
+        import av
+
+        packets, end = self._container.demux(self._stream), None
+        while True:
+            frames: list[av.AudioFrame] = []
+            damage, packet = "", None
+            with av.logging.Capture() as log:
+                try:
+                    packet = next(packets, None)
+                    if packet is not None:
+                        frames = packet.decode()
+                except (av.FFmpegError, OSError, ValueError) as error:
+                    damage = _reason(error, log)
+            if packet is None and not damage:
+                return
+            if packet is not None and packet.size:
+                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                    damage = damage or "part of it is missing"
+                data = bytes(packet)
+                if data.startswith(_TAGS) or not any(data):
+                    damage = ""
+                self._last = data[:4], len(data)
+                if self._kind in _RAW and packet.pos is not None and packet.pos >= 0:
+                    if end is not None and packet.pos > end + 1:
+                        damage = damage or f"{packet.pos - end} bytes there are no sound"
+                    end = packet.pos + packet.size
+            worst = [message for _, _, message in log if _DAMAGE.search(message)]
+            yield frames, damage or (_printable(worst[0]) if worst else "")
+
+
+def _prepare_logging() -> None:
+    """Have FFmpeg's complaints kept for our messages and written nowhere."""
+    import av
+
+    if av.logging.get_level() is None:
+        av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)
+        logging.getLogger("libav").addHandler(logging.NullHandler())
+
+
+def _refuse_to_open(*address: object) -> Any:
+    raise PermissionError(f"{address[0]} is not opened")
+
+
+def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | None:
+    """A decoded frame as [channel, sample] in -1..1; None if its channels are not the file's."""
+    samples: npt.NDArray[Any] = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples.astype(np.float32 if samples.itemsize < 4 else np.float64)
+        samples /= 2.0 ** (15 if frame.format.bytes == 2 else 31)
+    if len(samples) == 1 and channels > 1:
+        samples = np.repeat(samples, channels, axis=0)
+    return samples.astype(np.float32) if len(samples) == channels else None
+
+
+def _clock_s(text: str) -> float:
+    """Seconds of "00:01:02.500"; 0 where it is not a time."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
+
+
+def _outer_end(stream: BinaryIO) -> tuple[str, int]:
+    """What is missing at a file's end, by its outermost chunks (RIFF, CAF, MP4) or Ogg pages.
+
+    Returns:
+        A phrase that says so, or an empty one, and the bytes of another file that follows the
+        first in this one, as `cat a.mp4 b.mp4` makes it.
+    """
+    end, at = stream.seek(0, os.SEEK_END), 0
+    stream.seek(0)
+    magic = stream.read(12)
+    if magic[:4] == b"OggS":
+        stream.seek(max(0, end - 2**16))  # a page is under 64 KiB
+        tail = stream.read(2**16)
+        flags = tail.rfind(b"OggS") + 5
+        is_last = flags < len(tail) and tail[flags] & 4
+        return ("" if is_last else "its last Ogg page is missing"), 0
+    if magic[:4] in (b"RIFF", b"RIFX", b"FORM"):
+        at = int.from_bytes(magic[4:8], "little" if magic[:4] == b"RIFF" else "big")
+        stream.seek(8 + at + at % 2)
+        if at < end and stream.read(12)[:4] == magic[:4] and magic[8:] != b"AVI ":
+            return "", end - 8 - at
+        at = at if at < UNKNOWN_LENGTH else 0
+    is_caf, is_mp4 = magic[:4] == b"caff", magic[4:8] in (b"ftyp", b"wide", b"moov", b"skip")
+    at = 8 if is_caf else at
+    while (is_caf or is_mp4) and at < end:
+        stream.seek(at)
+        head = stream.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if at and is_mp4 and head[4:8] == b"ftyp":
+            return "", end - at
+        if is_caf:
+            length = int.from_bytes(head[4:12], "big") + 12
+        elif length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8 or length >= 2**62:  # up to the end of the file, or nonsense
+            return "", 0
+        at += length
+    return (f"{at - end:,} bytes are missing at its end" if at > end else ""), 0
+
+
+def _mp3_frames(stream: BinaryIO) -> int:
+    """How many frames an MP3 has by its own header (Xing, Info or VBRI); 0 where there is none."""
+    stream.seek(0)
+    head = stream.read(2**12)
+    if head[:3] == b"ID3":
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte & 127
+        stream.seek(10 + size)
+        head = stream.read(2**12)
+    header = re.search(rb"(?:(?:Xing|Info)\0\0\0[\x01-\x0f]|VBRI.{10})(.{4})", head, re.DOTALL)
+    if not header or (header[0][:4] != b"VBRI" and not header[0][7] & 1):
+        return 0
+    return int.from_bytes(header[1], "big")
+
+
+def _mp3_frame_bytes(header: bytes) -> int:
+    """How long an MP3 frame is by its header; 0 where that is not the header of one."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version = header[1] >> 3 & 3  # 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5
+    steps = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
+    if version != 3:
+        steps = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
+    rate_hz = (44_100, 48_000, 32_000, 0)[header[2] >> 2 & 3] // {3: 1, 2: 2}.get(version, 4)
+    bits = steps[header[2] >> 4] * 1000 * (144 if version == 3 else 72)
+    return bits // rate_hz + (header[2] >> 1 & 1) if rate_hz and bits else 0
+
+
+def _reason(error: Exception, log: list[Any]) -> str:
+    """FFmpeg's last complaint, or its error's name."""
+    messages = [message for _, _, message in log if message.strip()]
+    return _printable(messages[-1] if messages else getattr(error, "strerror", "") or str(error))
+
+
+def _printable(text: str) -> str:
+    """A message of FFmpeg's on one line, without what would steer a terminal."""
+    text = re.sub(r" at PTS -?\d+", "", text)
+    return "".join(c if c.isprintable() else " " for c in text).strip(" .")[:_LONGEST_REASON]

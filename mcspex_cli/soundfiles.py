@@ -1,0 +1,344 @@
+"""Sound files as samples: libsndfile for PCM files and FLAC, `containers` for all others.
+
+Nothing is lost without a word: a file that is shorter or longer than its header says, or damaged,
+is a `DamagedError`, or is read to its end with a warning.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from mcspex_cli import files
+from mcspex_cli.containers import CURE, UNKNOWN_LENGTH, Blocks, Container, Damaged, Track
+from mcspex_cli.errors import AudioError, DamagedError
+
+if TYPE_CHECKING:
+    import soundfile
+
+LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000
+"""Sample rates that are believed; others come from damaged headers."""
+
+MOST_CHANNELS = 256
+
+_FLAC = b"fLaC"
+_MAGIC = (
+    _FLAC,
+    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST", b"Crea"),
+    *(b"2BIT", b" paf", b"fap ", b"\x64\xa3\1\0", b"\0\1\xa3\x64"),
+)
+"""How the files begin that libsndfile reads: FLAC, WAV, AIFF, W64, CAF, AU, SPHERE, VOC, ..."""
+
+_UNKNOWN_FRAMES = 2**60
+"""Lengths from here on mean that a FLAC's header has none; libsndfile would fail at its end."""
+
+_STEP = 256
+"""Samples read at a time to find the place of a damage."""
+
+_CUT = re.compile(r"(?:data|SSND|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
+"""How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
+
+_SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
+_SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+
+_CHUNKS = {"WAV": "<4sI", "WAVEX": "<4sI", "RF64": "<4sI", "AIFF": ">4sI", "CAF": ">4sq"}
+_CHUNKS |= {"W64": "<4s12xQ", "AU": ""}
+"""How a chunk after the samples begins: its name and its length; AU has no chunks."""
+
+_BIG_ENDIAN = ("AIFF", "CAF", "AU")
+
+
+class Sound(Protocol):
+    """An open sound file, whoever decodes it."""
+
+    sample_rate_hz: int
+    channels: int
+    frames: int
+    """Samples per channel as the header announces them; 0 where it does not."""
+    start_s: float
+    warnings: list[str]
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        """All sound tracks of the file."""
+
+    def blocks(self, size: int, damaged: Damaged) -> Blocks:
+        """Its samples as blocks [channel, sample] of `size` samples or less."""
+
+
+@contextmanager
+def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
+    """Open a sound file.
+
+    Args:
+        path: a regular file.
+        track: the number, from 1, or the language of a sound track; None takes the first.
+
+    Raises:
+        AudioError: it is missing, no regular file, empty or not readable as sound, or has no
+            such track.
+    """
+    import soundfile
+
+    with _bytes(path) as stream:
+        magic = stream.read(4)
+        if magic in _MAGIC or (magic == b"OggS" and _is_one_ogg_stream(stream)):
+            stream.seek(0)
+            try:
+                source = str(path) if os.name == "nt" else stream.fileno()
+                file = soundfile.SoundFile(source, closefd=False)
+            except (soundfile.LibsndfileError, TypeError):
+                file = None
+            if file is not None and file.frames < _UNKNOWN_FRAMES:
+                with file:
+                    pcm = SoundFile(path, stream, file)
+                    _check(path, pcm, track)
+                    yield pcm
+                return
+        with Container(path, stream, track) as container:
+            _check(path, container, None)
+            yield container
+
+
+@contextmanager
+def _bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file's bytes, of which there is at least one."""
+    files.check_exists(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
+    if not path.is_file():
+        raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
+    try:
+        stream = path.open("rb", buffering=0)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
+    with stream:
+        try:
+            is_empty = not stream.read(1)
+            stream.seek(0)
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
+        if is_empty:
+            raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
+        yield stream
+
+
+def _is_one_ogg_stream(stream: BinaryIO) -> bool:
+    """Whether an Ogg file is one whole stream of pages, of which libsndfile loses nothing."""
+    end, at, number = stream.seek(0, os.SEEK_END), 0, -1
+    flags = 0
+    while at < end:
+        stream.seek(at)
+        head = stream.read(27 + 255)
+        if len(head) < 28 or head[:4] != b"OggS" or flags & 4:
+            return False
+        flags, page = head[5], int.from_bytes(head[18:22], "little")
+        if page != number + 1 or (flags & 2 and page):
+            return False
+        at, number = at + 27 + head[26] + sum(head[27 : 27 + head[26]]), page
+    return at == end and bool(flags & 4)
+
+
+def _check(path: Path, sound: Sound, track: str | None) -> None:
+    """Refuse rates and numbers of channels that nobody records, and a track that is not there."""
+    if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
+        raise AudioError(
+            f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are read. "
+            "The header may be damaged: export it again."
+        )
+    if not 1 <= sound.channels <= MOST_CHANNELS:
+        raise AudioError(
+            f"{path}: has {sound.channels} channels, but at most {MOST_CHANNELS} are read. "
+            "Export fewer."
+        )
+    if track not in (None, "1"):
+        raise AudioError(f"{path}: has no sound track {track}. It has only one.")
+
+
+class SoundFile:
+    """An open file that libsndfile decodes."""
+
+    def __init__(self, path: Path, stream: BinaryIO, file: soundfile.SoundFile) -> None:
+        self._path, self._stream, self._file = path, stream, file
+        self.sample_rate_hz, self.channels = file.samplerate, file.channels
+        self.frames, self.start_s = file.frames, 0.0
+        self.tracks: tuple[Track, ...] = (Track(1, "", self.sample_rate_hz, self.channels),)
+        self.warnings: list[str] = []
+        self._frame_bytes = _SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+        self._size = path.stat().st_size
+        self._data_at = stream.tell() if os.name != "nt" else 0
+        self._truncation = self._find_truncation()
+        self._is_unfinished = not self._truncation and self._check_length()
+
+    def _find_truncation(self) -> str:
+        """How much of the samples is there, if the file ends before its header says."""
+        for there, length in _CUT.findall(self._file.extra_info):
+            if int(length) < int(there) < UNKNOWN_LENGTH:
+                here_s = self.frames / self.sample_rate_hz
+                whole_s = here_s * int(there) / int(length)
+                return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
+        return ""
+
+    def _check_length(self) -> bool:
+        """Whether the samples go on after their announced end, as in an unfinished recording."""
+        name, announced_s = self._file.format, self.frames / self.sample_rate_hz
+        rest = 0
+        if self._data_at and self._frame_bytes and name in _CHUNKS:
+            rest = self._unexplained(_CHUNKS[name], self._data_at + self.frames * self._frame_bytes)
+        if rest < max(2 * self._frame_bytes, 64):
+            if not self.frames:
+                raise AudioError(f"{self._path}: holds no samples. Copy or record it again.")
+            return False
+        self._stream.seek(self._size - rest)
+        follows = self._stream.read(4)
+        seconds = rest / self._frame_bytes / self.sample_rate_hz
+        if follows in _MAGIC:
+            self.warnings.append(
+                f"{self._path}: another sound file of {seconds:.2f} s follows the first in it and "
+                "is not read. Split them, or join them with an audio editor."
+            )
+            return False
+        self.frames += rest // self._frame_bytes
+        self.warnings.append(
+            f"{self._path}: its header announces {announced_s:.2f} s, but {seconds:.2f} s more "
+            "follow (an unfinished recording?). All was read, to the end of the file."
+        )
+        return True
+
+    def _unexplained(self, layout: str, at: int) -> int:
+        """How many bytes from `at` to the end of the file are not well-formed chunks."""
+        while layout and at < self._size:
+            at += at % 2 if "I" in layout else -at % 8 if "Q" in layout else 0
+            self._stream.seek(at)
+            head = self._stream.read(struct.calcsize(layout))
+            if len(head) < struct.calcsize(layout):
+                return 0
+            name, length = struct.unpack(layout, head)
+            length += 0 if "Q" in layout else len(head)
+            is_name = all(32 <= byte < 127 for byte in name) and name not in _MAGIC
+            if not is_name or not len(head) <= length <= self._size - at:
+                break
+            at += length
+        return max(0, self._size - at)
+
+    def blocks(self, size: int, damaged: Damaged) -> Blocks:
+        """Blocks [channel, sample] of `size` samples or less.
+
+        Raises:
+            DamagedError: the file is damaged or truncated.
+        """
+        import soundfile
+
+        if self._truncation and damaged == "fail":
+            raise DamagedError(f"{self._path}: {self._truncation}. {CURE}")
+        if self._truncation:
+            self.warnings.append(f"{self._path}: {self._truncation}.")
+        if self._is_unfinished:
+            yield from self._raw_blocks(size)
+            return
+        if self._file.subtype == "VORBIS" and damaged == "keep":
+            yield from self._all_by_ffmpeg(size, damaged)
+            return
+        done = 0
+        try:
+            if self.frames:
+                self._file.seek(0)
+            while (block := self._file.read(size, dtype="float32", always_2d=True).T).size:
+                done += block.shape[1]
+                yield block
+        except soundfile.LibsndfileError:
+            for block in self._until_damage(done):
+                done += block.shape[1]
+                yield block
+            yield from self._after_damage(size, damaged, done)
+            return
+        if done < self.frames and self._file.format == "OGG":
+            for _ in self._all_by_ffmpeg(size, damaged):  # which knows where the damage is
+                pass
+        if done < self.frames:
+            text = f"{self._path}: truncated: {done / self.sample_rate_hz:.2f} of "
+            text += f"{self.frames / self.sample_rate_hz:.2f} s can be read."
+            if damaged == "fail":
+                raise DamagedError(f"{text} {CURE}")
+            self.warnings.append(text)
+        elif self._file.format == "FLAC" and self._is_joined():
+            yield from self._all_by_ffmpeg(size, damaged, skip=done)
+
+    def _all_by_ffmpeg(self, size: int, damaged: Damaged, skip: int = 0) -> Blocks:
+        """Its samples from `skip` on, as FFmpeg decodes them."""
+        with Container(self._path, self._stream, None) as container:
+            yield from container.blocks(size, damaged, skip)
+            self.warnings += container.warnings
+
+    def _until_damage(self, done: int) -> Blocks:
+        """What is good after sample `done`, read again in small steps from the beginning."""
+        import soundfile
+
+        self._stream.seek(0)
+        with (
+            suppress(soundfile.LibsndfileError),
+            soundfile.SoundFile(
+                str(self._path) if os.name == "nt" else self._stream.fileno(), closefd=False
+            ) as file,
+        ):
+            at = 0
+            while (block := file.read(_STEP, dtype="float32", always_2d=True).T).size:
+                at += block.shape[1]
+                if at > done:
+                    yield block[:, max(0, done - at + block.shape[1]) :]
+
+    def _after_damage(self, size: int, damaged: Damaged, done: int) -> Blocks:
+        """What FFmpeg still decodes after sample `done`; in the place of what is lost, silence."""
+        text = f"{self._path}: damaged after {done / self.sample_rate_hz:.2f} s"
+        if damaged == "fail":
+            raise DamagedError(f"{text}. {CURE}")
+        total = done
+        with suppress(AudioError), Container(self._path, self._stream, None) as container:
+            for block in container.blocks(size, damaged, skip=done):
+                total += block.shape[1]
+                yield block
+            if container.lost_s:
+                text += f"; {container.lost_s:.2f} s could not be read and are silent"
+        if total < self.frames:
+            missing_s = (self.frames - total) / self.sample_rate_hz
+            text += f"; {missing_s:.2f} of {self.frames / self.sample_rate_hz:.2f} s are missing"
+        self.warnings.append(f"{text}.")
+
+    def _is_joined(self) -> bool:
+        """Whether another FLAC file follows the first in this one."""
+        self._stream.seek(max(0, self._stream.tell() - 2**16))
+        rest, overlap = self._stream.read(2**20), b""
+        while rest:
+            if _FLAC in (overlap + rest).removeprefix(_FLAC):
+                return True
+            rest, overlap = self._stream.read(2**20), rest[-3:]
+        return False
+
+    def _raw_blocks(self, size: int) -> Blocks:
+        """All from the first sample to the end of the file, whatever the header announces."""
+        import soundfile
+
+        endian = self._file.endian
+        if endian == "FILE":
+            endian = "BIG" if self._file.format in _BIG_ENDIAN else "LITTLE"
+        self._stream.seek(self._data_at)
+        while data := self._stream.read(size * self._frame_bytes):
+            data = data[: len(data) - len(data) % self._frame_bytes]
+            block, _ = soundfile.read(
+                io.BytesIO(data),
+                dtype="float32",
+                always_2d=True,
+                samplerate=self.sample_rate_hz,
+                channels=self.channels,
+                format="RAW",
+                subtype=self._file.subtype,
+                endian=endian,
+            )
+            if block.size:
+                yield block.T

@@ -1,0 +1,562 @@
+"""What is read of videos, compressed and damaged files, and what is said of what cannot be."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from mcspex_cli.errors import AudioError, DamagedError
+from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
+from tests.media import SoundTrack, make
+
+SOUND = EXAMPLES / "mixture.flac"
+SIX_S = buzz(120, 6)
+
+
+def tracks(*sounds: audio.Samples, codec: str = "aac", **options: object) -> list[SoundTrack]:
+    """Sound tracks at 8 kHz."""
+    return [SoundTrack(sound, RATE_HZ, codec, **options) for sound in sounds]  # type: ignore[arg-type]
+
+
+def read(path: Path, **options: object) -> tuple[audio.Samples, list[str]]:
+    """A file's samples at 8 kHz and the warnings of reading it."""
+    warnings: list[str] = []
+    return audio.read(path, RATE_HZ, warnings=warnings, **options), warnings  # type: ignore[arg-type]
+
+
+def cut(path: Path, part: float) -> Path:
+    """Leave only the first part of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: round(part * len(data))])
+    return path
+
+
+def hit(path: Path, part: float = 0.6, size: int = 400) -> Path:
+    """Overwrite some bytes of a file."""
+    data = bytearray(path.read_bytes())
+    at = round(part * len(data))
+    data[at : at + size] = np.random.default_rng(1).bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+def joined(folder: Path, suffix: str, **layout: str) -> Path:
+    """Two files of 3 s each, one after the other in one file."""
+    data = b""
+    for half in (SIX_S[:24_000], SIX_S[24_000:]):
+        path = folder / f"half.{suffix}"
+        soundfile.write(path, half, RATE_HZ, **layout)
+        data += path.read_bytes()
+    (folder / f"joined.{suffix}").write_bytes(data)
+    return folder / f"joined.{suffix}"
+
+
+CONTAINERS = [
+    ("a.m4a", "aac", 8000),
+    ("a.mp4", "aac", 8000),
+    ("b.m4a", "alac", 8000),
+    ("a.mov", "pcm_s16le", 8000),
+    ("a.mka", "libopus", 48000),
+    ("a.webm", "libopus", 48000),
+    ("a.aac", "aac", 8000),
+    ("a.wma", "wmav2", 16000),
+    ("a.avi", "pcm_s16le", 8000),
+    ("a.3gp", "aac", 8000),
+    ("a.amr", "libopencore_amrnb", 8000),
+    ("a.ac3", "ac3", 48000),
+    ("a.mp3", "libmp3lame", 8000),
+    ("a.ts", "mp2", 16000),
+    ("a.wv", "wavpack", 8000),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "rate_hz"), CONTAINERS)
+def test_containers_are_read_as_what_they_hold(
+    tmp_path: Path, name: str, codec: str, rate_hz: int
+) -> None:
+    truth = audio.read(SOUND, rate_hz)
+    rate = {"libopencore_amrnb": "12200"}.get(codec, "64000")
+    path = make(tmp_path / name, SoundTrack(truth, rate_hz, codec, options={"b": rate}))
+    info = audio.probe(path)
+    assert (info.sample_rate_hz, info.channels, info.start_s) == (rate_hz, 1, 0.0)
+    assert info.seconds == pytest.approx(len(truth) / rate_hz, abs=0.3)
+    samples, warnings = read(path)
+    assert warnings == []
+    truth, size = audio.read(SOUND, RATE_HZ), 2**17
+    spectra = [np.fft.rfft(sound, size) for sound in (samples, truth)]
+    fit = np.fft.irfft(spectra[0] * spectra[1].conj(), size)
+    assert abs((fit.argmax() + size // 2) % size - size // 2) <= 1200  # some pad by a frame
+    least = 0.6 if name == "a.amr" else 0.9
+    assert fit.max() / np.linalg.norm(samples) / np.linalg.norm(truth) > least
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.avi"])
+def test_the_sound_of_a_video_is_read(tmp_path: Path, name: str) -> None:
+    codec = "pcm_s16le" if "v" in name[2:] else "aac"
+    path = make(tmp_path / name, *tracks(SIX_S, codec=codec), picture_s=6)
+    assert len(audio.read(path, RATE_HZ)) == pytest.approx(len(SIX_S), abs=1100)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "subtype"),
+    [("a.m4a", "alac", "PCM_16"), ("a.mkv", "pcm_s16le", "PCM_16"), ("a.flac", "", "PCM_24")],
+)
+def test_lossless_sound_is_the_same_sample_for_sample(
+    tmp_path: Path, name: str, codec: str, subtype: str
+) -> None:
+    stereo = np.stack([buzz(120, 25), buzz(190, 25, 1)])
+    audio.write(tmp_path / "plain.wav", stereo, RATE_HZ, subtype)
+    plain = audio.Reader(tmp_path / "plain.wav", RATE_HZ, "all")
+    path, sound = tmp_path / name, audio.read(plain.path, RATE_HZ, "all")
+    if codec:
+        make(path, *tracks(sound, codec=codec))
+    else:
+        soundfile.write(path, (sound.T * 2.0**31).astype(np.int32), RATE_HZ, subtype)
+    decoded = audio.Reader(path, RATE_HZ, "all")
+    blocks = list(decoded)
+    assert [block.shape[1] for block in blocks] == [80000, 80000, 40000]
+    np.testing.assert_array_equal(np.hstack(blocks), np.hstack(list(plain)))
+    assert decoded.frames == plain.frames
+    np.testing.assert_allclose(audio.read(path, RATE_HZ, "1"), stereo[1], atol=1e-4)
+    with pytest.raises(AudioError, match="has no channel 2"):
+        audio.read(path, RATE_HZ, "2")
+
+
+def test_one_of_several_sound_tracks_is_chosen_by_number_or_language(tmp_path: Path) -> None:
+    other = buzz(190, 3)
+    english, german = tracks(SIX_S, other, codec="pcm_s16le")
+    made = [
+        SoundTrack(track.samples, RATE_HZ, "pcm_s16le", language=language)
+        for track, language in ((english, "eng"), (german, "deu"))
+    ]
+    path = make(tmp_path / "a.mkv", *made, picture_s=6)
+    info = audio.probe(path)
+    assert [(t.number, t.language, t.channels) for t in info.tracks] == [
+        (1, "eng", 1),
+        (2, "deu", 1),
+    ]
+    samples, warnings = read(path)
+    assert len(samples) == len(SIX_S)
+    expected = "has 2 sound tracks: 1 (1 ch, eng), 2 (1 ch, deu). The first is used"
+    assert [expected in warning for warning in (*warnings, *info.warnings)] == [True, True]
+    for track in ("2", "deu", "DE"):
+        samples, warnings = read(path, track=track)
+        assert (len(samples), warnings) == (len(other), [])
+    assert audio.probe(path, "2").frames == pytest.approx(len(other), abs=1)
+    with pytest.raises(AudioError, match=r"no sound track 3\. It has: 1 \(1 ch, eng\), 2 \(1 ch"):
+        read(path, track="3")
+    with pytest.raises(AudioError, match="has no sound track deu. It has only one"):
+        audio.write(tmp_path / "a.wav", SIX_S, RATE_HZ)
+        read(tmp_path / "a.wav", track="deu")
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.webm", "a.m4a", "a.mov"])
+def test_sound_that_starts_late_says_so_and_is_not_padded(tmp_path: Path, name: str) -> None:
+    codec, rate_hz = ("libopus", 48_000) if name == "a.webm" else ("pcm_s16le", RATE_HZ)
+    codec = "alac" if name in ("a.mp4", "a.m4a") else codec
+    sound = audio.read(EXAMPLES / "mixture.flac", rate_hz)
+    late = SoundTrack(sound, rate_hz, codec, start_s=2.0)
+    path = make(tmp_path / name, late, picture_s=7 if name in ("a.mkv", "a.mp4", "a.mov") else 0)
+    info = audio.probe(path)
+    assert info.start_s == pytest.approx(2.0, abs=0.03)
+    assert info.seconds == pytest.approx(len(sound) / rate_hz, abs=0.05)
+    assert len(audio.read(path, rate_hz)) == pytest.approx(len(sound), abs=rate_hz // 20)
+
+
+def test_a_pause_in_the_time_stamps_is_silence(tmp_path: Path) -> None:
+    for name, codec in (("a.mkv", "pcm_s16le"), ("a.m4a", "alac")):
+        path = make(tmp_path / name, *tracks(SIX_S, codec=codec, gap=(2.0, 1.5)))
+        samples, warnings = read(path)
+        assert (len(samples), warnings) == (pytest.approx(7.5 * RATE_HZ, abs=1), [])
+        assert not samples[20_500:28_000].any()
+        np.testing.assert_allclose(samples[-4000:], SIX_S[-4000:], atol=1e-4)
+
+
+def test_a_header_without_a_length_is_measured(tmp_path: Path) -> None:
+    live = make(
+        tmp_path / "a.webm",
+        SoundTrack(np.repeat(SIX_S, 6), 48_000, "libopus"),
+        options={"live": "1"},
+    )
+    audio.write(tmp_path / "a.flac", SIX_S, RATE_HZ)
+    piped = bytearray((tmp_path / "a.flac").read_bytes())
+    piped[21] &= 0xF0  # STREAMINFO's 36 bits of total samples
+    piped[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(piped)
+    for path in (live, tmp_path / "a.flac"):
+        assert audio.probe(path).seconds == pytest.approx(6, abs=0.1)
+        samples, warnings = read(path)
+        assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=400), [])
+
+
+# --- nothing is lost without a word ----------------------------------------------------------
+
+
+def test_an_mp3_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
+    sound = np.concatenate([np.random.default_rng(0).normal(0, 0.2, 8000), SIX_S * 1e-3])
+    track = SoundTrack(sound.astype(np.float32), RATE_HZ, "libmp3lame", options={"q": "5"})
+    path = make(tmp_path / "a.mp3", track, options={"write_xing": "0"})
+    samples, warnings = read(path)
+    assert (len(samples), warnings) == (pytest.approx(len(sound), abs=2500), [])
+
+
+JOINED = [
+    ("ogg", {"format": "OGG", "subtype": "VORBIS"}),
+    ("opus", {"format": "OGG", "subtype": "OPUS"}),
+    ("mp3", {"format": "MP3", "subtype": "MPEG_LAYER_III"}),
+    ("flac", {"format": "FLAC", "subtype": "PCM_16"}),
+]
+
+
+@pytest.mark.parametrize(("suffix", "layout"), JOINED)
+def test_files_joined_into_one_are_read_whole(
+    tmp_path: Path, suffix: str, layout: dict[str, str]
+) -> None:
+    samples, warnings = read(joined(tmp_path, suffix, **layout))
+    assert len(samples) == pytest.approx(len(SIX_S), abs=2500)
+    assert all("All was read." in warning for warning in warnings)
+
+
+def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_path: Path) -> None:
+    for suffix, container in (("wav", "WAV"), ("aiff", "AIFF"), ("rf64", "RF64")):
+        samples, warnings = read(joined(tmp_path, suffix, format=container))
+        assert len(samples) == 24_000
+        assert ["follows the first in it and is not read" in text for text in warnings] == [True]
+    path = encoded("a.mp4", "aac")(tmp_path)
+    path.write_bytes(path.read_bytes() * 2)
+    assert ["follows the first in it and is not read" in text for text in read(path)[1]] == [True]
+
+
+def test_an_ogg_that_goes_on_in_another_codec_says_where(tmp_path: Path) -> None:
+    one, two = (joined(tmp_path, suffix, **layout) for suffix, layout in JOINED[:2])
+    one.write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(DamagedError, match=r"damaged after 6\.0\d s"):
+        read(one)
+
+
+UNFINISHED = [
+    ("wav", "WAV", "PCM_16"),
+    ("wav", "WAV", "PCM_24"),
+    ("wav", "WAVEX", "FLOAT"),
+    ("rf64", "RF64", "PCM_16"),
+    ("aiff", "AIFF", "PCM_24"),
+    ("au", "AU", "PCM_16"),
+]
+
+
+@pytest.mark.parametrize("announced", [0, 16_000])
+@pytest.mark.parametrize(("suffix", "container", "subtype"), UNFINISHED)
+def test_an_unfinished_recording_is_read_to_its_end(
+    tmp_path: Path, suffix: str, container: str, subtype: str, announced: int
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    sound, files = np.stack([SIX_S, -SIX_S / 2]), []
+    for length in (announced, len(SIX_S)):
+        soundfile.write(path, sound[:, :length].T, RATE_HZ, format=container, subtype=subtype)
+        files.append(path.read_bytes())
+    before, now = files
+    frame_bytes = (len(now) - len(before)) // (len(SIX_S) - announced)
+    head = len(before) - announced * frame_bytes
+    path.write_bytes(before[:head] + now[head:])
+    samples, (warning,) = read(path, channel="all")
+    assert samples.shape == sound.shape
+    np.testing.assert_allclose(samples, sound, atol=1e-4)
+    announced_s, more_s = announced / RATE_HZ, 6 - announced / RATE_HZ
+    expected = f"its header announces {announced_s:.2f} s, but {more_s:.2f} s more follow"
+    assert expected in warning
+    assert audio.probe(path).frames == len(SIX_S)
+
+
+def test_chunks_after_the_samples_are_no_sound(tmp_path: Path) -> None:
+    for container, order in (("WAV", "little"), ("AIFF", "big")):
+        path = tmp_path / f"a.{container.lower()}"
+        soundfile.write(path, SIX_S, RATE_HZ, format=container)
+        data = path.read_bytes()
+        note = b"LIST" + (5000).to_bytes(4, order) + bytes(5000)  # type: ignore[arg-type]
+        path.write_bytes(data + note)
+        samples, warnings = read(path)
+        assert (len(samples), warnings) == (len(SIX_S), [])
+
+
+# --- damaged files -----------------------------------------------------------------------------
+
+
+def flac(folder: Path) -> Path:
+    audio.write(folder / "a.flac", SIX_S, RATE_HZ)
+    return folder / "a.flac"
+
+
+def plain(suffix: str, container: str, subtype: str | None = None) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        soundfile.write(folder / f"a.{suffix}", SIX_S, RATE_HZ, format=container, subtype=subtype)
+        return folder / f"a.{suffix}"
+
+    return made
+
+
+def encoded(
+    name: str, codec: str, rate_hz: int = RATE_HZ, **options: str
+) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        sound = np.repeat(SIX_S, rate_hz // RATE_HZ)
+        track = SoundTrack(sound, rate_hz, codec, options={"b": "64000"})
+        return make(folder / name, track, options=options)
+
+    return made
+
+
+DAMAGED = [
+    (flac, cut, r"damaged after 3\.0[47] s", 3.0, 3.8),
+    (flac, hit, r"damaged after 3\.0[47] s", 5.8, 6.0),
+    (plain("ogg", "OGG"), cut, r"truncated after \d\.\d\d s: its last Ogg page", 1.5, 4.0),
+    (plain("ogg", "OGG"), hit, r"damaged after \d\.\d\d s \(CRC mismatch", 2.0, 6.1),
+    (plain("mp3", "MP3"), hit, r"damaged after 3\.\d\d s", 5.5, 6.1),
+    (plain("mp3", "MP3"), cut, r"truncated: 3\.\d\d of 6\.\d\d s", 3.0, 4.0),
+    (plain("wav", "WAV"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
+    (plain("aiff", "AIFF"), cut, r"truncated", 3.5, 3.7),
+    (plain("w64", "W64"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
+    (plain("caf", "CAF"), cut, r"damaged after 3", 3.3, 3.7),
+    (plain("au", "AU"), cut, r"truncated", 3.4, 3.7),
+    (plain("rf64", "RF64"), cut, r"truncated", 3.5, 3.7),
+    (encoded("a.m4a", "aac", movflags="+faststart"), cut, r"damaged after 3\.\d\d s \(", 3.0, 3.9),
+    (encoded("a.m4a", "aac", movflags="+faststart"), hit, r"damaged after 3\.\d\d s \(", 5.9, 6.1),
+    (encoded("a.mkv", "aac"), cut, r"damaged after 3\.\d\d s \(File ended prem", 3.0, 4.0),
+    (encoded("a.webm", "libopus", 48_000), hit, r"damaged after \d\.\d\d s", 5.5, 6.1),
+    (encoded("a.avi", "pcm_s16le"), cut, r"damaged after 3", 3.0, 4.0),
+    (encoded("a.aac", "aac"), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
+    (encoded("a.ac3", "ac3", 48_000), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
+    (encoded("a.wma", "wmav2", 16_000), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
+]
+
+
+@pytest.mark.parametrize(("whole", "damage", "message", "least_s", "most_s"), DAMAGED)
+def test_damage_is_said_and_what_is_left_can_be_kept(
+    tmp_path: Path,
+    whole: Callable[[Path], Path],
+    damage: Callable[..., Path],
+    message: str,
+    least_s: float,
+    most_s: float,
+) -> None:
+    path = damage(whole(tmp_path), 0.6)
+    with pytest.raises(DamagedError, match=message) as caught:
+        read(path)
+    assert re.fullmatch(rf"{re.escape(str(path))}: [ -~]+ --damaged keep\.", str(caught.value))
+    samples, warnings = read(path, damaged="keep")
+    assert least_s <= len(samples) / RATE_HZ <= most_s
+    assert len(warnings) == 1
+    assert re.search(message, warnings[0])
+    first = samples[: int(2.0 * RATE_HZ)]
+    if path.suffix in (".flac", ".wav", ".aiff", ".w64", ".caf", ".au", ".rf64", ".avi"):
+        np.testing.assert_allclose(first, SIX_S[: len(first)], atol=1e-4)
+
+
+def test_an_mp3_that_ends_in_the_middle_of_a_frame_is_warned_of(tmp_path: Path) -> None:
+    track = SoundTrack(SIX_S, RATE_HZ, "libmp3lame", options={"b": "32000"})
+    path = cut(make(tmp_path / "a.mp3", track, options={"write_xing": "0"}), 0.6)
+    _, (warning,) = read(path)
+    assert "ends in the middle of an MP3 frame, after 3.74 s: it may have been cut off" in warning
+    path.write_bytes(path.read_bytes()[: 288 * 40] + b"TAG" + bytes(125))  # notes are no damage
+    assert read(path)[1] == []
+
+
+def no_moov(folder: Path) -> Path:
+    return cut(encoded("a.mp4", "aac")(folder), 0.5)
+
+
+def mute(folder: Path) -> Path:
+    return make(folder / "a.mp4", picture_s=1)
+
+
+def text(folder: Path) -> Path:
+    (folder / "a.m4a").write_text("this is not sound\n" * 100)
+    return folder / "a.m4a"
+
+
+def noise(folder: Path) -> Path:
+    (folder / "a.m4a").write_bytes(np.random.default_rng(0).bytes(20_000))
+    return folder / "a.m4a"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "a.m4a").touch()
+    return folder / "a.m4a"
+
+
+def not_numbers(folder: Path) -> Path:
+    sound = SIX_S.copy()
+    sound[8000] = np.nan
+    return make(folder / "a.mkv", *tracks(sound, codec="pcm_f32le"))
+
+
+def wrong_rate(hertz: int) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        soundfile.write(folder / "a.wav", SIX_S[:16_000], hertz)
+        return folder / "a.wav"
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (no_moov, r"truncated: its index \(moov atom\) is missing"),
+        (mute, "has no sound track"),
+        (text, "not a readable sound file"),
+        (noise, "not a readable sound file"),
+        (empty, r"the file is empty \(0 bytes\)"),
+        (not_numbers, r"NaN or infinite sample at 1\.00 s"),
+        (wrong_rate(1), "its header says 1 Hz, but only 1 kHz to 1 MHz are read"),
+        (wrong_rate(999), "its header says 999 Hz"),
+        (wrong_rate(2**31 - 1), "its header says 2147483647 Hz"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_cure(
+    tmp_path: Path, bad: Callable[[Path], Path], message: str
+) -> None:
+    path = bad(tmp_path)
+    with pytest.raises(AudioError, match=message) as caught:
+        audio.read(path, RATE_HZ)
+    assert re.fullmatch(rf"{re.escape(str(path))}: [ -~]+", str(caught.value))
+
+
+def test_a_damaged_time_stamp_does_not_become_hours_of_silence(tmp_path: Path) -> None:
+    path = encoded("a.mkv", "pcm_s16le")(tmp_path)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"\x1f\x43\xb6\x75")  # the last cluster, whose time is two bytes
+    at = data.index(b"\xe7\x82", at) + 2
+    data[at : at + 2] = b"\xff\xff"
+    path.write_bytes(data)
+    with pytest.raises(
+        DamagedError, match=r"a time stamp leaves a gap of 6\d s, more than the file"
+    ):
+        read(path)
+    samples, (warning,) = read(path, damaged="keep")
+    assert len(samples) == len(SIX_S)
+    assert "a time stamp leaves a gap" in warning
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_libraries_write_nothing_to_standard_error(tmp_path: Path) -> None:
+    """Damaged files make libsndfile's and libmpg123's own notes, and cffi's tracebacks."""
+    for number, (whole, damage, *_) in enumerate(DAMAGED):
+        (tmp_path / str(number)).mkdir()
+        damage(whole(tmp_path / str(number)), 0.3)
+        whole(tmp_path / str(number)).rename(tmp_path / str(number) / "whole")
+        hit(damage(whole(tmp_path / str(number)), 0.9), 0.0, 60)
+    program = (
+        "import sys; from mcspex_cli import audio, errors; from pathlib import Path\n"
+        "for path in Path(sys.argv[1]).rglob('*.*'):\n"
+        "    try: audio.read(path, 8000)\n"
+        "    except errors.McspexError: pass\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- hostile files -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["two words.m4a", "a:b.m4a", "http:x.m4a", "-i.m4a", "%03d.m4a", "é\udcff'\".m4a", "a|b.m4a"],
+)
+def test_a_name_is_only_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    encoded("made.m4a", "aac")(tmp_path).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(audio.read(name, RATE_HZ)) > 40_000
+
+
+PLAYLISTS = {
+    "p.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{other}\n#EXT-X-ENDLIST\n",
+    "p.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{other}\n#EXT-X-ENDLIST\n",
+    "p.wav": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:9/x.ts\n",
+    "p.ffconcat": "ffconcat version 1.0\nfile {other}\n",
+    "q.mp3": "concat:{other}|{other}",
+    "p.xml": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
+    '<Period><AdaptationSet mimeType="audio/mp4"><Representation id="0" bandwidth="9">'
+    "<BaseURL>{other}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "p.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_file_that_names_others_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    other = encoded("other.ts", "mp2", 16_000)(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for address in (other.name, str(other), f"file:{other}"):
+        (tmp_path / name).write_text(PLAYLISTS[name].format(other=address))
+        with pytest.raises(AudioError, match="not a readable sound file"):
+            audio.read(tmp_path / name, RATE_HZ)
+
+
+def test_a_movie_that_refers_to_another_file_does_not_open_it(tmp_path: Path) -> None:
+    other = encoded("other.mov", "pcm_s16le")(tmp_path)
+    data = other.read_bytes()
+    at = data.index(b"url ")
+    flags = data[: at + 4] + b"\0\0\0\0" + data[at + 8 :]  # "not in this file", and no address
+    (tmp_path / "a.mov").write_bytes(flags.replace(b"mdat", b"free"))
+    other.unlink()
+    before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
+    try:
+        audio.read(tmp_path / "a.mov", RATE_HZ)
+    except AudioError as error:
+        assert str(tmp_path / "a.mov") in str(error)
+    after = set(os.listdir("/proc/self/fd")) if before else set()
+    assert len(after) <= len(before)
+
+
+def test_devices_and_endless_files_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    for path in (tmp_path / "a.wav", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(AudioError, match="is not a regular file"):
+            audio.probe(path)
+    (tmp_path / "link.wav").symlink_to("/dev/zero")
+    with pytest.raises(AudioError, match="is not a regular file"):
+        audio.read(tmp_path / "link.wav", RATE_HZ)
+
+
+def test_a_file_that_grows_while_it_is_read_has_an_end(tmp_path: Path) -> None:
+    path = encoded("a.aac", "aac")(tmp_path)
+    data, blocks = path.read_bytes(), 0
+    with path.open("ab") as file:
+        for _ in audio.Reader(path, 1000):
+            blocks += 1
+            file.write(data * 10)
+            file.flush()
+            assert blocks < 10
+
+
+# --- as a user meets it ------------------------------------------------------------------------
+
+
+def test_a_batch_reads_videos(
+    scene: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    Path("mix").mkdir()
+    shutil.copy("mixture.wav", "mix/plain.wav")
+    mixture, reference = (audio.read(f"{name}.wav", RATE_HZ) for name in ("mixture", "reference"))
+    make(Path("mix/video.mp4"), *tracks(mixture), picture_s=2)
+    make(Path("reference.m4a"), *tracks(reference))
+    words = ["batch", "mix", "--model", str(tiny_folder), "--devices", "cpu"]
+    done = CliRunner().invoke(main, [*words, "--ref", "reference.m4a", "-o", "one"])
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in Path("one/audio").iterdir()) == ["plain.wav", "video.wav"]
+    lengths = [len(audio.read(p, RATE_HZ)) for p in ("one/audio/video.wav", "mix/video.mp4")]
+    assert lengths[0] == lengths[1]
