@@ -42,8 +42,8 @@ from mcspex_cli.extraction.profile import SUFFIX, is_profile_name, read_profile
 from mcspex_cli.extraction.reference import Span, list_sources
 
 _SUFFIXES = {
-    AUDIO: tuple(audio.OUTPUT_FORMATS),
-    RESIDUAL: tuple(audio.OUTPUT_FORMATS),
+    AUDIO: tuple(audio.FORMATS),
+    RESIDUAL: tuple(audio.FORMATS),
     ACTIVITY: tuple(ACTIVITY_FORMATS),
 }
 _AT_ONCE = 256
