@@ -245,7 +245,7 @@ def conclude(report: Report, limits: Mapping[str, float]) -> None:
         PartialFailure: some files could not be scored.
         BelowThreshold: a mean is under its limit.
     """
-    from mcspex_cli.evaluation import tables
+    from mcspex_cli.evaluation.metrics import METRICS
     from mcspex_cli.evaluation.scoring import REFUSED
 
     refused = sum(row["status"] in REFUSED for row in report.rows)
@@ -254,7 +254,15 @@ def conclude(report: Report, limits: Mapping[str, float]) -> None:
     if refused:
         kind = McspexError if refused == len(report.rows) else PartialFailure
         raise kind(f"{refused} of {len(report.rows)} files could not be scored, see above.")
-    if short := tables.shortfalls(report, limits):
+    short = []
+    for name, limit in limits.items():
+        metric = METRICS[name]
+        if metric.column not in report.summary.metrics:
+            raise McspexError(f"--fail-under {name}: no file has a value. Is it in --metrics?")
+        mean = report.summary.metrics[metric.column].mean
+        if mean < limit:
+            short.append(f"mean {metric.heading} {metric.text(mean)} is under {limit:g}")
+    if short:
         raise BelowThreshold(f"{'; '.join(short)}.")
 
 

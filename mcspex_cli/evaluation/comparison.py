@@ -18,13 +18,22 @@ from mcspex_cli.evaluation.scoring import (
     FLIPPED,
     REFUSED,
     Pairing,
-    Row,
     ScoreSettings,
     files_by_name,
     score_file,
     score_files,
 )
-from mcspex_cli.evaluation.summary import FORMAT, NO_GROUP, Groups, Summary, ranking, summarise
+from mcspex_cli.evaluation.summary import (
+    FORMAT,
+    NO_GROUP,
+    Groups,
+    Summary,
+    is_row,
+    numbers,
+    ranking,
+    scored,
+    summarise,
+)
 
 REPORT = "report.json"
 """A folder with this file, if its rows name an `estimate`, is one of `mcspex batch`."""
@@ -57,7 +66,7 @@ class Output:
     truth: Path | None = None
     problem: str = ""
     """Why there is no estimate."""
-    row: Row | None = None
+    row: Mapping[str, Any] | None = None
     """Its score in the run's own report."""
 
 
@@ -81,8 +90,8 @@ class Case:
     truth: Path | None
     outputs: tuple[Output | None, ...]
     """In the order of the runs; None where a run does not have the case."""
-    rows: tuple[Row | None, ...] = ()
-    """The scores, likewise; None where there is no estimate or no truth."""
+    rows: tuple[Mapping[str, Any] | None, ...] = ()
+    """The scores, likewise, as `Row.to_dict` has them; None without an estimate or a truth."""
     input_si_sdr_db: float | None = None
     """The mixture's SI-SDR."""
 
@@ -103,19 +112,19 @@ class Comparison:
     def metrics(self) -> list[Metric]:
         """The metrics of which there is a value."""
         rows = [row for case in self.cases for row in case.rows if row]
-        return [m for column, m in BY_COLUMN.items() if any(column in row.values for row in rows)]
+        return [metric for column, metric in BY_COLUMN.items() if numbers(rows, column)]
 
     @property
     def ranking(self) -> Metric | None:
         """The metric that says which case is best: SI-SDRi if there is one."""
-        column = ranking([row.to_dict() for case in self.cases for row in case.rows if row])
+        column = ranking([row for case in self.cases for row in case.rows if row])
         return BY_COLUMN[column] if column else None
 
     def summaries(self, cases: Sequence[Case] | None = None) -> list[Summary]:
         """Each system over some cases, or all."""
         cases = self.cases if cases is None else cases
         return [
-            summarise([row.to_dict() for case in cases if (row := case.rows[number])])
+            summarise([row for case in cases if (row := case.rows[number])])
             for number in range(len(self.runs))
         ]
 
@@ -138,9 +147,8 @@ class Comparison:
             return {case.name: "" for case in self.cases}
         metric, means = self.ranking, dict[str, float]()
         for case in self.cases if metric else ():
-            ok = [row.values for row in case.rows if row and row.status == "ok"]
-            values = [v[metric.column] for v in ok if metric and metric.column in v]
-            if values:
+            ok = scored([row for row in case.rows if row])
+            if metric and (values := numbers(ok, metric.column)):
                 means[case.name] = float(np.mean(values))
         ranked = sorted(means, key=lambda name: -means[name])
         best = ranked[: (count + 2) // 3]
@@ -157,7 +165,8 @@ class Comparison:
             lines += self._missing(
                 f"{run.label}: no output", [c.files[1 + number] for c in self.cases]
             )
-            flipped = sum(row.flipped for case in self.cases if (row := case.rows[number]))
+            rows = [row for case in self.cases if (row := case.rows[number])]
+            flipped = sum(str(row["note"]).startswith(FLIPPED) for row in rows)
             if flipped:
                 lines.append(
                     f"{run.label}: sign-flipped outputs: {flipped}. They count here; mcspex score "
@@ -169,7 +178,7 @@ class Comparison:
             lines += self._missing("no truth", [case.truth for case in self.cases])
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
         rows = [row for case in self.cases for row in case.rows if row]
-        return lines + [row.note for row in rows if row.status in REFUSED]
+        return lines + [row["note"] for row in rows if row["status"] in REFUSED]
 
     def _missing(self, what: str, files: Sequence[Path | None]) -> list[str]:
         """A line on the cases without a file, if there are any."""
@@ -261,9 +270,9 @@ def compare_runs(
             if output and output.estimate and case.truth and not _own_row(output, case):
                 pairings.append(Pairing(case.name, output.estimate, case.truth, case.mixture))
                 places.append((case.name, number))
-    scores: dict[tuple[str, int], Row] = {}
+    scores: dict[tuple[str, int], Mapping[str, Any]] = {}
     for place, row in zip(places, score_files(pairings, SETTINGS), strict=True):
-        scores[place] = row
+        scores[place] = row.to_dict()
         advance(len(scores) / len(places))
     return Comparison(runs, [_with_scores(case, scores) for case in cases])
 
@@ -301,7 +310,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return files_by_name(folder)
 
 
-def _own_row(output: Output, case: Case) -> Row | None:
+def _own_row(output: Output, case: Case) -> Mapping[str, Any] | None:
     """The score that an output's run has, if it is of the case's truth and mixture."""
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     same = all(
@@ -310,16 +319,16 @@ def _own_row(output: Output, case: Case) -> Row | None:
     return output.row if same else None
 
 
-def _with_scores(case: Case, scores: Mapping[tuple[str, int], Row]) -> Case:
+def _with_scores(case: Case, scores: Mapping[tuple[str, int], Mapping[str, Any]]) -> Case:
     """A case with the rows of its outputs, and its mixture's SI-SDR if that can be known."""
     rows = tuple(
         scores.get((case.name, number)) or (_own_row(output, case) if output else None)
         for number, output in enumerate(case.outputs)
     )
-    known = (row.input_si_sdr_db for row in rows if row and row.input_si_sdr_db is not None)
-    input_db = next(known, None)
+    input_db = next(iter(numbers([row for row in rows if row], "input_si_sdr_db")), None)
     if input_db is None and case.truth and case.mixture:
-        input_db = score_file(case.mixture, case.truth, settings=SETTINGS).values.get("si_sdr_db")
+        alone = Pairing(case.name, case.mixture, case.truth)
+        input_db = score_file(alone, SETTINGS).values.get("si_sdr_db")
     return replace(case, rows=rows, input_si_sdr_db=input_db)
 
 
@@ -349,13 +358,16 @@ def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
         mixture, truth = (
             path.parent / row[key] if row.get(key) else None for key in ("mixture", "truth")
         )
-        scored = status not in UNSCORED and truth and any(column in row for column in BY_COLUMN)
-        score = Row.from_dict(row) if scored else None
     except KeyError as error:
         raise ConfigError(f"{path}: a row has no {error}. Run mcspex batch again.") from error
     except TypeError as error:
         raise ConfigError(f"{path}: a row has a damaged value. Run mcspex batch again.") from error
-    if score and score.status == FLIPPED:
-        score = replace(score, status="ok", note=f"{FLIPPED}. {score.note}".strip())
+    score = None
+    if status not in UNSCORED and truth and any(column in row for column in BY_COLUMN):
+        if not is_row(row):
+            raise ConfigError(f"{path}: a row has a damaged value. Run mcspex batch again.")
+        note = str(row.get("note") or "")
+        flipped = {"status": "ok", "note": f"{FLIPPED}. {note}".strip()}
+        score = {"confused": None, **row, "note": note, **(flipped if status == FLIPPED else {})}
     problem = "" if estimate else str(row.get("note") or status)
     return name, Output(estimate, mixture, truth, problem, score)

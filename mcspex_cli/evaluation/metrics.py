@@ -79,16 +79,11 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
     SNR = 10 log10(|t|^2 / |t - e|^2)
     ```
 
-    Args:
-        estimate: [sample].
-        target: [sample], equally long.
+    Arguments and errors are those of `si_sdr`.
 
     Returns:
         dB; +inf for the target itself, 0 for a silent estimate, at most -6 for a target with
         its sign flipped, nan for a silent target.
-
-    Raises:
-        ValueError: the shapes differ or are not [sample].
     """
     e, t = _in_float64(estimate, target)
     if is_silent(t):
@@ -98,11 +93,7 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 
 
 def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
-    """Whether an estimate [sample] follows its target [sample] with the opposite sign.
-
-    Raises:
-        ValueError: the shapes differ or are not [sample].
-    """
+    """Whether an estimate [sample] follows its target [sample] with the opposite sign."""
     e, t = _in_float64(estimate, target)
     return _dot(e - e.mean(), t - t.mean()) < 0
 
@@ -117,16 +108,8 @@ def bss_eval(
 ) -> tuple[float, float, float]:
     """SDR, SIR (what is left of the other talkers) and SAR (what was added) of BSS Eval, in dB.
 
-    A filter of 512 taps is allowed for.
-
-    Args:
-        estimate: [sample].
-        target: [sample], equally long.
-        interferers: each [sample], equally long; silent ones do not count.
-
-    Returns:
-        All three; SIR and SAR are nan where no interferer is left, and a ratio is nan where the
-        package has no value for it.
+    All sounds are [sample] and equally long. Silent interferers do not count; without any, SIR
+    and SAR are nan. A filter of 512 taps on the target is no error.
 
     Raises:
         ConfigError: the package fast_bss_eval cannot be imported.
@@ -153,10 +136,7 @@ def bss_eval(
 def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
     """Perceptual evaluation of speech quality, MOS-LQO 1 to 4.6: narrow or wide band by rate.
 
-    Args:
-        estimate: [sample].
-        target: [sample], equally long.
-        rate_hz: 8000 or 16000; the value is nan for other rates, and for more than `PESQ_S`.
+    Both sounds are [sample]. The value is nan at rates but 8 and 16 kHz, and beyond `PESQ_S`.
 
     Raises:
         ConfigError: the package pesq cannot be imported.
@@ -170,13 +150,9 @@ def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
 
 
 def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = False) -> float:
-    """Short-time objective intelligibility, about 0 to 1; nan for less than 0.4 s of speech.
+    """Short-time objective intelligibility (or ESTOI), about 0 to 1, of sounds [sample].
 
-    Args:
-        estimate: [sample].
-        target: [sample], equally long.
-        rate_hz: any.
-        extended: compute ESTOI.
+    It is nan for less than 0.4 s of speech.
 
     Raises:
         ConfigError: the package pystoi cannot be imported.

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,6 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.evaluation.comparison import OTHERS, REASONS, Case, Comparison, Run, compare_runs
 from mcspex_cli.evaluation.metrics import METRICS, Metric
-from mcspex_cli.evaluation.scoring import Row
 from mcspex_cli.evaluation.summary import Summary, read_groups
 
 EMBEDDED_CASES = 12
@@ -121,7 +120,7 @@ class Cell:
 
     label: str
     system: int | None = None
-    row: Row | None = None
+    row: Mapping[str, Any] | None = None
     input_si_sdr_db: float | None = None
     """Of the mixture."""
     problem: str = ""
@@ -175,100 +174,13 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One output in the plot, in pixels."""
-
-    x: float
-    y: float
-    system: int
-    case: Case
-    row: Row
-
-
-@dataclass(frozen=True)
 class Plot:
     """SI-SDRi of each output against its mixture's SI-SDR."""
 
     x: Axis
     y: Axis
-    points: tuple[Point, ...]
-
-
-@dataclass
-class _Draft:
-    """A page that is being written."""
-
-    comparison: Comparison
-    shown: Mapping[str, str]
-    """Why each case is shown, by name."""
-    store: Store
-    advance: Callable[[float], object]
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def ids(self) -> dict[str, str]:
-        """The anchors of the cases shown, by name."""
-        names = [case.name for case in self.comparison.cases if case.name in self.shown]
-        return {name: f"case-{number}" for number, name in enumerate(names, 1)}
-
-    def sections(self) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
-        """Groups with a case to show and, one after another, these cases with their cells."""
-        for group, cases in self.comparison.by_group().items():
-            shown = [case for case in cases if case.name in self.shown]
-            if shown:
-                yield group, map(self._shown_case, shown)
-
-    def _shown_case(self, case: Case) -> dict[str, Any]:
-        """Read, draw and store the sounds of a case."""
-        cells = self._cells(case)
-        pairs = zip(cells, case.files, strict=True)
-        self.warnings += [cell.problem for cell, path in pairs if path and cell.problem]
-        number = list(self.ids).index(case.name) + 1
-        self.advance(number / len(self.ids))
-        return {
-            "id": self.ids[case.name],
-            "case": case,
-            "why": self.shown[case.name],
-            "cells": [_without_folders(cell, case) for cell in cells],
-            "length": next((cell.length for cell in cells if cell.length), ""),
-        }
-
-    def _cells(self, case: Case) -> list[Cell]:
-        """Mixture, each system's output, truth; the first sound sets the brightest colour."""
-        cells = [Cell("Mixture", problem="No mixture is known.")]
-        cells[0] = replace(cells[0], input_si_sdr_db=case.input_si_sdr_db)
-        for number, run in enumerate(self.comparison.runs):
-            output = case.outputs[number]
-            problem = (output and output.problem) or "No output for this case."
-            cells.append(Cell(run.label, number, case.rows[number], problem=problem))
-        cells.append(Cell("Truth", problem="No truth is known."))
-        loudest_db: float | None = None
-        for number, path in enumerate(case.files):
-            if path is None:
-                continue
-            try:
-                rate_hz = min(audio.probe(path).sample_rate_hz, PLAY_HZ)
-                samples = audio.read(path, rate_hz)
-            except McspexError as error:
-                cells[number] = replace(cells[number], problem=str(error))
-                continue
-            levels = spectrogram(samples, rate_hz)
-            if loudest_db is None:
-                loudest_db = max(float(levels.max()), QUIET_DB)
-            ceiling_hz = _height(levels, loudest_db) * rate_hz / 2
-            peak = max(1.0, float(np.abs(samples).max()))
-            cells[number] = replace(
-                cells[number],
-                problem="",
-                sound=self.store(audio.encode(samples / peak, rate_hz), ".flac"),
-                picture=self.store(draw(levels, loudest_db), ".png"),
-                seconds=len(samples) / rate_hz,
-                rate_hz=rate_hz,
-                quieter_db=20 * math.log10(peak),
-                ceiling_hz=ceiling_hz,
-                why_black=_why_black(ceiling_hz, min(cells[0].ceiling_hz, rate_hz / 2)),
-            )
-        return cells
+    points: Sequence[Mapping[str, Any]]
+    """Of each output its place "x" and "y" in pixels, "system", "case" and "row"."""
 
 
 def write_page(
@@ -310,12 +222,74 @@ def write_page(
     warnings = comparison.warnings()
     if groups and all(case.group == OTHERS for case in cases):
         warnings.append(f"{settings.groups}: names none of the cases.")
+    names = [case.name for case in cases if case.name in shown]
+    ids = {name: f"case-{number}" for number, name in enumerate(names, 1)}
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
-        draft = _Draft(comparison, shown, store, lambda share: progress(0.5 + share / 2), warnings)
-        pieces = _template().generate(_context(draft, settings))
+
+        def show(case: Case) -> dict[str, Any]:
+            """Read, draw and store the sounds of a case."""
+            cells = _cells(case, [run.label for run in runs], store)
+            pairs = zip(cells, case.files, strict=True)
+            warnings.extend(cell.problem for cell, path in pairs if path and cell.problem)
+            progress(0.5 + 0.5 * (names.index(case.name) + 1) / len(names))
+            return {
+                "case": case,
+                "cells": [_without_folders(cell, case) for cell in cells],
+                "length": next((cell.length for cell in cells if cell.length), ""),
+            }
+
+        groups_shown = {
+            group: [case for case in members if case.name in ids]
+            for group, members in comparison.by_group().items()
+        }
+        pieces = _template().generate(
+            **_context(comparison, settings),
+            **_assets(settings.embed),
+            shown=shown,
+            ids=ids,
+            # Cases are read while the page is written: memory holds one at a time.
+            sections=((group, map(show, part)) for group, part in groups_shown.items() if part),
+        )
         with partial.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
             file.writelines(pieces)
     return Page(output, len(cases), len(shown), tuple(dict.fromkeys(warnings)))
+
+
+def _cells(case: Case, labels: Sequence[str], store: Store) -> list[Cell]:
+    """Mixture, each system's output, truth; the first sound sets the brightest colour."""
+    cells = [Cell("Mixture", None, None, case.input_si_sdr_db, "No mixture is known.")]
+    for number, label in enumerate(labels):
+        output = case.outputs[number]
+        problem = (output and output.problem) or "No output for this case."
+        cells.append(Cell(label, number, case.rows[number], problem=problem))
+    cells.append(Cell("Truth", problem="No truth is known."))
+    loudest_db: float | None = None
+    for number, path in enumerate(case.files):
+        if path is None:
+            continue
+        try:
+            rate_hz = min(audio.probe(path).sample_rate_hz, PLAY_HZ)
+            samples = audio.read(path, rate_hz)
+        except McspexError as error:
+            cells[number] = replace(cells[number], problem=str(error))
+            continue
+        levels = spectrogram(samples, rate_hz)
+        if loudest_db is None:
+            loudest_db = max(float(levels.max()), QUIET_DB)
+        ceiling_hz = _height(levels, loudest_db) * rate_hz / 2
+        peak = max(1.0, float(np.abs(samples).max()))
+        cells[number] = replace(
+            cells[number],
+            problem="",
+            sound=store(audio.encode(samples / peak, rate_hz), ".flac"),
+            picture=store(draw(levels, loudest_db), ".png"),
+            seconds=len(samples) / rate_hz,
+            rate_hz=rate_hz,
+            quieter_db=20 * math.log10(peak),
+            ceiling_hz=ceiling_hz,
+            why_black=_why_black(ceiling_hz, min(cells[0].ceiling_hz, rate_hz / 2)),
+        )
+    return cells
 
 
 def spectrogram(samples: Samples, rate_hz: int) -> Levels:
@@ -379,17 +353,16 @@ def plot(comparison: Comparison) -> Plot | None:
     """Every output whose SI-SDRi is known; None if there is none."""
     column = METRICS["si_sdr_i"].column
     outputs = [
-        (row.input_si_sdr_db, row.values[column], number, case, row)
+        (row["input_si_sdr_db"], row[column], {"system": number, "case": case, "row": row})
         for case in comparison.cases
         for number, row in enumerate(case.rows)
-        if row and row.input_si_sdr_db is not None and column in row.values
+        if row and row.get("input_si_sdr_db") is not None and row.get(column) is not None
     ]
     if not outputs:
         return None
     x = Axis.around([before_db for before_db, *_ in outputs], LEFT, WIDTH - RIGHT)
-    y = Axis.around([0.0, *(gain_db for _, gain_db, *_ in outputs)], HEIGHT - BOTTOM, TOP)
-    points = (Point(x.at(b), y.at(g), number, case, row) for b, g, number, case, row in outputs)
-    return Plot(x, y, tuple(points))
+    y = Axis.around([0.0, *(gain_db for _, gain_db, _ in outputs)], HEIGHT - BOTTOM, TOP)
+    return Plot(x, y, [{"x": x.at(b), "y": y.at(g), **output} for b, g, output in outputs])
 
 
 def _without_folders(cell: Cell, case: Case) -> Cell:
@@ -400,26 +373,21 @@ def _without_folders(cell: Cell, case: Case) -> Cell:
             sentence = sentence.replace(str(path), path.name) if path else sentence
         return sentence
 
-    row = replace(cell.row, note=shorten(cell.row.note)) if cell.row else None
+    row = {**cell.row, "note": shorten(cell.row["note"])} if cell.row else None
     return replace(cell, problem=shorten(cell.problem), row=row)
 
 
-def _context(draft: _Draft, settings: PageSettings) -> dict[str, Any]:
-    """What the template names; sections are made while they are written."""
-    comparison = draft.comparison
-    scored = any(case.truth for case in comparison.cases)
+def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
+    """What the template names apart from the cases that are shown."""
     groups = comparison.by_group() if settings.groups else {}
-    reasons = list(draft.shown.values())
-    players = len(draft.shown) * (2 + len(comparison.runs))
+    scored = any(case.truth for case in comparison.cases)
     return {
         "title": settings.title,
         "version": __version__,
         "seed": settings.seed,
         "labels": [run.label for run in comparison.runs],
         "cases": comparison.cases,
-        "shown": draft.shown,
-        "ids": draft.ids,
-        "counts": {word.split()[0]: reasons.count(word) for word in REASONS},
+        "reasons": REASONS,
         "metrics": comparison.metrics,
         "ranking": comparison.ranking,
         "si_sdr": METRICS["si_sdr"],
@@ -432,9 +400,7 @@ def _context(draft: _Draft, settings: PageSettings) -> dict[str, Any]:
         "shapes": SHAPES,
         "range_db": RANGE_DB,
         "scale": _data_url(draw(np.linspace(-RANGE_DB, 0, SHADES)[None], 0.0), ".png"),
-        "preload": "metadata" if players <= PLAYERS else "none",
-        "sections": draft.sections(),
-        **_assets(settings.embed),
+        "players": PLAYERS,
     }
 
 

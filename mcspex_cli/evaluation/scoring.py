@@ -22,7 +22,6 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, PairingError
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
-    BY_COLUMN,
     METRICS,
     Sounds,
     is_flipped,
@@ -87,25 +86,6 @@ class Row:
     confused: bool | None = None
     """Whether the wrong talker was extracted: the estimate is worse than the mixture, or nearer
     to an interferer than to the truth. None where neither is known."""
-
-    @property
-    def flipped(self) -> bool:
-        """Whether the sign is flipped, accepted or not."""
-        return self.status == FLIPPED or self.note.startswith(FLIPPED)
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Row:
-        """The row of a report; what else the report has is left out.
-
-        Raises:
-            KeyError: it has no name, status or note.
-            TypeError: a value is not a number.
-        """
-        values = {column: row[column] for column in BY_COLUMN if row.get(column) is not None}
-        if not all(isinstance(value, int | float) for value in values.values()):
-            raise TypeError("a score is not a number")
-        known = {key: row.get(key) for key in ("input_si_sdr_db", "confused")}
-        return cls(str(row["name"]), str(row["status"]), str(row["note"]), values, **known)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as reports have it: every metric's column, None where there is no value."""
@@ -202,34 +182,18 @@ def files_by_name(folder: Path) -> dict[str, Path]:
     return named
 
 
-def score_file(
-    estimate: Path,
-    target: Path,
-    mixture: Path | None = None,
-    interferers: Sequence[Path] = (),
-    *,
-    name: str | None = None,
-    settings: ScoreSettings | None = None,
-) -> Row:
+def score_file(pairing: Pairing, settings: ScoreSettings | None = None) -> Row:
     """Score one estimate; files that cannot be compared give a row that says why.
 
     An estimate with several channels is scored channel by channel and has the mean of their
     values. The other files need as many channels, or one, which then counts for every channel.
 
-    Args:
-        estimate: the file to score.
-        target: the truth.
-        mixture: for SI-SDRi and target confusion.
-        interferers: the other talkers, each alone, for SIR, SAR and target confusion.
-        name: of the row; without one, the estimate's file name.
-        settings: what to compute.
-
     Raises:
         ConfigError: a metric's package cannot be imported.
     """
-    settings, name = settings or ScoreSettings(), estimate.name if name is None else name
+    settings, name = settings or ScoreSettings(), pairing.name
     try:
-        channels, note = _read(Pairing(name, estimate, target, mixture, (*interferers,)), settings)
+        channels, note = _read(pairing, settings)
     except _RefusedError as refused:
         return Row(name, refused.status, str(refused))
     except NonFiniteError as error:
@@ -253,14 +217,14 @@ def score_files(
     workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
     if workers <= 1:
         for pairing in pairings:
-            yield _score_pairing(pairing, settings)
+            yield score_file(pairing, settings)
         return
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     others = active_children()
     try:
         with _prepared_for_workers():
-            rows = pool.map(partial(_score_pairing, settings=settings), pairings, chunksize=CHUNK)
+            rows = pool.map(partial(score_file, settings=settings), pairings, chunksize=CHUNK)
         yield from rows
     except (KeyboardInterrupt, GeneratorExit):
         for process in set(active_children()) - set(others):
@@ -278,9 +242,8 @@ def sensible_workers(files: int, metrics: Sequence[str]) -> int:
     """One process for few files; as many as cores where starting them pays off."""
     if files < (200 if set(metrics) <= set(BUILT_IN) else 40):
         return 1
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return min(cores, files // CHUNK)
+    linux = hasattr(os, "sched_getaffinity")
+    return min(len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1, files // CHUNK)
 
 
 @contextmanager
@@ -300,12 +263,6 @@ def _prepared_for_workers() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name, value in threads.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _score_pairing(pairing: Pairing, settings: ScoreSettings) -> Row:
-    """`score_file` as a process can be told to run it."""
-    compared = (pairing.estimate, pairing.target, pairing.mixture, pairing.interferers)
-    return score_file(*compared, name=pairing.name, settings=settings)
 
 
 class _RefusedError(Exception):

@@ -246,7 +246,7 @@ def read_baseline(path: Path) -> Baseline:
             f"format {FORMAT}. Score the baseline again."
         )
     rows = document.get("scores")
-    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+    if not isinstance(rows, list) or not all(map(is_row, rows)):
         raise ConfigError(f"{path}: its scores are damaged. {advice}")
     return Baseline(path, rows)
 
@@ -289,11 +289,9 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
 
 
 def read_groups(path: Path, column: str | None = None) -> Groups:
-    """Read a CSV with a column `id` or `name`, and the groups in another.
+    """Read a CSV with a column `id` or `name`, and the groups in `column`.
 
-    Args:
-        path: the CSV; its first line names the columns.
-        column: the groups' column; by default `group`, or the only other one.
+    Without a `column`, the groups are in `group`, or in the only other one.
 
     Raises:
         AudioError: there is no such file.
@@ -335,19 +333,13 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, names)
 
 
-def _is_row(row: object) -> bool:
-    """Whether a row of a report has a name, a status, and nothing but numbers for metrics."""
+def is_row(row: object) -> bool:
+    """Whether a row of a report has a name, a status, and finite numbers or None for scores."""
     if not isinstance(row, dict):
         return False
     named = isinstance(row.get("name"), str) and isinstance(row.get("status"), str)
-    return named and all(is_number(row.get(column)) for column in BY_COLUMN)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number, or None."""
-    if value is None:
-        return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    values = [row[key] for key in (*BY_COLUMN, "input_si_sdr_db") if row.get(key) is not None]
+    return named and all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _finite(value: Any) -> Any:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcspex_cli import files, text
-from mcspex_cli.errors import OutputError, PairingError
-from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS
+from mcspex_cli.errors import OutputError
+from mcspex_cli.evaluation.metrics import BY_COLUMN
 from mcspex_cli.evaluation.scoring import CUT
 from mcspex_cli.evaluation.summary import (
     NO_GROUP,
@@ -96,27 +96,6 @@ def absences(rows: Rows) -> str:
     verb = "is" if len(names) == 1 else "are"
     counts = f"{len(names)} of {len(judged)} voices {verb} probably absent"
     return f"{counts}: {_listed(names)}" if names else ""
-
-
-def shortfalls(report: Report, limits: Mapping[str, float]) -> list[str]:
-    """Which means are under their limit.
-
-    Args:
-        report: what was scored.
-        limits: the lowest mean allowed, by the metric's name.
-
-    Raises:
-        PairingError: a metric has no mean.
-    """
-    short = []
-    for name, limit in limits.items():
-        metric = METRICS[name]
-        if metric.column not in report.summary.metrics:
-            raise PairingError(f"--fail-under {name}: no file has a value. Is it in --metrics?")
-        mean = report.summary.metrics[metric.column].mean
-        if mean < limit:
-            short.append(f"mean {metric.heading} {metric.text(mean)} is under {limit:g}")
-    return short
 
 
 def as_json(report: Report) -> str:

@@ -170,6 +170,7 @@ def test_groups_and_baseline_and_threshold_in_one_go(
     assert "warning: files in no group: 1." in done.stderr
     assert done.stderr.count("is under") == 2
     assert done.stderr.splitlines()[-1].endswith(" is under 50.")
+    assert "error: mean SI-SDRi dB " in done.stderr.splitlines()[-1]
     done = run(*words, *FAST, *groups, "--baseline", report, "--fail-under", "si_sdr_i=-90")
     assert done.exit_code == 0
 

@@ -57,12 +57,14 @@ def score(
 ) -> Row:
     """Score case a."""
     return score_file(
-        folder / "est/a.target.wav",
-        folder / "truth/a.flac",
-        folder / "mix/a.wav" if mixture else None,
-        [folder / "other/a.wav"] * interferers,
-        name="a",
-        settings=settings,
+        Pairing(
+            "a",
+            folder / "est/a.target.wav",
+            folder / "truth/a.flac",
+            folder / "mix/a.wav" if mixture else None,
+            (folder / "other/a.wav",) * interferers,
+        ),
+        settings,
     )
 
 
@@ -156,15 +158,12 @@ def test_only_what_is_asked_for_is_computed(folder: Path) -> None:
     assert set(row.values) == {"sdr_db"}  # there is no interferer
 
 
-def test_a_row_has_every_column_and_comes_back_from_a_report(folder: Path) -> None:
+def test_a_row_of_a_report_has_every_column(folder: Path) -> None:
     row = score(folder, settings=ScoreSettings(("snr",)))
     columns = [metric.column for metric in METRICS.values()]
     known = row.to_dict()
     assert list(known) == ["name", "status", "note", *columns, "input_si_sdr_db", "confused"]
     assert known["pesq"] is None
-    assert Row.from_dict({**known, "seconds": 3}) == row
-    with pytest.raises(TypeError):
-        Row.from_dict({**known, "pesq": "3"})
 
 
 def test_settings_and_rows_can_be_sent_to_a_process(folder: Path) -> None:
@@ -244,8 +243,6 @@ def test_a_flipped_sign_shows_its_values_and_is_not_in_the_means(folder: Path) -
     assert summarise([row.to_dict()]).scored == 0
     allowed = score(folder, settings=ScoreSettings(flipped_ok=True))
     assert (allowed.status, allowed.note) == ("ok", "sign flipped.")
-    assert row.flipped
-    assert allowed.flipped
 
 
 def test_a_negative_inner_product_below_0_db_is_not_a_flip(folder: Path) -> None:
@@ -278,9 +275,7 @@ def test_estimates_in_containers_are_scored(folder: Path, suffix: str, codec: st
     encode(audio.read(estimate, rate_hz), estimate.with_suffix(suffix), rate_hz, codec)
     estimate.unlink()
     (pairing, _) = pair(folder / "est", folder / "truth", folder / "mix")
-    row = score_file(
-        pairing.estimate, pairing.target, pairing.mixture, settings=ScoreSettings(resample=True)
-    )
+    row = score_file(pairing, ScoreSettings(resample=True))
     assert row.status == "ok", row.note
     assert row.values["si_sdr_db"] == pytest.approx(before.values["si_sdr_db"], abs=3)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.errors import OutputError, PairingError
+from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation import tables
 from mcspex_cli.evaluation.summary import NO_GROUP, Baseline, Groups, report
 from tests.evaluation.test_summary import row, rows
@@ -139,12 +139,3 @@ def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make this folder"):
         tables.write(tmp_path / "file" / "r.csv", report(rows()))
-
-
-def test_means_under_their_limit_are_named() -> None:
-    known = report(rows())
-    mean = known.summary.metrics["si_sdr_db"].mean
-    assert tables.shortfalls(known, {"si_sdr": mean}) == []
-    assert tables.shortfalls(known, {"si_sdr": 40.0}) == [f"mean SI-SDR dB {mean:.2f} is under 40"]
-    with pytest.raises(PairingError, match="--fail-under pesq: no file has a value"):
-        tables.shortfalls(known, {"pesq": 2.0})
