@@ -92,12 +92,14 @@ def early_part(responses: Tensor, sample_rate_hz: int) -> Tensor:
 
 
 def convolve(signals: Tensor, responses: Tensor) -> Tensor:
-    """Signals [..., sample] as heard through responses [..., sample], as long as before."""
+    """Convolve signals [..., sample] with responses [..., sample]; as long as the signals."""
     length = signals.shape[-1]
+    # A Fourier transform of 2^k points takes a quarter of the time of one of any other size.
+    size = 1 << (length + responses.shape[-1] - 2).bit_length()
     if torchaudio := torchaudio_functional():
-        reverberant: Tensor = torchaudio.fftconvolve(signals, responses)[..., :length]
+        padded = functional.pad(responses, (0, size + 1 - length - responses.shape[-1]))
+        reverberant: Tensor = torchaudio.fftconvolve(signals, padded)[..., :length]
         return reverberant
-    size = length + responses.shape[-1] - 1
     spectrum = torch.fft.rfft(signals, n=size) * torch.fft.rfft(responses, n=size)
     convolved: Tensor = torch.fft.irfft(spectrum, n=size)[..., :length]
     return convolved
@@ -307,8 +309,8 @@ def _place(delay: Tensor, strength: Tensor, length: int) -> Tensor:
     share = delay - whole
     response = torch.zeros(*delay.shape[:-1], length + 1, device=delay.device)
     for index, part in ((whole, 1 - share), (whole + 1, share)):
-        heard = index < length
-        response.scatter_add_(-1, index.clamp(max=length).long(), strength * part * heard)
+        inside = index < length
+        response.scatter_add_(-1, index.clamp(max=length).long(), strength * part * inside)
     return response[..., :length]
 
 

@@ -273,7 +273,10 @@ class MixtureSampler:
     def plan(self, seed: int, step: int, rows: range) -> tuple[list[Plan], int]:
         """Draw the plans for some rows of a step, and the length of its references."""
         settings = self.settings
-        lengths_s = np.linspace(*settings.reference_s, settings.reference_lengths)
+        shortest, longest = settings.reference_s
+        # In tenths of a second: Fourier transforms of most other lengths are slow.
+        lengths_s = np.linspace(shortest, longest, settings.reference_lengths).round(1)
+        lengths_s = lengths_s.clip(shortest, longest)
         reference_s = np.random.default_rng((seed, step)).choice(lengths_s)
         length = round(reference_s * self.corpus.sample_rate_hz)
         plans: list[Plan] = []
@@ -310,7 +313,7 @@ class MixtureSampler:
         )
 
     def _speaking(self, stretches: list[Stretch], spans: list[tuple[float, float]]) -> Tensor:
-        """Stretches [stretch, sample], each heard in a span of the segment only."""
+        """Stretches [stretch, sample], each audible in a part of the segment only."""
         length = self.planner.length
         voices = self.corpus.gather(stretches, length)
         if all(span == (0.0, 1.0) for span in spans):

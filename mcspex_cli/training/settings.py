@@ -52,7 +52,7 @@ class MixtureSettings:
 
     segment_s: Seconds = 3.0
     reference_s: Annotated[Range, Limits(0.5, 600)] = (1.5, 8.0)
-    """Drawn once for a batch: references are never padded."""
+    """Drawn once for a batch, in tenths of a second: references are never padded."""
     reference_lengths: Count = 4
     """Different lengths of references, spread over `reference_s`: each is compiled once."""
     mixtures_per_reference: Count = 1

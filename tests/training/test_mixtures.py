@@ -95,8 +95,8 @@ def test_mixtures_share_a_reference_in_groups(talkers: Corpus) -> None:
 
 
 def test_few_lengths_of_references_are_drawn(talkers: Corpus) -> None:
-    sampler = MixtureSampler(talkers, replace(PLAIN, reference_s=(0.5, 0.8), reference_lengths=3))
-    assert {sampler.plan(0, step, range(2))[1] for step in range(40)} == {4000, 5200, 6400}
+    sampler = MixtureSampler(talkers, replace(PLAIN, reference_s=(0.5, 0.9), reference_lengths=3))
+    assert {sampler.plan(0, step, range(2))[1] for step in range(40)} == {4000, 5600, 7200}
 
 
 def test_snr_and_level_are_in_their_ranges(talkers: Corpus) -> None:

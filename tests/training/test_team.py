@@ -52,7 +52,7 @@ def train(corpus: Path, out: str, batch: int, processes: int) -> list[dict[str, 
         [sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"{out}: done\n") == 1  # one process speaks
+    assert done.stderr.count(": the trained model") == 1  # one process speaks
     with (corpus.parent / out / "progress.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -137,7 +137,7 @@ def test_a_checkpoint_can_be_resampled_and_grown(corpus: Path, tmp_path: Path) -
         assert trainer.sampler.corpus.sample_rate_hz == rate
         assert list(trainer.run())[-1].step == 6
         config = find_checkpoint(out / "last").config
-        assert (config["sample_rate_hz"], config["filters"], config["stacks"]) == (
+        assert (config.sample_rate_hz, config.filters, config.stacks) == (
             rate, filters, stacks
         )  # fmt: skip
 
