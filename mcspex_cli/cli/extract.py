@@ -269,7 +269,8 @@ def _show(request: Request, job: Job, result: Result) -> None:
     """Print what came of one mixture."""
     output = job.outputs.estimate
     for line in result.warnings:
-        console.warn(f"{output}: {line}")
+        is_of_mixture = line.startswith(str(job.mixture))
+        console.warn(line if is_of_mixture else f"{output}: {line}")
     if request.as_json:
         row = result.to_dict()
         if job.id:  # the temporary file of standard input is nobody's business

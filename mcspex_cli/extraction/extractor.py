@@ -504,11 +504,11 @@ class _Task:
         if meter:
             loudness_lufs = meter.loudness_lufs()
         outputs, subtype = self.job.outputs if self.job else None, self.options.subtype
-        clips = outputs is None or _clips(outputs.estimate, subtype)
+        clips = outputs is None or not audio.holds_over_full_scale(outputs.estimate, subtype)
         factor, limited = level.factor(peak, loudness_lufs, clips=clips)
         residual_factor = 1.0
         if outputs and outputs.residual:
-            clips = _clips(outputs.residual, subtype)
+            clips = not audio.holds_over_full_scale(outputs.residual, subtype)
             residual_factor, _ = Level("raw").factor(residual_peak, -np.inf, clips=clips)
         silent = bool(peak * factor < 10 ** (SILENCE_DB / 20))
         return _Levels(factor, limited, residual_factor, silent)
@@ -667,12 +667,18 @@ def _open(job: Job, options: ExtractionOptions) -> _Sound:
     """Open a job's mixture, and make the folders of its outputs."""
     info = inspect(job, options)
     files.make_folders(*{path.parent for path in job.outputs.paths()})
-    reader = audio.Reader(job.mixture, info.sample_rate_hz, options.channel)
+    reader = audio.Reader(
+        job.mixture,
+        info.sample_rate_hz,
+        options.channel,
+        track=options.track,
+        damaged=cast(Any, options.damaged),
+    )
     channels = info.channels if options.channel == "all" else 1
     others = []
-    if len(getattr(info, "tracks", ())) > 1 and options.track is None:
+    if len(info.tracks) > 1 and options.track is None:
         others.append(
-            f"{job.mixture} has several sound tracks, of which the first was used. "
+            f"{job.mixture} has {len(info.tracks)} sound tracks, of which the first was used. "
             "Choose another with --track."
         )
     return _Sound(
@@ -680,8 +686,8 @@ def _open(job: Job, options: ExtractionOptions) -> _Sound:
         info.seconds,
         channels,
         iter(reader),
-        getattr(info, "start_s", 0.0),
-        lambda: [*others, *getattr(reader, "warnings", ())],
+        info.start_s,
+        lambda: [*others, *reader.warnings],
     )
 
 
@@ -726,8 +732,3 @@ def _computed(engine: Engine, live: Sequence[tuple[_Task, Window]]) -> list[Samp
 def _column(gain: npt.NDArray[np.float64]) -> Samples:
     """Gains [channel] for blocks [channel, sample]."""
     return gain.astype(np.float32)[:, None]
-
-
-def _clips(path: Path, subtype: str) -> bool:
-    """Whether a file cannot hold samples over full scale."""
-    return subtype != "FLOAT" or path.suffix.lower() != ".wav"

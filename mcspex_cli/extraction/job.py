@@ -252,7 +252,7 @@ def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
         AudioError: the mixture cannot be read, is too short, or has no such channel or track.
         OutputError: an output cannot hold sound of its rate.
     """
-    info = audio.probe(job.mixture, *filter(None, [options.track]))
+    info = audio.probe(job.mixture, options.track)
     check_length(str(job.mixture), info.seconds)
     if options.channel.isdecimal() and int(options.channel) >= info.channels:
         raise AudioError(

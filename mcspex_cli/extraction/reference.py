@@ -404,8 +404,8 @@ def read_spans(
     Raises:
         AudioError: the file cannot be read or ends before a span does; a span is silent.
     """
-    info = audio.probe(path, *filter(None, [track]))
-    rate_hz, start_s = info.sample_rate_hz, getattr(info, "start_s", 0.0)
+    info = audio.probe(path, track)
+    rate_hz, start_s = info.sample_rate_hz, info.start_s
     for span in spans:
         _check_end(path, span, start_s + info.seconds, "ends")
     bounds = [
@@ -418,7 +418,7 @@ def read_spans(
     cuts: list[list[Samples]] = [[] for _ in spans]
     at, last = 0, max((end for _, end in bounds), default=0)
     channel = "mix" if channel == "all" else channel
-    for block in audio.Reader(path, rate_hz, channel):
+    for block in audio.Reader(path, rate_hz, channel, track=track):
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             piece = block[:, max(0, start - at) : max(0, end - at)]
             if piece.size:

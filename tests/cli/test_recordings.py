@@ -527,3 +527,54 @@ def test_a_video_is_a_recording_too(extract: Run, scene: Path) -> None:
     length = len(get("talk.target.wav"))
     assert length == len(get("r.wav")) == pytest.approx(len(mixture), abs=RATE_HZ // 10)
     assert "\nreference\n" in Path("a.srt").read_text()
+
+
+def test_times_are_the_containers_and_tracks_can_be_chosen(extract: Run, scene: Path) -> None:
+    mixture, other = get(EXAMPLES / "mixture.flac"), get("truth.wav")
+    tracks = (SoundTrack(mixture, RATE_HZ, "flac", 2.0, "eng"), SoundTrack(other, RATE_HZ, "flac"))
+    video = make(scene / "talk.mkv", *tracks, picture_s=6)
+    words = (video, "--ref", EXAMPLES / "reference.flac", "-o", "o.wav", "--overwrite", "--json")
+    done = extract(*words, "--activity", "a.json", model="")
+    row = json.loads(done.stdout)
+    assert row["start_s"] == pytest.approx(2, abs=0.05)
+    assert row["seconds"] == pytest.approx(len(mixture) / RATE_HZ, abs=0.1)
+    assert row["segments"][0]["start_s"] == pytest.approx(2, abs=0.05)
+    document = json.loads(Path("a.json").read_text())
+    assert document["spans"][0]["start_s"] >= 1.9
+    assert document["segments"] == row["segments"]
+    assert "talk.mkv has 2 sound tracks, of which the first was used" in done.stderr
+    for track, seconds in (("eng", len(mixture) / RATE_HZ), ("2", 2.0)):
+        done = extract(*words, "--track", track, model="")
+        assert json.loads(done.stdout)["seconds"] == pytest.approx(seconds, abs=0.1)
+        assert "sound tracks" not in done.stderr
+    assert extract(*words, "--track", "7").exit_code == 1
+
+
+def test_what_is_left_of_a_damaged_mixture_is_kept_if_asked_for(extract: Run, scene: Path) -> None:
+    data = (scene / "mixture.wav").read_bytes()
+    (scene / "cut.wav").write_bytes(data[:20_000])
+    words = ("cut.wav", "--ref", "reference.wav", "-o", "o.wav", "--json")
+    assert extract(*words).exit_code == 1
+    done = extract(*words, "--damaged", "keep")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["seconds"] == pytest.approx(1.25, abs=0.01)
+    assert done.stderr.startswith("warning: cut.wav: ")
+
+
+@pytest.mark.parametrize("output", ["", "new/deep/v.wav"])
+def test_a_name_is_not_empty_and_its_folder_is_made(extract: Run, output: str) -> None:
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", output)
+    assert done.exit_code == (0 if output else 2)
+    assert Path(output).is_file() if output else "the name is empty" in done.stderr
+
+
+def test_a_mixture_is_not_its_own_reference_and_a_folder_is_for_batch(
+    extract: Run, scene: Path
+) -> None:
+    shutil.copy("mixture.wav", "copy.wav")
+    for reference in ("mixture.wav", "copy.wav"):
+        done = extract("mixture.wav", "--ref", reference)
+        assert done.exit_code == 1
+        assert "mixture.wav: is its own reference" in done.stderr
+    done = extract(scene, "--ref", "reference.wav")
+    assert f"mcspex batch {scene} --ref FILE -o DIR" in done.stderr
