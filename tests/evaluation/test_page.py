@@ -230,7 +230,7 @@ HOSTILE = [
 def test_names_are_only_ever_text(tmp_path: Path) -> None:
     scene = stage(tmp_path, HOSTILE, ["good"])
     groups = scene / "groups.csv"
-    label = "</title><script>alert(3)</script>"
+    label = "</title><script>alert(3)</script>\u202e\x1b"
     groups.write_text(f"id,group,title\n{HOSTILE[0]},{label},{label}\n", "utf-8")
     run = read_runs([f"{label}={scene / 'good'}"])
     settings = PageSettings(scene / "truth", scene / "mixtures", groups, title=label)
@@ -239,6 +239,9 @@ def test_names_are_only_ever_text(tmp_path: Path) -> None:
     assert "<svg onload" not in text
     assert text.count("<script>") == 1
     assert "1337" not in text
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    assert "&lt;/script&gt;\\u202e\\x1b" in text
     for name in HOSTILE:
         assert html.escape(name, quote=True).replace("&#x27;", "&#39;").replace(
             "&quot;", "&#34;"
