@@ -1,142 +1,114 @@
-"""How well it is told when a voice speaks in a long recording in which it does at times.
+"""How well a model tells that a voice is present, by the length of the recording.
 
-    python -m benchmarks.presence RECIPE.csv --model NAME
+    python -m benchmarks.presence MODEL SPEAKERS... [-n 100] [--seed 1]
 
-Recordings of 90 s are joined from a recipe's mixtures, some with the target and some without. Two
-things are looked at: the presence of every 4 s, and the spans of `--activity`. A mixture's speaker
-is the folder of its files, as in `mcspex models calibrate`.
+Recordings are drawn from folders of SPEAKERS as `mcspex models calibrate` draws them, half of them
+mixtures and half with turns, by another seed. Each is extracted from for its target and for a voice
+that is not in it. Use speakers to whom the model was neither trained nor calibrated.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from mcspex_cli import Engine, EngineSettings, find_checkpoint
+from mcspex_cli import EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.activity import MUTED_BELOW, find_spans
-from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.activity import find_spans
+from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.levels import LevelMatcher, gain_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult
 from mcspex_cli.extraction.vad import FRAME_S, detect_speech, frame_levels_db, smooth_activity
-from mcspex_cli.training.calibration import Case, area, given_cases
-from mcspex_cli.training.simulate import read_recipes
+from mcspex_cli.training.calibration import SILENT, SPEAKING, Case, area, draw_turns, utterances
+from mcspex_cli.training.calibration import drawn_cases as mixtures
+from mcspex_cli.training.data import Corpus
+from mcspex_cli.training.settings import MixtureSettings
+from mcspex_cli.training.simulate import draw_renderings
 
-SECONDS = 90
-SHARES = (0.0, 0.25, 0.5, 0.75)
-"""Of a recording's mixtures, those with the target."""
-LEVEL = 0.05
-THERE, NOT_THERE = 0.15, 0.02
-"""Shares of the energy of 4 s from which the target speaks in them, and up to which it does not."""
-
-Flags = npt.NDArray[np.bool_]
+LENGTHS_S = (4, 8, 16, 31)
 
 
-@dataclass(frozen=True)
-class Recording:
-    """Mixtures joined; all [sample]."""
-
-    mixture: Samples
-    target: Samples
-    reference: Samples
-
-
-def recordings(cases: Sequence[Case], rate_hz: int, seed: int) -> Iterator[Recording]:
-    """For each speaker and share a recording, drawn."""
-    rng = np.random.default_rng(seed)
-    for number, speaker in enumerate(sorted({case.speaker for case in cases})):
-        own = [case for case in cases if case.speaker == speaker]
-        others = [case for case in cases if speaker not in {case.speaker, *case.others}]
-        for share in (SHARES[number % 4], SHARES[(number + 2) % 4]):
-            mixture: list[Samples] = []
-            target: list[Samples] = []
-            while sum(len(one) for one in mixture) < SECONDS * rate_hz:
-                present = rng.random() < share
-                drawn_from = own if present else others
-                turn = drawn_from[rng.integers(len(drawn_from))].rendering
-                gain = np.float32(LEVEL / turn.mixture.std())
-                mixture.append(gain * turn.mixture)
-                target.append(gain * present * turn.target)
-            reference = own[rng.integers(len(own))].rendering.reference
-            yield Recording(np.concatenate(mixture), np.concatenate(target), reference)
-
-
-def listen(engine: Engine, recording: Recording) -> tuple[PresenceResult, float]:
-    """What is heard of a recording, and the gain in dB that its estimate is written with."""
-    voice = engine.embed([recording.reference])
-    match = LevelMatcher(1)
+def measure(engine: Engine, mixture: Samples, voice: Samples) -> tuple[PresenceResult, float]:
+    """The presence of a voice [embedding] in a mixture, and the gain of the estimate in dB."""
     meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, engine.calibration)
-    for estimate, mixture in engine.stream([recording.mixture[None]], voice):
-        meter.add(estimate, mixture)
-        match.add(estimate, mixture)
-    return meter.result(), gain_db(match.gain())[0]
+    matcher, estimate = LevelMatcher(1), engine.extract(mixture, voice)[None]
+    meter.add(estimate, mixture[None])
+    matcher.add(estimate, mixture[None])
+    return meter.result(), gain_db(matcher.gain())[0]
 
 
-def segments(
-    result: PresenceResult, recording: Recording, rate_hz: int
-) -> Iterator[tuple[float, float]]:
-    """The target's share of the energy, and its presence, of every 4 s."""
+def segments(result: PresenceResult, case: Case, rate_hz: int) -> Iterator[tuple[float, float]]:
+    """The target's share of the energy, and its presence, in every segment."""
     for one in result.segments:
         part = slice(round(one.start_s * rate_hz), round(one.end_s * rate_hz))
-        energies = [float(np.square(s[part]).sum()) for s in (recording.target, recording.mixture)]
-        yield energies[0] / max(energies[1], 1e-9), one.presence
+        target, mixture = (
+            float(np.square(signal[part]).sum())
+            for signal in (case.rendering.target, case.rendering.mixture)
+        )
+        yield target / max(mixture, 1e-9), one.presence
 
 
-def frames(
-    result: PresenceResult, gain: float, recording: Recording, rate_hz: int
-) -> tuple[Flags, Flags]:
-    """Whether the target speaks, and whether it is said to, in every frame."""
-    speaks = smooth_activity(detect_speech(frame_levels_db(recording.target, rate_hz)), 0.2, 0.3)
-    said = np.zeros_like(speaks)
+def frames(result: PresenceResult, gain: float, case: Case, rate_hz: int) -> tuple[int, int, int]:
+    """Frames in which the target speaks, in which activity says so, and in which both agree."""
+    levels_db = frame_levels_db(case.rendering.target, rate_hz)
+    speaks = smooth_activity(detect_speech(levels_db), 0.2, 0.3)
+    active = np.zeros_like(speaks)
     for start_s, end_s in find_spans(result, gain):
-        said[round(start_s / FRAME_S) : round(end_s / FRAME_S)] = True
-    return speaks, said
-
-
-def tell(shares: npt.NDArray[np.float64], presences: npt.NDArray[np.float64], least: float) -> None:
-    """Print what was found of segments."""
-    there, not_there = presences[shares > THERE], presences[shares < NOT_THERE]
-    print(f"{len(there)} segments with the target, {len(not_there)} without")
-    print(f"AUC {area(there, not_there):.3f}")
-    for name, limit in (("threshold", least), ("muted below", MUTED_BELOW)):
-        missed, false = (there < limit).mean(), (not_there >= limit).mean()
-        print(f"{name} {limit:.2f}: {100 * missed:.1f} % with it below, {100 * false:.1f} % not")
+        active[round(start_s / FRAME_S) : round(end_s / FRAME_S)] = True
+    return int(speaks.sum()), int(active.sum()), int((speaks & active).sum())
 
 
 def main() -> None:
-    """Measure and print, as the command line asks."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--model")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    engine = open_engine(find_checkpoint(asked.model), EngineSettings())
-    if engine.calibration is None:
-        parser.error("this model is not calibrated: mcspex models calibrate")
-    rate_hz = engine.sample_rate_hz
-    cases = list(given_cases(read_recipes(asked.recipe), rate_hz))
-    found, speaking, files = [], [], []
-    for recording in recordings(cases, rate_hz, asked.seed):
-        result, gain = listen(engine, recording)
-        found += list(segments(result, recording, rate_hz))
-        speaking.append(frames(result, gain, recording, rate_hz))
-        files.append((bool(recording.target.any()), bool(result.present)))
-    shares, presences = np.array(found).T
-    tell(shares, presences, engine.calibration.threshold)
-    speaks, said = (np.concatenate(flags) for flags in zip(*speaking, strict=True))
-    right = (speaks & said).sum()
-    print(f"spans: {100 * right / speaks.sum():.1f} % of the target's speech found; "
-          f"{100 * (said & ~speaks).sum() / (~speaks).sum():.1f} % of the rest taken for it; "
-          f"F1 {2 * right / (speaks.sum() + said.sum()):.2f}")  # fmt: skip
-    for present in (True, False):
-        taken = [said for there, said in files if there == present]
-        print(f"{len(taken)} recordings {'with' if present else 'without'} the target: "
-              f"{sum(taken)} taken for one with it")  # fmt: skip
+    parser.add_argument("model")
+    parser.add_argument("speakers", type=Path, nargs="+")
+    parser.add_argument("-n", type=int, default=100, help="mixtures, and recordings with turns")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    engine = open_engine(find_checkpoint(options.model), EngineSettings())
+    calibration, rate_hz = engine.calibration, engine.sample_rate_hz
+    if calibration is None:
+        parser.error("this model is not calibrated. Run: mcspex models calibrate")
+    corpus, rng = Corpus.read(options.speakers, rate_hz), np.random.default_rng(options.seed)
+    settings = MixtureSettings(segment_s=6.0)
+    cases = list(mixtures(draw_renderings(corpus, settings, options.n, options.seed)))
+    cases += draw_turns(utterances(corpus), options.n, rate_hz, options.seed)
+    voices = [engine.embed([case.rendering.reference]) for case in cases]
+    rows, shares, counts = [], [], []
+    for case, voice in zip(cases, voices, strict=True):
+        inside = {case.speaker, *case.others}
+        absent = rng.choice([k for k, c in enumerate(cases) if c.speaker not in inside])
+        result, gain = measure(engine, case.rendering.mixture, voice)
+        other, _ = measure(engine, case.rendering.mixture, voices[absent])
+        seconds = len(case.rendering.mixture) / rate_hz
+        rows.append((case.turns, seconds, result.presence, other.presence))
+        shares += list(segments(result, case, rate_hz))
+        counts.append(frames(result, gain, case, rate_hz))
+    turns, seconds, present, absent = np.array(rows, float).T
+    kinds = [("mixtures", turns == 0), ("turns", turns == 1)]
+    kinds += [
+        (f"turns, {low} to {high} s", (turns == 1) & (seconds >= low) & (seconds < high))
+        for low, high in pairwise(LENGTHS_S)
+    ]
+    print("| | recordings | AUC | present called absent | absent called present |")
+    print("|---|---|---|---|---|")
+    for name, own in kinds:
+        missed = 100 * (present[own] < calibration.threshold).mean()
+        false = 100 * (absent[own] >= calibration.threshold).mean()
+        auc = area(present[own], absent[own])
+        print(f"| {name} | {own.sum()} | {auc:.3f} | {missed:.1f} % | {false:.1f} % |")
+    share, presence = np.array(shares).T
+    there, gone = presence[share > SPEAKING], presence[share < SILENT]
+    lost, right = (100 * (part < calibration.mute_threshold).mean() for part in (there, gone))
+    print(f"segments: AUC {area(there, gone):.3f}")
+    print(f"muted: {lost:.1f} % of the segments with the target, {right:.1f} % of those without")
+    speaks, active, both = np.sum(counts, axis=0)
+    print(f"activity: F1 {2 * both / (speaks + active):.2f}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from mcspex_cli.checkpoint.card import Card
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.checkpoint.hub import HubName
-    from mcspex_cli.training.calibration import Case
 
 
 def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
@@ -386,7 +384,7 @@ def push(
     type=click.IntRange(1),
     default=300,
     show_default=True,
-    help="Mixtures to draw from SPEAKERS.",
+    help="Mixtures, and recordings with turns, to draw from SPEAKERS.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
 @options.as_json
@@ -394,11 +392,12 @@ def push(
 def calibrate(
     name: str, sources: tuple[Path, ...], count: int, seed: int, as_json: bool, quiet: bool
 ) -> None:
-    """Measure how a model's presence score tells whether a voice is there.
+    """Measure how a model tells whether a voice is present, and whether references are good.
 
-    Mixtures are drawn from folders of SPEAKERS that the model has not been trained on, or are
-    those of a recipe's CSV (see mcspex simulate). From each, the target is extracted, and then
-    somebody who is not in it. The result is written into the config.json of NAME, a folder.
+    Mixtures, and as many recordings in which people take turns, are drawn from folders of SPEAKERS
+    on whom the model was not trained, or made from the CSV of a recipe (see mcspex simulate). Each
+    is extracted from twice: for its target, and for a voice that is not in it. The result is
+    written to the config.json of NAME, a folder.
 
     \b
     mcspex models calibrate runs/best held-out-speakers/
@@ -407,7 +406,7 @@ def calibrate(
     from mcspex_cli.checkpoint.config import write_calibration
     from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
-    from mcspex_cli.training.calibration import Calibrator
+    from mcspex_cli.training.calibration import Calibrator, read_cases
 
     info = find_model(name, offline=True, quiet=quiet or as_json)
     if info.revision or name in bundled():
@@ -416,7 +415,7 @@ def calibrate(
             f"{info.label}: {owner}, and is not changed. Copy {info.folder} and calibrate the copy."
         )
     engine = open_engine(replace(info, calibration=None), EngineSettings())  # it may be damaged
-    calibrator = Calibrator(engine, _cases(sources, count, seed, engine.sample_rate_hz), seed)
+    calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
     with console.progress(shown=not (quiet or as_json)) as bar:
         trials = list(bar.track(calibrator.trials(), total=2 * len(calibrator.cases)))
     calibration = asdict(calibrator.calibration(trials))
@@ -425,30 +424,12 @@ def calibrate(
         console.data(calibration, indent=2)
     elif not quiet:
         measured = calibration["measured"]
+        false = 100 * measured["absent_taken_for_present"]
         console.say(
-            f"{info.label}: presence calibrated on {measured['mixtures']} mixtures of "
-            f"{measured['speakers']} voices: AUC {measured['auc']:.3f}, equal error rate "
-            f"{100 * measured['equal_error_rate']:.1f} % at {calibration['threshold']:.2f}"
+            f"{info.label}: calibrated with {measured['recordings']} recordings of "
+            f"{measured['speakers']} voices: AUC {measured['auc']:.3f}. 3.0 % of the voices that "
+            f"are present are called absent, {false:.1f} % of the absent ones are called present."
         )
-        rates = measured["misses_at_false_alarms"].items()
-        rows = [[f"{100 * float(share):g} %", f"{100 * missed:.1f} %"] for share, missed in rates]
-        console.table(["absent taken for present", "present missed"], rows)
-
-
-def _cases(sources: tuple[Path, ...], count: int, seed: int, sample_rate_hz: int) -> Iterator[Case]:
-    """Yield the mixtures of CSVs, then mixtures drawn from folders."""
-    from mcspex_cli.training.calibration import drawn_cases, given_cases
-    from mcspex_cli.training.settings import MixtureSettings
-    from mcspex_cli.training.simulate import draw_renderings, read_recipes
-
-    for path in sources:
-        if not path.is_dir():
-            yield from given_cases(read_recipes(path), sample_rate_hz)
-    if folders := [path for path in sources if path.is_dir()]:
-        from mcspex_cli.training.data import Corpus
-
-        corpus = Corpus.read(folders, sample_rate_hz)
-        yield from drawn_cases(draw_renderings(corpus, MixtureSettings(), count, seed))
 
 
 def _card(info: CheckpointInfo) -> Card | None:

@@ -21,10 +21,6 @@ MIN_SPEECH_S = 0.3
 MIN_PAUSE_S = 0.5
 """Chosen on recordings of 90 s in which the target speaks at times among others."""
 
-MUTED_BELOW = 0.25
-"""The presence under which a segment is muted. Losing a segment with the target is worse than
-keeping one without, so this takes more certainty than calling a segment absent."""
-
 
 @dataclass(frozen=True)
 class ActivityReport:
@@ -59,7 +55,7 @@ def find_spans(result: PresenceResult, gain_db: float) -> list[tuple[float, floa
 
 def mute_gains(result: PresenceResult, fade_s: float) -> tuple[list[float], list[float]]:
     """Points in time, in seconds, and the gains there that mute segments without the target."""
-    kept = [float(one.presence >= MUTED_BELOW) for one in result.segments]
+    kept = [float(one.presence >= result.mute_threshold) for one in result.segments]
     times, gains = [0.0], [kept[0]]
     for one, before, after in zip(result.segments, kept, kept[1:], strict=False):
         if before != after:

@@ -1,23 +1,26 @@
 """Whether the target speaks in an estimate, and when: from embeddings and energy.
 
 ```
-estimate ─┬─ 4 s, embedded ─── similarity to the reference ──┐
-          └─ energy, next to the mixture's ─ gain ───────────┼─▶ presence in 0..1
-mixture − estimate ─ 4 s, embedded ─ similarity ─────────────┘
+estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─▶ presence of 2 s ─┬─▶ activity
+          └─ energy, next to the mixture's ── gain ─────────┘                    │
+                                                   soft maximum of all of them ──┴─▶ presence
 ```
 
 A network returns some voice whichever it is asked for. Whether that is the right one shows in the
-embedding of the estimate and, less surely, in the residual and in how loud the network made the
-estimate. How much each of these weighs is measured for a model by `training.calibration`. Ours.
+embedding of the estimate and, less surely, in how loud the network made it. How much each of these
+weighs is measured for a model by `training.calibration`. One stretch in which the target surely
+speaks makes the file present, whatever is in the rest: people take turns. Ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -26,24 +29,21 @@ from mcspex_cli.errors import CheckpointError
 from mcspex_cli.extraction.levels import MIN_SIGNAL_S, SILENCE_DB, level_db
 from mcspex_cli.extraction.vad import FrameLevels, frame_levels_db
 
-SEGMENT_S = 4.0
-"""Seconds that are embedded and judged at once: in fewer it is less sure whether the target speaks,
-in more it is less clear when."""
+_logger = logging.getLogger("mcspex")
 
-MIN_REST_S = 2.0
-"""If less than this is left at the end, it is judged together with what came before it."""
+SEGMENT_S = 2.0
+"""Seconds that are embedded and judged at once. A turn is often no longer, and a segment that two
+people share is hard to judge."""
 
 STEP_S = 0.5
 """The last segment's length is a multiple of this: each new length costs a CPU's libraries time."""
 
-BEST_S = 20.0
-"""A file is judged by its best seconds: a voice may speak for a minute of an hour."""
+SHARPNESS = 2.0
+"""How much a file's best stretches count for more than the rest: 0 is their mean, infinity their
+maximum. Chosen, as `SEGMENT_S`, on recordings of 4 to 60 s with turns and with overlap."""
 
 SURE = 0.98
-"""A presence from which nobody was taken for somebody else."""
-
-OWN_WEIGHT = 5.0
-"""How much more a segment tells about itself than either of its neighbours does."""
+"""A presence from which the estimate is not suspected to be another person."""
 
 MIN_RESIDUAL = 0.2
 """The residual's share of the mixture's energy if somebody else speaks too, even 5 dB softer."""
@@ -60,13 +60,23 @@ class Calibration:
 
     centre: tuple[float, ...]
     """[embedding], the mean over many voices. Similarity is the cosine about it."""
-    weights: tuple[float, ...]
-    """Of `SegmentFeatures.vector` and 1, for the log odds that the target speaks."""
+    segment_weights: tuple[float, float, float]
+    """Of similarity, gain and 1, for the log odds that the target speaks in a segment."""
+    file_weights: tuple[float, float]
+    """Of the soft maximum of a file's segments and 1, for the log odds of the file."""
     threshold: float
-    """The presence from which the target counts as present: as many misses as false alarms."""
+    """The presence from which a file has the target: 3 % of the files with it are below."""
+    segment_threshold: float
+    """The same for a segment: as many misses as false alarms."""
+    mute_threshold: float
+    """The presence under which a segment may be muted: 3 % of those with the target are below."""
     wrong_speaker: float
     """How much more similar to the reference the residual may be than the estimate."""
-    measured: dict[str, Any]
+    same_voice_parts: float
+    """The mean similarity of two parts of a clip that 95 % of the clips of one voice have."""
+    same_voice_clips: float
+    """The similarity of one clip to the others that 95 % of the clips of one voice have."""
+    measured: dict[str, Any] = field(default_factory=dict)
     """On what it was measured, and how well it works: AUC, equal error rate."""
 
     @cached_property
@@ -78,24 +88,22 @@ class Calibration:
         a, b = one - self._centre, other - self._centre
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
-    def presence(self, segments: Sequence[SegmentFeatures]) -> float:
-        """The probability, 0 to 1, that the target speaks in segments, weighted by their seconds.
+    def segment_odds(self, features: Vector) -> Vector:
+        """The log odds that the target speaks, from the features [segment, 2] of segments."""
+        odds: Vector = features @ self.segment_weights[:2] + self.segment_weights[2]
+        return odds
 
-        It is 0 where nothing is audible.
+    def file_odds(self, features: Vector) -> float:
+        """The log odds that the target speaks in a file, from the features of its segments.
+
+        Segments count by the soft maximum of their odds. Without any, it is surely absent.
         """
-        features = mean_features(segments)
-        if features is None:
-            return 0.0
-        odds = float(np.dot(self.weights, [*features, 1.0]))
-        return float(np.exp(-np.logaddexp(0, -odds)))
-
-    def is_wrong_speaker(self, segments: Sequence[SegmentFeatures]) -> bool:
-        """Whether the residual is so similar to the reference that the roles must be swapped.
-
-        Where nobody else speaks, the residual is a remnant of the target itself and tells nothing.
-        """
-        features = mean_features([one for one in segments if one.residual_share >= MIN_RESIDUAL])
-        return features is not None and bool(features[1] - features[0] > self.wrong_speaker)
+        if not len(features):
+            return -np.inf
+        odds = SHARPNESS * self.segment_odds(features)
+        highest = float(odds.max())
+        score = (highest + float(np.log(np.exp(odds - highest).mean()))) / SHARPNESS
+        return self.file_weights[0] * score + self.file_weights[1]
 
 
 @dataclass(frozen=True)
@@ -104,21 +112,14 @@ class SegmentFeatures:
 
     start_s: float
     seconds: float
-    similarity: float
+    audible: bool = False
+    """Whether neither estimate nor mixture is silent."""
+    similarity: float = 0.0
     """Of the estimate to the reference."""
-    residual_similarity: float
-    """Of the residual to the reference."""
-    gain: float
+    gain: float = 0.0
     """Decades by which the estimate had to be turned up to match the mixture."""
-    audible: bool = True
-    """False where the estimate is silent."""
-    residual_share: float = 1.0
-    """The residual's share of the mixture's energy."""
-
-    @property
-    def vector(self) -> tuple[float, float, float]:
-        """What the calibration weighs."""
-        return self.similarity, self.residual_similarity, self.gain
+    residual_similarity: float | None = None
+    """Of the residual to the reference; measured only where another person may be followed."""
 
 
 @dataclass(frozen=True)
@@ -147,21 +148,24 @@ class PresenceResult:
     estimate_db: FrameLevels
     """[frame] of 10 ms, of the network's own estimate."""
     mixture_db: FrameLevels
-    features: Vector | None = None
-    """What presence was computed from, see `Calibration`; None where nothing is audible."""
     presence: float | None = None
     present: bool | None = None
     """Whether presence reaches the calibration's threshold."""
     wrong_speaker: bool | None = None
     """Whether the residual is more similar to the reference than right estimates leave it."""
     segments: tuple[Segment, ...] = ()
+    mute_threshold: float = 0.0
+    """The calibration's."""
 
 
 class PresenceMeter:
     """Takes an estimate and its mixture in blocks, and keeps only what it measures of them.
 
+    A segment takes one run of the speaker encoder, and another one of the residual only where the
+    wrong person may have been followed.
+
     Args:
-        embed: the model's speaker encoder. It is called from `add` and `result`.
+        embed: the model's speaker encoder. It is called from `add` and `finish`.
         sample_rate_hz: of the blocks.
         embedding: [embedding], of the reference.
         calibration: of the model. Without one only levels are measured, and nothing is embedded.
@@ -174,15 +178,16 @@ class PresenceMeter:
         embedding: Samples,
         calibration: Calibration | None,
     ) -> None:
+        self.segments: list[SegmentFeatures] = []
+        """What is measured so far."""
         self._embed, self._rate_hz = embed, sample_rate_hz
         self._embedding, self._calibration = embedding, calibration
         self._segment = round(SEGMENT_S * self._rate_hz)
         self._held: Samples | None = None
         """Estimate and mixture [2, channel, sample], as far back as may be needed."""
         self._fresh = 0
-        """Samples at the end of those held that are not judged yet."""
+        """Samples at the end of those held that are not measured yet."""
         self._done = 0
-        self._features: list[SegmentFeatures] = []
         self._levels: list[tuple[FrameLevels, FrameLevels]] = []
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
@@ -199,9 +204,20 @@ class PresenceMeter:
         while self._fresh >= self._segment:
             end = held.shape[-1] - self._fresh + self._segment
             segment = held[..., end - self._segment : end]
-            self._judge(segment, segment)
+            self._measure(segment, segment)
             held = held[..., end - self._segment :]
         self._held = held
+
+    def finish(self) -> None:
+        """Measure the rest: by the last 2 s if there are so many, else by whole steps.
+
+        Raises:
+            EngineError: as `embed` does.
+        """
+        if self._fresh and self._held is not None:
+            step, held = round(STEP_S * self._rate_hz), self._held.shape[-1]
+            rest = self._segment if held >= self._segment else max(1, held // step) * step
+            self._measure(self._held[..., -rest:], self._held[..., -self._fresh :])
 
     def result(self) -> PresenceResult:
         """Measure the rest, then judge the whole file.
@@ -209,124 +225,118 @@ class PresenceMeter:
         Raises:
             EngineError: as `embed` does.
         """
-        if self._fresh and self._held is not None:
-            rest = self._rest(self._held.shape[-1])
-            self._judge(self._held[..., -rest:], self._held[..., -self._fresh :])
+        self.finish()
         estimate_db, mixture_db = (
             np.concatenate([np.zeros(0), *(levels[k] for levels in self._levels)]) for k in (0, 1)
         )
-        result = PresenceResult(estimate_db, mixture_db)
-        if self._calibration is None:
-            return result
-        return _judged(result, self._features, self._calibration)
+        calibration = self._calibration
+        if calibration is None:
+            return PresenceResult(estimate_db, mixture_db)
+        segments = tuple(self._judged(calibration))
+        presence = probability(calibration.file_odds(self.features()))
+        excess = [
+            one.residual_similarity - one.similarity
+            for one in self.segments
+            if one.residual_similarity is not None
+        ]
+        wrong = bool(excess) and float(np.mean(excess)) > calibration.wrong_speaker
+        return PresenceResult(
+            estimate_db,
+            mixture_db,
+            presence,
+            presence >= calibration.threshold,
+            presence < SURE and wrong,
+            segments,
+            calibration.mute_threshold,
+        )
 
-    def _rest(self, held: int) -> int:
-        """The samples that the rest is judged by, of few different lengths (see `STEP_S`)."""
-        step = round(STEP_S * self._rate_hz)
-        if held > self._fresh:
-            return max(-(-self._fresh // step) * step, round(MIN_REST_S * self._rate_hz))
-        return max(1, held // step) * step
+    def features(self) -> Vector:
+        """Similarity and gain [segment, 2] of the segments that are audible."""
+        audible = [(one.similarity, one.gain) for one in self.segments if one.audible]
+        return np.array(audible, np.float64).reshape(-1, 2)
 
-    def _judge(self, part: Samples, new: Samples) -> None:
+    def _judged(self, calibration: Calibration) -> Iterator[Segment]:
+        """Each segment with its presence; 0 where nothing is audible."""
+        for one in self.segments:
+            features = np.array([[one.similarity, one.gain]])
+            odds = float(calibration.segment_odds(features)[0])
+            presence = probability(odds) if one.audible else 0.0
+            end_s = round(one.start_s + one.seconds, 3)
+            present = presence >= calibration.segment_threshold
+            yield Segment(round(one.start_s, 3), end_s, presence, present)
+
+    def _measure(self, part: Samples, new: Samples) -> None:
         """Measure a part [2, channel, sample] of which `new` was not measured before."""
         channel = int(np.square(part[1], dtype=np.float64).sum(axis=-1).argmax())
         estimate, mixture = new[:, channel]
         rate_hz, fresh = self._rate_hz, len(mixture)
         self._levels.append((frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz)))
         if self._calibration:
-            one = self._measure(part[:, channel], self._calibration)
-            self._features.append(
-                replace(one, start_s=self._done / rate_hz, seconds=fresh / rate_hz)
-            )
+            times = self._done / rate_hz, fresh / rate_hz
+            self.segments.append(self._features(part[:, channel], times, self._calibration))
         self._done += fresh
         self._fresh -= fresh
 
-    def _measure(self, both: Samples, calibration: Calibration) -> SegmentFeatures:
-        """The features of a segment of estimate and mixture [2, sample]."""
+    def _features(
+        self, both: Samples, times: tuple[float, float], calibration: Calibration
+    ) -> SegmentFeatures:
+        """Measure a segment of estimate and mixture [2, sample] at times (from, seconds)."""
         estimate, mixture = both.astype(np.float64)
         energy, shared = _product(estimate, estimate), _product(estimate, mixture)
         whole = _product(mixture, mixture)
         silent = level_db(whole / len(mixture)) < SILENCE_DB
         if silent or energy == 0 or shared == 0 or len(mixture) < MIN_SIGNAL_S * self._rate_hz:
-            return SegmentFeatures(0.0, 0.0, 0.0, 0.0, 0.0, audible=False)
-        gain = shared / energy
-        parts = (gain * estimate, mixture - gain * estimate)
-        similarity, residual_similarity = (
-            calibration.similarity(self._embed(part.astype(np.float32)), self._embedding)
-            for part in parts
+            return SegmentFeatures(*times)
+        matched = shared / energy * estimate
+        similarity = calibration.similarity(
+            self._embed(matched.astype(np.float32)), self._embedding
         )
-        left = _product(parts[1], parts[1]) / whole
-        decades = float(np.log10(abs(gain)))
-        return SegmentFeatures(
-            0.0, 0.0, similarity, residual_similarity, decades, residual_share=left
-        )
+        gain = float(np.log10(abs(shared / energy)))
+        one = SegmentFeatures(*times, True, similarity, gain)
+        residual = mixture - matched
+        odds = float(calibration.segment_odds(np.array([[similarity, gain]]))[0])
+        if _product(residual, residual) < MIN_RESIDUAL * whole or probability(odds) >= SURE:
+            return one
+        voice = self._embed(residual.astype(np.float32))
+        return replace(one, residual_similarity=calibration.similarity(voice, self._embedding))
 
 
-def mean_features(segments: Sequence[SegmentFeatures]) -> Vector | None:
-    """The mean features of segments by their seconds; None where nothing is audible."""
-    audible = [one for one in segments if one.audible]
-    if not audible:
-        return None
-    features: Vector = np.average(
-        [one.vector for one in audible], axis=0, weights=[one.seconds for one in audible]
-    )
-    return features
+def probability(odds: float) -> float:
+    """Log odds as a probability."""
+    return float(np.exp(-np.logaddexp(0, -odds)))
 
 
 def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | None:
     """Check a config's calibration; None, for a model without one, stays None.
+
+    One made by mcspex 0.6 or older cannot be used. The model works, but does not tell presence.
 
     Raises:
         CheckpointError: it is malformed, or not for embeddings of this length.
     """
     if raw is None:
         return None
-    try:
-        parsed = Calibration(
-            tuple(map(float, raw["centre"])),
-            tuple(map(float, raw["weights"])),
-            float(raw["threshold"]),
-            float(raw["wrong_speaker"]),
-            dict(raw["measured"]),
+    if isinstance(raw, dict) and "weights" in raw:
+        _logger.warning(
+            f"{path}: was calibrated by an older mcspex, so that presence is not told. "
+            "Calibrate it again: mcspex models calibrate"
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return None
+    try:
+        calibration = msgspec.convert(raw, Calibration)
+    except (msgspec.ValidationError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: its calibration is malformed. Calibrate it again."
         ) from error
-    numbers = (*parsed.centre, *parsed.weights, parsed.threshold, parsed.wrong_speaker)
-    counts = len(parsed.centre), len(parsed.weights)
-    if not np.isfinite(numbers).all() or counts != (embedding, 4):
+    numbers = [
+        value
+        for one in vars(calibration).values()
+        for value in (one if isinstance(one, tuple) else [one])
+        if isinstance(value, float)
+    ]
+    if not np.isfinite(numbers).all() or len(calibration.centre) != embedding:
         raise CheckpointError(f"{path}: its calibration is of another model. Calibrate it again.")
-    return parsed
-
-
-def _judged(
-    result: PresenceResult, features: Sequence[SegmentFeatures], calibration: Calibration
-) -> PresenceResult:
-    """The result with what the features tell."""
-    best: list[SegmentFeatures] = []
-    for one in sorted(features, key=lambda one: calibration.presence([one]), reverse=True):
-        if one.audible and sum(other.seconds for other in best) < BEST_S:
-            best.append(one)
-    presence = calibration.presence(best)
-    return replace(
-        result,
-        features=mean_features(best),
-        presence=presence,
-        present=presence >= calibration.threshold,
-        wrong_speaker=presence < SURE and calibration.is_wrong_speaker(best),
-        segments=tuple(_segments(features, calibration)),
-    )
-
-
-def _segments(features: Sequence[SegmentFeatures], calibration: Calibration) -> Iterator[Segment]:
-    """Each segment's presence, its neighbours considered."""
-    for k, one in enumerate(features):
-        own = replace(one, seconds=OWN_WEIGHT * one.seconds)
-        around = [*features[max(0, k - 1) : k], own, *features[k + 1 : k + 2]]
-        presence = calibration.presence(around) if one.audible else 0.0
-        end_s = round(one.start_s + one.seconds, 3)
-        yield Segment(round(one.start_s, 3), end_s, presence, presence >= calibration.threshold)
+    return calibration
 
 
 def _product(one: Vector, other: Vector) -> float:

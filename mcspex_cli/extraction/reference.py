@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length, check_level, level_db
+from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import ReferenceQuality, is_profile_name, read_profile
 from mcspex_cli.extraction.vad import (
     Activity,
@@ -82,13 +84,6 @@ _PART_S = 1.5
 """A voice is compared with itself over parts this long, or longer where there would be many."""
 
 _MAX_PARTS = 16
-
-_TWO_SIDES = 0.3
-"""The beginning and the end of a clip are less similar only if two people speak: on dev speakers
-1 of 40 clips of one person is, and so are 6 of 7 in which one follows the other."""
-
-_TWO_PARTS = -0.05
-"""The same for any two parts, which finds people who take turns."""
 
 _TIME = r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)"
 _SPAN = re.compile(rf"\s*{_TIME}\s*-\s*(?:{_TIME})?\s*", re.ASCII)
@@ -273,7 +268,7 @@ def enroll(
     if spans and mixture:
         cuts = read_spans(mixture, spans, engine.sample_rate_hz, channel, track)
         voices += [embed_clip(clip, engine) for clip in cuts]
-    return join_voices(voices)
+    return join_voices(voices, engine.calibration)
 
 
 def embed_clip(clip: Clip, engine: Engine) -> Voice:
@@ -285,12 +280,19 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
     used = clip.trimmed()
     quality = measure_quality(clip, len(used) / clip.sample_rate_hz)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
-    quality = judge(quality, has_two_voices(clip, engine))
+    similarity = two_voices = None
+    if engine.calibration:
+        similarity = similarity_of_parts(clip, engine, engine.calibration)
+    if engine.calibration and similarity is not None:
+        two_voices = similarity < engine.calibration.same_voice_parts
+    quality = judge(quality, two_voices)
     return Voice(engine.embed([used]), (quality,), seconds, (), (clip.name,))
 
 
-def join_voices(voices: Sequence[Voice]) -> Voice:
+def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:
     """Join voices of one person, each weighted by its seconds of speech.
+
+    With a calibration, those that do not sound like the others are warned of.
 
     Raises:
         AudioError: there is none.
@@ -304,6 +306,8 @@ def join_voices(voices: Sequence[Voice]) -> Voice:
     if sum(weights) < MIN_SPEECH_S:
         short = f"only {sum(weights):.1f} s of speech; with 3 s or more a voice is followed better."
         warnings.insert(0, short)
+    if calibration and len(voices) > 1:
+        warnings += _unlike(voices, calibration)
     return Voice(
         mean.astype(np.float32),
         qualities,
@@ -311,6 +315,29 @@ def join_voices(voices: Sequence[Voice]) -> Voice:
         tuple(warnings),
         tuple(source for voice in voices for source in voice.sources),
     )
+
+
+def _unlike(voices: Sequence[Voice], calibration: Calibration) -> Iterator[str]:
+    """Name the voices that do not sound like the others, in one line."""
+
+    def similarity(place: int) -> float:
+        others = rest[:place] + rest[place + 1 :]
+        weights = [other.seconds for other in others]
+        mean = np.average([other.embedding for other in others], axis=0, weights=weights)
+        return calibration.similarity(rest[place].embedding, mean)
+
+    rest, names = list(voices), []
+    while len(rest) > 1:
+        worst = min(range(len(rest)), key=similarity)
+        if similarity(worst) >= calibration.same_voice_clips:
+            break
+        names.append(" and ".join(rest.pop(worst).sources))
+    if names and len(voices) == 2:
+        both = " and ".join(source for voice in voices for source in voice.sources)
+        yield f"{both} do not sound like one voice. Give clips of one person."
+    elif names:
+        do = "does" if len(names) == 1 else "do"
+        yield f"{', '.join(names)} {do} not sound like the other clips. Give clips of one person."
 
 
 def list_sources(sources: Iterable[Path]) -> list[Path]:
@@ -460,7 +487,7 @@ def measure_quality(clip: Clip, used_s: float) -> ReferenceQuality:
 
 
 def judge(quality: ReferenceQuality, two_voices: bool | None) -> ReferenceQuality:
-    """Complete a quality by what `has_two_voices` found, and by a warning if it is poor.
+    """Complete a quality by whether it has two voices, and by a warning if it is poor.
 
     Little speech in one clip is not a reason: see `join_voices`.
     """
@@ -478,28 +505,21 @@ def judge(quality: ReferenceQuality, two_voices: bool | None) -> ReferenceQualit
     return replace(quality, two_voices=two_voices, warning=warning)
 
 
-def has_two_voices(clip: Clip, engine: Engine) -> bool | None:
-    """Whether two people speak in a clip, one after the other or in turns.
+def similarity_of_parts(clip: Clip, engine: Engine, calibration: Calibration) -> float | None:
+    """The mean similarity of any two parts of a clip's speech, each of 1.5 s or more.
 
-    Its speech is taken in parts of 1.5 s or more. What comes before and after is compared at
-    every place, with and without the part there, which may hold both; and so are any two parts.
+    If two people speak in it, one after the other or in turns, it is low.
 
     Returns:
-        None with less than 3 s of speech, or for a model without calibration.
+        None with less than 3 s of speech.
     """
-    if engine.calibration is None:
-        return None
     speech = clip.only_speech()
     count = min(_MAX_PARTS, int(len(speech) / (_PART_S * clip.sample_rate_hz)))
     if count < 2:
         return None
-    centre = np.array(engine.calibration.centre, np.float32)
-    parts = np.array_split(speech, count)
-    voices = np.array([engine.embed([part]) - centre for part in parts])
-    voices /= np.maximum(np.linalg.norm(voices, axis=1, keepdims=True), 1e-12)
-    places = [(i, i + gap) for gap in (0, 1) for i in range(1, count - gap)]
-    sides = min(_cosine(voices[:end].mean(0), voices[start:].mean(0)) for end, start in places)
-    return sides < _TWO_SIDES or float((voices @ voices.T).min()) < _TWO_PARTS
+    embeddings = [engine.embed_part(part) for part in np.array_split(speech, count)]
+    pairs = combinations(embeddings, 2)
+    return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
 
 
 def _check_end(path: Path, span: Span, seconds: float, ends: str) -> None:
@@ -545,10 +565,6 @@ def _mean_db(levels_db: FrameLevels) -> float:
     """The level of frames together; -120 of none."""
     powers = 10 ** (levels_db / 10)
     return level_db(max(float(np.mean(powers)), 1e-12)) if len(levels_db) else -120.0
-
-
-def _cosine(one: Samples, other: Samples) -> float:
-    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
 
 
 def _parse_time(parts: Sequence[str | None]) -> float | None:

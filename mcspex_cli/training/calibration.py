@@ -1,60 +1,126 @@
-"""What a model's likenesses mean: learned from mixtures with and without the voice asked for.
+"""What a model's similarities mean: learned from recordings with and without a voice.
 
-Every mixture is extracted from twice: for the voice in it that its reference is of, and for one
-that is not in it. A logistic regression then tells both by the evidence of `extraction.presence`.
-How well it does is measured on speakers that it was not fitted to. Ours.
+Half of the recordings are mixtures of two people, half have people who take turns. Each is
+extracted from twice: for a voice in it, and for one that is not in it. A logistic regression then
+tells segments with the voice from those without by what `extraction.presence` measures, and another
+one files. How well that works is measured on speakers to whom it was not fitted. Ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration, PresenceMeter
-from mcspex_cli.training.simulate import Recipe, Rendering, render
+from mcspex_cli.extraction.presence import Calibration, PresenceMeter, SegmentFeatures
+from mcspex_cli.extraction.reference import Clip, similarity_of_parts
+from mcspex_cli.training.data import Corpus
+from mcspex_cli.training.settings import MixtureSettings
+from mcspex_cli.training.simulate import (
+    Recipe,
+    Rendering,
+    draw_renderings,
+    read_recipes,
+    render,
+)
 
 Vector = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 FOLDS = 6
 """Parts of the speakers; each is judged by what was fitted to the others."""
 
-FALSE_ALARMS = 0.05
-"""The share of right estimates that may be taken for the wrong speaker's."""
+LOST = 0.03
+"""The share of present voices, and of segments with one, that may be taken for absent."""
 
-LEAST_CASES = 50
-"""Mixtures below which nothing can be measured."""
+UNLIKE = 0.05
+"""The share of good references that may be warned of, and of right estimates for the wrong
+speaker's."""
+
+MIN_CASES = 50
+"""Recordings below which nothing can be measured."""
+
+SPEAKING, SILENT = 0.15, 0.02
+"""The target's share of the energy from which a segment has it, and up to which it has not."""
+
+TURNS_S = (4.0, 30.0)
+"""The length of a drawn recording with turns."""
+
+TURN_S = (1.0, 6.0)
+TARGET_SHARE = (0.1, 0.6)
+"""The share of a recording with turns in which the target speaks."""
+
+_LOWEST_ODDS = -50.0
+"""The log odds of a recording in which nothing is audible."""
 
 _RIDGE = 1e-3
 """Keeps the regression's weights finite where the cases are told apart without error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A mixture, and who is in it."""
+    """A recording, and who is in it."""
 
     rendering: Rendering
     speaker: str
     """The target's."""
     others: frozenset[str]
+    turns: bool = False
+    """Whether they take turns; otherwise they talk at the same time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """A voice asked for, and what came out."""
+    """A voice that was asked for, and what came out."""
 
     features: Vector
+    """[segment, 2], see `PresenceMeter.features`."""
+    shares: Vector
+    """The voice's share of the mixture's energy [segment]."""
+    excess: float | None
+    """How much more similar to the reference the residual is than the estimate."""
     present: bool
     speaker: str
-    swapped: bool
-    """Whether another voice came out, more of it than of the one asked for."""
+    swapped: bool = False
+    """Whether more of another voice came out than of the one that was asked for."""
+    turns: bool = False
+    seconds: float = 0.0
+
+
+def read_cases(
+    sources: Iterable[Path], count: int, sample_rate_hz: int, seed: int
+) -> Iterator[Case]:
+    """Mixtures, given or drawn, and as many recordings with turns by the same speakers.
+
+    Args:
+        sources: CSVs of recipes, and folders of speakers.
+        count: how many mixtures are drawn from the folders.
+        sample_rate_hz: of the recordings.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: as `read_recipes`, `Corpus.read` and `draw_turns`.
+    """
+    sources = list(sources)
+    recipes = [one for path in sources if not path.is_dir() for one in read_recipes(path)]
+    if recipes:
+        yield from given_cases(recipes, sample_rate_hz)
+        voices = read_voices(recipes, sample_rate_hz)
+        yield from draw_turns(voices, len(recipes), sample_rate_hz, seed)
+    if folders := [path for path in sources if path.is_dir()]:
+        corpus, settings = Corpus.read(folders, sample_rate_hz), MixtureSettings(segment_s=6.0)
+        yield from drawn_cases(draw_renderings(corpus, settings, count, seed))
+        yield from draw_turns(utterances(corpus), count, sample_rate_hz, seed)
 
 
 def given_cases(recipes: Iterable[Recipe], sample_rate_hz: int) -> Iterator[Case]:
@@ -70,31 +136,117 @@ def drawn_cases(renderings: Iterable[Rendering]) -> Iterator[Case]:
         yield Case(one, one.labels["target"], frozenset(one.labels["interferer"].split(" + ")))
 
 
-class Calibrator:
-    """Listens to mixtures, then makes a calibration for the engine's model.
+def utterances(corpus: Corpus) -> dict[str, list[Samples]]:
+    """The utterances [sample] of each speaker of a corpus."""
+    samples = corpus.samples.numpy()
+
+    def cut(start: int, end: int) -> Samples:
+        return samples[start:end].astype(np.float32) / np.float32(32768)
+
+    return {
+        speaker.name: [
+            cut(speaker.start + start, speaker.start + end)
+            for start, end in pairwise(speaker.bounds)
+        ]
+        for speaker in corpus.speakers
+    }
+
+
+def read_voices(recipes: Iterable[Recipe], sample_rate_hz: int) -> dict[str, list[Samples]]:
+    """The utterances [sample] of each speaker in recipes, by the folder that they are in."""
+    paths = {
+        path
+        for recipe in recipes
+        for path in (recipe.target, recipe.reference, *recipe.interferers)
+    }
+    voices: dict[str, list[Samples]] = {}
+    for path in sorted(paths):
+        voices.setdefault(path.parent.name, []).append(audio.read(path, sample_rate_hz))
+    return voices
+
+
+def draw_turns(
+    voices: Mapping[str, Sequence[Samples]], count: int, sample_rate_hz: int, seed: int
+) -> Iterator[Case]:
+    """Draw recordings in which two to four people take turns, with pauses and some overlap.
+
+    Args:
+        voices: two or more utterances [sample] of each speaker. One of the target's is its
+            reference, and is not in the recording.
+        count: how many.
+        sample_rate_hz: of the utterances.
+        seed: the same recordings for the same seed.
 
     Raises:
-        ConfigError: there are too few mixtures, or too few voices in them.
+        ConfigError: there are fewer than three speakers.
+    """
+    rng = np.random.default_rng(seed)
+    names = sorted(name for name, spoken in voices.items() if len(spoken) > 1)
+    if len(names) < 3:
+        raise ConfigError("recordings with turns need three speakers, each with two utterances.")
+    for number in range(count):
+        size = min(int(rng.integers(2, 5)), len(names) - 1)
+        target, *others = (str(name) for name in rng.choice(names, size, replace=False))
+        reference, *rest = (voices[target][int(k)] for k in rng.permutation(len(voices[target])))
+        spoken = {target: rest, **{other: voices[other] for other in others}}
+        length = round(float(np.exp(rng.uniform(*np.log(TURNS_S)))) * sample_rate_hz)
+        share = rng.uniform(*TARGET_SHARE)
+        parts = {name: np.zeros(length, np.float32) for name in spoken}
+        gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
+        at, said, last = 0, 0, ""
+        while at < length:
+            due = last != target and said <= share * at
+            turn = target if due else str(rng.choice([o for o in others if o != last] or others))
+            clip = spoken[turn][int(rng.integers(len(spoken[turn])))]
+            most = share * length if turn == target else length
+            taken = min(rng.uniform(*TURN_S) * sample_rate_hz, max(most, sample_rate_hz))
+            start = int(rng.integers(max(1, len(clip) - int(taken) + 1)))
+            clip = clip[start : start + int(taken)][: length - at]
+            rms = float(np.sqrt(np.mean(np.square(clip)))) or 1.0
+            parts[turn][at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
+            said, last = said + len(clip) * (turn == target), turn
+            pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
+            at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
+        rest_of_it = np.sum([parts[other] for other in others], axis=0)
+        rendering = Rendering(
+            f"turns-{number:04d}",
+            parts[target] + rest_of_it,
+            parts[target],
+            rest_of_it,
+            reference,
+        )
+        yield Case(rendering, target, frozenset(others), turns=True)
+
+
+class Calibrator:
+    """Extracts from recordings, then makes a calibration for the engine's model.
+
+    Raises:
+        ConfigError: there are too few recordings, or too few voices in them.
     """
 
     def __init__(self, engine: Engine, cases: Iterable[Case], seed: int = 0) -> None:
         self._engine = engine
         self.cases = list(cases)
-        if len(self.cases) < LEAST_CASES:
+        if len(self.cases) < MIN_CASES:
             raise ConfigError(
-                f"{len(self.cases)} mixtures are too few; {LEAST_CASES} or more tell."
+                f"{len(self.cases)} recordings are too few. Give {MIN_CASES} or more."
             )
         self._rng = np.random.default_rng(seed)
         self._voices = [engine.embed([case.rendering.reference]) for case in self.cases]
         centre = np.unique(self._voices, axis=0).mean(axis=0, dtype=np.float64)
-        self._centre = tuple(round(float(x), 5) for x in centre)
-        self._unfitted = Calibration(self._centre, (0.0,) * 4, 0.0, 0.0, {})
+        self._unfitted = Calibration(
+            tuple(round(float(x), 5) for x in centre),
+            (0.0, 0.0, 0.0),
+            (0.0, 0.0),
+            *(0.0,) * 6,
+        )
 
     def trials(self) -> Iterator[Trial]:
-        """Extract each mixture for its target, then for somebody who is not in it."""
+        """Extract from each recording its target, then a voice that is not in it."""
         for index, case in enumerate(self.cases):
             yield self._trial(case, self._voices[index], case.speaker)
-            absent = self._somebody_else(case)
+            absent = self._absent(case)
             yield self._trial(case, self._voices[absent], self.cases[absent].speaker)
 
     def calibration(self, trials: Sequence[Trial]) -> Calibration:
@@ -103,71 +255,165 @@ class Calibrator:
         Raises:
             ConfigError: there are too few voices, or none of them came out.
         """
-        features = np.array([trial.features for trial in trials])
         present = np.array([trial.present for trial in trials])
         swapped = np.array([trial.swapped for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
-        _check(len(speakers), lost=bool(swapped[present].all()))
+        if len(speakers) < FOLDS:
+            raise ConfigError(
+                f"{len(speakers)} voices are too few to keep some apart. Give {FOLDS} or more."
+            )
+        if swapped[present].all():
+            raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
         fold = np.array([places[trial.speaker] % FOLDS for trial in trials])
         odds = np.zeros(len(trials))
+        held_out: list[Vector] = []
         for part in range(FOLDS):
-            fitted = fit(features[fold != part], present[fold != part])
-            odds[fold == part] = _odds(features[fold == part], fitted)
-        rate, threshold = equal_error(odds[present], odds[~present])
-        swaps = features[:, 1] - features[:, 0]
-        wrong = float(np.quantile(swaps[present & ~swapped], 1 - FALSE_ALARMS))
-        measured: dict[str, Any] = {
-            "mixtures": len(self.cases),
-            "speakers": len(speakers),
+            others = [t for t, own in zip(trials, fold, strict=True) if own != part]
+            fitted = _fitted(self._unfitted, others)
+            for index in np.flatnonzero(fold == part):
+                features = trials[int(index)].features
+                odds[index] = max(fitted.file_odds(features), _LOWEST_ODDS)
+            held_out += [
+                np.stack([fitted.segment_odds(t.features), t.shares])
+                for t, own in zip(trials, fold, strict=True)
+                if own == part
+            ]
+        fitted = _fitted(self._unfitted, trials)
+        file_odds = np.array([max(fitted.file_odds(t.features), _LOWEST_ODDS) for t in trials])
+        segments = [np.stack([fitted.segment_odds(t.features), t.shares]) for t in trials]
+        with_target, without = _split(segments)
+        excess = np.array([np.nan if t.excess is None else t.excess for t in trials])
+        right = excess[present & ~swapped & np.isfinite(excess)]
+        wrong = float(np.quantile(right, 1 - UNLIKE)) if len(right) else 1.0
+        parts, clips = self._same_voice()
+        return replace(
+            fitted,
+            threshold=_probability(np.quantile(file_odds[present], LOST)),
+            segment_threshold=_probability(equal_error(with_target, without)[1]),
+            mute_threshold=_probability(np.quantile(with_target, LOST)),
+            wrong_speaker=round(wrong, 4),
+            same_voice_parts=round(parts, 4),
+            same_voice_clips=round(clips, 4),
+            measured=self._measured(trials, odds, excess, wrong, held_out),
+        )
+
+    def _measured(
+        self,
+        trials: Sequence[Trial],
+        odds: Vector,
+        excess: Vector,
+        wrong: float,
+        segments: Sequence[Vector],
+    ) -> dict[str, Any]:
+        """How well a calibration works, on speakers to whom it was not fitted."""
+        present = np.array([trial.present for trial in trials])
+        swapped = np.array([trial.swapped for trial in trials])
+        turns = np.array([trial.turns for trial in trials])
+        lost = np.quantile(odds[present], LOST)
+        kinds = {"mixtures": ~turns, "turns": turns}
+        return {
+            "recordings": len(self.cases),
+            "speakers": len({trial.speaker for trial in trials}),
             "auc": round(area(odds[present], odds[~present]), 4),
-            "equal_error_rate": round(rate, 4),
-            "misses_at_false_alarms": {
-                str(share): round(misses(odds[present], odds[~present], share), 4)
-                for share in (0.01, 0.05, 0.1, 0.2)
+            "equal_error_rate": round(equal_error(odds[present], odds[~present])[0], 4),
+            "absent_taken_for_present": round(float((odds[~present] >= lost).mean()), 4),
+            "segment_auc": round(area(*_split(segments)), 4),
+            **{
+                f"auc_{kind}": round(area(odds[present & own], odds[~present & own]), 4)
+                for kind, own in kinds.items()
+                if own.any()
             },
             "swapped": int((present & swapped).sum()),
-            "wrong_speaker_hits": _share(swaps[present & swapped] > wrong),
-            "wrong_speaker_false_alarms": _share(swaps[present & ~swapped] > wrong),
+            "wrong_speaker_hits": _share(excess[present & swapped] > wrong),
+            "wrong_speaker_false_alarms": _share(excess[present & ~swapped] > wrong),
         }
-        weights = tuple(round(float(w), 5) for w in fit(features, present))
-        presence = 1 / (1 + np.exp(-threshold))
-        return Calibration(self._centre, weights, round(presence, 4), round(wrong, 4), measured)
+
+    def _same_voice(self) -> tuple[float, float]:
+        """What parts of a clip, and clips, of one voice have in common; see `Calibration`."""
+        rate_hz, parts, clips = self._engine.sample_rate_hz, [], []
+        for case, voice in zip(self.cases, self._voices, strict=True):
+            clip = Clip.measure(case.rendering.id, case.rendering.reference, rate_hz)
+            similarity = similarity_of_parts(clip, self._engine, self._unfitted)
+            if similarity is not None:
+                parts.append(similarity)
+            other = self._engine.embed_part(case.rendering.target)
+            clips.append(self._unfitted.similarity(voice, other))
+        return (
+            float(np.quantile(parts, UNLIKE)) if len(parts) >= MIN_CASES // 2 else -1.0,
+            float(np.quantile(clips, UNLIKE)),
+        )
 
     def _trial(self, case: Case, voice: Samples, speaker: str) -> Trial:
-        """Ask a mixture for a voice."""
-        mixture, one = case.rendering.mixture, case.rendering
-        meter = PresenceMeter(
-            self._engine.embed_part, self._engine.sample_rate_hz, voice, self._unfitted
+        """Ask a recording for a voice."""
+        engine, one, present = self._engine, case.rendering, speaker == case.speaker
+        meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, self._unfitted)
+        estimate = engine.extract(one.mixture, voice)
+        meter.add(estimate[None], one.mixture[None])
+        meter.finish()
+        audible = [segment for segment in meter.segments if segment.audible]
+        shares = [self._share_of(segment, one) if present else 0.0 for segment in audible]
+        excess = [
+            segment.residual_similarity - segment.similarity
+            for segment in audible
+            if segment.residual_similarity is not None
+        ]
+        swapped = si_sdr(estimate, one.interferer) > si_sdr(estimate, one.target)
+        return Trial(
+            meter.features(),
+            np.array(shares),
+            float(np.mean(excess)) if excess else None,
+            present,
+            speaker,
+            present and swapped and not case.turns,
+            case.turns,
+            len(one.mixture) / engine.sample_rate_hz,
         )
-        estimate = self._engine.extract(mixture, voice)
-        meter.add(estimate[None], mixture[None])
-        features = meter.result().features
-        if features is None:
-            features = np.zeros(len(self._unfitted.weights) - 1)
-        ratios = [si_sdr(estimate, talker) for talker in (one.target, one.interferer)]
-        present = speaker == case.speaker
-        return Trial(features, present, speaker, present and ratios[1] > ratios[0])
 
-    def _somebody_else(self, case: Case) -> int:
+    def _share_of(self, segment: SegmentFeatures, one: Rendering) -> float:
+        """The target's share of the energy in a segment."""
+        start, count = (
+            round(s * self._engine.sample_rate_hz) for s in (segment.start_s, segment.seconds)
+        )
+        target, mixture = (
+            float(np.square(signal[start : start + count], dtype=np.float64).sum())
+            for signal in (one.target, one.mixture)
+        )
+        return target / max(mixture, 1e-12)
+
+    def _absent(self, case: Case) -> int:
         """The place of a case whose target is not in this one."""
         inside = {case.speaker, *case.others}
         places = [k for k, other in enumerate(self.cases) if other.speaker not in inside]
         if not places:
-            raise ConfigError(f"{case.rendering.id}: nobody is absent. Use more speakers.")
+            raise ConfigError(f"{case.rendering.id}: has every voice. Use more speakers.")
         return int(self._rng.choice(places))
 
 
-def _check(speakers: int, *, lost: bool) -> None:
-    """Refuse trials that tell nothing.
+def _fitted(unfitted: Calibration, trials: Sequence[Trial]) -> Calibration:
+    """The weights of segments, and then of files, that tell present from absent voices best."""
+    features = np.concatenate([trial.features for trial in trials])
+    shares = np.concatenate([trial.shares for trial in trials])
+    clear = (shares > SPEAKING) | (shares < SILENT)
+    weights = fit(features[clear], shares[clear] > SPEAKING)
+    fitted = replace(unfitted, segment_weights=_rounded(weights), file_weights=(1.0, 0.0))
+    scores = np.array([[max(fitted.file_odds(t.features), _LOWEST_ODDS)] for t in trials])
+    file_weights = fit(scores, np.array([trial.present for trial in trials]))
+    return replace(fitted, file_weights=_rounded(file_weights))
 
-    Raises:
-        ConfigError: as said.
-    """
-    if speakers < FOLDS:
-        raise ConfigError(f"{speakers} voices are too few to be held out; {FOLDS} or more.")
-    if lost:
-        raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
+
+def _split(segments: Sequence[Vector]) -> tuple[Vector, Vector]:
+    """The odds of segments with and without the target, from odds and shares [2, segment]."""
+    odds, shares = np.concatenate(segments, axis=1)
+    return odds[shares > SPEAKING], odds[shares < SILENT]
+
+
+def _rounded(weights: Vector) -> Any:
+    return tuple(round(float(weight), 5) for weight in weights)
+
+
+def _probability(odds: float) -> float:
+    return float(np.floor(1e4 / (1 + np.exp(-odds))) / 1e4)
 
 
 def fit(features: Vector, present: npt.NDArray[np.bool_]) -> Vector:
@@ -204,17 +450,6 @@ def equal_error(present: Vector, absent: Vector) -> tuple[float, float]:
     return float(missed[at] + false[at]) / 2, float(scores[at])
 
 
-def misses(present: Vector, absent: Vector, false_alarms: float) -> float:
-    """The share of present voices missed where so many absent ones are taken for present."""
-    return float((present <= np.quantile(absent, 1 - false_alarms)).mean())
-
-
-def _odds(features: Vector, weights: Vector) -> Vector:
-    """Log odds of trials."""
-    odds: Vector = features @ weights[:-1] + weights[-1]
-    return odds
-
-
-def _share(flags: npt.NDArray[np.bool_]) -> float | None:
+def _share(flags: Flags) -> float | None:
     """The share that is true; None of none."""
     return round(float(flags.mean()), 4) if flags.size else None

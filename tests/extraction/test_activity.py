@@ -37,7 +37,9 @@ def measured(
         Segment(4.0 * k, min(4.0 * k + 4, seconds), presence, presence >= 0.5)
         for k, presence in enumerate(presences)
     )
-    return PresenceResult(levels, np.full_like(levels, mixture_db), segments=segments, **told)
+    return PresenceResult(
+        levels, np.full_like(levels, mixture_db), segments=segments, mute_threshold=0.25, **told
+    )
 
 
 def test_spans_are_where_it_is_loud() -> None:

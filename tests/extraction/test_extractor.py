@@ -35,6 +35,7 @@ from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 from mcspex_cli.extraction.windows import without_rumble
+from tests import conftest
 from tests.conftest import RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
 
@@ -63,9 +64,9 @@ class Softener(Runtime):
         return np.roll(self.gain * low, self.late, axis=1).astype(np.float32)
 
 
-def calibration(*weights: float, threshold: float) -> Calibration:
-    """By similarity, the residual's, gain and 1; a threshold of 0 or 1.1 decides everything."""
-    return Calibration((0.0,) * 8, weights or (1.0, -1.0, 0.0, 2.0), threshold, 9.0, {})
+def calibration(threshold: float, **changed: Any) -> Calibration:
+    """One for the network of these tests; a threshold of 0 or 1.1 decides everything."""
+    return conftest.calibration(8, threshold=threshold, **changed)
 
 
 def named(embedding: Samples, *sources: str) -> Voice:
@@ -311,9 +312,10 @@ def test_segments_without_the_voice_are_faded_to_silence(
     sound = put(tmp_path, sound.astype(np.float32), rate_hz)
     run({"estimate": "p.wav", "residual": "", "activity": ""}, subtype="FLOAT")
     # Presence falls from 0.99 to 0.1 where the gain goes from 2 to 2.5 decades.
-    soft.engine.calibration = calibration(0.0, 0.0, -14.0, 32.0, threshold=0.01)
+    soft.engine.calibration = calibration(0.01, segment_weights=(0.0, -14.0, 32.0))
     result = run(absent="mute", subtype="FLOAT")
-    assert [one.presence >= 0.25 for one in result.segments] == [True, False, True]
+    kept = [one.presence >= 0.25 for one in result.segments]
+    assert kept == [True, True, False, False, True, True]
     plain, muted, residual = (get(tmp_path / f"{name}.wav")[0] for name in "per")
     nearest = np.abs(at_s[:, None] - [4.0, 8.0]).min(axis=1)
     assert not muted[middle & (nearest > 0.026)].any()

@@ -15,8 +15,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.errors import AudioError, CheckpointError
 from mcspex_cli.extraction import reference
-from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.profile import Enrolment, Profile, ReferenceQuality, write_profile
 from mcspex_cli.extraction.reference import (
     LONGEST_USED_S,
@@ -26,7 +25,6 @@ from mcspex_cli.extraction.reference import (
     check_sources,
     embed_clip,
     enroll,
-    has_two_voices,
     join_voices,
     list_sources,
     read_clip,
@@ -172,28 +170,59 @@ def test_only_the_beginning_of_hours_is_read(
     assert quality.seconds == 20.0
 
 
-def test_two_people_in_one_clip_are_told() -> None:
-    """By the bundled model, with the mean of the voices that are joined as its centre."""
-    engine = Engine(load_checkpoint(), EngineSettings("cpu", "float32"))
-    clips = {
+@pytest.fixture(scope="module")
+def people() -> dict[str, Samples]:
+    """Some seconds of three people."""
+    return {
         name: np.concatenate(
             [audio.read(EXAMPLES / f"set/truth/{name}_{n}.flac", RATE_HZ) for n in (1, 2)]
         )
         for name in ("awb", "rms", "slt")
     }
-    assert (
-        has_two_voices(Clip.measure("a", clips["awb"], RATE_HZ), engine) is None
-    )  # it is not calibrated
-    centre = np.mean([engine.embed([clip]) for clip in clips.values()], axis=0)
-    engine.calibration = Calibration(tuple(map(float, centre)), (0.0,) * 4, 0.5, 0.5, {})
-    assert [
-        has_two_voices(Clip.measure(name, clip, RATE_HZ), engine) for name, clip in clips.items()
-    ] == [False] * 3
-    assert has_two_voices(Clip.measure("a", clips["awb"][:16000], RATE_HZ), engine) is None
-    both = np.concatenate([clips["awb"], clips["slt"] * 0.5])
-    voice = join_voices([embed_clip(Clip.measure("both.wav", both, RATE_HZ), engine)])
+
+
+@pytest.fixture(scope="module")
+def trained() -> Engine:
+    return open_engine(find_checkpoint(), EngineSettings("cpu", "float32"))
+
+
+def test_two_people_in_one_clip_are_warned_of(people: dict[str, Samples], trained: Engine) -> None:
+    """By the bundled model, which is calibrated; one that is not cannot tell."""
+
+    def voice_of(samples: Samples) -> Voice:
+        return join_voices([embed_clip(Clip.measure("clip.wav", samples, RATE_HZ), trained)])
+
+    for sound in people.values():
+        voice = voice_of(sound)
+        assert voice.qualities[0].two_voices is False
+        assert voice.warnings == ()
+    voice = voice_of(np.concatenate([people["awb"], 0.5 * people["rms"]]))
     assert voice.qualities[0].two_voices
-    assert voice.warnings[0].startswith("both.wav: sounds like two voices")
+    assert voice.warnings[0].startswith("clip.wav: sounds like two voices")
+    assert voice_of(people["awb"][:16000]).qualities[0].two_voices is None
+
+
+def test_clips_of_several_people_are_named(
+    people: dict[str, Samples], trained: Engine, tmp_path: Path
+) -> None:
+    for name, sound in people.items():
+        for part, piece in enumerate(np.array_split(sound, 3)):
+            audio.write(tmp_path / f"{name}{part}.wav", piece, RATE_HZ)
+    model = find_checkpoint()
+
+    def warnings(*names: str) -> tuple[str, ...]:
+        return enroll([tmp_path / f"{name}.wav" for name in names], trained, model).warnings
+
+    assert warnings("awb0", "awb1", "awb2") == ()
+    (line,) = warnings("awb0", "awb1", "slt0", "awb2")
+    assert line == (
+        f"{tmp_path}/slt0.wav does not sound like the other clips. Give clips of one person."
+    )
+    (line,) = warnings("awb0", "rms0")
+    assert line == (
+        f"{tmp_path}/awb0.wav and {tmp_path}/rms0.wav do not sound like one voice. "
+        "Give clips of one person."
+    )
 
 
 def silence(seconds: float) -> Samples:
