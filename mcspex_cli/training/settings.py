@@ -138,16 +138,23 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """AdamW with a warm-up, a plateau and a linear decay to zero."""
+    """Muon and AdamW with a warm-up, a plateau and a linear decay to zero."""
 
     steps: Steps = 10_000
     minutes: Annotated[float, Limits(0, 1e9)] = 0.0
     """If not 0, the run ends after this time instead, and the schedule is sized to it."""
     batch: Annotated[int, Limits(2, 1e6)] = 8
     learning_rate: Annotated[float, Limits(1e-12, 10)] = 1e-3
+    """AdamW's."""
+    muon_rate: Annotated[float, Limits(0, 10)] = 0.005
+    """Muon's, for the 1x1 convolutions: about 0.005 for a new network, 0.001 and less for a
+    trained one; 0 leaves all to AdamW."""
     warmup_steps: Annotated[int, Limits(0, 1e12)] = 200
     decay_share: Probability = 0.4
-    """The share of the run, at its end, in which the learning rate falls to zero."""
+    """The share of the run, at its end, in which the learning rates fall to zero."""
+    decay_minutes: Annotated[float, Limits(0, 1e9)] = 0.0
+    """If not 0, the rates fall to zero from where the run is now, within this time, and the run
+    ends: for a resumed copy of a run that has no end of its own."""
     weight_decay: Probability = 0.01
     clip_norm: Annotated[float, Limits(1e-9, 1e9)] = 5.0
     average: Annotated[float, Limits(0, 0.999999)] = 0.999
@@ -167,6 +174,10 @@ class RunSettings:
     seed: Annotated[int, Limits(0, 2**63)] = 0
     log_every_steps: Steps = 50
     validate_every_steps: Steps = 1000
+    validate_every_minutes: Annotated[float, Limits(0, 1e9)] = 0.0
+    """If not 0, validation goes by the clock instead."""
+    save_every_minutes: Annotated[float, Limits(0.01, 1e9)] = 5.0
+    """How often what `--resume` needs is written, beside each validation."""
 
 
 @dataclass(frozen=True)

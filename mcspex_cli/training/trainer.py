@@ -20,14 +20,15 @@ from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.systems import System
+from mcspex_cli.training.distributed import Team
 from mcspex_cli.training.growth import build_system, sample_rate_hz, start_of
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch
+from mcspex_cli.training.optimiser import Optimiser
 from mcspex_cli.training.preparation import calibrate, make_sampler, read_validation
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.simulate import Rendering
-from mcspex_cli.training.team import Team
 
 STATE = "state.pt"
 
@@ -67,14 +68,11 @@ class Trainer:
         self.average = deepcopy(self.system).eval().requires_grad_(False)
         accelerate(self.system, compiled=settings.run.compile)
         self.network = self.team.share(self.system)
-        self.optimiser = torch.optim.AdamW(
-            self.system.parameters(),
-            lr=settings.optimiser.learning_rate,
-            weight_decay=settings.optimiser.weight_decay,
-            fused=True,
-        )
+        self.optimiser = Optimiser(self.system, settings.optimiser)
         if state:
             self._restore(state)
+        self.saved_s = self.validated_s = self.elapsed_s
+        self.decay_from_s = state.get("decay_from_s", self.elapsed_s) if state else 0.0
 
     @property
     def finished(self) -> bool:
@@ -95,7 +93,7 @@ class Trainer:
             pending.append(self._guarded_step())
             self.step += 1
             ending = self._agree(time.monotonic() - began)
-            validate = self.step % run.validate_every_steps == 0 or self.finished
+            validate = self._validation_is_due() or self.finished
             if validate or self.step % run.log_every_steps == 0:
                 means = self._means(pending)
                 paused = time.monotonic()
@@ -107,9 +105,18 @@ class Trainer:
                 pending, reported_s = [], paused - began
                 began += time.monotonic() - paused
                 ending = self._agree(self.elapsed_s)
+            if self.elapsed_s - self.saved_s >= 60 * run.save_every_minutes:
+                self._save_state()
         self._save_state()
         self.network = self.system
         self.team.leave()
+
+    def _validation_is_due(self) -> bool:
+        """Whether the step in hand is one to validate after."""
+        run = self.settings.run
+        if run.validate_every_minutes:
+            return self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
+        return self.step % run.validate_every_steps == 0
 
     def _guarded_step(self) -> Losses:
         """A step, or a line that says what to change."""
@@ -125,13 +132,11 @@ class Trainer:
         settings, run = self.settings.optimiser, self.settings.run
         first = self.team.rank * settings.batch
         batch = self.sampler.draw(run.seed, self.step, range(first, first + settings.batch))
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(settings, self.step, self._share())
         losses = self._losses(batch)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         losses.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
-        self.optimiser.step()
+        self.optimiser.step(rate_factor(settings, self.step, self._share()))
         self._update_average()
         return replace(losses, loss=losses.loss.detach())
 
@@ -153,6 +158,8 @@ class Trainer:
     def _share(self) -> float:
         """How much of the run is done: by the clock if it has minutes, else by steps."""
         settings = self.settings.optimiser
+        if settings.decay_minutes:
+            return (self.elapsed_s - self.decay_from_s) / (60 * settings.decay_minutes)
         if settings.minutes:
             return self.elapsed_s / (60 * settings.minutes)
         return self.step / settings.steps
@@ -184,7 +191,7 @@ class Trainer:
             step=self.step,
             share=min(1.0, self._share()),
             **means,
-            learning_rate=self.optimiser.param_groups[0]["lr"],
+            learning_rate=self.optimiser.adam.param_groups[0]["lr"],
             audio_s_per_s=seconds / spent_s,
             elapsed_s=self.elapsed_s,
             validation_db=score,
@@ -192,6 +199,7 @@ class Trainer:
 
     def _validate_and_save(self) -> float | None:
         """Score the averaged weights, keep them as `last`, and as `best` if they are."""
+        self.validated_s = self.elapsed_s
         score = self._validate()
         if score is not None and score > self.best_db:
             self.best_db = score
@@ -228,6 +236,7 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Write all that `resume` needs, whole or not at all."""
+        self.saved_s = self.elapsed_s
         if not self.team.leads:
             return
         state = {
@@ -238,6 +247,8 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "best_db": self.best_db,
         }
+        if self.settings.optimiser.decay_minutes:
+            state["decay_from_s"] = self.decay_from_s
         data = io.BytesIO()  # torch would report a full disk as an error of its own
         torch.save(state, data)
         with files.whole(self.out / STATE) as partial:
@@ -269,18 +280,22 @@ class Trainer:
         try:
             self.system.load_state_dict(state["system"])
             self.average.load_state_dict(state["average"])
-        except RuntimeError as error:
-            raise ConfigError(f"{self.out / STATE}: of another network or corpus.") from error
-        self.optimiser.load_state_dict(state["optimiser"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{self.out / STATE}: belongs to another network, corpus or optimiser. "
+                "Set [run] out to another folder."
+            ) from error
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.best_db = state["best_db"]
 
 
-def learning_rate(settings: OptimiserSettings, step: int, share: float) -> float:
-    """Linear warm-up, plateau, linear decay to zero over the last `decay_share` of the run."""
+def rate_factor(settings: OptimiserSettings, step: int, share: float) -> float:
+    """Linear warm-up to 1, plateau, linear decay to 0 over the last `decay_share` of the run."""
+    decay_share = 1.0 if settings.decay_minutes else settings.decay_share
     rising = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    falling = min(1.0, (1 - share) / settings.decay_share) if settings.decay_share else 1.0
-    return settings.learning_rate * rising * falling
+    falling = min(1.0, max(0.0, 1 - share) / decay_share) if decay_share else 1.0
+    return rising * falling
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from mcspex_cli.model.systems import build, sized
 from mcspex_cli.training.losses import si_sdr_db
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.simulate import read_recipes, render, write_renderings
-from mcspex_cli.training.trainer import Trainer, learning_rate
+from mcspex_cli.training.trainer import Trainer, rate_factor
 from tests.conftest import RATE_HZ, buzz
 
 TOML = """
@@ -107,7 +107,7 @@ def test_there_must_be_a_run_to_resume(corpus: Path) -> None:
 
 def test_a_run_of_another_network_is_not_resumed(corpus: Path) -> None:
     list(Trainer(settings(corpus, "out")).run())
-    with pytest.raises(ConfigError, match=r"of another network or corpus"):
+    with pytest.raises(ConfigError, match=r"state.pt: belongs to another network, corpus or"):
         Trainer(settings(corpus, "out", "spexplus"), resume=True)
 
 
@@ -244,9 +244,28 @@ def test_minutes_end_a_run(corpus: Path) -> None:
     assert reports[-1].step > 1
 
 
-def test_the_learning_rate_rises_stays_and_falls() -> None:
-    chosen = OptimiserSettings(learning_rate=1.0, warmup_steps=10, decay_share=0.5)
-    rates = [learning_rate(chosen, step, step / 100) for step in range(101)]
+def test_a_copy_of_a_run_decays_to_zero_within_its_minutes(corpus: Path) -> None:
+    endless = settings(corpus, "out")
+    list(Trainer(endless).run())
+    falling = replace(endless.optimiser, steps=10**6, decay_minutes=0.02, warmup_steps=0)
+    trainer = Trainer(replace(endless, optimiser=falling), resume=True)
+    assert trainer.step == 6
+    reports = list(trainer.run())
+    assert reports[-1].share == 1 and reports[-1].step > 7
+    assert reports[-1].learning_rate < 0.5 * falling.learning_rate
+    assert reports[-1].validation_db is not None
+
+
+def test_the_clock_may_say_when_to_validate_and_save(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    often = replace(chosen.run, validate_every_minutes=1e-9, save_every_minutes=0.01)
+    reports = list(Trainer(replace(chosen, run=often)).run())
+    assert [r.step for r in reports if r.validation_db is not None] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_rates_rise_stay_and_fall() -> None:
+    chosen = OptimiserSettings(warmup_steps=10, decay_share=0.5)
+    rates = [rate_factor(chosen, step, step / 100) for step in range(101)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert rates[9:51] == pytest.approx([1.0] * 42)
     assert rates[75] == pytest.approx(0.5)

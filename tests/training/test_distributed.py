@@ -13,7 +13,7 @@ import torch
 
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint
 from mcspex_cli.errors import EngineError
-from mcspex_cli.training.team import Team
+from mcspex_cli.training.distributed import Team
 
 TOML = """
 [model]
