@@ -310,8 +310,8 @@ def _work(work: WorkList, talk: Talk) -> int:
         DiskFullError: with how many files are left.
     """
     from mcspex_cli import files
+    from mcspex_cli.batch.engines import run_locally
     from mcspex_cli.batch.journal import Journal
-    from mcspex_cli.batch.run import run_locally
 
     stopping, warned = Event(), set[str]()
     failed = done = 0

@@ -14,14 +14,8 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.batch.journal import Journal
 from mcspex_cli.batch.manifest import Task, outputs
-from mcspex_cli.batch.plan import (
-    BatchRequest,
-    Plan,
-    compile_pattern,
-    list_references,
-    measure,
-    plan_batch,
-)
+from mcspex_cli.batch.pairing import compile_pattern, list_references
+from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
 from mcspex_cli.errors import AudioError, PairingError, PlanError
 from tests.conftest import RATE_HZ, buzz
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
+from mcspex_cli.batch.engines import run_locally
 from mcspex_cli.batch.journal import Journal
 from mcspex_cli.batch.manifest import Task, outputs
 from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
@@ -25,7 +26,6 @@ from mcspex_cli.batch.run import (
     check_settings,
     estimate_s,
     open_folder,
-    run_locally,
     shares,
     units,
 )
