@@ -302,10 +302,12 @@ class Writer:
             shape = (sample_rate_hz, channels, subtype, None, form.container)
             self._file = soundfile.SoundFile(target, "w", *shape, closefd=False)
         except BaseException as error:  # a Ctrl-C just here must not leave it either
-            self._discard()
-            if isinstance(error, soundfile.LibsndfileError | OSError):
-                raise self._failure(error) from error
-            raise
+            try:
+                if isinstance(error, soundfile.LibsndfileError | OSError):
+                    raise self._failure(error) from error
+                raise
+            finally:
+                self._discard()
 
     def write(self, block: Samples) -> None:
         """Append `block` [channel, sample].
