@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from benchmarks.extraction import describe_machine
+from benchmarks.synthesis import scene
 from mcspex_cli import si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.convert import convert
 from mcspex_cli.extraction.engine import open_engine, to_level
 from mcspex_cli.extraction.runtime import EngineSettings, keep_memory, share_cores
-from mcspex_cli.extraction.synthesis import scene
 from tests.checkpoint.published import Published, Sizes, published
 
 RATE_HZ = 8000

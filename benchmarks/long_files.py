@@ -20,9 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.synthesis import talk
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.synthesis import talk
 
 RATE_HZ = 8000
 

@@ -17,11 +17,11 @@ from mcspex_cli.cli import console, options
 def doctor(ctx: click.Context, offline: bool, as_json: bool) -> None:
     """Say what works on this machine and what does not, and what to do about it.
 
-    Looks at Python, torch, CUDA, sound formats, FFmpeg, extras, caches, the Hub and the bundled
-    models' checksums, then extracts one of two made-up voices with the default model. Exit
-    code 0: extracting works here, whatever is warned of; 1: it does not.
+    Checks Python, torch, CUDA, sound formats, extras, caches, the Hub and the bundled models'
+    checksums, then extracts a voice from a short recording with the default model. Exit code 0:
+    extracting works here, whatever the warnings; 1: it does not.
     """
-    from mcspex_cli.diagnosis.checkup import check_up, works
+    from mcspex_cli.diagnosis import check_up, works
 
     began, findings = time.monotonic(), []
     for finding in check_up(offline=offline):

@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 from tests.hub import Hub
 
 ORDER = (
-    *("mcspex", "Python", "torch", "CUDA", "torchaudio", "sound files", "soxr"),
-    *("extras", "temporary files", "model cache", "graph cache", "Hub"),
+    *("mcspex", "Python", "torch", "CUDA", "torchaudio", "sound files", "FFmpeg"),
+    *("soxr", "extras", "temporary files", "model cache", "graph cache", "Hub"),
     *(DEFAULT_MODEL, "self-test"),
 )
 
@@ -74,6 +74,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess
     folder = tmp_path_factory.mktemp("ill")
     shutil.copytree(ROOT / "mcspex_cli", folder / "mcspex_cli")
     shutil.copytree(ROOT / "weights", folder / "weights")
+    shutil.copytree(ROOT / "examples", folder / "examples")
     weights = folder / "weights" / DEFAULT_MODEL / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 255
@@ -107,21 +108,19 @@ def test_all_is_well(well: subprocess.CompletedProcess[str]) -> None:
     assert tuple(found) == ORDER
     for finding in said["findings"]:
         assert finding.keys() == {"name", "status", "detail", "remedy"}
-        assert finding["status"] in {"ok", "warning"}
+        assert finding["status"] in {"ok", "note", "warning"}
         assert finding["detail"]
         assert finding["status"] == "ok" or finding["remedy"]
     assert found["Hub"]["detail"] == f"{well.args} answers"
     assert " dB before, " in found["self-test"]["detail"]
 
 
-def test_a_broken_torchaudio_is_one_line_and_a_warning(
+def test_a_broken_torchaudio_is_a_note_that_says_what_is_lost(
     well: subprocess.CompletedProcess[str],
 ) -> None:
     found = by_name(well.stdout)["torchaudio"]
-    assert (found["status"], found["detail"]) == (
-        "warning",
-        "OSError: libc10_cuda.so: cannot open",
-    )
+    detail = "does not import (OSError: libc10_cuda.so: cannot open). Training cannot augment "
+    assert (found["status"], found["detail"]) == ("note", f"{detail}speech on the GPU")
 
 
 def test_every_trouble_has_its_line_and_remedy(ill: subprocess.CompletedProcess[str]) -> None:
@@ -130,17 +129,18 @@ def test_every_trouble_has_its_line_and_remedy(ill: subprocess.CompletedProcess[
     found = {line[9:26].strip(): line for line in lines[:-2] if line[:9].strip()}
     below = {name: lines[lines.index(line) + 1].strip() for name, line in found.items()}
     starts = {
-        "torchaudio": "warning  torchaudio       ModuleNotFoundError: No module named 'torchaudio'",
+        "torchaudio": "note     torchaudio       does not import (ModuleNotFoundError: No module",
         "model cache": "warning  model cache      ",
         "Hub": "warning  Hub              cannot reach http://127.0.0.1:9 (",
-        DEFAULT_MODEL: f"failed   {DEFAULT_MODEL}  model.safetensors: sha256 is not the one",
+        DEFAULT_MODEL: f"failed   {DEFAULT_MODEL}  /",
         "self-test": "failed   self-test        ",
     }
     for name, start in starts.items():
         assert found[name].startswith(start)
+    assert "model.safetensors: its sha" in found[DEFAULT_MODEL]
     assert below[DEFAULT_MODEL] == below["self-test"] == "Install mcspex again."
-    assert below["Hub"].startswith("Models that are here still work.")
-    assert below["model cache"] == "Let HF_HOME name a folder that can be."
+    assert below["Hub"].startswith("Models that are on this disk still work.")
+    assert below["model cache"] == "Set HF_HOME to a folder that can be written."
     assert lines[-1].startswith("mcspex does not work here (")
     assert "2 failed" in lines[-1]
     assert "Traceback" not in ill.stdout
@@ -155,5 +155,5 @@ def test_without_torch_the_rest_is_told(torchless: subprocess.CompletedProcess[s
     assert "OSError: libtorch_cpu.so: no such file" in found["torch"]["detail"]
     assert "pip install" in found["torch"]["remedy"]
     assert found["Hub"]["detail"].startswith("not asked: --offline")
-    for name in ("sound files", "soxr", DEFAULT_MODEL):
+    for name in ("sound files", "FFmpeg", "soxr"):
         assert found[name]["status"] == "ok"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.synthesis import talk
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
@@ -31,7 +32,6 @@ from mcspex_cli.extraction.reference import (
     read_spans,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.extraction.synthesis import talk
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
 from tests.media import SoundTrack, make
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.synthesis import talk
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.synthesis import talk
 from mcspex_cli.extraction.vad import (
     FRAME_S,
     detect_speech,

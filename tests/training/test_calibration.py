@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks.synthesis import talk
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
@@ -21,7 +22,6 @@ from mcspex_cli.errors import ConfigError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import parse_calibration, probability
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
-from mcspex_cli.extraction.synthesis import talk
 from mcspex_cli.training.calibration import (
     MIN_CASES,
     Calibrator,

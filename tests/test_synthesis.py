@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mcspex_cli.extraction.synthesis import scene, talk
+from benchmarks.synthesis import scene, talk
 
 
 def spectrum(sound: np.ndarray) -> np.ndarray:

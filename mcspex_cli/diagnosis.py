@@ -1,0 +1,464 @@
+"""What `mcspex doctor` checks: what is installed, what is on this disk, and the main job done once.
+
+A check that breaks becomes a failed finding; none stops the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import mcspex_cli
+from mcspex_cli.errors import CheckpointError, HubError, McspexError
+
+OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
+
+_OLDEST, _NEWEST = (3, 10), (3, 13)
+"""Versions of Python that the tests run on."""
+
+_HUB_S = 3.0
+"""Seconds for each step to the Hub."""
+
+_ROOM = 200e6
+"""Bytes that should be free."""
+
+_LEAST_DB = 5.0
+"""By how much the self-test has to improve SI-SDR; the bundled model does twice that."""
+
+_EXTRA = re.compile(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
+"""A package that an extra asks for, in a distribution's metadata."""
+
+_AGAIN = "Install mcspex again."
+_STILL = "Models that are on this disk still work."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that works here, or does not."""
+
+    name: str
+    status: str
+    """OK, NOTE (something optional is missing), WARNING (the main job works) or FAILED."""
+    detail: str
+    remedy: str = ""
+    """What to do now; empty if nothing is."""
+
+
+Check = Callable[[], Finding]
+
+
+class Trouble(McspexError):  # noqa: N818
+    """What a check found wrong: `detail`, and the remedy after it."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(f"{detail}. {remedy}")
+
+
+def check_up(*, offline: bool = False) -> Iterator[Finding]:
+    """Look at everything that mcspex needs here, or can use; the last finding is the self-test.
+
+    Args:
+        offline: do not ask the Hub.
+
+    Yields:
+        A finding as soon as it is there.
+    """
+    checks: list[tuple[str, Check]] = [
+        ("mcspex", check_mcspex),
+        ("Python", check_python),
+        ("torch", check_torch),
+        ("CUDA", check_cuda),
+        ("torchaudio", check_torchaudio),
+        ("sound files", check_sound_files),
+        ("FFmpeg", check_ffmpeg),
+        ("soxr", check_resampler),
+        ("extras", check_extras),
+        ("temporary files", check_temporary),
+        ("model cache", check_cache),
+        ("graph cache", check_graphs),
+        ("Hub", partial(check_hub, offline=offline)),
+    ]
+    for name, check in checks:
+        yield guarded(name, check)
+    try:
+        from mcspex_cli.checkpoint.checkpoint import bundled
+
+        models = list(bundled().items())
+        if not models:
+            yield Finding("models", FAILED, "no bundled model is installed", _AGAIN)
+        for name, folder in models:
+            yield guarded(name, partial(check_model, name, folder))
+    except OSError as error:
+        yield Finding("models", FAILED, in_words(error), _AGAIN)
+    yield guarded("self-test", run_self_test)
+
+
+def works(findings: Iterable[Finding]) -> bool:
+    """Whether the main job works here: the self-test passed, and nothing failed."""
+    known = list(findings)
+    passed = any(finding.name == "self-test" and finding.status == OK for finding in known)
+    return passed and all(finding.status != FAILED for finding in known)
+
+
+def guarded(name: str, check: Check) -> Finding:
+    """Run a check; whatever it raises becomes a failed finding. Libraries' warnings are hidden."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return check()
+    except McspexError as error:
+        return Finding(name, FAILED, *_parts(error))
+    except (Exception, SystemExit) as error:  # a broken library may raise anything
+        return Finding(name, FAILED, in_words(error), "Install mcspex again, or report this.")
+
+
+def _parts(error: McspexError) -> tuple[str, str]:
+    """An error's message as what is wrong, and what to do."""
+    detail, _, remedy = str(error).partition(". ")
+    return detail.removesuffix("."), remedy
+
+
+def in_words(error: BaseException) -> str:
+    """An exception's kind and the first line of its message."""
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+# --- what is installed -------------------------------------------------------------------------
+
+
+def check_mcspex() -> Finding:
+    """Which mcspex this is, and whether pip knows of the same."""
+    here = f"{mcspex_cli.__version__} in {Path(mcspex_cli.__file__).parent}"
+    installed = _distribution()
+    if installed is None or installed.version == mcspex_cli.__version__:
+        return Finding("mcspex", OK, here)
+    detail = f"{here}, but pip knows of {installed.version}"
+    return Finding("mcspex", WARNING, detail, "Install mcspex again, so that there is only one.")
+
+
+def check_python() -> Finding:
+    """Whether this Python is one that is tested."""
+    running = f"{platform.python_version()} ({sys.executable})"
+    if _OLDEST <= sys.version_info[:2] <= _NEWEST:
+        return Finding("Python", OK, running)
+    span = " to ".join(f"{major}.{minor}" for major, minor in (_OLDEST, _NEWEST))
+    return Finding("Python", WARNING, f"{running} is untested", f"Use Python {span}.")
+
+
+def check_torch() -> Finding:
+    """Whether torch is installed, and how it computes on this CPU."""
+    torch = _imported("torch")
+    from mcspex_cli.extraction.runtime import choose_precision, cores
+
+    precision = choose_precision("auto", torch.device("cpu"))
+    used = f"{torch.get_num_threads()} of {cores()} cores"
+    return Finding("torch", OK, f"{torch.__version__}, {precision} on this CPU, {used}")
+
+
+def check_cuda() -> Finding:
+    """Whether torch computes on each GPU; if it sees none, why."""
+    torch = _imported("torch")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+        for number, name in enumerate(names):
+            try:  # a torch that sees a GPU may have no code for it
+                square = torch.ones(8, 8, device=f"cuda:{number}")
+                (square @ square).cpu()
+            except RuntimeError as error:
+                remedy = "Install a torch that is built for it; until then, use --device cpu."
+                raise Trouble(f"{name} does not compute ({in_words(error)})", remedy) from error
+        return Finding("CUDA", OK, ", ".join(names))
+    driver = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
+    if not driver:
+        return Finding("CUDA", OK, "not used: there is no NVIDIA driver")
+    if not torch.version.cuda and not torch.version.hip:
+        detail = "not used: this torch is built for CPUs, but there is an NVIDIA driver"
+        remedy = "Install torch for CUDA: https://pytorch.org/get-started/locally"
+        return Finding("CUDA", WARNING, detail, remedy)
+    detail = f"there is a driver, but no GPU for torch's CUDA {torch.version.cuda}"
+    remedy = "Update the driver; check that nvidia-smi and CUDA_VISIBLE_DEVICES show a GPU."
+    return Finding("CUDA", WARNING, detail, remedy)
+
+
+def check_torchaudio() -> Finding:
+    """Whether torchaudio imports, which only training on a GPU uses."""
+    try:
+        version = import_module("torchaudio").__version__
+    except Exception as error:  # it loads torch's libraries, and may not find them
+        detail = f"does not import ({in_words(error)}). Training cannot augment speech on the GPU"
+        remedy = "Only training needs it. If you train: install the build that fits your torch."
+        return Finding("torchaudio", NOTE, detail, remedy)
+    return Finding("torchaudio", OK, str(version))
+
+
+def check_sound_files() -> Finding:
+    """Whether each output format is written and read back as the same sound."""
+    import numpy as np
+
+    soundfile = _imported("soundfile")
+    from mcspex_cli.audio import FORMATS
+
+    tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(1600) / 16_000)
+    broken = []
+    for form in FORMATS.values():
+        file = io.BytesIO()
+        try:
+            soundfile.write(file, tone, 16_000, form.subtypes[0], format=form.container)
+            file.seek(0)
+            back, _ = soundfile.read(file)
+            if len(back) != len(tone) or not 0.3 < back.std() < 0.4:
+                broken.append(form.container)
+        except (soundfile.LibsndfileError, ValueError):
+            broken.append(form.container)
+    if broken:
+        detail = f"libsndfile does not write and read {', '.join(broken)}"
+        raise Trouble(detail, "Install it again: pip install --force-reinstall soundfile")
+    detail = f"libsndfile {soundfile.__libsndfile_version__} reads and writes {', '.join(FORMATS)}"
+    return Finding("sound files", OK, detail)
+
+
+def check_ffmpeg() -> Finding:
+    """Whether PyAV brings an FFmpeg that decodes what videos and telephones have."""
+    av = _imported("av")
+    missing = {"aac", "mp3", "opus", "vorbis", "amrnb", "wmav2"} - av.codecs_available
+    if missing:
+        detail = f"PyAV {av.__version__} does not decode {', '.join(sorted(missing))}"
+        remedy = "Install it again: pip install --force-reinstall av"
+        return Finding("FFmpeg", WARNING, detail, remedy)
+    return Finding("FFmpeg", OK, f"in PyAV {av.__version__}: videos, M4A, MP3 and more are read")
+
+
+def check_resampler() -> Finding:
+    """Whether soxr takes a tone from one rate to another."""
+    import numpy as np
+
+    _imported("soxr")
+    from mcspex_cli.audio import Resampler
+
+    tone = np.sin(2 * np.pi * 500 * np.arange(4800, dtype=np.float32) / 48_000)[None]
+    low = np.concatenate(list(Resampler(48_000, 8000, 1).run([tone])), axis=-1)
+    if low.shape != (1, 800) or not 0.6 < low[:, 100:-100].std() < 0.8:
+        remedy = "Install it again: pip install --force-reinstall soxr"
+        raise Trouble("a resampled tone became another sound", remedy)
+    return Finding("soxr", OK, metadata.version("soxr"))
+
+
+def check_extras() -> Finding:
+    """Which extras are installed, going by the package's own metadata."""
+    absent = {name: missing(packages) for name, packages in extras().items()}
+    if not absent:
+        return Finding("extras", OK, "unknown: pip has no list of them")
+    here = ", ".join(name for name, packages in absent.items() if not packages) or "none"
+    others = [name for name, packages in absent.items() if packages]
+    if not others:
+        return Finding("extras", OK, f"{here} installed")
+    remedy = f"If you want them: pip install 'mcspex[{','.join(others)}]'"
+    return Finding("extras", OK, f"{here} installed; not installed: {', '.join(others)}", remedy)
+
+
+def extras() -> dict[str, list[str]]:
+    """The extras meant for users, with the packages that each asks for."""
+    known: dict[str, list[str]] = {}
+    installed = _distribution()
+    for line in (installed.requires if installed else None) or ():
+        match = _EXTRA.match(line)
+        if match and match[2] != "test":
+            known.setdefault(match[2], []).append(match[1])
+    return known
+
+
+def missing(packages: list[str]) -> list[str]:
+    """Those of some packages that are not installed."""
+    absent = []
+    for package in packages:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            absent.append(package)
+    return absent
+
+
+def _distribution() -> metadata.Distribution | None:
+    """What pip knows of mcspex; None where it was not installed."""
+    try:
+        return metadata.distribution("mcspex")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _imported(package: str) -> Any:
+    """A package's module.
+
+    Raises:
+        Trouble: it does not import.
+    """
+    try:
+        return import_module(package)
+    except Exception as error:  # missing libraries are OSErrors, others anything
+        remedy = f"Install it again: pip install --force-reinstall {package}"
+        raise Trouble(f"does not import ({in_words(error)})", remedy) from error
+
+
+# --- what is on this disk ----------------------------------------------------------------------
+
+
+def check_temporary() -> Finding:
+    """Whether temporary files can be made in the folder that TMPDIR names."""
+    name, wanted = "temporary files", os.environ.get("TMPDIR")
+    try:
+        place = Path(tempfile.gettempdir())
+        free = _free_bytes(place)
+    except OSError as error:
+        detail = f"no folder for temporary files ({error.strerror})"
+        return Finding(name, FAILED, detail, "Set TMPDIR to a folder, or free some space.")
+    detail = f"{place}, {free / 1e9:.1f} GB free"
+    if wanted and Path(wanted).resolve() != place.resolve():
+        detail += f"; TMPDIR={wanted} cannot be written"
+        return Finding(name, WARNING, detail, "Set TMPDIR to a folder that can be written.")
+    if free < _ROOM:
+        return Finding(name, WARNING, detail, "Free some space, or set TMPDIR.")
+    return Finding(name, OK, detail)
+
+
+def check_cache() -> Finding:
+    """Where downloaded models go: whether it can be written, what is in it, what is free."""
+    from mcspex_cli.checkpoint import hub
+    from mcspex_cli.checkpoint.checkpoint import available
+
+    name, place = "model cache", hub.location()
+    try:
+        free = _free_bytes(place)
+    except OSError as error:
+        detail = f"{place} cannot be written ({error.strerror}): no model can be downloaded"
+        return Finding(name, WARNING, detail, "Set HF_HOME to a folder that can be written.")
+    models, damaged = available()
+    downloaded = [info for info in models if info.revision]
+    size = sum(info.weight_bytes for info in downloaded) / 1e6
+    detail = f"{place}: {len(downloaded)} downloaded, {size:.1f} MB; {free / 1e9:.1f} GB free"
+    if damaged:
+        problem, remedy = _parts(damaged[0])
+        return Finding(name, WARNING, f"{detail}; {problem}", remedy)
+    if free < _ROOM:
+        return Finding(name, WARNING, detail, "Free some space, or set HF_HOME.")
+    return Finding(name, OK, detail)
+
+
+def check_graphs() -> Finding:
+    """Where graphs for ONNX Runtime go."""
+    from mcspex_cli.extraction import onnx
+
+    place = onnx.cache()
+    try:
+        _free_bytes(place)
+    except OSError as error:
+        detail = f"{place} cannot be written ({error.strerror}): ONNX graphs cannot be kept"
+        remedy = "Set MCSPEX_CACHE to a folder that can be written."
+        return Finding("graph cache", WARNING, detail, remedy)
+    return Finding("graph cache", OK, str(place))
+
+
+def _free_bytes(folder: Path) -> int:
+    """Write a byte where a folder is, or would be made, and count the bytes free there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"0")
+        file.flush()
+    return shutil.disk_usage(there).free
+
+
+def check_hub(*, offline: bool) -> Finding:
+    """Whether the Hugging Face Hub answers."""
+    from mcspex_cli.checkpoint import hub
+
+    if offline or hub.is_offline():
+        reason = "--offline" if offline else "HF_HUB_OFFLINE is set"
+        return Finding("Hub", OK, f"not asked: {reason}. Models on this disk work")
+    answers: list[Finding] = []
+
+    def ask() -> None:
+        try:
+            answers.append(Finding("Hub", OK, f"{hub.reach(_HUB_S)} answers"))
+        except HubError as error:
+            detail, remedy = _parts(error)
+            advice = f"{_STILL} {remedy.partition(';')[0].rstrip('.')}."
+            answers.append(Finding("Hub", WARNING, detail.removeprefix("the Hub: "), advice))
+        except Exception as error:  # which in a thread would be a traceback
+            answers.append(Finding("Hub", WARNING, in_words(error), _STILL))
+
+    # A thread that may be left behind: no timeout of the client's holds for a name's look-up.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_HUB_S + 1)
+    return answers[0] if answers else Finding("Hub", WARNING, "no answer in time", _STILL)
+
+
+def check_model(name: str, folder: Path) -> Finding:
+    """Compare a bundled model's weights with the checksum in its config."""
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint, verify
+
+    try:
+        verdict = verify(find_checkpoint(folder), offline=True)
+    except CheckpointError as error:
+        return Finding(name, FAILED, _parts(error)[0], _AGAIN)
+    if verdict.problems:
+        return Finding(name, FAILED, verdict.problems[0].partition(". ")[0], _AGAIN)
+    size = verdict.info.weight_bytes / 1e6
+    return Finding(name, OK, f"bundled, {size:.1f} MB, checksum good")
+
+
+def run_self_test() -> Finding:
+    """Extract a voice from a short recording, as `mcspex extract` does, and measure the result.
+
+    Raises:
+        McspexError: a step fails, or the estimate is hardly nearer to its target.
+    """
+    from mcspex_cli import audio
+    from mcspex_cli.evaluation.metrics import si_sdr
+    from mcspex_cli.extraction.extractor import Extractor
+
+    began, package = time.monotonic(), Path(__file__).parent
+    folders = (package / "examples", package.parent / "examples")  # installed; in a checkout
+    folder = next((place for place in folders if place.is_dir()), None)
+    if folder is None:
+        raise Trouble("its recordings are missing", _AGAIN)
+    mixture, truth = folder / "mixture.flac", folder / "truth.flac"
+    try:
+        extractor = Extractor.load()
+    except CheckpointError as error:
+        raise Trouble(_parts(error)[0], _AGAIN) from error
+    with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as place:
+        estimate = Path(place) / "estimate.wav"
+        voice = extractor.enroll(folder / "reference.flac")
+        result = extractor.extract_file(mixture, voice, estimate)
+        rate_hz = audio.probe(truth).sample_rate_hz
+        target = audio.read(truth, rate_hz)
+        before_db, after_db = (
+            si_sdr(audio.read(path, rate_hz), target) for path in (mixture, estimate)
+        )
+    runtime = f"{result.runtime}, {result.precision} on {result.device}"
+    detail = f"SI-SDR {before_db:.1f} dB before, {after_db:.1f} dB after ({runtime})"
+    if not after_db - before_db >= _LEAST_DB:
+        remedy = "Try --precision float32 and --device cpu with extract; install mcspex again."
+        raise Trouble(f"the voice was not extracted: {detail}", remedy)
+    seconds = len(target) / rate_hz
+    elapsed_s = time.monotonic() - began
+    return Finding("self-test", OK, f"{detail}, {seconds:.1f} s extracted in {elapsed_s:.1f} s")
