@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mcspex_cli.model.encoder import MultiScaleEncoder, Scales
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
-from mcspex_cli.model.speaker import ResBlock
+from mcspex_cli.model.speaker import ResBlock, SpeakerEncoder
 from mcspex_cli.model.systems import System
 
 
@@ -57,6 +57,7 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
         for name, part in module.named_children():
             if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
                 setattr(module, name, Pointwise(part))
+    folded.speaker = FoldedSpeakerEncoder(folded.speaker)  # type: ignore[assignment]
     return folded.to(dtype)
 
 
@@ -102,6 +103,23 @@ class FoldedEncoder(nn.Module):
         features = functional.linear(windows, self.weight, self.bias).relu_()
         short, middle, long = features.transpose(1, 2).chunk(3, dim=1)
         return short, middle, long
+
+
+class FoldedSpeakerEncoder(nn.Module):
+    """The speaker encoder, its batch norms already part of the convolutions before them."""
+
+    def __init__(self, speaker: SpeakerEncoder) -> None:
+        super().__init__()
+        self.least_frames = speaker.least_frames
+        self.blocks, self.project = speaker.blocks, speaker.project
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embed `features` [1, channel, frame] as `SpeakerEncoder` does."""
+        for block in (m for m in self.blocks if isinstance(m, ResBlock)):
+            residual = block.conv_2(block.activation_1(block.conv_1(features)))
+            features = block.pool(block.activation_2(residual + block.shortcut(features)))
+        mean: Tensor = self.project(features).mean(dim=-1)
+        return mean
 
 
 class FoldedExtractor(nn.Module):
