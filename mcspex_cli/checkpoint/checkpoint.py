@@ -9,6 +9,7 @@ CheckpointInfo ─ load_checkpoint ─ System ─ save_checkpoint ─ folder
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -224,10 +225,9 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
         raise CheckpointError(f"{path}: its sha256 is not the one in {CONFIG}. {info.remedy}")
     with torch.device("meta"):
         system = build(config)
+    tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
     _check_fit(path, system, tensors)
-    system.load_state_dict(
-        {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, assign=True
-    )
+    system.load_state_dict(tensors, assign=True)
     return system.eval().requires_grad_(False)
 
 
@@ -364,7 +364,10 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
         else:
             load_checkpoint(info)
     except CheckpointError as error:
-        problems.append(str(error))
+        problems.append(str(error).removeprefix(f"{info.folder}{os.sep}"))
+    except (ImportError, OSError):  # torch is missing or broken: its absence is not the model's
+        if not info.weights.is_file() or checksum(info.weights) != info.sha256:
+            problems.append(f"{WEIGHTS}: its sha256 is not the one in {CONFIG}. {info.remedy}")
     if not info.revision or offline:
         return Verdict(info, tuple(problems), "its config")
     try:
@@ -431,8 +434,7 @@ def _check_fit(path: Path, system: System, tensors: dict[str, Tensor]) -> None:
         if key not in expected
         or key not in tensors
         or expected[key].shape != tensors[key].shape
-        or expected[key].is_floating_point() != tensors[key].is_floating_point()
-        or (not tensors[key].is_floating_point() and expected[key].dtype != tensors[key].dtype)
+        or expected[key].dtype != tensors[key].dtype
     )
     if odd:
         raise CheckpointError(

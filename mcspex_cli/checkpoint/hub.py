@@ -14,6 +14,7 @@ headers would lead the client outside its cache is refused.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -520,7 +521,8 @@ def _explanation(name: HubName, error: BaseException, *, writing: bool) -> Mcspe
         return _explanation(name, error.__cause__, writing=writing)
     if isinstance(error, errors.HfHubHTTPError):
         return HubError(f"{name}: {_refusal(name, error, writing=writing)}")
-    if isinstance(error, OSError) and (error.errno in files.FULL or error.filename is not None):
+    disk = (*files.FULL, errno.EFBIG)
+    if isinstance(error, OSError) and (error.errno in disk or error.filename is not None):
         return files.output_error(Path(error.filename or location()), error)
     reason = str(error).partition("\n")[0] or type(error).__name__
     no_connection = OSError | ImportError | errors.HTTPError  # type: ignore[attr-defined]
