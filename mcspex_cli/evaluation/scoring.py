@@ -282,6 +282,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
     mixtures = [pairing.mixture] if pairing.mixture else []
     compared = [pairing.estimate, pairing.target, *mixtures, *pairing.interferers]
     sounds: list[Samples] = []
+    notes: list[str] = []
     for path in compared:
         rate_hz = audio.probe(path).sample_rate_hz
         if rate_hz != truth.sample_rate_hz and not settings.resample:
@@ -291,7 +292,8 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
                 "Use --resample.",
             )
         channel = settings.channel if path == pairing.mixture else None
-        sounds.append(np.atleast_2d(audio.read(path, truth.sample_rate_hz, channel or "all")))
+        sound = audio.read(path, truth.sample_rate_hz, channel or "all", warnings=notes)
+        sounds.append(np.atleast_2d(sound))
         if len(sounds[-1]) not in (1, len(sounds[0])):
             raise _RefusedError(
                 "channels differ",
@@ -313,7 +315,9 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
         estimate, target, *rest = (s[number if len(s) > 1 else 0, :shortest] for s in sounds)
         mixture = rest.pop(0) if mixtures else np.zeros(0, np.float32)
         channels.append(Sounds(truth.sample_rate_hz, estimate, target, mixture, tuple(rest)))
-    return channels, "" if max(lengths) == shortest else f"{CUT} {shortest} samples."
+    if max(lengths) != shortest:
+        notes.insert(0, f"{CUT} {shortest} samples.")
+    return channels, " ".join(notes)
 
 
 def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:

@@ -63,7 +63,9 @@ def remarks(report: Report) -> list[str]:
     summary = report.summary
     others = {status: n for status, n in summary.statuses.items() if status != "ok"}
     left_out, missing = sum(others.values()), summary.missing_estimates
-    cut = sum(CUT in (row.get("note") or "") for row in scored(report.rows))
+    notes = [str(row.get("note") or "") for row in scored(report.rows)]
+    cut = sum(CUT in note for note in notes)
+    odd = sum(": " in note for note in notes)  # only a reader's warnings name a file like this
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
     reasons = ", ".join(f"{number} {status}" for status, number in others.items())
     lines = (
@@ -73,6 +75,7 @@ def remarks(report: Report) -> list[str]:
             cut,
             f"files cut to the length of their truth: {cut}. They were a little longer or shorter.",
         ),
+        (odd, f"files with a fault that could be read: {odd}. The notes in JSON or CSV say which."),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
     return [line for number, line in lines if number]

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from mcspex_cli import audio, files
 from mcspex_cli.errors import McspexError, PairingError
@@ -310,7 +311,7 @@ def test_another_rate_is_refused_unless_resampled(folder: Path, which: str) -> N
 def test_samples_that_are_not_finite_are_refused(folder: Path) -> None:
     samples = sound(folder, COMPARED[0]).copy()
     samples[4000] = math.nan
-    put(folder, samples)
+    soundfile.write(folder / COMPARED[0], samples, RATE_HZ, "FLOAT")
     row = score(folder)
     assert row.status == "not finite"
     assert "a.target.wav: NaN or infinite sample at 0.50 s" in row.note
@@ -335,6 +336,18 @@ def test_what_cannot_be_read_is_refused(
     assert row.note.startswith(f"{folder / which}: ")
     assert message in row.note
     assert "\n" not in row.note
+
+
+def test_what_is_wrong_with_a_file_that_can_be_read_is_noted(folder: Path) -> None:
+    path = folder / "est/a.target.wav"
+    put(folder, sound(folder, COMPARED[0]))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = bytes(4)  # as in a recording that was never finished
+    path.write_bytes(content)
+    row = score(folder, settings=ScoreSettings())
+    assert row.status == "ok"
+    assert row.note.startswith(f"{path}: ")
 
 
 # Channels.
@@ -389,7 +402,7 @@ def test_more_channels_than_the_estimate_has_are_a_status(folder: Path, which: s
 def test_processes_give_the_same_rows_in_the_same_order(folder: Path) -> None:
     pairings = pair(folder / "est", folder / "truth", folder / "mix") * 12
     (folder / "est/deep/b.target.wav").unlink()
-    settings = ScoreSettings(("si_sdr", "si_sdr_i", "stoi"))
+    settings = ScoreSettings(("si_sdr", "si_sdr_i"))
     alone = list(score_files(pairings, settings))
     assert [row.status for row in alone] == ["ok", "unreadable"] * 12
     before = signal.getsignal(signal.SIGINT), dict(os.environ)

@@ -16,12 +16,17 @@ from tests.evaluation.test_summary import row, rows
 
 
 def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
-    made = [*rows(2), row("c", None, "silent truth"), row("d", 1.0, note="cut to 9 samples.")]
+    made = [
+        *rows(2),
+        row("c", None, "silent truth"),
+        row("d", 1.0, note="cut to 9 samples. d.wav: odd."),
+    ]
     lines = tables.remarks(report(made, ["gone", "lost"], Groups({"case0": "x"})))
     assert lines == [
         "not in the means: 1 of 4 files (1 silent truth).",
         "truths without an estimate: 2. The means do not include them.",
         "files cut to the length of their truth: 1. They were a little longer or shorter.",
+        "files with a fault that could be read: 1. The notes in JSON or CSV say which.",
         f"files in no group: 3. The tables show them as {NO_GROUP}.",
     ]
     assert tables.remarks(report(rows())) == []
