@@ -985,7 +985,7 @@ def test_killed_workers_cost_the_files_in_their_hands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write("ref.wav", buzz(110, 2, 3))
-    for number, seconds in enumerate((3, 3, 3, 3, 200, 200, 3, 3)):
+    for number, seconds in enumerate((3, 3, 3, 3, 80, 80, 3, 3)):
         write(f"mix/{number}.wav", buzz(100 + number, seconds, number))
     assert finish().exit_code == 0
     Path(long).rename("whole")
