@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli.errors import AudioError, DamagedError
+from mcspex_cli.files import explain
 
 if TYPE_CHECKING:
     import av
@@ -83,14 +84,28 @@ class Track:
 
 
 class _OnlyBytes:
-    """A file as FFmpeg sees it: bytes without a name, and no more than there were at first."""
+    """A file as FFmpeg sees it: bytes without a name, and no more than there were at first.
+
+    Nothing is raised into FFmpeg, which would print it; `error` is for those who look later.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._size = stream, os.fstat(stream.fileno()).st_size
-        self.seek, self.tell = stream.seek, stream.tell
+        self.tell = stream.tell
+        self.error: OSError | None = None
 
     def read(self, size: int) -> bytes:
-        return self._stream.read(max(0, min(size, self._size - self._stream.tell())))
+        try:
+            return self._stream.read(max(0, min(size, self._size - self._stream.tell())))
+        except OSError as error:
+            self.error = error
+            return b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._stream.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):  # a damaged file leads nowhere
+            return -1
 
 
 @dataclass
@@ -129,14 +144,14 @@ class Container:
                 "read. Split them, or join them with an audio editor."
             )
         stream.seek(0)
-        self._path = path
+        self._path, self._bytes = path, _OnlyBytes(stream)
         self.lost_s = 0.0
         """After `blocks`: how much of it is silence in the place of what is damaged."""
         self._last = b"", 0  # the first bytes of the last packet, and its length
         try:
             with av.logging.Capture() as log:
                 self._container = av.open(
-                    _OnlyBytes(stream),
+                    self._bytes,
                     "r",
                     container_options={
                         "format_whitelist": ",".join(_CONTAINERS),
@@ -308,6 +323,8 @@ class Container:
         """After the last sample: say what is missing, or what is more than announced."""
         path, rate_hz, damages = self._path, self.sample_rate_hz, progress.damages
         announced_s, done_s = self.frames / rate_hz, progress.done / rate_hz
+        if self._bytes.error:
+            raise AudioError(f"{path}: cannot be read: {explain(self._bytes.error)}")
         if not progress.done:
             reason = f" ({damages[0][1]})" if damages else ""
             raise AudioError(f"{path}: holds no samples{reason}. Copy or record it again.")
@@ -424,8 +441,9 @@ def _outer_end(stream: BinaryIO) -> tuple[str, int]:
     if magic[:4] == b"OggS":
         stream.seek(max(0, end - 2**16))  # a page is under 64 KiB
         tail = stream.read(2**16)
-        flags = tail.rfind(b"OggS") + 5
-        is_last = flags < len(tail) and tail[flags] & 4
+        page = tail[tail.rfind(b"OggS") :]
+        is_last = len(page) > 27 and page[5] & 4
+        is_last = is_last and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
         return ("" if is_last else "its last Ogg page is missing"), 0
     if magic[:4] in (b"RIFF", b"RIFX", b"FORM"):
         at = int.from_bytes(magic[4:8], "little" if magic[:4] == b"RIFF" else "big")
