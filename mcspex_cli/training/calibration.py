@@ -24,6 +24,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import Calibration, PresenceMeter, SegmentFeatures
 from mcspex_cli.extraction.reference import Clip, similarity_of_parts
+from mcspex_cli.extraction.vad import FRAME_S
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
 from mcspex_cli.training.simulate import (
@@ -49,6 +50,9 @@ speaker's."""
 
 MIN_CASES = 50
 """Recordings below which nothing can be measured."""
+
+MIN_COMPARED_S = 4.0
+"""Seconds of speech from which a clip tells what clips of one voice have in common."""
 
 SPEAKING, SILENT = 0.15, 0.02
 """The target's share of the energy from which a segment has it, and up to which it has not."""
@@ -335,13 +339,14 @@ class Calibrator:
         for case, voice in zip(self.cases, self._voices, strict=True):
             clip = Clip.measure(case.rendering.id, case.rendering.reference, rate_hz)
             similarity = similarity_of_parts(clip, self._engine, self._unfitted)
-            if similarity is not None:
+            if similarity is not None and clip.speech().sum() * FRAME_S >= MIN_COMPARED_S:
                 parts.append(similarity)
-            other = self._engine.embed_part(case.rendering.target)
-            clips.append(self._unfitted.similarity(voice, other))
+            speech = Clip.measure(case.rendering.id, case.rendering.target, rate_hz).only_speech()
+            if len(speech) >= MIN_COMPARED_S * rate_hz:
+                clips.append(self._unfitted.similarity(voice, self._engine.embed_part(speech)))
         return (
-            float(np.quantile(parts, UNLIKE)) if len(parts) >= MIN_CASES // 2 else -1.0,
-            float(np.quantile(clips, UNLIKE)),
+            float(np.quantile(parts, UNLIKE)) if parts else -1.0,
+            float(np.quantile(clips, UNLIKE)) if clips else -1.0,
         )
 
     def _trial(self, case: Case, voice: Samples, speaker: str) -> Trial:

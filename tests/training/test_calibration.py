@@ -167,7 +167,7 @@ def test_an_ideal_network_is_told_without_error() -> None:
     assert called[::2].mean() >= 0.96  # 3 % may be lost
     assert not called[1::2].any()
     assert made.mute_threshold <= made.segment_threshold
-    assert made.same_voice_clips > 0.9
+    assert (made.same_voice_parts, made.same_voice_clips) == (-1, -1)  # they are too short
     centre = np.mean([engine().embed([sing(k, 999, 0.7)]) for k in range(VOICES)], axis=0)
     assert made.centre == pytest.approx(centre.tolist(), abs=1e-4)
 
@@ -275,14 +275,18 @@ def calibrate(*words: object) -> Result:
 
 
 def test_the_command_puts_it_into_the_config(model: Path, speakers: Path, scene: Path) -> None:
-    before, weights = read_config(model), (model / "model.safetensors").read_bytes()
+    before, weights = (
+        json.loads((model / "config.json").read_text()),
+        (model / "model.safetensors").read_bytes(),
+    )
     files = set(model.iterdir())
     done = calibrate(model, speakers / "mixtures.csv")
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("model: calibrated with 112 recordings of 7 voices: AUC 0.")
     assert "3.0 % of the voices that are present are called absent" in done.stderr
     assert done.stdout == ""
-    after = read_config(model)
+    after = json.loads((model / "config.json").read_text())
+    before.pop("calibration", None)
     assert after.pop("calibration")["measured"]["recordings"] == 112
     assert after == before
     assert (model / "model.safetensors").read_bytes() == weights
@@ -295,12 +299,12 @@ def test_the_command_puts_it_into_the_config(model: Path, speakers: Path, scene:
 
 
 def test_the_command_as_json_mends_a_damaged_one_too(model: Path, speakers: Path) -> None:
-    config = read_config(model)
+    config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "calibration": {"centre": 3}}))
     done = calibrate(model, speakers / "mixtures.csv", "--json")
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     made = json.loads(done.stdout)
-    assert made == read_config(model)["calibration"]
+    assert made == read_config(model).calibration
     size = config["system"]["embedding"]
     calibration = parse_calibration(made, size, "model")
     assert calibration is not None
@@ -333,13 +337,13 @@ def test_a_model_of_the_hub_is_not_changed(hub: Hub, tiny_folder: Path, speakers
     done = calibrate("ann/voices", speakers / "mixtures.csv")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "ann/voices@" in done.stderr
-    assert "is the Hub's. Copy " in done.stderr
-    assert "and calibrate that.\n" in done.stderr
+    assert "comes from the Hub, and is not changed. Copy " in done.stderr
+    assert "and calibrate the copy.\n" in done.stderr
 
 
 def test_the_installed_model_is_not_changed_by_its_name(speakers: Path) -> None:
     before = (bundled()[DEFAULT_MODEL] / "config.json").read_bytes()
     done = calibrate(DEFAULT_MODEL, speakers / "mixtures.csv")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert f"{DEFAULT_MODEL}: is part of mcspex. Copy " in done.stderr
+    assert f"{DEFAULT_MODEL}: comes with mcspex, and is not changed. Copy " in done.stderr
     assert (bundled()[DEFAULT_MODEL] / "config.json").read_bytes() == before
