@@ -12,7 +12,7 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.models import find_model, prepare
-from mcspex_cli.cli.score import choose_metrics, conclude, say_remarks, show
+from mcspex_cli.cli.score import MetricsOption, choose_metrics, conclude, say_remarks, show
 from mcspex_cli.errors import DiskFullError, PartialFailure
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ class Talk:
 )
 @click.option(
     "--metrics",
+    cls=MetricsOption,
     metavar="NAMES",
     default="si_sdr,si_sdr_i,snr",
     show_default=True,
-    help="What to score: also sdr, pesq, stoi, estoi. mcspex score has more.",
+    help="Some of {metrics}, those that need no interferers.",
 )
 @click.option("--resample", is_flag=True, help="Score at the truth's rate, whatever the others'.")
 @click.option("--groups", type=options.PATH, metavar="CSV", help="Cases (id or name) and groups.")
