@@ -15,6 +15,7 @@ from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.layers import TCNBlock
 from mcspex_cli.model.separator import ConSM
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.training.mixtures import Batch
 from mcspex_cli.training.settings import ModelSettings, TrainSettings
 
 NEW_SAMPLE_RATE_HZ = 8000
@@ -139,6 +140,21 @@ def grow(
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
     return grown.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def match_level(system: System, batch: Batch) -> None:
+    """Scale the decoders so that estimates begin as loud as targets.
+
+    Where the level counts, a network that begins 40 dB too loud would unlearn to speak at
+    all: its masks are rectified, and what is zero everywhere learns nothing any more.
+    """
+    estimates, _ = system(batch.mixture, batch.reference)
+    for bank, estimate in zip(system.decoder.banks, estimates, strict=True):
+        power = batch.target[batch.present].square().mean()
+        gain = (power / estimate[batch.present].square().mean().clamp_min(1e-12)).sqrt()
+        for parameter in bank.parameters():
+            parameter.mul_(gain)
 
 
 Axis = tuple[str, Fraction] | None

@@ -21,7 +21,7 @@ from mcspex_cli.training.data import (
     draw_stretch,
     read_sexes,
 )
-from mcspex_cli.training.settings import MixtureSettings
+from mcspex_cli.training.settings import MixtureSettings, TrainSettings
 
 MAX_TALKERS = 3
 
@@ -413,6 +413,20 @@ class MixtureSampler:
         """A number for each row, [row, 1], where the corpus lies."""
         column = torch.tensor(values, dtype=torch.float32).unsqueeze(1)
         return column.to(self.corpus.samples.device, non_blocking=True)
+
+
+def make_sampler(
+    settings: TrainSettings, sample_rate_hz: int, device: torch.device
+) -> MixtureSampler:
+    """Decode the training data to the device.
+
+    Raises:
+        ConfigError, AudioError: as `Corpus.read`.
+    """
+    data = settings.data
+    corpus = Corpus.read(data.train, sample_rate_hz, given=data.mixing == "given")
+    corpus.samples = corpus.samples.to(device)
+    return MixtureSampler(corpus, settings.mixtures)
 
 
 def _part(speaker: Speaker, utterance: int, skip: int, length: int) -> Stretch:

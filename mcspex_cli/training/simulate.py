@@ -24,7 +24,7 @@ from mcspex_cli.training.data import (
     read_rows,
 )
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
-from mcspex_cli.training.settings import MixtureSettings
+from mcspex_cli.training.settings import MixtureSettings, TrainSettings
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
@@ -198,6 +198,21 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
             "snr_db": "" if recipe.snr_db is None else f"{recipe.snr_db:.2f}",
         },
     )
+
+
+def read_validation(settings: TrainSettings, sample_rate_hz: int, part: slice) -> list[Rendering]:
+    """Render a part of the validation mixtures, which are spread evenly over what there is.
+
+    Raises:
+        ConfigError, AudioError: as `find_recipes` and `render`.
+    """
+    data = settings.data
+    if not data.validation:
+        return []
+    recipes = find_recipes(data.validation, data.enrolments)
+    count = min(len(recipes), data.validation_mixtures)
+    chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)[part]
+    return [render(recipes[k], sample_rate_hz) for k in chosen]
 
 
 def draw_renderings(

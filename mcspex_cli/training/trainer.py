@@ -21,14 +21,13 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.systems import System
 from mcspex_cli.training.distributed import Team
-from mcspex_cli.training.growth import build_system, sample_rate_hz, start_of
+from mcspex_cli.training.growth import build_system, match_level, sample_rate_hz, start_of
 from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
-from mcspex_cli.training.mixtures import Batch
+from mcspex_cli.training.mixtures import Batch, make_sampler
 from mcspex_cli.training.optimiser import Optimiser
-from mcspex_cli.training.preparation import calibrate, make_sampler, read_validation
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
-from mcspex_cli.training.simulate import Rendering
+from mcspex_cli.training.simulate import Rendering, read_validation
 
 STATE = "state.pt"
 
@@ -64,7 +63,7 @@ class Trainer:
         speakers = len(self.sampler.corpus.speakers)
         self.system = build_system(settings, self.start, speakers).to(self.device)
         if self.system.config.true_level and not state:
-            calibrate(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
+            match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.average = deepcopy(self.system).eval().requires_grad_(False)
         accelerate(self.system, compiled=settings.run.compile)
         self.network = self.team.share(self.system)
