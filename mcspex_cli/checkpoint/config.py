@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -38,6 +39,9 @@ LARGEST_CONFIG = 2**20
 
 COPY_AGAIN = "Copy the model again."
 
+FORMER_CONSMS = {"steady": "film", "listening": "feature_film"}
+"""What `consm` was called in files of 0.6.0 and before."""
+
 Width = Annotated[int, Meta(ge=1, le=8192)]
 WindowMs = Annotated[float, Meta(ge=0.1, le=1000)]
 Checked = TypeVar("Checked")
@@ -52,7 +56,7 @@ class SystemFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     system: str
     scale_fuser: str = "gate"
-    consm: str = "listening"
+    consm: str = "feature_film"
     scale_intermg: str = "mixing"
     true_level: bool = False
     sample_rate_hz: Annotated[int, Meta(ge=4000, le=192_000)]
@@ -117,6 +121,7 @@ def parse_system(raw: object, where: object) -> SystemConfig:
 
     fields = raw if isinstance(raw, SystemFields) else _check(raw, SystemFields, where)
     config = SystemConfig(**msgspec.structs.asdict(fields))
+    config = replace(config, consm=FORMER_CONSMS.get(config.consm, config.consm))
     tables: dict[str, Collection[str]] = {
         "system": SYSTEMS,
         "scale_fuser": FUSERS,

@@ -47,8 +47,8 @@ class ConSM(nn.Module):
         return features * (1 + scale) + shift
 
 
-class SteadyConSM(ConSM):
-    """One scale and shift for all frames, linear in E_r."""
+class FiLMConSM(ConSM):
+    """FiLM: one scale and shift for all frames, linear in E_r. Source: Perez et al., 2018."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ class SteadyConSM(ConSM):
         return modulation
 
 
-class ListeningConSM(ConSM):
-    """Scale and shift that hear what they modulate: a wrong voice's frame is treated unlike.
+class FeatureFiLMConSM(ConSM):
+    """FiLM by the features too: each frame has a scale and shift of its own.
 
     ```
     E_r ─ linear ─────┐
@@ -84,8 +84,8 @@ class ListeningConSM(ConSM):
 
 
 CONSMS: dict[str, Callable[[int, int], ConSM]] = {
-    "steady": SteadyConSM,
-    "listening": ListeningConSM,
+    "film": FiLMConSM,
+    "feature_film": FeatureFiLMConSM,
 }
 
 

@@ -27,7 +27,7 @@ class SystemConfig:
     scale_fuser: str = "gate"
     """Of `FUSERS`. This and the next two are MC-SpEx's own, SpEx+ does not look at them; the
     defaults are what measured best (docs/lab-book.md)."""
-    consm: str = "steady"
+    consm: str = "film"
     """Of `CONSMS`."""
     scale_intermg: str = "mixing"
     """Of `INTERMGS`."""

@@ -118,7 +118,7 @@ class ModelSettings:
     blocks: Annotated[int, Limits(1, 16)] = 0
     scale_fuser: str = "gate"
     """MC-SpEx's insides, of FUSERS, CONSMS and INTERMGS."""
-    consm: str = "steady"
+    consm: str = "film"
     scale_intermg: str = "mixing"
 
 

@@ -36,7 +36,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "spexplus": {"system": "spexplus", "reference_channels": 8},
     "other parts": {
         "scale_fuser": "attention",
-        "consm": "listening",
+        "consm": "feature_film",
         "scale_intermg": "cascade",
         "norm": "cLN",
     },

@@ -15,7 +15,7 @@ from mcspex_cli.model.fused import fold
 from mcspex_cli.model.separator import CONSMS
 from mcspex_cli.model.systems import System, SystemConfig, build, sized
 
-KINDS = [("spexplus", "gate", "steady", "mixing")]
+KINDS = [("spexplus", "gate", "film", "mixing")]
 KINDS += [("mcspex", *parts) for parts in product(FUSERS, CONSMS, INTERMGS)]
 
 LENGTHS = [1, 39, 300, 8000, 8001, 23_456]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from mcspex_cli.checkpoint.config import parse_system
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
 from mcspex_cli.model.layers import Depthwise, GlobalLayerNorm
@@ -237,3 +239,9 @@ def test_spexplus_is_the_papers_network() -> None:
         expected, expected_logits = plain(mixture, reference, reference.shape[-1])
     torch.testing.assert_close(estimates, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("former", "name"), [("steady", "film"), ("listening", "feature_film")])
+def test_checkpoints_may_have_the_former_names_of_consms(former: str, name: str) -> None:
+    raw = msgspec.to_builtins(sized("mcspex", "tiny", 8000, 4))
+    assert parse_system(raw | {"consm": former}, "config.json").consm == name
