@@ -111,8 +111,8 @@ def _logged() -> Iterator[None]:
                 console.log(logging.ERROR, text)
         raise
     finally:
-        end = f"ended with exit code {code} after {time.monotonic() - start:.1f} s"
-        console.log(logging.INFO, end)
+        seconds = time.monotonic() - start
+        console.log(logging.INFO, f"ended with exit code {code} after {seconds:.1f} s")
         console.close_log_files()
 
 
