@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 from tests.hub_store import (
     LARGE_BYTES,
@@ -97,61 +97,6 @@ def sized(call: Call, name: str, blob: Blob) -> dict[str, Any]:
     size = len(blob.data) + call.store.grown(name)
     lfs = {"sha256": blob.sha256, "size": size, "pointerSize": len(blob.pointer)}
     return {"size": size, "blobId": blob.oid} | ({"lfs": lfs} if blob.large else {})
-
-
-def entry(call: Call, name: str, blob: Blob) -> dict[str, Any]:
-    """A file in a tree."""
-    size = len(blob.data) + call.store.grown(name)
-    lfs = {"oid": blob.sha256, "size": size, "pointerSize": len(blob.pointer)}
-    found = {"type": "file", "path": name, "size": size, "oid": blob.oid}
-    return found | ({"lfs": lfs} if blob.large else {})
-
-
-def tree(call: Call) -> Answer:
-    """Every file below a folder, recursively whether asked or not."""
-    _, files = call.commit()
-    below = {n: blob for n, blob in files.items() if n.startswith(call.name)}
-    return said([entry(call, *item) for item in below.items()])
-
-
-def paths_info(call: Call) -> Answer:
-    """The files that were asked for, as far as they are there."""
-    _, files = call.commit()
-    paths = parse_qs(call.request.body.decode()).get("paths", [])
-    return said([entry(call, p, files[p]) for p in paths if p in files])
-
-
-def refs(call: Call) -> Answer:
-    """Branches and tags."""
-    repo = call.found()
-
-    def listed(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
-        return [
-            {"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": sha} for n, sha in names.items()
-        ]
-
-    heads, tags = listed("heads", repo.branches), listed("tags", repo.tags)
-    return said({"branches": heads, "tags": tags, "converts": []})
-
-
-def branch(call: Call) -> Answer:
-    """A new branch where main or the starting point is."""
-    repo = call.writable()
-    if call.revision in repo.branches:
-        return refused(409, f"Reference already exists: {call.revision}")
-    call = Call(call.store, call.request, call.user, call.repo, call.revision)
-    name, call.revision = call.revision, call.json().get("startingPoint", "main")
-    repo.branches[name] = call.commit()[0]
-    return said({})
-
-
-def tag(call: Call) -> Answer:
-    """A new tag."""
-    repo, name = call.writable(), call.json()["tag"]
-    if name in repo.tags:
-        return refused(409, f"Tag reference exists already: {name}")
-    repo.tags[name] = call.commit()[0]
-    return said({})
 
 
 def resolve(call: Call) -> Answer:
@@ -261,11 +206,6 @@ ROUTES: list[tuple[str, str, Callable[[Call], Answer]]] = [
     ("POST", "/api/repos/create", create),
     ("GET", f"/api/models/{REPO}", info),
     ("GET", f"/api/models/{REPO}/revision/{REVISION}", info),
-    ("GET", f"/api/models/{REPO}/tree/{REVISION}(?:/(?P<name>.+))?", tree),
-    ("GET", f"/api/models/{REPO}/refs", refs),
-    ("POST", f"/api/models/{REPO}/paths-info/{REVISION}", paths_info),
-    ("POST", f"/api/models/{REPO}/branch/{REVISION}", branch),
-    ("POST", f"/api/models/{REPO}/tag/{REVISION}", tag),
     ("POST", f"/api/models/{REPO}/preupload/{REVISION}", preupload),
     ("POST", f"/api/models/{REPO}/commit/{REVISION}", commit),
     ("POST", f"/{REPO}[.]git/info/lfs/objects/batch", batch),

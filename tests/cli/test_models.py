@@ -570,9 +570,10 @@ def pulled(hub: Hub, commit: str) -> Iterator[Path]:
 
 def test_list_has_what_works_without_a_network(hub: Hub, commit: str, pulled: Path) -> None:
     other = hub.add("else/where", {"config.json": b"{}", "model.safetensors": b"not ours"})
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
 
-    snapshot_download("else/where", revision=other)
+    for file in ("config.json", "model.safetensors"):
+        hf_hub_download("else/where", file, revision=other)
     hub.requests.clear()
     done = run("models", "list")
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
