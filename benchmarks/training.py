@@ -120,11 +120,16 @@ def shares(system: System, step: Callable[[], None], options: argparse.Namespace
 
     def clocked(name: str, part: nn.Module) -> None:
         began: list[float] = []
-        part.register_forward_pre_hook(lambda *_: began.append(time.process_time()))
 
+        @torch.compiler.disable
+        def begin(*_: object) -> None:
+            began.append(time.process_time())
+
+        @torch.compiler.disable
         def end(*_: object) -> None:
             spent[name] += time.process_time() - began.pop()
 
+        part.register_forward_pre_hook(begin)
         part.register_forward_hook(end)
 
     for name in PARTS:
