@@ -65,7 +65,8 @@ class Trainer:
         if self.system.config.true_level and not state:
             match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.average = deepcopy(self.system).eval().requires_grad_(False)
-        accelerate(self.system, compiled=settings.run.compile)
+        if settings.run.compile:  # uncompiled, its passes are slower than torch's own modules
+            accelerate(self.system, compiled=True)
         self.network = self.team.share(self.system)
         self.optimiser = Optimiser(self.system, settings.optimiser)
         if state:
