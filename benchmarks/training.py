@@ -98,7 +98,7 @@ def step_of(
             estimates, logits = system(mixture, reference)
         loss = logits.float().logsumexp(-1).mean() - si_sdr_db(estimates.float(), target).mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step(1e-6)
 
     return step
@@ -121,11 +121,11 @@ def shares(system: System, step: Callable[[], None], options: argparse.Namespace
     def clocked(name: str, part: nn.Module) -> None:
         began: list[float] = []
 
-        @torch.compiler.disable
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def begin(*_: object) -> None:
             began.append(time.process_time())
 
-        @torch.compiler.disable
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def end(*_: object) -> None:
             spent[name] += time.process_time() - began.pop()
 

@@ -17,8 +17,8 @@ import pytest
 
 from mcspex_cli import Engine, Extractor, load_checkpoint, read_audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
-from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.simulate import read_recipes, render
+from mcspex_cli.training.trainer import Progress, ProgressLog
 from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared
 from tests.hub import Hub
 
@@ -135,7 +135,7 @@ def test_curves_are_drawn(checkout: Path) -> None:
     report = Progress(10, 0.5, 1.5, 2.0, 2.5, 0.5, 1e-3, 30.0, 60.0)
     for name in ("one", "two"):
         (checkout / name).mkdir()
-        journal = Journal(checkout / name, 0, tensorboard=False)
+        journal = ProgressLog(checkout / name, 0, tensorboard=False)
         journal.add(report)
         journal.add(replace(report, step=20, validation_db=3.25))
     run(sys.executable, "examples/plot_training.py", "curve.svg", "one/progress.csv",

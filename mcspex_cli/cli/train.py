@@ -12,9 +12,8 @@ import click
 from mcspex_cli.cli import console, options
 
 if TYPE_CHECKING:
-    from mcspex_cli.training.journal import Progress
     from mcspex_cli.training.simulate import Rendering
-    from mcspex_cli.training.trainer import Trainer
+    from mcspex_cli.training.trainer import Progress, Trainer
 
 _DEFAULT_COUNT = 100
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,7 @@ class FrameEncoder(MultiScaleEncoder):
         covered = (samples.shape[-1] - self.windows[0]) // self.hop * self.hop
         scales = []
         for bank, window in zip(self.banks, self.windows, strict=True):
+            assert isinstance(bank, nn.Conv1d)
             padded = functional.pad(samples, (0, covered + window - samples.shape[-1]))
             frames = padded.unfold(-1, window, self.hop)
             features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
@@ -94,13 +95,14 @@ class FrameDecoder(MultiScaleDecoder):
         """As `MultiScaleDecoder.forward`, the sums of frames in float32."""
         decoded = []
         for bank, features in zip(self.banks, scales, strict=True):
+            assert isinstance(bank, nn.ConvTranspose1d)
             window, hop = bank.kernel_size[0], bank.stride[0]
             frames = functional.linear(features.transpose(1, 2), bank.weight.squeeze(1).t())
             covered = (features.shape[-1] - 1) * hop + window
             added = functional.fold(
                 _wide(frames).transpose(1, 2), (1, covered), (1, window), stride=(1, hop)
             )
-            decoded.append(added[:, 0, 0, :length] + bank.bias)
+            decoded.append(added[:, 0, 0, :length] + cast(Tensor, bank.bias))
         return torch.stack(decoded)
 
 
@@ -183,7 +185,7 @@ class BlockFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x and of each parameter."""
         x, u, v, q, mean_1, deviation_1, mean_2, deviation_2, *parameters = ctx.saved_tensors
         widen, _, slope_1, gain_1, shift_1, taps, _ = parameters[:7]

@@ -41,7 +41,7 @@ class Optimiser:
             and min(module.weight.shape[:2]) >= LEAST_SIDE
         }
         chosen = weights if settings.muon_rate else set()
-        self.matrices = [p for p in system.parameters() if p in chosen]
+        self.matrices: list[Tensor] = [p for p in system.parameters() if p in chosen]
         self.adam = torch.optim.AdamW(
             [p for p in system.parameters() if p not in chosen],
             lr=settings.learning_rate,
@@ -103,7 +103,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalise(matrices.transpose(1, 2)).transpose(1, 2)
     first, third, fifth = COEFFICIENTS
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x: Tensor = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         square = x @ x.transpose(1, 2)
         polynomial = torch.baddbmm(square, square, square, beta=third, alpha=fifth)

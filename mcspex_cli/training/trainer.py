@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import pickle
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -16,13 +18,12 @@ import torch
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import save_checkpoint
-from mcspex_cli.errors import ConfigError, EngineError
+from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.systems import System
 from mcspex_cli.training.distributed import Team
 from mcspex_cli.training.growth import build_system, match_level, sample_rate_hz, start_of
-from mcspex_cli.training.journal import Journal, Progress
 from mcspex_cli.training.losses import Losses, multi_scale_loss
 from mcspex_cli.training.mixtures import Batch, make_sampler
 from mcspex_cli.training.optimiser import Optimiser
@@ -30,6 +31,7 @@ from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.simulate import Rendering, read_validation
 
 STATE = "state.pt"
+PROGRESS = "progress.csv"
 
 
 class Trainer:
@@ -53,7 +55,7 @@ class Trainer:
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
         state = self._state(resume)
-        self.journal = self._journal(state["step"] if state else 0)
+        self.log = self._open_log(state["step"] if state else 0)
         self.start = start_of(settings)
         rate = sample_rate_hz(settings.model, self.start)
         self.sampler = make_sampler(settings, rate, self.device)
@@ -99,8 +101,8 @@ class Trainer:
                 paused = time.monotonic()
                 score = self._validate_and_save() if validate else None
                 progress = self._report(means, len(pending), paused - began - reported_s, score)
-                if self.journal:
-                    self.journal.add(progress)
+                if self.log:
+                    self.log.add(progress)
                 yield progress
                 pending, reported_s = [], paused - began
                 began += time.monotonic() - paused
@@ -254,10 +256,10 @@ class Trainer:
         with files.whole(self.out / STATE) as partial:
             partial.write_bytes(data.getbuffer())
 
-    def _journal(self, step: int) -> Journal | None:
+    def _open_log(self, step: int) -> ProgressLog | None:
         """Where reports are kept, if this process keeps them."""
         tensorboard = self.settings.run.tensorboard
-        return Journal(self.out, step, tensorboard=tensorboard) if self.team.leads else None
+        return ProgressLog(self.out, step, tensorboard=tensorboard) if self.team.leads else None
 
     def _state(self, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None to begin."""
@@ -308,3 +310,79 @@ def validate(system: System, renderings: list[Rendering], device: torch.device) 
         after = si_sdr(estimate[0].cpu().numpy(), item.target)
         gains.append(after - si_sdr(item.mixture, item.target))
     return [gain for gain in gains if not math.isnan(gain)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A report; numbers are means since the last one."""
+
+    step: int
+    share: float
+    """Of the run, 0 to 1."""
+    loss: float
+    si_sdr_db: float
+    si_sdr_i_db: float
+    accuracy: float
+    """Share of references whose speaker was named."""
+    learning_rate: float
+    audio_s_per_s: float
+    """Seconds of mixtures trained on, per second."""
+    elapsed_s: float
+    validation_db: float | None = None
+    """Mean SI-SDRi on the recipe, where this report follows a validation."""
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the end of the run."""
+        return self.elapsed_s * (1 / self.share - 1)
+
+
+class ProgressLog:
+    """Appends reports to `progress.csv` and, if asked to, for TensorBoard.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+        self.path = folder / PROGRESS
+        self.writer: Any = _tensorboard(folder, step) if tensorboard else None
+        names = [field.name for field in fields(Progress)]
+        kept = []
+        if step and self.path.is_file():
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if _step(row) <= step]
+        with files.whole(self.path) as partial, partial.open("w", newline="") as file:
+            table = csv.DictWriter(file, names)
+            table.writeheader()
+            table.writerows(kept)
+
+    def add(self, progress: Progress) -> None:
+        """Write one report."""
+        row = asdict(progress)
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerow("" if v is None else v for v in row.values())
+        except OSError as error:
+            reason = error.strerror
+            raise OutputError(f"{self.path}: cannot be written ({reason}).") from error
+        if self.writer:
+            for name, value in row.items():
+                if value is not None:
+                    self.writer.add_scalar(name, value, progress.step)
+            self.writer.flush()
+
+
+def _step(row: dict[str, str]) -> float:
+    """A row's step; a row cut short by a crash is of no step."""
+    return float(row["step"]) if row["step"].isdigit() and row["elapsed_s"] else math.inf
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "[run] tensorboard needs the package of that name: pip install mcspex[tensorboard]."
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)

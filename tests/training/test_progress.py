@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import ConfigError, OutputError
-from mcspex_cli.training.journal import Journal, Progress
+from mcspex_cli.training.trainer import Progress, ProgressLog
 
 REPORT = Progress(10, 0.25, 1.5, 2.0, 2.5, 0.5, 1e-3, 30.0, 60.0)
 
@@ -21,22 +21,22 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_reports_are_rows(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0, tensorboard=False)
-    journal.add(REPORT)
-    journal.add(replace(REPORT, step=20, validation_db=4.5))
+    log = ProgressLog(tmp_path, 0, tensorboard=False)
+    log.add(REPORT)
+    log.add(replace(REPORT, step=20, validation_db=4.5))
     assert [row["step"] for row in rows(tmp_path)] == ["10", "20"]
     assert [row["validation_db"] for row in rows(tmp_path)] == ["", "4.5"]
     assert rows(tmp_path)[0]["si_sdr_i_db"] == "2.5"
 
 
 def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0, tensorboard=False)
+    log = ProgressLog(tmp_path, 0, tensorboard=False)
     for step in (10, 20, 30):
-        journal.add(replace(REPORT, step=step))
-    Journal(tmp_path, 20, tensorboard=False).add(replace(REPORT, step=30, loss=9.0))
+        log.add(replace(REPORT, step=step))
+    ProgressLog(tmp_path, 20, tensorboard=False).add(replace(REPORT, step=30, loss=9.0))
     assert [row["step"] for row in rows(tmp_path)] == ["10", "20", "30"]
     assert rows(tmp_path)[2]["loss"] == "9.0"
-    Journal(tmp_path, 0, tensorboard=False)
+    ProgressLog(tmp_path, 0, tensorboard=False)
     assert rows(tmp_path) == []
 
 
@@ -48,8 +48,8 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    journal = Journal(tmp_path, 0, tensorboard=True)
-    journal.add(replace(REPORT, validation_db=4.5))
+    log = ProgressLog(tmp_path, 0, tensorboard=True)
+    log.add(replace(REPORT, validation_db=4.5))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {"loss", "si_sdr_i_db", "validation_db", "audio_s_per_s"} <= set(
@@ -63,19 +63,19 @@ def test_tensorboard_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install mcspex\[tensorboard\]"):
-        Journal(tmp_path, 0, tensorboard=True)
+        ProgressLog(tmp_path, 0, tensorboard=True)
 
 
 def test_a_row_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
-    Journal(tmp_path, 0, tensorboard=False).add(REPORT)
+    ProgressLog(tmp_path, 0, tensorboard=False).add(REPORT)
     with (tmp_path / "progress.csv").open("a") as file:
         file.write("15,0.3")
-    Journal(tmp_path, 20, tensorboard=False)
+    ProgressLog(tmp_path, 20, tensorboard=False)
     assert [row["step"] for row in rows(tmp_path)] == ["10"]
 
 
-def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0, tensorboard=False)
-    journal.path = tmp_path / "gone" / "progress.csv"
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    log = ProgressLog(tmp_path, 0, tensorboard=False)
+    log.path = tmp_path / "gone" / "progress.csv"
     with pytest.raises(OutputError, match=r"progress.csv: cannot be written \(No such file"):
-        journal.add(REPORT)
+        log.add(REPORT)
