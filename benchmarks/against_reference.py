@@ -85,7 +85,9 @@ class Ours:
         settings = EngineSettings(device="cpu", precision=self.precision, threads=threads)
         engine = open_engine(self.info, settings)
         # The runtime's own `embed` computes it anew each time.
-        return lambda mixture, reference: engine.extract(mixture, engine.runtime.embed(reference))
+        return lambda mixture, reference: engine.extract(
+            mixture, engine.runtime.embed(reference[None])[0]
+        )
 
 
 def serve(contestant: Theirs | Ours, threads: int, line: Connection) -> None:

@@ -88,7 +88,7 @@ class Bench:
         """The presence that `mcspex extract` reports."""
         voice = self.engine.embed([case.reference])
         engine = self.engine
-        meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, engine.calibration)
+        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, engine.calibration)
         meter.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
         return meter.result().presence or 0.0
 

@@ -101,22 +101,27 @@ class Engine:
         averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
         return averaged
 
-    def embed_part(self, part: Samples) -> Samples:
-        """Embed a stretch of sound [sample] as it is, unchecked and not remembered.
+    def embed_parts(self, parts: Samples) -> Samples:
+        """Embed equally long stretches of sound [part, sample], unchecked and not remembered.
 
         Returns:
-            [embedding].
+            [part, embedding].
 
         Raises:
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
         self._check_process()
+        levelled = parts * to_level(parts)
+        at_once = max(1, round(LONGEST_EMBEDDED_S * self.sample_rate_hz) // parts.shape[1])
+        starts = range(0, len(parts), at_once)
         try:
-            embedding = self.runtime.embed(part * to_level(part))
+            embeddings = np.concatenate(
+                [self.runtime.embed(levelled[start : start + at_once]) for start in starts]
+            )
         except OutOfMemoryError as error:
             raise self._short_of_memory() from error
-        self.check_finite(embedding)
-        return embedding
+        self.check_finite(embeddings)
+        return embeddings
 
     def extract(self, mixture: Samples, embedding: Samples) -> Samples:
         """Extract the voice of `embedding` [embedding] from `mixture` [sample].
@@ -226,7 +231,7 @@ class Engine:
     def _remembered(self, clip: Samples) -> Samples:
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
         if key not in self._embeddings:
-            self._embeddings[key] = self.embed_part(clip)
+            self._embeddings[key] = self.embed_parts(clip[None])[0]
         return self._embeddings[key]
 
     def _short_of_memory(self) -> EngineError:

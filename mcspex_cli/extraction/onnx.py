@@ -129,10 +129,9 @@ class OnnxRuntime(Runtime):
         elif settings.device != "auto":  # it takes the CPU without a word
             raise _refusal("device", settings.device, ("auto", "cpu"))
 
-    def embed(self, reference: Samples) -> Samples:
+    def embed(self, references: Samples) -> Samples:
         """As `Runtime.embed`."""
-        embedding: Samples = self.run(EMBED, reference[None])[0]
-        return embedding
+        return self.run(EMBED, references)
 
     def extract(self, mixtures: Samples, voices: Samples) -> Samples:
         """As `Runtime.extract`."""

@@ -15,8 +15,8 @@ speaks makes the file present, whatever is in the rest: people take turns. Ours.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
-from mcspex_cli.extraction.levels import MIN_SIGNAL_S, SILENCE_DB, level_db
+from mcspex_cli.extraction.levels import MIN_SIGNAL_S, SILENCE_DB
 from mcspex_cli.extraction.vad import FrameLevels, frame_levels_db
 
 _logger = logging.getLogger("mcspex")
@@ -48,10 +48,13 @@ SURE = 0.98
 MIN_RESIDUAL = 0.2
 """The residual's share of the mixture's energy if somebody else speaks too, even 5 dB softer."""
 
+TOGETHER = 8
+"""Segments that are embedded in one call."""
+
 Vector = npt.NDArray[np.float64]
 
 Embed = Callable[[Samples], Samples]
-"""Embeds a signal [sample] at any level as [embedding]."""
+"""Embeds signals [signal, sample] at any level as [signal, embedding]."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,8 @@ class PresenceResult:
 class PresenceMeter:
     """Takes an estimate and its mixture in blocks, and keeps only what it measures of them.
 
-    A segment takes one run of the speaker encoder, and another one of the residual only where the
-    wrong person may have been followed.
+    The speaker encoder runs once for each segment, and once more for its residual where the wrong
+    person may have been followed; it gets several segments in one call.
 
     Args:
         embed: the model's speaker encoder. It is called from `add` and `finish`.
@@ -186,12 +189,14 @@ class PresenceMeter:
         self._held: Samples | None = None
         """Estimate and mixture [2, channel, sample], as far back as may be needed."""
         self._fresh = 0
-        """Samples at the end of those held that are not measured yet."""
+        """Samples at the end of those held that are in no segment yet."""
         self._done = 0
+        self._pending: list[tuple[Samples, Samples]] = []
+        """Segments [2, sample] that are not measured yet, and what is new in each."""
         self._levels: list[tuple[FrameLevels, FrameLevels]] = []
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
-        """Measure a block [channel, sample] of both.
+        """Take a block [channel, sample] of both.
 
         Of several channels the one in which a segment of the mixture is loudest is measured.
 
@@ -204,7 +209,7 @@ class PresenceMeter:
         while self._fresh >= self._segment:
             end = held.shape[-1] - self._fresh + self._segment
             segment = held[..., end - self._segment : end]
-            self._measure(segment, segment)
+            self._take(segment, segment)
             held = held[..., end - self._segment :]
         self._held = held
 
@@ -217,7 +222,8 @@ class PresenceMeter:
         if self._fresh and self._held is not None:
             step, held = round(STEP_S * self._rate_hz), self._held.shape[-1]
             rest = self._segment if held >= self._segment else max(1, held // step) * step
-            self._measure(self._held[..., -rest:], self._held[..., -self._fresh :])
+            self._take(self._held[..., -rest:], self._held[..., -self._fresh :])
+        self._measure()
 
     def result(self) -> PresenceResult:
         """Measure the rest, then judge the whole file.
@@ -232,7 +238,6 @@ class PresenceMeter:
         calibration = self._calibration
         if calibration is None:
             return PresenceResult(estimate_db, mixture_db)
-        segments = tuple(self._judged(calibration))
         presence = probability(calibration.file_odds(self.features()))
         excess = [
             one.residual_similarity - one.similarity
@@ -246,7 +251,7 @@ class PresenceMeter:
             presence,
             presence >= calibration.threshold,
             presence < SURE and wrong,
-            segments,
+            tuple(self._judged(calibration)),
             calibration.mute_threshold,
         )
 
@@ -265,40 +270,75 @@ class PresenceMeter:
             present = presence >= calibration.segment_threshold
             yield Segment(round(one.start_s, 3), end_s, presence, present)
 
-    def _measure(self, part: Samples, new: Samples) -> None:
-        """Measure a part [2, channel, sample] of which `new` was not measured before."""
+    def _take(self, part: Samples, new: Samples) -> None:
+        """Keep a part [2, channel, sample], of which `new` is in no segment yet, to be measured."""
         channel = int(np.square(part[1], dtype=np.float64).sum(axis=-1).argmax())
-        estimate, mixture = new[:, channel]
-        rate_hz, fresh = self._rate_hz, len(mixture)
+        self._pending.append((part[:, channel], new[:, channel]))
+        self._fresh -= new.shape[-1]
+        if len(self._pending) == TOGETHER:
+            self._measure()
+
+    def _measure(self) -> None:
+        """Measure what is pending."""
+        if not self._pending:
+            return
+        parts, fresh = zip(*self._pending, strict=True)
+        self._pending = []
+        estimate, mixture = np.concatenate(fresh, axis=-1)
+        rate_hz = self._rate_hz
         self._levels.append((frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz)))
         if self._calibration:
-            times = self._done / rate_hz, fresh / rate_hz
-            self.segments.append(self._features(part[:, channel], times, self._calibration))
-        self._done += fresh
-        self._fresh -= fresh
+            seconds = np.array([new.shape[-1] for new in fresh]) / rate_hz
+            starts_s = self._done / rate_hz + np.cumsum(seconds) - seconds
+            times = list(zip(starts_s.tolist(), seconds.tolist(), strict=True))
+            self.segments += self._features(np.stack(parts), times, self._calibration)
+        self._done += len(estimate)
 
     def _features(
-        self, both: Samples, times: tuple[float, float], calibration: Calibration
-    ) -> SegmentFeatures:
-        """Measure a segment of estimate and mixture [2, sample] at times (from, seconds)."""
-        estimate, mixture = both.astype(np.float64)
-        energy, shared = _product(estimate, estimate), _product(estimate, mixture)
-        whole = _product(mixture, mixture)
-        silent = level_db(whole / len(mixture)) < SILENCE_DB
-        if silent or energy == 0 or shared == 0 or len(mixture) < MIN_SIGNAL_S * self._rate_hz:
-            return SegmentFeatures(*times)
-        matched = shared / energy * estimate
-        similarity = calibration.similarity(
-            self._embed(matched.astype(np.float32)), self._embedding
-        )
-        gain = float(np.log10(abs(shared / energy)))
-        one = SegmentFeatures(*times, True, similarity, gain)
-        residual = mixture - matched
-        odds = float(calibration.segment_odds(np.array([[similarity, gain]]))[0])
-        if _product(residual, residual) < MIN_RESIDUAL * whole or probability(odds) >= SURE:
-            return one
-        voice = self._embed(residual.astype(np.float32))
-        return replace(one, residual_similarity=calibration.similarity(voice, self._embedding))
+        self, both: Samples, times: Sequence[tuple[float, float]], calibration: Calibration
+    ) -> list[SegmentFeatures]:
+        """Measure segments of estimate and mixture [segment, 2, sample] at times (from, seconds).
+
+        Products are not taken by `@`: the threads of NumPy's linear algebra would spin on the cores
+        that torch needs next.
+        """
+        estimates, mixtures = both[:, 0].astype(np.float64), both[:, 1].astype(np.float64)
+        energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
+        shared, samples = (estimates * mixtures).sum(-1), both.shape[-1]
+        audible = (wholes >= samples * 10 ** (SILENCE_DB / 10)) & (energies > 0) & (shared != 0)
+        if samples < MIN_SIGNAL_S * self._rate_hz or not audible.any():
+            return [SegmentFeatures(*time) for time in times]
+        gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
+        matched = estimates * gains[:, None]
+        similarities = self._similarities(matched, audible, calibration)
+        decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
+        odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
+        residuals = mixtures - matched
+        unsure = audible & (np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes)
+        unsure &= np.array([probability(one) < SURE for one in odds])
+        residual_similarities = self._similarities(residuals, unsure, calibration)
+        return [
+            SegmentFeatures(
+                *times[k],
+                True,
+                float(similarities[k]),
+                float(decades[k]),
+                float(residual_similarities[k]) if unsure[k] else None,
+            )
+            if audible[k]
+            else SegmentFeatures(*times[k])
+            for k in range(len(times))
+        ]
+
+    def _similarities(
+        self, signals: Vector, chosen: npt.NDArray[np.bool_], calibration: Calibration
+    ) -> Vector:
+        """How similar the chosen ones of signals [signal, sample] are to the reference, else 0."""
+        similarities = np.zeros(len(signals))
+        if chosen.any():
+            voices = self._embed(signals[chosen].astype(np.float32))
+            similarities[chosen] = [calibration.similarity(one, self._embedding) for one in voices]
+        return similarities
 
 
 def probability(odds: float) -> float:
@@ -337,11 +377,3 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
     if not np.isfinite(numbers).all() or len(calibration.centre) != embedding:
         raise CheckpointError(f"{path}: its calibration is of another model. Calibrate it again.")
     return calibration
-
-
-def _product(one: Vector, other: Vector) -> float:
-    """The inner product of signals [sample].
-
-    Not by `@`: the threads of NumPy's linear algebra would spin on the cores that torch needs next.
-    """
-    return float((one * other).sum())

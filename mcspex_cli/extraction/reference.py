@@ -517,7 +517,8 @@ def similarity_of_parts(clip: Clip, engine: Engine, calibration: Calibration) ->
     count = min(_MAX_PARTS, int(len(speech) / (_PART_S * clip.sample_rate_hz)))
     if count < 2:
         return None
-    embeddings = [engine.embed_part(part) for part in np.array_split(speech, count)]
+    length = len(speech) // count
+    embeddings = engine.embed_parts(speech[: count * length].reshape(count, length))
     pairs = combinations(embeddings, 2)
     return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
 

@@ -95,11 +95,11 @@ class Runtime(ABC):
         return True
 
     @abstractmethod
-    def embed(self, reference: Samples) -> Samples:
-        """Embed a reference [sample] as [embedding].
+    def embed(self, references: Samples) -> Samples:
+        """Embed references [signal, sample] as [signal, embedding].
 
         Raises:
-            OutOfMemoryError: it is too long for the device.
+            OutOfMemoryError: they are too many, or too long, for the device.
         """
 
     @abstractmethod
@@ -147,11 +147,10 @@ class TorchRuntime(Runtime):
         """As `Runtime.has_finite_weights`."""
         return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
 
-    def embed(self, reference: Samples) -> Samples:
+    def embed(self, references: Samples) -> Samples:
         """As `Runtime.embed`."""
         with self._computing():
-            embedding: Samples = self._array(self.system.embed(self._tensor(reference[None])))[0]
-            return embedding
+            return self._array(self.system.embed(self._tensor(references)))
 
     def extract(self, mixtures: Samples, voices: Samples) -> Samples:
         """As `Runtime.extract`."""

@@ -129,7 +129,7 @@ class Task:
         self._back = audio.Resampler(self._engine.sample_rate_hz, rate_hz, channels)
         self._match = LevelMatcher(channels)
         self._meter = PresenceMeter(
-            self._engine.embed_part,
+            self._engine.embed_parts,
             self._engine.sample_rate_hz,
             embedding,
             self._engine.calibration,

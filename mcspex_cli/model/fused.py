@@ -11,7 +11,7 @@ x ─┬─ 1x1 ─ PReLU ─┬─ depthwise + bias ─ PReLU ─┬─ 1x1 + b
    └─────────────────────────────────────────────────────────────────────┘
 ```
 
-Signals are taken one at a time, because each has its own mean and deviation.
+Mixtures are taken one at a time, because each has its own mean and deviation.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
 class Pointwise(nn.Module):
     """A 1x1 convolution that leaves a frame's channels together.
 
-    Shape: [1, channel_in, frame] to [1, channel_out, frame].
+    Shape: [batch, channel_in, frame] to [batch, channel_out, frame].
     """
 
     def __init__(self, convolution: nn.Conv1d) -> None:
@@ -74,7 +74,8 @@ class Pointwise(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Project `features`."""
-        return _features(self.project(_rows(features)))
+        rows = self.project(features.transpose(1, 2).flatten(0, 1).contiguous())
+        return rows.view(len(features), -1, rows.shape[1]).transpose(1, 2)
 
     def project(self, rows: Tensor) -> Tensor:
         """Project rows [frame, channel_in] to [frame, channel_out]."""
@@ -95,7 +96,7 @@ class FoldedEncoder(nn.Module):
         self.bias = nn.Parameter(torch.cat([_bias(b) for b in encoder.banks]), requires_grad=False)
 
     def forward(self, samples: Tensor) -> Scales:
-        """Encode `samples` [1, sample] as `MultiScaleEncoder` does."""
+        """Encode `samples` [batch, sample] as `MultiScaleEncoder` does."""
         frames = (samples.shape[-1] - self.short) // self.hop + 1
         covered = (frames - 1) * self.hop + self.long
         padded = functional.pad(samples, (0, covered - samples.shape[-1]))
@@ -114,7 +115,7 @@ class FoldedSpeakerEncoder(nn.Module):
         self.blocks, self.project = speaker.blocks, speaker.project
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embed `features` [1, channel, frame] as `SpeakerEncoder` does."""
+        """Embed `features` [batch, channel, frame] as `SpeakerEncoder` does."""
         for block in (m for m in self.blocks if isinstance(m, ResBlock)):
             residual = block.conv_2(block.activation_1(block.conv_1(features)))
             features = block.pool(block.activation_2(residual + block.shortcut(features)))

@@ -343,7 +343,9 @@ class Calibrator:
                 parts.append(similarity)
             speech = Clip.measure(case.rendering.id, case.rendering.target, rate_hz).only_speech()
             if len(speech) >= MIN_COMPARED_S * rate_hz:
-                clips.append(self._unfitted.similarity(voice, self._engine.embed_part(speech)))
+                clips.append(
+                    self._unfitted.similarity(voice, self._engine.embed_parts(speech[None])[0])
+                )
         return (
             float(np.quantile(parts, UNLIKE)) if parts else -1.0,
             float(np.quantile(clips, UNLIKE)) if clips else -1.0,
@@ -352,7 +354,7 @@ class Calibrator:
     def _trial(self, case: Case, voice: Samples, speaker: str) -> Trial:
         """Ask a recording for a voice."""
         engine, one, present = self._engine, case.rendering, speaker == case.speaker
-        meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, self._unfitted)
+        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, self._unfitted)
         estimate = engine.extract(one.mixture, voice)
         meter.add(estimate[None], one.mixture[None])
         meter.finish()

@@ -197,7 +197,7 @@ def test_torchs_lack_of_memory_is_known_as_such(tiny: System, error: RuntimeErro
 
     runtime.system.extract = runtime.system.embed = full  # type: ignore[assignment]
     with pytest.raises(OutOfMemoryError):
-        runtime.embed(buzz(100, 1))
+        runtime.embed(buzz(100, 1)[None])
     with pytest.raises(OutOfMemoryError):
         runtime.extract(buzz(100, 1)[None], np.zeros((1, 16), np.float32))
 

@@ -52,10 +52,11 @@ class Softener(Runtime):
     sample_rate_hz, true_level = RATE_HZ, False
     gain, late = -0.01, 0
 
-    def embed(self, reference: Samples) -> Samples:
+    def embed(self, references: Samples) -> Samples:
         """Energies of eight bands."""
-        bands = np.array_split(np.abs(np.fft.rfft(reference)), 8)
-        return np.array([np.sqrt(np.square(band).mean()) for band in bands], np.float32)
+        bands = np.array_split(np.abs(np.fft.rfft(references)), 8, axis=-1)
+        energies = [np.sqrt(np.square(band).mean(-1)) for band in bands]
+        return np.stack(energies, axis=-1).astype(np.float32)
 
     def extract(self, mixtures: Samples, voices: Samples) -> Samples:
         """The mean of neighbours: cos² of half the frequency."""

@@ -54,7 +54,7 @@ def measure(
     sizes: Sequence[int] = (),
 ) -> PresenceResult:
     """Measure estimate and mixture [channel, sample], in blocks of some sizes, over and over."""
-    meter = PresenceMeter(engine.embed_part, engine.sample_rate_hz, voice, made)
+    meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, made)
     estimate, mixture = (np.atleast_2d(one) for one in both)
     at, turn = 0, 0
     while at < estimate.shape[1]:
@@ -144,7 +144,7 @@ def test_a_segment_is_judged_by_similarity_and_gain(
     e, m = estimate.astype(np.float64), mixture.astype(np.float64)
     gain = (e @ m) / (e @ e)
     similarity, residual_similarity = (
-        made.similarity(engine.embed_part(part.astype(np.float32)), voice)
+        made.similarity(engine.embed_parts(part.astype(np.float32)[None])[0], voice)
         for part in (gain * e, m - gain * e)
     )
     odds = 3 * similarity + 0.2 * np.log10(gain) + 0.1
@@ -172,18 +172,18 @@ def test_the_speaker_encoder_runs_once_for_a_segment(
     engine: Engine, voice: audio.Samples, made: Calibration
 ) -> None:
     """And once more where the voice is unsure and somebody else is left."""
-    runs: list[int] = []
+    runs: list[tuple[int, ...]] = []
 
-    def embed(part: audio.Samples) -> audio.Samples:
-        runs.append(len(part))
-        return engine.embed_part(part)
+    def embed(parts: audio.Samples) -> audio.Samples:
+        runs.append(parts.shape)
+        return engine.embed_parts(parts)
 
-    for weights, expected in (((0.0, 0.0, 9.0), 2), ((0.0, 0.0, 0.0), 4)):
+    for weights, expected in (((0.0, 0.0, 9.0), 1), ((0.0, 0.0, 0.0), 2)):
         runs.clear()
         meter = PresenceMeter(embed, RATE_HZ, voice, replace(made, segment_weights=weights))
         meter.add(*(one[None] for one in scene(4.0)))
         meter.result()
-        assert runs == [2 * RATE_HZ] * expected
+        assert runs == [(2, 2 * RATE_HZ)] * expected
 
 
 @pytest.mark.parametrize(("rest_db", "wrong"), [(-7.0, False), (-5.0, True), (5.0, True)])

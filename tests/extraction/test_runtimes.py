@@ -77,7 +77,7 @@ def test_a_runtime_gives_what_torch_gives(design: tuple[System, Graphs]) -> None
     assert (other.device, other.precision, other.batch) == ("cpu", "float32", 1)
     for length in (system.least_reference_samples, 5000, 8001):
         reference = buzz(200, 2)[:length]
-        assert agree(other.embed(reference), exact.embed(reference))
+        assert agree(other.embed(reference[None]), exact.embed(reference[None]))
     voices = np.random.default_rng(0).standard_normal((3, 16), np.float32)
     for length in (1, 19, 39, 40, 41, 61, 4000, 8001):
         mixtures = np.stack([buzz(100 + 10 * i, 2, i)[-length:] for i in range(3)])
@@ -173,7 +173,7 @@ def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Graphs
 
     runtime._sessions[EMBED].run = fail
     with pytest.raises(OutOfMemoryError):
-        runtime.embed(buzz(100, 1))
+        runtime.embed(buzz(100, 1)[None])
 
 
 def test_graphs_that_are_not_the_system_are_not_kept(

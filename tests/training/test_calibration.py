@@ -108,10 +108,11 @@ class Bands(Runtime):
     sample_rate_hz, true_level = RATE_HZ, False
     inverted = False
 
-    def embed(self, reference: audio.Samples) -> audio.Samples:
+    def embed(self, references: audio.Samples) -> audio.Samples:
         """The bands' levels."""
-        bands = np.array_split(np.fft.rfft(reference), VOICES)
-        return np.array([np.sqrt(np.mean(np.abs(b) ** 2)) for b in bands], np.float32)
+        bands = np.array_split(np.fft.rfft(references), VOICES, axis=-1)
+        levels = [np.sqrt(np.mean(np.abs(band) ** 2, axis=-1)) for band in bands]
+        return np.stack(levels, axis=-1).astype(np.float32)
 
     def extract(self, mixtures: audio.Samples, voices: audio.Samples) -> audio.Samples:
         """Let a voice's band pass, and a little of the others; or, inverted, the others."""
