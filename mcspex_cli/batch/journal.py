@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from mcspex_cli import files
 from mcspex_cli.batch.manifest import Task, outputs
+from mcspex_cli.errors import OutputError
 
 FOLDER = "journal"
 
@@ -89,6 +90,24 @@ class Journal:
             )
         )
 
+    def check(self, tasks: Sequence[Task], settings: str) -> None:
+        """Refuse to replace estimates that were made of other files or with other settings.
+
+        Raises:
+            OutputError: there are some.
+        """
+        for task in tasks:
+            known = self.done.get(task.id)
+            if known is None:
+                continue
+            same, _ = same_files(known.inputs, task.inputs)
+            if not same or known.settings != settings:
+                what = "another model or other settings" if same else "another mixture or reference"
+                raise OutputError(
+                    f"{self.folder}: its {task.id} was made with {what}. Choose another -o, or add "
+                    "--overwrite to replace it."
+                )
+
     def _take(self, line: dict[str, Any], data: bytes) -> None:
         """Take account of a line, which replaces what was known of its task before."""
         if "run" in line:
@@ -104,6 +123,25 @@ class Journal:
             self.failed.pop(line["done"], None)
 
 
+def open_folder(folder: Path, *, overwrite: bool) -> Journal:
+    """Make a batch's output folder, or clear up what a process killed in it has left.
+
+    Raises:
+        OutputError: it cannot be made, or holds files but is of no batch and `overwrite`
+            is not set.
+    """
+    journal = folder / FOLDER
+    if folder.is_dir() and any(folder.iterdir()) and not journal.is_dir() and not overwrite:
+        raise OutputError(
+            f"{folder}: is not empty and not the folder of a batch. Choose another -o, or add "
+            "--overwrite."
+        )
+    # A process that is killed before its first file must not lock itself out.
+    files.make_folders(folder, journal)
+    files.sweep(folder)
+    return Journal(folder)
+
+
 class Writer:
     """The file of a journal that this process appends to; it appears with the first line."""
 
@@ -116,19 +154,19 @@ class Writer:
         """Remember a task whose outputs are there under their names."""
         written = {kind: stamp(path) for kind, path in outputs(self.folder, task).items()}
         line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
-        self._append({**line, "row": dict(row)})
+        self._append({**line, "row": row})
 
     def add_failed(self, task: Task, reason: str) -> None:
         """Remember a task that failed; it will be tried again."""
         self._append({"failed": task.id, "reason": reason})
 
-    def add_score(self, task: Task, key: str, row: Mapping[str, Any]) -> None:
+    def add_score(self, id_: str, key: str, row: Mapping[str, Any]) -> None:
         """Remember a task's score; `key` tells what it is a score of."""
-        self._append({"scored": task.id, "key": key, "row": dict(row)})
+        self._append({"scored": id_, "key": key, "row": row})
 
     def add_run(self, run: Mapping[str, Any]) -> None:
         """Remember what a process did."""
-        self._append({"run": dict(run)})
+        self._append({"run": run})
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; after one that was cut short, begin a new one.

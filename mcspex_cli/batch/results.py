@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from mcspex_cli.batch.run import BatchSettings
 from mcspex_cli.evaluation import tables
 from mcspex_cli.evaluation.comparison import batch_run
 from mcspex_cli.evaluation.page import PageSettings, write_page
-from mcspex_cli.evaluation.scoring import Pairing, Row, ScoreSettings, score_files
+from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_files
 from mcspex_cli.evaluation.summary import Report, read_groups, report
 
 RECORD, FAILED = "run.json", "failed.jsonl"
@@ -33,34 +33,30 @@ _OF_THE_RUN = (
 """What a result's row has that differs from run to run, or is in `run.json` for all."""
 
 
-def unscored(
-    plan: Plan, journal: Journal, settings: BatchSettings, scoring: ScoreSettings
-) -> list[tuple[Task, str]]:
-    """The tasks done whose truth is known but not their score, and a key for each score."""
-    lacking, key, locations = [], settings.key(), Locations(plan.folder)
+def score(
+    plan: Plan,
+    settings: BatchSettings,
+    scoring: ScoreSettings,
+    advance: Callable[[float], object] = lambda _: None,
+) -> None:
+    """Score the tasks that are done, have a truth and have no such score in the journal yet.
+
+    `advance` is called with the share that is done.
+    """
+    journal, writer, locations = Journal(plan.folder), Writer(plan.folder), Locations(plan.folder)
+    pairings, keys, settings_key = [], [], settings.key()
     for task in plan.tasks:
-        if task.truth and journal.is_done(task, key):
-            done = journal.done[task.id]
-            parts = (done.files[AUDIO], done.inputs, stamp(Path(task.truth)), astuple(scoring))
-            score_key = fingerprint((*parts, locations.of(task.truth)[1]))
-            if journal.scores.get(task.id, {}).get("key") != score_key:
-                lacking.append((task, score_key))
-    return lacking
-
-
-def score_tasks(
-    plan: Plan, lacking: Sequence[tuple[Task, str]], scoring: ScoreSettings
-) -> Iterator[Row]:
-    """Score tasks, each in the journal before it is yielded."""
-    pairings = [
-        Pairing(task.id, outputs(plan.folder, task)[AUDIO], Path(task.truth), Path(task.mixture))
-        for task, _ in lacking
-        if task.truth
-    ]
-    writer = Writer(plan.folder)
-    for (task, key), row in zip(lacking, score_files(pairings, scoring), strict=True):
-        writer.add_score(task, key, row.to_dict())
-        yield row
+        if task.truth and journal.is_done(task, settings_key):
+            done, truth = journal.done[task.id], Path(task.truth)
+            parts = (done.files[AUDIO], done.inputs, stamp(truth), astuple(scoring))
+            key = fingerprint((*parts, locations.of(task.truth)[1]))
+            if journal.scores.get(task.id, {}).get("key") != key:
+                estimate = outputs(plan.folder, task)[AUDIO]
+                pairings.append(Pairing(task.id, estimate, truth, Path(task.mixture)))
+                keys.append(key)
+    for number, row in enumerate(score_files(pairings, scoring)):
+        writer.add_score(row.name, keys[number], row.to_dict())
+        advance((number + 1) / len(keys))
 
 
 def write(

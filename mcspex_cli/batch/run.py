@@ -1,43 +1,48 @@
-"""What is left of a batch, and the workers that do it.
+"""What is left of a batch, and the processes that do it.
 
 ```
-WorkList: plan − done, this shard's, in units ──▶ an engine ──▶ Worker ──▶ files, journal
-                                                            ├──▶ Worker
-                                                            └──▶ ...
+WorkList: plan − done, this shard's, in units ──▶ run_locally ──▶ Worker ──▶ files, journal
+                                                              ├──▶ Worker
+                                                              └──▶ ...
 ```
 
 A `Worker` has the model loaded, extracts the units that it is given, and writes each task to its
-own file of the journal. An engine (`engines`) hands units to workers, here or on other machines.
+own file of the journal: what is done stays done, whatever becomes of the process.
 """
 
 from __future__ import annotations
 
 import heapq
+import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from dataclasses import astuple, dataclass, field
+from functools import cache, partial
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 
-from mcspex_cli import files
-from mcspex_cli.batch.journal import FOLDER, Journal, Writer, fingerprint, same_files
+from mcspex_cli.batch.journal import Journal, Writer, fingerprint
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
 from mcspex_cli.batch.plan import Plan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import DiskFullError, McspexError, OutputError
+from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
 from mcspex_cli.extraction.reference import Span, Voice
-from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device, cores
+from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device, cores, keep_memory
 
 Unit = tuple[Task, ...]
 """Tasks whose windows share batches; made from the whole plan, so that it is always the same."""
@@ -54,8 +59,18 @@ MEMORY_EACH = 1.5e9
 WORTH_A_PROCESS_S = 60.0
 """Seconds of audio for which another process is worth its start."""
 
+HANDED_OUT_S = 30.0
+"""Seconds of audio that a process is given at once: reading and writing go on meanwhile."""
+
+_HANDED_OUT = 16
+"""Units that a process is given at once, at most."""
+
 _KNOWN_VOICES = 1000
 """Voices that a worker keeps."""
+
+_PATIENCE_S = 0.2
+_DEATHS = 10
+"""Deaths in a row, without one file done, after which no other process is started."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +93,13 @@ class BatchSettings:
 
     def key(self) -> str:
         """Fingerprint of all that an estimate depends on."""
-        engine, options = EngineSettings(), self.options
+        engine = EngineSettings()
         return fingerprint(
             (
                 *(self.model.sha256, self.precision, self.runtime),
                 *(engine.window_s, engine.context_s, engine.fade_s),
-                *(options.channel, options.level, options.subtype),
-                *(options.wet_db, options.dry_db, options.track, options.damaged),
-                *(options.absent, self.model.calibration if options.absent == "mute" else None),
+                *astuple(self.options),
+                self.model.calibration if self.options.absent == "mute" else None,
             )
         )
 
@@ -107,8 +121,7 @@ class WorkList:
     Attributes:
         todo: the tasks that are left, in the plan's order.
         skipped: the tasks of this shard that were done before.
-        units: what is left, as `Worker.extract` takes it: with tasks that are done where they
-            keep a unit whole.
+        units: what is left, with tasks that are done where they keep a unit whole.
         seconds: audio of this shard, done or not.
 
     Raises:
@@ -178,6 +191,7 @@ class Worker:
         self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
         self._writer = Writer(folder)
         self._voices: dict[object, Voice | McspexError] = {}
+        self._warnings: dict[str, tuple[str, ...]] = {}
 
     def extract(
         self, units: Sequence[Unit], done: set[str], stopping: Callable[[], bool]
@@ -202,7 +216,6 @@ class Worker:
     ) -> Iterator[Outcome]:
         """Extract tasks in one go; what is done is only computed again, for the others' sake."""
         begun: deque[Task] = deque()
-        warnings: dict[str, tuple[str, ...]] = {}
 
         def jobs() -> Iterator[Job]:
             for task in tasks:
@@ -210,8 +223,7 @@ class Worker:
                     return
                 begun.append(task)
                 folder = Path(scratch) if task.id in done else self._folder
-                voice = partial(self._voice, task, warnings)
-                yield Job(Path(task.mixture), voice, _outputs(folder, task))
+                yield Job(Path(task.mixture), partial(self._voice, task), _outputs(folder, task))
 
         with tempfile.TemporaryDirectory() as scratch:
             for _, result in self.extractor.extract_files(jobs(), self.settings.options):
@@ -220,15 +232,16 @@ class Worker:
                     raise result
                 if task.id in done:
                     continue
+                warnings = self._warnings.pop(task.id, ())
                 if isinstance(result, McspexError):
                     self._writer.add_failed(task, str(result))
-                    yield Outcome(task, None, str(result), warnings.pop(task.id, ()))
+                    yield Outcome(task, None, str(result), warnings)
                 else:
                     row = result.to_dict()
                     self._writer.add_done(task, self._key, row)
-                    yield Outcome(task, row, "", warnings.pop(task.id, ()))
+                    yield Outcome(task, row, "", warnings)
 
-    def _voice(self, task: Task, warnings: dict[str, tuple[str, ...]]) -> Voice:
+    def _voice(self, task: Task) -> Voice:
         """The voice of a task's references, each made once; a bad one fails each time.
 
         Raises:
@@ -245,36 +258,19 @@ class Worker:
                     mixture=Path(task.mixture),
                     channel=self.settings.options.channel,
                 )
-                sources = ", ".join(voice.sources)
-                warnings[task.id] = tuple(
-                    text
-                    if any(source in text for source in voice.sources)
-                    else f"{sources}: {text}"
-                    for text in voice.warnings
-                )
-                self._voices[key] = voice
             except McspexError as error:
                 self._voices[key] = error
-            except Exception as error:
-                self._voices[key] = McspexError(
-                    f"{task.references[0] if task.references else task.mixture}: "
-                    f"{type(error).__name__} ({error}). This is a bug, please report it."
+            else:
+                self._voices[key] = voice
+                sources = ", ".join(voice.sources)
+                self._warnings[task.id] = tuple(
+                    text if any(s in text for s in voice.sources) else f"{sources}: {text}"
+                    for text in voice.warnings
                 )
         voice_or_error = self._voices[key]
         if isinstance(voice_or_error, McspexError):
             raise voice_or_error
         return voice_or_error
-
-    def real_time_factor(self) -> float:
-        """Seconds that the network takes for a second of audio, tried on a few."""
-        engine = self.extractor.engine
-        noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
-        mixture = (0.05 * noise).astype(np.float32)
-        voice = engine.embed([mixture])
-        engine.extract(mixture[: engine.sample_rate_hz], voice)
-        began = time.perf_counter()
-        engine.extract(mixture, voice)
-        return (time.perf_counter() - began) / WINDOW_S
 
 
 def _outputs(folder: Path, task: Task) -> Outputs:
@@ -290,46 +286,6 @@ def _outputs(folder: Path, task: Task) -> Outputs:
     )
 
 
-def open_folder(folder: Path, *, overwrite: bool) -> Journal:
-    """Make a batch's output folder, or clear up what a process killed in it has left.
-
-    Raises:
-        OutputError: it cannot be made, or holds files but is of no batch and `overwrite`
-            is not set.
-    """
-    journal = folder / FOLDER
-    if folder.is_dir() and any(folder.iterdir()) and not journal.is_dir() and not overwrite:
-        raise OutputError(
-            f"{folder}: is not empty and not the folder of a batch. Choose another -o, or add "
-            "--overwrite."
-        )
-    files.make_folders(
-        folder, journal
-    )  # a process killed before its first file must not lock itself out
-    files.sweep(folder)
-    return Journal(folder)
-
-
-def check_settings(plan: Plan, journal: Journal, settings: BatchSettings) -> None:
-    """Refuse to replace estimates that were made of other files, by another model or otherwise.
-
-    Raises:
-        OutputError: as said.
-    """
-    key = settings.key()
-    for task in plan.tasks:
-        known = journal.done.get(task.id)
-        if known is None:
-            continue
-        same, _ = same_files(known.inputs, task.inputs)
-        if not same or known.settings != key:
-            what = "another model or other settings" if same else "another mixture or reference"
-            raise OutputError(
-                f"{plan.folder}: its {task.id} was made with {what}. Choose another -o, or add "
-                "--overwrite to replace it."
-            )
-
-
 def estimate_s(work: WorkList) -> float:
     """How long a work list would take here, by trying the network on a few seconds.
 
@@ -340,7 +296,14 @@ def estimate_s(work: WorkList) -> float:
     if not seconds:
         return 0.0
     worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], work.threads())
-    return seconds * worker.real_time_factor() / work.processes()
+    engine = worker.extractor.engine
+    noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
+    mixture = (0.05 * noise).astype(np.float32)
+    voice = engine.embed([mixture])
+    engine.extract(mixture[: engine.sample_rate_hz], voice)
+    began = time.perf_counter()
+    engine.extract(mixture, voice)
+    return seconds * (time.perf_counter() - began) / WINDOW_S / work.processes()
 
 
 def units(tasks: Sequence[Task], size: int) -> list[Unit]:
@@ -379,6 +342,8 @@ def on_gpu(settings: BatchSettings) -> bool:
     """Whether a batch is computed on GPUs; every device of torch's is tried."""
     if settings.runtime != "torch":
         return all(device.startswith("cuda") for device in settings.devices)
+    if settings.devices == ("cpu",):
+        return False  # without torch, which takes seconds to import
     return "cpu" not in [choose_device(device).type for device in settings.devices]
 
 
@@ -387,3 +352,187 @@ def _memory() -> float:
     with suppress(AttributeError, ValueError, OSError):
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return float("inf")
+
+
+def run_locally(work: WorkList, stopping: Event) -> Iterator[Outcome]:
+    """Do a work list on this machine, in this process or in several.
+
+    A process that dies, killed for its memory or by a broken driver, costs the file that it had
+    in hand; another takes its place.
+
+    Yields:
+        What came of each task, which is in the journal by then.
+
+    Raises:
+        DiskFullError: nothing more can be written.
+        McspexError: the model or a device cannot be used, or processes die again and again.
+    """
+    began, settings = time.time(), work.settings
+    audio_s, counts = 0.0, [0, 0]
+    processes = min(work.processes(), len(work.units))
+    if processes > 1:
+        run = _in_processes(work, processes, stopping)
+    elif processes:
+        keep_memory()
+        worker = Worker(work.plan.folder, settings, settings.devices[0], work.threads())
+        run = worker.extract(work.units, work.done, stopping.is_set)
+    else:
+        return
+    with closing(run) as outcomes:
+        try:
+            for outcome in outcomes:
+                counts[outcome.row is None] += 1
+                audio_s += outcome.row["seconds"] if outcome.row else 0.0
+                yield outcome
+                if outcome.row is None and settings.fail_fast:
+                    return
+        finally:
+            if any(counts):
+                at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
+                line = {"began": at, "wall_s": round(time.time() - began, 3)}
+                line |= {"audio_s": round(audio_s, 3), "done": counts[0], "failed": counts[1]}
+                Writer(work.plan.folder).add_run(line)
+
+
+def _in_processes(work: WorkList, count: int, stopping: Event) -> Generator[Outcome, None, None]:
+    """Do a work list in several processes, the longest units first.
+
+    Each process is a pool of one, so that its death spares the others.
+    """
+    context = multiprocessing.get_context("spawn")
+    devices = [work.settings.devices[i % len(work.settings.devices)] for i in range(count)]
+    waiting = deque(_parcels(work.units, count))
+    writer, deaths = Writer(work.plan.folder), 0
+    with _left_to_this_process("SIGHUP"):
+        resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
+    stop = context.Event()
+
+    def start(device: str) -> ProcessPoolExecutor:
+        arguments = (work.plan.folder, work.settings, device, work.threads(), stop)
+        return ProcessPoolExecutor(1, context, _begin, arguments)
+
+    pools = [start(device) for device in devices]
+    running: dict[Future[list[Outcome]], tuple[int, list[Unit]]] = {}
+    idle = list(range(count))[::-1]
+    ours: set[multiprocessing.process.BaseProcess] = set()
+    others = set(multiprocessing.active_children())
+    try:
+        while running or (waiting and not stopping.is_set()):
+            while idle and waiting and not stopping.is_set():
+                number, parcel = idle.pop(), waiting.popleft()
+                done = {task.id for unit in parcel for task in unit} & work.done
+                with _left_to_this_process("SIGINT", "SIGTERM", "SIGHUP"):
+                    running[pools[number].submit(_work, parcel, done)] = (number, parcel)
+                ours |= {*multiprocessing.active_children()} - others
+            ready, _ = wait(running, _PATIENCE_S, FIRST_COMPLETED)
+            if stopping.is_set():
+                stop.set()
+            for future in ready:
+                number, parcel = running.pop(future)
+                idle.append(number)
+                try:
+                    outcomes = future.result()
+                except BrokenProcessPool:
+                    pools[number].shutdown(wait=False)
+                    pools[number] = start(devices[number])
+                    outcomes, rest = _after_death(work, parcel, writer)
+                    waiting.extendleft([rest] if rest else [])
+                    deaths = 0 if any(outcome.row for outcome in outcomes) else deaths + 1
+                    if deaths >= _DEATHS:
+                        raise EngineError(
+                            f"{deaths} processes in a row died before they finished a file. "
+                            "If memory is short, use fewer --jobs."
+                        ) from None
+                else:
+                    deaths = 0
+                yield from outcomes
+    finally:
+        for process in ours if running else ():
+            process.kill()
+            process.join()
+        for pool in pools:
+            pool.shutdown(wait=not running, cancel_futures=True)
+
+
+def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Units as they are handed out to `count` processes: the longest first, short ones together."""
+    lengths = [sum(task.seconds or 0.0 for task in unit) for unit in units]
+    most_s = min(HANDED_OUT_S, sum(lengths) / (4 * count))
+    parcels: list[list[Unit]] = []
+    seconds = 0.0
+    for index in sorted(range(len(units)), key=lambda index: (-lengths[index], index)):
+        if not parcels or seconds + lengths[index] > most_s or len(parcels[-1]) >= _HANDED_OUT:
+            parcels.append([])
+            seconds = 0.0
+        parcels[-1].append(units[index])
+        seconds += lengths[index]
+    return parcels
+
+
+def _after_death(
+    work: WorkList, parcel: list[Unit], writer: Writer
+) -> tuple[list[Outcome], list[Unit]]:
+    """What a dead process did of a parcel and what it costs, and what is left for another."""
+    journal, key = Journal(work.plan.folder), work.settings.key()
+    outcomes, rest, blamed = [], list[Unit](), False
+    for unit in parcel:
+        left = []
+        for task in unit:
+            if task.id in work.done:
+                continue
+            if journal.is_done(task, key):
+                outcomes.append(Outcome(task, journal.done[task.id].row))
+            elif not blamed:
+                blamed = True
+                reason = (
+                    f"{task.mixture}: the process that worked on it was killed. Run the command "
+                    "again, with fewer --jobs if memory is short."
+                )
+                writer.add_failed(task, reason)
+                outcomes.append(Outcome(task, None, reason))
+            else:
+                left.append(task)
+        work.done.update(task.id for task in unit if task not in left)
+        if left:
+            rest.append(unit)
+    return outcomes, rest
+
+
+_here: list[tuple[Callable[[], Worker], Callable[[], bool]]] = []
+"""In a process of `_in_processes`: its worker, and whether to begin no other task."""
+
+
+def _begin(folder: Path, settings: BatchSettings, device: str, threads: int, stop: Any) -> None:
+    """Prepare this process, which does not outlive the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
+    # Loaded by its first parcel, so that what goes wrong is told to whoever asked.
+    _here.append((cache(lambda: Worker(folder, settings, device, threads)), stop.is_set))
+
+
+def _work(parcel: list[Unit], done: set[str]) -> list[Outcome]:
+    """Extract a parcel in this process."""
+    worker, stopping = _here[0]
+    return list(worker().extract(parcel, done, stopping))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _left_to_this_process(*names: str) -> Iterator[None]:
+    """Have processes that start in this block leave signals, such as Ctrl-C, to this one."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows a worker is ended by its pipe
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,26 +18,14 @@ from mcspex_cli.errors import DiskFullError, PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.plan import BatchRequest
-    from mcspex_cli.batch.run import BatchSettings, Outcome, WorkList
-    from mcspex_cli.evaluation.scoring import ScoreSettings
+    from mcspex_cli.batch.run import Outcome, WorkList
     from mcspex_cli.evaluation.summary import Report
 
 LISTED = 20
 """Files that --dry-run lists for people, and warnings of references; --json has all files."""
 
 
-@dataclass(frozen=True)
-class Talk:
-    """How much to say, and how."""
-
-    as_json: bool
-    quiet: bool
-    verbose: bool
-
-    @property
-    def shown(self) -> bool:
-        """Whether people are told how it goes."""
-        return not (self.quiet or self.as_json)
+Settings = TypeVar("Settings")
 
 
 @click.command()
@@ -58,6 +47,7 @@ class Talk:
 )
 @click.option(
     "--refs",
+    "reference_folder",
     type=options.PATH,
     metavar="DIR|SCP",
     help="References by name: a clip, or a folder of clips, called like the mixture or its folder.",
@@ -92,6 +82,7 @@ class Talk:
 @click.option(
     "--activity",
     type=click.Choice(["json", "rttm", "srt"]),
+    callback=lambda _, __, name: f".{name}" if name else None,
     help="Write when the voice speaks, too, to activity/.",
 )
 @click.option(
@@ -100,11 +91,16 @@ class Talk:
     type=click.Choice(["wav", "flac", "ogg"]),
     default="wav",
     show_default=True,
+    callback=lambda _, __, name: f".{name}",
     help="Of the estimates and residuals.",
 )
 @options.model
 @click.option(
-    "--devices", default="auto", show_default=True, help="cpu, cuda, or several: cuda:0,cuda:1."
+    "--devices",
+    default="auto",
+    show_default=True,
+    callback=lambda _, __, text: tuple(name.strip() for name in text.split(",")),
+    help="cpu, cuda, or several: cuda:0,cuda:1.",
 )
 @options.precision
 @options.runtime
@@ -114,6 +110,7 @@ class Talk:
 @click.option(
     "--jobs",
     type=click.IntRange(1),
+    callback=lambda _, __, number: number or 0,
     help="Processes.  [default: one per GPU, or per two cores with a minute of audio]",
 )
 @options.shard
@@ -135,7 +132,7 @@ def batch(
     as_json: bool,
     quiet: bool,
     verbose: bool,
-    **chosen: Any,
+    **values: Any,
 ) -> None:
     """Extract from folders or lists of mixtures, each with its reference.
 
@@ -148,120 +145,75 @@ def batch(
     mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
     mcspex batch --manifest plan.csv -o out --shard 2/8
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch.journal import Journal
-    from mcspex_cli.batch.plan import check_profiles, measure, plan_batch
-    from mcspex_cli.batch.run import WorkList, check_settings, open_folder
+    from mcspex_cli.batch import results
+    from mcspex_cli.batch.journal import Journal, open_folder
+    from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
+    from mcspex_cli.batch.run import BatchSettings, WorkList
+    from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.summary import read_groups
 
-    talk = Talk(as_json, quiet, verbose)
-    request, scoring = _request(**chosen), _scoring(**chosen)
+    shown = not (quiet or as_json)
+    request = _filled(BatchRequest, values)
+    _check_usage(request)
+    scoring = ScoreSettings(
+        choose_metrics(values["metrics"], {"target", "mixture"}),
+        resample=values["resample"],
+        channel=None if values["channel"] == "all" else values["channel"],
+    )
+    extraction = options.extraction_options(values)
     if groups:
         read_groups(groups, group_by)
     plan = plan_batch(request)
     for text in plan.warnings:
         console.warn(text)
-    settings = _settings(quiet=not talk.shown, **chosen)
-    check_profiles(plan, settings.model)
-    prepare(settings.model, settings.runtime, quiet=not talk.shown)
+    model = find_model(values["model"], offline=values["offline"], quiet=not shown)
+    options.check_presence(model, extraction.absent)
+    runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
+    values |= {"model": model, "options": extraction, "runtime": runtime}
+    settings = _filled(BatchSettings, values)
+    check_profiles(plan, model)
+    prepare(model, runtime, quiet=not shown)
     journal = Journal(plan.folder) if dry_run else open_folder(plan.folder, overwrite=overwrite)
     plan = measure(plan, journal)
     if not overwrite:
-        check_settings(plan, journal, settings)
+        journal.check(plan.tasks, settings.key())
     work = WorkList(plan, journal, settings)
     del journal  # of 100,000 files it takes as much memory as the plan
     if dry_run:
-        _show(work, as_json=as_json)
+        _show_plan(work, as_json=as_json)
         return
-    failed = _work(work, talk)
-    report, record = _report(work, scoring, (groups, group_by), talk)
-    _summarise(work, report, record, talk)
+    failed = _work(work, shown=shown, verbose=verbose)
+    with console.progress(shown=shown) as bar:
+        part = bar.add_task("scoring", total=1.0)
+        results.score(plan, settings, scoring, lambda share: bar.update(part, completed=share))
+    report, record = results.write(plan, settings, sys.argv, groups, group_by)
+    if as_json:
+        console.data({**record, "summary": asdict(report.summary)}, indent=2)
+    elif shown:
+        _summarise(work, report, record)
+    _remark(work, report, quiet=quiet)
     if failed:
         failures = console.count(failed, "file")
         raise PartialFailure(f"{failures} failed, see above and {plan.folder}/failed.jsonl.")
     conclude(report, {})
 
 
-def _request(
-    *,
-    output: Path,
-    mixtures: tuple[Path, ...],
-    manifest: Path | None,
-    references: tuple[Path, ...],
-    refs: Path | None,
-    pattern: str | None,
-    truth: Path | None,
-    suffix: str,
-    residual: bool,
-    activity: str | None,
-    allow_unused: bool,
-    **_: Any,
-) -> BatchRequest:
-    """What is asked for, if it makes sense."""
-    from mcspex_cli.batch.plan import BatchRequest
+def _filled(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A dataclass with the values of its fields' names."""
+    return settings(**{name: values[name] for name in settings.__dataclass_fields__})
 
-    if bool(mixtures) == bool(manifest):
+
+def _check_usage(request: BatchRequest) -> None:
+    """Refuse combinations of options that mean nothing."""
+    if bool(request.mixtures) == bool(request.manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
-    if references and refs:
+    if request.references and request.reference_folder:
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
-    if pattern is not None and not refs:
+    if request.pattern is not None and not request.reference_folder:
         raise click.UsageError("--pattern says which of --refs belongs to a mixture; add --refs.")
-    return BatchRequest(
-        output=output,
-        mixtures=mixtures,
-        manifest=manifest,
-        references=references,
-        reference_folder=refs,
-        pattern=pattern,
-        truth=truth,
-        suffix=f".{suffix}",
-        residual=residual,
-        activity=f".{activity}" if activity else None,
-        allow_unused=allow_unused,
-    )
 
 
-def _settings(
-    *,
-    quiet: bool,
-    model: str | None,
-    offline: bool,
-    devices: str,
-    precision: str,
-    runtime: str,
-    batch_size: int,
-    jobs: int | None,
-    shard: tuple[int, int],
-    fail_fast: bool,
-    **chosen: Any,
-) -> BatchSettings:
-    """How it is to be computed."""
-    from mcspex_cli.batch.run import BatchSettings
-
-    extraction = options.extraction_options(chosen)
-    info = find_model(model, offline=offline, quiet=quiet)
-    options.check_presence(info, extraction.absent)
-    return BatchSettings(
-        info,
-        extraction,
-        devices=tuple(name.strip() for name in devices.split(",")),
-        precision=precision,
-        runtime="torch" if runtime == "auto" else runtime,
-        batch_size=batch_size,
-        jobs=jobs or 0,
-        shard=shard,
-        fail_fast=fail_fast,
-    )
-
-
-def _scoring(*, metrics: str, resample: bool, channel: str, **_: Any) -> ScoreSettings:
-    """What to score."""
-    from mcspex_cli.evaluation.scoring import ScoreSettings
-
-    names = choose_metrics(metrics, {"target", "mixture"})
-    return ScoreSettings(names, resample=resample, channel=None if channel == "all" else channel)
-
-
-def _show(work: WorkList, *, as_json: bool) -> None:
+def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.manifest import AUDIO, outputs
     from mcspex_cli.batch.run import estimate_s
@@ -304,23 +256,23 @@ def _show(work: WorkList, *, as_json: bool) -> None:
     )
 
 
-def _work(work: WorkList, talk: Talk) -> int:
+def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     """Do what is left, saying what fails; the number of files that did.
 
     Raises:
         DiskFullError: with how many files are left.
     """
     from mcspex_cli import files
-    from mcspex_cli.batch.engines import run_locally
     from mcspex_cli.batch.journal import Journal
+    from mcspex_cli.batch.run import run_locally
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
     try:
-        with console.progress(shown=talk.shown) as bar, console.ending_gently(stopping.set):
+        with console.progress(shown=shown) as bar, console.ending_gently(stopping.set):
             task = bar.add_task("extracting", total=sum(t.seconds or 0.0 for t in work.todo))
             for outcome in run_locally(work, stopping):
-                _tell(outcome, warned, talk)
+                _show(outcome, warned, verbose=verbose)
                 failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
                 bar.advance(task, outcome.task.seconds or 0.0)
     except DiskFullError as error:
@@ -340,16 +292,16 @@ def _work(work: WorkList, talk: Talk) -> int:
     return failed
 
 
-def _tell(outcome: Outcome, warned: set[str], talk: Talk) -> None:
+def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
     """Report one file: why it failed, what may be wrong with its references and, in full, all."""
     for text in outcome.warnings:
-        if text not in warned and (talk.verbose or len(warned) < LISTED):
+        if text not in warned and (verbose or len(warned) < LISTED):
             console.warn(text)
         warned.add(text)
     row = outcome.row
     if row is None:
         console.error(outcome.reason)
-    elif talk.verbose:
+    elif verbose:
         for text in row["warnings"]:
             console.warn(f"{outcome.task.id}: {text}")
         presence = "" if row["presence"] is None else f", presence {row['presence']:.2f}"
@@ -361,45 +313,29 @@ def _tell(outcome: Outcome, warned: set[str], talk: Talk) -> None:
         )
 
 
-def _report(
-    work: WorkList, scoring: ScoreSettings, groups: tuple[Path | None, str | None], talk: Talk
-) -> tuple[Report, dict[str, Any]]:
-    """Score what is not yet scored, then write the reports."""
-    from mcspex_cli.batch import results
-    from mcspex_cli.batch.journal import Journal
-
-    plan, settings = work.plan, work.settings
-    lacking = results.unscored(plan, Journal(plan.folder), settings, scoring)
-    with console.progress(shown=talk.shown) as bar:
-        task = bar.add_task("scoring", total=len(lacking))
-        for _ in results.score_tasks(plan, lacking, scoring):
-            bar.advance(task)
-    return results.write(plan, settings, sys.argv, *groups)
-
-
-def _summarise(work: WorkList, report: Report, record: dict[str, Any], talk: Talk) -> None:
+def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
     """Say what was done and how good it is."""
+    if report.summary.metrics:
+        show(report)
+    before, factor = len(work.skipped), record["real_time_factor"]
+    console.say(
+        f"{work.plan.folder}: {record['done']} of {record['files']} files done"
+        + (f", {before} of them before" if before else "")
+        + f"; {console.duration(record['audio_s'])} of audio"
+        + (f", real-time factor {factor:.3f}" if factor else "")
+    )
+
+
+def _remark(work: WorkList, report: Report, *, quiet: bool) -> None:
+    """Say which voices are absent, what the scores leave out, and what other runs have to do."""
     from mcspex_cli.evaluation.tables import absences
 
-    if talk.as_json:
-        console.data({**record, "summary": asdict(report.summary)}, indent=2)
-    elif not talk.quiet:
-        if report.summary.metrics:
-            show(report)
-        before, factor = len(work.skipped), record["real_time_factor"]
-        console.say(
-            f"{work.plan.folder}: {record['done']} of {record['files']} files done"
-            + (f", {before} of them before" if before else "")
-            + f"; {console.duration(record['audio_s'])} of audio"
-            + (f", real-time factor {factor:.3f}" if factor else "")
-        )
     if voices := absences(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
     if any(task.truth for task in work.plan.tasks):
-        say_remarks(report, quiet=talk.quiet)
-    pending = report.summary.statuses.get("pending", 0)
-    if pending:
+        say_remarks(report, quiet=quiet)
+    if pending := report.summary.statuses.get("pending", 0):
         console.warn(
             f"{console.count(pending, 'file')} left to do, by other shards or another run."
         )

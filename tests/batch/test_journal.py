@@ -47,7 +47,7 @@ def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None
     writer = Writer(tmp_path)
     writer.add_done(task, "s", row(gain_db=[1.5]))
     writer.add_failed(replace(task, id="b"), "b.wav: no.")
-    writer.add_score(task, "k", {"si_sdr_db": 3.5})
+    writer.add_score(task.id, "k", {"si_sdr_db": 3.5})
     writer.add_run({"done": 1})
     journal = Journal(tmp_path)
     (done,) = journal.done.values()

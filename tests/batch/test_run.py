@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.batch.engines import run_locally
-from mcspex_cli.batch.journal import Journal
+from mcspex_cli.batch.journal import Journal, open_folder
 from mcspex_cli.batch.manifest import Task, outputs
 from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
 from mcspex_cli.batch.run import (
@@ -23,9 +22,8 @@ from mcspex_cli.batch.run import (
     Outcome,
     Unit,
     WorkList,
-    check_settings,
     estimate_s,
-    open_folder,
+    run_locally,
     shares,
     units,
 )
@@ -293,11 +291,11 @@ def test_estimates_of_other_settings_are_not_mixed_in(set_: Path, settings: Batc
     journal, made = Journal(set_ / "out"), plan(set_)
     for change in SAME:
         assert replace(settings, **change).key() == settings.key()
-        check_settings(made, journal, replace(settings, **change))
+        journal.check(made.tasks, replace(settings, **change).key())
     model = replace(settings.model, sha256="0" * 64)
     for change in (*OTHER, {"model": model}):
         with pytest.raises(OutputError, match="its 00 was made with another model or other set"):
-            check_settings(made, journal, replace(settings, **change))
+            journal.check(made.tasks, replace(settings, **change).key())
 
 
 def tasks(*seconds: float | None) -> list[Task]:
