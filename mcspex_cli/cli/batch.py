@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -198,9 +199,9 @@ def batch(
     conclude(report, {})
 
 
-def _filled(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A dataclass with the values of its fields' names."""
-    return settings(**{name: values[name] for name in settings.__dataclass_fields__})
+def _filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings, its fields filled from the options of their names."""
+    return settings(**{name: values[name] for name in signature(settings).parameters})
 
 
 def _check_usage(request: BatchRequest) -> None:
