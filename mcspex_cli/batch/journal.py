@@ -30,7 +30,6 @@ class Done:
     """A task that is done; what is known of its result stays text until it is asked for."""
 
     inputs: str
-    """`Task.inputs` as they were."""
     settings: str
     """Fingerprint of all that an estimate depends on besides."""
     files: dict[str, list[int] | None]
@@ -109,7 +108,6 @@ class Journal:
                 )
 
     def _take(self, line: dict[str, Any], data: bytes) -> None:
-        """Take account of a line, which replaces what was known of its task before."""
         if "run" in line:
             self.runs.append(line["run"])
         elif "scored" in line:

@@ -47,7 +47,6 @@ _NOTES = {"reason"}
 """Columns that are not used and need no warning: `failed.jsonl` has them."""
 
 _LISTS = ("reference", "references", "span")
-"""Columns that may have several values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +164,11 @@ def _task(folder: Path, line: int, row: dict[str, Any], shared: dict[str, str]) 
 
 
 def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The values of a cell or list."""
     parts = value.split(SEPARATOR) if isinstance(value, str) else value or ()
     return tuple(part.strip() for part in parts if part.strip())
 
 
 def _problem(row: dict[str, Any]) -> str | None:
-    """What is wrong with a row, if anything."""
     for column, value in row.items():
         texts = value if column in _LISTS and isinstance(value, list) else [value]
         for text in texts:
@@ -183,7 +180,6 @@ def _problem(row: dict[str, Any]) -> str | None:
 
 
 def _can_be_a_name(text: str) -> bool:
-    """Whether there can be files of this name."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -214,7 +210,6 @@ def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> l
 def _table(
     path: Path, problems: list[str], unknown: dict[str, None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a CSV or TSV."""
     text = _text(path)
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for delimiter in (usual, *",;\t".replace(usual, "")):
@@ -245,7 +240,6 @@ def _table(
 def _json_lines(
     path: Path, problems: list[str], unknown: dict[str, None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines."""
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -263,7 +257,6 @@ def _json_lines(
 
 
 def _scp(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines of an scp."""
     for number, line in enumerate(_text(path).split("\n"), 1):
         words = line.split(maxsplit=1)
         if len(words) == 2 and not words[1].rstrip().endswith("|"):
@@ -278,7 +271,6 @@ def _scp(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, str]]
 
 
 def _text(path: Path) -> str:
-    """A text file's content."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -66,15 +66,11 @@ class BatchRequest:
     pattern: str | None = None
     """Which part of a mixture's name is the reference's (`pairing.compile_pattern`)."""
     truth: Path | None = None
-    """A folder, or scp, with the truth of each mixture."""
     suffix: str = ".wav"
-    """Of the estimates and residuals."""
     residual: bool = False
-    """Whether to write the residual of every mixture."""
     activity: str | None = None
     """The suffix of the files that say when the voice speaks; None for no such files."""
     allow_unused: bool = False
-    """Whether there may be references that belong to no mixture."""
 
 
 @dataclass(frozen=True)
@@ -227,17 +223,14 @@ class _Checks:
         return f"{self.request.manifest} line {task.line}" if task.line else task.mixture
 
     def problem(self, task: Task, text: str) -> None:
-        """Note what is wrong with a task."""
         self.problems.append(f"{self.where(task)}: {text}")
 
     def stamp(self, path: str) -> _Stamp | None:
-        """A file's stamp; None if it is no file."""
         if path not in self._stamps:
             self._stamps[path] = _stamp(path)
         return self._stamps[path]
 
     def identities(self) -> set[int]:
-        """Of all files looked at."""
         return {stamp.identity for stamp in self._stamps.values() if stamp}
 
     def inputs_key(self, task: Task) -> str:
@@ -250,7 +243,6 @@ class _Checks:
         return "-".join(map(fingerprint, parts))
 
     def refuse_missing(self, tasks: Sequence[Task]) -> None:
-        """Note files that are not there, spans that cannot be read, and what is asked for twice."""
         asked: dict[tuple[str, ...], Task] = {}
         for task in tasks:
             for path in (task.mixture, *task.references, task.truth):
@@ -270,7 +262,6 @@ class _Checks:
                 )
 
     def refuse_own_references(self, tasks: Sequence[Task]) -> None:
-        """Note mixtures that would be their own reference, the same file or a copy of it."""
         own = []
         for task in tasks:
             mixture = self.stamp(task.mixture)
@@ -419,12 +410,10 @@ def _wrong_name(kind: str, name: str) -> str | None:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorts line 9 before line 10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
 
 
 def _stamp(path: str) -> _Stamp | None:
-    """A file's stamp; None if it is no file."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
@@ -435,7 +424,6 @@ def _stamp(path: str) -> _Stamp | None:
 
 
 def _seconds(task: Task) -> float | None:
-    """A mixture's length, if it can be read."""
     try:
         seconds = _plain_wav_seconds(task.mixture)
         return audio.probe(Path(task.mixture)).seconds if seconds is None else seconds

@@ -109,7 +109,6 @@ def write(
 
 
 def _inputs(task: Task, locations: Locations) -> dict[str, Any]:
-    """Where a task's inputs are from the batch's folder."""
     return {
         "mixture": locations.of(task.mixture)[1],
         "references": [locations.of(path)[1] for path in task.references],
@@ -173,7 +172,6 @@ def _record(
 
 
 def _failure(task: Task, reason: str, locations: Locations) -> dict[str, Any]:
-    """A task that failed, as a manifest's line, with the reason."""
     return {
         "id": task.id,
         **_inputs(task, locations),
@@ -185,6 +183,5 @@ def _failure(task: Task, reason: str, locations: Locations) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
     with files.whole(path) as partial:
         partial.write_bytes(text.encode("utf-8", "surrogateescape"))

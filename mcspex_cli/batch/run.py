@@ -63,10 +63,8 @@ HANDED_OUT_S = 30.0
 """Seconds of audio that a process is given at once: reading and writing go on meanwhile."""
 
 _HANDED_OUT = 16
-"""Units that a process is given at once, at most."""
 
 _KNOWN_VOICES = 1000
-"""Voices that a worker keeps."""
 
 _PATIENCE_S = 0.2
 _DEATHS = 10
@@ -274,7 +272,6 @@ class Worker:
 
 
 def _outputs(folder: Path, task: Task) -> Outputs:
-    """A task's outputs, which replace what is there."""
     places = outputs(folder, task)
     name = Path(task.references[0]).stem if len(task.references) == 1 else ""
     return Outputs(
@@ -512,7 +509,6 @@ def _begin(folder: Path, settings: BatchSettings, device: str, threads: int, sto
 
 
 def _work(parcel: list[Unit], done: set[str]) -> list[Outcome]:
-    """Extract a parcel in this process."""
     worker, stopping = _here[0]
     return list(worker().extract(parcel, done, stopping))
 

@@ -267,7 +267,6 @@ def conclude(report: Report, limits: Mapping[str, float]) -> None:
 
 
 def _limits(texts: Sequence[str]) -> dict[str, float]:
-    """The lowest means allowed, by the metric's name."""
     from mcspex_cli.evaluation.metrics import METRICS
 
     limits: dict[str, float] = {}

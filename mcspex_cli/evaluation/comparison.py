@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +23,13 @@ from mcspex_cli.evaluation.scoring import (
     score_files,
 )
 from mcspex_cli.evaluation.summary import (
-    FORMAT,
     NO_GROUP,
     Groups,
     Summary,
     is_row,
     numbers,
     ranking,
+    read_rows,
     scored,
     summarise,
 )
@@ -39,10 +38,8 @@ REPORT = "report.json"
 """A folder with this file, if its rows name an `estimate`, is one of `mcspex batch`."""
 
 NO_ESTIMATE = ("failed", "pending")
-"""Statuses of a batch's files that have no estimate."""
-
 UNSCORED = (*NO_ESTIMATE, "done")
-"""Statuses of a batch's files that have no score."""
+"""Statuses of a batch's files that have no estimate, or no score."""
 
 OTHERS = "Other cases"
 """The section of cases that are in no group."""
@@ -54,7 +51,6 @@ SETTINGS = ScoreSettings(BUILT_IN, flipped_ok=True)
 """How outputs without a score are scored: quickly, and by what can be heard."""
 
 NAMED = 5
-"""As many cases a warning names."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,6 @@ class Case:
     rows: tuple[Mapping[str, Any] | None, ...] = ()
     """The scores, likewise, as `Row.to_dict` has them; None without an estimate or a truth."""
     input_si_sdr_db: float | None = None
-    """The mixture's SI-SDR."""
 
     @property
     def files(self) -> list[Path | None]:
@@ -108,16 +103,20 @@ class Comparison:
     runs: Sequence[Run]
     cases: Sequence[Case]
 
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The scores of all outputs that have some."""
+        return [row for case in self.cases for row in case.rows if row]
+
     @property
     def metrics(self) -> list[Metric]:
         """The metrics of which there is a value."""
-        rows = [row for case in self.cases for row in case.rows if row]
+        rows = self.rows()
         return [metric for column, metric in BY_COLUMN.items() if numbers(rows, column)]
 
     @property
     def ranking(self) -> Metric | None:
         """The metric that says which case is best: SI-SDRi if there is one."""
-        column = ranking([row for case in self.cases for row in case.rows if row])
+        column = ranking(self.rows())
         return BY_COLUMN[column] if column else None
 
     def summaries(self, cases: Sequence[Case] | None = None) -> list[Summary]:
@@ -162,9 +161,7 @@ class Comparison:
         """Which outputs, truths and mixtures are missing, and which files cannot be scored."""
         lines = []
         for number, run in enumerate(self.runs):
-            lines += self._missing(
-                f"{run.label}: no output", [c.files[1 + number] for c in self.cases]
-            )
+            lines += self._missing(f"{run.label}: no output", lambda case: case.files[1 + number])  # noqa: B023
             rows = [row for case in self.cases if (row := case.rows[number])]
             flipped = sum(str(row["note"]).startswith(FLIPPED) for row in rows)
             if flipped:
@@ -175,16 +172,16 @@ class Comparison:
         if not any(case.truth for case in self.cases):
             lines.append("no truth is known, so the page has no scores. Add --truth DIR.")
         else:
-            lines += self._missing("no truth", [case.truth for case in self.cases])
-        lines += self._missing("no mixture", [case.mixture for case in self.cases])
-        rows = [row for case in self.cases for row in case.rows if row]
-        return lines + [row["note"] for row in rows if row["status"] in REFUSED]
+            lines += self._missing("no truth", lambda case: case.truth)
+        lines += self._missing("no mixture", lambda case: case.mixture)
+        return lines + [row["note"] for row in self.rows() if row["status"] in REFUSED]
 
-    def _missing(self, what: str, files: Sequence[Path | None]) -> list[str]:
+    def _missing(self, what: str, file: Callable[[Case], Path | None]) -> list[str]:
         """A line on the cases without a file, if there are any."""
-        names = [case.name for case, file in zip(self.cases, files, strict=True) if not file]
+        names = [case.name for case in self.cases if not file(case)]
         more = ", ..." if len(names) > NAMED else ""
-        line = f"{what} for {len(names)} of {len(files)} cases: {', '.join(names[:NAMED])}{more}"
+        shown = ", ".join(names[:NAMED])
+        line = f"{what} for {len(names)} of {len(self.cases)} cases: {shown}{more}"
         return [line] if names else []
 
 
@@ -222,8 +219,7 @@ def read_run(folder: Path, label: str = "") -> Run:
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder of estimates.")
     label = label.strip() or folder.resolve().name
-    path = folder / REPORT
-    if rows := _batch_rows(path):
+    if rows := _batch_rows(folder / REPORT):
         return batch_run(folder, label, rows)
     outputs = {name: Output(path) for name, path in files_by_name(folder).items()}
     if not outputs:
@@ -264,23 +260,29 @@ def compare_runs(
         PairingError: two files in one of them have one name.
     """
     cases = _gather(runs, truth, mixtures, groups or Groups())
-    pairings, places = [], []
-    for case in cases:
-        for number, output in enumerate(case.outputs):
-            if output and output.estimate and case.truth and not _own_row(output, case):
-                pairings.append(Pairing(case.name, output.estimate, case.truth, case.mixture))
-                places.append((case.name, number))
-    scores: dict[tuple[str, int], Mapping[str, Any]] = {}
-    for place, row in zip(places, score_files(pairings, SETTINGS), strict=True):
-        scores[place] = row.to_dict()
-        advance(len(scores) / len(places))
-    return Comparison(runs, [_with_scores(case, scores) for case in cases])
+    rows = [[_own_row(output, case) for output in case.outputs] for case in cases]
+    lacking = [
+        (row, number, Pairing(case.name, output.estimate, case.truth, case.mixture))
+        for case, row in zip(cases, rows, strict=True)
+        for number, output in enumerate(case.outputs)
+        if output and output.estimate and case.truth and not row[number]
+    ]
+    scores = score_files([pairing for *_, pairing in lacking], SETTINGS)
+    for done, ((row, number, _), score) in enumerate(zip(lacking, scores, strict=True), 1):
+        row[number] = score.to_dict()
+        advance(done / len(lacking))
+    return Comparison(
+        runs,
+        [
+            replace(case, rows=tuple(row), input_si_sdr_db=_input_si_sdr_db(case, row))
+            for case, row in zip(cases, rows, strict=True)
+        ],
+    )
 
 
 def _gather(
     runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: Groups
 ) -> list[Case]:
-    """The cases of all runs."""
     truths, mixed = ({} if folder is None else _files(folder) for folder in (truth, mixtures))
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
     names = {name for run in runs for name in run.outputs}
@@ -303,55 +305,42 @@ def _gather(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Sound files of a folder by name."""
     files.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder.")
     return files_by_name(folder)
 
 
-def _own_row(output: Output, case: Case) -> Mapping[str, Any] | None:
+def _own_row(output: Output | None, case: Case) -> Mapping[str, Any] | None:
     """The score that an output's run has, if it is of the case's truth and mixture."""
+    if output is None:
+        return None
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
-    same = all(
-        a == b or (a is not None and b is not None and a.resolve() == b.resolve()) for a, b in pairs
-    )
+    same = all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
     return output.row if same else None
 
 
-def _with_scores(case: Case, scores: Mapping[tuple[str, int], Mapping[str, Any]]) -> Case:
-    """A case with the rows of its outputs, and its mixture's SI-SDR if that can be known."""
-    rows = tuple(
-        scores.get((case.name, number)) or (_own_row(output, case) if output else None)
-        for number, output in enumerate(case.outputs)
+def _input_si_sdr_db(case: Case, rows: Sequence[Mapping[str, Any] | None]) -> float | None:
+    """The SI-SDR of a case's mixture, by the scores of its outputs or measured."""
+    for row in rows:
+        if row and row.get("input_si_sdr_db") is not None:
+            return float(row["input_si_sdr_db"])
+    if not (case.truth and case.mixture):
+        return None
+    return score_file(Pairing(case.name, case.mixture, case.truth), SETTINGS).values.get(
+        "si_sdr_db"
     )
-    input_db = next(iter(numbers([row for row in rows if row], "input_si_sdr_db")), None)
-    if input_db is None and case.truth and case.mixture:
-        alone = Pairing(case.name, case.mixture, case.truth)
-        input_db = score_file(alone, SETTINGS).values.get("si_sdr_db")
-    return replace(case, rows=rows, input_si_sdr_db=input_db)
 
 
 def _batch_rows(path: Path) -> list[dict[str, Any]]:
     """What `mcspex batch` wrote of its files; nothing if it did not write this."""
     if not path.is_file():
         return []
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is damaged ({error}). Run mcspex batch again.") from error
-    if not isinstance(report, dict) or "format" not in report:
-        return []
-    if report["format"] != FORMAT:
-        raise ConfigError(f"{path}: has format {report['format']}, not {FORMAT}. Update mcspex.")
-    rows = report.get("scores")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{path}: is damaged (it has no scores). Run mcspex batch again.")
+    rows = read_rows(path, "Run mcspex batch again.") or []
     return rows if any("estimate" in row for row in rows) else []
 
 
 def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
-    """A case and its output, by a row of a batch's report, whose paths are relative to it."""
     try:
         name, status = str(row["name"]), str(row["status"])
         estimate = None if status in NO_ESTIMATE else path.parent / row["estimate"]

@@ -61,7 +61,6 @@ CEILING = 0.85
 """An output that is black above this share of the mixture's range lacks the rest."""
 
 WIDTH, HEIGHT = 640, 400
-"""The plot's pixels, its axes within these margins:"""
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 32, 56
 
 SHAPES = (
@@ -122,7 +121,6 @@ class Cell:
     system: int | None = None
     row: Mapping[str, Any] | None = None
     input_si_sdr_db: float | None = None
-    """Of the mixture."""
     problem: str = ""
     sound: str = ""
     picture: str = ""
@@ -227,7 +225,6 @@ def write_page(
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
         def show(case: Case) -> dict[str, Any]:
-            """Read, draw and store the sounds of a case."""
             cells = _cells(case, [run.label for run in runs], store)
             pairs = zip(cells, case.files, strict=True)
             warnings.extend(cell.problem for cell, path in pairs if path and cell.problem)
@@ -349,8 +346,7 @@ def draw(levels: Levels, loudest_db: float) -> bytes:
     return file.getvalue()
 
 
-def plot(comparison: Comparison) -> Plot | None:
-    """Every output whose SI-SDRi is known; None if there is none."""
+def _plot(comparison: Comparison) -> Plot | None:
     column = METRICS["si_sdr_i"].column
     outputs = [
         (row["input_si_sdr_db"], row[column], {"system": number, "case": case, "row": row})
@@ -378,7 +374,6 @@ def _without_folders(cell: Cell, case: Case) -> Cell:
 
 
 def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
-    """What the template names apart from the cases that are shown."""
     groups = comparison.by_group() if settings.groups else {}
     scored = any(case.truth for case in comparison.cases)
     return {
@@ -394,7 +389,7 @@ def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
         "summaries": comparison.summaries() if scored else [],
         "groups": {name: comparison.summaries(cases) for name, cases in groups.items()},
         "sizes": {name: len(cases) for name, cases in groups.items()},
-        "plot": plot(comparison),
+        "plot": _plot(comparison),
         "size": (WIDTH, HEIGHT),
         "best": _best,
         "shapes": SHAPES,
@@ -441,12 +436,10 @@ def _template() -> jinja2.Template:
 
 
 def _value(value: float | None, metric: Metric) -> str:
-    """A metric's value, or a dash for what does not exist."""
     return "–" if value is None else _minus(metric.text(value))
 
 
 def _minus(number: str) -> str:
-    """A number with a true minus."""
     return number.replace("-", "−")
 
 
@@ -473,7 +466,6 @@ def _check_place(output: Path, inputs: Sequence[Path], *, embed: bool, overwrite
 
 
 def _media_folder(output: Path) -> Path:
-    """The folder of a page's sounds and pictures."""
     return output.with_name(f"{output.stem}_files")
 
 
@@ -491,7 +483,6 @@ def _media(output: Path, *, embed: bool) -> Iterator[Store]:
     with files.whole_folder(folder) as partial:
 
         def store(data: bytes, suffix: str) -> Markup:
-            """Write the next file."""
             names.append(f"{len(names) + 1:05d}{suffix}")
             (partial / names[-1]).write_bytes(data)
             return Markup(f"{address}/{names[-1]}")

@@ -49,7 +49,6 @@ CUT = "cut to"
 """How the note begins of files that were cut to one length."""
 
 CHUNK = 8
-"""Files handed to a process at once."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class ScoreSettings:
     """What to compute, and what to accept."""
 
     metrics: tuple[str, ...] = BUILT_IN
-    """Names from `METRICS`."""
     resample: bool = False
     """Convert files of another sample rate to the truth's."""
     flipped_ok: bool = False
@@ -82,7 +80,6 @@ class Row:
     values: Mapping[str, float] = field(default_factory=dict)
     """By column, those that exist."""
     input_si_sdr_db: float | None = None
-    """The mixture's own SI-SDR."""
     confused: bool | None = None
     """Whether the wrong talker was extracted: the estimate is worse than the mixture, or nearer
     to an interferer than to the truth. None where neither is known."""
@@ -321,7 +318,6 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
 
 
 def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
-    """Status, values and target confusion of one channel."""
     value = sounds.si_sdr_db
     if is_silent(sounds.target):
         return Row(name, "silent truth", note)

@@ -25,10 +25,8 @@ from mcspex_cli.evaluation.scoring import case_name
 Rows = Sequence[Mapping[str, Any]]
 
 FORMAT = 1
-"""The version of a report's layout."""
 
 RESAMPLES = 2000
-"""Bootstrap samples behind an interval."""
 
 SEED = 0
 
@@ -36,7 +34,6 @@ NO_GROUP = "(none)"
 """The group of a case that the groups' file does not name."""
 
 _BLOCK = 2**20
-"""Draws held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,6 @@ class Summary:
     confused: int | None
     """Rows in which the wrong talker was extracted, None where no row can tell."""
     missing_estimates: int
-    """Truths without an estimate."""
     metrics: dict[str, Distribution]
     """By column, those with a value."""
 
@@ -114,7 +110,6 @@ class Report:
     summary: Summary
     groups: dict[str, Summary]
     worst: list[str]
-    """Names of the worst cases, worst first."""
     baseline: Change | None
     rows: Rows
 
@@ -147,7 +142,11 @@ def report(
     Raises:
         PairingError: the baseline has none of the cases.
     """
-    rows = [{key: _finite(value) for key, value in row.items()} for row in rows]
+    # JSON has no numbers that are not finite.
+    rows = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
     parts: dict[str, Summary] = {}
     if groups:
         rows = [{**row, "group": groups.of(row["name"])} for row in rows]
@@ -234,21 +233,35 @@ def read_baseline(path: Path) -> Baseline:
     """
     advice = "Make one with: mcspex score ... -o report.json"
     files.check_exists(path)
+    rows = read_rows(path, advice)
+    if rows is None:
+        raise ConfigError(f"{path}: is not a report of mcspex. {advice}")
+    if not all(map(is_row, rows)):
+        raise ConfigError(f"{path}: its scores are damaged. {advice}")
+    return Baseline(path, rows)
+
+
+def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
+    """The rows of a report in JSON; None if it is JSON of something else.
+
+    Raises:
+        ConfigError: it is damaged or of another version; `advice` says what to do.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON ({error}). {advice}") from error
     if not isinstance(document, dict) or "format" not in document:
-        raise ConfigError(f"{path}: is not a report of mcspex. {advice}")
+        return None
     if document["format"] != FORMAT:
         raise ConfigError(
             f"{path}: is a report in format {document['format']}, but this version of mcspex reads "
-            f"format {FORMAT}. Score the baseline again."
+            f"format {FORMAT}. {advice}"
         )
     rows = document.get("scores")
-    if not isinstance(rows, list) or not all(map(is_row, rows)):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: its scores are damaged. {advice}")
-    return Baseline(path, rows)
+    return rows
 
 
 def compare(rows: Rows, baseline: Baseline) -> Change:
@@ -333,15 +346,8 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, names)
 
 
-def is_row(row: object) -> bool:
+def is_row(row: Mapping[str, Any]) -> bool:
     """Whether a row of a report has a name, a status, and finite numbers or None for scores."""
-    if not isinstance(row, dict):
-        return False
     named = isinstance(row.get("name"), str) and isinstance(row.get("status"), str)
     values = [row[key] for key in (*BY_COLUMN, "input_si_sdr_db") if row.get(key) is not None]
     return named and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-
-
-def _finite(value: Any) -> Any:
-    """A value as JSON can hold it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -173,13 +173,11 @@ def write(path: Path, report: Report) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first ten names, and how many more there are."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{', '.join(names[:10])}{more}"
 
 
 def _files(report: Report, *, every: bool) -> Table:
-    """A row for each file, or the worst ten, and the means."""
     rows, means = report.rows, report.summary.metrics
     columns = [c for c in BY_COLUMN if any(row.get(c) is not None for row in rows)]
     ranked = ranking(rows) or ""
@@ -205,7 +203,6 @@ def _files(report: Report, *, every: bool) -> Table:
 
 
 def _means(title: str, metrics: Mapping[str, Distribution], sign: str = "") -> Table:
-    """A row for each metric: mean, interval, median."""
     rows = []
     for column, spread in metrics.items():
         metric = BY_COLUMN[column]
@@ -217,7 +214,6 @@ def _means(title: str, metrics: Mapping[str, Distribution], sign: str = "") -> T
 
 
 def _groups(groups: Mapping[str, Summary], columns: Sequence[str]) -> Table:
-    """A row for each group: how many, and the means."""
     rows = []
     for name, group in groups.items():
         means = [group.metrics[c].mean if c in group.metrics else None for c in columns]

@@ -69,10 +69,10 @@ def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"report.json: is damaged .*Run mcspex batch again"),
-        ('{"format": 2}', "has format 2, not 1. Update mcspex"),
-        ('{"format": 1}', r"is damaged \(it has no scores\). Run"),
-        ('{"format": 1, "scores": [3]}', "is damaged"),
+        ("{", r"report.json: cannot be read as JSON .*Run mcspex batch again"),
+        ('{"format": 2}', "is a report in format 2, but .* reads format 1. Run mcspex batch"),
+        ('{"format": 1}', r"its scores are damaged. Run"),
+        ('{"format": 1, "scores": [3]}', "its scores are damaged"),
         ('{"format": 1, "scores": [{"estimate": "a"}]}', "a row has no 'name'"),
         (
             '{"format": 1, "scores": [{"name": 1, "status": 1, "estimate": 1}]}',
