@@ -60,9 +60,6 @@ ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 CEILING = 0.85
 """An output that is black above this share of the mixture's range lacks the rest."""
 
-WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 32, 56
-
 SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "M-4.4-4.4h8.8v8.8h-8.8z",
@@ -138,47 +135,6 @@ class Cell:
     def length(self) -> str:
         """How long at which rate, empty without a sound."""
         return f"{self.seconds:.2f} s at {self.rate_hz / 1000:.4g} kHz" if self.sound else ""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values from `low` to `high` on a line of pixels from `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    @classmethod
-    def around(cls, values: Sequence[float], start: float, end: float) -> Axis:
-        """An axis that holds all values, with some room on both sides."""
-        low, high = min(values), max(values)
-        room = max(0.06 * (high - low), 1.0)
-        return cls(low - room, high + room, start, end)
-
-    def at(self, value: float) -> float:
-        """A value's place in pixels, to a tenth."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    @property
-    def ticks(self) -> list[float]:
-        """Round numbers (1, 2 or 5 times a power of ten apart), at most nine of them."""
-        rough = (self.high - self.low) / 8
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [number * step for number in range(first, last + 1)]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """SI-SDRi of each output against its mixture's SI-SDR."""
-
-    x: Axis
-    y: Axis
-    points: Sequence[Mapping[str, Any]]
-    """Of each output its place "x" and "y" in pixels, "system", "case" and "row"."""
 
 
 def write_page(
@@ -346,21 +302,6 @@ def draw(levels: Levels, loudest_db: float) -> bytes:
     return file.getvalue()
 
 
-def _plot(comparison: Comparison) -> Plot | None:
-    column = METRICS["si_sdr_i"].column
-    outputs = [
-        (row["input_si_sdr_db"], row[column], {"system": number, "case": case, "row": row})
-        for case in comparison.cases
-        for number, row in enumerate(case.rows)
-        if row and row.get("input_si_sdr_db") is not None and row.get(column) is not None
-    ]
-    if not outputs:
-        return None
-    x = Axis.around([before_db for before_db, *_ in outputs], LEFT, WIDTH - RIGHT)
-    y = Axis.around([0.0, *(gain_db for _, gain_db, _ in outputs)], HEIGHT - BOTTOM, TOP)
-    return Plot(x, y, [{"x": x.at(b), "y": y.at(g), **output} for b, g, output in outputs])
-
-
 def _without_folders(cell: Cell, case: Case) -> Cell:
     """A cell whose texts have names for paths: a page is published, a folder's place is not."""
 
@@ -376,6 +317,7 @@ def _without_folders(cell: Cell, case: Case) -> Cell:
 def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
     groups = comparison.by_group() if settings.groups else {}
     scored = any(case.truth for case in comparison.cases)
+    values = ("input_si_sdr_db", METRICS["si_sdr_i"].column)
     return {
         "title": settings.title,
         "version": __version__,
@@ -389,8 +331,12 @@ def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
         "summaries": comparison.summaries() if scored else [],
         "groups": {name: comparison.summaries(cases) for name, cases in groups.items()},
         "sizes": {name: len(cases) for name, cases in groups.items()},
-        "plot": _plot(comparison),
-        "size": (WIDTH, HEIGHT),
+        "points": [
+            (number, case, row)
+            for case in comparison.cases
+            for number, row in enumerate(case.rows)
+            if row and all(row.get(column) is not None for column in values)
+        ],
         "best": _best,
         "shapes": SHAPES,
         "range_db": RANGE_DB,
@@ -431,16 +377,12 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: text.line(value) if type(value) is str else value,
     )
-    environment.filters.update(value=_value, tick=lambda value: _minus(f"{value:.6g}"))
+    environment.filters.update(value=_value)
     return environment.get_template("page.html")
 
 
 def _value(value: float | None, metric: Metric) -> str:
-    return "–" if value is None else _minus(metric.text(value))
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "−")
+    return "–" if value is None else metric.text(value).replace("-", "−")
 
 
 def _check_place(output: Path, inputs: Sequence[Path], *, embed: bool, overwrite: bool) -> None:

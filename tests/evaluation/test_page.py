@@ -24,7 +24,6 @@ from mcspex_cli.evaluation.page import (
     RANGE_DB,
     ROWS,
     SHADES,
-    Axis,
     Page,
     PageSettings,
     draw,
@@ -370,7 +369,7 @@ def test_the_authors_demo_page_is_remade_with_its_scores(tmp_path: Path) -> None
     assert "SpEx+" in wrong[0]
 
 
-# A model for 8 kHz, spectrograms and axes.
+# A model for 8 kHz, and spectrograms.
 
 
 @pytest.mark.parametrize(
@@ -434,14 +433,3 @@ def test_a_drawing_decodes_to_its_size_and_colours_that_get_lighter_evenly() -> 
     assert light[0, 1] == light.min() < 0.1
     scale = pixels(draw(np.linspace(-RANGE_DB, 0, SHADES)[None], 0.0))[0]
     assert (np.diff(scale @ [0.2126, 0.7152, 0.0722]) > 0).all()
-
-
-@pytest.mark.parametrize(
-    "values", [[0.0], [-5.0, 5.0], [-38.7, 20.4, 0.0], [1e-3, 2e-3], [-1e3, 1e3]]
-)
-def test_an_axis_has_room_for_its_values_and_round_ticks(values: list[float]) -> None:
-    axis = Axis.around(values, 10, 110)
-    assert all(10 < axis.at(v) < 110 for v in values)
-    assert 2 <= len(axis.ticks) <= 9
-    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
-    assert Axis(0, 10, 100, 0).at(2.5) == 75  # it may run backwards

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
 from mcspex_cli import audio
@@ -190,6 +191,36 @@ def test_a_point_leads_to_its_case(browser: Browser, address: str) -> None:
     name = links[0].find_element("tag name", "title").get_attribute("textContent")
     title = browser.find_element("css selector", f"#{target} .title").text
     assert title in name
+
+
+TICKS = """
+return [...document.querySelectorAll(`.plot text.${arguments[0]}`)].map(
+  (tick) => [tick.textContent, tick.getAttribute(arguments[0])]);
+"""
+
+POINTS = """
+return [...document.querySelectorAll(".plot .point")].map(
+  (point) => [point.dataset[arguments[0]], point.getAttribute("transform")]);
+"""
+
+
+def test_points_are_at_their_values_between_round_ticks(browser: Browser, address: str) -> None:
+    show(browser, address)
+    for name, number in (("x", 0), ("y", 1)):
+        places = browser.execute_script(TICKS, name)
+        values, pixels = (
+            [float(part.replace("−", "-")) for part in parts] for parts in zip(*places, strict=True)
+        )
+        assert 2 <= len(values) <= 9
+        steps = np.diff(values)
+        assert steps == pytest.approx(steps[0])
+        assert f"{steps[0]:e}"[0] in "125"
+        scale, offset = np.polyfit(values, pixels, 1)
+        for value, transform in browser.execute_script(POINTS, name):
+            place = float(re.findall(r"-?[\d.]+", transform)[number])
+            shift = 4 if name == "y" else 0  # of a tick's text
+            assert place == pytest.approx(float(value) * scale + offset - shift, abs=0.01)
+            assert (56 < place < 628) if name == "x" else (32 < place < 344)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
