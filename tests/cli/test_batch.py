@@ -797,7 +797,7 @@ def start(long: str, tiny_folder: Path) -> Iterator[Callable[..., subprocess.Pop
                 start_new_session=True,
             )
         )
-        os.setpriority(os.PRIO_PROCESS, started[-1].pid, 10)
+        os.setpriority(os.PRIO_PROCESS, started[-1].pid, 5)
         return started[-1]
 
     yield run
