@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,8 +33,8 @@ _BLOCK_SAMPLES = 2**24
 _WRITE_FRAMES = 2**16
 """Frames handed to libsndfile at once; its Vorbis writer crashes on millions."""
 
-_CANCELLED_DB, _WEAKENED_DB = -60.0, -20.0
-"""How far the mix of all channels is below them where they cancel out, or nearly so."""
+_CANCELLED, _WEAKENED = 1e-6, 1e-2
+"""Powers of the mix, relative to its channels', below which they cancel out, or nearly so."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class AudioInfo:
 
     @property
     def seconds(self) -> float:
-        """Length of the recording."""
+        """Its length."""
         return self.frames / self.sample_rate_hz
 
 
@@ -174,10 +173,7 @@ class Reader:
     def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
         self.frames = 0
-        with (
-            open_sound(self.path, self._track) as sound,
-            closing(self._blocks(sound)) as blocks,
-        ):
+        with open_sound(self.path, self._track) as sound, closing(self._blocks(sound)) as blocks:
             self.warnings = sound.warnings
             kept = sound.channels if self.channel == "all" else 1
             resampler = Resampler(sound.sample_rate_hz, self.sample_rate_hz, kept)
@@ -204,18 +200,13 @@ class Reader:
                     mixed += float(np.sum(np.square(chosen, dtype=np.float64)))
                     separate += float(np.mean(np.sum(np.square(block, dtype=np.float64), axis=1)))
                 yield chosen
-        if separate > 0:
-            self._check_mix(10 * np.log10(max(mixed / separate, 1e-20)))
-
-    def _check_mix(self, level_db: float) -> None:
-        """Refuse, or warn of, channels of which next to nothing is left in the mix."""
         cure = "Choose one of them with --channel 0."
-        if level_db < _CANCELLED_DB:
+        if mixed < _CANCELLED * separate:
             raise AudioError(f"{self.path}: its channels cancel each other out in the mix. {cure}")
-        if level_db < _WEAKENED_DB:
+        if mixed < _WEAKENED * separate:
             self.warnings.append(
                 f"{self.path}: its channels nearly cancel each other out in the mix, which is "
-                f"{-level_db:.0f} dB below them. {cure}"
+                f"{10 * np.log10(separate / mixed):.0f} dB below them. {cure}"
             )
 
 
@@ -294,11 +285,10 @@ class Writer:
             )
         self._path, self._channels, self._frames = path, channels, 0
         self._partial = files.partial(path)
-        self._name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
         self._stream: BinaryIO | None = None
         try:
             self._stream = self._partial.open("w+b")
-            target = self._name if os.name == "nt" else self._stream.fileno()
+            target = str(self._partial) if os.name == "nt" else self._stream.fileno()
             shape = (sample_rate_hz, channels, subtype, None, form.container)
             self._file = soundfile.SoundFile(target, "w", *shape, closefd=False)
         except BaseException as error:  # a Ctrl-C just here must not leave it either
@@ -345,7 +335,6 @@ class Writer:
         return OutputError(f"{self._path}: cannot be written: {text} Try another format.")
 
     def _discard(self) -> None:
-        """Remove what is not complete."""
         with suppress(OSError):
             if self._stream:
                 self._stream.close()
@@ -355,18 +344,14 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         import soundfile
 
         try:
             self._file.close()
             if kind is None:
-                written = soundfile.info(self._name).frames if self._frames else 0
+                name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
+                written = soundfile.info(name).frames if self._frames else 0
                 if written != self._frames:
                     raise OSError(f"only {written} of {self._frames} samples were written")
                 self._partial.replace(self._path)

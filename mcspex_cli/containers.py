@@ -64,8 +64,6 @@ _PAUSING = (*_FROM_ZERO, "mpegts", "mpeg", "mxf", "rm", "wtv")
 _PAUSE_S = 0.1
 """Gaps between time stamps from here on are silence in the recording; less is their inaccuracy."""
 
-_LONGEST_REASON = 200
-
 
 @dataclass(frozen=True)
 class Track:
@@ -84,7 +82,7 @@ class Track:
 
 
 class _OnlyBytes:
-    """A file as FFmpeg sees it: bytes without a name, and no more than there were at first.
+    """An open file for FFmpeg: bytes without a name, and no more than there were at first.
 
     Nothing is raised into FFmpeg, which would print it; `error` is for those who look later.
     """
@@ -161,7 +159,11 @@ class Container:
                     metadata_errors="replace",
                 )
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise self._unreadable(error, log) from error
+            text = f"not a readable sound file ({_reason(error, log)}). Export it again as WAV."
+            if any("moov atom not found" in message for _, _, message in log):
+                text = "truncated: its index (moov atom) is missing, and without it nothing can be "
+                text += "read. Copy it again."
+            raise AudioError(f"{path}: {text}") from error
         try:
             self._choose(track)
         except BaseException:
@@ -175,16 +177,6 @@ class Container:
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
-
-    def _unreadable(self, error: Exception, log: list[Any]) -> AudioError:
-        """Why FFmpeg did not open the file."""
-        if any("moov atom not found" in message for _, _, message in log):
-            text = "truncated: its index (moov atom) is missing, and without it nothing can be read"
-            return AudioError(f"{self._path}: {text}. Copy it again.")
-        return AudioError(
-            f"{self._path}: not a readable sound file ({_reason(error, log)}). "
-            "Export it again as WAV."
-        )
 
     def _choose(self, track: str | None) -> None:
         """Find the sound tracks and take one."""
@@ -228,9 +220,10 @@ class Container:
         self._is_exact = self._kind in ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff")
         length_s = float((source.duration or 0) * time_base)
         if self._kind == "matroska":
-            self._is_exact = len(container.streams) == 1 or "DURATION" in source.metadata
-            if "DURATION" in source.metadata:
-                end_s = _clock_s(source.metadata["DURATION"])
+            clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
+            if clock:
+                end_s = 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
+            self._is_exact = len(container.streams) == 1 or clock is not None
             length_s = max(0.0, end_s - start_s)
         if self._kind == "mp3" and self._mp3_frames:
             frame_samples = 1152 if self.sample_rate_hz >= 32_000 else 576
@@ -419,15 +412,6 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
     return samples.astype(np.float32) if len(samples) == channels else None
 
 
-def _clock_s(text: str) -> float:
-    """Seconds of "00:01:02.500"; 0 where it is not a time."""
-    try:
-        hours, minutes, seconds = text.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    except ValueError:
-        return 0.0
-
-
 def _outer_end(stream: BinaryIO) -> tuple[str, int]:
     """What is missing at a file's end, by its outermost chunks (RIFF, CAF, MP4) or Ogg pages.
 
@@ -507,4 +491,4 @@ def _reason(error: Exception, log: list[Any]) -> str:
 def _printable(text: str) -> str:
     """A message of FFmpeg's on one line, without what would steer a terminal."""
     text = re.sub(r" at PTS -?\d+", "", text)
-    return "".join(c if c.isprintable() else " " for c in text).strip(" .")[:_LONGEST_REASON]
+    return "".join(c if c.isprintable() else " " for c in text).strip(" .")[:200]

@@ -58,14 +58,8 @@ class Finding:
     """What to do now; empty if nothing is."""
 
 
-Check = Callable[[], Finding]
-
-
-class Trouble(McspexError):  # noqa: N818
-    """What a check found wrong: `detail`, and the remedy after it."""
-
-    def __init__(self, detail: str, remedy: str) -> None:
-        super().__init__(f"{detail}. {remedy}")
+Check = Callable[[], tuple[str, ...]]
+"""Returns a finding without its name: status, detail and perhaps a remedy."""
 
 
 def check_up(*, offline: bool = False) -> Iterator[Finding]:
@@ -77,41 +71,41 @@ def check_up(*, offline: bool = False) -> Iterator[Finding]:
     Yields:
         A finding as soon as it is there.
     """
-    checks: list[tuple[str, Check]] = [
-        ("mcspex", check_mcspex),
-        ("Python", check_python),
-        ("torch", check_torch),
-        ("CUDA", check_cuda),
-        ("torchaudio", check_torchaudio),
-        ("sound files", check_sound_files),
-        ("FFmpeg", check_ffmpeg),
-        ("soxr", check_resampler),
-        ("extras", check_extras),
-        ("temporary files", check_temporary),
-        ("model cache", check_cache),
-        ("graph cache", check_graphs),
-        ("Hub", partial(check_hub, offline=offline)),
-    ]
-    for name, check in checks:
+    checks: dict[str, Check] = {
+        "mcspex": check_mcspex,
+        "Python": check_python,
+        "torch": check_torch,
+        "CUDA": check_cuda,
+        "torchaudio": check_torchaudio,
+        "sound files": check_sound_files,
+        "FFmpeg": check_ffmpeg,
+        "soxr": check_resampler,
+        "extras": check_extras,
+        "temporary files": check_temporary,
+        "model cache": check_cache,
+        "graph cache": check_graphs,
+        "Hub": partial(check_hub, offline=offline),
+    }
+    for name, check in checks.items():
         yield guarded(name, check)
-    try:
-        from mcspex_cli.checkpoint.checkpoint import bundled
+    from mcspex_cli.checkpoint.checkpoint import bundled
 
-        models = list(bundled().items())
-        if not models:
-            yield Finding("models", FAILED, "no bundled model is installed", _AGAIN)
-        for name, folder in models:
-            yield guarded(name, partial(check_model, name, folder))
+    try:
+        models = bundled()
     except OSError as error:
         yield Finding("models", FAILED, in_words(error), _AGAIN)
+    else:
+        if not models:
+            yield Finding("models", FAILED, "no bundled model is installed", _AGAIN)
+        for name, folder in models.items():
+            yield guarded(name, partial(check_model, folder))
     yield guarded("self-test", run_self_test)
 
 
 def works(findings: Iterable[Finding]) -> bool:
     """Whether the main job works here: the self-test passed, and nothing failed."""
-    known = list(findings)
-    passed = any(finding.name == "self-test" and finding.status == OK for finding in known)
-    return passed and all(finding.status != FAILED for finding in known)
+    statuses = [(finding.name, finding.status) for finding in findings]
+    return ("self-test", OK) in statuses and all(status != FAILED for _, status in statuses)
 
 
 def guarded(name: str, check: Check) -> Finding:
@@ -119,7 +113,7 @@ def guarded(name: str, check: Check) -> Finding:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return check()
+            return Finding(name, *check())
     except McspexError as error:
         return Finding(name, FAILED, *_parts(error))
     except (Exception, SystemExit) as error:  # a broken library may raise anything
@@ -138,39 +132,36 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-# --- what is installed -------------------------------------------------------------------------
-
-
-def check_mcspex() -> Finding:
+def check_mcspex() -> tuple[str, ...]:
     """Which mcspex this is, and whether pip knows of the same."""
     here = f"{mcspex_cli.__version__} in {Path(mcspex_cli.__file__).parent}"
     installed = _distribution()
     if installed is None or installed.version == mcspex_cli.__version__:
-        return Finding("mcspex", OK, here)
+        return OK, here
     detail = f"{here}, but pip knows of {installed.version}"
-    return Finding("mcspex", WARNING, detail, "Install mcspex again, so that there is only one.")
+    return WARNING, detail, "Install mcspex again, so that there is only one."
 
 
-def check_python() -> Finding:
+def check_python() -> tuple[str, ...]:
     """Whether this Python is one that is tested."""
     running = f"{platform.python_version()} ({sys.executable})"
     if _OLDEST <= sys.version_info[:2] <= _NEWEST:
-        return Finding("Python", OK, running)
+        return OK, running
     span = " to ".join(f"{major}.{minor}" for major, minor in (_OLDEST, _NEWEST))
-    return Finding("Python", WARNING, f"{running} is untested", f"Use Python {span}.")
+    return WARNING, f"{running} is untested", f"Use Python {span}."
 
 
-def check_torch() -> Finding:
+def check_torch() -> tuple[str, ...]:
     """Whether torch is installed, and how it computes on this CPU."""
     torch = _imported("torch")
     from mcspex_cli.extraction.runtime import choose_precision, cores
 
     precision = choose_precision("auto", torch.device("cpu"))
     used = f"{torch.get_num_threads()} of {cores()} cores"
-    return Finding("torch", OK, f"{torch.__version__}, {precision} on this CPU, {used}")
+    return OK, f"{torch.__version__}, {precision} on this CPU, {used}"
 
 
-def check_cuda() -> Finding:
+def check_cuda() -> tuple[str, ...]:
     """Whether torch computes on each GPU; if it sees none, why."""
     torch = _imported("torch")
     if torch.cuda.is_available():
@@ -181,32 +172,30 @@ def check_cuda() -> Finding:
                 (square @ square).cpu()
             except RuntimeError as error:
                 remedy = "Install a torch that is built for it; until then, use --device cpu."
-                raise Trouble(f"{name} does not compute ({in_words(error)})", remedy) from error
-        return Finding("CUDA", OK, ", ".join(names))
+                return FAILED, f"{name} does not compute ({in_words(error)})", remedy
+        return OK, ", ".join(names)
     driver = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
     if not driver:
-        return Finding("CUDA", OK, "not used: there is no NVIDIA driver")
+        return OK, "not used: there is no NVIDIA driver"
     if not torch.version.cuda and not torch.version.hip:
         detail = "not used: this torch is built for CPUs, but there is an NVIDIA driver"
-        remedy = "Install torch for CUDA: https://pytorch.org/get-started/locally"
-        return Finding("CUDA", WARNING, detail, remedy)
+        return WARNING, detail, "Install torch for CUDA: https://pytorch.org/get-started/locally"
     detail = f"there is a driver, but no GPU for torch's CUDA {torch.version.cuda}"
     remedy = "Update the driver; check that nvidia-smi and CUDA_VISIBLE_DEVICES show a GPU."
-    return Finding("CUDA", WARNING, detail, remedy)
+    return WARNING, detail, remedy
 
 
-def check_torchaudio() -> Finding:
+def check_torchaudio() -> tuple[str, ...]:
     """Whether torchaudio imports, which only training on a GPU uses."""
     try:
-        version = import_module("torchaudio").__version__
+        return OK, str(import_module("torchaudio").__version__)
     except Exception as error:  # it loads torch's libraries, and may not find them
         detail = f"does not import ({in_words(error)}). Training cannot augment speech on the GPU"
         remedy = "Only training needs it. If you train: install the build that fits your torch."
-        return Finding("torchaudio", NOTE, detail, remedy)
-    return Finding("torchaudio", OK, str(version))
+        return NOTE, detail, remedy
 
 
-def check_sound_files() -> Finding:
+def check_sound_files() -> tuple[str, ...]:
     """Whether each output format is written and read back as the same sound."""
     import numpy as np
 
@@ -227,23 +216,24 @@ def check_sound_files() -> Finding:
             broken.append(form.container)
     if broken:
         detail = f"libsndfile does not write and read {', '.join(broken)}"
-        raise Trouble(detail, "Install it again: pip install --force-reinstall soundfile")
-    detail = f"libsndfile {soundfile.__libsndfile_version__} reads and writes {', '.join(FORMATS)}"
-    return Finding("sound files", OK, detail)
+        return FAILED, detail, _reinstall("soundfile")
+    return (
+        OK,
+        f"libsndfile {soundfile.__libsndfile_version__} reads and writes {', '.join(FORMATS)}",
+    )
 
 
-def check_ffmpeg() -> Finding:
+def check_ffmpeg() -> tuple[str, ...]:
     """Whether PyAV brings an FFmpeg that decodes what videos and telephones have."""
     av = _imported("av")
-    missing = {"aac", "mp3", "opus", "vorbis", "amrnb", "wmav2"} - av.codecs_available
-    if missing:
-        detail = f"PyAV {av.__version__} does not decode {', '.join(sorted(missing))}"
-        remedy = "Install it again: pip install --force-reinstall av"
-        return Finding("FFmpeg", WARNING, detail, remedy)
-    return Finding("FFmpeg", OK, f"in PyAV {av.__version__}: videos, M4A, MP3 and more are read")
+    absent = {"aac", "mp3", "opus", "vorbis", "amrnb", "wmav2"} - av.codecs_available
+    if absent:
+        detail = f"PyAV {av.__version__} does not decode {', '.join(sorted(absent))}"
+        return WARNING, detail, _reinstall("av")
+    return OK, f"in PyAV {av.__version__}: videos, M4A, MP3 and more are read"
 
 
-def check_resampler() -> Finding:
+def check_resampler() -> tuple[str, ...]:
     """Whether soxr takes a tone from one rate to another."""
     import numpy as np
 
@@ -253,22 +243,21 @@ def check_resampler() -> Finding:
     tone = np.sin(2 * np.pi * 500 * np.arange(4800, dtype=np.float32) / 48_000)[None]
     low = np.concatenate(list(Resampler(48_000, 8000, 1).run([tone])), axis=-1)
     if low.shape != (1, 800) or not 0.6 < low[:, 100:-100].std() < 0.8:
-        remedy = "Install it again: pip install --force-reinstall soxr"
-        raise Trouble("a resampled tone became another sound", remedy)
-    return Finding("soxr", OK, metadata.version("soxr"))
+        return FAILED, "a resampled tone became another sound", _reinstall("soxr")
+    return OK, metadata.version("soxr")
 
 
-def check_extras() -> Finding:
+def check_extras() -> tuple[str, ...]:
     """Which extras are installed, going by the package's own metadata."""
-    absent = {name: missing(packages) for name, packages in extras().items()}
+    known = extras()
+    if not known:
+        return OK, "unknown: pip has no list of them"
+    absent = [name for name, packages in known.items() if not all(map(_is_installed, packages))]
+    detail = f"{', '.join(name for name in known if name not in absent) or 'none'} installed"
     if not absent:
-        return Finding("extras", OK, "unknown: pip has no list of them")
-    here = ", ".join(name for name, packages in absent.items() if not packages) or "none"
-    others = [name for name, packages in absent.items() if packages]
-    if not others:
-        return Finding("extras", OK, f"{here} installed")
-    remedy = f"If you want them: pip install 'mcspex[{','.join(others)}]'"
-    return Finding("extras", OK, f"{here} installed; not installed: {', '.join(others)}", remedy)
+        return OK, detail
+    remedy = f"If you want them: pip install 'mcspex[{','.join(absent)}]'"
+    return OK, f"{detail}; not installed: {', '.join(absent)}", remedy
 
 
 def extras() -> dict[str, list[str]]:
@@ -282,15 +271,11 @@ def extras() -> dict[str, list[str]]:
     return known
 
 
-def missing(packages: list[str]) -> list[str]:
-    """Those of some packages that are not installed."""
-    absent = []
-    for package in packages:
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            absent.append(package)
-    return absent
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _distribution() -> metadata.Distribution | None:
@@ -302,63 +287,59 @@ def _distribution() -> metadata.Distribution | None:
 
 
 def _imported(package: str) -> Any:
-    """A package's module.
-
-    Raises:
-        Trouble: it does not import.
-    """
+    """A package's module, or an error that says how to install it."""
     try:
         return import_module(package)
     except Exception as error:  # missing libraries are OSErrors, others anything
-        remedy = f"Install it again: pip install --force-reinstall {package}"
-        raise Trouble(f"does not import ({in_words(error)})", remedy) from error
+        raise McspexError(f"does not import ({in_words(error)}). {_reinstall(package)}") from error
 
 
-# --- what is on this disk ----------------------------------------------------------------------
+def _reinstall(package: str) -> str:
+    return f"Install it again: pip install --force-reinstall {package}"
 
 
-def check_temporary() -> Finding:
+def check_temporary() -> tuple[str, ...]:
     """Whether temporary files can be made in the folder that TMPDIR names."""
-    name, wanted = "temporary files", os.environ.get("TMPDIR")
+    chosen = os.environ.get("TMPDIR")
     try:
         place = Path(tempfile.gettempdir())
         free = _free_bytes(place)
     except OSError as error:
         detail = f"no folder for temporary files ({error.strerror})"
-        return Finding(name, FAILED, detail, "Set TMPDIR to a folder, or free some space.")
+        return FAILED, detail, "Set TMPDIR to a folder, or free some space."
     detail = f"{place}, {free / 1e9:.1f} GB free"
-    if wanted and Path(wanted).resolve() != place.resolve():
-        detail += f"; TMPDIR={wanted} cannot be written"
-        return Finding(name, WARNING, detail, "Set TMPDIR to a folder that can be written.")
+    if chosen and Path(chosen).resolve() != place.resolve():
+        detail += f"; TMPDIR={chosen} cannot be written"
+        return WARNING, detail, "Set TMPDIR to a folder that can be written."
     if free < _ROOM:
-        return Finding(name, WARNING, detail, "Free some space, or set TMPDIR.")
-    return Finding(name, OK, detail)
+        return WARNING, detail, "Free some space, or set TMPDIR."
+    return OK, detail
 
 
-def check_cache() -> Finding:
+def check_cache() -> tuple[str, ...]:
     """Where downloaded models go: whether it can be written, what is in it, what is free."""
     from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.checkpoint import available
 
-    name, place = "model cache", hub.location()
+    place = hub.location()
     try:
         free = _free_bytes(place)
     except OSError as error:
         detail = f"{place} cannot be written ({error.strerror}): no model can be downloaded"
-        return Finding(name, WARNING, detail, "Set HF_HOME to a folder that can be written.")
+        return WARNING, detail, "Set HF_HOME to a folder that can be written."
     models, damaged = available()
-    downloaded = [info for info in models if info.revision]
-    size = sum(info.weight_bytes for info in downloaded) / 1e6
-    detail = f"{place}: {len(downloaded)} downloaded, {size:.1f} MB; {free / 1e9:.1f} GB free"
+    sizes = [info.weight_bytes for info in models if info.revision]
+    detail = f"{len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
+    detail = f"{place}: {detail}"
     if damaged:
         problem, remedy = _parts(damaged[0])
-        return Finding(name, WARNING, f"{detail}; {problem}", remedy)
+        return WARNING, f"{detail}; {problem}", remedy
     if free < _ROOM:
-        return Finding(name, WARNING, detail, "Free some space, or set HF_HOME.")
-    return Finding(name, OK, detail)
+        return WARNING, detail, "Free some space, or set HF_HOME."
+    return OK, detail
 
 
-def check_graphs() -> Finding:
+def check_graphs() -> tuple[str, ...]:
     """Where graphs for ONNX Runtime go."""
     from mcspex_cli.extraction import onnx
 
@@ -367,17 +348,12 @@ def check_graphs() -> Finding:
         _free_bytes(place)
     except OSError as error:
         detail = f"{place} cannot be written ({error.strerror}): ONNX graphs cannot be kept"
-        remedy = "Set MCSPEX_CACHE to a folder that can be written."
-        return Finding("graph cache", WARNING, detail, remedy)
-    return Finding("graph cache", OK, str(place))
+        return WARNING, detail, "Set MCSPEX_CACHE to a folder that can be written."
+    return OK, str(place)
 
 
 def _free_bytes(folder: Path) -> int:
-    """Write a byte where a folder is, or would be made, and count the bytes free there.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a byte where a folder is, or would be made, and count the bytes free there."""
     there = next(above for above in (folder, *folder.parents) if above.exists())
     with tempfile.TemporaryFile(dir=there) as file:
         file.write(b"0")
@@ -385,52 +361,47 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_hub(*, offline: bool) -> Finding:
+def check_hub(*, offline: bool) -> tuple[str, ...]:
     """Whether the Hugging Face Hub answers."""
     from mcspex_cli.checkpoint import hub
 
     if offline or hub.is_offline():
         reason = "--offline" if offline else "HF_HUB_OFFLINE is set"
-        return Finding("Hub", OK, f"not asked: {reason}. Models on this disk work")
-    answers: list[Finding] = []
+        return OK, f"not asked: {reason}. Models on this disk work"
+    answers: list[tuple[str, ...]] = []
 
     def ask() -> None:
         try:
-            answers.append(Finding("Hub", OK, f"{hub.reach(_HUB_S)} answers"))
+            answers.append((OK, f"{hub.reach(_HUB_S)} answers"))
         except HubError as error:
             detail, remedy = _parts(error)
             advice = f"{_STILL} {remedy.partition(';')[0].rstrip('.')}."
-            answers.append(Finding("Hub", WARNING, detail.removeprefix("the Hub: "), advice))
+            answers.append((WARNING, detail.removeprefix("the Hub: "), advice))
         except Exception as error:  # which in a thread would be a traceback
-            answers.append(Finding("Hub", WARNING, in_words(error), _STILL))
+            answers.append((WARNING, in_words(error), _STILL))
 
     # A thread that may be left behind: no timeout of the client's holds for a name's look-up.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_HUB_S + 1)
-    return answers[0] if answers else Finding("Hub", WARNING, "no answer in time", _STILL)
+    return answers[0] if answers else (WARNING, "no answer in time", _STILL)
 
 
-def check_model(name: str, folder: Path) -> Finding:
+def check_model(folder: Path) -> tuple[str, ...]:
     """Compare a bundled model's weights with the checksum in its config."""
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint, verify
 
     try:
         verdict = verify(find_checkpoint(folder), offline=True)
     except CheckpointError as error:
-        return Finding(name, FAILED, _parts(error)[0], _AGAIN)
+        return FAILED, _parts(error)[0], _AGAIN
     if verdict.problems:
-        return Finding(name, FAILED, verdict.problems[0].partition(". ")[0], _AGAIN)
-    size = verdict.info.weight_bytes / 1e6
-    return Finding(name, OK, f"bundled, {size:.1f} MB, checksum good")
+        return FAILED, verdict.problems[0].partition(". ")[0], _AGAIN
+    return OK, f"bundled, {verdict.info.weight_bytes / 1e6:.1f} MB, checksum good"
 
 
-def run_self_test() -> Finding:
-    """Extract a voice from a short recording, as `mcspex extract` does, and measure the result.
-
-    Raises:
-        McspexError: a step fails, or the estimate is hardly nearer to its target.
-    """
+def run_self_test() -> tuple[str, ...]:
+    """Extract a voice from a short recording, as `mcspex extract` does, and measure the result."""
     from mcspex_cli import audio
     from mcspex_cli.evaluation.metrics import si_sdr
     from mcspex_cli.extraction.extractor import Extractor
@@ -439,12 +410,12 @@ def run_self_test() -> Finding:
     folders = (package / "examples", package.parent / "examples")  # installed; in a checkout
     folder = next((place for place in folders if place.is_dir()), None)
     if folder is None:
-        raise Trouble("its recordings are missing", _AGAIN)
+        return FAILED, "its recordings are missing", _AGAIN
     mixture, truth = folder / "mixture.flac", folder / "truth.flac"
     try:
         extractor = Extractor.load()
     except CheckpointError as error:
-        raise Trouble(_parts(error)[0], _AGAIN) from error
+        return FAILED, _parts(error)[0], _AGAIN
     with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as place:
         estimate = Path(place) / "estimate.wav"
         voice = extractor.enroll(folder / "reference.flac")
@@ -458,7 +429,6 @@ def run_self_test() -> Finding:
     detail = f"SI-SDR {before_db:.1f} dB before, {after_db:.1f} dB after ({runtime})"
     if not after_db - before_db >= _LEAST_DB:
         remedy = "Try --precision float32 and --device cpu with extract; install mcspex again."
-        raise Trouble(f"the voice was not extracted: {detail}", remedy)
-    seconds = len(target) / rate_hz
-    elapsed_s = time.monotonic() - began
-    return Finding("self-test", OK, f"{detail}, {seconds:.1f} s extracted in {elapsed_s:.1f} s")
+        return FAILED, f"the voice was not extracted: {detail}", remedy
+    seconds, elapsed_s = len(target) / rate_hz, time.monotonic() - began
+    return OK, f"{detail}, {seconds:.1f} s extracted in {elapsed_s:.1f} s"

@@ -39,9 +39,6 @@ _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)(?:-\d+)?\.partial")
 _numbers = itertools.count()
 _swept: set[Path] = set()
 
-_EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
-_HERE = -100  # AT_FDCWD
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """How a disk, or a user's share of it, says that it is full."""
 
@@ -121,30 +118,21 @@ def _walk(
     suffixes: Collection[str],
     warnings: list[str] | None,
 ) -> Iterator[Path]:
-    """The files in a folder and below it; `above` holds it and the folders over it, resolved."""
+    """Yield the files below `folder`; `above` holds it and the folders over it, resolved."""
     try:
-        with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not entry.name.startswith(".")]
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         raise AudioError(f"{folder}: cannot be searched: {explain(error)}") from error
-    for entry in entries:
-        path = folder / entry.name
-        if _is_folder(entry):
+    for path in paths:
+        if path.is_dir():
             below = path.resolve()
             if below in above:
                 if warnings is not None:
                     warnings.append(f"{path}: links to a folder above it and is not followed.")
             elif below not in without:
                 yield from _walk(path, above | {below}, without, suffixes, warnings)
-        elif path.suffix.lower() in suffixes and (entry.is_symlink() or entry.is_file()):
+        elif path.suffix.lower() in suffixes and (path.is_symlink() or path.is_file()):
             yield path  # a link to nothing too: whoever reads it says so
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def check_exists(path: Path) -> None:
@@ -172,18 +160,6 @@ def make_folders(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(folder, error, "cannot make this folder") from error
-
-
-def touch(path: Path) -> None:
-    """Make an empty file where there is none.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    try:
-        path.touch()
-    except OSError as error:
-        raise output_error(path, error) from error
 
 
 def partial(path: Path) -> Path:
@@ -219,8 +195,7 @@ def _remove_left_over(paths: Iterator[Path]) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether a process exists and is alive; always true on Windows, where asking could end it."""
-    if os.name == "nt":
+    if os.name == "nt":  # where asking could end it
         return True
     try:
         os.kill(process, 0)
@@ -259,7 +234,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Where `folder` exists, its other files stay. Whenever the process is killed, all files are
     those of before or all are those of after: on Linux both folders are exchanged in one step.
     Elsewhere `folder` is away for a moment; if the process is killed just then, the next
-    `whole_folder`, or `restore`, brings the old one back.
+    `whole_folder` brings the old one back.
 
     Raises:
         OutputError: the block could not write.
@@ -307,12 +282,12 @@ def _link(source: str | Path, copy: str | Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap the names of two folders in one step; false where the system or the disk cannot."""
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
         return False
-    names = os.fsencode(one), os.fsencode(other)
-    return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _aside(folder: Path) -> Path:
@@ -322,6 +297,5 @@ def _aside(folder: Path) -> Path:
 
 def restore(folder: Path) -> None:
     """Bring back a folder whose replacement was interrupted; does nothing in any other case."""
-    aside = _aside(folder)
-    if aside.is_dir() and not folder.exists():
-        aside.rename(folder)
+    if _aside(folder).is_dir() and not folder.exists():
+        _aside(folder).rename(folder)

@@ -11,9 +11,9 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mcspex_cli import files
 from mcspex_cli.containers import CURE, UNKNOWN_LENGTH, Blocks, Container, Damaged, Track
@@ -54,22 +54,8 @@ _CHUNKS |= {"W64": "<4s12xQ", "AU": ""}
 _BIG_ENDIAN = ("AIFF", "CAF", "AU")
 
 
-class Sound(Protocol):
-    """An open sound file, whoever decodes it."""
-
-    sample_rate_hz: int
-    channels: int
-    frames: int
-    """Samples per channel as the header announces them; 0 where it does not."""
-    start_s: float
-    warnings: list[str]
-
-    @property
-    def tracks(self) -> tuple[Track, ...]:
-        """All sound tracks of the file."""
-
-    def blocks(self, size: int, damaged: Damaged) -> Blocks:
-        """Its samples as blocks [channel, sample] of `size` samples or less."""
+Sound: TypeAlias = "SoundFile | Container"
+"""An open sound file, whoever decodes it."""
 
 
 @contextmanager
@@ -86,24 +72,39 @@ def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
     """
     import soundfile
 
-    with _bytes(path) as stream:
+    with ExitStack() as stack:
+        stream = stack.enter_context(_bytes(path))
         magic = stream.read(4)
+        file = None
         if magic in _MAGIC or (magic == b"OggS" and _is_one_ogg_stream(stream)):
-            stream.seek(0)
-            try:
-                source = str(path) if os.name == "nt" else stream.fileno()
-                file = soundfile.SoundFile(source, closefd=False)
-            except (soundfile.LibsndfileError, TypeError):
-                file = None
-            if file is not None and file.frames < _UNKNOWN_FRAMES:
-                with file:
-                    pcm = SoundFile(path, stream, file)
-                    _check(path, pcm, track)
-                    yield pcm
-                return
-        with Container(path, stream, track) as container:
-            _check(path, container, None)
-            yield container
+            with suppress(soundfile.LibsndfileError, TypeError):
+                file = stack.enter_context(_decoder(path, stream))
+        sound: Sound
+        if file and file.frames < _UNKNOWN_FRAMES:
+            sound = SoundFile(path, stream, file)
+        else:
+            sound = stack.enter_context(Container(path, stream, track))
+        if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
+            raise AudioError(
+                f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are "
+                "read. The header may be damaged: export it again."
+            )
+        if not 1 <= sound.channels <= MOST_CHANNELS:
+            raise AudioError(
+                f"{path}: has {sound.channels} channels, but at most {MOST_CHANNELS} are read. "
+                "Export fewer."
+            )
+        if isinstance(sound, SoundFile) and track not in (None, "1"):
+            raise AudioError(f"{path}: has no sound track {track}. It has only one.")
+        yield sound
+
+
+def _decoder(path: Path, stream: BinaryIO) -> soundfile.SoundFile:
+    """Libsndfile's view of an open file, from its beginning."""
+    import soundfile
+
+    stream.seek(0)
+    return soundfile.SoundFile(str(path) if os.name == "nt" else stream.fileno(), closefd=False)
 
 
 @contextmanager
@@ -114,12 +115,9 @@ def _bytes(path: Path) -> Iterator[BinaryIO]:
         raise AudioError(f"{path}: is a directory. Name a sound file in it.")
     if not path.is_file():
         raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
-    try:
-        stream = path.open("rb", buffering=0)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
-    with stream:
+    with ExitStack() as stack:
         try:
+            stream = stack.enter_context(path.open("rb", buffering=0))
             is_empty = not stream.read(1)
             stream.seek(0)
         except OSError as error:
@@ -143,22 +141,6 @@ def _is_one_ogg_stream(stream: BinaryIO) -> bool:
             return False
         at, number = at + 27 + head[26] + sum(head[27 : 27 + head[26]]), page
     return at == end and bool(flags & 4)
-
-
-def _check(path: Path, sound: Sound, track: str | None) -> None:
-    """Refuse rates and numbers of channels that nobody records, and a track that is not there."""
-    if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
-        raise AudioError(
-            f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are read. "
-            "The header may be damaged: export it again."
-        )
-    if not 1 <= sound.channels <= MOST_CHANNELS:
-        raise AudioError(
-            f"{path}: has {sound.channels} channels, but at most {MOST_CHANNELS} are read. "
-            "Export fewer."
-        )
-    if track not in (None, "1"):
-        raise AudioError(f"{path}: has no sound track {track}. It has only one.")
 
 
 class SoundFile:
@@ -284,14 +266,8 @@ class SoundFile:
         """What is good after sample `done`, read again in small steps from the beginning."""
         import soundfile
 
-        self._stream.seek(0)
-        with (
-            suppress(soundfile.LibsndfileError),
-            soundfile.SoundFile(
-                str(self._path) if os.name == "nt" else self._stream.fileno(), closefd=False
-            ) as file,
-        ):
-            at = 0
+        at = 0
+        with suppress(soundfile.LibsndfileError), _decoder(self._path, self._stream) as file:
             while (block := file.read(_STEP, dtype="float32", always_2d=True).T).size:
                 at += block.shape[1]
                 if at > done:

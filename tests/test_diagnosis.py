@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,11 @@ from mcspex_cli.errors import AudioError
 from tests.hub import Hub
 
 GOOD = Finding("self-test", OK, "")
+
+
+def run(check: Callable[..., tuple[str, ...]], *arguments: object, **options: object) -> Finding:
+    """The finding of one check."""
+    return guarded("it", partial(check, *arguments, **options))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_it_works_if_the_self_test_passed_and_nothing_failed(
 def test_a_check_that_breaks_is_a_failed_finding(
     error: BaseException, detail: str, remedy: str
 ) -> None:
-    def check() -> Finding:
+    def check() -> tuple[str, ...]:
         raise error
 
     found = guarded("it", check)
@@ -69,10 +76,10 @@ def test_extras_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.Mo
     install(tmp_path, mcspex_cli.__version__, *asks, "pytest; extra == 'test'")
     monkeypatch.syspath_prepend(tmp_path)
     assert diagnosis.extras() == {"sound": ["soundfile"], "dream": ["no-such-thing"]}
-    found = diagnosis.check_extras()
+    found = run(diagnosis.check_extras)
     assert (found.status, found.detail) == (OK, "sound installed; not installed: dream")
     assert found.remedy == "If you want them: pip install 'mcspex[dream]'"
-    assert diagnosis.check_mcspex().status == OK
+    assert run(diagnosis.check_mcspex).status == OK
 
 
 def test_another_version_in_pips_eyes_is_warned_of(
@@ -80,43 +87,43 @@ def test_another_version_in_pips_eyes_is_warned_of(
 ) -> None:
     install(tmp_path, "0.0.1")
     monkeypatch.syspath_prepend(tmp_path)
-    found = diagnosis.check_mcspex()
+    found = run(diagnosis.check_mcspex)
     assert found.status == WARNING
     assert found.detail.endswith("but pip knows of 0.0.1")
-    assert diagnosis.check_extras().detail.startswith("unknown")
+    assert run(diagnosis.check_extras).detail.startswith("unknown")
 
 
 def test_an_untested_python_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert diagnosis.check_python().status == OK
+    assert run(diagnosis.check_python).status == OK
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
-    assert diagnosis.check_python().remedy == "Use Python 3.10 to 3.13."
+    assert run(diagnosis.check_python).remedy == "Use Python 3.10 to 3.13."
 
 
 def test_torch_and_sound_libraries_are_there() -> None:
     for check in (diagnosis.check_torch, diagnosis.check_sound_files, diagnosis.check_resampler):
-        assert check().status == OK, check()
-    assert diagnosis.check_cuda().status in {OK, WARNING}
+        assert run(check).status == OK, run(check)
+    assert run(diagnosis.check_cuda).status in {OK, WARNING}
 
 
 def test_a_format_that_is_lost_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = audio.Format(".flac", "FLAC", ("VORBIS",))  # which FLAC cannot hold
     monkeypatch.setitem(audio.FORMATS, ".flac", broken)
-    finding = guarded("sound files", diagnosis.check_sound_files)
+    finding = run(diagnosis.check_sound_files)
     assert (finding.status, finding.detail) == (FAILED, "libsndfile does not write and read FLAC")
     assert finding.remedy.startswith("Install it again: pip install")
 
 
 def test_ffmpeg_comes_with_pyav() -> None:
-    finding = diagnosis.check_ffmpeg()
+    finding = run(diagnosis.check_ffmpeg)
     assert finding.status == OK
     assert finding.detail.startswith("in PyAV ")
 
 
 def test_the_hub_answers(hub: Hub) -> None:
-    found = diagnosis.check_hub(offline=False)
+    found = run(diagnosis.check_hub, offline=False)
     assert (found.status, found.detail) == (OK, f"{hub.url} answers")
     hub.fail("/api/models", status=503)
-    found = diagnosis.check_hub(offline=False)
+    found = run(diagnosis.check_hub, offline=False)
     assert (found.status, found.detail) == (WARNING, "the Hub has a problem (503)")
 
 
@@ -127,7 +134,7 @@ def test_an_address_that_is_none_is_a_warning(
 
     for address in ("no scheme", "http://[", "http://127.0.0.1:99999999"):
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        found = diagnosis.check_hub(offline=False)
+        found = run(diagnosis.check_hub, offline=False)
         assert (found.status, bool(found.detail)) == (WARNING, True)
     assert capsys.readouterr().err == ""
 
@@ -135,7 +142,7 @@ def test_an_address_that_is_none_is_a_warning(
 def test_a_hub_that_hangs_is_left(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "_HUB_S", 0.2)
     fault = hub.fail("/api/models", wait_s=30)
-    found = diagnosis.check_hub(offline=False)
+    found = run(diagnosis.check_hub, offline=False)
     assert found.status == WARNING
     assert found.remedy.startswith("Models that are on this disk still work.")
     assert fault.times
@@ -144,9 +151,9 @@ def test_a_hub_that_hangs_is_left(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
 def test_offline_asks_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    assert diagnosis.check_hub(offline=True).detail.startswith("not asked: --offline")
+    assert run(diagnosis.check_hub, offline=True).detail.startswith("not asked: --offline")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert diagnosis.check_hub(offline=False).detail.startswith("not asked: HF_HUB_OFFLINE")
+    assert run(diagnosis.check_hub, offline=False).detail.startswith("not asked: HF_HUB_OFFLINE")
     assert not hub.requests
 
 
@@ -154,11 +161,11 @@ def test_a_cache_says_what_it_has(hub: Hub, tiny_folder: Path) -> None:
     files = ("config.json", "model.safetensors")
     hub.add("ann/tiny", {name: (tiny_folder / name).read_bytes() for name in files})
     info = checkpoint.find_checkpoint("ann/tiny")
-    found = diagnosis.check_cache()
+    found = run(diagnosis.check_cache)
     assert found.status == OK
     assert f": 1 downloaded, {info.weight_bytes / 1e6:.1f} MB; " in found.detail
     (info.folder / "model.safetensors").unlink()
-    found = diagnosis.check_cache()
+    found = run(diagnosis.check_cache)
     assert (found.status, "is missing" in found.detail) == (WARNING, True)
     assert "models pull ann/tiny" in found.remedy
 
@@ -169,23 +176,23 @@ def test_caches_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     place = tmp_path / "file"
     place.write_bytes(b"")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
-    found = diagnosis.check_cache()
+    found = run(diagnosis.check_cache)
     assert (found.status, "HF_HOME" in found.remedy) == (WARNING, True)
     monkeypatch.setenv("MCSPEX_CACHE", str(place))
-    found = diagnosis.check_graphs()
+    found = run(diagnosis.check_graphs)
     assert (found.status, "MCSPEX_CACHE" in found.remedy) == (WARNING, True)
 
 
 def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    assert diagnosis.check_temporary().detail.startswith(f"{tmp_path}, ")
+    assert run(diagnosis.check_temporary).detail.startswith(f"{tmp_path}, ")
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
-    found = diagnosis.check_temporary()
+    found = run(diagnosis.check_temporary)
     assert (found.status, "TMPDIR=" in found.detail) == (WARNING, True)
     monkeypatch.setattr(tempfile, "tempdir", os.devnull)
-    assert diagnosis.check_temporary().status == FAILED
+    assert run(diagnosis.check_temporary).status == FAILED
 
 
 def test_no_bundled_model_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +205,9 @@ def test_a_damaged_config_is_a_failure(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
-    assert diagnosis.check_model("tiny", folder).status == OK
+    assert run(diagnosis.check_model, folder).status == OK
     (folder / "config.json").write_bytes(b"{")
-    found = diagnosis.check_model("tiny", folder)
+    found = run(diagnosis.check_model, folder)
     assert (found.status, found.remedy) == (FAILED, "Install mcspex again.")
 
 
@@ -208,7 +215,7 @@ def test_a_model_that_extracts_nothing_fails_the_self_test(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "bundled", lambda: {checkpoint.DEFAULT_MODEL: tiny_folder})
-    found = guarded("self-test", diagnosis.run_self_test)
+    found = run(diagnosis.run_self_test)
     assert found.status == FAILED
     assert "the voice was not extracted: SI-SDR -0.0 dB before" in found.detail
     assert found.remedy

@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
 from mcspex_cli.checkpoint.config import CARD, CONFIG, WEIGHTS
-from mcspex_cli.checkpoint.hub import HubName
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
-
-TITLES = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
-"""The systems, as their papers write them."""
-
-TAGS = ("target-speaker-extraction", "speech-separation")
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ def make_card(
         license=licence,
         library_name="mcspex",
         pipeline_tag="audio-to-audio",
-        tags=[*TAGS, info.config.system],
+        tags=["target-speaker-extraction", "speech-separation", info.config.system],
         model_name=name,
         eval_results=results or None,
     ).to_yaml()
@@ -126,26 +120,21 @@ mcspex extract mixture.wav --ref reference.wav --model {name}
 
 def title(info: CheckpointInfo) -> str:
     """Return the system's name, as its paper writes it."""
-    return TITLES.get(info.config.system, info.config.system)
+    titles = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
+    return titles.get(info.config.system, info.config.system)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """Files for the Hub, and where they are to go."""
+    """Files for the Hub."""
 
-    name: HubName
     files: dict[str, bytes]
-    new_card: bool
-    """Whether the card differs from the folder's."""
-
-    @property
-    def card(self) -> str:
-        """The whole text of README.md."""
-        return self.files[CARD].decode()
+    new_card: str
+    """The whole text of README.md, if it is not the folder's."""
 
 
 def prepare_publication(
-    info: CheckpointInfo, name: HubName, licence: str | None, data: Sequence[str]
+    info: CheckpointInfo, repo: str, licence: str | None, data: Sequence[str]
 ) -> Publication:
     """Load a model as its users will, and complete its card. Nothing is written or sent.
 
@@ -163,8 +152,8 @@ def prepare_publication(
             )
         minutes = info.provenance.get("minutes")
         origin = f"Trained for {minutes:.0f} minutes." if isinstance(minutes, float) else ""
-        text = make_card(info, name.repo, licence, data, origin)
-        return Publication(name, {**files, CARD: text.encode()}, new_card=True)
+        text = make_card(info, repo, licence, data, origin)
+        return Publication({**files, CARD: text.encode()}, new_card=text)
     if data or (licence and card.licence):
         option = "--data" if data else "--license"
         raise CheckpointError(f"{path}: already states this. Edit it, and leave out {option}.")
@@ -177,12 +166,11 @@ def prepare_publication(
             f"{path}: the metadata at its top, between two lines of ---, lack "
             f"{', '.join(missing)}. Add them."
         )
-    text_bytes = path.read_bytes()
-    if licence:
-        parsed = _parse(text_bytes.decode())
-        parsed.data["license"] = licence
-        text_bytes = str(parsed).encode()
-    return Publication(name, {**files, CARD: text_bytes}, new_card=bool(licence))
+    if not licence:
+        return Publication({**files, CARD: path.read_bytes()}, new_card="")
+    parsed = _parse(path.read_text("utf-8"))
+    parsed.data["license"] = licence
+    return Publication({**files, CARD: str(parsed).encode()}, new_card=str(parsed))
 
 
 def _parse(text: str) -> ModelCard:
@@ -199,7 +187,6 @@ def _parse(text: str) -> ModelCard:
 
 
 def _results(info: CheckpointInfo) -> list[EvalResult]:
-    """Return what training measured."""
     from huggingface_hub import EvalResult
 
     gain_db = info.provenance.get("validation_si_sdr_i_db")

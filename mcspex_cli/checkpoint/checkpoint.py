@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from mcspex_cli.checkpoint.config import (
     check_regular,
     checksum,
     parse_system,
+    read_bytes,
     read_config,
     write_config,
 )
@@ -43,9 +46,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mcspex-small-8k"
 
-STATISTICS = ("running_", "num_batches_")
-"""How the names of tensors begin that are counted, not learned."""
-
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -54,7 +54,6 @@ class CheckpointInfo:
     name: str
     folder: Path
     sha256: str
-    """Of its weights."""
     config: SystemFields
     provenance: dict[str, Any]
     revision: str | None = None
@@ -66,7 +65,7 @@ class CheckpointInfo:
 
     @property
     def weights(self) -> Path:
-        """The weights' file."""
+        """Its weights' file, to which `sha256` belongs."""
         return self.folder / WEIGHTS
 
     @property
@@ -108,34 +107,25 @@ def bundled() -> dict[str, Path]:
     return {}
 
 
-def find_checkpoint(model: str | Path | None = None, *, offline: bool = False) -> CheckpointInfo:
+def find_checkpoint(
+    model: str | Path | None = None,
+    *,
+    offline: bool = False,
+    download: Callable[[hub.HubName], CheckpointInfo] | None = None,
+) -> CheckpointInfo:
     """Find a model: an existing folder, a bundled name, or org/name[@revision] on the Hub.
 
-    They are tried in this order; a `Path` is always a folder, and None is the default model. A
-    model that was downloaded before is used as it is, without a request, so that it does not
-    change by itself; `pull` asks for a newer one.
+    They are tried in this order. A model that was downloaded before is used as it is, without a
+    request, so that it does not change by itself; `pull` asks for a newer one.
+
+    Args:
+        model: A `Path` is always a folder, and None is the default model.
+        offline: Do not ask the Hub.
+        download: What gets a model that is not on this disk, if not `pull`.
 
     Raises:
         CheckpointError: There is no such model, or its config.json cannot be used.
         HubError: It is not on this disk, and the Hub does not give it or must not be asked.
-    """
-    found = locate(model)
-    if isinstance(found, CheckpointInfo):
-        return found
-    if not offline:
-        return pull(found)
-    revision = f" --revision {found.revision}" if found.revision else ""
-    raise HubError(
-        f"{found}: there is no such folder, and it has not been downloaded. "
-        f"Once you are online: mcspex models pull {found.repo}{revision}"
-    )
-
-
-def locate(model: str | Path | None) -> CheckpointInfo | hub.HubName:
-    """Find a model as `find_checkpoint` does, but return a name that the Hub must be asked for.
-
-    Raises:
-        CheckpointError: There is no such model, or its config.json cannot be used.
     """
     known = bundled()
     if model is None:
@@ -151,8 +141,15 @@ def locate(model: str | Path | None) -> CheckpointInfo | hub.HubName:
             f"{model or repr(model)}: no such model. Bundled: {', '.join(known) or 'none'}; or "
             f"name a folder with {CONFIG}, or org/name on the Hugging Face Hub."
         )
-    snapshot = hub.cached(name)
-    return _describe_snapshot(snapshot) if snapshot else name
+    if snapshot := hub.cached(name):
+        return _describe_snapshot(snapshot)
+    if not offline:
+        return (download or pull)(name)
+    revision = f" --revision {name.revision}" if name.revision else ""
+    raise HubError(
+        f"{name}: there is no such folder, and it has not been downloaded. "
+        f"Once you are online: mcspex models pull {name.repo}{revision}"
+    )
 
 
 def pull(name: hub.HubName, progress: hub.Progress | None = None) -> CheckpointInfo:
@@ -174,30 +171,27 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
     for snapshot in hub.snapshots():
         try:
             info = _describe_snapshot(snapshot)
+            if not info.weight_bytes:
+                raise CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}")
+            models.append(info)
         except ForeignModel:
             continue
         except CheckpointError as error:
             damaged.append(error)
-            continue
-        if info.weight_bytes:
-            models.append(info)
-        else:
-            damaged.append(CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}"))
     return models, damaged
 
 
 def downloads_of(name: hub.HubName) -> list[hub.Snapshot]:
     """List the downloaded commits that a name stands for, damaged ones too."""
     commits = []
-    for snapshot in hub.snapshots():
-        if snapshot.repo == name.repo and snapshot.is_of(name.revision):
-            try:
-                read_config(snapshot.folder)
-            except ForeignModel:
-                continue
-            except CheckpointError:
-                pass  # damaged: one more reason to delete it
-            commits.append(snapshot)
+    for snapshot in (each for each in hub.snapshots() if each.is_of(name)):
+        try:
+            read_config(snapshot.folder)
+        except ForeignModel:
+            continue
+        except CheckpointError:
+            pass  # damaged: one more reason to delete it
+        commits.append(snapshot)
     return commits
 
 
@@ -239,12 +233,9 @@ def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, 
     """
     from safetensors.torch import load
 
-    check_regular(path, remedy)
+    data = read_bytes(path, remedy)
     try:
-        data = path.read_bytes()
         return load(data), hashlib.sha256(data).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)} {remedy}") from error
     except Exception as error:  # safetensors' errors have no common class
         raise CheckpointError(f"{path}: damaged, or not safetensors. {remedy}") from error
 
@@ -265,8 +256,8 @@ def count_weights(info: CheckpointInfo) -> int:
         raise CheckpointError(
             f"{info.weights}: damaged, or not safetensors. {info.remedy}"
         ) from error
-    learned = (s for key, s in shapes.items() if not key.rpartition(".")[2].startswith(STATISTICS))
-    return sum(prod(shape) for shape in learned)
+    statistics = re.compile(r"(.*\.)?(running_|num_batches_)")
+    return sum(prod(shape) for key, shape in shapes.items() if not statistics.match(key))
 
 
 def save_checkpoint(
@@ -353,9 +344,7 @@ class Verdict:
 def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
     """Load a checkpoint, and compare its checksums with those in its config and on the Hub.
 
-    Args:
-        info: What to check.
-        offline: Do not ask the Hub.
+    Without torch only the checksum is compared, and `offline` only the one in the config.
     """
     problems = []
     try:
@@ -380,22 +369,19 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
 
 def _check_graphs(folder: Path) -> None:
     """Compare the graphs of an exported model with their checksums."""
-    path = folder / GRAPHS
+    path, remedy = folder / GRAPHS, "Export the model again."
+    data = read_bytes(path, remedy)
     try:
-        sums = msgspec.convert(msgspec.json.decode(path.read_bytes())["sha256"], dict[str, str])
-        wrong = [name for name, sha256 in sums.items() if checksum(folder / name) != sha256]
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename}: cannot be read: {files.explain(error)}"
-        ) from error
+        sums = msgspec.convert(msgspec.json.decode(data)["sha256"], dict[str, str])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged. Export the model again.") from error
-    if wrong:
-        raise CheckpointError(f"{folder / wrong[0]}: damaged. Export the model again.")
+        raise CheckpointError(f"{path}: damaged. {remedy}") from error
+    for name, sha256 in sums.items():
+        if hashlib.sha256(read_bytes(folder / name, remedy)).hexdigest() != sha256:
+            raise CheckpointError(f"{folder / name}: damaged. {remedy}")
 
 
-def _describe(folder: Path) -> CheckpointInfo:
-    config = read_config(folder)
+def _describe(folder: Path, label: str = "", remedy: str = COPY_AGAIN) -> CheckpointInfo:
+    config = read_config(folder, label, remedy)
     return CheckpointInfo(
         name=folder.resolve().name,
         folder=folder,
@@ -407,18 +393,9 @@ def _describe(folder: Path) -> CheckpointInfo:
 
 
 def _describe_snapshot(snapshot: hub.Snapshot) -> CheckpointInfo:
-    remedy = _pull_again(snapshot.repo, snapshot.commit)
-    config = read_config(snapshot.folder, snapshot.label, remedy)
-    return CheckpointInfo(
-        name=snapshot.repo,
-        folder=snapshot.folder,
-        sha256=config.sha256,
-        config=config.system,
-        provenance=config.provenance,
-        revision=snapshot.commit,
-        calibration=config.calibration,
-        refs=snapshot.refs,
-    )
+    repo, commit = snapshot.repo, snapshot.commit
+    info = _describe(snapshot.folder, snapshot.label, _pull_again(repo, commit))
+    return replace(info, name=repo, revision=commit, refs=snapshot.refs)
 
 
 def _pull_again(repo: str, commit: str) -> str:
@@ -427,22 +404,16 @@ def _pull_again(repo: str, commit: str) -> str:
 
 def _check_fit(path: Path, system: System, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that are missing, unexpected, of another shape or kind, or not finite."""
-    expected = system.state_dict()
-    odd = sorted(
-        key
-        for key in expected.keys() | tensors.keys()
-        if key not in expected
-        or key not in tensors
-        or expected[key].shape != tensors[key].shape
-        or expected[key].dtype != tensors[key].dtype
+    expected, actual = (
+        {(key, tensor.shape, tensor.dtype) for key, tensor in state.items()}
+        for state in (system.state_dict(), tensors)
     )
-    if odd:
+    if odd := sorted({key for key, *_ in expected ^ actual}):
         raise CheckpointError(
             f"{path}: not the weights of this system: {first_names(odd)} have another shape or "
             "kind of numbers. Use the config.json that came with them."
         )
-    bad = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
-    if bad:
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
             f"{path}: {first_names(bad)}: some numbers are not finite. Use another checkpoint."
         )

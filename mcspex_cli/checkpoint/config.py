@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,25 @@ def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Confi
         CheckpointError: It is missing, damaged or newer than this program, or a key has a value
             that it must not have.
     """
-    return _check(_read_raw(folder, name, remedy), Config, _label(folder, name))
+    path, label = folder / CONFIG, f"{name}: {CONFIG}" if name else str(folder / CONFIG)
+    if not path.is_file():
+        raise CheckpointError(f"{name or folder}: not a model, because it has no {CONFIG}.")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise CheckpointError(f"{label}: too large for a model's. {remedy}")
+    try:
+        raw = msgspec.json.decode(read_bytes(path, remedy))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{label}: damaged. {remedy}") from error
+    if not isinstance(raw, dict) or not {"format", "system", "sha256"} <= raw.keys():
+        raise ForeignModel(
+            f"{label}: belongs to another program. mcspex runs MC-SpEx and SpEx+ only."
+        )
+    if raw["format"] != FORMAT:
+        raise CheckpointError(
+            f"{label}: has format {str(raw['format'])[:20]}, and this mcspex reads {FORMAT}. "
+            "Update mcspex: pip install -U mcspex"
+        )
+    return _check(raw, Config, label)
 
 
 def parse_system(raw: object, where: object) -> SystemConfig:
@@ -164,7 +183,8 @@ def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
         OutputError: It cannot be written.
     """
     read_config(folder)
-    write_config(folder, {**_read_raw(folder, "", COPY_AGAIN), "calibration": calibration})
+    raw = msgspec.json.decode((folder / CONFIG).read_bytes())  # with its unknown keys
+    write_config(folder, {**raw, "calibration": calibration})
 
 
 def check_regular(path: Path, remedy: str) -> None:
@@ -176,6 +196,19 @@ def check_regular(path: Path, remedy: str) -> None:
     if not path.is_file():
         reason = "is not a regular file" if path.exists() else "is missing"
         raise CheckpointError(f"{path}: {reason}. {remedy}")
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        CheckpointError: It is not one, or cannot be read.
+    """
+    check_regular(path, remedy)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
 
 
 def checksum(path: Path, *, git: bool = False) -> str:
@@ -195,50 +228,18 @@ def checksum(path: Path, *, git: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _label(folder: Path, name: str) -> str:
-    return f"{name}: {CONFIG}" if name else str(folder / CONFIG)
-
-
-def _read_raw(folder: Path, name: str, remedy: str) -> dict[str, Any]:
-    """Read config.json as a dict that claims to be of this program and format."""
-    path, label = folder / CONFIG, _label(folder, name)
-    if not path.is_file():
-        raise CheckpointError(f"{name or folder}: not a model, because it has no {CONFIG}.")
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise CheckpointError(f"{label}: too large for a model's. {remedy}")
-        raw = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{label}: cannot be read: {files.explain(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{label}: damaged. {remedy}") from error
-    if not isinstance(raw, dict) or not {"format", "system", "sha256"} <= raw.keys():
-        raise ForeignModel(
-            f"{label}: belongs to another program. mcspex runs MC-SpEx and SpEx+ only."
-        )
-    if raw["format"] != FORMAT:
-        raise CheckpointError(
-            f"{label}: has format {str(raw['format'])[:20]}, and this mcspex reads {FORMAT}. "
-            "Update mcspex: pip install -U mcspex"
-        )
-    return raw
-
-
 def _check(raw: object, kind: type[Checked], where: object) -> Checked:
     """Convert `raw` to a struct; errors name the key."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
-        if field := re.search(r"(unknown|missing required) field `(.*)`", reason):
-            kind_of = field[1].removesuffix(" required")
-            message = f"{field[2][:60]} is {'an' * (kind_of[0] == 'u') or 'a'} {kind_of} key. "
-            raise CheckpointError(f"{where}: {message}Is mcspex up to date?") from error
-        steps = re.findall(r"\w+", place)
+        if field := re.search(r"(unknown|required) field `(.*)`", reason):
+            problem = {"unknown": "an unknown", "required": "a missing"}[field[1]]
+            text = f"{field[2][:60]} is {problem} key. Is mcspex up to date?"
+            raise CheckpointError(f"{where}: {text}") from error
         value: Any = raw
-        for step in steps:
+        for step in re.findall(r"\w+", place):
             value = value[int(step) if isinstance(value, list | tuple) else step]
-        text = repr(value)
-        text = text if len(text) <= 40 else f"{text[:37]}..."
-        key = place.strip(".`").removeprefix("system.")
+        key, text = place.strip(".`").removeprefix("system."), reprlib.repr(value)
         raise CheckpointError(f"{where}: {key} is {text}. {reason}.") from error

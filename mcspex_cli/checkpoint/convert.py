@@ -11,6 +11,7 @@ our network, and every tensor of ours must be filled.
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Callable, Collection
@@ -31,7 +32,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from mcspex_cli.checkpoint.config import CARD, check_regular, checksum, parse_system
+from mcspex_cli.checkpoint.config import CARD, checksum, parse_system, read_bytes
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -148,12 +149,6 @@ LAYOUTS = {
 }
 """The programs whose SpEx+ is understood."""
 
-_CONTAINERS = ("model_state_dict", "models", "state_dict", "model")
-"""Where a checkpoint keeps its state dict: SpEx+'s authors, wesep, Lightning, ClearerVoice."""
-
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and Lightning put before every name."""
-
 _MISSING = "missing (the name is ours). Copy the file again, whole."
 
 
@@ -178,10 +173,9 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         sample_rate_hz: The rate that it was trained at, which the weights do not show.
 
     Raises:
-        CheckpointError: The file cannot be read as tensors, or is of another network, or of one
-            that ours cannot be.
+        CheckpointError: The file cannot be read as tensors, or is of a network that ours cannot be.
     """
-    state = read_state(path)
+    state = _read_state(path)
     for name, layout in LAYOUTS.items():  # noqa: B007
         if any(key.startswith(layout.mark) for key in state):
             break
@@ -254,15 +248,11 @@ def save_at_sample_rate(
     _write_card(folder, content)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file; its names without what wrappers put before them.
-
-    Raises:
-        CheckpointError: The file cannot be read, or has no state dict of plain tensors.
-    """
-    check_regular(path, "Name a checkpoint's file.")
-    state = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in _CONTAINERS:
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the state dict in a file; its names without what wrappers put before them."""
+    remedy = "Name a checkpoint's file."
+    state = read_tensors(path, remedy)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+    for key in ("model_state_dict", "models", "state_dict", "model"):
         if isinstance(state, dict) and key in state:
             state = state[key]
             state = state[0] if isinstance(state, list | tuple) and state else state
@@ -274,7 +264,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: {key} is not a plain tensor ({type(value).__name__}). "
                 "Save the network's state_dict()."
             )
-    for wrapper in _WRAPPERS:
+    for wrapper in ("module.", "_orig_mod.", "model."):  # DataParallel, torch.compile, Lightning
         if all(key.startswith(wrapper) for key in state):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
@@ -347,23 +337,17 @@ def _read_pickle(path: Path) -> Any:
     """Read what torch.save wrote, as far as it is tensors and plain containers."""
     import torch
 
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
-    with file, warnings.catch_warnings():
+    file = io.BytesIO(read_bytes(path, "Name a checkpoint's file."))
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about formats that are refused below anyway
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of any kind: the bytes may be anything
+            text = "not a PyTorch checkpoint, or a damaged one. Copy it again, whole."
             if code := re.search(r"GLOBAL (\S+)", str(error)):
-                raise CheckpointError(
-                    f"{path}: reading it would run code ({code[1]}). "
-                    "Save only the network's state_dict()."
-                ) from error
-            raise CheckpointError(
-                f"{path}: not a PyTorch checkpoint, or a damaged one. Copy it again, whole."
-            ) from error
+                text = f"reading it would run code ({code[1]}). Save only the network's "
+                text += "state_dict()."
+            raise CheckpointError(f"{path}: {text}") from error
 
 
 def _is_plain(value: object) -> bool:
@@ -389,11 +373,7 @@ class _Weights:
         return CheckpointError(f"{self.path}: {names}: {reason}")
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Return the shape of a convolution's weight: three axes.
-
-        Raises:
-            CheckpointError: It is missing, or not a convolution's.
-        """
+        """Return the shape of a convolution's weight: three axes."""
         if key not in self.tensors:
             raise self.refusal([key], _MISSING)
         shape = tuple(self.tensors[key].shape)
@@ -446,10 +426,7 @@ def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConf
 
 
 def _norm(weights: _Weights, layout: Layout) -> str:
-    """Return which of `NORMS` the blocks have.
-
-    A gLN is a column or has a gamma, a BN has statistics.
-    """
+    """Return which of `NORMS` the blocks have. A gLN is a column or has a gamma."""
     kinds: dict[str, str] = {}
     for key, tensor in weights.tensors.items():
         if match := re.match(r"(extractor\..*\.norm_[12]\.)weight$", key):
@@ -468,15 +445,11 @@ def _norm(weights: _Weights, layout: Layout) -> str:
 
 def _compare(path: Path, layout: Layout, config: SystemConfig, classified: bool) -> None:
     """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
-    check_regular(path, "Give the mdl.json of the training.")
+    remedy = "Give the mdl.json of the training."
     try:
-        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
+        raw = msgspec.json.decode(read_bytes(path, remedy), type=dict[str, Any])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: not a JSON object. Give the mdl.json of the training."
-        ) from error
+        raise CheckpointError(f"{path}: not a JSON object. {remedy}") from error
     for key, value in {**_FIXED, **layout.fixed}.items():
         if raw.get(key, value) != value:
             theirs, ours = (msgspec.json.encode(v).decode()[:60] for v in (raw[key], value))

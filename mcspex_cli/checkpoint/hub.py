@@ -41,7 +41,6 @@ from mcspex_cli.checkpoint.config import (
 from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
 Progress = Callable[[int, int], None]
@@ -57,6 +56,7 @@ _ETAG = re.compile(rf'(?:W/)?"?(?:{_DIGEST.pattern})"?')
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./-]{{0,200}}\w)?))?", re.ASCII)
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_LIBRARY = {"library_name": "mcspex", "library_version": __version__}
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,11 @@ class Snapshot:
         """Its name, with the beginning of its commit."""
         return f"{self.repo}@{self.commit[:12]}"
 
-    def is_of(self, revision: str | None) -> bool:
-        """Whether a branch, a tag, or seven or more digits of a commit mean it; None: yes."""
+    def is_of(self, name: HubName) -> bool:
+        """Whether a name means it, by no revision, a branch, a tag, or seven digits of a commit."""
+        revision = name.revision
+        if self.repo != name.repo:
+            return False
         if revision is None or revision in self.refs:
             return True
         return len(revision) >= 7 and self.commit.startswith(revision)
@@ -167,16 +170,15 @@ def snapshots() -> list[Snapshot]:
     """
     commits = []
     for folder in sorted(location().glob("models--*")):
-        refs = {
-            path.relative_to(folder / "refs").as_posix(): path.read_text().strip()
-            for path in (folder / "refs").rglob("*")
-            if path.is_file()
-        }
+        refs: dict[str, list[str]] = {}
+        for path in sorted((folder / "refs").rglob("*")):
+            if path.is_file():
+                ref = path.relative_to(folder / "refs").as_posix()
+                refs.setdefault(path.read_text().strip(), []).append(ref)
         repo = "/".join(folder.name.split("--")[1:])
         for path in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
             if _COMMIT.fullmatch(path.name) and os.path.lexists(path / CONFIG):
-                pointing = sorted(ref for ref, commit in refs.items() if commit == path.name)
-                commits.append(Snapshot(repo, path.name, path, tuple(pointing)))
+                commits.append(Snapshot(repo, path.name, path, tuple(refs.get(path.name, ()))))
     return commits
 
 
@@ -213,10 +215,10 @@ def look_up(name: HubName) -> Listing:
         HubError: It cannot be reached, has no such model, or does not give it.
         CheckpointError: The repository has no mcspex model.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
 
     with explained(name):
-        info = _client().model_info(
+        info = HfApi(**_LIBRARY).model_info(
             name.repo,
             revision=name.revision,
             files_metadata=True,
@@ -290,12 +292,9 @@ def mismatches(snapshot: Snapshot) -> list[str]:
     Raises:
         HubError: The Hub cannot be asked.
     """
-    listing = look_up(HubName(snapshot.repo, snapshot.commit))
-    return [
-        file
-        for file, listed in listing.files.items()
-        if (snapshot.folder / file).is_file() and not listed.matches(snapshot.folder / file)
-    ]
+    listed = look_up(HubName(snapshot.repo, snapshot.commit)).files
+    here = {file: snapshot.folder / file for file in listed if (snapshot.folder / file).is_file()}
+    return [file for file, path in here.items() if not listed[file].matches(path)]
 
 
 def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
@@ -304,13 +303,13 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     Raises:
         HubError: There is no token, it may not write there, or the Hub does not answer.
     """
-    from huggingface_hub import CommitOperationAdd, constants
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
     with explained(name, writing=True):
-        api, timeout = _client(), constants.HF_HUB_ETAG_TIMEOUT
+        api, timeout = HfApi(**_LIBRARY), constants.HF_HUB_ETAG_TIMEOUT
         if name.revision:
             api.model_info(name.repo, revision=name.revision, timeout=timeout)
         api.create_repo(name.repo, private=private, exist_ok=True)
@@ -350,12 +349,6 @@ _NO_HUB = "{} does not answer as the Hub does. Check HF_ENDPOINT, proxy and fire
 _OTHER_WEIGHTS = f"its {CONFIG} belongs to other weights (sha256). Tell its author."
 
 
-def _client() -> HfApi:
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="mcspex", library_version=__version__)
-
-
 def _check_names(name: HubName, names: Collection[str]) -> None:
     """Refuse a repository without a model's files."""
     missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in names)
@@ -389,12 +382,9 @@ def _check_weights(listing: Listing, config: Config) -> None:
 
 def _check_space(listing: Listing) -> int:
     """Return how many bytes the cache lacks; refuse if the disk has no room for them."""
-    folder = location()
-    existing = next(above for above in (folder, *folder.parents) if above.exists())
-    needed = 0
-    for name, file in listing.files.items():
-        path = listing.cached(name)
-        needed += file.size if path is None or path.stat().st_size != file.size else 0
+    existing = next(above for above in (location(), *location().parents) if above.exists())
+    cached_sizes = {f: path.stat().st_size for f in listing.files if (path := listing.cached(f))}
+    needed = sum(f.size for name, f in listing.files.items() if cached_sizes.get(name) != f.size)
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
@@ -438,10 +428,9 @@ def _fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
                     file,
                     revision=listing.commit,
                     cache_dir=location(),
-                    library_name="mcspex",
-                    library_version=__version__,
                     force_download=again,
                     tqdm_class=Counter,
+                    **_LIBRARY,
                 )
             )
         if listed.matches(new):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +20,19 @@ if TYPE_CHECKING:
 
 def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
     """Find what --model names, or the default model; a download is shown."""
-    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, locate
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
-    found = locate(model)
-    if isinstance(found, CheckpointInfo):
-        return found
-    return find_checkpoint(str(found), offline=True) if offline else download(found, quiet=quiet)
+    return find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
 
 
 def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
     """Download a model from the Hub and check that it loads; say its size and licence."""
     from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
 
-    received = 0
     with console.progress(shown=not quiet) as bar:
         task = bar.add_task(str(name), total=None)
-
-        def advance(done: int, total: int) -> None:
-            nonlocal received
-            received = done
-            bar.update(task, completed=done, total=total)
-
-        info = pull(name, advance)
+        info = pull(name, lambda done, total: bar.update(task, completed=done, total=total))
+        received = int(bar.tasks[0].completed)
     load_checkpoint(info)
     if not quiet:
         card = _card(info)
@@ -84,7 +76,7 @@ def list_models(as_json: bool) -> None:
     if as_json:
         console.data([_facts(info) for info in infos], indent=2)
         return
-    rows = [[info.name, _title(info), _rate(info), _size(info), _source(info)] for info in infos]
+    rows = [[info.name, *_columns(info)] for info in infos]
     console.table(["model", "system", "rate", "size", "from"], rows)
 
 
@@ -113,12 +105,13 @@ def show(name: str, offline: bool, as_json: bool) -> None:
         }
         console.data(facts, indent=2)
         return
-    kind = f"{weights / 1e6:.1f} M weights, {_size(info)}" if weights else "ONNX, for --runtime"
+    system, rate, size, source = _columns(info)
+    kind = f"{weights / 1e6:.1f} M weights, {size}" if weights else "ONNX, for --runtime"
     rows = {
         "model": info.label,
-        "from": f"{_source(info)}, {info.folder}",
-        "system": f"{_title(info)}, {kind}",
-        "rate": _rate(info),
+        "from": f"{source}, {info.folder}",
+        "system": f"{system}, {kind}",
+        "rate": rate,
         "sha256": info.sha256,
         "licence": licence or "not stated: ask its author",
         "numbers": f"\n{'':9}".join(numbers) or "none stated",
@@ -165,8 +158,8 @@ def verify(names: tuple[str, ...], offline: bool) -> None:
             infos.append(checkpoint.find_checkpoint(name, offline=True))
         except CheckpointError as error:
             damaged.append(error)
-    for reason in damaged:
-        console.error(str(reason))
+    for failure in damaged:
+        console.error(str(failure))
     bad = len(damaged)
     for info in infos:
         verdict = checkpoint.verify(info, offline=offline)
@@ -361,11 +354,12 @@ def push(
     target = hub.parse_name(name)
     if target is None:
         raise click.UsageError(f"{name} is not of the form org/name[@branch].")
-    publication = prepare_publication(find_checkpoint(model, offline=True), target, licence, data)
+    info = find_checkpoint(model, offline=True)
+    publication = prepare_publication(info, target.repo, licence, data)
     for file, content in publication.files.items():
         console.say(f"{file:20}{console.size(len(content)):>10}")
     if publication.new_card:
-        for row in ("", *publication.card.splitlines()):
+        for row in ("", *publication.new_card.splitlines()):
             console.say(row)
     if dry_run:
         console.say(f"dry run: nothing was sent to {target}.")
@@ -458,24 +452,16 @@ def _facts(info: CheckpointInfo) -> dict[str, Any]:
     }
 
 
-def _source(info: CheckpointInfo) -> str:
+def _columns(info: CheckpointInfo) -> tuple[str, str, str, str]:
+    """Return its system, sample rate, size and source, for people."""
+    from mcspex_cli.checkpoint.card import title
     from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 
+    rate = f"{info.config.sample_rate_hz / 1000:g} kHz"
+    size = console.size(info.weight_bytes) if info.weight_bytes else "no weights"
+    source = info.source
     if info.revision:
-        return ", ".join(["the Hub", *info.refs, info.revision[:12]])
-    default = info.source == "bundled" and info.name == DEFAULT_MODEL
-    return info.source + (", the default" if default else "")
-
-
-def _size(info: CheckpointInfo) -> str:
-    return console.size(info.weight_bytes) if info.weight_bytes else "no weights"
-
-
-def _rate(info: CheckpointInfo) -> str:
-    return f"{info.config.sample_rate_hz / 1000:g} kHz"
-
-
-def _title(info: CheckpointInfo) -> str:
-    from mcspex_cli.checkpoint.card import title
-
-    return title(info)
+        source = ", ".join(["the Hub", *info.refs, info.revision[:12]])
+    elif source == "bundled" and info.name == DEFAULT_MODEL:
+        source += ", the default"
+    return title(info), rate, size, source
