@@ -392,12 +392,12 @@ def check_model(folder: Path) -> tuple[str, ...]:
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint, verify
 
     try:
-        verdict = verify(find_checkpoint(folder), offline=True)
+        info = find_checkpoint(folder)
     except CheckpointError as error:
         return FAILED, _parts(error)[0], _AGAIN
-    if verdict.problems:
-        return FAILED, verdict.problems[0].partition(". ")[0], _AGAIN
-    return OK, f"bundled, {verdict.info.weight_bytes / 1e6:.1f} MB, checksum good"
+    if problems := verify(info, offline=True).problems:
+        return FAILED, problems[0].partition(". ")[0], _AGAIN
+    return OK, f"bundled, {info.weight_bytes / 1e6:.1f} MB, checksum good"
 
 
 def run_self_test() -> tuple[str, ...]:

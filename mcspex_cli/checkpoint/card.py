@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
 from mcspex_cli.checkpoint.config import CARD, CONFIG, WEIGHTS
+from mcspex_cli.checkpoint.hub import silenced
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -176,14 +176,9 @@ def prepare_publication(
 def _parse(text: str) -> ModelCard:
     """Read a card, even if its metadata are odd."""
     from huggingface_hub import ModelCard
-    from huggingface_hub.utils import logging as client_logging
 
-    verbosity = client_logging.get_verbosity()
-    client_logging.set_verbosity(logging.ERROR)
-    try:
+    with silenced():
         return ModelCard(text, ignore_metadata_errors=True)
-    finally:
-        client_logging.set_verbosity(verbosity)
 
 
 def _results(info: CheckpointInfo) -> list[EvalResult]:

@@ -332,7 +332,6 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
 class Verdict:
     """The result of a check of a checkpoint's files."""
 
-    info: CheckpointInfo
     problems: tuple[str, ...]
     """A line for each file that is wrong."""
     compared: str
@@ -357,14 +356,15 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
     except (ImportError, OSError):  # torch is missing or broken: its absence is not the model's
         if not info.weights.is_file() or checksum(info.weights) != info.sha256:
             problems.append(f"{WEIGHTS}: its sha256 is not the one in {CONFIG}. {info.remedy}")
-    if not info.revision or offline:
-        return Verdict(info, tuple(problems), "its config")
-    try:
-        wrong = hub.mismatches(hub.Snapshot(info.name, info.revision, info.folder))
-    except CheckpointError as error:
-        return Verdict(info, tuple(problems), "its config", hub_error=str(error))
-    problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
-    return Verdict(info, tuple(problems), "its config and the Hub")
+    compared, hub_error = "its config", ""
+    if info.revision and not offline:
+        try:
+            wrong = hub.mismatches(hub.Snapshot(info.name, info.revision, info.folder))
+            problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
+            compared = "its config and the Hub"
+        except CheckpointError as error:
+            hub_error = str(error)
+    return Verdict(tuple(problems), compared, hub_error)
 
 
 def _check_graphs(folder: Path) -> None:

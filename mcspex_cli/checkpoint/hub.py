@@ -41,6 +41,7 @@ from mcspex_cli.checkpoint.config import (
 from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
 Progress = Callable[[int, int], None]
@@ -56,7 +57,6 @@ _ETAG = re.compile(rf'(?:W/)?"?(?:{_DIGEST.pattern})"?')
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@(\w(?:[\w./-]{{0,200}}\w)?))?", re.ASCII)
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-_LIBRARY = {"library_name": "mcspex", "library_version": __version__}
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,10 @@ def look_up(name: HubName) -> Listing:
         HubError: It cannot be reached, has no such model, or does not give it.
         CheckpointError: The repository has no mcspex model.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
     with explained(name):
-        info = HfApi(**_LIBRARY).model_info(
+        info = _client().model_info(
             name.repo,
             revision=name.revision,
             files_metadata=True,
@@ -303,13 +303,13 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     Raises:
         HubError: There is no token, it may not write there, or the Hub does not answer.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants
+    from huggingface_hub import CommitOperationAdd, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
     with explained(name, writing=True):
-        api, timeout = HfApi(**_LIBRARY), constants.HF_HUB_ETAG_TIMEOUT
+        api, timeout = _client(), constants.HF_HUB_ETAG_TIMEOUT
         if name.revision:
             api.model_info(name.repo, revision=name.revision, timeout=timeout)
         api.create_repo(name.repo, private=private, exist_ok=True)
@@ -347,6 +347,12 @@ def endpoint() -> str:
 
 _NO_HUB = "{} does not answer as the Hub does. Check HF_ENDPOINT, proxy and firewall."
 _OTHER_WEIGHTS = f"its {CONFIG} belongs to other weights (sha256). Tell its author."
+
+
+def _client() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="mcspex", library_version=__version__)
 
 
 def _check_names(name: HubName, names: Collection[str]) -> None:
@@ -396,7 +402,6 @@ def _check_space(listing: Listing) -> int:
 
 def _fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     """Download a file of a commit, unless the cache has it with the listed checksum."""
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import tqdm
 
     name, listed, path = listing.name, listing.files[file], listing.cached(file)
@@ -422,17 +427,15 @@ def _fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
 
     for again in (path is not None, True):
         with explained(name), _checked_answers(name):
-            new = Path(
-                hf_hub_download(
-                    name.repo,
-                    file,
-                    revision=listing.commit,
-                    cache_dir=location(),
-                    force_download=again,
-                    tqdm_class=Counter,
-                    **_LIBRARY,
-                )
+            answer = _client().hf_hub_download(
+                name.repo,
+                file,
+                revision=listing.commit,
+                cache_dir=location(),
+                force_download=again,
+                tqdm_class=Counter,
             )
+        new = Path(answer)
         if listed.matches(new):
             return new
         advance(-received)
@@ -485,18 +488,26 @@ def explained(name: HubName, *, writing: bool = False) -> Iterator[None]:
         HubError: The reason is the Hub, or the connection to it.
         OutputError: The reason is this disk.
     """
-    from huggingface_hub.utils import logging as client_logging
-
-    verbosity = client_logging.get_verbosity()
-    client_logging.set_verbosity(logging.ERROR)  # each failure is reported once, by us
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silenced():
             yield
     except McspexError:
         raise
     except Exception as error:
         raise _explanation(name, error, writing=writing) from error
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Hide what the Hub's client logs and warns of: each failure is reported once, by us."""
+    from huggingface_hub.utils import logging as client_logging
+
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         client_logging.set_verbosity(verbosity)
 
