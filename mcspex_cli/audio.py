@@ -211,18 +211,10 @@ class Reader:
 
 
 def select(samples: Samples, channel: str, source: Path | str = "samples") -> Samples:
-    """Choose channels of `samples` [channel, sample].
-
-    Args:
-        samples: [channel, sample].
-        channel: "all", "mix" (their mean) or a channel's number from 0.
-        source: what a message calls the samples.
-
-    Returns:
-        [1, sample], or all channels.
+    """Choose "all" channels of `samples` [channel, sample], their "mix" (mean), or one from "0".
 
     Raises:
-        AudioError: there is no such channel.
+        AudioError: there is no such channel; the message names `source`.
     """
     if channel == "all":
         return samples

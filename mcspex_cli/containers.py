@@ -237,17 +237,14 @@ class Container:
     def blocks(self, size: int, damaged: Damaged, skip: int = 0) -> Blocks:
         """Decode to blocks [channel, sample] of `size` samples, the last shorter.
 
-        Args:
-            size: samples per channel of a block.
-            damaged: whether to raise at the first damage, or to go on after it.
-            skip: how many samples at the beginning are left out.
+        The first `skip` samples are left out.
 
         Raises:
-            DamagedError: the file is damaged or truncated.
+            DamagedError: the file is damaged or truncated, and `damaged` is not "keep".
         """
         held: list[npt.NDArray[np.float32]] = []
         count = 0
-        for piece in self._pieces(damaged == "keep", size):
+        for piece in self._pieces(damaged, size):
             held.append(piece[:, skip:])
             count += held[-1].shape[1]
             skip = max(0, skip - piece.shape[1])
@@ -258,35 +255,35 @@ class Container:
         if count:
             yield np.concatenate(held, axis=1)
 
-    def _pieces(self, keep: bool, size: int) -> Blocks:
+    def _pieces(self, damaged: Damaged, size: int) -> Blocks:
         """The decoded samples in pieces, with silence where the time stamps jump."""
         progress = _Progress()
         for frames, damage in self._decoded():
             if damage:
-                self._note(progress, damage, keep)
+                self._note(progress, damage, damaged)
             for frame in frames:
                 samples = _to_float(frame, self.channels)
                 if samples is None or frame.sample_rate != self.sample_rate_hz:
-                    self._note(progress, "its sample rate or channels change there", keep)
+                    self._note(progress, "its sample rate or channels change there", damaged)
                     continue
-                gap = self._gap(progress, frame, keep)
+                gap = self._gap(progress, frame, damaged)
                 for start in range(0, gap, size):
                     yield np.zeros((self.channels, min(size, gap - start)), np.float32)
                 yield samples
                 progress.done += gap + samples.shape[1]
                 progress.silent += gap
                 progress.after_damage = False
-        self._check_end(progress, keep)
+        self._check_end(progress, damaged)
 
-    def _note(self, progress: _Progress, reason: str, keep: bool) -> None:
+    def _note(self, progress: _Progress, reason: str, damaged: Damaged) -> None:
         """Remember a damage at this place, or raise it."""
         at_s = progress.done / self.sample_rate_hz
-        if not keep:
+        if damaged == "fail":
             raise DamagedError(f"{self._path}: damaged after {at_s:.2f} s ({reason}). {CURE}")
         progress.damages.append((at_s, reason))
         progress.after_damage = True
 
-    def _gap(self, progress: _Progress, frame: av.AudioFrame, keep: bool) -> int:
+    def _gap(self, progress: _Progress, frame: av.AudioFrame, damaged: Damaged) -> int:
         """Samples of silence that a frame's time stamp puts before it."""
         if frame.pts is None or frame.time_base is None:
             return 0
@@ -301,18 +298,18 @@ class Container:
             text = (
                 f"a time stamp leaves a gap of {gap / rate_hz:.0f} s, more than the file announces"
             )
-            self._note(progress, text, keep)
+            self._note(progress, text, damaged)
         if gap > longest or gap < -pause:  # what follows is joined to what was before
             progress.origin += gap
             return 0
         if gap > pause and not progress.after_damage and self._kind not in _PAUSING:
-            self._note(progress, f"{gap / rate_hz:.2f} s are missing there", keep)
+            self._note(progress, f"{gap / rate_hz:.2f} s are missing there", damaged)
         if progress.after_damage:
             progress.lost += max(0, gap)
             return max(0, gap)
         return gap if gap > pause else 0
 
-    def _check_end(self, progress: _Progress, keep: bool) -> None:
+    def _check_end(self, progress: _Progress, damaged: Damaged) -> None:
         """After the last sample: say what is missing, or what is more than announced."""
         path, rate_hz, damages = self._path, self.sample_rate_hz, progress.damages
         announced_s, done_s = self.frames / rate_hz, progress.done / rate_hz
@@ -334,11 +331,9 @@ class Container:
             text = f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
         elif self._cut_off:
             text = f"truncated after {done_s:.2f} s: {self._cut_off}"
-        if text and not keep:
-            raise DamagedError(f"{path}: {text}. {CURE}")
         self.lost_s = progress.lost / rate_hz
         if text:
-            self.warnings.append(f"{path}: {text}.")
+            report(f"{path}: {text}", damaged, self.warnings)
         elif self._kind == "mp3" and self._last[1] < _mp3_frame_bytes(self._last[0]):
             self.warnings.append(
                 f"{path}: ends in the middle of an MP3 frame, after {done_s:.2f} s: it may have "
@@ -383,6 +378,13 @@ class Container:
             yield frames, damage or (_printable(worst[0]) if worst else "")
 
 
+def report(damage: str, damaged: Damaged, warnings: list[str]) -> None:
+    """Raise a `DamagedError`, or add to the warnings if what can be read is to be kept."""
+    if damaged == "fail":
+        raise DamagedError(f"{damage}. {CURE}")
+    warnings.append(f"{damage}.")
+
+
 def _prepare_logging() -> None:
     """Have FFmpeg's complaints kept for our messages and written nowhere."""
     import av
@@ -415,9 +417,7 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
 def _outer_end(stream: BinaryIO) -> tuple[str, int]:
     """What is missing at a file's end, by its outermost chunks (RIFF, CAF, MP4) or Ogg pages.
 
-    Returns:
-        A phrase that says so, or an empty one, and the bytes of another file that follows the
-        first in this one, as `cat a.mp4 b.mp4` makes it.
+    And the bytes of another file that follows the first in this one, as `cat a.mp4 b.mp4` makes it.
     """
     end, at = stream.seek(0, os.SEEK_END), 0
     stream.seek(0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mcspex_cli import files
-from mcspex_cli.containers import CURE, UNKNOWN_LENGTH, Blocks, Container, Damaged, Track
+from mcspex_cli.containers import CURE, UNKNOWN_LENGTH, Blocks, Container, Damaged, Track, report
 from mcspex_cli.errors import AudioError, DamagedError
 
 if TYPE_CHECKING:
@@ -62,13 +62,9 @@ Sound: TypeAlias = "SoundFile | Container"
 def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
     """Open a sound file.
 
-    Args:
-        path: a regular file.
-        track: the number, from 1, or the language of a sound track; None takes the first.
-
     Raises:
         AudioError: it is missing, no regular file, empty or not readable as sound, or has no
-            such track.
+            `track` of this number, from 1, or language.
     """
     import soundfile
 
@@ -210,17 +206,11 @@ class SoundFile:
         return max(0, self._size - at)
 
     def blocks(self, size: int, damaged: Damaged) -> Blocks:
-        """Blocks [channel, sample] of `size` samples or less.
-
-        Raises:
-            DamagedError: the file is damaged or truncated.
-        """
+        """Yield blocks [channel, sample] of `size` samples or less, as `Container.blocks` does."""
         import soundfile
 
-        if self._truncation and damaged == "fail":
-            raise DamagedError(f"{self._path}: {self._truncation}. {CURE}")
         if self._truncation:
-            self.warnings.append(f"{self._path}: {self._truncation}.")
+            report(f"{self._path}: {self._truncation}", damaged, self.warnings)
         if self._is_unfinished:
             yield from self._raw_blocks(size)
             return
@@ -249,10 +239,8 @@ class SoundFile:
                 pass
         if done < self.frames:
             done_s, announced_s = done / self.sample_rate_hz, self.frames / self.sample_rate_hz
-            text = f"{self._path}: truncated: {done_s:.2f} of {announced_s:.2f} s can be read."
-            if damaged == "fail":
-                raise DamagedError(f"{text} {CURE}")
-            self.warnings.append(text)
+            text = f"{self._path}: truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
+            report(text, damaged, self.warnings)
         elif self._file.format == "FLAC" and self._is_joined():
             yield from self._all_by_ffmpeg(size, damaged, skip=done)
 

@@ -125,12 +125,8 @@ def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Confi
 def parse_system(raw: object, where: object) -> SystemConfig:
     """Check a network's description, a dict or `SystemFields`, and build its `SystemConfig`.
 
-    Args:
-        raw: The description.
-        where: What errors name.
-
     Raises:
-        CheckpointError: A key is unknown or missing, or its value is impossible.
+        CheckpointError: A key is unknown or missing, or its value is impossible; names `where`.
     """
     from mcspex_cli.model.decoder import INTERMGS
     from mcspex_cli.model.encoder import FUSERS

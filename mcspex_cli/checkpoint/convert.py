@@ -212,12 +212,11 @@ def save_conversion(
     """
     origin = {"file": source.name, "sha256": checksum(source), "layout": conversion.layout}
     save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
-    info = find_checkpoint(folder)
     text = (
         f"Converted from `{source.name}` (sha256 `{origin['sha256']}`), whose layers are named as "
         f"in {conversion.layout}."
     )
-    _write_card(folder, make_card(info, info.name, licence, origin=text))
+    _write_card(folder, licence, text)
 
 
 def save_at_sample_rate(
@@ -240,12 +239,11 @@ def save_at_sample_rate(
         f"{sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
         "output is the same; above, it has learned nothing."
     )
-    made = find_checkpoint(folder)
-    card = read_card(info.folder)
-    content = make_card(made, made.name, licence or (card.licence if card else None), origin=text)
-    if card:
-        content += f"\n## The card of {info.label}\n\n{card.text}\n"
-    _write_card(folder, content)
+    if card := read_card(info.folder):
+        more = f"\n## The card of {info.label}\n\n{card.text}\n"
+        _write_card(folder, licence or card.licence, text, more)
+    else:
+        _write_card(folder, licence, text)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -328,9 +326,10 @@ def _resampled(filters: Tensor, ratio: Fraction) -> Tensor:
     return (filters.double() @ kernel.T.to(filters.device)).to(filters.dtype)
 
 
-def _write_card(folder: Path, text: str) -> None:
+def _write_card(folder: Path, licence: str | None, origin: str, more: str = "") -> None:
+    info = find_checkpoint(folder)
     with files.whole(folder / CARD) as partial:
-        partial.write_text(text, "utf-8")
+        partial.write_text(make_card(info, info.name, licence, origin=origin) + more, "utf-8")
 
 
 def _read_pickle(path: Path) -> Any:
