@@ -75,7 +75,7 @@ def test_progress_bars_and_their_absence_from_a_log(
     assert "rendering" in said
     assert COLOUR.search(said)
     kept = log.read_text()
-    assert "INFO mixed: 1 mixtures" in kept
+    assert "INFO mixed: 1 mixture " in kept
     assert "\x1b" not in kept
     assert "rendering" not in kept
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("models", "performance", "doctor", "references")),
+    *(ROOT / "docs" / f"{n}.md" for n in ("extract", "models", "batch-and-score", "references")),
 ]
 
 
@@ -36,7 +36,7 @@ def test_what_needs_no_network_needs_no_torch(words: list[str]) -> None:
     code = (
         "import sys\nfrom mcspex_cli.__main__ import main\n"
         f"try: main({words!r})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'rich', 'soundfile', 'huggingface_hub'} & sys.modules.keys()\n"
+        "heavy = {'torch', 'rich', 'soundfile', 'huggingface_hub'} & sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -45,12 +45,12 @@ def test_what_needs_no_network_needs_no_torch(words: list[str]) -> None:
 
 def test_help_is_fast() -> None:
     command = [sys.executable, "-m", "mcspex_cli", "--help"]
-    times = []
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(5):
-        began = time.perf_counter()
         subprocess.run(command, capture_output=True, check=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.4  # about 0.1 s; the rest is room for a busy machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds / 5 < 0.4  # about 0.1 s of a processor; the rest is room for a busy machine
 
 
 def test_the_version_is_the_packages() -> None:
@@ -156,7 +156,7 @@ def test_a_gain_is_a_number(command: str, option: str, scene: Path) -> None:
     words = (scene / "mixture.wav", "--ref", scene / "reference.wav", "-o", scene / "out")
     done = run(command, *words, option, "nan")
     assert done.exit_code == 2
-    assert f"Invalid value for '{option}': nan is no number." in done.stderr
+    assert "wet_db and dry_db must be finite numbers." in done.stderr
     assert not (scene / "out").exists()
 
 

@@ -197,7 +197,7 @@ def test_an_unknown_model_lists_the_known(extract: Run) -> None:
 
 def test_a_folder_that_is_no_model_is_refused(extract: Run, scene: Path) -> None:
     done = extract("mixture.wav", "--ref", "reference.wav", model=str(scene))
-    expected = f"error: {scene}: not a model, there is no config.json in it.\n"
+    expected = f"error: {scene}: not a model, because it has no config.json.\n"
     assert (done.exit_code, done.stderr) == (1, expected)
 
 
@@ -225,7 +225,7 @@ def test_unusable_weights_are_one_line(
     if damage == "truncated":
         data = (model / "model.safetensors").read_bytes()
         (model / "model.safetensors").write_bytes(data[:-10])
-        expected = "damaged or not safetensors"
+        expected = "damaged, or not safetensors"
     else:
         config = (model / "config.json").read_text().replace('"mcspex"', '"spexplus"')
         (model / "config.json").write_text(config)

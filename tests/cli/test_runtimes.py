@@ -233,7 +233,7 @@ def test_an_exported_folder_is_a_model_without_weights(
     done = extract("--model", damaged, "--runtime", "onnx")
     said = f"error: {damaged / 'extract.onnx'}: damaged. Export the model again.\n"
     assert (done.exit_code, done.stderr) == (1, said)
-    assert f"{damaged / 'extract.onnx'}: damaged." in run("models", "verify", damaged).stderr
+    assert "extract.onnx: damaged." in run("models", "verify", damaged).stderr
 
 
 @pytest.mark.parametrize("name", ["onnx"])
