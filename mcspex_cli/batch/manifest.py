@@ -43,8 +43,11 @@ SEPARATOR = ";"
 
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
 
-_NOTES = {"reason"}
-"""Columns that are not used and need no warning: `failed.jsonl` has them."""
+NOT_USED = "reason"
+"""A column that is not used and needs no warning: `failed.jsonl` has it."""
+
+Row = tuple[int, dict[str, Any]]
+"""A line's number, and its values by column."""
 
 _LISTS = ("reference", "references", "span")
 
@@ -81,31 +84,22 @@ def outputs(folder: Path, task: Task) -> dict[str, Path]:
 
 
 def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[Task]:
-    """Read a manifest.
+    """Read a manifest in the format of its suffix.
 
     CSV and TSV have their columns' names in the first line, JSON lines have them as keys; a
     line of an scp is an id and a mixture. Headings are understood in any case; a CSV may be
-    separated by semicolons or tabs.
-
-    Args:
-        path: the manifest; its suffix says which format it has.
-        problems: gets a line for each row that cannot be used.
-        warnings: gets the columns that are not used.
+    separated by semicolons or tabs. `problems` gets a line for each row that cannot be used,
+    `warnings` the columns that are not used.
 
     Raises:
         PairingError: the file is not there, not text, of another suffix or without lines, or
             has no column of mixtures.
     """
-    readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines}
-    suffix = path.suffix.lower()
+    readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".scp": _scp}
     unknown: dict[str, None] = {}
-    if suffix == ".scp":
-        rows = _scp(path, problems)
-    elif suffix in readers:
-        rows = readers[suffix](path, problems, unknown)
-    else:
-        formats = ", ".join((*readers, ".scp"))
-        raise PairingError(f"{path}: a manifest's name ends in {formats}. Rename it.")
+    if path.suffix.lower() not in readers:
+        raise PairingError(f"{path}: a manifest's name ends in {', '.join(readers)}. Rename it.")
+    rows = readers[path.suffix.lower()](path, problems, unknown)
     tasks, shared = [], dict[str, str]()
     for line, row in rows:
         if reason := _problem(row):
@@ -115,9 +109,8 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
     if not tasks and not problems:
         raise PairingError(f"{path}: lists no mixtures.")
     if unknown:
-        known = ", ".join(COLUMNS)
         names = ", ".join(map(repr, unknown))
-        warnings.append(f"{path}: {names} is not used. The columns are {known}.")
+        warnings.append(f"{path}: {names} is not used. The columns are {', '.join(COLUMNS)}.")
     return tasks
 
 
@@ -128,7 +121,7 @@ def read_scp(path: Path, problems: list[str]) -> dict[str, str]:
         PairingError: the file is not there or not text.
     """
     files: dict[str, str] = {}
-    for line, row in _scp(path, problems):
+    for line, row in _scp(path, problems, {}):
         if row["id"] in files:
             problems.append(f"{path} line {line}: {row['id']} is there twice. Remove one line.")
         files[row["id"]] = str(path.parent / row["mixture"])
@@ -184,9 +177,7 @@ def _can_be_a_name(text: str) -> bool:
         os.fsencode(text)
     except UnicodeEncodeError:
         return False
-    return text.strip("/") not in ("", ".") and (
-        text.isprintable() or all(ord(letter) >= 32 for letter in text)
-    )
+    return text.strip("/") not in ("", ".") and min(text) >= " "
 
 
 def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> list[str]:
@@ -196,20 +187,18 @@ def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> l
         PairingError: two headings name one column.
     """
     columns = [_HEADINGS.get(heading.strip().lower(), "") for heading in headings]
+    first: dict[str, str] = {}
     for column, heading in zip(columns, headings, strict=True):
-        if column and columns.count(column) > 1:
-            named = " and ".join(
-                repr(h) for c, h in zip(columns, headings, strict=True) if c == column
-            )
-            raise PairingError(f"{path}: {named} both name the {column}. Remove one.")
-        if not column and heading.strip().lower() not in _NOTES:
+        if column and column in first:
+            both = f"{first[column]!r} and {heading!r}"
+            raise PairingError(f"{path}: {both} both name the {column}. Remove one.")
+        first[column] = heading
+        if not column and heading.strip().lower() != NOT_USED:
             unknown[heading.strip()] = None
     return columns
 
 
-def _table(
-    path: Path, problems: list[str], unknown: dict[str, None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table(path: Path, problems: list[str], unknown: dict[str, None]) -> Iterator[Row]:
     text = _text(path)
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for delimiter in (usual, *",;\t".replace(usual, "")):
@@ -237,9 +226,7 @@ def _table(
         problems.append(f"{path} line {rows.line_num}: {error}.")
 
 
-def _json_lines(
-    path: Path, problems: list[str], unknown: dict[str, None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path, problems: list[str], unknown: dict[str, None]) -> Iterator[Row]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -256,7 +243,7 @@ def _json_lines(
         yield number, {column: value for column, value in values if column}
 
 
-def _scp(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _scp(path: Path, problems: list[str], _: dict[str, None]) -> Iterator[Row]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         words = line.split(maxsplit=1)
         if len(words) == 2 and not words[1].rstrip().endswith("|"):

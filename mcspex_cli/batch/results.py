@@ -68,13 +68,6 @@ def write(
 ) -> tuple[Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
-    Args:
-        plan: all tasks, those of other shards too.
-        settings: how they were computed.
-        command: what was typed.
-        groups: a CSV for `read_groups`.
-        group_by: its column.
-
     Returns:
         The report, and the content of run.json.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,15 +51,7 @@ from mcspex_cli.cli import console, options
 def report(
     runs: tuple[str, ...],
     output: Path,
-    truth: Path | None,
-    mixtures: Path | None,
-    groups: Path | None,
-    group_by: str | None,
-    max_cases: int | None,
-    seed: int,
-    title: str,
-    embed: bool,
-    overwrite: bool,
+    **settings: Any,
 ) -> None:
     """Make a web page of what systems extracted: players, spectrograms and scores, side by side.
 
@@ -68,21 +61,11 @@ def report(
     from mcspex_cli.evaluation.comparison import read_runs
     from mcspex_cli.evaluation.page import PageSettings, write_page
 
-    settings = PageSettings(
-        truth=truth,
-        mixtures=mixtures,
-        groups=groups,
-        group_by=group_by,
-        max_cases=max_cases,
-        seed=seed,
-        embed=embed,
-        overwrite=overwrite,
-        title=title,
-    )
+    page_settings = PageSettings(**settings)
     with console.progress(shown=True) as bar:
         task = bar.add_task("comparing", total=1.0)
         page = write_page(
-            read_runs(runs), output, settings, lambda share: bar.update(task, completed=share)
+            read_runs(runs), output, page_settings, lambda share: bar.update(task, completed=share)
         )
     for warning in page.warnings:
         console.warn(warning)

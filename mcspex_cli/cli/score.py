@@ -178,9 +178,7 @@ def score(
 def choose_metrics(names: str | None, given: set[str]) -> tuple[str, ...]:
     """The metrics of a --metrics, or without one all that are installed.
 
-    Args:
-        names: what the user wrote.
-        given: what there is to compare with, as `Metric.needs` names it.
+    `given` is what there is to compare with, as `Metric.needs` names it.
 
     Raises:
         UsageError: a metric is unknown, or needs something that is not given.
@@ -236,9 +234,7 @@ def say_remarks(report: Report, *, quiet: bool = False) -> None:
 def conclude(report: Report, limits: Mapping[str, float]) -> None:
     """End a command as its scores deserve, after everything is printed.
 
-    Args:
-        report: what was scored.
-        limits: the lowest mean allowed, by the metric's name.
+    `limits` are the lowest means allowed, by the metric's name.
 
     Raises:
         McspexError: no file could be scored, or a limit is on a metric without a value.

@@ -137,10 +137,8 @@ class Comparison:
     def choose(self, count: int, seed: int) -> Mapping[str, str]:
         """Which cases to show, by name, and why: "best", "worst" or "drawn at random".
 
-        A third each (the best first, then the worst, get what three does not divide); best and
-        worst by the mean of `ranking` over the systems, the rest drawn from all others with
-        `seed`. Without scores all are drawn. If there are not more than `count`, all are shown
-        and the reason is empty.
+        A third each; best and worst by the mean of `ranking` over the systems. Without scores all
+        are drawn. If there are not more than `count`, all are shown and the reason is empty.
         """
         if len(self.cases) <= count:
             return {case.name: "" for case in self.cases}
@@ -248,12 +246,7 @@ def compare_runs(
     The cases are those of all runs, in the order of the groups' file. A case's mixture and truth
     are the files of its name in `truth` and `mixtures`, else what the first run that has them says.
 
-    Args:
-        runs: the systems.
-        truth: a folder.
-        mixtures: a folder.
-        groups: groups and titles of the cases.
-        advance: called with the share that is done.
+    `advance` is called with the share that is done.
 
     Raises:
         AudioError: there is no folder `truth` or `mixtures`.

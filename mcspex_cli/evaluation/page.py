@@ -146,13 +146,7 @@ def write_page(
     """Write the page of some runs, whole or not at all.
 
     Memory holds one case's sounds at a time. A file that cannot be read leaves its place on the
-    page empty.
-
-    Args:
-        runs: what to compare.
-        output: the page, which ends in .html.
-        settings: what to show.
-        progress: called with the share that is done.
+    page empty. `progress` is called with the share that is done.
 
     Raises:
         AudioError: a folder of the settings is missing.

@@ -131,13 +131,9 @@ def report(
     groups: Groups | None = None,
     baseline: Baseline | None = None,
 ) -> Report:
-    """Put everything that is known of rows into one report.
+    """Put everything that is known of rows into one report, other columns than METRICS' too.
 
-    Args:
-        rows: other columns than those of METRICS are kept.
-        missing: names of the truths without an estimate.
-        groups: adds "group" to every row, and a summary for each group.
-        baseline: adds what has changed since.
+    `missing` are the names of truths without an estimate; `groups` add "group" to every row.
 
     Raises:
         PairingError: the baseline has none of the cases.
