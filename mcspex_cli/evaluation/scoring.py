@@ -61,8 +61,7 @@ class ScoreSettings:
     flipped_ok: bool = False
     """Give sign-flipped estimates, which sound the same, the status "ok" and a note."""
     channel: str | None = None
-    """The channel of the mixture that the estimate is from ("mix", "0", ...), as `extract` took
-    it; None: a mixture needs as many channels as the estimate, or one."""
+    """The mixture's channel that was extracted; None: it has the estimate's channels, or one."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class Row:
     """One estimate's scores.
 
     The status is "ok", or says why the row is in no mean: "silent truth", "silent estimate",
-    "exact" (a copy of the truth), "sign flipped" (which SI-SDR does not see and SNR does), or
-    one of `REFUSED`.
+    "exact" (a copy of the truth), "sign flipped", or one of `REFUSED`.
     """
 
     name: str
@@ -111,10 +109,7 @@ class Pairing:
 def pair(
     estimates: Path, truth: Path, mixtures: Path | None = None, interferers: Sequence[Path] = ()
 ) -> list[Pairing]:
-    """Pair a file with a file, or each estimate of a folder with the files of its name.
-
-    Files belong together if their paths below their folders are the same but for the suffix;
-    `.target` before an estimate's suffix does not count.
+    """Pair a file with a file, or each estimate of a folder with the files of its `case_name`.
 
     Raises:
         PairingError: a folder is compared with a file, two files of a folder have one name, or
@@ -245,10 +240,7 @@ def sensible_workers(files: int, metrics: Sequence[str]) -> int:
 
 @contextmanager
 def _prepared_for_workers() -> Iterator[None]:
-    """Have processes that start in this block ignore Ctrl-C and compute in one thread each.
-
-    This process answers Ctrl-C and ends them; several threads would only wait for each other.
-    """
+    """Have processes that start in this block leave Ctrl-C to this one, and use one thread each."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
     masked = hasattr(signal, "pthread_sigmask")  # not on Windows
@@ -271,10 +263,7 @@ class _RefusedError(Exception):
 
 
 def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]:
-    """Read what is compared: the sounds of each channel of the estimate, and a note.
-
-    All are at the truth's rate, and cut to the shortest if they differ by little.
-    """
+    """The sounds of each channel of the estimate, at the truth's rate and cut alike, and a note."""
     truth = audio.probe(pairing.target)
     mixtures = [pairing.mixture] if pairing.mixture else []
     compared = [pairing.estimate, pairing.target, *mixtures, *pairing.interferers]

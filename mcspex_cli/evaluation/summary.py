@@ -26,9 +26,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 FORMAT = 1
 
-RESAMPLES = 2000
-
-SEED = 0
+RESAMPLES, SEED = 2000, 0
 
 NO_GROUP = "(none)"
 """The group of a case that the groups' file does not name."""
@@ -263,8 +261,7 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
 def compare(rows: Rows, baseline: Baseline) -> Change:
     """What has changed since a baseline: differences by case, their means and intervals.
 
-    An interval is over the differences of the same cases (a paired bootstrap), so it is narrow
-    where the same cases are hard in both.
+    An interval is over the differences of the same cases (a paired bootstrap).
 
     Raises:
         PairingError: no case is in both.

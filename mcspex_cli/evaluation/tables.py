@@ -151,9 +151,8 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> Non
     suffixes = [suffix for suffix, _ in FORMATS.values()]
     for path in outputs:
         if path.suffix.lower() not in suffixes:
-            raise OutputError(
-                f"{path}: unknown format. The name must end in {', '.join(suffixes)}."
-            )
+            known = ", ".join(suffixes)
+            raise OutputError(f"{path}: unknown format. The name must end in {known}.")
         if path.is_dir() or path.resolve() in taken:
             raise OutputError(f"{path}: is an input or a folder. Choose another name.")
 
