@@ -19,8 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
-from functools import cache, partial
-from itertools import islice
+from functools import cache, lru_cache, partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event, Thread
@@ -101,7 +100,7 @@ class Outcome:
     row: dict[str, Any] | None
     reason: str = ""
     warnings: tuple[str, ...] = ()
-    """Of its references, the first time that they are used."""
+    """Of its references."""
 
 
 class WorkList:
@@ -176,7 +175,7 @@ class Worker:
         )
         self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
         self._writer = Writer(folder)
-        self._voices: dict[object, Voice | McspexError] = {}
+        self._enroll = lru_cache(_KNOWN_VOICES)(self._enroll_or_error)
         self._warnings: dict[str, tuple[str, ...]] = {}
 
     def extract(
@@ -228,31 +227,31 @@ class Worker:
                     yield Outcome(task, row, "", warnings)
 
     def _voice(self, task: Task) -> Voice:
-        """The voice of a task's references, each made once; a bad one fails each time."""
-        key = (task.references, task.spans and (task.mixture, task.spans))
-        if key not in self._voices:
-            for old in list(islice(self._voices, max(0, len(self._voices) - _KNOWN_VOICES))):
-                del self._voices[old]
-            try:
-                voice = self.extractor.enroll(
-                    [Path(path) for path in task.references],
-                    spans=[Span.parse(span) for span in task.spans],
-                    mixture=Path(task.mixture),
-                    channel=self.settings.options.channel,
-                )
-            except McspexError as error:
-                self._voices[key] = error
-            else:
-                self._voices[key] = voice
-                sources = ", ".join(voice.sources)
-                self._warnings[task.id] = tuple(
-                    text if any(s in text for s in voice.sources) else f"{sources}: {text}"
-                    for text in voice.warnings
-                )
-        voice_or_error = self._voices[key]
-        if isinstance(voice_or_error, McspexError):
-            raise voice_or_error
-        return voice_or_error
+        """The voice of a task's references and spans; a bad one fails each time."""
+        voice = self._enroll(task.references, task.spans, task.mixture if task.spans else None)
+        if isinstance(voice, McspexError):
+            raise voice
+        sources = ", ".join(voice.sources)
+        self._warnings[task.id] = tuple(
+            text if any(source in text for source in voice.sources) else f"{sources}: {text}"
+            for text in voice.warnings
+        )
+        return voice
+
+    def _enroll_or_error(
+        self, references: Sequence[str], spans: Sequence[str], mixture: str | None
+    ) -> Voice | McspexError:
+        options = self.settings.options
+        try:
+            return self.extractor.enroll(
+                references,
+                spans=[Span.parse(span) for span in spans],
+                mixture=Path(mixture) if mixture else None,
+                channel=options.channel,
+                track=options.track,
+            )
+        except McspexError as error:
+            return error
 
 
 def _outputs(folder: Path, task: Task) -> Outputs:

@@ -26,6 +26,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
+from tests.media import SoundTrack, make
 
 Run = Callable[..., Result]
 
@@ -648,6 +649,17 @@ def test_a_span_of_the_mixture_is_a_reference(batch: Run, tiny_folder: Path) -> 
     assert CliRunner().invoke(main, words).exit_code == 0
     assert Path("one.wav").read_bytes() == Path("out/audio/x.wav").read_bytes()
     assert Path("rest.wav").read_bytes() == Path("out/residual/rest.wav").read_bytes()
+
+
+def test_a_span_is_of_the_sound_track_that_is_asked_for(batch: Run, tiny_folder: Path) -> None:
+    tracks = (SoundTrack(buzz(hz, 2, 5), RATE_HZ, "flac") for hz in (110, 190))
+    make(Path("talk.mkv"), *tracks, picture_s=2)
+    Path("plan.csv").write_text("mixture,span,id\ntalk.mkv,0-1,x\n")
+    assert batch("--manifest", "plan.csv", "-o", "out", "--track", "2").exit_code == 0
+    words = ["extract", "talk.mkv", "--ref-span", "0-1", "--track", "2", "-o", "one.wav"]
+    words += ["--model", str(tiny_folder), "--device", "cpu"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert Path("one.wav").read_bytes() == Path("out/audio/x.wav").read_bytes()
 
 
 def test_what_is_wrong_with_a_reference_is_said_once(batch: Run) -> None:
