@@ -46,15 +46,13 @@ class Format:
     """Libsndfile's name."""
     subtypes: tuple[str, ...]
     """What its samples can be; where there is only one, it takes the place of any other."""
-    over_full_scale: tuple[str, ...] = ()
-    """Those of `subtypes` that hold samples beyond -1..1."""
     highest_hz: int = HIGHEST_HZ
 
 
 FORMATS = {
     form.suffix: form
     for form in (
-        Format(".wav", "WAV", ("PCM_16", "PCM_24", "FLOAT"), over_full_scale=("FLOAT",)),
+        Format(".wav", "WAV", ("PCM_16", "PCM_24", "FLOAT")),
         Format(".flac", "FLAC", ("PCM_16", "PCM_24"), highest_hz=655_350),
         Format(".ogg", "OGG", ("VORBIS",), highest_hz=192_000),
     )
@@ -74,7 +72,6 @@ class AudioInfo:
     `frames` counts samples per channel; in compressed files it is approximate.
     """
 
-    path: Path
     sample_rate_hz: int
     channels: int
     frames: int
@@ -82,8 +79,6 @@ class AudioInfo:
     """When the sound begins in its container's time: a video's sound may start late."""
     tracks: tuple[Track, ...] = ()
     """All sound tracks of the file, of which one is read."""
-    warnings: tuple[str, ...] = ()
-    """What the header is worth a warning for; a `Reader` repeats them."""
 
     @property
     def seconds(self) -> float:
@@ -100,13 +95,10 @@ def probe(path: Path | str, track: str | None = None) -> AudioInfo:
         AudioError: the file is missing, a directory, empty or not sound, or its rate or number of
             channels is none that anybody records with.
     """
-    path = Path(path)
-    with open_sound(path, track) as sound:
-        warnings, frames = tuple(sound.warnings), sound.frames
-        if not frames:
-            frames = sum(b.shape[1] for b in sound.blocks(sound.sample_rate_hz, "keep"))
-        rate_hz, channels = sound.sample_rate_hz, sound.channels
-        return AudioInfo(path, rate_hz, channels, frames, sound.start_s, sound.tracks, warnings)
+    with open_sound(Path(path), track) as sound:
+        rate_hz = sound.sample_rate_hz
+        frames = sound.frames or sum(block.shape[1] for block in sound.blocks(rate_hz, "keep"))
+        return AudioInfo(rate_hz, sound.channels, frames, sound.start_s, sound.tracks)
 
 
 def read(
@@ -383,7 +375,7 @@ def check_format(path: Path, subtype: str, sample_rate_hz: int) -> tuple[Format,
 def holds_over_full_scale(path: Path, subtype: str) -> bool:
     """Whether an output can hold samples beyond -1..1, so that nothing need be turned down."""
     form = FORMATS.get(path.suffix.lower())
-    return form is not None and subtype in form.over_full_scale
+    return form is not None and subtype == "FLOAT" and subtype in form.subtypes
 
 
 def _check_rate(sample_rate_hz: float) -> None:

@@ -150,7 +150,7 @@ def test_one_of_several_sound_tracks_is_chosen_by_number_or_language(tmp_path: P
     samples, warnings = read(path)
     assert len(samples) == len(SIX_S)
     expected = "has 2 sound tracks: 1 (1 ch, eng), 2 (1 ch, deu). The first is used"
-    assert [expected in warning for warning in (*warnings, *info.warnings)] == [True, True]
+    assert [expected in warning for warning in warnings] == [True]
     for track in ("2", "deu", "DE"):
         samples, warnings = read(path, track=track)
         assert (len(samples), warnings) == (len(other), [])

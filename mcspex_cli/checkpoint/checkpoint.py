@@ -276,8 +276,7 @@ def save_checkpoint(
         folder: Made if need be; a checkpoint in it is replaced.
         system: What to write.
         provenance: Where it comes from, for config.json.
-        half: Whether to round the weights to half precision; running statistics, and weights
-            that half precision cannot hold, stay as they are.
+        half: Whether to round the weights to half precision, all that it can hold.
         calibration: Of its presence score, for config.json.
 
     Raises:

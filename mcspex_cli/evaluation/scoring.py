@@ -274,7 +274,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
         if rate_hz != truth.sample_rate_hz and not settings.resample:
             raise _RefusedError(
                 "rate differs",
-                f"{path}: {rate_hz} Hz, but {truth.path} has {truth.sample_rate_hz} Hz. "
+                f"{path}: {rate_hz} Hz, but {pairing.target} has {truth.sample_rate_hz} Hz. "
                 "Use --resample.",
             )
         channel = settings.channel if path == pairing.mixture else None
@@ -292,7 +292,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
         if max(lengths[1] - length, length - padding - lengths[1]) > TRIM * max(length, lengths[1]):
             raise _RefusedError(
                 "length differs",
-                f"{path}: {length} samples, but {truth.path} has {lengths[1]}. "
+                f"{path}: {length} samples, but {pairing.target} has {lengths[1]}. "
                 "Are they of the same mixture?",
             )
     shortest = min(lengths)
