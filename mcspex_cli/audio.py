@@ -129,7 +129,8 @@ class Reader:
 
     Args:
         path: anything that libsndfile or FFmpeg reads.
-        sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be.
+        sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be. None
+            is the file's own rate, which the attribute has from the first block on.
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
         track: the number, from 1, or the language of a sound track; None takes the first.
         damaged: "fail" raises at the first damage; "keep" reads what can be read, with silence
@@ -146,7 +147,7 @@ class Reader:
     def __init__(
         self,
         path: Path | str,
-        sample_rate_hz: int,
+        sample_rate_hz: int | None = None,
         channel: str = "mix",
         *,
         track: str | None = None,
@@ -154,8 +155,10 @@ class Reader:
     ) -> None:
         if damaged not in ("fail", "keep"):
             raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
-        _check_rate(sample_rate_hz)
-        self.path, self.sample_rate_hz, self.channel = Path(path), sample_rate_hz, channel
+        if sample_rate_hz is not None:
+            _check_rate(sample_rate_hz)
+        self.path, self.channel = Path(path), channel
+        self.sample_rate_hz = sample_rate_hz or 0
         self._track, self._damaged = track, damaged
         self.frames = 0
         """Samples per channel read so far, at the file's own rate."""
@@ -168,6 +171,7 @@ class Reader:
         with open_sound(self.path, self._track) as sound, closing(self._blocks(sound)) as blocks:
             self.warnings = sound.warnings
             kept = sound.channels if self.channel == "all" else 1
+            self.sample_rate_hz = self.sample_rate_hz or sound.sample_rate_hz
             resampler = Resampler(sound.sample_rate_hz, self.sample_rate_hz, kept)
             yield from resampler.run(blocks)
 

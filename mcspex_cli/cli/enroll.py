@@ -90,13 +90,14 @@ def _enroll(sources: Sequence[Path], asked: dict[str, Any], *, as_json: bool, qu
         check_profile_output,
         write_profile,
     )
-    from mcspex_cli.extraction.reference import check_sources
+    from mcspex_cli.extraction.reference import check_sources, list_sources
 
     output = asked["output"]
     if output is None:
         raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
     check_profile_output(output, overwrite=asked["overwrite"])
     infos = _models(asked, quiet=quiet or as_json)
+    sources = list_sources(sources)
     for info in infos:
         check_sources(sources, info)
     voices = [_voice(sources, info, asked, quiet=quiet or as_json) for info in infos]

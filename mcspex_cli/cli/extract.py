@@ -170,20 +170,20 @@ def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) 
 
     references = list_sources(request.references)
     jobs = _plan(request, stdin)
-    places, seconds, unreadable = Places(references), 0.0, 0
+    places = Places(references)
     for job in jobs:
         check_distinct(job.mixture, references)
         places.add(job)
-    for job in jobs:
+    for place, job in enumerate(jobs):
         try:
-            seconds += inspect(job, settings).seconds
-        except McspexError:
+            jobs[place] = replace(job, info=inspect(job, settings))
+        except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
                 raise
-            unreadable += 1
+    seconds = sum(job.info.seconds for job in jobs if job.info)
     info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
     options.check_presence(info, settings.absent)
-    check_sources(request.references, info)
+    check_sources(references, info)
     engine = EngineSettings(request.device, request.precision, runtime=request.runtime)
     runtime = choose_runtime(info, engine, seconds)
     prepare(info, runtime, quiet=request.is_silent)
@@ -192,7 +192,7 @@ def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) 
         info, device=request.device, precision=request.precision, runtime=runtime
     )
     voice = extractor.enroll(
-        request.references,
+        references,
         spans=request.spans,
         mixture=jobs[0].mixture,
         channel=settings.channel,

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction import onnx
 from mcspex_cli.extraction.levels import SILENCE_DB, check_signal
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import (
@@ -276,6 +275,8 @@ def choose_runtime(info: CheckpointInfo, settings: EngineSettings, seconds: floa
     """The runtime for `seconds` of audio in all: what "auto" means for a single command."""
     if settings.runtime != "auto":
         return settings.runtime
+    from mcspex_cli.extraction import onnx
+
     return "onnx" if onnx.starts_sooner(info, settings, seconds) else "torch"
 
 

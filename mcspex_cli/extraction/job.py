@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,13 @@ class ExtractionOptions:
     damaged: str = "fail"
     """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
 
+    @cached_property
+    def parsed_level(self) -> Level:
+        """`level`, read."""
+        return Level.parse(self.level)
+
     def __post_init__(self) -> None:
-        Level.parse(self.level)
+        _ = self.parsed_level  # refuses what means nothing
         for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
             if getattr(self, name) not in known:
                 choices = ", ".join(known)
@@ -116,6 +122,8 @@ class Job:
     outputs: Outputs
     id: str = ""
     """What messages and rows call it; its path if that is empty."""
+    info: audio.AudioInfo | None = None
+    """The mixture's header, if `inspect` has read it already."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))

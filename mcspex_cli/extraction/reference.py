@@ -22,11 +22,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
-from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length, check_level, level_db
-from mcspex_cli.extraction.presence import Calibration
-from mcspex_cli.extraction.profile import ReferenceQuality, is_profile_name, read_profile
-from mcspex_cli.extraction.vad import (
+from mcspex_cli.extraction.activity import (
     Activity,
     FrameLevels,
     detect_speech,
@@ -34,6 +30,10 @@ from mcspex_cli.extraction.vad import (
     list_spans,
     smooth_activity,
 )
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length, check_level, level_db
+from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.profile import ReferenceQuality, is_profile_name, read_profile
 from mcspex_cli.extraction.windows import without_rumble
 
 LONGEST_READ_S = 600.0
@@ -356,23 +356,22 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     return listed
 
 
-def check_sources(sources: Iterable[Path], model: CheckpointInfo) -> float:
+def check_sources(sources: Iterable[Path], model: CheckpointInfo) -> None:
     """Read headers only, to refuse before any work what cannot be enrolled.
 
-    Returns:
-        Seconds of all clips together. A profile counts as none.
+    Args:
+        sources: of `list_sources`.
+        model: what profiles must be for.
 
     Raises:
-        AudioError: a clip does not exist, or is not a sound file.
+        AudioError: a clip is not a sound file.
         CheckpointError: a profile cannot be used, or is for other models.
     """
-    seconds = 0.0
-    for path in list_sources(sources):
+    for path in sources:
         if is_profile_name(path):
             read_profile(path).enrolment_for(model, path)
         else:
-            seconds += audio.probe(path).seconds
-    return seconds
+            audio.probe(path)
 
 
 def read_clip(path: Path, sample_rate_hz: int) -> tuple[Samples, float]:
@@ -385,19 +384,20 @@ def read_clip(path: Path, sample_rate_hz: int) -> tuple[Samples, float]:
     Raises:
         AudioError: it cannot be read.
     """
-    rate_hz = audio.probe(path).sample_rate_hz
     longest = round(LONGEST_READ_S / audio.BLOCK_S)
     kept: list[Samples] = []
     beginning: list[Samples] = []
     """The first 10 min, in case there is no speech in all of the file."""
-    for block in audio.Reader(path, rate_hz):
+    reader = audio.Reader(path)
+    for block in reader:
         kept.append(block)
         if len(kept) == longest:
             beginning = beginning or kept
-            first = _first_with_speech(kept, rate_hz)
+            first = _first_with_speech(kept, reader.sample_rate_hz)
             if first == 0:
                 break
             kept = kept[first:]
+    rate_hz = reader.sample_rate_hz
     if beginning:
         kept = kept[_first_with_speech(kept, rate_hz) :] or beginning
     clipped = sum(_count_clipped(block[0]) for block in kept)

@@ -174,7 +174,7 @@ class Task:
             )
         true_level = self._engine.runtime.true_level
         self._matched = np.ones(self._sound.channels) if true_level else self._match.gain()
-        matched = Level.parse(self.options.level).policy.matched
+        matched = self.options.parsed_level.policy.matched
         base = self._matched if matched else np.ones_like(self._matched)
         self._gain = base * 10 ** (self.options.wet_db / 20)
         levels = self._measured()
@@ -235,7 +235,7 @@ class Task:
 
     def _measured(self) -> _Levels:
         """Run through all once, for the factors that set the levels of estimate and residual."""
-        level, loudness_lufs = Level.parse(self.options.level), -np.inf
+        level, loudness_lufs = self.options.parsed_level, -np.inf
         rate_hz, channels = self._sound.sample_rate_hz, self._sound.channels
         meter = LoudnessMeter(rate_hz, channels) if level.policy.needs_loudness else None
         peak = residual_peak = 0.0
@@ -409,7 +409,7 @@ class _Store:
 
 def open_mixture(job: Job, options: ExtractionOptions) -> Sound:
     """Open a job's mixture, and make the folders of its outputs."""
-    info = inspect(job, options)
+    info = job.info or inspect(job, options)
     files.make_folders(*{path.parent for path in job.outputs.paths()})
     reader = audio.Reader(
         job.mixture,

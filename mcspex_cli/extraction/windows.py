@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
 
@@ -140,14 +139,14 @@ def without_rumble(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[S
         yield held[..., half:-half] - _convolved(held, taps)
 
 
-def _low_pass(half: int, sample_rate_hz: int) -> npt.NDArray[np.float64]:
+def _low_pass(half: int, sample_rate_hz: int) -> Samples:
     """The taps [2 * half + 1] of a low-pass at `LOWEST_HZ`: a sinc under a Hann window."""
     times_s = np.arange(-half, half + 1) / sample_rate_hz
     taps = np.sinc(2 * LOWEST_HZ * times_s) * np.hanning(2 * half + 3)[1:-1]
-    return np.asarray(taps / taps.sum())
+    return np.asarray(taps / taps.sum(), np.float32)
 
 
-def _convolved(samples: Samples, taps: npt.NDArray[np.float64]) -> Samples:
+def _convolved(samples: Samples, taps: Samples) -> Samples:
     """Samples [channel, sample] under a filter, without the ends that the filter only half sees."""
     size = 2 ** int(np.ceil(np.log2(samples.shape[-1])))
     spectrum = np.fft.rfft(samples, size) * np.fft.rfft(taps, size)

@@ -16,6 +16,7 @@ import torch
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError
+from mcspex_cli.extraction.activity import frame_levels_db
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.presence import (
@@ -26,7 +27,6 @@ from mcspex_cli.extraction.presence import (
     probability,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.extraction.vad import frame_levels_db
 from mcspex_cli.model.systems import build, sized
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 

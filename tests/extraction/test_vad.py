@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.synthesis import talk
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.vad import (
+from mcspex_cli.extraction.activity import (
     FRAME_S,
     detect_speech,
     frame_levels_db,
