@@ -109,7 +109,7 @@ def _enroll(sources: Sequence[Path], asked: dict[str, Any], *, as_json: bool, qu
     best = next(
         (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
     )
-    profile = Profile.of_today(asked["name"] or output.stem, enrolments, _without_folders(best))
+    profile = Profile(asked["name"] or output.stem, enrolments, _without_folders(best))
     write_profile(output, profile, overwrite=asked["overwrite"])
     for line in best.warnings:
         console.warn(line)
@@ -122,7 +122,6 @@ def _enroll(sources: Sequence[Path], asked: dict[str, Any], *, as_json: bool, qu
 
 
 def _models(asked: dict[str, Any], *, quiet: bool) -> list[CheckpointInfo]:
-    """The models named, each once, or the default."""
     names = asked["models"] or (None,)
     found = [find_model(name, offline=asked["offline"], quiet=quiet) for name in names]
     return list({info.sha256: info for info in found}.values())
@@ -131,7 +130,6 @@ def _models(asked: dict[str, Any], *, quiet: bool) -> list[CheckpointInfo]:
 def _voice(
     sources: Sequence[Path], info: CheckpointInfo, asked: dict[str, Any], *, quiet: bool
 ) -> Voice:
-    """The voice as one model embeds it."""
     from mcspex_cli.extraction.engine import choose_runtime, open_engine
     from mcspex_cli.extraction.reference import enroll as embed
     from mcspex_cli.extraction.runtime import EngineSettings
@@ -153,7 +151,6 @@ def _without_folders(voice: Voice) -> tuple[ReferenceQuality, ...]:
 
 
 def _show_qualities(qualities: Sequence[ReferenceQuality]) -> None:
-    """Print a row for each clip."""
     words = {None: "-", True: "YES", False: "no"}
     rows = [
         [

@@ -266,7 +266,6 @@ def _work(
 
 
 def _show(request: Request, job: Job, result: Result) -> None:
-    """Print what came of one mixture."""
     output = job.outputs.estimate
     for line in result.warnings:
         is_of_mixture = line.startswith(str(job.mixture))
@@ -298,7 +297,6 @@ def _show(request: Request, job: Job, result: Result) -> None:
 
 
 def _span(text: str) -> Span:
-    """--ref-span, read."""
     from mcspex_cli.extraction.reference import Span
 
     try:

@@ -281,7 +281,6 @@ def check_presence(info: CheckpointInfo, absent: str) -> None:
 
 
 def _batch_size(text: str) -> int:
-    """--batch-size as a number, 0 for auto."""
     if text != "auto" and (not text.isdecimal() or int(text) < 1):
         raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
     return 0 if text == "auto" else int(text)

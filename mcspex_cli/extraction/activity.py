@@ -38,21 +38,15 @@ FLOOR_DB = -120.0
 
 _FRAMES_PER_S = 100
 
-_SILENT_DB = -90.0
-"""A recording whose loud frames are below this has no speech."""
-
+_SILENT_DB = -90.0  # a recording whose loud frames are below this has no speech
 _CUT_DB = 60.0
 """What is this far below the loud frames is neither speech nor a room's noise: it was cut out."""
 
-_SOFTEST_DB = 35.0
-"""What is this far below the loud frames is no speech, however quiet the room."""
-
+_SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
 _CONTRAST_DB = 8.0
 """With less than this between its quiet and its loud parts, a recording has no pauses."""
 
-_PAUSE_FRAMES = 20
-"""The shortest pause. Closures within words are shorter."""
-
+_PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
 _SMOOTHED_FRAMES = 5
 
 MIN_SHARE_DB = -20.0

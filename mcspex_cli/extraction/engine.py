@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.levels import SILENCE_DB, check_signal
+from mcspex_cli.extraction.levels import SILENCE_DB, check_length, check_level
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import (
     RUNTIMES,
@@ -93,7 +93,8 @@ class Engine:
         longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
         for clip in references:
             check_array("a reference", clip, 1)
-            check_signal("the reference", clip, self.sample_rate_hz)
+            check_length("the reference", len(clip) / self.sample_rate_hz)
+            check_level("the reference", float(_power(clip)[0]))
             parts += np.array_split(clip, -(-len(clip) // longest))
         embeddings = [self._remembered(part) for part in parts]
         weights = [float(len(part)) for part in parts]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -30,13 +31,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.engine import Engine, check_array, open_engine
-from mcspex_cli.extraction.job import (
-    ExtractionOptions,
-    Job,
-    Outputs,
-    Places,
-    Result,
-)
+from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Places, Result
 from mcspex_cli.extraction.reference import Span, Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.task import Sound, Task, open_mixture
@@ -233,7 +228,8 @@ class Extractor:
 
         def tasks() -> Iterator[Task]:
             for job in jobs:
-                opened.append(self._task(job, options, places))
+                opener = partial(open_mixture, job, options, places)
+                opened.append(Task(self, str(job.mixture), job.voice, options, opener, job))
                 yield opened[-1]
 
         try:
@@ -254,15 +250,6 @@ class Extractor:
             for task in opened:  # where whoever asked wants no more
                 task.close()
 
-    def _task(self, job: Job, options: ExtractionOptions, places: Places) -> Task:
-        """A job as a task, which opens its mixture when it is its turn."""
-
-        def open_job() -> Sound:
-            places.add(job)
-            return open_mixture(job, options)
-
-        return Task(self, str(job.mixture), job.voice, options, open_job, job)
-
     def _computed(
         self, tasks: Iterable[Task], advance: Callable[[float], object]
     ) -> Generator[Task, None, None]:
@@ -273,9 +260,14 @@ class Extractor:
                 for task, _ in batch:
                     task.attempt(task.begin)
                 live = [(task, window) for task, window in batch if task.error is None]
-                estimates = _computed(self.engine, live)
-                for (task, window), estimate in zip(live, estimates, strict=True):
-                    task.attempt(task.add, window, estimate, advance)
+                pairs = [(window.samples, cast(Samples, task.embedding)) for task, window in live]
+                try:
+                    estimates = self.engine.compute(pairs) if pairs else []
+                    for (task, window), estimate in zip(live, estimates, strict=True):
+                        task.attempt(task.add, window, estimate, advance)
+                except McspexError as error:  # the network failed, and all of them with it
+                    for task, _ in live:
+                        task.error = error
                 for task, window in batch:
                     if window.last:
                         task.attempt(task.end)
@@ -306,17 +298,3 @@ def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, Non
         finally:
             reader.shutdown(cancel_futures=True)
             items.close()
-
-
-def _computed(engine: Engine, live: Sequence[tuple[Task, Window]]) -> list[Samples]:
-    """The estimates of windows; if the network fails, all their tasks do."""
-    if not live:
-        return []
-    try:
-        return engine.compute(
-            [(window.samples, cast(Samples, task.embedding)) for task, window in live]
-        )
-    except McspexError as error:
-        for task, _ in live:
-            task.error = error
-        return [window.samples for _, window in live]

@@ -293,7 +293,6 @@ def check_distinct(mixture: Path, references: Iterable[Path]) -> None:
 
 
 def _check_place(path: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot, or must not, be written."""
     try:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder. Name a file.")

@@ -23,29 +23,17 @@ PEAK = 0.891
 FULL_SCALE = 0.999
 """Highest sample that is left as it is."""
 
-_STEP_S = 0.1
-"""Gating blocks of four steps overlap by three."""
+_STEP_S = 0.1  # gating blocks of four steps overlap by three
 _HISTORY, _STEPS = 5, 25
 """Steps that the weighting remembers, and steps of one FFT; its response is gone by then."""
 _ABSOLUTE_LUFS, _RELATIVE_LU = -70.0, -10.0
 """What is softer than this, or than this under the mean of the rest, does not count."""
-_OFFSET_DB = -0.691
-"""Makes a full-scale sine of 997 Hz in one channel -3.01 LUFS."""
+_OFFSET_DB = -0.691  # makes a full-scale sine of 997 Hz in one channel -3.01 LUFS
 
 
 def level_db(mean_square: float) -> float:
     """The level of a mean square, in dB of full scale."""
     return 10 * float(np.log10(max(mean_square, 1e-30)))
-
-
-def check_signal(name: str, samples: Samples, sample_rate_hz: int) -> None:
-    """Refuse a signal [sample] that no network could use.
-
-    Raises:
-        AudioError: it is shorter than 0.3 s, or silent.
-    """
-    check_length(name, len(samples) / sample_rate_hz)
-    check_level(name, float(np.mean(np.square(samples, dtype=np.float64))))
 
 
 def check_length(name: str, seconds: float) -> None:
@@ -131,7 +119,13 @@ class Level:
                 number = np.nan
             if policy.number[0] <= number <= policy.number[1]:
                 return cls(name, number)
-        raise ValueError(f"level {text!r} is not one of {level_choices()}")
+        choices = ", ".join(
+            f"{row.name}={row.number[0]:g} to {row.name}={row.number[1]:g}"
+            if row.number
+            else row.name
+            for row in LEVELS.values()
+        )
+        raise ValueError(f"level {text!r} is not one of {choices}")
 
     def __str__(self) -> str:
         """As `parse` reads it."""
@@ -157,14 +151,6 @@ class Level:
         if clips and factor * peak > FULL_SCALE:
             return PEAK / peak, True
         return factor, False
-
-
-def level_choices() -> str:
-    """The levels that `Level.parse` reads, for messages: "match, peak, ..."."""
-    return ", ".join(
-        f"{row.name}={row.number[0]:g} to {row.name}={row.number[1]:g}" if row.number else row.name
-        for row in LEVELS.values()
-    )
 
 
 class LevelMatcher:

@@ -55,16 +55,11 @@ SHORT_S = 8.0
 _INPUTS = {EMBED: ("reference",), EXTRACT: ("mixture", "embedding")}
 _OUTPUT = {EMBED: "embedding", EXTRACT: "estimate"}
 
-_OPSET = 18
-"""The version of ONNX's operators, of 2022: what the exporter writes best."""
-
-_TOLERANCE = 1e-4
-"""How far a graph may be from torch, as a part of the largest value."""
-
+_OPSET = 18  # the version of ONNX's operators, of 2022: what the exporter writes best
+_TOLERANCE = 1e-4  # how far a graph may be from torch, as a part of the largest value
 _CUDA = "CUDAExecutionProvider"
 
-_FATAL = 4
-"""The level below which ONNX Runtime is silent: its errors are raised, and ours to tell."""
+_FATAL = 4  # the level below which ONNX Runtime is silent: its errors are raised, and ours to tell
 
 
 @dataclass(frozen=True)

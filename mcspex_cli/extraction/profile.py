@@ -25,12 +25,8 @@ SUFFIX = ".safetensors"
 FORMAT = 2
 """Version of the file; since 2 it has a checksum. A newer one needs a newer mcspex."""
 
-_KEY = "mcspex_profile"
-"""The key of our JSON in the file's metadata."""
-
-_MAX_BYTES = 2**24
-"""The size of a profile of as many clips as there may be, with long names."""
-
+_KEY = "mcspex_profile"  # the key of our JSON in the file's metadata
+_MAX_BYTES = 2**24  # the size of a profile of as many clips as there may be, with long names
 _MAX_CLIPS = 10_000
 _MAX_EMBEDDING = 4096
 _MAX_TEXT = 1000
@@ -88,18 +84,11 @@ class Profile:
 
     name: str
     """Whose voice it is."""
-    created: str
-    """The day: 2026-01-31."""
     enrolments: tuple[Enrolment, ...]
     qualities: tuple[ReferenceQuality, ...] = ()
     """Of each clip; file names are without folders."""
-
-    @classmethod
-    def of_today(
-        cls, name: str, enrolments: tuple[Enrolment, ...], qualities: tuple[ReferenceQuality, ...]
-    ) -> Profile:
-        """A profile with today's date."""
-        return cls(name, date.today().isoformat(), enrolments, qualities)
+    created: str = field(default_factory=lambda: date.today().isoformat())
+    """The day: 2026-01-31."""
 
     def enrolment_for(self, model: CheckpointInfo, path: Path) -> Enrolment:
         """The voice as a model embeds it.
@@ -258,7 +247,7 @@ def read_profile(path: Path) -> Profile:
         Enrolment(model.name, model.revision, model.sha256, model.seconds, tensors[key])
         for model, key in zip(document.models, keys, strict=True)
     )
-    return Profile(document.name, document.created, enrolments, tuple(document.qualities))
+    return Profile(document.name, enrolments, tuple(document.qualities), document.created)
 
 
 def _read(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -309,7 +298,6 @@ def _is_finite(quality: ReferenceQuality) -> bool:
 
 
 def _checksum(document: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a profile says."""
     digest = hashlib.sha256(msgspec.json.encode(document, order="sorted"))
     for key in sorted(tensors):
         digest.update(key.encode() + tensors[key].tobytes())

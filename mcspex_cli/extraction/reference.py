@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.activity import (
+    FRAME_S,
     Activity,
     FrameLevels,
     detect_speech,
@@ -57,27 +58,13 @@ MIN_SNR_DB = 5.0
 MIN_LEVEL_DB = -75.0
 """Speech below this has lost its detail in a 16-bit file. Above it, loudness does not matter."""
 
-_MIN_WEIGHT_S = 0.1
-"""A clip in which no speech is found counts as so much."""
-
-_LONG_PAUSE_S = 0.5
-"""Pauses longer than this are cut out of a long clip."""
-
-_SHORT_PAUSE_S = 0.2
-"""Pauses longer than this are not counted as speech."""
-
-_END_S = 1.0
-"""Silence longer than this is cut off the ends of a short clip."""
-
-_MARGIN_S = 0.1
-"""Kept on both sides of speech, for what is quiet at the ends of words."""
-
-_BURST_S = 0.05
-"""Shorter sounds are not speech."""
-
-_FULL_SCALE = 0.995
-"""Samples from here on count as clipped, if they are not alone."""
-
+_MIN_WEIGHT_S = 0.1  # a clip in which no speech is found counts as so much
+_LONG_PAUSE_S = 0.5  # pauses longer than this are cut out of a long clip
+_SHORT_PAUSE_S = 0.2  # pauses longer than this are not counted as speech
+_END_S = 1.0  # silence longer than this is cut off the ends of a short clip
+_MARGIN_S = 0.1  # kept on both sides of speech, for what is quiet at the ends of words
+_BURST_S = 0.05  # shorter sounds are not speech
+_FULL_SCALE = 0.995  # samples from here on count as clipped, if they are not alone
 _CLIPPED_RUN = 3
 
 _PART_S = 1.5
@@ -277,15 +264,13 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
     Raises:
         EngineError: as `Engine.embed`.
     """
-    used = clip.trimmed()
-    quality = measure_quality(clip, len(used) / clip.sample_rate_hz)
+    used, two_voices = clip.trimmed(), None
+    if calibration := engine.calibration:
+        similarity = similarity_of_parts(clip, engine, calibration)
+        if similarity is not None:
+            two_voices = similarity < calibration.same_voice_parts
+    quality = measure_quality(clip, len(used) / clip.sample_rate_hz, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
-    similarity = two_voices = None
-    if engine.calibration:
-        similarity = similarity_of_parts(clip, engine, engine.calibration)
-    if engine.calibration and similarity is not None:
-        two_voices = similarity < engine.calibration.same_voice_parts
-    quality = judge(quality, two_voices)
     return Voice(engine.embed([used]), (quality,), seconds, (), (clip.name,))
 
 
@@ -465,44 +450,40 @@ def read_spans(
         yield clip
 
 
-def measure_quality(clip: Clip, used_s: float) -> ReferenceQuality:
-    """Measure all of a clip's quality that needs no model; see `judge` for the rest.
+def measure_quality(clip: Clip, used_s: float, two_voices: bool | None) -> ReferenceQuality:
+    """Measure how good a clip is, and warn of what is worst about it.
+
+    Little speech in one clip is not a reason to warn: see `join_voices`.
 
     Args:
         clip: the clip.
         used_s: how much of it trimming left.
+        two_voices: whether its parts sound like two people; None if that cannot be told.
     """
     speech = clip.speech()
     speech_db = _mean_db(clip.levels_db[speech])
+    snr_db = _snr_db(clip.levels_db, speech, speech_db)
+    reason = None
+    if two_voices:
+        reason = "sounds like two voices. Give clips, or spans, of one voice alone."
+    elif clip.clipped > MAX_CLIPPED:
+        share = f"{100 * clip.clipped:.1f} %"
+        reason = f"{share} of its samples are clipped. Record it with less gain."
+    elif snr_db is not None and snr_db < MIN_SNR_DB:
+        reason = f"noise only {snr_db:.0f} dB below the speech. Take a cleaner clip."
+    elif speech_db < MIN_LEVEL_DB:
+        reason = f"very quiet ({speech_db:.0f} dB). Turn it up."
     return ReferenceQuality(
         path=clip.name,
         seconds=round(clip.seconds, 3),
         used_s=round(used_s, 3),
-        speech_s=round(min(float(speech.sum()) * 0.01, clip.seconds), 3),
+        speech_s=round(min(float(speech.sum()) * FRAME_S, clip.seconds), 3),
         level_db=round(speech_db, 1),
         clipped=round(clip.clipped, 6),
-        snr_db=_snr_db(clip.levels_db, speech, speech_db),
-        two_voices=None,
+        snr_db=snr_db,
+        two_voices=two_voices,
+        warning=f"{clip.name}: {reason}" if reason else None,
     )
-
-
-def judge(quality: ReferenceQuality, two_voices: bool | None) -> ReferenceQuality:
-    """Complete a quality by whether it has two voices, and by a warning if it is poor.
-
-    Little speech in one clip is not a reason: see `join_voices`.
-    """
-    reason = None
-    if two_voices:
-        reason = "sounds like two voices. Give clips, or spans, of one voice alone."
-    elif quality.clipped > MAX_CLIPPED:
-        share = f"{100 * quality.clipped:.1f} %"
-        reason = f"{share} of its samples are clipped. Record it with less gain."
-    elif quality.snr_db is not None and quality.snr_db < MIN_SNR_DB:
-        reason = f"noise only {quality.snr_db:.0f} dB below the speech. Take a cleaner clip."
-    elif quality.level_db < MIN_LEVEL_DB:
-        reason = f"very quiet ({quality.level_db:.0f} dB). Turn it up."
-    warning = f"{quality.path}: {reason}" if reason else None
-    return replace(quality, two_voices=two_voices, warning=warning)
 
 
 def similarity_of_parts(clip: Clip, engine: Engine, calibration: Calibration) -> float | None:
@@ -563,7 +544,6 @@ def _snr_db(levels_db: FrameLevels, speech: Activity, speech_db: float) -> float
 
 
 def _mean_db(levels_db: FrameLevels) -> float:
-    """The level of frames together; -120 of none."""
     powers = 10 ** (levels_db / 10)
     return level_db(max(float(np.mean(powers)), 1e-12)) if len(levels_db) else -120.0
 

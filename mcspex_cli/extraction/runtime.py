@@ -24,12 +24,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 ON_GPU = 16
 """Signals at once on a GPU, if nothing else is asked for."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's mallopt, by <malloc.h>."""
-
-_KEPT_BYTES = 2**30
-"""Freed memory up to which glibc keeps it."""
-
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, by <malloc.h>
+_KEPT_BYTES = 2**30  # freed memory up to which glibc keeps it
 _SPINS = "2000"
 """How often a thread looks for work before it sleeps; GCC's OpenMP would look 300,000 times."""
 

@@ -25,6 +25,7 @@ from mcspex_cli.extraction.job import (
     ABSENT,
     ExtractionOptions,
     Job,
+    Places,
     Result,
     check_distinct,
     inspect,
@@ -174,20 +175,18 @@ class Task:
             )
         true_level = self._engine.runtime.true_level
         self._matched = np.ones(self._sound.channels) if true_level else self._match.gain()
-        matched = self.options.parsed_level.policy.matched
-        base = self._matched if matched else np.ones_like(self._matched)
-        self._gain = base * 10 ** (self.options.wet_db / 20)
+        matched = self._matched if self.options.parsed_level.policy.matched else 1.0
+        self._gain = np.ones_like(self._matched) * matched * 10 ** (self.options.wet_db / 20)
         levels = self._measured()
         speech = find_spans(presence, max(gain_db(self._matched)))
-        if start_s := self._sound.start_s:  # what is written and told counts from there
-            speech = [(round(one + start_s, 3), round(end + start_s, 3)) for one, end in speech]
-            segments = tuple(
-                replace(one, start_s=one.start_s + start_s, end_s=one.end_s + start_s)
-                for one in presence.segments
-            )
-            self._told = replace(presence, segments=segments)
-        else:
-            self._told = presence
+        # What is written and told counts from where the sound begins in its container.
+        start_s = self._sound.start_s
+        speech = [(round(one + start_s, 3), round(end + start_s, 3)) for one, end in speech]
+        segments = tuple(
+            replace(one, start_s=one.start_s + start_s, end_s=one.end_s + start_s)
+            for one in presence.segments
+        )
+        self._told = replace(presence, segments=segments)
         estimate = self._write(levels, speech)
         return self._result(levels, speech, estimate)
 
@@ -282,7 +281,6 @@ class Task:
         speech: Sequence[tuple[float, float]],
         estimate: Samples | None,
     ) -> Result:
-        """Everything that is known."""
         presence, model, runtime = self._presence, self._extractor.model, self._engine.runtime
         voice = cast(Voice, self._voice)
         gains_db = gain_db(self._gain * levels.factor)
@@ -315,7 +313,6 @@ class Task:
         )
 
     def _warnings(self, levels: _Levels, gains_db: Sequence[float]) -> Iterator[str]:
-        """What may be wrong, a line each."""
         presence, options = self._presence, self.options
         yield from self._sound.warnings()
         if levels.limited:
@@ -407,8 +404,9 @@ class _Store:
         return files.output_error(folder, error, "a temporary file cannot be written")
 
 
-def open_mixture(job: Job, options: ExtractionOptions) -> Sound:
+def open_mixture(job: Job, options: ExtractionOptions, places: Places) -> Sound:
     """Open a job's mixture, and make the folders of its outputs."""
+    places.add(job)
     info = job.info or inspect(job, options)
     files.make_folders(*{path.parent for path in job.outputs.paths()})
     reader = audio.Reader(

@@ -25,8 +25,7 @@ from mcspex_cli.audio import Samples
 LOWEST_HZ = 20.0
 """What is below this cannot be heard, and is not shown to a network."""
 
-_FILTER_S = 0.4
-"""The length of the filter for it, which decides how steep it is."""
+_FILTER_S = 0.4  # the length of the filter for it, which decides how steep it is
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def model(tiny_folder: Path) -> CheckpointInfo:
 @pytest.fixture
 def profile(model: CheckpointInfo) -> Profile:
     made = Enrolment(model.name, model.revision, model.sha256, 2.0, EMBEDDING)
-    return Profile("Alice", "2026-01-31", (made,), (QUALITY,))
+    return Profile("Alice", (made,), (QUALITY,), "2026-01-31")
 
 
 def test_what_is_written_is_read(tmp_path: Path, profile: Profile, model: CheckpointInfo) -> None:
@@ -52,7 +52,7 @@ def test_what_is_written_is_read(tmp_path: Path, profile: Profile, model: Checkp
     assert path.stat().st_size < 2000
     assert [p.name for p in tmp_path.iterdir()] == ["alice.safetensors"]
     json.dumps(read.to_dict(path), allow_nan=False)
-    assert len(Profile.of_today("A", (), ()).created) == 10
+    assert len(Profile("A", (), ()).created) == 10
 
 
 def test_another_models_profile_is_refused(

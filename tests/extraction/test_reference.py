@@ -91,7 +91,7 @@ def test_a_profile_counts_with_its_seconds(
     other = enroll([clips / "deeper"], engine, model)
     made = Enrolment(model.name, None, model.sha256, other.seconds, other.embedding)
     path = clips / "p.safetensors"
-    write_profile(path, Profile.of_today("p", (made,), other.qualities))
+    write_profile(path, Profile("p", (made,), other.qualities))
     voice = enroll([clips / "a.wav", path], engine, model)
     assert voice.embedding == pytest.approx(whole.embedding, abs=1e-4)
     assert voice.seconds == pytest.approx(whole.seconds, abs=0.01)
