@@ -166,12 +166,8 @@ def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
         CheckpointError: the model, or graphs in its own folder, are damaged.
         EngineError: as `OnnxRuntime`; or what makes graphs is not installed.
     """
-    if lacks_graphs(info):
-        prepare(info)
-    graphs = find(info)
-    if graphs is None:
-        raise EngineError(f"{place(info)}: graphs that were just made are gone. Set MCSPEX_CACHE.")
-    return OnnxRuntime(graphs, settings)
+    check_installed(RUNNER)
+    return OnnxRuntime(find(info) or prepare(info), settings)
 
 
 def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
@@ -306,7 +302,7 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
                 shutil.copyfile(info.folder / name, unfinished / name)
 
 
-def prepare(info: CheckpointInfo) -> None:
+def prepare(info: CheckpointInfo) -> Graphs:
     """Put the graphs of a model into the cache.
 
     Raises:
@@ -314,6 +310,7 @@ def prepare(info: CheckpointInfo) -> None:
     """
     from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 
+    check_installed(*EXPORTER)
     folder = place(info)
     try:
         files.make_folders(folder.parent)
@@ -322,6 +319,7 @@ def prepare(info: CheckpointInfo) -> None:
     files.sweep(folder.parent)
     with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
+    return read(folder, info)
 
 
 def export(system: System, info: CheckpointInfo, folder: Path) -> None:
