@@ -269,9 +269,10 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
     assert choose_runtime(info, EngineSettings(), 3) == "torch"
     assert graphs.lacks_graphs(info)
 
-    def prepare(_: CheckpointInfo) -> None:
+    def prepare(_: CheckpointInfo) -> Graphs:
         for path in good.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
+        return graphs.read(folder, info)
 
     monkeypatch.setattr(graphs, "prepare", prepare)
     assert open_engine(info, replace(SETTINGS, runtime="onnx")).runtime.name == "onnx"
