@@ -120,19 +120,28 @@ def _walk(
 ) -> Iterator[Path]:
     """Yield the files below `folder`; `above` holds it and the folders over it, resolved."""
     try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]
     except OSError as error:
         raise AudioError(f"{folder}: cannot be searched: {explain(error)}") from error
-    for path in paths:
-        if path.is_dir():
+    for entry in entries:
+        path = folder / entry.name
+        if _is_folder(entry):
             below = path.resolve()
             if below in above:
                 if warnings is not None:
                     warnings.append(f"{path}: links to a folder above it and is not followed.")
             elif below not in without:
                 yield from _walk(path, above | {below}, without, suffixes, warnings)
-        elif path.suffix.lower() in suffixes and (path.is_symlink() or path.is_file()):
+        elif path.suffix.lower() in suffixes and (entry.is_symlink() or entry.is_file()):
             yield path  # a link to nothing too: whoever reads it says so
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or to where this user may not look
+        return False
 
 
 def check_exists(path: Path) -> None:

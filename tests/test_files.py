@@ -92,8 +92,9 @@ def test_what_is_hidden_is_left_out(folder: Path) -> None:
     assert found(folder) == ["a.wav", "b/c.FLAC", "b/d/e.mp3"]
 
 
-def test_a_link_to_nothing_is_listed_so_that_somebody_notices(folder: Path) -> None:
-    (folder / "gone.wav").symlink_to("nowhere")
+@pytest.mark.parametrize("target", ["nowhere", "gone.wav", "x" * 300])
+def test_a_link_to_nothing_is_listed_so_that_somebody_notices(folder: Path, target: str) -> None:
+    (folder / "gone.wav").symlink_to(target)
     assert found(folder) == ["a.wav", "b/c.FLAC", "b/d/e.mp3", "gone.wav"]
 
 
