@@ -14,7 +14,7 @@ import signal
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
@@ -122,7 +122,7 @@ class WorkList:
         self.done = {task.id for task in plan.tasks if journal.is_done(task, key)}
         units = self._shard() if len(self.done) < len(plan.tasks) else [tuple(plan.tasks)]
         tasks = [task for unit in units for task in unit]
-        self.seconds = sum(task.seconds or 0.0 for task in tasks)
+        self.seconds = seconds(tasks)
         self.skipped = [task for task in tasks if task.id in self.done]
         self.todo = [task for task in tasks if task.id not in self.done]
         self.units = [unit for unit in units if any(task.id not in self.done for task in unit)]
@@ -272,8 +272,7 @@ def estimate_s(work: WorkList) -> float:
     Raises:
         McspexError: the model or a device cannot be used.
     """
-    seconds = sum(task.seconds or 0.0 for task in work.todo)
-    if not seconds:
+    if not seconds(work.todo):
         return 0.0
     worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], work.threads())
     engine = worker.extractor.engine
@@ -283,7 +282,8 @@ def estimate_s(work: WorkList) -> float:
     engine.extract(mixture[: engine.sample_rate_hz], voice)
     began = time.perf_counter()
     engine.extract(mixture, voice)
-    return seconds * (time.perf_counter() - began) / WINDOW_S / work.processes()
+    took_s = time.perf_counter() - began
+    return seconds(work.todo) * took_s / WINDOW_S / work.processes()
 
 
 def units(tasks: Sequence[Task], size: int) -> list[Unit]:
@@ -305,14 +305,18 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
 
 def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Deal units out to `count` of about equal duration, each in the order of `work`."""
-    lengths = [sum(task.seconds or 0.0 for task in unit) for unit in work]
     loads = [(0.0, number) for number in range(count)]
     dealt: list[list[int]] = [[] for _ in range(count)]
-    for index in sorted(range(len(work)), key=lambda index: (-lengths[index], index)):
+    for index in sorted(range(len(work)), key=lambda index: seconds(work[index]), reverse=True):
         load, number = heapq.heappop(loads)
         dealt[number].append(index)
-        heapq.heappush(loads, (load + lengths[index] + 1e-3, number))
+        heapq.heappush(loads, (load + seconds(work[index]) + 1e-3, number))
     return [[work[index] for index in sorted(indices)] for indices in dealt]
+
+
+def seconds(tasks: Iterable[Task]) -> float:
+    """The audio of some tasks; those whose length is not known count as nothing."""
+    return sum(task.seconds or 0.0 for task in tasks)
 
 
 def on_gpu(settings: BatchSettings) -> bool:
@@ -430,16 +434,16 @@ def _in_processes(work: WorkList, count: int, stopping: Event) -> Generator[Outc
 
 def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Units as they are handed out to `count` processes: the longest first, short ones together."""
-    lengths = [sum(task.seconds or 0.0 for task in unit) for unit in units]
-    most_s = min(HANDED_OUT_S, sum(lengths) / (4 * count))
+    most_s = min(HANDED_OUT_S, sum(map(seconds, units)) / (4 * count))
     parcels: list[list[Unit]] = []
-    seconds = 0.0
-    for index in sorted(range(len(units)), key=lambda index: (-lengths[index], index)):
-        if not parcels or seconds + lengths[index] > most_s or len(parcels[-1]) >= _HANDED_OUT:
+    length_s = 0.0
+    for unit in sorted(units, key=seconds, reverse=True):
+        full = not parcels or len(parcels[-1]) >= _HANDED_OUT
+        if full or length_s + seconds(unit) > most_s:
             parcels.append([])
-            seconds = 0.0
-        parcels[-1].append(units[index])
-        seconds += lengths[index]
+            length_s = 0.0
+        parcels[-1].append(unit)
+        length_s += seconds(unit)
     return parcels
 
 

@@ -217,9 +217,9 @@ def _check_usage(request: BatchRequest) -> None:
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.manifest import AUDIO, outputs
-    from mcspex_cli.batch.run import estimate_s
+    from mcspex_cli.batch.run import estimate_s, seconds
 
-    seconds = estimate_s(work)
+    time_s = estimate_s(work)
     if as_json:
         rows = [
             {
@@ -236,7 +236,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
             }
             for task in work.todo
         ]
-        console.data({"done": len(work.skipped), "estimate_s": seconds, "jobs": rows}, indent=2)
+        console.data({"done": len(work.skipped), "estimate_s": time_s, "jobs": rows}, indent=2)
         return
     listed = [
         (
@@ -248,12 +248,11 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
         for task in work.todo[:LISTED]
     ]
     more = len(work.todo) - len(listed)
-    total = sum(task.seconds or 0.0 for task in work.todo)
-    footer = (f"and {more} more" if more else "", "", "", f"{total:.1f}")
+    footer = (f"and {more} more" if more else "", "", "", f"{seconds(work.todo):.1f}")
     console.table(("id", "mixture", "reference", "seconds"), listed, footer)
     console.say(
         f"{console.count(len(work.todo), 'file')} to do, {len(work.skipped)} done before; "
-        f"about {console.duration(seconds)} here. Nothing was started."
+        f"about {console.duration(time_s)} here. Nothing was started."
     )
 
 
@@ -265,13 +264,13 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     """
     from mcspex_cli import files
     from mcspex_cli.batch.journal import Journal
-    from mcspex_cli.batch.run import run_locally
+    from mcspex_cli.batch.run import run_locally, seconds
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
     try:
         with console.progress(shown=shown) as bar, console.ending_gently(stopping.set):
-            task = bar.add_task("extracting", total=sum(t.seconds or 0.0 for t in work.todo))
+            task = bar.add_task("extracting", total=seconds(work.todo))
             for outcome in run_locally(work, stopping):
                 _show(outcome, warned, verbose=verbose)
                 failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
