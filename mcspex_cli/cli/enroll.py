@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.errors import CheckpointError
+from mcspex_cli.extraction.runtime import EngineSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,19 @@ class _Name(click.types.StringParamType):
 @options.as_json
 @options.quiet
 def enroll(
-    sources: tuple[Path, ...], listed: bool, shown: bool, as_json: bool, quiet: bool, **asked: Any
+    sources: tuple[Path, ...],
+    output: Path | None,
+    name: str | None,
+    models: tuple[str, ...],
+    offline: bool,
+    device: str,
+    precision: str,
+    runtime: str,
+    overwrite: bool,
+    listed: bool,
+    shown: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Keep a voice in a small file, a profile, to use wherever --ref takes a file.
 
@@ -70,6 +83,13 @@ def enroll(
     mcspex extract meeting.wav --ref alice.safetensors
     mcspex enroll --list voices/
     """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.extraction.profile import (
+        Enrolment,
+        Profile,
+        check_profile_output,
+        write_profile,
+    )
+
     if listed and shown:
         raise click.UsageError("--list or --show, not both.")
     if listed:
@@ -78,66 +98,58 @@ def enroll(
         raise click.UsageError("name a REF: a clip of the voice alone, or a folder of clips.")
     elif shown:
         _show(sources, as_json=as_json)
-    else:
-        _enroll(sources, asked, as_json=as_json, quiet=quiet)
-
-
-def _enroll(sources: Sequence[Path], asked: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Check everything, embed with every model, write, and say how good the clips are."""
-    from mcspex_cli.extraction.profile import (
-        Enrolment,
-        Profile,
-        check_profile_output,
-        write_profile,
-    )
-    from mcspex_cli.extraction.reference import check_sources, list_sources
-
-    output = asked["output"]
-    if output is None:
+    elif output is None:
         raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
-    check_profile_output(output, overwrite=asked["overwrite"])
-    infos = _models(asked, quiet=quiet or as_json)
+    else:
+        check_profile_output(output, overwrite=overwrite)
+        quiet_models = quiet or as_json
+        named = [find_model(one, offline=offline, quiet=quiet_models) for one in models or (None,)]
+        infos = list({info.sha256: info for info in named}.values())
+        settings = EngineSettings(device, precision, runtime=runtime)
+        voices = _embed(sources, infos, settings, quiet=quiet_models)
+        enrolments = tuple(
+            Enrolment(
+                info.name, info.revision, info.sha256, round(voice.seconds, 3), voice.embedding
+            )
+            for info, voice in zip(infos, voices, strict=True)
+        )
+        # Only a calibrated model can tell whether a clip has two voices.
+        best = next(
+            (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
+        )
+        profile = Profile(name or output.stem, enrolments, _without_folders(best))
+        write_profile(output, profile, overwrite=overwrite)
+        for line in best.warnings:
+            console.warn(line)
+        if as_json:
+            console.data(profile.to_dict(output), indent=2)
+        elif not quiet:
+            _show_qualities(profile.qualities)
+            names = " and ".join(one.name for one in profile.enrolments)
+            console.say(f"{output}: {console.duration(best.seconds)} of speech, for {names}")
+
+
+def _embed(
+    sources: Sequence[Path],
+    infos: Sequence[CheckpointInfo],
+    settings: EngineSettings,
+    *,
+    quiet: bool,
+) -> list[Voice]:
+    """The voice as each model embeds it."""
+    from mcspex_cli.extraction.engine import choose_runtime, open_engine
+    from mcspex_cli.extraction.reference import check_sources, list_sources
+    from mcspex_cli.extraction.reference import enroll as embed
+
     sources = list_sources(sources)
     for info in infos:
         check_sources(sources, info)
-    voices = [_voice(sources, info, asked, quiet=quiet or as_json) for info in infos]
-    enrolments = tuple(
-        Enrolment(info.name, info.revision, info.sha256, round(voice.seconds, 3), voice.embedding)
-        for info, voice in zip(infos, voices, strict=True)
-    )
-    # Only a calibrated model can tell whether a clip has two voices.
-    best = next(
-        (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
-    )
-    profile = Profile(asked["name"] or output.stem, enrolments, _without_folders(best))
-    write_profile(output, profile, overwrite=asked["overwrite"])
-    for line in best.warnings:
-        console.warn(line)
-    if as_json:
-        console.data(profile.to_dict(output), indent=2)
-    elif not quiet:
-        _show_qualities(profile.qualities)
-        models = " and ".join(one.name for one in profile.enrolments)
-        console.say(f"{output}: {console.duration(best.seconds)} of speech, for {models}")
-
-
-def _models(asked: dict[str, Any], *, quiet: bool) -> list[CheckpointInfo]:
-    names = asked["models"] or (None,)
-    found = [find_model(name, offline=asked["offline"], quiet=quiet) for name in names]
-    return list({info.sha256: info for info in found}.values())
-
-
-def _voice(
-    sources: Sequence[Path], info: CheckpointInfo, asked: dict[str, Any], *, quiet: bool
-) -> Voice:
-    from mcspex_cli.extraction.engine import choose_runtime, open_engine
-    from mcspex_cli.extraction.reference import enroll as embed
-    from mcspex_cli.extraction.runtime import EngineSettings
-
-    settings = EngineSettings(asked["device"], asked["precision"], runtime=asked["runtime"])
-    settings = replace(settings, runtime=choose_runtime(info, settings, 0.0))
-    prepare(info, settings.runtime, quiet=quiet)
-    return embed(sources, open_engine(info, settings), info)
+    voices = []
+    for info in infos:
+        chosen = replace(settings, runtime=choose_runtime(info, settings, 0.0))
+        prepare(info, chosen.runtime, quiet=quiet)
+        voices.append(embed(sources, open_engine(info, chosen), info))
+    return voices
 
 
 def _without_folders(voice: Voice) -> tuple[ReferenceQuality, ...]:
