@@ -513,65 +513,59 @@ def silenced() -> Iterator[None]:
 
 
 def _explanation(name: HubName, error: BaseException, *, writing: bool) -> McspexError:
-    """Return our error for one of the client's: the first of these that applies."""
+    """Return our error for one of the client's."""
     from huggingface_hub import errors
 
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or type(error) is RuntimeError
     if wrapped and error.__cause__:
         return _explanation(name, error.__cause__, writing=writing)
-    if isinstance(error, errors.HfHubHTTPError):
-        return HubError(f"{name}: {_refusal(name, error, writing=writing)}")
     disk = (*files.FULL, errno.EFBIG)
-    if isinstance(error, OSError) and (error.errno in disk or error.filename is not None):
-        return files.output_error(Path(error.filename or location()), error)
-    reason = str(error).partition("\n")[0] or type(error).__name__
     no_connection = OSError | ImportError | errors.HTTPError  # type: ignore[attr-defined]
-    reasons = {
-        "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it.": isinstance(
-            error, errors.OfflineModeIsEnabled
-        ),
-        f"HF_TOKEN or HF_ENDPOINT is not plain text ({reason}). Set it anew.": isinstance(
-            error, UnicodeError
-        ),
-        f"the Hub does not accept it ({reason}).": writing and isinstance(error, ValueError),
-        "a file came with another size than announced. Try again later.": (
-            reason.startswith("Consistency check")
-        ),
-        f"cannot reach {endpoint()} ({reason}). Check the connection. Models on this disk work "
-        "without it.": isinstance(error, no_connection),
-        _NO_HUB.format(endpoint()): True,
-    }
-    return HubError(f"{name}: {next(text for text, applies in reasons.items() if applies)}")
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, errors.HfHubHTTPError):
+        text = _refusal(name, error, writing=writing)
+    elif isinstance(error, OSError) and (error.errno in disk or error.filename is not None):
+        return files.output_error(Path(error.filename or location()), error)
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        text = "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it."
+    elif isinstance(error, UnicodeError):
+        text = f"HF_TOKEN or HF_ENDPOINT is not plain text ({reason}). Set it anew."
+    elif writing and isinstance(error, ValueError):
+        text = f"the Hub does not accept it ({reason})."
+    elif reason.startswith("Consistency check"):
+        text = "a file came with another size than announced. Try again later."
+    elif isinstance(error, no_connection):
+        text = f"cannot reach {endpoint()} ({reason}). Check the connection. Models on this disk "
+        text += "work without it."
+    else:
+        text = _NO_HUB.format(endpoint())
+    return HubError(f"{name}: {text}")
 
 
 def _refusal(name: HubName, error: HfHubHTTPError, *, writing: bool) -> str:
-    """Say what an answer with an error status means: the first of these that applies."""
+    """Say what an answer with an error status means."""
     from huggingface_hub import errors, get_token
 
     status = error.response.status_code
     not_found = isinstance(error, errors.RepositoryNotFoundError)
-    reasons = {
-        f"gated. Ask for access at {endpoint()}/{name.repo}, then {_LOG_IN}.": isinstance(
-            error, errors.GatedRepoError
-        ),
-        f"has no revision {name.revision or 'main'}. Leave it out, or name another.": isinstance(
-            error, errors.RevisionNotFoundError
-        ),
-        "the Hub rejects your token (401). Remove it, or set another.": (
-            status == 401 and not not_found and get_token() is not None
-        ),
-        f"you may not write there ({status}). With a token that may, {_LOG_IN}.": (
-            writing and status in {401, 403, 404}
-        ),
-        "no such folder, and no such model on the Hub. Check the name; if it is private, "
-        f"{_LOG_IN}.": not_found,
-        f"you may not read it ({status}). Check your access, and {_LOG_IN}.": (
-            status in {401, 403}
-        ),
-        _busy(status, error.response.headers): _is_busy(status),
-        f"the Hub refuses ({status}). Check the name and the revision.": True,
-    }
-    return next(text for text, applies in reasons.items() if applies)
+    if isinstance(error, errors.GatedRepoError):
+        text = f"gated. Ask for access at {endpoint()}/{name.repo}, then {_LOG_IN}."
+    elif isinstance(error, errors.RevisionNotFoundError):
+        text = f"has no revision {name.revision or 'main'}. Leave it out, or name another."
+    elif status == 401 and not not_found and get_token() is not None:
+        text = "the Hub rejects your token (401). Remove it, or set another."
+    elif writing and status in {401, 403, 404}:
+        text = f"you may not write there ({status}). With a token that may, {_LOG_IN}."
+    elif not_found:
+        text = "no such folder, and no such model on the Hub. Check the name; if it is private, "
+        text += f"{_LOG_IN}."
+    elif status in {401, 403}:
+        text = f"you may not read it ({status}). Check your access, and {_LOG_IN}."
+    elif _is_busy(status):
+        text = _busy(status, error.response.headers)
+    else:
+        text = f"the Hub refuses ({status}). Check the name and the revision."
+    return text
 
 
 def _is_busy(status: int) -> bool:
