@@ -85,8 +85,8 @@ def test_the_training_example_trains(checkout: Path) -> None:
     before_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = run("mcspex", "train", "examples/train.toml", cwd=checkout)
     # Of a processor, so that a busy machine does not count.
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before_s < 120
-    assert "step 900  loss" in done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before_s < 200
+    assert "step 400  loss" in done.stderr
     run("mcspex", "simulate", "examples/voices", "-n", "64", "--seed", "9", "--mixtures",
         "examples/train.toml", "-o", "new", cwd=checkout)  # fmt: skip
     extractor = Extractor.load(checkout / "runs" / "example" / "last")
