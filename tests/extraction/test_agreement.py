@@ -12,12 +12,16 @@ from mcspex_cli import audio, si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.extraction.engine import Engine, to_level
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.runtime import EngineSettings, has_quick_bfloat16
 from mcspex_cli.model.systems import System
 from tests.conftest import EXAMPLES
 
 Case = tuple[Samples, Samples, Samples]
 WHOLE_S = 1e6
+
+bfloat16 = pytest.mark.skipif(
+    not has_quick_bfloat16(), reason="this CPU emulates bfloat16, which takes minutes"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,7 @@ def extracted(engine: Engine, case: Case) -> Samples:
     return engine.extract(case[0], engine.embed([case[1]]))
 
 
+@bfloat16
 def test_bfloat16_loses_nothing(system: System, cases: list[Case]) -> None:
     scores = {
         precision: [si_sdr(extracted(engine(system, precision), case), case[2]) for case in cases]
@@ -71,7 +76,7 @@ def test_folding_loses_nothing(system: System, cases: list[Case]) -> None:
         assert si_sdr(extracted(engine(system), case), expected) > 80
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=bfloat16)])
 def test_windows_lose_nothing(system: System, cases: list[Case], precision: str) -> None:
     one, other = cases[0], cases[1]
     times = 5
