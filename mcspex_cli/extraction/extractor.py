@@ -237,15 +237,20 @@ class Extractor:
                 ThreadPoolExecutor(1, "mcspex-write") as writer,
                 closing(self._computed(tasks(), advance)) as computed,
             ):
-                for task in computed:
-                    assert task.job is not None
-                    pending.append((task.job, writer.submit(task.outcome)))
-                    while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
-                        job, ready = pending.popleft()
+                try:
+                    for task in computed:
+                        assert task.job is not None
+                        pending.append((task.job, writer.submit(task.outcome)))
+                        while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
+                            job, ready = pending.popleft()
+                            yield job, ready.result()
+                            opened.popleft()
+                    for job, ready in pending:
                         yield job, ready.result()
-                        opened.popleft()
-                for job, ready in pending:
-                    yield job, ready.result()
+                except BaseException:  # Ctrl-C, say: what is half written shall not be finished
+                    for task in opened:
+                        task.error = task.error or McspexError(f"{task.name}: was interrupted.")
+                    raise
         finally:
             for task in opened:  # where whoever asked wants no more
                 task.close()

@@ -209,6 +209,8 @@ class Task:
         voice = self._estimate.read(channels, self._samples)
         mixture = self._mixture.read(channels, self._samples)
         for block in voice:
+            if self.error is not None:
+                raise self.error
             gated = self._gated(block, start)
             start += block.shape[1]
             estimate = gated * _column(self._gain)
