@@ -95,8 +95,9 @@ def plan_batch(request: BatchRequest) -> Plan:
     if request.manifest:
         if request.manifest.resolve().is_relative_to(request.output.resolve()):
             raise PairingError(
-                f"{request.manifest}: is in the output folder, whose reports would then have its "
-                "lines only. Run the command that made it again: it tries again what failed."
+                f"{request.manifest}: is in the output folder, so the reports there would be "
+                "replaced by reports of this list only. To try what failed again, repeat "
+                "the first command."
             )
         tasks = read_manifest(request.manifest, problems, warnings)
     else:
@@ -135,7 +136,7 @@ def check_profiles(plan: Plan, model: CheckpointInfo) -> None:
     """Refuse a plan with profiles that cannot be used, or are for other models.
 
     Raises:
-        PlanError: as said, with a line for each.
+        PlanError: something is wrong; it has a line for each problem.
     """
     problems = []
     for path in map(Path, sorted({name for task in plan.tasks for name in task.references})):
@@ -151,7 +152,7 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise what is wrong, if anything is.
 
     Raises:
-        PlanError: as said.
+        PlanError: a profile cannot be used with the model.
     """
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -47,7 +47,7 @@ def read_card(folder: Path) -> Card | None:
     """Read the card in a model's folder; None if there is none.
 
     Raises:
-        CheckpointError: It is not text, or its metadata are not YAML.
+        CheckpointError: It is not text, or its metadata is not YAML.
     """
     path = folder / CARD
     if not path.is_file():
@@ -58,7 +58,7 @@ def read_card(folder: Path) -> Card | None:
         return Card(metadata, getattr(card.data, "eval_results", None) or (), card.text.strip())
     except Exception as error:  # the YAML reader's errors have no common class
         raise CheckpointError(
-            f"{path}: the metadata at its top cannot be read. Correct them."
+            f"{path}: the metadata at its top is not valid YAML. Correct it."
         ) from error
 
 
@@ -163,7 +163,7 @@ def prepare_publication(
         missing = ["library_name: mcspex"]
     if missing:
         raise CheckpointError(
-            f"{path}: the metadata at its top, between two lines of ---, lack "
+            f"{path}: the metadata at its top, between two lines of ---, lacks "
             f"{', '.join(missing)}. Add them."
         )
     if not licence:
@@ -174,7 +174,7 @@ def prepare_publication(
 
 
 def _parse(text: str) -> ModelCard:
-    """Read a card, even if its metadata are odd."""
+    """Read a card, even if its metadata is invalid."""
     from huggingface_hub import ModelCard
 
     with silenced():

@@ -196,9 +196,11 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
     if config:
         _compare(config, layout, ours_config, classified)
     elif not layout.causal_norm:
-        notes.append("Taken to be not causal, with ReLU masks, which weights do not show.")
+        notes.append("Assumed to be non-causal with ReLU masks: the weights do not say.")
     if not classified:
-        notes.append("It has no speaker classifier: ours is of one speaker, all zeros.")
+        notes.append(
+            "It has no speaker classifier; the model gets one for a single speaker, with zeros."
+        )
     return Conversion(_assemble(weights, ours_config, classified), name, tuple(notes))
 
 

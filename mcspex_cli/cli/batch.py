@@ -72,10 +72,21 @@ Settings = TypeVar("Settings")
     help="Some of {metrics}, those that need no interferers.",
 )
 @click.option("--resample", is_flag=True, help="Score at the truth's rate, whatever the others'.")
-@click.option("--groups", type=options.PATH, metavar="CSV", help="Cases (id or name) and groups.")
-@click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
 @click.option(
-    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="Gets audio/, reports."
+    "--groups", type=options.PATH, metavar="CSV", help="A table of cases and their groups."
+)
+@click.option(
+    "--group-by",
+    metavar="COLUMN",
+    help="The column of --groups to use.  [default: group, or the only one]",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=options.PATH,
+    metavar="DIR",
+    help="Folder for audio/ and the reports.",
 )
 @click.option(
     "--residual", is_flag=True, help="Write what is left of each mixture, too, to residual/."

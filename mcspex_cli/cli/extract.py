@@ -71,8 +71,8 @@ class Request:
     multiple=True,
     metavar="FROM-TO",
     callback=lambda _, __, texts: tuple(_span(text) for text in texts),
-    help="When it speaks alone in the mixture itself: 12.0-18.5, 0:12-0:18.5, or 12- for all "
-    "from there. Repeatable.",
+    help="When the person speaks alone in the mixture itself: 12.0-18.5, 0:12-0:18.5, or 12- "
+    "for all from there. Repeatable.",
 )
 @click.option(
     "-o",
@@ -85,8 +85,8 @@ class Request:
     "--residual",
     type=options.PATH,
     metavar="FILE|DIR",
-    help="Write what is left of the mixture, too: with --level match, estimate and residual are "
-    "the mixture.",
+    help="Also write what is left of the mixture: with --level match, estimate and residual add up "
+    "to the mixture.",
 )
 @click.option(
     "--activity",

@@ -115,7 +115,7 @@ def model(command: Command) -> Command:
 def offline(command: Command) -> Command:
     """--offline."""
     return click.option(
-        "--offline", is_flag=True, help="Ask no network: use what is on this disk."
+        "--offline", is_flag=True, help="Do not use the network; use only what is on this disk."
     )(command)
 
 
@@ -137,7 +137,7 @@ def runtime(command: Command) -> Command:
         type=click.Choice(["auto", *RUNTIMES]),
         default="auto",
         show_default=True,
-        help="What runs the network. onnx is an extra, and makes graphs of a model once.",
+        help="What runs the network; onnx needs mcspex[onnx] and prepares a model once.",
     )(command)
 
 
@@ -271,7 +271,7 @@ def check_presence(info: CheckpointInfo, absent: str) -> None:
     """Refuse to mute or fail by a presence that nobody has measured for this model.
 
     Raises:
-        CheckpointError: as said.
+        CheckpointError: the model is not calibrated.
     """
     if absent != "keep" and info.calibration is None:
         raise CheckpointError(

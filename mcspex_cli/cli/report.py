@@ -30,7 +30,11 @@ from mcspex_cli.cli import console, options
     metavar="CSV",
     help="Cases (id or name) and groups, which make sections; a column title names the cases.",
 )
-@click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
+@click.option(
+    "--group-by",
+    metavar="COLUMN",
+    help="The column of --groups to use.  [default: group, or the only one]",
+)
 @click.option(
     "--max-cases",
     type=click.IntRange(min=0),

@@ -71,8 +71,14 @@ def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
     metavar="NAMES",
     help="Some of {metrics}.  [default: all that are installed]",
 )
-@click.option("--groups", type=options.PATH, metavar="CSV", help="Cases (id or name) and groups.")
-@click.option("--group-by", metavar="COLUMN", help="Its column.  [default: group, or the only one]")
+@click.option(
+    "--groups", type=options.PATH, metavar="CSV", help="A table of cases and their groups."
+)
+@click.option(
+    "--group-by",
+    metavar="COLUMN",
+    help="The column of --groups to use.  [default: group, or the only one]",
+)
 @click.option(
     "--baseline", type=options.PATH, metavar="JSON", help="An earlier report to compare with."
 )

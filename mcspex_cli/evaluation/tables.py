@@ -75,7 +75,11 @@ def remarks(report: Report) -> list[str]:
             cut,
             f"files cut to the length of their truth: {cut}. They were a little longer or shorter.",
         ),
-        (odd, f"files with a fault that could be read: {odd}. The notes in JSON or CSV say which."),
+        (
+            odd,
+            f"files that are damaged but could be read: {odd}. The column note of the JSON or CSV "
+            "report says which.",
+        ),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
     return [line for number, line in lines if number]

@@ -263,9 +263,7 @@ class Calibrator:
         swapped = np.array([trial.swapped for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
         if len(speakers) < FOLDS:
-            raise ConfigError(
-                f"{len(speakers)} voices are too few to keep some apart. Give {FOLDS} or more."
-            )
+            raise ConfigError(f"{len(speakers)} voices are too few. Give {FOLDS} or more.")
         if swapped[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
@@ -393,7 +391,9 @@ class Calibrator:
         inside = {case.speaker, *case.others}
         places = [k for k, other in enumerate(self.cases) if other.speaker not in inside]
         if not places:
-            raise ConfigError(f"{case.rendering.id}: has every voice. Use more speakers.")
+            raise ConfigError(
+                f"{case.rendering.id}: has all speakers, so that none is absent. Add speakers."
+            )
         return int(self._rng.choice(places))
 
 

@@ -164,7 +164,7 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     if not any(sexes):
         names = ", ".join(map(str, tables))
         raise ConfigError(
-            f"{names}: has the sex of none of the speakers in training, such as "
+            f"{names}: no row names a speaker of the training data, such as "
             f"{Path(speakers[0]).name}. Add rows, or set [mixtures] same_sex = 0."
         )
     return sexes
@@ -219,8 +219,8 @@ def _librimixture(folder: Path, roles: Sequence[str], id_: str, path: Path) -> L
     if unknown:
         raise ConfigError(
             f"{path}: LibriMix names a mixture by its utterances, each by the numbers of speaker, "
-            f"chapter and utterance, as in 84-121123-0000_174-50561-0000. {unknown[0]!r} is none, "
-            "so that its speaker is unknown. Rename the files, or mix with mcspex simulate."
+            f"chapter and utterance, as in 84-121123-0000_174-50561-0000. {unknown[0]!r} does not "
+            "say who speaks. Rename the files, or mix with mcspex simulate."
         )
     if len(utterances) != len(roles):
         raise ConfigError(

@@ -157,8 +157,8 @@ class Planner:
             if len(set.union(*sentences)) == sum(map(len, sentences)):
                 return who, target, interferers
         raise ConfigError(
-            "speakers with files of equal names, which are taken for equal sentences, are never "
-            f"mixed, and {_TRIES} draws found no others. Rename the files, or shorten segment_s."
+            "files of the same name count as the same sentence and are never mixed, and "
+            f"{_TRIES} draws found no other pair. Rename the files, or shorten segment_s."
         )
 
     def _given(

@@ -187,14 +187,16 @@ def test_an_impossible_rate_is_refused(
 def test_what_weights_do_not_show_is_said(file: Callable[..., Path], small: State) -> None:
     rate, mask = convert(file(small), sample_rate_hz=16000).notes
     assert rate == "Taken to work at 16000 Hz, which weights do not show."
-    assert mask == "Taken to be not causal, with ReLU masks, which weights do not show."
+    assert mask == "Assumed to be non-causal with ReLU masks: the weights do not say."
     assert len(convert(file(renamed(small, XUCHENGLIN))).notes) == 1  # its norms show the first
 
 
 def test_without_a_classifier_there_is_one_speaker(file: Callable[..., Path], small: State) -> None:
     state = {k: v for k, v in renamed(small, WESEP).items() if not k.startswith("pred_linear")}
     done = convert(file({"models": [state]}))
-    assert done.notes[-1] == "It has no speaker classifier: ours is of one speaker, all zeros."
+    assert done.notes[-1] == (
+        "It has no speaker classifier; the model gets one for a single speaker, with zeros."
+    )
     assert done.system.config.speakers == 1
     assert not done.system.classifier.weight.any()
     assert not done.system.classifier.bias.any()

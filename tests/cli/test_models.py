@@ -623,7 +623,7 @@ def test_show_gets_what_is_not_here(hub: Hub, commit: str) -> None:
 def test_a_card_whose_top_is_broken_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     (folder / "README.md").write_text("---\nlicense: [\n---\n# x\n")
-    line = f"{folder}/README.md: the metadata at its top cannot be read. Correct them.\n"
+    line = f"{folder}/README.md: the metadata at its top is not valid YAML. Correct it.\n"
     done = run("models", "show", folder)
     assert (done.exit_code, done.stderr) == (0, f"warning: {line}")
     done = run("models", "push", folder, REPO, "--yes")
@@ -834,11 +834,11 @@ def test_a_trained_folder_gets_a_card(account: Hub, tiny_folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ("# x\n", "lack license, library_name, tags. Add them."),
-        ("---\nlibrary_name: mcspex\ntags: [a]\n---\n", "lack license. Add them."),
+        ("# x\n", "lacks license, library_name, tags. Add them."),
+        ("---\nlibrary_name: mcspex\ntags: [a]\n---\n", "lacks license. Add them."),
         (
             "---\nlibrary_name: diffusers\nlicense: mit\ntags: [a]\n---\n",
-            "lack library_name: mcspex. Add them.",
+            "lacks library_name: mcspex. Add them.",
         ),
     ],
 )

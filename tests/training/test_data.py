@@ -141,8 +141,11 @@ def test_an_empty_set_is_refused(librimix: Path) -> None:
     [
         ("84-121123-0000", r"has 1 utterances, but the set has the 2 folders s1, s2"),
         ("84-1-0_174-2-1_61-3-2", r"has 3 utterances, but the set has the 2 folders s1, s2"),
-        ("a_84-1-0", r"LibriMix names a mixture by its utterances, .* 'a' is none"),
-        ("p225-001_p226-002", r"numbers of speaker, chapter and utterance.* 'p225-001' is none"),
+        ("a_84-1-0", r"LibriMix names a mixture by its utterances, .* 'a' does not say who speaks"),
+        (
+            "p225-001_p226-002",
+            r"numbers of speaker, chapter and utterance.* 'p225-001' does not say who speaks",
+        ),
     ],
 )
 def test_names_that_do_not_tell_the_talkers_are_explained(
