@@ -93,18 +93,20 @@ Settings = TypeVar("Settings")
 )
 @click.option(
     "--activity",
-    type=click.Choice(["json", "rttm", "srt"]),
-    callback=lambda _, __, name: f".{name}" if name else None,
-    help="Write when the voice speaks, too, to activity/.",
+    cls=options.TableOption,
+    rows=options.activity_formats,
+    callback=options.as_suffix(options.activity_formats),
+    help="Also write when the voice speaks, to activity/",
 )
 @click.option(
     "--format",
     "suffix",
-    type=click.Choice(["wav", "flac", "ogg"]),
+    cls=options.TableOption,
+    rows=options.output_formats,
     default="wav",
     show_default=True,
-    callback=lambda _, __, name: f".{name}",
-    help="Of the estimates and residuals.",
+    callback=options.as_suffix(options.output_formats),
+    help="Format of the estimates and residuals",
 )
 @options.model
 @click.option(

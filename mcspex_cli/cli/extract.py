@@ -115,7 +115,7 @@ def extract(**values: Any) -> None:
     """  # noqa: D301 (click needs the character itself)
     request = Request(**{field.name: values[field.name] for field in fields(Request)})
     settings = options.extraction_options(values)
-    _check_usage(request, settings)
+    _check_usage(request)
     to_stdout = request.output == STREAM
     # Of the outermost context, so that errors are told by the streams' names as well.
     keep = click.get_current_context().find_root().with_resource
@@ -134,7 +134,7 @@ def extract(**values: Any) -> None:
         _copy_to_stdout(request.output or Path())
 
 
-def _check_usage(request: Request, settings: ExtractionOptions) -> None:
+def _check_usage(request: Request) -> None:
     """Refuse combinations of options that mean nothing.
 
     Raises:
@@ -152,8 +152,6 @@ def _check_usage(request: Request, settings: ExtractionOptions) -> None:
         and request.output is None,
         "-o - is for the sound of one MIXTURE, without --json.": request.output == STREAM
         and (len(request.mixtures) > 1 or request.as_json),
-        "--level raw is far louder than the mixture; leave --dry out.": settings.level == "raw"
-        and settings.dry_db is not None,
         "only -o can be standard output.": STREAM in places[1:],
     }.items():
         if is_wrong:

@@ -71,6 +71,33 @@ def _subtypes() -> dict[str, str]:
     return dict.fromkeys(SUBTYPES, "")
 
 
+def output_formats() -> dict[str, str]:
+    """The formats of sound files that can be written, by their suffix without the dot."""
+    from mcspex_cli.audio import FORMATS
+
+    return {suffix[1:]: "" for suffix in FORMATS}
+
+
+def activity_formats() -> dict[str, str]:
+    """The formats of activity files, by their suffix without the dot."""
+    from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
+
+    return {suffix[1:]: "" for suffix in ACTIVITY_FORMATS}
+
+
+def as_suffix(rows: Callable[[], dict[str, str]]) -> Callable[..., str | None]:
+    """A callback that turns the name of a format, one of `rows`, into its suffix."""
+
+    def check(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+        if name is None:
+            return None
+        if name not in rows():
+            raise click.BadParameter(f"{name!r} is none of {', '.join(rows())}.")
+        return f".{name}"
+
+    return check
+
+
 def complete_models(
     _: click.Context, __: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
@@ -225,6 +252,8 @@ def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
     from mcspex_cli.extraction.job import ExtractionOptions
 
     names = [field.name for field in fields(ExtractionOptions)]
+    if values["level"] == "raw" and values["dry_db"] is not None:
+        raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     try:
         return ExtractionOptions(**{name: values[name] for name in names})
     except ValueError as error:
