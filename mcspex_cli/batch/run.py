@@ -249,6 +249,7 @@ class Worker:
                 mixture=Path(mixture) if mixture else None,
                 channel=options.channel,
                 track=options.track,
+                damaged=options.damaged,
             )
         except McspexError as error:
             return error

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +195,7 @@ def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) 
         mixture=jobs[0].mixture,
         channel=settings.channel,
         track=settings.track,
+        damaged=settings.damaged,
     )
     for line in voice.warnings:
         console.warn(line)
@@ -246,13 +247,14 @@ def _work(
     with console.progress(shown=not request.is_silent) as bar:
         task = bar.add_task(name, total=seconds or None)
         results = extractor.extract_files(jobs, settings, lambda done_s: bar.advance(task, done_s))
-        for job, result in results:
-            if not isinstance(result, McspexError):
-                _show(request, job, result)
-                continue
-            failed.append(result)
-            if len(jobs) > 1:
-                console.error(str(result))
+        with closing(results):  # so that an interrupt here does not write what is left
+            for job, result in results:
+                if not isinstance(result, McspexError):
+                    _show(request, job, result)
+                    continue
+                failed.append(result)
+                if len(jobs) > 1:
+                    console.error(str(result))
     if failed and len(jobs) == 1:
         raise failed[0]
     if failed:
@@ -273,6 +275,7 @@ def _show(request: Request, job: Job, result: Result) -> None:
         if job.id:  # the temporary file of standard input is nobody's business
             names = (source.replace(str(job.mixture), job.id) for source in row["references"])
             row["references"] = list(names)
+            row["warnings"] = [line.replace(str(job.mixture), job.id) for line in row["warnings"]]
         console.data(row)
     elif not request.quiet:
         facts = [

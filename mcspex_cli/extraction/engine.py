@@ -294,7 +294,7 @@ def check_array(name: str, samples: Samples, dimensions: int) -> None:
         ValueError: it has another shape, no samples, or samples that are not finite.
     """
     shape = "[sample]" if dimensions == 1 else "[sample] or [channel, sample]"
-    if not isinstance(samples, np.ndarray) or samples.dtype.kind not in "fiu":
+    if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f":
         raise TypeError(f"{name} must be a NumPy array {shape} of float numbers in -1..1.")
     if not 1 <= samples.ndim <= dimensions:
         raise ValueError(f"{name} has the shape {list(samples.shape)}; it must be {shape}.")

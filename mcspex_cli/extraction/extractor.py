@@ -101,6 +101,7 @@ class Extractor:
         mixture: Path | None = None,
         channel: str = "mix",
         track: str | None = None,
+        damaged: str = "fail",
     ) -> Voice:
         """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
 
@@ -110,6 +111,7 @@ class Extractor:
             mixture: the recording that the spans are of.
             channel: the channel of the mixture that the spans are taken from.
             track: the sound track that they are taken from, as in `ExtractionOptions`.
+            damaged: what is done with a damaged mixture, as in `ExtractionOptions`.
 
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
@@ -127,6 +129,7 @@ class Extractor:
             mixture=None if mixture is None else Path(mixture),
             channel=channel,
             track=track,
+            damaged=damaged,
         )
 
     def extract(
@@ -209,7 +212,7 @@ class Extractor:
         jobs: Iterable[Job],
         options: ExtractionOptions | None = None,
         advance: Callable[[float], object] = lambda _: None,
-    ) -> Iterator[tuple[Job, Result | McspexError]]:
+    ) -> Generator[tuple[Job, Result | McspexError], None, None]:
         """Extract several files; reading, computing and writing overlap, also between files.
 
         Args:
@@ -248,11 +251,11 @@ class Extractor:
                     for job, ready in pending:
                         yield job, ready.result()
                 except BaseException:  # Ctrl-C, say: what is half written shall not be finished
-                    for task in opened:
+                    for task in tuple(opened):
                         task.error = task.error or McspexError(f"{task.name}: was interrupted.")
                     raise
         finally:
-            for task in opened:  # where whoever asked wants no more
+            for task in tuple(opened):  # where whoever asked wants no more
                 task.close()
 
     def _computed(

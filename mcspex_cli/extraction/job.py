@@ -219,7 +219,7 @@ class Places:
     """Files that are read and written, so that none is written twice, or written over its input."""
 
     def __init__(self, inputs: Iterable[Path] = ()) -> None:
-        self._inputs = {_identity(path): path for path in inputs}
+        self._inputs = {key for path in inputs for key in _identities(path)}
         self._outputs: dict[object, str] = {}
 
     def add(self, job: Job) -> None:
@@ -227,28 +227,36 @@ class Places:
 
         Raises:
             OutputError: an output has no known suffix, is an input, is written twice, exists and
-                may not be replaced, is a folder, or cannot be written where it is.
+                may not be replaced, is a folder, or cannot be written where it is; or the mixture
+                is the output of a job before.
         """
-        self._inputs[_identity(job.mixture)] = job.mixture
+        mixture = _identities(job.mixture)
+        for writer in (self._outputs[key] for key in mixture & self._outputs.keys()):
+            raise OutputError(
+                f"{job.mixture}: would be overwritten by the output for {writer}. Leave it out, or "
+                "choose another -o."
+            )
+        self._inputs |= mixture
         outputs = job.outputs
-        own: dict[object, Path] = {}
+        own: set[object] = set()
         for path in outputs.paths():
             known = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
             if path.suffix.lower() not in known:
                 choices = ", ".join(known)
                 raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
-            key = _identity(path)
-            if key in self._inputs:
+            keys = _identities(path)
+            if keys & self._inputs:
                 raise OutputError(
                     f"{path}: is an input, and inputs are never overwritten. Choose another name."
                 )
-            if own.setdefault(key, path) is not path:
+            if keys & own:
                 raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
-            if key in self._outputs:
+            for other in (self._outputs[key] for key in keys & self._outputs.keys()):
                 raise OutputError(
-                    f"{self._outputs[key]} and {job.name} would both be written to {path}. "
+                    f"{other} and {job.name} would both be written to {path}. "
                     "Rename one, or extract them one at a time with -o FILE."
                 )
+            own |= keys
             _check_place(path, outputs.overwrite)
         self._outputs |= dict.fromkeys(own, job.name)
 
@@ -280,7 +288,7 @@ def check_distinct(mixture: Path, references: Iterable[Path]) -> None:
         AudioError: it is.
     """
     for reference in references:
-        same = _identity(mixture) == _identity(reference)
+        same = bool(_identities(mixture) & _identities(reference))
         try:
             same = same or filecmp.cmp(mixture, reference, shallow=False)
         except OSError:
@@ -309,10 +317,10 @@ def _check_place(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
 
 
-def _identity(path: Path) -> object:
-    """What two names of one file have in common."""
+def _identities(path: Path) -> set[object]:
+    """What tells that two names are one file's: its path and, if it exists, its inode."""
     try:
         state = path.stat()
     except OSError:
-        return path.resolve()
-    return state.st_dev, state.st_ino
+        return {path.resolve()}
+    return {path.resolve(), (state.st_dev, state.st_ino)}

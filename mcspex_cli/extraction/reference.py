@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -212,7 +213,7 @@ class Clip:
         return self.samples[max(0, start) : end]
 
 
-def enroll(
+def enroll(  # noqa: PLR0913
     sources: Sequence[Path],
     engine: Engine,
     model: CheckpointInfo,
@@ -221,6 +222,7 @@ def enroll(
     mixture: Path | None = None,
     channel: str = "mix",
     track: str | None = None,
+    damaged: str = "fail",
 ) -> Voice:
     """Embed one voice from clips, folders of clips, profiles and spans, weighted by their speech.
 
@@ -235,6 +237,7 @@ def enroll(
         mixture: the recording that `spans` are of.
         channel: of the mixture: "mix" or a channel's number from 0; "all" means the mix.
         track: of the mixture: the number, from 1, or the language of a sound track.
+        damaged: "keep" takes what can be read of a damaged mixture.
 
     Raises:
         AudioError: a clip or span cannot be read, is silent or shorter than 0.3 s; there is none.
@@ -253,7 +256,7 @@ def enroll(
             clip = Clip.measure(str(path), samples, engine.sample_rate_hz, clipped)
             voices.append(embed_clip(clip, engine))
     if spans and mixture:
-        cuts = read_spans(mixture, spans, engine.sample_rate_hz, channel, track)
+        cuts = read_spans(mixture, spans, engine.sample_rate_hz, channel, track, damaged)
         voices += [embed_clip(clip, engine) for clip in cuts]
     return join_voices(voices, engine.calibration)
 
@@ -397,6 +400,7 @@ def read_spans(
     sample_rate_hz: int,
     channel: str = "mix",
     track: str | None = None,
+    damaged: str = "fail",
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
@@ -409,6 +413,7 @@ def read_spans(
         sample_rate_hz: of the clips.
         channel: "mix" or a channel's number from 0; "all" means the mix.
         track: the number, from 1, or the language of a sound track.
+        damaged: "keep" takes what can be read of a damaged recording.
 
     Yields:
         A clip for each span, called "FILE 12.0-18.5 s".
@@ -430,7 +435,7 @@ def read_spans(
     cuts: list[list[Samples]] = [[] for _ in spans]
     at, last = 0, max((end for _, end in bounds), default=0)
     channel = "mix" if channel == "all" else channel
-    for block in audio.Reader(path, rate_hz, channel, track=track):
+    for block in audio.Reader(path, rate_hz, channel, track=track, damaged=cast(Any, damaged)):
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             piece = block[:, max(0, start - at) : max(0, end - at)]
             if piece.size:

@@ -419,19 +419,13 @@ def open_mixture(job: Job, options: ExtractionOptions, places: Places) -> Sound:
         damaged=cast(Any, options.damaged),
     )
     channels = info.channels if options.channel == "all" else 1
-    others = []
-    if len(info.tracks) > 1 and options.track is None:
-        others.append(
-            f"{job.mixture} has {len(info.tracks)} sound tracks, of which the first was used. "
-            "Choose another with --track."
-        )
     return Sound(
         info.sample_rate_hz,
         info.seconds,
         channels,
         iter(reader),
         info.start_s,
-        lambda: [*others, *reader.warnings],
+        lambda: reader.warnings,
     )
 
 

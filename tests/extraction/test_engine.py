@@ -240,6 +240,7 @@ def test_windows_of_one_length_share_batches_whatever_signal_they_are_of(tiny: S
         (np.zeros(0, np.float32), ValueError, "has no samples"),
         ([0.0] * 8000, TypeError, "must be a NumPy array"),
         (np.zeros(8000, np.complex64), TypeError, "must be a NumPy array"),
+        (np.zeros(8000, np.int16), TypeError, "must be a NumPy array"),
     ],
 )
 def test_what_is_no_mixture_is_refused(

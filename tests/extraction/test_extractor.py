@@ -655,6 +655,9 @@ def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -
         places.add(Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "o.wav")))
     with pytest.raises(OutputError, match="is an input"):
         places.add(Job(tmp_path / "c.wav", voice, Outputs(tmp_path / "b.wav")))
+    (tmp_path / "o.wav").touch()
+    with pytest.raises(OutputError, match=r"o.wav: would be overwritten by the output for .*a.wav"):
+        places.add(Job(tmp_path / "o.wav", voice, Outputs(tmp_path / "p.wav")))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
