@@ -337,7 +337,7 @@ def test_what_failed_is_a_manifest_for_another_folder(batch: Run, twenty: list[s
     batch(*MANY)
     refused = batch("--manifest", "out/failed.jsonl", "-o", "out")
     assert refused.exit_code == 1
-    assert "out/failed.jsonl: is in the output folder, whose reports" in refused.stderr
+    assert "out/failed.jsonl: is in the output folder, so the reports" in refused.stderr
     assert batch("--manifest", "out/failed.jsonl", "-o", "rest").exit_code == 3
     write("many/07.wav", buzz(100, 0.4))
     done = batch("--manifest", "out/failed.jsonl", "-o", "rest")
@@ -522,7 +522,7 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         ((*ASKED, "--batch-size", "many"), "'many' is neither auto nor a number from 1."),
         ((*ASKED, "--batch-size", "-1"), "'-1' is neither auto nor a number from 1."),
         ((*ASKED, "--jobs", "0"), "0 is not in the range x>=1"),
-        ((*ASKED, "--format", "mp3"), "'mp3' is not one of"),
+        ((*ASKED, "--format", "mp3"), "'mp3' is none of wav"),
         ((*ASKED, "--metrics", "loudness"), "--metrics loudness: unknown"),
         *(
             ((*ASKED, "--shard", shard), f"'{shard}' is not I/N with I from 1 to N, like 2/8.")
