@@ -72,14 +72,7 @@ Settings = TypeVar("Settings")
     help="Some of {metrics}, those that need no interferers.",
 )
 @click.option("--resample", is_flag=True, help="Score at the truth's rate, whatever the others'.")
-@click.option(
-    "--groups", type=options.PATH, metavar="CSV", help="A table of cases and their groups."
-)
-@click.option(
-    "--group-by",
-    metavar="COLUMN",
-    help="The column of --groups to use.  [default: group, or the only one]",
-)
+@options.grouping
 @click.option(
     "-o",
     "--output",

@@ -260,6 +260,22 @@ def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
         raise click.UsageError(f"{error}.") from error
 
 
+def grouping(command: Command) -> Command:
+    """--groups and --group-by."""
+    for option in (
+        click.option(
+            "--group-by",
+            metavar="COLUMN",
+            help="The column of --groups to use.  [default: group, or the only one]",
+        ),
+        click.option(
+            "--groups", type=PATH, metavar="CSV", help="A table of cases and their groups."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def as_json(command: Command) -> Command:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")(

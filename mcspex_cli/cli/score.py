@@ -71,14 +71,7 @@ def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
     metavar="NAMES",
     help="Some of {metrics}.  [default: all that are installed]",
 )
-@click.option(
-    "--groups", type=options.PATH, metavar="CSV", help="A table of cases and their groups."
-)
-@click.option(
-    "--group-by",
-    metavar="COLUMN",
-    help="The column of --groups to use.  [default: group, or the only one]",
-)
+@options.grouping
 @click.option(
     "--baseline", type=options.PATH, metavar="JSON", help="An earlier report to compare with."
 )

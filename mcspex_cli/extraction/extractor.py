@@ -29,6 +29,7 @@ import numpy as np
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
+from mcspex_cli.containers import Damaged
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.engine import Engine, check_array, open_engine
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Places, Result
@@ -101,7 +102,7 @@ class Extractor:
         mixture: Path | None = None,
         channel: str = "mix",
         track: str | None = None,
-        damaged: str = "fail",
+        damaged: Damaged = "fail",
     ) -> Voice:
         """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
+from mcspex_cli.containers import Damaged
 from mcspex_cli.errors import AudioError, OutputError
 from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.levels import Level, check_length
@@ -43,7 +44,7 @@ ABSENT = {
 """Every policy for a voice that is absent, by its name."""
 
 SUBTYPES = audio.SUBTYPES
-DAMAGED = ("fail", "keep")
+DAMAGED = get_args(Damaged)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ExtractionOptions:
     """The gain of the mixture that is added to the voice; None adds nothing."""
     track: str | None = None
     """The sound track of a file that has several: a number from 1, or a language ("eng")."""
-    damaged: str = "fail"
+    damaged: Damaged = "fail"
     """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
 
     @cached_property

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+from mcspex_cli.containers import Damaged
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.activity import (
     FRAME_S,
@@ -222,7 +222,7 @@ def enroll(  # noqa: PLR0913
     mixture: Path | None = None,
     channel: str = "mix",
     track: str | None = None,
-    damaged: str = "fail",
+    damaged: Damaged = "fail",
 ) -> Voice:
     """Embed one voice from clips, folders of clips, profiles and spans, weighted by their speech.
 
@@ -400,7 +400,7 @@ def read_spans(
     sample_rate_hz: int,
     channel: str = "mix",
     track: str | None = None,
-    damaged: str = "fail",
+    damaged: Damaged = "fail",
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
@@ -435,7 +435,7 @@ def read_spans(
     cuts: list[list[Samples]] = [[] for _ in spans]
     at, last = 0, max((end for _, end in bounds), default=0)
     channel = "mix" if channel == "all" else channel
-    for block in audio.Reader(path, rate_hz, channel, track=track, damaged=cast(Any, damaged)):
+    for block in audio.Reader(path, rate_hz, channel, track=track, damaged=damaged):
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             piece = block[:, max(0, start - at) : max(0, end - at)]
             if piece.size:

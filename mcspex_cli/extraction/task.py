@@ -416,7 +416,7 @@ def open_mixture(job: Job, options: ExtractionOptions, places: Places) -> Sound:
         info.sample_rate_hz,
         options.channel,
         track=options.track,
-        damaged=cast(Any, options.damaged),
+        damaged=options.damaged,
     )
     channels = info.channels if options.channel == "all" else 1
     return Sound(
