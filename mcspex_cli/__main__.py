@@ -24,6 +24,7 @@ from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.doctor import doctor
 from mcspex_cli.cli.enroll import enroll
 from mcspex_cli.cli.extract import extract
+from mcspex_cli.cli.live import live
 from mcspex_cli.cli.models import models
 from mcspex_cli.cli.report import report
 from mcspex_cli.cli.score import score
@@ -158,7 +159,7 @@ def main() -> None:
     """
 
 
-for command in (extract, batch, enroll, score, report, models, simulate, train, doctor):
+for command in (extract, batch, live, enroll, score, report, models, simulate, train, doctor):
     main.add_command(command)
 add_log_option(main)
 

@@ -42,11 +42,11 @@ class TableOption(click.Option):
 
     def __init__(self, *args: Any, rows: Callable[[], dict[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._rows, self._text = rows, self.help
+        self.rows, self._text = rows, self.help
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Complete the help by the rows: each by its name, with what it means."""
-        rows = self._rows()
+        rows = self.rows()
         self.metavar = "|".join(rows)
         meanings = ", ".join(f"{name} ({text})" for name, text in rows.items() if text)
         self.help = f"{self._text}: {meanings}." if meanings else f"{self._text}."

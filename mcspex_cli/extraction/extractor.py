@@ -35,7 +35,8 @@ from mcspex_cli.extraction.engine import Engine, check_array, open_engine
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Places, Result
 from mcspex_cli.extraction.reference import Span, Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.extraction.task import Sound, Task, open_mixture
+from mcspex_cli.extraction.streaming import LiveExtractor, Timing
+from mcspex_cli.extraction.task import Sound, Task, check_voice, open_mixture
 from mcspex_cli.extraction.windows import Window
 
 T = TypeVar("T")
@@ -175,6 +176,33 @@ class Extractor:
             return result
         assert result.estimate is not None
         return replace(result, estimate=result.estimate[0])
+
+    def live(
+        self,
+        voice: Voice,
+        *,
+        latency_s: float = 1.0,
+        sample_rate_hz: int | None = None,
+        absent: str = "keep",
+    ) -> LiveExtractor:
+        """Extract a voice from sound that is still arriving.
+
+        Args:
+            voice: of `enroll`, by the same model.
+            latency_s: how much later a sample comes out than it went in, 0.1 to 3 s. With a
+                longer one the result is better, and costs less computing.
+            sample_rate_hz: of the sound, in and out; None if it is the network's own.
+            absent: "keep", or "mute" for silence where the voice is absent.
+
+        Raises:
+            McspexError: the voice is not of this model.
+            ValueError: the latency, rate or policy is none.
+        """
+        check_voice("live", voice.embedding, self.model.config.embedding)
+        rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        return LiveExtractor(
+            self.engine, voice, Timing.for_latency(latency_s, rate_hz), rate_hz, absent
+        )
 
     def extract_file(
         self,

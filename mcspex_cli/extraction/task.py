@@ -119,12 +119,8 @@ class Task:
         if self.job is not None:
             sources = map(Path, self._voice.sources)
             check_distinct(self.job.mixture, [path for path in sources if path.is_file()])
-        embedding, length = self._voice.embedding, self._extractor.model.config.embedding
-        if np.shape(embedding) != (length,) or not np.isfinite(embedding).all():
-            raise McspexError(
-                f"{self.name}: the voice is not one of this model, or is damaged. "
-                "Enroll it with the model that extracts it."
-            )
+        embedding = self._voice.embedding
+        check_voice(self.name, embedding, self._extractor.model.config.embedding)
         rate_hz, channels = self._sound.sample_rate_hz, self._sound.channels
         self._joiner = Joiner(self._engine.windowing)
         self._back = audio.Resampler(self._engine.sample_rate_hz, rate_hz, channels)
@@ -427,6 +423,19 @@ def open_mixture(job: Job, options: ExtractionOptions, places: Places) -> Sound:
         info.start_s,
         lambda: reader.warnings,
     )
+
+
+def check_voice(name: str, embedding: Samples, length: int) -> None:
+    """Refuse what is not an embedding [length] of a voice; `name` is what asks for it.
+
+    Raises:
+        McspexError: it is of another length, or not finite.
+    """
+    if np.shape(embedding) != (length,) or not np.isfinite(embedding).all():
+        raise McspexError(
+            f"{name}: the voice is not one of this model, or is damaged. "
+            "Enroll it with the model that extracts it."
+        )
 
 
 def _column(gain: npt.NDArray[np.float64]) -> Samples:

@@ -1,0 +1,93 @@
+"""What a latency costs: SI-SDRi of live extraction against that of the whole file, and CPU time.
+
+    python -m benchmarks.live RECIPES --every 6
+
+RECIPES is a CSV as `mcspex simulate --recipe` reads it. One thread is used, so that CPU seconds are
+those of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mcspex_cli import Extractor, Voice, si_sdr
+from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.runtime import keep_memory
+from mcspex_cli.extraction.streaming import LiveExtractor, Timing
+from mcspex_cli.training.simulate import Rendering, read_recipes, render
+
+LATENCIES_S = (0.25, 0.5, 1.0, 2.0)
+SETTINGS = [(latency_s, None, None) for latency_s in LATENCIES_S]
+"""Seconds of latency, window and hop; None for what `Timing` chooses."""
+MORE = [(1.0, window_s, 0.4) for window_s in (2.0, 3.0, 6.0)]
+MORE += [(1.0, 4.0, hop_s) for hop_s in (0.2, 0.3)]
+
+
+def timing(setting: tuple[float, float | None, float | None], rate_hz: int) -> Timing:
+    """The lengths of a setting; half a hop is left for computing."""
+    latency_s, window_s, hop_s = setting
+    chosen = Timing.for_latency(latency_s, rate_hz)
+    if window_s is None or hop_s is None:
+        return chosen
+    hop = round(hop_s * rate_hz)
+    future = chosen.latency - hop - hop // 2 - chosen.fade
+    return Timing(round(window_s * rate_hz), hop, chosen.fade, future, hop // 2)
+
+
+def gain_db(estimate: Samples, mixture: Rendering) -> float:
+    """SI-SDRi."""
+    return si_sdr(estimate, mixture.target) - si_sdr(mixture.mixture, mixture.target)
+
+
+def measure(
+    extractor: Extractor,
+    mixtures: Sequence[Rendering],
+    setting: tuple[float, float | None, float | None],
+) -> tuple[list[float], float]:
+    """SI-SDRi of every mixture, and CPU seconds for a second of sound."""
+    engine, gains, seconds = extractor.engine, [], 0.0
+    rate_hz = engine.sample_rate_hz
+    began = time.process_time()
+    for one in mixtures:
+        voice = Voice(engine.embed([one.reference]), (), 0.0, (), ())
+        live = LiveExtractor(engine, voice, timing(setting, rate_hz), rate_hz, "keep")
+        gains.append(gain_db(np.concatenate([live.push(one.mixture), live.flush()]), one))
+        seconds += len(one.mixture) / rate_hz
+    return gains, (time.process_time() - began) / seconds
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recipes", type=Path)
+    parser.add_argument("--every", type=int, default=1, help="use one mixture of so many")
+    parser.add_argument("--more", action="store_true", help="vary window and hop, too")
+    parser.add_argument("--model")
+    arguments = parser.parse_args()
+    keep_memory()
+    extractor = Extractor.load(arguments.model, device="cpu")
+    engine = extractor.engine
+    recipes = read_recipes(arguments.recipes)[:: arguments.every]
+    mixtures = [render(recipe, engine.sample_rate_hz) for recipe in recipes]
+    whole = [gain_db(engine.extract(m.mixture, engine.embed([m.reference])), m) for m in mixtures]
+    print(f"{len(mixtures)} mixtures; the whole file: {np.mean(whole):.2f} dB")
+    print("| latency s | window s | hop s | future s | SI-SDRi dB | against the file dB | CPU |")
+    print("|---|---|---|---|---|---|---|")
+    for setting in MORE if arguments.more else SETTINGS:
+        gains, cpu = measure(extractor, mixtures, setting)
+        lengths = timing(setting, 1000)
+        times = " | ".join(
+            f"{length / 1000:g}"
+            for length in (lengths.latency, lengths.window, lengths.hop, lengths.future)
+        )
+        change = np.mean(gains) - np.mean(whole)
+        print(f"| {times} | {np.mean(gains):.2f} | {change:+.2f} | {cpu:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

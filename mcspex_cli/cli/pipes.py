@@ -1,0 +1,410 @@
+"""Live sound in and out: raw samples or WAV through pipes, and sound cards."""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputError
+
+if TYPE_CHECKING:
+    from mcspex_cli.audio import Samples
+
+ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", "f32": "FLOAT"}
+"""How raw samples may be written down, little-endian: libsndfile's names."""
+
+BYTES = {"s16": 2, "s24": 3, "s32": 4, "u8": 1, "f32": 4}
+
+_READ_BYTES = 2**14
+_HELD_BLOCKS = 2**12
+"""Blocks that may wait. A pipe is then read no further, and a sound card's sound would be lost."""
+
+_UNKNOWN_BYTES = 0x7FFFF000
+"""Programs that write to a pipe give this length or a larger one, as they do not know it."""
+
+_OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa3": "Matroska"}
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """What the bytes of a stream are."""
+
+    sample_rate_hz: int
+    channels: int
+    encoding: str
+    """Of `ENCODINGS`."""
+    wav: bool = False
+    """Whether a WAV header comes first."""
+    data_bytes: int | None = None
+    """How many bytes of sound come; None for as many as there are."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of all channels."""
+        return self.channels * BYTES[self.encoding]
+
+    def __str__(self) -> str:
+        """As people read it."""
+        channels = "mono" if self.channels == 1 else f"{self.channels} channels"
+        form = "WAV" if self.wav else "raw"
+        return f"{form} {self.encoding}, {self.sample_rate_hz} Hz, {channels}"
+
+    def decode(self, data: bytes) -> Samples:
+        """Whole frames as [channel, sample]."""
+        import soundfile
+
+        block, _ = soundfile.read(
+            io.BytesIO(data),
+            dtype="float32",
+            always_2d=True,
+            samplerate=self.sample_rate_hz,
+            channels=self.channels,
+            format="RAW",
+            subtype=ENCODINGS[self.encoding],
+            endian="LITTLE",
+        )
+        samples: Samples = block.T
+        return samples
+
+    def encode(self, samples: Samples) -> bytes:
+        """Samples [sample] as bytes."""
+        import soundfile
+
+        out = io.BytesIO()
+        subtype = ENCODINGS[self.encoding]
+        soundfile.write(out, samples, self.sample_rate_hz, subtype, "LITTLE", "RAW")
+        return out.getvalue()
+
+    def header(self) -> bytes:
+        """A WAV header for a stream whose length is not known; nothing for raw samples."""
+        if not self.wav:
+            return b""
+        rate_hz, size = self.sample_rate_hz, BYTES[self.encoding]
+        tag = 3 if self.encoding == "f32" else 1
+        shape = (tag, self.channels, rate_hz, rate_hz * self.frame_bytes, self.frame_bytes)
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, *shape, 8 * size)
+        unknown = 0xFFFFFFFF
+        return struct.pack("<4sI4s", b"RIFF", unknown, b"WAVE") + form + _chunk(b"data", unknown)
+
+
+def _chunk(name: bytes, size: int) -> bytes:
+    return struct.pack("<4sI", name, size)
+
+
+class Inflow:
+    """Sound that arrives in a thread of its own; iterate over it for its blocks.
+
+    Yields:
+        Each block [channel, sample] with the time, of `time.monotonic`, at which it arrived.
+    """
+
+    def __init__(self, name: str, sample_rate_hz: int) -> None:
+        self.name, self.sample_rate_hz = name, sample_rate_hz
+        self._queue: queue.Queue[tuple[float, Samples]] = queue.Queue(_HELD_BLOCKS)
+        self._ended = threading.Event()
+        self._error: McspexError | None = None
+        self._arrived = 0
+        self.warnings: list[str] = []
+        """What is wrong with it, and has not been told yet."""
+
+    def put(self, block: Samples, *, waits: bool = True) -> None:
+        """Add a block; where too many wait, wait too, or end with an error."""
+        if not np.isfinite(block).all():
+            at_s = self._arrived / self.sample_rate_hz
+            self.end(NonFiniteError(f"{self.name}: NaN or infinite samples at {at_s:.1f} s."))
+        self._arrived += block.shape[1]
+        while not self._ended.is_set():
+            try:
+                self._queue.put((time.monotonic(), block), timeout=0.1 if waits else 0)
+                return
+            except queue.Full:
+                if not waits:
+                    self.end(
+                        AudioError(
+                            f"{self.name}: this machine is too slow, and too much sound waits. "
+                            "Use a longer --latency, or a smaller model."
+                        )
+                    )
+
+    def end(self, error: McspexError | None = None) -> None:
+        """Take no more blocks; those that wait are still given, and then the error is raised."""
+        self._error = self._error or error
+        self._ended.set()
+
+    def skip_backlog(self) -> float:
+        """Forget what arrived before now, if the source is live; say how many seconds.
+
+        A live source sends a second in a second, up to this moment. A file, or a program that
+        writes what it has and then waits, does not, and nothing of it is forgotten.
+        """
+        now = time.monotonic()
+        with self._queue.mutex:
+            waiting = list(self._queue.queue)
+            recent = [len(block[0]) for at, block in waiting if at > now - 1.0]
+            seconds = sum(len(block[0]) for _, block in waiting) / self.sample_rate_hz
+            is_live = 0.5 <= sum(recent) / self.sample_rate_hz <= 1.5 and len(recent) > 1
+            if not is_live or self._ended.is_set():
+                return 0.0
+            self._queue.queue.clear()
+            self._queue.not_full.notify_all()
+        return seconds
+
+    def __iter__(self) -> Iterator[tuple[float, Samples]]:
+        while not (self._ended.is_set() and self._queue.empty()):
+            try:
+                yield self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+        if self._error:
+            raise self._error
+
+
+def open_stdin(raw: SoundFormat | None) -> tuple[SoundFormat, Inflow]:
+    """Begin to read standard input: WAV, or raw samples if it has no WAV header.
+
+    Args:
+        raw: what raw samples are; None if that is not known.
+
+    Raises:
+        AudioError: standard input is a terminal, closed, empty, or sound of another kind.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise AudioError("standard input is closed. Pipe sound into it, or use --input-device.")
+    if sys.stdin.isatty():
+        raise AudioError("standard input is a terminal. Pipe sound into it, or use --input-device.")
+    descriptor = sys.stdin.fileno()  # its buffer would be locked by a thread that waits for sound
+    start = _read(descriptor, 4)
+    if not start:
+        raise AudioError("standard input is empty. Pipe sound into it.")
+    if start in (b"RIFF", b"RF64"):
+        form, start = _read_wav_header(descriptor, start), b""
+        if raw and raw.sample_rate_hz != form.sample_rate_hz:
+            raise AudioError(
+                f"standard input is WAV of {form.sample_rate_hz} Hz, not {raw.sample_rate_hz} Hz. "
+                "Leave --rate out."
+            )
+    else:
+        kind = next((k for magic, k in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+        if kind or raw is None:
+            what = f"is {kind}" if kind else "has no WAV header"
+            raise AudioError(
+                f"standard input {what}. Pipe WAV, or raw samples with --rate: "
+                "ffmpeg -i INPUT -f wav - | mcspex live ..."
+            )
+        form = raw
+    inflow = Inflow("standard input", form.sample_rate_hz)
+    threading.Thread(
+        target=_pump, args=(descriptor, start, form, inflow), name="mcspex-stdin", daemon=True
+    ).start()
+    return form, inflow
+
+
+def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> None:
+    """Read standard input to its end; what has arrived is passed on at once."""
+    left = form.data_bytes
+    try:
+        while left is None or left > 0:
+            data = os.read(descriptor, _READ_BYTES if left is None else min(_READ_BYTES, left))
+            if not data:
+                break
+            left = None if left is None else left - len(data)
+            held += data
+            whole = len(held) - len(held) % form.frame_bytes
+            if whole:
+                inflow.put(form.decode(held[:whole]))
+            held = held[whole:]
+        if held:
+            inflow.warnings.append(
+                f"standard input ended in the middle of a sample: {len(held)} bytes are left out. "
+                "Check --format and --channels."
+            )
+        inflow.end()
+    except OSError as error:
+        inflow.end(AudioError(f"standard input: cannot be read ({error.strerror})."))
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Bytes from a pipe: `size` of them, or fewer at its end."""
+    data = b""
+    while len(data) < size and (more := os.read(descriptor, size - len(data))):
+        data += more
+    return data
+
+
+def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
+    """Read up to the first sample."""
+    broken = AudioError("standard input: its WAV header is broken. Pipe raw samples with --rate.")
+    _read(descriptor, 8)
+    form: tuple[int, int, str] | None = None
+    long_bytes = None
+    while len(head := _read(descriptor, 8)) == 8:
+        name, size = struct.unpack("<4sI", head)
+        if name == b"data":
+            if form is None:
+                break
+            size = long_bytes if start == b"RF64" and size == 0xFFFFFFFF else size
+            known = size and (start == b"RF64" or size < _UNKNOWN_BYTES)
+            return SoundFormat(*form, wav=True, data_bytes=size if known else None)
+        body = _read(descriptor, size + size % 2)
+        if name == b"ds64" and len(body) >= 16:
+            (long_bytes,) = struct.unpack("<8xQ", body[:16])
+        if name == b"fmt " and len(body) >= 16:
+            tag, channels, rate_hz, _, _, bits = struct.unpack("<HHIIHH", body[:16])
+            if tag == 0xFFFE and len(body) >= 26:
+                (tag,) = struct.unpack("<H", body[24:26])
+            kinds = {(1, 8): "u8", (1, 16): "s16", (1, 24): "s24", (1, 32): "s32", (3, 32): "f32"}
+            if (tag, bits) not in kinds or not channels or rate_hz < 1000:
+                raise AudioError(
+                    f"standard input: WAV of this kind (format {tag}, {bits} bits, {channels} "
+                    f"channels, {rate_hz} Hz) cannot be read live. Convert it to 16-bit PCM."
+                )
+            form = (rate_hz, channels, kinds[tag, bits])
+    raise broken
+
+
+class Stdout:
+    """Standard output as a place for sound.
+
+    Raises:
+        OutputError: it is a terminal, or closed.
+    """
+
+    def __init__(self, form: SoundFormat) -> None:
+        if sys.stdout is None or sys.stdout.closed:
+            raise OutputError("standard output is closed. Redirect it to a file or program.")
+        if sys.stdout.isatty():
+            raise OutputError("standard output is a terminal. Redirect it to a file or program.")
+        self._form, self._descriptor = form, sys.stdout.fileno()
+        self._header = form.header()
+
+    def write(self, samples: Samples) -> None:
+        """Write samples [sample] at once.
+
+        Raises:
+            BrokenPipeError: the program that reads them has ended.
+            OutputError: the disk is full.
+        """
+        data = memoryview(self._header + self._form.encode(samples))
+        self._header = b""
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: writing failed ({error.strerror}).") from error
+
+
+def load_sounddevice() -> Any:
+    """The package that plays and records.
+
+    Raises:
+        McspexError: it, or the library below it, is missing.
+    """
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise McspexError(
+            "sound cards need the package sounddevice: pip install 'mcspex[live]'"
+        ) from error
+    except OSError as error:
+        raise McspexError(
+            "sound cards need the library PortAudio (on Debian: apt install libportaudio2)."
+        ) from error
+    return sounddevice
+
+
+def list_devices() -> list[tuple[str, ...]]:
+    """Every sound card: number, name, channels in and out, rate."""
+    return [
+        (
+            str(number),
+            device["name"],
+            str(device["max_input_channels"]),
+            str(device["max_output_channels"]),
+            f"{device['default_samplerate']:g}",
+        )
+        for number, device in enumerate(load_sounddevice().query_devices())
+    ]
+
+
+class SoundCard:
+    """A sound card that records, or plays.
+
+    Args:
+        device: its number, or a part of its name.
+        kind: "input" or "output".
+        sample_rate_hz: None for the card's own.
+
+    Raises:
+        McspexError: there is no such card, or it cannot do this rate.
+    """
+
+    def __init__(self, device: str, kind: str, sample_rate_hz: int | None) -> None:
+        self._library = load_sounddevice()
+        self.device: int | str = int(device) if device.isdecimal() else device
+        with _card_errors(device):
+            info = self._library.query_devices(self.device, kind)
+            self.sample_rate_hz = sample_rate_hz or round(info["default_samplerate"])
+            check = getattr(self._library, f"check_{kind}_settings")
+            check(self.device, samplerate=self.sample_rate_hz, channels=1, dtype="float32")
+
+    def __str__(self) -> str:
+        """As people read it."""
+        return f"sound card {self.device}, {self.sample_rate_hz} Hz, mono"
+
+    def record(self) -> Inflow:
+        """Begin to record."""
+        inflow = Inflow("the sound card", self.sample_rate_hz)
+
+        def take(block: Samples, _: int, __: object, status: Any) -> None:
+            if status.input_overflow:
+                inflow.warnings.append("the sound card lost some sound: this machine was too busy.")
+            inflow.put(block.T.copy(), waits=False)
+
+        with _card_errors(self.device):
+            self._stream = self._library.InputStream(
+                self.sample_rate_hz, 0, self.device, 1, "float32", callback=take
+            )
+            self._stream.start()
+        return inflow
+
+    def write(self, samples: Samples) -> None:
+        """Play samples [sample]; waits until the card takes them."""
+        with _card_errors(self.device):
+            if not hasattr(self, "_stream"):
+                self._stream = self._library.OutputStream(
+                    self.sample_rate_hz, 0, self.device, 1, "float32"
+                )
+                self._stream.start()
+            self._stream.write(samples[:, None])
+
+    def close(self) -> None:
+        """Play what is left, and give the card back."""
+        if hasattr(self, "_stream"):
+            self._stream.stop()
+            self._stream.close()
+
+
+@contextmanager
+def _card_errors(device: int | str) -> Iterator[None]:
+    """Turn PortAudio's errors into ours."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ValueError) and type(error).__name__ != "PortAudioError":
+            raise
+        raise McspexError(
+            f"sound card {device}: {error}. mcspex live --list-devices lists all."
+        ) from error

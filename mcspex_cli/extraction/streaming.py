@@ -1,0 +1,335 @@
+"""A voice from sound that is still arriving: samples in, as many samples out, a fixed time later.
+
+```
+            |◀────────────────── window ───────────────────▶|
+            |        past         | hop |fade|   future     |
+window k    |                     |=====|────|              |  ready `reserve` later
+window k+1        |                     |====|──────|              |
+out         ...       of k−1      |of k |k→k+1| of k+1 ...
+            latency = hop + fade + future + reserve
+```
+
+The networks are not causal: they need to know what comes before and after a sample, and their
+norms see a whole window. So the network runs anew on the last seconds each time a hop of new sound
+has arrived, and gives a hop of output that lies a while before the window's end. Two windows are
+joined by a cross-fade. `reserve` is the time that the network may take to compute. Each window is
+resampled as a whole, which adds no delay: a streaming resampler would add 0.1 s, and one more on
+the way back. Ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mcspex_cli import audio
+from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.job import ABSENT
+from mcspex_cli.extraction.levels import FULL_SCALE
+from mcspex_cli.extraction.presence import SEGMENT_S, PresenceMeter
+from mcspex_cli.extraction.reference import Voice
+from mcspex_cli.extraction.windows import without_rumble
+from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ
+
+LATENCIES_S = (0.1, 3.0)
+"""The shortest and the longest latency."""
+
+FADE_S = 0.02
+
+MEMORY_S = 20.0
+"""How long the level remembers, while the voice speaks."""
+
+PRESENCE_STEP_S = 0.4
+"""Presence is measured this often, as each time costs about a tenth of a window."""
+
+MIN_JUDGED_S = 1.0
+"""Less than this is too little to judge."""
+
+KEPT_MEASUREMENTS = 3
+"""A voice is muted when presence was too low this often in a row."""
+
+MUTE_FADE_S = 0.05
+
+_WAITING = 4
+"""Windows that may wait to be computed, so that a long block does not fill the memory."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The lengths of everything, in samples at the rate of the sound."""
+
+    window: int
+    hop: int
+    fade: int
+    future: int
+    reserve: int
+
+    @property
+    def latency(self) -> int:
+        """How much later a sample comes out than it went in."""
+        return self.hop + self.fade + self.future + self.reserve
+
+    @classmethod
+    def for_latency(cls, latency_s: float, sample_rate_hz: int) -> Timing:
+        """Share a latency out.
+
+        A longer hop costs less computing, but leaves less future. These shares, and the length of
+        the window, are a compromise between quality and computing time; docs/live.md has both.
+
+        Raises:
+            ValueError: the latency is out of `LATENCIES_S`, or the rate not from 1 kHz to 1 MHz.
+        """
+        if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
+            raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
+        if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
+            low, high = LATENCIES_S
+            raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
+        hop_s = min(0.4 * latency_s, 0.4)
+        times_s = max(2.0, 10 * hop_s), hop_s, FADE_S
+        window, hop, fade = (round(one * sample_rate_hz) for one in times_s)
+        reserve = hop // 2
+        future = round(latency_s * sample_rate_hz) - hop - fade - reserve
+        return cls(window, hop, fade, future, reserve)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What one window adds to the output."""
+
+    samples: Samples
+    presence: float | None
+    limited: bool
+
+
+class LiveExtractor:
+    """Extracts one voice from a stream of blocks; `Extractor.live` makes one.
+
+    ```python
+    live = extractor.live(voice, latency_s=1.0, sample_rate_hz=16000)
+    for block in microphone:
+        play(live.push(block))
+    play(live.flush())
+    ```
+
+    What comes out does not depend on how the stream is cut into blocks. The network runs in a
+    thread of its own: `push` only waits for it where it is late.
+
+    Args:
+        engine: the network.
+        voice: of the same model.
+        timing: how the latency is shared out.
+        sample_rate_hz: of the blocks, in and out.
+        absent: "keep" or "mute", of `ABSENT`.
+    """
+
+    def __init__(
+        self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, absent: str
+    ) -> None:
+        policies = [row.name for row in ABSENT.values() if not row.fails]
+        if absent not in policies:
+            raise ValueError(f"absent {absent!r} is none of {', '.join(policies)}")
+        self.timing, self.sample_rate_hz = timing, sample_rate_hz
+        self.presence: float | None = None
+        """How likely, 0 to 1, the voice speaks in about the 2 s before what came out last; None at
+        first, and for a model that cannot tell."""
+        self.limited = False
+        """Whether something was turned down because it would have clipped."""
+        self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].gain)
+        self._worker = ThreadPoolExecutor(1, "mcspex-live")
+        self._waiting: deque[Future[_Estimate]] = deque()
+        self._held: list[Samples] = []
+        """The newest sound, a window or more once there is so much."""
+        self._received = self._computed = self._given = 0
+        """Samples so far."""
+        self._window_end = timing.hop + timing.fade + timing.future
+        self._ready: list[Samples] = []
+        """Output that is not due yet."""
+        self._flushed = False
+
+    @property
+    def computed_s(self) -> float:
+        """How long the network, and all else that is done for a window, has taken so far."""
+        return self._stream.computed_s
+
+    def push(self, samples: Samples) -> Samples:
+        """Take the next samples.
+
+        Args:
+            samples: [sample], or [channel, sample], of which the mean is taken. Any number of them.
+
+        Returns:
+            [sample], what is due: in all as many as were pushed so far, less the latency.
+
+        Raises:
+            EngineError: the network fails.
+            TypeError, ValueError: the samples are no sound, or `flush` was called before.
+        """
+        if self._flushed:
+            raise ValueError("this stream was flushed. Begin a new one.")
+        mono, start = _check(samples), 0
+        while start < len(mono):
+            part = mono[start : start + self._window_end - self._received]
+            self._held.append(part)
+            self._received += len(part)
+            start += len(part)
+            if self._received == self._window_end:
+                self._begin_window(last=False)
+                self._window_end += self.timing.hop
+        return self._take(max(0, self._received - self.timing.latency))
+
+    def flush(self) -> Samples:
+        """End the stream.
+
+        Returns:
+            [sample], all that has not come out yet.
+
+        Raises:
+            EngineError: the network fails.
+        """
+        if not self._flushed and self._received:
+            self._begin_window(last=True)
+        self._flushed = True
+        rest = self._take(self._received)
+        self._worker.shutdown()
+        return rest
+
+    def _begin_window(self, *, last: bool) -> None:
+        """Have the newest window computed."""
+        held = np.concatenate(self._held)[-self.timing.window :]
+        self._held = [held]
+        start = self._received - len(held)
+        self._waiting.append(self._worker.submit(self._stream.add, start, held, last=last))
+        while len(self._waiting) > _WAITING:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Take in what the oldest window adds, and wait for it if it is not ready."""
+        estimate = self._waiting[0].result()
+        self._waiting.popleft()
+        self._ready.append(estimate.samples)
+        self._computed += len(estimate.samples)
+        self.limited = self.limited or estimate.limited
+        self.presence = estimate.presence
+
+    def _take(self, until: int) -> Samples:
+        """The output from what was given before up to sample `until`."""
+        while self._computed < until:
+            self._collect()
+        ready = np.concatenate([np.zeros(0, np.float32), *self._ready])
+        taken, rest = np.split(ready, [until - self._given])
+        self._ready, self._given = [rest], until
+        return taken
+
+
+class _Stream:
+    """Turns windows into output, one after the other, in the worker's thread."""
+
+    def __init__(
+        self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, low: float
+    ) -> None:
+        self.computed_s = 0.0
+        self._engine, self._embedding, self._timing = engine, voice.embedding, timing
+        self._rate_hz, self._low = sample_rate_hz, low
+        self._done = 0
+        """Samples that are in the output already."""
+        self._tail: Samples = np.zeros(0, np.float32)
+        """What the window before has for the next samples, to be faded out."""
+        self._products = np.zeros(3)
+        """<mixture, estimate>, <estimate, estimate> and their seconds, remembered."""
+        self._presence: float | None = None
+        self._presences: deque[float] = deque(maxlen=KEPT_MEASUREMENTS)
+        """Of the last times in which there was something to hear."""
+        self._measured_at = -np.inf
+        self._gate = 1.0
+
+    def add(self, start: int, window: Samples, *, last: bool) -> _Estimate:
+        """Compute a window, the first sample of which is number `start`."""
+        began, timing = time.perf_counter(), self._timing
+        network_hz, end = self._engine.sample_rate_hz, start + len(window)
+        mixture = audio.Resampler(self._rate_hz, network_hz, 1).step(window[None], last=True)
+        mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
+        (estimate,) = self._engine.compute([(mixture, self._embedding)])
+        self._engine.check_finite(estimate)
+        if (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S:
+            self._measure_presence(estimate, mixture)
+            self._measured_at = end
+        back = audio.Resampler(network_hz, self._rate_hz, 1).step(estimate, last=True)[0]
+        back = np.pad(back, (0, max(0, len(window) - len(back))))[self._done - start : len(window)]
+        final = len(back) if last else end - timing.future - timing.fade - self._done
+        peak = float(np.abs(back[: final + timing.fade]).max(initial=0))
+        gain = self._gain(estimate[0], mixture[0], final / self._rate_hz)
+        limited = peak * abs(gain) > FULL_SCALE
+        fresh = back * np.float32(gain * FULL_SCALE / (peak * abs(gain)) if limited else gain)
+        fade = min(len(self._tail), len(fresh))
+        ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
+        fresh[:fade] = self._tail[:fade] * (1 - ramp) + fresh[:fade] * ramp
+        self._tail = fresh[final : final + timing.fade]
+        self._done += final
+        samples = self._gated(fresh[:final])
+        self.computed_s += time.perf_counter() - began
+        return _Estimate(samples, self._presence, limited)
+
+    def _gain(self, estimate: Samples, mixture: Samples, seconds: float) -> float:
+        """What brings a window's estimate, of which `seconds` are output, to the mixture's level.
+
+        It is the least squares over the window and what is remembered, so that it is steady. Where
+        the estimate is soft there are pauses, or only remnants of others; by itself, least squares
+        would turn them up. So they count little, by their energy, and little is forgotten then.
+        """
+        if self._engine.runtime.true_level:
+            return 1.0
+        e, m = estimate.astype(np.float64), mixture.astype(np.float64)
+        window = np.array([(e * m).sum(), np.square(e).sum(), len(e)]) / self._engine.sample_rate_hz
+        loudness = 1.0
+        if self._products[1] > 0:
+            loudness = min(1.0, window[1] / window[2] * self._products[2] / self._products[1])
+        self._products *= np.exp(-seconds / MEMORY_S * loudness)
+        self._products += window * seconds / window[2]
+        shared, energy, _ = self._products + window
+        return float(shared / energy) if energy > 0 else 1.0
+
+    def _measure_presence(self, estimate: Samples, mixture: Samples) -> None:
+        """Judge the last 2 s of a window."""
+        calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
+        if calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
+            return
+        meter = PresenceMeter(self._engine.embed_parts, rate_hz, self._embedding, calibration)
+        newest = slice(-round(SEGMENT_S * rate_hz), None)
+        meter.add(estimate[:, newest], mixture[:, newest])
+        self._presence = meter.result().segments[-1].presence
+        if meter.segments[-1].audible:  # after silence, the gate is as it was before
+            self._presences.append(self._presence)
+
+    def _gated(self, samples: Samples) -> Samples:
+        """Samples as the policy for an absent voice wants them, a change of it faded."""
+        calibration, before = self._engine.calibration, self._gate
+        if calibration is None or self._low == 1:
+            return samples
+        present = max(self._presences, default=1.0) >= calibration.mute_threshold
+        self._gate = 1.0 if present else self._low
+        fade = min(len(samples), round(MUTE_FADE_S * self._rate_hz))
+        gate = np.full(len(samples), self._gate, np.float32)
+        gate[:fade] = np.linspace(before, self._gate, fade)
+        return samples * gate
+
+
+def _check(samples: Samples) -> Samples:
+    """Refuse what is no sound, and mix channels.
+
+    Raises:
+        TypeError: it is no array of numbers.
+        ValueError: it is neither [sample] nor [channel, sample], or not finite.
+    """
+    if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f":
+        raise TypeError("samples must be a NumPy array of float numbers in -1..1.")
+    if samples.ndim not in (1, 2):
+        raise ValueError(f"samples of the shape {list(samples.shape)} are no sound; give [sample].")
+    if not np.isfinite(samples).all():
+        raise ValueError("there are samples that are NaN or infinite.")
+    mono = samples if samples.ndim == 1 else audio.select(samples, "mix")[0]
+    return mono.astype(np.float32)

@@ -1,0 +1,328 @@
+"""`mcspex live` between real pipes: raw samples and WAV, live sources, ends and errors."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mcspex_cli import Extractor, audio
+from mcspex_cli.__main__ import main
+from tests.conftest import RATE_HZ, ROOT, buzz
+from tests.test_live import blocks
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
+
+MIXTURE = buzz(110, 3, 1) + buzz(190, 3, 2)
+PCM_16 = np.round(32767 * MIXTURE).astype("<i2").tobytes()
+
+
+Run = Callable[..., tuple[bytes, str, int]]
+
+
+@pytest.fixture
+def options(tiny_folder: Path, scene: Path) -> list[str]:
+    """A tiny model that is quickly loaded, and a reference."""
+    model = ["--device", "cpu", "--precision", "float32", "--model", str(tiny_folder)]
+    return [*model, "--ref", str(scene / "reference.wav")]
+
+
+@pytest.fixture
+def run(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Run the command in this process, between a real pipe and a real file."""
+
+    def run(
+        *more: str, data: bytes = b"", stdin: int | None = None, stdout: str = ""
+    ) -> tuple[bytes, str, int]:
+        ours, theirs = os.pipe()
+        feeder = threading.Thread(target=lambda: (os.write(theirs, data), os.close(theirs)))
+        feeder.start()
+        path = Path(stdout) if stdout else tmp_path / "stdout"
+        with (
+            os.fdopen(os.dup(ours if stdin is None else stdin)) as source,
+            path.open("w") as out,
+            monkeypatch.context() as patch,
+            pytest.raises(SystemExit) as end,
+        ):
+            patch.setattr(sys, "stdin", source)
+            patch.setattr(sys, "stdout", out)
+            main(["live", *options, *more])
+        written = b"" if stdout else path.read_bytes()
+        os.close(ours)
+        feeder.join()
+        return written, capsys.readouterr().err, end.value.code
+
+    return run
+
+
+def expected(options: list[str], mixture: audio.Samples) -> audio.Samples:
+    """What Python makes of the mixture, at the default latency."""
+    extractor = Extractor.load(options[5], device="cpu", precision="float32")
+    live = extractor.live(extractor.enroll(options[7]))
+    return np.concatenate([live.push(mixture), live.flush()])
+
+
+@pytest.mark.parametrize(
+    ("subtype", "encoding"), [("PCM_16", "s16"), ("PCM_24", "s24"), ("FLOAT", "f32")]
+)
+def test_samples_come_out_as_they_went_in(
+    run: Run, options: list[str], subtype: str, encoding: str
+) -> None:
+    stereo = np.stack([1.2 * MIXTURE, 0.8 * MIXTURE])[:, :12_000]
+    raw, wav = io.BytesIO(), io.BytesIO()
+    soundfile.write(raw, stereo.T, RATE_HZ, subtype, "LITTLE", "RAW")
+    soundfile.write(wav, stereo.T, RATE_HZ, subtype, format="WAV")
+    form = ("--rate", "8000", "--channels", "2", "--format", encoding)
+    from_raw, said, code = run(*form, data=raw.getvalue())
+    first, second, last = said.splitlines()
+    assert code == 0
+    assert first == (
+        f"in: raw {encoding}, 8000 Hz, 2 channels, which are mixed; "
+        f"out: raw {encoding}, 8000 Hz, mono"
+    )
+    assert second == "ready, 1 s of latency"
+    assert re.fullmatch(r"1\.5 s, real-time factor \d\.\d\d", last)
+    from_wav, said, code = run("-q", data=wav.getvalue() + b"LIST\4\0\0\0more")
+    assert (said, code) == ("", 0)
+    assert from_wav[44:] == from_raw
+    with soundfile.SoundFile(io.BytesIO(from_wav)) as file:
+        assert (file.samplerate, file.channels, file.subtype) == (RATE_HZ, 1, subtype)
+    raw_format = {"samplerate": RATE_HZ, "channels": 1, "format": "RAW", "endian": "LITTLE"}
+    estimate, _ = soundfile.read(io.BytesIO(from_raw), subtype=subtype, **raw_format)
+    np.testing.assert_allclose(estimate, expected(options, MIXTURE[:12_000]), atol=1e-4)
+
+
+def test_wav_of_unknown_length_is_read_and_written(run: Run, tmp_path: Path) -> None:
+    wav, path = io.BytesIO(), tmp_path / "live.wav"
+    soundfile.write(wav, MIXTURE, RATE_HZ, "PCM_16", format="WAV")
+    data = wav.getvalue()
+    path.write_bytes(run(data=data[:40] + b"\xff\xff\xff\xff" + data[44:])[0])
+    assert audio.read(path, RATE_HZ).shape == MIXTURE.shape
+
+
+class Conversation:
+    """A process whose input and output go on at the same time."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        words = [sys.executable, "-W", "error", "-m", "mcspex_cli", "live", "--rate", "8000"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [*words, *options], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout.fileno()
+        self._stderr = self.process.stderr
+        self.arrivals: list[tuple[float, int]] = []
+        """When output came, and up to which sample."""
+        self.lines: list[str] = []
+        self._threads = [threading.Thread(target=one) for one in (self._listen, self._read)]
+        for thread in self._threads:
+            thread.start()
+
+    def _listen(self) -> None:
+        while data := os.read(self._stdout, 65536):
+            self.arrivals.append((time.monotonic(), self.received() + len(data) // 2))
+
+    def _read(self) -> None:
+        for line in self._stderr:
+            self.lines.append(line.decode().strip())
+
+    def is_ready(self) -> bool:
+        return any(line.startswith("ready") for line in self.lines)
+
+    def send(self, samples: audio.Samples) -> None:
+        self._stdin.write(np.round(32767 * samples).astype("<i2").tobytes())
+        self._stdin.flush()
+
+    def received(self) -> int:
+        return self.arrivals[-1][1] if self.arrivals else 0
+
+    def end(self) -> int:
+        """The exit code, once everything has come."""
+        with self.process:
+            self._stdin.close()
+            for thread in self._threads:
+                thread.join()
+        return self.process.returncode
+
+
+def test_the_latency_holds_for_pipes(options: list[str]) -> None:
+    talk = Conversation([*options, "--latency", "0.5"])
+    began = time.monotonic()
+    sent: list[float] = []
+
+    def send_in_time(block: audio.Samples) -> None:
+        time.sleep(max(0.0, began + 160 * len(sent) / RATE_HZ - time.monotonic()))
+        talk.send(block)
+        sent.append(time.monotonic())
+
+    while not talk.is_ready() or len(sent) < 75:
+        send_in_time(np.zeros(160, np.float32))
+    for block in blocks(MIXTURE, 160):
+        send_in_time(block)
+    assert talk.end() == 0
+    skipped = 160 * len(sent) - talk.received()
+    assert f"ready, 0.5 s of latency; skipped the {skipped / RATE_HZ:.1f} s that came before" in (
+        talk.lines
+    )
+    live = [(at, (skipped + done) // 160) for at, done in talk.arrivals]
+    delays = [at - sent[block] for at, block in live if len(sent) - 130 < block < len(sent) - 30]
+    assert np.median(delays) == pytest.approx(0.5, abs=0.15)
+    assert not any("too slow" in line for line in talk.lines)
+
+
+@posix
+def test_an_interrupt_gives_what_had_arrived(options: list[str]) -> None:
+    talk = Conversation(options)
+    talk.send(MIXTURE)
+    while talk.received() < len(MIXTURE) - 8000:
+        time.sleep(0.02)
+    talk.process.send_signal(signal.SIGINT)
+    assert talk.process.wait(60) == 130
+    assert talk.end() == 130
+    assert talk.received() == len(MIXTURE)
+    assert talk.lines[-1] == "error: interrupted. All sound that had arrived before is done."
+
+
+@posix
+def test_a_reader_that_has_gone_ends_it_quietly(options: list[str]) -> None:
+    words = [sys.executable, "-W", "error", "-m", "mcspex_cli", "live", *options]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [*words, "--rate", "8000", "-q"], input=PCM_16, stdout=theirs, stderr=subprocess.PIPE,
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_machine_that_is_too_slow_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from mcspex_cli.cli.live import _Clock
+
+    clock, began = _Clock(), time.monotonic()
+    for block in range(12):
+        clock.tell(began + 0.01 * block, 0.01 * block)
+        time.sleep(0.1)
+    clock.wait(lambda _: time.sleep(0.5), np.zeros(1, np.float32))
+    clock.tell(began + 0.12, 0.12)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line, late in zip(lines, ("0.3", "0.6"), strict=True):
+        assert line.startswith(f"warning: this machine is too slow: it is {late[:3]}"[:-1])
+        assert line.endswith(
+            "s behind. Nothing is lost, but the delay grows. Use a longer --latency, or a smaller "
+            "model."
+        )
+
+
+STDIN_ERRORS = [
+    (b"", [], "is empty. Pipe sound into it."),
+    (PCM_16, [], "has no WAV header. Pipe WAV, or raw samples with --rate: ffmpeg -i INPUT"),
+    (b"fLaC" + PCM_16, ["--rate", "8000"], "is FLAC. Pipe WAV, or raw samples with --rate"),
+    (b"RIFF\0\0\0\0WAVE", [], ": its WAV header is broken. Pipe raw samples with --rate."),
+    (
+        struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 6, 1, 8000, 8000, 1, 8),
+        [],
+        ": WAV of this kind (format 6, 8 bits, 1 channels, 8000 Hz) cannot be read live.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "form", "message"), STDIN_ERRORS)
+def test_what_is_no_sound_is_refused(run: Run, data: bytes, form: list[str], message: str) -> None:
+    out, said, code = run(*form, data=data)
+    assert (out, code) == (b"", 1)
+    assert said.startswith(f"error: standard input{'' if message[0] == ':' else ' '}{message}")
+    assert said.count("\n") == 1
+
+
+def test_sound_that_is_damaged_is_told(run: Run) -> None:
+    out, said, code = run("--rate", "8000", data=PCM_16[:8000] + b"\0")
+    assert (len(out), code) == (8000, 0)
+    assert "warning: standard input ended in the middle of a sample: 1 bytes are left out." in said
+    samples = MIXTURE[:8000].copy()
+    samples[5000] = np.nan
+    out, said, code = run("--rate", "8000", "--format", "f32", data=samples.tobytes())
+    assert code == 1
+    assert said.splitlines()[-1].startswith("error: standard input: NaN or infinite samples at ")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (["--absent", "fail"], "'fail' is none of keep, mute.\n"),
+        (["--format", "s8"], "'s8' is none of s16, s24, s32, u8, f32.\n"),
+        (["--latency", "9"], "9.0 is not in the range 0.1<=x<=3.0.\n"),
+        (["--input-device", "1", "--channels", "2"], "a sound card records mono here.\n"),
+    ],
+)
+def test_usage_errors(run: Run, form: list[str], message: str) -> None:
+    _, said, code = run(*form)
+    assert code == 2
+    assert said.endswith(message)
+
+
+def test_a_voice_is_needed(run: Run, options: list[str]) -> None:
+    del options[6:]
+    assert run()[1].endswith("Error: whose voice? Add --ref FILE.\n")
+
+
+def test_wav_and_rate_must_agree(run: Run) -> None:
+    wav = io.BytesIO()
+    soundfile.write(wav, MIXTURE, RATE_HZ, "PCM_16", format="WAV")
+    message = "error: standard input is WAV of 8000 Hz, not 16000 Hz. Leave --rate out.\n"
+    assert run("--rate", "16000", data=wav.getvalue()) == (b"", message, 1)
+
+
+@posix
+def test_a_terminal_is_no_place_for_sound(run: Run) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    try:
+        said = run("--rate", "8000", stdin=theirs)[1]
+        assert said.startswith("error: standard input is a terminal. Pipe sound into it, or use")
+        said = run("--rate", "8000", data=PCM_16, stdout=os.ttyname(theirs))[1]
+        assert said.startswith("error: standard output is a terminal. Redirect it to a file")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_costs_one_line(run: Run) -> None:
+    said = run("--rate", "8000", "-q", data=PCM_16, stdout="/dev/full")[1]
+    assert said == "error: standard output: writing failed (No space left on device).\n"
+
+
+def test_sound_cards_need_their_libraries(run: Run) -> None:
+    try:
+        import sounddevice  # noqa: F401
+    except ImportError:
+        message = "sound cards need the package sounddevice: pip install 'mcspex[live]'"
+    except OSError:
+        message = "sound cards need the library PortAudio (on Debian: apt install libportaudio2)."
+    else:
+        pytest.skip("sounddevice works here")
+    for form in (["--list-devices"], ["--input-device", "0"]):
+        assert run(*form) == (b"", f"error: {message}\n", 1)
+    form = ["--output-device", "0", "--rate", "8000"]
+    assert run(*form, data=PCM_16) == (b"", f"error: {message}\n", 1)
