@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import platform
@@ -47,7 +48,8 @@ class Commands(click.Group):
             if error.errno not in _DISK_FULL:
                 raise
             console.error(f"standard output: cannot be written ({error.strerror}). Free space.")
-            _discard_stdout()
+            # What is still buffered would fail once more as the interpreter ends.
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
             sys.exit(1)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -75,8 +77,32 @@ class Commands(click.Group):
                 ctx.exit(130)
 
 
+class _Stderr(io.FileIO):
+    """Standard error, which may be full or closed: what cannot be written there is dropped."""
+
+    def write(self, data: Any) -> int:
+        """Write, or not."""
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _set_up_streams() -> None:
+    """Make standard error fail silently, and let no file become what a closed stream was."""
+    if sys.stderr is not sys.__stderr__:  # somebody else's, as in tests
+        return
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)  # libraries and other processes may write to it
+    os.close(number)
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    stderr = _Stderr(2, "w", closefd=False)
+    sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)
+
+
 def _set_up_process() -> None:
     """Check the working folder, make SIGTERM and SIGHUP act like Ctrl-C, and spare the cores."""
+    _set_up_streams()
     try:
         Path.cwd()
     except OSError:
@@ -115,11 +141,6 @@ def _logged() -> Iterator[None]:
         seconds = time.monotonic() - start
         console.log(logging.INFO, f"ended with exit code {code} after {seconds:.1f} s")
         console.close_log_files()
-
-
-def _discard_stdout() -> None:
-    """Drop what is still buffered, at which the interpreter would fail once more as it ends."""
-    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def add_log_option(command: click.Command) -> None:

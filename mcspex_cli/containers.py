@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -45,6 +44,12 @@ _CONTAINERS = (
 
 _RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm", "loas")
 """Formats of bare frames: no header says how long they are, but for an MP3's Xing header."""
+
+_EXACT = ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff", "flv", "voc")
+"""Containers that announce how long their sound is, to a frame or so."""
+
+_UNINDEXED = (*_RAW, "mpegts", "mpeg", "flv", "tta", "wv", "ape")
+"""Formats in which nothing but notes follows the last sound."""
 
 _FROM_ZERO = ("mov", "matroska", "avi", "asf", "flv")
 """Containers whose times count from the beginning, even if a track begins later."""
@@ -106,6 +111,12 @@ class _OnlyBytes:
             return -1
 
 
+    def part(self, start: int, size: int = 2**62) -> bytes:
+        """The bytes from `start` on, all or `size` of them."""
+        self.seek(start)
+        return self.read(size)
+
+
 @dataclass
 class _Progress:
     """How far a track is decoded, in samples per channel, and what was wrong so far."""
@@ -143,9 +154,8 @@ class Container:
             )
         stream.seek(0)
         self._path, self._bytes = path, _OnlyBytes(stream)
-        self.lost_s = 0.0
-        """After `blocks`: how much of it is silence in the place of what is damaged."""
         self._last = b"", 0  # the first bytes of the last packet, and its length
+        self._end = 0  # where the packets end that held sound
         try:
             with av.logging.Capture() as log:
                 self._container = av.open(
@@ -161,8 +171,9 @@ class Container:
         except (av.FFmpegError, OSError, ValueError) as error:
             text = f"not a readable sound file ({_reason(error, log)}). Export it again as WAV."
             if any("moov atom not found" in message for _, _, message in log):
-                text = "truncated: its index (moov atom) is missing, and without it nothing can be "
-                text += "read. Copy it again."
+                self._cut_off = "its index (moov atom) is missing"
+            if self._cut_off:
+                text = f"truncated: {self._cut_off}, so that nothing can be read. Copy it again."
             raise AudioError(f"{path}: {text}") from error
         try:
             self._choose(track)
@@ -214,11 +225,11 @@ class Container:
     def _announce(self) -> None:
         """Find out when the sound starts, and how long it is by the header."""
         source, container = self._stream, self._container
-        time_base = source.time_base or Fraction(1, self.sample_rate_hz or 1)
-        start_s = float((source.start_time or 0) * time_base)
+        self._tick_s = float(source.time_base or 1 / max(self.sample_rate_hz, 1))
+        start_s = (source.start_time or 0) * self._tick_s
         end_s = (container.duration or 0) / 1e6
-        self._is_exact = self._kind in ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff")
-        length_s = float((source.duration or 0) * time_base)
+        self._is_exact = self._kind in ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff", "flv")
+        length_s = (source.duration or 0) * self._tick_s
         if self._kind == "matroska":
             clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
             if clock:
@@ -234,10 +245,8 @@ class Container:
         self.start_s = round(max(0.0, start_s), 3) if start_s > 0.02 else 0.0
         self.frames = round((length_s or end_s) * self.sample_rate_hz)
 
-    def blocks(self, size: int, damaged: Damaged, skip: int = 0) -> Blocks:
+    def blocks(self, size: int, damaged: Damaged) -> Blocks:
         """Decode to blocks [channel, sample] of `size` samples, the last shorter.
-
-        The first `skip` samples are left out.
 
         Raises:
             DamagedError: the file is damaged or truncated, and `damaged` is not "keep".
@@ -245,9 +254,8 @@ class Container:
         held: list[npt.NDArray[np.float32]] = []
         count = 0
         for piece in self._pieces(damaged, size):
-            held.append(piece[:, skip:])
-            count += held[-1].shape[1]
-            skip = max(0, skip - piece.shape[1])
+            held.append(piece)
+            count += piece.shape[1]
             while count >= size:
                 joined = np.concatenate(held, axis=1)
                 yield joined[:, :size]
@@ -259,9 +267,11 @@ class Container:
         """The decoded samples in pieces, with silence where the time stamps jump."""
         progress = _Progress()
         for frames, damage in self._decoded():
-            if damage:
+            if damage and not frames:
                 self._note(progress, damage, damaged)
-            for frame in frames:
+            for number, frame in enumerate(frames, 1):
+                if damage and number == len(frames):  # those before it are good
+                    self._note(progress, damage, damaged)
                 samples = _to_float(frame, self.channels)
                 if samples is None or frame.sample_rate != self.sample_rate_hz:
                     self._note(progress, "its sample rate or channels change there", damaged)
@@ -285,10 +295,10 @@ class Container:
 
     def _gap(self, progress: _Progress, frame: av.AudioFrame, damaged: Damaged) -> int:
         """Samples of silence that a frame's time stamp puts before it."""
-        if frame.pts is None or frame.time_base is None:
+        if frame.pts is None:
             return 0
         rate_hz, pause = self.sample_rate_hz, round(_PAUSE_S * self.sample_rate_hz)
-        at = round(frame.pts * frame.time_base * rate_hz)
+        at = round(frame.pts * self._tick_s * rate_hz)
         progress.origin = at if progress.origin is None else progress.origin
         gap = at - progress.origin - progress.done
         longest = 3600 * rate_hz - progress.silent
@@ -331,13 +341,14 @@ class Container:
             text = f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
         elif self._cut_off:
             text = f"truncated after {done_s:.2f} s: {self._cut_off}"
-        self.lost_s = progress.lost / rate_hz
+        elif (rest := self._unread()) > 0.5 * self._end / done_s:
+            text = f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read"
         if text:
             report(f"{path}: {text}", damaged, self.warnings)
-        elif self._kind == "mp3" and self._last[1] < _mp3_frame_bytes(self._last[0]):
+        elif self._kind in _RAW and (rest or self._last[1] < _mpeg_frame_bytes(self._last[0])):
             self.warnings.append(
-                f"{path}: ends in the middle of an MP3 frame, after {done_s:.2f} s: it may have "
-                "been cut off."
+                f"{path}: ends in the middle of a frame, after {done_s:.2f} s: it may have been "
+                "cut off."
             )
         more = progress.done - progress.silent - self.frames
         if self._is_exact and self.frames and more > 0.01 * self.frames + rate_hz:
@@ -345,6 +356,14 @@ class Container:
                 f"{path}: its header announces {announced_s:.2f} s, but {done_s:.2f} s follow "
                 "(several files joined into one?). All was read."
             )
+
+    def _unread(self) -> int:
+        """How many bytes follow the last sound, where none should but notes such as ID3."""
+        if self._kind not in _UNINDEXED or len(self._container.streams) > 1:
+            return 0
+        rest, magic = self._bytes.part(self._end), self._bytes.part(0, 8)
+        noted = any(tag in rest[:64] + rest[-160:] for tag in _TAGS)
+        return 0 if noted and magic not in rest else len(rest)
 
     def _decoded(self) -> Iterator[tuple[list[av.AudioFrame], str]]:
         """Frames packet by packet, each with what is wrong with it, if anything is."""
@@ -359,17 +378,20 @@ class Container:
                     packet = next(packets, None)
                     if packet is not None:
                         frames = packet.decode()
-                except (av.FFmpegError, OSError, ValueError) as error:
+                except (av.FFmpegError, OSError, ValueError, IndexError) as error:
                     damage = _reason(error, log)
             if packet is None and not damage:
                 return
             if packet is not None and packet.size:
-                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                is_cut = packet.is_corrupt and self._kind not in ("wav", "caf")  # see `_outer_end`
+                if is_cut or any(frame.is_corrupt for frame in frames):
                     damage = damage or "part of it is missing"
                 data = bytes(packet)
                 if data.startswith(_TAGS) or not any(data):
                     damage = ""
                 self._last = data[:4], len(data)
+                if frames:
+                    self._end = (packet.pos or self._end) + packet.size
                 if self._kind in _RAW and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes there are no sound"
@@ -415,13 +437,13 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
 
 
 def _outer_end(stream: BinaryIO) -> tuple[str, int]:
-    """What is missing at a file's end, by its outermost chunks (RIFF, CAF, MP4) or Ogg pages.
+    """What is missing at a file's end, by its outermost chunks, Ogg pages or MPEG-TS packets.
 
     And the bytes of another file that follows the first in this one, as `cat a.mp4 b.mp4` makes it.
     """
     end, at = stream.seek(0, os.SEEK_END), 0
     stream.seek(0)
-    magic = stream.read(12)
+    magic = stream.read(200)
     if magic[:4] == b"OggS":
         stream.seek(max(0, end - 2**16))  # a page is under 64 KiB
         tail = stream.read(2**16)
@@ -429,25 +451,32 @@ def _outer_end(stream: BinaryIO) -> tuple[str, int]:
         is_last = len(page) > 27 and page[5] & 4
         is_last = is_last and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
         return ("" if is_last else "its last Ogg page is missing"), 0
+    if magic[:1] == magic[188:189] == b"G" and end % 188:
+        return "its last packet is not whole", 0
     if magic[:4] in (b"RIFF", b"RIFX", b"FORM"):
         at = int.from_bytes(magic[4:8], "little" if magic[:4] == b"RIFF" else "big")
         stream.seek(8 + at + at % 2)
-        if at < end and stream.read(12)[:4] == magic[:4] and magic[8:] != b"AVI ":
+        if at < end and stream.read(4) == magic[:4] and magic[8:12] != b"AVI ":
             return "", end - 8 - at
         at = at if at < UNKNOWN_LENGTH else 0
-    is_caf, is_mp4 = magic[:4] == b"caff", magic[4:8] in (b"ftyp", b"wide", b"moov", b"skip")
-    at = 8 if is_caf else at
-    while (is_caf or is_mp4) and at < end:
+    is_caf, is_voc = magic[:4] == b"caff", magic[:20] == b"Creative Voice File\x1a"
+    is_mp4 = magic[4:8] in (b"ftyp", b"wide", b"moov", b"skip")
+    at = 8 if is_caf else int.from_bytes(magic[20:22], "little") if is_voc else at
+    while (is_caf or is_voc or is_mp4) and at < end:
         stream.seek(at)
         head = stream.read(16)
         length = int.from_bytes(head[:4], "big")
-        if at and is_mp4 and head[4:8] == b"ftyp":
+        if at > 8 and (head[:8] == magic[:8] or head[4:8] == b"ftyp"):
             return "", end - at
         if is_caf:
             length = int.from_bytes(head[4:12], "big") + 12
+        elif is_voc:
+            if not head[0]:  # the end
+                return "", end - at - 1
+            length = int.from_bytes(head[1:4], "little") + 4
         elif length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8 or length >= 2**62:  # up to the end of the file, or nonsense
+        if not any(head[:4]) or length < 5 or length >= 2**62:  # up to the end, or nonsense
             return "", 0
         at += length
     return (f"{at - end:,} bytes are missing at its end" if at > end else ""), 0
@@ -469,17 +498,22 @@ def _mp3_frames(stream: BinaryIO) -> int:
     return int.from_bytes(header[1], "big")
 
 
-def _mp3_frame_bytes(header: bytes) -> int:
-    """How long an MP3 frame is by its header; 0 where that is not the header of one."""
-    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+def _mpeg_frame_bytes(header: bytes) -> int:
+    """How long a frame of MP3 or MP2 is by its header; 0 where that is not the header of one."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return 0
-    version = header[1] >> 3 & 3  # 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5
-    steps = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
-    if version != 3:
-        steps = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version 3 is MPEG 1
+    kilobits = {
+        (3, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
+        (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 0),
+    }.get(
+        (version, layer), (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
+    )[header[2] >> 4]
     rate_hz = (44_100, 48_000, 32_000, 0)[header[2] >> 2 & 3] // {3: 1, 2: 2}.get(version, 4)
-    bits = steps[header[2] >> 4] * 1000 * (144 if version == 3 else 72)
-    return bits // rate_hz + (header[2] >> 1 & 1) if rate_hz and bits else 0
+    if layer not in (2, 3) or not rate_hz or not kilobits:
+        return 0
+    samples = 1152 if (version, layer) == (3, 3) or layer == 2 else 576
+    return samples // 8 * 1000 * kilobits // rate_hz + (header[2] >> 1 & 1)
 
 
 def _reason(error: Exception, log: list[Any]) -> str:

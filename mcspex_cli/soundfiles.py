@@ -1,4 +1,4 @@
-"""Sound files as samples: libsndfile for PCM files and FLAC, `containers` for all others.
+"""Sound files as samples: libsndfile for what is not compressed, `containers` for all others.
 
 Nothing is lost without a word: a file that is shorter or longer than its header says, or damaged,
 is a `DamagedError`, or is read to its end with a warning.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mcspex_cli import files
-from mcspex_cli.containers import CURE, UNKNOWN_LENGTH, Blocks, Container, Damaged, Track, report
-from mcspex_cli.errors import AudioError, DamagedError
+from mcspex_cli.containers import UNKNOWN_LENGTH, Blocks, Container, Damaged, Track, report
+from mcspex_cli.errors import AudioError
 
 if TYPE_CHECKING:
     import soundfile
@@ -27,19 +27,11 @@ LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000
 
 MOST_CHANNELS = 256
 
-_FLAC = b"fLaC"
 _MAGIC = (
-    _FLAC,
-    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST", b"Crea"),
+    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST"),
     *(b"2BIT", b" paf", b"fap ", b"\x64\xa3\1\0", b"\0\1\xa3\x64"),
 )
-"""How the files begin that libsndfile reads: FLAC, WAV, AIFF, W64, CAF, AU, SPHERE, VOC, ..."""
-
-_UNKNOWN_FRAMES = 2**60
-"""Lengths from here on mean that a FLAC's header has none; libsndfile would fail at its end."""
-
-_STEP = 256
-"""Samples read at a time to find the place of a damage."""
+"""How the files begin whose PCM libsndfile reads: WAV, AIFF, W64, CAF, AU, SPHERE, ..."""
 
 _CUT = re.compile(r"(?:data|SSND|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
 """How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
@@ -70,13 +62,14 @@ def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
 
     with ExitStack() as stack:
         stream = stack.enter_context(_bytes(path))
-        magic = stream.read(4)
-        file = None
-        if magic in _MAGIC or (magic == b"OggS" and _is_one_ogg_stream(stream)):
+        magic, file = stream.read(4), None
+        if magic in _MAGIC or (magic == b"OggS" and _is_short_ogg(stream)):
+            stream.seek(0)
+            source = str(path) if os.name == "nt" else stream.fileno()
             with suppress(soundfile.LibsndfileError, TypeError):
-                file = stack.enter_context(_decoder(path, stream))
+                file = stack.enter_context(soundfile.SoundFile(source, closefd=False))
         sound: Sound
-        if file and file.frames < _UNKNOWN_FRAMES:
+        if file and file.subtype in (*_SAMPLE_BYTES, "VORBIS"):
             sound = SoundFile(path, stream, file)
         else:
             sound = stack.enter_context(Container(path, stream, track))
@@ -93,14 +86,6 @@ def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
         if isinstance(sound, SoundFile) and track not in (None, "1"):
             raise AudioError(f"{path}: has no sound track {track}. It has only one.")
         yield sound
-
-
-def _decoder(path: Path, stream: BinaryIO) -> soundfile.SoundFile:
-    """Libsndfile's view of an open file, from its beginning."""
-    import soundfile
-
-    stream.seek(0)
-    return soundfile.SoundFile(str(path) if os.name == "nt" else stream.fileno(), closefd=False)
 
 
 @contextmanager
@@ -123,24 +108,14 @@ def _bytes(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _is_one_ogg_stream(stream: BinaryIO) -> bool:
-    """Whether an Ogg file is one whole stream of pages, of which libsndfile loses nothing."""
-    end, at, number = stream.seek(0, os.SEEK_END), 0, -1
-    flags = 0
-    while at < end:
-        stream.seek(at)
-        head = stream.read(27 + 255)
-        if len(head) < 28 or head[:4] != b"OggS" or flags & 4:
-            return False
-        flags, page = head[5], int.from_bytes(head[18:22], "little")
-        if page != number + 1 or (flags & 2 and page):
-            return False
-        at, number = at + 27 + head[26] + sum(head[27 : 27 + head[26]]), page
-    return at == end and bool(flags & 4)
+def _is_short_ogg(stream: BinaryIO) -> bool:
+    """Whether there is one page after the two of the header: FFmpeg would not read it exactly."""
+    start = stream.read(2**18)
+    return len(start) < 2**18 and start.count(b"OggS") == 2
 
 
 class SoundFile:
-    """An open file that libsndfile decodes."""
+    """An open file that libsndfile reads."""
 
     def __init__(self, path: Path, stream: BinaryIO, file: soundfile.SoundFile) -> None:
         self._path, self._stream, self._file = path, stream, file
@@ -162,7 +137,6 @@ class SoundFile:
                 whole_s = here_s * int(there) / int(length)
                 return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
         return ""
-
     def _check_length(self) -> bool:
         """Whether the samples go on after their announced end, as in an unfinished recording."""
         name, announced_s = self._file.format, self.frames / self.sample_rate_hz
@@ -214,79 +188,17 @@ class SoundFile:
         if self._is_unfinished:
             yield from self._raw_blocks(size)
             return
-        if self._file.subtype == "VORBIS" and damaged == "keep":
-            yield from self._all_by_ffmpeg(size, damaged)
-            return
         done = 0
-        try:
+        with suppress(soundfile.LibsndfileError):  # what is missing is said below
             if self.frames:
                 self._file.seek(0)
             while (block := self._file.read(size, dtype="float32", always_2d=True).T).size:
                 done += block.shape[1]
                 yield block
-        except soundfile.LibsndfileError:
-            for block in self._until_damage(done):
-                done += block.shape[1]
-                yield block
-            yield from self._after_damage(size, damaged, done)
-            return
-        yield from self._check_end(size, damaged, done)
-
-    def _check_end(self, size: int, damaged: Damaged, done: int) -> Blocks:
-        """Say that samples are missing after sample `done`; go on where another FLAC follows."""
-        if done < self.frames and self._file.format == "OGG":
-            for _ in self._all_by_ffmpeg(size, damaged):  # which knows where the damage is
-                pass
         if done < self.frames:
             done_s, announced_s = done / self.sample_rate_hz, self.frames / self.sample_rate_hz
             text = f"{self._path}: truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
             report(text, damaged, self.warnings)
-        elif self._file.format == "FLAC" and self._is_joined():
-            yield from self._all_by_ffmpeg(size, damaged, skip=done)
-
-    def _all_by_ffmpeg(self, size: int, damaged: Damaged, skip: int = 0) -> Blocks:
-        """Its samples from `skip` on, as FFmpeg decodes them."""
-        with Container(self._path, self._stream, None) as container:
-            yield from container.blocks(size, damaged, skip)
-            self.warnings += container.warnings
-
-    def _until_damage(self, done: int) -> Blocks:
-        """What is good after sample `done`, read again in small steps from the beginning."""
-        import soundfile
-
-        at = 0
-        with suppress(soundfile.LibsndfileError), _decoder(self._path, self._stream) as file:
-            while (block := file.read(_STEP, dtype="float32", always_2d=True).T).size:
-                at += block.shape[1]
-                if at > done:
-                    yield block[:, max(0, done - at + block.shape[1]) :]
-
-    def _after_damage(self, size: int, damaged: Damaged, done: int) -> Blocks:
-        """What FFmpeg still decodes after sample `done`; in the place of what is lost, silence."""
-        text = f"{self._path}: damaged after {done / self.sample_rate_hz:.2f} s"
-        if damaged == "fail":
-            raise DamagedError(f"{text}. {CURE}")
-        total = done
-        with suppress(AudioError), Container(self._path, self._stream, None) as container:
-            for block in container.blocks(size, damaged, skip=done):
-                total += block.shape[1]
-                yield block
-            if container.lost_s:
-                text += f"; {container.lost_s:.2f} s could not be read and are silent"
-        if total < self.frames:
-            missing_s = (self.frames - total) / self.sample_rate_hz
-            text += f"; {missing_s:.2f} of {self.frames / self.sample_rate_hz:.2f} s are missing"
-        self.warnings.append(f"{text}.")
-
-    def _is_joined(self) -> bool:
-        """Whether another FLAC file follows the first in this one."""
-        self._stream.seek(max(0, self._stream.tell() - 2**16))
-        rest, overlap = self._stream.read(2**20), b""
-        while rest:
-            if _FLAC in (overlap + rest).removeprefix(_FLAC):
-                return True
-            rest, overlap = self._stream.read(2**20), rest[-3:]
-        return False
 
     def _raw_blocks(self, size: int) -> Blocks:
         """All from the first sample to the end of the file, whatever the header announces."""

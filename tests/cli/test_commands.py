@@ -167,12 +167,25 @@ def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, message)
 
 
-@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", "2>&- >/dev/null"])
+@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", "2>&- >/dev/null <&-"])
 def test_a_closed_or_full_stderr_changes_nothing(closing: str, tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path"
-    for name, code in (("mcspex-small-8k", 0), ("nonsense", 1)):
-        done = subprocess.run(["sh", "-c", f"{command} {name} {closing}"], cwd=ROOT, check=False)
+    for name, code in (("mcspex-small-8k", 0), ("nonsense", 1), ("--nonsense", 2)):
+        words = ["sh", "-c", f"{command} {name} {closing}"]
+        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=False)
         assert done.returncode == code
+        assert (done.stdout == b"") == (code > 0 or "/dev/null" in closing)  # messages are no data
+
+
+def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path: Path) -> None:
+    """What a library then writes to standard error would be written into that file."""
+    code = (
+        "import os, sys; from mcspex_cli.__main__ import main\n"
+        "try: main(['models', 'path', 'mcspex-small-8k'])\nexcept SystemExit: pass\n"
+        "assert os.open(sys.argv[1], os.O_CREAT) > 2"
+    )
+    words = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code, tmp_path / "a"]
+    assert subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=False).returncode == 0
 
 
 def test_a_closed_stdout_is_an_error() -> None:
