@@ -72,6 +72,11 @@ class Commands(click.Group):
                     raise
                 console.error(f"{error.filename}: {error.strerror}. Check this path.")
                 ctx.exit(1)
+            except RuntimeError as error:  # of Path.resolve, before Python 3.13
+                if not str(error).startswith("Symlink loop"):
+                    raise
+                console.error(f"{error}. Its links lead in a circle: remove one of them.")
+                ctx.exit(1)
             except KeyboardInterrupt:
                 console.error("interrupted. Finished files are kept; unfinished ones are removed.")
                 ctx.exit(130)

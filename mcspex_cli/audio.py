@@ -19,7 +19,14 @@ import numpy.typing as npt
 from mcspex_cli import files
 from mcspex_cli.containers import Damaged, Track
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
-from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS, Sound, open_sound
+from mcspex_cli.soundfiles import (
+    HIGHEST_HZ,
+    LOWEST_HZ,
+    MOST_CHANNELS,
+    SAMPLE_BYTES,
+    Sound,
+    open_sound,
+)
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
@@ -32,6 +39,9 @@ _BLOCK_SAMPLES = 2**24
 
 _WRITE_FRAMES = 2**16
 """Frames handed to libsndfile at once; its Vorbis writer crashes on millions."""
+
+_LARGEST_WAV = 2**32 - 2**16
+"""Bytes of samples; RF64 is the same for more."""
 
 _CANCELLED, _WEAKENED = 1e-6, 1e-2
 """Powers of the mix, relative to its channels', below which they cancel out, or nearly so."""
@@ -47,14 +57,15 @@ class Format:
     subtypes: tuple[str, ...]
     """What its samples can be; where there is only one, it takes the place of any other."""
     highest_hz: int = HIGHEST_HZ
+    most_channels: int = MOST_CHANNELS
 
 
 FORMATS = {
     form.suffix: form
     for form in (
         Format(".wav", "WAV", ("PCM_16", "PCM_24", "FLOAT")),
-        Format(".flac", "FLAC", ("PCM_16", "PCM_24"), highest_hz=655_350),
-        Format(".ogg", "OGG", ("VORBIS",), highest_hz=192_000),
+        Format(".flac", "FLAC", ("PCM_16", "PCM_24"), 655_350, most_channels=8),
+        Format(".ogg", "OGG", ("VORBIS",), 192_000, most_channels=255),
     )
 }
 """The output formats by suffix."""
@@ -239,7 +250,7 @@ def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str 
     if array.ndim not in (1, 2):
         raise ValueError(f"samples are [sample] or [channel, sample], not of shape {array.shape}")
     frames = np.atleast_2d(array)
-    with Writer(Path(path), sample_rate_hz, len(frames), subtype) as writer:
+    with Writer(Path(path), sample_rate_hz, len(frames), subtype, frames.shape[1]) as writer:
         writer.write(frames)
 
 
@@ -255,7 +266,8 @@ def encode(samples: Samples, sample_rate_hz: int) -> bytes:
 class Writer:
     """A sound file that appears under its name only when it is complete.
 
-    Its format is the one of `FORMATS` with the path's suffix. Used as a context manager; leaving
+    Its format is the one of `FORMATS` with the path's suffix; a WAV that will have `frames` samples
+    per channel is an RF64 if that is more than a WAV can hold. Used as a context manager; leaving
     it by an exception removes what was written.
 
     Raises:
@@ -263,21 +275,25 @@ class Writer:
         OutputError: the suffix or subtype is not supported, or the place not writable.
     """
 
-    def __init__(self, path: Path, sample_rate_hz: int, channels: int, subtype: str) -> None:
+    def __init__(
+        self, path: Path, sample_rate_hz: int, channels: int, subtype: str, frames: int = 0
+    ) -> None:
         import soundfile
 
-        form, subtype = check_format(path, subtype, sample_rate_hz)
         if not 1 <= channels <= MOST_CHANNELS:
             raise ValueError(
                 f"{channels} channels cannot be written; samples are [channel, sample]"
             )
+        form, subtype = check_format(path, subtype, sample_rate_hz, channels)
+        is_large = frames * channels * SAMPLE_BYTES.get(subtype, 0) > _LARGEST_WAV
+        container = "RF64" if form.container == "WAV" and is_large else form.container
         self._path, self._channels, self._frames = path, channels, 0
         self._partial = files.partial(path)
         self._stream: BinaryIO | None = None
         try:
             self._stream = self._partial.open("w+b")
             target = str(self._partial) if os.name == "nt" else self._stream.fileno()
-            shape = (sample_rate_hz, channels, subtype, None, form.container)
+            shape = (sample_rate_hz, channels, subtype, None, container)
             self._file = soundfile.SoundFile(target, "w", *shape, closefd=False)
         except BaseException as error:  # a Ctrl-C just here must not leave it either
             try:
@@ -342,19 +358,21 @@ class Writer:
                 written = soundfile.info(name).frames if self._frames else 0
                 if written != self._frames:
                     raise OSError(f"only {written} of {self._frames} samples were written")
-                self._partial.replace(self._path)
+                files.appear(self._partial, self._path)
         except (soundfile.LibsndfileError, OSError) as failure:
             raise self._failure(failure) from failure
         finally:
             self._discard()
 
 
-def check_format(path: Path, subtype: str, sample_rate_hz: int) -> tuple[Format, str]:
+def check_format(
+    path: Path, subtype: str, sample_rate_hz: int, channels: int = 1
+) -> tuple[Format, str]:
     """The format and the subtype that an output gets.
 
     Raises:
         ValueError: the rate is not from 1 kHz to 1 MHz.
-        OutputError: the suffix, or the subtype or rate under it, cannot be written.
+        OutputError: the suffix cannot be written, or not with this subtype, rate or channels.
     """
     _check_rate(sample_rate_hz)
     form = FORMATS.get(path.suffix.lower())
@@ -365,6 +383,11 @@ def check_format(path: Path, subtype: str, sample_rate_hz: int) -> tuple[Format,
         raise OutputError(
             f"{path}: {form.container} holds at most {form.highest_hz} Hz, not {sample_rate_hz}. "
             "Write WAV."
+        )
+    if channels > form.most_channels:
+        raise OutputError(
+            f"{path}: {form.container} holds at most {form.most_channels} channels, not "
+            f"{channels}. Write WAV, or choose a channel."
         )
     if len(form.subtypes) == 1:
         return form, form.subtypes[0]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from mcspex_cli.errors import AudioError, DamagedError
 from mcspex_cli.files import explain
+from mcspex_cli.framing import count_mp3_frames, find_ending, mpeg_frame_bytes
 
 if TYPE_CHECKING:
     import av
@@ -33,9 +34,6 @@ Damaged = Literal["fail", "keep"]
 
 CURE = "Copy it again, or take what can be read with --damaged keep."
 
-UNKNOWN_LENGTH = 0x7FFFF000
-"""Chunk lengths from here on are what programs write that do not know them (to a pipe)."""
-
 _CONTAINERS = (
     "3gp aac ac3 aiff amr amrnb amrwb ape asf au avi caf dts eac3 flac flv gsm loas matroska mov "
     "mp3 mpc mpc8 mpeg mpegts mxf ogg qcp rm tak tta voc w64 wav wtv wv"
@@ -45,7 +43,7 @@ _CONTAINERS = (
 _RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm", "loas")
 """Formats of bare frames: no header says how long they are, but for an MP3's Xing header."""
 
-_EXACT = ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff", "flv", "voc")
+_EXACT = ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff", "flv")
 """Containers that announce how long their sound is, to a frame or so."""
 
 _UNINDEXED = (*_RAW, "mpegts", "mpeg", "flv", "tta", "wv", "ape")
@@ -110,7 +108,6 @@ class _OnlyBytes:
         except (OSError, ValueError, OverflowError):  # a damaged file leads nowhere
             return -1
 
-
     def part(self, start: int, size: int = 2**62) -> bytes:
         """The bytes from `start` on, all or `size` of them."""
         self.seek(start)
@@ -146,11 +143,12 @@ class Container:
 
         _prepare_logging()
         self.warnings = list[str]()
-        self._mp3_frames, self._cut_off, follows = _mp3_frames(stream), *_outer_end(stream)
-        if follows:
+        self._mp3_frames, ending = count_mp3_frames(stream), find_ending(stream)
+        self._cut_off = ending.missing
+        if ending.following:
             self.warnings.append(
-                f"{path}: another file of {follows:,} bytes follows the first in it and is not "
-                "read. Split them, or join them with an audio editor."
+                f"{path}: another file of {ending.following:,} bytes follows the first in it and "
+                "is not read. Split them, or join them with an audio editor."
             )
         stream.seek(0)
         self._path, self._bytes = path, _OnlyBytes(stream)
@@ -228,13 +226,14 @@ class Container:
         self._tick_s = float(source.time_base or 1 / max(self.sample_rate_hz, 1))
         start_s = (source.start_time or 0) * self._tick_s
         end_s = (container.duration or 0) / 1e6
-        self._is_exact = self._kind in ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff", "flv")
         length_s = (source.duration or 0) * self._tick_s
+        is_alone = len(container.streams) == 1  # so that the length announced is the sound's
+        self._is_exact = self._kind in _EXACT and (is_alone or self._kind in ("mov", "ogg"))
         if self._kind == "matroska":
             clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
             if clock:
                 end_s = 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
-            self._is_exact = len(container.streams) == 1 or clock is not None
+            self._is_exact = is_alone or clock is not None
             length_s = max(0.0, end_s - start_s)
         if self._kind == "mp3" and self._mp3_frames:
             frame_samples = 1152 if self.sample_rate_hz >= 32_000 else 576
@@ -274,7 +273,7 @@ class Container:
                     self._note(progress, damage, damaged)
                 samples = _to_float(frame, self.channels)
                 if samples is None or frame.sample_rate != self.sample_rate_hz:
-                    self._note(progress, "its sample rate or channels change there", damaged)
+                    self._note(progress, "its sound is of another kind there", damaged)
                     continue
                 gap = self._gap(progress, frame, damaged)
                 for start in range(0, gap, size):
@@ -345,7 +344,7 @@ class Container:
             text = f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read"
         if text:
             report(f"{path}: {text}", damaged, self.warnings)
-        elif self._kind in _RAW and (rest or self._last[1] < _mpeg_frame_bytes(self._last[0])):
+        elif self._kind in _RAW and (rest or self._last[1] < mpeg_frame_bytes(self._last[0])):
             self.warnings.append(
                 f"{path}: ends in the middle of a frame, after {done_s:.2f} s: it may have been "
                 "cut off."
@@ -383,7 +382,7 @@ class Container:
             if packet is None and not damage:
                 return
             if packet is not None and packet.size:
-                is_cut = packet.is_corrupt and self._kind not in ("wav", "caf")  # see `_outer_end`
+                is_cut = packet.is_corrupt and self._kind not in ("wav", "caf")  # `framing` knows
                 if is_cut or any(frame.is_corrupt for frame in frames):
                     damage = damage or "part of it is missing"
                 data = bytes(packet)
@@ -422,8 +421,11 @@ def _refuse_to_open(*address: object) -> Any:
 
 
 def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | None:
-    """A decoded frame as [channel, sample] in -1..1; None if its channels are not the file's."""
-    samples: npt.NDArray[Any] = frame.to_ndarray()
+    """A decoded frame as [channel, sample] in -1..1; None if it is not like the file's header."""
+    try:
+        samples: npt.NDArray[Any] = frame.to_ndarray()
+    except ValueError:  # integers of 64 bits
+        return None
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
@@ -434,86 +436,6 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
     if len(samples) == 1 and channels > 1:
         samples = np.repeat(samples, channels, axis=0)
     return samples.astype(np.float32) if len(samples) == channels else None
-
-
-def _outer_end(stream: BinaryIO) -> tuple[str, int]:
-    """What is missing at a file's end, by its outermost chunks, Ogg pages or MPEG-TS packets.
-
-    And the bytes of another file that follows the first in this one, as `cat a.mp4 b.mp4` makes it.
-    """
-    end, at = stream.seek(0, os.SEEK_END), 0
-    stream.seek(0)
-    magic = stream.read(200)
-    if magic[:4] == b"OggS":
-        stream.seek(max(0, end - 2**16))  # a page is under 64 KiB
-        tail = stream.read(2**16)
-        page = tail[tail.rfind(b"OggS") :]
-        is_last = len(page) > 27 and page[5] & 4
-        is_last = is_last and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        return ("" if is_last else "its last Ogg page is missing"), 0
-    if magic[:1] == magic[188:189] == b"G" and end % 188:
-        return "its last packet is not whole", 0
-    if magic[:4] in (b"RIFF", b"RIFX", b"FORM"):
-        at = int.from_bytes(magic[4:8], "little" if magic[:4] == b"RIFF" else "big")
-        stream.seek(8 + at + at % 2)
-        if at < end and stream.read(4) == magic[:4] and magic[8:12] != b"AVI ":
-            return "", end - 8 - at
-        at = at if at < UNKNOWN_LENGTH else 0
-    is_caf, is_voc = magic[:4] == b"caff", magic[:20] == b"Creative Voice File\x1a"
-    is_mp4 = magic[4:8] in (b"ftyp", b"wide", b"moov", b"skip")
-    at = 8 if is_caf else int.from_bytes(magic[20:22], "little") if is_voc else at
-    while (is_caf or is_voc or is_mp4) and at < end:
-        stream.seek(at)
-        head = stream.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if at > 8 and (head[:8] == magic[:8] or head[4:8] == b"ftyp"):
-            return "", end - at
-        if is_caf:
-            length = int.from_bytes(head[4:12], "big") + 12
-        elif is_voc:
-            if not head[0]:  # the end
-                return "", end - at - 1
-            length = int.from_bytes(head[1:4], "little") + 4
-        elif length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if not any(head[:4]) or length < 5 or length >= 2**62:  # up to the end, or nonsense
-            return "", 0
-        at += length
-    return (f"{at - end:,} bytes are missing at its end" if at > end else ""), 0
-
-
-def _mp3_frames(stream: BinaryIO) -> int:
-    """How many frames an MP3 has by its own header (Xing, Info or VBRI); 0 where there is none."""
-    stream.seek(0)
-    head = stream.read(2**12)
-    if head[:3] == b"ID3":
-        size = 0
-        for byte in head[6:10]:
-            size = size << 7 | byte & 127
-        stream.seek(10 + size)
-        head = stream.read(2**12)
-    header = re.search(rb"(?:(?:Xing|Info)\0\0\0[\x01-\x0f]|VBRI.{10})(.{4})", head, re.DOTALL)
-    if not header or (header[0][:4] != b"VBRI" and not header[0][7] & 1):
-        return 0
-    return int.from_bytes(header[1], "big")
-
-
-def _mpeg_frame_bytes(header: bytes) -> int:
-    """How long a frame of MP3 or MP2 is by its header; 0 where that is not the header of one."""
-    if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
-        return 0
-    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version 3 is MPEG 1
-    kilobits = {
-        (3, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
-        (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 0),
-    }.get(
-        (version, layer), (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
-    )[header[2] >> 4]
-    rate_hz = (44_100, 48_000, 32_000, 0)[header[2] >> 2 & 3] // {3: 1, 2: 2}.get(version, 4)
-    if layer not in (2, 3) or not rate_hz or not kilobits:
-        return 0
-    samples = 1152 if (version, layer) == (3, 3) or layer == 2 else 576
-    return samples // 8 * 1000 * kilobits // rate_hz + (header[2] >> 1 & 1)
 
 
 def _reason(error: Exception, log: list[Any]) -> str:

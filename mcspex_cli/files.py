@@ -17,13 +17,15 @@ import shutil
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from mcspex_cli.errors import AudioError, DiskFullError, OutputError
 
 SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd "
-    ".m4a .mp4 .m4v .mkv .mka .mov .webm .aac .ac3 .wma .wmv .amr .3gp .avi .mpg .mpeg".split()
+    ".wav .flac .ogg .oga .opus .spx .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .sph "
+    ".voc .wv .tta .ape .m4a .m4b .mp4 .m4v .mkv .mka .mov .qt .webm .aac .ac3 .eac3 .dts .wma "
+    ".wmv .asf .amr .awb .3gp .3g2 .avi .flv .f4v .mpg .mpeg .ts .mts .m2ts .mxf .ogv".split()
 )
 """Suffixes taken for recordings when a folder is searched."""
 
@@ -37,6 +39,9 @@ _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)(?:-\d+)?\.partial")
 """The hidden name of what a process of this machine has not finished."""
 
 _numbers = itertools.count()
+_complete: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("complete", default=None)
+"""Within `together`: the files that wait for their names."""
+
 _swept: set[Path] = set()
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -228,12 +233,52 @@ def whole(path: Path) -> Iterator[Path]:
     unfinished = partial(path)
     try:
         yield unfinished
-        unfinished.replace(path)
+        appear(unfinished, path)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def appear(unfinished: Path, path: Path) -> None:
+    """Give a complete file its name; within `together`, at the end of that block.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    complete = _complete.get()
+    if complete is None:
+        unfinished.replace(path)
+        return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    waiting = partial(path)
+    unfinished.replace(waiting)
+    complete.append((waiting, path))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Have the files that are written whole in the block appear at its end: all, or none of them.
+
+    Raises:
+        OutputError: one of them cannot be given its name.
+    """
+    complete: list[tuple[Path, Path]] = []
+    token = _complete.set(complete)
+    try:
+        yield
+        for waiting, path in complete:
+            try:
+                waiting.replace(path)
+            except OSError as error:
+                raise output_error(path, error) from error
+    finally:
+        _complete.reset(token)
+        for waiting, _ in complete:
+            with suppress(OSError):
+                waiting.unlink()
 
 
 @contextmanager

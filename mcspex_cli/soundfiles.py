@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from mcspex_cli import files
-from mcspex_cli.containers import UNKNOWN_LENGTH, Blocks, Container, Damaged, Track, report
+from mcspex_cli.containers import Blocks, Container, Damaged, Track, report
 from mcspex_cli.errors import AudioError
+from mcspex_cli.framing import UNKNOWN_LENGTH
 
 if TYPE_CHECKING:
     import soundfile
@@ -36,8 +37,8 @@ _MAGIC = (
 _CUT = re.compile(r"(?:data|SSND|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
 """How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
 
-_SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
-_SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
+SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 _CHUNKS = {"WAV": "<4sI", "WAVEX": "<4sI", "RF64": "<4sI", "AIFF": ">4sI", "CAF": ">4sq"}
 _CHUNKS |= {"W64": "<4s12xQ", "AU": ""}
@@ -69,7 +70,7 @@ def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
             with suppress(soundfile.LibsndfileError, TypeError):
                 file = stack.enter_context(soundfile.SoundFile(source, closefd=False))
         sound: Sound
-        if file and file.subtype in (*_SAMPLE_BYTES, "VORBIS"):
+        if file and file.subtype in (*SAMPLE_BYTES, "VORBIS"):
             sound = SoundFile(path, stream, file)
         else:
             sound = stack.enter_context(Container(path, stream, track))
@@ -80,8 +81,8 @@ def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
             )
         if not 1 <= sound.channels <= MOST_CHANNELS:
             raise AudioError(
-                f"{path}: has {sound.channels} channels, but at most {MOST_CHANNELS} are read. "
-                "Export fewer."
+                f"{path}: its header says {sound.channels} channels, but only 1 to "
+                f"{MOST_CHANNELS} are read. Export it again."
             )
         if isinstance(sound, SoundFile) and track not in (None, "1"):
             raise AudioError(f"{path}: has no sound track {track}. It has only one.")
@@ -123,7 +124,7 @@ class SoundFile:
         self.frames, self.start_s = file.frames, 0.0
         self.tracks: tuple[Track, ...] = (Track(1, "", self.sample_rate_hz, self.channels),)
         self.warnings: list[str] = []
-        self._frame_bytes = _SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+        self._frame_bytes = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
         self._size = path.stat().st_size
         self._data_at = stream.tell() if os.name != "nt" else 0
         self._truncation = self._find_truncation()
@@ -137,6 +138,7 @@ class SoundFile:
                 whole_s = here_s * int(there) / int(length)
                 return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
         return ""
+
     def _check_length(self) -> bool:
         """Whether the samples go on after their announced end, as in an unfinished recording."""
         name, announced_s = self._file.format, self.frames / self.sample_rate_hz

@@ -52,6 +52,13 @@ def hit(path: Path, part: float = 0.6, size: int = 400) -> Path:
     return path
 
 
+def blank(path: Path, part: float) -> Path:
+    """Overwrite all after the first part with zeros, as a copy to a full disk may have it."""
+    data = path.read_bytes()
+    path.write_bytes(data[: round(part * len(data))].ljust(len(data), b"\0"))
+    return path
+
+
 def joined(folder: Path, suffix: str, **layout: str) -> Path:
     """Two files of 3 s each, one after the other in one file."""
     data = b""
@@ -79,6 +86,10 @@ CONTAINERS = [
     ("a.mp3", "libmp3lame", 8000),
     ("a.ts", "mp2", 16000),
     ("a.wv", "wavpack", 8000),
+    ("a.tta", "tta", 8000),
+    ("a.flv", "libmp3lame", 44_100),
+    ("a.mpg", "mp2", 48_000),
+    ("a.wav", "libmp3lame", 8000),
 ]
 
 
@@ -102,11 +113,14 @@ def test_containers_are_read_as_what_they_hold(
     assert fit.max() / np.linalg.norm(samples) / np.linalg.norm(truth) > least
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.avi"])
-def test_the_sound_of_a_video_is_read(tmp_path: Path, name: str) -> None:
-    codec = "pcm_s16le" if "v" in name[2:] else "aac"
-    path = make(tmp_path / name, *tracks(SIX_S, codec=codec), picture_s=6)
-    assert len(audio.read(path, RATE_HZ)) == pytest.approx(len(SIX_S), abs=1100)
+@pytest.mark.parametrize("picture_s", [6, 9])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.avi", "a.wmv"])
+def test_the_sound_of_a_video_is_read(tmp_path: Path, name: str, picture_s: int) -> None:
+    codec = {"wmv": "wmav2", "mov": "pcm_s16le", "avi": "pcm_s16le"}.get(name[2:], "aac")
+    sound = SoundTrack(np.repeat(SIX_S, 2), 2 * RATE_HZ, codec, options={"b": "64000"})
+    path = make(tmp_path / name, sound, picture_s=picture_s)
+    samples, warnings = read(path)
+    assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=1100), [])
 
 
 @pytest.mark.parametrize(
@@ -239,6 +253,17 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
     assert ["follows the first in it and is not read" in text for text in read(path)[1]] == [True]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.tta", "tta"), ("a.flv", "libmp3lame")])
+def test_what_follows_a_file_and_cannot_be_read_is_damage(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    path = encoded(name, codec, 44_100)(tmp_path)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(DamagedError, match=r"bytes after 5\.\d\d s are not sound that can be"):
+        read(path)
+    assert len(read(path, damaged="keep")[0]) == pytest.approx(5.46 * RATE_HZ, abs=400)
+
+
 def test_an_ogg_that_goes_on_in_another_codec_says_where(tmp_path: Path) -> None:
     one, two = (joined(tmp_path, suffix, **layout) for suffix, layout in JOINED[:2])
     one.write_bytes(one.read_bytes() + two.read_bytes())
@@ -279,6 +304,44 @@ def test_an_unfinished_recording_is_read_to_its_end(
     assert audio.probe(path).frames == len(SIX_S)
 
 
+def patched(folder: Path, source: Callable[[Path], Path], *edits: tuple[bytes, int, bytes]) -> Path:
+    """A file with other bytes at some distance after some of its own."""
+    path = source(folder)
+    data = bytearray(path.read_bytes())
+    for mark, distance, value in edits:
+        at = data.index(mark) + distance
+        data[at : at + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+def plain(suffix: str, container: str, subtype: str | None = None) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        soundfile.write(folder / f"a.{suffix}", SIX_S, RATE_HZ, format=container, subtype=subtype)
+        return folder / f"a.{suffix}"
+
+    return made
+
+
+NO_LENGTH = [
+    (plain("wav", "WAV", "GSM610"), (b"RIFF", 4, bytes(4)), (b"data", 4, bytes(4))),
+    (plain("wav", "WAV", "IMA_ADPCM"), (b"RIFF", 4, b"\xff" * 4), (b"data", 4, b"\xff" * 4)),
+    (plain("caf", "CAF"), (b"data", 4, b"\xff" * 8)),
+    (plain("w64", "W64"), (b"data", 16, bytes(8))),
+    (plain("au", "AU"), (b".snd", 8, b"\xff" * 4)),
+    (plain("rf64", "RF64"), (b"ds64", 8, bytes(24))),
+    (plain("flac", "FLAC"), (b"fLaC", 22, bytes(4))),
+]
+
+
+@pytest.mark.parametrize(("source", "edits"), [(row[0], row[1:]) for row in NO_LENGTH])
+def test_a_header_without_a_length_is_read_to_the_end(
+    tmp_path: Path, source: Callable[[Path], Path], edits: tuple[tuple[bytes, int, bytes], ...]
+) -> None:
+    path = patched(tmp_path, source, *edits)
+    assert len(read(path)[0]) == pytest.approx(len(SIX_S), abs=700)
+
+
 def test_chunks_after_the_samples_are_no_sound(tmp_path: Path) -> None:
     for container, order in (("WAV", "little"), ("AIFF", "big")):
         path = tmp_path / f"a.{container.lower()}"
@@ -296,14 +359,6 @@ def test_chunks_after_the_samples_are_no_sound(tmp_path: Path) -> None:
 def flac(folder: Path) -> Path:
     audio.write(folder / "a.flac", SIX_S, RATE_HZ)
     return folder / "a.flac"
-
-
-def plain(suffix: str, container: str, subtype: str | None = None) -> Callable[[Path], Path]:
-    def made(folder: Path) -> Path:
-        soundfile.write(folder / f"a.{suffix}", SIX_S, RATE_HZ, format=container, subtype=subtype)
-        return folder / f"a.{suffix}"
-
-    return made
 
 
 def encoded(
@@ -330,6 +385,13 @@ DAMAGED = [
     (plain("caf", "CAF"), cut, r"truncated", 3.3, 3.7),
     (plain("au", "AU"), cut, r"truncated", 3.4, 3.7),
     (plain("rf64", "RF64"), cut, r"truncated", 3.5, 3.7),
+    (plain("voc", "VOC"), cut, r"damaged after 3\.58 s", 3.5, 3.7),
+    (encoded("a.flv", "libmp3lame", 44_100), cut, r"truncated", 3.0, 3.8),
+    (encoded("a.tta", "tta", 44_100), cut, r"damaged after 3", 3.0, 3.8),
+    (encoded("a.ts", "mp2", 16_000), cut, r"after 3\.\d\d s", 3.0, 3.8),
+    (encoded("a.ts", "mp2", 16_000), blank, r"damaged after 3\.\d\d s", 3.0, 3.8),
+    (encoded("a.ac3", "ac3", 48_000), blank, r"after 3\.\d\d s", 3.0, 3.8),
+    (plain("mp3", "MP3"), blank, r"3\.\d\d of 6\.\d\d s", 3.0, 4.0),
     (encoded("a.m4a", "aac", movflags="+faststart"), cut, r"damaged after 3\.\d\d s \(", 3.0, 3.9),
     (encoded("a.m4a", "aac", movflags="+faststart"), hit, r"damaged after 3\.\d\d s \(", 5.9, 6.1),
     (encoded("a.mkv", "aac"), cut, r"damaged after 3\.\d\d s \(File ended prem", 3.0, 4.0),
@@ -403,6 +465,14 @@ def not_numbers(folder: Path) -> Path:
     return make(folder / "a.mkv", *tracks(sound, codec="pcm_f32le"))
 
 
+def integers_of_64_bits(folder: Path) -> Path:
+    return patched(folder, plain("wav", "WAV"), (b"fmt ", 22, b"\x40"), (b"fmt ", 20, b"\x08"))
+
+
+def no_channels(folder: Path) -> Path:
+    return patched(folder, plain("wav", "WAV"), (b"fmt ", 10, b"\0"))
+
+
 def wrong_rate(hertz: int) -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         soundfile.write(folder / "a.wav", SIX_S[:16_000], hertz)
@@ -420,6 +490,8 @@ def wrong_rate(hertz: int) -> Callable[[Path], Path]:
         (noise, "not a readable sound file"),
         (empty, r"the file is empty \(0 bytes\)"),
         (not_numbers, r"NaN or infinite sample at 1\.00 s"),
+        (integers_of_64_bits, "its sound is of another kind there"),
+        (no_channels, "its header says 0 channels, but only 1 to 256 are read"),
         (wrong_rate(1), "its header says 1 Hz, but only 1 kHz to 1 MHz are read"),
         (wrong_rate(999), "its header says 999 Hz"),
         (wrong_rate(2**31 - 1), "its header says 2147483647 Hz"),

@@ -135,6 +135,25 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         partial.write_text("new")
 
 
+def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def write(*names: str) -> None:
+        with files.together():
+            for name in names:
+                with files.whole(tmp_path / name) as partial:
+                    partial.write_text("new")
+                assert {(tmp_path / n).read_text() for n in "a"} == {"old"}
+
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder: cannot be written: it is a folder"):
+        write("a", "b", "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "folder"]
+    write("a", "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "folder"]
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
+
+
 def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
     program = "import sys; from pathlib import Path; from mcspex_cli import files\n"
     program += "files.partial(Path(sys.argv[1])).touch()"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
 from mcspex_cli.checkpoint.config import CARD, CONFIG, WEIGHTS
-from mcspex_cli.checkpoint.hub import silenced
+from mcspex_cli.checkpoint.hub import LARGEST_CARD, silenced
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -47,11 +47,13 @@ def read_card(folder: Path) -> Card | None:
     """Read the card in a model's folder; None if there is none.
 
     Raises:
-        CheckpointError: It is not text, or its metadata is not YAML.
+        CheckpointError: It is not text or too long, or its metadata is not YAML.
     """
     path = folder / CARD
     if not path.is_file():
         return None
+    if path.stat().st_size > LARGEST_CARD:
+        raise CheckpointError(f"{path}: is too long for a card. Shorten it.")
     try:
         card = _parse(path.read_text("utf-8"))
         metadata: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]

@@ -32,6 +32,7 @@ from mcspex_cli.checkpoint.config import (
     SystemFields,
     check_regular,
     checksum,
+    largest_weights,
     parse_system,
     read_bytes,
     read_config,
@@ -211,6 +212,10 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
     if info.has_only_graphs:
         raise CheckpointError(
             f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. Use --runtime onnx."
+        )
+    if info.weight_bytes > largest_weights(info.config, info.folder / CONFIG):
+        raise CheckpointError(
+            f"{path}: has {info.weight_bytes:,} bytes, too many for this network. {info.remedy}"
         )
     tensors, sha256 = read_tensors(path, info.remedy)
     if sha256 != info.sha256:

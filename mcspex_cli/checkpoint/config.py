@@ -161,6 +161,21 @@ def parse_system(raw: object, where: object) -> SystemConfig:
     return config
 
 
+def largest_weights(system: SystemFields, where: object) -> int:
+    """How many bytes the weights of a network can have, in full precision.
+
+    Raises:
+        CheckpointError: As `parse_system`.
+    """
+    import torch
+
+    from mcspex_cli.model.systems import build
+
+    with torch.device("meta"):
+        tensors = build(parse_system(system, where)).state_dict().values()
+    return 2**16 + sum(256 + 8 * tensor.numel() for tensor in tensors)
+
+
 def write_config(folder: Path, config: Config | dict[str, Any]) -> None:
     """Write a folder's config.json, whole.
 
@@ -203,6 +218,8 @@ def read_bytes(path: Path, remedy: str) -> bytes:
     check_regular(path, remedy)
     try:
         return path.read_bytes()
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: is larger than the memory. {remedy}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
 

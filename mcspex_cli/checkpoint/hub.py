@@ -35,7 +35,7 @@ from mcspex_cli.checkpoint.config import (
     WEIGHTS,
     Config,
     checksum,
-    parse_system,
+    largest_weights,
     read_config,
 )
 from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Gets the bytes received so far, and the bytes to be received in all."""
 
-_LARGEST = {CONFIG: LARGEST_CONFIG, CARD: 2**24}
+LARGEST_CARD = 2**24
+_LARGEST = {CONFIG: LARGEST_CONFIG, CARD: LARGEST_CARD}
 """Bytes; how large the weights can be follows from the config."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
@@ -369,14 +370,8 @@ def _check_names(name: HubName, names: Collection[str]) -> None:
 
 def _check_weights(listing: Listing, config: Config) -> None:
     """Refuse weights that cannot belong to a config, before any of them is downloaded."""
-    import torch
-
-    from mcspex_cli.model.systems import build
-
     name, listed = listing.name, listing.files[WEIGHTS]
-    with torch.device("meta"):
-        tensors = build(parse_system(config.system, name)).state_dict()
-    largest = 1024 + sum(256 + t.numel() * t.element_size() for t in tensors.values())
+    largest = largest_weights(config.system, name)
     if listed.size > largest:
         raise CheckpointError(
             f"{name}: its weights have {listed.size:,} bytes, and its config's network has "

@@ -267,7 +267,7 @@ def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
 
     Raises:
         AudioError: the mixture cannot be read, is too short, or has no such channel or track.
-        OutputError: an output cannot hold sound of its rate.
+        OutputError: an output cannot hold sound of its rate, or so many channels.
     """
     info = audio.probe(job.mixture, options.track)
     check_length(str(job.mixture), info.seconds)
@@ -278,7 +278,8 @@ def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
         )
     for path in (job.outputs.estimate, job.outputs.residual):
         if path:
-            audio.check_format(path, options.subtype, info.sample_rate_hz)
+            channels = info.channels if options.channel == "all" else 1
+            audio.check_format(path, options.subtype, info.sample_rate_hz, channels)
     return info
 
 
@@ -305,7 +306,9 @@ def _check_place(path: Path, overwrite: bool) -> None:
     try:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder. Name a file.")
-        if path.exists() and not overwrite:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is not a regular file. Choose another name.")
+        if os.path.lexists(path) and not overwrite:
             raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
         folder = path.parent
         while not folder.exists():
@@ -320,8 +323,9 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 def _identities(path: Path) -> set[object]:
     """What tells that two names are one file's: its path and, if it exists, its inode."""
+    real = os.path.realpath(path)  # which, unlike Path.resolve, can follow links in a circle
     try:
         state = path.stat()
     except OSError:
-        return {path.resolve()}
-    return {path.resolve(), (state.st_dev, state.st_ino)}
+        return {real}
+    return {real, (state.st_dev, state.st_ino)}

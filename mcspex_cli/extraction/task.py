@@ -260,10 +260,11 @@ class Task:
         if self.job is None:
             return np.concatenate([block * factors[0] for block, _ in self._blocks()], axis=-1)
         job, outputs = self.job, self.job.outputs
-        shape = self._sound.sample_rate_hz, self._sound.channels, self.options.subtype
-        with ExitStack() as files:
+        sound, subtype = self._sound, self.options.subtype
+        shape = sound.sample_rate_hz, sound.channels, subtype, self._samples
+        with files.together(), ExitStack() as stack:
             places = [path for path in (outputs.estimate, outputs.residual) if path]
-            writers = [files.enter_context(audio.Writer(path, *shape)) for path in places]
+            writers = [stack.enter_context(audio.Writer(path, *shape)) for path in places]
             for blocks in self._blocks():
                 for writer, block, factor in zip(writers, blocks, factors, strict=False):
                     writer.write(cast(Samples, block) * factor)
