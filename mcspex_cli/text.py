@@ -14,10 +14,12 @@ _UNSAFE = re.compile(
 
 _BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
 
-_MARKDOWN = re.compile(r"([\\`*\[\]|~])")
+_MARKDOWN = re.compile(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))")
+"""What Markdown gives a meaning; an underscore has none within a word."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""How a text begins that a spreadsheet takes for a formula, and would run."""
+_FORMULA = re.compile("(^|[;\t])(?=[=+@\t\uff1d\uff0b\uff0d\uff20-])")
+"""Where a cell begins with what a spreadsheet takes for a formula, and would run. Some spreadsheets
+take a semicolon or a tab within a cell for the beginning of another."""
 
 
 def printable(text: str) -> str:
@@ -41,16 +43,19 @@ def markdown(text: str) -> str:
 def csv_cell(value: Any) -> Any:
     """A value for a CSV file: numbers as they are, lists and truth values as JSON.
 
-    Text is put on one line without control characters. An apostrophe goes before text that
-    begins like a formula (=, +, -, @ or a tab); spreadsheets then show it and do not run it.
-    Bytes of a file name that are not UTF-8 stay as they are.
+    Text is put on one line without control characters. An apostrophe goes before a formula (what
+    begins with =, +, -, @ or a tab, also after a semicolon or tab); spreadsheets then show it and
+    do not run it. In JSON an escape does the same. Bytes of a file name that are not UTF-8 stay as
+    they are.
 
     Source: OWASP, CSV Injection.
     """
     if isinstance(value, str):
         cell = _UNSAFE.sub(_escape, value).translate(_BREAKS)
-        return f"'{cell}" if cell.startswith(_FORMULA) else cell
-    return json.dumps(value) if isinstance(value, bool | list | tuple | dict) else value
+        return _FORMULA.sub(r"\1'", cell)
+    if isinstance(value, bool | list | tuple | dict):
+        return re.sub("(?<=;)[=+@-]", lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value))
+    return value
 
 
 def _escape(match: re.Match[str]) -> str:

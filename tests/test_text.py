@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mcspex_cli.text import csv_cell, line, markdown, printable
@@ -29,9 +31,34 @@ def test_a_line_has_no_line_ends_and_can_be_cut() -> None:
     assert line("abcdef", 3) == "abc..."
 
 
-def test_cells_of_csv_and_markdown() -> None:
-    assert [csv_cell(value) for value in (-1.5, None, True, [1, "a"], "a,b", "x=1")] == [
-        -1.5, None, "true", '[1, "a"]', "a,b", "x=1",
-    ]  # fmt: skip
-    assert csv_cell("\uff1d1") == "'\uff1d1"
-    assert markdown("<b>&*x*|\n") == "&lt;b&gt;&amp;\\*x\\*\\|\\\\n"
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (-1.5, -1.5),
+        (None, None),
+        (True, "true"),
+        ([1, "a"], '[1, "a"]'),
+        ("a,b", "a,b"),
+        ("x=1", "x=1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("\t=1", "'\t'=1"),
+        ("a;=1;b;-2", "a;'=1;b;'-2"),  # where semicolons separate cells
+        ("a\t@b", "a\t'@b"),
+        (["a;=1"], '["a;\\u003d1"]'),
+    ],
+)
+def test_a_cell_of_csv_runs_nothing(value: object, cell: object) -> None:
+    assert csv_cell(value) == cell
+    if isinstance(value, list):
+        assert json.loads(str(cell)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<b>&*x*|\n", "&lt;b&gt;&amp;\\*x\\*\\|\\\\n"),
+        ("__init__ a_b _c_", "\\_\\_init\\_\\_ a_b \\_c\\_"),
+    ],
+)
+def test_a_cell_of_markdown_shows_its_text(text: str, shown: str) -> None:
+    assert markdown(text) == shown

@@ -19,10 +19,12 @@ from mcspex_cli.batch.manifest import AUDIO, Task, outputs
 from mcspex_cli.batch.plan import Locations, Plan
 from mcspex_cli.batch.run import BatchSettings
 from mcspex_cli.evaluation import tables
+from mcspex_cli.evaluation.cases import Pairing
 from mcspex_cli.evaluation.comparison import batch_run
+from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.page import PageSettings, write_page
-from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_files
-from mcspex_cli.evaluation.summary import Report, read_groups, report
+from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
+from mcspex_cli.evaluation.summary import Report, report
 
 RECORD, FAILED = "run.json", "failed.jsonl"
 
@@ -119,7 +121,8 @@ def _row(task: Task, journal: Journal, done: Done | None, locations: Locations) 
     else:
         result = {name: v for name, v in done.row.items() if name not in _OF_THE_RUN}
         result["warnings"] = [text.replace(task.mixture, task.id) for text in result["warnings"]]
-        row = {**result, **(score["row"] if score else {"status": "done", "note": ""})}
+        scores = score["row"] if score else {"status": "done", "note": ""}
+        row = {**result, **{k: v for k, v in scores.items() if v is not None or k not in result}}
     names = {kind: path.as_posix() for kind, path in outputs(Path(), task).items()}
     return {
         **row,

@@ -69,7 +69,7 @@ Settings = TypeVar("Settings")
     metavar="NAMES",
     default="si_sdr,si_sdr_i,snr",
     show_default=True,
-    help="Some of {metrics}, those that need no interferers.",
+    help="With --truth: some of {of_truth}, those that need no interferers.",
 )
 @click.option("--resample", is_flag=True, help="Score at the truth's rate, whatever the others'.")
 @options.grouping
@@ -156,14 +156,14 @@ def batch(
     from mcspex_cli.batch.journal import Journal, open_folder
     from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
     from mcspex_cli.batch.run import BatchSettings, WorkList
+    from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
-    from mcspex_cli.evaluation.summary import read_groups
 
     shown = not (quiet or as_json)
     request = _filled(BatchRequest, values)
     _check_usage(request)
     scoring = ScoreSettings(
-        choose_metrics(values["metrics"], {"target", "mixture"}),
+        choose_metrics(values["metrics"], {"target", "mixture"}, only_truth=True),
         resample=values["resample"],
         channel=None if values["channel"] == "all" else values["channel"],
     )
@@ -202,7 +202,7 @@ def batch(
     if failed:
         failures = console.count(failed, "file")
         raise PartialFailure(f"{failures} failed, see above and {plan.folder}/failed.jsonl.")
-    conclude(report, {})
+    conclude(report)
 
 
 def _filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
@@ -321,8 +321,12 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
 
 def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
     """Say what was done and how good it is."""
+    from mcspex_cli.evaluation.metrics import BY_COLUMN
+
     if report.summary.metrics:
-        show(report)
+        has_truth = any(task.truth for task in work.plan.tasks)
+        others = [c for c, metric in BY_COLUMN.items() if "target" not in metric.needs]
+        show(report, hidden=others if has_truth else ())
     before, factor = len(work.skipped), record["real_time_factor"]
     console.say(
         f"{work.plan.folder}: {record['done']} of {record['files']} files done"

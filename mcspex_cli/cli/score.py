@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import BelowThreshold, McspexError, PartialFailure
+from mcspex_cli.cli.models import find_model
+from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
+    from mcspex_cli.evaluation.cases import Pairing
+    from mcspex_cli.evaluation.recognition import Verifier
     from mcspex_cli.evaluation.summary import Report
 
-NEEDS = {"target": "--truth", "mixture": "--mixtures", "interferers": "--interferers"}
-"""The option that gives what a metric needs."""
+NEEDS = {
+    "target": "--truth",
+    "mixture": "--mixtures",
+    "interferers": "--interferers",
+    "reference": "--ref or --refs",
+    "transcript": "--transcripts",
+    "batch": "the estimates of mcspex batch in its output folder",
+}
+"""What gives a metric what it needs."""
+
+ASKED_FOR = {"target", "reference", "transcript"}
+"""What, if it is given, says that the metrics that need it are wanted."""
 
 
 class MetricsOption(click.Option):
@@ -25,29 +39,60 @@ class MetricsOption(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option and its help."""
         from mcspex_cli.evaluation.metrics import METRICS
-        from mcspex_cli.evaluation.tables import FORMATS
+        from mcspex_cli.evaluation.tables import REPORT_FORMATS
 
         self.help = (self.help or "").format(
             metrics=",".join(METRICS),
-            formats=", ".join(FORMATS),
-            suffixes=", ".join(suffix for suffix, _ in FORMATS.values()),
+            of_truth=",".join(name for name, m in METRICS.items() if "target" in m.needs),
+            formats=", ".join(REPORT_FORMATS),
+            suffixes=", ".join(suffix for suffix, _ in REPORT_FORMATS.values()),
         )
         return super().get_help_record(ctx)
 
 
 def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
-    from mcspex_cli.evaluation.tables import FORMATS
+    from mcspex_cli.evaluation.tables import REPORT_FORMATS
 
-    if name not in ("table", *FORMATS):
-        raise click.BadParameter(f"{name!r} is not one of table, {', '.join(FORMATS)}.")
+    if name not in ("table", *REPORT_FORMATS):
+        raise click.BadParameter(f"{name!r} is not one of table, {', '.join(REPORT_FORMATS)}.")
     return name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `mcspex score` is asked for."""
+
+    estimates: Path
+    truth: Path | None
+    mixtures: Path | None
+    interferers: tuple[Path, ...]
+    references: tuple[Path, ...]
+    reference_folder: Path | None
+    pattern: str | None
+    transcripts: Path | None
+    whisper: str
+    model: str | None
+    offline: bool
+    metrics: str | None
+    groups: Path | None
+    group_by: str | None
+    baseline: Path | None
+    fail_under: tuple[str, ...]
+    fail_over: tuple[str, ...]
+    channel: str | None
+    resample: bool
+    flipped_ok: bool
+    workers: int | None
+    form: str
+    as_json: bool
+    every: bool
+    outputs: tuple[Path, ...]
 
 
 @click.command()
 @click.argument("estimates", type=options.PATH, metavar="ESTIMATES")
 @click.option(
     "--truth",
-    required=True,
     type=options.PATH,
     metavar="FILE|DIR",
     help="The target's speech alone, as it was recorded.",
@@ -66,10 +111,44 @@ def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
     help="Another talker's speech alone, for SIR, SAR and target confusion. Repeatable.",
 )
 @click.option(
+    "--ref",
+    "references",
+    multiple=True,
+    type=options.PATH,
+    metavar="FILE|DIR",
+    help="Without a truth: a clip, or a profile, of the one voice in all estimates. Repeatable.",
+)
+@click.option(
+    "--refs",
+    "reference_folder",
+    type=options.PATH,
+    metavar="DIR|SCP",
+    help="Without a truth: a reference for each estimate, by name, as for batch.",
+)
+@click.option(
+    "--pattern",
+    metavar="TEXT",
+    help="Which part of an estimate's name is its reference's, as for batch.",
+)
+@click.option(
+    "--transcripts",
+    type=options.PATH,
+    metavar="FILE|DIR",
+    help="What the targets say, as .txt or .vtt, for word error rates.",
+)
+@click.option(
+    "--whisper",
+    default="base",
+    show_default=True,
+    metavar="NAME|DIR",
+    help="The faster-whisper model for --transcripts; it has to be on this disk.",
+)
+@options.model
+@click.option(
     "--metrics",
     cls=MetricsOption,
     metavar="NAMES",
-    help="Some of {metrics}.  [default: all that are installed]",
+    help="Some of {metrics}.  [default: all that are installed, for what is given]",
 )
 @options.grouping
 @click.option(
@@ -81,13 +160,28 @@ def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
     metavar="METRIC=MEAN",
     help="Exit with 4 if the mean is lower, as in si_sdr_i=10. Repeatable.",
 )
-@click.option("--resample", is_flag=True, help="Convert other sample rates to the truth's.")
+@click.option(
+    "--fail-over",
+    multiple=True,
+    metavar="METRIC=MEAN",
+    help="Exit with 4 if the mean is higher, as in wer=0.3. Repeatable.",
+)
+@click.option(
+    "--channel",
+    metavar="mix|0|1|..",
+    help="What a mono estimate was extracted from, if the other files have several channels.",
+)
+@click.option(
+    "--resample",
+    is_flag=True,
+    help="Convert other sample rates to the truth's, or without one to the estimate's.",
+)
 @click.option("--flipped-ok", is_flag=True, help="Count sign-flipped files: they sound the same.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes.  [default: one, or as many as cores for many files]",
+    help="Processes, where no network is used.  [default: one, or all cores for many files]",
 )
 @click.option(
     "--format",
@@ -111,86 +205,195 @@ def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
     metavar="FILE",
     help="Also write to a file that ends in {suffixes}. Repeatable.",
 )
-def score(
-    estimates: Path,
-    truth: Path,
-    mixtures: Path | None,
-    interferers: tuple[Path, ...],
-    metrics: str | None,
-    groups: Path | None,
-    group_by: str | None,
-    baseline: Path | None,
-    fail_under: tuple[str, ...],
-    resample: bool,
-    flipped_ok: bool,
-    workers: int | None,
-    form: str,
-    as_json: bool,
-    every: bool,
-    outputs: tuple[Path, ...],
-) -> None:
-    """Score ESTIMATES, a file or a folder, against the truth.
+def score(**values: Any) -> None:
+    """Score ESTIMATES, a file or a folder, against the truth, or by what can be said without.
 
     Files in folders are paired by name (a.target.wav with a.wav). SI-SDR is zero-mean and computed
     in float64; SI-SDRi is its gain over the mixture's. Files with several channels get the mean
     over their channels. Silent, exact, sign-flipped and unusable files have a status and stay out
     of the means, which come with 95 % bootstrap intervals.
 
+    Without --truth there are the similarity to a reference, the presence that batch measured, how
+    much of the mixture's speech is left, DNSMOS and word error rates. These are hints.
+
     \b
     mcspex score estimates/ --truth truth/ --mixtures mixtures/ -o report.json
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
+    mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
+    request = Request(**{field.name: values[field.name] for field in fields(Request)})
+    _check_usage(request)
+    _score(request, _limits(request))
+
+
+def _check_usage(request: Request) -> None:
+    """Refuse combinations of options that mean nothing.
+
+    Raises:
+        click.UsageError: one does.
+    """
+    by_reference = request.references or request.reference_folder
+    given = request.truth or by_reference or request.transcripts or request.metrics
+    channel = request.channel
+    for message, is_wrong in {
+        "score by what? Add --truth, or for scores without a truth --ref, --refs, --transcripts "
+        "or --metrics.": not given,
+        "--ref is one voice for all, --refs one for each: not both.": request.references
+        and request.reference_folder,
+        "--pattern says which of --refs belongs to an estimate; add --refs.": request.pattern
+        is not None
+        and not request.reference_folder,
+        "--interferers are compared with the truth; add --truth.": request.interferers
+        and not request.truth,
+        f"--channel {channel}: is none of mix, 0, 1, ...": channel
+        and channel != "mix"
+        and not channel.isdecimal(),
+    }.items():
+        if is_wrong:
+            raise click.UsageError(message)
+
+
+def _score(request: Request, limits: Sequence[Limit]) -> None:
     from mcspex_cli import files
     from mcspex_cli.evaluation import tables
+    from mcspex_cli.evaluation.cases import missing_estimates
+    from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.evaluation.metrics import check_installed
-    from mcspex_cli.evaluation.scoring import ScoreSettings, missing_estimates, pair, score_files
-    from mcspex_cli.evaluation.summary import read_baseline, read_groups, report
+    from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
+    from mcspex_cli.evaluation.summary import read_baseline, report
 
-    limits = _limits(fail_under)
-    given = {"target"} | ({"mixture"} if mixtures else set())
-    chosen = choose_metrics(metrics, given | ({"interferers"} if interferers else set()))
-    check_installed([*limits])
-    compared = [estimates, truth, *([mixtures] if mixtures else []), *interferers]
-    for path in compared:
+    check_installed([*(["wer"] if request.transcripts else []), *(limit.name for limit in limits)])
+    places = (request.estimates, request.truth, request.mixtures, *request.interferers)
+    folders = (*request.references, request.reference_folder, request.transcripts)
+    inputs = [path for path in (*places, *folders) if path]
+    for path in inputs:
         files.check_exists(path)
-    tables.check_outputs(outputs, [*compared, groups, baseline])
-    known_groups = read_groups(groups, group_by) if groups else None
-    known_baseline = read_baseline(baseline) if baseline else None
-    pairings = pair(estimates, truth, mixtures, interferers)
-    missing = missing_estimates(estimates, truth)
-    settings = ScoreSettings(chosen, resample, flipped_ok)
+    tables.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
+    groups = read_groups(request.groups, request.group_by) if request.groups else None
+    baseline = read_baseline(request.baseline) if request.baseline else None
+    pairings = _pair(request)
+    given = {
+        *(["target"] if request.truth else []),
+        *(["mixture"] if request.mixtures else []),
+        *(["interferers"] if request.interferers else []),
+        *(["reference"] if pairings[0].references else []),
+        *(["transcript"] if request.transcripts else []),
+        *(["batch"] if any(pairing.presence is not None for pairing in pairings) else []),
+    }
+    chosen = choose_metrics(request.metrics, given)
+    settings = ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
+    verifier = transcriber = None
+    if "wer" in chosen:
+        from mcspex_cli.evaluation.recognition import Transcriber
+
+        transcriber = Transcriber(request.whisper)
+    if {"similarity", "similarity_i"}.intersection(chosen):
+        verifier = _open_verifier(request, pairings)
     rows = []
     with console.progress(shown=True) as bar:
         task = bar.add_task("scoring", total=len(pairings))
-        for row in score_files(pairings, settings, workers):
+        for row in score_files(pairings, settings, request.workers, verifier, transcriber):
             rows.append(row.to_dict())
             bar.advance(task)
-    result = report(rows, missing, known_groups, known_baseline)
-    show(result, "json" if as_json else form, every=every)
+    missing = missing_estimates(request.estimates, request.truth) if request.truth else []
+    result = report(rows, missing, groups, baseline)
+    show(result, "json" if request.as_json else request.form, every=request.every)
     say_remarks(result)
-    for path in outputs:
+    if not request.truth:
+        console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
+    for path in request.outputs:
         tables.write(path, result)
         console.say(str(path))
     conclude(result, limits)
 
 
-def choose_metrics(names: str | None, given: set[str]) -> tuple[str, ...]:
-    """The metrics of a --metrics, or without one all that are installed.
+def _pair(request: Request) -> list[Pairing]:
+    """Each estimate with all that it is compared with."""
+    from mcspex_cli.evaluation.cases import add_presences, add_transcripts, pair
 
-    `given` is what there is to compare with, as `Metric.needs` names it.
+    pairings = pair(request.estimates, request.truth, request.mixtures, request.interferers)
+    if request.references or request.reference_folder:
+        pairings = add_presences(_add_references(pairings, request), request.estimates)
+    if request.transcripts:
+        pairings = add_transcripts(pairings, request.transcripts)
+    return pairings
+
+
+def _add_references(pairings: Sequence[Pairing], request: Request) -> list[Pairing]:
+    """Give each pairing its reference, found as `mcspex batch` finds it.
 
     Raises:
-        UsageError: a metric is unknown, or needs something that is not given.
+        PlanError: some have none; it has a line for each.
+    """
+    from mcspex_cli.batch.pairing import list_references
+    from mcspex_cli.batch.plan import refuse
+    from mcspex_cli.evaluation.groups import case_name
+    from mcspex_cli.extraction.reference import list_sources
+
+    if request.reference_folder is None:
+        sources = tuple(list_sources(request.references))
+        return [replace(pairing, references=sources) for pairing in pairings]
+    problems: list[str] = []
+    warnings: list[str] = []
+    known = list_references(request.reference_folder, request.pattern, problems, warnings)
+    for text in warnings:
+        console.warn(text)
+    results = []
+    for pairing in pairings:
+        try:
+            clips = known.clips[known.find(Path(case_name(pairing.name)).as_posix())]
+            results.append(replace(pairing, references=tuple(map(Path, clips))))
+        except PairingError as error:
+            problems.append(f"{pairing.estimate}: {error}")
+    refuse(problems)
+    return results
+
+
+def _open_verifier(request: Request, pairings: Sequence[Pairing]) -> Verifier:
+    """Load the model, after what can be refused without it."""
+    from mcspex_cli.evaluation.recognition import Verifier
+    from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli.extraction.reference import check_sources
+
+    model = find_model(request.model, offline=request.offline)
+    check_sources(dict.fromkeys(path for one in pairings for path in one.references), model)
+    return Verifier(Extractor.load(model), console.warn)
+
+
+def choose_metrics(
+    names: str | None, given: set[str], *, only_truth: bool = False
+) -> tuple[str, ...]:
+    """The metrics of a --metrics, or without one all that are installed and meant.
+
+    Args:
+        names: of the option.
+        given: what there is to compare with, as `Metric.needs` names it. With a truth, metrics
+            that need none are only meant if they are named, or if references or transcripts are
+            given for them.
+        only_truth: whether metrics that need no truth are refused.
+
+    Raises:
+        UsageError: a metric is unknown, or needs something that is not given; or there is none.
         ConfigError: a metric's package is not installed.
     """
     from mcspex_cli.evaluation.metrics import METRICS, check_installed
 
     if names is None:
-        return tuple(name for name, metric in METRICS.items() if metric.is_installed)
+        meant = [
+            name
+            for name, metric in METRICS.items()
+            if given.issuperset(metric.needs)
+            and ("target" not in given or ASKED_FOR.intersection(metric.needs))
+        ]
+        return tuple(name for name in meant if METRICS[name].is_installed)
     chosen = [name.strip().removesuffix("_db") for name in names.split(",")]
     for name in chosen:
         if name not in METRICS:
             raise click.UsageError(f"--metrics {name}: unknown. Use {', '.join(METRICS)}.")
+        if only_truth and "target" not in METRICS[name].needs:
+            raise click.UsageError(
+                f"--metrics {name} needs no truth. Use mcspex score on the folder audio/."
+            )
         for need in METRICS[name].needs:
             if need not in given:
                 raise click.UsageError(f"--metrics {name} needs {NEEDS[need]}.")
@@ -198,14 +401,19 @@ def choose_metrics(names: str | None, given: set[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def show(report: Report, form: str = "table", *, every: bool = False) -> None:
-    """Print a report to stdout: as a table for people, or in one of the formats of files."""
+def show(
+    report: Report, form: str = "table", *, every: bool = False, hidden: Collection[str] = ()
+) -> None:
+    """Print a report to stdout: as a table for people, or in one of the formats of files.
+
+    `hidden` are columns that the table leaves out.
+    """
     from mcspex_cli.evaluation import tables
 
     if form != "table":
-        console.text(tables.FORMATS[form][1](report))
+        console.text(tables.REPORT_FORMATS[form][1](report))
         return
-    for table in tables.tables(report, every=every):
+    for table in tables.tables(report, every=every, hidden=hidden):
         console.table(table.headings, table.rows, table.footer, table.title)
 
 
@@ -230,15 +438,23 @@ def say_remarks(report: Report, *, quiet: bool = False) -> None:
         console.say(line)
 
 
-def conclude(report: Report, limits: Mapping[str, float]) -> None:
-    """End a command as its scores deserve, after everything is printed.
+@dataclass(frozen=True)
+class Limit:
+    """A mean that is not allowed to be lower, or higher with `over`."""
 
-    `limits` are the lowest means allowed, by the metric's name.
+    option: str
+    name: str
+    value: float
+    over: bool
+
+
+def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
+    """End a command as its scores deserve, after everything is printed.
 
     Raises:
         McspexError: no file could be scored, or a limit is on a metric without a value.
         PartialFailure: some files could not be scored.
-        BelowThreshold: a mean is under its limit.
+        BelowThreshold: a mean is past its limit.
     """
     from mcspex_cli.evaluation.metrics import METRICS
     from mcspex_cli.evaluation.scoring import REFUSED
@@ -249,33 +465,42 @@ def conclude(report: Report, limits: Mapping[str, float]) -> None:
     if refused:
         kind = McspexError if refused == len(report.rows) else PartialFailure
         raise kind(f"{refused} of {len(report.rows)} files could not be scored, see above.")
-    short = []
-    for name, limit in limits.items():
-        metric = METRICS[name]
+    reasons = []
+    for limit in limits:
+        metric = METRICS[limit.name]
         if metric.column not in report.summary.metrics:
-            raise McspexError(f"--fail-under {name}: no file has a value. Is it in --metrics?")
+            raise McspexError(
+                f"{limit.option} {limit.name}: no file has a value. Is it in --metrics?"
+            )
         mean = report.summary.metrics[metric.column].mean
-        if mean < limit:
-            short.append(f"mean {metric.heading} {metric.text(mean)} is under {limit:g}")
-    if short:
-        raise BelowThreshold(f"{'; '.join(short)}.")
+        if mean > limit.value if limit.over else mean < limit.value:
+            side = "over" if limit.over else "under"
+            reasons.append(f"mean {metric.heading} {metric.text(mean)} is {side} {limit.value:g}")
+    if reasons:
+        raise BelowThreshold(f"{'; '.join(reasons)}.")
 
 
-def _limits(texts: Sequence[str]) -> dict[str, float]:
+def _limits(request: Request) -> list[Limit]:
+    """The limits of --fail-under and --fail-over.
+
+    Raises:
+        click.UsageError: one cannot be read, or is there twice.
+    """
     from mcspex_cli.evaluation.metrics import METRICS
 
-    limits: dict[str, float] = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        name = name.strip().removesuffix("_db")
-        try:
-            limit = float(number)
-        except ValueError:
-            limit = math.nan
-        if name not in METRICS or not math.isfinite(limit):
-            known = ", ".join(METRICS)
-            raise click.UsageError(f"--fail-under {text}: write METRIC=MEAN with one of {known}.")
-        if name in limits:
-            raise click.UsageError(f"--fail-under names {name} twice.")
-        limits[name] = limit
-    return limits
+    limits: dict[tuple[str, str], Limit] = {}
+    for option, texts in (("--fail-under", request.fail_under), ("--fail-over", request.fail_over)):
+        for text in texts:
+            name, _, number = text.partition("=")
+            name = name.strip().removesuffix("_db")
+            try:
+                value = float(number)
+            except ValueError:
+                value = math.nan
+            if name not in METRICS or not math.isfinite(value):
+                known = ", ".join(METRICS)
+                raise click.UsageError(f"{option} {text}: write METRIC=MEAN with one of {known}.")
+            if (option, name) in limits:
+                raise click.UsageError(f"{option} names {name} twice.")
+            limits[option, name] = Limit(option, name, value, option == "--fail-over")
+    return list(limits.values())

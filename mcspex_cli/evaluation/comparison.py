@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,17 @@ import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, PairingError
-from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, Metric
+from mcspex_cli.evaluation.cases import Pairing, files_by_name
+from mcspex_cli.evaluation.groups import NO_GROUP, Groups
+from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import (
     FLIPPED,
     REFUSED,
-    Pairing,
     ScoreSettings,
-    files_by_name,
     score_file,
     score_files,
 )
 from mcspex_cli.evaluation.summary import (
-    NO_GROUP,
-    Groups,
     Summary,
     is_row,
     numbers,
@@ -38,8 +36,7 @@ REPORT = "report.json"
 """A folder with this file, if its rows name an `estimate`, is one of `mcspex batch`."""
 
 NO_ESTIMATE = ("failed", "pending")
-UNSCORED = (*NO_ESTIMATE, "done")
-"""Statuses of a batch's files that have no estimate, or no score."""
+"""Statuses of a batch's files that have no estimate."""
 
 OTHERS = "Other cases"
 """The section of cases that are in no group."""
@@ -87,8 +84,9 @@ class Case:
     outputs: tuple[Output | None, ...]
     """In the order of the runs; None where a run does not have the case."""
     rows: tuple[Mapping[str, Any] | None, ...] = ()
-    """The scores, likewise, as `Row.to_dict` has them; None without an estimate or a truth."""
-    input_si_sdr_db: float | None = None
+    """The scores, likewise, as `Row.to_dict` has them; None where there are none."""
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    """What is measured of the mixture, by the column that the estimates have it in."""
 
     @property
     def files(self) -> list[Path | None]:
@@ -109,15 +107,14 @@ class Comparison:
 
     @property
     def metrics(self) -> list[Metric]:
-        """The metrics of which there is a value."""
+        """The metrics of which there is a value; mixtures have theirs in `Case.inputs`."""
         rows = self.rows()
-        return [metric for column, metric in BY_COLUMN.items() if numbers(rows, column)]
+        return [metric for metric in METRICS.values() if numbers(rows, metric.column)]
 
     @property
     def ranking(self) -> Metric | None:
         """The metric that says which case is best: SI-SDRi if there is one."""
-        column = ranking(self.rows())
-        return BY_COLUMN[column] if column else None
+        return ranking(self.rows())
 
     def summaries(self, cases: Sequence[Case] | None = None) -> list[Summary]:
         """Each system over some cases, or all."""
@@ -147,7 +144,7 @@ class Comparison:
             ok = scored([row for row in case.rows if row])
             if metric and (values := numbers(ok, metric.column)):
                 means[case.name] = float(np.mean(values))
-        ranked = sorted(means, key=lambda name: -means[name])
+        ranked = sorted(means, key=lambda name: metric.badness * means[name] if metric else 0.0)
         best = ranked[: (count + 2) // 3]
         worst = ranked[len(best) :][::-1][: (count + 1) // 3]
         reasons = dict.fromkeys(best, BEST) | dict.fromkeys(worst, WORST)
@@ -168,7 +165,8 @@ class Comparison:
                     "counts them with --flipped-ok."
                 )
         if not any(case.truth for case in self.cases):
-            lines.append("no truth is known, so the page has no scores. Add --truth DIR.")
+            missing = "only what needs none" if self.rows() else "no scores"
+            lines.append(f"no truth is known, so the page has {missing}. Add --truth DIR.")
         else:
             lines += self._missing("no truth", lambda case: case.truth)
         lines += self._missing("no mixture", lambda case: case.mixture)
@@ -255,19 +253,19 @@ def compare_runs(
     cases = _gather(runs, truth, mixtures, groups or Groups())
     rows = [[_own_row(output, case) for output in case.outputs] for case in cases]
     lacking = [
-        (row, number, Pairing(case.name, output.estimate, case.truth, case.mixture))
+        (case, row, number, Pairing(case.name, output.estimate, case.truth, case.mixture))
         for case, row in zip(cases, rows, strict=True)
         for number, output in enumerate(case.outputs)
         if output and output.estimate and case.truth and not row[number]
     ]
     scores = score_files([pairing for *_, pairing in lacking], SETTINGS)
-    for done, ((row, number, _), score) in enumerate(zip(lacking, scores, strict=True), 1):
-        row[number] = score.to_dict()
+    for done, ((case, row, number, _), score) in enumerate(zip(lacking, scores, strict=True), 1):
+        row[number] = score.to_dict() | _without_truth(case.outputs[number])
         advance(done / len(lacking))
     return Comparison(
         runs,
         [
-            replace(case, rows=tuple(row), input_si_sdr_db=_input_si_sdr_db(case, row))
+            replace(case, rows=tuple(row), inputs=_inputs(case, row))
             for case, row in zip(cases, rows, strict=True)
         ],
     )
@@ -306,23 +304,33 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _own_row(output: Output | None, case: Case) -> Mapping[str, Any] | None:
     """The score that an output's run has, if it is of the case's truth and mixture."""
-    if output is None:
+    if output is None or output.row is None:
         return None
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     same = all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
-    return output.row if same else None
+    unscored = case.truth is not None and output.row["status"] == "done"
+    return output.row if same and not unscored else None
 
 
-def _input_si_sdr_db(case: Case, rows: Sequence[Mapping[str, Any] | None]) -> float | None:
-    """The SI-SDR of a case's mixture, by the scores of its outputs or measured."""
-    for row in rows:
-        if row and row.get("input_si_sdr_db") is not None:
-            return float(row["input_si_sdr_db"])
-    if not (case.truth and case.mixture):
-        return None
-    return score_file(Pairing(case.name, case.mixture, case.truth), SETTINGS).values.get(
-        "si_sdr_db"
-    )
+def _without_truth(output: Output | None) -> dict[str, Any]:
+    """The values in an output's own row that hold whatever the truth is."""
+    known = (output and output.row) or {}
+    columns = [c for c, metric in BY_COLUMN.items() if "target" not in metric.needs]
+    return {column: known[column] for column in columns if known.get(column) is not None}
+
+
+def _inputs(case: Case, rows: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
+    """What is measured of a case's mixture, by the scores of its outputs or measured now."""
+    inputs = {}
+    for column in BY_COLUMN:
+        values = numbers([row for row in rows if row], f"input_{column}")
+        if values:
+            inputs[column] = values[0]
+    if "si_sdr_db" not in inputs and case.truth and case.mixture:
+        row = score_file(Pairing(case.name, case.mixture, case.truth), SETTINGS)
+        if "si_sdr_db" in row.values:
+            inputs["si_sdr_db"] = row.values["si_sdr_db"]
+    return inputs
 
 
 def _batch_rows(path: Path) -> list[dict[str, Any]]:
@@ -345,7 +353,7 @@ def _batch_output(path: Path, row: Mapping[str, Any]) -> tuple[str, Output]:
     except TypeError as error:
         raise ConfigError(f"{path}: a row has a damaged value. Run mcspex batch again.") from error
     score = None
-    if status not in UNSCORED and truth and any(column in row for column in BY_COLUMN):
+    if status not in NO_ESTIMATE and any(row.get(column) is not None for column in BY_COLUMN):
         if not is_row(row):
             raise ConfigError(f"{path}: a row has a damaged value. Run mcspex batch again.")
         note = str(row.get("note") or "")

@@ -1,4 +1,7 @@
-"""How near an estimate is to its target: every metric, and the table METRICS that names them.
+"""How good an estimate is: every metric, and the table METRICS that names them.
+
+Some compare it with the target. The others need no truth: they are for real recordings, and
+`docs/scores-without-truth.md` tells what they can and cannot say.
 
 A new metric is one more row of METRICS. The command line's choices and help, the columns of
 tables, CSV and JSON, the means and the HTML page all come from the table.
@@ -9,17 +12,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
+from mcspex_cli.extraction.activity import frame_levels_db, share_of_speech
+from mcspex_cli.extraction.windows import without_rumble
 
 SILENCE = 1e-10
 """Mean square below which a signal counts as silent (-100 dBFS)."""
@@ -27,7 +33,8 @@ SILENCE = 1e-10
 ROUNDING = 1e-24
 """Share of a signal's energy that float64 leaves of a constant after its mean is removed."""
 
-INSTALL = "Run: pip install 'mcspex[metrics]'"
+DNSMOS_HZ = 16_000
+"""The only rate that DNSMOS knows."""
 
 PESQ_MODES = {8000: "nb", 16000: "wb"}
 """PESQ's mode by sample rate; there is none for other rates."""
@@ -159,6 +166,61 @@ def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = F
     return float(_attempt(lambda: package.stoi(t, e, rate_hz, extended=extended)))
 
 
+def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
+    """DNSMOS of a sound [sample]: what listeners would say of it, 1 (bad) to 5.
+
+    A shorter sound than 9 s is repeated, a longer one has the mean over windows of 9 s, a second
+    apart. It takes about 0.7 s of one core for each window, up to 6 s for a short sound.
+
+    Returns:
+        "sig_mos" (the speech), "bak_mos" (the background) and "ovrl_mos" (all), by P.835, and
+        "p808_mos"; nothing for silence.
+
+    Raises:
+        ConfigError: the package speechmos cannot be imported.
+
+    Source: Reddy et al., ICASSP 2021 (P.808) and ICASSP 2022 (P.835).
+    """
+    package = _package("speechmos.dnsmos")
+    if is_silent(samples):
+        return {}
+    sound = soxr.resample(samples, rate_hz, DNSMOS_HZ)
+    sound = sound / max(1.0, float(np.abs(sound).max()))
+    scores: dict[str, float] = _attempt(lambda: package.run(sound, DNSMOS_HZ), otherwise={})
+    return scores
+
+
+def speech_left(estimate: Samples, mixture: Samples, rate_hz: int) -> float:
+    """The share, 0 to 1, of the mixture's speech in which the estimate is heard too.
+
+    Both are [sample], equally long. It is nan for a mixture without speech. Ours.
+    """
+    share = share_of_speech(frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz))
+    return math.nan if share is None else share
+
+
+def word_error_rate(words: str, transcript: str) -> float:
+    """Words that are wrong, missing or too many, as a share of those in the transcript.
+
+    Upper case and punctuation do not count. It may exceed 1. It is nan for an empty transcript.
+
+    Raises:
+        ConfigError: the package jiwer cannot be imported.
+    """
+    jiwer = _package("jiwer")
+    plain = jiwer.Compose(
+        [
+            jiwer.ToLowerCase(),
+            jiwer.RemovePunctuation(),
+            jiwer.RemoveMultipleSpaces(),
+            jiwer.Strip(),
+        ]
+    )
+    if not plain(transcript):
+        return math.nan
+    return float(jiwer.wer(plain(transcript), plain(words)))
+
+
 def _nothing() -> Samples:
     return np.zeros(0, np.float32)
 
@@ -172,6 +234,14 @@ class Sounds:
     target: Samples = field(default_factory=_nothing)
     mixture: Samples = field(default_factory=_nothing)
     interferers: tuple[Samples, ...] = ()
+    compare: Callable[[Samples, int], float] = lambda *_: math.nan
+    """Tells how similar a sound [sample] at a rate is to the reference."""
+    transcribe: Callable[[Samples, int], str] = lambda *_: ""
+    """Tells the words of a sound [sample] at a rate."""
+    transcript: str = ""
+    """What the target says."""
+    presence: float = math.nan
+    """What the extraction measured."""
 
     @cached_property
     def si_sdr_db(self) -> float:
@@ -187,6 +257,22 @@ class Sounds:
     def bss_eval(self) -> tuple[float, float, float]:
         """SDR, SIR and SAR, which have most of their work in common."""
         return bss_eval(self.estimate, self.target, self.interferers)
+
+    @cached_property
+    def similarity(self) -> float:
+        """How similar the estimate is to the reference."""
+        return self.compare(self.estimate, self.rate_hz)
+
+    @cached_property
+    def dnsmos(self) -> dict[str, float]:
+        """The four values of DNSMOS, which are computed together."""
+        return dnsmos(self.estimate, self.rate_hz)
+
+    @cached_property
+    def of_mixture(self) -> Sounds:
+        """The same with the mixture, without what nobody hears, in the estimate's place."""
+        audible = np.concatenate([*without_rumble([self.mixture[None]], self.rate_hz)], axis=-1)[0]
+        return replace(self, estimate=audible)
 
 
 @dataclass(frozen=True)
@@ -205,8 +291,14 @@ class Metric:
     """The fields of `Sounds`, beside the estimate, without which there is no value."""
     meaning: str
     """What it measures, as half a sentence."""
-    package: str = ""
-    """The package that computes it, in the extra `metrics`; empty if it is computed here."""
+    packages: tuple[str, ...] = ()
+    """The packages that compute it; empty if it is computed here."""
+    extra: str = "metrics"
+    """The extra of mcspex that installs them."""
+    better: Literal["higher", "lower", "neither"] = "higher"
+    """Which values are good ones."""
+    of_mixture: bool = False
+    """Whether it is a mixture's value, for comparison with the estimate's."""
 
     @property
     def column(self) -> str:
@@ -220,8 +312,13 @@ class Metric:
 
     @property
     def is_installed(self) -> bool:
-        """Whether its package is installed, if it needs one."""
-        return not self.package or find_spec(self.package) is not None
+        """Whether its packages are installed, if it needs some."""
+        return all(find_spec(package) for package in self.packages)
+
+    @property
+    def badness(self) -> int:
+        """What a value is multiplied by, so that the worst is the highest; 0 if none is worse."""
+        return {"higher": -1, "lower": 1, "neither": 0}[self.better]
 
     def text(self, value: float | None, sign: str = "") -> str:
         """A value to the digits that matter, or a dash; with sign "+", a change."""
@@ -229,6 +326,7 @@ class Metric:
 
 
 TARGET, MIXTURE, OTHERS = ("target",), ("target", "mixture"), ("target", "interferers")
+BSS, STOI, MOS = ("fast_bss_eval",), ("pystoi",), ("speechmos",)
 
 # fmt: off
 METRICS = {metric.name: metric for metric in (
@@ -239,26 +337,67 @@ METRICS = {metric.name: metric for metric in (
     Metric("snr", "SNR", "dB", 2, lambda s: snr(s.estimate, s.target), TARGET,
            "like SI-SDR, but a wrong level or sign counts as an error"),
     Metric("sdr", "SDR", "dB", 2, lambda s: s.bss_eval[0], TARGET,
-           "like SI-SDR, but a short filter on the target does not count", "fast_bss_eval"),
+           "like SI-SDR, but a short filter on the target does not count", BSS),
     Metric("sir", "SIR", "dB", 2, lambda s: s.bss_eval[1], OTHERS,
-           "the target against what is left of the other talkers", "fast_bss_eval"),
+           "the target against what is left of the other talkers", BSS),
     Metric("sar", "SAR", "dB", 2, lambda s: s.bss_eval[2], OTHERS,
-           "all talkers against what the system has added", "fast_bss_eval"),
+           "all talkers against what the system has added", BSS),
     Metric("pesq", "PESQ", "", 2, lambda s: pesq(s.estimate, s.target, s.rate_hz), TARGET,
-           "predicted rating of the quality by listeners, 1 to 4.6", "pesq"),
+           "predicted rating of the quality by listeners, 1 to 4.6", ("pesq",)),
     Metric("stoi", "STOI", "", 3, lambda s: stoi(s.estimate, s.target, s.rate_hz), TARGET,
-           "predicted intelligibility, 0 to 1", "pystoi"),
+           "predicted intelligibility, 0 to 1", STOI),
     Metric("estoi", "ESTOI", "", 3,
            lambda s: stoi(s.estimate, s.target, s.rate_hz, extended=True), TARGET,
-           "the same for noise that comes and goes, such as other talkers", "pystoi"),
+           "the same for noise that comes and goes, such as other talkers", STOI),
+    Metric("similarity_i", "Similarity gain", "", 2,
+           lambda s: s.similarity - s.of_mixture.similarity, ("reference", "mixture"),
+           "by how much the output is more like the reference than the mixture is"),
+    Metric("presence", "Presence", "", 2, lambda s: s.presence, ("batch",),
+           "how sure the extraction was that the voice is there, 0 to 1"),
+    Metric("similarity", "Similarity", "", 2, lambda s: s.similarity, ("reference",),
+           "how like the reference the voice is to the model, -1 to 1"),
+    Metric("speech_left", "Speech left", "", 2,
+           lambda s: speech_left(s.estimate, s.of_mixture.estimate, s.rate_hz), ("mixture",),
+           "share of the mixture's speech in which the output is heard, 0 to 1", better="neither"),
+    Metric("dnsmos_sig", "SIG", "", 2, lambda s: s.dnsmos.get("sig_mos", math.nan), (),
+           "DNSMOS: predicted rating of the speech, 1 to 5", MOS),
+    Metric("dnsmos_bak", "BAK", "", 2, lambda s: s.dnsmos.get("bak_mos", math.nan), (),
+           "DNSMOS: predicted rating of the background, 1 to 5", MOS),
+    Metric("dnsmos_ovrl", "OVRL", "", 2, lambda s: s.dnsmos.get("ovrl_mos", math.nan), (),
+           "DNSMOS: predicted rating of all, 1 to 5", MOS),
+    Metric("dnsmos_p808", "P808", "", 2, lambda s: s.dnsmos.get("p808_mos", math.nan), (),
+           "DNSMOS: predicted rating of all by another network, 1 to 5", MOS),
+    Metric("wer", "WER", "", 3,
+           lambda s: word_error_rate(s.transcribe(s.estimate, s.rate_hz), s.transcript),
+           ("transcript",), "share of the words that a recogniser gets wrong",
+           ("jiwer", "faster_whisper"), "transcripts", "lower"),
 )}
 # fmt: on
 """Every metric by its name, in the order of tables."""
 
-BUILT_IN = tuple(name for name, metric in METRICS.items() if not metric.package)
-"""The metrics that are computed here, at the cost of reading the files."""
+BUILT_IN = ("si_sdr", "si_sdr_i", "snr")
+"""The metrics with the truth that are computed here, at the cost of reading the files."""
 
-BY_COLUMN = {metric.column: metric for metric in METRICS.values()}
+
+def _of_mixture(metric: Metric) -> Metric:
+    return replace(
+        metric,
+        name=f"input_{metric.name}",
+        label=f"{metric.label} of the mixture",
+        function=lambda sounds: metric.function(sounds.of_mixture),
+        needs=(*metric.needs, "mixture"),
+        of_mixture=True,
+    )
+
+
+OF_MIXTURES = {
+    name: _of_mixture(metric)
+    for name, metric in METRICS.items()
+    if name in ("similarity", "wer") or name.startswith("dnsmos")
+}
+"""What is measured of the mixture too, by the name of the metric."""
+
+BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *OF_MIXTURES.values())}
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -267,9 +406,12 @@ def check_installed(names: Sequence[str]) -> None:
     Raises:
         ConfigError: some are not installed.
     """
-    absent = [name for name in names if not METRICS[name].is_installed]
+    absent = [METRICS[name] for name in names if not METRICS[name].is_installed]
     if absent:
-        raise ConfigError(f"{', '.join(absent)}: the package for it is not installed. {INSTALL}")
+        listed = ", ".join(metric.name for metric in absent)
+        raise ConfigError(
+            f"{listed}: the package for it is not installed. {_advice(absent[0].extra)}"
+        )
 
 
 def _in_float64(
@@ -288,11 +430,15 @@ def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     return float(np.einsum("i,i", a, b))
 
 
+def _advice(extra: str = "metrics") -> str:
+    return f"Run: pip install 'mcspex[{extra}]'"
+
+
 def _package(name: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, ValueError) as error:  # ValueError: built for another numpy
-        raise ConfigError(f"{name} cannot be imported ({error}). {INSTALL}") from error
+        raise ConfigError(f"{name} cannot be imported ({error}). {_advice()}") from error
 
 
 def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
-from PIL import Image
 
 from mcspex_cli import __version__, audio, files, text
-from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.evaluation.comparison import OTHERS, REASONS, Case, Comparison, Run, compare_runs
-from mcspex_cli.evaluation.metrics import METRICS, Metric
-from mcspex_cli.evaluation.summary import Summary, read_groups
+from mcspex_cli.evaluation.groups import read_groups
+from mcspex_cli.evaluation.metrics import METRICS, OF_MIXTURES, Metric
+from mcspex_cli.evaluation.spectrogram import (
+    QUIET_DB,
+    RANGE_DB,
+    SHADES,
+    draw,
+    height,
+    spectrogram,
+    why_black,
+)
+from mcspex_cli.evaluation.summary import COUNTED, Summary
 
 EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
@@ -39,26 +44,6 @@ PLAYERS = 400
 
 PLAY_HZ = 48_000
 """Recordings of a higher rate are resampled to it, the highest that every browser plays."""
-
-WINDOW_S = 0.032
-HOP_S = 0.008
-COLUMNS, ROWS = 512, 160
-"""The largest spectrogram; longer sounds and finer spectra are averaged into it."""
-
-RANGE_DB = 80.0
-"""From the brightest colour down to black."""
-
-QUIET_DB = -100.0
-"""The brightest colour is never below this, so that silence is black."""
-
-SHADES = 64
-"""Colours in use: 1.25 dB each, no step is seen and the file is a third smaller than with 256."""
-
-ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
-"""From silent to loud: lightness rises evenly, as in matplotlib's magma."""
-
-CEILING = 0.85
-"""An output that is black above this share of the mixture's range lacks the rest."""
 
 SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
@@ -72,9 +57,6 @@ _TYPES = {".flac": "audio/flac", ".png": "image/png"}
 
 _OURS = re.compile(r"\d{5,}\.(flac|png)")
 """Names of the files beside a page: numbers, since nothing that a user named is safe."""
-
-Levels = npt.NDArray[np.float64]
-"""A spectrogram in dB, [row, column]; the first row is the highest frequency."""
 
 Store = Callable[[bytes, str], Markup]
 """Stores data of a suffix and returns its URL."""
@@ -117,7 +99,8 @@ class Cell:
     label: str
     system: int | None = None
     row: Mapping[str, Any] | None = None
-    input_si_sdr_db: float | None = None
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    """What is measured of a mixture, by column."""
     problem: str = ""
     sound: str = ""
     picture: str = ""
@@ -204,7 +187,7 @@ def write_page(
 
 def _cells(case: Case, labels: Sequence[str], store: Store) -> list[Cell]:
     """Mixture, each system's output, truth; the first sound sets the brightest colour."""
-    cells = [Cell("Mixture", None, None, case.input_si_sdr_db, "No mixture is known.")]
+    cells = [Cell("Mixture", inputs=case.inputs, problem="No mixture is known.")]
     for number, label in enumerate(labels):
         output = case.outputs[number]
         problem = (output and output.problem) or "No output for this case."
@@ -223,7 +206,7 @@ def _cells(case: Case, labels: Sequence[str], store: Store) -> list[Cell]:
         levels = spectrogram(samples, rate_hz)
         if loudest_db is None:
             loudest_db = max(float(levels.max()), QUIET_DB)
-        ceiling_hz = _height(levels, loudest_db) * rate_hz / 2
+        ceiling_hz = height(levels, loudest_db) * rate_hz / 2
         peak = max(1.0, float(np.abs(samples).max()))
         cells[number] = replace(
             cells[number],
@@ -234,66 +217,9 @@ def _cells(case: Case, labels: Sequence[str], store: Store) -> list[Cell]:
             rate_hz=rate_hz,
             quieter_db=20 * math.log10(peak),
             ceiling_hz=ceiling_hz,
-            why_black=_why_black(ceiling_hz, min(cells[0].ceiling_hz, rate_hz / 2)),
+            why_black=why_black(ceiling_hz, min(cells[0].ceiling_hz, rate_hz / 2)),
         )
     return cells
-
-
-def spectrogram(samples: Samples, rate_hz: int) -> Levels:
-    """The power of `samples` [sample] over time and frequency, at most ROWS x COLUMNS.
-
-    A full-scale sine is at about -6 dB at any rate. A sound shorter than a window is padded.
-    """
-    size = max(16, round(WINDOW_S * rate_hz))
-    hop = max(1, round(HOP_S * rate_hz))
-    window = np.hanning(size) / np.hanning(size).sum()
-    padded = np.pad(samples, (size // 2, size - size // 2))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
-    times = np.linspace(0, len(frames), min(len(frames), COLUMNS) + 1).astype(int)
-    bins = np.linspace(0, size // 2 + 1, min(size // 2 + 1, ROWS) + 1).astype(int)
-    power = np.empty((len(bins) - 1, len(times) - 1))
-    for column, (start, end) in enumerate(pairwise(times)):
-        spectrum = np.abs(np.fft.rfft(frames[start:end] * window)) ** 2
-        pooled = np.add.reduceat(spectrum.mean(axis=0), bins[:-1])
-        power[::-1, column] = pooled / np.diff(bins)
-    levels: Levels = 10 * np.log10(power + 1e-20)
-    return levels
-
-
-def _height(levels: Levels, loudest_db: float) -> float:
-    """The share of a picture's height above which it is black, but for a few moments.
-
-    Where a sound begins or ends it may click, which has all frequencies.
-    """
-    inner = levels[:, 3:-3] if levels.shape[1] > 6 else levels
-    bright = np.flatnonzero((inner > loudest_db - RANGE_DB).mean(axis=1) > 0.02)
-    return float(1 - bright[0] / len(levels)) if bright.size else 0.0
-
-
-def _why_black(ceiling_hz: float, mixture_hz: float) -> str:
-    """Why an output has nothing above a frequency, up to which its mixture does not end."""
-    if not 0 < ceiling_hz < CEILING * mixture_hz:
-        return ""
-    for rate_hz in (8000, 16000, 24000, 32000):
-        if -0.05 < 2 * ceiling_hz / rate_hz - 1 < 0.1:  # the window blurs the edge upwards
-            return (
-                f"Black above {rate_hz / 2000:g} kHz: a model for {rate_hz / 1000:g} kHz returns "
-                "nothing higher."
-            )
-    return f"Black above {ceiling_hz / 1000:.1f} kHz: this output has no sound there."
-
-
-def draw(levels: Levels, loudest_db: float) -> bytes:
-    """A PNG of a spectrogram: `loudest_db` is the brightest colour, RANGE_DB below it black."""
-    share = np.clip(1 + (levels - loudest_db) / RANGE_DB, 0, 1)
-    picture = Image.fromarray(np.rint(share * (SHADES - 1)).astype(np.uint8))
-    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS.split()])
-    places = np.linspace(0, len(anchors) - 1, SHADES)
-    colours = [np.interp(places, range(len(anchors)), channel) for channel in anchors.T]
-    picture.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return file.getvalue()
 
 
 def _without_folders(cell: Cell, case: Case) -> Cell:
@@ -310,7 +236,9 @@ def _without_folders(cell: Cell, case: Case) -> Cell:
 
 def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
     groups = comparison.by_group() if settings.groups else {}
-    scored = any(case.truth for case in comparison.cases)
+    metrics, ranking, summaries = comparison.metrics, comparison.ranking, comparison.summaries()
+    has_truth = any(case.truth for case in comparison.cases)
+    of_mixtures = METRICS["si_sdr"] if has_truth else ranking
     values = ("input_si_sdr_db", METRICS["si_sdr_i"].column)
     return {
         "title": settings.title,
@@ -319,10 +247,19 @@ def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
         "labels": [run.label for run in comparison.runs],
         "cases": comparison.cases,
         "reasons": REASONS,
-        "metrics": comparison.metrics,
-        "ranking": comparison.ranking,
+        "metrics": metrics,
+        "input_metrics": [METRICS["si_sdr"], *(m for m in metrics if m.name in OF_MIXTURES)],
+        "ranking": ranking,
         "si_sdr": METRICS["si_sdr"],
-        "summaries": comparison.summaries() if scored else [],
+        "has_truth": has_truth,
+        "of_mixtures": of_mixtures
+        if of_mixtures and any(of_mixtures.column in case.inputs for case in comparison.cases)
+        else None,
+        "summaries": summaries if metrics or has_truth else [],
+        "verdicts": any(summary.confused is not None for summary in summaries),
+        "lower": [metric.label for metric in metrics if metric.better == "lower"],
+        "neither": [metric.label for metric in metrics if metric.better == "neither"],
+        "counted": COUNTED,
         "groups": {name: comparison.summaries(cases) for name, cases in groups.items()},
         "sizes": {name: len(cases) for name, cases in groups.items()},
         "points": [
@@ -340,9 +277,11 @@ def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
 
 
 def _best(summaries: Sequence[Summary], metric: Metric) -> float:
-    """The highest mean of several systems; nothing is best of one."""
+    """The best mean of several systems; nothing is best of one, or where no value is better."""
     means = [s.metrics[metric.column].mean for s in summaries if metric.column in s.metrics]
-    return max(means) if len(means) > 1 else math.nan
+    if len(means) < 2 or not metric.badness:
+        return math.nan
+    return min(means, key=lambda mean: metric.badness * mean)
 
 
 def _assets(embed: bool) -> dict[str, Any]:

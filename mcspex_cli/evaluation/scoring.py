@@ -1,4 +1,4 @@
-"""Scores of files: which belong together, whether they can be compared, and a row for each."""
+"""Scores of files: whether they can be compared, and a row for each."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcspex_cli import audio, files
+from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, PairingError
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
+from mcspex_cli.evaluation.cases import Pairing
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
+    BY_COLUMN,
     METRICS,
+    OF_MIXTURES,
     Sounds,
     is_flipped,
     is_silent,
 )
+
+if TYPE_CHECKING:
+    from mcspex_cli.evaluation.recognition import Transcriber, Verifier
 
 TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
@@ -57,11 +63,11 @@ class ScoreSettings:
 
     metrics: tuple[str, ...] = BUILT_IN
     resample: bool = False
-    """Convert files of another sample rate to the truth's."""
+    """Convert files of another sample rate to the truth's, or without one to the estimate's."""
     flipped_ok: bool = False
     """Give sign-flipped estimates, which sound the same, the status "ok" and a note."""
     channel: str | None = None
-    """The mixture's channel that was extracted; None: it has the estimate's channels, or one."""
+    """The channel, or "mix", that a mono estimate was extracted from."""
 
 
 @dataclass(frozen=True)
@@ -88,97 +94,28 @@ class Row:
             "name": self.name,
             "status": self.status,
             "note": self.note,
-            **{metric.column: self.values.get(metric.column) for metric in METRICS.values()},
+            **{column: self.values.get(column) for column in BY_COLUMN},
             "input_si_sdr_db": self.input_si_sdr_db,
             "confused": self.confused,
         }
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """An estimate and the files that it is compared with, under one name."""
-
-    name: str
-    estimate: Path
-    target: Path
-    mixture: Path | None = None
-    interferers: tuple[Path, ...] = ()
-    """The other talkers of the mixture, each alone."""
-
-
-def pair(
-    estimates: Path, truth: Path, mixtures: Path | None = None, interferers: Sequence[Path] = ()
-) -> list[Pairing]:
-    """Pair a file with a file, or each estimate of a folder with the files of its `case_name`.
-
-    Raises:
-        PairingError: a folder is compared with a file, two files of a folder have one name, or
-            a file is missing in one of the other folders.
-    """
-    others = [truth, *([mixtures] if mixtures else []), *interferers]
-    if any(estimates.is_dir() != other.is_dir() for other in others):
-        raise PairingError(
-            "estimates, truth, mixtures and interferers must be all files or all folders."
-        )
-    if not estimates.is_dir():
-        return [Pairing(estimates.name, estimates, truth, mixtures, tuple(interferers))]
-    named_estimates = files_by_name(estimates)
-    if not named_estimates:
-        raise PairingError(f"{estimates}: no sound files in this folder.")
-    folders = [(folder, files_by_name(folder)) for folder in others]
-    pairings = []
-    for name, path in named_estimates.items():
-        for folder, named in folders:
-            if name not in named:
-                raise PairingError(
-                    f"{path}: no file {name} (.wav, .flac, ...) in {folder}. Add it, or remove "
-                    "the estimate."
-                )
-        target, *rest = (named[name] for _, named in folders)
-        mixture = rest.pop(0) if mixtures else None
-        pairings.append(Pairing(name, path, target, mixture, tuple(rest)))
-    return pairings
-
-
-def missing_estimates(estimates: Path, truth: Path) -> list[str]:
-    """Names of the truths without an estimate; none where both are files.
-
-    Raises:
-        PairingError: two files of a folder have one name.
-    """
-    if not estimates.is_dir():
-        return []
-    return sorted(files_by_name(truth).keys() - files_by_name(estimates).keys())
-
-
-def case_name(path: str | Path) -> str:
-    """The name that pairs a file with others: without the suffix of sound and `.target`."""
-    path = Path(path)
-    if path.suffix.lower() in files.SUFFIXES:
-        path = path.with_suffix("")
-    return str(path).removesuffix(".target")
-
-
-def files_by_name(folder: Path) -> dict[str, Path]:
-    """All recordings under a folder by `case_name`.
-
-    Raises:
-        PairingError: two have one name.
-    """
-    named: dict[str, Path] = {}
-    for path in files.find(folder):
-        name = case_name(path.relative_to(folder))
-        if name in named:
-            raise PairingError(f"{named[name]} and {path}: both have the name {name}. Move one.")
-        named[name] = path
-    return named
-
-
-def score_file(pairing: Pairing, settings: ScoreSettings | None = None) -> Row:
+def score_file(
+    pairing: Pairing,
+    settings: ScoreSettings | None = None,
+    verifier: Verifier | None = None,
+    transcriber: Transcriber | None = None,
+) -> Row:
     """Score one estimate; files that cannot be compared give a row that says why.
 
     An estimate with several channels is scored channel by channel and has the mean of their
     values. The other files need as many channels, or one, which then counts for every channel.
+
+    Args:
+        pairing: the files.
+        settings: what to compute.
+        verifier: compares the voice with the pairing's references; needed for similarity.
+        transcriber: recognises words; needed for the word error rate.
 
     Raises:
         ConfigError: a metric's package cannot be imported.
@@ -186,20 +123,32 @@ def score_file(pairing: Pairing, settings: ScoreSettings | None = None) -> Row:
     settings, name = settings or ScoreSettings(), pairing.name
     try:
         channels, note = _read(pairing, settings)
+        if verifier:
+            compare = partial(verifier.similarity, verifier.voice(pairing.references))
+            channels = [replace(sounds, compare=compare) for sounds in channels]
     except _RefusedError as refused:
         return Row(name, refused.status, str(refused))
     except NonFiniteError as error:
         return Row(name, "not finite", str(error))
     except (AudioError, OSError) as error:
         return Row(name, "unreadable", str(error))
-    rows = [_score_channel(name, sounds, note, settings) for sounds in channels]
+    if transcriber:
+        channels = [replace(sounds, transcribe=transcriber.transcribe) for sounds in channels]
+    score = _score_channel if pairing.target else _score_without_truth
+    rows = [score(name, sounds, note, settings) for sounds in channels]
     return rows[0] if len(rows) == 1 else _average(rows)
 
 
 def score_files(
-    pairings: Sequence[Pairing], settings: ScoreSettings | None = None, workers: int | None = None
+    pairings: Sequence[Pairing],
+    settings: ScoreSettings | None = None,
+    workers: int | None = None,
+    verifier: Verifier | None = None,
+    transcriber: Transcriber | None = None,
 ) -> Iterator[Row]:
     """Score each, in order, by as many processes; without a number, by as many as pay off.
+
+    With a verifier or transcriber there is one process, since their networks use all cores.
 
     Raises:
         ConfigError: a metric's package cannot be imported.
@@ -207,9 +156,9 @@ def score_files(
     """
     settings = settings or ScoreSettings()
     workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
-    if workers <= 1:
+    if workers <= 1 or verifier or transcriber:
         for pairing in pairings:
-            yield score_file(pairing, settings)
+            yield score_file(pairing, settings, verifier, transcriber)
         return
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
@@ -264,46 +213,79 @@ class _RefusedError(Exception):
 
 def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]:
     """The sounds of each channel of the estimate, at the truth's rate and cut alike, and a note."""
-    truth = audio.probe(pairing.target)
-    mixtures = [pairing.mixture] if pairing.mixture else []
-    compared = [pairing.estimate, pairing.target, *mixtures, *pairing.interferers]
-    sounds: list[Samples] = []
+    measure = pairing.target or pairing.estimate
+    rate_hz = audio.probe(measure).sample_rate_hz
+    others = (pairing.target, pairing.mixture, *pairing.interferers)
+    sounds: dict[Path, Samples] = {}
     notes: list[str] = []
-    for path in compared:
-        rate_hz = audio.probe(path).sample_rate_hz
-        if rate_hz != truth.sample_rate_hz and not settings.resample:
+    for path in (pairing.estimate, *(path for path in others if path)):
+        own_hz = audio.probe(path).sample_rate_hz
+        if own_hz != rate_hz and not settings.resample:
             raise _RefusedError(
                 "rate differs",
-                f"{path}: {rate_hz} Hz, but {pairing.target} has {truth.sample_rate_hz} Hz. "
-                "Use --resample.",
+                f"{path}: {own_hz} Hz, but {measure} has {rate_hz} Hz. Use --resample.",
             )
-        channel = settings.channel if path == pairing.mixture else None
-        sound = audio.read(path, truth.sample_rate_hz, channel or "all", warnings=notes)
-        sounds.append(np.atleast_2d(sound))
-        if len(sounds[-1]) not in (1, len(sounds[0])):
+        sound = np.atleast_2d(audio.read(path, rate_hz, "all", warnings=notes))
+        channels = len(sounds.get(pairing.estimate, sound))
+        if channels == 1 and settings.channel:
+            sound = audio.select(sound, settings.channel if len(sound) > 1 else "mix", path)
+        if len(sound) not in (1, channels):
+            hint = (
+                "Say with --channel what of it was extracted: mix, 0, 1, ..."
+                if channels == 1
+                else "Give both the same channels, or make this one mono."
+            )
             raise _RefusedError(
                 "channels differ",
-                f"{path}: {len(sounds[-1])} channels, but {compared[0]} has {len(sounds[0])}. "
-                "Make both mono, or give both the same channels.",
+                f"{path}: {len(sound)} channels, but {pairing.estimate} has {channels}. {hint}",
             )
-    lengths = [sound.shape[1] for sound in sounds]
-    for path, length in zip(compared, lengths, strict=True):
+        sounds[path] = sound
+    lengths = {path: sound.shape[1] for path, sound in sounds.items()}
+    for path, length in lengths.items():
         padding = 0 if path.suffix.lower() in LOSSLESS else PADDING
-        if max(lengths[1] - length, length - padding - lengths[1]) > TRIM * max(length, lengths[1]):
+        difference = max(lengths[measure] - length, length - padding - lengths[measure])
+        if difference > TRIM * max(length, lengths[measure]):
             raise _RefusedError(
                 "length differs",
-                f"{path}: {length} samples, but {pairing.target} has {lengths[1]}. "
+                f"{path}: {length} samples, but {measure} has {lengths[measure]}. "
                 "Are they of the same mixture?",
             )
-    shortest = min(lengths)
-    channels = []
-    for number in range(len(sounds[0])):
-        estimate, target, *rest = (s[number if len(s) > 1 else 0, :shortest] for s in sounds)
-        mixture = rest.pop(0) if mixtures else np.zeros(0, np.float32)
-        channels.append(Sounds(truth.sample_rate_hz, estimate, target, mixture, tuple(rest)))
-    if max(lengths) != shortest:
+    shortest = min(lengths.values())
+    if max(lengths.values()) != shortest:
         notes.insert(0, f"{CUT} {shortest} samples.")
-    return channels, " ".join(notes)
+
+    def channel(path: Path | None, number: int) -> Samples:
+        if path is None:
+            return np.zeros(0, np.float32)
+        return sounds[path][number if len(sounds[path]) > 1 else 0, :shortest]
+
+    return [
+        Sounds(
+            rate_hz,
+            channel(pairing.estimate, number),
+            channel(pairing.target, number),
+            channel(pairing.mixture, number),
+            tuple(channel(path, number) for path in pairing.interferers),
+            transcript=pairing.transcript,
+            presence=math.nan if pairing.presence is None else pairing.presence,
+        )
+        for number in range(len(sounds[pairing.estimate]))
+    ], " ".join(notes)
+
+
+def _values(sounds: Sounds, settings: ScoreSettings) -> dict[str, float]:
+    """By column, what the settings ask for and has a value, of the mixture too."""
+    chosen = [METRICS[name] for name in settings.metrics]
+    if sounds.mixture.size:
+        chosen += [OF_MIXTURES[name] for name in settings.metrics if name in OF_MIXTURES]
+    values = {metric.column: float(metric.function(sounds)) for metric in chosen}
+    return {column: value for column, value in values.items() if math.isfinite(value)}
+
+
+def _score_without_truth(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
+    if is_silent(sounds.estimate):
+        return Row(name, "silent estimate", note)
+    return Row(name, "ok", note, _values(sounds, settings))
 
 
 def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
@@ -325,12 +307,11 @@ def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings
         for other in sounds.interferers
     )
     known = math.isfinite(gain_db) or bool(sounds.interferers)
-    chosen = {name: METRICS[name].function(sounds) for name in settings.metrics}
     return Row(
         name,
         status,
         note,
-        {METRICS[key].column: float(x) for key, x in chosen.items() if math.isfinite(x)},
+        _values(sounds, settings),
         sounds.input_si_sdr_db if math.isfinite(gain_db) else None,
         nearer or gain_db < 0 if known else None,
     )

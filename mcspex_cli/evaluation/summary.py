@@ -1,35 +1,34 @@
 """What many scores say together: means and how sure they are, by group and against a baseline.
 
 Rows are mappings: `scoring.Row.to_dict`, or any that have "name" and "status" and some of the
-columns of METRICS. Only rows with the status "ok" are in means.
+columns of METRICS. Only rows with the status "ok" are in means, or "done" in a batch without truth.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, PairingError
-from mcspex_cli.evaluation.metrics import BY_COLUMN
-from mcspex_cli.evaluation.scoring import case_name
+from mcspex_cli.evaluation.groups import Groups
+from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 
 Rows = Sequence[Mapping[str, Any]]
+
+COUNTED = ("ok", "done")
+"""The statuses of rows that are in means."""
 
 FORMAT = 1
 
 RESAMPLES, SEED = 2000, 0
-
-NO_GROUP = "(none)"
-"""The group of a case that the groups' file does not name."""
 
 _BLOCK = 2**20
 
@@ -47,7 +46,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Summary:
-    """Many rows in numbers; everything but `files` and `statuses` is of those "ok"."""
+    """Many rows in numbers; everything but `files` and `statuses` is of those in `COUNTED`."""
 
     files: int
     scored: int
@@ -79,26 +78,6 @@ class Change:
     """Of the differences, by column."""
     differences: list[dict[str, Any]]
     """For each case its name and, by column, how much has been gained."""
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Which group each case belongs to."""
-
-    by_name: Mapping[str, str] = field(default_factory=dict)
-    by_file: Mapping[str, str] = field(default_factory=dict)
-    """The same by the last part of the name, where all cases of that name are in one group."""
-    titles: Mapping[str, str] = field(default_factory=dict)
-    """What a page calls a case, from the column `title`, where there is one."""
-
-    def of(self, name: str) -> str:
-        """A case's group; the file and the case may differ in leading folders and suffix."""
-        name = case_name(name)
-        if name in self.by_name:
-            return self.by_name[name]
-        last = PurePath(name).name
-        # A folder that only one of the two names has says nothing; two that differ do.
-        return (self.by_name if last != name else self.by_file).get(last, NO_GROUP)
 
 
 @dataclass(frozen=True)
@@ -174,7 +153,7 @@ def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
 
 def scored(rows: Rows) -> Rows:
     """The rows that count in means."""
-    return [row for row in rows if row["status"] == "ok"]
+    return [row for row in rows if row["status"] in COUNTED]
 
 
 def numbers(rows: Rows, column: str) -> list[float]:
@@ -206,16 +185,20 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def worst(rows: Rows, count: int = 10) -> list[str]:
-    """Names of the lowest rows, lowest first, by `ranking`."""
-    column = ranking(rows) or ""
-    ranked = [row for row in scored(rows) if row.get(column) is not None]
-    return [row["name"] for row in sorted(ranked, key=lambda row: float(row[column]))[:count]]
+    """Names of the worst rows, the very worst first, by `ranking`."""
+    metric = ranking(rows)
+    if metric is None:
+        return []
+    values = {row["name"]: row.get(metric.column) for row in scored(rows)}
+    ranked = {name: metric.badness * value for name, value in values.items() if value is not None}
+    return sorted(ranked, key=lambda name: -ranked[name])[:count]
 
 
-def ranking(rows: Rows) -> str | None:
-    """The column that ranks rows: SI-SDRi, else the first of METRICS with a value."""
+def ranking(rows: Rows) -> Metric | None:
+    """The metric that ranks rows: SI-SDRi, else the first of METRICS that can and has a value."""
     ok = scored(rows)
-    return next((c for c in ("si_sdr_i_db", *BY_COLUMN) if numbers(ok, c)), None)
+    able = [metric for metric in METRICS.values() if metric.badness]
+    return next((m for m in (METRICS["si_sdr_i"], *able) if numbers(ok, m.column)), None)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -292,51 +275,6 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
             for name in both
         ],
     )
-
-
-def read_groups(path: Path, column: str | None = None) -> Groups:
-    """Read a CSV with a column `id` or `name`, and the groups in `column`.
-
-    Without a `column`, the groups are in `group`, or in the only other one.
-
-    Raises:
-        AudioError: there is no such file.
-        ConfigError: it cannot be read, a case is in two groups, or it is not clear which column
-            to take.
-    """
-    files.check_exists(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            titles = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
-    key = next((title for title in titles if title.strip().lower() in ("id", "name")), None)
-    others = [title for title in titles if title != key]
-    if key is None:
-        columns = ", ".join(titles) or "none"
-        raise ConfigError(f"{path}: has no column id or name. Its columns: {columns}.")
-    if column is None:
-        column = "group" if "group" in others else others[0] if len(others) == 1 else None
-    if column not in others:
-        columns = ", ".join(others) or "none"
-        problem = (
-            f"has no column {column}" if column else "does not say which column has the groups"
-        )
-        raise ConfigError(f"{path}: {problem}. Name one with --group-by: {columns}.")
-    by_name: dict[str, str] = {}
-    names = {}
-    for row in rows:
-        name, group = case_name(row[key] or ""), row[column]
-        if group and by_name.setdefault(name, group) != group:
-            raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
-        if row.get("title"):
-            names[name] = row["title"]
-    by_file: dict[str, set[str]] = {}
-    for name, group in by_name.items():
-        by_file.setdefault(PurePath(name).name, set()).add(group)
-    return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, names)
 
 
 def is_row(row: Mapping[str, Any]) -> bool:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcspex_cli import files, text
 from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation.metrics import BY_COLUMN
+from mcspex_cli.evaluation.groups import NO_GROUP
+from mcspex_cli.evaluation.metrics import BY_COLUMN, Metric
 from mcspex_cli.evaluation.scoring import CUT
 from mcspex_cli.evaluation.summary import (
-    NO_GROUP,
     Distribution,
     Report,
     Rows,
@@ -40,21 +40,28 @@ class Table:
     footer: tuple[str, ...] = ()
 
 
-def tables(report: Report, *, every: bool = False) -> list[Table]:
-    """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline."""
+def tables(report: Report, *, every: bool = False, hidden: Collection[str] = ()) -> list[Table]:
+    """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline.
+
+    `hidden` are columns that are left out.
+    """
     summary = report.summary
-    parts = [_files(report, every=every or summary.files <= FEW)]
+    every = every or summary.files <= FEW or not report.worst
+    means = {c: BY_COLUMN[c] for c in BY_COLUMN if c in summary.metrics and c not in hidden}
+    valued = [c for c in BY_COLUMN if any(row.get(c) is not None for row in report.rows)]
+    shown = [BY_COLUMN[c] for c in valued if c not in hidden and not BY_COLUMN[c].of_mixture]
+    parts = [_files(report, shown, every=every)]
     if summary.scored > 1:
-        parts.append(_means("Means", summary.metrics))
+        parts.append(_means("Means", means, summary.metrics))
     if report.groups:
-        parts.append(_groups(report.groups, tuple(summary.metrics)))
+        parts.append(_groups(report.groups, [*means.values()]))
     if report.baseline:
         change = report.baseline
         title = (
             f"Change since {change.path} (files in both: {change.both}, only here: "
             f"{change.only_here}, only there: {change.only_there})"
         )
-        parts.append(_means(title, change.metrics, sign="+"))
+        parts.append(_means(title, means, change.metrics, sign="+"))
     return parts
 
 
@@ -137,7 +144,7 @@ def as_markdown(report: Report) -> str:
     return "".join(parts) + "".join(f"- {text.markdown(line)}\n" for line in lines)
 
 
-FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
+REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "json": (".json", as_json),
     "csv": (".csv", as_csv),
     "markdown": (".md", as_markdown),
@@ -152,7 +159,7 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> Non
         OutputError: a suffix names no format, or a file would replace an input or a folder.
     """
     taken = [path.resolve() for path in inputs if path]
-    suffixes = [suffix for suffix, _ in FORMATS.values()]
+    suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:
         if path.suffix.lower() not in suffixes:
             known = ", ".join(suffixes)
@@ -167,7 +174,7 @@ def write(path: Path, report: Report) -> None:
     Raises:
         OutputError: the place is not writable.
     """
-    form = next(form for suffix, form in FORMATS.values() if suffix == path.suffix.lower())
+    form = next(form for suffix, form in REPORT_FORMATS.values() if suffix == path.suffix.lower())
     content = form(report)
     files.make_folders(path.parent)
     with files.whole(path) as partial:
@@ -180,48 +187,55 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:10])}{more}"
 
 
-def _files(report: Report, *, every: bool) -> Table:
+def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
     rows, means = report.rows, report.summary.metrics
-    columns = [c for c in BY_COLUMN if any(row.get(c) is not None for row in rows)]
-    ranked = ranking(rows) or ""
-    changes = report.baseline.differences if report.baseline else []
-    change = {row["name"]: row[ranked] for row in changes if ranked in row}
+    ranked = ranking(rows)
+    changes = report.baseline.differences if ranked and report.baseline else []
+    change = {row["name"]: row.get(ranked.column) for row in changes if ranked}
     by_name = {row["name"]: row for row in rows}
     shown = rows if every else [by_name[name] for name in report.worst]
     cells = [
         (
             str(row["name"]),
-            *(BY_COLUMN[column].text(row.get(column)) for column in columns),
-            *([BY_COLUMN[ranked].text(change.get(row["name"]), "+")] if change else []),
+            *(metric.text(row.get(metric.column)) for metric in metrics),
+            *([ranked.text(change.get(row["name"]), "+")] if ranked and change else []),
             "confused" if row["status"] == "ok" and row.get("confused") else str(row["status"]),
         )
         for row in shown
     ]
-    headings = ("file", *(BY_COLUMN[c].heading for c in columns), *(["change"] * bool(change)))
-    footer = [BY_COLUMN[c].text(means[c].mean if c in means else None) for c in columns]
-    footer = [f"mean of {report.summary.scored}", *footer, *([""] * bool(change)), ""]
-    label = BY_COLUMN[ranked].heading if ranked else "rank"
+    more = [""] * bool(change)
+    headings = ("file", *(metric.heading for metric in metrics), *(["change"] * bool(change)))
+    label = ranked.heading if ranked else ""
     title = "" if every else f"The worst {len(shown)} of {len(rows)} files by {label}"
-    return Table(title, (*headings, "status"), cells, tuple(footer) if every else ())
+    footer = (f"mean of {report.summary.scored}", *_mean_cells(means, metrics), *more, "")
+    return Table(title, (*headings, "status"), cells, footer if every else ())
 
 
-def _means(title: str, metrics: Mapping[str, Distribution], sign: str = "") -> Table:
+def _means(
+    title: str,
+    metrics: Mapping[str, Metric],
+    spreads: Mapping[str, Distribution],
+    sign: str = "",
+) -> Table:
     rows = []
-    for column, spread in metrics.items():
-        metric = BY_COLUMN[column]
-        values = (spread.mean, spread.low, spread.high, spread.median)
-        mean, low, high, median = (metric.text(value, sign) for value in values)
-        between = "-" if spread.low is None else f"{low} to {high}"
-        rows.append((metric.heading, mean, between, median, str(spread.count)))
+    for column, metric in metrics.items():
+        if spread := spreads.get(column):
+            values = (spread.mean, spread.low, spread.high, spread.median)
+            mean, low, high, median = (metric.text(value, sign) for value in values)
+            between = "-" if spread.low is None else f"{low} to {high}"
+            rows.append((metric.heading, mean, between, median, str(spread.count)))
     return Table(title, ("metric", "mean", "95 % interval", "median", "files"), rows)
 
 
-def _groups(groups: Mapping[str, Summary], columns: Sequence[str]) -> Table:
+def _groups(groups: Mapping[str, Summary], metrics: Sequence[Metric]) -> Table:
     rows = []
     for name, group in groups.items():
-        means = [group.metrics[c].mean if c in group.metrics else None for c in columns]
-        cells = [BY_COLUMN[c].text(mean) for c, mean in zip(columns, means, strict=True)]
         confused = "-" if group.confused is None else str(group.confused)
+        cells = _mean_cells(group.metrics, metrics)
         rows.append((name, str(group.files), str(group.scored), confused, *cells))
-    headings = ("group", "files", "scored", "confused", *(BY_COLUMN[c].heading for c in columns))
+    headings = ("group", "files", "scored", "confused", *(metric.heading for metric in metrics))
     return Table("Means by group", headings, rows)
+
+
+def _mean_cells(means: Mapping[str, Distribution], metrics: Sequence[Metric]) -> list[str]:
+    return [m.text(means[m.column].mean if m.column in means else None) for m in metrics]

@@ -184,6 +184,23 @@ def find_spans(result: PresenceResult, gain_db: float) -> list[tuple[float, floa
     return list_spans(smooth_activity(speaks, MIN_SPEECH_S, MIN_PAUSE_S))
 
 
+def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float | None:
+    """The share of the mixture's speech in which the estimate is heard too.
+
+    Args:
+        estimate_db: [frame], at its level in the mixture.
+        mixture_db: [frame].
+
+    Returns:
+        0 to 1; None without speech in the mixture.
+    """
+    speech = detect_speech(mixture_db)
+    if not speech.any():
+        return None
+    left = detect_speech(estimate_db) & (estimate_db > mixture_db + MIN_SHARE_DB)
+    return float(left[speech].mean())
+
+
 def mute_gains(result: PresenceResult, fade_s: float) -> tuple[list[float], list[float]]:
     """Points in time, in seconds, and the gains there that mute segments without the target."""
     kept = [float(one.presence >= result.mute_threshold) for one in result.segments]

@@ -163,6 +163,10 @@ class Result:
     present: bool | None
     wrong_speaker: bool | None
     """Whether the estimate may follow another person."""
+    similarity: float | None
+    """How similar the estimate is to the reference, -1 to 1; None if the model cannot tell."""
+    speech_left: float | None
+    """The share, 0 to 1, of the mixture's speech in which the estimate is heard too."""
     active_s: float
     """How long the voice speaks."""
     segments: tuple[Segment, ...]
@@ -201,9 +205,11 @@ class Result:
             "limited": self.limited,
             "residual_gain_db": self.residual_gain_db,
             "silent": self.silent,
-            "presence": None if self.presence is None else round(self.presence, 4),
+            "presence": _rounded(self.presence),
             "present": self.present,
             "wrong_speaker": self.wrong_speaker,
+            "similarity": _rounded(self.similarity),
+            "speech_left": _rounded(self.speech_left),
             "active_s": self.active_s,
             "segments": [segment.to_dict() for segment in self.segments],
             "warnings": list(self.warnings),
@@ -214,6 +220,10 @@ class Result:
             "model_revision": self.model_revision,
             "model_sha256": self.model_sha256,
         }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 class Places:

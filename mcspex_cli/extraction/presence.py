@@ -159,6 +159,8 @@ class PresenceResult:
     segments: tuple[Segment, ...] = ()
     mute_threshold: float = 0.0
     """The calibration's."""
+    similarity: float | None = None
+    """Of the estimate to the reference, the mean over audible segments."""
 
 
 class PresenceMeter:
@@ -253,7 +255,13 @@ class PresenceMeter:
             presence < SURE and wrong,
             tuple(self._judged(calibration)),
             calibration.mute_threshold,
+            self.similarity(),
         )
+
+    def similarity(self) -> float | None:
+        """The mean similarity of what is measured so far, None where nothing is audible."""
+        features = self.features()
+        return float(features[:, 0].mean()) if len(features) else None
 
     def features(self) -> Vector:
         """Similarity and gain [segment, 2] of the segments that are audible."""

@@ -19,6 +19,7 @@ from mcspex_cli.extraction.activity import (
     ActivityReport,
     find_spans,
     mute_gains,
+    share_of_speech,
     write_activity,
 )
 from mcspex_cli.extraction.job import (
@@ -299,6 +300,10 @@ class Task:
             presence=presence.presence,
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
+            similarity=presence.similarity,
+            speech_left=share_of_speech(
+                presence.estimate_db + max(gain_db(self._matched)), presence.mixture_db
+            ),
             active_s=round(sum(end_s - start_s for start_s, end_s in speech), 2),
             segments=self._told.segments,
             warnings=tuple(self._warnings(levels, gains_db)),

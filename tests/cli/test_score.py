@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +19,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import audio, files
+from mcspex_cli import Extractor, audio, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.cli import console
-from tests.conftest import RATE_HZ, SHARED, buzz, needs_shared
+from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
 
 FAST = ("--metrics", "si_sdr,si_sdr_i,snr")
 
@@ -280,6 +283,122 @@ def test_a_narrow_terminal_cuts_no_number(
     assert "…" not in text
     assert text.count("-32.48") == 6
     assert "".join(line[1:].split(" ")[0] for line in text.splitlines()[2:]) == name
+
+
+# Without a truth.
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch of two of the example set by the bundled model: mix/ and out/."""
+    root = tmp_path_factory.mktemp("extracted")
+    (root / "mix").mkdir()
+    for name in ("awb_1", "slt_2"):
+        shutil.copy(EXAMPLES / f"set/mixtures/{name}.flac", root / "mix")
+    words = ["batch", root / "mix", *REFS, "--allow-unused", "-o", root / "out"]
+    done = CliRunner().invoke(main, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "file Presence Similarity Speech left status"
+    assert lines[3].startswith("mean of 2 0.")
+    return root
+
+
+REFS = ("--refs", EXAMPLES / "set/references", "--pattern", "{speaker}_{n}")
+FREE = ("--metrics", "similarity_i,presence,similarity,speech_left")
+
+
+def test_without_truth_there_are_the_batchs_columns_and_the_mixtures(extracted: Path) -> None:
+    done = run(extracted / "out/audio", *REFS, "--mixtures", extracted / "mix", *FREE, "--json")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == "These are hints: docs/scores-without-truth.md says what they can tell.\n"
+    document = json.loads(done.stdout)
+    rows = json.loads((extracted / "out/report.json").read_text())["scores"]
+    for row, batch in zip(document["scores"], rows, strict=True):
+        assert (row["name"], row["status"], row["confused"]) == (batch["name"], "ok", None)
+        assert row["presence"] == batch["presence"] > 0.5
+        assert row["similarity"] == pytest.approx(batch["similarity"], abs=0.02)
+        # The network hears nothing above 4 kHz, which the files have.
+        assert row["speech_left"] == pytest.approx(batch["speech_left"], abs=0.06)
+        gain = row["similarity"] - row["input_similarity"]
+        assert row["similarity_i"] == pytest.approx(gain)
+        assert row["si_sdr_db"] is None
+    assert document["summary"]["metrics"]["input_similarity"]["count"] == 2
+    gains = {row["name"]: row["similarity_i"] for row in document["scores"]}
+    assert document["worst"] == sorted(gains, key=lambda name: gains[name])
+
+
+def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_path: Path) -> None:
+    truth = (tmp_path / "truth.flac", extracted / "out/audio/slt_2.wav")
+    shutil.copy(EXAMPLES / "set/truth/slt_2.flac", truth[0])
+    reference = ("--ref", EXAMPLES / "set/references/slt.flac")
+    done = run(truth[1], "--truth", truth[0], *reference, "--metrics", "snr,similarity")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "file SNR dB Similarity status"
+    assert (done.exit_code, done.stderr) == (0, "")
+    limits = ("--fail-under", "similarity=1", "--fail-over", "similarity=0.1")
+    done = run(truth[1], *reference, "--metrics", "similarity", *limits)
+    assert done.exit_code == 4
+    assert re.search(r"Similarity 0.\d\d is under 1; mean .* is over 0.1\.", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "score by what? Add --truth, or for scores without a truth --ref, --refs, --tr"),
+        (["--ref", "r.wav", "--refs", "refs"], 2, "--ref is one voice for all, --refs one for"),
+        (["--ref", "r.wav", "--pattern", "{speaker}"], 2, "--pattern says which of --refs"),
+        (["--ref", "r.wav", "--interferers", "x"], 2, "--interferers are compared with the truth"),
+        (["--ref", "r.wav", "--channel", "left"], 2, "--channel left: is none of mix, 0, 1, ..."),
+        (["--ref", "r.wav", "--metrics", "si_sdr"], 2, "--metrics si_sdr needs --truth."),
+        (["--ref", "r.wav", "--metrics", "presence"], 2, "needs the estimates of mcspex batch"),
+        (["--metrics", "similarity"], 2, "--metrics similarity needs --ref or --refs."),
+        (["--ref", "r.wav", "--metrics", "speech_left"], 2, "speech_left needs --mixtures."),
+        (["--refs", "none"], 1, "error: none: no such file or folder."),
+        (["--refs", "r.wav"], 1, "r.wav: is neither a folder of references nor an scp."),
+        (["--refs", "refs"], 1, "error: e/b.wav: refs has no reference b. Add it, or say with"),
+        (["--ref", "text.wav"], 1, "text.wav: not a readable sound file"),
+        (["--ref", "r.wav", "--fail-over", "wer=x"], 2, "--fail-over wer=x: write METRIC=MEAN"),
+    ],
+)
+def test_what_cannot_be_scored_without_truth_is_said_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("e/a.wav", "e/b.wav", "refs/a.wav", "r.wav"):
+        files.make_folders(Path(name).parent)
+        audio.write(name, buzz(110, 1), RATE_HZ)
+    Path("text.wav").write_text("no sound")
+    monkeypatch.setattr(Extractor, "load", None)
+    done = run("e", *words)
+    assert (done.exit_code, message in done.stderr) == (code, True), done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("faster_whisper")), reason="faster-whisper is installed"
+)
+def test_transcripts_without_a_recogniser_are_one_line(scene: Path) -> None:
+    (scene / "t.txt").write_text("hello")
+    done = run(scene / "truth.wav", "--transcripts", scene / "t.txt")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "error: wer: the package for it is not installed. Run: pip install 'mcspex[transcripts]'\n",
+    )
+
+
+def test_a_mono_estimate_of_a_stereo_mixture_needs_its_channel(scene: Path) -> None:
+    mixture = audio.read(scene / "mixture.wav", RATE_HZ)
+    audio.write(scene / "mixture.wav", np.stack([mixture, 0.5 * mixture]), RATE_HZ)
+    words = (scene / "truth.wav", "--mixtures", scene / "mixture.wav", "--metrics", "speech_left")
+    done = run(*words)
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {scene}/mixture.wav: 2 channels, but {scene}/truth.wav has 1. Say with --channel "
+        "what of it was extracted: mix, 0, 1, ..."
+    )
+    for channel in ("mix", "1"):
+        assert run(*words, "--channel", channel).exit_code == 0
+    assert "has no channel 2. It has 2" in run(*words, "--channel", "2").stderr
 
 
 @needs_shared

@@ -17,8 +17,8 @@ from mcspex_cli.evaluation.comparison import (
     read_run,
     read_runs,
 )
+from mcspex_cli.evaluation.groups import Groups
 from mcspex_cli.evaluation.scoring import Row
-from mcspex_cli.evaluation.summary import Groups
 from tests.evaluation.conftest import stage
 
 

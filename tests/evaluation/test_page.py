@@ -19,17 +19,8 @@ from PIL import Image
 from mcspex_cli import audio
 from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation.comparison import read_run, read_runs
-from mcspex_cli.evaluation.page import (
-    COLUMNS,
-    RANGE_DB,
-    ROWS,
-    SHADES,
-    Page,
-    PageSettings,
-    draw,
-    spectrogram,
-    write_page,
-)
+from mcspex_cli.evaluation.page import Page, PageSettings, write_page
+from mcspex_cli.evaluation.spectrogram import COLUMNS, RANGE_DB, ROWS, SHADES, draw, spectrogram
 from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
 from tests.evaluation.conftest import stage
 
@@ -216,6 +207,36 @@ def test_a_batch_needs_no_more_than_its_folder(scene: Path) -> None:
     text = page.path.read_text("utf-8")
     assert text.count('data-metric="si_sdr_i"') == 2
     assert "the reference is silent" in text
+
+
+def test_a_batch_without_truth_shows_what_needs_none_and_what_is_better(scene: Path) -> None:
+    runs = []
+    for system, values in {"good": (0.9, 0.2, 0.7), "bad": (0.6, 0.4, 0.9)}.items():
+        row = dict(zip(("presence", "wer", "speech_left"), values, strict=True))
+        more = {"input_wer": 0.75, "mixture": str(scene / "mixtures/a.wav"), "truth": None}
+        row = {"name": "a", "status": "done", "estimate": "a.wav", "note": "", **row, **more}
+        report = {"format": 1, "scores": [row]}
+        (scene / system / "report.json").write_text(json.dumps(report))
+        runs.append(read_run(scene / system))
+    page = write_page(runs, scene / "page.html")
+    assert page.warnings == (
+        "no truth is known, so the page has only what needs none. Add --truth DIR.",
+    )
+    text = page.path.read_text("utf-8")
+    means = re.search(r'id="means".*?</table>', text, re.S)
+    assert means
+    labels = re.findall(r'class="whole">(.*?)<', means[0])
+    assert labels == ["Presence", "Speech left", "WER", "Presence"]  # the last is the median
+    assert "Confused" not in means[0]
+    assert re.findall(r'class="number best" data-value="(.*?)"', means[0]) == ["0.9", "0.2"]
+    assert "Higher is better, but lower for WER; Speech left only describes." in text
+    assert "No truth is known: these numbers are hints" in text
+    assert re.findall(r'data-metric="wer">(.*?) <', text) == ["0.750", "0.200", "0.400"]
+    assert '<svg class="plot"' not in text
+    runs[0] = read_runs([f"good={scene / 'good'}"])[0]
+    page = write_page(runs, scene / "with.html", PageSettings(scene / "truth"))
+    text = page.path.read_text("utf-8")
+    assert text.count('data-metric="presence"') == text.count('data-metric="si_sdr_i"') == 2
 
 
 HOSTILE = [

@@ -13,13 +13,13 @@ import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
 from mcspex_cli.evaluation import summary, tables
+from mcspex_cli.evaluation.groups import NO_GROUP, read_groups
+from mcspex_cli.evaluation.metrics import METRICS
 from mcspex_cli.evaluation.summary import (
-    NO_GROUP,
     Baseline,
     Distribution,
     Summary,
     read_baseline,
-    read_groups,
     report,
 )
 
@@ -102,6 +102,20 @@ def test_the_worst_are_by_improvement_if_there_is_one() -> None:
     made.append(row("flipped", 50.0, "sign flipped", si_sdr_i_db=-9.0))
     assert summary.worst(made) == ["gain"]
     assert summary.worst([row("a", None, stoi=0.5), row("b", None, stoi=0.1)]) == ["b", "a"]
+
+
+def test_the_worst_by_a_number_that_should_be_low_are_the_highest() -> None:
+    made = [row("a", None, wer=0.5, speech_left=0.9), row("b", None, wer=1.5, speech_left=0.1)]
+    assert summary.worst(made) == ["b", "a"]
+    assert summary.ranking(made) == METRICS["wer"]
+    assert summary.ranking([row("a", None, speech_left=0.9, input_wer=2.0)]) is None
+    made[0]["similarity_i"] = 0.2
+    assert summary.worst(made) == ["a"]
+
+
+def test_rows_of_a_batch_without_truth_are_in_the_means() -> None:
+    means = summary.summarise([row("a", None, "done", presence=0.5), row("b", None, "failed")])
+    assert (means.files, means.scored, means.metrics["presence"].mean) == (2, 1, 0.5)
 
 
 # Groups.

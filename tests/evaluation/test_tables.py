@@ -11,7 +11,8 @@ import pytest
 
 from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation import tables
-from mcspex_cli.evaluation.summary import NO_GROUP, Baseline, Groups, report
+from mcspex_cli.evaluation.groups import NO_GROUP, Groups
+from mcspex_cli.evaluation.summary import Baseline, report
 from tests.evaluation.test_summary import row, rows
 
 
@@ -65,7 +66,7 @@ def test_names_run_nothing_in_a_spreadsheet_and_stay_on_their_line() -> None:
     assert text.count("\n") == len(made) + 1
     read = list(csv.DictReader(io.StringIO(text)))
     shown = [each["name"] for each in read]
-    assert shown[:5] == ["'=1+1", "'+1", "'-1|x", "'@SUM(A1)", "'\t=1"]
+    assert shown[:5] == ["'=1+1", "'+1", "'-1|x", "'@SUM(A1)", "'\t'=1"]
     assert shown[5:] == ["\\x1b[2J", "a\\nb\\r", "<b>", "\\u202e\\u2028"]
     assert {each["si_sdr_db"] for each in read} == {"-1.5"}  # numbers stay numbers
 
@@ -125,7 +126,7 @@ def test_a_file_has_the_format_of_its_suffix(tmp_path: Path, suffix: str) -> Non
     path = tmp_path / "new" / f"report{suffix}"
     tables.check_outputs([path], [])
     tables.write(path, known)
-    texts = {end: form(known) for end, form in tables.FORMATS.values()}
+    texts = {end: form(known) for end, form in tables.REPORT_FORMATS.values()}
     assert path.read_text() == texts[suffix.lower()]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

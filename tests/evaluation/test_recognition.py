@@ -1,0 +1,201 @@
+"""Scores without a truth: whose voice it is, what is said, and what batch measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcspex_cli import Extractor, audio
+from mcspex_cli.errors import AudioError, CheckpointError, ConfigError, McspexError, PairingError
+from mcspex_cli.evaluation.cases import (
+    Pairing,
+    add_presences,
+    add_transcripts,
+    read_transcript,
+)
+from mcspex_cli.evaluation.metrics import word_error_rate
+from mcspex_cli.evaluation.recognition import Transcriber, Verifier
+from mcspex_cli.evaluation.scoring import ScoreSettings, score_file
+from tests.conftest import EXAMPLES, RATE_HZ
+
+VTT = """WEBVTT
+
+NOTE made by hand
+
+1
+00:00:01.000 --> 00:00:02.500 align:start
+<v Ann>Good <i>morning</i>,
+
+2
+00:00:03.000 --> 00:00:04.000
+everybody.
+"""
+
+
+# Whose voice it is.
+
+
+def test_a_voice_is_more_similar_to_its_own_reference_than_to_anothers() -> None:
+    warnings: list[str] = []
+    verifier = Verifier(Extractor.load(), warnings.append)
+    folder = EXAMPLES / "set"
+    truth = audio.read(folder / "truth/slt_1.flac", RATE_HZ)
+    own, other = (verifier.voice((folder / f"references/{n}.flac",)) for n in ("slt", "awb"))
+    assert verifier.voice((folder / "references/slt.flac",)) is own
+    values = [verifier.similarity(voice, truth, RATE_HZ) for voice in (own, other)]
+    assert values[0] > values[1] + 0.2
+    wide = audio.read(folder / "truth/slt_1.flac", 16000)
+    assert verifier.similarity(own, wide, 16000) == pytest.approx(values[0], abs=0.02)
+    assert math.isnan(verifier.similarity(own, 0 * truth, RATE_HZ))
+    assert warnings == []
+    pairing = Pairing(
+        "a",
+        folder / "truth/slt_1.flac",
+        mixture=folder / "mixtures/slt_1.flac",
+        references=(folder / "references/slt.flac",),
+    )
+    row = score_file(pairing, ScoreSettings(("similarity", "similarity_i")), verifier)
+    gain = row.values["similarity"] - row.values["input_similarity"]
+    assert row.values["similarity"] == pytest.approx(values[0])
+    assert row.values["similarity_i"] == pytest.approx(gain)
+    assert gain > 0.05
+    missing = Pairing("a", pairing.estimate, references=(folder / "none.flac",))
+    row = score_file(missing, ScoreSettings(("similarity",)), verifier)
+    assert (row.status, "none.flac: no such file" in row.note) == ("unreadable", True)
+
+
+def test_a_model_that_is_not_calibrated_compares_no_voices(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"how similar voices are. Calibrate it: mcspex mod"):
+        Verifier(Extractor.load(tiny_folder))
+
+
+# What batch measured.
+
+
+def test_presence_is_that_of_the_batch_that_made_the_file(tmp_path: Path) -> None:
+    rows = [{"estimate": "audio/a.wav", "presence": 0.5}, {"estimate": "audio/b.wav"}]
+    (tmp_path / "report.json").write_text(json.dumps({"format": 1, "scores": rows}))
+    pairings = [Pairing(name, tmp_path / "audio" / f"{name}.wav") for name in "abc"]
+    assert [p.presence for p in add_presences(pairings, tmp_path / "audio")] == [0.5, None, None]
+    (one,) = add_presences(pairings[:1], tmp_path / "audio/a.wav")
+    assert one.presence == 0.5
+    assert add_presences(pairings[:1], tmp_path)[0].presence is None  # it is not beside the report
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"cannot be read as JSON .* Run mcspex batch again"):
+        add_presences(pairings, tmp_path / "audio")
+
+
+# What is said.
+
+
+@pytest.mark.parametrize(
+    ("words", "transcript", "rate"),
+    [
+        ("good morning everybody", "Good morning, everybody!", 0),
+        ("good evening everybody", "Good morning, everybody.", 1 / 3),
+        ("", "one two", 1),
+        ("one two three four five", "one", 4),
+        ("the cat", "the the cat", 1 / 3),
+        ("ça va", "Ça va ?", 0),
+        ("anything", "", math.nan),
+        ("anything", " -- ...\n", math.nan),
+    ],
+)
+def test_word_error_rates(words: str, transcript: str, rate: float) -> None:
+    assert word_error_rate(words, transcript) == pytest.approx(rate, nan_ok=True)
+
+
+def test_transcripts_are_text_or_webvtt(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "\ufeffGood morning,\neverybody."), ("b.vtt", VTT)):
+        (tmp_path / name).write_text(content, "utf-8")
+        assert read_transcript(tmp_path / name).split() == ["Good", "morning,", "everybody."]
+
+
+def test_transcripts_belong_to_estimates_by_name(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/b.target.txt").write_text("two")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "other.json").write_text("{}")
+    pairings = [Pairing("a.wav", Path("a.wav")), Pairing("deep/b", Path("b.wav"))]
+    assert [p.transcript for p in add_transcripts(pairings, tmp_path)] == ["one", "two"]
+    (one,) = add_transcripts(pairings[:1], tmp_path / "deep/b.target.txt")
+    assert one.transcript == "two"
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "kind", "message"),
+    [
+        (lambda f: None, "none", AudioError, "none: no such file or folder"),
+        (lambda f: None, "t/a.txt", PairingError, "a.txt: is a file. Name a folder with a trans"),
+        (lambda f: None, "t", PairingError, r"b.wav: no transcript b \(.txt, .vtt\) in .*t. Add"),
+        (
+            lambda f: (f / "t/a.vtt").touch(),
+            "t",
+            PairingError,
+            r"a.txt and .*a.vtt: both have the name a. Move one",
+        ),
+        (lambda f: (f / "t/a.txt").write_bytes(b"\xff"), "t", ConfigError, "be read as text"),
+        (
+            lambda f: (f / "t/a.txt").rename(f / "t/a.vtt"),
+            "t",
+            ConfigError,
+            r"a.vtt: is not WebVTT \(.*\). Name plain text .txt",
+        ),
+    ],
+)
+def test_transcripts_that_cannot_be_used_are_one_line(
+    tmp_path: Path,
+    change: Callable[[Path], object],
+    place: str,
+    kind: type[McspexError],
+    message: str,
+) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a.txt").write_text("one")
+    change(tmp_path)
+    pairings = [Pairing(name, Path(f"{name}.wav")) for name in "ab"]
+    with pytest.raises(kind, match=message) as error:
+        add_transcripts(pairings, tmp_path / place)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_transcript_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").touch()
+    with pytest.raises(ConfigError, match=r"is no transcript. Its name must end in .txt or .vtt"):
+        read_transcript(tmp_path / "a.srt")
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("faster_whisper"), reason="faster-whisper is not installed"
+)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("bogus", "--whisper bogus: is not on this disk. Name the folder of a faster-whisper"),
+        ("empty", "cannot be loaded (it has no tokenizer.json). Name the folder"),
+        ("damaged", "cannot be loaded (Unable to open file 'model.bin'"),
+    ],
+)
+def test_a_whisper_model_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("damaged").mkdir()
+    Path("damaged/tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        Transcriber(model)
+    assert message in str(error.value)
+
+
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("faster_whisper")), reason="faster-whisper is installed"
+)
+def test_without_faster_whisper_the_line_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'mcspex\[transcripts\]'"):
+        Transcriber("base")
