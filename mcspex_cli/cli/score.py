@@ -272,14 +272,15 @@ def _score(request: Request, limits: Sequence[Limit]) -> None:
     groups = read_groups(request.groups, request.group_by) if request.groups else None
     baseline = read_baseline(request.baseline) if request.baseline else None
     pairings = _pair(request)
-    given = {
-        *(["target"] if request.truth else []),
-        *(["mixture"] if request.mixtures else []),
-        *(["interferers"] if request.interferers else []),
-        *(["reference"] if pairings[0].references else []),
-        *(["transcript"] if request.transcripts else []),
-        *(["batch"] if any(pairing.presence is not None for pairing in pairings) else []),
+    sources = {
+        "target": request.truth,
+        "mixture": request.mixtures,
+        "interferers": request.interferers,
+        "reference": pairings[0].references,
+        "transcript": request.transcripts,
+        "batch": any(pairing.presence is not None for pairing in pairings),
     }
+    given = {need for need, source in sources.items() if source}
     chosen = choose_metrics(request.metrics, given)
     settings = ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
     verifier = transcriber = None
@@ -313,7 +314,9 @@ def _pair(request: Request) -> list[Pairing]:
 
     pairings = pair(request.estimates, request.truth, request.mixtures, request.interferers)
     if request.references or request.reference_folder:
-        pairings = add_presences(_add_references(pairings, request), request.estimates)
+        pairings = _add_references(pairings, request)
+    if not request.truth or pairings[0].references:
+        pairings = add_presences(pairings, request.estimates)
     if request.transcripts:
         pairings = add_transcripts(pairings, request.transcripts)
     return pairings
@@ -440,12 +443,12 @@ def say_remarks(report: Report, *, quiet: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Limit:
-    """A mean that is not allowed to be lower, or higher with `over`."""
+    """A mean that a metric's may not be under, or over."""
 
-    option: str
+    side: str
+    """"under" or "over"."""
     name: str
     value: float
-    over: bool
 
 
 def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
@@ -470,12 +473,12 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
         metric = METRICS[limit.name]
         if metric.column not in report.summary.metrics:
             raise McspexError(
-                f"{limit.option} {limit.name}: no file has a value. Is it in --metrics?"
+                f"--fail-{limit.side} {limit.name}: no file has a value. Is it in --metrics?"
             )
         mean = report.summary.metrics[metric.column].mean
-        if mean > limit.value if limit.over else mean < limit.value:
-            side = "over" if limit.over else "under"
-            reasons.append(f"mean {metric.heading} {metric.text(mean)} is {side} {limit.value:g}")
+        if mean > limit.value if limit.side == "over" else mean < limit.value:
+            text = f"mean {metric.heading} {metric.text(mean)} is {limit.side} {limit.value:g}"
+            reasons.append(text)
     if reasons:
         raise BelowThreshold(f"{'; '.join(reasons)}.")
 
@@ -489,7 +492,7 @@ def _limits(request: Request) -> list[Limit]:
     from mcspex_cli.evaluation.metrics import METRICS
 
     limits: dict[tuple[str, str], Limit] = {}
-    for option, texts in (("--fail-under", request.fail_under), ("--fail-over", request.fail_over)):
+    for side, texts in (("under", request.fail_under), ("over", request.fail_over)):
         for text in texts:
             name, _, number = text.partition("=")
             name = name.strip().removesuffix("_db")
@@ -498,9 +501,10 @@ def _limits(request: Request) -> list[Limit]:
             except ValueError:
                 value = math.nan
             if name not in METRICS or not math.isfinite(value):
-                known = ", ".join(METRICS)
-                raise click.UsageError(f"{option} {text}: write METRIC=MEAN with one of {known}.")
-            if (option, name) in limits:
-                raise click.UsageError(f"{option} names {name} twice.")
-            limits[option, name] = Limit(option, name, value, option == "--fail-over")
+                raise click.UsageError(
+                    f"--fail-{side} {text}: write METRIC=MEAN with one of {', '.join(METRICS)}."
+                )
+            if (side, name) in limits:
+                raise click.UsageError(f"--fail-{side} names {name} twice.")
+            limits[side, name] = Limit(side, name, value)
     return list(limits.values())
