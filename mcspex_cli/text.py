@@ -9,6 +9,8 @@ from typing import Any
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls other than tab, line feed, carriage return
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reverse the order of what follows
+    "\u00ad\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff"  # what is not seen
+    "\ufff9-\ufffb\U000e0000-\U000e007f"
     "\u2028\u2029]"  # line and paragraph separators
 )
 
@@ -61,4 +63,6 @@ def csv_cell(value: Any) -> Any:
 def _escape(match: re.Match[str]) -> str:
     """An escape as Python and JSON write it."""
     code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return (
+        f"\\x{code:02x}" if code < 2**8 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+    )

@@ -17,7 +17,10 @@ from mcspex_cli.text import csv_cell, line, markdown, printable
         ("rtl\u202egpj.exe", "rtl\\u202egpj.exe"),
         ("\u2066x\u2069\u200f\u061c", "\\u2066x\\u2069\\u200f\\u061c"),
         ("a\u2028b\u2029c\x85", "a\\u2028b\\u2029c\\x85"),
+        ("a\u200bb\ufeff\u00ad", "a\\u200bb\\ufeff\\xad"),
+        ("a\U000e0041\ufff9", "a\\U000e0041\\ufff9"),
         ("caf\udce9", "caf\\udce9"),
+        ("می\u200cخواهم 👩\u200d🚀", "می\u200cخواهم 👩\u200d🚀"),
         ("日本 ünï\ttab", "日本 ünï\ttab"),
     ],
 )

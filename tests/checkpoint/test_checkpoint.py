@@ -237,7 +237,7 @@ def test_changed_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "link to nothing"])
+@pytest.mark.parametrize("kind", "missing folder pipe device nothing circle huge".split())
 def test_what_is_not_a_file_is_refused_at_once(folder: Path, name: str, kind: str) -> None:
     path = folder / name
     path.unlink()
@@ -245,9 +245,12 @@ def test_what_is_not_a_file_is_refused_at_once(folder: Path, name: str, kind: st
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(2**43)  # takes no room on the disk
     elif kind != "missing":
-        path.symlink_to("/dev/zero" if kind == "device" else "nothing")
-    with pytest.raises(CheckpointError, match=r"is missing|is not a regular file|not a model"):
+        path.symlink_to({"device": "/dev/zero", "circle": name}.get(kind, "nothing"))
+    with pytest.raises(CheckpointError, match=r"is missing|is not a regular file|not a model|too "):
         load_checkpoint(folder)
     if name != "config.json":
         assert verify(find_checkpoint(folder)).problems

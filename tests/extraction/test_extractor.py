@@ -621,6 +621,7 @@ def test_progress_adds_up_to_the_length_and_an_interruption_leaves_nothing(
         ({"residual": "x.mp3"}, r"x.mp3: cannot write this format"),
         ({"activity": "x.txt"}, r"x.txt: cannot write this format. End the name in .json"),
         ({"estimate": "folder.wav"}, "folder.wav: is a folder. Name a file."),
+        ({"estimate": "pipe.wav"}, "pipe.wav: is not a regular file. Choose another name."),
         ({"estimate": "mixture.wav/x.wav"}, "mixture.wav is a file, not a folder"),
         ({"estimate": "n" * 300 + ".wav"}, "its name is too long"),
     ],
@@ -629,6 +630,7 @@ def test_a_place_that_must_not_be_written_is_refused(
     run: Run, mixture: Samples, tmp_path: Path, places: dict[str, str], message: str
 ) -> None:
     (tmp_path / "link.wav").symlink_to(tmp_path / "mixture.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
     for name in ("sub", "folder.wav"):
         (tmp_path / name).mkdir()
     before = listing(tmp_path), (tmp_path / "mixture.wav").read_bytes()
@@ -640,7 +642,7 @@ def test_a_place_that_must_not_be_written_is_refused(
 def test_what_exists_is_replaced_only_if_that_is_asked_for(
     soft: Extractor, mixture: Samples, tmp_path: Path
 ) -> None:
-    (tmp_path / "o.wav").touch()
+    (tmp_path / "o.wav").symlink_to("o.wav")  # in a circle, so that it leads nowhere
     path, voice = str(tmp_path / "mixture.wav"), named(np.ones(8, np.float32))
     with pytest.raises(OutputError, match=r"o.wav: exists already. Add --overwrite"):
         soft.extract_file(path, voice, str(tmp_path / "o.wav"))
