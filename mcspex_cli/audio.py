@@ -1,32 +1,32 @@
-"""Sound files in and out, channels, resampling.
-
-What turns a file's bytes into samples is in `soundfiles` and `containers`.
-"""
+"""Sound files in and out, channels, resampling; `soundfiles` and `containers` decode them."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.containers import Damaged, Track
+from mcspex_cli.containers import Container, Damaged, Track
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 from mcspex_cli.soundfiles import (
     HIGHEST_HZ,
     LOWEST_HZ,
     MOST_CHANNELS,
     SAMPLE_BYTES,
-    Sound,
-    open_sound,
+    SoundFile,
+    open_file,
 )
+
+Sound: TypeAlias = SoundFile | Container
+"""An open sound file, whoever decodes it."""
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
@@ -106,7 +106,7 @@ def probe(path: Path | str, track: str | None = None) -> AudioInfo:
         AudioError: the file is missing, a directory, empty or not sound, or its rate or number of
             channels is none that anybody records with.
     """
-    with open_sound(Path(path), track) as sound:
+    with _open(Path(path), track) as sound:
         rate_hz = sound.sample_rate_hz
         frames = sound.frames or sum(block.shape[1] for block in sound.blocks(rate_hz, "keep"))
         return AudioInfo(rate_hz, sound.channels, frames, sound.start_s, sound.tracks)
@@ -179,7 +179,7 @@ class Reader:
     def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
         self.frames = 0
-        with open_sound(self.path, self._track) as sound, closing(self._blocks(sound)) as blocks:
+        with _open(self.path, self._track) as sound, closing(self._blocks(sound)) as blocks:
             self.warnings = sound.warnings
             kept = sound.channels if self.channel == "all" else 1
             self.sample_rate_hz = self.sample_rate_hz or sound.sample_rate_hz
@@ -215,6 +215,51 @@ class Reader:
                 f"{self.path}: its channels nearly cancel each other out in the mix, which is "
                 f"{10 * np.log10(separate / mixed):.0f} dB below them. {cure}"
             )
+
+
+@contextmanager
+def _open(path: Path, track: str | None = None) -> Iterator[Sound]:
+    """Open a sound file; `track` is the number, from 1, or the language of a sound track."""
+    with ExitStack() as stack:
+        stream = stack.enter_context(_bytes(path))
+        sound: Sound
+        if file := open_file(path, stream):
+            sound = SoundFile(path, stream, stack.enter_context(file))
+        else:
+            sound = stack.enter_context(Container(path, stream, track))
+        if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
+            raise AudioError(
+                f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are "
+                "read. The header may be damaged: export it again."
+            )
+        if not 1 <= sound.channels <= MOST_CHANNELS:
+            raise AudioError(
+                f"{path}: its header says {sound.channels} channels, but only 1 to "
+                f"{MOST_CHANNELS} are read. Export it again."
+            )
+        if isinstance(sound, SoundFile) and track not in (None, "1"):
+            raise AudioError(f"{path}: has no sound track {track}. It has only one.")
+        yield sound
+
+
+@contextmanager
+def _bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file's bytes, of which there is at least one."""
+    files.check_exists(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
+    if not path.is_file():
+        raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(path.open("rb", buffering=0))
+            is_empty = not stream.read(1)
+            stream.seek(0)
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
+        if is_empty:
+            raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
+        yield stream
 
 
 def select(samples: Samples, channel: str, source: Path | str = "samples") -> Samples:

@@ -1,4 +1,4 @@
-"""Sound files as samples: libsndfile for what is not compressed, `containers` for all others.
+"""Sound files that are not compressed, which libsndfile reads; `containers` has all others.
 
 Nothing is lost without a word: a file that is shorter or longer than its header says, or damaged,
 is a `DamagedError`, or is read to its end with a warning.
@@ -10,13 +10,11 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO
 
-from mcspex_cli import files
-from mcspex_cli.containers import Blocks, Container, Damaged, Track, report
+from mcspex_cli.containers import Blocks, Damaged, Track, report
 from mcspex_cli.errors import AudioError
 from mcspex_cli.framing import UNKNOWN_LENGTH
 
@@ -47,66 +45,21 @@ _CHUNKS |= {"W64": "<4s12xQ", "AU": ""}
 _BIG_ENDIAN = ("AIFF", "CAF", "AU")
 
 
-Sound: TypeAlias = "SoundFile | Container"
-"""An open sound file, whoever decodes it."""
-
-
-@contextmanager
-def open_sound(path: Path, track: str | None = None) -> Iterator[Sound]:
-    """Open a sound file.
-
-    Raises:
-        AudioError: it is missing, no regular file, empty or not readable as sound, or has no
-            `track` of this number, from 1, or language.
-    """
+def open_file(path: Path, stream: BinaryIO) -> soundfile.SoundFile | None:
+    """What libsndfile makes of an open file, if it is one that it reads well; else None."""
     import soundfile
 
-    with ExitStack() as stack:
-        stream = stack.enter_context(_bytes(path))
-        magic, file = stream.read(4), None
-        if magic in _MAGIC or (magic == b"OggS" and _is_short_ogg(stream)):
-            stream.seek(0)
-            source = str(path) if os.name == "nt" else stream.fileno()
-            with suppress(soundfile.LibsndfileError, TypeError):
-                file = stack.enter_context(soundfile.SoundFile(source, closefd=False))
-        sound: Sound
-        if file and file.subtype in (*SAMPLE_BYTES, "VORBIS"):
-            sound = SoundFile(path, stream, file)
-        else:
-            sound = stack.enter_context(Container(path, stream, track))
-        if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
-            raise AudioError(
-                f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are "
-                "read. The header may be damaged: export it again."
-            )
-        if not 1 <= sound.channels <= MOST_CHANNELS:
-            raise AudioError(
-                f"{path}: its header says {sound.channels} channels, but only 1 to "
-                f"{MOST_CHANNELS} are read. Export it again."
-            )
-        if isinstance(sound, SoundFile) and track not in (None, "1"):
-            raise AudioError(f"{path}: has no sound track {track}. It has only one.")
-        yield sound
-
-
-@contextmanager
-def _bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file's bytes, of which there is at least one."""
-    files.check_exists(path)
-    if path.is_dir():
-        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
-    if not path.is_file():
-        raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
-    with ExitStack() as stack:
-        try:
-            stream = stack.enter_context(path.open("rb", buffering=0))
-            is_empty = not stream.read(1)
-            stream.seek(0)
-        except OSError as error:
-            raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
-        if is_empty:
-            raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
-        yield stream
+    magic = stream.read(4)
+    if magic not in _MAGIC and not (magic == b"OggS" and _is_short_ogg(stream)):
+        return None
+    stream.seek(0)
+    source = str(path) if os.name == "nt" else stream.fileno()
+    with suppress(soundfile.LibsndfileError, TypeError):
+        file = soundfile.SoundFile(source, closefd=False)
+        if file.subtype in (*SAMPLE_BYTES, "VORBIS"):
+            return file
+        file.close()
+    return None
 
 
 def _is_short_ogg(stream: BinaryIO) -> bool:
