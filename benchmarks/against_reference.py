@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.extraction import describe_machine
-from benchmarks.synthesis import scene
+from benchmarks.voices import scene
 from mcspex_cli import si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint

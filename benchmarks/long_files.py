@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.synthesis import talk
+from benchmarks.voices import talk
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 

@@ -34,7 +34,8 @@ class ConSM(nn.Module):
 
     `x · (1 + scale) + shift`, from the paper: a module before each stack that modulates
     the features by E_r. Ours: where scale and shift come from, in the two subclasses;
-    `CONSMS` names them.
+    `CONSMS` names them. A frame's scale and shift must not depend on other frames: `fused`
+    runs this on more frames than the signal has.
     """
 
     def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:

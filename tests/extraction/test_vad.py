@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.synthesis import talk
+from benchmarks.voices import talk
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.activity import (
     FRAME_S,

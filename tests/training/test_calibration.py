@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.synthesis import talk
+from benchmarks.voices import talk
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
@@ -299,10 +299,12 @@ def test_the_command_puts_it_into_the_config(model: Path, speakers: Path, scene:
     assert ", presence 0." in done.stderr
 
 
-def test_the_command_as_json_mends_a_damaged_one_too(model: Path, speakers: Path) -> None:
+def test_the_command_draws_from_folders_and_mends_a_damaged_one(
+    model: Path, speakers: Path
+) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "calibration": {"centre": 3}}))
-    done = calibrate(model, speakers / "mixtures.csv", "--json")
+    done = calibrate(model, speakers, "-n", 50, "--seed", 3, "--json")
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     made = json.loads(done.stdout)
     assert made == read_config(model).calibration
@@ -310,12 +312,7 @@ def test_the_command_as_json_mends_a_damaged_one_too(model: Path, speakers: Path
     calibration = parse_calibration(made, size, "model")
     assert calibration is not None
     assert calibration.measured["speakers"] == 7
-
-
-def test_mixtures_are_drawn_from_folders_of_speakers(model: Path, speakers: Path) -> None:
-    done = calibrate(model, speakers, "-n", 50, "--seed", 3, "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["measured"]["recordings"] == 100
+    assert calibration.measured["recordings"] == 100
 
 
 def test_a_calibration_that_cannot_be_made_changes_nothing(model: Path, speakers: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.training.distributed import Team
@@ -47,12 +49,14 @@ def train(corpus: Path, out: str, batch: int, processes: int) -> list[dict[str, 
     )
     toml = corpus.parent / f"{out}.toml"
     toml.write_text(TOML.format(batch=batch, out=out))
-    words = [*(TORCHRUN if processes > 1 else []), "mcspex_cli", "train", str(toml)]
-    done = subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(": the trained model") == 1  # one process speaks
+    if processes == 1:
+        said = CliRunner().invoke(main, ["train", str(toml)]).stderr
+    else:
+        words = [sys.executable, "-m", *TORCHRUN, "mcspex_cli", "train", str(toml)]
+        said = subprocess.run(
+            words, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+        ).stderr
+    assert said.count(": the trained model") == 1, said  # one process speaks
     with (corpus.parent / out / "progress.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
