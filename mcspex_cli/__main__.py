@@ -29,6 +29,7 @@ from mcspex_cli.cli.live import live
 from mcspex_cli.cli.models import models
 from mcspex_cli.cli.report import report
 from mcspex_cli.cli.score import score
+from mcspex_cli.cli.serve import serve
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
 from mcspex_cli.extraction.runtime import share_cores
@@ -185,7 +186,8 @@ def main() -> None:
     """
 
 
-for command in (extract, batch, live, enroll, score, report, models, simulate, train, doctor):
+commands = (extract, batch, live, serve, enroll, score, report, models, simulate, train, doctor)
+for command in commands:
     main.add_command(command)
 add_log_option(main)
 

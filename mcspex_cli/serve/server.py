@@ -1,0 +1,362 @@
+"""The server of the page: its addresses, and who may use them.
+
+```
+GET /                             the page
+GET /static/NAME                  its style and scripts
+POST /sessions                    opens a session; everything below belongs to one
+GET  /sessions/ID/                its state, as JSON
+PUT  /sessions/ID/recording       a file; also /example, /recording/part and /references
+POST /sessions/ID/extraction      begins one; DELETE cancels it
+GET  /sessions/ID/sounds/NAME     a WAV file, in ranges; /peaks/NAME and /pictures/NAME show it
+GET  /sessions/ID/saved/NAME      a file for the user's disk
+POST /sessions/ID/close           deletes it all
+```
+
+A session's name is a secret of its page, so that nobody sees another one's files. Paths from a
+page are looked up in tables and never opened. What comes from another site's page is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jinja2
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mcspex_cli import __version__
+from mcspex_cli.errors import McspexError
+from mcspex_cli.extraction.job import ABSENT
+from mcspex_cli.extraction.levels import LEVELS
+from mcspex_cli.serve import extractions
+from mcspex_cli.serve.recording import Recording, Upload
+from mcspex_cli.serve.sessions import SAVED, Session, Sessions
+from mcspex_cli.serve.waveform import draw_part
+
+STATIC = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "tracks.js": "text/javascript",
+    "wavesurfer.js": "text/javascript",
+    "regions.js": "text/javascript",
+}
+"""The files that every page may have, and what they are."""
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; connect-src 'self'; "
+    "img-src 'self' data:; media-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""The page may use what this server gives and nothing else."""
+
+STEP_S = 0.1
+"""How often more peaks of a recording are looked for."""
+
+SWEEP_S = 10.0
+"""How often sessions are looked at whose page may be gone."""
+
+
+class Guard:
+    """Refuses requests that a page of another site makes.
+
+    Args:
+        app: what answers the others.
+        only_local: whether the server listens to this machine only. Then the host that a browser
+            thinks it talks to must be this machine: another name that leads here is a trick
+            (DNS rebinding). Elsewhere the secret in the address does the same.
+    """
+
+    def __init__(self, app: ASGIApp, *, only_local: bool) -> None:
+        self._app, self._only_local = app, only_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Request(scope).headers
+        host, origin = headers.get("host", ""), headers.get("origin")
+        foreign = (
+            (self._only_local and not is_this_machine(urlsplit(f"//{host}").hostname or ""))
+            or (origin is not None and urlsplit(origin).netloc != host)
+            or (
+                headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+                and headers.get("sec-fetch-mode") != "navigate"
+            )
+        )
+        if foreign:
+            refusal = PlainTextResponse("Only the page of this server may ask.", 403, HEADERS)
+            return await refusal(scope, receive, send)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = {name for name, _ in message["headers"]}
+                pairs = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message["headers"] += [pair for pair in pairs if pair[0] not in own]
+            await send(message)
+
+        return await self._app(scope, receive, send_with_headers)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host name or address is this machine's own for itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+Endpoint = Callable[[Session, Request], Awaitable[Response]]
+
+
+class Pages:
+    """Answers to the requests of pages.
+
+    Args:
+        sessions: those that are open.
+        example: a recording to try the page with.
+        only_local: as of `Guard`; the page says where files go.
+    """
+
+    def __init__(self, sessions: Sessions, example: Path, *, only_local: bool) -> None:
+        self._sessions, self._example, self._only_local = sessions, example, only_local
+        self._folder = resources.files("mcspex_cli.serve") / "static"
+        self._page = jinja2.Environment(
+            autoescape=True, undefined=jinja2.StrictUndefined
+        ).from_string((self._folder / "page.html").read_text("utf-8"))
+
+    def routes(self) -> list[Route]:
+        """What is answered, and how."""
+        of_sessions: list[tuple[str, str, Endpoint]] = [
+            ("GET", "/", self._state),
+            ("PUT", "/recording", self._receive_recording),
+            ("POST", "/example", self._use_example),
+            ("POST", "/recording/part", self._choose_part),
+            ("PUT", "/references", self._receive_reference),
+            ("DELETE", "/references/{key}", self._remove_reference),
+            ("POST", "/extraction", self._extract),
+            ("DELETE", "/extraction", self._cancel),
+            ("GET", "/sounds/{name}", self._sound),
+            ("GET", "/peaks/{name}", self._peaks),
+            ("GET", "/pictures/{name}", self._picture),
+            ("GET", "/saved/{name}", self._save),
+            ("POST", "/close", self._close),
+        ]
+        return [
+            Route("/", self._show, methods=["GET"]),
+            Route("/static/{name}", self._static, methods=["GET"]),
+            Route("/sessions", self._open, methods=["POST"]),
+            *(
+                Route("/sessions/{id}" + path, self._of_session(answer), methods=[method])
+                for method, path, answer in of_sessions
+            ),
+        ]
+
+    def _of_session(self, answer: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint that gets its session, and whose errors are told in one line."""
+
+        async def endpoint(request: Request) -> Response:
+            session = self._sessions.get(request.path_params["id"])
+            if session is None:
+                return _refuse("This page was closed or out of reach for long. Load it again.", 404)
+            try:
+                return await answer(session, request)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except McspexError as error:
+                return _refuse(session.told(str(error)), 400)
+
+        return endpoint
+
+    async def _show(self, _: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        page = self._page.render(
+            nonce=nonce,
+            local=self._only_local,
+            version=__version__,
+            models=list(self._sessions.extractions.models),
+            levels=[row for row in LEVELS.values() if row.number is None],
+            absent=[row for row in ABSENT.values() if not row.fails],
+        )
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY.format(nonce=nonce)})
+
+    async def _static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in STATIC:
+            return _refuse("There is no such file.", 404)
+        return Response((self._folder / name).read_bytes(), media_type=STATIC[name])
+
+    async def _open(self, _: Request) -> Response:
+        return JSONResponse({"id": self._sessions.open().id})
+
+    async def _state(self, session: Session, _: Request) -> Response:
+        return JSONResponse(session.to_dict())
+
+    async def _receive_recording(self, session: Session, request: Request) -> Response:
+        return await self._take(session, await _upload(session, request))
+
+    async def _use_example(self, session: Session, _: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield self._example.read_bytes()
+
+        return await self._take(session, await session.receive(self._example.name, 0, body()))
+
+    async def _choose_part(self, session: Session, request: Request) -> Response:
+        if session.recording is None:
+            return _refuse("There is no recording.", 404)
+        query = request.query_params
+        channel, track = query.get("channel", "mix"), query.get("track", "")
+        return await self._take(session, session.recording.upload, channel, track)
+
+    async def _take(
+        self, session: Session, upload: Upload, channel: str = "mix", track: str = ""
+    ) -> Response:
+        recording = await run_in_threadpool(session.receive_recording, upload, channel, track)
+        self._sessions.decode(session, recording)
+        return JSONResponse(session.to_dict())
+
+    async def _receive_reference(self, session: Session, request: Request) -> Response:
+        upload = await _upload(session, request)
+        await run_in_threadpool(session.receive_reference, upload)
+        return JSONResponse(session.to_dict())
+
+    async def _remove_reference(self, session: Session, request: Request) -> Response:
+        session.remove_reference(request.path_params["key"])
+        return JSONResponse(session.to_dict())
+
+    async def _extract(self, session: Session, request: Request) -> Response:
+        try:
+            asked = msgspec.json.decode(await request.body(), type=extractions.Request)
+        except msgspec.MsgspecError as error:
+            return _refuse(f"This request means nothing ({error}).", 400)
+        await run_in_threadpool(session.extract, asked)
+        return JSONResponse(session.to_dict())
+
+    async def _cancel(self, session: Session, _: Request) -> Response:
+        if session.extraction:
+            session.extraction.cancel()
+        return JSONResponse(session.to_dict())
+
+    async def _sound(self, session: Session, request: Request) -> Response:
+        path = session.sound(request.path_params["name"])
+        if path is None:
+            return _refuse("There is no such sound.", 404)
+        return FileResponse(path, media_type="audio/wav")
+
+    async def _peaks(self, session: Session, request: Request) -> Response:
+        name, recording = request.path_params["name"], session.recording
+        if name == "mixture" and recording:
+            return StreamingResponse(_growing(recording), media_type="application/octet-stream")
+        peaks = session.extraction.peaks.get(name) if session.extraction else None
+        if peaks is None:
+            return _refuse("There is no such sound.", 404)
+        return Response(peaks, media_type="application/octet-stream")
+
+    async def _picture(self, session: Session, request: Request) -> Response:
+        path, mixture = session.sound(request.path_params["name"]), session.sound("mixture")
+        if path is None or mixture is None:
+            return _refuse("There is no such sound.", 404)
+        start_s, end_s = (_number(request.query_params, name) for name in ("from", "to"))
+        picture = await run_in_threadpool(draw_part, path, mixture, start_s, end_s)
+        return Response(picture, media_type="image/png")
+
+    async def _save(self, session: Session, request: Request) -> Response:
+        kind, extraction = request.path_params["name"], session.extraction
+        if kind not in SAVED or extraction is None or extraction.state != "done":
+            return _refuse("There is no such file.", 404)
+        path, name = await run_in_threadpool(session.saved, kind)
+        return FileResponse(path, filename=name)
+
+    async def _close(self, session: Session, _: Request) -> Response:
+        await run_in_threadpool(self._sessions.close, session)
+        return Response(status_code=204)
+
+
+def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
+    """The server as an application.
+
+    Args:
+        sessions: none is open yet.
+        example: a recording to try the page with.
+        token: a secret that all addresses begin with; none where only this machine is listened to.
+    """
+
+    @contextlib.asynccontextmanager
+    async def sweeping(_: Starlette) -> AsyncIterator[None]:
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(SWEEP_S)
+                await run_in_threadpool(sessions.close_silent)
+
+        task = asyncio.create_task(sweep())
+        yield
+        task.cancel()
+
+    routes: list[Any] = list(Pages(sessions, example, only_local=not token).routes())
+    if token:
+        routes = [Mount(f"/{token}", routes=routes)]
+    guard = Middleware(Guard, only_local=not token)
+    return Starlette(routes=routes, middleware=[guard], lifespan=sweeping)
+
+
+async def _upload(session: Session, request: Request) -> Upload:
+    """Store what a request brings, under the name that its address has as data."""
+    size = request.headers.get("content-length", "0")
+    name = request.query_params.get("name", "")
+    return await session.receive(name, int(size) if size.isdecimal() else 0, request.stream())
+
+
+async def _growing(recording: Recording) -> AsyncIterator[bytes]:
+    """The peaks of a recording, also those that are not there yet."""
+    sent = 0
+    while True:
+        is_last = recording.is_decoded
+        piece = bytes(recording.peaks[sent:])
+        if piece:
+            yield piece
+        sent += len(piece)
+        if is_last:
+            return
+        await asyncio.sleep(STEP_S)
+
+
+def _number(query: Mapping[str, str], name: str) -> float:
+    """A time in a query; 0 for what is no number."""
+    try:
+        return min(max(0.0, float(query.get(name, ""))), 1e9)
+    except ValueError:
+        return 0.0
+
+
+def _refuse(message: str, status: int) -> Response:
+    return JSONResponse({"error": message}, status)

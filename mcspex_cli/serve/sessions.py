@@ -1,0 +1,325 @@
+"""Who has a page open, and the files of each; they go when the page is closed."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from mcspex_cli import audio, files, text
+from mcspex_cli.errors import AudioError, McspexError, OutputError
+from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, check_distinct, inspect
+from mcspex_cli.extraction.profile import SUFFIX as PROFILE_SUFFIX
+from mcspex_cli.extraction.profile import (
+    Enrolment,
+    Profile,
+    is_profile_name,
+    read_profile,
+    write_profile,
+)
+from mcspex_cli.serve.extractions import SOUNDS, Extraction, Extractions, Request
+from mcspex_cli.serve.recording import Recording, Upload
+
+LONGEST_SILENCE_S = 300.0
+"""A page that is not heard of for so long is taken for closed. Browsers let pages in the
+background speak once a minute."""
+
+LONGEST_NAME = 200
+
+SAVED = {
+    "voice.wav": ".voice.wav",
+    "voice.flac": ".voice.flac",
+    "others.wav": ".others.wav",
+    "others.flac": ".others.flac",
+    "voice.srt": ".voice.srt",
+    "voice.safetensors": ".safetensors",
+}
+"""The files that a page offers, and how their names end on the user's disk."""
+
+IN_THE_PAGE = {
+    "Choose one of them with --channel 0.": "Choose one of them under More.",
+    "choose another with --track.": "choose another under More.",
+    ", or say with --ref-span when it speaks alone": ", or mark where it speaks alone",
+    "listen to the residual (--residual)": 'listen to "Everybody else"',
+    ", or take what can be read with --damaged keep": "",
+    "mcspex enroll ... --model": "load this page with the model",
+}
+"""What messages say of the command line, in the words of the page."""
+
+
+class Session:
+    """One open page: its recording, its references and its extraction.
+
+    Args:
+        folder: where all of its files are.
+        extractions: the queue, and the models to choose from.
+        max_bytes: how much may be uploaded in all.
+    """
+
+    def __init__(self, folder: Path, extractions: Extractions, max_bytes: int) -> None:
+        self.id, self.folder = folder.name, folder
+        self.recording: Recording | None = None
+        self.references: dict[str, Upload] = {}
+        self.extraction: Extraction | None = None
+        self.is_open, self.heard = True, time.monotonic()
+        self._extractions, self._max_bytes = extractions, max_bytes
+        self._numbers = iter(range(1, 2**31))
+
+    async def receive(self, name: str, size: int, body: AsyncIterator[bytes]) -> Upload:
+        """Store a file as it comes.
+
+        Raises:
+            OutputError: it is larger than what may be uploaded, or the disk is full.
+        """
+        name = text.line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
+        suffix = Path(name).suffix.lower()
+        known = files.SUFFIXES | {PROFILE_SUFFIX}
+        path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in known else ''}"
+        left = self._max_bytes - sum(
+            one.stat().st_size for one in self.folder.glob("upload-*") if one.is_file()
+        )
+        too_large = OutputError(
+            f"{name}: is too large; at most {self._max_bytes / 2**20:,.0f} MB may be uploaded. "
+            "Start mcspex serve with a larger --max-upload."
+        )
+        if size > left:
+            raise too_large
+        try:
+            with path.open("wb") as file:
+                async for chunk in body:
+                    self.heard = time.monotonic()
+                    left -= file.write(chunk)
+                    if left < 0:
+                        raise too_large
+        except OSError as error:
+            raise files.output_error(Path(name), error, "cannot be kept") from error
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return Upload(name, path)
+
+    def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> Recording:
+        """Take a file as the recording, in place of any before.
+
+        Raises:
+            AudioError: it cannot be read, is too short, or has no such channel or track.
+        """
+        try:
+            options = ExtractionOptions(channel=channel, track=track or None, damaged="keep")
+        except ValueError as error:
+            raise AudioError(f"{upload.name}: {error}.") from error
+        nothing: Any = None  # whose voice it is, and where to, comes later
+        info = inspect(Job(upload.path, nothing, Outputs(self.folder / "voice.wav")), options)
+        before, self.recording = self.recording, Recording(upload, info, options)
+        if self.extraction:
+            self.extraction.cancel()
+        if before and before.upload != upload:
+            with suppress(OSError):  # an extraction may still read it
+                before.upload.path.unlink()
+        return self.recording
+
+    def receive_reference(self, upload: Upload) -> None:
+        """Add a file to the references.
+
+        Raises:
+            AudioError: it is not a sound file.
+            CheckpointError: it is a damaged profile, or is none.
+        """
+        if is_profile_name(upload.path):
+            read_profile(upload.path)
+        else:
+            audio.probe(upload.path)
+        self.references[upload.path.stem] = upload
+
+    def remove_reference(self, key: str) -> None:
+        """Take a reference away again."""
+        upload = self.references.pop(key, None)
+        if upload:
+            with suppress(OSError):
+                upload.path.unlink()
+
+    def sound(self, name: str) -> Path | None:
+        """A WAV file of one channel: the "mixture", the "voice" or the "others"; None if absent."""
+        extraction, recording = self.extraction, self.recording
+        if name == "mixture" and recording and recording.is_decoded and not recording.error:
+            return recording.playable
+        if name in SOUNDS and extraction and extraction.state == "done":
+            return extraction.path(f"{name}.wav")
+        return None
+
+    def extract(self, request: Request) -> None:
+        """Put an extraction into the queue.
+
+        Raises:
+            AudioError: there is no recording, or it is its own reference.
+            McspexError: the request is not one that the page makes.
+        """
+        recording, model = self.recording, self._extractions.models.get(request.model)
+        if recording is None:
+            raise AudioError("there is no recording. Drop one into the page.")
+        if self.extraction and self.extraction.is_active:
+            raise McspexError("an extraction is on its way. Cancel it first.")
+        if model is None or request.device not in self._extractions.devices:
+            raise McspexError("there is no such model or device. Load the page again.")
+        references = list(self.references.values())
+        check_distinct(recording.upload.path, [one.path for one in references])
+        folder = self.folder / f"extraction-{next(self._numbers)}"
+        try:
+            extraction = Extraction(request, recording, references, model, folder)
+        except ValueError as error:
+            raise McspexError(f"{error}.") from error
+        if self.extraction:
+            shutil.rmtree(self.extraction.folder, ignore_errors=True)
+        self.extraction = extraction
+        self._extractions.add(extraction)
+
+    def saved(self, kind: str) -> tuple[Path, str]:
+        """A file of the result, made where it is not there yet, and its name for the user.
+
+        Args:
+            kind: of `SAVED`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        extraction = self.extraction
+        assert extraction
+        path, ending = extraction.path(kind), SAVED[kind]
+        if path.suffix == ".flac" and not path.exists():
+            wav = audio.Reader(path.with_suffix(".wav"))
+            rate_hz = audio.probe(wav.path).sample_rate_hz
+            with audio.Writer(path, rate_hz, 1, extraction.options.subtype) as writer:
+                for block in wav:
+                    writer.write(block)
+        elif path.suffix == PROFILE_SUFFIX and not path.exists():
+            write_profile(path, self._profile(extraction))
+        stem = extraction.request.name if path.suffix == PROFILE_SUFFIX else ""
+        return path, f"{stem or Path(extraction.recording.upload.name).stem}{ending}"
+
+    def _profile(self, extraction: Extraction) -> Profile:
+        """The voice of an extraction as a profile, which does not tell where its clips were."""
+        model, voice = extraction.model, extraction.voice
+        assert voice
+        seconds = round(voice.seconds, 3)
+        enrolment = Enrolment(model.name, model.revision, model.sha256, seconds, voice.embedding)
+        qualities = tuple(
+            replace(one, path=self.told(one.path), warning=one.warning and self.told(one.warning))
+            for one in voice.qualities
+        )
+        name = extraction.request.name or Path(extraction.recording.upload.name).stem
+        return Profile(name, (enrolment,), qualities)
+
+    def told(self, message: str) -> str:
+        """A message in the words of the page, with the user's names for files, on one line."""
+        uploads = [*self.references.values()]
+        if self.recording:
+            uploads.append(self.recording.upload)
+        if self.extraction:
+            uploads += [*self.extraction.references, self.extraction.recording.upload]
+        for upload in uploads:
+            message = message.replace(str(upload.path), upload.name)
+        for words, others in IN_THE_PAGE.items():
+            message = message.replace(words, others)
+        return text.line(message.replace(f"{self.folder}/", ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that the page is to show; its asking for it shows that it is still open."""
+        self.heard = time.monotonic()
+        recording, extraction = self.recording, self.extraction
+        state = {
+            "recording": recording and recording.to_dict(),
+            "references": {key: upload.name for key, upload in self.references.items()},
+            "extraction": extraction and extraction.to_dict(self._extractions.place(extraction)),
+            "devices": self._extractions.devices,
+        }
+        return cast(dict[str, Any], self._told(state))
+
+    def _told(self, value: Any) -> Any:
+        """`told` for all texts in a value."""
+        if isinstance(value, dict):
+            return {key: self._told(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._told(each) for each in value]
+        return self.told(value) if isinstance(value, str) else value
+
+    def close(self) -> None:
+        """Cancel what is on its way, and delete all files."""
+        self.is_open = False
+        if self.extraction:
+            self.extraction.cancel()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Sessions:
+    """All open pages of a server, in a folder that goes with it.
+
+    What a killed server left is removed by the next one on this machine.
+
+    Args:
+        extractions: the queue that they share.
+        max_bytes: how much each may upload in all.
+
+    Raises:
+        OutputError: there is no temporary folder.
+    """
+
+    def __init__(self, extractions: Extractions, max_bytes: int) -> None:
+        self.extractions, self._max_bytes = extractions, max_bytes
+        self.folder = files.partial(Path(tempfile.gettempdir()) / "mcspex-serve")
+        try:
+            self.folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise files.output_error(self.folder, error) from error
+        self._open: dict[str, Session] = {}
+        self._decoder = ThreadPoolExecutor(2, "mcspex-decode")
+
+    def open(self) -> Session:
+        """A new one, under a name that nobody can guess."""
+        folder = self.folder / secrets.token_urlsafe(24)
+        folder.mkdir(mode=0o700)
+        self._open[folder.name] = Session(folder, self.extractions, self._max_bytes)
+        return self._open[folder.name]
+
+    def get(self, id_: str) -> Session | None:
+        """An open one."""
+        return self._open.get(id_)
+
+    def decode(self, session: Session, recording: Recording) -> None:
+        """Decode a session's recording in another thread, as long as it is the session's."""
+
+        def is_wanted() -> bool:
+            return session.is_open and session.recording is recording
+
+        self._decoder.submit(recording.decode, is_wanted)
+
+    def close(self, session: Session) -> None:
+        """Delete all of a page."""
+        self._open.pop(session.id, None)
+        session.close()
+
+    def close_silent(self) -> None:
+        """Close those whose page has not been heard of for long, and finish closing others."""
+        for session in list(self._open.values()):
+            if time.monotonic() - session.heard > LONGEST_SILENCE_S:
+                self.close(session)
+        with suppress(OSError):
+            for folder in self.folder.iterdir():  # what was written while it was deleted
+                if folder.name not in self._open:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def close_all(self) -> None:
+        """End all work, and delete all files."""
+        try:
+            for session in list(self._open.values()):
+                self.close(session)
+            self.extractions.close()
+            self._decoder.shutdown(wait=True, cancel_futures=True)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)

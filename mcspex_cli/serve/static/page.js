@@ -1,0 +1,374 @@
+// What the page does: a recording, whose voice, extract, the result. All state is the server's; this shows it.
+import Regions from "./regions.js";
+import { Track, clock, colour, element, lastTrack } from "./tracks.js";
+
+const $ = (id) => document.getElementById(id);
+const QUICK = 400, SLOW = 10000; // milliseconds between two questions to the server
+
+let base = "";
+let state = { recording: null, references: {}, extraction: null, devices: [] };
+let mixture = null, regions = null; // the recording's track, and the marks on it
+let peaks = new Float32Array(0);
+let decoded = false, uploading = 0, saved = true;
+let shown = null; // the extraction whose result is on the page
+let results = [];
+let timer = 0, failures = 0;
+
+// The server
+
+const tell = (message) => {
+  $("problem").textContent = message;
+  $("problem").hidden = !message;
+  if (message) $("problem").scrollIntoView({ block: "nearest" });
+};
+
+const ask = async (method, path, body) => {
+  const options = { method, body: body && JSON.stringify(body) };
+  const answer = await fetch(base + path, options).catch(() => null);
+  if (!answer) throw new Error("The program behind this page has ended. Start mcspex serve again, then load this page again.");
+  const content = answer.headers.get("content-type") === "application/json" ? await answer.json() : {};
+  if (!answer.ok) throw new Error(content.error ?? `The server refused this (${answer.status}). Load the page again.`);
+  return content;
+};
+
+const attempt = async (work) => {
+  try {
+    tell("");
+    await work();
+  } catch (error) {
+    tell(error.message);
+  }
+};
+
+const send = (path, file, what) => new Promise((resolve, reject) => {
+  const request = new XMLHttpRequest();
+  request.open("PUT", `${base}${path}?name=${encodeURIComponent(file.name)}`);
+  request.responseType = "json";
+  request.upload.onprogress = ({ loaded, total }) => {
+    $("upload").querySelector("progress").value = loaded / total;
+    $("upload-text").textContent = `${what}: ${Math.round((100 * loaded) / total)} %`;
+  };
+  const end = (settle, value) => {
+    uploading -= 1;
+    $("upload").hidden = !uploading;
+    settle(value);
+  };
+  request.onload = () => {
+    if (request.status === 200) end(resolve, request.response);
+    else end(reject, new Error(request.response?.error ?? `${file.name}: was refused (${request.status}).`));
+  };
+  request.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be too large, or mcspex serve has ended.`));
+  uploading += 1;
+  $("upload").hidden = false;
+  $("upload-text").textContent = what;
+  request.send(file);
+});
+
+const watch = async () => {
+  clearTimeout(timer);
+  try {
+    show(await ask("GET", ""));
+    failures = 0;
+  } catch (error) {
+    failures += 1;
+    if (failures > 1) tell(error.message);
+  }
+  const busy = ["waiting", "working"].includes(state.extraction?.state) || (state.recording && !state.recording.decoded);
+  timer = setTimeout(watch, busy ? QUICK : SLOW);
+};
+
+// The recording
+
+const useRecording = (answer) => {
+  marks().forEach((mark) => mark.remove());
+  decoded = false;
+  show(answer);
+  showChannels();
+  return drawRecording();
+};
+
+const drawRecording = async () => {
+  const { seconds, peak_s: step } = state.recording;
+  const count = Math.max(1, Math.ceil(seconds / step));
+  peaks = new Float32Array(count);
+  if (!mixture) {
+    regions = Regions.create();
+    mixture = new Track($("mixture"), { name: "mixture", label: "Recording", plugins: [regions], withZoom: true });
+    regions.enableDragSelection({ color: `color-mix(in srgb, ${colour("--voice")} 25%, transparent)`, minLength: 0.3 });
+    for (const event of ["region-created", "region-updated", "region-removed"]) regions.on(event, showChips);
+  }
+  const url = `${base}peaks/mixture`, current = peaks;
+  const reader = (await fetch(url)).body.getReader();
+  let rest = new Uint8Array(0), filled = 0, drawn = 0;
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    const bytes = new Uint8Array(rest.length + piece.value.length);
+    bytes.set(rest);
+    bytes.set(piece.value, rest.length);
+    const whole = bytes.length - (bytes.length % 4);
+    const values = new Float32Array(bytes.buffer.slice(0, whole)).subarray(0, count - filled);
+    current.set(values, filled);
+    filled += values.length;
+    rest = bytes.slice(whole);
+    if (current === peaks && Date.now() - drawn > 500) {
+      drawn = Date.now();
+      await mixture.load("", current, seconds, loudest());
+    }
+  }
+  if (current !== peaks) return;
+  await watch();
+  if (state.recording.error) {
+    tell(state.recording.error);
+    return;
+  }
+  await mixture.load(`${base}sounds/mixture?${Date.now()}`, peaks, seconds, loudest());
+  decoded = true;
+  showButtons();
+};
+
+const loudest = () => peaks.reduce((most, peak) => Math.max(most, peak), 0.01);
+
+const showChannels = () => {
+  const { channels, channel, tracks, track } = state.recording;
+  const sides = channels === 2 ? ["0 (left)", "1 (right)"] : Array.from({ length: channels }, (_, i) => `${i}`);
+  const options = [["mix", "all, mixed"], ...(channels > 1 ? sides.map((side, i) => [`${i}`, side]) : [])];
+  $("channel").replaceChildren(...options.map(([value, text]) => new Option(text, value, false, value === channel)));
+  $("channel").disabled = channels < 2;
+  $("track").replaceChildren(...tracks.map((text, i) => new Option(text, `${i + 1}`, false, i + 1 === track)));
+  $("track-label").hidden = tracks.length < 2;
+};
+
+const choosePart = () => attempt(async () => {
+  const query = new URLSearchParams({ channel: $("channel").value, track: $("track").value });
+  try {
+    await useRecording(await ask("POST", `recording/part?${query}`));
+  } finally {
+    showChannels();
+  }
+});
+
+// Whose voice
+
+const marks = () => regions?.getRegions() ?? [];
+const spans = () => marks().map(({ start, end }) => [start, end]).sort((a, b) => a[0] - b[0]);
+
+const chip = (name, onRemove, onPlay) => {
+  const remove = element("button", { type: "button", textContent: "✕", ariaLabel: `Remove ${name}` });
+  remove.addEventListener("click", onRemove);
+  const play = onPlay && element("button", { type: "button", textContent: `▶ ${name}`, ariaLabel: `Play ${name}` });
+  play?.addEventListener("click", onPlay);
+  return element("li", {}, play ?? name, remove);
+};
+
+const showChips = () => {
+  const ofMarks = [...marks()].sort((a, b) => a.start - b.start).map((mark) =>
+    chip(`${clock(mark.start, 1)} – ${clock(mark.end, 1)}`, () => mark.remove(), () => mark.play(true)));
+  const ofFiles = Object.entries(state.references).map(([key, name]) =>
+    chip(name, () => attempt(async () => show(await ask("DELETE", `references/${key}`)))));
+  $("chips").replaceChildren(...ofMarks, ...ofFiles);
+  showButtons();
+};
+
+const seconds = (text) => {
+  const parts = text.trim().replace(",", ".").split(":");
+  const valid = parts.length <= 3 && parts.every((part) => /^\d+(\.\d+)?$/.test(part));
+  return valid ? parts.reduce((sum, part) => 60 * sum + Number(part), 0) : NaN;
+};
+
+const mark = (start, end) => {
+  if (!(start >= 0 && end - start >= 0.3 && end <= mixture.seconds + 0.5)) {
+    tell(`From ${$("from").value || "?"} to ${$("to").value || "?"} is no part of the recording of 0.3 s or more. Write times like 0:12 or 1:02:03.5.`);
+    return;
+  }
+  tell("");
+  regions.addRegion({ start, end, color: `color-mix(in srgb, ${colour("--voice")} 25%, transparent)`, minLength: 0.3 });
+  $("from").value = $("to").value = "";
+};
+
+// Extract
+
+const extract = () => attempt(async () => {
+  const values = ["model", "device", "level", "absent"].map((name) => [name, $(name).value]);
+  const name = $("person").value.trim();
+  lastTrack()?.surfer.pause();
+  show(await ask("POST", "extraction", { ...Object.fromEntries(values), name, spans: spans() }));
+  await watch();
+});
+
+const duration = (s) => (s < 60 ? `${Math.max(1, Math.round(s))} s` : `${Math.round(s / 60)} min`);
+
+const progressText = ({ state: now, place, step, share, left_s: left }) => {
+  if (now === "waiting") return place > 1 ? `Waiting: ${place} extractions come first` : "Waiting: one extraction comes first";
+  if (step === "loading") return "Loading the model…";
+  if (step === "listening") return "Listening to the person…";
+  if (step === "writing") return "Writing the files…";
+  const rest = left === null ? "" : `, ${duration(left)} left`;
+  return `Extracting: ${Math.round(100 * share)} %${rest}`;
+};
+
+const showButtons = () => {
+  const busy = ["waiting", "working"].includes(state.extraction?.state);
+  const known = marks().length + Object.keys(state.references).length > 0;
+  $("extract").disabled = busy || !decoded || !known;
+  $("extract").hidden = $("missing").hidden = busy;
+  $("missing").textContent = !state.recording ? "First drop a recording above." : !known ? "First show whose voice you want." : "";
+  $("work").hidden = !busy;
+  if (!busy) return;
+  const bar = $("work").querySelector("progress");
+  if (state.extraction.step === "extracting") bar.value = state.extraction.share;
+  else bar.removeAttribute("value");
+  $("work-text").textContent = progressText(state.extraction);
+};
+
+// The result
+
+const showResult = async ({ id, result }) => {
+  shown = id;
+  saved = false;
+  $("result").hidden = false;
+  $("verdict").textContent = verdict(result);
+  $("warnings").replaceChildren(...result.warnings.map((text) => element("li", { textContent: text })));
+  for (const link of document.querySelectorAll("[data-save]")) link.href = `${base}saved/${link.dataset.save}`;
+  results.forEach((track) => track.destroy());
+  const labels = { mixture: "Recording", voice: $("person").value.trim() || "The voice", others: "Everybody else" };
+  const group = [];
+  const onView = later((from, to) => showView(result, labels, from, to));
+  results = Object.entries(labels).map(([name, label]) => {
+    const track = new Track($(`track-${name}`), { name, label, withZoom: name === "mixture", onView });
+    track.group = group;
+    group.push(track);
+    return track;
+  });
+  $("result").focus({ preventScroll: true });
+  $("result").scrollIntoView({ behavior: "smooth" });
+  await Promise.all(results.map(async (track, i) => {
+    const name = Object.keys(labels)[i];
+    const own = name === "mixture" ? peaks : new Float32Array(await (await fetch(`${base}peaks/${name}`)).arrayBuffer());
+    await track.load(`${base}sounds/${name}?${id}`, own, result.seconds, loudest());
+  }));
+  const subtitles = await (await fetch(`${base}saved/voice.srt`)).text();
+  result.speech = [...subtitles.matchAll(/^(\d+):(\d+):(\d+),(\d+) --> (\d+):(\d+):(\d+),(\d+)/gm)].map((line) => {
+    const [h, m, s, ms, h2, m2, s2, ms2] = line.slice(1).map(Number);
+    return [3600 * h + 60 * m + s + ms / 1000, 3600 * h2 + 60 * m2 + s2 + ms2 / 1000].map((t) => t - result.start_s);
+  });
+  showView(result, labels, 0, result.seconds);
+};
+
+const verdict = ({ present, presence, active_s: active, seconds: all }) => {
+  const speaks = `speaks for ${clock(active)} of ${clock(all)}`;
+  if (present === null) return `The voice ${speaks}.`;
+  if (!present) return `This person is probably not in the recording (presence ${presence.toFixed(2)} on a scale from 0 to 1).`;
+  return `The person is there and ${speaks} (presence ${presence.toFixed(2)} on a scale from 0 to 1).`;
+};
+
+const showView = (result, labels, from, to) => {
+  drawPresence(result, from, to);
+  const query = new URLSearchParams({ from: from.toFixed(3), to: to.toFixed(3), id: shown });
+  const high = "Low tones are at the bottom, high ones at the top; bright is loud.";
+  $("pictures").replaceChildren(...Object.entries(labels).map(([name, label]) => element("figure", {},
+    element("img", { src: `${base}pictures/${name}?${query}`, alt: `Spectrogram of: ${label}, ${clock(from)} to ${clock(to)}. ${high}` }),
+    element("figcaption", { textContent: label }))));
+};
+
+const drawPresence = ({ segments, speech = [], presence, active_s: active }, from, to) => {
+  const canvas = $("presence"), scale = devicePixelRatio, context = canvas.getContext("2d");
+  const width = (canvas.width = canvas.clientWidth * scale), height = (canvas.height = 22 * scale);
+  const x = (t) => ((t - from) / (to - from)) * width;
+  context.fillStyle = colour("--rule");
+  context.fillRect(0, height - 5 * scale, width, 5 * scale);
+  context.fillStyle = colour("--voice");
+  for (const [start, end] of speech) context.fillRect(x(start), height - 5 * scale, Math.max(scale, x(end) - x(start)), 5 * scale);
+  for (const [start, end, sure, present] of segments) {
+    context.globalAlpha = present ? 0.75 : 0.25;
+    context.fillRect(x(start), (1 - sure) * 15 * scale, Math.max(scale, x(end) - x(start) - scale), sure * 15 * scale);
+  }
+  context.globalAlpha = 1;
+  const known = presence !== null;
+  $("presence-text").textContent = known
+    ? "Bars: how sure it is that the person speaks there. Line: when the person speaks."
+    : "Line: when the person speaks.";
+  canvas.ariaLabel = `The person speaks for ${clock(active)}: ${speech.slice(0, 20).map(([a, b]) => `${clock(a)} to ${clock(b)}`).join(", ")}`;
+};
+
+const later = (work, timeout = 0) => (...values) => {
+  clearTimeout(timeout);
+  timeout = setTimeout(() => work(...values), 150);
+};
+
+// All of it
+
+const show = (now) => {
+  const before = state;
+  state = now;
+  const { recording, extraction } = state;
+  $("drop").hidden = $("voice").classList.toggle("off", !recording) === false;
+  $("go").classList.toggle("off", !recording);
+  $("loaded").hidden = !recording;
+  if (recording) {
+    $("name").textContent = recording.name;
+    $("length").textContent = clock(recording.seconds);
+    $("recording-warnings").replaceChildren(...recording.warnings.map((text) => element("li", { textContent: text })));
+  }
+  if (`${state.devices}` !== `${before.devices}`) {
+    const names = { auto: "the fastest there is", cpu: "the processor" };
+    $("device").replaceChildren(...state.devices.map((name) => new Option(names[name] ?? `graphics card ${name}`, name)));
+  }
+  if (extraction?.state === "failed" && before.extraction?.state !== "failed") tell(extraction.error);
+  if (extraction?.state === "done" && extraction.id !== shown) attempt(() => showResult(extraction));
+  if (!extraction || extraction.state !== "done") $("result").hidden = true;
+  showChips();
+};
+
+const addReferences = (files) => attempt(async () => {
+  for (const file of files) show(await send("references", file, `Sending ${file.name}`));
+});
+
+const addRecording = (files) => attempt(async () => {
+  if (files.length > 1) throw new Error("Drop one recording at a time.");
+  if (files.length) await useRecording(await send("recording", files[0], `Sending ${files[0].name}`));
+});
+
+const target = (event) => (state.recording && !event.target.closest?.("#recording") ? $("voice") : $("recording"));
+const highlight = (section) => { for (const each of document.querySelectorAll(".step")) each.classList.toggle("dragging", each === section); };
+
+addEventListener("dragover", (event) => { event.preventDefault(); highlight(target(event)); });
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) highlight(null); });
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  highlight(null);
+  const files = [...event.dataTransfer.files];
+  if (files.length) (target(event) === $("voice") ? addReferences : addRecording)(files);
+});
+
+addEventListener("keydown", (event) => {
+  if (event.target.closest("input, select, button, a, summary, label") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const track = lastTrack();
+  if (!track?.seconds) return;
+  if (event.key === " ") { event.preventDefault(); track.toggle(); }
+  if (event.key === "ArrowLeft") track.seek(track.at - 2);
+  if (event.key === "ArrowRight") track.seek(track.at + 2);
+  if (event.key === "i") $("from").value = clock(track.at, 1);
+  if (event.key === "o") { $("to").value = clock(track.at, 1); mark(seconds($("from").value || "0"), track.at); }
+});
+
+$("file").addEventListener("change", ({ target: input }) => { addRecording([...input.files]); input.value = ""; });
+$("reference").addEventListener("change", ({ target: input }) => { addReferences([...input.files]); input.value = ""; });
+$("another").addEventListener("click", () => $("file").click());
+$("example").addEventListener("click", () => attempt(async () => {
+  await useRecording(await ask("POST", "example"));
+  if (!marks().length) mark(0, 3.3); // where a woman speaks alone
+}));
+$("times").addEventListener("submit", (event) => { event.preventDefault(); mark(seconds($("from").value), seconds($("to").value)); });
+$("channel").addEventListener("change", choosePart);
+$("track").addEventListener("change", choosePart);
+$("extract").addEventListener("click", extract);
+$("cancel").addEventListener("click", () => attempt(async () => show(await ask("DELETE", "extraction"))));
+for (const link of document.querySelectorAll("[data-save]")) link.addEventListener("click", () => { saved = true; });
+
+addEventListener("beforeunload", (event) => { if (uploading || $("work").hidden === false || !saved) event.preventDefault(); });
+addEventListener("pagehide", () => navigator.sendBeacon(`${base}close`));
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+
+attempt(async () => {
+  base = `sessions/${(await ask("POST", "sessions")).id}/`;
+  await watch();
+});
