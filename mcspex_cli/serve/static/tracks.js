@@ -79,7 +79,11 @@ export class Track {
     this.share();
   }
 
-  toggle() { this.surfer.playPause(); }
+  toggle() {
+    const playing = tracks.find((other) => other !== this && other.surfer.isPlaying());
+    if (playing) this.surfer.setTime(playing.at);
+    this.surfer.playPause();
+  }
 
   share() {
     last = this;
