@@ -30,6 +30,7 @@ from tests.evaluation.test_page_in_browser import ARGUMENTS, CONTRAST
 uvicorn = pytest.importorskip("uvicorn", reason="mcspex[serve] is not installed")
 pytest.importorskip("starlette", reason="mcspex[serve] is not installed")
 
+REFUSAL = "Refused: open the page at the address that mcspex serve printed."
 INTERVIEW = EXAMPLES / "interview.flac"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 TIMEOUT_S = 30
@@ -116,6 +117,7 @@ def until(check: Callable[[], Any], what: str) -> Any:
     [
         {"Host": "evil.example"},
         {"Host": "127.0.0.1.evil.example:7860"},
+        {"Host": "["},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Sec_Fetch_Site": "cross-site"},
@@ -127,7 +129,10 @@ def test_pages_of_other_sites_are_refused(server: Server, headers: dict[str, str
     path = server.session()
     for method, place in (("POST", "/sessions"), ("GET", f"{path}/"), ("POST", f"{path}/close")):
         status, answered, body = server.ask(method, place, **headers)
-        assert (status, body) == (403, b"Only the page of this server may ask.")
+        assert (status, body) == (
+            403,
+            b"Refused: open the page at the address that mcspex serve printed.",
+        )
         assert not [name for name in answered if name.lower().startswith("access-control")]
     assert server.ask("POST", f"{path}/close")[0] == 204
 
@@ -161,6 +166,8 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
         f"{path[:-1]}/",
     ):
         assert server.ask("GET", place)[0] == 404, place
+    whole = server.ask("GET", f"{path}/sounds/mixture", Range="bytes=0-")
+    assert (whole[0], len(whole[2])) == (206, (folder / "mixture.wav").stat().st_size)
     status, headers, part = server.ask("GET", f"{path}/sounds/mixture", Range="bytes=8-11")
     assert (status, part, headers["Cache-Control"]) == (206, b"WAVE", "no-store")
     for wrong in ({"model": "/etc/passwd"}, {"model": "mcspex-small-8k", "device": "x"}, {"a": 1}):

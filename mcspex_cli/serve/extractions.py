@@ -154,7 +154,7 @@ class Extraction:
             "place": place,
             "step": self.step,
             "share": share,
-            "left_s": spent_s * (1 - share) / share if share > 0 else None,
+            "left_s": spent_s * (1 - share) / share if share > 0.01 else None,
             "error": self.error,
             "result": self._shown() if self.state == "done" else None,
         }

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib import resources
@@ -65,7 +66,7 @@ STATIC = {
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -78,6 +79,14 @@ POLICY = (
 )
 """The page may use what this server gives and nothing else."""
 
+REFUSAL = "Refused: open the page at the address that mcspex serve printed."
+
+MOST_SENT = 2**22
+"""Bytes of a sound that are sent at once: a player holds no connection open while it does not
+play, of which browsers have six."""
+
+LONGEST_REQUEST = 2**16
+
 STEP_S = 0.1
 """How often more peaks of a recording are looked for."""
 
@@ -86,7 +95,7 @@ SWEEP_S = 10.0
 
 
 class Guard:
-    """Refuses requests that a page of another site makes.
+    """Refuses what `is_foreign`, and adds `HEADERS` to every answer.
 
     Args:
         app: what answers the others.
@@ -102,18 +111,8 @@ class Guard:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Request(scope).headers
-        host, origin = headers.get("host", ""), headers.get("origin")
-        foreign = (
-            (self._only_local and not is_this_machine(urlsplit(f"//{host}").hostname or ""))
-            or (origin is not None and urlsplit(origin).netloc != host)
-            or (
-                headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-                and headers.get("sec-fetch-mode") != "navigate"
-            )
-        )
-        if foreign:
-            refusal = PlainTextResponse("Only the page of this server may ask.", 403, HEADERS)
+        if is_foreign(Request(scope).headers, only_local=self._only_local):
+            refusal = PlainTextResponse(REFUSAL, 403, HEADERS)
             return await refusal(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
@@ -124,6 +123,20 @@ class Guard:
             await send(message)
 
         return await self._app(scope, receive, send_with_headers)
+
+
+def is_foreign(headers: Mapping[str, str], *, only_local: bool) -> bool:
+    """Whether a page of another site asks, or one that reached this server by a trick."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        if only_local and not is_this_machine(urlsplit(f"//{host}").hostname or ""):
+            return True
+        if origin is not None and urlsplit(origin).netloc != host:
+            return True
+    except ValueError:  # not an address
+        return True
+    is_link = headers.get("sec-fetch-mode") == "navigate"
+    return headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not is_link
 
 
 def is_this_machine(host: str) -> bool:
@@ -255,8 +268,13 @@ class Pages:
         return JSONResponse(session.to_dict())
 
     async def _extract(self, session: Session, request: Request) -> Response:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LONGEST_REQUEST:
+                return _refuse("This request is too long. Mark fewer parts.", 413)
         try:
-            asked = msgspec.json.decode(await request.body(), type=extractions.Request)
+            asked = msgspec.json.decode(body, type=extractions.Request)
         except msgspec.MsgspecError as error:
             return _refuse(f"This request means nothing ({error}).", 400)
         await run_in_threadpool(session.extract, asked)
@@ -271,6 +289,11 @@ class Pages:
         path = session.sound(request.path_params["name"])
         if path is None:
             return _refuse("There is no such sound.", 404)
+        headers = request.scope["headers"]
+        for place, (name, value) in enumerate(headers):
+            if name == b"range" and (start := re.fullmatch(rb"bytes=(\d{1,15})-", value)):
+                end = int(start[1]) + MOST_SENT - 1
+                headers[place] = (name, value + str(end).encode())
         return FileResponse(path, media_type="audio/wav")
 
     async def _peaks(self, session: Session, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from mcspex_cli.extraction.profile import (
     read_profile,
     write_profile,
 )
+from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.serve.extractions import SOUNDS, Extraction, Extractions, Request
 from mcspex_cli.serve.recording import Recording, Upload
 
@@ -70,7 +72,9 @@ class Session:
         self.extraction: Extraction | None = None
         self.is_open, self.heard = True, time.monotonic()
         self._extractions, self._max_bytes = extractions, max_bytes
-        self._numbers = iter(range(1, 2**31))
+        self._numbers = itertools.count(1)
+        self._names: dict[str, str] = {}
+        """What the user calls each file that came."""
 
     async def receive(self, name: str, size: int, body: AsyncIterator[bytes]) -> Upload:
         """Store a file as it comes.
@@ -82,6 +86,7 @@ class Session:
         suffix = Path(name).suffix.lower()
         known = files.SUFFIXES | {PROFILE_SUFFIX}
         path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in known else ''}"
+        self._names[str(path)] = name
         left = self._max_bytes - sum(
             one.stat().st_size for one in self.folder.glob("upload-*") if one.is_file()
         )
@@ -115,15 +120,26 @@ class Session:
             options = ExtractionOptions(channel=channel, track=track or None, damaged="keep")
         except ValueError as error:
             raise AudioError(f"{upload.name}: {error}.") from error
-        nothing: Any = None  # whose voice it is, and where to, comes later
-        info = inspect(Job(upload.path, nothing, Outputs(self.folder / "voice.wav")), options)
-        before, self.recording = self.recording, Recording(upload, info, options)
+        before, nobody = self.recording, cast(Voice, None)  # whose voice it is comes later
+        is_new = before is None or before.upload != upload
+        try:
+            info = inspect(Job(upload.path, nobody, Outputs(self.folder / "voice.wav")), options)
+        except McspexError:
+            if is_new:
+                upload.path.unlink(missing_ok=True)
+            raise
+        self.recording = Recording(upload, info, options)
         if self.extraction:
-            self.extraction.cancel()
-        if before and before.upload != upload:
-            with suppress(OSError):  # an extraction may still read it
+            self._forget(self.extraction)
+        if before and is_new:
+            with suppress(OSError):
                 before.upload.path.unlink()
         return self.recording
+
+    def _forget(self, extraction: Extraction) -> None:
+        extraction.cancel()
+        shutil.rmtree(extraction.folder, ignore_errors=True)
+        self.extraction = None
 
     def receive_reference(self, upload: Upload) -> None:
         """Add a file to the references.
@@ -132,18 +148,21 @@ class Session:
             AudioError: it is not a sound file.
             CheckpointError: it is a damaged profile, or is none.
         """
-        if is_profile_name(upload.path):
-            read_profile(upload.path)
-        else:
-            audio.probe(upload.path)
+        try:
+            if is_profile_name(upload.path):
+                read_profile(upload.path)
+            else:
+                audio.probe(upload.path)
+        except McspexError:
+            upload.path.unlink(missing_ok=True)
+            raise
         self.references[upload.path.stem] = upload
 
     def remove_reference(self, key: str) -> None:
         """Take a reference away again."""
         upload = self.references.pop(key, None)
-        if upload:
-            with suppress(OSError):
-                upload.path.unlink()
+        if upload and not (self.extraction and self.extraction.is_active):
+            upload.path.unlink(missing_ok=True)
 
     def sound(self, name: str) -> Path | None:
         """A WAV file of one channel: the "mixture", the "voice" or the "others"; None if absent."""
@@ -168,6 +187,11 @@ class Session:
             raise McspexError("an extraction is on its way. Cancel it first.")
         if model is None or request.device not in self._extractions.devices:
             raise McspexError("there is no such model or device. Load the page again.")
+        if request.absent != "keep" and model.calibration is None:
+            raise McspexError(
+                f"{model.label}: cannot tell whether a voice is there. Choose under More that what "
+                "came out is kept, or another model."
+            )
         references = list(self.references.values())
         check_distinct(recording.upload.path, [one.path for one in references])
         folder = self.folder / f"extraction-{next(self._numbers)}"
@@ -176,7 +200,7 @@ class Session:
         except ValueError as error:
             raise McspexError(f"{error}.") from error
         if self.extraction:
-            shutil.rmtree(self.extraction.folder, ignore_errors=True)
+            self._forget(self.extraction)
         self.extraction = extraction
         self._extractions.add(extraction)
 
@@ -218,13 +242,10 @@ class Session:
 
     def told(self, message: str) -> str:
         """A message in the words of the page, with the user's names for files, on one line."""
-        uploads = [*self.references.values()]
-        if self.recording:
-            uploads.append(self.recording.upload)
+        for path in sorted(self._names, key=len, reverse=True):
+            message = message.replace(path, self._names[path])
         if self.extraction:
-            uploads += [*self.extraction.references, self.extraction.recording.upload]
-        for upload in uploads:
-            message = message.replace(str(upload.path), upload.name)
+            message = message.replace(f"{self.extraction.folder}/", "")
         for words, others in IN_THE_PAGE.items():
             message = message.replace(words, others)
         return text.line(message.replace(f"{self.folder}/", ""))
@@ -283,9 +304,10 @@ class Sessions:
     def open(self) -> Session:
         """A new one, under a name that nobody can guess."""
         folder = self.folder / secrets.token_urlsafe(24)
+        session = Session(folder, self.extractions, self._max_bytes)
+        self._open[session.id] = session  # before its folder, which would be swept
         folder.mkdir(mode=0o700)
-        self._open[folder.name] = Session(folder, self.extractions, self._max_bytes)
-        return self._open[folder.name]
+        return session
 
     def get(self, id_: str) -> Session | None:
         """An open one."""

@@ -109,7 +109,7 @@ const drawRecording = async () => {
     current.set(values, filled);
     filled += values.length;
     rest = bytes.slice(whole);
-    if (current === peaks && Date.now() - drawn > 500) {
+    if (current === peaks && Date.now() - drawn > 1000) {
       drawn = Date.now();
       await mixture.load("", current, seconds, loudest());
     }

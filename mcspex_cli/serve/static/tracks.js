@@ -35,7 +35,7 @@ export class Track {
     this.wave = element("div", { className: "wave", tabIndex: 0, role: "slider", ariaLabel: `Position in: ${label}`, ariaValueMin: "0" });
     this.bar = element("div", { className: "bar" }, element("span", { className: "label", textContent: label }), this.time);
     if (withZoom) this.bar.append(this.zoomButtons());
-    const media = element("audio", { preload: "metadata" });
+    const media = element("audio", { preload: "none" });
     this.root = element("div", { className: `track track-${name}` }, this.bar, this.play, this.wave, media);
     place.replaceChildren(this.root);
     this.surfer = WaveSurfer.create({
