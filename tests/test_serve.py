@@ -33,7 +33,7 @@ pytest.importorskip("starlette", reason="mcspex[serve] is not installed")
 REFUSAL = "Refused: open the page at the address that mcspex serve printed."
 INTERVIEW = EXAMPLES / "interview.flac"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 @dataclass
