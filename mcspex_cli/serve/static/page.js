@@ -289,9 +289,10 @@ const drawPresence = ({ segments, speech = [], presence, active_s: active }, fro
   canvas.ariaLabel = `The person speaks for ${clock(active)}: ${speech.slice(0, 20).map(([a, b]) => `${clock(a)} to ${clock(b)}`).join(", ")}`;
 };
 
-const later = (work, timeout = 0) => (...values) => {
-  clearTimeout(timeout);
-  timeout = setTimeout(() => work(...values), 150);
+// Not more often than every 300 ms, and with the newest values.
+const later = (work, timeout = 0, values = []) => (...newest) => {
+  values = newest;
+  timeout ||= setTimeout(() => { timeout = 0; work(...values); }, 300);
 };
 
 // All of it

@@ -46,6 +46,7 @@ export class Track {
       cursorColor: colour("--ink"),
       cursorWidth: 2,
       normalize: true,
+      autoCenter: false,
       cspNonce: document.body.dataset.nonce,
       media,
       plugins,
