@@ -9,7 +9,7 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.evaluation.page import COLUMNS, QUIET_DB, WINDOW_S, Levels, draw, spectrogram
+from mcspex_cli.evaluation.spectrogram import COLUMNS, QUIET_DB, WINDOW_S, Levels, draw, spectrogram
 
 PEAKS_PER_S = 100.0
 MOST_PEAKS = 100_000
