@@ -24,7 +24,7 @@ from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 Rows = Sequence[Mapping[str, Any]]
 
 COUNTED = ("ok", "done")
-"""The statuses of rows that are in means."""
+"""The statuses of rows that are in means, see `scored`."""
 
 FORMAT = 1
 
@@ -152,8 +152,9 @@ def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
 
 
 def scored(rows: Rows) -> Rows:
-    """The rows that count in means."""
-    return [row for row in rows if row["status"] in COUNTED]
+    """The rows that count in means: those "ok", or "done" where no row has scores of a truth."""
+    by_status = [[row for row in rows if row["status"] == status] for status in COUNTED]
+    return next(filter(None, by_status), [])
 
 
 def numbers(rows: Rows, column: str) -> list[float]:

@@ -116,6 +116,8 @@ def test_the_worst_by_a_number_that_should_be_low_are_the_highest() -> None:
 def test_rows_of_a_batch_without_truth_are_in_the_means() -> None:
     means = summary.summarise([row("a", None, "done", presence=0.5), row("b", None, "failed")])
     assert (means.files, means.scored, means.metrics["presence"].mean) == (2, 1, 0.5)
+    means = summary.summarise([row("a", None, "done", presence=0.5), row("b", 9.0, presence=0.9)])
+    assert (means.scored, means.metrics["presence"].mean) == (1, 0.9)  # where some have a truth
 
 
 # Groups.
