@@ -293,6 +293,14 @@ def test_wav_and_rate_must_agree(run: Run) -> None:
 
 
 @posix
+def test_an_input_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
+    only_written = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    said = run("--rate", "8000", stdin=only_written)[1]
+    os.close(only_written)
+    assert said == "error: standard input: cannot be read (Bad file descriptor).\n"
+
+
+@posix
 def test_a_terminal_is_no_place_for_sound(run: Run) -> None:
     import pty
 

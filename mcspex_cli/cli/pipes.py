@@ -212,13 +212,10 @@ def open_stdin(raw: SoundFormat | None) -> tuple[SoundFormat, Inflow]:
 
 def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> None:
     """Read standard input to its end; what has arrived is passed on at once."""
-    left = form.data_bytes
+    left = sys.maxsize if form.data_bytes is None else form.data_bytes
     try:
-        while left is None or left > 0:
-            data = os.read(descriptor, _READ_BYTES if left is None else min(_READ_BYTES, left))
-            if not data:
-                break
-            left = None if left is None else left - len(data)
+        while data := os.read(descriptor, min(_READ_BYTES, left)):
+            left -= len(data)
             held += data
             whole = len(held) - len(held) % form.frame_bytes
             if whole:
@@ -235,10 +232,17 @@ def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> No
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """Bytes from a pipe: `size` of them, or fewer at its end."""
+    """Bytes from standard input: `size` of them, or fewer at its end.
+
+    Raises:
+        AudioError: it cannot be read.
+    """
     data = b""
-    while len(data) < size and (more := os.read(descriptor, size - len(data))):
-        data += more
+    try:
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
+    except OSError as error:
+        raise AudioError(f"standard input: cannot be read ({error.strerror}).") from error
     return data
 
 
