@@ -222,18 +222,21 @@ class Container:
 
     def _announce(self) -> None:
         """Find out when the sound starts, and how long it is by the header."""
+        from av.stream import Disposition
+
         source, container = self._stream, self._container
         self._tick_s = float(source.time_base or 1 / max(self.sample_rate_hz, 1))
         start_s = (source.start_time or 0) * self._tick_s
         end_s = (container.duration or 0) / 1e6
         length_s = (source.duration or 0) * self._tick_s
-        is_alone = len(container.streams) == 1  # so that the length announced is the sound's
-        self._is_exact = self._kind in _EXACT and (is_alone or self._kind in ("mov", "ogg"))
+        others = [s for s in container.streams if not s.disposition & Disposition.attached_pic]
+        self._is_alone = len(others) == 1  # so that the length announced is the sound's
+        self._is_exact = self._kind in _EXACT and (self._is_alone or self._kind in ("mov", "ogg"))
         if self._kind == "matroska":
             clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
             if clock:
                 end_s = 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
-            self._is_exact = is_alone or clock is not None
+            self._is_exact = self._is_alone or clock is not None
             length_s = max(0.0, end_s - start_s)
         if self._kind == "mp3" and self._mp3_frames:
             frame_samples = 1152 if self.sample_rate_hz >= 32_000 else 576
@@ -358,7 +361,7 @@ class Container:
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
-        if self._kind not in _UNINDEXED or len(self._container.streams) > 1:
+        if self._kind not in _UNINDEXED or not self._is_alone:
             return 0
         rest, magic = self._bytes.part(self._end), self._bytes.part(0, 8)
         noted = any(tag in rest[:64] + rest[-160:] for tag in _TAGS)

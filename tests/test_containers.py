@@ -425,6 +425,21 @@ def test_damage_is_said_and_what_is_left_can_be_kept(
         np.testing.assert_allclose(first, SIX_S[: len(first)], atol=1e-4)
 
 
+def test_a_cover_picture_hides_no_damage(tmp_path: Path) -> None:
+    path = flac(tmp_path)
+    data = path.read_bytes()
+    picture = b"\0\0\0\3" + (9).to_bytes(4, "big") + b"image/png" + bytes(4 + 16) + bytes(4)
+    block = bytes([6]) + len(picture).to_bytes(3, "big") + picture
+    path.write_bytes(data[:42] + block + data[42:])  # after the first block
+    assert read(path)[1] == []
+    for start in range(len(path.read_bytes()) - 3000, 100, -1):
+        if path.read_bytes()[start : start + 2] == b"\xff\xf8":  # a frame begins here
+            break
+    path.write_bytes(path.read_bytes()[:start])
+    with pytest.raises(DamagedError, match=r"truncated: 5\.\d\d of 6\.00 s can be read"):
+        read(path)
+
+
 def test_an_mp3_that_ends_in_the_middle_of_a_frame_is_warned_of(tmp_path: Path) -> None:
     track = SoundTrack(SIX_S, RATE_HZ, "libmp3lame", options={"b": "32000"})
     path = cut(make(tmp_path / "a.mp3", track, options={"write_xing": "0"}), 0.6)
