@@ -91,13 +91,13 @@ class _OnlyBytes:
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._size = stream, os.fstat(stream.fileno()).st_size
+        self._stream, self.size = stream, os.fstat(stream.fileno()).st_size
         self.tell = stream.tell
         self.error: OSError | None = None
 
     def read(self, size: int) -> bytes:
         try:
-            return self._stream.read(max(0, min(size, self._size - self._stream.tell())))
+            return self._stream.read(max(0, min(size, self.size - self._stream.tell())))
         except OSError as error:
             self.error = error
             return b""
@@ -108,8 +108,8 @@ class _OnlyBytes:
         except (OSError, ValueError, OverflowError):  # a damaged file leads nowhere
             return -1
 
-    def part(self, start: int, size: int = 2**62) -> bytes:
-        """The bytes from `start` on, all or `size` of them."""
+    def part(self, start: int, size: int) -> bytes:
+        """Up to `size` bytes from `start` on."""
         self.seek(start)
         return self.read(size)
 
@@ -363,9 +363,10 @@ class Container:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
         if self._kind not in _UNINDEXED or not self._is_alone:
             return 0
-        rest, magic = self._bytes.part(self._end), self._bytes.part(0, 8)
-        noted = any(tag in rest[:64] + rest[-160:] for tag in _TAGS)
-        return 0 if noted and magic not in rest else len(rest)
+        part, size = self._bytes.part, self._bytes.size
+        notes, rest = part(max(self._end, size - 160), 160), part(self._end, 2**24)
+        noted = any(tag in rest[:64] + notes for tag in _TAGS)
+        return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
 
     def _decoded(self) -> Iterator[tuple[list[av.AudioFrame], str]]:
         """Frames packet by packet, each with what is wrong with it, if anything is."""
