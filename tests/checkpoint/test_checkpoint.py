@@ -277,7 +277,8 @@ def test_a_checkpoint_is_whole_whenever_its_saving_is_killed(tmp_path: Path) -> 
         command = [sys.executable, "-c", SAVING, str(folder)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as saving:
             assert saving.stdout
-            saving.stdout.readline()
+            for _ in range(2):
+                saving.stdout.readline()
             time.sleep(rng.uniform(0, 0.1))
             saving.send_signal(signal.SIGKILL)
         info = find_checkpoint(folder)
