@@ -16,14 +16,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from mcspex_cli import files
+from mcspex_cli.batch import storage
 from mcspex_cli.batch.manifest import Task, outputs
 from mcspex_cli.errors import OutputError
 
 FOLDER = "journal"
+
+_LARGEST_OBJECT = 2**16
+"""Bytes of an object after which another is begun, since each line writes all of it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,19 @@ class Done:
         return row
 
 
+class Failure(NamedTuple):
+    """Why a task failed, and when."""
+
+    reason: str
+    at_ns: int
+
+
 class Journal:
     """What the files of a journal say, read once.
 
     Attributes:
         done: each task that is done, by id.
-        failed: why each task failed that was not done since, by id.
+        failed: why and when each task failed that was not done since, by id.
         scores: the last score of each task, by id: "key", what it is a score of, and "row".
         runs: what each process that led a batch here did.
 
@@ -61,14 +71,15 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.done: dict[str, Done] = {}
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, Failure] = {}
         self.scores: dict[str, dict[str, Any]] = {}
         self.runs: list[dict[str, Any]] = []
         place = folder / FOLDER
+        storage.forget()
         lines = []
         try:
-            for path in sorted(place.glob("*.jsonl")) if place.is_dir() else ():
-                for data in path.read_bytes().splitlines():
+            for path in storage.listed(place, ".jsonl"):
+                for data in storage.read(path).splitlines():
                     with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
                         lines.append((int(json.loads(data)["at"]), data))
         except OSError as error:
@@ -85,7 +96,7 @@ class Journal:
             and known.settings == settings
             and same_files(known.inputs, task.inputs)[1]
             and all(
-                (now := stamp(path)) is not None and known.files.get(kind) == [*now[:2]]
+                (now := storage.stamp(path)) is not None and known.files.get(kind) == [*now[:2]]
                 for kind, path in outputs(self.folder, task).items()
             )
         )
@@ -114,7 +125,7 @@ class Journal:
         elif "scored" in line:
             self.scores[line["scored"]] = {"key": line["key"], "row": line["row"]}
         elif "failed" in line:
-            self.failed[line["failed"]] = line["reason"]
+            self.failed[line["failed"]] = Failure(line["reason"], line["at"])
             self.done.pop(line["failed"], None)
         else:
             inputs, settings, seconds = line["inputs"], line["settings"], line["row"]["seconds"]
@@ -130,18 +141,21 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
             is not set.
     """
     journal = folder / FOLDER
-    if folder.is_dir() and any(folder.iterdir()) and not journal.is_dir() and not overwrite:
+    in_use = storage.is_folder(folder) and (storage.url(folder) or any(folder.iterdir()))
+    if in_use and not storage.is_folder(journal) and not overwrite:
         raise OutputError(
-            f"{folder}: is not empty and not the folder of a batch. Choose another -o, or add "
-            "--overwrite."
+            f"{storage.name(folder)}: is not empty and not the folder of a batch. Choose another "
+            "-o, or add --overwrite."
         )
+    if storage.url(folder):
+        return Journal(folder)
     # A process that is killed before its first file must not lock itself out.
     files.make_folders(folder, journal)
     files.sweep(folder)
     return Journal(folder)
 
 
-class Writer:
+class JournalWriter:
     """The file of a journal that this process appends to; it appears with the first line.
 
     Its methods raise `OutputError` where they cannot write, `DiskFullError` on a full disk.
@@ -149,12 +163,18 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
+        self._path = self._new_path()
         self._torn = False
+        self._object = b""
+        """What is in the object of this name, in a store: none of them can append."""
+
+    def _new_path(self) -> Path:
+        return self.folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
 
     def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
-        stamps = {kind: stamp(path) for kind, path in outputs(self.folder, task).items()}
+        places = outputs(self.folder, task)
+        stamps = {kind: storage.stamp(path, anew=True) for kind, path in places.items()}
         written = {kind: of and of[:2] for kind, of in stamps.items()}
         line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
         self._append({**line, "row": row})
@@ -174,6 +194,12 @@ class Writer:
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; after one that was cut short, begin a new one."""
         data = b"\n" * self._torn + json.dumps({"at": time.time_ns(), **line}).encode() + b"\n"
+        if storage.url(self._path):
+            self._object += data
+            storage.write(self._path, self._object)
+            if len(self._object) > _LARGEST_OBJECT:
+                self._path, self._object = self._new_path(), b""
+            return
         self._torn = True
         try:
             self._path.parent.mkdir(exist_ok=True)
@@ -204,23 +230,3 @@ def same_files(one: str, other: str) -> tuple[bool, bool]:
 def fingerprint(value: object) -> str:
     """Tells a value made of texts, numbers, lists and tuples from others."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
-
-
-class Stamp(NamedTuple):
-    """What tells a file from others, and from what it was."""
-
-    size: int
-    time_ns: int
-    identity: int
-    """Device and inode as one number."""
-
-
-def stamp(path: str | Path) -> Stamp | None:
-    """A file's stamp; None if it is no file."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return None
-    if not S_ISREG(status.st_mode):
-        return None
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev << 64 | status.st_ino)

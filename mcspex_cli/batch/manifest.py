@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcspex_cli.batch.storage import read, url
 from mcspex_cli.errors import PairingError
 
 AUDIO, RESIDUAL, ACTIVITY = "audio", "residual", "activity"
@@ -124,7 +125,8 @@ def read_scp(path: Path, problems: list[str]) -> dict[str, str]:
     for line, row in _scp(path, problems, {}):
         if row["id"] in files:
             problems.append(f"{path} line {line}: {row['id']} is there twice. Remove one line.")
-        files[row["id"]] = str(path.parent / row["mixture"])
+        mixture = row["mixture"]
+        files[row["id"]] = str(Path(mixture) if url(mixture) else path.parent / mixture)
     return files
 
 
@@ -136,12 +138,14 @@ def _task(folder: Path, line: int, row: dict[str, Any], shared: dict[str, str]) 
     root = "" if folder == Path() else f"{folder}{os.sep}"
 
     def place(text: str) -> str:
+        if url(text):
+            return str(Path(text))
         return text if os.path.isabs(text) else root + text  # noqa: PTH117
 
     references = _several(row.get("references") or row.get("reference"))
     clips = tuple(shared.setdefault(name, name) for name in map(place, references))
     mixture, truth = row["mixture"], row.get("truth")
-    inside = not os.path.isabs(mixture) and ".." not in mixture.split("/")  # noqa: PTH117
+    inside = not url(mixture) and not os.path.isabs(mixture) and ".." not in mixture.split("/")  # noqa: PTH117
     name = row.get("output") or (mixture if inside else os.path.basename(mixture))  # noqa: PTH119
     return Task(
         id=row.get("id") or os.path.splitext(os.path.normpath(name))[0],  # noqa: PTH122
@@ -259,7 +263,7 @@ def _scp(path: Path, problems: list[str], _: dict[str, None]) -> Iterator[Row]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise PairingError(f"{path}: cannot be read ({reason}).") from error

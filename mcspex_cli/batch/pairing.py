@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mcspex_cli import files
+from mcspex_cli.batch import storage
 from mcspex_cli.batch.manifest import read_scp
 from mcspex_cli.errors import PairingError
 from mcspex_cli.extraction.profile import SUFFIX
@@ -78,7 +78,7 @@ def list_references(
         PairingError: `source` is neither, or the pattern cannot be used.
     """
     clips: dict[str, Sequence[str]]
-    if source.is_dir():
+    if storage.is_folder(source):
         clips = _clips_in(source, problems, warnings)
     elif source.suffix.lower() == ".scp":
         clips = {name: (path,) for name, path in read_scp(source, problems).items()}
@@ -93,7 +93,7 @@ def list_references(
 
 def _clips_in(folder: Path, problems: list[str], warnings: list[str]) -> dict[str, Sequence[str]]:
     """A folder's clips and profiles by their names, and those of its folders by theirs."""
-    named = files.by_name(folder, also=(SUFFIX,), warnings=warnings)
+    named = storage.by_name(folder, also=(SUFFIX,), warnings=warnings)
     folders: dict[str, list[str]] = defaultdict(list)
     for name, same in named.items():
         for parent in PurePosixPath(name).parents:

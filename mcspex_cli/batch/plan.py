@@ -22,8 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
-from mcspex_cli import audio, files
-from mcspex_cli.batch.journal import Journal, Stamp, fingerprint, same_files, stamp
+from mcspex_cli import audio
+from mcspex_cli.batch import storage
+from mcspex_cli.batch.journal import Journal, fingerprint, same_files
 from mcspex_cli.batch.manifest import (
     ACTIVITY,
     AUDIO,
@@ -140,7 +141,7 @@ def check_profiles(plan: Plan, model: CheckpointInfo) -> None:
     """
     problems = []
     for path in map(Path, sorted({name for task in plan.tasks for name in task.references})):
-        if is_profile_name(path):
+        if is_profile_name(path) and not storage.url(path):
             try:
                 read_profile(path).enrolment_for(model, path)
             except CheckpointError as error:
@@ -165,13 +166,13 @@ def _search(request: BatchRequest, warnings: list[str]) -> Iterator[Task]:
     others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder, request.truth)
     roots = {root.resolve() for root in request.mixtures}
     without = {path.resolve() for path in others if path} - roots
-    references = {os.path.realpath(clip) for clip in list_sources(request.references)}
+    references = {os.path.realpath(clip) for clip in _clips(request.references)}
     for root in request.mixtures:
-        files.check_exists(root)
-        if not root.is_dir():
+        storage.check_exists(root)
+        if not storage.is_folder(root):
             yield Task(root.stem, str(root))
             continue
-        names: Iterable[str] = map(str, files.find(root, without, warnings=warnings))
+        names: Iterable[str] = map(str, storage.find(root, without, warnings=warnings))
         if references:
             names = (name for name in names if os.path.realpath(name) not in references)
         start, number = len(str(root / "x")) - 1, 0
@@ -179,6 +180,17 @@ def _search(request: BatchRequest, warnings: list[str]) -> Iterator[Task]:
             yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
         if not number:
             raise AudioError(f"{root}: no sound files in this folder.")
+
+
+def _clips(references: Iterable[Path]) -> list[Path]:
+    """The clips that are named, and those in the folders named."""
+    clips: list[Path] = []
+    for path in references:
+        if storage.url(path):
+            clips += storage.find(path) if storage.is_folder(path) else [path]
+        else:
+            clips += list_sources([path])
+    return clips
 
 
 class Locations:
@@ -190,6 +202,8 @@ class Locations:
 
     def of(self, path: str) -> tuple[str, str]:
         """A file's absolute path, and that from the folder; on another drive both are absolute."""
+        if url := storage.url(path):
+            return url, url
         parent, name = os.path.split(path)
         if parent not in self._known:
             real = relative = os.path.realpath(parent)
@@ -205,19 +219,21 @@ class _Checks:
 
     def __init__(self, request: BatchRequest, problems: list[str], warnings: list[str]) -> None:
         self.request, self.problems, self.warnings = request, problems, warnings
-        self._stamps: dict[str, Stamp | None] = {}
+        self._stamps: dict[str, storage.Stamp | None] = {}
         self._locations = Locations(request.output)
 
     def where(self, task: Task) -> str:
         """What a message calls a task: its file, or the manifest's line."""
-        return f"{self.request.manifest} line {task.line}" if task.line else task.mixture
+        if task.line:
+            return f"{self.request.manifest} line {task.line}"
+        return storage.name(task.mixture)
 
     def problem(self, task: Task, text: str) -> None:
         self.problems.append(f"{self.where(task)}: {text}")
 
-    def stamp(self, path: str) -> Stamp | None:
+    def stamp(self, path: str) -> storage.Stamp | None:
         if path not in self._stamps:
-            self._stamps[path] = stamp(path)
+            self._stamps[path] = storage.stamp(path)
         return self._stamps[path]
 
     def identities(self) -> set[int]:
@@ -237,7 +253,7 @@ class _Checks:
         for task in tasks:
             for path in (task.mixture, *task.references, task.truth):
                 if path is not None and self.stamp(path) is None:
-                    self.problem(task, f"{path} does not exist, or is not a file.")
+                    self.problem(task, f"{storage.name(path)} does not exist, or is not a file.")
             try:
                 for span in task.spans:
                     Span.parse(span)
@@ -265,6 +281,8 @@ class _Checks:
         first, second = self.stamp(one), self.stamp(other)
         if not first or not second or first.size != second.size:
             return False
+        if storage.url(one) or storage.url(other):
+            return one == other
         return first.identity == second.identity or filecmp.cmp(one, other, shallow=False)
 
 
@@ -272,7 +290,7 @@ def _with_references(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
     """Give each task that names none the references that the request has for it."""
     request = checks.request
     if request.reference_folder is None:
-        shared = tuple(map(str, list_sources(request.references)))
+        shared = tuple(map(str, _clips(request.references)))
         for task in tasks:
             if not (task.references or task.spans or shared):
                 checks.problem(task, "has no reference. Add one, or use --ref or --refs.")
@@ -308,8 +326,8 @@ def _with_truth(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
     if truth is None:
         return list(tasks)
     known: dict[str, str] = {}
-    if truth.is_dir():
-        for name, same in files.by_name(truth, warnings=checks.warnings).items():
+    if storage.is_folder(truth):
+        for name, same in storage.by_name(truth, warnings=checks.warnings).items():
             known[name] = str(same[0])
             for path in same[1:]:
                 problems.append(f"{same[0]} and {path}: two truths of one name. Move one away.")
@@ -357,7 +375,7 @@ def _with_outputs(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
                     f"{path}. Rename one, or give it another id."
                 )
                 break
-            if name and (old := stamp(path)) and old.identity in inputs:
+            if name and (old := storage.stamp(path)) and old.identity in inputs:
                 checks.problem(task, f"would be written over {path}, an input.")
         else:
             planned.append(
@@ -401,6 +419,8 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def _seconds(task: Task) -> float | None:
+    if storage.url(task.mixture):
+        return None
     try:
         seconds = _plain_wav_seconds(task.mixture)
         return audio.probe(Path(task.mixture)).seconds if seconds is None else seconds

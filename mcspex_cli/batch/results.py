@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 from importlib import metadata
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.batch.journal import Done, Journal, Writer, fingerprint, stamp
+from mcspex_cli.batch import storage
+from mcspex_cli.batch.journal import Done, Journal, JournalWriter, fingerprint
 from mcspex_cli.batch.manifest import AUDIO, Task, outputs
 from mcspex_cli.batch.plan import Locations, Plan
 from mcspex_cli.batch.run import BatchSettings
@@ -27,6 +29,9 @@ from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
 from mcspex_cli.evaluation.summary import Report, report
 
 RECORD, FAILED = "run.json", "failed.jsonl"
+
+_SCORED_AT_ONCE = 1000
+"""Files that are copied from an object store before they are scored."""
 
 _OF_THE_RUN = (
     *("elapsed_s", "real_time_factor", "device", "precision", "runtime"),
@@ -45,20 +50,35 @@ def score(
 
     `advance` is called with the share that is done.
     """
-    journal, writer, locations = Journal(plan.folder), Writer(plan.folder), Locations(plan.folder)
-    pairings, keys, settings_key = [], [], settings.key()
+    journal, writer = Journal(plan.folder), JournalWriter(plan.folder)
+    locations = Locations(plan.folder)
+    pairings, keys, settings_key = [], [], settings.fingerprint()
     for task in plan.tasks:
         if task.truth and journal.is_done(task, settings_key):
             done, truth = journal.done[task.id], Path(task.truth)
-            parts = (done.files[AUDIO], done.inputs, stamp(truth), astuple(scoring))
+            parts = (done.files[AUDIO], done.inputs, storage.stamp(truth), astuple(scoring))
             key = fingerprint((*parts, locations.of(task.truth)[1]))
             if journal.scores.get(task.id, {}).get("key") != key:
                 estimate = outputs(plan.folder, task)[AUDIO]
                 pairings.append(Pairing(task.id, estimate, truth, Path(task.mixture)))
                 keys.append(key)
-    for number, row in enumerate(score_files(pairings, scoring)):
-        writer.add_score(row.name, keys[number], row.to_dict())
-        advance((number + 1) / len(keys))
+    number = 0
+    for start in range(0, len(pairings), _SCORED_AT_ONCE):
+        with tempfile.TemporaryDirectory() as scratch:
+            part = pairings[start : start + _SCORED_AT_ONCE]
+            fetched = [_fetched(pairing, Path(scratch)) for pairing in part]
+            for row in score_files(fetched, scoring):
+                writer.add_score(row.name, keys[number], row.to_dict())
+                number += 1
+                advance(number / len(keys))
+
+
+def _fetched(pairing: Pairing, scratch: Path) -> Pairing:
+    """A pairing of files on this disk."""
+    estimate = storage.fetch(pairing.estimate, scratch)
+    target = pairing.target and storage.fetch(pairing.target, scratch)
+    mixture = pairing.mixture and storage.fetch(pairing.mixture, scratch)
+    return replace(pairing, estimate=estimate, target=target, mixture=mixture)
 
 
 def write(
@@ -76,30 +96,34 @@ def write(
     Raises:
         OutputError: the folder cannot be written.
     """
-    journal, key = Journal(plan.folder), settings.key()
+    journal, key = Journal(plan.folder), settings.fingerprint()
     done = {t.id: journal.done[t.id] for t in plan.tasks if journal.is_done(t, key)}
     failed = [task for task in plan.tasks if task.id in journal.failed]
     locations = Locations(plan.folder)
     rows = [_row(task, journal, done.get(task.id), locations) for task in plan.tasks]
     record = _record(plan, journal, settings, command, done)
-    _write(plan.folder / RECORD, json.dumps(record, indent=2) + "\n")
-    if failed:
-        lines = [json.dumps(_failure(task, journal.failed[task.id], locations)) for task in failed]
-        _write(plan.folder / FAILED, "\n".join(lines) + "\n")
-    else:
-        (plan.folder / FAILED).unlink(missing_ok=True)
+    failures = [_failure(task, journal.failed[task.id].reason, locations) for task in failed]
     document = report(rows, groups=read_groups(groups, group_by) if groups else None)
-    page, path = plan.folder / "report.html", plan.folder / "report.json"
-    if not path.is_file() or path.read_bytes() != tables.as_json(document).encode():
-        page.unlink(missing_ok=True)  # so that none is left that belongs to another report
-    tables.write(path, document)
-    # When a voice speaks is too long for a cell of a table.
-    short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
-    tables.write(plan.folder / "report.csv", replace(document, rows=short))
-    if done and not page.exists():
-        title = plan.folder.resolve().name
-        page_settings = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
-        write_page([batch_run(plan.folder, settings.model.name, rows)], page, page_settings)
+    with storage.on_disk(plan.folder) as folder:
+        _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        # In a store, where nothing is removed, an empty list says that nothing failed.
+        if failures or folder != plan.folder:
+            _write(folder / FAILED, "".join(json.dumps(failure) + "\n" for failure in failures))
+        else:
+            (folder / FAILED).unlink(missing_ok=True)
+        page, path = folder / "report.html", folder / "report.json"
+        if not path.is_file() or path.read_bytes() != tables.as_json(document).encode():
+            page.unlink(missing_ok=True)  # so that none is left that belongs to another report
+        tables.write(path, document)
+        # When a voice speaks is too long for a cell of a table.
+        short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
+        tables.write(folder / "report.csv", replace(document, rows=short))
+        here = folder == plan.folder and not any(storage.url(task.mixture) for task in plan.tasks)
+        if done and here and not page.exists():  # its sounds have to be on this disk
+            asked = PageSettings(
+                groups=groups, group_by=group_by, overwrite=True, title=folder.resolve().name
+            )
+            write_page([batch_run(folder, settings.model.name, rows)], page, asked)
     return document, record
 
 
@@ -116,8 +140,11 @@ def _row(task: Task, journal: Journal, done: Done | None, locations: Locations) 
     """A task's row in the report: what is known of its result, and its score if there is one."""
     score = journal.scores.get(task.id) if task.truth and done else None
     if done is None:
-        reason = journal.failed.get(task.id)
-        row = {"status": "pending" if reason is None else "failed", "note": reason or ""}
+        failure = journal.failed.get(task.id)
+        row = {
+            "status": "failed" if failure else "pending",
+            "note": failure.reason if failure else "",
+        }
     else:
         result = {name: v for name, v in done.row.items() if name not in _OF_THE_RUN}
         result["warnings"] = [text.replace(task.mixture, task.id) for text in result["warnings"]]

@@ -11,6 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.models import find_model, prepare
@@ -27,6 +28,32 @@ LISTED = 20
 
 
 Settings = TypeVar("Settings")
+
+
+def _engines() -> dict[str, str]:
+    from mcspex_cli.batch.engines import ENGINES
+
+    return {engine.name: engine.help for engine in ENGINES.values()}
+
+
+def _engine(name: str) -> str:
+    if name not in _engines():
+        raise click.BadParameter(f"{name!r} is none of {', '.join(_engines())}.")
+    return name
+
+
+def _resources(text: str | None) -> dict[str, float]:
+    """--resources as amounts of "cpu" and "gpu"."""
+    amounts = {}
+    for part in text.split(",") if text else ():
+        name, _, amount = part.strip().partition("=")
+        try:
+            amounts[name] = float(amount)
+        except ValueError:
+            amounts[name] = -1.0
+        if name not in ("cpu", "gpu") or not 0 <= amounts[name] < 1e4:
+            raise click.BadParameter(f"{part!r} is neither cpu=N nor gpu=N, as in gpu=1,cpu=4.")
+    return amounts
 
 
 @click.command()
@@ -118,9 +145,52 @@ Settings = TypeVar("Settings")
     "--jobs",
     type=click.IntRange(1),
     callback=lambda _, __, number: number or 0,
-    help="Processes.  [default: one per GPU, or per two cores with a minute of audio]",
+    help="Processes, actors or tasks of an array.  [default: one per GPU, or per two cores with a "
+    "minute of audio; as many actors as there is room for; a task for an hour of audio]",
 )
 @options.shard
+@click.option(
+    "--engine",
+    cls=options.TableOption,
+    rows=_engines,
+    default="local",
+    show_default=True,
+    callback=lambda _, __, name: _engine(name),
+    help="What does the work",
+)
+@click.option(
+    "--resources",
+    metavar="cpu=N,gpu=N",
+    callback=lambda _, __, text: _resources(text),
+    help="What each Ray actor or Slurm task has.  [default: a GPU if Ray has any, and two cores]",
+)
+@click.option("--gpus", type=click.IntRange(0), help="Short for --resources gpu=N.")
+@click.option(
+    "--address",
+    metavar="auto|ray://HOST:PORT",
+    help="The Ray cluster.  [default: RAY_ADDRESS, or a Ray of this machine's own]",
+)
+@click.option("--partition", metavar="NAME", help="Slurm's partition.")
+@click.option(
+    "--time",
+    "time_min",
+    type=click.IntRange(1),
+    metavar="MINUTES",
+    default=60,
+    show_default=True,
+    help="Slurm's limit for a task; one that needs longer is queued again and goes on.",
+)
+@click.option(
+    "--array-parallelism",
+    "parallelism",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Tasks of Slurm's array at once.",
+)
+@click.option(
+    "--wait/--no-wait", default=True, help="Wait for Slurm's array, or leave it.  [default: wait]"
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and how long it would take.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first file that fails.")
 @click.option(
@@ -133,6 +203,8 @@ Settings = TypeVar("Settings")
 @click.option("-v", "--verbose", is_flag=True, help="Say what was done of each file.")
 def batch(
     dry_run: bool,
+    gpus: int | None,
+    resources: dict[str, float],
     overwrite: bool,
     groups: Path | None,
     group_by: str | None,
@@ -151,17 +223,19 @@ def batch(
     mcspex batch mixtures/ --refs references/ -o out
     mcspex batch mixtures/ --refs speakers/ --pattern '{speaker}_{n}' --truth truth/ -o out
     mcspex batch --manifest plan.csv -o out --shard 2/8
+    mcspex batch --manifest plan.csv -o out --engine ray --address auto
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch import results
+    from mcspex_cli.batch import engines, results, storage
     from mcspex_cli.batch.journal import Journal, open_folder
     from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
-    from mcspex_cli.batch.run import BatchSettings, WorkList
+    from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
     from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
     shown = not (quiet or as_json)
     request = _filled(BatchRequest, values)
     _check_usage(request)
+    _check_engine(values["engine"])
     scoring = ScoreSettings(
         choose_metrics(values["metrics"], {"target", "mixture"}, only_truth=True),
         resample=values["resample"],
@@ -177,13 +251,17 @@ def batch(
     options.check_presence(model, extraction.absent)
     runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
     values |= {"model": model, "options": extraction, "runtime": runtime}
-    settings = _filled(BatchSettings, values)
+    amounts = {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)}
+    cluster = _filled(ClusterSettings, values | amounts)
+    settings = _filled(BatchSettings, values | {"cluster": cluster})
     check_profiles(plan, model)
     prepare(model, runtime, quiet=not shown)
+    if not dry_run:
+        settings = engines.connect(settings)
     journal = Journal(plan.folder) if dry_run else open_folder(plan.folder, overwrite=overwrite)
     plan = measure(plan, journal)
     if not overwrite:
-        journal.check(plan.tasks, settings.key())
+        journal.check(plan.tasks, settings.fingerprint())
     work = WorkList(plan, journal, settings)
     del journal  # of 100,000 files it takes as much memory as the plan
     if dry_run:
@@ -200,8 +278,8 @@ def batch(
         _summarise(work, report, record)
     _remark(work, report, quiet=quiet)
     if failed:
-        failures = console.count(failed, "file")
-        raise PartialFailure(f"{failures} failed, see above and {plan.folder}/failed.jsonl.")
+        place = f"{storage.name(plan.folder)}/{results.FAILED}"
+        raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {place}.")
     conclude(report)
 
 
@@ -220,10 +298,24 @@ def _check_usage(request: BatchRequest) -> None:
         raise click.UsageError("--pattern says which of --refs belongs to a mixture; add --refs.")
 
 
+def _check_engine(name: str) -> None:
+    """Refuse an engine that is not here, and options that are for another."""
+    from mcspex_cli.batch.engines import ENGINES
+
+    context = click.get_current_context()
+    for option in context.command.params:
+        users = [engine.name for engine in ENGINES.values() if option.name in engine.options]
+        given = context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
+        if given and users and name not in users:
+            raise click.UsageError(f"{option.opts[0]} is for --engine {' or '.join(users)}.")
+    ENGINES[name].check()
+
+
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.manifest import AUDIO, outputs
-    from mcspex_cli.batch.run import estimate_s, seconds
+    from mcspex_cli.batch.processes import estimate_s
+    from mcspex_cli.batch.run import seconds
 
     time_s = estimate_s(work)
     if as_json:
@@ -269,15 +361,16 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
         DiskFullError: with how many files are left.
     """
     from mcspex_cli import files
+    from mcspex_cli.batch.engines import SlurmArray, run
     from mcspex_cli.batch.journal import Journal
-    from mcspex_cli.batch.run import run_locally, seconds
+    from mcspex_cli.batch.run import seconds
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
     try:
         with console.progress(shown=shown) as bar, console.ending_gently(stopping.set):
             task = bar.add_task("extracting", total=seconds(work.todo))
-            for outcome in run_locally(work, stopping):
+            for outcome in run(work, stopping):
                 _show(outcome, warned, verbose=verbose)
                 failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
                 bar.advance(task, outcome.task.seconds or 0.0)
@@ -292,6 +385,13 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     if len(warned) > LISTED:
         console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
     left = len(work.todo) - done - failed
+    if left and work.settings.engine == "slurm" and (array := SlurmArray.find(work.plan.folder)):
+        console.say(
+            f"Slurm's array {array.job} works on {console.count(left, 'file')}. Run the same "
+            "command again to see its progress and, when it has ended, to write the reports. "
+            f"To end it: scancel {array.job}"
+        )
+        click.get_current_context().exit(130 if stopping.is_set() else 0)
     if stopping.is_set() and left:
         console.error(f"stopped, {console.count(left, 'file')} left. Go on with the same command.")
         click.get_current_context().exit(130)
@@ -321,6 +421,7 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
 
 def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
     """Say what was done and how good it is."""
+    from mcspex_cli.batch import storage
     from mcspex_cli.evaluation.metrics import BY_COLUMN
 
     if report.summary.metrics:
@@ -329,7 +430,7 @@ def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
         show(report, hidden=others if has_truth else ())
     before, factor = len(work.skipped), record["real_time_factor"]
     console.say(
-        f"{work.plan.folder}: {record['done']} of {record['files']} files done"
+        f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
         + (f", {before} of them before" if before else "")
         + f"; {console.duration(record['audio_s'])} of audio"
         + (f", real-time factor {factor:.3f}" if factor else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.journal import FOLDER, Journal, Writer, fingerprint
+from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, fingerprint
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchRequest, plan_batch
 from mcspex_cli.errors import DiskFullError, OutputError
@@ -44,7 +44,7 @@ def the_file(folder: Path) -> Path:
 
 
 def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None:
-    writer = Writer(tmp_path)
+    writer = JournalWriter(tmp_path)
     writer.add_done(task, "s", row(gain_db=[1.5]))
     writer.add_failed(replace(task, id="b"), "b.wav: no.")
     writer.add_score(task.id, "k", {"si_sdr_db": 3.5})
@@ -53,18 +53,20 @@ def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None
     (done,) = journal.done.values()
     assert (done.inputs, done.settings, done.seconds) == (task.inputs, "s", 2.0)
     assert done.row == row(gain_db=[1.5])
-    assert journal.failed == {"b": "b.wav: no."}
+    assert journal.failed["b"].reason == "b.wav: no."
     assert journal.scores == {"a": {"key": "k", "row": {"si_sdr_db": 3.5}}}
     assert journal.runs == [{"done": 1}]
 
 
 def test_the_last_word_on_a_task_counts_whoever_has_it(tmp_path: Path, task: Task) -> None:
-    one, other = Writer(tmp_path), Writer(tmp_path)
+    one, other = JournalWriter(tmp_path), JournalWriter(tmp_path)
     one.add_failed(task, "no.")
     other.add_done(task, "s", row())
     assert (list(Journal(tmp_path).done), list(Journal(tmp_path).failed)) == (["a"], [])
     one.add_failed(task, "no more.")
-    assert (list(Journal(tmp_path).done), Journal(tmp_path).failed) == ([], {"a": "no more."})
+    journal = Journal(tmp_path)
+    assert not journal.done
+    assert journal.failed["a"].reason == "no more."
     assert len(list((tmp_path / FOLDER).iterdir())) == 2
 
 
@@ -74,7 +76,7 @@ def test_no_journal_is_an_empty_one_and_reading_makes_none(tmp_path: Path) -> No
 
 
 def test_a_line_cut_anywhere_costs_only_itself(tmp_path: Path, task: Task) -> None:
-    writer = Writer(tmp_path)
+    writer = JournalWriter(tmp_path)
     writer.add_done(task, "s", row())
     first = len(the_file(tmp_path).read_bytes())
     writer.add_done(replace(task, id="b"), "s", row())
@@ -92,10 +94,10 @@ def test_a_line_cut_anywhere_costs_only_itself(tmp_path: Path, task: Task) -> No
      b'{"at": "x", "failed": "a"}', b'{"at": 1, "failed": []}'],
 )  # fmt: skip
 def test_lines_that_say_nothing_are_passed_over(tmp_path: Path, task: Task, line: bytes) -> None:
-    Writer(tmp_path).add_done(task, "s", row())
+    JournalWriter(tmp_path).add_done(task, "s", row())
     with the_file(tmp_path).open("ab") as file:
         file.write(line)
-    Writer(tmp_path).add_failed(replace(task, id="b"), "no.")
+    JournalWriter(tmp_path).add_failed(replace(task, id="b"), "no.")
     journal = Journal(tmp_path)
     assert (list(journal.done), list(journal.failed)) == (["a"], ["b"])
 
@@ -103,10 +105,10 @@ def test_lines_that_say_nothing_are_passed_over(tmp_path: Path, task: Task, line
 WRITER = """
 import sys
 from pathlib import Path
-from mcspex_cli.batch.journal import Writer
+from mcspex_cli.batch.journal import JournalWriter
 from mcspex_cli.batch.manifest import Task
 folder, name = Path(sys.argv[1]), sys.argv[2]
-writer = Writer(folder)
+writer = JournalWriter(folder)
 for number in range(300):
     task = Task(f"{name}/{number}", "a.wav", output="out.wav")
     writer.add_done(task, "s", {"seconds": 1.0, "text": name * 300})
@@ -129,7 +131,7 @@ def is_done(folder: Path, task: Task, settings: str = "s") -> bool:
 
 def test_a_task_is_done_while_nothing_has_changed(tmp_path: Path, task: Task) -> None:
     assert not is_done(tmp_path, task)
-    Writer(tmp_path).add_done(task, "s", row())
+    JournalWriter(tmp_path).add_done(task, "s", row())
     assert is_done(tmp_path, planned(tmp_path))
     assert not is_done(tmp_path, replace(task, id="b"))
     assert not is_done(tmp_path, task, "other settings")
@@ -138,7 +140,7 @@ def test_a_task_is_done_while_nothing_has_changed(tmp_path: Path, task: Task) ->
 @pytest.mark.parametrize("name", ["a.wav", "ref.wav", "audio/a.wav"])
 @pytest.mark.parametrize("change", ["time", "size"])
 def test_a_changed_file_undoes_it(tmp_path: Path, task: Task, name: str, change: str) -> None:
-    Writer(tmp_path).add_done(task, "s", row())
+    JournalWriter(tmp_path).add_done(task, "s", row())
     path, before = tmp_path / name, (tmp_path / name).stat()
     if change == "size":
         path.write_text(name + "more")
@@ -148,13 +150,13 @@ def test_a_changed_file_undoes_it(tmp_path: Path, task: Task, name: str, change:
 
 
 def test_so_does_an_output_that_is_gone(tmp_path: Path, task: Task) -> None:
-    Writer(tmp_path).add_done(task, "s", row())
+    JournalWriter(tmp_path).add_done(task, "s", row())
     (tmp_path / "audio/a.wav").unlink()
     assert not is_done(tmp_path, planned(tmp_path))
 
 
 def test_another_reference_undoes_it(tmp_path: Path, task: Task) -> None:
-    Writer(tmp_path).add_done(task, "s", row())
+    JournalWriter(tmp_path).add_done(task, "s", row())
     (tmp_path / "q.wav").write_text("ref.wav")
     status = (tmp_path / "ref.wav").stat()
     os.utime(tmp_path / "q.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -179,7 +181,7 @@ def test_a_fingerprint_tells_values_apart_and_is_always_the_same() -> None:
 
 def test_a_journal_that_cannot_be_read_or_written_says_so(tmp_path: Path, task: Task) -> None:
     with pytest.raises(OutputError, match=r"none/journal/.*: cannot be written: its folder does"):
-        Writer(tmp_path / "none").add_done(task, "s", row())
+        JournalWriter(tmp_path / "none").add_done(task, "s", row())
     (tmp_path / FOLDER / "x.jsonl").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"journal: cannot be read: it is a folder"):
         Journal(tmp_path)
@@ -189,7 +191,7 @@ def test_a_journal_that_cannot_be_read_or_written_says_so(tmp_path: Path, task: 
 def test_a_full_disk_says_so_and_what_comes_later_has_its_own_line(
     tmp_path: Path, task: Task
 ) -> None:
-    writer = Writer(tmp_path)
+    writer = JournalWriter(tmp_path)
     writer.add_failed(task, "no.")
     path = the_file(tmp_path)
     kept = path.rename(tmp_path / "kept")

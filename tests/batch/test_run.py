@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
+from mcspex_cli.batch import engines
 from mcspex_cli.batch.journal import Journal, open_folder
 from mcspex_cli.batch.manifest import Task, outputs
 from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
+from mcspex_cli.batch.processes import estimate_s
 from mcspex_cli.batch.run import (
     WINDOW_S,
     BatchSettings,
     Outcome,
     Unit,
     WorkList,
-    estimate_s,
-    run_locally,
     shares,
     units,
 )
@@ -67,7 +67,7 @@ def opened(set_: Path, settings: BatchSettings, output: str = "out", **asked: An
 
 
 def run(work: WorkList, stopping: Event | None = None) -> Iterator[Outcome]:
-    return run_locally(work, stopping or Event())
+    return engines.run(work, stopping or Event())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -290,12 +290,12 @@ def test_estimates_of_other_settings_are_not_mixed_in(set_: Path, settings: Batc
     next(run(opened(set_, settings)))
     journal, made = Journal(set_ / "out"), plan(set_)
     for change in SAME:
-        assert replace(settings, **change).key() == settings.key()
-        journal.check(made.tasks, replace(settings, **change).key())
+        assert replace(settings, **change).fingerprint() == settings.fingerprint()
+        journal.check(made.tasks, replace(settings, **change).fingerprint())
     model = replace(settings.model, sha256="0" * 64)
     for change in (*OTHER, {"model": model}):
         with pytest.raises(OutputError, match="its 00 was made with another model or other set"):
-            journal.check(made.tasks, replace(settings, **change).key())
+            journal.check(made.tasks, replace(settings, **change).fingerprint())
 
 
 def tasks(*seconds: float | None) -> list[Task]:

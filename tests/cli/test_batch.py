@@ -987,7 +987,7 @@ def has_open(process: int, name: str) -> bool:
 
 
 @linux
-def test_killed_workers_cost_the_files_in_their_hands(
+def test_others_do_the_files_that_killed_workers_had_in_hand(
     long: str,
     start: Callable[..., subprocess.Popen[str]],
     two_cores: None,
@@ -1016,14 +1016,8 @@ def test_killed_workers_cost_the_files_in_their_hands(
     for worker in stopped:
         os.kill(worker, signal.SIGKILL)
     _, text = running.communicate(timeout=60)
-    assert running.returncode == 3, text
-    assert set(journal(long, "failed")) == {"2", "3"}
-    assert set(journal(long)) == set("014")
-    reason = "the process that worked on it was killed. Run the command again, with fewer --jobs"
-    assert text.count(f".wav: {reason} if memory is short.\n") == 2
-    assert text.splitlines()[-1].startswith("error: 2 files failed, see above and ")
-    again = finish()
-    assert again.exit_code == 0, again.output
+    assert running.returncode == 0, text
+    assert not journal(long, "failed")
     assert_like_whole(long)
 
 

@@ -1,0 +1,244 @@
+"""Object stores in the place of folders: s3://bucket/key, gs://bucket/key, all that fsspec reads.
+
+A `Path` drops the second slash of a URL. So they are kept here, `s3:/bucket/key`: names, suffixes
+and parents are then those of any path. What touches files comes through this module, where a URL
+goes to its store and any other path to the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, NamedTuple
+
+from mcspex_cli import files
+from mcspex_cli.errors import AudioError
+
+_URL = re.compile(r"([a-z][a-z0-9+.]+):/+(.+)")
+"""A scheme has two letters or more: one is a drive of Windows."""
+
+_VERSION = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
+"""What tells an object from what it was, by the names that stores have for it."""
+
+
+class Stamp(NamedTuple):
+    """What tells a file from others, and from what it was."""
+
+    size: int
+    time_ns: int
+    """Of an object, a number made of its version."""
+    identity: int
+    """Device and inode as one number; of an object, a number made of its URL."""
+
+
+def url(path: str | Path) -> str | None:
+    """The URL that a path stands for; None for a file."""
+    match = _URL.fullmatch(str(path))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def name(path: str | Path) -> str:
+    """What people call a path."""
+    return url(path) or str(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, or there are objects whose keys begin so."""
+    if not url(path):
+        return path.is_dir()
+    with _reaching(path) as (store, key):
+        return bool(store.isdir(key))
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where there is nothing.
+
+    Raises:
+        AudioError: there is no such file or folder, or it cannot be reached.
+    """
+    if not url(path):
+        files.check_exists(path)
+    elif not is_folder(path) and stamp(path) is None:
+        raise AudioError(f"{url(path)}: no such file or folder.")
+
+
+def find(
+    folder: Path,
+    without: Collection[Path] = (),
+    also: Collection[str] = (),
+    *,
+    warnings: list[str] | None = None,
+) -> list[Path]:
+    """The recordings below a folder, as `files.find` lists them.
+
+    Raises:
+        AudioError: it cannot be searched.
+    """
+    if not url(folder):
+        return files.find(folder, without, also, warnings=warnings)
+    scheme = str(folder).partition(":")[0]
+    with _reaching(folder) as (store, key):
+        paths = [Path(f"{scheme}:/{key.lstrip('/')}") for key in store.find(key)]
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in files.SUFFIXES.union(also)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not any(path.resolve().is_relative_to(other) for other in without)
+    )
+
+
+def by_name(
+    folder: Path, also: Collection[str] = (), *, warnings: list[str] | None = None
+) -> dict[str, list[Path]]:
+    """The files below a folder by their path in it without suffix, as `files.by_name`."""
+    if not url(folder):
+        return files.by_name(folder, also, warnings=warnings)
+    named: dict[str, list[Path]] = {}
+    for path in find(folder, also=also):
+        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return named
+
+
+def listed(folder: Path, suffix: str) -> list[Path]:
+    """The files of a suffix in a folder itself, by name; none where it is not there."""
+    if not url(folder):
+        return sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
+    return [folder / name for name in sorted(_listed(str(folder))) if name.endswith(suffix)]
+
+
+def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
+    """A file's stamp; None if it is no file.
+
+    Objects are known by a list of their folder, which was made once, or are asked for `anew`.
+    """
+    if url(path) and anew:
+        with _reaching(path) as (store, key):
+            store.invalidate_cache()
+            return _stamp(store.info(key))
+    if url(path):
+        return _listed(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    if not S_ISREG(status.st_mode):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev << 64 | status.st_ino)
+
+
+@cache
+def _listed(folder: str) -> dict[str, Stamp]:
+    with _reaching(folder) as (store, key):
+        try:
+            store.invalidate_cache()
+            infos = store.ls(key, detail=True)
+        except FileNotFoundError:
+            return {}
+    return {
+        info["name"].rpartition("/")[2]: _stamp(info) for info in infos if info["type"] == "file"
+    }
+
+
+def _stamp(info: dict[str, Any]) -> Stamp:
+    version = next((info[key] for key in _VERSION if info.get(key)), "")
+    version = version.timestamp() if isinstance(version, datetime) else version
+    return Stamp(info["size"], _number(str(version)), _number(info["name"]))
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def forget() -> None:
+    """Ask the stores again for what is there."""
+    _listed.cache_clear()
+
+
+def read(path: Path) -> bytes:
+    """A small file's bytes.
+
+    Raises:
+        OSError: there is none.
+    """
+    if not url(path):
+        return path.read_bytes()
+    with _reaching(path) as (store, key):
+        data: bytes = store.cat_file(key)
+        return data
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a small object."""
+    with _reaching(path) as (store, key):
+        store.pipe_file(key, data)
+
+
+def fetch(path: str | Path, scratch: Path) -> Path:
+    """Where a file is on this disk: its own place, or that of a copy below `scratch`."""
+    if not url(path):
+        return Path(path)
+    copy = scratch / path
+    if not copy.exists():
+        with files.whole(_folder_of(copy)) as partial, _reaching(path) as (store, key):
+            store.get_file(key, str(partial))
+    return copy
+
+
+def send(copy: Path, path: Path) -> None:
+    """Move a file of this disk to its object."""
+    with _reaching(path) as (store, key):
+        store.put_file(str(copy), key)
+    copy.unlink()
+
+
+def told(text: str, scratch: str | Path) -> str:
+    """A message with the URLs of copies below `scratch` in the place of their paths."""
+    return re.sub(re.escape(f"{scratch}/") + r"(?:\d+/)?([a-z][a-z0-9+.]+):/", r"\1://", text)
+
+
+@contextmanager
+def on_disk(folder: Path) -> Iterator[Path]:
+    """A folder to write files to: itself, or one whose files all become objects in the end."""
+    if not url(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        for path in Path(scratch).rglob("*"):
+            if path.is_file():
+                send(path, folder / path.relative_to(scratch))
+
+
+def _folder_of(path: Path) -> Path:
+    files.make_folders(path.parent)
+    return path
+
+
+@contextmanager
+def _reaching(path: str | Path) -> Iterator[tuple[Any, str]]:
+    """The store and key of a URL; whatever goes wrong there is told with the URL.
+
+    Raises:
+        AudioError: the store cannot be used.
+    """
+    import fsspec
+
+    try:
+        yield fsspec.core.url_to_fs(url(path))
+    except ImportError as error:
+        scheme = str(path).partition(":")[0]
+        raise AudioError(
+            f"{url(path)}: needs another package ({error}). Install it: pip install "
+            f"'mcspex[{scheme}]'"
+        ) from error
+    except Exception as error:  # of botocore, aiohttp, ...: each store has its own
+        raise AudioError(f"{url(path)}: {str(error) or type(error).__name__}") from error

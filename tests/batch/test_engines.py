@@ -1,0 +1,307 @@
+"""One batch on this machine, on Ray and on Slurm, with workers that are killed: equal bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from mcspex_cli.batch import engines
+from mcspex_cli.batch.journal import Journal
+from mcspex_cli.batch.processes import DEATHS
+from mcspex_cli.batch.run import WorkList
+from tests.conftest import RATE_HZ, ROOT, buzz
+from tests.slurm import Slurm, is_here
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+needs_slurm = pytest.mark.skipif(not is_here(), reason="slurm and munge are not installed")
+
+COUNT, BROKEN = 60, "mix/31.wav"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """What workers that clusters start find: this package, and one thread as the tests have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def set_(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty mixtures of many lengths, one of them broken, and a reference."""
+    folder = tmp_path_factory.mktemp("set")
+    (folder / "mix").mkdir()
+    audio.write(folder / "ref.wav", buzz(110, 3, 3), RATE_HZ)
+    for number in range(COUNT):
+        sound = buzz(100 + number, 0.5 + number % 13 / 10, number)
+        audio.write(folder / f"mix/{number:02}.wav", sound, RATE_HZ)
+    (folder / BROKEN).write_text("no sound")
+    return folder
+
+
+def words(output: str, model: Path, *more: str) -> list[str]:
+    asked = ["batch", "mix", "--ref", "ref.wav", "-o", f"{output}/out", "--model", str(model)]
+    return [*asked, *more, *(() if "--engine" in more else ("--devices", "cpu", "--jobs", "1"))]
+
+
+def run(output: str, model: Path, *more: str) -> Result:
+    return CliRunner().invoke(main, words(output, model, *more))
+
+
+@pytest.fixture(scope="module")
+def whole(set_: Path, tiny_folder: Path) -> Path:
+    """The set, with whole/out from one process that nothing disturbed."""
+    before = Path.cwd()
+    os.chdir(set_)
+    try:
+        done = run("whole", tiny_folder)
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 3, done.output
+    return set_
+
+
+@pytest.fixture(autouse=True)
+def _here(set_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(set_)
+
+
+def contents(output: str) -> dict[str, bytes]:
+    """A batch's files, but for the journal, the logs of Slurm, and the times in run.json."""
+    folder = Path(output, "out")
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in paths if path.parts[0] not in ("journal", "slurm", "run.json"))
+    return {str(path): (folder / path).read_bytes() for path in paths}
+
+
+def assert_like_whole(output: str) -> None:
+    assert contents(output).keys() == contents("whole").keys()
+    assert contents(output) == contents("whole")
+
+
+def ended(output: str) -> int:
+    """How many tasks have ended."""
+    journal = Journal(Path(output, "out"))
+    return len(journal.done) + len(journal.failed)
+
+
+def wait_for(there: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def meanwhile(do: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=do)
+    thread.start()
+    return thread
+
+
+def actors(holding: str = "") -> list[int]:
+    """The processes of Ray's actors, those with a file of a certain name open."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if b"RemoteStation" in (folder / "cmdline").read_bytes():
+                links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
+                if not holding or any(link.endswith(f"/{holding}") for link in links):
+                    found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(_environment: None) -> Iterator[Any]:
+    """A Ray cluster of one node of one core; tests add the second."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    head = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    head.small = small
+    yield head
+    head.shutdown()
+
+
+def test_ray_goes_on_with_what_this_machine_began_and_loses_a_worker_and_a_node(
+    cluster: Any, whole: Path, tiny_folder: Path
+) -> None:
+    def interrupt() -> None:
+        wait_for(lambda: Path("ray/out/journal").is_dir() and ended("ray") >= 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = meanwhile(interrupt)
+    begun = run("ray", tiny_folder)
+    interrupting.join()
+    assert begun.exit_code == 130, begun.output
+    node = cluster.add_node(**cluster.small)
+    had = [ended("ray")]
+
+    def harm() -> None:
+        wait_for(lambda: ended("ray") >= had[0] + 3)
+        os.kill(actors()[0], signal.SIGKILL)
+        had.append(ended("ray"))
+        wait_for(lambda: ended("ray") >= had[1] + 3)
+        cluster.remove_node(node, allow_graceful=False)
+        had.append(ended("ray"))
+
+    harming = meanwhile(harm)
+    done = run(
+        *("ray", tiny_folder, "--engine", "ray", "--resources", "cpu=1"),
+        *("--address", cluster.address),
+    )
+    harming.join()
+    assert done.exit_code == 3, done.output
+    assert 3 <= had[0] < had[1] < had[2] < COUNT
+    assert_like_whole("ray")
+
+
+def test_a_file_that_workers_die_of_has_failed(cluster: Any, tiny_folder: Path) -> None:
+    audio.write("mix/poison.wav", buzz(100, 110), RATE_HZ)  # read ahead, not at once
+    killed, over = set[int](), threading.Event()
+
+    def harm() -> None:
+        while len(killed) < DEATHS and not over.wait(0.01):
+            for actor in set(actors("poison.wav")) - killed:
+                killed.add(actor)
+                os.kill(actor, signal.SIGKILL)
+
+    harming = meanwhile(harm)
+    try:
+        done = run(
+            *("poison", tiny_folder, "--engine", "ray", "--resources", "cpu=1"),
+            *("--address", cluster.address),
+        )
+    finally:
+        over.set()
+        harming.join()
+        Path("mix/poison.wav").unlink()
+    assert done.exit_code == 3, done.output
+    journal = Journal(Path("poison/out"))
+    assert journal.failed.keys() == {"31", "poison"}
+    assert len(journal.done) == COUNT - 1
+    assert "mix/poison.wav: 3 processes that worked on it were killed, one after" in done.stderr
+
+
+def test_more_than_ray_has_is_refused(cluster: Any, tiny_folder: Path) -> None:
+    done = run(
+        *("more", tiny_folder, "--engine", "ray", "--resources", "cpu=64"),
+        *("--address", cluster.address),
+    )
+    assert done.exit_code == 1
+    assert "and a worker needs 64 and 0. Ask for less with --resources." in done.stderr
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    daemons = Slurm(tmp_path_factory.mktemp("slurm"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(daemons.configuration))
+        yield daemons
+    daemons.stop()
+
+
+@needs_slurm
+def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
+    slurm: Slurm, whole: Path, tiny_folder: Path
+) -> None:
+    asked = ("slurm", tiny_folder, "--engine", "slurm", "--jobs", "4", "--resources", "cpu=1")
+    begun = run(*asked, "--no-wait")
+    assert begun.exit_code == 0, begun.output
+    assert "works on 60 files. Run the same command again to see its progress" in begun.stderr
+    job = json.loads(Path("slurm/out/slurm/array.json").read_text())["job"]
+    wait_for(lambda: ended("slurm") >= 3)
+    subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
+    subprocess.run(["scancel", f"{job}_3"], check=True)
+    interrupting = threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupting.start()
+    left = run(*asked)
+    assert left.exit_code == 130, left.output
+    assert f"Slurm's array {job} works on " in left.stderr
+    lost = run(*asked)
+    assert lost.exit_code == 1, lost.output
+    assert f"Slurm's array {job} has ended with " in lost.stderr
+    done = run(*asked)
+    assert done.exit_code == 3, done.output
+    assert_like_whole("slurm")
+
+
+def test_a_share_runs_under_submitit(whole: Path, tiny_folder: Path) -> None:
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    from mcspex_cli.batch.journal import open_folder
+    from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
+    from mcspex_cli.batch.run import BatchSettings
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+
+    request = BatchRequest(Path("share/out"), [Path("mix/01.wav")], references=(Path("ref.wav"),))
+    journal = open_folder(request.output, overwrite=False)
+    settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), engine="slurm")
+    work = WorkList(measure(plan_batch(request), journal), journal, settings)
+    share = engines.Share(work.plan, work.units, settings)
+    submitit.LocalExecutor("share/logs").submit(share).result()
+    assert (
+        Path("share/out/audio/01.wav").read_bytes() == Path("whole/out/audio/01.wav").read_bytes()
+    )
+    assert share.checkpoint().function is share
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ray", "--engine ray needs ray. Install it: pip install 'mcspex[ray]'"),
+        ("slurm", "--engine slurm: sbatch is not here. Start the command on a machine that can"),
+    ],
+)
+def test_an_engine_that_is_not_here_says_what_is_missing(
+    tiny_folder: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "slurm":
+        pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.setattr(engines, "find_spec", lambda module: module != "ray")
+    monkeypatch.setenv("PATH", "")
+    done = run("absent", tiny_folder, "--engine", name)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+    assert not Path("absent").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        *(
+            (("--engine", "ray", "--resources", text), "is neither cpu=N nor gpu=N, as in gpu=1,")
+            for text in ("cpu", "tpu=1", "gpu=-1", "cpu=1,gpu=x")
+        ),
+        (("--engine", "local", "--gpus", "1"), "--gpus is for --engine ray or slurm."),
+        (("--engine", "ray", "--time", "5"), "--time is for --engine slurm."),
+        (("--engine", "dask"), "'dask' is none of local, ray, slurm."),
+    ],
+)
+def test_options_that_mean_nothing_are_wrong_usage(
+    tiny_folder: Path, asked: tuple[str, ...], message: str
+) -> None:
+    done = run("absent", tiny_folder, *asked)
+    assert done.exit_code == 2
+    assert message in done.stderr

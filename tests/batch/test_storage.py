@@ -1,0 +1,193 @@
+"""Mixtures, references and outputs in object stores: in memory, and on an S3 server of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from click.testing import CliRunner, Result
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from mcspex_cli.batch import storage
+from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
+from mcspex_cli.batch.manifest import Task
+from mcspex_cli.errors import OutputError
+from tests.conftest import RATE_HZ, buzz
+
+NAMES = ("ann_1", "ann_2", "bob_1")
+
+
+@pytest.fixture
+def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three mixtures, their truths and two references; the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mix", "refs", "truth"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate(NAMES):
+        truth = buzz(120 + 20 * number, 0.6, number)
+        audio.write(f"truth/{name}.wav", truth, RATE_HZ)
+        audio.write(f"mix/{name}.wav", truth + buzz(200, 0.6, 9), RATE_HZ)
+    for number, name in enumerate(("ann", "bob")):
+        audio.write(f"refs/{name}.wav", buzz(120 + 30 * number, 3, 5), RATE_HZ)
+    return tmp_path
+
+
+@pytest.fixture(params=["memory://set", "s3://set"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty store."""
+    root: str = request.param
+    if root.startswith("memory"):
+        yield root
+        fsspec.filesystem("memory").store.clear()
+        fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+        return
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    pytest.importorskip("moto.server", reason="moto is not installed")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.filesystem("s3").mkdir("set")
+    yield root
+    fsspec.filesystem("s3").invalidate_cache()
+    fsspec.filesystem("s3").rm("set", recursive=True)
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def upload(store: str, *folders: str) -> None:
+    files, _ = fsspec.url_to_fs(store)
+    for folder in folders:
+        for path in Path(folder).iterdir():
+            files.pipe_file(f"{store}/{folder}/{path.name}", path.read_bytes())
+
+
+def objects(store: str, folder: str) -> dict[str, bytes]:
+    files, key = fsspec.url_to_fs(f"{store}/{folder}")
+    files.invalidate_cache()
+    return {name.rpartition("/")[2]: files.cat_file(name) for name in files.find(key)}
+
+
+def batch(model: Path, *words: str) -> Result:
+    asked = ["batch", *words, "--pattern", "{speaker}_{n}", "--model", str(model)]
+    return CliRunner().invoke(main, [*asked, "--devices", "cpu", "--jobs", "1"])
+
+
+def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder: Path) -> None:
+    local = batch(tiny_folder, "mix", "--refs", "refs", "--truth", "truth", "-o", "out")
+    assert local.exit_code == 0, local.output
+    upload(store, "mix", "refs", "truth")
+    asked = (f"{store}/mix", "--refs", f"{store}/refs", "--truth", f"{store}/truth")
+    asked = (*asked, "-o", f"{store}/out")
+    done = batch(tiny_folder, *asked)
+    assert done.exit_code == 0, done.output
+    assert f"{store}/out: 3 of 3 files done" in done.stderr
+    expected = {path.name: path.read_bytes() for path in Path("out/audio").iterdir()}
+    assert objects(store, "out/audio") == expected
+    report = json.loads(objects(store, "out")["report.json"])
+    ours = json.loads(Path("out/report.json").read_text())
+    assert report["scores"][0]["mixture"] == f"{store}/mix/ann_1.wav"
+    assert report["summary"] == ours["summary"]
+    assert not Path("s3:").exists()
+    before = objects(store, "out/journal")
+    again = batch(tiny_folder, *asked)
+    assert "3 of 3 files done, 3 of them before" in again.stderr
+    assert objects(store, "out/journal") == before
+    here = batch(tiny_folder, *asked[:-1], "here")
+    assert here.exit_code == 0, here.output
+    assert {path.name: path.read_bytes() for path in Path("here/audio").iterdir()} == expected
+
+
+def test_only_what_changed_in_a_store_is_done_again(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    upload(store, "mix", "refs")
+    Path("plan.csv").write_text(
+        "mixture,reference\n"
+        + "".join(f"{store}/mix/{name}.wav,{store}/refs/{name[:3]}.wav\n" for name in NAMES)
+    )
+    asked = ["batch", "--manifest", "plan.csv", "-o", f"{store}/out", "--model", str(tiny_folder)]
+    asked += ["--devices", "cpu", "--jobs", "1"]
+    files, _ = fsspec.url_to_fs(store)
+    files.pipe_file(f"{store}/mix/bob_1.wav", b"no sound")
+    failed = CliRunner().invoke(main, asked)
+    assert failed.exit_code == 3, failed.output
+    assert f"error: {store}/mix/bob_1.wav: " in failed.stderr
+    assert set(objects(store, "out/audio")) == {"ann_1.wav", "ann_2.wav"}
+    assert objects(store, "out")["failed.jsonl"].count(b"\n") == 1
+    upload(store, "mix")
+    files.rm_file(f"{store}/out/audio/ann_2.wav")
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.output
+    assert "3 of 3 files done" in done.stderr
+    assert len(objects(store, "out/audio")) == 3
+
+
+def test_what_is_not_in_a_store_is_one_line(set_: Path, store: str, tiny_folder: Path) -> None:
+    upload(store, "refs")
+    done = batch(tiny_folder, f"{store}/nix", "--refs", f"{store}/refs", "-o", f"{store}/out")
+    assert (done.exit_code, done.stderr) == (1, f"error: {store}/nix: no such file or folder.\n")
+
+
+def test_a_store_that_nothing_here_can_reach_says_what_to_install(
+    set_: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.registry import known_implementations
+
+    monkeypatch.setitem(known_implementations, "gs", {
+        "class": "no_such_package.Store", "err": "Please install no_such_package",
+    })  # fmt: skip
+    done = batch(tiny_folder, "gs://nix/mix", "--refs", "refs", "-o", "out")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "error: gs://nix/mix: needs another package (Please install no_such_package). Install it: "
+        "pip install 'mcspex[gs]'\n"
+    )
+
+
+def test_a_store_in_use_is_refused_unless_told(store: str) -> None:
+    folder = Path(f"{store}/out")
+    assert open_folder(folder, overwrite=False).done == {}
+    fsspec.url_to_fs(store)[0].pipe_file(f"{store}/out/notes.txt", b"mine")
+    with pytest.raises(OutputError, match=r"://set/out: is not empty and not the folder of a"):
+        open_folder(folder, overwrite=False)
+    JournalWriter(folder).add_failed(a_task(), "no.")
+    assert open_folder(folder, overwrite=False).failed["a"].reason == "no."
+
+
+def test_a_journal_in_a_store_has_objects_of_a_bounded_size(store: str) -> None:
+    folder = Path(f"{store}/out")
+    writer = JournalWriter(folder)
+    for _ in range(40):
+        writer.add_failed(a_task(), "x" * 4000)
+    sizes = [len(data) for data in objects(store, "out/journal").values()]
+    assert len(sizes) == 3
+    assert max(sizes) < 75_000
+    assert len(Journal(folder).failed["a"].reason) == 4000
+
+
+def a_task() -> Task:
+    return Task("a", "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("s3:/bucket/key.wav", "s3://bucket/key.wav"),
+        ("gs://bucket/a/b", "gs://bucket/a/b"),
+        ("mix/a.wav", None),
+        ("/a/b:/c.wav", None),
+        ("C:/music/a.wav", None),
+    ],
+)
+def test_a_url_is_told_from_a_path(path: str, url: str | None) -> None:
+    assert storage.url(path) == url
