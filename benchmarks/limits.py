@@ -89,7 +89,7 @@ class Bench:
         voice = self.engine.embed([case.reference])
         engine = self.engine
         meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, engine.calibration)
-        meter.add(self.engine.extract(case.mixture, voice)[None], case.mixture[None])
+        meter.add(self.engine.extract(case.mixture, voice), case.mixture)
         return meter.result().presence or 0.0
 
     def _cases(self, condition: Condition) -> Iterator[Case]:

@@ -41,7 +41,7 @@ def measure(engine: Engine, mixture: Samples, voice: Samples) -> tuple[PresenceR
     """The presence of a voice [embedding] in a mixture, and the gain of the estimate in dB."""
     meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, engine.calibration)
     matcher, estimate = LevelMatcher(1), engine.extract(mixture, voice)[None]
-    meter.add(estimate, mixture[None])
+    meter.add(estimate[0], mixture)
     matcher.add(estimate, mixture[None])
     return meter.result(), gain_db(matcher.gain())[0]
 
@@ -62,7 +62,7 @@ def frames(result: PresenceResult, gain: float, case: Case, rate_hz: int) -> tup
     levels_db = frame_levels_db(case.rendering.target, rate_hz)
     speaks = smooth_activity(detect_speech(levels_db), 0.2, 0.3)
     active = np.zeros_like(speaks)
-    for start_s, end_s in find_spans(result, gain):
+    for start_s, end_s in find_spans([result], [gain]):
         active[round(start_s / FRAME_S) : round(end_s / FRAME_S)] = True
     return int(speaks.sum()), int(active.sum()), int((speaks & active).sum())
 

@@ -71,7 +71,9 @@ class Commands(click.Group):
             except OSError as error:
                 if error.filename is None:
                     raise
-                console.error(f"{error.filename}: {error.strerror}. Check this path.")
+                from mcspex_cli import files
+
+                console.error(f"{error.filename}: {files.explain(error)}")
                 ctx.exit(1)
             except RuntimeError as error:  # of Path.resolve, before Python 3.13
                 if not str(error).startswith("Symlink loop"):

@@ -262,23 +262,37 @@ def appear(unfinished: Path, path: Path) -> None:
 def together() -> Iterator[None]:
     """Have the files that are written whole in the block appear at its end: all, or none of them.
 
+    If one cannot get its name, those before it are taken back, and what they replaced is there
+    again.
+
     Raises:
         OutputError: one of them cannot be given its name.
     """
     complete: list[tuple[Path, Path]] = []
+    replaced: dict[Path, Path] = {}
+    named: list[Path] = []
     token = _complete.set(complete)
     try:
         yield
         for waiting, path in complete:
             try:
+                if len(complete) > 1 and path.exists():
+                    replaced[path] = partial(path)
+                    _link(path, replaced[path])
                 waiting.replace(path)
             except OSError as error:
                 raise output_error(path, error) from error
+            named.append(path)
+    except BaseException:
+        for path in named:
+            with suppress(OSError):
+                replaced.pop(path).replace(path) if path in replaced else path.unlink()
+        raise
     finally:
         _complete.reset(token)
-        for waiting, _ in complete:
+        for unfinished in (*(waiting for waiting, _ in complete), *replaced.values()):
             with suppress(OSError):
-                waiting.unlink()
+                unfinished.unlink()
 
 
 @contextmanager

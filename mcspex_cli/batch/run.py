@@ -23,10 +23,11 @@ from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
 from mcspex_cli.batch.plan import Plan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, McspexError
+from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
-from mcspex_cli.extraction.reference import Span, Voice
+from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device
 
 Unit = tuple[Task, ...]

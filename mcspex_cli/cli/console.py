@@ -62,6 +62,8 @@ class _Terminal(logging.Handler):
             text = styled + line(text, LONGEST_MESSAGE)
         else:
             text = line(text)
+        if record.exc_info:  # of a bug
+            text += f"\n{printable(logging.Formatter().formatException(record.exc_info))}"
         with suppress(OSError):
             if _bars:
                 from rich.text import Text

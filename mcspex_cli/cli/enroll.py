@@ -47,7 +47,7 @@ class _Name(click.types.StringParamType):
     help="As for extract. Repeat it for a profile for several models.",
 )
 @options.offline
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@options.device
 @options.precision
 @options.runtime
 @click.option("--overwrite", is_flag=True, help="Replace an existing profile.")
@@ -106,7 +106,7 @@ def enroll(
         named = [find_model(one, offline=offline, quiet=quiet_models) for one in models or (None,)]
         infos = list({info.sha256: info for info in named}.values())
         settings = EngineSettings(device, precision, runtime=runtime)
-        voices = _embed(sources, infos, settings, quiet=quiet_models)
+        voices = _embed(sources, output, infos, settings, quiet=quiet_models)
         enrolments = tuple(
             Enrolment(
                 info.name, info.revision, info.sha256, round(voice.seconds, 3), voice.embedding
@@ -131,6 +131,7 @@ def enroll(
 
 def _embed(
     sources: Sequence[Path],
+    output: Path,
     infos: Sequence[CheckpointInfo],
     settings: EngineSettings,
     *,
@@ -138,12 +139,14 @@ def _embed(
 ) -> list[Voice]:
     """The voice as each model embeds it."""
     from mcspex_cli.extraction.engine import choose_runtime, open_engine
+    from mcspex_cli.extraction.job import check_no_input, identities
     from mcspex_cli.extraction.reference import check_sources, list_sources
     from mcspex_cli.extraction.reference import enroll as embed
 
     sources = list_sources(sources)
-    for info in infos:
-        check_sources(sources, info)
+    for source in sources:
+        check_no_input(output, identities(source))
+    check_sources(sources, *infos)
     voices = []
     for info in infos:
         chosen = replace(settings, runtime=choose_runtime(info, settings, 0.0))

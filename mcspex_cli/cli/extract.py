@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError, PartialFailure
 
 if TYPE_CHECKING:
+    from mcspex_cli.extraction.clip import Span
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
-    from mcspex_cli.extraction.reference import Span
+    from mcspex_cli.extraction.reference import Voice
 
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
@@ -95,7 +96,7 @@ class Request:
     help="Write when the voice speaks, too: .json, .rttm or .srt.",
 )
 @options.model
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@options.device
 @options.precision
 @options.runtime
 @options.writing
@@ -125,7 +126,8 @@ def extract(**values: Any) -> None:
         keep(console.shown_as(request.output or Path(), "standard output"))
     stdin = None
     if STREAM in request.mixtures:
-        stdin = keep(_stdin_file())
+        _check_stdin()
+        stdin = keep(_temporary_folder()) / "stdin"
         keep(console.shown_as(stdin, "standard input"))
         mixtures = tuple(stdin if path == STREAM else path for path in request.mixtures)
         request = replace(request, mixtures=mixtures)
@@ -160,59 +162,66 @@ def _check_usage(request: Request) -> None:
 
 def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
-    from mcspex_cli.extraction.engine import choose_runtime
+    from mcspex_cli.extraction.clip import check_spans
+    from mcspex_cli.extraction.engine import choose_runtime, open_engine
     from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.job import Places, check_distinct, inspect
+    from mcspex_cli.extraction.job import Places, check_references, inspect
     from mcspex_cli.extraction.reference import check_sources, list_sources
     from mcspex_cli.extraction.runtime import EngineSettings, keep_memory
 
-    references = list_sources(request.references)
-    jobs = _plan(request, stdin)
-    places = Places(references)
+    voices: list[Voice] = []
+    references, places = list_sources(request.references), Places()
+    jobs = _plan(request, stdin, lambda: voices[0])
     for job in jobs:
-        check_distinct(job.mixture, references)
+        check_references(job, references)
         places.add(job)
+    profiles = check_sources(references)
+    if stdin:
+        _copy_stdin(stdin)
     for place, job in enumerate(jobs):
         try:
             jobs[place] = replace(job, info=inspect(job, settings))
         except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
                 raise
+    if jobs[0].info:
+        check_spans(jobs[0].mixture, request.spans, jobs[0].info)
     seconds = sum(job.info.seconds for job in jobs if job.info)
     info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
     options.check_presence(info, settings.absent)
-    check_sources(references, info)
+    for path, profile in profiles.items():
+        profile.enrolment_for(info, path)
     engine = EngineSettings(request.device, request.precision, runtime=request.runtime)
-    runtime = choose_runtime(info, engine, seconds)
-    prepare(info, runtime, quiet=request.is_silent)
+    engine = replace(engine, runtime=choose_runtime(info, engine, seconds))
+    prepare(info, engine.runtime, quiet=request.is_silent)
     keep_memory()
-    extractor = Extractor.load(
-        info, device=request.device, precision=request.precision, runtime=runtime
+    extractor = Extractor(info, open_engine(info, engine))
+    voices.append(
+        extractor.enroll(
+            references,
+            spans=request.spans,
+            mixture=jobs[0].mixture,
+            channel=settings.channel,
+            track=settings.track,
+            damaged=settings.damaged,
+        )
     )
-    voice = extractor.enroll(
-        references,
-        spans=request.spans,
-        mixture=jobs[0].mixture,
-        channel=settings.channel,
-        track=settings.track,
-        damaged=settings.damaged,
-    )
-    for line in voice.warnings:
+    for line in voices[0].warnings:
         console.warn(line)
-    _work(request, extractor, [replace(job, voice=voice) for job in jobs], settings, seconds)
+    _work(request, extractor, jobs, settings, seconds)
 
 
-def _plan(request: Request, stdin: Path | None) -> list[Job]:
+def _plan(request: Request, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
     """Which files are to be written: beside a mixture, in a folder, or the one file named."""
     from mcspex_cli import files
     from mcspex_cli.extraction.job import Job, Outputs
 
-    voice: Any = None  # known only when the model is loaded
     alone = len(request.references) == 1 and not request.spans
     speaker = request.references[0].stem if alone else "target"
     jobs = []
     for mixture in request.mixtures:
-        files.check_exists(mixture)
+        if mixture != stdin:
+            files.check_exists(mixture)
         if mixture.is_dir():
             raise AudioError(
                 f"{mixture}: is a folder. For all recordings in it: mcspex batch {mixture} "
@@ -231,7 +240,14 @@ def _plan(request: Request, stdin: Path | None) -> list[Job]:
 
 def _place(place: Path, mixture: Path, ending: str) -> Path:
     """A place itself if it names a file, else the name of `mixture` with an ending in it."""
-    return place if place.suffix and not place.is_dir() else place / f"{mixture.stem}{ending}"
+    from mcspex_cli.audio import FORMATS
+    from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
+
+    if os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises if the name is too long)
+        return place / f"{mixture.stem}{ending}"
+    if place.name.lower() in (*FORMATS, *ACTIVITY_FORMATS):
+        raise OutputError(f"{place}: names no file. Put a name before the dot.")
+    return place if place.suffix else place / f"{mixture.stem}{ending}"
 
 
 def _work(
@@ -298,7 +314,7 @@ def _show(request: Request, job: Job, result: Result) -> None:
 
 
 def _span(text: str) -> Span:
-    from mcspex_cli.extraction.reference import Span
+    from mcspex_cli.extraction.clip import Span
 
     try:
         return Span.parse(text)
@@ -317,31 +333,36 @@ def _temporary_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@contextmanager
-def _stdin_file() -> Iterator[Path]:
-    """Keep standard input in a file, since some formats are read from their end.
+def _check_stdin() -> None:
+    """Refuse a standard input from which nothing can come.
 
     Raises:
-        AudioError: standard input is a terminal, closed or empty, or cannot be read.
-        OutputError: there is no room for it.
+        AudioError: it is a terminal, or is closed.
     """
     if sys.stdin is None:
         raise AudioError("standard input is closed. Pipe a sound file into it.")
     if sys.stdin.isatty():
         raise AudioError("standard input is a terminal. Pipe a sound file into it.")
-    with _temporary_folder() as folder:
-        path, copied = folder / "stdin", 0
-        try:
-            with path.open("wb") as file:
-                while block := _read_stdin():
-                    copied += file.write(block)
-        except OSError as error:
-            raise OutputError(
-                f"standard input: cannot be kept ({error.strerror}). Set TMPDIR."
-            ) from error
-        if not copied:
-            raise AudioError("standard input is empty. Pipe a sound file into it.")
-        yield path
+
+
+def _copy_stdin(path: Path) -> None:
+    """Keep standard input in a file, since some formats are read from their end.
+
+    Raises:
+        AudioError: standard input is empty, or cannot be read.
+        OutputError: there is no room for it.
+    """
+    copied = 0
+    try:
+        with path.open("wb") as file:
+            while block := _read_stdin():
+                copied += file.write(block)
+    except OSError as error:
+        raise OutputError(
+            f"standard input: cannot be kept ({error.strerror}). Set TMPDIR."
+        ) from error
+    if not copied:
+        raise AudioError("standard input is empty. Pipe a sound file into it.")
 
 
 def _read_stdin() -> bytes:

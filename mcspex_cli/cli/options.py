@@ -122,125 +122,148 @@ def complete_folders(
     return [CompletionItem(incomplete, type="dir")]
 
 
-def model(command: Command) -> Command:
-    """--model and --offline."""
-    for option in (
-        offline,
-        click.option(
-            "--model",
-            envvar="MCSPEX_MODEL",
-            show_envvar=True,
-            metavar="NAME",
-            shell_complete=complete_models,
-            help="Folder, bundled name or org/name[@revision] on the Hugging Face Hub.",
-        ),
-    ):
-        command = option(command)
-    return command
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator for several options, in the order in which the help shows them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def offline(command: Command) -> Command:
-    """--offline."""
-    return click.option(
-        "--offline", is_flag=True, help="Do not use the network; use only what is on this disk."
-    )(command)
+offline = click.option(
+    "--offline", is_flag=True, help="Do not use the network; use only what is on this disk."
+)
 
+model = _together(
+    click.option(
+        "--model",
+        envvar="MCSPEX_MODEL",
+        show_envvar=True,
+        metavar="NAME",
+        shell_complete=complete_models,
+        help="Folder, bundled name or org/name[@revision] on the Hugging Face Hub.",
+    ),
+    offline,
+)
 
-def precision(command: Command) -> Command:
-    """--precision."""
-    return click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="auto",
+device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+
+precision = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Number format of the network.",
+)
+
+runtime = click.option(
+    "--runtime",
+    type=click.Choice(["auto", *RUNTIMES]),
+    default="auto",
+    show_default=True,
+    help="What runs the network; onnx needs mcspex[onnx] and prepares a model once.",
+)
+
+writing = _together(
+    click.option(
+        "--channel",
+        default="mix",
         show_default=True,
-        help="Number format of the network.",
-    )(command)
-
-
-def runtime(command: Command) -> Command:
-    """--runtime."""
-    return click.option(
-        "--runtime",
-        type=click.Choice(["auto", *RUNTIMES]),
-        default="auto",
+        metavar="mix|0|1|..|all",
+        help="Channel of the mixture; all keeps them apart.",
+    ),
+    click.option(
+        "--track",
+        metavar="N|LANG",
+        help="Sound track of a video that has several: a number from 1, or eng, deu, ...",
+    ),
+    click.option(
+        "--damaged",
+        type=click.Choice(["fail", "keep"]),
+        default="fail",
         show_default=True,
-        help="What runs the network; onnx needs mcspex[onnx] and prepares a model once.",
-    )(command)
+        help="What to do with a damaged mixture: fail, or keep what can be read of it.",
+    ),
+    click.option(
+        "--level",
+        cls=TableOption,
+        rows=_levels,
+        default="match",
+        show_default=True,
+        help="How loud the estimate is to be",
+    ),
+    click.option(
+        "--subtype",
+        cls=TableOption,
+        rows=_subtypes,
+        default="PCM_16",
+        show_default=True,
+        help="Sample format of the output",
+    ),
+)
+"""How files are read and written."""
 
+treating = _together(
+    click.option(
+        "--absent",
+        cls=TableOption,
+        rows=_absent,
+        default="keep",
+        show_default=True,
+        help="What to do where the voice is not in the mixture",
+    ),
+    click.option(
+        "--dry",
+        "dry_db",
+        type=click.FloatRange(-120, 40),
+        metavar="DB",
+        help="Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
+    ),
+    click.option(
+        "--wet",
+        "wet_db",
+        type=click.FloatRange(-120, 40),
+        default=0.0,
+        show_default=True,
+        metavar="DB",
+        help="Gain of the voice.",
+    ),
+)
+"""What is made of an estimate before it is written."""
 
-def writing(command: Command) -> Command:
-    """--channel, --track, --damaged, --level, --subtype: how files are read and written."""
-    for option in (
-        click.option(
-            "--subtype",
-            cls=TableOption,
-            rows=_subtypes,
-            default="PCM_16",
-            show_default=True,
-            help="Sample format of the output",
-        ),
-        click.option(
-            "--level",
-            cls=TableOption,
-            rows=_levels,
-            default="match",
-            show_default=True,
-            help="How loud the estimate is to be",
-        ),
-        click.option(
-            "--damaged",
-            type=click.Choice(["fail", "keep"]),
-            default="fail",
-            show_default=True,
-            help="What to do with a damaged mixture: fail, or keep what can be read of it.",
-        ),
-        click.option(
-            "--track",
-            metavar="N|LANG",
-            help="Sound track of a video that has several: a number from 1, or eng, deu, ...",
-        ),
-        click.option(
-            "--channel",
-            default="mix",
-            show_default=True,
-            metavar="mix|0|1|..|all",
-            help="Channel of the mixture; all keeps them apart.",
-        ),
-    ):
-        command = option(command)
-    return command
+grouping = _together(
+    click.option("--groups", type=PATH, metavar="CSV", help="A table of cases and their groups."),
+    click.option(
+        "--group-by",
+        metavar="COLUMN",
+        help="The column of --groups to use.  [default: group, or the only one]",
+    ),
+)
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")
 
-def treating(command: Command) -> Command:
-    """--absent, --dry, --wet: what is made of an estimate before it is written."""
-    for option in (
-        click.option(
-            "--wet",
-            "wet_db",
-            type=click.FloatRange(-120, 40),
-            default=0.0,
-            show_default=True,
-            metavar="DB",
-            help="Gain of the voice.",
-        ),
-        click.option(
-            "--dry",
-            "dry_db",
-            type=click.FloatRange(-120, 40),
-            metavar="DB",
-            help="Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
-        ),
-        click.option(
-            "--absent",
-            cls=TableOption,
-            rows=_absent,
-            default="keep",
-            show_default=True,
-            help="What to do where the voice is not in the mixture",
-        ),
-    ):
-        command = option(command)
-    return command
+quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+
+batch_size = click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    callback=lambda _, __, text: _batch_size(text),
+    help="Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
+)
+"""As a number, 0 for auto."""
+
+shard = click.option(
+    "--shard",
+    metavar="I/N",
+    callback=lambda _, __, text: _shard(text),
+    help="Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
+)
+"""As (I, N)."""
 
 
 def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
@@ -258,58 +281,6 @@ def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
         return ExtractionOptions(**{name: values[name] for name in names})
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
-
-
-def grouping(command: Command) -> Command:
-    """--groups and --group-by."""
-    for option in (
-        click.option(
-            "--group-by",
-            metavar="COLUMN",
-            help="The column of --groups to use.  [default: group, or the only one]",
-        ),
-        click.option(
-            "--groups", type=PATH, metavar="CSV", help="A table of cases and their groups."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def as_json(command: Command) -> Command:
-    """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")(
-        command
-    )
-
-
-def quiet(command: Command) -> Command:
-    """--quiet."""
-    return click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(
-        command
-    )
-
-
-def batch_size(command: Command) -> Command:
-    """--batch-size, as a number, 0 for auto."""
-    return click.option(
-        "--batch-size",
-        default="auto",
-        show_default=True,
-        metavar="auto|N",
-        callback=lambda _, __, text: _batch_size(text),
-        help="Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
-    )(command)
-
-
-def shard(command: Command) -> Command:
-    """--shard, as (I, N)."""
-    return click.option(
-        "--shard",
-        metavar="I/N",
-        callback=lambda _, __, text: _shard(text),
-        help="Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
-    )(command)
 
 
 def check_presence(info: CheckpointInfo, absent: str) -> None:

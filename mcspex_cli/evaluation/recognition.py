@@ -66,7 +66,7 @@ class Verifier:
         blocks = audio.Resampler(rate_hz, to_hz, 1).run([sound[None]])
         signal = np.concatenate(list(blocks), axis=-1)
         meter = PresenceMeter(self._engine.embed_parts, to_hz, voice.embedding, self._calibration)
-        meter.add(signal, signal)
+        meter.add(signal[0], signal[0])
         meter.finish()
         similarity = meter.similarity()
         return np.nan if similarity is None else similarity

@@ -22,7 +22,7 @@ from mcspex_cli import files
 
 if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
-    from mcspex_cli.extraction.presence import PresenceResult
+    from mcspex_cli.extraction.presence import PresenceResult, Segment
 
 FrameLevels = npt.NDArray[np.float64]
 """dB of full scale [frame]."""
@@ -167,20 +167,25 @@ class ActivityReport:
     """When the target speaks: from and to, in seconds."""
 
 
-def find_spans(result: PresenceResult, gain_db: float) -> list[tuple[float, float]]:
-    """List when the target speaks, as (start_s, end_s).
+def find_spans(
+    results: Sequence[PresenceResult], gains_db: Sequence[float]
+) -> list[tuple[float, float]]:
+    """List when the target speaks, in any channel, as (start_s, end_s).
 
     Args:
-        result: of the whole file.
-        gain_db: what brings the network's estimate to its level in the mixture.
+        results: of the whole file, for each channel.
+        gains_db: what brings the network's estimate to its level in the mixture [channel].
     """
-    if result.present is False:
-        return []
-    estimate_db = result.estimate_db + gain_db
-    speaks = detect_speech(estimate_db) & (estimate_db > result.mixture_db + MIN_SHARE_DB)
-    for segment in result.segments:
-        if not segment.present:
-            speaks[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
+    speaks = np.zeros(len(results[0].estimate_db), np.bool_)
+    for result, gain_db in zip(results, gains_db, strict=True):
+        if result.present is False:
+            continue
+        estimate_db = result.estimate_db + gain_db
+        here = detect_speech(estimate_db) & (estimate_db > result.mixture_db + MIN_SHARE_DB)
+        for segment in result.segments:
+            if not segment.present:
+                here[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
+        speaks |= here
     return list_spans(smooth_activity(speaks, MIN_SPEECH_S, MIN_PAUSE_S))
 
 
@@ -201,11 +206,11 @@ def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float 
     return float(left[speech].mean())
 
 
-def mute_gains(result: PresenceResult, fade_s: float) -> tuple[list[float], list[float]]:
+def mute_gains(segments: Sequence[Segment], fade_s: float) -> tuple[list[float], list[float]]:
     """Points in time, in seconds, and the gains there that mute segments without the target."""
-    kept = [float(one.presence >= result.mute_threshold) for one in result.segments]
+    kept = [float(not one.surely_absent) for one in segments]
     times, gains = [0.0], [kept[0]]
-    for one, before, after in zip(result.segments, kept, kept[1:], strict=False):
+    for one, before, after in zip(segments, kept, kept[1:], strict=False):
         if before != after:
             times += [one.end_s - fade_s / 2, one.end_s + fade_s / 2]
             gains += [before, after]

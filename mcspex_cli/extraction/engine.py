@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from mcspex_cli.extraction.runtime import (
     TorchRuntime,
 )
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
+from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
@@ -52,9 +54,11 @@ class Engine:
         system: a `System`, which torch runs, or a `Runtime` that is ready.
         settings: how to compute.
         calibration: what the similarities of this model mean, if that was measured.
+        label: what messages call the model.
 
     Raises:
         EngineError: the device or precision is not available here.
+        TypeError: the system is none.
     """
 
     def __init__(
@@ -62,7 +66,9 @@ class Engine:
         system: System | Runtime,
         settings: EngineSettings | None = None,
         calibration: Calibration | None = None,
+        label: str = "the model",
     ) -> None:
+        self.label = label
         self.settings = settings or EngineSettings()
         self.calibration = calibration
         self.runtime = self._runtime(system)
@@ -90,12 +96,16 @@ class Engine:
         """
         if not len(references):
             raise ValueError("embed needs one clip or more")
-        longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
-        for clip in references:
-            check_array("a reference", clip, 1)
+        clips = [check_samples("a reference", clip, 1) for clip in references]
+        for clip in clips:
             check_length("the reference", len(clip) / self.sample_rate_hz)
             check_level("the reference", float(_power(clip)[0]))
-            parts += np.array_split(clip, -(-len(clip) // longest))
+        return self.embed_checked(clips)
+
+    def embed_checked(self, clips: Sequence[Samples]) -> Samples:
+        """As `embed`, of clips that are known to be sound of 0.3 s or more."""
+        longest = round(LONGEST_EMBEDDED_S * self.sample_rate_hz)
+        parts = [part for clip in clips for part in np.array_split(clip, -(-len(clip) // longest))]
         embeddings = [self._remembered(part) for part in parts]
         weights = [float(len(part)) for part in parts]
         averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
@@ -134,7 +144,8 @@ class Engine:
             ValueError: the mixture is not [sample] or not finite, or the embedding is of
                 another length.
         """
-        check_array("a mixture", mixture, 1)
+        mixture = check_samples("a mixture", mixture, 1)
+        self._check_embedding(embedding)
         parts = [estimate for estimate, _ in self.stream([mixture[None]], embedding)]
         return np.concatenate(parts, axis=-1)[0] if parts else mixture[:0]
 
@@ -149,9 +160,13 @@ class Engine:
 
         Raises:
             EngineError: the precision gave numbers that are not finite, or memory is short.
+            TypeError, ValueError: a block is not [channel, sample] or not finite, or the embedding
+                is of another length.
         """
+        self._check_embedding(embedding)
         joiner = Joiner(self.windowing)
-        for batch in self.batches((None, window) for window in cut(blocks, self.windowing)):
+        checked = (_check_block(block) for block in blocks)
+        for batch in self.batches((None, window) for window in cut(checked, self.windowing)):
             estimates = self.compute([(window.samples, embedding) for _, window in batch])
             for (_, window), estimate in zip(batch, estimates, strict=True):
                 self.check_finite(estimate)
@@ -204,14 +219,16 @@ class Engine:
             return
         runtime = self.runtime
         if not runtime.has_finite_weights():
-            raise EngineError("the model's weights are not finite. Install or copy it again.")
+            raise EngineError(
+                f"{self.label}: its weights are not finite. Install or copy it again."
+            )
         if runtime.precision != "float32":
             raise EngineError(
                 f"{runtime.precision} overflowed on {runtime.device}. Use --precision float32."
             )
         raise EngineError(
-            "the network gave numbers that are not finite. The model, or the profile of the "
-            "voice, is damaged: install it, or enroll the voice, again."
+            f"{self.label}: gave numbers that are not finite. The model, or the profile of the "
+            "voice, is damaged. Install the model, or enroll the voice, again."
         )
 
     def _estimates(self, mixtures: Samples, voices: Samples) -> Samples:
@@ -240,6 +257,13 @@ class Engine:
             "window or another device."
         )
 
+    def _check_embedding(self, embedding: Samples) -> None:
+        length = len(check_samples("an embedding", embedding, 1))
+        if self.runtime.embedding not in (0, length):
+            raise ValueError(
+                f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
+            )
+
     def _check_process(self) -> None:
         """Refuse to compute in a fork, where the threads of the libraries are gone."""
         if os.getpid() != self._process:
@@ -251,6 +275,8 @@ class Engine:
     def _runtime(self, system: System | Runtime) -> Runtime:
         if isinstance(system, Runtime):
             return system
+        if not hasattr(system, "config"):
+            raise TypeError(f"an Engine runs a System or a Runtime, not {system!r:.80}")
         if self.settings.runtime not in ("auto", "torch"):
             raise EngineError(
                 f"a System runs in torch. For {self.settings.runtime}, use open_engine."
@@ -267,9 +293,9 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
     """
     settings = settings or EngineSettings()
     name = "torch" if settings.runtime == "auto" else settings.runtime
-    runtime = RUNTIMES[name].load(info, settings)
+    runtime = RUNTIMES[name](info, settings)
     calibration = parse_calibration(info.calibration, info.config.embedding, info.label)
-    return Engine(runtime, settings, calibration)
+    return Engine(runtime, settings, calibration, info.label)
 
 
 def choose_runtime(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> str:
@@ -281,7 +307,7 @@ def choose_runtime(info: CheckpointInfo, settings: EngineSettings, seconds: floa
     return "onnx" if onnx.starts_sooner(info, settings, seconds) else "torch"
 
 
-def check_array(name: str, samples: Samples, dimensions: int) -> None:
+def check_samples(name: str, samples: Samples, dimensions: int) -> Samples:
     """Refuse an array that is not sound.
 
     Args:
@@ -289,12 +315,16 @@ def check_array(name: str, samples: Samples, dimensions: int) -> None:
         samples: [sample] or [channel, sample].
         dimensions: how many are allowed at most, 1 or 2.
 
+    Returns:
+        The samples as float32.
+
     Raises:
         TypeError: it is no array of numbers.
         ValueError: it has another shape, no samples, or samples that are not finite.
     """
     shape = "[sample]" if dimensions == 1 else "[sample] or [channel, sample]"
-    if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f":
+    is_array = isinstance(samples, np.ndarray) and not np.ma.isMaskedArray(samples)
+    if not is_array or samples.dtype.kind != "f":
         raise TypeError(f"{name} must be a NumPy array {shape} of float numbers in -1..1.")
     if not 1 <= samples.ndim <= dimensions:
         raise ValueError(f"{name} has the shape {list(samples.shape)}; it must be {shape}.")
@@ -304,8 +334,32 @@ def check_array(name: str, samples: Samples, dimensions: int) -> None:
         )
     if not samples.size:
         raise ValueError(f"{name} has no samples.")
+    with np.errstate(over="ignore"):
+        samples = samples.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError(f"{name} has samples that are NaN or infinite.")
+    return samples
+
+
+def _check_block(block: Samples) -> Samples:
+    if np.ndim(block) != 2 or len(block) > MOST_CHANNELS:
+        raise ValueError(f"a block must be [channel, sample], not of shape {list(np.shape(block))}")
+    if block.size:
+        check_samples("a block", block.reshape(-1), 1)
+    return block
+
+
+def check_rate(sample_rate_hz: float) -> None:
+    """Refuse what is no sample rate.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not from 1 kHz to 1 MHz.
+    """
+    if isinstance(sample_rate_hz, bool) or not isinstance(sample_rate_hz, Real | np.number):
+        raise TypeError(f"a sample rate is a number, not {sample_rate_hz!r:.80}")
+    if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
+        raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
 
 
 def to_level(signals: Samples) -> Samples:

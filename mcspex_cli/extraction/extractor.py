@@ -1,18 +1,19 @@
 """The one road from a mixture to a target: every command and every Python user takes it.
 
 ```
-reading thread              this thread                              writing thread
-mixture ─▶ 20 Hz ─▶ windows ─▶ network ─▶ join ─┬─▶ match, presence ─▶ level ─▶ estimate, residual,
-                                                └─▶ temporary file ──────┘      activity
+reading thread         this thread                               writing thread
+mixture ─▶ windows ─▶ network ─▶ estimate, joined and measured ─▶ level ─▶ estimate, residual,
+                                                                           activity
 ```
 
-The three work at the same time, on neighbouring files too. One gain holds for a whole file, and it
-is only known when the file is done: until then the estimate is in a temporary file, or in memory
-if it is short, so that memory does not grow with the recording.
+`mixture` has what comes before the network, `estimate` what comes after it. The three threads work
+at the same time, on neighbouring files too. Until a file is done its estimate is in a temporary
+file, or in memory if it is short, so that memory does not grow with the recording.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -20,9 +21,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -30,14 +30,26 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.containers import Damaged
-from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.engine import Engine, check_array, open_engine
-from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Places, Result
-from mcspex_cli.extraction.reference import Span, Voice, enroll
+from mcspex_cli.errors import EngineError, McspexError
+from mcspex_cli.extraction.clip import Clip, Span, read_spans
+from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
+from mcspex_cli.extraction.estimate import Estimate, Output
+from mcspex_cli.extraction.job import (
+    ExtractionOptions,
+    Job,
+    Outputs,
+    Places,
+    Result,
+    check_references,
+    check_voice,
+)
+from mcspex_cli.extraction.mixture import Mixture, Store, open_mixture
+from mcspex_cli.extraction.reference import Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.streaming import LiveExtractor, Timing
-from mcspex_cli.extraction.task import Sound, Task, check_voice, open_mixture
 from mcspex_cli.extraction.windows import Window
+
+_logger = logging.getLogger("mcspex")
 
 T = TypeVar("T")
 
@@ -107,6 +119,9 @@ class Extractor:
     ) -> Voice:
         """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
 
+        A clip over 10 s is cut to its speech, of at most 60 s; a shorter one only loses silence at
+        its ends. Only 10 min of a clip are read, from its first speech on.
+
         Args:
             references: files and folders, all of one person alone.
             spans: when the person speaks alone in `mixture`.
@@ -118,21 +133,40 @@ class Extractor:
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
             CheckpointError: a profile cannot be used, or is for other models.
+            TypeError, ValueError: a reference is no path, or a span no `Span` of a mixture.
         """
         if isinstance(references, str | os.PathLike):
             references = [references]
+        try:
+            paths = [Path(path) for path in references if str(path)]
+        except TypeError as error:
+            raise TypeError(f"references are paths of files, not {references!r:.80}") from error
+        if not all(isinstance(span, Span) for span in spans):
+            raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
         if spans and mixture is None:
             raise ValueError("spans need the mixture that they are of")
-        return enroll(
-            [Path(path) for path in references],
-            self.engine,
-            self.model,
-            spans=spans,
-            mixture=None if mixture is None else Path(mixture),
-            channel=channel,
-            track=track,
-            damaged=damaged,
-        )
+        ExtractionOptions(channel, track=track, damaged=damaged)  # refuses what means nothing
+        clips: Iterable[Clip] = ()
+        if spans:
+            rate_hz = self.sample_rate_hz
+            clips = read_spans(Path(mixture or ""), spans, rate_hz, channel, track, damaged)
+        return enroll([*paths, *clips], self.engine, self.model)
+
+    def check_voice(self, name: str, voice: Voice) -> None:
+        """Refuse what is no voice of this model; `name` is what asks for it.
+
+        Raises:
+            McspexError: it is of another model, or damaged.
+            TypeError: it is no voice.
+        """
+        embedding = np.asarray(check_voice(voice).embedding)
+        is_known = embedding.shape == (self.model.config.embedding,) and embedding.dtype.kind == "f"
+        if not is_known or not np.isfinite(embedding).all():
+            sources = f" ({', '.join(voice.sources)})" if voice.sources else ""
+            raise McspexError(
+                f"{name}: the voice{sources} is not one of this model, or is damaged. "
+                "Enroll it with the model that extracts it."
+            )
 
     def extract(
         self,
@@ -160,18 +194,17 @@ class Extractor:
             TypeError, ValueError: the samples are not [sample] or [channel, sample], not finite,
                 or the rate is no rate.
         """
-        check_array("the mixture", samples, 2)
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        if rate_hz < 1:
-            raise ValueError(f"a sample rate of {rate_hz} Hz is none; give 1000 or more")
-        options = options or ExtractionOptions()
-        block = np.atleast_2d(samples).astype(np.float32)
+        block = np.atleast_2d(check_samples("the mixture", samples, 2))
+        check_rate(rate_hz)
+        options = _checked(options)
         block = audio.select(block, options.channel, "the mixture")
-        sound = Sound(rate_hz, block.shape[1] / rate_hz, len(block), iter([block]))
-        task = Task(self, "the mixture", voice, options, lambda: sound)
-        for _ in self._computed([task], lambda _: None):
+        kept = Store(None) if options.mixes else None
+        mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
+        extraction = _Extraction(self, options, check_voice(voice), mixture=mixture)
+        for _ in self._computed([extraction], lambda _: None):
             pass
-        result = task.finish()
+        result = extraction.result()
         if options.channel == "all" and samples.ndim == 2:
             return result
         assert result.estimate is not None
@@ -198,7 +231,7 @@ class Extractor:
             McspexError: the voice is not of this model.
             ValueError: the latency, rate or policy is none.
         """
-        check_voice("live", voice.embedding, self.model.config.embedding)
+        self.check_voice("live", voice)
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         return LiveExtractor(
             self.engine, voice, Timing.for_latency(latency_s, rate_hz), rate_hz, absent
@@ -253,74 +286,210 @@ class Extractor:
             Each job, in order, with its result or the error that it failed of. An error costs its
             own job only.
         """
-        options = options or ExtractionOptions()
-        places = Places()
-        opened: deque[Task] = deque()
+        options, places = _checked(options), Places()
+        opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
-        def tasks() -> Iterator[Task]:
+        def extractions() -> Iterator[_Extraction]:
             for job in jobs:
-                opener = partial(open_mixture, job, options, places)
-                opened.append(Task(self, str(job.mixture), job.voice, options, opener, job))
+                if not isinstance(job, Job):
+                    raise TypeError(f"extract_files takes Jobs, not {job!r}")
+                opened.append(_Extraction(self, options, job.voice, job, places))
                 yield opened[-1]
 
         try:
             with (
                 ThreadPoolExecutor(1, "mcspex-write") as writer,
-                closing(self._computed(tasks(), advance)) as computed,
+                closing(self._computed(extractions(), advance)) as computed,
             ):
                 try:
-                    for task in computed:
-                        assert task.job is not None
-                        pending.append((task.job, writer.submit(task.outcome)))
+                    for extraction in computed:
+                        assert extraction.job is not None
+                        pending.append((extraction.job, writer.submit(extraction.outcome)))
                         while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
                             job, ready = pending.popleft()
                             yield job, ready.result()
                             opened.popleft()
                     for job, ready in pending:
                         yield job, ready.result()
-                except BaseException:  # Ctrl-C, say: what is half written shall not be finished
-                    for task in tuple(opened):
-                        task.error = task.error or McspexError(f"{task.name}: was interrupted.")
+                except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                    for extraction in tuple(opened):  # what is half written is not finished
+                        extraction.fail(McspexError(f"{extraction.name}: was interrupted."))
                     raise
         finally:
-            for task in tuple(opened):  # where whoever asked wants no more
-                task.close()
+            for extraction in tuple(opened):  # where whoever asked wants no more
+                extraction.close()
 
     def _computed(
-        self, tasks: Iterable[Task], advance: Callable[[float], object]
-    ) -> Generator[Task, None, None]:
-        """Read every task's mixture ahead and run the network on it; what is yielded is done."""
+        self, extractions: Iterable[_Extraction], advance: Callable[[float], object]
+    ) -> Generator[_Extraction, None, None]:
+        """Read every mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
-        with closing(_prefetched(_windows(tasks), READ_AHEAD)) as windows:
+        with closing(_prefetched(_windows(extractions), READ_AHEAD)) as windows:
             for batch in self.engine.batches(windows):
-                for task, _ in batch:
-                    task.attempt(task.begin)
-                live = [(task, window) for task, window in batch if task.error is None]
-                pairs = [(window.samples, cast(Samples, task.embedding)) for task, window in live]
+                for extraction, _ in batch:
+                    extraction.attempt(extraction.begin)
+                live = [(one, window) for one, window in batch if one.error is None]
+                pairs = [(window.samples, one.embedding) for one, window in live]
                 try:
                     estimates = self.engine.compute(pairs) if pairs else []
-                    for (task, window), estimate in zip(live, estimates, strict=True):
-                        task.attempt(task.add, window, estimate, advance)
-                except McspexError as error:  # the network failed, and all of them with it
-                    for task, _ in live:
-                        task.error = error
-                for task, window in batch:
+                except Exception as error:  # the network failed, and all of them with it
+                    estimates = []
+                    for extraction, _ in live:
+                        extraction.fail(error)
+                for (extraction, window), estimate in zip(live, estimates, strict=False):
+                    advance(extraction.attempt(extraction.add, window, estimate) or 0.0)
+                for extraction, window in batch:
                     if window.last:
-                        task.attempt(task.end)
-                        task.elapsed_s = time.monotonic() - began
-                        yield task
+                        extraction.elapsed_s = time.monotonic() - began
+                        yield extraction
                         began = time.monotonic()
 
 
-def _windows(tasks: Iterable[Task]) -> Generator[tuple[Task, Window], None, None]:
-    """The windows of every task; the last one of a task that failed has no samples."""
+class _Extraction:
+    """One mixture on its way: `read`, `begin` and `add`, `outcome`, each in a thread of its own.
+
+    What goes wrong in one step is kept as `error`, and the steps after it are not taken.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        options: ExtractionOptions,
+        voice: Voice | Callable[[], Voice],
+        job: Job | None = None,
+        places: Places | None = None,
+        mixture: Mixture | None = None,
+    ) -> None:
+        self.name = str(job.mixture) if job else "the mixture"
+        self.job, self.elapsed_s = job, 0.0
+        self.error: McspexError | None = None
+        self._extractor, self._options, self._voice = extractor, options, voice
+        self._places, self._mixture = places, mixture
+        self._estimate: Estimate | None = None
+
+    def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
+        """Take a step, unless one before it failed."""
+        if self.error is None:
+            try:
+                return step(*arguments)
+            except Exception as error:
+                self.fail(error)
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """Keep what went wrong; of a bug, the traceback is logged."""
+        if isinstance(error, EngineError):
+            self.error = EngineError(f"{self.name}: {error}")
+        elif isinstance(error, McspexError):
+            self.error = error
+        else:
+            self.error = McspexError(
+                f"{self.name}: {type(error).__name__} ({error}). This is a bug, please report it."
+            )
+            self.error.__cause__ = error
+            _logger.error("The traceback of the bug, for your report:", exc_info=error)
+
+    def read(self) -> Iterator[Window]:
+        """The windows of the mixture."""
+        if self._mixture is None:
+            assert self.job is not None and self._places is not None
+            self._places.add(self.job)
+            self._mixture = open_mixture(self.job, self._options)
+        engine = self._extractor.engine
+        yield from self._mixture.windows(engine.sample_rate_hz, engine.windowing)
+
+    def begin(self) -> None:
+        """Get the voice, before the first window is computed."""
+        if self._estimate is not None:
+            return
+        assert self._mixture is not None
+        voice = self._voice() if callable(self._voice) else self._voice
+        if self.job is not None:
+            # A span is no file, and Path.is_file would raise if its name is too long for one.
+            clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
+            lengths_s = {one.path: one.seconds for one in voice.qualities}
+            lengths_s[str(self.job.mixture)] = self._mixture.announced_s
+            check_references(self.job, clips, lengths_s)
+        self._extractor.check_voice(self.name, voice)
+        self.voice, self.embedding = voice, voice.embedding.astype(np.float32)
+        folder = self.job.outputs.estimate.parent if self.job else None
+        self._estimate = Estimate(self._extractor.engine, self._mixture, self.embedding, folder)
+
+    def add(self, window: Window, samples: Samples) -> float:
+        """As `Estimate.add`."""
+        assert self._estimate is not None
+        return self._estimate.add(window, samples)
+
+    def outcome(self) -> Result | McspexError:
+        """Write what is to be written, and tell what was done."""
+        with closing(self):
+            return self.attempt(self.result) or cast(McspexError, self.error)
+
+    def result(self) -> Result:
+        """As `outcome`, but what went wrong is raised."""
+        if self.error is not None:
+            raise self.error
+        mixture, estimate, job = self._mixture, self._estimate, self.job
+        assert mixture is not None and estimate is not None
+        output = Output(mixture, estimate, self._options, job)
+        if job:
+            output.write(lambda: self.error)
+        presence, extractor = output.presence, self._extractor
+        model, runtime = extractor.model, extractor.engine.runtime
+        return Result(
+            mixture=job.name if job else self.name,
+            references=self.voice.sources,
+            reference_seconds=self.voice.seconds,
+            outputs=job.outputs if job else None,
+            start_s=mixture.start_s,
+            seconds=mixture.seconds,
+            sample_rate_hz=mixture.sample_rate_hz,
+            elapsed_s=self.elapsed_s,
+            gain_db=output.gains_db,
+            limited=output.limited,
+            residual_gain_db=output.residual_gain_db,
+            silent=output.silent,
+            presence=presence.presence,
+            present=presence.present,
+            wrong_speaker=presence.wrong_speaker,
+            similarity=presence.similarity,
+            speech_left=output.speech_left,
+            active_s=round(sum(end_s - start_s for start_s, end_s in output.spans), 2),
+            segments=presence.segments,
+            warnings=tuple(output.warnings()),
+            device=runtime.device,
+            precision=runtime.precision,
+            runtime=runtime.name,
+            model=model.name,
+            model_revision=model.revision,
+            model_sha256=model.sha256,
+            estimate=None if job else output.samples(),
+        )
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        for store in (self._mixture and self._mixture.kept, self._estimate and self._estimate.kept):
+            if store:
+                store.close()
+
+
+def _checked(options: ExtractionOptions | None) -> ExtractionOptions:
+    if options is not None and not isinstance(options, ExtractionOptions):
+        raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
+    return options or ExtractionOptions()
+
+
+def _windows(
+    extractions: Iterable[_Extraction],
+) -> Generator[tuple[_Extraction, Window], None, None]:
+    """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
-    for task in tasks:
-        windows, window = task.windows(), None
+    for extraction in extractions:
+        windows, window = extraction.read(), None
         while window is None or not window.last:
-            window = task.attempt(next, windows, nothing) or nothing
-            yield task, window
+            window = extraction.attempt(next, windows, nothing) or nothing
+            yield extraction, window
 
 
 def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import filecmp
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.containers import Damaged
-from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.errors import AudioError, McspexError, OutputError
 from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.levels import Level, check_length
 from mcspex_cli.extraction.presence import Segment
@@ -27,8 +31,8 @@ class AbsentPolicy:
 
     name: str
     help: str
-    gain: float = 1.0
-    """What the estimate is multiplied by where the voice is absent."""
+    mutes: bool = False
+    """Whether the estimate is silent where the voice is absent."""
     fails: bool = False
     """Whether a mixture without the voice is an error."""
 
@@ -37,13 +41,19 @@ ABSENT = {
     policy.name: policy
     for policy in (
         AbsentPolicy("keep", "what came out"),
-        AbsentPolicy("mute", "silence", gain=0.0),
+        AbsentPolicy("mute", "silence", mutes=True),
         AbsentPolicy("fail", "exit code 5", fails=True),
     )
 }
 """Every policy for a voice that is absent, by its name."""
 
 SUBTYPES = audio.SUBTYPES
+LOWEST_DB, HIGHEST_DB = -120, 40
+"""The gains of voice and mixture that are of use."""
+
+_SAME_LENGTH_S, _SAME_SOUND = 0.2, 0.98
+"""How far two files of the same sound may differ: in length, and by their correlation."""
+
 DAMAGED = get_args(Damaged)
 
 
@@ -77,7 +87,16 @@ class ExtractionOptions:
         """`level`, read."""
         return Level.parse(self.level)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the mixture is added to the voice."""
+        return self.dry_db is not None
+
     def __post_init__(self) -> None:
+        for name in ("channel", "level", "subtype", "absent", "damaged", "track"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("track", None):
+                raise TypeError(f'{name} is text, such as "1", not {value!r}')
         _ = self.parsed_level  # refuses what means nothing
         for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
             if getattr(self, name) not in known:
@@ -85,8 +104,8 @@ class ExtractionOptions:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
         if not (self.channel in ("mix", "all") or self.channel.isdecimal()):
             raise ValueError(f"channel {self.channel!r} is none of mix, all, 0, 1, ...")
-        if not all(map(math.isfinite, (self.wet_db, self.dry_db or 0.0))):
-            raise ValueError("wet_db and dry_db must be finite numbers")
+        if not all(LOWEST_DB <= gain <= HIGHEST_DB for gain in (self.wet_db, self.dry_db or 0.0)):
+            raise ValueError(f"wet_db and dry_db are from {LOWEST_DB} to {HIGHEST_DB} dB")
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,10 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))
+        if not callable(self.voice):
+            check_voice(self.voice)
+        if isinstance(self.outputs, str | os.PathLike):
+            object.__setattr__(self, "outputs", Outputs(Path(self.outputs)))
 
     @property
     def name(self) -> str:
@@ -227,10 +250,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 class Places:
-    """Files that are read and written, so that none is written twice, or written over its input."""
+    """Files that are read and written, so that none is written twice, or written over a mixture."""
 
-    def __init__(self, inputs: Iterable[Path] = ()) -> None:
-        self._inputs = {key for path in inputs for key in _identities(path)}
+    def __init__(self) -> None:
+        self._inputs: set[object] = set()
         self._outputs: dict[object, str] = {}
 
     def add(self, job: Job) -> None:
@@ -241,7 +264,7 @@ class Places:
                 may not be replaced, is a folder, or cannot be written where it is; or the mixture
                 is the output of a job before.
         """
-        mixture = _identities(job.mixture)
+        mixture = identities(job.mixture)
         for writer in (self._outputs[key] for key in mixture & self._outputs.keys()):
             raise OutputError(
                 f"{job.mixture}: would be overwritten by the output for {writer}. Leave it out, or "
@@ -255,20 +278,19 @@ class Places:
             if path.suffix.lower() not in known:
                 choices = ", ".join(known)
                 raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
-            keys = _identities(path)
-            if keys & self._inputs:
-                raise OutputError(
-                    f"{path}: is an input, and inputs are never overwritten. Choose another name."
-                )
+            keys = identities(path)
+            check_no_input(path, self._inputs)
             if keys & own:
                 raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
             for other in (self._outputs[key] for key in keys & self._outputs.keys()):
+                if other == job.name:
+                    raise OutputError(f"{other}: is named twice. Leave one out.")
                 raise OutputError(
                     f"{other} and {job.name} would both be written to {path}. "
                     "Rename one, or extract them one at a time with -o FILE."
                 )
             own |= keys
-            _check_place(path, outputs.overwrite)
+            _check_place(path, job)
         self._outputs |= dict.fromkeys(own, job.name)
 
 
@@ -293,33 +315,90 @@ def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
     return info
 
 
-def check_distinct(mixture: Path, references: Iterable[Path]) -> None:
-    """Refuse a mixture that is its own reference: the same file, or one of the same content.
+def check_references(
+    job: Job, references: Iterable[Path], lengths_s: Mapping[str, float] | None = None
+) -> None:
+    """Refuse references that are the mixture, in this or another file, or an output.
+
+    Args:
+        job: whose mixture and outputs these are.
+        references: files; what is none is left to whoever reads it.
+        lengths_s: the length of references by their names, and of the mixture by its own: those as
+            long as the mixture are listened to, for they may be the same sound in another format.
 
     Raises:
-        AudioError: it is.
+        AudioError: a reference is the mixture.
+        OutputError: a reference would be overwritten.
     """
+    mixture, outputs = identities(job.mixture), job.outputs.paths()
+    lengths_s = lengths_s or {}
+    length_s = lengths_s.get(str(job.mixture), math.inf)
     for reference in references:
-        same = bool(_identities(mixture) & _identities(reference))
-        try:
-            same = same or filecmp.cmp(mixture, reference, shallow=False)
-        except OSError:
-            continue  # whoever reads it tells why it cannot be read
+        keys = identities(reference)
+        for path in outputs:
+            check_no_input(path, keys)
+        same = bool(mixture & keys)
+        with suppress(OSError, McspexError):
+            same = same or filecmp.cmp(job.mixture, reference, shallow=False)
+            if not same and abs(lengths_s.get(str(reference), 0.0) - length_s) < _SAME_LENGTH_S:
+                same = _sounds_same(job.mixture, reference)
         if same:
             raise AudioError(
-                f"{mixture}: is its own reference ({reference}). Give a clip of the voice alone, "
-                "or say with --ref-span when it speaks alone."
+                f"{job.mixture}: is its own reference ({reference}). Give a clip of the voice "
+                "alone, or say with --ref-span when it speaks alone."
             )
 
 
-def _check_place(path: Path, overwrite: bool) -> None:
+def check_voice(voice: object) -> Voice:
+    """Refuse what is no voice.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(voice, Voice):
+        raise TypeError(f"a voice is what Extractor.enroll gives, not {voice!r:.80}")
+    return voice
+
+
+def _sounds_same(one: Path, other: Path) -> bool:
+    """Whether two files have the same sound, as copies in different formats do."""
+    signals = []
+    for path in (one, other):
+        blocks = islice(audio.Reader(path, 8000), 6)  # of 10 s each
+        samples = np.concatenate(list(blocks), axis=-1)[0].astype(np.float64)
+        signals.append(samples / max(float(np.sqrt(np.sum(samples**2))), 1e-9))
+    size = 2 * max(map(len, signals))  # coders move the sound by some milliseconds
+    one_spectrum, other_spectrum = (np.fft.rfft(signal, size) for signal in signals)
+    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_SOUND)
+
+
+def check_no_input(path: Path, inputs: Set[object]) -> None:
+    """Refuse an output that is an input.
+
+    Args:
+        path: the output.
+        inputs: the `identities` of the inputs.
+
+    Raises:
+        OutputError: it is.
+    """
+    if identities(path) & inputs:
+        raise OutputError(
+            f"{path}: is an input, and inputs are never overwritten. Choose another name."
+        )
+
+
+def _check_place(path: Path, job: Job) -> None:
     try:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder. Name a file.")
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is not a regular file. Choose another name.")
-        if os.path.lexists(path) and not overwrite:
-            raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+        if os.path.lexists(path) and not job.outputs.overwrite:
+            raise OutputError(
+                f"{path}: exists already. Add --overwrite to replace it by the output for "
+                f"{job.name}."
+            )
         folder = path.parent
         while not folder.exists():
             folder = folder.parent
@@ -331,7 +410,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
 
 
-def _identities(path: Path) -> set[object]:
+def identities(path: Path) -> set[object]:
     """What tells that two names are one file's: its path and, if it exists, its inode."""
     real = os.path.realpath(path)  # which, unlike Path.resolve, can follow links in a circle
     try:

@@ -136,7 +136,7 @@ class Level:
         """Its row of `LEVELS`."""
         return LEVELS[self.name]
 
-    def factor(self, peak: float, loudness_lufs: float, *, clips: bool) -> tuple[float, bool]:
+    def factor(self, peak: float, loudness_lufs: float, *, clips: bool) -> tuple[float, float]:
         """What to multiply a whole estimate by.
 
         Args:
@@ -145,12 +145,12 @@ class Level:
             clips: whether the file format cannot hold samples over full scale.
 
         Returns:
-            The factor, and whether it is less than the policy asks for, so as not to clip.
+            The factor, and by how many dB it is less than the policy asks for, so as not to clip.
         """
         factor = self.policy.factor(peak, loudness_lufs, self.number)
         if clips and factor * peak > FULL_SCALE:
-            return PEAK / peak, True
-        return factor, False
+            return PEAK / peak, level_db((factor * peak / PEAK) ** 2)
+        return factor, 0.0
 
 
 class LevelMatcher:

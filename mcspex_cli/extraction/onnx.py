@@ -117,6 +117,8 @@ class OnnxRuntime(Runtime):
                 f"{RUNNER} cannot load {graphs.folder} ({reason}). "
                 "Update it, or use --runtime torch."
             ) from error
+        length = self._sessions[EMBED].get_outputs()[0].shape[1]
+        self.embedding = length if isinstance(length, int) else 0
         if len(providers) == 1:
             return
         if _CUDA in self._sessions[EXTRACT].get_providers():

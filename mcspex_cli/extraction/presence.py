@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -133,6 +133,9 @@ class Segment:
     end_s: float
     presence: float
     present: bool
+    """Whether presence reaches the calibration's threshold of a segment."""
+    surely_absent: bool = False
+    """Whether presence is so low that the segment may be muted."""
 
     def to_dict(self) -> dict[str, float | bool]:
         """The segment as JSON."""
@@ -157,14 +160,30 @@ class PresenceResult:
     wrong_speaker: bool | None = None
     """Whether the residual is more similar to the reference than right estimates leave it."""
     segments: tuple[Segment, ...] = ()
-    mute_threshold: float = 0.0
-    """The calibration's."""
     similarity: float | None = None
     """Of the estimate to the reference, the mean over audible segments."""
 
 
+def join_channels(results: Sequence[PresenceResult], start_s: float) -> PresenceResult:
+    """Judge a mixture by its channels: the target is present if it is in one of them.
+
+    Args:
+        results: of each channel.
+        start_s: what is added to all times.
+    """
+    best = max(results, key=lambda one: one.presence or 0.0)
+    surest = (
+        max(places, key=lambda one: one.presence)
+        for places in zip(*(one.segments for one in results), strict=True)
+    )
+    segments = tuple(
+        replace(one, start_s=one.start_s + start_s, end_s=one.end_s + start_s) for one in surest
+    )
+    return replace(best, segments=segments)
+
+
 class PresenceMeter:
-    """Takes an estimate and its mixture in blocks, and keeps only what it measures of them.
+    """Takes a channel of an estimate and of its mixture in blocks, and keeps what it measures.
 
     The speaker encoder runs once for each segment, and once more for its residual where the wrong
     person may have been followed; it gets several segments in one call.
@@ -189,7 +208,7 @@ class PresenceMeter:
         self._embedding, self._calibration = embedding, calibration
         self._segment = round(SEGMENT_S * self._rate_hz)
         self._held: Samples | None = None
-        """Estimate and mixture [2, channel, sample], as far back as may be needed."""
+        """Estimate and mixture [2, sample], as far back as may be needed."""
         self._fresh = 0
         """Samples at the end of those held that are in no segment yet."""
         self._done = 0
@@ -198,9 +217,7 @@ class PresenceMeter:
         self._levels: list[tuple[FrameLevels, FrameLevels]] = []
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
-        """Take a block [channel, sample] of both.
-
-        Of several channels the one in which a segment of the mixture is loudest is measured.
+        """Take a block [sample] of both.
 
         Raises:
             EngineError: as `embed` does.
@@ -254,7 +271,6 @@ class PresenceMeter:
             presence >= calibration.threshold,
             presence < SURE and wrong,
             tuple(self._judged(calibration)),
-            calibration.mute_threshold,
             self.similarity(),
         )
 
@@ -275,13 +291,17 @@ class PresenceMeter:
             odds = float(calibration.segment_odds(features)[0])
             presence = probability(odds) if one.audible else 0.0
             end_s = round(one.start_s + one.seconds, 3)
-            present = presence >= calibration.segment_threshold
-            yield Segment(round(one.start_s, 3), end_s, presence, present)
+            yield Segment(
+                round(one.start_s, 3),
+                end_s,
+                presence,
+                presence >= calibration.segment_threshold,
+                presence < calibration.mute_threshold,
+            )
 
     def _take(self, part: Samples, new: Samples) -> None:
-        """Keep a part [2, channel, sample], of which `new` is in no segment yet, to be measured."""
-        channel = int(np.square(part[1], dtype=np.float64).sum(axis=-1).argmax())
-        self._pending.append((part[:, channel], new[:, channel]))
+        """Keep a part [2, sample], of which `new` is in no segment yet, to be measured."""
+        self._pending.append((part, new))
         self._fresh -= new.shape[-1]
         if len(self._pending) == TOGETHER:
             self._measure()

@@ -168,6 +168,7 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
     checksum = _checksum(document, tensors)
     text = msgspec.json.encode({"format": FORMAT, "checksum": checksum, **document}).decode()
     data = save(tensors, {_KEY: text})
+    files.make_folders(path.parent)
     with files.whole(path) as partial:
         partial.write_bytes(data)
 
@@ -176,16 +177,21 @@ def check_profile_output(path: Path, *, overwrite: bool) -> None:
     """Refuse a place where a profile cannot be written.
 
     Raises:
-        OutputError: its name does not end in .safetensors, its folder does not exist, or it exists
+        OutputError: its name does not end in .safetensors, its folder cannot be made, or it exists
             and either `overwrite` is False or it is something else than a profile.
     """
     if not is_profile_name(path):
         raise OutputError(f"{path}: the name of a profile ends in {SUFFIX}. Rename it.")
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise files.output_error(path, error) from error
     if path.is_dir():
         raise OutputError(f"{path}: is a folder. Choose another name.")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent}: no such folder. Make it, or choose another -o.")
-    if not path.exists():
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
+    if not exists:
         return
     if not overwrite:
         raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")

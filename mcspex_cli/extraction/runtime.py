@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+MIN_WINDOW_S = 0.3
 
 ON_GPU = 16
 """Signals at once on a GPU, if nothing else is asked for."""
@@ -60,13 +63,19 @@ class EngineSettings:
             if name not in names:
                 choices = ", ".join(names)
                 raise EngineError(f"{what} {name!r} is unknown. Use one of: {choices}.")
-        if (
-            self.window_s <= 2 * self.context_s + self.fade_s
-            or min(self.context_s, self.fade_s) < 0
+        if not isinstance(self.device, str):
+            raise TypeError(f'device is text, such as "cuda:1", not {self.device!r}')
+        if not (
+            self.context_s >= 0
+            and self.fade_s >= 0
+            and max(MIN_WINDOW_S, 2 * self.context_s + self.fade_s) <= self.window_s < math.inf
         ):
-            raise ValueError("window_s must be longer than twice context_s plus fade_s, all from 0")
-        if min(self.batch, self.threads) < 0:
-            raise ValueError("batch and threads must be 0 or more")
+            raise ValueError(
+                f"window_s must be {MIN_WINDOW_S} s or more and longer than twice context_s plus "
+                "fade_s, all from 0"
+            )
+        if not all(isinstance(count, int) and count >= 0 for count in (self.batch, self.threads)):
+            raise ValueError("batch and threads must be whole numbers, 0 or more")
 
 
 class OutOfMemoryError(Exception):
@@ -85,6 +94,8 @@ class Runtime(ABC):
     precision: str
     batch: int
     """How many signals at once pay off here."""
+    embedding: int = 0
+    """The length of an embedding; 0 if it is not known."""
 
     def has_finite_weights(self) -> bool:
         """Whether all weights of the model are finite, as far as this runtime can tell."""
@@ -130,6 +141,7 @@ class TorchRuntime(Runtime):
         self.device, self.precision = str(device), choose_precision(settings.precision, device)
         self.sample_rate_hz = system.config.sample_rate_hz
         self.true_level = system.config.true_level
+        self.embedding = system.config.embedding
         self.batch = ON_GPU if device.type == "cuda" else 1
         dtype = getattr(torch, self.precision)
         self._folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
@@ -146,7 +158,8 @@ class TorchRuntime(Runtime):
     def embed(self, references: Samples) -> Samples:
         """As `Runtime.embed`."""
         with self._computing():
-            return self._array(self.system.embed(self._tensor(references)))
+            embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
+            return embeddings
 
     def extract(self, mixtures: Samples, voices: Samples) -> Samples:
         """As `Runtime.extract`."""
@@ -156,16 +169,13 @@ class TorchRuntime(Runtime):
             at_once = 1 if self._folded else len(mixtures)
             parts = [torch.split(self._tensor(v), at_once) for v in (mixtures, voices)]
             estimates = [self.system.extract(*part) for part in zip(*parts, strict=True)]
-            return self._array(torch.cat(estimates))
+            joined: Samples = torch.cat(estimates).float().cpu().numpy()
+            return joined
 
     def _tensor(self, values: Samples) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(values).to(self._device, self._dtype)
-
-    def _array(self, values: torch.Tensor) -> Samples:
-        array: Samples = values.float().cpu().numpy()
-        return array
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -181,14 +191,6 @@ class TorchRuntime(Runtime):
             raise
 
 
-@dataclass(frozen=True)
-class RuntimeKind:
-    """A program that can run networks; a row of `RUNTIMES`."""
-
-    help: str
-    load: Callable[[CheckpointInfo, EngineSettings], Runtime]
-
-
 def _load_torch(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
     from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 
@@ -201,11 +203,11 @@ def _load_onnx(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
     return onnx.load(info, settings)
 
 
-RUNTIMES = {
-    "torch": RuntimeKind("PyTorch, which is always there", _load_torch),
-    "onnx": RuntimeKind("ONNX Runtime, an extra: it starts sooner", _load_onnx),
+RUNTIMES: dict[str, Callable[[CheckpointInfo, EngineSettings], Runtime]] = {
+    "torch": _load_torch,
+    "onnx": _load_onnx,
 }
-"""Every runtime by its name."""
+"""What loads a checkpoint, by the name of the runtime that it gives."""
 
 
 def choose_device(name: str) -> torch.device:

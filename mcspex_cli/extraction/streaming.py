@@ -139,7 +139,7 @@ class LiveExtractor:
         first, and for a model that cannot tell."""
         self.limited = False
         """Whether something was turned down because it would have clipped."""
-        self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].gain)
+        self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
         self._waiting: deque[Future[_Estimate]] = deque()
         self._held: list[Samples] = []
@@ -230,11 +230,11 @@ class _Stream:
     """Turns windows into output, one after the other, in the worker's thread."""
 
     def __init__(
-        self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, low: float
+        self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, mutes: bool
     ) -> None:
         self.computed_s = 0.0
         self._engine, self._embedding, self._timing = engine, voice.embedding, timing
-        self._rate_hz, self._low = sample_rate_hz, low
+        self._rate_hz, self._mutes = sample_rate_hz, mutes
         self._done = 0
         """Samples that are in the output already."""
         self._tail: Samples = np.zeros(0, np.float32)
@@ -300,7 +300,7 @@ class _Stream:
             return
         meter = PresenceMeter(self._engine.embed_parts, rate_hz, self._embedding, calibration)
         newest = slice(-round(SEGMENT_S * rate_hz), None)
-        meter.add(estimate[:, newest], mixture[:, newest])
+        meter.add(estimate[0, newest], mixture[0, newest])
         self._presence = meter.result().segments[-1].presence
         if meter.segments[-1].audible:  # after silence, the gate is as it was before
             self._presences.append(self._presence)
@@ -308,10 +308,10 @@ class _Stream:
     def _gated(self, samples: Samples) -> Samples:
         """Samples as the policy for an absent voice wants them, a change of it faded."""
         calibration, before = self._engine.calibration, self._gate
-        if calibration is None or self._low == 1:
+        if calibration is None or not self._mutes:
             return samples
         present = max(self._presences, default=1.0) >= calibration.mute_threshold
-        self._gate = 1.0 if present else self._low
+        self._gate = float(present)
         fade = min(len(samples), round(MUTE_FADE_S * self._rate_hz))
         gate = np.full(len(samples), self._gate, np.float32)
         gate[:fade] = np.linspace(before, self._gate, fade)

@@ -22,9 +22,10 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.activity import FRAME_S
+from mcspex_cli.extraction.clip import Clip
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import Calibration, PresenceMeter, SegmentFeatures
-from mcspex_cli.extraction.reference import Clip, similarity_of_parts
+from mcspex_cli.extraction.reference import similarity_of_parts
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
 from mcspex_cli.training.simulate import (
@@ -337,7 +338,7 @@ class Calibrator:
         for case, voice in zip(self.cases, self._voices, strict=True):
             clip = Clip.measure(case.rendering.id, case.rendering.reference, rate_hz)
             similarity = similarity_of_parts(clip, self._engine, self._unfitted)
-            if similarity is not None and clip.speech().sum() * FRAME_S >= MIN_COMPARED_S:
+            if similarity is not None and clip.speech.sum() * FRAME_S >= MIN_COMPARED_S:
                 parts.append(similarity)
             speech = Clip.measure(case.rendering.id, case.rendering.target, rate_hz).only_speech()
             if len(speech) >= MIN_COMPARED_S * rate_hz:
@@ -354,7 +355,7 @@ class Calibrator:
         engine, one, present = self._engine, case.rendering, speaker == case.speaker
         meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, self._unfitted)
         estimate = engine.extract(one.mixture, voice)
-        meter.add(estimate[None], one.mixture[None])
+        meter.add(estimate, one.mixture)
         meter.finish()
         audible = [segment for segment in meter.segments if segment.audible]
         shares = [self._share_of(segment, one) if present else 0.0 for segment in audible]

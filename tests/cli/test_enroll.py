@@ -87,6 +87,8 @@ def test_poor_clips_are_warned_of(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_enrolled(run: Run, tmp_path: Path) -> None:
+    assert run("enroll", "reference.flac", "-o", "new/p.safetensors").exit_code == 0
+    (tmp_path / "new/p.safetensors").rename(tmp_path / "p.safetensors")
     (tmp_path / "mine.safetensors").write_text("mine")
     audio.write(tmp_path / "silent.wav", np.zeros(9000, np.float32), RATE_HZ)
     usage = [
@@ -96,6 +98,8 @@ def test_what_cannot_be_enrolled(run: Run, tmp_path: Path) -> None:
     ]
     errors = [
         (["reference.flac", "-o", "mine.safetensors"], "mine.safetensors: exists already"),
+        (["p.safetensors", "-o", "p.safetensors", "--overwrite"], "safetensors: is an input"),
+        (["reference.flac", "-o", "n" * 300 + ".safetensors"], "its name is too long"),
         (["reference.flac", "-o", "alice.wav"], "alice.wav: the name of a profile ends in"),
         (["none.wav", "-o", "a.safetensors"], "none.wav: no such file or folder"),
         (["silent.wav", "-o", "a.safetensors"], "silent.wav: is silent"),

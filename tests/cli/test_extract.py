@@ -153,7 +153,17 @@ def assert_matches(text: str, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("truth.wav", "truth.wav: exists already. Add --overwrite to replace it."),
+        (
+            "truth.wav",
+            "truth.wav: exists already. Add --overwrite to replace it by the output for "
+            "mixture.wav.",
+        ),
+        (".wav", ".wav: names no file. Put a name before the dot."),
+        (
+            "/dev/null",
+            "/dev/null/mixture.target.wav: /dev/null is a file, not a folder. Choose "
+            "another place.",
+        ),
         (
             "mixture.wav",
             "mixture.wav: is an input, and inputs are never overwritten. Choose another name.",
@@ -178,6 +188,48 @@ def test_a_bad_output_is_one_line_and_exit_1(
     done = extract("mixture.wav", "--ref", "reference.wav", "-o", output)
     assert (done.exit_code, done.stderr) == (1, f"error: {message}\n")
     assert {p: p.read_bytes() for p in scene.iterdir()} == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_what_is_no_file_is_not_replaced(extract: Run, scene: Path) -> None:
+    os.mkfifo(scene / "pipe.wav")
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "pipe.wav", "--overwrite")
+    assert (done.exit_code, done.stderr) == (
+        1, "error: pipe.wav: is not a regular file. Choose another name.\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-", "--ref", "none.wav", "-o", "o.wav"], "none.wav: no such file or folder."),
+        (["-", "--ref", "reference.wav", "-o", "o.mp3"], "o.mp3: cannot write this format."),
+        (["mixture.wav", "--ref-span", "1-9"], "mixture.wav: ends at 2.00 s, before the span"),
+        (["mixture.wav", "mixture.wav", "--ref", "reference.wav"], "mixture.wav: is named twice."),
+        (["mixture.wav", "--ref", "brief.wav"], "brief.wav: 0.20 s is too short."),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
+    extract: Run, scene: Path, words: list[str], message: str
+) -> None:
+    audio.write(scene / "brief.wav", buzz(110, 0.2), RATE_HZ)
+    done = extract(*words, model="nobody")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("target", ["o.wav", "none.wav", "none/none.wav"])
+def test_a_link_that_leads_nowhere_is_replaced(extract: Run, scene: Path, target: str) -> None:
+    (scene / "o.wav").symlink_to(target)
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "o.wav")
+    assert done.exit_code == 0, done.output
+    assert not (scene / "o.wav").is_symlink()
+
+
+def test_a_long_name_has_room_for_a_span(extract: Run, scene: Path) -> None:
+    (scene / "mixture.wav").rename(scene / ("m" * 251 + ".wav"))
+    done = extract("m" * 251 + ".wav", "--ref-span", "0-1.5", "-o", "o.wav")
+    assert done.exit_code == 0, done.output
 
 
 def test_two_mixtures_with_one_output_name_are_refused(extract: Run, scene: Path) -> None:

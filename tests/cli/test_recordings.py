@@ -230,8 +230,8 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
     assert ", presence 0." in first
     assert first.endswith(")  x/mixture.residual.wav  y/z/mixture.activity.json")
     done = extract(*words, "--activity", "y/z")
-    message = "error: x/mixture.target.wav: exists already. Add --overwrite to replace it.\n"
-    assert (done.exit_code, done.stderr) == (1, message)
+    message = "error: x/mixture.target.wav: exists already. Add --overwrite to replace it by the "
+    assert (done.exit_code, done.stderr) == (1, f"{message}output for mixture.wav.\n")
     assert extract(*words, "--activity", "y/z", "--overwrite").exit_code == 0
 
 
@@ -246,7 +246,11 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
             ("--activity", "a.txt"),
             "a.txt: cannot write this format. End the name in .json, .rttm, .srt.",
         ),
-        (("--residual", "truth.wav"), "truth.wav: exists already. Add --overwrite to replace it."),
+        (
+            ("--residual", "truth.wav"),
+            "truth.wav: exists already. Add --overwrite to replace it by the output for "
+            "mixture.wav.",
+        ),
         (("--residual", "o.wav"), "o.wav: is named for two outputs. Give each its own name."),
     ],
 )
@@ -379,7 +383,7 @@ def test_loudness_is_a_broadcasters(extract: Run) -> None:
     assert meter.integrated_loudness(get("o.wav")) == pytest.approx(-35, abs=0.1)
     done = extract(*PLAIN, "--level", "lufs=0", "--overwrite", "--json")
     assert json.loads(done.stdout)["limited"] is True
-    assert done.stderr.startswith("warning: o.wav: turned down (gain ")
+    assert done.stderr.startswith("warning: o.wav: turned down by ")
     assert np.abs(get("o.wav")).max() == pytest.approx(0.891, abs=1e-3)
 
 

@@ -21,12 +21,16 @@ from mcspex_cli import audio
 from mcspex_cli.cli import console, extract
 from mcspex_cli.errors import McspexError
 try:
-    with extract._stdin_file() as path, console.shown_as(path, "standard input"):
-        print(path, flush=True)
-        try:
-            print(len(audio.read(path, 8000)))
-        except McspexError as error:
-            console.error(str(error))
+    extract._check_stdin()
+    with extract._temporary_folder() as folder:
+        path = folder / "stdin"
+        with console.shown_as(path, "standard input"):
+            extract._copy_stdin(path)
+            print(path, flush=True)
+            try:
+                print(len(audio.read(path, 8000)))
+            except McspexError as error:
+                console.error(str(error))
 except McspexError as error:
     console.error(str(error))
 """

@@ -34,16 +34,14 @@ def measured(
     for start_s, end_s in loud:
         levels[round(start_s * 100) : round(end_s * 100)] = LOUD_DB
     segments = tuple(
-        Segment(4.0 * k, min(4.0 * k + 4, seconds), presence, presence >= 0.5)
+        Segment(4.0 * k, min(4.0 * k + 4, seconds), presence, presence >= 0.5, presence < 0.25)
         for k, presence in enumerate(presences)
     )
-    return PresenceResult(
-        levels, np.full_like(levels, mixture_db), segments=segments, mute_threshold=0.25, **told
-    )
+    return PresenceResult(levels, np.full_like(levels, mixture_db), segments=segments, **told)
 
 
 def test_spans_are_where_it_is_loud() -> None:
-    found = find_spans(measured((1.0, 3.0), (5.0, 9.5)), 0.0)
+    found = find_spans([measured((1.0, 3.0), (5.0, 9.5))], [0.0])
     assert np.array(found) == pytest.approx(np.array([(1.0, 3.0), (5.0, 9.5)]), abs=0.03)
 
 
@@ -60,47 +58,54 @@ def test_spans_are_where_it_is_loud() -> None:
 def test_short_pauses_are_filled_then_short_bursts_dropped(
     loud: tuple[tuple[float, float], ...], expected: list[tuple[float, float]]
 ) -> None:
-    found = find_spans(measured(*loud), 0.0)
+    found = find_spans([measured(*loud)], [0.0])
     assert len(found) == len(expected)
     assert np.array(found) == pytest.approx(np.array(expected), abs=0.035)
 
 
 def test_what_is_far_below_the_mixture_is_not_the_voice() -> None:
-    assert find_spans(measured((1.0, 3.0), mixture_db=LOUD_DB + 19), 0.0)
-    assert find_spans(measured((1.0, 3.0), mixture_db=LOUD_DB + 21), 0.0) == []
+    assert find_spans([measured((1.0, 3.0), mixture_db=LOUD_DB + 19)], [0.0])
+    assert find_spans([measured((1.0, 3.0), mixture_db=LOUD_DB + 21)], [0.0]) == []
 
 
 def test_levels_are_compared_at_the_matched_gain() -> None:
     far = measured((1.0, 3.0), mixture_db=LOUD_DB + 40)
-    assert find_spans(far, 30.0)
-    assert find_spans(far, 10.0) == []
+    assert find_spans([far], [30.0])
+    assert find_spans([far], [10.0]) == []
 
 
 def test_segments_without_the_voice_have_no_spans() -> None:
-    found = find_spans(
-        measured((1.0, 11.0), presences=(0.9, 0.3, 0.8), presence=0.9, present=True), 0.0
-    )
+    result = measured((1.0, 11.0), presences=(0.9, 0.3, 0.8), presence=0.9, present=True)
+    found = find_spans([result], [0.0])
     assert np.array(found) == pytest.approx(np.array([(1.0, 4.0), (8.0, 11.0)]), abs=0.03)
 
 
 def test_an_absent_voice_speaks_never_and_an_unknown_one_by_its_level() -> None:
-    assert find_spans(measured((1.0, 3.0), presence=0.1, present=False), 0.0) == []
-    assert len(find_spans(measured((1.0, 3.0)), 0.0)) == 1
+    assert find_spans([measured((1.0, 3.0), presence=0.1, present=False)], [0.0]) == []
+    assert len(find_spans([measured((1.0, 3.0))], [0.0])) == 1
+
+
+def test_a_voice_speaks_where_it_does_in_any_channel() -> None:
+    """Each channel at its own gain; one without the voice counts for nothing."""
+    one, other = measured((1.0, 3.0), present=True), measured((6.0, 8.0), mixture_db=LOUD_DB + 40)
+    absent = measured((9.0, 11.0), presence=0.1, present=False)
+    spans = find_spans([one, other, absent], [0.0, 30.0, 0.0])
+    assert np.array(spans) == pytest.approx(np.array([(1.0, 3.0), (6.0, 8.0)]), abs=0.03)
 
 
 def test_silence_has_no_spans() -> None:
     nothing = PresenceResult(np.full(300, -120.0), np.full(300, -120.0))
-    assert find_spans(nothing, 0.0) == []
-    assert find_spans(PresenceResult(np.zeros(0), np.zeros(0)), 0.0) == []
+    assert find_spans([nothing], [0.0]) == []
+    assert find_spans([PresenceResult(np.zeros(0), np.zeros(0))], [0.0]) == []
 
 
 def test_the_gate_closes_over_surely_absent_segments_and_fades() -> None:
     """0.3 is under the threshold, but not surely absent."""
-    times, gains = mute_gains(measured(presences=(0.9, 0.1, 0.3)), 0.05)
+    times, gains = mute_gains(measured(presences=(0.9, 0.1, 0.3)).segments, 0.05)
     assert times == pytest.approx([0.0, 3.975, 4.025, 7.975, 8.025])
     assert gains == [1.0, 1.0, 0.0, 0.0, 1.0]
-    assert mute_gains(measured(presences=(0.1, 0.1, 0.1)), 0.05) == ([0.0], [0.0])
-    assert mute_gains(measured(presences=(0.9,), seconds=3.0), 0.05) == ([0.0], [1.0])
+    assert mute_gains(measured(presences=(0.1, 0.1, 0.1)).segments, 0.05) == ([0.0], [0.0])
+    assert mute_gains(measured(presences=(0.9,), seconds=3.0).segments, 0.05) == ([0.0], [1.0])
 
 
 def written(
@@ -143,7 +148,8 @@ def test_json_has_all(tmp_path: Path) -> None:
 
 
 def test_json_of_an_uncalibrated_model_has_nulls(tmp_path: Path) -> None:
-    write_activity(tmp_path / "a.JSON", ActivityReport("stdin", "stdin", "target", measured(), []))
+    report = ActivityReport("stdin", "stdin", "target", measured(), [])
+    write_activity(tmp_path / "a.JSON", report)
     document = json.loads((tmp_path / "a.JSON").read_text())
     assert (document["presence"], document["present"]) == (None, None)
     assert (document["spans"], document["segments"], document["active_s"]) == ([], [], 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -252,10 +253,44 @@ def test_what_is_no_mixture_is_refused(
             use()
 
 
-@pytest.mark.parametrize("settings", [{"window_s": 0.0}, {"fade_s": -1.0}, {"batch": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"window_s": value} for value in (0.0, -1.0, 1e-4, np.nan, np.inf)),
+        *({"fade_s": value} for value in (-1.0, np.nan)),
+        *({name: value} for name in ("batch", "threads") for value in (-1, 1.5, None)),
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         EngineSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "message"),
+    [
+        (lambda engine: engine.extract(buzz(1, 1), np.ones(7, "f")), ValueError, "16 numbers"),
+        (lambda engine: engine.extract(buzz(1, 1), np.ones((1, 16))), ValueError, r"be \[sample\]"),
+        (lambda engine: engine.extract(buzz(1, 1), np.full(16, np.nan)), ValueError, "NaN"),
+        (lambda engine: engine.extract(buzz(1, 1), "alice"), TypeError, "an embedding must be"),
+        *(
+            (lambda engine, block=block: list(engine.stream([block], np.ones(16))), kind, message)
+            for block, kind, message in (
+                (buzz(1, 1), ValueError, r"a block must be \[channel, sample\]"),
+                (np.zeros((9000, 2), np.float32), ValueError, "a block must be"),
+                (np.full((1, 9000), np.nan), ValueError, "NaN or infinite"),
+                (np.zeros((1, 9000), np.int16), TypeError, "float numbers"),
+            )
+        ),
+        (lambda _: Engine("tiny"), TypeError, "runs a System or a Runtime"),  # type: ignore[arg-type]
+        (lambda _: EngineSettings(device=None), TypeError, "device is text"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_an_engine_cannot_use_is_refused(
+    tiny: System, use: Callable[[Engine], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        use(Engine(tiny, SHORT))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

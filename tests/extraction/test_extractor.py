@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError
+from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import (
@@ -28,10 +30,11 @@ from mcspex_cli.extraction.job import (
     Outputs,
     Places,
     Result,
-    check_distinct,
+    check_references,
 )
 from mcspex_cli.extraction.levels import PEAK
 from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.profile import ReferenceQuality
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 from mcspex_cli.extraction.windows import without_rumble
@@ -329,6 +332,23 @@ def test_segments_without_the_voice_are_faded_to_silence(
         np.testing.assert_allclose(muted[fade], gains * plain[fade], atol=1e-6)
 
 
+def test_each_channel_is_judged_for_itself(run: Run, soft: Extractor, tmp_path: Path) -> None:
+    """By the gain: the voice is in the first channel only, and for its first two seconds."""
+    at_s = np.arange(4 * RATE_HZ) / RATE_HZ
+    low, high = (0.2 * np.sin(2 * np.pi * hz * at_s) for hz in (200, 3000))
+    put(tmp_path, np.stack([np.where(at_s < 2, low, high), high]).astype(np.float32))
+    soft.engine.calibration = calibration(0.5, segment_weights=(0.0, -14.0, 32.0))
+    result = run(absent="mute", channel="all", subtype="FLOAT")
+    assert (result.present, result.silent) == (True, False)
+    assert [one.present for one in result.segments] == [True, False]
+    first, second = get(tmp_path / "e.wav")
+    assert np.abs(first[:15_000]).max() > 0.1
+    assert not first[17_000:].any()
+    assert not second.any()
+    (span,) = json.loads((tmp_path / "a.json").read_text())["spans"]
+    assert (span["start_s"], span["end_s"]) == pytest.approx((0, 2), abs=0.1)
+
+
 def test_a_failure_leaves_what_was_there(
     run: Run, soft: Extractor, mixture: Samples, tmp_path: Path
 ) -> None:
@@ -389,9 +409,19 @@ def test_an_estimate_in_memory_is_safe_to_write(soft: Extractor) -> None:
         (np.zeros((9000, 2), np.float32), 8000, ValueError, "Transpose it"),
         (np.zeros((1, 2, 9000), np.float32), 8000, ValueError, "shape"),
         (np.full(9000, np.inf, np.float32), 8000, ValueError, "NaN or infinite"),
+        (MIXTURE.astype(np.float64) * 1e300, 8000, ValueError, "NaN or infinite"),
         (np.zeros(0, np.float32), 8000, ValueError, "no samples"),
         ([0.0], 8000, TypeError, "NumPy array"),
-        (MIXTURE, 0, ValueError, "sample rate of 0 Hz"),
+        *(
+            (MIXTURE.astype(kind), 8000, TypeError, "float numbers")
+            for kind in (np.int16, np.bool_, np.complex64, object)
+        ),
+        (np.ma.masked_array(MIXTURE, MIXTURE > 0), 8000, TypeError, "float numbers"),
+        *(
+            (MIXTURE, rate_hz, ValueError, "a sample rate is from 1000 to")
+            for rate_hz in (0, -1, 999, 10**9, np.nan, np.inf)
+        ),
+        *((MIXTURE, rate_hz, TypeError, "is a number, not") for rate_hz in (True, "8000")),
         (MIXTURE[:2000], 8000, AudioError, "0.25 s is too short"),
         (0 * MIXTURE, 8000, AudioError, "is silent"),
         (0 * MIXTURE + np.float32(0.3), 8000, AudioError, "is silent"),
@@ -404,10 +434,12 @@ def test_what_is_no_mixture_is_refused(
         soft.extract(samples, named(np.ones(8, np.float32)), sample_rate_hz=rate_hz)
 
 
-@pytest.mark.parametrize("embedding", [np.ones(7), np.full(8, np.nan), np.ones((1, 8))])
+@pytest.mark.parametrize(
+    "embedding", [np.ones(7), np.full(8, np.nan), np.ones((1, 8)), np.ones(8, complex)]
+)
 def test_a_voice_of_another_model_is_refused(soft: Extractor, embedding: np.ndarray) -> None:
-    with pytest.raises(McspexError, match="the voice is not one of this model, or is damaged"):
-        soft.extract(MIXTURE, named(embedding.astype(np.float32)))
+    with pytest.raises(McspexError, match=r"\(alice.wav\) is not one of this model, or is damaged"):
+        soft.extract(MIXTURE, named(embedding, "alice.wav"))
 
 
 @pytest.mark.parametrize(
@@ -418,12 +450,37 @@ def test_a_voice_of_another_model_is_refused(soft: Extractor, embedding: np.ndar
         ({"subtype": "PCM_99"}, "subtype 'PCM_99' is none of PCM_16"),
         ({"damaged": "maybe"}, "damaged 'maybe' is none of fail, keep"),
         ({"channel": "left"}, "channel 'left' is none of mix, all, 0"),
-        ({"dry_db": float("nan")}, "must be finite"),
+        ({"dry_db": float("nan")}, "wet_db and dry_db are from -120 to 40 dB"),
+        ({"wet_db": 1e6}, "from -120 to 40 dB"),
+        ({"channel": 0}, "channel is text, such as"),
+        ({"track": 1}, "track is text"),
+        ({"level": None}, "level is text"),
+        ({"absent": ["keep"]}, "absent is text"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ExtractionOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda x, v: x.extract(MIXTURE, "alice.wav"), "a voice is what Extractor.enroll gives"),
+        (lambda x, v: x.extract_file("m.wav", None, "o.wav"), "a voice is what Extractor.enroll"),
+        (lambda x, v: x.extract(MIXTURE, v, options={"level": "peak"}), "are ExtractionOptions"),
+        (lambda x, v: list(x.extract_files(["m.wav"])), "extract_files takes Jobs, not 'm.wav'"),
+        (lambda x, v: x.enroll([MIXTURE]), "references are paths of files"),
+        (lambda x, v: x.enroll(None), "references are paths of files"),
+        (lambda x, v: x.enroll(spans=["0-1"], mixture="m.wav"), "spans are Spans"),
+        (lambda x, v: x.enroll(spans=[Span(0, 1)], mixture="m.wav", channel=0), "channel is text"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(
+    soft: Extractor, use: Callable[[Extractor, Voice], object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        use(soft, named(np.ones(8, np.float32)))
 
 
 # --- several files -----------------------------------------------------------------------------
@@ -559,6 +616,82 @@ def test_giving_up_between_files_leaves_whole_ones_only(
     assert len(list(tmp_path.glob("*.out.wav"))) < len(read) < 12
 
 
+def test_a_bug_costs_only_its_own_file_and_its_traceback_is_logged(
+    soft: Extractor, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mcspex"), "propagate", True)
+    paths, network = write_all(tmp_path, 8000, 9000, 8500), soft.engine.runtime.extract
+
+    def extract(mixtures: Samples, voices: Samples) -> Samples:
+        if mixtures.shape[1] == 9000:
+            raise RuntimeError("sizes do not match")
+        return network(mixtures, voices)
+
+    soft.engine.runtime.extract = extract  # type: ignore[method-assign]
+    voice = named(np.ones(8, np.float32))
+    first, second, third = together(soft, voice, paths)
+    assert isinstance(first, Result)
+    assert isinstance(third, Result)
+    assert str(second) == (
+        f"{paths[1]}: RuntimeError (sizes do not match). This is a bug, please report it."
+    )
+    assert "Traceback" in caplog.text
+
+
+def test_jobs_that_end_by_an_error_leave_the_files_before_it(
+    soft: Extractor, tmp_path: Path
+) -> None:
+    (path,), voice = write_all(tmp_path, 8000), named(np.ones(8, np.float32))
+
+    def jobs() -> Iterator[Job]:
+        yield Job(path, voice, Outputs(tmp_path / "o.wav"))
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        list(soft.extract_files(jobs()))
+    assert get(tmp_path / "o.wav").shape == (1, 8000)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("before", [b"", b"mine"])
+def test_all_outputs_of_a_mixture_appear_or_none(
+    soft: Extractor, mixture: Samples, tmp_path: Path, before: bytes
+) -> None:
+    """The last of the three cannot get its name, for a folder has it by then."""
+    paths = [tmp_path / name for name in ("e.wav", "r.wav", "a.json")]
+    if before:
+        for path in paths[:2]:
+            path.write_bytes(before)
+    there = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OutputError, match=r"a.json: cannot be written"):
+        soft.extract_file(
+            tmp_path / "mixture.wav",
+            named(np.ones(8, np.float32)),
+            Outputs(*paths, overwrite=True),
+            advance=lambda _: paths[2].mkdir(exist_ok=True),
+        )
+    paths[2].rmdir()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("mixture.wav", 844, "0.05 s is too short"),
+        ("mixture.flac", 2000, "is damaged, and only 0.00 s of it can be read"),
+    ],
+)
+def test_too_little_of_a_damaged_mixture_is_refused(
+    soft: Extractor, tmp_path: Path, name: str, size: int, message: str
+) -> None:
+    path, voice = tmp_path / name, named(np.ones(8, np.float32))
+    audio.write(path, MIXTURE, RATE_HZ)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(AudioError, match=f"{name}: {message}"):
+        soft.extract_file(path, voice, tmp_path / "o.wav", ExtractionOptions(damaged="keep"))
+    assert listing(tmp_path) == [name]
+
+
 def test_no_jobs_are_no_results(soft: Extractor) -> None:
     assert list(soft.extract_files([])) == []
 
@@ -669,6 +802,46 @@ def test_a_write_protected_folder_is_refused(run: Run, mixture: Samples, tmp_pat
         run({"estimate": "locked/e.wav"})
 
 
+@pytest.mark.parametrize("how", ["same", "link", "hard link"])
+@pytest.mark.parametrize("kind", ["estimate", "residual"])
+def test_a_reference_is_never_overwritten(
+    soft: Extractor, mixture: Samples, tmp_path: Path, how: str, kind: str
+) -> None:
+    reference, place = tmp_path / "reference.wav", tmp_path / "place.wav"
+    audio.write(reference, buzz(110, 2), RATE_HZ)
+    before = reference.read_bytes()
+    if how == "same":
+        place = reference
+    elif how == "link":
+        place.symlink_to(reference)
+    else:
+        place.hardlink_to(reference)
+    voice = named(np.ones(8, np.float32), str(reference))
+    places = {"estimate": tmp_path / "o.wav", kind: place}
+    for one in (voice, lambda: voice):
+        job = Job(tmp_path / "mixture.wav", one, Outputs(**places, overwrite=True))
+        ((_, result),) = soft.extract_files([job])
+        assert isinstance(result, OutputError)
+        assert "is an input, and inputs are never overwritten" in str(result)
+    assert (place.read_bytes(), (tmp_path / "o.wav").exists()) == (before, False)
+
+
+@pytest.mark.parametrize("name", ["copy.flac", "copy.ogg", "copy24.wav", "copy16k.wav"])
+def test_a_mixture_in_another_format_is_its_own_reference_too(
+    soft: Extractor, tmp_path: Path, name: str
+) -> None:
+    put(tmp_path, MIXTURE, subtype="PCM_16")
+    rate_hz = 16000 if "16k" in name else RATE_HZ
+    sound = np.repeat(MIXTURE, rate_hz // RATE_HZ)
+    audio.write(tmp_path / name, 0.5 * sound, rate_hz, "PCM_24" if "24" in name else "PCM_16")
+    quality = ReferenceQuality(str(tmp_path / name), 5.0, 5.0, 5.0, -20, 0.0, None, None)
+    voice = replace(named(np.ones(8, np.float32), str(tmp_path / name)), qualities=(quality,))
+    with pytest.raises(AudioError, match="is its own reference"):
+        soft.extract_file(tmp_path / "mixture.wav", voice, tmp_path / "o.wav")
+    audio.write(tmp_path / name, sound[::-1], rate_hz)
+    soft.extract_file(tmp_path / "mixture.wav", voice, tmp_path / "o.wav")
+
+
 @pytest.mark.parametrize("how", ["same", "link", "copy"])
 def test_a_mixture_is_not_its_own_reference(
     soft: Extractor, mixture: Samples, tmp_path: Path, how: str
@@ -679,13 +852,14 @@ def test_a_mixture_is_not_its_own_reference(
         reference.symlink_to(path)
     elif how == "copy":
         reference.write_bytes(path.read_bytes())
-    with pytest.raises(AudioError, match="is its own reference"):
-        check_distinct(path, [reference])
     voice = named(np.ones(8, np.float32), str(reference))
+    job = Job(path, voice, Outputs(tmp_path / "o.wav"))
+    with pytest.raises(AudioError, match="is its own reference"):
+        check_references(job, [reference])
     with pytest.raises(AudioError, match="is its own reference"):
         soft.extract_file(path, voice, tmp_path / "o.wav")
     audio.write(tmp_path / "other.wav", MIXTURE[1:], RATE_HZ, "FLOAT")
-    check_distinct(path, [tmp_path / "other.wav", tmp_path / "none.wav"])
+    check_references(job, [tmp_path / "other.wav", tmp_path / "none.wav"])
 
 
 def test_a_wrong_format_is_refused_before_the_network_runs(

@@ -23,6 +23,8 @@ from mcspex_cli.extraction.presence import (
     Calibration,
     PresenceMeter,
     PresenceResult,
+    Segment,
+    join_channels,
     parse_calibration,
     probability,
 )
@@ -53,13 +55,13 @@ def measure(
     made: Calibration | None,
     sizes: Sequence[int] = (),
 ) -> PresenceResult:
-    """Measure estimate and mixture [channel, sample], in blocks of some sizes, over and over."""
+    """Measure estimate and mixture [sample], in blocks of some sizes, over and over."""
     meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, made)
-    estimate, mixture = (np.atleast_2d(one) for one in both)
+    estimate, mixture = both
     at, turn = 0, 0
-    while at < estimate.shape[1]:
-        size = sizes[turn % len(sizes)] if sizes else estimate.shape[1]
-        meter.add(estimate[:, at : at + size], mixture[:, at : at + size])
+    while at < len(estimate):
+        size = sizes[turn % len(sizes)] if sizes else len(estimate)
+        meter.add(estimate[at : at + size], mixture[at : at + size])
         at, turn = at + size, turn + 1
     return meter.result()
 
@@ -181,7 +183,7 @@ def test_the_speaker_encoder_runs_once_for_a_segment(
     for weights, expected in (((0.0, 0.0, 9.0), 1), ((0.0, 0.0, 0.0), 2)):
         runs.clear()
         meter = PresenceMeter(embed, RATE_HZ, voice, replace(made, segment_weights=weights))
-        meter.add(*(one[None] for one in scene(4.0)))
+        meter.add(*scene(4.0))
         meter.result()
         assert runs == [(2, 2 * RATE_HZ)] * expected
 
@@ -231,14 +233,17 @@ def test_without_a_calibration_there_are_only_levels(engine: Engine, voice: audi
     assert result.segments == ()
 
 
-def test_the_loudest_channel_is_measured(
-    engine: Engine, voice: audio.Samples, made: Calibration
-) -> None:
-    estimate, mixture = scene(2.0)
-    both = np.stack([-0.5 * estimate, estimate]), np.stack([-0.5 * mixture, mixture])
-    stereo, mono = (measure(engine, voice, one, made) for one in (both, (estimate, mixture)))
-    np.testing.assert_array_equal(stereo.estimate_db, mono.estimate_db)
-    np.testing.assert_array_equal(stereo.mixture_db, mono.mixture_db)
+def test_a_voice_in_one_channel_is_in_the_mixture() -> None:
+    """Each segment counts by the channel in which the voice is surest, and times begin later."""
+    nothing = np.zeros(0)
+
+    def channel(presence: float, *segments: float) -> PresenceResult:
+        judged = (Segment(2.0 * k, 2.0 * k + 2, one, one > 0.5) for k, one in enumerate(segments))
+        return PresenceResult(nothing, nothing, presence, presence > 0.5, False, tuple(judged))
+
+    joined = join_channels([channel(0.3, 0.2, 0.3), channel(0.9, 0.9, 0.1)], 1.5)
+    assert (joined.presence, joined.present) == (0.9, True)
+    assert joined.segments == (Segment(1.5, 3.5, 0.9, True), Segment(3.5, 5.5, 0.3, False))
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 16000])

@@ -94,7 +94,8 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, profile: Profile) -> None:
     for name, message in (
         ("alice.wav", r"the name of a profile ends in .safetensors"),
         ("folder.safetensors", "is a folder"),
-        ("nowhere/a.safetensors", "nowhere: no such folder"),
+        ("alice.safetensors/a.safetensors", "alice.safetensors is a file, not a folder"),
+        ("n" * 300 + ".safetensors", "its name is too long"),
     ):
         with pytest.raises(OutputError, match=message):
             check_profile_output(tmp_path / name, overwrite=True)

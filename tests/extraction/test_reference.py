@@ -15,21 +15,17 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.errors import AudioError, CheckpointError
-from mcspex_cli.extraction import reference
+from mcspex_cli.extraction import clip as clip_module
+from mcspex_cli.extraction.clip import LONGEST_USED_S, Clip, Span, read_clip, read_spans
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.profile import Enrolment, Profile, ReferenceQuality, write_profile
 from mcspex_cli.extraction.reference import (
-    LONGEST_USED_S,
-    Clip,
-    Span,
     Voice,
     check_sources,
     embed_clip,
     enroll,
     join_voices,
     list_sources,
-    read_clip,
-    read_spans,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
@@ -98,9 +94,9 @@ def test_a_profile_counts_with_its_seconds(
     assert voice.qualities == whole.qualities
     assert len(enroll([clips], engine, model).sources) == 2  # a folder is its sounds
     sources = list_sources([clips, path])
-    check_sources(sources, model)
+    assert list(check_sources(sources, model)) == [path]
     with pytest.raises(CheckpointError, match=r"p.safetensors: enrolled for tiny"):
-        check_sources(sources, replace(model, sha256="a" * 64))
+        check_sources(sources, model, replace(model, sha256="a" * 64))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +145,8 @@ def test_poor_clips_have_a_warning(engine: Engine) -> None:
         (np.clip(40 * said, -1, 1), r"x.wav: [\d.]+ % of its samples are clipped"),
         (said * 1e-3, r"x.wav: very quiet \(-8\d dB\)"),
         (said[:8000], r"only [01].\d s of speech; with 3 s or more a voice is followed better"),
+        (0.04 * noise, r"x.wav: is equally loud throughout, as noise and tones are"),
+        (0.2 * np.sin(0.4 * np.arange(16000)), r"x.wav: is equally loud throughout"),
     ):
         _, voice = quality_of(samples.astype(np.float32), engine)
         (line,) = voice.warnings
@@ -165,7 +163,7 @@ def test_clipping_counts_runs_at_full_scale() -> None:
 def test_only_the_beginning_of_hours_is_read(
     clips: Path, engine: Engine, model: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "LONGEST_READ_S", 20.0)
+    monkeypatch.setattr(clip_module, "LONGEST_READ_S", 20.0)
     audio.write(clips / "long.wav", talk(1, 0, 35, RATE_HZ), RATE_HZ)
     (quality,) = enroll([clips / "long.wav"], engine, model).qualities
     assert quality.seconds == 20.0
@@ -273,6 +271,7 @@ def test_pauses_in_a_short_clip_stay() -> None:
         ("1:02:03-1:02:09", 3723, 3729),
         ("90 - 2:00", 90, 120),
         ("0-0.3", 0, 0.3),
+        (".5-2.", 0.5, 2),
         ("8-", 8, np.inf),
         ("1:00 -", 60, np.inf),
     ],
@@ -287,13 +286,22 @@ def test_spans_are_read(text: str, start_s: float, end_s: float) -> None:
         *((t, "is not a span") for t in ("", "12", "-3-5", "a-b", "1:75-2:00", "1:60:00-1:60:09")),
         *((t, "is not a span") for t in ("1e3-2e3", "nan-5", "٣-٩", "1-2-3", "9" * 500)),
         ("5-4", "5-4: this span ends before it starts"),
-        ("5-5", "ends before it starts"),
+        ("5-5", "5-5: this span is empty"),
+        ("0-0", "is empty"),
         ("5-5.2", r"0.20 s is too short. Give 0.3 s"),
     ],
 )
 def test_what_is_no_span_is_refused(text: str, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         Span.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s"), [(3, 1), (1, 1), (-3, 1), (np.nan, 1), (0, np.nan), (np.inf, np.inf)]
+)
+def test_times_that_are_no_span_are_refused(start_s: float, end_s: float) -> None:
+    with pytest.raises(ValueError, match="a span from"):
+        Span(start_s, end_s)
 
 
 def test_spans_are_shown_in_seconds() -> None:
@@ -377,11 +385,14 @@ def test_a_reference_that_begins_with_silence_is_searched(tmp_path: Path, noise:
     sound = np.concatenate([quiet, speech, np.zeros(RATE_HZ, np.float32)])
     sound += (noise * rng.standard_normal(len(sound))).astype(np.float32)
     audio.write(tmp_path / "late.flac", sound, RATE_HZ)
-    samples, _ = read_clip(tmp_path / "late.flac", RATE_HZ)
-    clip = Clip.measure("late.flac", samples, RATE_HZ)
+    clip = read_clip(tmp_path / "late.flac", RATE_HZ)
     assert len(clip.trimmed()) / RATE_HZ == pytest.approx(4.5, abs=0.6)
     audio.write(tmp_path / "noise.flac", sound[: 11 * 60 * RATE_HZ], RATE_HZ)
-    assert len(read_clip(tmp_path / "noise.flac", RATE_HZ)[0]) / RATE_HZ >= 60
+    if noise:
+        assert read_clip(tmp_path / "noise.flac", RATE_HZ).seconds >= 60
+    else:
+        with pytest.raises(AudioError, match="is silent"):
+            read_clip(tmp_path / "noise.flac", RATE_HZ)
 
 
 def test_an_offset_changes_nothing(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
