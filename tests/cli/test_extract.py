@@ -219,10 +219,15 @@ def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
 
 
 @pytest.mark.parametrize("target", ["o.wav", "none.wav", "none/none.wav"])
-def test_a_link_that_leads_nowhere_is_replaced(extract: Run, scene: Path, target: str) -> None:
+def test_a_link_that_leads_nowhere_is_replaced_only_if_that_is_asked_for(
+    extract: Run, scene: Path, target: str
+) -> None:
     (scene / "o.wav").symlink_to(target)
-    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "o.wav")
-    assert done.exit_code == 0, done.output
+    words = ("mixture.wav", "--ref", "reference.wav", "-o", "o.wav")
+    done = extract(*words)
+    assert (done.exit_code, "o.wav: exists already" in done.stderr) == (1, True)
+    assert (scene / "o.wav").is_symlink()
+    assert extract(*words, "--overwrite").exit_code == 0
     assert not (scene / "o.wav").is_symlink()
 
 
