@@ -104,9 +104,11 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
     """Embed one clip.
 
     Raises:
+        AudioError: its speech is shorter than 0.3 s.
         EngineError: as `Engine.embed`.
     """
     used, two_voices = clip.trimmed(), None
+    check_length(f"{clip.name}: its speech", len(used) / clip.sample_rate_hz)
     if calibration := engine.calibration:
         similarity = similarity_of_parts(clip, engine, calibration)
         if similarity is not None:
