@@ -208,6 +208,26 @@ def test_a_residual_that_would_clip_is_turned_down(
     assert result.residual_gain_db == pytest.approx(20 * np.log10(PEAK / peak), abs=0.01)
 
 
+@pytest.mark.parametrize(
+    "rumble",
+    [
+        lambda at_s: 0.4 + 0 * at_s,
+        lambda at_s: 0.05 * at_s - 0.2,
+        lambda at_s: 0.3 * np.sin(2 * np.pi * 5 * at_s),
+    ],
+)
+def test_what_is_too_low_to_be_heard_changes_nothing(
+    run: Run, tmp_path: Path, rumble: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    plain = {"estimate": "p.wav", "residual": "", "activity": ""}
+    put(tmp_path, MIXTURE)
+    expected = run(plain, subtype="FLOAT")
+    put(tmp_path, MIXTURE + rumble(np.arange(len(MIXTURE)) / RATE_HZ).astype(np.float32))
+    result = run(subtype="FLOAT")
+    assert result.gain_db == pytest.approx(expected.gain_db, abs=0.05)
+    np.testing.assert_allclose(get(tmp_path / "e.wav"), get(tmp_path / "p.wav"), atol=0.01)
+
+
 # --- levels ------------------------------------------------------------------------------------
 
 
