@@ -71,7 +71,15 @@ class Engine:
         self.label = label
         self.settings = settings or EngineSettings()
         self.calibration = calibration
-        self.runtime = self._runtime(system)
+        if not isinstance(system, Runtime):
+            if not hasattr(system, "config"):
+                raise TypeError(f"an Engine runs a System or a Runtime, not {system!r:.80}")
+            if self.settings.runtime not in ("auto", "torch"):
+                raise EngineError(
+                    f"a System runs in torch. For {self.settings.runtime}, use open_engine."
+                )
+            system = TorchRuntime(system, self.settings)
+        self.runtime = system
         self.sample_rate_hz = self.runtime.sample_rate_hz
         self.batch = self.settings.batch or self.runtime.batch
         """Signals computed at once; halved whenever memory is short."""
@@ -271,17 +279,6 @@ class Engine:
                 "this engine was made before the process forked, and would hang here. Make an "
                 'engine in each process, or start processes with multiprocessing\'s "spawn".'
             )
-
-    def _runtime(self, system: System | Runtime) -> Runtime:
-        if isinstance(system, Runtime):
-            return system
-        if not hasattr(system, "config"):
-            raise TypeError(f"an Engine runs a System or a Runtime, not {system!r:.80}")
-        if self.settings.runtime not in ("auto", "torch"):
-            raise EngineError(
-                f"a System runs in torch. For {self.settings.runtime}, use open_engine."
-            )
-        return TorchRuntime(system, self.settings)
 
 
 def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) -> Engine:

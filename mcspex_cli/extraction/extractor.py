@@ -202,9 +202,10 @@ class Extractor:
         kept = Store(None) if options.mixes else None
         mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
         extraction = _Extraction(self, options, check_voice(voice), mixture=mixture)
-        for _ in self._computed([extraction], lambda _: None):
-            pass
-        result = extraction.result()
+        with closing(extraction):
+            for _ in self._computed([extraction], lambda _: None):
+                pass
+            result = extraction.result()
         if options.channel == "all" and samples.ndim == 2:
             return result
         assert result.estimate is not None

@@ -284,7 +284,10 @@ class Places:
                 raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
             for other in (self._outputs[key] for key in keys & self._outputs.keys()):
                 if other == job.name:
-                    raise OutputError(f"{other}: is named twice. Leave one out.")
+                    raise OutputError(
+                        f"{other}: would be written twice to {path}. Leave one out, or give each "
+                        "its own output."
+                    )
                 raise OutputError(
                     f"{other} and {job.name} would both be written to {path}. "
                     "Rename one, or extract them one at a time with -o FILE."

@@ -205,7 +205,10 @@ def test_what_is_no_file_is_not_replaced(extract: Run, scene: Path) -> None:
         (["-", "--ref", "none.wav", "-o", "o.wav"], "none.wav: no such file or folder."),
         (["-", "--ref", "reference.wav", "-o", "o.mp3"], "o.mp3: cannot write this format."),
         (["mixture.wav", "--ref-span", "1-9"], "mixture.wav: ends at 2.00 s, before the span"),
-        (["mixture.wav", "mixture.wav", "--ref", "reference.wav"], "mixture.wav: is named twice."),
+        (
+            ["mixture.wav", "mixture.wav", "--ref", "reference.wav"],
+            "mixture.wav: would be written twice to mixture.target.wav.",
+        ),
         (["mixture.wav", "--ref", "brief.wav"], "brief.wav: 0.20 s is too short."),
     ],
 )
