@@ -154,6 +154,22 @@ def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) ->
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
 
 
+def test_what_has_its_name_is_taken_back_where_another_cannot_get_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def write() -> None:
+        with files.together():
+            for name in "abc":
+                with files.whole(tmp_path / name) as partial:
+                    partial.write_text("new")
+            (tmp_path / "c").mkdir()  # somebody else's, just now
+
+    with pytest.raises(OutputError, match="c: cannot be written: it is a folder"):
+        write()
+    (tmp_path / "c").rmdir()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
 def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
     program = "import sys; from pathlib import Path; from mcspex_cli import files\n"
     program += "files.partial(Path(sys.argv[1])).touch()"
