@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -319,36 +319,52 @@ def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
 
 
 def check_references(
-    job: Job, references: Iterable[Path], lengths_s: Mapping[str, float] | None = None
+    job: Job, references: Sequence[Path], lengths_s: Mapping[str, float] | None = None
 ) -> None:
-    """Refuse references that are the mixture, in this or another file, or an output.
+    """Refuse references that are the mixture of a job, or one of its outputs.
 
     Args:
         job: whose mixture and outputs these are.
-        references: files; what is none is left to whoever reads it.
-        lengths_s: the length of references by their names, and of the mixture by its own: those as
-            long as the mixture are listened to, for they may be the same sound in another format.
+        references: files.
+        lengths_s: as `check_distinct`.
 
     Raises:
         AudioError: a reference is the mixture.
         OutputError: a reference would be overwritten.
     """
-    mixture, outputs = identities(job.mixture), job.outputs.paths()
-    lengths_s = lengths_s or {}
-    length_s = lengths_s.get(str(job.mixture), math.inf)
     for reference in references:
         keys = identities(reference)
-        for path in outputs:
+        for path in job.outputs.paths():
             check_no_input(path, keys)
-        same = bool(mixture & keys)
+    check_distinct(job.mixture, references, lengths_s)
+
+
+def check_distinct(
+    mixture: Path, references: Iterable[Path], lengths_s: Mapping[str, float] | None = None
+) -> None:
+    """Refuse a mixture that is its own reference, in this or another file.
+
+    Args:
+        mixture: a file.
+        references: files; what is none is left to whoever reads it.
+        lengths_s: the lengths of files by their names. A reference that is as long as the mixture
+            is listened to, for it may be the same sound in another format.
+
+    Raises:
+        AudioError: it is.
+    """
+    lengths_s = lengths_s or {}
+    length_s = lengths_s.get(str(mixture), math.inf)
+    for reference in references:
+        same = bool(identities(mixture) & identities(reference))
         with suppress(OSError, McspexError):
-            same = same or filecmp.cmp(job.mixture, reference, shallow=False)
+            same = same or filecmp.cmp(mixture, reference, shallow=False)
             if not same and abs(lengths_s.get(str(reference), 0.0) - length_s) < _SAME_LENGTH_S:
-                same = _sounds_same(job.mixture, reference)
+                same = _sounds_same(mixture, reference)
         if same:
             raise AudioError(
-                f"{job.mixture}: is its own reference ({reference}). Give a clip of the voice "
-                "alone, or say with --ref-span when it speaks alone."
+                f"{mixture}: is its own reference ({reference}). Give a clip of the voice alone, "
+                "or say with --ref-span when it speaks alone."
             )
 
 

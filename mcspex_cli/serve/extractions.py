@@ -108,7 +108,7 @@ class Extraction:
             self.error = f"{type(error).__name__} ({error}). This is a bug, please report it."
 
     def _extract(self, extractor: Extractor) -> None:
-        from mcspex_cli.extraction.reference import Span
+        from mcspex_cli.extraction.clip import Span
 
         recording, options = self.recording, self.options
         start_s = recording.info.start_s
