@@ -98,7 +98,7 @@ class _Stderr(io.FileIO):
 
 def _set_up_streams() -> None:
     """Make standard error fail silently, and let no file become what a closed stream was."""
-    if sys.stderr is not sys.__stderr__:  # somebody else's, as in tests
+    if os.name != "posix" or sys.stderr is not sys.__stderr__:  # as in tests
         return
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)  # libraries and other processes may write to it
