@@ -443,9 +443,11 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
 
 
 def _reason(error: Exception, log: list[Any]) -> str:
-    """FFmpeg's last complaint, or its error's name."""
+    """FFmpeg's last complaint, or its error's name where that says anything."""
     messages = [message for _, _, message in log if message.strip()]
-    return _printable(messages[-1] if messages else getattr(error, "strerror", "") or str(error))
+    text = messages[-1] if messages else getattr(error, "strerror", "") or str(error)
+    is_clear = not re.match("Error number|Resource temporarily unavailable", text)
+    return _printable(text) if is_clear else "what is there cannot be decoded"
 
 
 def _printable(text: str) -> str:

@@ -77,6 +77,16 @@ def test_containers_are_found_like_any_recording(tmp_path: Path) -> None:
     }
 
 
+def test_every_kind_of_recording_that_can_be_read_is_found(tmp_path: Path) -> None:
+    read = (
+        "wav WAV flac ogg opus mp3 mp2 m4a m4b mp4 mkv mka mov webm aac ac3 eac3 dts wma wmv amr "
+    )
+    read += "3gp 3g2 avi flv mpg ts m2ts wv tta ape voc sph aiff caf w64 au"
+    names = sorted(f"{number}.{suffix}" for number, suffix in enumerate(read.split()))
+    touch(tmp_path, *names, "a.txt", "b.csv", "c.m3u8", "d.json", "e")
+    assert found(tmp_path) == names
+
+
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"none: cannot be searched: its folder does not exist"):
         files.find(tmp_path / "none")
