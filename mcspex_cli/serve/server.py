@@ -208,6 +208,8 @@ class Pages:
                 return Response(status_code=400)
             except McspexError as error:
                 return _refuse(session.told(str(error)), 400)
+            except OSError:  # closed, or begun anew, while it was answered
+                return _refuse("This file is no longer there.", 404)
 
         return endpoint
 
@@ -294,7 +296,7 @@ class Pages:
             if name == b"range" and (start := re.fullmatch(rb"bytes=(\d{1,15})-", value)):
                 end = int(start[1]) + MOST_SENT - 1
                 headers[place] = (name, value + str(end).encode())
-        return FileResponse(path, media_type="audio/wav")
+        return FileResponse(path, media_type="audio/wav", stat_result=path.stat())
 
     async def _peaks(self, session: Session, request: Request) -> Response:
         name, recording = request.path_params["name"], session.recording
@@ -318,7 +320,7 @@ class Pages:
         if kind not in SAVED or extraction is None or extraction.state != "done":
             return _refuse("There is no such file.", 404)
         path, name = await run_in_threadpool(session.saved, kind)
-        return FileResponse(path, filename=name)
+        return FileResponse(path, filename=name, stat_result=path.stat())
 
     async def _close(self, session: Session, _: Request) -> Response:
         await run_in_threadpool(self._sessions.close, session)

@@ -72,6 +72,9 @@ def draw_part(path: Path, mixture: Path, start_s: float, end_s: float) -> bytes:
         mixture: what it was extracted from; its loudest place has the brightest colour.
         start_s: the part's beginning.
         end_s: its end, which may be the end of a file of hours.
+
+    Raises:
+        OSError: a file is not there any more.
     """
     loudest_db = max(float(_levels(mixture, start_s, end_s).max()), QUIET_DB)
     return draw(_levels(path, start_s, end_s), loudest_db)
@@ -80,7 +83,7 @@ def draw_part(path: Path, mixture: Path, start_s: float, end_s: float) -> bytes:
 def _levels(path: Path, start_s: float, end_s: float) -> Levels:
     import soundfile
 
-    with soundfile.SoundFile(path) as file:
+    with path.open("rb") as stream, soundfile.SoundFile(stream) as file:
         rate_hz, frames = file.samplerate, file.frames
         first, last = (min(max(0, round(s * rate_hz)), frames) for s in (start_s, end_s))
         count, length = 1, max(last - first, 1)

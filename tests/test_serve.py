@@ -1,0 +1,489 @@
+"""`mcspex serve`: its page in a real browser, who may ask for what, and what is left behind."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mcspex_cli import audio
+from mcspex_cli.__main__ import main
+from tests.conftest import EXAMPLES, ROOT
+from tests.evaluation.test_page_in_browser import ARGUMENTS, CONTRAST
+
+uvicorn = pytest.importorskip("uvicorn", reason="mcspex[serve] is not installed")
+pytest.importorskip("starlette", reason="mcspex[serve] is not installed")
+
+REFUSAL = "Refused: open the page at the address that mcspex serve printed."
+INTERVIEW = EXAMPLES / "interview.flac"
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+TIMEOUT_S = 60
+
+
+@dataclass
+class Server:
+    """A server in a process of its own, and its temporary folder."""
+
+    temporary: Path
+    process: subprocess.Popen[str] = field(init=False)
+    port: int = 0
+
+    def start(self) -> Server:
+        command = [sys.executable, "-m", "mcspex_cli", "serve", "--port", "0", "--no-browser"]
+        self.process = subprocess.Popen(
+            [*command, "--max-upload", "20M"],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+        )
+        assert self.process.stderr
+        line = self.process.stderr.readline()
+        self.port = int(re.match(r"http://127\.0\.0\.1:(\d+)/ ", line)[1])  # type: ignore[index]
+        return self
+
+    def folders(self) -> list[Path]:
+        """What it keeps: a folder for each open page."""
+        return [path for each in self.temporary.glob(".mcspex*") for path in each.iterdir()]
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """The status, headers and body of an answer."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)) as to:
+            to.request(method, path, body, names)
+            answer = to.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def session(self) -> str:
+        return f"/sessions/{json.loads(self.ask('POST', '/sessions')[2])['id']}"
+
+    def put(self, path: str, name: str, body: bytes) -> Any:
+        """Upload a file; the answer's JSON."""
+        return json.loads(self.ask("PUT", f"{path}?name={quote(name)}", body)[2])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all; it comes after one that was killed, and ends as SIGTERM ends it."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    killed = Server(temporary).start()
+    killed.ask("POST", "/sessions")
+    assert len(killed.folders()) == 1
+    killed.process.kill()
+    killed.process.communicate()
+    server = Server(temporary).start()
+    assert server.folders() == []
+    assert len(list(temporary.glob(".mcspex*"))) == 1
+    yield server
+    server.session()
+    server.process.send_signal(signal.SIGTERM)
+    _, told = server.process.communicate(timeout=TIMEOUT_S)
+    assert told == "ended; all files of the page are deleted.\n"
+    assert server.process.returncode == 0
+    assert list(temporary.iterdir()) == []
+
+
+def until(check: Callable[[], Any], what: str) -> Any:
+    """Wait until something is so."""
+    end = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < end:
+        if value := check():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {TIMEOUT_S} s: {what}")
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:7860"},
+        {"Host": "["},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "cors"},
+    ],
+    ids=str,
+)
+def test_pages_of_other_sites_are_refused(server: Server, headers: dict[str, str]) -> None:
+    path = server.session()
+    for method, place in (("POST", "/sessions"), ("GET", f"{path}/"), ("POST", f"{path}/close")):
+        status, answered, body = server.ask(method, place, **headers)
+        assert (status, body) == (
+            403,
+            b"Refused: open the page at the address that mcspex serve printed.",
+        )
+        assert not [name for name in answered if name.lower().startswith("access-control")]
+    assert server.ask("POST", f"{path}/close")[0] == 204
+
+
+def test_a_link_to_the_page_may_be_on_another_site(server: Server) -> None:
+    headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    status, answered, _ = server.ask("GET", "/", **headers)
+    assert status == 200
+    assert "frame-ancestors 'none'" in answered["Content-Security-Policy"]
+    assert "default-src 'none'" in answered["Content-Security-Policy"]
+
+
+def test_paths_and_names_lead_nowhere(server: Server) -> None:
+    path = server.session()
+    name = f"..\\../../{'a' * 300}<img src=x onerror=alert(1)>\n\u202e.wav"
+    sound = (EXAMPLES / "mixture.flac").read_bytes()
+    state = server.put(f"{path}/recording", name, sound)
+    assert state["recording"]["name"].endswith("a<img src=x onerror=alert(1)>\\n\\u202e.wav")
+    (folder,) = server.folders()
+    until((folder / "mixture.wav").exists, "decoded")
+    assert {each.name for each in folder.iterdir()} == {"upload-1.wav", "mixture.wav"}
+    for place in (
+        "/static/../server.py",
+        "/static/..%2fserver.py",
+        "/static/wavesurfer-LICENSE.txt",
+        "/sessions/../../etc/passwd",
+        f"{path}/sounds/..%2fupload-1.wav",
+        f"{path}/sounds/upload-1.wav",
+        f"{path}/pictures/%2fetc%2fpasswd?from=0&to=1",
+        f"{path}/saved/upload-1.wav",
+        f"{path[:-1]}/",
+    ):
+        assert server.ask("GET", place)[0] == 404, place
+    whole = server.ask("GET", f"{path}/sounds/mixture", Range="bytes=0-")
+    assert (whole[0], len(whole[2])) == (206, (folder / "mixture.wav").stat().st_size)
+    status, headers, part = server.ask("GET", f"{path}/sounds/mixture", Range="bytes=8-11")
+    assert (status, part, headers["Cache-Control"]) == (206, b"WAVE", "no-store")
+    for wrong in ({"model": "/etc/passwd"}, {"model": "mcspex-small-8k", "device": "x"}, {"a": 1}):
+        status, _, body = server.ask("POST", f"{path}/extraction", json.dumps(wrong))
+        assert (status, "error" in json.loads(body)) == (400, True)
+    server.ask("POST", f"{path}/close")
+    assert server.folders() == []
+
+
+def test_what_is_too_large_is_refused_and_not_kept(server: Server) -> None:
+    path = server.session()
+    message = (
+        "big.wav: is too large; at most 20 MB may be uploaded. "
+        "Start mcspex serve with a larger --max-upload."
+    )
+    assert server.put(f"{path}/recording", "big.wav", bytes(21 * 2**20)) == {"error": message}
+    chunks = (bytes(2**20) for _ in range(21))  # no length is announced
+    _, _, body = server.ask("PUT", f"{path}/recording?name=big.wav", chunks)
+    assert json.loads(body) == {"error": message}
+    (folder,) = server.folders()
+    assert list(folder.iterdir()) == []
+    server.ask("POST", f"{path}/close")
+
+
+def test_bad_files_have_the_messages_of_extract(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("this is no sound " * 99)
+    (tmp_path / "empty.mp3").touch()
+    audio.write(tmp_path / "short.wav", np.full(800, 0.1, np.float32), 8000)
+    (tmp_path / "other.safetensors").write_bytes(b"12345678" * 9)
+    path, reference = server.session(), str(EXAMPLES / "reference.flac")
+    for name in ("text.wav", "empty.mp3", "short.wav", "other.safetensors"):
+        file = tmp_path / name
+        words = [str(file), "--ref", reference]
+        kind = "recording"
+        if name == "other.safetensors":
+            words, kind = [str(INTERVIEW), "--ref", str(file)], "references"
+        told = CliRunner().invoke(main, ["extract", *words, "-o", str(tmp_path / "o.wav")]).stderr
+        answer = server.put(f"{path}/{kind}", name, file.read_bytes())
+        assert f"error: {answer['error']}\n" == told.replace(f"{tmp_path}/", "")
+    server.ask("POST", f"{path}/close")
+
+
+def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
+    from mcspex_cli.cli.serve import _listen
+    from mcspex_cli.serve.extractions import Extractions
+    from mcspex_cli.serve.server import make_app
+    from mcspex_cli.serve.sessions import Sessions
+
+    address = _listen("0.0.0.0", 0)
+    where = urlsplit(address.url)
+    assert re.fullmatch(r"/[\w-]{22}/", where.path)
+    sessions = Sessions(Extractions({}), 1)
+    app = make_app(sessions, INTERVIEW, address.token)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    thread = threading.Thread(target=running.run, args=([address.listener],))
+    thread.start()
+    try:
+        until(lambda: running.started, "started")
+        own = Server(tmp_path, port=where.port or 0)
+        for path, status in (("/", 404), ("/static/page.js", 404), (where.path, 200)):
+            assert own.ask("GET", path, Host="studio.example")[0] == status
+        assert own.ask("POST", "/sessions")[0] == 404
+        assert own.ask("POST", f"{where.path}sessions")[0] == 200
+        assert own.ask("POST", f"{where.path}sessions", Origin="http://evil.example")[0] == 403
+    finally:
+        running.should_exit = True
+        thread.join()
+        sessions.close_all()
+    assert not sessions.folder.exists()
+
+
+# The command
+
+
+def test_a_wrong_start_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["serve", "--no-browser", *words])
+        return done.exit_code, done.stderr.splitlines()[-1]
+
+    code, line = run("--port", str(server.port))
+    assert (code, line) == (
+        1,
+        f"error: cannot listen on port {server.port} of 127.0.0.1: Address already in use. "
+        "Choose another port, as in --port 7861, or end the program that uses it.",
+    )
+    code, line = run("--max-upload", "many")
+    assert code == 2
+    assert line.endswith("'many' is no size. Write it like 500M or 2G.")
+    code, line = run("--host", "no such host")
+    assert code == 1
+    assert line.startswith("error: --host no such host: ")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert run() == (1, "error: serve needs uvicorn. Run: pip install 'mcspex[serve]'")
+
+
+# The page
+
+Browser = Any
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(executable_path=DRIVER)
+    )
+    driver.set_script_timeout(20)
+    yield driver
+    driver.quit()
+
+
+@dataclass
+class Page:
+    """The page in a tab of the browser."""
+
+    browser: Browser
+
+    def __call__(self, selector: str) -> Any:
+        return self.browser.find_element("css selector", selector)
+
+    def run(self, script: str, *values: Any) -> Any:
+        return self.browser.execute_script(f"return {script}", *values)
+
+    def drop(self, selector: str, *paths: Path) -> None:
+        """Drop files from the desktop."""
+        element = self(selector)
+        self.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", element)
+        box = element.rect
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        place = {"x": box["x"] + 40, "y": box["y"] - self.run("scrollY") + 40}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            values = {"type": kind, **place, "data": data}
+            self.browser.execute_cdp_cmd("Input.dispatchDragEvent", values)
+
+    def wait_for(self, selector: str, state: str = "is_displayed") -> Any:
+        """An element once it is to be seen."""
+
+        def look() -> Any:
+            elements = self.browser.find_elements("css selector", selector)
+            return elements[0] if elements and getattr(elements[0], state)() else None
+
+        return until(look, f"{selector} {state}: {self('#problem').text}")
+
+    def mark(self, start_s: float, end_s: float) -> None:
+        """Drag over the waveform."""
+        from selenium.webdriver import ActionChains
+
+        self.wait_for("#mixture .play", "is_enabled")
+        wave = self("#mixture .wave")
+        width, seconds = wave.size["width"], float(wave.get_attribute("aria-valuemax"))
+        start, end = (round(width * s / seconds) for s in (start_s, end_s))
+        actions = ActionChains(self.browser, duration=50)
+        actions.move_to_element_with_offset(wave, start - width // 2, 0).click_and_hold()
+        actions.move_by_offset(10, 0).move_by_offset(end - start - 10, 0).release().perform()
+
+    def result(self) -> None:
+        """Extract, and wait for the result."""
+        self.wait_for("#extract", "is_enabled").click()
+        self.wait_for("#pictures figure:nth-child(3)")
+
+
+@pytest.fixture
+def page(server: Server, browser: Browser) -> Page:
+    """The page, freshly loaded, 1400 pixels wide."""
+    size = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    return Page(browser)
+
+
+def check(server: Server, page: Page) -> None:
+    """Everything is from this server, fits the window, can be read, and has a name."""
+    browser = page.browser
+    urls = [
+        message["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    ]
+    own = (f"http://127.0.0.1:{server.port}/", "data:", "blob:")
+    assert [url for url in urls if not url.startswith(own)] == []
+    page("summary").click()
+    for width in (420, 1400):
+        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert page.run("document.documentElement.scrollWidth") == width
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        low = [pair for pair in browser.execute_script(CONTRAST) if pair[0] < 4.5]
+        assert low == []
+    nameless = "[...document.querySelectorAll('button, a, [role=slider], canvas')].filter("
+    nameless += "(e) => !(e.ariaLabel || e.textContent.trim())).map((e) => e.outerHTML)"
+    assert page.run(nameless) == []
+    assert browser.get_log("browser") == []
+
+
+@needs_browser
+def test_an_interview_from_dropping_it_to_saving_the_voice(
+    server: Server, page: Page, tmp_path: Path
+) -> None:
+    browser = page.browser
+    page.drop("#drop", INTERVIEW)
+    page.mark(0.05, 3.3)
+    assert re.search(r"0:00\.\d – 0:03\.\d", page("#chips li").text)
+    page.result()
+    assert page("#verdict").text.startswith("The person is there and speaks for 0:")
+    pictures = page.run("[...document.images].map((each) => [each.alt, each.src])")
+    assert [alt.split(",")[0] for alt, _ in pictures] == [
+        f"Spectrogram of: {label}" for label in ("Recording", "The voice", "Everybody else")
+    ]
+    until(lambda: page.run("[...document.images].every((i) => i.naturalWidth > 0)"), "pictures")
+
+    # Playing; the next track goes on where the one before was.
+    at = "document.querySelector('#track-%s audio').currentTime"
+    page("#track-voice .play").click()
+    until(lambda: page.run(at % "voice") > 0.5, "the voice plays")
+    page("#track-others .play").click()
+    until(lambda: page.run(at % "others") > 0.6, "the others play")
+    assert page.run("document.querySelector('#track-voice audio').paused")
+    assert page("#track-others .play").get_attribute("aria-pressed") == "true"
+    page("#track-others .play").click()
+
+    # Saving.
+    behavior = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", behavior)
+    endings = ("voice.wav", "others.flac", "voice.srt", "safetensors")
+    for link in ("voice.wav", "others.flac", "voice.srt", "voice.safetensors"):
+        page(f"[data-save='{link}']").click()
+    files = [tmp_path / f"interview.{ending}" for ending in endings]
+    until(lambda: all(file.exists() for file in files), "downloads")
+    mixture = audio.probe(INTERVIEW)
+    for file in files[:2]:
+        info = audio.probe(file)
+        assert (info.frames, info.sample_rate_hz) == (mixture.frames, mixture.sample_rate_hz)
+    rate_hz = mixture.sample_rate_hz
+    voice, others, whole = (audio.read(path, rate_hz) for path in (*files[:2], INTERVIEW))
+    assert np.abs(voice + others - whole).max() < 1e-3
+    assert files[2].read_text().startswith("1\n00:00:0")
+
+    # The saved voice is as good as the mark.
+    page("#chips button[aria-label^='Remove']").click()
+    assert not page("#extract").is_enabled()
+    page.drop("#voice", files[3])
+    until(lambda: "interview.safetensors" in page("#chips").text, "the saved voice")
+    first = page.run("document.images[0].src")
+    page("#extract").click()
+    until(lambda: page.run("document.images[0]?.src") not in (None, first), "another result")
+    assert page("#verdict").text.startswith("The person is there")
+
+    check(server, page)
+
+
+@needs_browser
+def test_bad_input_is_told_and_changes_nothing(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "<b>broken<b>.wav"
+    broken.write_bytes(b"RIFF" + bytes(100))
+    page.drop("#drop", broken)
+    assert page.wait_for("#problem").text.startswith("<b>broken<b>.wav: ")
+    assert page("#drop").is_displayed()
+    page("#example").click()
+    page.wait_for("#extract", "is_enabled")
+    assert not page("#problem").is_displayed()
+    page.drop("#voice", broken)
+    assert page.wait_for("#problem").text.startswith("<b>broken<b>.wav: ")
+    page.drop("#voice", INTERVIEW)
+    until(lambda: "interview.flac" in page("#chips").text, "the reference")
+    page("#extract").click()
+    message = "interview.flac: is its own reference (interview.flac). Give a clip of the voice "
+    message += "alone, or mark where it speaks alone."
+    until(lambda: page("#problem").text == message, message)
+    page("#from").send_keys("0:19")
+    page("#to").send_keys("1:00\n")
+    until(lambda: "is no part of the recording" in page("#problem").text, "a wrong mark")
+
+
+@needs_browser
+def test_two_pages_wait_for_each_other_and_can_cancel(
+    server: Server, page: Page, tmp_path: Path
+) -> None:
+    browser = page.browser
+    long = tmp_path / "long.flac"
+    audio.write(long, np.tile(audio.read(INTERVIEW, 8000), 30), 8000)
+    first = browser.current_window_handle
+    page.drop("#drop", long)
+    page.mark(0.0, 30.0)
+    page.wait_for("#extract", "is_enabled").click()
+    until(lambda: page("#work-text").text.startswith("Extracting: "), "the first is at work")
+
+    browser.switch_to.new_window("tab")
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    page("#example").click()
+    page.wait_for("#extract", "is_enabled").click()
+    waiting = "Waiting: one extraction comes first"
+    until(lambda: page("#work-text").text == waiting, "the second waits")
+    assert len(server.folders()) == 2
+    second = browser.current_window_handle
+    browser.switch_to.window(first)
+    page("#cancel").click()
+    page.wait_for("#extract")
+    assert not page("#result").is_displayed()
+    browser.switch_to.window(second)
+    page.wait_for("#pictures figure:nth-child(3)")
+
+    browser.execute_script("window.onbeforeunload = null")
+    browser.close()
+    browser.switch_to.window(first)
+    until(lambda: len(server.folders()) == 1, "what belonged to the closed page is deleted")
