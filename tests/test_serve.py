@@ -358,7 +358,7 @@ def check(server: Server, page: Page) -> None:
         if (message := json.loads(entry["message"])["message"])["method"]
         == "Network.requestWillBeSent"
     ]
-    own = (f"http://127.0.0.1:{server.port}/", "data:", "blob:")
+    own = (f"http://127.0.0.1:{server.port}/", "data:", "blob:", "chrome:")
     assert [url for url in urls if not url.startswith(own)] == []
     page("summary").click()
     for width in (420, 1400):
