@@ -126,26 +126,28 @@ class Output:
                 f"{mixture.name}: the voice is not in it (presence {self.presence.presence:.2f}). "
                 "Check the reference, or use --absent keep."
             )
+        matched_db = gain_db(estimate.gain)
         self.spans = [
             (round(start_s + mixture.start_s, 3), round(end_s + mixture.start_s, 3))
-            for start_s, end_s in find_spans(estimate.presences, gain_db(estimate.gain))
+            for start_s, end_s in find_spans(estimate.presences, matched_db)
         ]
         """When the voice speaks, counted as its container counts."""
         levels, level_db = max(
-            zip(estimate.presences, gain_db(estimate.gain), strict=True),
+            zip(estimate.presences, matched_db, strict=True),
             key=lambda channel: channel[0].presence or 0.0,
         )
         self.speech_left = share_of_speech(levels.estimate_db + level_db, levels.mixture_db)
         """The share of the mixture's speech in which the estimate is heard too."""
-        matched = estimate.gain if options.parsed_level.policy.matched else 1.0
+        level = options.parsed_level
+        policy = level.policy
+        matched = estimate.gain if policy.matched else 1.0
         self._gain = np.ones_like(estimate.gain) * matched * 10 ** (options.wet_db / 20)
-        self._set_factors()
+        shape = mixture.sample_rate_hz, mixture.channels
+        self._set_factors(level, LoudnessMeter(*shape) if policy.needs_loudness else None)
 
-    def _set_factors(self) -> None:
+    def _set_factors(self, level: Level, meter: LoudnessMeter | None) -> None:
         """Run through all once, for the factors of estimate and residual."""
-        level, outputs, subtype = self._options.parsed_level, self._outputs, self._options.subtype
-        rate_hz, channels = self._mixture.sample_rate_hz, self._mixture.channels
-        meter = LoudnessMeter(rate_hz, channels) if level.policy.needs_loudness else None
+        outputs, subtype = self._outputs, self._options.subtype
         peak = residual_peak = 0.0
         for estimate, residual in self._blocks():
             peak = max(peak, float(np.abs(estimate).max(initial=0)))

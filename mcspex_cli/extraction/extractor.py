@@ -199,7 +199,7 @@ class Extractor:
         check_rate(rate_hz)
         options = _checked(options)
         block = audio.select(block, options.channel, "the mixture")
-        kept = Store(None) if options.mixes else None
+        kept = None if options.dry_db is None else Store(None)
         mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
         extraction = _Extraction(self, options, check_voice(voice), mixture=mixture)
         with closing(extraction):

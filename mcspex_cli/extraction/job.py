@@ -87,11 +87,6 @@ class ExtractionOptions:
         """`level`, read."""
         return Level.parse(self.level)
 
-    @property
-    def mixes(self) -> bool:
-        """Whether the mixture is added to the voice."""
-        return self.dry_db is not None
-
     def __post_init__(self) -> None:
         for name in ("channel", "level", "subtype", "absent", "damaged", "track"):
             value = getattr(self, name)

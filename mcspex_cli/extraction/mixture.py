@@ -143,6 +143,7 @@ def open_mixture(job: Job, options: ExtractionOptions) -> Mixture:
         track=options.track,
         damaged=options.damaged,
     )
+    is_kept = job.outputs.residual is not None or options.dry_db is not None
     return Mixture(
         str(job.mixture),
         info.sample_rate_hz,
@@ -150,6 +151,6 @@ def open_mixture(job: Job, options: ExtractionOptions) -> Mixture:
         reader,
         info.seconds,
         info.start_s,
-        Store(job.outputs.estimate.parent) if job.outputs.residual or options.mixes else None,
+        Store(job.outputs.estimate.parent) if is_kept else None,
         lambda: reader.warnings,
     )
