@@ -181,7 +181,7 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
 def test_what_is_too_large_is_refused_and_not_kept(server: Server) -> None:
     path = server.session()
     message = (
-        "big.wav: is too large; at most 20 MB may be uploaded. "
+        "big.wav: is too large; a page may send 20 MB in all. "
         "Start mcspex serve with a larger --max-upload."
     )
     assert server.put(f"{path}/recording", "big.wav", bytes(21 * 2**20)) == {"error": message}

@@ -92,12 +92,12 @@ class Extraction:
     def run(self, load: Callable[[CheckpointInfo, str], Extractor]) -> None:
         """Do it; what goes wrong is its `error`."""
         try:
-            self._check_wanted()
+            self._check_cancelled()
             self.state, self.step = "working", "loading"
             extractor = load(self.model, self.request.device)
             self.step = "listening"
             self._extract(extractor)
-            self._check_wanted()
+            self._check_cancelled()
             self.state = "done"
         except CancelledError:
             self.state = "cancelled"
@@ -136,11 +136,11 @@ class Extraction:
 
     def _advance(self, done_s: float) -> None:
         self._done_s += done_s
-        self._check_wanted()
+        self._check_cancelled()
         if self._done_s >= self.recording.info.seconds - 0.1:
             self.step = "writing"
 
-    def _check_wanted(self) -> None:
+    def _check_cancelled(self) -> None:
         if self.is_cancelled:
             raise CancelledError("cancelled.")
 
@@ -156,10 +156,10 @@ class Extraction:
             "share": share,
             "left_s": spent_s * (1 - share) / share if share > 0.01 else None,
             "error": self.error,
-            "result": self._shown() if self.state == "done" else None,
+            "result": self._summary() if self.state == "done" else None,
         }
 
-    def _shown(self) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         """The result; its times count from the beginning of the sound."""
         assert self.result
         assert self.voice

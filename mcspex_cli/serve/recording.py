@@ -40,7 +40,7 @@ class Recording:
         self.error = ""
         self.warnings: list[str] = []
 
-    def decode(self, is_wanted: Callable[[], bool]) -> None:
+    def decode(self, is_current: Callable[[], bool]) -> None:
         """Decode it all, or until it is not wanted any more; never raises."""
         reader = audio.Reader(
             self.upload.path,
@@ -52,7 +52,7 @@ class Recording:
         try:
             with audio.Writer(self.playable, rate_hz, 1, "PCM_16") as writer:
                 for block in reader:
-                    if not is_wanted():
+                    if not is_current():
                         return
                     writer.write(block)
                     self.peaks += self._meter.add(block[0])

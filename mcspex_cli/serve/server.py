@@ -52,7 +52,7 @@ from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import LEVELS
 from mcspex_cli.serve import extractions
 from mcspex_cli.serve.recording import Recording, Upload
-from mcspex_cli.serve.sessions import SAVED, Session, Sessions
+from mcspex_cli.serve.sessions import EXPORTS, Session, Sessions
 from mcspex_cli.serve.waveform import draw_part
 
 STATIC = {
@@ -86,6 +86,7 @@ MOST_SENT = 2**22
 play, of which browsers have six."""
 
 LONGEST_REQUEST = 2**16
+BYTES = "application/octet-stream"
 
 STEP_S = 0.1
 """How often more peaks of a recording are looked for."""
@@ -207,7 +208,7 @@ class Pages:
             except ClientDisconnect:
                 return Response(status_code=400)
             except McspexError as error:
-                return _refuse(session.told(str(error)), 400)
+                return _refuse(session.reword(str(error)), 400)
             except OSError:  # closed, or begun anew, while it was answered
                 return _refuse("This file is no longer there.", 404)
 
@@ -276,10 +277,10 @@ class Pages:
             if len(body) > LONGEST_REQUEST:
                 return _refuse("This request is too long. Mark fewer parts.", 413)
         try:
-            asked = msgspec.json.decode(body, type=extractions.Request)
+            order = msgspec.json.decode(body, type=extractions.Request)
         except msgspec.MsgspecError as error:
             return _refuse(f"This request means nothing ({error}).", 400)
-        await run_in_threadpool(session.extract, asked)
+        await run_in_threadpool(session.extract, order)
         return JSONResponse(session.to_dict())
 
     async def _cancel(self, session: Session, _: Request) -> Response:
@@ -301,11 +302,13 @@ class Pages:
     async def _peaks(self, session: Session, request: Request) -> Response:
         name, recording = request.path_params["name"], session.recording
         if name == "mixture" and recording:
-            return StreamingResponse(_growing(recording), media_type="application/octet-stream")
+            return StreamingResponse(
+                _stream_peaks(recording), media_type="application/octet-stream"
+            )
         peaks = session.extraction.peaks.get(name) if session.extraction else None
         if peaks is None:
             return _refuse("There is no such sound.", 404)
-        return Response(peaks, media_type="application/octet-stream")
+        return Response(peaks, media_type=BYTES)
 
     async def _picture(self, session: Session, request: Request) -> Response:
         path, mixture = session.sound(request.path_params["name"]), session.sound("mixture")
@@ -317,9 +320,9 @@ class Pages:
 
     async def _save(self, session: Session, request: Request) -> Response:
         kind, extraction = request.path_params["name"], session.extraction
-        if kind not in SAVED or extraction is None or extraction.state != "done":
+        if kind not in EXPORTS or extraction is None or extraction.state != "done":
             return _refuse("There is no such file.", 404)
-        path, name = await run_in_threadpool(session.saved, kind)
+        path, name = await run_in_threadpool(session.export, kind)
         return FileResponse(path, filename=name, stat_result=path.stat())
 
     async def _close(self, session: Session, _: Request) -> Response:
@@ -337,7 +340,7 @@ def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
     """
 
     @contextlib.asynccontextmanager
-    async def sweeping(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async def sweep() -> None:
             while True:
                 await asyncio.sleep(SWEEP_S)
@@ -351,7 +354,7 @@ def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
     if token:
         routes = [Mount(f"/{token}", routes=routes)]
     guard = Middleware(Guard, only_local=not token)
-    return Starlette(routes=routes, middleware=[guard], lifespan=sweeping)
+    return Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
 
 
 async def _upload(session: Session, request: Request) -> Upload:
@@ -361,7 +364,7 @@ async def _upload(session: Session, request: Request) -> Upload:
     return await session.receive(name, int(size) if size.isdecimal() else 0, request.stream())
 
 
-async def _growing(recording: Recording) -> AsyncIterator[bytes]:
+async def _stream_peaks(recording: Recording) -> AsyncIterator[bytes]:
     """The peaks of a recording, also those that are not there yet."""
     sent = 0
     while True:

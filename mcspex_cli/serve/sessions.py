@@ -29,13 +29,13 @@ from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.serve.extractions import SOUNDS, Extraction, Extractions, Request
 from mcspex_cli.serve.recording import Recording, Upload
 
-LONGEST_SILENCE_S = 300.0
+LONGEST_ABSENCE_S = 300.0
 """A page that is not heard of for so long is taken for closed. Browsers let pages in the
 background speak once a minute."""
 
 LONGEST_NAME = 200
 
-SAVED = {
+EXPORTS = {
     "voice.wav": ".voice.wav",
     "voice.flac": ".voice.flac",
     "others.wav": ".others.wav",
@@ -70,7 +70,7 @@ class Session:
         self.recording: Recording | None = None
         self.references: dict[str, Upload] = {}
         self.extraction: Extraction | None = None
-        self.is_open, self.heard = True, time.monotonic()
+        self.is_open, self.last_request_s = True, time.monotonic()
         self._extractions, self._max_bytes = extractions, max_bytes
         self._numbers = itertools.count(1)
         self._names: dict[str, str] = {}
@@ -91,7 +91,7 @@ class Session:
             one.stat().st_size for one in self.folder.glob("upload-*") if one.is_file()
         )
         too_large = OutputError(
-            f"{name}: is too large; at most {self._max_bytes / 2**20:,.0f} MB may be uploaded. "
+            f"{name}: is too large; a page may send {self._max_bytes / 2**20:,.0f} MB in all. "
             "Start mcspex serve with a larger --max-upload."
         )
         if size > left:
@@ -99,14 +99,14 @@ class Session:
         try:
             with path.open("wb") as file:
                 async for chunk in body:
-                    self.heard = time.monotonic()
+                    self.last_request_s = time.monotonic()
                     left -= file.write(chunk)
                     if left < 0:
                         raise too_large
-        except OSError as error:
-            raise files.output_error(Path(name), error, "cannot be kept") from error
-        except BaseException:
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise files.output_error(Path(name), error, "cannot be kept") from error
             raise
         return Upload(name, path)
 
@@ -120,10 +120,11 @@ class Session:
             options = ExtractionOptions(channel=channel, track=track or None, damaged="keep")
         except ValueError as error:
             raise AudioError(f"{upload.name}: {error}.") from error
-        before, nobody = self.recording, cast(Voice, None)  # whose voice it is comes later
+        before = self.recording
         is_new = before is None or before.upload != upload
+        outputs = Outputs(self.folder / "voice.wav")
         try:
-            info = inspect(Job(upload.path, nobody, Outputs(self.folder / "voice.wav")), options)
+            info = inspect(Job(upload.path, _no_voice, outputs), options)
         except McspexError:
             if is_new:
                 upload.path.unlink(missing_ok=True)
@@ -204,18 +205,18 @@ class Session:
         self.extraction = extraction
         self._extractions.add(extraction)
 
-    def saved(self, kind: str) -> tuple[Path, str]:
+    def export(self, kind: str) -> tuple[Path, str]:
         """A file of the result, made where it is not there yet, and its name for the user.
 
         Args:
-            kind: of `SAVED`.
+            kind: of `EXPORTS`.
 
         Raises:
             OutputError: it cannot be written.
         """
         extraction = self.extraction
         assert extraction
-        path, ending = extraction.path(kind), SAVED[kind]
+        path, ending = extraction.path(kind), EXPORTS[kind]
         if path.suffix == ".flac" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))
             rate_hz = audio.probe(wav.path).sample_rate_hz
@@ -234,14 +235,16 @@ class Session:
         seconds = round(voice.seconds, 3)
         enrolment = Enrolment(model.name, model.revision, model.sha256, seconds, voice.embedding)
         qualities = tuple(
-            replace(one, path=self.told(one.path), warning=one.warning and self.told(one.warning))
+            replace(
+                one, path=self.reword(one.path), warning=one.warning and self.reword(one.warning)
+            )
             for one in voice.qualities
         )
         name = extraction.request.name or Path(extraction.recording.upload.name).stem
         return Profile(name, (enrolment,), qualities)
 
-    def told(self, message: str) -> str:
-        """A message in the words of the page, with the user's names for files, on one line."""
+    def reword(self, message: str) -> str:
+        """Put a message into the words of the page and the user's names for files, on one line."""
         for path in sorted(self._names, key=len, reverse=True):
             message = message.replace(path, self._names[path])
         if self.extraction:
@@ -252,7 +255,7 @@ class Session:
 
     def to_dict(self) -> dict[str, Any]:
         """All that the page is to show; its asking for it shows that it is still open."""
-        self.heard = time.monotonic()
+        self.last_request_s = time.monotonic()
         recording, extraction = self.recording, self.extraction
         state = {
             "recording": recording and recording.to_dict(),
@@ -260,15 +263,15 @@ class Session:
             "extraction": extraction and extraction.to_dict(self._extractions.place(extraction)),
             "devices": self._extractions.devices,
         }
-        return cast(dict[str, Any], self._told(state))
+        return cast(dict[str, Any], self._reworded(state))
 
-    def _told(self, value: Any) -> Any:
-        """`told` for all texts in a value."""
+    def _reworded(self, value: Any) -> Any:
+        """`reword` for all texts in a value."""
         if isinstance(value, dict):
-            return {key: self._told(each) for key, each in value.items()}
+            return {key: self._reworded(each) for key, each in value.items()}
         if isinstance(value, list | tuple):
-            return [self._told(each) for each in value]
-        return self.told(value) if isinstance(value, str) else value
+            return [self._reworded(each) for each in value]
+        return self.reword(value) if isinstance(value, str) else value
 
     def close(self) -> None:
         """Cancel what is on its way, and delete all files."""
@@ -276,6 +279,11 @@ class Session:
         if self.extraction:
             self.extraction.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _no_voice() -> Voice:
+    """The voice of a recording that is only inspected."""
+    raise AudioError("whose voice it is was not said yet.")
 
 
 class Sessions:
@@ -316,10 +324,10 @@ class Sessions:
     def decode(self, session: Session, recording: Recording) -> None:
         """Decode a session's recording in another thread, as long as it is the session's."""
 
-        def is_wanted() -> bool:
+        def is_current() -> bool:
             return session.is_open and session.recording is recording
 
-        self._decoder.submit(recording.decode, is_wanted)
+        self._decoder.submit(recording.decode, is_current)
 
     def close(self, session: Session) -> None:
         """Delete all of a page."""
@@ -329,7 +337,7 @@ class Sessions:
     def close_silent(self) -> None:
         """Close those whose page has not been heard of for long, and finish closing others."""
         for session in list(self._open.values()):
-            if time.monotonic() - session.heard > LONGEST_SILENCE_S:
+            if time.monotonic() - session.last_request_s > LONGEST_ABSENCE_S:
                 self.close(session)
         with suppress(OSError):
             for folder in self.folder.iterdir():  # what was written while it was deleted

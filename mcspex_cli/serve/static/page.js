@@ -10,7 +10,7 @@ let state = { recording: null, references: {}, extraction: null, devices: [] };
 let mixture = null, regions = null; // the recording's track, and the marks on it
 let peaks = new Float32Array(0);
 let decoded = false, uploading = 0, saved = true;
-let shown = null; // the extraction whose result is on the page
+let resultId = null; // the extraction whose result is on the page
 let results = [];
 let timer = 0, failures = 0;
 
@@ -222,7 +222,7 @@ const showButtons = () => {
 // The result
 
 const showResult = async ({ id, result }) => {
-  shown = id;
+  resultId = id;
   saved = false;
   $("result").hidden = false;
   $("verdict").textContent = verdict(result);
@@ -262,7 +262,7 @@ const verdict = ({ present, presence, active_s: active, seconds: all }) => {
 
 const showView = (result, labels, from, to) => {
   drawPresence(result, from, to);
-  const query = new URLSearchParams({ from: from.toFixed(3), to: to.toFixed(3), id: shown });
+  const query = new URLSearchParams({ from: from.toFixed(3), to: to.toFixed(3), id: resultId });
   const high = "Low tones are at the bottom, high ones at the top; bright is loud.";
   $("pictures").replaceChildren(...Object.entries(labels).map(([name, label]) => element("figure", {},
     element("img", { src: `${base}pictures/${name}?${query}`, alt: `Spectrogram of: ${label}, ${clock(from)} to ${clock(to)}. ${high}` }),
@@ -314,7 +314,7 @@ const show = (now) => {
     $("device").replaceChildren(...state.devices.map((name) => new Option(names[name] ?? `graphics card ${name}`, name)));
   }
   if (extraction?.state === "failed" && before.extraction?.state !== "failed") tell(extraction.error);
-  if (extraction?.state === "done" && extraction.id !== shown) attempt(() => showResult(extraction));
+  if (extraction?.state === "done" && extraction.id !== resultId) attempt(() => showResult(extraction));
   if (!extraction || extraction.state !== "done") $("result").hidden = true;
   showChips();
 };

@@ -7,9 +7,9 @@ const FINEST = 400; // pixels for a second
 const HEIGHT = 84;
 
 export const element = (tag, values = {}, ...children) => {
-  const made = Object.assign(document.createElement(tag), values);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), values);
+  node.append(...children);
+  return node;
 };
 
 export const clock = (seconds, digits = 0) => {
@@ -115,17 +115,17 @@ export class Track {
 
   zoomButtons() {
     const button = (text, label, factor) => {
-      const made = element("button", { type: "button", textContent: text, ariaLabel: label });
-      made.addEventListener("click", () => this.zoom(factor));
-      return made;
+      const node = element("button", { type: "button", textContent: text, ariaLabel: label });
+      node.addEventListener("click", () => this.zoom(factor));
+      return node;
     };
     return element("span", { className: "zoom" }, "Zoom", button("−", "Zoom out", 0.5), button("+", "Zoom in", 2));
   }
 
   zoom(factor) {
     const fit = this.wave.clientWidth / this.seconds;
-    const wanted = Math.min(Math.max(this.pixels, fit) * factor, Math.max(FINEST, fit));
-    const pixels = wanted <= fit * 1.01 ? 0 : wanted;
+    const closer = Math.min(Math.max(this.pixels, fit) * factor, Math.max(FINEST, fit));
+    const pixels = closer <= fit * 1.01 ? 0 : closer;
     for (const track of this.group) {
       track.pixels = pixels;
       track.surfer.zoom(pixels);
