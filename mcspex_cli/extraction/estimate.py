@@ -102,8 +102,8 @@ class Estimate:
         return float(estimate.shape[1] / self._engine.sample_rate_hz)
 
 
-class Output:
-    """What is made of an estimate by the options: its level, and silence where it is absent.
+class LevelledEstimate:
+    """An estimate as the options want it: at its level, and silent where the voice is absent.
 
     Args:
         mixture: that was read to its end.

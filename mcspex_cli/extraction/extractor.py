@@ -33,7 +33,7 @@ from mcspex_cli.containers import Damaged
 from mcspex_cli.errors import EngineError, McspexError
 from mcspex_cli.extraction.clip import Clip, Span, read_spans
 from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
-from mcspex_cli.extraction.estimate import Estimate, Output
+from mcspex_cli.extraction.estimate import Estimate, LevelledEstimate
 from mcspex_cli.extraction.job import (
     ExtractionOptions,
     Job,
@@ -201,11 +201,11 @@ class Extractor:
         block = audio.select(block, options.channel, "the mixture")
         kept = None if options.dry_db is None else Store(None)
         mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
-        extraction = _Extraction(self, options, check_voice(voice), mixture=mixture)
-        with closing(extraction):
-            for _ in self._computed([extraction], lambda _: None):
+        work = _MixtureWork(self, options, check_voice(voice), mixture=mixture)
+        with closing(work):
+            for _ in self._computed([work], lambda _: None):
                 pass
-            result = extraction.result()
+            result = work.result()
         if options.channel == "all" and samples.ndim == 2:
             return result
         assert result.estimate is not None
@@ -288,25 +288,25 @@ class Extractor:
             own job only.
         """
         options, places = _checked(options), Places()
-        opened: deque[_Extraction] = deque()
+        opened: deque[_MixtureWork] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
-        def extractions() -> Iterator[_Extraction]:
+        def works() -> Iterator[_MixtureWork]:
             for job in jobs:
                 if not isinstance(job, Job):
                     raise TypeError(f"extract_files takes Jobs, not {job!r}")
-                opened.append(_Extraction(self, options, job.voice, job, places))
+                opened.append(_MixtureWork(self, options, job.voice, job, places))
                 yield opened[-1]
 
         try:
             with (
                 ThreadPoolExecutor(1, "mcspex-write") as writer,
-                closing(self._computed(extractions(), advance)) as computed,
+                closing(self._computed(works(), advance)) as computed,
             ):
                 try:
-                    for extraction in computed:
-                        assert extraction.job is not None
-                        pending.append((extraction.job, writer.submit(extraction.outcome)))
+                    for work in computed:
+                        assert work.job is not None
+                        pending.append((work.job, writer.submit(work.outcome)))
                         while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
                             job, ready = pending.popleft()
                             yield job, ready.result()
@@ -314,40 +314,40 @@ class Extractor:
                     for job, ready in pending:
                         yield job, ready.result()
                 except (KeyboardInterrupt, SystemExit, GeneratorExit):
-                    for extraction in tuple(opened):  # what is half written is not finished
-                        extraction.fail(McspexError(f"{extraction.name}: was interrupted."))
+                    for work in tuple(opened):  # what is half written is not finished
+                        work.fail(McspexError(f"{work.name}: was interrupted."))
                     raise
         finally:
-            for extraction in tuple(opened):  # where whoever asked wants no more
-                extraction.close()
+            for work in tuple(opened):  # where whoever asked wants no more
+                work.close()
 
     def _computed(
-        self, extractions: Iterable[_Extraction], advance: Callable[[float], object]
-    ) -> Generator[_Extraction, None, None]:
+        self, works: Iterable[_MixtureWork], advance: Callable[[float], object]
+    ) -> Generator[_MixtureWork, None, None]:
         """Read every mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
-        with closing(_prefetched(_windows(extractions), READ_AHEAD)) as windows:
+        with closing(_prefetched(_windows(works), READ_AHEAD)) as windows:
             for batch in self.engine.batches(windows):
-                for extraction, _ in batch:
-                    extraction.attempt(extraction.begin)
+                for work, _ in batch:
+                    work.attempt(work.begin)
                 live = [(one, window) for one, window in batch if one.error is None]
                 pairs = [(window.samples, one.embedding) for one, window in live]
                 try:
                     estimates = self.engine.compute(pairs) if pairs else []
                 except Exception as error:  # the network failed, and all of them with it
                     estimates = []
-                    for extraction, _ in live:
-                        extraction.fail(error)
-                for (extraction, window), estimate in zip(live, estimates, strict=False):
-                    advance(extraction.attempt(extraction.add, window, estimate) or 0.0)
-                for extraction, window in batch:
+                    for work, _ in live:
+                        work.fail(error)
+                for (work, window), estimate in zip(live, estimates, strict=False):
+                    advance(work.attempt(work.add, window, estimate) or 0.0)
+                for work, window in batch:
                     if window.last:
-                        extraction.elapsed_s = time.monotonic() - began
-                        yield extraction
+                        work.elapsed_s = time.monotonic() - began
+                        yield work
                         began = time.monotonic()
 
 
-class _Extraction:
+class _MixtureWork:
     """One mixture on its way: `read`, `begin` and `add`, `outcome`, each in a thread of its own.
 
     What goes wrong in one step is kept as `error`, and the steps after it are not taken.
@@ -433,10 +433,10 @@ class _Extraction:
             raise self.error
         mixture, estimate, job = self._mixture, self._estimate, self.job
         assert mixture is not None and estimate is not None
-        output = Output(mixture, estimate, self._options, job)
+        levelled = LevelledEstimate(mixture, estimate, self._options, job)
         if job:
-            output.write(lambda: self.error)
-        presence, extractor = output.presence, self._extractor
+            levelled.write(lambda: self.error)
+        presence, extractor = levelled.presence, self._extractor
         model, runtime = extractor.model, extractor.engine.runtime
         return Result(
             mixture=job.name if job else self.name,
@@ -447,25 +447,25 @@ class _Extraction:
             seconds=mixture.seconds,
             sample_rate_hz=mixture.sample_rate_hz,
             elapsed_s=self.elapsed_s,
-            gain_db=output.gains_db,
-            limited=output.limited,
-            residual_gain_db=output.residual_gain_db,
-            silent=output.silent,
+            gain_db=levelled.gains_db,
+            limited=levelled.limited,
+            residual_gain_db=levelled.residual_gain_db,
+            silent=levelled.silent,
             presence=presence.presence,
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
             similarity=presence.similarity,
-            speech_left=output.speech_left,
-            active_s=round(sum(end_s - start_s for start_s, end_s in output.spans), 2),
+            speech_left=levelled.speech_left,
+            active_s=round(sum(end_s - start_s for start_s, end_s in levelled.spans), 2),
             segments=presence.segments,
-            warnings=tuple(output.warnings()),
+            warnings=tuple(levelled.warnings()),
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
             model=model.name,
             model_revision=model.revision,
             model_sha256=model.sha256,
-            estimate=None if job else output.samples(),
+            estimate=None if job else levelled.samples(),
         )
 
     def close(self) -> None:
@@ -482,15 +482,15 @@ def _checked(options: ExtractionOptions | None) -> ExtractionOptions:
 
 
 def _windows(
-    extractions: Iterable[_Extraction],
-) -> Generator[tuple[_Extraction, Window], None, None]:
+    works: Iterable[_MixtureWork],
+) -> Generator[tuple[_MixtureWork, Window], None, None]:
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
-    for extraction in extractions:
-        windows, window = extraction.read(), None
+    for work in works:
+        windows, window = work.read(), None
         while window is None or not window.last:
-            window = extraction.attempt(next, windows, nothing) or nothing
-            yield extraction, window
+            window = work.attempt(next, windows, nothing) or nothing
+            yield work, window
 
 
 def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:

@@ -98,7 +98,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class _Estimate:
+class _WindowEstimate:
     """What one window adds to the output."""
 
     samples: Samples
@@ -141,7 +141,7 @@ class LiveExtractor:
         """Whether something was turned down because it would have clipped."""
         self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
-        self._waiting: deque[Future[_Estimate]] = deque()
+        self._waiting: deque[Future[_WindowEstimate]] = deque()
         self._held: list[Samples] = []
         """The newest sound, a window or more once there is so much."""
         self._received = self._computed = self._given = 0
@@ -247,7 +247,7 @@ class _Stream:
         self._measured_at = -np.inf
         self._gate = 1.0
 
-    def add(self, start: int, window: Samples, *, last: bool) -> _Estimate:
+    def add(self, start: int, window: Samples, *, last: bool) -> _WindowEstimate:
         """Compute a window, the first sample of which is number `start`."""
         began, timing = time.perf_counter(), self._timing
         network_hz, end = self._engine.sample_rate_hz, start + len(window)
@@ -272,7 +272,7 @@ class _Stream:
         self._done += final
         samples = self._gated(fresh[:final])
         self.computed_s += time.perf_counter() - began
-        return _Estimate(samples, self._presence, limited)
+        return _WindowEstimate(samples, self._presence, limited)
 
     def _gain(self, estimate: Samples, mixture: Samples, seconds: float) -> float:
         """What brings a window's estimate, of which `seconds` are output, to the mixture's level.
