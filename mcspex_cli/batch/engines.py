@@ -103,7 +103,7 @@ def _connect_ray(settings: BatchSettings) -> BatchSettings:
         here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, ImportError, RuntimeError, ValueError, TimeoutError) as error:
         raise EngineError(
             f"--address {address}: cannot connect to Ray ({str(error).splitlines()[0]}). Start it "
             "with ray start --head, or leave --address out."
