@@ -352,14 +352,16 @@ def page(server: Server, browser: Browser) -> Page:
 def check(server: Server, page: Page) -> None:
     """Everything is from this server, fits the window, can be read, and has a name."""
     browser = page.browser
+    home = f"http://127.0.0.1:{server.port}/"
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [
         message["params"]["request"]["url"]
-        for entry in browser.get_log("performance")
-        if (message := json.loads(entry["message"])["message"])["method"]
-        == "Network.requestWillBeSent"
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+        and message["params"]["documentURL"] == home  # and not of the browser's own pages
     ]
-    own = (f"http://127.0.0.1:{server.port}/", "data:", "blob:", "chrome:")
-    assert [url for url in urls if not url.startswith(own)] == []
+    assert len(urls) > 10
+    assert [url for url in urls if not url.startswith((home, "data:", "blob:"))] == []
     page("summary").click()
     for width in (420, 1400):
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
