@@ -115,11 +115,12 @@ def meanwhile(do: Callable[[], object]) -> threading.Thread:
 
 
 def actors(holding: str = "") -> list[int]:
-    """The processes of Ray's actors, those with a file of a certain name open."""
+    """The processes of Ray's actors that work for this folder, with a file of that name open."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if b"RemoteStation" in (folder / "cmdline").read_bytes():
+            ours = (folder / "cwd").readlink() == Path.cwd().resolve()
+            if ours and b"RemoteStation" in (folder / "cmdline").read_bytes():
                 links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
                 if not holding or any(link.endswith(f"/{holding}") for link in links):
                     found.append(int(folder.name))
@@ -157,6 +158,7 @@ def test_ray_goes_on_with_what_this_machine_began_and_loses_a_worker_and_a_node(
 
     def harm() -> None:
         wait_for(lambda: ended("ray") >= had[0] + 3)
+        wait_for(actors)
         os.kill(actors()[0], signal.SIGKILL)
         had.append(ended("ray"))
         wait_for(lambda: ended("ray") >= had[1] + 3)
