@@ -28,7 +28,7 @@ class CancelledError(McspexError):
 
 
 @dataclass(frozen=True)
-class Request:
+class ExtractionRequest:
     """What a page asks for."""
 
     spans: tuple[tuple[float, float], ...] = ()
@@ -55,7 +55,7 @@ class Extraction:
 
     def __init__(
         self,
-        request: Request,
+        request: ExtractionRequest,
         recording: Recording,
         references: Sequence[Upload],
         model: CheckpointInfo,

@@ -50,7 +50,7 @@ from mcspex_cli import __version__
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import LEVELS
-from mcspex_cli.serve import extractions
+from mcspex_cli.serve.extractions import ExtractionRequest
 from mcspex_cli.serve.recording import Recording, Upload
 from mcspex_cli.serve.sessions import EXPORTS, Session, Sessions
 from mcspex_cli.serve.waveform import draw_part
@@ -277,7 +277,7 @@ class Pages:
             if len(body) > LONGEST_REQUEST:
                 return _refuse("This request is too long. Mark fewer parts.", 413)
         try:
-            order = msgspec.json.decode(body, type=extractions.Request)
+            order = msgspec.json.decode(body, type=ExtractionRequest)
         except msgspec.MsgspecError as error:
             return _refuse(f"This request means nothing ({error}).", 400)
         await run_in_threadpool(session.extract, order)

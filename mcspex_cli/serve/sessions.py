@@ -26,7 +26,7 @@ from mcspex_cli.extraction.profile import (
     write_profile,
 )
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.serve.extractions import SOUNDS, Extraction, Extractions, Request
+from mcspex_cli.serve.extractions import SOUNDS, Extraction, ExtractionRequest, Extractions
 from mcspex_cli.serve.recording import Recording, Upload
 
 LONGEST_ABSENCE_S = 300.0
@@ -174,7 +174,7 @@ class Session:
             return extraction.path(f"{name}.wav")
         return None
 
-    def extract(self, request: Request) -> None:
+    def extract(self, request: ExtractionRequest) -> None:
         """Put an extraction into the queue.
 
         Raises:
