@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,6 +194,37 @@ def test_what_is_too_large_is_refused_and_not_kept(server: Server) -> None:
     server.ask("POST", f"{path}/close")
 
 
+def test_files_sent_at_once_share_the_limit(tmp_path: Path) -> None:
+    from mcspex_cli.serve.extractions import Extractions
+    from mcspex_cli.serve.sessions import Session
+
+    session = Session(tmp_path, Extractions({}), 100)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(6):
+            await asyncio.sleep(0)
+            yield bytes(10)
+
+    async def send() -> list[Any]:
+        both = (session.receive(name, 0, body()) for name in ("a.wav", "b.wav"))
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    first, second = asyncio.run(send())
+    assert first.path.stat().st_size == 60
+    assert str(second).startswith("b.wav: is too large")
+    assert list(tmp_path.iterdir()) == [first.path]
+
+
+def test_a_replaced_recording_leaves_no_sound(tmp_path: Path) -> None:
+    from mcspex_cli.extraction.job import ExtractionOptions
+    from mcspex_cli.serve.recording import Recording, Upload
+
+    path = Path(shutil.copy(INTERVIEW, tmp_path / "upload-1.flac"))
+    recording = Recording(Upload("a.flac", path), audio.probe(path), ExtractionOptions())
+    recording.decode(lambda: False)
+    assert (recording.is_decoded, list(tmp_path.iterdir())) == (True, [path])
+
+
 def test_bad_files_have_the_messages_of_extract(server: Server, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("this is no sound " * 99)
     (tmp_path / "empty.mp3").touch()
@@ -257,9 +289,10 @@ def test_a_wrong_start_is_one_line(server: Server, monkeypatch: pytest.MonkeyPat
     code, line = run("--max-upload", "many")
     assert code == 2
     assert line.endswith("'many' is no size. Write it like 500M or 2G.")
-    code, line = run("--host", "no such host")
-    assert code == 1
-    assert line.startswith("error: --host no such host: ")
+    for host in ("no such host", "a..b"):
+        code, line = run("--host", host)
+        assert code == 1
+        assert line.startswith(f"error: --host {host}: ")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run() == (1, "error: serve needs uvicorn. Run: pip install 'mcspex[serve]'")
 

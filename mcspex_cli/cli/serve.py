@@ -120,6 +120,8 @@ def _listen(host: str, port: int) -> Address:
         listener = socket.create_server(place[:2], family=family)
     except socket.gaierror as error:
         raise McspexError(f"--host {host}: {error.strerror}. Give 127.0.0.1 or 0.0.0.0.") from error
+    except UnicodeError as error:
+        raise McspexError(f"--host {host}: is no address. Give 127.0.0.1 or 0.0.0.0.") from error
     except OSError as error:
         raise McspexError(
             f"cannot listen on port {port} of {host}: {os.strerror(error.errno or 0)}. "

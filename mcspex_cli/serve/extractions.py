@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result
-from mcspex_cli.serve.recording import Recording, Upload
+from mcspex_cli.serve.recording import CancelledError, Recording, Upload
 from mcspex_cli.serve.waveform import read_peaks
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 SOUNDS = "voice", "others"
 """What an extraction writes as WAV files: the estimate and the residual."""
-
-
-class CancelledError(McspexError):
-    """Its user wants it no more."""
 
 
 @dataclass(frozen=True)

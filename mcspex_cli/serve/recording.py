@@ -13,6 +13,10 @@ from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.serve.waveform import PeakMeter
 
 
+class CancelledError(McspexError):
+    """Its user wants it no more."""
+
+
 @dataclass(frozen=True)
 class Upload:
     """A file from a page; `name` is what its user calls it, and is never a path."""
@@ -53,7 +57,7 @@ class Recording:
             with audio.Writer(self.playable, rate_hz, 1, "PCM_16") as writer:
                 for block in reader:
                     if not is_current():
-                        return
+                        raise CancelledError("cancelled.")  # so that no file appears
                     writer.write(block)
                     self.peaks += self._meter.add(block[0])
             self.peaks += self._meter.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import secrets
 import shutil
@@ -73,6 +74,8 @@ class Session:
         self.is_open, self.last_request_s = True, time.monotonic()
         self._extractions, self._max_bytes = extractions, max_bytes
         self._numbers = itertools.count(1)
+        self._uploading = asyncio.Lock()
+        """Held by an upload, as the limit is for all of them together."""
         self._names: dict[str, str] = {}
         """What the user calls each file that came."""
 
@@ -87,27 +90,28 @@ class Session:
         known = files.SUFFIXES | {PROFILE_SUFFIX}
         path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in known else ''}"
         self._names[str(path)] = name
-        left = self._max_bytes - sum(
-            one.stat().st_size for one in self.folder.glob("upload-*") if one.is_file()
-        )
         too_large = OutputError(
             f"{name}: is too large; a page may send {self._max_bytes / 2**20:,.0f} MB in all. "
             "Start mcspex serve with a larger --max-upload."
         )
-        if size > left:
-            raise too_large
-        try:
-            with path.open("wb") as file:
-                async for chunk in body:
-                    self.last_request_s = time.monotonic()
-                    left -= file.write(chunk)
-                    if left < 0:
-                        raise too_large
-        except BaseException as error:
-            path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise files.output_error(Path(name), error, "cannot be kept") from error
-            raise
+        async with self._uploading:
+            left = self._max_bytes - sum(
+                one.stat().st_size for one in self.folder.glob("upload-*") if one.is_file()
+            )
+            if size > left:
+                raise too_large
+            try:
+                with path.open("wb") as file:
+                    async for chunk in body:
+                        self.last_request_s = time.monotonic()
+                        left -= file.write(chunk)
+                        if left < 0:
+                            raise too_large
+            except BaseException as error:
+                path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise files.output_error(Path(name), error, "cannot be kept") from error
+                raise
         return Upload(name, path)
 
     def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> Recording:
