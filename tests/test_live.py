@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,9 +86,10 @@ def test_samples_come_out_when_they_are_due(
         live.push(np.zeros(1, np.float32))
 
 
+@pytest.mark.parametrize("rate_hz", [8000, 48_000])
 @pytest.mark.parametrize("length", [0, 1, 2, 100, 2400, 7999])
-def test_a_stream_may_end_at_any_time(extractor: Extractor, length: int) -> None:
-    live = extractor.live(voice_of(extractor), latency_s=0.5)
+def test_a_stream_may_end_at_any_time(extractor: Extractor, length: int, rate_hz: int) -> None:
+    live = extractor.live(voice_of(extractor), latency_s=0.5, sample_rate_hz=rate_hz)
     before = live.push(buzz(120, 1)[:length])
     assert len(before) + len(live.flush()) == length
 
@@ -203,10 +205,13 @@ def test_what_is_wrong_is_said(extractor: Extractor) -> None:
     live = extractor.live(voice)
     with pytest.raises(TypeError, match=r"^samples must be a NumPy array of float numbers"):
         live.push(np.zeros(5, np.int16))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^samples of the shape \[1, 1, 1\] are no sound"):
-        live.push(np.zeros((1, 1, 1), np.float32))
-    with pytest.raises(ValueError, match=r"^there are samples that are NaN or infinite\.$"):
-        live.push(np.array([np.nan], np.float32))
+    for shape in ((1, 1, 1), (0, 5)):
+        text = f"samples of the shape {list(shape)} are no sound; give [sample]."
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            live.push(np.zeros(shape, np.float32))
+    for sample in (np.nan, 1e300):
+        with pytest.raises(ValueError, match=r"^there are samples that are NaN or infinite\.$"):
+            live.push(np.array([sample]))
 
 
 def test_a_window_is_longer_than_what_it_has_to_hold() -> None:

@@ -244,6 +244,14 @@ STDIN_ERRORS = [
         [],
         ": WAV of this kind (format 6, 8 bits, 1 channels, 8000 Hz) cannot be read live.",
     ),
+    *(
+        (
+            struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 1, *shape, 9, 2, 16),
+            [],
+            f": WAV of this kind (format 1, 16 bits, {shape[0]} channels, {shape[1]} Hz) cannot",
+        )
+        for shape in ((1, 2_000_000), (2000, 8000))
+    ),
 ]
 
 
@@ -259,6 +267,17 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
     out, said, code = run("--rate", "8000", data=PCM_16[:8000] + b"\0")
     assert (len(out), code) == (8000, 0)
     assert "warning: standard input ended in the middle of a sample: 1 bytes are left out." in said
+    wav = io.BytesIO()
+    soundfile.write(wav, MIXTURE[:8000], RATE_HZ, "PCM_16", format="WAV")
+    picture = b"LIST" + struct.pack("<I", 99_999) + bytes(100_000)
+    long = wav.getvalue()[:12] + picture + wav.getvalue()[12:-4000]
+    out, said, code = run(data=long)
+    assert (len(out), code) == (44 + 12_000, 0)
+    assert (
+        "warning: standard input was cut off: the last 0.25 of the 1.00 s that its WAV header "
+        "announces are missing." in said
+    )
+    assert run("-q", "--rate", "48000", data=PCM_16[:4]) == (bytes(4), "", 0)
     samples = MIXTURE[:8000].copy()
     samples[5000] = np.nan
     out, said, code = run("--rate", "8000", "--format", "f32", data=samples.tobytes())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputError
+from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
 if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
@@ -214,13 +215,23 @@ def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> No
     """Read standard input to its end; what has arrived is passed on at once."""
     left = sys.maxsize if form.data_bytes is None else form.data_bytes
     try:
-        while data := os.read(descriptor, min(_READ_BYTES, left)):
-            left -= len(data)
-            held += data
+        while True:
             whole = len(held) - len(held) % form.frame_bytes
             if whole:
                 inflow.put(form.decode(held[:whole]))
             held = held[whole:]
+            data = os.read(descriptor, min(_READ_BYTES, left))
+            if not data:
+                break
+            left -= len(data)
+            held += data
+        if form.data_bytes is not None and left:
+            announced_s = form.data_bytes / form.frame_bytes / form.sample_rate_hz
+            missing_s = left / form.frame_bytes / form.sample_rate_hz
+            inflow.warnings.append(
+                f"standard input was cut off: the last {missing_s:.2f} of the {announced_s:.2f} s "
+                "that its WAV header announces are missing."
+            )
         if held:
             inflow.warnings.append(
                 f"standard input ended in the middle of a sample: {len(held)} bytes are left out. "
@@ -260,7 +271,10 @@ def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
             size = long_bytes if start == b"RF64" and size == 0xFFFFFFFF else size
             known = size and (start == b"RF64" or size < _UNKNOWN_BYTES)
             return SoundFormat(*form, wav=True, data_bytes=size if known else None)
-        body = _read(descriptor, size + size % 2)
+        left = size + size % 2
+        body = _read(descriptor, min(left, _READ_BYTES))
+        for at in range(_READ_BYTES, left, _READ_BYTES):  # the rest of a note of any length
+            _read(descriptor, min(_READ_BYTES, left - at))
         if name == b"ds64" and len(body) >= 16:
             (long_bytes,) = struct.unpack("<8xQ", body[:16])
         if name == b"fmt " and len(body) >= 16:
@@ -268,7 +282,8 @@ def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
             if tag == 0xFFFE and len(body) >= 26:
                 (tag,) = struct.unpack("<H", body[24:26])
             kinds = {(1, 8): "u8", (1, 16): "s16", (1, 24): "s24", (1, 32): "s32", (3, 32): "f32"}
-            if (tag, bits) not in kinds or not channels or rate_hz < 1000:
+            is_possible = 1 <= channels <= MOST_CHANNELS and LOWEST_HZ <= rate_hz <= HIGHEST_HZ
+            if (tag, bits) not in kinds or not is_possible:
                 raise AudioError(
                     f"standard input: WAV of this kind (format {tag}, {bits} bits, {channels} "
                     f"channels, {rate_hz} Hz) cannot be read live. Convert it to 16-bit PCM."

@@ -252,6 +252,8 @@ class _Stream:
         began, timing = time.perf_counter(), self._timing
         network_hz, end = self._engine.sample_rate_hz, start + len(window)
         mixture = audio.Resampler(self._rate_hz, network_hz, 1).step(window[None], last=True)
+        if not mixture.size:  # the whole stream is shorter than one sample of the network
+            return _WindowEstimate(np.zeros_like(window), None, limited=False)
         mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
         (estimate,) = self._engine.compute([(mixture, self._embedding)])
         self._engine.check_finite(estimate)
@@ -323,13 +325,14 @@ def _check(samples: Samples) -> Samples:
 
     Raises:
         TypeError: it is no array of numbers.
-        ValueError: it is neither [sample] nor [channel, sample], or not finite.
+        ValueError: it is neither [sample] nor [channel, sample], has no channel, or is not finite.
     """
     if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f":
         raise TypeError("samples must be a NumPy array of float numbers in -1..1.")
-    if samples.ndim not in (1, 2):
+    if samples.ndim not in (1, 2) or samples.shape[:-1] == (0,):
         raise ValueError(f"samples of the shape {list(samples.shape)} are no sound; give [sample].")
+    with np.errstate(over="ignore"):
+        samples = samples.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError("there are samples that are NaN or infinite.")
-    mono = samples if samples.ndim == 1 else audio.select(samples, "mix")[0]
-    return mono.astype(np.float32)
+    return samples if samples.ndim == 1 else audio.select(samples, "mix")[0]
