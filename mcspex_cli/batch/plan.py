@@ -404,8 +404,10 @@ def _wrong_name(kind: str, name: str) -> str | None:
     """What is wrong with an output's name below its folder, if anything."""
     if name.startswith("/") or "\\" in name or ":" in name:
         windows = PureWindowsPath(name)
-        if name.startswith("/") or windows.drive or windows.root:
+        if name.startswith("/") or windows.root:
             return "is an absolute path"
+        if ":" in name and os.name == "nt":
+            return "has a colon, which Windows does not allow"
         if ".." in windows.parts:
             return "leaves the output folder"
     if ".." in name and ".." in name.split("/"):

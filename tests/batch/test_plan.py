@@ -173,8 +173,8 @@ def test_all_that_is_wrong_with_a_manifest_is_said_at_once(folder: Path) -> None
         ("..\\x.wav", "leaves the output folder"),
         ("/tmp/x.wav", "is an absolute path"),
         ("\\x.wav", "is an absolute path"),
-        ("C:x.wav", "is an absolute path"),
         ("C:\\x.wav", "is an absolute path"),
+        ("C:/x.wav", "is an absolute path"),
         ("x.mp3", "does not end in .wav, .flac, .ogg"),
         ("x", "does not end in .wav, .flac, .ogg"),
         (".wav", "does not end in .wav, .flac, .ogg"),
@@ -189,6 +189,13 @@ def test_an_output_stays_in_its_folder_and_has_a_format(
         f"m.csv line 2: output {output!r} {reason}. Give it another id or name.",
     )
     assert str(caught.value).startswith("1 problem, ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_colon_in_a_name_is_no_drive(folder: Path) -> None:
+    touch("new/a:b.wav")
+    (task,) = plan("new")
+    assert (task.id, task.output) == ("a:b", "a:b.wav")
 
 
 @pytest.mark.parametrize("id_", ["../x", "/etc/x"])
