@@ -203,7 +203,7 @@ class Worker:
     ) -> Iterator[Outcome]:
         """Extract tasks in one go; what is done is only computed again, for the others' sake."""
         begun: deque[Task] = deque()
-        not_fetched: dict[str, str] = {}
+        not_fetched: dict[str, McspexError] = {}
 
         def jobs() -> Iterator[Job]:
             for number, task in enumerate(tasks):
@@ -216,7 +216,7 @@ class Worker:
                 try:
                     mixture = storage.fetch(mixture, Path(scratch, str(number)))
                 except McspexError as error:
-                    not_fetched[task.id] = str(error)
+                    not_fetched[task.id] = error
                 yield Job(mixture, partial(self._voice, task), _outputs(folder, task))
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -224,13 +224,14 @@ class Worker:
             results = self.extractor.extract_files(jobs(), self.settings.options)
             for number, (_, result) in enumerate(results):
                 task, own = begun.popleft(), Path(scratch, str(number))
-                if isinstance(result, DiskFullError):
-                    raise result
+                error = not_fetched.get(task.id, result)
+                if isinstance(error, DiskFullError):
+                    raise error
                 if task.id in done:
                     continue
                 warnings = self._warnings.pop(task.id, ())
                 if isinstance(result, McspexError):
-                    reason = not_fetched.get(task.id) or storage.told(str(result), scratch)
+                    reason = storage.told(str(error), scratch)
                     self._writer.add_failed(task, reason)
                     outcome = Outcome(task, None, reason, warnings)
                 else:
@@ -250,11 +251,7 @@ class Worker:
         voice = self._enroll(task.references, task.spans, task.mixture if task.spans else None)
         if isinstance(voice, McspexError):
             raise voice
-        sources = storage.told(", ".join(voice.sources), self._scratch)
-        self._warnings[task.id] = tuple(
-            text if any(source in text for source in voice.sources) else f"{sources}: {text}"
-            for text in voice.warnings
-        )
+        self._warnings[task.id] = voice.warnings
         return voice
 
     def _enroll_or_error(
@@ -272,8 +269,12 @@ class Worker:
             )
         except McspexError as error:
             return type(error)(storage.told(str(error), scratch))
-        warnings = tuple(storage.told(text, scratch) for text in voice.warnings)
-        return replace(voice, warnings=warnings)
+        sources = ", ".join(voice.sources)
+        warnings = (
+            text if any(source in text for source in voice.sources) else f"{sources}: {text}"
+            for text in voice.warnings
+        )
+        return replace(voice, warnings=tuple(storage.told(text, scratch) for text in warnings))
 
 
 def _outputs(folder: Path, task: Task) -> Outputs:

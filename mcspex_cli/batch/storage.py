@@ -229,6 +229,7 @@ def _reaching(path: str | Path) -> Iterator[tuple[Any, str]]:
 
     Raises:
         AudioError: the store cannot be used.
+        OSError: this disk is full.
     """
     import fsspec
 
@@ -241,4 +242,6 @@ def _reaching(path: str | Path) -> Iterator[tuple[Any, str]]:
             f"'mcspex[{scheme}]'"
         ) from error
     except Exception as error:  # of botocore, aiohttp, ...: each store has its own
+        if isinstance(error, OSError) and error.errno in files.FULL:
+            raise  # of this disk
         raise AudioError(f"{url(path)}: {str(error) or type(error).__name__}") from error

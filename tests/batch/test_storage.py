@@ -15,6 +15,9 @@ from mcspex_cli.__main__ import main
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
 from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.plan import BatchRequest, plan_batch
+from mcspex_cli.batch.run import BatchSettings, Worker
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from tests.conftest import RATE_HZ, buzz
 
@@ -32,7 +35,7 @@ def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         audio.write(f"truth/{name}.wav", truth, RATE_HZ)
         audio.write(f"mix/{name}.wav", truth + buzz(200, 0.6, 9), RATE_HZ)
     for number, name in enumerate(("ann", "bob")):
-        audio.write(f"refs/{name}.wav", buzz(120 + 30 * number, 3, 5), RATE_HZ)
+        audio.write(f"refs/{name}.wav", buzz(120 + 30 * number, 3 - 2 * number, 5), RATE_HZ)
     return tmp_path
 
 
@@ -86,8 +89,8 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     local = batch(tiny_folder, "mix", "--refs", "refs", "--truth", "truth", "-o", "out")
     assert local.exit_code == 0, local.output
     upload(store, "mix", "refs", "truth")
-    asked = (f"{store}/mix", "--refs", f"{store}/refs", "--truth", f"{store}/truth")
-    asked = (*asked, "-o", f"{store}/out")
+    asked = [f"{store}/mix", "--refs", f"{store}/refs", "--truth", f"{store}/truth"]
+    asked += ["-o", f"{store}/out"]
     done = batch(tiny_folder, *asked)
     assert done.exit_code == 0, done.output
     assert f"{store}/out: 3 of 3 files done" in done.stderr
@@ -130,6 +133,21 @@ def test_only_what_changed_in_a_store_is_done_again(
     assert done.exit_code == 0, done.output
     assert "3 of 3 files done" in done.stderr
     assert len(objects(store, "out/audio")) == 3
+
+
+def test_a_reference_that_is_known_from_before_has_its_url_in_warnings(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    upload(store, "mix", "refs")
+    clip = Path(f"{store}/refs/bob.wav")
+    mixtures = [Path(f"{store}/mix/{name}.wav") for name in NAMES]
+    request = BatchRequest(Path(f"{store}/out"), mixtures, references=(clip,))
+    settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",))
+    worker = Worker(request.output, settings, "cpu")
+    for task in plan_batch(request).tasks:
+        (outcome,) = worker.extract([(task,)], set(), lambda: False)
+        assert outcome.warnings
+        assert all(text.startswith(f"{store}/refs/bob.wav: ") for text in outcome.warnings)
 
 
 def test_what_is_not_in_a_store_is_one_line(set_: Path, store: str, tiny_folder: Path) -> None:
