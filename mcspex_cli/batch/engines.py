@@ -95,18 +95,21 @@ def _accounted(
 def _connect_ray(settings: BatchSettings) -> BatchSettings:
     """Connect to a Ray cluster, or start a Ray here, and decide what its actors have."""
     import ray
+    from ray.exceptions import RayError
 
     cluster = settings.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     here: dict[str, Any] = {}
     if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
         here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
-    except (ConnectionError, ImportError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(
-            f"--address {address}: cannot connect to Ray ({str(error).splitlines()[0]}). Start it "
-            "with ray start --head, or leave --address out."
+            f"--address {address}: cannot connect to Ray ({reason}). Start it with ray start "
+            "--head, or leave --address out."
         ) from error
     has = ray.cluster_resources()
     if cluster.gpus is None:
@@ -131,14 +134,16 @@ def _actors(settings: BatchSettings, has: dict[str, float]) -> int:
 def _run_on_ray(work: WorkList, stopping: Event) -> Generator[Outcome, None, None]:
     """Do a work list by actors of Ray, wherever it has room for them."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         fit = work.settings.jobs or _actors(work.settings, ray.cluster_resources())
         count = max(1, min(fit, len(work.units)))
         yield from deal(work, [_Actor(work) for _ in range(count)], stopping)
+    except RayTaskError:  # a bug of ours, with the actor's traceback
+        raise
     except RayError as error:  # not of a member's death, but of the cluster's
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"Ray failed: {reason} Go on with the same command.") from error
     finally:
         ray.shutdown()
@@ -149,9 +154,10 @@ class _Actor:
 
     def __init__(self, work: WorkList) -> None:
         import ray
-        from ray.exceptions import OutOfMemoryError, RayActorError
+        from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
         self.deaths: tuple[type[Exception], ...] = (RayActorError, OutOfMemoryError)
+        self.deaths += (NodeDiedError, ObjectLostError)  # what it had done went with its machine
         cluster = work.settings.cluster
         self._class = ray.remote(RemoteStation).options(
             num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_concurrency=2
@@ -280,10 +286,10 @@ def _slurm_executor(work: WorkList) -> Any:
     executor.update_parameters(
         job_name="mcspex",
         time=cluster.time_min,
-        cpus_per_task=max(1, int(cluster.cpus)),
+        cpus_per_task=max(1, math.ceil(cluster.cpus)),
         array_parallelism=cluster.parallelism,
         **({"partition": cluster.partition} if cluster.partition else {}),
-        **({"gpus_per_node": int(cluster.gpus)} if cluster.gpus else {}),
+        **({"gpus_per_node": math.ceil(cluster.gpus)} if cluster.gpus else {}),
     )
     return executor
 
@@ -357,7 +363,7 @@ class BatchEngine:
 ENGINES = {
     engine.name: engine
     for engine in (
-        BatchEngine("local", "processes of this machine", run_here),
+        BatchEngine("local", "processes of this machine", run_here, options=("devices",)),
         BatchEngine(
             *("ray", "a Ray cluster", _run_on_ray, "ray"),
             options=("resources", "gpus", "address"),

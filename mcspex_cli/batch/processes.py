@@ -55,7 +55,8 @@ DEATHS = 3
 """Members that may die of a file before it counts as failed."""
 
 _DEATHS_IN_A_ROW = 10
-"""Deaths without a file done between them, after which no other member is started."""
+"""Deaths without a file done between them, besides one of each member (a machine that is lost takes
+many with it), after which no other member is started."""
 
 _PATIENCE_S = 0.2
 
@@ -137,14 +138,15 @@ def deal(
                 member, parcel = running.pop(future)
                 try:
                     outcomes = future.result()
-                except member.deaths:
+                except member.deaths as death:
                     outcomes, left = _after_death(work, parcel, deaths, writer)
                     waiting.extendleft(() if stopping.is_set() else left)
                     in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
-                    if in_a_row >= _DEATHS_IN_A_ROW:
+                    if in_a_row >= _DEATHS_IN_A_ROW + len(members):
+                        reason = (str(death).strip() or type(death).__name__).splitlines()[-1]
                         raise EngineError(
-                            f"{in_a_row} processes in a row died before they finished a file. "
-                            "If memory is short, use fewer --jobs."
+                            f"{in_a_row} processes in a row died before they finished a file; the "
+                            f"last one: {reason} If memory is short, use fewer --jobs."
                         ) from None
                     running[member.start()] = (member, nothing)
                     yield from outcomes

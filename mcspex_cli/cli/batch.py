@@ -53,6 +53,8 @@ def _resources(text: str | None) -> dict[str, float]:
             amounts[name] = -1.0
         if name not in ("cpu", "gpu") or not 0 <= amounts[name] < 1e4:
             raise click.BadParameter(f"{part!r} is neither cpu=N nor gpu=N, as in gpu=1,cpu=4.")
+        if amounts[name] > 1 and amounts[name] % 1:
+            raise click.BadParameter(f"{part!r}: above 1 only whole numbers are possible.")
     return amounts
 
 
@@ -174,7 +176,7 @@ def _resources(text: str | None) -> dict[str, float]:
 @click.option(
     "--time",
     "time_min",
-    type=click.IntRange(1),
+    type=click.IntRange(5),  # its warning comes up to 2.5 minutes before the end
     metavar="MINUTES",
     default=60,
     show_default=True,
@@ -386,10 +388,11 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
         console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
     left = len(work.todo) - done - failed
     if left and work.settings.engine == "slurm" and (array := SlurmArray.find(work.plan.folder)):
+        without = "" if work.settings.cluster.wait else ", without --no-wait,"
         console.say(
             f"Slurm's array {array.job} works on {console.count(left, 'file')}. Run the same "
-            "command again to see its progress and, when it has ended, to write the reports. "
-            f"To end it: scancel {array.job}"
+            f"command again{without} to see its progress and, when it has ended, to write the "
+            f"reports. To end it: scancel {array.job}"
         )
         click.get_current_context().exit(130 if stopping.is_set() else 0)
     if stopping.is_set() and left:

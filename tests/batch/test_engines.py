@@ -232,7 +232,7 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     asked = ("slurm", tiny_folder, "--engine", "slurm", "--jobs", "4", "--resources", "cpu=1")
     begun = run(*asked, "--no-wait")
     assert begun.exit_code == 0, begun.output
-    assert "works on 60 files. Run the same command again to see its progress" in begun.stderr
+    assert "files. Run the same command again, without --no-wait, to see its pro" in begun.stderr
     job = json.loads(Path("slurm/out/slurm/array.json").read_text())["job"]
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
@@ -296,6 +296,12 @@ def test_an_engine_that_is_not_here_says_what_is_missing(
             (("--engine", "ray", "--resources", text), "is neither cpu=N nor gpu=N, as in gpu=1,")
             for text in ("cpu", "tpu=1", "gpu=-1", "cpu=1,gpu=x")
         ),
+        (
+            ("--engine", "ray", "--resources", "gpu=1.5"),
+            "'gpu=1.5': above 1 only whole numbers are",
+        ),
+        (("--engine", "ray", "--devices", "cpu"), "--devices is for --engine local."),
+        (("--engine", "slurm", "--time", "1"), "1 is not in the range x>=5."),
         (("--engine", "local", "--gpus", "1"), "--gpus is for --engine ray or slurm."),
         (("--engine", "ray", "--time", "5"), "--time is for --engine slurm."),
         (("--engine", "dask"), "'dask' is none of local, ray, slurm."),
