@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +111,8 @@ class Clip:
     """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
     clipped: float
     """Share of its samples that are clipped."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with its file though it can be read."""
 
     @classmethod
     def measure(
@@ -187,7 +189,7 @@ def read_clip(path: Path, sample_rate_hz: int) -> Clip:
     kept: list[Samples] = []
     beginning: list[Samples] = []
     """The first 10 min, in case there is no speech in all of the file."""
-    reader = audio.Reader(path)
+    reader = audio.Reader(path, track="1")  # else told of --track, which is for mixtures
     for block in reader:
         kept.append(block)
         if len(kept) == longest:
@@ -203,7 +205,8 @@ def read_clip(path: Path, sample_rate_hz: int) -> Clip:
     frames = sum(block.shape[1] for block in kept)
     blocks = audio.Resampler(rate_hz, sample_rate_hz, 1).run(kept)
     samples = np.concatenate(list(blocks), axis=-1)[0]
-    return Clip.measure(str(path), samples, sample_rate_hz, clipped / max(1, frames))
+    clip = Clip.measure(str(path), samples, sample_rate_hz, clipped / max(1, frames))
+    return replace(clip, warnings=tuple(reader.warnings))
 
 
 def read_spans(

@@ -115,7 +115,7 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
             two_voices = similarity < calibration.same_voice_parts
     quality = measure_quality(clip, len(used) / clip.sample_rate_hz, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
-    return Voice(engine.embed_checked([used]), (quality,), seconds, (), (clip.name,))
+    return Voice(engine.embed_checked([used]), (quality,), seconds, clip.warnings, (clip.name,))
 
 
 def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:
@@ -131,7 +131,8 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     weights = [voice.seconds for voice in voices]
     mean = np.average([voice.embedding for voice in voices], axis=0, weights=weights)
     qualities = tuple(quality for voice in voices for quality in voice.qualities)
-    warnings = [quality.warning for quality in qualities if quality.warning]
+    warnings = [warning for voice in voices for warning in voice.warnings]
+    warnings += [quality.warning for quality in qualities if quality.warning]
     if sum(weights) < MIN_SPEECH_S:
         short = f"only {sum(weights):.1f} s of speech; with 3 s or more a voice is followed better."
         warnings.insert(0, short)

@@ -120,6 +120,18 @@ def test_what_is_no_voice_is_named(
         join_voices([])
 
 
+def test_what_is_not_read_of_a_clip_is_told(
+    clips: Path, engine: Engine, model: CheckpointInfo
+) -> None:
+    clip = clips / "a.wav"
+    clip.write_bytes(2 * clip.read_bytes())
+    (warning,) = enroll([clip], engine, model).warnings
+    assert warning == (
+        f"{clip}: another file of 48,044 bytes follows the first in it and is not read. "
+        "Split them, or join them with an audio editor."
+    )
+
+
 def quality_of(samples: Samples, engine: Engine) -> tuple[ReferenceQuality, Voice]:
     voice = join_voices([embed_clip(Clip.measure("x.wav", samples, RATE_HZ), engine)])
     return voice.qualities[0], voice
