@@ -31,7 +31,7 @@ from typing import Any
 from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter
-from mcspex_cli.batch.plan import Plan
+from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.batch.processes import LocalProcess, Station, deal, run_here
 from mcspex_cli.batch.run import BatchSettings, Outcome, Unit, WorkList, seconds, shares
 from mcspex_cli.errors import EngineError, McspexError
@@ -211,7 +211,7 @@ class RemoteStation(Station):
 class Share:
     """What a task of the array does: some units of a plan. submitit pickles it."""
 
-    def __init__(self, plan: Plan, units: Sequence[Unit], settings: BatchSettings) -> None:
+    def __init__(self, plan: BatchPlan, units: Sequence[Unit], settings: BatchSettings) -> None:
         self._plan = replace(plan, tasks=[task for unit in units for task in unit])
         self._units = units
         device = "cuda" if settings.cluster.gpus else "cpu"

@@ -74,7 +74,7 @@ class BatchRequest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The tasks of a batch in the order of its reports, and its output folder."""
 
     folder: Path
@@ -82,7 +82,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
-def plan_batch(request: BatchRequest) -> Plan:
+def plan_batch(request: BatchRequest) -> BatchPlan:
     """Make and check the whole plan, but for the mixtures' lengths (`measure`).
 
     Raises:
@@ -111,10 +111,10 @@ def plan_batch(request: BatchRequest) -> Plan:
     checks.refuse_own_references(tasks)
     tasks = _with_outputs(checks, tasks)
     refuse(problems)
-    return Plan(request.output, tasks, tuple(warnings))
+    return BatchPlan(request.output, tasks, tuple(warnings))
 
 
-def measure(plan: Plan, journal: Journal) -> Plan:
+def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
     """The plan with its mixtures' lengths, as far as they can be read.
 
     What the journal knows of unchanged files is not read again.
@@ -134,7 +134,7 @@ def measure(plan: Plan, journal: Journal) -> Plan:
         return replace(plan, tasks=[task for part in parts for task in part])
 
 
-def check_profiles(plan: Plan, model: CheckpointInfo) -> None:
+def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
     """Refuse a plan with profiles that cannot be used, or are for other models.
 
     Raises:

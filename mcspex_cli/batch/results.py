@@ -18,7 +18,7 @@ from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Done, Journal, JournalWriter, fingerprint
 from mcspex_cli.batch.manifest import AUDIO, Task, outputs
-from mcspex_cli.batch.plan import Locations, Plan
+from mcspex_cli.batch.plan import BatchPlan, Locations
 from mcspex_cli.batch.run import BatchSettings
 from mcspex_cli.evaluation import tables
 from mcspex_cli.evaluation.cases import Pairing
@@ -41,7 +41,7 @@ _OF_THE_RUN = (
 
 
 def score(
-    plan: Plan,
+    plan: BatchPlan,
     settings: BatchSettings,
     scoring: ScoreSettings,
     advance: Callable[[float], object] = lambda _: None,
@@ -82,7 +82,7 @@ def _fetched(pairing: Pairing, scratch: Path) -> Pairing:
 
 
 def write(
-    plan: Plan,
+    plan: BatchPlan,
     settings: BatchSettings,
     command: Sequence[str],
     groups: Path | None = None,
@@ -163,7 +163,7 @@ def _row(task: Task, journal: Journal, done: Done | None, locations: Locations) 
 
 
 def _record(
-    plan: Plan,
+    plan: BatchPlan,
     journal: Journal,
     settings: BatchSettings,
     command: Sequence[str],

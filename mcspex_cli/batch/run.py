@@ -20,7 +20,7 @@ from typing import Any
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, fingerprint
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
-from mcspex_cli.batch.plan import Plan
+from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, McspexError
 from mcspex_cli.extraction.clip import Span
@@ -127,7 +127,7 @@ class WorkList:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BatchPlan,
         journal: Journal,
         settings: BatchSettings,
         units: Sequence[Unit] | None = None,

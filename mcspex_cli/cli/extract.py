@@ -31,7 +31,7 @@ _COPIED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Request:
+class ExtractRequest:
     """What `mcspex extract` is asked for, besides how: the files and the model."""
 
     mixtures: tuple[Path, ...]
@@ -114,7 +114,7 @@ def extract(**values: Any) -> None:
     mcspex extract podcast.mp4 --ref-span 0:12-0:18.5 --residual rest.wav --activity alice.srt
     ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
-    request = Request(**{field.name: values[field.name] for field in fields(Request)})
+    request = ExtractRequest(**{field.name: values[field.name] for field in fields(ExtractRequest)})
     settings = options.extraction_options(values)
     _check_usage(request)
     to_stdout = request.output == STREAM
@@ -136,7 +136,7 @@ def extract(**values: Any) -> None:
         _copy_to_stdout(request.output or Path())
 
 
-def _check_usage(request: Request) -> None:
+def _check_usage(request: ExtractRequest) -> None:
     """Refuse combinations of options that mean nothing.
 
     Raises:
@@ -160,7 +160,7 @@ def _check_usage(request: Request) -> None:
             raise click.UsageError(message)
 
 
-def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) -> None:
+def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path | None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
     from mcspex_cli.extraction.clip import check_spans
     from mcspex_cli.extraction.engine import choose_runtime, open_engine
@@ -211,7 +211,7 @@ def _extract(request: Request, settings: ExtractionOptions, stdin: Path | None) 
     _work(request, extractor, jobs, settings, seconds)
 
 
-def _plan(request: Request, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
+def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
     """Which files are to be written: beside a mixture, in a folder, or the one file named."""
     from mcspex_cli import files
     from mcspex_cli.extraction.job import Job, Outputs
@@ -251,7 +251,7 @@ def _place(place: Path, mixture: Path, ending: str) -> Path:
 
 
 def _work(
-    request: Request,
+    request: ExtractRequest,
     extractor: Extractor,
     jobs: Sequence[Job],
     settings: ExtractionOptions,
@@ -281,7 +281,7 @@ def _work(
         raise kind(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
 
 
-def _show(request: Request, job: Job, result: Result) -> None:
+def _show(request: ExtractRequest, job: Job, result: Result) -> None:
     output = job.outputs.estimate
     for line in result.warnings:
         is_of_mixture = line.startswith(str(job.mixture))

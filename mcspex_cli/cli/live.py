@@ -29,7 +29,7 @@ _LATE_S = 0.25
 
 
 @dataclass(frozen=True)
-class Request:
+class LiveRequest:
     """What `mcspex live` is asked for."""
 
     references: tuple[Path, ...]
@@ -156,7 +156,7 @@ def live(**values: Any) -> None:
         aplay -f S16_LE -r 16000 -t raw
     mcspex live --ref alice.wav --input-device 1 --output-device 4
     """  # noqa: D301 (click needs the character itself)
-    request = Request(**{field.name: values[field.name] for field in fields(Request)})
+    request = LiveRequest(**{field.name: values[field.name] for field in fields(LiveRequest)})
     if request.list_devices:
         from mcspex_cli.cli.pipes import list_devices
 
@@ -170,7 +170,7 @@ def live(**values: Any) -> None:
     _run(request)
 
 
-def _run(request: Request) -> None:
+def _run(request: LiveRequest) -> None:
     """Check what can be checked, load the model, and work until the sound ends."""
     from mcspex_cli.cli import pipes
     from mcspex_cli.extraction.reference import list_sources
@@ -221,7 +221,7 @@ def _run(request: Request) -> None:
         click.get_current_context().exit(130)
 
 
-def _load(request: Request, references: list[Path]) -> tuple[Extractor, Voice]:
+def _load(request: LiveRequest, references: list[Path]) -> tuple[Extractor, Voice]:
     """Load the model, enroll the voice, and compute once, as the first time takes longer."""
     import numpy as np
 
@@ -247,7 +247,7 @@ def _load(request: Request, references: list[Path]) -> tuple[Extractor, Voice]:
 
 
 def _work(
-    request: Request,
+    request: LiveRequest,
     extraction: LiveExtractor,
     inflow: Inflow,
     write: Callable[[Samples], None],

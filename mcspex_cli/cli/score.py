@@ -59,7 +59,7 @@ def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Request:
+class ScoreRequest:
     """What `mcspex score` is asked for."""
 
     estimates: Path
@@ -221,12 +221,12 @@ def score(**values: Any) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    request = Request(**{field.name: values[field.name] for field in fields(Request)})
+    request = ScoreRequest(**{field.name: values[field.name] for field in fields(ScoreRequest)})
     _check_usage(request)
     _score(request, _limits(request))
 
 
-def _check_usage(request: Request) -> None:
+def _check_usage(request: ScoreRequest) -> None:
     """Refuse combinations of options that mean nothing.
 
     Raises:
@@ -253,7 +253,7 @@ def _check_usage(request: Request) -> None:
             raise click.UsageError(message)
 
 
-def _score(request: Request, limits: Sequence[Limit]) -> None:
+def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
     from mcspex_cli import files
     from mcspex_cli.evaluation import tables
     from mcspex_cli.evaluation.cases import missing_estimates
@@ -308,7 +308,7 @@ def _score(request: Request, limits: Sequence[Limit]) -> None:
     conclude(result, limits)
 
 
-def _pair(request: Request) -> list[Pairing]:
+def _pair(request: ScoreRequest) -> list[Pairing]:
     """Each estimate with all that it is compared with."""
     from mcspex_cli.evaluation.cases import add_presences, add_transcripts, pair
 
@@ -322,7 +322,7 @@ def _pair(request: Request) -> list[Pairing]:
     return pairings
 
 
-def _add_references(pairings: Sequence[Pairing], request: Request) -> list[Pairing]:
+def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
     """Give each pairing its reference, found as `mcspex batch` finds it.
 
     Raises:
@@ -352,7 +352,7 @@ def _add_references(pairings: Sequence[Pairing], request: Request) -> list[Pairi
     return results
 
 
-def _open_verifier(request: Request, pairings: Sequence[Pairing]) -> Verifier:
+def _open_verifier(request: ScoreRequest, pairings: Sequence[Pairing]) -> Verifier:
     """Load the model, after what can be refused without it."""
     from mcspex_cli.evaluation.recognition import Verifier
     from mcspex_cli.extraction.extractor import Extractor
@@ -483,7 +483,7 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
         raise BelowThreshold(f"{'; '.join(reasons)}.")
 
 
-def _limits(request: Request) -> list[Limit]:
+def _limits(request: ScoreRequest) -> list[Limit]:
     """The limits of --fail-under and --fail-over.
 
     Raises:

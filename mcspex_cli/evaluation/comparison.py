@@ -73,7 +73,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Case:
+class ComparisonCase:
     """One mixture, its truth, and what each system made of it."""
 
     name: str
@@ -99,7 +99,7 @@ class Comparison:
     """All cases of all runs."""
 
     runs: Sequence[Run]
-    cases: Sequence[Case]
+    cases: Sequence[ComparisonCase]
 
     def rows(self) -> list[Mapping[str, Any]]:
         """The scores of all outputs that have some."""
@@ -107,7 +107,7 @@ class Comparison:
 
     @property
     def metrics(self) -> list[Metric]:
-        """The metrics of which there is a value; mixtures have theirs in `Case.inputs`."""
+        """The metrics of which there is a value; those of mixtures are the `inputs` of a case."""
         rows = self.rows()
         return [metric for metric in METRICS.values() if numbers(rows, metric.column)]
 
@@ -116,7 +116,7 @@ class Comparison:
         """The metric that says which case is best: SI-SDRi if there is one."""
         return ranking(self.rows())
 
-    def summaries(self, cases: Sequence[Case] | None = None) -> list[Summary]:
+    def summaries(self, cases: Sequence[ComparisonCase] | None = None) -> list[Summary]:
         """Each system over some cases, or all."""
         cases = self.cases if cases is None else cases
         return [
@@ -124,9 +124,9 @@ class Comparison:
             for number in range(len(self.runs))
         ]
 
-    def by_group(self) -> dict[str, list[Case]]:
+    def by_group(self) -> dict[str, list[ComparisonCase]]:
         """The cases of each group, groups and cases in order."""
-        groups: dict[str, list[Case]] = {}
+        groups: dict[str, list[ComparisonCase]] = {}
         for case in self.cases:
             groups.setdefault(case.group, []).append(case)
         return groups
@@ -172,7 +172,7 @@ class Comparison:
         lines += self._missing("no mixture", lambda case: case.mixture)
         return lines + [row["note"] for row in self.rows() if row["status"] in REFUSED]
 
-    def _missing(self, what: str, file: Callable[[Case], Path | None]) -> list[str]:
+    def _missing(self, what: str, file: Callable[[ComparisonCase], Path | None]) -> list[str]:
         """A line on the cases without a file, if there are any."""
         names = [case.name for case in self.cases if not file(case)]
         more = ", ..." if len(names) > NAMED else ""
@@ -273,7 +273,7 @@ def compare_runs(
 
 def _gather(
     runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: Groups
-) -> list[Case]:
+) -> list[ComparisonCase]:
     truths, mixed = ({} if folder is None else _files(folder) for folder in (truth, mixtures))
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
     names = {name for run in runs for name in run.outputs}
@@ -283,7 +283,7 @@ def _gather(
         known = [output for output in outputs if output]
         group = groups.of(name)
         cases.append(
-            Case(
+            ComparisonCase(
                 name,
                 groups.titles.get(name, name),
                 OTHERS if group == NO_GROUP else group,
@@ -302,7 +302,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return files_by_name(folder)
 
 
-def _own_row(output: Output | None, case: Case) -> Mapping[str, Any] | None:
+def _own_row(output: Output | None, case: ComparisonCase) -> Mapping[str, Any] | None:
     """The score that an output's run has, if it is of the case's truth and mixture."""
     if output is None or output.row is None:
         return None
@@ -319,7 +319,7 @@ def _without_truth(output: Output | None) -> dict[str, Any]:
     return {column: known[column] for column in columns if known.get(column) is not None}
 
 
-def _inputs(case: Case, rows: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
+def _inputs(case: ComparisonCase, rows: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
     """What is measured of a case's mixture, by the scores of its outputs or measured now."""
     inputs = {}
     for column in BY_COLUMN:

@@ -22,7 +22,14 @@ from markupsafe import Markup
 
 from mcspex_cli import __version__, audio, files, text
 from mcspex_cli.errors import McspexError, OutputError
-from mcspex_cli.evaluation.comparison import OTHERS, REASONS, Case, Comparison, Run, compare_runs
+from mcspex_cli.evaluation.comparison import (
+    OTHERS,
+    REASONS,
+    Comparison,
+    ComparisonCase,
+    Run,
+    compare_runs,
+)
 from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.metrics import METRICS, OF_MIXTURES, Metric
 from mcspex_cli.evaluation.spectrogram import (
@@ -157,7 +164,7 @@ def write_page(
     ids = {name: f"case-{number}" for number, name in enumerate(names, 1)}
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
-        def show(case: Case) -> dict[str, Any]:
+        def show(case: ComparisonCase) -> dict[str, Any]:
             cells = _cells(case, [run.label for run in runs], store)
             pairs = zip(cells, case.files, strict=True)
             warnings.extend(cell.problem for cell, path in pairs if path and cell.problem)
@@ -185,7 +192,7 @@ def write_page(
     return Page(output, len(cases), len(shown), tuple(dict.fromkeys(warnings)))
 
 
-def _cells(case: Case, labels: Sequence[str], store: Store) -> list[Cell]:
+def _cells(case: ComparisonCase, labels: Sequence[str], store: Store) -> list[Cell]:
     """Mixture, each system's output, truth; the first sound sets the brightest colour."""
     cells = [Cell("Mixture", inputs=case.inputs, problem="No mixture is known.")]
     for number, label in enumerate(labels):
@@ -222,7 +229,7 @@ def _cells(case: Case, labels: Sequence[str], store: Store) -> list[Cell]:
     return cells
 
 
-def _without_folders(cell: Cell, case: Case) -> Cell:
+def _without_folders(cell: Cell, case: ComparisonCase) -> Cell:
     """A cell whose texts have names for paths: a page is published, a folder's place is not."""
 
     def shorten(sentence: str) -> str:

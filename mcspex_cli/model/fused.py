@@ -56,12 +56,12 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     for module in list(folded.modules()):
         for name, part in module.named_children():
             if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
-                setattr(module, name, Pointwise(part))
+                setattr(module, name, FoldedPointwise(part))
     folded.speaker = FoldedSpeakerEncoder(folded.speaker)  # type: ignore[assignment]
     return folded.to(dtype)
 
 
-class Pointwise(nn.Module):
+class FoldedPointwise(nn.Module):
     """A 1x1 convolution that leaves a frame's channels together.
 
     Shape: [batch, channel_in, frame] to [batch, channel_out, frame].
@@ -168,7 +168,7 @@ class FoldedBlock(nn.Module):
         assert isinstance(norm_2, GlobalLayerNorm)
         self.dtype, self.dilation, self.epsilon = dtype, look.dilation[0], norm_1.eps
         self.slopes = block.activation_1.weight.item(), block.activation_2.weight.item()
-        self.widen = Pointwise(block.widen)
+        self.widen = FoldedPointwise(block.widen)
         self.condition = block.condition if isinstance(block, ConcatBlock) else None
         taps = look.weight[:, 0]
         self.by_mean, self.by_deviation = taps * norm_1.weight[:, None], taps * norm_1.bias[:, None]

@@ -15,7 +15,7 @@ from mcspex_cli import audio
 from mcspex_cli.batch.journal import Journal
 from mcspex_cli.batch.manifest import Task, outputs
 from mcspex_cli.batch.pairing import compile_pattern, list_references
-from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
+from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
 from mcspex_cli.errors import AudioError, PairingError, PlanError
 from tests.conftest import RATE_HZ, buzz
 
@@ -36,7 +36,7 @@ def touch(*names: str) -> None:
         Path(name).write_bytes(os.fsencode(name))
 
 
-def whole_plan(*mixtures: str, refs: str | None = None, **asked: Any) -> Plan:
+def whole_plan(*mixtures: str, refs: str | None = None, **asked: Any) -> BatchPlan:
     """The plan for some mixtures, with one reference for all if nothing else is said."""
     references = () if refs or "references" in asked else (Path("r.wav"),)
     asked = {"references": references, "output": Path("out"), **asked}

@@ -16,7 +16,7 @@ from mcspex_cli import audio
 from mcspex_cli.batch import engines
 from mcspex_cli.batch.journal import Journal, open_folder
 from mcspex_cli.batch.manifest import Task, outputs
-from mcspex_cli.batch.plan import BatchRequest, Plan, measure, plan_batch
+from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
 from mcspex_cli.batch.processes import estimate_s
 from mcspex_cli.batch.run import (
     WINDOW_S,
@@ -56,7 +56,7 @@ def set_(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(set_: Path, output: str = "out", **asked: Any) -> Plan:
+def plan(set_: Path, output: str = "out", **asked: Any) -> BatchPlan:
     request = BatchRequest(set_ / output, manifest=set_ / "plan.csv", **asked)
     return measure(plan_batch(request), Journal(set_ / output))
 

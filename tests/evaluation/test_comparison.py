@@ -10,8 +10,8 @@ import pytest
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
 from mcspex_cli.evaluation.comparison import (
     OTHERS,
-    Case,
     Comparison,
+    ComparisonCase,
     Run,
     compare_runs,
     read_run,
@@ -144,7 +144,7 @@ def comparison(gains: list[float | None]) -> Comparison:
         status = "unreadable" if gain is None else "ok"
         row = Row("", status, "", values, 0.0, (gain or 0) < 0).to_dict()
         name = f"c{number:02d}"
-        cases.append(Case(name, name, "", Path("m"), Path("t"), (None,), (row,)))
+        cases.append(ComparisonCase(name, name, "", Path("m"), Path("t"), (None,), (row,)))
     return Comparison([Run("x", Path(), {})], cases)
 
 
