@@ -175,6 +175,10 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
     for wrong in ({"model": "/etc/passwd"}, {"model": "mcspex-small-8k", "device": "x"}, {"a": 1}):
         status, _, body = server.ask("POST", f"{path}/extraction", json.dumps(wrong))
         assert (status, "error" in json.loads(body)) == (400, True)
+    for spans in ([[0, 1]] * 101, [[0, 999]] * 7):
+        _, _, body = server.ask("POST", f"{path}/extraction", json.dumps({"spans": spans}))
+        message = "too much is marked. Mark 100 parts or less, an hour in all."
+        assert json.loads(body) == {"error": message}
     server.ask("POST", f"{path}/close")
     assert server.folders() == []
 
@@ -265,6 +269,9 @@ def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
         assert own.ask("POST", "/sessions")[0] == 404
         assert own.ask("POST", f"{where.path}sessions")[0] == 200
         assert own.ask("POST", f"{where.path}sessions", Origin="http://evil.example")[0] == 403
+        shutil.rmtree(sessions.folder)
+        status, _, body = own.ask("POST", f"{where.path}sessions")
+        assert (status, str(sessions.folder) in json.loads(body)["error"]) == (500, True)
     finally:
         running.should_exit = True
         thread.join()

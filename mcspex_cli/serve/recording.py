@@ -54,7 +54,7 @@ class Recording:
         )
         rate_hz = self.info.sample_rate_hz
         try:
-            with audio.Writer(self.playable, rate_hz, 1, "PCM_16") as writer:
+            with audio.Writer(self.playable, rate_hz, 1, "PCM_16", self.info.frames) as writer:
                 for block in reader:
                     if not is_current():
                         raise CancelledError("cancelled.")  # so that no file appears

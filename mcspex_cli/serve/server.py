@@ -233,7 +233,10 @@ class Pages:
         return Response((self._folder / name).read_bytes(), media_type=STATIC[name])
 
     async def _open(self, _: Request) -> Response:
-        return JSONResponse({"id": self._sessions.open().id})
+        try:
+            return JSONResponse({"id": self._sessions.open().id})
+        except McspexError as error:
+            return _refuse(f"{error} Then start mcspex serve again.", 500)
 
     async def _state(self, session: Session, _: Request) -> Response:
         return JSONResponse(session.to_dict())

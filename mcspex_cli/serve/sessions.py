@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from mcspex_cli import audio, files, text
 from mcspex_cli.errors import AudioError, McspexError, OutputError
+from mcspex_cli.extraction.clip import LONGEST_READ_S
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, check_distinct, inspect
 from mcspex_cli.extraction.profile import SUFFIX as PROFILE_SUFFIX
 from mcspex_cli.extraction.profile import (
@@ -35,6 +36,10 @@ LONGEST_ABSENCE_S = 300.0
 background speak once a minute."""
 
 LONGEST_NAME = 200
+
+MOST_MARKS, MOST_MARKED_S = 100, 3600.0
+"""How many parts may be marked, and how much in all of the 10 min that are used of each: they are
+held in memory."""
 
 EXPORTS = {
     "voice.wav": ".voice.wav",
@@ -190,6 +195,11 @@ class Session:
             raise AudioError("there is no recording. Drop one into the page.")
         if self.extraction and self.extraction.is_active:
             raise McspexError("an extraction is on its way. Cancel it first.")
+        marked_s = sum(min(end - start, LONGEST_READ_S) for start, end in request.spans)
+        if len(request.spans) > MOST_MARKS or marked_s > MOST_MARKED_S:
+            raise McspexError(
+                f"too much is marked. Mark {MOST_MARKS} parts or less, an hour in all."
+            )
         if model is None or request.device not in self._extractions.devices:
             raise McspexError("there is no such model or device. Load the page again.")
         if request.absent != "keep" and model.calibration is None:
@@ -314,11 +324,19 @@ class Sessions:
         self._decoder = ThreadPoolExecutor(2, "mcspex-decode")
 
     def open(self) -> Session:
-        """A new one, under a name that nobody can guess."""
+        """A new one, under a name that nobody can guess.
+
+        Raises:
+            OutputError: its folder cannot be made.
+        """
         folder = self.folder / secrets.token_urlsafe(24)
         session = Session(folder, self.extractions, self._max_bytes)
         self._open[session.id] = session  # before its folder, which would be swept
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            del self._open[session.id]
+            raise files.output_error(self.folder, error, "cannot make a folder in it") from error
         return session
 
     def get(self, id_: str) -> Session | None:
