@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import Engine, Extractor, load_checkpoint, read_audio, si_sdr
+from mcspex_cli import Engine, Extractor, audio, load_checkpoint, read_audio, si_sdr
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
+from mcspex_cli.checkpoint.config import read_config
 from mcspex_cli.training.simulate import read_recipes, render
 from mcspex_cli.training.trainer import Progress, ProgressLog
 from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared
@@ -171,6 +172,25 @@ def test_the_readmes_main_command_does_the_main_job(checkout: Path) -> None:
                  "--mixtures", "examples/mixture.flac")  # fmt: skip
     gain_db = float(scored.stdout.split("\n")[1].split()[2])
     assert gain_db >= 5
+
+
+def test_the_readmes_python_writes_a_voice(checkout: Path) -> None:
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    for name, example in (("mix.wav", "mixture"), ("alice.wav", "reference")):
+        audio.write(checkout / name, read_audio(EXAMPLES / f"{example}.flac", 16000), 16000)
+    run_script("-c", snippet)
+    estimate, mixture, truth = (
+        read_audio(path, 8000) for path in ("alice_alone.wav", "mix.wav", EXAMPLES / "truth.flac")
+    )
+    assert 0.1 < np.abs(estimate).max() < 1
+    assert si_sdr(estimate, truth) >= si_sdr(mixture, truth) + 5
+
+
+def test_the_readmes_first_screen_says_what_a_listener_will_miss() -> None:
+    screen = " ".join(README.splitlines()[:40])
+    khz = read_config(bundled()[DEFAULT_MODEL]).system.sample_rate_hz / 2000
+    assert f"nothing above {khz:g} kHz" in screen
+    assert "you can still hear the other voice" in screen
 
 
 def test_the_consoles_show_what_is_said(checkout: Path, hub: Hub) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,10 +21,12 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
-from tests.conftest import AUTO, RATE_HZ, buzz
+from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 from tests.test_audio import BAD, make_bad
 
 Run = Callable[..., Result]
+
+ASKED = ("mixture.wav", "--ref", "reference.wav")
 
 
 @pytest.fixture
@@ -210,12 +213,28 @@ def test_what_is_no_file_is_not_replaced(extract: Run, scene: Path) -> None:
             "mixture.wav: would be written twice to mixture.target.wav.",
         ),
         (["mixture.wav", "--ref", "brief.wav"], "brief.wav: 0.20 s is too short."),
+        (["folder", "--ref", "reference.wav"], "folder: is a folder. For all recordings in it"),
+        (["pipe.wav", "--ref", "reference.wav"], "pipe.wav: is not a regular file."),
+        (["mixture.wav", "--ref", "pipe.wav"], "pipe.wav: is not a regular file."),
+        ([*ASKED, "--channel", "7"], "mixture.wav: has no channel 7"),
+        ([*ASKED, "-o", "truth.wav/x.wav"], "truth.wav/x.wav: truth.wav is a file, not a folder."),
+        pytest.param(
+            [*ASKED, "-o", "locked/x.wav"],
+            "locked/x.wav: locked is write-protected.",
+            marks=pytest.mark.skipif(
+                os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere"
+            ),
+        ),
+        ([*ASKED, "-o", "n" * 252 + ".wav"], "n" * 252 + ".wav: cannot be written: its name"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
     extract: Run, scene: Path, words: list[str], message: str
 ) -> None:
     audio.write(scene / "brief.wav", buzz(110, 0.2), RATE_HZ)
+    (scene / "folder").mkdir()
+    (scene / "locked").mkdir(mode=0o500)
+    os.mkfifo(scene / "pipe.wav")
     done = extract(*words, model="nobody")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {message}")
@@ -334,6 +353,18 @@ def test_a_signal_in_the_middle_leaves_nothing(
     assert said.strip().endswith("Finished files are kept; unfinished ones are removed.")
     assert "Traceback" not in said
     assert listing(scene) == before
+
+
+@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full"])
+def test_a_closed_or_full_stderr_costs_no_estimate(
+    scene: Path, tiny_folder: Path, closing: str
+) -> None:
+    words = [sys.executable, "-m", "mcspex_cli", "extract", *ASKED, "-o", "o.wav"]
+    command = shlex.join([*words, "--model", str(tiny_folder), "--device", "cpu"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shell = ["sh", "-c", f"{command} {closing}"]
+    assert subprocess.run(shell, cwd=scene, env=environment, check=False).returncode == 0
+    assert soundfile.info(scene / "o.wav").frames == 2 * RATE_HZ
 
 
 def test_a_device_that_is_not_there_is_one_line(scene: Path, tiny_folder: Path) -> None:

@@ -94,8 +94,12 @@ def test_pull_takes_three_files_and_says_what_came(
 
 def test_pull_again_downloads_nothing(hub: Hub, commit: str) -> None:
     run("models", "pull", REPO)
+    snapshot = cache.cached(cache.HubName(REPO))
+    assert snapshot
+    before = {path.name: path.lstat().st_ino for path in snapshot.folder.iterdir()}
     hub.requests.clear()
     done = run("models", "pull", REPO)
+    assert {path.name: path.lstat().st_ino for path in snapshot.folder.iterdir()} == before
     assert done.stderr == f"{REPO}@{commit[:12]}  (already downloaded; licence: mit)\n"
     assert not hub.asked("GET", "/resolve/")
 

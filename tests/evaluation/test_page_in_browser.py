@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -221,6 +222,23 @@ def test_points_are_at_their_values_between_round_ticks(browser: Browser, addres
             shift = 4 if name == "y" else 0  # of a tick's text
             assert place == pytest.approx(float(value) * scale + offset - shift, abs=0.01)
             assert (56 < place < 628) if name == "x" else (32 < place < 344)
+
+
+TEXTS = """
+return [...document.querySelectorAll(".plot text")].filter((text) => text.checkVisibility())
+  .map((text) => [text.textContent, text.getBoundingClientRect()])
+  .map(([name, box]) => [name, box.left, box.right, box.top, box.bottom]);
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_text_of_the_plot_lies_on_another(browser: Browser, address: str, width: int) -> None:
+    show(browser, address, width)
+    texts = browser.execute_script(TEXTS)
+    assert {"SI-SDRi (dB)", "SI-SDR of the mixture (dB)"} < {name for name, *_ in texts}
+    for (one, *a), (other, *b) in combinations(texts, 2):
+        apart = a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+        assert apart, (one, other)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

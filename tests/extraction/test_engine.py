@@ -147,7 +147,7 @@ def test_0_3_s_are_enough(tiny: System) -> None:
     assert np.isfinite(Engine(tiny, SHORT).embed([buzz(100, 0.3)])).all()
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "tpu"])
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "tpu", "meta"])
 def test_a_device_that_is_not_there_is_refused(tiny: System, device: str) -> None:
     with pytest.raises(EngineError, match=f"device '{device}' is not available. Use one of: auto"):
         Engine(tiny, EngineSettings(device=device))
@@ -282,6 +282,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> N
                 (np.zeros((1, 9000), np.int16), TypeError, "float numbers"),
             )
         ),
+        (lambda engine: engine.embed([]), ValueError, "embed needs one clip or more"),
         (lambda _: Engine("tiny"), TypeError, "runs a System or a Runtime"),  # type: ignore[arg-type]
         (lambda _: EngineSettings(device=None), TypeError, "device is text"),  # type: ignore[arg-type]
     ],

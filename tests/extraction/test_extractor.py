@@ -174,6 +174,15 @@ def test_estimate_and_residual_are_the_mixture_sample_by_sample(
     assert (result.seconds, result.sample_rate_hz) == (length / rate_hz, rate_hz)
 
 
+def test_a_float_mixture_beyond_full_scale_comes_apart_exactly(run: Run, tmp_path: Path) -> None:
+    sound = put(tmp_path, 5 * MIXTURE)
+    result = run(subtype="FLOAT")
+    estimate, residual = get(tmp_path / "e.wav"), get(tmp_path / "r.wav")
+    assert np.abs(estimate).max() > 1
+    np.testing.assert_allclose((estimate + residual)[0], sound, atol=1e-5)
+    assert (result.limited, result.residual_gain_db, result.warnings) == (False, 0, ())
+
+
 @pytest.mark.parametrize(
     "options",
     [{"level": "peak"}, {"level": "raw"}, {"level": "lufs=-30"}, {"wet_db": -20, "dry_db": -9}],
