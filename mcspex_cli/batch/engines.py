@@ -190,7 +190,7 @@ class RemoteStation(Station):
     """A station of a Ray actor, which may be on another machine."""
 
     def __init__(self, cwd: Path, folder: Path, settings: BatchSettings, device: str) -> None:
-        super().__init__(folder, settings, device, max(1, int(settings.cluster.cpus)))
+        super().__init__(folder, settings, device, settings.cluster.threads)
         self._cwd, self._folder = cwd, folder
 
     def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
@@ -220,7 +220,8 @@ class Share:
     def __call__(self) -> None:
         """Do what is left of it, in a process of its own, so that what kills that is found out."""
         work = WorkList(self._plan, Journal(self._plan.folder), self._settings, self._units)
-        process = LocalProcess(work, self._settings.devices[0], 0)
+        threads = self._settings.cluster.threads  # not those of the whole machine
+        process = LocalProcess(work, self._settings.devices[0], threads)
         for _ in _accounted(work, deal(work, [process], Event())):
             pass
 
@@ -286,7 +287,7 @@ def _slurm_executor(work: WorkList) -> Any:
     executor.update_parameters(
         job_name="mcspex",
         time=cluster.time_min,
-        cpus_per_task=max(1, math.ceil(cluster.cpus)),
+        cpus_per_task=cluster.threads,
         array_parallelism=cluster.parallelism,
         **({"partition": cluster.partition} if cluster.partition else {}),
         **({"gpus_per_node": math.ceil(cluster.gpus)} if cluster.gpus else {}),

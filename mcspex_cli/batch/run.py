@@ -8,6 +8,7 @@ WorkList: plan − done, this shard's, in units ──▶ engines ──▶ Work
 from __future__ import annotations
 
 import heapq
+import math
 import shutil
 import tempfile
 from collections import defaultdict, deque
@@ -57,6 +58,11 @@ class ClusterSettings:
     """Tasks of Slurm's array that run at once."""
     wait: bool = True
     """Whether to wait for Slurm's array."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker; how many there are may decide an estimate's last bit."""
+        return max(1, math.ceil(self.cpus))
 
 
 @dataclass(frozen=True)
