@@ -277,6 +277,11 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
         "warning: standard input was cut off: the last 0.25 of the 1.00 s that its WAV header "
         "announces are missing." in said
     )
+    out, said, code = run("-q", data=2 * wav.getvalue())
+    assert (len(out), code) == (44 + 16_000, 0)
+    assert said == (
+        "warning: standard input: another WAV follows the first and is not read. Pipe one alone.\n"
+    )
     assert run("-q", "--rate", "48000", data=PCM_16[:4]) == (bytes(4), "", 0)
     samples = MIXTURE[:8000].copy()
     samples[5000] = np.nan

@@ -238,6 +238,10 @@ def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> No
                 "Check --format and --channels."
             )
         inflow.end()
+        if not left and b"WAVEfmt " in os.read(descriptor, _READ_BYTES):
+            inflow.warnings.append(
+                "standard input: another WAV follows the first and is not read. Pipe one alone."
+            )
     except OSError as error:
         inflow.end(AudioError(f"standard input: cannot be read ({error.strerror})."))
 
