@@ -173,7 +173,7 @@ def largest_weights(system: SystemFields, where: object) -> int:
 
     with torch.device("meta"):
         tensors = build(parse_system(system, where)).state_dict().values()
-    return 2**16 + sum(256 + 8 * tensor.numel() for tensor in tensors)
+    return 2**16 + sum(256 + 8 * int(tensor.numel()) for tensor in tensors)
 
 
 def write_config(folder: Path, config: Config | dict[str, Any]) -> None:

@@ -47,6 +47,12 @@ _LONGEST_TEXT = 100
 _SLACK_S = 0.5
 """A span may reach this far over the end of its file, as the lengths that programs show do."""
 
+_CURES = {
+    "choose another with --track.": "export another to a file of its own.",
+    "Choose one of them with --channel 0.": "Export one of them to a file of its own.",
+}
+"""What a reader's warnings advise: the options are for mixtures."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -189,7 +195,7 @@ def read_clip(path: Path, sample_rate_hz: int) -> Clip:
     kept: list[Samples] = []
     beginning: list[Samples] = []
     """The first 10 min, in case there is no speech in all of the file."""
-    reader = audio.Reader(path, track="1")  # else told of --track, which is for mixtures
+    reader = audio.Reader(path)
     for block in reader:
         kept.append(block)
         if len(kept) == longest:
@@ -206,7 +212,10 @@ def read_clip(path: Path, sample_rate_hz: int) -> Clip:
     blocks = audio.Resampler(rate_hz, sample_rate_hz, 1).run(kept)
     samples = np.concatenate(list(blocks), axis=-1)[0]
     clip = Clip.measure(str(path), samples, sample_rate_hz, clipped / max(1, frames))
-    return replace(clip, warnings=tuple(reader.warnings))
+    warnings = reader.warnings
+    for of_mixtures, of_clips in _CURES.items():
+        warnings = [warning.replace(of_mixtures, of_clips) for warning in warnings]
+    return replace(clip, warnings=tuple(warnings))
 
 
 def read_spans(

@@ -130,6 +130,12 @@ def test_what_is_not_read_of_a_clip_is_told(
         f"{clip}: another file of 48,044 bytes follows the first in it and is not read. "
         "Split them, or join them with an audio editor."
     )
+    said = talk(1, 0, 3, RATE_HZ)
+    track = SoundTrack(np.stack([said, -0.9 * said]), RATE_HZ, "pcm_s16le")
+    first, second = read_clip(make(clips / "two.mkv", track, track), RATE_HZ).warnings
+    assert first.endswith(" The first is used; export another to a file of its own.")
+    assert "its channels nearly cancel each other out" in second
+    assert second.endswith(" Export one of them to a file of its own.")
 
 
 def quality_of(samples: Samples, engine: Engine) -> tuple[ReferenceQuality, Voice]:
