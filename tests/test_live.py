@@ -106,18 +106,20 @@ def test_the_size_of_blocks_does_not_matter(extractor: Extractor) -> None:
         np.testing.assert_array_equal(other, outputs[0])
 
 
+@pytest.mark.parametrize("offset", [0, 0.3])
 @pytest.mark.parametrize(("rate_hz", "agreement_db"), [(RATE_HZ, 45), (16000, 40), (44100, 40)])
 def test_a_network_that_changes_nothing_gives_the_mixture_in_its_place(
-    extractor: Extractor, rate_hz: int, agreement_db: float
+    extractor: Extractor, rate_hz: int, agreement_db: float, offset: float
 ) -> None:
     tone = with_runtime(extractor, Tone())
     times_s = np.arange(5 * rate_hz) / rate_hz
     mixture = sum(np.sin(2 * np.pi * hz * times_s + hz) for hz in (211, 977, 2503)) / 10
-    stereo = np.stack([1.5 * mixture, 0.5 * mixture]).astype(np.float32)
+    stereo = np.stack([1.5 * mixture, 0.5 * mixture]).astype(np.float32) + np.float32(offset)
     live = tone.live(voice_of(tone), latency_s=0.3, sample_rate_hz=rate_hz)
     parts = [live.push(block) for block in blocks(stereo, None)]
     estimate = np.concatenate([*parts, live.flush()])
     assert si_sdr(estimate, mixture) > agreement_db
+    assert abs(estimate.mean()) < 1e-3
     assert np.std(estimate) == pytest.approx(np.std(mixture), rel=0.01)
 
 

@@ -675,16 +675,18 @@ def test_a_moved_set_is_gone_on_with_and_its_reports_stay_right(
     for name in ("mix", "refs", "truth"):
         Path(name).rename(Path("set", name))
     Path("set/mix/ann/9.wav").write_text("no sound")
-    asked = ("set/mix", "--ref", "set/refs/ann.wav", "-o", "set/out")
+    write("set/truth/ann/9.wav", buzz(190, 0.5))
+    asked = ("set/mix", "--ref", "set/refs/ann.wav", "--truth", "set/truth", "-o", "set/out")
     assert batch(*asked).exit_code == 3
     for name in ("report.json", "report.csv", "failed.jsonl"):
         assert str(folder) not in Path("set/out", name).read_text()
     before = times("set/out")
     Path("set").rename("moved")
     monkeypatch.chdir("moved")
-    done = batch("mix", "--ref", "refs/ann.wav", "-o", "out")
+    done = batch("mix", "--ref", "refs/ann.wav", "--truth", "truth", "-o", "out")
     assert done.exit_code == 3
     assert "6 of 7 files done, 6 of them before" in done.stderr
+    assert Path("out", rows("out")["ann/0"]["truth"]).resolve() == Path("truth/ann/0.wav").resolve()
     assert sorted(times("out").values()) == sorted(before.values())
     assert CliRunner().invoke(main, ["report", "out", "-o", "page.html"]).exit_code == 0
     write("mix/ann/9.wav", buzz(150, 0.5))

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+from mcspex_cli.text import line
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 from tests.test_audio import BAD, make_bad
 
@@ -251,6 +252,23 @@ def test_a_link_that_leads_nowhere_is_replaced_only_if_that_is_asked_for(
     assert (scene / "o.wav").is_symlink()
     assert extract(*words, "--overwrite").exit_code == 0
     assert not (scene / "o.wav").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "words", [["extract"], ["batch", "-o", "out"], ["enroll", "-o", "v.safetensors"]]
+)
+@pytest.mark.parametrize("name", ["a\x1b[2Jb.wav", "rtl\u202evaw.wav", "a\u2028b\nc.wav"])
+def test_a_name_does_not_steer_the_terminal(
+    scene: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str
+) -> None:
+    monkeypatch.chdir(scene)
+    Path(name).write_text("no sound")
+    references = [] if words[0] == "enroll" else ["--ref", "reference.wav"]
+    done = CliRunner().invoke(main, [*words, name, *references, "--model", str(tiny_folder)])
+    assert done.exit_code in (1, 3)
+    assert line(name) in done.stderr
+    assert not set(done.output) & set("\x1b\u202e\u2028")
+    assert "\nc.wav" not in done.output
 
 
 def test_a_long_name_has_room_for_a_span(extract: Run, scene: Path) -> None:
