@@ -233,7 +233,7 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     monkeypatch.setattr(engines, "_POLL_S", 0.5)
     begun = run(*asked, "--no-wait")
     assert begun.exit_code == 0, begun.output
-    assert "files. Run the same command again, without --no-wait, to see its pro" in begun.stderr
+    assert "works on 60 files. Run the same command again, without --no-wait" in begun.stderr
     job = json.loads(Path("slurm/out/slurm/array.json").read_text())["job"]
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
