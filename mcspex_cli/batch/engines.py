@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -103,6 +104,7 @@ def _connect_ray(settings: BatchSettings) -> BatchSettings:
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
         here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
     except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
@@ -111,6 +113,8 @@ def _connect_ray(settings: BatchSettings) -> BatchSettings:
             f"--address {address}: cannot connect to Ray ({reason}). Start it with ray start "
             "--head, or leave --address out."
         ) from error
+    if signal.getsignal(signal.SIGTERM) is not before:
+        signal.signal(signal.SIGTERM, before)  # Ray's ends with an exit code of its own
     has = ray.cluster_resources()
     if cluster.gpus is None:
         cluster = replace(cluster, gpus=float(has.get("GPU", 0) >= 1))
