@@ -145,8 +145,8 @@ def deal(
                     if in_a_row >= _DEATHS_IN_A_ROW + len(members):
                         reason = (str(death).strip() or type(death).__name__).splitlines()[-1]
                         raise EngineError(
-                            f"{in_a_row} processes in a row died before they finished a file; the "
-                            f"last one: {reason} If memory is short, use fewer --jobs."
+                            f"{in_a_row} processes in a row died before they finished a file (the "
+                            f"last: {reason}). If memory is short, use fewer --jobs."
                         ) from None
                     running[member.start()] = (member, nothing)
                     yield from outcomes
