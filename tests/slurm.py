@@ -28,7 +28,7 @@ SlurmdLogFile={folder}/%n.log
 AuthType=auth/munge
 CredType=cred/munge
 # What is requeued waits until its credential has expired.
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
