@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
@@ -65,6 +66,7 @@ def run(output: str, model: Path, *more: str, mixtures: str = "mix") -> Result:
 def whole(set_: Path, tiny_folder: Path) -> Path:
     """The set, with whole/out from one process that nothing disturbed."""
     before = Path.cwd()
+    torch.set_num_threads(1)  # as many as the workers have, which decides the last bit
     os.chdir(set_)
     try:
         done = run("whole", tiny_folder)
