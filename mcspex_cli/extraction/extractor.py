@@ -133,7 +133,7 @@ class Extractor:
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
             CheckpointError: a profile cannot be used, or is for other models.
-            TypeError, ValueError: a reference is no path, or a span no `Span` of a mixture.
+            TypeError, ValueError: a reference is not a path, or a span not a `Span` of a mixture.
         """
         if isinstance(references, str | os.PathLike):
             references = [references]
@@ -318,7 +318,7 @@ class Extractor:
                         work.fail(McspexError(f"{work.name}: was interrupted."))
                     raise
         finally:
-            for work in tuple(opened):  # where whoever asked wants no more
+            for work in tuple(opened):  # the caller stopped early
                 work.close()
 
     def _computed(

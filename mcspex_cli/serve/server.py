@@ -12,8 +12,8 @@ GET  /sessions/ID/saved/NAME      a file for the user's disk
 POST /sessions/ID/close           deletes it all
 ```
 
-A session's name is a secret of its page, so that nobody sees another one's files. Paths from a
-page are looked up in tables and never opened. What comes from another site's page is refused.
+The name of a session is a secret of its page, so that nobody sees the files of another. Paths from
+a page are looked up in tables and never opened. What comes from another site's page is refused.
 """
 
 from __future__ import annotations

@@ -344,7 +344,7 @@ class Sessions:
         return self._open.get(id_)
 
     def decode(self, session: Session, recording: Recording) -> None:
-        """Decode a session's recording in another thread, as long as it is the session's."""
+        """Decode the recording of a session in another thread, until another one replaces it."""
 
         def is_current() -> bool:
             return session.is_open and session.recording is recording
