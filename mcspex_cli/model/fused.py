@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mcspex_cli.model.decoder import MultiScaleDecoder
 from mcspex_cli.model.encoder import MultiScaleEncoder, Scales
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
@@ -58,6 +59,7 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
             if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
                 setattr(module, name, FoldedPointwise(part))
     folded.speaker = FoldedSpeakerEncoder(folded.speaker)  # type: ignore[assignment]
+    folded.decoder = FoldedDecoder(folded.decoder, folded.config.hop)  # type: ignore[assignment]
     return folded.to(dtype)
 
 
@@ -104,6 +106,32 @@ class FoldedEncoder(nn.Module):
         features = functional.linear(windows, self.weight, self.bias).relu_()
         short, middle, long = features.transpose(1, 2).chunk(3, dim=1)
         return short, middle, long
+
+
+class FoldedDecoder(nn.Module):
+    """The short scale's transposed convolution as a matrix product and sums of whole hops.
+
+    Libraries compile a transposed convolution anew for each length of a signal, which takes longer
+    than to extract from 10 s of it.
+    """
+
+    def __init__(self, decoder: MultiScaleDecoder, hop: int) -> None:
+        super().__init__()
+        bank, self.hop = decoder.banks[0], hop
+        weight = bank.get_parameter("weight").squeeze(1)
+        weight = functional.pad(weight, (0, -weight.shape[1] % hop))
+        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(_bias(bank), requires_grad=False)
+
+    def short(self, features: Tensor, length: int) -> Tensor:
+        """Decode [batch, filter, frame] to [batch, sample] as `MultiScaleDecoder.short` does."""
+        windows = functional.linear(features.transpose(1, 2), self.weight)
+        hops = windows.unflatten(-1, (-1, self.hop))
+        frames, most = hops.shape[1:3]
+        samples = hops.new_zeros(len(hops), frames + most - 1, self.hop)
+        for place in range(most):
+            samples[:, place : place + frames] += hops[:, :, place]
+        return samples.flatten(1)[:, :length] + self.bias
 
 
 class FoldedSpeakerEncoder(nn.Module):
