@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -219,14 +219,88 @@ def test_files_sent_at_once_share_the_limit(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [first.path]
 
 
-def test_a_replaced_recording_leaves_no_sound(tmp_path: Path) -> None:
+TOO_LONG = (
+    "long.flac: is too long. Decoded, it takes more than the 20 MB that a recording may take. "
+    "Start mcspex serve with a larger --max-upload."
+)
+
+
+def test_a_small_file_of_long_sound_is_refused(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "long.flac"
+    audio.write(file, np.zeros(10 * 2**20 + 1, np.float32), 8000)
+    assert file.stat().st_size < 2**20
+    path = server.session()
+    assert server.put(f"{path}/recording", "long.flac", file.read_bytes()) == {"error": TOO_LONG}
+    (folder,) = server.folders()
+    assert list(folder.iterdir()) == []
+    server.ask("POST", f"{path}/close")
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "is_current", "error"),
+    [(10**9, False, "cancelled."), (200_000, True, TOO_LONG.replace("20 MB", "0 MB"))],
+    ids=["another recording takes its place", "its header announces less than there is"],
+)
+def test_a_recording_that_is_not_decoded_to_its_end_leaves_no_sound(
+    tmp_path: Path, max_bytes: int, is_current: bool, error: str
+) -> None:
     from mcspex_cli.extraction.job import ExtractionOptions
     from mcspex_cli.serve.recording import Recording, Upload
 
     path = Path(shutil.copy(INTERVIEW, tmp_path / "upload-1.flac"))
-    recording = Recording(Upload("a.flac", path), audio.probe(path), ExtractionOptions())
-    recording.decode(lambda: False)
-    assert (recording.is_decoded, list(tmp_path.iterdir())) == (True, [path])
+    info = replace(audio.probe(path), frames=1)
+    recording = Recording(Upload("long.flac", path), info, ExtractionOptions(), max_bytes)
+    recording.decode(lambda: is_current)
+    assert (recording.is_decoded, recording.error) == (True, error)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_deleted_on_its_way_arrives_all_the_same(tmp_path: Path) -> None:
+    from mcspex_cli.serve.server import send_file
+
+    async def receive() -> Any:
+        await asyncio.sleep(TIMEOUT_S)
+
+    def sent(part: str) -> tuple[int, bytes]:
+        path.write_bytes(bytes(range(200)))
+        response, messages = send_file(path, {}, part), []
+        path.unlink()
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send))
+        return messages[0]["status"], b"".join(one.get("body", b"") for one in messages[1:])
+
+    path, whole = tmp_path / "voice.wav", bytes(range(200))
+    assert sent("") == sent("bytes=junk") == (200, whole)
+    assert sent("bytes=150-") == sent("bytes=150-999") == (206, whole[150:])
+    assert sent("bytes=3-5") == (206, b"\3\4\5")
+    assert sent("bytes=200-") == sent("bytes=5-3") == (416, b"")
+    with pytest.raises(FileNotFoundError):
+        send_file(path, {})
+
+
+def test_an_extraction_can_be_cancelled_while_it_listens(tiny_folder: Path, tmp_path: Path) -> None:
+    from mcspex_cli import Extractor
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+    from mcspex_cli.extraction.job import ExtractionOptions
+    from mcspex_cli.serve.extractions import Extraction, ExtractionRequest
+    from mcspex_cli.serve.recording import Recording, Upload
+
+    extractor = Extractor.load(tiny_folder, device="cpu")
+    mixture, clip = Upload("a", INTERVIEW), Upload("b", EXAMPLES / "reference.flac")
+    for spans, clips in (((), [clip]), (((0.0, 3.0),), [])):
+        recording = Recording(mixture, audio.probe(INTERVIEW), ExtractionOptions(), 10**9)
+        request = ExtractionRequest(spans)
+        one = Extraction(request, recording, clips, extractor.model, tmp_path)
+
+        def load(_: CheckpointInfo, __: str, one: Extraction = one) -> Extractor:
+            one.cancel()
+            return extractor
+
+        one.run(load)
+        assert (one.state, one.step, one.voice) == ("cancelled", "listening", None)
 
 
 def test_bad_files_have_the_messages_of_extract(server: Server, tmp_path: Path) -> None:
@@ -251,7 +325,7 @@ def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
     from mcspex_cli.cli.serve import _listen
     from mcspex_cli.serve.extractions import Extractions
     from mcspex_cli.serve.server import make_app
-    from mcspex_cli.serve.sessions import Sessions
+    from mcspex_cli.serve.sessions import MOST_SESSIONS, Sessions
 
     address = _listen("0.0.0.0", 0)
     where = urlsplit(address.url)
@@ -269,6 +343,13 @@ def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
         assert own.ask("POST", "/sessions")[0] == 404
         assert own.ask("POST", f"{where.path}sessions")[0] == 200
         assert own.ask("POST", f"{where.path}sessions", Origin="http://evil.example")[0] == 403
+        statuses = [own.ask("POST", f"{where.path}sessions")[0] for _ in range(MOST_SESSIONS - 1)]
+        assert statuses == [200] * (MOST_SESSIONS - 1)
+        status, _, body = own.ask("POST", f"{where.path}sessions")
+        message = "20 pages are open already. Close one, then load this page again."
+        assert (status, json.loads(body)) == (503, {"error": message})
+        for session in tuple(sessions._open.values()):
+            sessions.close(session)
         shutil.rmtree(sessions.folder)
         status, _, body = own.ask("POST", f"{where.path}sessions")
         assert (status, str(sessions.folder) in json.loads(body)["error"]) == (500, True)

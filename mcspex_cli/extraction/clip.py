@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -185,8 +185,12 @@ class Clip:
         return self.samples[max(0, start) : end]
 
 
-def read_clip(path: Path, sample_rate_hz: int) -> Clip:
+def read_clip(
+    path: Path, sample_rate_hz: int, advance: Callable[[float], object] = lambda _: None
+) -> Clip:
     """Read a clip, of a long one 10 min from its first speech on.
+
+    `advance` is called with the seconds of each block.
 
     Raises:
         AudioError: it cannot be read, is silent or shorter than 0.3 s.
@@ -197,6 +201,7 @@ def read_clip(path: Path, sample_rate_hz: int) -> Clip:
     """The first 10 min, in case there is no speech in all of the file."""
     reader = audio.Reader(path)
     for block in reader:
+        advance(block.shape[1] / reader.sample_rate_hz)
         kept.append(block)
         if len(kept) == longest:
             beginning = beginning or kept
@@ -225,6 +230,7 @@ def read_spans(
     channel: str = "mix",
     track: str | None = None,
     damaged: Damaged = "fail",
+    advance: Callable[[float], object] = lambda _: None,
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
@@ -238,6 +244,7 @@ def read_spans(
         channel: "mix" or a channel's number from 0; "all" means the mix.
         track: the number, from 1, or the language of a sound track.
         damaged: "keep" takes what can be read of a damaged recording.
+        advance: called with the seconds of each block.
 
     Yields:
         A clip for each span, called "FILE 12.0-18.5 s".
@@ -259,6 +266,7 @@ def read_spans(
     at, last = 0, max((end for _, end in bounds), default=0)
     channel = "mix" if channel == "all" else channel
     for block in audio.Reader(path, rate_hz, channel, track=track, damaged=damaged):
+        advance(block.shape[1] / rate_hz)
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             piece = block[:, max(0, start - at) : max(0, end - at)]
             if piece.size:

@@ -116,6 +116,7 @@ class Extractor:
         channel: str = "mix",
         track: str | None = None,
         damaged: Damaged = "fail",
+        advance: Callable[[float], object] = lambda _: None,
     ) -> Voice:
         """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
 
@@ -129,6 +130,8 @@ class Extractor:
             channel: the channel of the mixture that the spans are taken from.
             track: the sound track that they are taken from, as in `ExtractionOptions`.
             damaged: what is done with a damaged mixture, as in `ExtractionOptions`.
+            advance: called with the seconds of sound read since its last call. What it raises
+                ends the work.
 
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
@@ -149,8 +152,10 @@ class Extractor:
         clips: Iterable[Clip] = ()
         if spans:
             rate_hz = self.sample_rate_hz
-            clips = read_spans(Path(mixture or ""), spans, rate_hz, channel, track, damaged)
-        return enroll([*paths, *clips], self.engine, self.model)
+            clips = read_spans(
+                Path(mixture or ""), spans, rate_hz, channel, track, damaged, advance
+            )
+        return enroll([*paths, *clips], self.engine, self.model, advance)
 
     def check_voice(self, name: str, voice: Voice) -> None:
         """Refuse what is no voice of this model; `name` is what asks for it.

@@ -9,7 +9,7 @@ profile ────────────────────────
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -72,13 +72,20 @@ class Voice:
     """Clips, spans and profiles, as messages name them."""
 
 
-def enroll(sources: Iterable[Path | Clip], engine: Engine, model: CheckpointInfo) -> Voice:
+def enroll(
+    sources: Iterable[Path | Clip],
+    engine: Engine,
+    model: CheckpointInfo,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Voice:
     """Embed one voice from clips, folders of clips and profiles, weighted by their speech.
 
     Args:
         sources: all of one person; `clip.read_spans` gives clips of a recording.
         engine: of `model`.
         model: what profiles must be for.
+        advance: called with the seconds of sound read since its last call, also before a clip is
+            embedded.
 
     Raises:
         AudioError: a clip cannot be read, is silent or shorter than 0.3 s; there is none.
@@ -87,6 +94,7 @@ def enroll(sources: Iterable[Path | Clip], engine: Engine, model: CheckpointInfo
     voices = []
     for source in sources:
         for one in [source] if isinstance(source, Clip) else list_sources([source]):
+            advance(0.0)
             if isinstance(one, Clip):
                 voices.append(embed_clip(one, engine))
             elif is_profile_name(one):
@@ -96,7 +104,7 @@ def enroll(sources: Iterable[Path | Clip], engine: Engine, model: CheckpointInfo
                     Voice(known.embedding, profile.qualities, known.seconds, (), (str(one),))
                 )
             else:
-                voices.append(embed_clip(read_clip(one, engine.sample_rate_hz), engine))
+                voices.append(embed_clip(read_clip(one, engine.sample_rate_hz, advance), engine))
     return join_voices(voices, engine.calibration)
 
 

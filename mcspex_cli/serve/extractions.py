@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result
-from mcspex_cli.serve.recording import CancelledError, Recording, Upload
-from mcspex_cli.serve.waveform import read_peaks
+from mcspex_cli.serve.recording import CancelledError, Recording, Upload, read_peaks
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
@@ -118,6 +117,7 @@ class Extraction:
             channel=options.channel,
             track=options.track,
             damaged=options.damaged,
+            advance=lambda _: self._check_cancelled(),
         )
         estimate, residual = (self.path(f"{name}.wav") for name in SOUNDS)
         outputs = Outputs(

@@ -21,13 +21,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import jinja2
 import msgspec
@@ -36,7 +37,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import (
-    FileResponse,
     HTMLResponse,
     JSONResponse,
     PlainTextResponse,
@@ -47,13 +47,12 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcspex_cli import __version__
-from mcspex_cli.errors import McspexError
+from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import LEVELS
 from mcspex_cli.serve.extractions import ExtractionRequest
-from mcspex_cli.serve.recording import Recording, Upload
+from mcspex_cli.serve.recording import Recording, Upload, draw_part
 from mcspex_cli.serve.sessions import EXPORTS, Session, Sessions
-from mcspex_cli.serve.waveform import draw_part
 
 STATIC = {
     "page.css": "text/css",
@@ -84,6 +83,9 @@ REFUSAL = "Refused: open the page at the address that mcspex serve printed."
 MOST_SENT = 2**22
 """Bytes of a sound that are sent at once: a player holds no connection open while it does not
 play, of which browsers have six."""
+
+BLOCK_BYTES = 2**18
+"""Read at a time from a file that is sent."""
 
 LONGEST_REQUEST = 2**16
 BYTES = "application/octet-stream"
@@ -235,8 +237,10 @@ class Pages:
     async def _open(self, _: Request) -> Response:
         try:
             return JSONResponse({"id": self._sessions.open().id})
-        except McspexError as error:
+        except OutputError as error:
             return _refuse(f"{error} Then start mcspex serve again.", 500)
+        except McspexError as error:
+            return _refuse(str(error), 503)
 
     async def _state(self, session: Session, _: Request) -> Response:
         return JSONResponse(session.to_dict())
@@ -295,19 +299,12 @@ class Pages:
         path = session.sound(request.path_params["name"])
         if path is None:
             return _refuse("There is no such sound.", 404)
-        headers = request.scope["headers"]
-        for place, (name, value) in enumerate(headers):
-            if name == b"range" and (start := re.fullmatch(rb"bytes=(\d{1,15})-", value)):
-                end = int(start[1]) + MOST_SENT - 1
-                headers[place] = (name, value + str(end).encode())
-        return FileResponse(path, media_type="audio/wav", stat_result=path.stat())
+        return send_file(path, {"Content-Type": "audio/wav"}, request.headers.get("range", ""))
 
     async def _peaks(self, session: Session, request: Request) -> Response:
         name, recording = request.path_params["name"], session.recording
         if name == "mixture" and recording:
-            return StreamingResponse(
-                _stream_peaks(recording), media_type="application/octet-stream"
-            )
+            return StreamingResponse(_stream_peaks(recording), media_type=BYTES)
         peaks = session.extraction.peaks.get(name) if session.extraction else None
         if peaks is None:
             return _refuse("There is no such sound.", 404)
@@ -325,8 +322,9 @@ class Pages:
         kind, extraction = request.path_params["name"], session.extraction
         if kind not in EXPORTS or extraction is None or extraction.state != "done":
             return _refuse("There is no such file.", 404)
-        path, name = await run_in_threadpool(session.export, kind)
-        return FileResponse(path, filename=name, stat_result=path.stat())
+        path, name = await run_in_threadpool(session.export, extraction, kind)
+        disposition = f"attachment; filename*=utf-8''{quote(name)}"
+        return send_file(path, {"Content-Type": BYTES, "Content-Disposition": disposition})
 
     async def _close(self, session: Session, _: Request) -> Response:
         await run_in_threadpool(self._sessions.close, session)
@@ -365,6 +363,38 @@ async def _upload(session: Session, request: Request) -> Upload:
     size = request.headers.get("content-length", "0")
     name = request.query_params.get("name", "")
     return await session.receive(name, int(size) if size.isdecimal() else 0, request.stream())
+
+
+def send_file(path: Path, headers: dict[str, str], part: str = "") -> Response:
+    """A file, or a part of it, as its user may delete it while it is on its way.
+
+    Args:
+        path: the file, which is opened at once.
+        headers: of the answer.
+        part: a request's header "Range". One part of `MOST_SENT` bytes at most is sent.
+
+    Raises:
+        OSError: the file is not there any more.
+    """
+    file = path.open("rb")
+    size = os.fstat(file.fileno()).st_size
+    status, first, end = 200, 0, size
+    headers = {**headers, "Accept-Ranges": "bytes"}
+    if match := re.fullmatch(r"bytes=(\d{1,15})-(\d{0,15})", part):
+        first = int(match[1])
+        end = min(int(match[2] or size) + 1, first + MOST_SENT, size)
+        if first >= end:
+            file.close()
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+        status, headers["Content-Range"] = 206, f"bytes {first}-{end - 1}/{size}"
+    file.seek(first)
+
+    def blocks() -> Iterator[bytes]:
+        with file:
+            for start in range(first, end, BLOCK_BYTES):
+                yield file.read(min(BLOCK_BYTES, end - start))
+
+    return StreamingResponse(blocks(), status, {**headers, "Content-Length": str(end - first)})
 
 
 async def _stream_peaks(recording: Recording) -> AsyncIterator[bytes]:

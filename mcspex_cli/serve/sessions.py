@@ -37,6 +37,9 @@ background speak once a minute."""
 
 LONGEST_NAME = 200
 
+MOST_SESSIONS = 20
+"""Pages that are open at once: each may fill the disk with as much as it may upload, and more."""
+
 MOST_MARKS, MOST_MARKED_S = 100, 3600.0
 """How many parts may be marked, and how much in all of the 10 min that are used of each: they are
 held in memory."""
@@ -124,6 +127,7 @@ class Session:
 
         Raises:
             AudioError: it cannot be read, is too short, or has no such channel or track.
+            OutputError: it would take too much disk.
         """
         try:
             options = ExtractionOptions(channel=channel, track=track or None, damaged="keep")
@@ -134,11 +138,11 @@ class Session:
         outputs = Outputs(self.folder / "voice.wav")
         try:
             info = inspect(Job(upload.path, _no_voice, outputs), options)
+            self.recording = Recording(upload, info, options, self._max_bytes)
         except McspexError:
             if is_new:
                 upload.path.unlink(missing_ok=True)
             raise
-        self.recording = Recording(upload, info, options)
         if self.extraction:
             self._forget(self.extraction)
         if before and is_new:
@@ -187,12 +191,14 @@ class Session:
         """Put an extraction into the queue.
 
         Raises:
-            AudioError: there is no recording, or it is its own reference.
+            AudioError: there is no recording, it is not ready, or it is its own reference.
             McspexError: the request is not one that the page makes.
         """
         recording, model = self.recording, self._extractions.models.get(request.model)
         if recording is None:
             raise AudioError("there is no recording. Drop one into the page.")
+        if recording.error or not recording.is_decoded:
+            raise AudioError(recording.error or "the recording is still being read. Wait for it.")
         if self.extraction and self.extraction.is_active:
             raise McspexError("an extraction is on its way. Cancel it first.")
         marked_s = sum(min(end - start, LONGEST_READ_S) for start, end in request.spans)
@@ -219,17 +225,16 @@ class Session:
         self.extraction = extraction
         self._extractions.add(extraction)
 
-    def export(self, kind: str) -> tuple[Path, str]:
-        """A file of the result, made where it is not there yet, and its name for the user.
+    def export(self, extraction: Extraction, kind: str) -> tuple[Path, str]:
+        """A file of a result, made where it is not there yet, and its name for the user.
 
         Args:
+            extraction: one that is done.
             kind: of `EXPORTS`.
 
         Raises:
-            OutputError: it cannot be written.
+            AudioError, OutputError: it cannot be written, or another extraction has begun.
         """
-        extraction = self.extraction
-        assert extraction
         path, ending = extraction.path(kind), EXPORTS[kind]
         if path.suffix == ".flac" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))
@@ -327,8 +332,13 @@ class Sessions:
         """A new one, under a name that nobody can guess.
 
         Raises:
+            McspexError: too many are open.
             OutputError: its folder cannot be made.
         """
+        if len(self._open) >= MOST_SESSIONS:
+            raise McspexError(
+                f"{MOST_SESSIONS} pages are open already. Close one, then load this page again."
+            )
         folder = self.folder / secrets.token_urlsafe(24)
         session = Session(folder, self.extractions, self._max_bytes)
         self._open[session.id] = session  # before its folder, which would be swept
