@@ -43,6 +43,9 @@ WORTH_A_TASK_S, MOST_TASKS = 3600.0, 1000
 _POLL_S = 2.0
 """How often Slurm and the journal are asked."""
 
+_SUBMITTING_S = 120
+"""How long a command waits for another that submits the same batch."""
+
 _TIMEOUTS = 100
 """How often a task of Slurm's array is queued again when its time is over."""
 
@@ -95,8 +98,14 @@ def _accounted(
 
 def _connect_ray(settings: BatchSettings) -> BatchSettings:
     """Connect to a Ray cluster, or start a Ray here, and decide what its actors have."""
+    ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
+    if ours:  # or SIGTERM prints a trace of Ray's
+        os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     import ray
     from ray.exceptions import RayError
+
+    if ours:  # Ray's own processes keep their handlers
+        del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
 
     cluster = settings.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -113,6 +122,8 @@ def _connect_ray(settings: BatchSettings) -> BatchSettings:
             f"--address {address}: cannot connect to Ray ({reason}). Start it with ray start "
             "--head, or leave --address out."
         ) from error
+    except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
+        raise KeyboardInterrupt from end
     if signal.getsignal(signal.SIGTERM) is not before:
         signal.signal(signal.SIGTERM, before)  # Ray's ends with an exit code of its own
     has = ray.cluster_resources()
@@ -241,8 +252,7 @@ class SlurmArray:
     """An array that works on a batch."""
 
     job: str
-    began_ns: int
-    """By the clock of who submitted it: what fails later is its doing."""
+    """Slurm's number of it."""
 
     @classmethod
     def find(cls, folder: Path) -> SlurmArray | None:
@@ -253,15 +263,35 @@ class SlurmArray:
         return None
 
     @classmethod
+    def find_or_submit(cls, work: WorkList, executor: Any) -> SlurmArray:
+        """The array that works on a work list; of commands that begin at once, one submits it.
+
+        Raises:
+            EngineError: another command submits it, and does not come to an end of that.
+        """
+        from filelock import SoftFileLock, Timeout
+
+        folder = _slurm_folder(work.plan.folder)
+        files.make_folders(folder)
+        lock = SoftFileLock(folder / "submitting", timeout=_SUBMITTING_S)
+        try:
+            with lock:
+                return cls.find(work.plan.folder) or cls.submit(work, executor)
+        except Timeout as error:
+            raise EngineError(
+                f"{lock.lock_file}: another command has been submitting this batch for "
+                f"{_SUBMITTING_S} s. If there is none, remove this file. Then try again."
+            ) from error
+
+    @classmethod
     def submit(cls, work: WorkList, executor: Any) -> SlurmArray:
         """Share a work list out and submit it to an executor of submitit."""
         settings = work.settings
         count = settings.jobs or min(MOST_TASKS, math.ceil(seconds(work.todo) / WORTH_A_TASK_S))
         parts = shares(work.units, max(1, min(count, len(work.units))))
-        began_ns = time.time_ns()
         with executor.batch():
             jobs = [executor.submit(Share(work.plan, part, settings)) for part in parts]
-        array = cls(jobs[0].job_id.partition("_")[0], began_ns)
+        array = cls(jobs[0].job_id.partition("_")[0])
         with files.whole(_slurm_folder(work.plan.folder) / "array.json") as path:
             path.write_text(json.dumps(asdict(array)))
         return array
@@ -308,7 +338,7 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Generator[Outcome, None, N
             "-o on a disk that all nodes share."
         )
     try:
-        array = SlurmArray.find(folder) or SlurmArray.submit(work, _slurm_executor(work))
+        array = SlurmArray.find_or_submit(work, _slurm_executor(work))
     except Exception as error:
         if type(error).__name__ != "FailedJobError":
             raise
@@ -319,10 +349,10 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Generator[Outcome, None, N
         journal = Journal(folder)
         reading_s = time.monotonic() - began
         for id_ in left.keys() & (journal.done.keys() | journal.failed.keys()):
-            if journal.is_done(left[id_], work.key):
-                yield Outcome(left.pop(id_), journal.done[id_].row)
-            elif id_ in journal.failed and journal.failed[id_].at_ns > array.began_ns:
-                yield Outcome(left.pop(id_), None, journal.failed[id_].reason)
+            if done := journal.result(left[id_], work.key):
+                yield Outcome(left.pop(id_), done.row)
+            elif reason := journal.failure(left[id_], work.key, array.job):
+                yield Outcome(left.pop(id_), None, reason)
         if not left:
             return
         if not live:

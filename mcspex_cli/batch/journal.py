@@ -1,8 +1,10 @@
 """A batch's memory: a line for each task that ended, so that nothing done is done again.
 
 Every process that works on a batch appends to a file of its own in `journal/`, each line in one
-write, so that a killed one spoils no more than its own last line, on any file system; who reads
-the journal merges the files by the times of their lines.
+write, so that a killed one spoils no more than its own last line, on any file system.
+
+Who reads the journal merges the files. The clocks of machines differ, so no line is older or newer
+than that of another file: a line counts if it agrees with the files that are there now.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.manifest import Task, outputs
+from mcspex_cli.batch.pairing import AUDIO, Task, outputs
 from mcspex_cli.errors import OutputError
 
 FOLDER = "journal"
@@ -39,6 +41,7 @@ class Done:
     files: dict[str, list[int] | None]
     """Size and time of each file written, by the folder that it is in."""
     seconds: float
+    """The mixture's length."""
     line: bytes
 
     @property
@@ -49,20 +52,23 @@ class Done:
 
 
 class Failure(NamedTuple):
-    """Why a task failed, and when."""
+    """A task that failed."""
 
+    inputs: str
+    settings: str
     reason: str
-    at_ns: int
+    job: str
+    """Slurm's number of the array, or job, that it failed in."""
 
 
 class Journal:
     """What the files of a journal say, read once.
 
     Attributes:
-        done: each task that is done, by id.
-        failed: why and when each task failed that was not done since, by id.
-        scores: the last score of each task, by id: "key", what it is a score of, and "row".
-        runs: what each process that led a batch here did.
+        done: the lines of each task that was done, by id: one for each time.
+        failed: likewise of each task that failed.
+        scores: scores by id and key, which tells what it is a score of.
+        runs: what each process that led a batch here did, in the order of their beginnings.
 
     Raises:
         OutputError: it cannot be read.
@@ -70,36 +76,45 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.done: dict[str, Done] = {}
-        self.failed: dict[str, Failure] = {}
-        self.scores: dict[str, dict[str, Any]] = {}
+        self.done: dict[str, list[Done]] = {}
+        self.failed: dict[str, list[Failure]] = {}
+        self.scores: dict[tuple[str, str], dict[str, Any]] = {}
         self.runs: list[dict[str, Any]] = []
-        place = folder / FOLDER
         storage.forget()
-        lines = []
-        try:
-            for path in storage.listed(place, ".jsonl"):
-                for data in storage.read(path).splitlines():
-                    with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
-                        lines.append((int(json.loads(data)["at"]), data))
-        except OSError as error:
-            raise files.output_error(place, error, "cannot be read") from error
-        for _, data in sorted(lines):
-            with suppress(KeyError, TypeError):
-                self._take(json.loads(data), data)
+        for path in storage.listed(folder / FOLDER, ".jsonl"):
+            for data in storage.read(path, OutputError).splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
+                    self._take(json.loads(data), data)
+        self.runs.sort(key=lambda run: str(run.get("began")))
+
+    def result(self, task: Task, settings: str) -> Done | None:
+        """The line that agrees with inputs, settings and output files; None if there is none."""
+        for known in self.done.get(task.id, ()):
+            if known.settings == settings and same_files(known.inputs, task.inputs)[1]:
+                places = outputs(self.folder, task).items()
+                stamps = {kind: storage.stamp(path) for kind, path in places}
+                if all(now and known.files.get(kind) == [*now[:2]] for kind, now in stamps.items()):
+                    return known
+        return None
 
     def is_done(self, task: Task, settings: str) -> bool:
-        """Whether the line, inputs, settings and output files all agree that it is."""
-        known = self.done.get(task.id)
-        return (
-            known is not None
-            and known.settings == settings
+        """Whether a task has a result."""
+        return self.result(task, settings) is not None
+
+    def failure(self, task: Task, settings: str, job: str | None = None) -> str | None:
+        """Why a task failed with these files and settings; None if it did not.
+
+        Whether it was done before or after that is not looked at. With a `job`, only what failed
+        in that one counts.
+        """
+        reasons = [
+            known.reason
+            for known in self.failed.get(task.id, ())
+            if known.settings == settings
+            and job in (None, known.job)
             and same_files(known.inputs, task.inputs)[1]
-            and all(
-                (now := storage.stamp(path)) is not None and known.files.get(kind) == [*now[:2]]
-                for kind, path in outputs(self.folder, task).items()
-            )
-        )
+        ]
+        return reasons[-1] if reasons else None
 
     def check(self, tasks: Sequence[Task], settings: str) -> None:
         """Refuse to replace estimates that were made of other files or with other settings.
@@ -108,11 +123,12 @@ class Journal:
             OutputError: there are some.
         """
         for task in tasks:
-            known = self.done.get(task.id)
-            if known is None:
-                continue
-            same, _ = same_files(known.inputs, task.inputs)
-            if not same or known.settings != settings:
+            lines = self.done.get(task.id, [])
+            if len(lines) > 1:  # whose estimate is there?
+                now = storage.stamp(outputs(self.folder, task)[AUDIO])
+                lines = [one for one in lines if now and one.files[AUDIO] == [*now[:2]]] or lines
+            same = [one for one in lines if same_files(one.inputs, task.inputs)[0]]
+            if lines and not any(one.settings == settings for one in same):
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
                     f"{self.folder}: its {task.id} was made with {what}. Choose another -o, or add "
@@ -121,16 +137,18 @@ class Journal:
 
     def _take(self, line: dict[str, Any], data: bytes) -> None:
         if "run" in line:
-            self.runs.append(line["run"])
+            self.runs.append(dict(line["run"]))
         elif "scored" in line:
-            self.scores[line["scored"]] = {"key": line["key"], "row": line["row"]}
-        elif "failed" in line:
-            self.failed[line["failed"]] = Failure(line["reason"], line["at"])
-            self.done.pop(line["failed"], None)
+            self.scores[line["scored"], line["key"]] = line["row"]
         else:
-            inputs, settings, seconds = line["inputs"], line["settings"], line["row"]["seconds"]
-            self.done[line["done"]] = Done(inputs, settings, line["files"], seconds, data)
-            self.failed.pop(line["done"], None)
+            inputs, settings = line["inputs"], line["settings"]
+            if "failed" in line:
+                failure = Failure(inputs, settings, line["reason"], line["job"])
+                self.failed.setdefault(line["failed"], []).append(failure)
+            else:
+                seconds = line["row"]["seconds"]
+                done = Done(inputs, settings, line["files"], seconds, data)
+                self.done.setdefault(line["done"], []).append(done)
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:
@@ -179,9 +197,11 @@ class JournalWriter:
         line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
         self._append({**line, "row": row})
 
-    def add_failed(self, task: Task, reason: str) -> None:
+    def add_failed(self, task: Task, settings: str, reason: str) -> None:
         """Remember a task that failed; it will be tried again."""
-        self._append({"failed": task.id, "reason": reason})
+        job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
+        line = {"failed": task.id, "inputs": task.inputs, "settings": settings, "job": job}
+        self._append({**line, "reason": reason})
 
     def add_score(self, id_: str, key: str, row: Mapping[str, Any]) -> None:
         """Remember a task's score; `key` tells what it is a score of."""

@@ -25,15 +25,15 @@ from pathlib import Path, PureWindowsPath
 from mcspex_cli import audio
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, fingerprint, same_files
-from mcspex_cli.batch.manifest import (
+from mcspex_cli.batch.pairing import (
     ACTIVITY,
     AUDIO,
     RESIDUAL,
     Task,
+    list_references,
     read_manifest,
     read_scp,
 )
-from mcspex_cli.batch.pairing import list_references
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
@@ -92,6 +92,7 @@ def plan_batch(request: BatchRequest) -> BatchPlan:
         PairingError: there is nothing to do, or the manifest, references or truths cannot be read.
         AudioError: a folder is not there.
     """
+    request = _in_place(request)
     problems: list[str] = []
     warnings: list[str] = []
     if request.manifest:
@@ -123,10 +124,9 @@ def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
     def measured(start: int) -> list[Task]:
         tasks = []
         for task in plan.tasks[start : start + _AT_ONCE]:
-            known = journal.done.get(task.id)
-            unchanged = known is not None and same_files(known.inputs, task.inputs)[1]
-            seconds = known.seconds if known and unchanged else _seconds(task)
-            tasks.append(replace(task, seconds=seconds))
+            lines = journal.done.get(task.id, ())
+            known = [one.seconds for one in lines if same_files(one.inputs, task.inputs)[1]]
+            tasks.append(replace(task, seconds=known[0] if known else _seconds(task)))
         return tasks
 
     with ThreadPoolExecutor(4) as readers:
@@ -159,6 +159,20 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
+
+
+def _in_place(request: BatchRequest) -> BatchRequest:
+    """A request with the paths that `file:///` URLs stand for."""
+    manifest, folder, truth = request.manifest, request.reference_folder, request.truth
+    return replace(
+        request,
+        output=storage.place(request.output),
+        mixtures=[*map(storage.place, request.mixtures)],
+        manifest=manifest and storage.place(manifest),
+        references=tuple(map(storage.place, request.references)),
+        reference_folder=folder and storage.place(folder),
+        truth=truth and storage.place(truth),
+    )
 
 
 def _search(request: BatchRequest, warnings: list[str]) -> Iterator[Task]:
@@ -195,10 +209,13 @@ def _clips(references: Iterable[Path]) -> list[Path]:
 
 
 class Locations:
-    """Where files are, in all and from a folder; links to folders are resolved, once each."""
+    """Where files are, in all and from a folder; links to folders are resolved, once each.
+
+    No path leads from an object store to this disk: there both are the same.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = os.path.realpath(folder)
+        self._folder = None if storage.url(folder) else os.path.realpath(folder)
         self._known: dict[str, tuple[str, str]] = {}
 
     def of(self, path: str) -> tuple[str, str]:
@@ -208,8 +225,9 @@ class Locations:
         parent, name = os.path.split(path)
         if parent not in self._known:
             real = relative = os.path.realpath(parent)
-            with suppress(ValueError):
-                relative = os.path.relpath(real, self._folder).replace(os.sep, "/")
+            if self._folder is not None:
+                with suppress(ValueError):
+                    relative = os.path.relpath(real, self._folder).replace(os.sep, "/")
             self._known[parent] = real, relative
         real, relative = self._known[parent]
         return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")

@@ -185,10 +185,10 @@ def _after_death(
     its files are tried one by one, and each that another member dies of has failed.
     """
     journal = Journal(work.plan.folder)
-    ended = [t for unit in parcel for t in unit if t.id not in work.done]
-    ended = [task for task in ended if journal.is_done(task, work.key)]
-    outcomes = [Outcome(task, journal.done[task.id].row) for task in ended]
-    work.done.update(task.id for task in ended)
+    lost = [task for unit in parcel for task in unit if task.id not in work.done]
+    results = [(task, journal.result(task, work.key)) for task in lost]
+    outcomes = [Outcome(task, done.row) for task, done in results if done]
+    work.done.update(outcome.task.id for outcome in outcomes)
     left = [unit for unit in parcel if any(task.id not in work.done for task in unit)]
     if not left:
         return outcomes, []
@@ -204,7 +204,7 @@ def _after_death(
         f"{storage.name(task.mixture)}: {DEATHS} processes that worked on it were killed, one "
         "after the other. Run the command again, with fewer --jobs if memory is short."
     )
-    writer.add_failed(task, reason)
+    writer.add_failed(task, work.key, reason)
     return [*outcomes, Outcome(task, None, reason)], parcels
 
 

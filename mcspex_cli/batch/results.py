@@ -9,6 +9,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +18,15 @@ from typing import Any
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Done, Journal, JournalWriter, fingerprint
-from mcspex_cli.batch.manifest import AUDIO, Task, outputs
+from mcspex_cli.batch.pairing import AUDIO, Task, outputs
 from mcspex_cli.batch.plan import BatchPlan, Locations
 from mcspex_cli.batch.run import BatchSettings
+from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import tables
 from mcspex_cli.evaluation.cases import Pairing
-from mcspex_cli.evaluation.comparison import batch_run
+from mcspex_cli.evaluation.comparison import Run, batch_run, compare_runs
 from mcspex_cli.evaluation.groups import read_groups
-from mcspex_cli.evaluation.page import PageSettings, write_page
+from mcspex_cli.evaluation.page import EMBEDDED_CASES, PageSettings, write_page
 from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
 from mcspex_cli.evaluation.summary import Report, report
 
@@ -51,16 +53,14 @@ def score(
     `advance` is called with the share that is done.
     """
     journal, writer = Journal(plan.folder), JournalWriter(plan.folder)
-    locations = Locations(plan.folder)
-    pairings, keys, settings_key = [], [], settings.fingerprint()
+    locations, settings_key = Locations(plan.folder), settings.fingerprint()
+    pairings, keys = [], []
     for task in plan.tasks:
-        if task.truth and journal.is_done(task, settings_key):
-            done, truth = journal.done[task.id], Path(task.truth)
-            parts = (done.files[AUDIO], done.inputs, storage.stamp(truth), astuple(scoring))
-            key = fingerprint((*parts, locations.of(task.truth)[1]))
-            if journal.scores.get(task.id, {}).get("key") != key:
+        if task.truth and (done := journal.result(task, settings_key)):
+            key = _score_key(task, done, scoring, locations)
+            if (task.id, key) not in journal.scores:
                 estimate = outputs(plan.folder, task)[AUDIO]
-                pairings.append(Pairing(task.id, estimate, truth, Path(task.mixture)))
+                pairings.append(Pairing(task.id, estimate, Path(task.truth), Path(task.mixture)))
                 keys.append(key)
     number = 0
     for start in range(0, len(pairings), _SCORED_AT_ONCE):
@@ -71,6 +71,13 @@ def score(
                 writer.add_score(row.name, keys[number], row.to_dict())
                 number += 1
                 advance(number / len(keys))
+
+
+def _score_key(task: Task, done: Done, scoring: ScoreSettings, locations: Locations) -> str:
+    """Tells a score of a task's estimate from scores of other estimates, truths or settings."""
+    assert task.truth
+    stamp, place = storage.stamp(task.truth), locations.of(task.truth)[1]
+    return fingerprint((done.files[AUDIO], done.inputs, stamp, astuple(scoring), place))
 
 
 def _fetched(pairing: Pairing, scratch: Path) -> Pairing:
@@ -84,6 +91,7 @@ def _fetched(pairing: Pairing, scratch: Path) -> Pairing:
 def write(
     plan: BatchPlan,
     settings: BatchSettings,
+    scoring: ScoreSettings,
     command: Sequence[str],
     groups: Path | None = None,
     group_by: str | None = None,
@@ -97,12 +105,22 @@ def write(
         OutputError: the folder cannot be written.
     """
     journal, key = Journal(plan.folder), settings.fingerprint()
-    done = {t.id: journal.done[t.id] for t in plan.tasks if journal.is_done(t, key)}
-    failed = [task for task in plan.tasks if task.id in journal.failed]
     locations = Locations(plan.folder)
-    rows = [_row(task, journal, done.get(task.id), locations) for task in plan.tasks]
-    record = _record(plan, journal, settings, command, done)
-    failures = [_failure(task, journal.failed[task.id].reason, locations) for task in failed]
+    done, rows, failures = dict[str, Done](), [], []
+    for task in plan.tasks:
+        inputs = _inputs(task, locations)
+        own = {"name": task.id, **inputs, **_estimates(task)}
+        if result := journal.result(task, key):
+            done[task.id] = result
+            score_key = _score_key(task, result, scoring, locations) if task.truth else ""
+            rows.append(_row(task, result, journal.scores.get((task.id, score_key))) | own)
+        elif reason := journal.failure(task, key):
+            rows.append({"status": "failed", "note": reason} | own)
+            names = {"output": task.output, "residual": task.residual, "activity": task.activity}
+            failures.append({"id": task.id, **inputs, **names, "reason": reason})
+        else:
+            rows.append({"status": "pending", "note": ""} | own)
+    record = _record(plan, journal, settings, command, done, len(failures))
     document = report(rows, groups=read_groups(groups, group_by) if groups else None)
     with storage.on_disk(plan.folder) as folder:
         _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
@@ -118,13 +136,34 @@ def write(
         # When a voice speaks is too long for a cell of a table.
         short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
         tables.write(folder / "report.csv", replace(document, rows=short))
-        here = folder == plan.folder and not any(storage.url(task.mixture) for task in plan.tasks)
-        if done and here and not page.exists():  # its sounds have to be on this disk
-            asked = PageSettings(
-                groups=groups, group_by=group_by, overwrite=True, title=folder.resolve().name
+        if done and not page.exists():
+            look = PageSettings(
+                groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name
             )
-            write_page([batch_run(folder, settings.model.name, rows)], page, asked)
+            run = batch_run(folder, settings.model.name, rows)
+            sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
+            with tempfile.TemporaryDirectory() as scratch:
+                if storage.url(plan.folder) or any(map(storage.url, sounds)):
+                    run = _with_sounds(run, plan, look, Path(scratch))
+                write_page([run], page, look)
     return document, record
+
+
+def _with_sounds(run: Run, plan: BatchPlan, look: PageSettings, scratch: Path) -> Run:
+    """A run that has on this disk the sounds of the cases that its page shows."""
+    groups = read_groups(look.groups, look.group_by) if look.groups else None
+    shown = compare_runs([run], groups=groups).choose(EMBEDDED_CASES, look.seed)
+    cases = dict(run.outputs)
+    for task in plan.tasks:
+        if task.id in shown and cases[task.id].estimate:
+            with suppress(McspexError):  # what cannot be fetched has an empty place on the page
+                cases[task.id] = replace(
+                    cases[task.id],
+                    estimate=storage.fetch(outputs(plan.folder, task)[AUDIO], scratch),
+                    mixture=storage.fetch(task.mixture, scratch),
+                    truth=storage.fetch(task.truth, scratch) if task.truth else None,
+                )
+    return replace(run, outputs=cases)
 
 
 def _inputs(task: Task, locations: Locations) -> dict[str, Any]:
@@ -136,30 +175,18 @@ def _inputs(task: Task, locations: Locations) -> dict[str, Any]:
     }
 
 
-def _row(task: Task, journal: Journal, done: Done | None, locations: Locations) -> dict[str, Any]:
-    """A task's row in the report: what is known of its result, and its score if there is one."""
-    score = journal.scores.get(task.id) if task.truth and done else None
-    if done is None:
-        failure = journal.failed.get(task.id)
-        row = {
-            "status": "failed" if failure else "pending",
-            "note": failure.reason if failure else "",
-        }
-    else:
-        result = {name: v for name, v in done.row.items() if name not in _OF_THE_RUN}
-        result["warnings"] = [text.replace(task.mixture, task.id) for text in result["warnings"]]
-        scores = score["row"] if score else {"status": "done", "note": ""}
-        row = {**result, **{k: v for k, v in scores.items() if v is not None or k not in result}}
+def _row(task: Task, done: Done, score: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is known of a task's result, and its score if there is one."""
+    row = {name: value for name, value in done.row.items() if name not in _OF_THE_RUN}
+    row["warnings"] = [text.replace(task.mixture, task.id) for text in row["warnings"]]
+    scores = score or {"status": "done", "note": ""}
+    return row | {name: v for name, v in scores.items() if v is not None or name not in row}
+
+
+def _estimates(task: Task) -> dict[str, str | None]:
+    """The files that a task writes, by what reports call them, from the batch's folder."""
     names = {kind: path.as_posix() for kind, path in outputs(Path(), task).items()}
-    return {
-        **row,
-        "name": task.id,
-        **_inputs(task, locations),
-        "estimate": names.pop(AUDIO),
-        "residual": None,
-        "activity": None,
-        **names,
-    }
+    return {"estimate": names.pop(AUDIO), "residual": None, "activity": None, **names}
 
 
 def _record(
@@ -168,6 +195,7 @@ def _record(
     settings: BatchSettings,
     command: Sequence[str],
     done: Mapping[str, Done],
+    failed: int,
 ) -> dict[str, Any]:
     """What was done, by what, where: the content of run.json."""
     rows = [one.row for one in done.values()]
@@ -186,22 +214,11 @@ def _record(
         **asdict(settings.options),
         "files": len(plan.tasks),
         "done": len(done),
-        "failed": sum(task.id in journal.failed for task in plan.tasks),
+        "failed": failed,
         "audio_s": round(sum(one.seconds for one in done.values()), 3),
         "wall_s": round(wall_s, 3),
         "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
         "runs": journal.runs,
-    }
-
-
-def _failure(task: Task, reason: str, locations: Locations) -> dict[str, Any]:
-    return {
-        "id": task.id,
-        **_inputs(task, locations),
-        "output": task.output,
-        "residual": task.residual,
-        "activity": task.activity,
-        "reason": reason,
     }
 
 

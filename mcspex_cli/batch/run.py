@@ -20,14 +20,14 @@ from typing import Any
 
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, fingerprint
-from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
+from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
 from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, McspexError
 from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
-from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
+from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Result
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device
 
@@ -230,27 +230,36 @@ class Worker:
             results = self.extractor.extract_files(jobs(), self.settings.options)
             for number, (_, result) in enumerate(results):
                 task, own = begun.popleft(), Path(scratch, str(number))
-                error = not_fetched.get(task.id, result)
-                if isinstance(error, DiskFullError):
-                    raise error
-                if task.id in done:
+                end = not_fetched.get(task.id, result)
+                if task.id in done and not isinstance(end, DiskFullError):
                     continue
                 warnings = self._warnings.pop(task.id, ())
-                if isinstance(result, McspexError):
+                try:
+                    outcome = Outcome(task, self._keep(task, end, own), "", warnings)
+                except DiskFullError:
+                    raise
+                except McspexError as error:  # and this ends all, if the journal's disk has gone
                     reason = storage.told(str(error), scratch)
-                    self._writer.add_failed(task, reason)
+                    self._writer.add_failed(task, self._key, reason)
                     outcome = Outcome(task, None, reason, warnings)
-                else:
-                    row = result.to_dict()
-                    row["warnings"] = [storage.told(text, scratch) for text in row["warnings"]]
-                    if storage.url(self._folder):
-                        copies = outputs(own, task)
-                        for kind, place in outputs(self._folder, task).items():
-                            storage.send(copies[kind], place)
-                    self._writer.add_done(task, self._key, row)
-                    outcome = Outcome(task, row, "", warnings)
                 shutil.rmtree(own, ignore_errors=True)
                 yield outcome
+
+    def _keep(self, task: Task, end: Result | McspexError, copies: Path) -> dict[str, Any]:
+        """Write what came of a task to store and journal; its row.
+
+        Raises:
+            McspexError: what came of it, or what kept it from there.
+        """
+        if isinstance(end, McspexError):
+            raise end
+        if storage.url(self._folder):
+            for kind, place in outputs(self._folder, task).items():
+                storage.send(outputs(copies, task)[kind], place)
+        row = end.to_dict()
+        row["warnings"] = [storage.told(text, copies.parent) for text in row["warnings"]]
+        self._writer.add_done(task, self._key, row)
+        return row
 
     def _voice(self, task: Task) -> Voice:
         """The voice of a task's references and spans; a bad one fails each time."""

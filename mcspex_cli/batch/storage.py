@@ -18,12 +18,16 @@ from functools import cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
+from urllib.request import url2pathname
 
 from mcspex_cli import files
-from mcspex_cli.errors import AudioError
+from mcspex_cli.errors import AudioError, McspexError, OutputError
 
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(.+)")
 """A scheme has two letters or more: one is a drive of Windows."""
+
+_PASSWORD = re.compile(r"[a-z][a-z0-9+.]+:/+[^/:]*:(?!\d*(?:/|$)).*@")
+"""Of a URL that begins with a user and a password, and not only with a host and its port."""
 
 _VERSION = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
 """What tells an object from what it was, by the names that stores have for it."""
@@ -37,6 +41,22 @@ class Stamp(NamedTuple):
     """Of an object, a number made of its version."""
     identity: int
     """Device and inode as one number; of an object, a number made of its URL."""
+
+
+def place(text: str | Path) -> Path:
+    """What a user wrote as a path; of a URL of this disk, `file:///a`, it is the file's path.
+
+    Raises:
+        AudioError: it is a URL with a password, which journals and reports would show.
+    """
+    scheme, _, rest = str(text).partition(":/")
+    if _PASSWORD.match(str(text)):
+        raise AudioError(
+            f"{scheme}://...: has a password, which reports would show. Put it where programs for "
+            "this store look for it (for s3: AWS_SECRET_ACCESS_KEY), or into fsspec's "
+            "configuration."
+        )
+    return Path(url2pathname("/" + rest.lstrip("/")) if scheme in ("file", "local") else text)
 
 
 def url(path: str | Path) -> str | None:
@@ -99,11 +119,9 @@ def find(
 def by_name(
     folder: Path, also: Collection[str] = (), *, warnings: list[str] | None = None
 ) -> dict[str, list[Path]]:
-    """The files below a folder by their path in it without suffix, as `files.by_name`."""
-    if not url(folder):
-        return files.by_name(folder, also, warnings=warnings)
+    """The files that `find` lists, by their path in the folder without suffix, such as "a/b"."""
     named: dict[str, list[Path]] = {}
-    for path in find(folder, also=also):
+    for path in find(folder, also=also, warnings=warnings):
         named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return named
 
@@ -163,22 +181,29 @@ def forget() -> None:
     _listed.cache_clear()
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
     """A small file's bytes.
 
     Raises:
-        OSError: there is none.
+        McspexError: of the kind, it cannot be read.
     """
-    if not url(path):
+    if url(path):
+        with _reaching(path, kind) as (store, key):
+            data: bytes = store.cat_file(key)
+            return data
+    try:
         return path.read_bytes()
-    with _reaching(path) as (store, key):
-        data: bytes = store.cat_file(key)
-        return data
+    except OSError as error:
+        raise kind(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace a small object."""
-    with _reaching(path) as (store, key):
+    """Replace a small object.
+
+    Raises:
+        OutputError: the store does not take it.
+    """
+    with _reaching(path, OutputError) as (store, key):
         store.pipe_file(key, data)
 
 
@@ -194,8 +219,12 @@ def fetch(path: str | Path, scratch: Path) -> Path:
 
 
 def send(copy: Path, path: Path) -> None:
-    """Move a file of this disk to its object."""
-    with _reaching(path) as (store, key):
+    """Move a file of this disk to its object.
+
+    Raises:
+        OutputError: the store does not take it.
+    """
+    with _reaching(path, OutputError) as (store, key):
         store.put_file(str(copy), key)
     copy.unlink()
 
@@ -224,11 +253,10 @@ def _folder_of(path: Path) -> Path:
 
 
 @contextmanager
-def _reaching(path: str | Path) -> Iterator[tuple[Any, str]]:
-    """The store and key of a URL; whatever goes wrong there is told with the URL.
+def _reaching(path: str | Path, kind: type[McspexError] = AudioError) -> Iterator[tuple[Any, str]]:
+    """The store and key of a URL; whatever goes wrong there is an error of a kind, with the URL.
 
     Raises:
-        AudioError: the store cannot be used.
         OSError: this disk is full.
     """
     import fsspec
@@ -237,11 +265,11 @@ def _reaching(path: str | Path) -> Iterator[tuple[Any, str]]:
         yield fsspec.core.url_to_fs(url(path))
     except ImportError as error:
         scheme = str(path).partition(":")[0]
-        raise AudioError(
+        raise kind(
             f"{url(path)}: needs another package ({error}). Install it: pip install "
             f"'mcspex[{scheme}]'"
         ) from error
     except Exception as error:  # of botocore, aiohttp, ...: each store has its own
         if isinstance(error, OSError) and error.errno in files.FULL:
             raise  # of this disk
-        raise AudioError(f"{url(path)}: {str(error) or type(error).__name__}") from error
+        raise kind(f"{url(path)}: {str(error) or type(error).__name__}") from error

@@ -273,7 +273,7 @@ def batch(
     with console.progress(shown=shown) as bar:
         part = bar.add_task("scoring", total=1.0)
         results.score(plan, settings, scoring, lambda share: bar.update(part, completed=share))
-    report, record = results.write(plan, settings, sys.argv, groups, group_by)
+    report, record = results.write(plan, settings, scoring, sys.argv, groups, group_by)
     if as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
     elif shown:
@@ -315,7 +315,7 @@ def _check_engine(name: str) -> None:
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
-    from mcspex_cli.batch.manifest import AUDIO, outputs
+    from mcspex_cli.batch.pairing import AUDIO, outputs
     from mcspex_cli.batch.processes import estimate_s
     from mcspex_cli.batch.run import seconds
 
@@ -378,7 +378,7 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
                 bar.advance(task, outcome.task.seconds or 0.0)
     except DiskFullError as error:
         ended = Journal(work.plan.folder)
-        left = sum(task.id not in ended.done for task in work.todo)
+        left = sum(not ended.is_done(task, work.key) for task in work.todo)
         raise DiskFullError(
             f"{error} {console.count(left, 'file')} left; then go on with the same command."
         ) from error

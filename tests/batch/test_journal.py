@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, fingerprint
-from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchRequest, plan_batch
 from mcspex_cli.errors import DiskFullError, OutputError
 from tests.conftest import ROOT
@@ -46,28 +46,63 @@ def the_file(folder: Path) -> Path:
 def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None:
     writer = JournalWriter(tmp_path)
     writer.add_done(task, "s", row(gain_db=[1.5]))
-    writer.add_failed(replace(task, id="b"), "b.wav: no.")
+    failed = replace(task, id="b")
+    writer.add_failed(failed, "s", "b.wav: no.")
     writer.add_score(task.id, "k", {"si_sdr_db": 3.5})
     writer.add_run({"done": 1})
     journal = Journal(tmp_path)
-    (done,) = journal.done.values()
+    done = journal.result(task, "s")
+    assert done
     assert (done.inputs, done.settings, done.seconds) == (task.inputs, "s", 2.0)
     assert done.row == row(gain_db=[1.5])
-    assert journal.failed["b"].reason == "b.wav: no."
-    assert journal.scores == {"a": {"key": "k", "row": {"si_sdr_db": 3.5}}}
+    assert journal.failure(failed, "s") == "b.wav: no."
+    assert journal.failure(failed, "other settings") is None
+    assert journal.failure(replace(failed, inputs="other-inputs"), "s") is None
+    assert journal.scores == {("a", "k"): {"si_sdr_db": 3.5}}
     assert journal.runs == [{"done": 1}]
 
 
-def test_the_last_word_on_a_task_counts_whoever_has_it(tmp_path: Path, task: Task) -> None:
+def test_what_is_done_is_done_whatever_fails_later_by_whatever_clock(
+    tmp_path: Path, task: Task
+) -> None:
     one, other = JournalWriter(tmp_path), JournalWriter(tmp_path)
-    one.add_failed(task, "no.")
+    one.add_failed(task, "s", "no.")
     other.add_done(task, "s", row())
-    assert (list(Journal(tmp_path).done), list(Journal(tmp_path).failed)) == (["a"], [])
-    one.add_failed(task, "no more.")
+    one.add_failed(task, "s", "no more.")
     journal = Journal(tmp_path)
-    assert not journal.done
-    assert journal.failed["a"].reason == "no more."
+    assert journal.is_done(task, "s")
+    assert journal.failure(task, "s") == "no more."
     assert len(list((tmp_path / FOLDER).iterdir())) == 2
+    (tmp_path / "audio/a.wav").unlink()
+    assert not Journal(tmp_path).is_done(task, "s")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_settings_of_the_estimate_that_is_there_count_whoever_is_read_first(
+    tmp_path: Path, task: Task, order: int
+) -> None:
+    writers = [JournalWriter(tmp_path), JournalWriter(tmp_path)][::order]
+    writers[0].add_done(task, "before", row())
+    (tmp_path / "audio/a.wav").write_text("another estimate")
+    writers[1].add_done(task, "now", row())
+    journal = Journal(tmp_path)
+    assert [journal.is_done(task, settings) for settings in ("before", "now")] == [False, True]
+    journal.check([task], "now")
+    with pytest.raises(OutputError, match="another model or other settings"):
+        journal.check([task], "before")
+    (tmp_path / "audio/a.wav").unlink()
+    Journal(tmp_path).check([task], "before")
+
+
+def test_a_failure_is_of_the_slurm_job_that_it_happened_in(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in ("17", "18"):
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", number)
+        JournalWriter(tmp_path).add_failed(task, "s", f"no, said {number}.")
+    journal = Journal(tmp_path)
+    said = [journal.failure(task, "s", job) for job in ("17", "18", "19")]
+    assert said == ["no, said 17.", "no, said 18.", None]
 
 
 def test_no_journal_is_an_empty_one_and_reading_makes_none(tmp_path: Path) -> None:
@@ -90,14 +125,14 @@ def test_a_line_cut_anywhere_costs_only_itself(tmp_path: Path, task: Task) -> No
 @pytest.mark.parametrize(
     "line",
     [b"\xff\xfe", b"\0" * 40, b"nonsense", b"{}", b"[]", b"3", b"null", b'"done"', b'{"done": 3}',
-     b'{"at": 1, "done": {}}', b'{"at": 1, "other": "a"}', b'{"at": 1, "done": "a"}',
-     b'{"at": "x", "failed": "a"}', b'{"at": 1, "failed": []}'],
+     b'{"done": {}}', b'{"other": "a"}', b'{"done": "a"}', b'{"run": 3}', b'{"scored": "a"}',
+     b'{"failed": "a"}', b'{"failed": []}'],
 )  # fmt: skip
 def test_lines_that_say_nothing_are_passed_over(tmp_path: Path, task: Task, line: bytes) -> None:
     JournalWriter(tmp_path).add_done(task, "s", row())
     with the_file(tmp_path).open("ab") as file:
         file.write(line)
-    JournalWriter(tmp_path).add_failed(replace(task, id="b"), "no.")
+    JournalWriter(tmp_path).add_failed(replace(task, id="b"), "s", "no.")
     journal = Journal(tmp_path)
     assert (list(journal.done), list(journal.failed)) == (["a"], ["b"])
 
@@ -106,7 +141,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from mcspex_cli.batch.journal import JournalWriter
-from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.pairing import Task
 folder, name = Path(sys.argv[1]), sys.argv[2]
 writer = JournalWriter(folder)
 for number in range(300):
@@ -122,7 +157,7 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     done = Journal(tmp_path).done
     assert sorted(done) == sorted(f"{name}/{number}" for name in "abc" for number in range(300))
-    assert all(one.row["text"] == name[0] * 300 for name, one in done.items())
+    assert all(one.row["text"] == name[0] * 300 for name, (one,) in done.items())
 
 
 def is_done(folder: Path, task: Task, settings: str = "s") -> bool:
@@ -183,7 +218,7 @@ def test_a_journal_that_cannot_be_read_or_written_says_so(tmp_path: Path, task: 
     with pytest.raises(OutputError, match=r"none/journal/.*: cannot be written: its folder does"):
         JournalWriter(tmp_path / "none").add_done(task, "s", row())
     (tmp_path / FOLDER / "x.jsonl").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"journal: cannot be read: it is a folder"):
+    with pytest.raises(OutputError, match=r"x.jsonl: cannot be read \(Is a directory\)"):
         Journal(tmp_path)
 
 
@@ -192,14 +227,14 @@ def test_a_full_disk_says_so_and_what_comes_later_has_its_own_line(
     tmp_path: Path, task: Task
 ) -> None:
     writer = JournalWriter(tmp_path)
-    writer.add_failed(task, "no.")
+    writer.add_failed(task, "s", "no.")
     path = the_file(tmp_path)
     kept = path.rename(tmp_path / "kept")
     path.symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match=r"cannot be written: the disk is full"):
-        writer.add_failed(task, "no.")
+        writer.add_failed(task, "s", "no.")
     path.unlink()
     path.write_bytes(kept.read_bytes() + b'{"at": 1, "done": "a", "in')
-    writer.add_failed(replace(task, id="b"), "no.")
+    writer.add_failed(replace(task, id="b"), "s", "no.")
     assert list(Journal(tmp_path).failed) == ["a", "b"]
     assert json.loads(path.read_bytes().splitlines()[-1])["failed"] == "b"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.manifest import COLUMNS, Task, read_manifest, read_scp
+from mcspex_cli.batch.pairing import COLUMNS, Task, read_manifest, read_scp
 from mcspex_cli.errors import PairingError
 
 

@@ -15,7 +15,7 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.batch import engines
 from mcspex_cli.batch.journal import Journal, open_folder
-from mcspex_cli.batch.manifest import Task, outputs
+from mcspex_cli.batch.pairing import Task, outputs
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
 from mcspex_cli.batch.processes import estimate_s
 from mcspex_cli.batch.run import (
@@ -32,8 +32,8 @@ from mcspex_cli.errors import EngineError, OutputError
 from mcspex_cli.extraction.job import ExtractionOptions
 from tests.conftest import AUTO, RATE_HZ, buzz
 
-LENGTHS = [4000, 5000] * 8
-IDS = [f"{i:02}" for i in range(16)]
+LENGTHS = [4000, 5000] * 5
+IDS = [f"{i:02}" for i in range(len(LENGTHS))]
 FINE = ExtractionOptions(subtype="PCM_24")
 
 
@@ -45,7 +45,7 @@ def settings(tiny_folder: Path) -> BatchSettings:
 
 @pytest.fixture
 def set_(tmp_path: Path) -> Path:
-    """Sixteen mixtures of two lengths, and two voices, in a manifest."""
+    """Ten mixtures of two lengths, and two voices, in a manifest."""
     for name in ("ann", "bob"):
         audio.write(tmp_path / f"{name}.wav", buzz(100 + ord(name[0]), 1), RATE_HZ)
     lines = ["mixture,reference"]
@@ -94,7 +94,7 @@ def test_every_outcome_is_in_the_journal_before_it_is_told(
         assert outputs(set_ / "out", outcome.task)["audio"].exists()
     assert seen == IDS
     (line,) = Journal(set_ / "out").runs
-    assert (line["done"], line["failed"]) == (16, 0)
+    assert (line["done"], line["failed"]) == (len(IDS), 0)
     assert line["audio_s"] == pytest.approx(sum(LENGTHS) / RATE_HZ)
 
 
@@ -105,7 +105,7 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(
 ) -> None:
     settings = replace(settings, batch_size=batch_size)
     asked: dict[str, Any] = {"residual": True, "activity": ".rttm"}
-    assert len(list(run(opened(set_, settings, "whole", **asked)))) == 16
+    assert len(list(run(opened(set_, settings, "whole", **asked)))) == len(IDS)
     for told in moments:
         stopping = Event()
         outcomes = run(opened(set_, settings, **asked), stopping)
@@ -163,10 +163,10 @@ def test_an_output_that_is_asked_for_later_is_made_later(
     list(run(opened(set_, settings)))
     audio_before = contents(set_ / "out/audio")
     work = opened(set_, settings, residual=True)
-    assert len(work.todo) == 16
+    assert len(work.todo) == len(IDS)
     list(run(work))
     assert contents(set_ / "out/audio") == audio_before
-    assert len(list((set_ / "out/residual").iterdir())) == 16
+    assert len(list((set_ / "out/residual").iterdir())) == len(IDS)
     assert opened(set_, settings).todo == []
 
 
@@ -193,7 +193,7 @@ def test_a_bad_reference_costs_only_its_own_mixtures(
     reason = f"{set_}/bob.wav: is silent."
     assert failed.keys() == {"03", "07"}
     assert all(text.startswith(reason) for text in failed.values())
-    assert len(made) == 16
+    assert len(made) == len(IDS)
     assert times(set_).keys() == set(IDS) - {"03", "07"}
 
 
@@ -210,7 +210,7 @@ def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
     assert list(Journal(set_ / "out").failed) == ["04"]
     (set_ / "04.wav").write_bytes(data)
     assert [outcome.task.id for outcome in run(opened(set_, settings))] == ["04"]
-    assert not Journal(set_ / "out").failed
+    assert not opened(set_, settings).todo
     if batch_size == 1:
         assert contents(set_ / "out") == contents(set_ / "whole")
 

@@ -14,7 +14,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
-from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchRequest, plan_batch
 from mcspex_cli.batch.run import BatchSettings, Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -100,6 +100,8 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     ours = json.loads(Path("out/report.json").read_text())
     assert report["scores"][0]["mixture"] == f"{store}/mix/ann_1.wav"
     assert report["summary"] == ours["summary"]
+    page, our_page = objects(store, "out")["report.html"], Path("out/report.html").read_bytes()
+    assert page.count(b"data:audio/flac") == our_page.count(b"data:audio/flac") == 9
     assert not Path("s3:").exists()
     before = objects(store, "out/journal")
     again = batch(tiny_folder, *asked)
@@ -107,6 +109,7 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     assert objects(store, "out/journal") == before
     here = batch(tiny_folder, *asked[:-1], "here")
     assert here.exit_code == 0, here.output
+    assert Path("here/report.html").read_bytes().count(b"data:audio/flac") == 9
     assert {path.name: path.read_bytes() for path in Path("here/audio").iterdir()} == expected
 
 
@@ -133,6 +136,45 @@ def test_only_what_changed_in_a_store_is_done_again(
     assert done.exit_code == 0, done.output
     assert "3 of 3 files done" in done.stderr
     assert len(objects(store, "out/audio")) == 3
+
+
+@pytest.mark.parametrize("store", ["memory://set"], indirect=True)
+def test_an_upload_that_fails_costs_only_its_own_file(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    rows = [f"mix/{name}.wav,refs/{name[:3]}.wav,{name[:3]}/{name}.wav\n" for name in NAMES]
+    Path("plan.csv").write_text("mixture,reference,output\n" + "".join(rows))
+    asked = ["batch", "--manifest", "plan.csv", "-o", f"{store}/out", "--model", str(tiny_folder)]
+    asked += ["--devices", "cpu", "--jobs", "1"]
+    files, _ = fsspec.url_to_fs(store)
+    files.pipe_file(f"{store}/out/journal/0.jsonl", b"")
+    files.pipe_file(f"{store}/out/audio/bob", b"in the way")
+    failed = CliRunner().invoke(main, asked)
+    assert failed.exit_code == 3, failed.output
+    assert f"error: {store}/out/audio/bob/bob_1.wav: " in failed.stderr
+    (line,) = objects(store, "out")["failed.jsonl"].splitlines()
+    assert json.loads(line)["mixture"] == str(Path("mix/bob_1.wav").resolve())
+    assert {"ann_1.wav", "ann_2.wav"} < set(objects(store, "out/audio"))
+    files.rm_file(f"{store}/out/audio/bob")
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.output
+    assert "3 of 3 files done, 2 of them before" in done.stderr
+
+
+@pytest.mark.parametrize("store", ["memory://set"], indirect=True)
+def test_a_store_that_takes_no_journal_ends_the_batch(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    paths = [Path(f"mix/{name}.wav") for name in NAMES]
+    request = BatchRequest(Path(f"{store}/out"), paths, references=(Path("refs/ann.wav"),))
+    worker = Worker(
+        request.output, BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",)), "cpu"
+    )
+    fsspec.url_to_fs(store)[0].pipe_file(f"{store}/out/journal", b"in the way")
+    units = [(task,) for task in plan_batch(request).tasks]
+    with pytest.raises(OutputError, match=rf"^{store}/out/journal/"):
+        next(worker.extract(units, set(), lambda: False))
+    assert set(objects(store, "out/audio")) == {"ann_1.wav"}
 
 
 def test_a_reference_that_is_known_from_before_has_its_url_in_warnings(
@@ -178,23 +220,58 @@ def test_a_store_in_use_is_refused_unless_told(store: str) -> None:
     fsspec.url_to_fs(store)[0].pipe_file(f"{store}/out/notes.txt", b"mine")
     with pytest.raises(OutputError, match=r"://set/out: is not empty and not the folder of a"):
         open_folder(folder, overwrite=False)
-    JournalWriter(folder).add_failed(a_task(), "no.")
-    assert open_folder(folder, overwrite=False).failed["a"].reason == "no."
+    JournalWriter(folder).add_failed(a_task(), "s", "no.")
+    assert open_folder(folder, overwrite=False).failure(a_task(), "s") == "no."
 
 
 def test_a_journal_in_a_store_has_objects_of_a_bounded_size(store: str) -> None:
     folder = Path(f"{store}/out")
     writer = JournalWriter(folder)
     for _ in range(40):
-        writer.add_failed(a_task(), "x" * 4000)
+        writer.add_failed(a_task(), "s", "x" * 4000)
     sizes = [len(data) for data in objects(store, "out/journal").values()]
     assert len(sizes) == 3
     assert max(sizes) < 75_000
-    assert len(Journal(folder).failed["a"].reason) == 4000
+    assert len(Journal(folder).failed["a"]) == 40
 
 
 def a_task() -> Task:
     return Task("a", "a.wav")
+
+
+SECRET = "s3://key:se/cr@et@set/mix"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (SECRET, "--refs", "refs", "-o", "out"),
+        ("mix", "--refs", SECRET, "-o", "out"),
+        ("mix", "--refs", "refs", "-o", SECRET),
+        ("--manifest", "plan.csv", "-o", "out"),
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_told_nowhere(
+    set_: Path, words: tuple[str, ...], tiny_folder: Path
+) -> None:
+    Path("plan.csv").write_text(f"mixture,reference\nmix/ann_1.wav,{SECRET}/ann.wav\n")
+    done = CliRunner().invoke(main, ["batch", *words, "--model", str(tiny_folder)])
+    assert done.exit_code == 1
+    assert "s3://...: has a password, which reports would show. Put it where" in done.stderr
+    assert "et@set" not in done.output
+    assert not Path("out").exists()
+
+
+def test_a_url_of_this_disk_is_a_path(set_: Path) -> None:
+    Path("mix").rename("the mix")
+    here = f"file://{set_}"
+    Path("plan.csv").write_text(f"mixture,reference\n{here}/the%20mix/ann_1.wav,refs/ann.wav\n")
+    clip = (Path(f"{here}/refs/ann.wav"),)
+    by_folder = BatchRequest(Path(f"{here}/out"), [Path(f"{here}/the%20mix")], references=clip)
+    by_list = BatchRequest(Path("out"), manifest=Path(f"{here}/plan.csv"))
+    for plan, folder in ((plan_batch(by_folder), set_ / "out"), (plan_batch(by_list), Path("out"))):
+        assert plan.folder == folder
+        assert (plan.tasks[0].id, plan.tasks[0].mixture) == ("ann_1", f"{set_}/the mix/ann_1.wav")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +282,8 @@ def a_task() -> Task:
         ("mix/a.wav", None),
         ("/a/b:/c.wav", None),
         ("C:/music/a.wav", None),
+        ("sftp://host:22/a@b:c.wav", "sftp://host:22/a@b:c.wav"),
     ],
 )
 def test_a_url_is_told_from_a_path(path: str, url: str | None) -> None:
-    assert storage.url(path) == url
+    assert storage.url(storage.place(path)) == url

@@ -607,6 +607,7 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     from mcspex_cli.batch.journal import Journal
     from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
     from mcspex_cli.batch.run import BatchSettings, WorkList
+    from mcspex_cli.evaluation.scoring import ScoreSettings
 
     batch(*ASKED, "--shard", "1/2")
     request = BatchRequest(Path("out"), [Path("mix")], reference_folder=Path("refs"))
@@ -614,7 +615,7 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), shard=(1, 2))
     assert WorkList(plan, Journal(Path("out")), settings).todo == []
     batch(*ASKED, "--shard", "2/2")
-    results.write(plan, settings, [])
+    results.write(plan, settings, ScoreSettings(), [])
     assert {row["status"] for row in rows("out").values()} == {"done"}
 
 
