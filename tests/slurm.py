@@ -57,7 +57,7 @@ class Slurm:
         (folder / "state").mkdir()
         (folder / "key").write_bytes(os.urandom(1024))
         (folder / "key").chmod(0o400)
-        text = CONFIGURATION.format(folder=folder, ports=[_free_port() for _ in range(3)])
+        text = CONFIGURATION.format(folder=folder, ports=[free_port() for _ in range(3)])
         self.configuration.write_text(text)
         places = {"socket": "munge.socket", "key-file": "key", "pid-file": "munge.pid"}
         places |= {"log-file": "munge.log", "seed-file": "seed"}
@@ -84,7 +84,7 @@ class Slurm:
                 os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]

@@ -98,35 +98,9 @@ def _accounted(
 
 def _connect_ray(settings: BatchSettings) -> BatchSettings:
     """Connect to a Ray cluster, or start a Ray here, and decide what its actors have."""
-    ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
-    if ours:  # or SIGTERM prints a trace of Ray's
-        os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
-    import ray
-    from ray.exceptions import RayError
-
-    if ours:  # Ray's own processes keep their handlers
-        del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
-
     cluster = settings.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
-    here: dict[str, Any] = {}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
-        here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
-    except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EngineError(
-            f"--address {address}: cannot connect to Ray ({reason}). Start it with ray start "
-            "--head, or leave --address out."
-        ) from error
-    except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
-        raise KeyboardInterrupt from end
-    if signal.getsignal(signal.SIGTERM) is not before:
-        signal.signal(signal.SIGTERM, before)  # Ray's ends with an exit code of its own
-    has = ray.cluster_resources()
+    has = _initialise_ray(address)
     if cluster.gpus is None:
         cluster = replace(cluster, gpus=float(has.get("GPU", 0) >= 1))
     if local_cpus := has.get("CPU", 0) if address == "local" and not cluster.gpus else 0:
@@ -138,6 +112,40 @@ def _connect_ray(settings: BatchSettings) -> BatchSettings:
             f"needs {cluster.cpus:g} and {cluster.gpus:g}. Ask for less with --resources."
         )
     return settings
+
+
+def _initialise_ray(address: str) -> dict[str, float]:
+    """Connect this process to Ray; what the cluster has. SIGTERM ends this process as before."""
+    ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
+    if ours:  # or SIGTERM prints a trace of Ray's C++
+        os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
+    import ray
+    from ray.exceptions import RayError
+
+    if ours:  # the processes that Ray starts keep their handlers
+        del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
+    here: dict[str, Any] = {}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
+        here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
+        has: dict[str, float] = ray.cluster_resources()
+    except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "Start it with ray start --head, or leave --address out."
+        if address.startswith("ray://"):  # to which Ray sends no token unless told
+            remedy = "If the cluster asks for a token, set RAY_AUTH_MODE=token."
+        raise EngineError(
+            f"--address {address}: cannot connect to Ray ({reason}). {remedy}"
+        ) from error
+    except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
+        raise KeyboardInterrupt from end
+    finally:
+        if signal.getsignal(signal.SIGTERM) is not before:
+            signal.signal(signal.SIGTERM, before)  # Ray's ends with an exit code of its own
+    return has
 
 
 def _actors(settings: BatchSettings, has: dict[str, float]) -> int:

@@ -131,8 +131,8 @@ class Journal:
             if lines and not any(one.settings == settings for one in same):
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
-                    f"{self.folder}: its {task.id} was made with {what}. Choose another -o, or add "
-                    "--overwrite to replace it."
+                    f"{storage.name(self.folder)}: its {task.id} was made with {what}. Choose "
+                    "another -o, or add --overwrite to replace it."
                 )
 
     def _take(self, line: dict[str, Any], data: bytes) -> None:

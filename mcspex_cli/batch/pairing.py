@@ -108,11 +108,11 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
     if path.suffix.lower() not in readers:
         raise PairingError(f"{path}: a manifest's name ends in {', '.join(readers)}. Rename it.")
     rows = readers[path.suffix.lower()](path, problems, unknown)
-    tasks, shared = [], dict[str, str]()
+    root, tasks, shared = _root(path), [], dict[str, str]()
     for line, row in rows:
         try:
             _check(row)
-            tasks.append(_task(path.parent, line, row, shared))
+            tasks.append(_task(root, line, row, shared))
         except (AudioError, PairingError) as error:
             problems.append(f"{path} line {line}: {error}")
     if not tasks and not problems:
@@ -133,27 +133,27 @@ def read_scp(path: Path, problems: list[str]) -> dict[str, str]:
     for line, row in _scp(path, problems, {}):
         if row["id"] in files:
             problems.append(f"{path} line {line}: {row['id']} is there twice. Remove one line.")
-        files[row["id"]] = _place(path.parent, row["mixture"])
+        files[row["id"]] = _place(_root(path), row["mixture"])
     return files
 
 
-def _task(folder: Path, line: int, row: dict[str, Any], shared: dict[str, str]) -> Task:
+def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> Task:
     """A row's files, and its id: the one given, its output's name or its mixture's.
 
     `shared` has one copy of each reference's path, which many rows may name.
     """
     references = _several(row.get("references") or row.get("reference"))
-    clips = (_place(folder, name) for name in references)
+    clips = (_place(root, name) for name in references)
     mixture, truth = row["mixture"], row.get("truth")
     inside = not storage.url(mixture) and not os.path.isabs(mixture)  # noqa: PTH117
     inside = inside and ".." not in mixture.split("/")
     name = row.get("output") or (mixture if inside else os.path.basename(mixture))  # noqa: PTH119
     return Task(
         id=row.get("id") or os.path.splitext(os.path.normpath(name))[0],  # noqa: PTH122
-        mixture=_place(folder, mixture),
+        mixture=_place(root, mixture),
         references=tuple(shared.setdefault(clip, clip) for clip in clips),
         spans=_several(row.get("span")),
-        truth=_place(folder, truth) if truth else None,
+        truth=_place(root, truth) if truth else None,
         output=row.get("output") or "",
         residual=row.get("residual") or "",
         activity=row.get("activity") or "",
@@ -161,12 +161,14 @@ def _task(folder: Path, line: int, row: dict[str, Any], shared: dict[str, str]) 
     )
 
 
-def _place(folder: Path, text: str) -> str:
-    """A file's path by what is written of it, which starts from a folder unless it is absolute."""
-    if storage.url(text):
-        return str(storage.place(text))
-    inside = folder != Path() and not os.path.isabs(text)  # noqa: PTH117
-    return f"{folder}{os.sep}{text}" if inside else text
+def _root(path: Path) -> str:
+    """Where the paths in a list start from: its folder, or "" for the working folder."""
+    return "" if path.parent == Path() else str(path.parent)
+
+
+def _place(root: str, text: str) -> str:
+    """A file's path by what is written of it."""
+    return str(storage.place(text)) if storage.url(text) else os.path.join(root, text)  # noqa: PTH118
 
 
 def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -320,7 +322,9 @@ class References(NamedTuple):
             alike = self.by_stem.get(candidate, ())
             if len(alike) > 1:
                 both = " and ".join(alike[:2])
-                raise PairingError(f"{self.source} has both {both} for it. Rename one.")
+                raise PairingError(
+                    f"{storage.name(self.source)} has both {both} for it. Rename one."
+                )
             if alike:
                 return alike[0]
         tried = " or ".join(dict.fromkeys(names))
@@ -330,7 +334,7 @@ class References(NamedTuple):
             else "Add it, or say with --pattern, like {speaker}_{n}, which part of a mixture's "
             "name is its reference's."
         )
-        raise PairingError(f"{self.source} has no reference {tried}. {hint}")
+        raise PairingError(f"{storage.name(self.source)} has no reference {tried}. {hint}")
 
 
 def list_references(
@@ -349,7 +353,7 @@ def list_references(
     elif source.suffix.lower() == ".scp":
         clips = {name: (path,) for name, path in read_scp(source, problems).items()}
     else:
-        raise PairingError(f"{source}: is neither a folder of references nor an scp.")
+        raise PairingError(f"{storage.name(source)}: is neither a folder of references nor an scp.")
     by_stem = defaultdict(list)
     for name in clips:
         by_stem[PurePosixPath(name).name].append(name)
@@ -367,7 +371,9 @@ def _clips_in(folder: Path, problems: list[str], warnings: list[str]) -> dict[st
                 folders[str(parent)] += map(str, same)
     for name, same in named.items():
         others = [*map(str, same[1:]), *folders.get(name, ())]
-        problems += [f"{same[0]} and {path}: two clips of one name. Rename one." for path in others]
+        for path in others:
+            both = f"{storage.name(same[0])} and {storage.name(path)}"
+            problems.append(f"{both}: two clips of one name. Rename one.")
     return {**folders, **{name: tuple(map(str, same)) for name, same in named.items()}}
 
 

@@ -194,7 +194,7 @@ def _search(request: BatchRequest, warnings: list[str]) -> Iterator[Task]:
         for number, name in enumerate(names, 1):  # noqa: B007
             yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
         if not number:
-            raise AudioError(f"{root}: no sound files in this folder.")
+            raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
 
 
 def _clips(references: Iterable[Path]) -> list[Path]:
@@ -332,7 +332,7 @@ def _with_references(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
     if not request.allow_unused:
         real = {os.path.realpath(path) for clips in used for path in clips}
         checks.problems += [
-            f"{path}: belongs to no mixture. Remove it, or add --allow-unused."
+            f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
             for path in sorted({path for clips in clips_of.values() for path in clips})
             if os.path.realpath(path) not in real
         ]
@@ -349,14 +349,15 @@ def _with_truth(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
         for name, same in storage.by_name(truth, warnings=checks.warnings).items():
             known[name] = str(same[0])
             for path in same[1:]:
-                problems.append(f"{same[0]} and {path}: two truths of one name. Move one away.")
+                both = f"{storage.name(same[0])} and {storage.name(path)}"
+                problems.append(f"{both}: two truths of one name. Move one away.")
     elif truth.suffix.lower() == ".scp":
         known = read_scp(truth, problems)
     else:
-        raise PairingError(f"{truth}: is neither a folder of truths nor an scp.")
+        raise PairingError(f"{storage.name(truth)}: is neither a folder of truths nor an scp.")
     for task in tasks:
         if not task.truth and task.id not in known:
-            checks.problem(task, f"{truth} has no truth {task.id} for it.")
+            checks.problem(task, f"{storage.name(truth)} has no truth {task.id} for it.")
     return [replace(task, truth=task.truth or known.get(task.id)) for task in tasks]
 
 
@@ -391,11 +392,11 @@ def _with_outputs(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
             if first is not task:
                 checks.problems.append(
                     f"{checks.where(task)} and {checks.where(first)} would both be written to "
-                    f"{path}. Rename one, or give it another id."
+                    f"{storage.name(path)}. Rename one, or give it another id."
                 )
                 break
             if name and (old := storage.stamp(path)) and old.identity in inputs:
-                checks.problem(task, f"would be written over {path}, an input.")
+                checks.problem(task, f"would be written over {storage.name(path)}, an input.")
         else:
             planned.append(
                 replace(

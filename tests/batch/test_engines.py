@@ -26,7 +26,7 @@ from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
 from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import RATE_HZ, ROOT, buzz
-from tests.slurm import Slurm, is_here
+from tests.slurm import Slurm, free_port, is_here
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -144,7 +144,10 @@ def cluster(_environment: None) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    head = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    port = free_port()
+    only = {"include_dashboard": False, "ray_client_server_port": port}
+    head = Cluster(initialize_head=True, head_node_args={**small, **only})
+    head.client = f"ray://{head.head_node.node_ip_address}:{port}"
     head.small = small
     yield head
     head.shutdown()
@@ -188,7 +191,6 @@ def test_a_file_that_workers_die_of_has_failed(
     cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "DEATHS", 2)  # one fewer, since each takes seconds
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     Path("few").mkdir()
     audio.write("few/poison.wav", buzz(100, 110), RATE_HZ)  # read ahead, not at once
     for number in range(3):
@@ -205,7 +207,7 @@ def test_a_file_that_workers_die_of_has_failed(
     try:
         done = run(
             *("poison", tiny_folder, "--engine", "ray", "--resources", "cpu=1"),
-            *("--address", "auto"),
+            *("--address", cluster.client),
             mixtures="few",
         )
     finally:
@@ -218,10 +220,13 @@ def test_a_file_that_workers_die_of_has_failed(
     assert "few/poison.wav: 2 processes that worked on it were killed, one after" in done.stderr
 
 
-def test_more_than_ray_has_is_refused(cluster: Any, tiny_folder: Path) -> None:
+def test_more_than_ray_has_is_refused(
+    cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     done = run(
         *("more", tiny_folder, "--engine", "ray", "--resources", "cpu=64"),
-        *("--address", cluster.address),
+        *("--address", "auto"),
     )
     assert done.exit_code == 1
     assert "and a worker needs 64 and 0. Ask for less with --resources." in done.stderr
