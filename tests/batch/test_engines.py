@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,7 +147,9 @@ def cluster(_environment: None) -> Iterator[Any]:
     small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     port = free_port()
     only = {"include_dashboard": False, "ray_client_server_port": port}
-    head = Cluster(initialize_head=True, head_node_args={**small, **only})
+    with warnings.catch_warnings():  # Ray leaves its client server's logs open
+        warnings.simplefilter("ignore", ResourceWarning)
+        head = Cluster(initialize_head=True, head_node_args={**small, **only})
     head.client = f"ray://{head.head_node.node_ip_address}:{port}"
     head.small = small
     yield head
@@ -252,7 +255,7 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     asked = ("slurm", tiny_folder, "--engine", "slurm", "--resources", "cpu=1")
     monkeypatch.setattr(engines, "_POLL_S", 0.5)
     settings = BatchSettings(
-        find_checkpoint(tiny_folder), jobs=2, engine="slurm", cluster=ClusterSettings(cpus=1)
+        find_checkpoint(tiny_folder), jobs=3, engine="slurm", cluster=ClusterSettings(cpus=1)
     )
     work = work_list("slurm", "mix", settings)
 
@@ -268,7 +271,7 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     job = arrays.pop().job
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
-    subprocess.run(["scancel", f"{job}_1"], check=True)
+    subprocess.run(["scancel", f"{job}_2"], check=True)
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
