@@ -43,8 +43,8 @@ _WRITE_FRAMES = 2**16
 _LARGEST_WAV = 2**32 - 2**16
 """Bytes of samples; RF64 is the same for more."""
 
-_CANCELLED, _WEAKENED = 1e-6, 1e-2
-"""Powers of the mix, relative to its channels', below which they cancel out, or nearly so."""
+_CANCELLED_DB, WEAKENED_DB = 60.0, 20.0
+"""How far below its channels a mix is where they cancel each other out, or nearly so."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Reader:
         size = round(BLOCK_S * sound.sample_rate_hz)
         if sound.channels > 1:
             size = min(size, _BLOCK_SAMPLES // sound.channels)
-        mixed = separate = 0.0
+        meter = MixMeter()
         with closing(sound.blocks(size, self._damaged)) as blocks:
             for block in blocks:
                 finite = np.isfinite(block).all(axis=0)
@@ -203,17 +203,16 @@ class Reader:
                     )
                 self.frames += block.shape[1]
                 chosen = select(block, self.channel, self.path)
-                if self.channel == "mix" and len(block) > 1:
-                    mixed += float(np.sum(np.square(chosen, dtype=np.float64)))
-                    separate += float(np.mean(np.sum(np.square(block, dtype=np.float64), axis=1)))
+                if self.channel == "mix":
+                    meter.add(block, chosen)
                 yield chosen
         cure = "Choose one of them with --channel 0."
-        if mixed < _CANCELLED * separate:
+        if meter.loss_db > _CANCELLED_DB:
             raise AudioError(f"{self.path}: its channels cancel each other out in the mix. {cure}")
-        if mixed < _WEAKENED * separate:
+        if meter.loss_db > WEAKENED_DB:
             self.warnings.append(
                 f"{self.path}: its channels nearly cancel each other out in the mix, which is "
-                f"{10 * np.log10(separate / mixed):.0f} dB below them. {cure}"
+                f"{meter.loss_db:.0f} dB below them. {cure}"
             )
 
 
@@ -260,6 +259,26 @@ def _bytes(path: Path) -> Iterator[BinaryIO]:
         if is_empty:
             raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
         yield stream
+
+
+class MixMeter:
+    """How far below its channels a mix is, while they pass by: opposite ones cancel each other."""
+
+    def __init__(self) -> None:
+        self._mixed = self._separate = 0.0
+
+    def add(self, channels: Samples, mix: Samples) -> None:
+        """Take a block [channel, sample], and its mix [1, sample]."""
+        if len(channels) > 1:
+            self._mixed += float(np.sum(np.square(mix, dtype=np.float64)))
+            self._separate += float(np.mean(np.sum(np.square(channels, dtype=np.float64), axis=1)))
+
+    @property
+    def loss_db(self) -> float:
+        """By how much the mix is softer so far; 0 for silence, or one channel."""
+        if self._separate <= 0:
+            return 0.0
+        return float(-10 * np.log10(max(self._mixed / self._separate, 1e-30)))
 
 
 def select(samples: Samples, channel: str, source: Path | str = "samples") -> Samples:

@@ -12,7 +12,7 @@ import pytest
 
 from mcspex_cli import Extractor, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import McspexError
+from mcspex_cli.errors import CheckpointError, McspexError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import Runtime
@@ -96,7 +96,7 @@ def test_a_stream_may_end_at_any_time(extractor: Extractor, length: int, rate_hz
 
 def test_the_size_of_blocks_does_not_matter(extractor: Extractor) -> None:
     mixture, voice = buzz(110, 4) + buzz(190, 4), voice_of(extractor)
-    outputs = []
+    extractor, outputs = with_runtime(extractor, extractor.engine.runtime), []
     for size in (None, 37, 1600, len(mixture)):
         live = extractor.live(voice, latency_s=0.5, absent="mute")
         parts = [live.push(block) for block in blocks(mixture, size)]
@@ -148,6 +148,31 @@ def test_what_others_leave_is_not_turned_up_while_the_voice_is_silent(
     assert levels[37:] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("right", "cancel"), [(-1.0, True), (-0.95, True), (-0.5, False), (0.0, False), (1.0, False)]
+)
+def test_channels_that_cancel_each_other_out_are_told(
+    extractor: Extractor, right: float, cancel: bool
+) -> None:
+    tone = with_runtime(extractor, Tone())
+    live, left = tone.live(voice_of(tone)), buzz(120, 2)
+    live.push(np.zeros((2, 1000), np.float32))
+    stereo = np.stack([left, np.float32(right) * left])
+    live.push(stereo[:, :5000])
+    assert not live.channels_cancel  # not before a second has come
+    live.push(stereo[:, 5000:])
+    assert live.channels_cancel == cancel
+    live.push(left)
+    assert live.channels_cancel == cancel
+
+
+def test_a_model_that_cannot_tell_whether_a_voice_is_there_does_not_mute(
+    extractor: Extractor,
+) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot tell whether a voice is there"):
+        extractor.live(voice_of(extractor), absent="mute")
+
+
 def test_nothing_clips(extractor: Extractor) -> None:
     tone = with_runtime(extractor, Tone(400, 500))
     times_s = np.arange(4 * RATE_HZ) / RATE_HZ
@@ -189,8 +214,8 @@ def test_computing_goes_on_while_sound_comes(extractor: Extractor) -> None:
         live.push(block)
         waits_s.append(time.monotonic() - began)
     live.flush()
-    assert np.percentile(waits_s, 90) < 0.04  # every eighth block begins a window
-    assert live.computed_s > 8 * 0.05
+    assert np.percentile(waits_s, 90) < 0.04  # about every twelfth block begins a window
+    assert live.computed_s > 6 * 0.05
 
 
 def test_what_is_wrong_is_said(extractor: Extractor) -> None:

@@ -290,6 +290,18 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
     assert said.splitlines()[-1].startswith("error: standard input: NaN or infinite samples at ")
 
 
+def test_channels_that_cancel_each_other_out_are_told_once(run: Run) -> None:
+    opposite = np.stack([MIXTURE, -MIXTURE]).T.astype("<f4").tobytes()
+    form = ("--rate", "8000", "--channels", "2", "--format", "f32", "-q")
+    for seconds in (3, 0.5):
+        out, said, code = run(*form, data=opposite[: int(seconds * RATE_HZ) * 8])
+        assert (len(out), code) == (seconds * RATE_HZ * 4, 0)
+        assert said == (
+            "warning: the channels cancel each other out in the mix, or nearly so, so that little "
+            "or nothing is heard. Send one of them alone.\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [

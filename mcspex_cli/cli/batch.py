@@ -233,6 +233,7 @@ def batch(
     from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
     from mcspex_cli.evaluation.groups import read_groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
+    from mcspex_cli.extraction.job import check_presence
 
     shown = not (quiet or as_json)
     request = _filled(BatchRequest, values)
@@ -250,11 +251,13 @@ def batch(
     for text in plan.warnings:
         console.warn(text)
     model = find_model(values["model"], offline=values["offline"], quiet=not shown)
-    options.check_presence(model, extraction.absent)
+    check_presence(model, model.calibration, extraction.absent)
     runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
     values |= {"model": model, "options": extraction, "runtime": runtime}
-    amounts = {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)}
-    cluster = _filled(ClusterSettings, values | amounts)
+    cluster = _filled(
+        ClusterSettings,
+        values | {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)},
+    )
     settings = _filled(BatchSettings, values | {"cluster": cluster})
     check_profiles(plan, model)
     prepare(model, runtime, quiet=not shown)

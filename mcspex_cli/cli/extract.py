@@ -165,7 +165,7 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
     from mcspex_cli.extraction.clip import check_spans
     from mcspex_cli.extraction.engine import choose_runtime, open_engine
     from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.job import Places, check_references, inspect
+    from mcspex_cli.extraction.job import Places, check_presence, check_references, inspect
     from mcspex_cli.extraction.reference import check_sources, list_sources
     from mcspex_cli.extraction.runtime import EngineSettings, keep_memory
 
@@ -188,7 +188,7 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
         check_spans(jobs[0].mixture, request.spans, jobs[0].info)
     seconds = sum(job.info.seconds for job in jobs if job.info)
     info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
-    options.check_presence(info, settings.absent)
+    check_presence(info, info.calibration, settings.absent)
     for path, profile in profiles.items():
         profile.enrolment_for(info, path)
     engine = EngineSettings(request.device, request.precision, runtime=request.runtime)

@@ -226,11 +226,12 @@ def _load(request: LiveRequest, references: list[Path]) -> tuple[Extractor, Voic
     import numpy as np
 
     from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli.extraction.job import check_presence
     from mcspex_cli.extraction.reference import check_sources
     from mcspex_cli.extraction.runtime import keep_memory
 
     info = find_model(request.model, offline=request.offline, quiet=request.quiet)
-    options.check_presence(info, request.absent)
+    check_presence(info, info.calibration, request.absent)
     check_sources(references, info)
     prepare(info, request.runtime, quiet=request.quiet)
     keep_memory()
@@ -255,11 +256,13 @@ def _work(
 ) -> None:
     """Push each block as it arrives, pass on what is due, and say what a person should know."""
     clock, present, samples, rate_hz = _Clock(), False, 0, extraction.sample_rate_hz
+    warned = False
     for arrival, block in inflow:
         samples += block.shape[1]
         due = extraction.push(block)
         clock.tell(arrival, samples / rate_hz)
         clock.wait(write, due)
+        warned = warned or _warn_of_mix(extraction)
         while inflow.warnings:
             console.warn(inflow.warnings.pop(0))
         presence = extraction.presence
@@ -271,6 +274,8 @@ def _work(
                 console.say(f"{at_s:.1f} s: the voice {state} (presence {presence:.2f})")
             present = is_present
     write(extraction.flush())
+    if not warned:
+        _warn_of_mix(extraction)
     for line in inflow.warnings:
         console.warn(line)
     if extraction.limited:
@@ -278,6 +283,16 @@ def _work(
     if not request.quiet and samples:
         factor = extraction.computed_s / (samples / rate_hz)
         console.say(f"{console.duration(samples / rate_hz)}, real-time factor {factor:.2f}")
+
+
+def _warn_of_mix(extraction: LiveExtractor) -> bool:
+    """Warn if channels cancel each other out, and tell whether they do."""
+    if extraction.channels_cancel:
+        console.warn(
+            "the channels cancel each other out in the mix, or nearly so, so that little or "
+            "nothing is heard. Send one of them alone."
+        )
+    return extraction.channels_cancel
 
 
 class _Clock:

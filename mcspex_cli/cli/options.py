@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from mcspex_cli.errors import CheckpointError, McspexError
+from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.job import ExtractionOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -281,19 +280,6 @@ def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
         return ExtractionOptions(**{name: values[name] for name in names})
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
-
-
-def check_presence(info: CheckpointInfo, absent: str) -> None:
-    """Refuse to mute or fail by a presence that nobody has measured for this model.
-
-    Raises:
-        CheckpointError: the model is not calibrated.
-    """
-    if absent != "keep" and info.calibration is None:
-        raise CheckpointError(
-            f"{info.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
-            f"it: mcspex models calibrate {info.folder} SPEAKERS"
-        )
 
 
 def _batch_size(text: str) -> int:

@@ -349,7 +349,14 @@ def load_sounddevice() -> Any:
 
 
 def list_devices() -> list[tuple[str, ...]]:
-    """Every sound card: number, name, channels in and out, rate."""
+    """Every sound card: number, name, channels in and out, rate.
+
+    Raises:
+        McspexError: there is none, or it cannot be used.
+    """
+    devices = load_sounddevice().query_devices()
+    if not len(devices):
+        raise McspexError("there is no sound card. Use pipes instead: mcspex live --help")
     return [
         (
             str(number),
@@ -358,7 +365,7 @@ def list_devices() -> list[tuple[str, ...]]:
             str(device["max_output_channels"]),
             f"{device['default_samplerate']:g}",
         )
-        for number, device in enumerate(load_sounddevice().query_devices())
+        for number, device in enumerate(devices)
     ]
 
 

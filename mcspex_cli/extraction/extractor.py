@@ -40,6 +40,7 @@ from mcspex_cli.extraction.job import (
     Outputs,
     Places,
     Result,
+    check_presence,
     check_references,
     check_voice,
 )
@@ -196,13 +197,14 @@ class Extractor:
         Raises:
             AudioError: the samples are silent or shorter than 0.3 s.
             AbsentError: the voice is absent, and the options say that this is to fail.
+            CheckpointError: the options need to know whether it is, and the model cannot tell.
             TypeError, ValueError: the samples are not [sample] or [channel, sample], not finite,
                 or the rate is no rate.
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         block = np.atleast_2d(check_samples("the mixture", samples, 2))
         check_rate(rate_hz)
-        options = _checked(options)
+        options = self._checked(options)
         block = audio.select(block, options.channel, "the mixture")
         kept = None if options.dry_db is None else Store(None)
         mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
@@ -234,14 +236,16 @@ class Extractor:
             absent: "keep", or "mute" for silence where the voice is absent.
 
         Raises:
+            CheckpointError: the model cannot tell whether a voice is absent.
             McspexError: the voice is not of this model.
             ValueError: the latency, rate or policy is none.
         """
         self.check_voice("live", voice)
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        return LiveExtractor(
-            self.engine, voice, Timing.for_latency(latency_s, rate_hz), rate_hz, absent
-        )
+        timing = Timing.for_latency(latency_s, rate_hz)
+        live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
+        check_presence(self.model, self.engine.calibration, absent)
+        return live
 
     def extract_file(
         self,
@@ -265,6 +269,7 @@ class Extractor:
         Raises:
             AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
             AbsentError: the voice is absent, and the options say that this is to fail.
+            CheckpointError: the options need to know whether it is, and the model cannot tell.
             OutputError: an output exists, is an input, or cannot be written.
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
@@ -292,7 +297,7 @@ class Extractor:
             Each job, in order, with its result or the error that it failed of. An error costs its
             own job only.
         """
-        options, places = _checked(options), Places()
+        options, places = self._checked(options), Places()
         opened: deque[_MixtureWork] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
@@ -325,6 +330,13 @@ class Extractor:
         finally:
             for work in tuple(opened):  # the caller stopped early
                 work.close()
+
+    def _checked(self, options: ExtractionOptions | None) -> ExtractionOptions:
+        if options is not None and not isinstance(options, ExtractionOptions):
+            raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
+        options = options or ExtractionOptions()
+        check_presence(self.model, self.engine.calibration, options.absent)
+        return options
 
     def _computed(
         self, works: Iterable[_MixtureWork], advance: Callable[[float], object]
@@ -478,12 +490,6 @@ class _MixtureWork:
         for store in (self._mixture and self._mixture.kept, self._estimate and self._estimate.kept):
             if store:
                 store.close()
-
-
-def _checked(options: ExtractionOptions | None) -> ExtractionOptions:
-    if options is not None and not isinstance(options, ExtractionOptions):
-        raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
-    return options or ExtractionOptions()
 
 
 def _windows(

@@ -17,8 +17,9 @@ import numpy as np
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.containers import Damaged
-from mcspex_cli.errors import AudioError, McspexError, OutputError
+from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.levels import Level, check_length
 from mcspex_cli.extraction.presence import Segment
@@ -361,6 +362,24 @@ def check_distinct(
                 f"{mixture}: is its own reference ({reference}). Give a clip of the voice alone, "
                 "or say with --ref-span when it speaks alone."
             )
+
+
+def check_presence(model: CheckpointInfo, calibration: object, absent: str) -> None:
+    """Refuse to mute or fail by a presence that nobody has measured for a model.
+
+    Args:
+        model: whose presence it is.
+        calibration: the model's; None if it has none that can be used.
+        absent: of `ABSENT`.
+
+    Raises:
+        CheckpointError: the model is not calibrated.
+    """
+    if absent != "keep" and calibration is None:
+        raise CheckpointError(
+            f"{model.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
+            f"it: mcspex models calibrate {model.folder} SPEAKERS"
+        )
 
 
 def check_voice(voice: object) -> Voice:

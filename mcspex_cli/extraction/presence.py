@@ -193,6 +193,7 @@ class PresenceMeter:
         sample_rate_hz: of the blocks.
         embedding: [embedding], of the reference.
         calibration: of the model. Without one only levels are measured, and nothing is embedded.
+        residuals: whether residuals are embedded, which show that the wrong person is followed.
     """
 
     def __init__(
@@ -201,11 +202,14 @@ class PresenceMeter:
         sample_rate_hz: int,
         embedding: Samples,
         calibration: Calibration | None,
+        *,
+        residuals: bool = True,
     ) -> None:
         self.segments: list[SegmentFeatures] = []
         """What is measured so far."""
         self._embed, self._rate_hz = embed, sample_rate_hz
         self._embedding, self._calibration = embedding, calibration
+        self._residuals = residuals
         self._segment = round(SEGMENT_S * self._rate_hz)
         self._held: Samples | None = None
         """Estimate and mixture [2, sample], as far back as may be needed."""
@@ -342,7 +346,7 @@ class PresenceMeter:
         decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
         odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
         residuals = mixtures - matched
-        unsure = audible & (np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes)
+        unsure = self._residuals & audible & (np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes)
         unsure &= np.array([probability(one) < SURE for one in odds])
         residual_similarities = self._similarities(residuals, unsure, calibration)
         return [

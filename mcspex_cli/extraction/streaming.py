@@ -39,19 +39,21 @@ from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""
 
+LONGEST_HOP_S = 0.4
+
 FADE_S = 0.02
 
 MEMORY_S = 20.0
 """How long the level remembers, while the voice speaks."""
 
 PRESENCE_STEP_S = 0.4
-"""Presence is measured this often, as each time costs about a tenth of a window."""
+"""Presence is measured no more often, as each time costs about an eighth of a window."""
 
 MIN_JUDGED_S = 1.0
 """Less than this is too little to judge."""
 
-KEPT_MEASUREMENTS = 3
-"""A voice is muted when presence was too low this often in a row."""
+MUTED_AFTER_S = 1.2
+"""A voice is muted when presence was too low for so long."""
 
 MUTE_FADE_S = 0.05
 
@@ -78,8 +80,9 @@ class Timing:
     def for_latency(cls, latency_s: float, sample_rate_hz: int) -> Timing:
         """Share a latency out.
 
-        A longer hop costs less computing, but leaves less future. These shares, and the length of
-        the window, are a compromise between quality and computing time; docs/live.md has both.
+        A longer hop costs less computing, and takes its length from the future of its last samples,
+        but only half of it on average. These shares, and the length of the window, are a
+        compromise between quality and computing time; docs/live.md has both.
 
         Raises:
             ValueError: the latency is out of `LATENCIES_S`, or the rate not from 1 kHz to 1 MHz.
@@ -89,10 +92,10 @@ class Timing:
         if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
             low, high = LATENCIES_S
             raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
-        hop_s = min(0.4 * latency_s, 0.4)
-        times_s = max(2.0, 10 * hop_s), hop_s, FADE_S
-        window, hop, fade = (round(one * sample_rate_hz) for one in times_s)
-        reserve = hop // 2
+        hop_s = min(0.6 * (latency_s - FADE_S), LONGEST_HOP_S)
+        window_s = min(max(2.0, 4 * latency_s), 4.0)
+        times_s = window_s, hop_s, FADE_S, min(0.2 * latency_s, 0.2)
+        window, hop, fade, reserve = (round(one * sample_rate_hz) for one in times_s)
         future = round(latency_s * sample_rate_hz) - hop - fade - reserve
         return cls(window, hop, fade, future, reserve)
 
@@ -139,6 +142,7 @@ class LiveExtractor:
         first, and for a model that cannot tell."""
         self.limited = False
         """Whether something was turned down because it would have clipped."""
+        self._mix = audio.MixMeter()
         self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
         self._waiting: deque[Future[_WindowEstimate]] = deque()
@@ -156,6 +160,12 @@ class LiveExtractor:
         """How long the network, and all else that is done for a window, has taken so far."""
         return self._stream.computed_s
 
+    @property
+    def channels_cancel(self) -> bool:
+        """Whether the channels of a second or more cancel each other out in the mix, or nearly."""
+        is_known = self._flushed or self._received >= self.sample_rate_hz
+        return is_known and self._mix.loss_db > audio.WEAKENED_DB
+
     def push(self, samples: Samples) -> Samples:
         """Take the next samples.
 
@@ -171,7 +181,9 @@ class LiveExtractor:
         """
         if self._flushed:
             raise ValueError("this stream was flushed. Begin a new one.")
-        mono, start = _check(samples), 0
+        channels, start = np.atleast_2d(_check(samples)), 0
+        mono = audio.select(channels, "mix")[0]
+        self._mix.add(channels, mono[None])
         while start < len(mono):
             part = mono[start : start + self._window_end - self._received]
             self._held.append(part)
@@ -242,7 +254,9 @@ class _Stream:
         self._products = np.zeros(3)
         """<mixture, estimate>, <estimate, estimate> and their seconds, remembered."""
         self._presence: float | None = None
-        self._presences: deque[float] = deque(maxlen=KEPT_MEASUREMENTS)
+        hop_s = timing.hop / sample_rate_hz
+        step_s = hop_s * np.ceil(PRESENCE_STEP_S / hop_s - 1e-6)
+        self._presences: deque[float] = deque(maxlen=max(1, round(MUTED_AFTER_S / step_s)))
         """Of the last times in which there was something to hear."""
         self._measured_at = -np.inf
         self._gate = 1.0
@@ -300,7 +314,9 @@ class _Stream:
         calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
         if calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
             return
-        meter = PresenceMeter(self._engine.embed_parts, rate_hz, self._embedding, calibration)
+        meter = PresenceMeter(
+            self._engine.embed_parts, rate_hz, self._embedding, calibration, residuals=False
+        )
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
         self._presence = meter.result().segments[-1].presence
@@ -321,7 +337,7 @@ class _Stream:
 
 
 def _check(samples: Samples) -> Samples:
-    """Refuse what is no sound, and mix channels.
+    """Refuse what is no sound.
 
     Raises:
         TypeError: it is no array of numbers.
@@ -335,4 +351,4 @@ def _check(samples: Samples) -> Samples:
         samples = samples.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError("there are samples that are NaN or infinite.")
-    return samples if samples.ndim == 1 else audio.select(samples, "mix")[0]
+    return samples

@@ -20,7 +20,7 @@ import soundfile
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
-from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError
+from mcspex_cli.errors import AbsentError, AudioError, CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.extractor import Extractor
@@ -325,15 +325,27 @@ def test_an_absent_voice_is_silenced_but_not_the_dry_mixture(
     np.testing.assert_allclose(get(tmp_path / "e.wav")[0], 10 ** (-10 / 20) * mixture, atol=1e-7)
 
 
-@pytest.mark.parametrize("calibrated", [True, False])
-def test_a_voice_that_is_present_or_unknown_is_not_touched(
-    run: Run, soft: Extractor, mixture: Samples, tmp_path: Path, calibrated: bool
+def test_a_voice_that_is_present_is_not_touched(
+    run: Run, soft: Extractor, mixture: Samples, tmp_path: Path
 ) -> None:
     run({"estimate": "p.wav", "residual": "", "activity": ""})
-    soft.engine.calibration = calibration(threshold=0.0) if calibrated else None
+    soft.engine.calibration = calibration(threshold=0.0)
     for absent in ("keep", "mute", "fail"):
-        assert run(absent=absent).present is (True if calibrated else None)
+        assert run(absent=absent).present
         assert (tmp_path / "e.wav").read_bytes() == (tmp_path / "p.wav").read_bytes()
+
+
+def test_a_model_without_calibration_neither_mutes_nor_fails(
+    run: Run, soft: Extractor, mixture: Samples
+) -> None:
+    soft.engine.calibration = None
+    assert run().present is None
+    message = r"^soft: cannot tell whether a voice is there\. Use --absent keep, or calibrate it: "
+    for absent in ("mute", "fail"):
+        with pytest.raises(CheckpointError, match=message):
+            run(absent=absent)
+        with pytest.raises(CheckpointError, match=message):
+            soft.extract(MIXTURE, named(np.ones(8)), options=ExtractionOptions(absent=absent))
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 44_100])
