@@ -66,8 +66,9 @@ def blocks(samples: Samples, size: int | None) -> Iterator[Samples]:
         start += length
 
 
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 11025])
-@pytest.mark.parametrize("latency_s", [0.1, 0.25, 1.0, 3.0])
+@pytest.mark.parametrize(
+    ("rate_hz", "latency_s"), [(8000, 0.1), (16000, 0.25), (11025, 1.0), (8000, 3.0)]
+)
 def test_samples_come_out_when_they_are_due(
     extractor: Extractor, rate_hz: int, latency_s: float
 ) -> None:

@@ -39,7 +39,7 @@ from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""
 
-LONGEST_HOP_S = 0.4
+LONGEST_HOP_S = 0.56
 
 FADE_S = 0.02
 
