@@ -126,12 +126,13 @@ class FoldedDecoder(nn.Module):
     def short(self, features: Tensor, length: int) -> Tensor:
         """Decode [batch, filter, frame] to [batch, sample] as `MultiScaleDecoder.short` does."""
         windows = functional.linear(features.transpose(1, 2), self.weight)
-        hops = windows.unflatten(-1, (-1, self.hop))
-        frames, most = hops.shape[1:3]
-        samples = hops.new_zeros(len(hops), frames + most - 1, self.hop)
-        for place in range(most):
-            samples[:, place : place + frames] += hops[:, :, place]
-        return samples.flatten(1)[:, :length] + self.bias
+        batch, frames, width = windows.shape
+        most = width // self.hop
+        samples = windows.new_zeros(batch, frames + most - 1, self.hop)
+        for place, hop in enumerate(torch.split(windows, self.hop, dim=-1)):
+            samples[:, place : place + frames] += hop
+        decoded: Tensor = samples.flatten(1)[:, :length] + self.bias
+        return decoded
 
 
 class FoldedSpeakerEncoder(nn.Module):
