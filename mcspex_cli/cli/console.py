@@ -18,10 +18,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -31,6 +31,8 @@ from mcspex_cli.text import line, printable
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+Item = TypeVar("Item")
 
 LONGEST_MESSAGE = 1000
 """Characters after which a warning or an error is cut."""
@@ -270,6 +272,36 @@ def progress(*, shown: bool) -> Iterator[Progress]:
         finally:
             if visible:
                 _bars.remove(bar)
+
+
+def track(
+    items: Iterable[Item],
+    label: str,
+    total: float,
+    size: Callable[[Item], float] = lambda _: 1.0,
+    *,
+    shown: bool = True,
+) -> Iterator[Item]:
+    """Pass items on, with a progress bar or, without a terminal, a line each minute.
+
+    Args:
+        items: what is worked through.
+        label: what the bar and the lines call it.
+        total: the sum of all sizes.
+        size: of an item, in proportion to the time that it takes.
+        shown: whether to show anything.
+    """
+    began_s = told_s = time.monotonic()
+    with progress(shown=shown) as bar:
+        task = bar.add_task(label, total=total)
+        for item in items:
+            yield item
+            bar.advance(task, size(item))
+            now_s, share = time.monotonic(), bar.tasks[0].completed / total
+            if shown and bar.disable and now_s - told_s >= 60 and share < 1:
+                told_s = now_s
+                left = duration((now_s - began_s) * (1 / share - 1))
+                say(f"{label}: {100 * share:.0f} %, {left} left")
 
 
 @contextmanager

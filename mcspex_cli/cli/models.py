@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -376,7 +377,7 @@ def push(
     "-n",
     "count",
     type=click.IntRange(1),
-    default=300,
+    default=100,
     show_default=True,
     help="Mixtures, and recordings with turns, to draw from SPEAKERS.",
 )
@@ -410,9 +411,11 @@ def calibrate(
         )
     engine = open_engine(replace(info, calibration=None), EngineSettings())  # it may be damaged
     calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
-    with console.progress(shown=not (quiet or as_json)) as bar:
-        trials = list(bar.track(calibrator.trials(), total=2 * len(calibrator.cases)))
-    calibration = asdict(calibrator.calibration(trials))
+    shown = not (quiet or as_json)
+    trials = console.track(
+        calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds"), shown=shown
+    )
+    calibration = asdict(calibrator.calibration(list(trials)))
     write_calibration(info.folder, calibration)
     if as_json:
         console.data(calibration, indent=2)

@@ -164,7 +164,7 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
         for progress in trainer.run():
             bar.update(task, completed=progress.share, description=f"step {progress.step}")
             if leads:
-                console.say(_progress_line(progress))
+                console.say(_progress_line(progress, trainer.left_s))
     if not trainer.finished:
         if leads:
             console.say(
@@ -176,13 +176,13 @@ def train(config: Path, resume: bool, minutes: float | None) -> None:
         console.say(_how_to_use(trainer))
 
 
-def _progress_line(progress: Progress) -> str:
+def _progress_line(progress: Progress, left_s: float) -> str:
     """One report."""
     validation_db = progress.validation_db
     return (
         f"step {progress.step}  loss {progress.loss:.2f}  SI-SDRi {progress.si_sdr_i_db:.2f} dB  "
         f"speaker accuracy {100 * progress.accuracy:.0f} %  "
-        f"{progress.audio_s_per_s:.0f} audio s/s  {progress.left_s / 60:.0f} min left"
+        f"{progress.audio_s_per_s:.0f} audio s/s  {left_s / 60:.0f} min left"
         + (f"  validation SI-SDRi {validation_db:.2f} dB" if validation_db is not None else "")
     )
 

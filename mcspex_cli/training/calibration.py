@@ -93,7 +93,8 @@ class Trial:
     shares: Vector
     """The voice's share of the mixture's energy [segment]."""
     excess: float | None
-    """How much more similar to the reference the residual is than the estimate."""
+    """How much more similar to the reference the residual is than the estimate; None for a voice
+    that is not in the recording."""
     present: bool
     speaker: str
     swapped: bool = False
@@ -237,6 +238,8 @@ class Calibrator:
             raise ConfigError(
                 f"{len(self.cases)} recordings are too few. Give {MIN_CASES} or more."
             )
+        self.seconds = 2 * sum(len(c.rendering.mixture) for c in self.cases) / engine.sample_rate_hz
+        """Of sound in all trials."""
         self._rng = np.random.default_rng(seed)
         self._voices = [engine.embed([case.rendering.reference]) for case in self.cases]
         centre = np.unique(self._voices, axis=0).mean(axis=0, dtype=np.float64)
@@ -246,6 +249,8 @@ class Calibrator:
             (0.0, 0.0),
             *(0.0,) * 6,
         )
+        self._certain = replace(self._unfitted, segment_weights=(0.0, 0.0, -_LOWEST_ODDS))
+        """By this one a voice is surely there, so that its residual is not embedded."""
 
     def trials(self) -> Iterator[Trial]:
         """Extract from each recording its target, then a voice that is not in it."""
@@ -353,7 +358,8 @@ class Calibrator:
     def _trial(self, case: Case, voice: Samples, speaker: str) -> Trial:
         """Ask a recording for a voice."""
         engine, one, present = self._engine, case.rendering, speaker == case.speaker
-        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, self._unfitted)
+        calibration = self._unfitted if present else self._certain
+        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, calibration)
         estimate = engine.extract(one.mixture, voice)
         meter.add(estimate, one.mixture)
         meter.finish()

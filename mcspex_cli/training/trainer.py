@@ -74,12 +74,21 @@ class Trainer:
         if state:
             self._restore(state)
         self.saved_s = self.validated_s = self.elapsed_s
-        self.decay_from_s = state.get("decay_from_s", self.elapsed_s) if state else 0.0
+        self.decay_from_s = 0.0
+        if state and settings.optimiser.decay_minutes:
+            self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
 
     @property
     def finished(self) -> bool:
         """Whether the schedule is at its end."""
         return self._share() >= 1
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the end of the schedule, at the pace so far; infinite before the first step."""
+        share = self._share()
+        spent_s = self.elapsed_s - self.decay_from_s
+        return max(0.0, spent_s / share - spent_s) if share else math.inf
 
     def run(self) -> Iterator[Progress]:
         """Train to the end of the schedule, yielding reports; saves as it goes.
@@ -160,10 +169,8 @@ class Trainer:
     def _share(self) -> float:
         """How much of the run is done: by the clock if it has minutes, else by steps."""
         settings = self.settings.optimiser
-        if settings.decay_minutes:
-            return (self.elapsed_s - self.decay_from_s) / (60 * settings.decay_minutes)
-        if settings.minutes:
-            return self.elapsed_s / (60 * settings.minutes)
+        if minutes := settings.decay_minutes or settings.minutes:
+            return (self.elapsed_s - self.decay_from_s) / (60 * minutes)
         return self.step / settings.steps
 
     def _agree(self, elapsed_s: float) -> bool:
@@ -330,11 +337,6 @@ class Progress:
     elapsed_s: float
     validation_db: float | None = None
     """Mean SI-SDRi on the recipe, where this report follows a validation."""
-
-    @property
-    def left_s(self) -> float:
-        """Seconds to the end of the run."""
-        return self.elapsed_s * (1 / self.share - 1)
 
 
 class ProgressLog:

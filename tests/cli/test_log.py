@@ -85,6 +85,17 @@ def test_findings_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_long_work_says_once_a_minute_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = [0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock_s[0])
+    for shown, expected in ((True, "working: 50 %, 1 min 20 s left\n"), (False, "")):
+        for _ in console.track("abcd", "working", 8, lambda _: 2, shown=shown):
+            clock_s[0] += 40
+        assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\x85", "\x1b[2K\n"])
 def test_no_line_can_be_forged(tmp_path: Path, end: str) -> None:
     path = tmp_path / "log.txt"

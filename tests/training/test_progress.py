@@ -40,10 +40,6 @@ def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert rows(tmp_path) == []
 
 
-def test_time_left_follows_the_share() -> None:
-    assert REPORT.left_s == pytest.approx(180)
-
-
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

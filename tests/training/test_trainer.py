@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def settings(corpus: Path, out: str, system: str = "mcspex") -> TrainSettings:
 @pytest.mark.parametrize("system", ["mcspex", "spexplus"])
 def test_a_run_reports_and_leaves_a_loadable_checkpoint(corpus: Path, system: str) -> None:
     trainer = Trainer(settings(corpus, "out", system))
-    reports = list(trainer.run())
+    reports = []
+    for report in trainer.run():
+        assert trainer.left_s == pytest.approx(report.elapsed_s * (6 / report.step - 1))
+        reports.append(report)
     assert [r.step for r in reports] == [2, 3, 4, 6]
     assert [r.validation_db is not None for r in reports] == [False, True, False, True]
     assert reports[-1].share == 1
@@ -249,8 +253,11 @@ def test_a_copy_of_a_run_decays_to_zero_within_its_minutes(corpus: Path) -> None
     list(Trainer(endless).run())
     falling = replace(endless.optimiser, steps=10**6, decay_minutes=0.02, warmup_steps=0)
     trainer = Trainer(replace(endless, optimiser=falling), resume=True)
-    assert trainer.step == 6
-    reports = list(trainer.run())
+    assert (trainer.step, trainer.left_s) == (6, math.inf)
+    reports = []
+    for report in trainer.run():
+        assert trainer.left_s == pytest.approx(1.2 * (1 - report.share))
+        reports.append(report)
     assert reports[-1].share == 1 and reports[-1].step > 7
     assert reports[-1].learning_rate < 0.5 * falling.learning_rate
     assert reports[-1].validation_db is not None
