@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -27,19 +25,10 @@ LISTED = 20
 """Files that --dry-run lists for people, and warnings of references; --json has all files."""
 
 
-Settings = TypeVar("Settings")
-
-
 def _engines() -> dict[str, str]:
     from mcspex_cli.batch.engines import ENGINES
 
     return {engine.name: engine.help for engine in ENGINES.values()}
-
-
-def _engine(name: str) -> str:
-    if name not in _engines():
-        raise click.BadParameter(f"{name!r} is none of {', '.join(_engines())}.")
-    return name
 
 
 def _resources(text: str | None) -> dict[str, float]:
@@ -67,26 +56,13 @@ def _resources(text: str | None) -> dict[str, float]:
     help="Instead of MIXTURES: a .csv or .tsv with a column mixture and, if wanted, reference(s), "
     "span, truth, output, residual, activity, id; a .jsonl with the same keys; or a .scp.",
 )
-@click.option(
-    "--ref",
-    "references",
-    multiple=True,
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="A clip of the one voice wanted from all, a folder of clips, or a profile. Repeatable.",
+@options.reference(
+    "A clip of the one voice wanted from all, a folder of clips, or a profile. Repeatable."
 )
-@click.option(
-    "--refs",
-    "reference_folder",
-    type=options.PATH,
-    metavar="DIR|SCP",
-    help="References by name: a clip, or a folder of clips, called like the mixture or its folder.",
-)
-@click.option(
-    "--pattern",
-    metavar="TEXT",
-    help="Which part of a mixture's name is its reference's: {speaker}_{n}, or a regular "
-    "expression with (?P<speaker>...).",
+@options.references_by_name(
+    "References by name: a clip, or a folder of clips, called like the mixture or its folder.",
+    "Which part of a mixture's name is its reference's: {speaker}_{n}, or a regular expression "
+    "with (?P<speaker>...).",
 )
 @click.option("--allow-unused", is_flag=True, help="Accept references without a mixture.")
 @click.option(
@@ -117,7 +93,7 @@ def _resources(text: str | None) -> dict[str, float]:
     "--activity",
     cls=options.TableOption,
     rows=options.activity_formats,
-    callback=options.as_suffix(options.activity_formats),
+    callback=options.as_suffix,
     help="Also write when the voice speaks, to activity/",
 )
 @click.option(
@@ -127,7 +103,7 @@ def _resources(text: str | None) -> dict[str, float]:
     rows=options.output_formats,
     default="wav",
     show_default=True,
-    callback=options.as_suffix(options.output_formats),
+    callback=options.as_suffix,
     help="Format of the estimates and residuals",
 )
 @options.model
@@ -157,7 +133,6 @@ def _resources(text: str | None) -> dict[str, float]:
     rows=_engines,
     default="local",
     show_default=True,
-    callback=lambda _, __, name: _engine(name),
     help="What does the work",
 )
 @click.option(
@@ -236,7 +211,7 @@ def batch(
     from mcspex_cli.extraction.job import check_presence
 
     shown = not (quiet or as_json)
-    request = _filled(BatchRequest, values)
+    request = options.filled(BatchRequest, values)
     _check_usage(request)
     _check_engine(values["engine"])
     scoring = ScoreSettings(
@@ -254,11 +229,9 @@ def batch(
     check_presence(model, model.calibration, extraction.absent)
     runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
     values |= {"model": model, "options": extraction, "runtime": runtime}
-    cluster = _filled(
-        ClusterSettings,
-        values | {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)},
-    )
-    settings = _filled(BatchSettings, values | {"cluster": cluster})
+    amounts = {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)}
+    cluster = options.filled(ClusterSettings, values | amounts)
+    settings = options.filled(BatchSettings, values | {"cluster": cluster})
     check_profiles(plan, model)
     prepare(model, runtime, quiet=not shown)
     if not dry_run:
@@ -286,11 +259,6 @@ def batch(
         place = f"{storage.name(plan.folder)}/{results.FAILED}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {place}.")
     conclude(report)
-
-
-def _filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
-    """A dataclass of settings, its fields filled from the options of their names."""
-    return settings(**{name: values[name] for name in signature(settings).parameters})
 
 
 def _check_usage(request: BatchRequest) -> None:

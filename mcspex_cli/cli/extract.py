@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,7 @@ class ExtractRequest:
 
 @click.command()
 @click.argument("mixtures", nargs=-1, required=True, type=options.PATH, metavar="MIXTURE...")
-@click.option(
-    "--ref",
-    "references",
-    multiple=True,
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
-)
+@options.reference()
 @click.option(
     "--ref-span",
     "spans",
@@ -95,10 +88,7 @@ class ExtractRequest:
     metavar="FILE|DIR",
     help="Write when the voice speaks, too: .json, .rttm or .srt.",
 )
-@options.model
-@options.device
-@options.precision
-@options.runtime
+@options.running
 @options.writing
 @options.treating
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
@@ -114,7 +104,7 @@ def extract(**values: Any) -> None:
     mcspex extract podcast.mp4 --ref-span 0:12-0:18.5 --residual rest.wav --activity alice.srt
     ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
-    request = ExtractRequest(**{field.name: values[field.name] for field in fields(ExtractRequest)})
+    request = options.filled(ExtractRequest, values)
     settings = options.extraction_options(values)
     _check_usage(request)
     to_stdout = request.output == STREAM

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,23 +63,8 @@ def _encodings() -> dict[str, str]:
     return dict.fromkeys(ENCODINGS, "")
 
 
-def _one_of(ctx: click.Context, option: click.Parameter, name: str) -> str:
-    """Refuse what is no row of the option's table."""
-    assert isinstance(option, options.TableOption)
-    if name not in (rows := option.rows()):
-        raise click.BadParameter(f"{name!r} is none of {', '.join(rows)}.", ctx, option)
-    return name
-
-
 @click.command()
-@click.option(
-    "--ref",
-    "references",
-    multiple=True,
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
-)
+@options.reference()
 @click.option(
     "--latency",
     "latency_s",
@@ -93,7 +78,6 @@ def _one_of(ctx: click.Context, option: click.Parameter, name: str) -> str:
     "--absent",
     cls=options.TableOption,
     rows=_policies,
-    callback=_one_of,
     default="keep",
     show_default=True,
     help="What to do while the voice is absent",
@@ -118,7 +102,6 @@ def _one_of(ctx: click.Context, option: click.Parameter, name: str) -> str:
     "encoding",
     cls=options.TableOption,
     rows=_encodings,
-    callback=_one_of,
     default="s16",
     show_default=True,
     help="Raw samples, little-endian",
@@ -139,10 +122,7 @@ def _one_of(ctx: click.Context, option: click.Parameter, name: str) -> str:
     help="Play on this sound card instead of writing to standard output; needs mcspex[live].",
 )
 @click.option("--list-devices", is_flag=True, help="List the sound cards, and end.")
-@options.model
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
-@options.precision
-@options.runtime
+@options.running
 @options.quiet
 @click.option("-v", "--verbose", is_flag=True, help="Say when the voice comes and goes.")
 def live(**values: Any) -> None:
@@ -156,7 +136,7 @@ def live(**values: Any) -> None:
         aplay -f S16_LE -r 16000 -t raw
     mcspex live --ref alice.wav --input-device 1 --output-device 4
     """  # noqa: D301 (click needs the character itself)
-    request = LiveRequest(**{field.name: values[field.name] for field in fields(LiveRequest)})
+    request = options.filled(LiveRequest, values)
     if request.list_devices:
         from mcspex_cli.cli.pipes import list_devices
 

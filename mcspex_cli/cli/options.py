@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.job import ExtractionOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings")
 
 
 class NamedPath(click.Path):
@@ -36,12 +37,27 @@ PATH = NamedPath(path_type=Path)
 class TableOption(click.Option):
     """An option whose choices are the rows of a table that takes long to import.
 
-    The table is only imported where the help of the command, or a wrong value, is shown.
+    The table is only imported for the help of the command, and for another value than the default.
+
+    Args:
+        args: As of `click.Option`.
+        rows: Gives what each choice means, by its name.
+        strict: Whether other values are refused; else the command checks them.
+        kwargs: As of `click.Option`.
     """
 
-    def __init__(self, *args: Any, rows: Callable[[], dict[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, rows: Callable[[], dict[str, str]], strict: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.rows, self._text = rows, self.help
+        self.rows, self.strict, self._text = rows, strict, self.help
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Refuse what is no row of the table."""
+        if self.strict and value not in (None, self.default) and value not in self.rows():
+            names = ", ".join(self.rows())
+            raise click.BadParameter(f"{value!r} is none of {names}.", ctx, self)
+        return super().type_cast_value(ctx, value)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Complete the help by the rows: each by its name, with what it means."""
@@ -84,17 +100,9 @@ def activity_formats() -> dict[str, str]:
     return {suffix[1:]: "" for suffix in ACTIVITY_FORMATS}
 
 
-def as_suffix(rows: Callable[[], dict[str, str]]) -> Callable[..., str | None]:
-    """A callback that turns the name of a format, one of `rows`, into its suffix."""
-
-    def check(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-        if name is None:
-            return None
-        if name not in rows():
-            raise click.BadParameter(f"{name!r} is none of {', '.join(rows())}.")
-        return f".{name}"
-
-    return check
+def as_suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """A callback that turns the name of a format into its suffix."""
+    return f".{name}" if name else None
 
 
 def complete_models(
@@ -190,6 +198,7 @@ writing = _together(
         "--level",
         cls=TableOption,
         rows=_levels,
+        strict=False,
         default="match",
         show_default=True,
         help="How loud the estimate is to be",
@@ -233,6 +242,27 @@ treating = _together(
 )
 """What is made of an estimate before it is written."""
 
+running = _together(model, device, precision, runtime)
+"""Which network, and how it is computed."""
+
+
+def reference(
+    text: str = "A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
+) -> Callable[[Command], Command]:
+    """--ref, with the help that a command has for it."""
+    return click.option(
+        "--ref", "references", multiple=True, type=PATH, metavar="FILE|DIR", help=text
+    )
+
+
+def references_by_name(folder: str, pattern: str) -> Callable[[Command], Command]:
+    """--refs and --pattern, with the help that a command has for them."""
+    return _together(
+        click.option("--refs", "reference_folder", type=PATH, metavar="DIR|SCP", help=folder),
+        click.option("--pattern", metavar="TEXT", help=pattern),
+    )
+
+
 grouping = _together(
     click.option("--groups", type=PATH, metavar="CSV", help="A table of cases and their groups."),
     click.option(
@@ -265,6 +295,11 @@ shard = click.option(
 """As (I, N)."""
 
 
+def filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings, its fields filled from the options of their names."""
+    return settings(**{name: values[name] for name in signature(settings).parameters})
+
+
 def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
     """What `writing` and `treating` ask for.
 
@@ -273,11 +308,10 @@ def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
     """
     from mcspex_cli.extraction.job import ExtractionOptions
 
-    names = [field.name for field in fields(ExtractionOptions)]
     if values["level"] == "raw" and values["dry_db"] is not None:
         raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     try:
-        return ExtractionOptions(**{name: values[name] for name in names})
+        return filled(ExtractionOptions, values)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +44,15 @@ class MetricsOption(click.Option):
         self.help = (self.help or "").format(
             metrics=",".join(METRICS),
             of_truth=",".join(name for name, m in METRICS.items() if "target" in m.needs),
-            formats=", ".join(REPORT_FORMATS),
             suffixes=", ".join(suffix for suffix, _ in REPORT_FORMATS.values()),
         )
         return super().get_help_record(ctx)
 
 
-def _check_format(_: click.Context, __: click.Parameter, name: str) -> str:
+def _formats() -> dict[str, str]:
     from mcspex_cli.evaluation.tables import REPORT_FORMATS
 
-    if name not in ("table", *REPORT_FORMATS):
-        raise click.BadParameter(f"{name!r} is not one of table, {', '.join(REPORT_FORMATS)}.")
-    return name
+    return dict.fromkeys(["table", *REPORT_FORMATS], "")
 
 
 @dataclass(frozen=True)
@@ -110,25 +107,12 @@ class ScoreRequest:
     metavar="FILE|DIR",
     help="Another talker's speech alone, for SIR, SAR and target confusion. Repeatable.",
 )
-@click.option(
-    "--ref",
-    "references",
-    multiple=True,
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="Without a truth: a clip, or a profile, of the one voice in all estimates. Repeatable.",
+@options.reference(
+    "Without a truth: a clip, or a profile, of the one voice in all estimates. Repeatable."
 )
-@click.option(
-    "--refs",
-    "reference_folder",
-    type=options.PATH,
-    metavar="DIR|SCP",
-    help="Without a truth: a reference for each estimate, by name, as for batch.",
-)
-@click.option(
-    "--pattern",
-    metavar="TEXT",
-    help="Which part of an estimate's name is its reference's, as for batch.",
+@options.references_by_name(
+    "Without a truth: a reference for each estimate, by name, as for batch.",
+    "Which part of an estimate's name is its reference's, as for batch.",
 )
 @click.option(
     "--transcripts",
@@ -186,12 +170,11 @@ class ScoreRequest:
 @click.option(
     "--format",
     "form",
-    cls=MetricsOption,
+    cls=options.TableOption,
+    rows=_formats,
     default="table",
     show_default=True,
-    callback=_check_format,
-    metavar="NAME",
-    help="What to print to stdout: table, {formats}.",
+    help="What to print to stdout",
 )
 @options.as_json
 @click.option("--all", "every", is_flag=True, help="List all files, not the worst ten of over 50.")
@@ -221,7 +204,7 @@ def score(**values: Any) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    request = ScoreRequest(**{field.name: values[field.name] for field in fields(ScoreRequest)})
+    request = options.filled(ScoreRequest, values)
     _check_usage(request)
     _score(request, _limits(request))
 

@@ -85,7 +85,7 @@ class Trainer:
 
     @property
     def left_s(self) -> float:
-        """Seconds to the end of the schedule, at the pace so far; infinite before the first step."""
+        """Seconds to the end of the schedule at the pace so far; infinite before the first step."""
         share = self._share()
         spent_s = self.elapsed_s - self.decay_from_s
         return max(0.0, spent_s / share - spent_s) if share else math.inf
