@@ -277,33 +277,26 @@ class Calibrator:
         odds = np.zeros(len(trials))
         held_out: list[Vector] = []
         for part in range(FOLDS):
-            others = [t for t, own in zip(trials, fold, strict=True) if own != part]
+            own = [trial for trial, other in zip(trials, fold, strict=True) if other == part]
+            others = [trial for trial, other in zip(trials, fold, strict=True) if other != part]
             fitted = _fitted(self._unfitted, others)
-            for index in np.flatnonzero(fold == part):
-                features = trials[int(index)].features
-                odds[index] = max(fitted.file_odds(features), _LOWEST_ODDS)
-            held_out += [
-                np.stack([fitted.segment_odds(t.features), t.shares])
-                for t, own in zip(trials, fold, strict=True)
-                if own == part
-            ]
+            odds[fold == part] = _file_odds(fitted, own)
+            held_out.append(_segments(fitted, own))
         fitted = _fitted(self._unfitted, trials)
-        file_odds = np.array([max(fitted.file_odds(t.features), _LOWEST_ODDS) for t in trials])
-        segments = [np.stack([fitted.segment_odds(t.features), t.shares]) for t in trials]
-        with_target, without = _split(segments)
+        with_target, without = _split(_segments(fitted, trials))
         excess = np.array([np.nan if t.excess is None else t.excess for t in trials])
         right = excess[present & ~swapped & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - UNLIKE)) if len(right) else 1.0
         parts, clips = self._same_voice()
         return replace(
             fitted,
-            threshold=_probability(np.quantile(file_odds[present], LOST)),
+            threshold=_probability(np.quantile(_file_odds(fitted, trials)[present], LOST)),
             segment_threshold=_probability(equal_error(with_target, without)[1]),
             mute_threshold=_probability(np.quantile(with_target, LOST)),
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),
-            measured=self._measured(trials, odds, excess, wrong, held_out),
+            measured=self._measured(trials, odds, excess, wrong, np.concatenate(held_out, axis=1)),
         )
 
     def _measured(
@@ -312,7 +305,7 @@ class Calibrator:
         odds: Vector,
         excess: Vector,
         wrong: float,
-        segments: Sequence[Vector],
+        segments: Vector,
     ) -> dict[str, Any]:
         """How well a calibration works, on speakers to whom it was not fitted."""
         present = np.array([trial.present for trial in trials])
@@ -411,14 +404,24 @@ def _fitted(unfitted: Calibration, trials: Sequence[Trial]) -> Calibration:
     clear = (shares > SPEAKING) | (shares < SILENT)
     weights = fit(features[clear], shares[clear] > SPEAKING)
     fitted = replace(unfitted, segment_weights=_rounded(weights), file_weights=(1.0, 0.0))
-    scores = np.array([[max(fitted.file_odds(t.features), _LOWEST_ODDS)] for t in trials])
-    file_weights = fit(scores, np.array([trial.present for trial in trials]))
-    return replace(fitted, file_weights=_rounded(file_weights))
+    present = np.array([trial.present for trial in trials])
+    return replace(fitted, file_weights=_rounded(fit(_file_odds(fitted, trials)[:, None], present)))
 
 
-def _split(segments: Sequence[Vector]) -> tuple[Vector, Vector]:
+def _file_odds(fitted: Calibration, trials: Sequence[Trial]) -> Vector:
+    """The log odds of each trial's file."""
+    return np.array([max(fitted.file_odds(trial.features), _LOWEST_ODDS) for trial in trials])
+
+
+def _segments(fitted: Calibration, trials: Sequence[Trial]) -> Vector:
+    """Log odds, and the target's share of the energy, of the trials' segments [2, segment]."""
+    pairs = [np.stack([fitted.segment_odds(trial.features), trial.shares]) for trial in trials]
+    return np.concatenate(pairs, axis=1)
+
+
+def _split(segments: Vector) -> tuple[Vector, Vector]:
     """The odds of segments with and without the target, from odds and shares [2, segment]."""
-    odds, shares = np.concatenate(segments, axis=1)
+    odds, shares = segments
     return odds[shares > SPEAKING], odds[shares < SILENT]
 
 
