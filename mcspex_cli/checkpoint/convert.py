@@ -391,17 +391,8 @@ def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConf
     """Read all sizes from the tensors' shapes; `_assemble` sees whether they agree."""
     from mcspex_cli.model.systems import SystemConfig
 
-    banks = [f"encoder.banks.{scale}.weight" for scale in range(3)]
-    short, middle, long = (weights.shape(bank)[2] for bank in banks)
-    if not 2 <= short <= middle <= long:
-        raise weights.refusal(
-            banks, f"windows of {short}, {middle} and {long} samples do not grow from 2 on."
-        )
+    short, middle, long = (weights.shape(f"encoder.banks.{k}.weight")[2] for k in range(3))
     first = "extractor.stacks.0"
-    kernel = weights.shape(f"{first}.condition.depthwise.weight")[2]
-    if kernel % 2 == 0:
-        reason = f"a kernel of {kernel} taps is not odd."
-        raise weights.refusal([f"{first}.condition.depthwise.weight"], reason)
     channels = weights.shape("fusion.mixture.project.weight")[0]
     reference = weights.shape("fusion.reference.project.weight")[0]
     one, two, three = (weights.shape(f"speaker.blocks.{k}.conv_1.weight")[0] for k in range(3))
@@ -415,7 +406,7 @@ def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConf
         filters=weights.shape("encoder.banks.0.weight")[0],
         channels=channels,
         hidden=weights.shape(f"{first}.condition.widen.weight")[0],
-        kernel=kernel,
+        kernel=weights.shape(f"{first}.condition.depthwise.weight")[2],
         blocks=1 + weights.count(rf"{first}\.blocks\.(\d+)\."),
         stacks=weights.count(r"extractor\.stacks\.(\d+)\."),
         norm=_norm(weights, layout),

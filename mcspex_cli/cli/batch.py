@@ -328,11 +328,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 
 
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
-    """Do what is left, saying what fails; the number of files that did.
-
-    Raises:
-        DiskFullError: with how many files are left.
-    """
+    """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import files
     from mcspex_cli.batch.engines import SlurmArray, run
     from mcspex_cli.batch.journal import Journal

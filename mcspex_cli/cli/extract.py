@@ -127,11 +127,7 @@ def extract(**values: Any) -> None:
 
 
 def _check_usage(request: ExtractRequest) -> None:
-    """Refuse combinations of options that mean nothing.
-
-    Raises:
-        click.UsageError: one does.
-    """
+    """Refuse combinations of options that mean nothing."""
     places = request.output, request.residual, request.activity
     for message, is_wrong in {
         "whose voice? Add --ref FILE, or --ref-span FROM-TO.": not (
@@ -324,11 +320,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def _check_stdin() -> None:
-    """Refuse a standard input from which nothing can come.
-
-    Raises:
-        AudioError: it is a terminal, or is closed.
-    """
+    """Refuse a standard input from which nothing can come."""
     if sys.stdin is None:
         raise AudioError("standard input is closed. Pipe a sound file into it.")
     if sys.stdin.isatty():
@@ -336,12 +328,7 @@ def _check_stdin() -> None:
 
 
 def _copy_stdin(path: Path) -> None:
-    """Keep standard input in a file, since some formats are read from their end.
-
-    Raises:
-        AudioError: standard input is empty, or cannot be read.
-        OutputError: there is no room for it.
-    """
+    """Keep standard input in a file, since some formats are read from their end."""
     copied = 0
     try:
         with path.open("wb") as file:
@@ -363,11 +350,7 @@ def _read_stdin() -> bytes:
 
 
 def _check_stdout() -> None:
-    """Refuse to write sound to a terminal, before any work.
-
-    Raises:
-        OutputError: standard output is a terminal, or is closed.
-    """
+    """Refuse to write sound to a terminal, before any work."""
     if sys.stdout is None:
         raise OutputError("standard output is closed. Redirect it to a file or program.")
     if sys.stdout.isatty():
@@ -375,11 +358,7 @@ def _check_stdout() -> None:
 
 
 def _copy_to_stdout(path: Path) -> None:
-    """Copy a finished file to standard output.
-
-    Raises:
-        OutputError: the program that reads it has ended, or its disk is full.
-    """
+    """Copy a finished file to standard output."""
     with path.open("rb") as file:
         try:
             shutil.copyfileobj(file, sys.stdout.buffer, _COPIED_BYTES)

@@ -210,11 +210,7 @@ def score(**values: Any) -> None:
 
 
 def _check_usage(request: ScoreRequest) -> None:
-    """Refuse combinations of options that mean nothing.
-
-    Raises:
-        click.UsageError: one does.
-    """
+    """Refuse combinations of options that mean nothing."""
     by_reference = request.references or request.reference_folder
     given = request.truth or by_reference or request.transcripts or request.metrics
     channel = request.channel
@@ -306,11 +302,7 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
 
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
-    """Give each pairing its reference, found as `mcspex batch` finds it.
-
-    Raises:
-        PlanError: some have none; it has a line for each.
-    """
+    """Give each pairing its reference, found as `mcspex batch` finds it."""
     from mcspex_cli.batch.pairing import list_references
     from mcspex_cli.batch.plan import refuse
     from mcspex_cli.evaluation.groups import case_name
@@ -467,11 +459,7 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
 
 
 def _limits(request: ScoreRequest) -> list[Limit]:
-    """The limits of --fail-under and --fail-over.
-
-    Raises:
-        click.UsageError: one cannot be read, or is there twice.
-    """
+    """The limits of --fail-under and --fail-over."""
     from mcspex_cli.evaluation.metrics import METRICS
 
     limits: dict[tuple[str, str], Limit] = {}

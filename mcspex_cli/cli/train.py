@@ -113,11 +113,7 @@ def _are_given(
     mixtures: Path | None,
     enrolments: Path | None,
 ) -> bool:
-    """Whether the mixtures are given, by a recipe or by LibriMix sets, rather than drawn.
-
-    Raises:
-        click.UsageError: the options do not go together.
-    """
+    """Whether the mixtures are given, by a recipe or by LibriMix sets, rather than drawn."""
     if bool(sources) == bool(recipe):
         raise click.UsageError("Name folders of speakers, or --recipe CSV.")
     if enrolments and (recipe or count or len(sources) > 1):
