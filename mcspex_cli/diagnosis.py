@@ -217,10 +217,8 @@ def check_sound_files() -> tuple[str, ...]:
     if broken:
         detail = f"libsndfile does not write and read {', '.join(broken)}"
         return FAILED, detail, _reinstall("soundfile")
-    return (
-        OK,
-        f"libsndfile {soundfile.__libsndfile_version__} reads and writes {', '.join(FORMATS)}",
-    )
+    version = soundfile.__libsndfile_version__
+    return OK, f"libsndfile {version} reads and writes {', '.join(FORMATS)}"
 
 
 def check_ffmpeg() -> tuple[str, ...]:
@@ -252,7 +250,7 @@ def check_extras() -> tuple[str, ...]:
     known = extras()
     if not known:
         return OK, "unknown: pip has no list of them"
-    absent = [name for name, packages in known.items() if not all(map(_is_installed, packages))]
+    absent = [name for name, packages in known.items() if not all(map(_distribution, packages))]
     detail = f"{', '.join(name for name in known if name not in absent) or 'none'} installed"
     if not absent:
         return OK, detail
@@ -271,17 +269,10 @@ def extras() -> dict[str, list[str]]:
     return known
 
 
-def _is_installed(package: str) -> bool:
+def _distribution(package: str = "mcspex") -> metadata.Distribution | None:
+    """What pip knows of a package; None where it was not installed."""
     try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
-
-
-def _distribution() -> metadata.Distribution | None:
-    """What pip knows of mcspex; None where it was not installed."""
-    try:
-        return metadata.distribution("mcspex")
+        return metadata.distribution(package)
     except metadata.PackageNotFoundError:
         return None
 
@@ -329,8 +320,9 @@ def check_cache() -> tuple[str, ...]:
         return WARNING, detail, "Set HF_HOME to a folder that can be written."
     models, damaged = available()
     sizes = [info.weight_bytes for info in models if info.revision]
-    detail = f"{len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
-    detail = f"{place}: {detail}"
+    detail = (
+        f"{place}: {len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
+    )
     if damaged:
         problem, remedy = _parts(damaged[0])
         return WARNING, f"{detail}; {problem}", remedy
