@@ -229,8 +229,8 @@ def batch(
     check_presence(model, model.calibration, extraction.absent)
     runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
     values |= {"model": model, "options": extraction, "runtime": runtime}
-    amounts = {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)}
-    cluster = options.filled(ClusterSettings, values | amounts)
+    values |= {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)}
+    cluster = options.filled(ClusterSettings, values)
     settings = options.filled(BatchSettings, values | {"cluster": cluster})
     check_profiles(plan, model)
     prepare(model, runtime, quiet=not shown)
