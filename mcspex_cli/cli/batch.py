@@ -219,7 +219,7 @@ def batch(
         resample=values["resample"],
         channel=None if values["channel"] == "all" else values["channel"],
     )
-    extraction = options.extraction_options(values)
+    values["options"] = extraction = options.extraction_options(values)
     if groups:
         read_groups(groups, group_by)
     plan = plan_batch(request)
@@ -228,10 +228,12 @@ def batch(
     model = find_model(values["model"], offline=values["offline"], quiet=not shown)
     check_presence(model, model.calibration, extraction.absent)
     runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
-    values |= {"model": model, "options": extraction, "runtime": runtime}
-    values |= {"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)}
-    cluster = options.filled(ClusterSettings, values)
-    settings = options.filled(BatchSettings, values | {"cluster": cluster})
+    values |= {
+        **{"model": model, "runtime": runtime},
+        **{"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)},
+    }
+    values["cluster"] = options.filled(ClusterSettings, values)
+    settings = options.filled(BatchSettings, values)
     check_profiles(plan, model)
     prepare(model, runtime, quiet=not shown)
     if not dry_run:
