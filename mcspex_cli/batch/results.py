@@ -54,23 +54,20 @@ def score(
     """
     journal, writer = Journal(plan.folder), JournalWriter(plan.folder)
     locations, settings_key = Locations(plan.folder), settings.fingerprint()
-    pairings, keys = [], []
+    unscored: list[tuple[Task, str]] = []
     for task in plan.tasks:
         if task.truth and (done := journal.result(task, settings_key)):
             key = _score_key(task, done, scoring, locations)
             if (task.id, key) not in journal.scores:
-                estimate = outputs(plan.folder, task)[AUDIO]
-                pairings.append(Pairing(task.id, estimate, Path(task.truth), Path(task.mixture)))
-                keys.append(key)
-    number = 0
-    for start in range(0, len(pairings), _SCORED_AT_ONCE):
+                unscored.append((task, key))
+    for start in range(0, len(unscored), _SCORED_AT_ONCE):
+        part = unscored[start : start + _SCORED_AT_ONCE]
         with tempfile.TemporaryDirectory() as scratch:
-            part = pairings[start : start + _SCORED_AT_ONCE]
-            fetched = [_fetched(pairing, Path(scratch)) for pairing in part]
-            for row in score_files(fetched, scoring):
-                writer.add_score(row.name, keys[number], row.to_dict())
-                number += 1
-                advance(number / len(keys))
+            pairings = [_fetch(plan, task, Path(scratch)) for task, _ in part]
+            rows = zip(part, score_files(pairings, scoring), strict=True)
+            for number, ((task, key), row) in enumerate(rows, start + 1):
+                writer.add_score(task.id, key, row.to_dict())
+                advance(number / len(unscored))
 
 
 def _score_key(task: Task, done: Done, scoring: ScoreSettings, locations: Locations) -> str:
@@ -80,12 +77,11 @@ def _score_key(task: Task, done: Done, scoring: ScoreSettings, locations: Locati
     return fingerprint((done.files[AUDIO], done.inputs, stamp, astuple(scoring), place))
 
 
-def _fetched(pairing: Pairing, scratch: Path) -> Pairing:
-    """A pairing of files on this disk."""
-    estimate = storage.fetch(pairing.estimate, scratch)
-    target = pairing.target and storage.fetch(pairing.target, scratch)
-    mixture = pairing.mixture and storage.fetch(pairing.mixture, scratch)
-    return replace(pairing, estimate=estimate, target=target, mixture=mixture)
+def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
+    """A task's estimate, truth and mixture, on this disk."""
+    estimate = storage.fetch(outputs(plan.folder, task)[AUDIO], scratch)
+    truth = storage.fetch(task.truth, scratch) if task.truth else None
+    return Pairing(task.id, estimate, truth, storage.fetch(task.mixture, scratch))
 
 
 def write(
@@ -155,14 +151,11 @@ def _with_sounds(run: Run, plan: BatchPlan, look: PageSettings, scratch: Path) -
     shown = compare_runs([run], groups=groups).choose(EMBEDDED_CASES, look.seed)
     cases = dict(run.outputs)
     for task in plan.tasks:
-        if task.id in shown and cases[task.id].estimate:
+        if task.id in shown and (case := cases[task.id]).estimate:
             with suppress(McspexError):  # what cannot be fetched has an empty place on the page
-                cases[task.id] = replace(
-                    cases[task.id],
-                    estimate=storage.fetch(outputs(plan.folder, task)[AUDIO], scratch),
-                    mixture=storage.fetch(task.mixture, scratch),
-                    truth=storage.fetch(task.truth, scratch) if task.truth else None,
-                )
+                sounds = _fetch(plan, task, scratch)
+                case = replace(case, estimate=sounds.estimate, truth=sounds.target)
+                cases[task.id] = replace(case, mixture=sounds.mixture)
     return replace(run, outputs=cases)
 
 

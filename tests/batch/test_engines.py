@@ -291,6 +291,7 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     assert_like_whole("slurm")
 
 
+@pytest.mark.skipif(is_here(), reason="a real Slurm has run shares just now")
 def test_a_share_runs_under_submitit(whole: Path, tiny_folder: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
     settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), engine="slurm")
