@@ -207,7 +207,10 @@ class Worker:
     def _extract(
         self, tasks: Sequence[Task], done: set[str], stopping: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        """Extract tasks in one go; what is done is only computed again, for the others' sake."""
+        """Extract tasks in one go; what is done is only computed again, for the others' sake.
+
+        A file that cannot be written has failed. A journal that cannot be written ends all.
+        """
         begun: deque[Task] = deque()
         not_fetched: dict[str, McspexError] = {}
 
@@ -238,7 +241,7 @@ class Worker:
                     outcome = Outcome(task, self._keep(task, end, own), "", warnings)
                 except DiskFullError:
                     raise
-                except McspexError as error:  # and this ends all, if the journal's disk has gone
+                except McspexError as error:
                     reason = storage.told(str(error), scratch)
                     self._writer.add_failed(task, self._key, reason)
                     outcome = Outcome(task, None, reason, warnings)
