@@ -148,7 +148,8 @@ def deal(
                             f"{in_a_row} processes in a row died before they finished a file (the "
                             f"last: {reason}). If memory is short, use fewer --jobs."
                         ) from None
-                    running[member.start()] = (member, nothing)
+                    if waiting:
+                        running[member.start()] = (member, nothing)
                     yield from outcomes
                     continue
                 if isinstance(outcomes, McspexError):
