@@ -106,16 +106,6 @@ def find(
     return sorted(_walk(folder, {folder.resolve()}, without, suffixes, warnings))
 
 
-def by_name(
-    folder: Path, also: Collection[str] = (), *, warnings: list[str] | None = None
-) -> dict[str, list[Path]]:
-    """The files that `find` lists, by their path in `folder` without suffix, such as "a/b"."""
-    named: dict[str, list[Path]] = {}
-    for path in find(folder, also=also, warnings=warnings):
-        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return named
-
-
 def _walk(
     folder: Path,
     above: set[Path],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli import files
+from mcspex_cli.batch import storage
 from mcspex_cli.errors import AudioError, DiskFullError, OutputError
 from tests.conftest import ROOT
 
@@ -69,7 +70,7 @@ def test_containers_are_found_like_any_recording(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav", "a.mp3", "a.mp4", "c.MOV", "d/a.m4a", "d.txt", "e.mp4.flac")
     names = ["a.mp3", "a.mp4", "a.wav", "c.MOV", "d/a.m4a", "e.mp4.flac"]
     assert found(tmp_path) == names
-    assert {name: len(paths) for name, paths in files.by_name(tmp_path).items()} == {
+    assert {name: len(paths) for name, paths in storage.by_name(tmp_path).items()} == {
         "a": 3,
         "c": 1,
         "d/a": 1,
