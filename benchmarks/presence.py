@@ -18,15 +18,16 @@ import numpy as np
 
 from mcspex_cli import EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.activity import (
+from mcspex_cli.extraction.activity import find_spans
+from mcspex_cli.extraction.engine import Engine, open_engine
+from mcspex_cli.extraction.levels import (
     FRAME_S,
+    LevelMatcher,
     detect_speech,
-    find_spans,
     frame_levels_db,
+    gain_db,
     smooth_activity,
 )
-from mcspex_cli.extraction.engine import Engine, open_engine
-from mcspex_cli.extraction.levels import LevelMatcher, gain_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult
 from mcspex_cli.training.calibration import SILENT, SPEAKING, Case, area, draw_turns, utterances
 from mcspex_cli.training.calibration import drawn_cases as mixtures

@@ -1,35 +1,79 @@
-"""Sound files in and out, channels, resampling; `soundfiles` and `containers` decode them."""
+"""Sound files in and out, channels, resampling.
+
+Libsndfile reads what is not compressed, and writes; `containers` decodes everything else. Nothing
+is lost without a word: a file that is shorter or longer than its header says, or damaged, is a
+`DamagedError`, or is read to its end with a warning.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import stat
+import struct
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.containers import Container, Damaged, Track
-from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
-from mcspex_cli.soundfiles import (
-    HIGHEST_HZ,
-    LOWEST_HZ,
-    MOST_CHANNELS,
-    SAMPLE_BYTES,
-    SoundFile,
-    open_file,
+from mcspex_cli.containers import (
+    FILE_ADVICE,
+    UNKNOWN_LENGTH,
+    Advice,
+    Blocks,
+    Container,
+    Damaged,
+    Track,
+    report,
 )
+from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
-Sound: TypeAlias = SoundFile | Container
-"""An open sound file, whoever decodes it."""
+if TYPE_CHECKING:
+    import soundfile
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
+
+LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000
+"""Sample rates that are believed; others come from damaged headers."""
+
+MOST_CHANNELS = 256
+
+LOUDEST = 1e30
+"""Samples beyond this are no sound, and would soon be infinite."""
+
+_MAGIC = (
+    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST"),
+    *(b"2BIT", b" paf", b"fap ", b"\x64\xa3\1\0", b"\0\1\xa3\x64"),
+)
+"""How the files begin whose PCM libsndfile reads: WAV, AIFF, W64, CAF, AU, SPHERE, ..."""
+
+_CUT = re.compile(r"(?:data|SSND|BODY|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
+"""How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
+
+SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
+SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+
+_CODED = ("VORBIS", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
+"""Encodings that FFmpeg does not decode, or not as they were encoded."""
+
+_CHUNKS = {"WAV": "<4sI", "WAVEX": "<4sI", "RF64": "<4sI", "AIFF": ">4sI", "CAF": ">4sq"}
+_CHUNKS |= {"W64": "<4s12xQ", "AU": "", "NIST": "", "AVR": ""}
+"""How a chunk after the samples begins: its name and its length; AU and others have no chunks."""
+
+_SAMPLE_COUNTS = {"NIST": rb"sample_count -i (\d+)", "AVR": rb"Frames +: (\d+)"}
+_SAMPLE_COUNTS |= {"W64": rb"data : (\d+)"}
+"""Where a header, or libsndfile's log of it, has a number that libsndfile does not go by: of the
+samples per channel or, in W64, of the bytes of its chunk."""
+
+_BIG_ENDIAN = ("AIFF", "CAF", "AU")
 
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
@@ -97,7 +141,7 @@ class AudioInfo:
         return self.frames / self.sample_rate_hz
 
 
-def probe(path: Path | str, track: str | None = None) -> AudioInfo:
+def probe(path: Path | str, track: str | None = None, advice: Advice = FILE_ADVICE) -> AudioInfo:
     """Read a file's header.
 
     A file whose header has no length, as of a live recording, is decoded to measure it.
@@ -106,10 +150,8 @@ def probe(path: Path | str, track: str | None = None) -> AudioInfo:
         AudioError: the file is missing, a directory, empty or not sound, or its rate or number of
             channels is none that anybody records with.
     """
-    with _open(Path(path), track) as sound:
-        rate_hz = sound.sample_rate_hz
-        frames = sound.frames or sum(block.shape[1] for block in sound.blocks(rate_hz, "keep"))
-        return AudioInfo(rate_hz, sound.channels, frames, sound.start_s, sound.tracks)
+    with closing(Reader(path, track=track, advice=advice)) as reader:
+        return reader.info
 
 
 def read(
@@ -129,10 +171,10 @@ def read(
         [sample] for one channel or the mix, [channel, sample] for "all".
     """
     reader = Reader(path, sample_rate_hz, channel, track=track, damaged=damaged)
-    joined = np.concatenate(list(reader), axis=-1)
+    samples = reader.read()
     if warnings is not None:
         warnings += reader.warnings
-    return joined if channel == "all" else joined[0]
+    return samples
 
 
 class Reader:
@@ -141,11 +183,13 @@ class Reader:
     Args:
         path: anything that libsndfile or FFmpeg reads.
         sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be. None
-            is the file's own rate, which the attribute has from the first block on.
+            is the file's own rate, which the attribute has from the first block on. The attribute
+            may be set until then.
         channel: "mix" (mean of all channels), a channel's number from 0, or "all".
         track: the number, from 1, or the language of a sound track; None takes the first.
         damaged: "fail" raises at the first damage; "keep" reads what can be read, with silence
             where a part is lost in the middle, and a warning that says how much is missing.
+        advice: what messages tell the user to do.
 
     Raises:
         ValueError: the rate is not from 1 kHz to 1 MHz, or `damaged` is neither word.
@@ -163,30 +207,64 @@ class Reader:
         *,
         track: str | None = None,
         damaged: Damaged = "fail",
+        advice: Advice = FILE_ADVICE,
     ) -> None:
+        self._opened = ExitStack()
+        self._sound: SoundFile | Container | None = None
+        self.original: Samples = np.zeros((1, 0), np.float32)
+        """All channels [channel, sample] of the last block, at the file's own rate."""
         if damaged not in ("fail", "keep"):
             raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
         if sample_rate_hz is not None:
             _check_rate(sample_rate_hz)
         self.path, self.channel = Path(path), channel
         self.sample_rate_hz = sample_rate_hz or 0
-        self._track, self._damaged = track, damaged
+        self._track, self._damaged, self._advice = track, damaged, advice
         self.frames = 0
         """Samples per channel read so far, at the file's own rate."""
         self.warnings: list[str] = []
         """What is wrong with the file though it can be read; complete once all is read."""
 
+    @cached_property
+    def info(self) -> AudioInfo:
+        """What the file's header says, as of `probe`; the file stays open until it is read."""
+        sound = self._open()
+        rate_hz, frames = sound.sample_rate_hz, sound.frames
+        if not frames:
+            frames = sum(block.shape[1] for block in sound.blocks(rate_hz, "keep"))
+            self.close()
+        return AudioInfo(rate_hz, sound.channels, frames, sound.start_s, sound.tracks)
+
+    def close(self) -> None:
+        """Close the file; whoever reads it opens it again."""
+        self._sound = None
+        self.original = self.original[:, :0].copy()
+        self._opened.close()
+
+    __del__ = close  # for files of which only the header is read
+
+    def read(self) -> Samples:
+        """Read all of it: [sample] for one channel or the mix, [channel, sample] for "all"."""
+        joined = np.concatenate(list(self), axis=-1)
+        return joined if self.channel == "all" else joined[0]
+
     def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
-        self.frames = 0
-        with _open(self.path, self._track) as sound, closing(self._blocks(sound)) as blocks:
+        self.frames, sound = 0, self._open()
+        with closing(self), closing(self._blocks(sound)) as blocks:
             self.warnings = sound.warnings
             kept = sound.channels if self.channel == "all" else 1
             self.sample_rate_hz = self.sample_rate_hz or sound.sample_rate_hz
             resampler = Resampler(sound.sample_rate_hz, self.sample_rate_hz, kept)
             yield from resampler.run(blocks)
 
-    def _blocks(self, sound: Sound) -> Generator[Samples, None, None]:
+    def _open(self) -> SoundFile | Container:
+        if self._sound is None:
+            opening = _open(self.path, self._track, self._advice)
+            self._sound = self._opened.enter_context(opening)
+        return self._sound
+
+    def _blocks(self, sound: SoundFile | Container) -> Generator[Samples, None, None]:
         """Blocks of the chosen channels at the file's rate, every sample checked."""
         size = round(BLOCK_S * sound.sample_rate_hz)
         if sound.channels > 1:
@@ -194,19 +272,24 @@ class Reader:
         meter = MixMeter()
         with closing(sound.blocks(size, self._damaged)) as blocks:
             for block in blocks:
-                finite = np.isfinite(block).all(axis=0)
-                if not finite.all():
-                    at_s = (self.frames + int(np.argmin(finite))) / sound.sample_rate_hz
+                usable = (np.abs(block) <= LOUDEST).all(axis=0)  # false for NaN too
+                if not usable.all():
+                    at = int(np.argmin(usable))
+                    at_s = (self.frames + at) / sound.sample_rate_hz
+                    kind = (
+                        "impossibly loud" if np.isfinite(block[:, at]).all() else "NaN or infinite"
+                    )
                     raise NonFiniteError(
-                        f"{self.path}: NaN or infinite sample at {at_s:.2f} s. "
-                        "Export it again as 16-bit PCM."
+                        f"{self.path}: {kind} sample at {at_s:.2f} s. Export it again as 16-bit "
+                        "PCM."
                     )
                 self.frames += block.shape[1]
+                self.original = block
                 chosen = select(block, self.channel, self.path)
                 if self.channel == "mix":
                     meter.add(block, chosen)
                 yield chosen
-        cure = "Choose one of them with --channel 0."
+        cure = self._advice.channels
         if meter.loss_db > _CANCELLED_DB:
             raise AudioError(f"{self.path}: its channels cancel each other out in the mix. {cure}")
         if meter.loss_db > WEAKENED_DB:
@@ -217,15 +300,15 @@ class Reader:
 
 
 @contextmanager
-def _open(path: Path, track: str | None = None) -> Iterator[Sound]:
+def _open(path: Path, track: str | None, advice: Advice) -> Iterator[SoundFile | Container]:
     """Open a sound file; `track` is the number, from 1, or the language of a sound track."""
     with ExitStack() as stack:
         stream = stack.enter_context(_bytes(path))
-        sound: Sound
-        if file := open_file(path, stream):
-            sound = SoundFile(path, stream, stack.enter_context(file))
+        sound: SoundFile | Container
+        if file := _open_pcm(path, stream):
+            sound = SoundFile(path, stream, stack.enter_context(file), advice)
         else:
-            sound = stack.enter_context(Container(path, stream, track))
+            sound = stack.enter_context(Container(path, stream, track, advice))
         if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
             raise AudioError(
                 f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are "
@@ -244,21 +327,51 @@ def _open(path: Path, track: str | None = None) -> Iterator[Sound]:
 @contextmanager
 def _bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file's bytes, of which there is at least one."""
-    files.check_exists(path)
-    if path.is_dir():
-        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
-    if not path.is_file():
-        raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
     with ExitStack() as stack:
         try:
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise AudioError(f"{path}: is a directory. Name a sound file in it.")
+            if not stat.S_ISREG(mode):
+                raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
             stream = stack.enter_context(path.open("rb", buffering=0))
             is_empty = not stream.read(1)
             stream.seek(0)
+        except FileNotFoundError as error:
+            raise AudioError(f"{path}: no such file or folder.") from error
         except OSError as error:
             raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
         if is_empty:
             raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
         yield stream
+
+
+def _open_pcm(path: Path, stream: BinaryIO) -> soundfile.SoundFile | None:
+    """What libsndfile makes of an open file, if it is one that it reads well; else None."""
+    import soundfile
+
+    magic = stream.read(4)
+    if magic not in _MAGIC and not (magic == b"OggS" and _is_short_ogg(stream)):
+        return None
+    stream.seek(0)
+    source = str(path) if os.name == "nt" else stream.fileno()
+    with suppress(soundfile.LibsndfileError, TypeError):
+        file = soundfile.SoundFile(source, closefd=False)
+        if file.subtype in (*SAMPLE_BYTES, *_CODED):
+            return file
+        file.close()
+    return None
+
+
+def _is_short_ogg(stream: BinaryIO) -> bool:
+    """Whether there is one page after the two of the header: FFmpeg would not read it exactly."""
+    start = stream.read(2**18)
+    return len(start) < 2**18 and start.count(b"OggS") == 2
+
+
+def is_channel_number(channel: str) -> bool:
+    """Whether it is "0", "1", ..."""
+    return channel.isascii() and channel.isdecimal() and len(channel) < 5
 
 
 class MixMeter:
@@ -269,9 +382,11 @@ class MixMeter:
 
     def add(self, channels: Samples, mix: Samples) -> None:
         """Take a block [channel, sample], and its mix [1, sample]."""
-        if len(channels) > 1:
-            self._mixed += float(np.sum(np.square(mix, dtype=np.float64)))
-            self._separate += float(np.mean(np.sum(np.square(channels, dtype=np.float64), axis=1)))
+        if len(channels) > 1 and mix.size:
+            length = mix.shape[1]  # variances, since an offset is not heard
+            self._mixed += length * float(np.var(mix, dtype=np.float64))
+            variances = np.var(channels, axis=1, dtype=np.float64)
+            self._separate += length * float(np.mean(variances))
 
     @property
     def loss_db(self) -> float:
@@ -292,7 +407,7 @@ def select(samples: Samples, channel: str, source: Path | str = "samples") -> Sa
     if channel == "mix":
         mean: Samples = samples.mean(axis=0, keepdims=True)
         return mean
-    if not channel.isdecimal() or int(channel) >= len(samples):
+    if not is_channel_number(channel) or int(channel) >= len(samples):
         raise AudioError(
             f"{source}: has no channel {channel}. It has {len(samples)}, counted from 0; or use "
             "mix."
@@ -498,3 +613,130 @@ class Resampler:
             return block
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T
+
+
+class SoundFile:
+    """An open file that libsndfile reads."""
+
+    def __init__(
+        self, path: Path, stream: BinaryIO, file: soundfile.SoundFile, advice: Advice
+    ) -> None:
+        self._path, self._stream, self._file, self._advice = path, stream, file, advice
+        self.sample_rate_hz, self.channels = file.samplerate, file.channels
+        self.frames, self.start_s = file.frames, 0.0
+        self.tracks: tuple[Track, ...] = (Track(1, "", self.sample_rate_hz, self.channels),)
+        self.warnings: list[str] = []
+        self._frame_bytes = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+        self._size = path.stat().st_size
+        self._data_at = stream.tell() if os.name != "nt" else 0
+        self._is_unfinished = False
+        self._truncation = self._find_truncation()
+        self._is_unfinished = not self._truncation and self._check_length()
+
+    def _find_truncation(self) -> str:
+        """How much of the samples is there, if the file ends before its header says."""
+        for there, length in _CUT.findall(self._file.extra_info):
+            if int(length) < int(there) < UNKNOWN_LENGTH:
+                here_s = self.frames / self.sample_rate_hz
+                whole_s = here_s * int(there) / int(length)
+                return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
+        self._stream.seek(0)
+        header = self._stream.read(1024) + self._file.extra_info.encode()
+        if count := re.search(_SAMPLE_COUNTS.get(self._file.format, b"$^"), header):
+            announced = int(count[1])
+            if self._file.format == "W64":
+                announced = (announced - 24) // self._frame_bytes
+            here_s, whole_s = (n / self.sample_rate_hz for n in (self.frames, announced))
+            if announced > self.frames:
+                return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
+            self.frames = announced or self.frames
+        return ""
+
+    def _check_length(self) -> bool:
+        """Whether the samples go on after their announced end, as in an unfinished recording."""
+        name, announced_s = self._file.format, self.frames / self.sample_rate_hz
+        rest = 0
+        if self._data_at and self._frame_bytes and name in _CHUNKS:
+            rest = self._unexplained(_CHUNKS[name], self._data_at + self.frames * self._frame_bytes)
+        if rest < max(2 * self._frame_bytes, 64):
+            if not self.frames:
+                raise AudioError(f"{self._path}: holds no samples. Copy or record it again.")
+            return False
+        self._stream.seek(self._size - rest)
+        follows = self._stream.read(4)
+        seconds = rest / self._frame_bytes / self.sample_rate_hz
+        if follows in _MAGIC:
+            self.warnings.append(
+                f"{self._path}: another sound file of {seconds:.2f} s follows the first in it and "
+                "is not read. Split them, or join them with an audio editor."
+            )
+            return False
+        self.frames += rest // self._frame_bytes
+        self.warnings.append(
+            f"{self._path}: its header announces {announced_s:.2f} s, but {seconds:.2f} s more "
+            "follow (an unfinished recording?). All was read, to the end of the file."
+        )
+        return True
+
+    def _unexplained(self, layout: str, at: int) -> int:
+        """How many bytes from `at` to the end of the file are not well-formed chunks."""
+        while layout and at < self._size:
+            at += at % 2 if "I" in layout else -at % 8 if "Q" in layout else 0
+            self._stream.seek(at)
+            head = self._stream.read(struct.calcsize(layout))
+            if len(head) < struct.calcsize(layout):
+                return 0
+            name, length = struct.unpack(layout, head)
+            length += 0 if "Q" in layout else len(head)
+            is_name = all(32 <= byte < 127 for byte in name) and name not in _MAGIC
+            if not is_name or not len(head) <= length <= self._size - at:
+                break
+            at += length
+        return max(0, self._size - at)
+
+    def blocks(self, size: int, damaged: Damaged) -> Blocks:
+        """Yield blocks [channel, sample] of `size` samples or less, as `Container.blocks` does."""
+        import soundfile
+
+        if self._truncation:
+            report(f"{self._path}: {self._truncation}", damaged, self.warnings, self._advice)
+        if self._is_unfinished:
+            yield from self._raw_blocks(size)
+            return
+        done = 0
+        with suppress(soundfile.LibsndfileError):  # what is missing is said below
+            self._stream.seek(self._data_at)  # where libsndfile, which shares it, expects it
+            while done < self.frames:
+                part = min(size, self.frames - done)
+                block = self._file.read(part, dtype="float32", always_2d=True).T
+                if not block.size:
+                    break
+                done += block.shape[1]
+                yield block
+        if done < self.frames:
+            done_s, announced_s = done / self.sample_rate_hz, self.frames / self.sample_rate_hz
+            text = f"{self._path}: truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
+            report(text, damaged, self.warnings, self._advice)
+
+    def _raw_blocks(self, size: int) -> Blocks:
+        """All from the first sample to the end of the file, whatever the header announces."""
+        import soundfile
+
+        endian = self._file.endian
+        if endian == "FILE":
+            endian = "BIG" if self._file.format in _BIG_ENDIAN else "LITTLE"
+        self._stream.seek(self._data_at)
+        while data := self._stream.read(size * self._frame_bytes):
+            data = data[: len(data) - len(data) % self._frame_bytes]
+            block, _ = soundfile.read(
+                io.BytesIO(data),
+                dtype="float32",
+                always_2d=True,
+                samplerate=self.sample_rate_hz,
+                channels=self.channels,
+                format="RAW",
+                subtype=self._file.subtype,
+                endian=endian,
+            )
+            if block.size:
+                yield block.T

@@ -1,9 +1,11 @@
 """What FFmpeg decodes, through PyAV: videos, MP3, Ogg, M4A, WMA and whatever else it knows.
 
 Nothing is lost without a word: what a file announces and what comes out of it are compared, and a
-difference is a `DamagedError` or a warning that says how much is missing. FFmpeg gets an open
-file and never a name, reads only formats that hold their sound themselves, and may open nothing
-else, so that playlists and the like lead nowhere.
+difference is a `DamagedError` or a warning that says how much is missing. Where FFmpeg does not
+tell where a file ends, its chunks, pages, packets or frames do.
+
+FFmpeg gets an open file and never a name, reads only formats that hold their sound themselves, and
+may open nothing else, so that playlists and the like lead nowhere.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import struct
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +24,6 @@ import numpy.typing as npt
 
 from mcspex_cli.errors import AudioError, DamagedError
 from mcspex_cli.files import explain
-from mcspex_cli.framing import count_mp3_frames, find_ending, mpeg_frame_bytes
 
 if TYPE_CHECKING:
     import av
@@ -32,7 +34,26 @@ Blocks = Generator[npt.NDArray[np.float32], None, None]
 Damaged = Literal["fail", "keep"]
 """What to do about a damaged file: refuse it, or take what can be read."""
 
-CURE = "Copy it again, or take what can be read with --damaged keep."
+
+@dataclass(frozen=True)
+class Advice:
+    """What a user can do about a file, in the words of the command that reads it."""
+
+    damaged: str = "Copy it again."
+    tracks: str = "Export another to a file of its own."
+    """About a file with several sound tracks, of which the first is used."""
+    channels: str = "Export one of them to a file of its own."
+    """About channels that cancel each other out."""
+
+
+FILE_ADVICE = Advice()
+MIXTURE_ADVICE = Advice(
+    "Copy it again, or take what can be read with --damaged keep.",
+    "Choose another with --track.",
+    "Choose one of them with --channel 0.",
+)
+"""There are options for mixtures, and none for references and scored files."""
+
 
 _CONTAINERS = (
     "3gp aac ac3 aiff amr amrnb amrwb ape asf au avi caf dts eac3 flac flv gsm loas matroska mov "
@@ -43,7 +64,7 @@ _CONTAINERS = (
 _RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm", "loas")
 """Formats of bare frames: no header says how long they are, but for an MP3's Xing header."""
 
-_EXACT = ("mov", "avi", "flac", "wav", "asf", "ogg", "caf", "aiff", "flv")
+_EXACT = tuple("mov avi flac wav asf ogg caf aiff flv tta wv ape tak mpc mpc8".split())
 """Containers that announce how long their sound is, to a frame or so."""
 
 _UNINDEXED = (*_RAW, "mpegts", "mpeg", "flv", "tta", "wv", "ape")
@@ -66,6 +87,19 @@ _PAUSING = (*_FROM_ZERO, "mpegts", "mpeg", "mxf", "rm", "wtv")
 
 _PAUSE_S = 0.1
 """Gaps between time stamps from here on are silence in the recording; less is their inaccuracy."""
+
+
+UNKNOWN_LENGTH = 0x7FFFF000
+"""Chunk lengths from here on are what programs write that do not know them (to a pipe)."""
+
+_FILE_SIZE = re.compile(
+    rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
+    rb"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\0\xc0\x0c\x20\x53\x65.{24}(.{8}))",
+    re.DOTALL,
+)
+"""Where Flash and Windows Media files say how long they are."""
+
+_VOC = b"Creative Voice File\x1a"
 
 
 @dataclass(frozen=True)
@@ -138,12 +172,12 @@ class Container:
         AudioError: FFmpeg cannot read it, or there is no such sound track in it.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, track: str | None) -> None:
+    def __init__(self, path: Path, stream: BinaryIO, track: str | None, advice: Advice) -> None:
         import av
 
         _prepare_logging()
         self.warnings = list[str]()
-        self._mp3_frames, ending = count_mp3_frames(stream), find_ending(stream)
+        self._mp3_frames, ending = _count_mp3_frames(stream), _find_ending(stream)
         self._cut_off = ending.missing
         if ending.following:
             self.warnings.append(
@@ -151,9 +185,10 @@ class Container:
                 "is not read. Split them, or join them with an audio editor."
             )
         stream.seek(0)
-        self._path, self._bytes = path, _OnlyBytes(stream)
+        self._path, self._bytes, self._advice = path, _OnlyBytes(stream), advice
         self._last = b"", 0  # the first bytes of the last packet, and its length
         self._end = 0  # where the packets end that held sound
+        self._early: int | None = None  # samples of an encoder's delay that are still to be dropped
         try:
             with av.logging.Capture() as log:
                 self._container = av.open(
@@ -208,8 +243,8 @@ class Container:
             raise AudioError(f"{path}: has no sound track {track}. It has: {listing}.")
         if track is None and len(streams) > 1:
             self.warnings.append(
-                f"{path}: has {len(streams)} sound tracks: {listing}. The first is used; choose "
-                "another with --track."
+                f"{path}: has {len(streams)} sound tracks: {listing}. The first is used. "
+                f"{self._advice.tracks}"
             )
         self._stream = streams[chosen[0]]
         self._stream.codec_context.thread_count = 1  # its log must come from this thread
@@ -242,9 +277,11 @@ class Container:
             frame_samples = 1152 if self.sample_rate_hz >= 32_000 else 576
             counted_s = self._mp3_frames * frame_samples / self.sample_rate_hz
             self._is_exact, length_s = True, min(length_s or counted_s, counted_s)
+        if self._kind == "avi" and source.codec_context.name.startswith("pcm"):
+            length_s = source.frames / self.sample_rate_hz  # FFmpeg's is an estimate
         if self._kind not in _FROM_ZERO:
             start_s -= (container.start_time or 0) / 1e6
-        self.start_s = round(max(0.0, start_s), 3) if start_s > 0.02 else 0.0
+        self.start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0
         self.frames = round((length_s or end_s) * self.sample_rate_hz)
 
     def blocks(self, size: int, damaged: Damaged) -> Blocks:
@@ -278,6 +315,8 @@ class Container:
                 if samples is None or frame.sample_rate != self.sample_rate_hz:
                     self._note(progress, "its sound is of another kind there", damaged)
                     continue
+                early = min(self._early or 0, samples.shape[1])
+                samples, self._early = samples[:, early:], (self._early or 0) - early
                 gap = self._gap(progress, frame, damaged)
                 for start in range(0, gap, size):
                     yield np.zeros((self.channels, min(size, gap - start)), np.float32)
@@ -291,7 +330,9 @@ class Container:
         """Remember a damage at this place, or raise it."""
         at_s = progress.done / self.sample_rate_hz
         if damaged == "fail":
-            raise DamagedError(f"{self._path}: damaged after {at_s:.2f} s ({reason}). {CURE}")
+            raise DamagedError(
+                f"{self._path}: damaged after {at_s:.2f} s ({reason}). {self._advice.damaged}"
+            )
         progress.damages.append((at_s, reason))
         progress.after_damage = True
 
@@ -306,12 +347,12 @@ class Container:
         longest = 3600 * rate_hz - progress.silent
         if self.frames and (self._is_exact or self._kind in _FROM_ZERO):
             longest = round(1.2 * self.frames) + 10 * rate_hz - progress.done
-        if gap > longest:
+        if gap > max(longest, pause):
             text = (
                 f"a time stamp leaves a gap of {gap / rate_hz:.0f} s, more than the file announces"
             )
             self._note(progress, text, damaged)
-        if gap > longest or gap < -pause:  # what follows is joined to what was before
+        if gap > max(longest, pause) or gap < -pause:  # what follows is joined to what was before
             progress.origin += gap
             return 0
         if gap > pause and not progress.after_damage and self._kind not in _PAUSING:
@@ -346,8 +387,8 @@ class Container:
         elif (rest := self._unread()) > 0.5 * self._end / done_s:
             text = f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read"
         if text:
-            report(f"{path}: {text}", damaged, self.warnings)
-        elif self._kind in _RAW and (rest or self._last[1] < mpeg_frame_bytes(self._last[0])):
+            report(f"{path}: {text}", damaged, self.warnings, self._advice)
+        elif self._kind in _RAW and (rest or self._last[1] < _mpeg_frame_bytes(self._last[0])):
             self.warnings.append(
                 f"{path}: ends in the middle of a frame, after {done_s:.2f} s: it may have been "
                 "cut off."
@@ -358,6 +399,17 @@ class Container:
                 f"{path}: its header announces {announced_s:.2f} s, but {done_s:.2f} s follow "
                 "(several files joined into one?). All was read."
             )
+
+    def _unskipped(self, first: av.Packet[av.AudioStream]) -> int:
+        """Samples of Opus's delay that the container does not have FFmpeg skip, but should.
+
+        FFmpeg before 6 wrote too short a delay to WebM and MP4 for sound of less than 48 kHz.
+        """
+        head = self._stream.codec_context.extradata or b""
+        if self._kind == "ogg" or not head.startswith(b"OpusHead"):
+            return 0
+        skipped = bytes(first.get_sidedata("skip_samples"))[:4]
+        return max(0, int.from_bytes(head[10:12], "little") - int.from_bytes(skipped, "little"))
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
@@ -393,6 +445,8 @@ class Container:
                 if data.startswith(_TAGS) or not any(data):
                     damage = ""
                 self._last = data[:4], len(data)
+                if self._early is None:
+                    self._early = self._unskipped(packet)
                 if frames:
                     self._end = (packet.pos or self._end) + packet.size
                 if self._kind in _RAW and packet.pos is not None and packet.pos >= 0:
@@ -403,10 +457,10 @@ class Container:
             yield frames, damage or (_printable(worst[0]) if worst else "")
 
 
-def report(damage: str, damaged: Damaged, warnings: list[str]) -> None:
+def report(damage: str, damaged: Damaged, warnings: list[str], advice: Advice) -> None:
     """Raise a `DamagedError`, or add to the warnings if what can be read is to be kept."""
     if damaged == "fail":
-        raise DamagedError(f"{damage}. {CURE}")
+        raise DamagedError(f"{damage}. {advice.damaged}")
     warnings.append(f"{damage}.")
 
 
@@ -446,6 +500,8 @@ def _reason(error: Exception, log: list[Any]) -> str:
     """FFmpeg's last complaint, or its error's name where that says anything."""
     messages = [message for _, _, message in log if message.strip()]
     text = messages[-1] if messages else getattr(error, "strerror", "") or str(error)
+    if text.startswith("Format not on whitelist"):
+        return "mcspex does not read this format"
     is_clear = not re.match("Error number|Resource temporarily unavailable", text)
     return _printable(text) if is_clear else "what is there cannot be decoded"
 
@@ -454,3 +510,117 @@ def _printable(text: str) -> str:
     """A message of FFmpeg's on one line, without what would steer a terminal."""
     text = re.sub(r" at PTS -?\d+", "", text)
     return "".join(c if c.isprintable() else " " for c in text).strip(" .")[:200]
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a file ends."""
+
+    missing: str = ""
+    """What is missing at its end; empty if nothing is."""
+    following: int = 0
+    """Bytes of another file that follows the first in this one, as `cat a.mp4 b.mp4` makes it."""
+
+
+def _find_ending(stream: BinaryIO) -> _Ending:
+    """Compare a file's length with what its outermost structure says."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    head = stream.read(2**13)
+    if head[:4] == b"OggS":
+        stream.seek(max(0, size - 2**16))  # a page is under 64 KiB
+        tail = stream.read(2**16)
+        page = tail[tail.rfind(b"OggS") :]
+        is_last = len(page) > 27 and page[5] & 4
+        is_whole = is_last and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return _Ending("" if is_whole else "its last Ogg page is missing")
+    if head[:1] == head[188:189] == b"G":  # MPEG-TS
+        return _Ending("its last packet is not whole" if size % 188 else "")
+    end = _announced_end(stream, head, size)
+    if end > size:
+        return _Ending(f"{end - size:,} bytes are missing at its end")
+    stream.seek(end)
+    following = stream.read(8)
+    if head[:4] in following[:5] or following[4:] == b"ftyp":  # a byte of padding may be between
+        return _Ending(following=size - end if head[8:12] != b"AVI " else 0)  # AVIs are read on
+    is_marked = head[:20] == _VOC and size - end > 64
+    return _Ending(f"{size - end:,} bytes follow the mark of its end" if is_marked else "")
+
+
+def _announced_end(stream: BinaryIO, head: bytes, size: int) -> int:
+    """Where a file that begins with `head` ends; its `size` if it does not say."""
+    if file_size := _FILE_SIZE.match(head):  # Flash's is a floating-point number
+        flash, windows = file_size.groups(bytes(8))
+        return max(int(struct.unpack(">d", flash)[0]), int.from_bytes(windows, "little")) or size
+    if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
+        length = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        return 8 + length + length % 2 if 0 < length < UNKNOWN_LENGTH else size
+    if head[:4] == b"riff":  # W64
+        return int.from_bytes(head[16:24], "little") or size
+    if head[:4] == b".snd":
+        begin, length = struct.unpack(">II", head[4:12])
+        return begin + length if 0 < length < UNKNOWN_LENGTH else size
+    chunks_at = size
+    if head[:4] == b"caff":
+        chunks_at = 8
+    elif head[:20] == _VOC:
+        chunks_at = int.from_bytes(head[20:22], "little")
+    elif head[4:8] in (b"ftyp", b"wide", b"moov", b"skip"):
+        chunks_at = 0
+    return _end_of_chunks(stream, head, size, chunks_at)
+
+
+def _end_of_chunks(stream: BinaryIO, head: bytes, size: int, at: int) -> int:
+    """Where the last of the chunks ends that begin `at` (CAF, VOC, MP4)."""
+    while at < size:
+        stream.seek(at)
+        chunk = stream.read(16)
+        if at > 8 and (head[:8] in chunk[:9] or chunk[4:8] == b"ftyp"):  # another file
+            return at
+        if head[:4] == b"caff":
+            length = int.from_bytes(chunk[4:12], "big") + 12
+        elif head[:20] == _VOC:
+            if not chunk[0]:  # the end
+                return at + 1
+            length = int.from_bytes(chunk[1:4], "little") + 4
+        else:
+            length = int.from_bytes(chunk[:4], "big")
+            length = int.from_bytes(chunk[8:16], "big") if length == 1 else length
+        if not any(chunk[:4]) or not 5 <= length < 2**62:  # up to the end, or nonsense
+            return size
+        at += length
+    return at
+
+
+def _count_mp3_frames(stream: BinaryIO) -> int:
+    """How many frames an MP3 has by its own header (Xing, Info or VBRI); 0 where there is none."""
+    stream.seek(0)
+    head = stream.read(2**12)
+    if head[:3] == b"ID3":
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte & 127
+        stream.seek(10 + size)
+        head = stream.read(2**12)
+    header = re.search(rb"(?:(?:Xing|Info)\0\0\0[\x01-\x0f]|VBRI.{10})(.{4})", head, re.DOTALL)
+    if not header or (header[0][:4] != b"VBRI" and not header[0][7] & 1):
+        return 0
+    return int.from_bytes(header[1], "big")
+
+
+def _mpeg_frame_bytes(header: bytes) -> int:
+    """How long a frame of MP3 or MP2 is by its header; 0 where that is not the header of one."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
+        return 0
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)  # version 3 is MPEG 1
+    kilobits = {
+        (3, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
+        (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 0),
+    }.get((version, layer), (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0))[
+        header[2] >> 4
+    ]
+    rate_hz = (44_100, 48_000, 32_000, 0)[header[2] >> 2 & 3] // {3: 1, 2: 2}.get(version, 4)
+    if layer not in (2, 3) or not rate_hz or not kilobits:
+        return 0
+    samples = 1152 if (version, layer) == (3, 3) or layer == 2 else 576
+    return samples // 8 * 1000 * kilobits // rate_hz + (header[2] >> 1 & 1)

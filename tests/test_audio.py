@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from mcspex_cli import audio, files
+from mcspex_cli.containers import MIXTURE_ADVICE
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 from tests.conftest import buzz
 
@@ -175,6 +176,9 @@ def make_bad(folder: Path, kind: str) -> Path:
     elif kind == "inf":
         sound[4000] = np.inf
         soundfile.write(path, sound, 8000, "FLOAT")
+    elif kind == "loud":
+        sound[4000] = 3e38
+        soundfile.write(path, sound, 8000, "FLOAT")
     elif kind == "directory":
         path.mkdir()
     return path
@@ -188,6 +192,7 @@ BAD = [
     ("truncated", r"truncated: 1\.25 of 2\.00 s are there\. Copy it again"),
     ("nan", r"NaN or infinite sample at 1.00 s"),
     ("inf", r"NaN or infinite sample at 0.50 s"),
+    ("loud", r"impossibly loud sample at 0.50 s"),
     ("directory", "is a directory"),
 ]
 
@@ -312,13 +317,18 @@ def test_rates_that_nobody_uses_are_refused(tmp_path: Path, rate_hz: int) -> Non
 def test_channels_that_cancel_each_other_are_named(tmp_path: Path) -> None:
     left, path = tone(8000, 300), tmp_path / "a.wav"
     audio.write(path, np.stack([left, -left]), 8000)
-    with pytest.raises(AudioError, match=r"its channels cancel each other out in the mix\. Choose"):
+    with pytest.raises(AudioError, match=r"cancel each other out in the mix\. Export one of"):
         audio.read(path, 8000)
+    with pytest.raises(AudioError, match=r"Choose one of them with --channel 0\.$"):
+        list(audio.Reader(path, advice=MIXTURE_ADVICE))
     np.testing.assert_allclose(audio.read(path, 8000, "0"), left, atol=1e-4)
     warnings: list[str] = []
     audio.write(path, np.stack([left, -0.95 * left]), 8000)
     audio.read(path, 8000, warnings=warnings)
     assert [" nearly cancel each other out in the mix, which is 32 dB below" in w for w in warnings]
+    audio.write(path, np.stack([left + 0.4, 0.4 - left]), 8000)
+    with pytest.raises(AudioError, match="cancel each other out"):  # an offset is not heard
+        audio.read(path, 8000)
     for right in (left, 0 * left, tone(8000, 700), -0.5 * left):
         audio.write(path, np.stack([left, right]), 8000)
         warnings.clear()

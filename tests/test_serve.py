@@ -570,8 +570,8 @@ def test_bad_input_is_told_and_changes_nothing(page: Page, tmp_path: Path) -> No
     page.drop("#voice", INTERVIEW)
     until(lambda: "interview.flac" in page("#chips").text, "the reference")
     page("#extract").click()
-    message = "interview.flac: is its own reference (interview.flac). Give a clip of the voice "
-    message += "alone, or mark where it speaks alone."
+    message = "interview.flac: is its own reference (interview.flac). Give another clip of the "
+    message += "voice alone, or mark where it speaks alone."
     until(lambda: page("#problem").text == message, message)
     page("#from").send_keys("0:19")
     page("#to").send_keys("1:00\n")

@@ -23,9 +23,8 @@ from mcspex_cli.batch.plan import BatchPlan, Locations
 from mcspex_cli.batch.run import BatchSettings
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import tables
-from mcspex_cli.evaluation.cases import Pairing
+from mcspex_cli.evaluation.cases import Pairing, read_groups
 from mcspex_cli.evaluation.comparison import Run, batch_run, compare_runs
-from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.page import EMBEDDED_CASES, PageSettings, write_page
 from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
 from mcspex_cli.evaluation.summary import Report, report

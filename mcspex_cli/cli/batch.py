@@ -206,7 +206,7 @@ def batch(
     from mcspex_cli.batch.journal import Journal, open_folder
     from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
     from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
-    from mcspex_cli.evaluation.groups import read_groups
+    from mcspex_cli.evaluation.cases import read_groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.extraction.job import check_presence
 

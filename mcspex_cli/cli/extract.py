@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
     from mcspex_cli.extraction.reference import Voice
 
+MOST_OPEN = 32
+"""Mixtures that stay open from when they are checked until they are read."""
+
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
 
@@ -166,13 +169,15 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
         _copy_stdin(stdin)
     for place, job in enumerate(jobs):
         try:
-            jobs[place] = replace(job, info=inspect(job, settings))
+            jobs[place] = inspect(job, settings)
+            if place >= MOST_OPEN and (reader := jobs[place].reader):
+                reader.close()
         except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
                 raise
-    if jobs[0].info:
-        check_spans(jobs[0].mixture, request.spans, jobs[0].info)
-    seconds = sum(job.info.seconds for job in jobs if job.info)
+    if jobs[0].reader:
+        check_spans(jobs[0].mixture, request.spans, jobs[0].reader.info)
+    seconds = sum(job.reader.info.seconds for job in jobs if job.reader)
     info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
     check_presence(info, info.calibration, settings.absent)
     for path, profile in profiles.items():

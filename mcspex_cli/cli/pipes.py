@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputError
-from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
 if TYPE_CHECKING:
     from mcspex_cli.audio import Samples

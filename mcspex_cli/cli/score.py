@@ -235,8 +235,7 @@ def _check_usage(request: ScoreRequest) -> None:
 def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
     from mcspex_cli import files
     from mcspex_cli.evaluation import tables
-    from mcspex_cli.evaluation.cases import missing_estimates
-    from mcspex_cli.evaluation.groups import read_groups
+    from mcspex_cli.evaluation.cases import missing_estimates, read_groups
     from mcspex_cli.evaluation.metrics import check_installed
     from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
     from mcspex_cli.evaluation.summary import read_baseline, report
@@ -305,7 +304,7 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
     """Give each pairing its reference, found as `mcspex batch` finds it."""
     from mcspex_cli.batch.pairing import list_references
     from mcspex_cli.batch.plan import refuse
-    from mcspex_cli.evaluation.groups import case_name
+    from mcspex_cli.evaluation.cases import case_name
     from mcspex_cli.extraction.reference import list_sources
 
     if request.reference_folder is None:

@@ -12,8 +12,7 @@ import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, PairingError
-from mcspex_cli.evaluation.cases import Pairing, files_by_name
-from mcspex_cli.evaluation.groups import NO_GROUP, Groups
+from mcspex_cli.evaluation.cases import NO_GROUP, Groups, Pairing, files_by_name
 from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import (
     FLIPPED,

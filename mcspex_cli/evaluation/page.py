@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from mcspex_cli import __version__, audio, files, text
 from mcspex_cli.errors import McspexError, OutputError
+from mcspex_cli.evaluation.cases import read_groups
 from mcspex_cli.evaluation.comparison import (
     OTHERS,
     REASONS,
@@ -30,7 +31,6 @@ from mcspex_cli.evaluation.comparison import (
     Run,
     compare_runs,
 )
-from mcspex_cli.evaluation.groups import read_groups
 from mcspex_cli.evaluation.metrics import METRICS, OF_MIXTURES, Metric
 from mcspex_cli.evaluation.spectrogram import (
     QUIET_DB,
@@ -205,8 +205,9 @@ def _cells(case: ComparisonCase, labels: Sequence[str], store: Store) -> list[Ce
         if path is None:
             continue
         try:
-            rate_hz = min(audio.probe(path).sample_rate_hz, PLAY_HZ)
-            samples = audio.read(path, rate_hz)
+            reader = audio.Reader(path)
+            rate_hz = reader.sample_rate_hz = min(reader.info.sample_rate_hz, PLAY_HZ)
+            samples = reader.read()
         except McspexError as error:
             cells[number] = replace(cells[number], problem=str(error))
             continue

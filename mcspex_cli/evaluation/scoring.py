@@ -214,18 +214,21 @@ class _RefusedError(Exception):
 def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]:
     """The sounds of each channel of the estimate, at the truth's rate and cut alike, and a note."""
     measure = pairing.target or pairing.estimate
-    rate_hz = audio.probe(measure).sample_rate_hz
     others = (pairing.target, pairing.mixture, *pairing.interferers)
+    paths = (pairing.estimate, *(path for path in others if path))
+    readers = {path: audio.Reader(path, channel="all") for path in paths}
+    rate_hz = readers[measure].info.sample_rate_hz
     sounds: dict[Path, Samples] = {}
     notes: list[str] = []
-    for path in (pairing.estimate, *(path for path in others if path)):
-        own_hz = audio.probe(path).sample_rate_hz
+    for path, reader in readers.items():
+        own_hz, reader.sample_rate_hz = reader.info.sample_rate_hz, rate_hz
         if own_hz != rate_hz and not settings.resample:
             raise _RefusedError(
                 "rate differs",
                 f"{path}: {own_hz} Hz, but {measure} has {rate_hz} Hz. Use --resample.",
             )
-        sound = np.atleast_2d(audio.read(path, rate_hz, "all", warnings=notes))
+        sound = reader.read()
+        notes += reader.warnings
         channels = len(sounds.get(pairing.estimate, sound))
         if channels == 1 and settings.channel:
             sound = audio.select(sound, settings.channel if len(sound) > 1 else "mix", path)

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.errors import ConfigError, PairingError
-from mcspex_cli.evaluation.groups import Groups
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
+
+if TYPE_CHECKING:
+    from mcspex_cli.evaluation.cases import Groups
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mcspex_cli import files, text
 from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation.groups import NO_GROUP
+from mcspex_cli.evaluation.cases import NO_GROUP
 from mcspex_cli.evaluation.metrics import BY_COLUMN, Metric
 from mcspex_cli.evaluation.scoring import CUT
 from mcspex_cli.evaluation.summary import (

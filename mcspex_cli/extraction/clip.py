@@ -9,20 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.containers import Damaged
+from mcspex_cli.containers import MIXTURE_ADVICE, Damaged
 from mcspex_cli.errors import AudioError
-from mcspex_cli.extraction.activity import (
+from mcspex_cli.extraction.levels import (
+    MIN_SIGNAL_S,
     Activity,
     FrameLevels,
+    check_length,
+    check_level,
     detect_speech,
     frame_levels_db,
     list_spans,
     smooth_activity,
 )
-from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length, check_level
 from mcspex_cli.extraction.windows import without_rumble
 
 LONGEST_READ_S = 600.0
@@ -40,18 +43,12 @@ _END_S = 1.0  # silence longer than this is cut off the ends of a short clip
 _MARGIN_S = 0.1  # kept on both sides of speech, for what is quiet at the ends of words
 _BURST_S = 0.05  # shorter sounds are not speech
 _FULL_SCALE = 0.995  # samples from here on count as clipped, if they are not alone
-_CLIPPED_RUN = 3
 _TIME = r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)"
 _SPAN = re.compile(rf"\s*{_TIME}\s*-\s*(?:{_TIME})?\s*", re.ASCII)
 _LONGEST_TEXT = 100
+_LONG = "only {} are read, and of their speech no more than 60 s are used."
 _SLACK_S = 0.5
 """A span may reach this far over the end of its file, as the lengths that programs show do."""
-
-_CURES = {
-    "choose another with --track.": "export another to a file of its own.",
-    "Choose one of them with --channel 0.": "Export one of them to a file of its own.",
-}
-"""What a reader's warnings advise: the options are for mixtures."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +127,14 @@ class Clip:
             name: what messages call it.
             samples: at least 0.3 s.
             sample_rate_hz: of the samples.
-            clipped: the share of clipped samples, if it was counted at another rate.
+            clipped: the share of clipped samples, if it was counted in the file.
 
         Raises:
             AudioError: it is shorter than 0.3 s, or silent.
         """
         check_length(name, len(samples) / sample_rate_hz)
         if clipped is None:
-            clipped = _count_clipped(samples) / max(1, len(samples))
+            clipped = float(_clipped(samples[None]).mean())
         samples = np.concatenate(list(without_rumble([samples[None]], sample_rate_hz)), axis=-1)[0]
         check_level(name, float(np.mean(np.square(samples, dtype=np.float64))))
         levels_db = frame_levels_db(samples, sample_rate_hz)
@@ -199,28 +196,31 @@ def read_clip(
     kept: list[Samples] = []
     beginning: list[Samples] = []
     """The first 10 min, in case there is no speech in all of the file."""
-    reader = audio.Reader(path)
+    clipped: list[float] = []
+    """The share of clipped samples in each block that was read."""
+    reader, warnings = audio.Reader(path), []
     for block in reader:
         advance(block.shape[1] / reader.sample_rate_hz)
-        kept.append(block)
         if len(kept) == longest:
             beginning = beginning or kept
             first = _first_with_speech(kept, reader.sample_rate_hz)
             if first == 0:
+                start_s = _plain((len(clipped) - longest) * audio.BLOCK_S)
+                warnings = [f"{path}: {_LONG.format(f'the 10 min from {start_s} s on')}"]
                 break
             kept = kept[first:]
-    rate_hz = reader.sample_rate_hz
-    if beginning:
-        kept = kept[_first_with_speech(kept, rate_hz) :] or beginning
-    clipped = sum(_count_clipped(block[0]) for block in kept)
-    frames = sum(block.shape[1] for block in kept)
+        kept.append(block)
+        clipped.append(float(_clipped(reader.original).mean()))
+    rate_hz, end = reader.sample_rate_hz, len(clipped)
+    if beginning and not warnings:
+        kept = kept[_first_with_speech(kept, rate_hz) :]
+        if not kept:
+            kept, end = beginning, longest
     blocks = audio.Resampler(rate_hz, sample_rate_hz, 1).run(kept)
     samples = np.concatenate(list(blocks), axis=-1)[0]
-    clip = Clip.measure(str(path), samples, sample_rate_hz, clipped / max(1, frames))
-    warnings = reader.warnings
-    for of_mixtures, of_clips in _CURES.items():
-        warnings = [warning.replace(of_mixtures, of_clips) for warning in warnings]
-    return replace(clip, warnings=tuple(warnings))
+    share = np.average(clipped[end - len(kept) : end], weights=[len(one[0]) for one in kept])
+    clip = Clip.measure(str(path), samples, sample_rate_hz, float(share))
+    return replace(clip, warnings=(*reader.warnings, *warnings))
 
 
 def read_spans(
@@ -252,7 +252,9 @@ def read_spans(
     Raises:
         AudioError: the file cannot be read or ends before a span does; a span is silent.
     """
-    info = audio.probe(path, track)
+    channel = "mix" if channel == "all" else channel
+    reader = audio.Reader(path, None, channel, track=track, damaged=damaged, advice=MIXTURE_ADVICE)
+    info = reader.info
     rate_hz, start_s = info.sample_rate_hz, info.start_s
     check_spans(path, spans, info)
     bounds = [
@@ -263,12 +265,14 @@ def read_spans(
         for s in spans
     ]
     cuts: list[list[Samples]] = [[] for _ in spans]
+    """The pieces of each span [2, sample]: its samples, and whether they are clipped."""
     at, last = 0, max((end for _, end in bounds), default=0)
-    channel = "mix" if channel == "all" else channel
-    for block in audio.Reader(path, rate_hz, channel, track=track, damaged=damaged):
+    for block in reader:
         advance(block.shape[1] / rate_hz)
+        original = reader.original if channel == "mix" else block
+        both = np.concatenate([block, _clipped(original)[None].astype(np.float32)])
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
-            piece = block[:, max(0, start - at) : max(0, end - at)]
+            piece = both[:, max(0, start - at) : max(0, end - at)]
             if piece.size:
                 pieces.append(piece.copy())
         at += block.shape[1]
@@ -277,11 +281,17 @@ def read_spans(
     for span, pieces in zip(spans, cuts, strict=True):
         _check_end(path, span, math.inf if at >= last else start_s + at / rate_hz, "its sound ends")
         resampler = audio.Resampler(rate_hz, sample_rate_hz, 1)
-        samples = np.concatenate(list(resampler.run(pieces)), axis=-1)[0]
-        clip = Clip.measure(f"{path} {span}", samples, sample_rate_hz)
+        samples, clipped = np.concatenate(pieces, axis=-1)
+        samples = np.concatenate(list(resampler.run([samples[None]])), axis=-1)[0]
+        clip = Clip.measure(f"{path} {span}", samples, sample_rate_hz, float(clipped.mean()))
         if not clip.stretches:
             raise AudioError(f"{clip.name}: has no speech. Choose another span.")
-        yield clip
+        is_cut = min(span.end_s, start_s + info.seconds) > span.start_s + LONGEST_READ_S
+        yield (
+            replace(clip, warnings=(f"{clip.name}: {_LONG.format('its first 10 min')}",))
+            if is_cut
+            else clip
+        )
 
 
 def check_spans(path: Path, spans: Iterable[Span], info: audio.AudioInfo) -> None:
@@ -318,12 +328,14 @@ def _first_with_speech(blocks: Sequence[Samples], rate_hz: int) -> int:
     return len(blocks)
 
 
-def _count_clipped(samples: Samples) -> int:
-    """How many samples are at full scale, in runs of 3 or more."""
-    at_full = np.abs(samples) >= _FULL_SCALE
-    edges = np.diff(np.concatenate(([0], at_full.astype(np.int8), [0])))
-    runs = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
-    return int(runs[runs >= _CLIPPED_RUN].sum())
+def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:
+    """Which of samples [channel, sample] any channel has at full scale, in runs of 3 or more."""
+    full = np.abs(samples) >= _FULL_SCALE
+    runs = full[:, :-2] & full[:, 1:-1] & full[:, 2:]
+    clipped = np.zeros(samples.shape[1], np.bool_)
+    for shift in range(3):
+        clipped[shift : shift + runs.shape[1]] |= runs.any(axis=0)
+    return clipped
 
 
 def _parse_time(parts: Sequence[str | None]) -> float | None:

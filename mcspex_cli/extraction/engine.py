@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import HIGHEST_HZ, LOUDEST, LOWEST_HZ, MOST_CHANNELS, Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.levels import SILENCE_DB, check_length, check_level
@@ -24,7 +24,6 @@ from mcspex_cli.extraction.runtime import (
     TorchRuntime,
 )
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
-from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
 if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
@@ -335,6 +334,8 @@ def check_samples(name: str, samples: Samples, dimensions: int) -> Samples:
         samples = samples.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError(f"{name} has samples that are NaN or infinite.")
+    if np.abs(samples).max() > LOUDEST:
+        raise ValueError(f"{name} has impossibly loud samples: sound is in -1..1.")
     return samples
 
 

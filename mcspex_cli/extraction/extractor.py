@@ -6,14 +6,13 @@ mixture ─▶ windows ─▶ network ─▶ estimate, joined and measured ─�
                                                                            activity
 ```
 
-`mixture` has what comes before the network, `estimate` what comes after it. The three threads work
-at the same time, on neighbouring files too. Until a file is done its estimate is in a temporary
-file, or in memory if it is short, so that memory does not grow with the recording.
+`mixture` has what is done with each of them. The three threads work at the same time, on
+neighbouring files too. Until a file is done its estimate is in a temporary file, or in memory if it
+is short, so that memory does not grow with the recording.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -30,10 +29,9 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.containers import Damaged
-from mcspex_cli.errors import EngineError, McspexError
+from mcspex_cli.errors import McspexError
 from mcspex_cli.extraction.clip import Clip, Span, read_spans
 from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
-from mcspex_cli.extraction.estimate import Estimate, LevelledEstimate
 from mcspex_cli.extraction.job import (
     ExtractionOptions,
     Job,
@@ -41,16 +39,15 @@ from mcspex_cli.extraction.job import (
     Places,
     Result,
     check_presence,
-    check_references,
     check_voice,
 )
-from mcspex_cli.extraction.mixture import Mixture, Store, open_mixture
+from mcspex_cli.extraction.mixture import Mixture, MixtureExtraction, Store
 from mcspex_cli.extraction.reference import Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.extraction.streaming import LiveExtractor, Timing
 from mcspex_cli.extraction.windows import Window
 
-_logger = logging.getLogger("mcspex")
+if TYPE_CHECKING:
+    from mcspex_cli.extraction.streaming import LiveExtractor
 
 T = TypeVar("T")
 
@@ -208,7 +205,7 @@ class Extractor:
         block = audio.select(block, options.channel, "the mixture")
         kept = None if options.dry_db is None else Store(None)
         mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
-        work = _MixtureWork(self, options, check_voice(voice), mixture=mixture)
+        work = MixtureExtraction(self, options, check_voice(voice), mixture=mixture)
         with closing(work):
             for _ in self._computed([work], lambda _: None):
                 pass
@@ -240,6 +237,8 @@ class Extractor:
             McspexError: the voice is not of this model.
             ValueError: the latency, rate or policy is none.
         """
+        from mcspex_cli.extraction.streaming import LiveExtractor, Timing
+
         self.check_voice("live", voice)
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         timing = Timing.for_latency(latency_s, rate_hz)
@@ -298,14 +297,14 @@ class Extractor:
             own job only.
         """
         options, places = self._checked(options), Places()
-        opened: deque[_MixtureWork] = deque()
+        opened: deque[MixtureExtraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
-        def works() -> Iterator[_MixtureWork]:
+        def works() -> Iterator[MixtureExtraction]:
             for job in jobs:
                 if not isinstance(job, Job):
                     raise TypeError(f"extract_files takes Jobs, not {job!r}")
-                opened.append(_MixtureWork(self, options, job.voice, job, places))
+                opened.append(MixtureExtraction(self, options, job.voice, job, places))
                 yield opened[-1]
 
         try:
@@ -339,14 +338,15 @@ class Extractor:
         return options
 
     def _computed(
-        self, works: Iterable[_MixtureWork], advance: Callable[[float], object]
-    ) -> Generator[_MixtureWork, None, None]:
+        self, works: Iterable[MixtureExtraction], advance: Callable[[float], object]
+    ) -> Generator[MixtureExtraction, None, None]:
         """Read every mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
         with closing(_prefetched(_windows(works), READ_AHEAD)) as windows:
             for batch in self.engine.batches(windows):
-                for work, _ in batch:
-                    work.attempt(work.begin)
+                for work, window in batch:
+                    if window.start == 0:
+                        work.attempt(work.begin)
                 live = [(one, window) for one, window in batch if one.error is None]
                 pairs = [(window.samples, one.embedding) for one, window in live]
                 try:
@@ -355,8 +355,9 @@ class Extractor:
                     estimates = []
                     for work, _ in live:
                         work.fail(error)
-                for (work, window), estimate in zip(live, estimates, strict=False):
-                    advance(work.attempt(work.add, window, estimate) or 0.0)
+                for (work, window), samples in zip(live, estimates, strict=False):
+                    assert work.estimate is not None
+                    advance(work.attempt(work.estimate.add, window, samples) or 0.0)
                 for work, window in batch:
                     if window.last:
                         work.elapsed_s = time.monotonic() - began
@@ -364,137 +365,9 @@ class Extractor:
                         began = time.monotonic()
 
 
-class _MixtureWork:
-    """One mixture on its way: `read`, `begin` and `add`, `outcome`, each in a thread of its own.
-
-    What goes wrong in one step is kept as `error`, and the steps after it are not taken.
-    """
-
-    def __init__(
-        self,
-        extractor: Extractor,
-        options: ExtractionOptions,
-        voice: Voice | Callable[[], Voice],
-        job: Job | None = None,
-        places: Places | None = None,
-        mixture: Mixture | None = None,
-    ) -> None:
-        self.name = str(job.mixture) if job else "the mixture"
-        self.job, self.elapsed_s = job, 0.0
-        self.error: McspexError | None = None
-        self._extractor, self._options, self._voice = extractor, options, voice
-        self._places, self._mixture = places, mixture
-        self._estimate: Estimate | None = None
-
-    def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
-        """Take a step, unless one before it failed."""
-        if self.error is None:
-            try:
-                return step(*arguments)
-            except Exception as error:
-                self.fail(error)
-        return None
-
-    def fail(self, error: Exception) -> None:
-        """Keep what went wrong; of a bug, the traceback is logged."""
-        if isinstance(error, EngineError):
-            self.error = EngineError(f"{self.name}: {error}")
-        elif isinstance(error, McspexError):
-            self.error = error
-        else:
-            self.error = McspexError(
-                f"{self.name}: {type(error).__name__} ({error}). This is a bug, please report it."
-            )
-            self.error.__cause__ = error
-            _logger.error("The traceback of the bug, for your report:", exc_info=error)
-
-    def read(self) -> Iterator[Window]:
-        """The windows of the mixture."""
-        if self._mixture is None:
-            assert self.job is not None and self._places is not None
-            self._places.add(self.job)
-            self._mixture = open_mixture(self.job, self._options)
-        engine = self._extractor.engine
-        yield from self._mixture.windows(engine.sample_rate_hz, engine.windowing)
-
-    def begin(self) -> None:
-        """Get the voice, before the first window is computed."""
-        if self._estimate is not None:
-            return
-        assert self._mixture is not None
-        voice = self._voice() if callable(self._voice) else self._voice
-        if self.job is not None:
-            # A span is no file, and Path.is_file would raise if its name is too long for one.
-            clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
-            lengths_s = {one.path: one.seconds for one in voice.qualities}
-            lengths_s[str(self.job.mixture)] = self._mixture.announced_s
-            check_references(self.job, clips, lengths_s)
-        self._extractor.check_voice(self.name, voice)
-        self.voice, self.embedding = voice, voice.embedding.astype(np.float32)
-        folder = self.job.outputs.estimate.parent if self.job else None
-        self._estimate = Estimate(self._extractor.engine, self._mixture, self.embedding, folder)
-
-    def add(self, window: Window, samples: Samples) -> float:
-        """As `Estimate.add`."""
-        assert self._estimate is not None
-        return self._estimate.add(window, samples)
-
-    def outcome(self) -> Result | McspexError:
-        """Write what is to be written, and tell what was done."""
-        with closing(self):
-            return self.attempt(self.result) or cast(McspexError, self.error)
-
-    def result(self) -> Result:
-        """As `outcome`, but what went wrong is raised."""
-        if self.error is not None:
-            raise self.error
-        mixture, estimate, job = self._mixture, self._estimate, self.job
-        assert mixture is not None and estimate is not None
-        levelled = LevelledEstimate(mixture, estimate, self._options, job)
-        if job:
-            levelled.write(lambda: self.error)
-        presence, extractor = levelled.presence, self._extractor
-        model, runtime = extractor.model, extractor.engine.runtime
-        return Result(
-            mixture=job.name if job else self.name,
-            references=self.voice.sources,
-            reference_seconds=self.voice.seconds,
-            outputs=job.outputs if job else None,
-            start_s=mixture.start_s,
-            seconds=mixture.seconds,
-            sample_rate_hz=mixture.sample_rate_hz,
-            elapsed_s=self.elapsed_s,
-            gain_db=levelled.gains_db,
-            limited=levelled.limited,
-            residual_gain_db=levelled.residual_gain_db,
-            silent=levelled.silent,
-            presence=presence.presence,
-            present=presence.present,
-            wrong_speaker=presence.wrong_speaker,
-            similarity=presence.similarity,
-            speech_left=levelled.speech_left,
-            active_s=round(sum(end_s - start_s for start_s, end_s in levelled.spans), 2),
-            segments=presence.segments,
-            warnings=tuple(levelled.warnings()),
-            device=runtime.device,
-            precision=runtime.precision,
-            runtime=runtime.name,
-            model=model.name,
-            model_revision=model.revision,
-            model_sha256=model.sha256,
-            estimate=None if job else levelled.samples(),
-        )
-
-    def close(self) -> None:
-        """Give memory and disk back."""
-        for store in (self._mixture and self._mixture.kept, self._estimate and self._estimate.kept):
-            if store:
-                store.close()
-
-
 def _windows(
-    works: Iterable[_MixtureWork],
-) -> Generator[tuple[_MixtureWork, Window], None, None]:
+    works: Iterable[MixtureExtraction],
+) -> Generator[tuple[MixtureExtraction, Window], None, None]:
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
     for work in works:

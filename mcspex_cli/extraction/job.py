@@ -7,9 +7,10 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ import numpy as np
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.containers import Damaged
+from mcspex_cli.containers import MIXTURE_ADVICE, Damaged
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.levels import Level, check_length
@@ -93,13 +94,16 @@ class ExtractionOptions:
             value = getattr(self, name)
             if not isinstance(value, str) and (name, value) != ("track", None):
                 raise TypeError(f'{name} is text, such as "1", not {value!r}')
+        for gain in (self.wet_db, self.dry_db or 0.0):
+            if not isinstance(gain, Real) or isinstance(gain, bool):
+                raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain!r:.80}")
         _ = self.parsed_level  # refuses what means nothing
         for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
             if getattr(self, name) not in known:
                 choices = ", ".join(known)
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
-        if not (self.channel in ("mix", "all") or self.channel.isdecimal()):
-            raise ValueError(f"channel {self.channel!r} is none of mix, all, 0, 1, ...")
+        if self.channel not in ("mix", "all") and not audio.is_channel_number(self.channel):
+            raise ValueError(f"channel {self.channel!r:.80} is none of mix, all, 0, 1, ...")
         if not all(LOWEST_DB <= gain <= HIGHEST_DB for gain in (self.wet_db, self.dry_db or 0.0)):
             raise ValueError(f"wet_db and dry_db are from {LOWEST_DB} to {HIGHEST_DB} dB")
 
@@ -138,8 +142,8 @@ class Job:
     outputs: Outputs
     id: str = ""
     """What messages and rows call it; its path if that is empty."""
-    info: audio.AudioInfo | None = None
-    """The mixture's header, if `inspect` has read it already."""
+    reader: audio.Reader | None = field(default=None, repr=False, compare=False)
+    """The mixture, if `inspect` has opened it already."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))
@@ -293,16 +297,27 @@ class Places:
         self._outputs |= dict.fromkeys(own, job.name)
 
 
-def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
-    """Read the header of a job's mixture, and check all that can be checked without a model.
+def inspect(job: Job, options: ExtractionOptions) -> Job:
+    """Open a job's mixture, and check all that can be checked without a model.
+
+    Returns:
+        The job with its `reader`, which stays open until it is read or closed.
 
     Raises:
         AudioError: the mixture cannot be read, is too short, or has no such channel or track.
         OutputError: an output cannot hold sound of its rate, or so many channels.
     """
-    info = audio.probe(job.mixture, options.track)
+    reader = audio.Reader(
+        job.mixture,
+        None,
+        options.channel,
+        track=options.track,
+        damaged=options.damaged,
+        advice=MIXTURE_ADVICE,
+    )
+    info = reader.info
     check_length(str(job.mixture), info.seconds)
-    if options.channel.isdecimal() and int(options.channel) >= info.channels:
+    if audio.is_channel_number(options.channel) and int(options.channel) >= info.channels:
         raise AudioError(
             f"{job.mixture}: has no channel {options.channel}. It has {info.channels}, counted "
             "from 0; or use mix."
@@ -311,7 +326,7 @@ def inspect(job: Job, options: ExtractionOptions) -> audio.AudioInfo:
         if path:
             channels = info.channels if options.channel == "all" else 1
             audio.check_format(path, options.subtype, info.sample_rate_hz, channels)
-    return info
+    return replace(job, reader=reader)
 
 
 def check_references(
@@ -359,8 +374,8 @@ def check_distinct(
                 same = _sounds_same(mixture, reference)
         if same:
             raise AudioError(
-                f"{mixture}: is its own reference ({reference}). Give a clip of the voice alone, "
-                "or say with --ref-span when it speaks alone."
+                f"{mixture}: is its own reference ({reference}). Give another clip of the voice "
+                "alone, or a span in which it speaks alone."
             )
 
 

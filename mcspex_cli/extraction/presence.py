@@ -26,8 +26,7 @@ import numpy.typing as npt
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
-from mcspex_cli.extraction.activity import FrameLevels, frame_levels_db
-from mcspex_cli.extraction.levels import MIN_SIGNAL_S, SILENCE_DB
+from mcspex_cli.extraction.levels import MIN_SIGNAL_S, SILENCE_DB, FrameLevels, frame_levels_db
 
 _logger = logging.getLogger("mcspex")
 

@@ -20,10 +20,9 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
-from mcspex_cli.extraction.activity import FRAME_S, Activity, FrameLevels
 from mcspex_cli.extraction.clip import LONGEST_USED_S, Clip, read_clip
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.levels import check_length, level_db
+from mcspex_cli.extraction.levels import FRAME_S, Activity, FrameLevels, check_length, level_db
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import (
     Profile,

@@ -27,14 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcspex_cli import audio
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, Samples
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import SEGMENT_S, PresenceMeter
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.windows import without_rumble
-from mcspex_cli.soundfiles import HIGHEST_HZ, LOWEST_HZ
 
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
+from mcspex_cli.containers import MIXTURE_ADVICE
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.evaluation.spectrogram import COLUMNS, QUIET_DB, WINDOW_S, Levels, draw, spectrogram
 from mcspex_cli.extraction.job import ExtractionOptions
@@ -109,6 +110,7 @@ class Recording:
             channel=self.options.channel,
             track=self.options.track,
             damaged=self.options.damaged,
+            advice=MIXTURE_ADVICE,
         )
         rate_hz, frames = self.info.sample_rate_hz, 0
         try:
@@ -156,9 +158,9 @@ class Recording:
 
 def read_peaks(path: Path) -> tuple[bytes, float]:
     """The peaks of a whole file of one channel, and the seconds of each."""
-    info = audio.probe(path)
-    meter = PeakMeter(info.sample_rate_hz, info.seconds)
-    peaks = [meter.add(block[0]) for block in audio.Reader(path)]
+    reader = audio.Reader(path)
+    meter = PeakMeter(reader.info.sample_rate_hz, reader.info.seconds)
+    peaks = [meter.add(block[0]) for block in reader]
     return b"".join([*peaks, meter.end()]), meter.peak_s
 
 

@@ -56,8 +56,8 @@ EXPORTS = {
 
 IN_THE_PAGE = {
     "Choose one of them with --channel 0.": "Choose one of them under More.",
-    "choose another with --track.": "choose another under More.",
-    ", or say with --ref-span when it speaks alone": ", or mark where it speaks alone",
+    "Choose another with --track.": "Choose another under More.",
+    "or a span in which it speaks alone": "or mark where it speaks alone",
     "listen to the residual (--residual)": 'listen to "Everybody else"',
     ", or take what can be read with --damaged keep": "",
     "mcspex enroll ... --model": "load this page with the model",
@@ -137,8 +137,9 @@ class Session:
         is_new = before is None or before.upload != upload
         outputs = Outputs(self.folder / "voice.wav")
         try:
-            info = inspect(Job(upload.path, _no_voice, outputs), options)
-            self.recording = Recording(upload, info, options, self._max_bytes)
+            reader = inspect(Job(upload.path, _no_voice, outputs), options).reader
+            assert reader is not None
+            self.recording = Recording(upload, reader.info, options, self._max_bytes)
         except McspexError:
             if is_new:
                 upload.path.unlink(missing_ok=True)
@@ -238,7 +239,7 @@ class Session:
         path, ending = extraction.path(kind), EXPORTS[kind]
         if path.suffix == ".flac" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))
-            rate_hz = audio.probe(wav.path).sample_rate_hz
+            rate_hz = wav.info.sample_rate_hz
             with audio.Writer(path, rate_hz, 1, extraction.options.subtype) as writer:
                 for block in wav:
                     writer.write(block)

@@ -21,9 +21,9 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.activity import FRAME_S
 from mcspex_cli.extraction.clip import Clip
 from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.levels import FRAME_S
 from mcspex_cli.extraction.presence import Calibration, PresenceMeter, SegmentFeatures
 from mcspex_cli.extraction.reference import similarity_of_parts
 from mcspex_cli.training.data import Corpus

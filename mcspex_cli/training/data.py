@@ -31,26 +31,26 @@ _SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
 
 
 @dataclass(frozen=True)
-class Clip:
+class Utterance:
     """A sound file of one speaker."""
 
     path: Path
     speaker: str
     sentence: str
-    """Clips of equal sentences say the same: never mixed, never each other's reference."""
+    """Utterances of equal sentences say the same: never mixed, never each other's reference."""
 
 
 @dataclass(frozen=True)
 class LibriMixture:
-    """One mixture of a LibriMix set, with a clip for each of its two or three talkers."""
+    """One mixture of a LibriMix set, with an utterance for each of its two or three talkers."""
 
     id: str
     path: Path
-    talkers: tuple[Clip, ...]
+    talkers: tuple[Utterance, ...]
 
 
-def list_clips(folders: Sequence[Path]) -> list[Clip]:
-    """List the clips under each folder, by path.
+def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
+    """List the utterances under each folder, by path.
 
     A LibriMix set gives its talkers, LibriSpeech's
     `SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` its speakers under the same names; in any
@@ -60,7 +60,7 @@ def list_clips(folders: Sequence[Path]) -> list[Clip]:
         ConfigError: a folder is missing, holds no sound files, or holds LibriMix sets
             instead of being one.
     """
-    clips: list[Clip] = []
+    utterances: list[Utterance] = []
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder of speakers.")
@@ -72,11 +72,11 @@ def list_clips(folders: Sequence[Path]) -> list[Clip]:
         if is_librimix(folder):
             own = [clip for mixture in list_librimix(folder) for clip in mixture.talkers]
         else:
-            own = [_clip(path) for path in files.find(folder)]
+            own = [_utterance(path) for path in files.find(folder)]
         if not own:
             raise ConfigError(f"{folder}: has no sound files in it. Name a folder of speakers.")
-        clips += own
-    return clips
+        utterances += own
+    return utterances
 
 
 def is_librimix(folder: Path) -> bool:
@@ -204,12 +204,12 @@ def read_lines(path: Path) -> list[str]:
         raise ConfigError(f"{path}: is not text in UTF-8. Save it again as UTF-8.") from error
 
 
-def _clip(path: Path) -> Clip:
+def _utterance(path: Path) -> Utterance:
     """A file outside LibriMix."""
     name = _LIBRISPEECH.fullmatch(path.stem)
     if name and (path.parent.name, path.parent.parent.name) == (name[2], name[1]):
-        return Clip(path, _speaker(path.stem), path.stem)
-    return Clip(path, str(path.parent), path.stem)
+        return Utterance(path, _speaker(path.stem), path.stem)
+    return Utterance(path, str(path.parent), path.stem)
 
 
 def _librimixture(folder: Path, roles: Sequence[str], id_: str, path: Path) -> LibriMixture:
@@ -232,7 +232,7 @@ def _librimixture(folder: Path, roles: Sequence[str], id_: str, path: Path) -> L
         clip = folder / role / path.name
         if not clip.is_file():
             raise ConfigError(f"{clip}: is missing. Generate the set again.")
-        clips.append(Clip(clip, _speaker(utterance), utterance))
+        clips.append(Utterance(clip, _speaker(utterance), utterance))
     return LibriMixture(id_, path, tuple(clips))
 
 
@@ -318,7 +318,7 @@ class Corpus:
 
     @classmethod
     def read(cls, folders: Sequence[Path], sample_rate_hz: int, *, given: bool = False) -> Corpus:
-        """Decode the clips under each folder (see `list_clips`), once.
+        """Decode the clips under each folder (see `list_utterances`), once.
 
         A speaker with a single clip has it cut in two; one whose clip is too short for
         that is left out.
@@ -341,7 +341,7 @@ class Corpus:
         speakers: list[Speaker] = []
         places: dict[Path, Place] = {}
         with ThreadPoolExecutor() as pool:
-            for name, clips in _by_speaker(list_clips(folders), given).items():
+            for name, clips in _by_speaker(list_utterances(folders), given).items():
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
                 sentences = [clip.sentence for clip in clips]
                 if len(clips) == 1 and not given:
@@ -462,9 +462,9 @@ def draw_reference(target: Stretch, length: int, rng: np.random.Generator) -> St
     return Stretch(speaker, start, stop - start, touched[0], touched[-1], True, target.speed)
 
 
-def _by_speaker(clips: Sequence[Clip], given: bool) -> dict[str, list[Clip]]:
+def _by_speaker(clips: Sequence[Utterance], given: bool) -> dict[str, list[Utterance]]:
     """Each speaker's clips; unless mixtures are given, only the last that says the same."""
-    by_speaker: dict[str, dict[object, Clip]] = {}
+    by_speaker: dict[str, dict[object, Utterance]] = {}
     for clip in clips:
         by_speaker.setdefault(clip.speaker, {})[clip if given else clip.sentence] = clip
     return {name: list(own.values()) for name, own in by_speaker.items()}

@@ -124,7 +124,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Trees of speakers (see `list_clips`) and what to validate on."""
+    """Trees of speakers (see `list_utterances`) and what to validate on."""
 
     train: tuple[Path, ...] = ()
     mixing: str = "drawn"

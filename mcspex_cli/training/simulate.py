@@ -15,8 +15,8 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.training.data import (
-    Clip,
     Corpus,
+    Utterance,
     is_librimix,
     list_librimix,
     read_enrolments,
@@ -120,7 +120,7 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
     """
     mixtures = list_librimix(folder)
     enrolled = read_enrolments(enrolments, folder) if enrolments else None
-    by_speaker: dict[str, list[Clip]] = {}
+    by_speaker: dict[str, list[Utterance]] = {}
     for clip in (clip for mixture in mixtures for clip in mixture.talkers):
         by_speaker.setdefault(clip.speaker, []).append(clip)
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
+from mcspex_cli.evaluation.cases import Groups
 from mcspex_cli.evaluation.comparison import (
     OTHERS,
     Comparison,
@@ -17,7 +18,6 @@ from mcspex_cli.evaluation.comparison import (
     read_run,
     read_runs,
 )
-from mcspex_cli.evaluation.groups import Groups
 from mcspex_cli.evaluation.scoring import Row
 from tests.evaluation.conftest import stage
 

@@ -13,7 +13,7 @@ import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
 from mcspex_cli.evaluation import summary, tables
-from mcspex_cli.evaluation.groups import NO_GROUP, read_groups
+from mcspex_cli.evaluation.cases import NO_GROUP, read_groups
 from mcspex_cli.evaluation.metrics import METRICS
 from mcspex_cli.evaluation.summary import (
     Baseline,

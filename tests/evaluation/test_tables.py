@@ -11,7 +11,7 @@ import pytest
 
 from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation import tables
-from mcspex_cli.evaluation.groups import NO_GROUP, Groups
+from mcspex_cli.evaluation.cases import NO_GROUP, Groups
 from mcspex_cli.evaluation.summary import Baseline, report
 from tests.evaluation.test_summary import row, rows
 

@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli.errors import OutputError
-from mcspex_cli.extraction.activity import (
-    ActivityReport,
-    find_spans,
-    mute_gains,
-    write_activity,
-)
+from mcspex_cli.extraction.activity import ActivityReport, find_spans, mute_gains, write_activity
 from mcspex_cli.extraction.presence import PresenceResult, Segment
 
 SOFT_DB, LOUD_DB = -70.0, -20.0

@@ -16,9 +16,9 @@ import torch
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError
-from mcspex_cli.extraction.activity import frame_levels_db
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.extractor import Extractor
+from mcspex_cli.extraction.levels import frame_levels_db
 from mcspex_cli.extraction.presence import (
     Calibration,
     PresenceMeter,

@@ -133,7 +133,7 @@ def test_what_is_not_read_of_a_clip_is_told(
     said = talk(1, 0, 3, RATE_HZ)
     track = SoundTrack(np.stack([said, -0.9 * said]), RATE_HZ, "pcm_s16le")
     first, second = read_clip(make(clips / "two.mkv", track, track), RATE_HZ).warnings
-    assert first.endswith(" The first is used; export another to a file of its own.")
+    assert first.endswith(" The first is used. Export another to a file of its own.")
     assert "its channels nearly cancel each other out" in second
     assert second.endswith(" Export one of them to a file of its own.")
 
@@ -176,6 +176,18 @@ def test_clipping_counts_runs_at_full_scale() -> None:
     samples[10:14] = 1.0
     samples[20:22] = -1.0
     assert Clip.measure("x.wav", samples, RATE_HZ).clipped == 4 / 8000
+
+
+def test_clipping_is_counted_in_the_file_before_it_is_mixed_and_resampled(tmp_path: Path) -> None:
+    sound = 0.5 * np.sin(2 * np.pi * 300 * np.arange(5 * 44_100) / 44_100)
+    sound[44_100 : 3 * 44_100 : 100] = 0
+    loud = np.clip(4 * sound, -1, 1)
+    share = float(np.mean(np.abs(loud) >= 0.995))
+    audio.write(tmp_path / "x.wav", np.stack([0.1 * sound, loud]), 44_100)
+    assert read_clip(tmp_path / "x.wav", RATE_HZ).clipped == pytest.approx(share, abs=0.01)
+    for channel, expected in (("mix", share), ("0", 0.0), ("1", share)):
+        (clip,) = read_spans(tmp_path / "x.wav", [Span(0, 5)], RATE_HZ, channel)
+        assert clip.clipped == pytest.approx(expected, abs=0.01)
 
 
 def test_only_the_beginning_of_hours_is_read(
@@ -392,6 +404,18 @@ def test_memory_is_that_of_the_spans(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20  # the file has 58 MB of samples
+
+
+def test_how_much_of_a_long_reference_is_used_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    audio.write(path, np.tile(talk(1, 0, 20, RATE_HZ), 31), RATE_HZ)  # 10 min 20 s
+    used = "are read, and of their speech no more than 60 s are used."
+    assert read_clip(path, RATE_HZ).warnings == (f"{path}: only the 10 min from 0.0 s on {used}",)
+    spans = [Span.parse(text) for text in ("5-", "25-", "5-610")]
+    warnings = [clip.warnings for clip in read_spans(path, spans, RATE_HZ)]
+    assert warnings[0] == (f"{path} 5.0-end: only its first 10 min {used}",)
+    assert warnings[1] == ()
+    assert len(warnings[2]) == 1
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.001])

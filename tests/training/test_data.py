@@ -18,8 +18,8 @@ from mcspex_cli.training.data import (
     draw_reference,
     draw_stretch,
     is_librimix,
-    list_clips,
     list_librimix,
+    list_utterances,
     read_enrolments,
     read_sexes,
 )
@@ -32,7 +32,7 @@ SHORT = MixtureSettings(segment_s=0.5, reference_s=(0.5, 1.0))
 
 
 def test_a_plain_folder_is_a_speaker_and_a_stem_a_sentence(corpus: Path) -> None:
-    clips = list_clips([corpus])
+    clips = list_utterances([corpus])
     assert [(Path(c.speaker).name, c.sentence) for c in clips] == [
         *(("ann", name) for name in "abc"),
         *(("bob", name) for name in "abd"),
@@ -44,31 +44,31 @@ def test_a_plain_folder_is_a_speaker_and_a_stem_a_sentence(corpus: Path) -> None
 def test_equal_names_in_two_trees_are_two_speakers(corpus: Path) -> None:
     (corpus.parent / "more").mkdir()
     (corpus / "bob").rename(corpus.parent / "more" / "ann")
-    clips = list_clips([corpus, corpus.parent / "more"])
+    clips = list_utterances([corpus, corpus.parent / "more"])
     assert [Path(c.speaker).name for c in clips[-3:]] == ["ann"] * 3
     assert len({c.speaker for c in clips}) == 3
 
 
 def test_two_chapters_of_librispeech_are_one_speaker(librispeech: Path) -> None:
-    clips = list_clips([librispeech])
+    clips = list_utterances([librispeech])
     assert {c.speaker for c in clips} == {"librispeech/84", "librispeech/174"}
     assert [c.sentence for c in clips if c.speaker == "librispeech/84"] == [
         "84-121123-0000",
         "84-121123-0001",
         "84-121550-0000",
     ]
-    assert list_clips([librispeech.parent]) == clips
+    assert list_utterances([librispeech.parent]) == clips
 
 
 def test_a_name_like_librispeechs_in_another_tree_is_no_speaker(librispeech: Path) -> None:
     (librispeech / "84" / "121550").rename(librispeech / "84" / "attic")
-    speakers = {c.speaker for c in list_clips([librispeech])}
+    speakers = {c.speaker for c in list_utterances([librispeech])}
     assert str(librispeech / "84" / "attic") in speakers
     assert len(speakers) == 3
 
 
 def test_librimix_and_librispeech_name_a_speaker_alike(librimix: Path, librispeech: Path) -> None:
-    in_mixtures, alone = ({c.speaker for c in list_clips([f])} for f in (librimix / "dev",
+    in_mixtures, alone = ({c.speaker for c in list_utterances([f])} for f in (librimix / "dev",
                           librispeech))  # fmt: skip
     assert in_mixtures == alone
 
@@ -82,7 +82,7 @@ def test_a_librimix_set_is_known_by_its_three_folders(librimix: Path, corpus: Pa
 
 
 def test_a_librimix_sets_clips_are_its_talkers(librimix: Path) -> None:
-    clips = list_clips([librimix / "dev"])
+    clips = list_utterances([librimix / "dev"])
     assert {c.path.parent.name for c in clips} == {"s1", "s2"}
     assert sorted((c.speaker, c.sentence) for c in clips) == [
         ("librispeech/174", "174-50561-0000"),
@@ -112,9 +112,9 @@ def test_without_metadata_the_folder_says_it(librimix: Path) -> None:
 
 def test_missing_folders_and_sounds_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"zoe: there is no such folder of speakers"):
-        list_clips([tmp_path / "zoe"])
+        list_utterances([tmp_path / "zoe"])
     with pytest.raises(ConfigError, match=r"has no sound files in it. Name a folder of speakers"):
-        list_clips([tmp_path])
+        list_utterances([tmp_path])
 
 
 def test_missing_files_of_a_librimix_set_are_named(librimix: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_set_of_three_talkers_has_three_targets(three_talkers: Path) -> None:
     other, mixture = list_librimix(three_talkers)
     assert [c.path.parent.name for c in mixture.talkers] == ["s1", "s2", "s3"]
     assert [c.speaker[12:] for c in mixture.talkers] == ["84", "174", "61"]
-    assert len(list_clips([three_talkers])) == 6
+    assert len(list_utterances([three_talkers])) == 6
     read = Corpus.read([three_talkers], RATE_HZ, given=True)
     assert [len(given.interferers) for given in read.given] == [2] * 6
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(8))
