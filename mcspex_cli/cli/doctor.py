@@ -33,8 +33,8 @@ def doctor(ctx: click.Context, offline: bool, as_json: bool) -> None:
         console.data({"works": good, "findings": [asdict(f) for f in findings]}, indent=2)
     else:
         counts = [sum(f.status == status for f in findings) for status in ("warning", "failed")]
-        said = f"{console.count(counts[0], 'warning')}, {counts[1]} failed"
         verdict = "mcspex works here" if good else "mcspex does not work here"
-        took = console.duration(time.monotonic() - began)
-        console.text(f"\n{verdict} ({said}; {took})\n")
+        time_text = console.duration(time.monotonic() - began)
+        summary = f"{console.count(counts[0], 'warning')}, {counts[1]} failed; {time_text}"
+        console.text(f"\n{verdict} ({summary})\n")
     ctx.exit(0 if good else 1)

@@ -199,9 +199,9 @@ def draw_turns(
         share = rng.uniform(*TARGET_SHARE)
         parts = {name: np.zeros(length, np.float32) for name in spoken}
         gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
-        at, said, last = 0, 0, ""
+        at, target_samples, last = 0, 0, ""
         while at < length:
-            due = last != target and said <= share * at
+            due = last != target and target_samples <= share * at
             turn = target if due else str(rng.choice([o for o in others if o != last] or others))
             clip = spoken[turn][int(rng.integers(len(spoken[turn])))]
             most = share * length if turn == target else length
@@ -210,7 +210,7 @@ def draw_turns(
             clip = clip[start : start + int(taken)][: length - at]
             rms = float(np.sqrt(np.mean(np.square(clip)))) or 1.0
             parts[turn][at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
-            said, last = said + len(clip) * (turn == target), turn
+            target_samples, last = target_samples + len(clip) * (turn == target), turn
             pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
             at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
         rest_of_it = np.sum([parts[other] for other in others], axis=0)
