@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +34,12 @@ class Tone(Runtime):
     def embed(self, references: Samples) -> Samples:
         return np.ones((len(references), 16), np.float32)
 
-    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
-        spectrum = np.fft.rfft(mixtures)
-        at_hz = np.fft.rfftfreq(mixtures.shape[1], 1 / RATE_HZ)
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
+        length = len(mixtures[0])
+        at_hz = np.fft.rfftfreq(length, 1 / RATE_HZ)
         within = (at_hz >= self._band[0]) & (at_hz <= self._band[1])
-        estimate = np.fft.irfft(spectrum * np.where(within, 1, self._rest), mixtures.shape[1])
-        return (-37 * estimate).astype(np.float32)
+        spectra = np.fft.rfft(mixtures) * np.where(within, 1, self._rest)
+        return list((-37 * np.fft.irfft(spectra, length)).astype(np.float32))
 
 
 @pytest.fixture

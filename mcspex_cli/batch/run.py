@@ -11,7 +11,7 @@ import heapq
 import math
 import shutil
 import tempfile
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache, partial
@@ -29,13 +29,13 @@ from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Result
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, choose_device
+from mcspex_cli.extraction.runtime import ON_GPU, SPREAD, EngineSettings, choose_device
 
 Unit = tuple[Task, ...]
 """Tasks whose windows share batches; made from the whole plan, so that it is always the same."""
 
 WINDOW_S = EngineSettings().window_s
-"""Mixtures up to here are one window, and share a batch only if they are equally long."""
+"""Mixtures up to here are one window, and share a batch only if they are about equally long."""
 
 _KNOWN_VOICES = 1000
 
@@ -308,20 +308,22 @@ def _outputs(folder: Path, task: Task) -> Outputs:
 
 
 def units(tasks: Sequence[Task], size: int) -> list[Unit]:
-    """Put tasks together whose windows can share batches of `size`: those equally long, or long."""
+    """Put tasks together whose windows can share batches of `size`: those about equally long."""
     if size == 1:
         return [(task,) for task in tasks]
-    alike: dict[object, list[list[Task]]] = defaultdict(list)
-    room: dict[object, float] = {}
-    for task in tasks:
-        windows = 1.0 if task.seconds is None else max(1.0, task.seconds / WINDOW_S)
-        key = task.id if task.seconds is None else "long" if windows > 1 else task.seconds
-        if room.get(key, 0) <= 0:
-            alike[key].append([])
-            room[key] = size
-        alike[key][-1].append(task)
-        room[key] -= windows
-    return [tuple(unit) for made in alike.values() for unit in made]
+    windows_s = {task.id: min(task.seconds, WINDOW_S) for task in tasks if task.seconds is not None}
+    made: list[list[Task]] = []
+    room = least_s = 0.0
+    known = (task for task in tasks if task.id in windows_s)
+    for task in sorted(known, key=lambda task: windows_s[task.id], reverse=True):
+        window_s = windows_s[task.id]
+        if room <= 0 or window_s < least_s:
+            made.append([])
+            room, least_s = float(size), (1 - SPREAD) * window_s
+        made[-1].append(task)
+        room -= max(1.0, (task.seconds or 0.0) / WINDOW_S)
+    alone = [(task,) for task in tasks if task.id not in windows_s]
+    return [tuple(unit) for unit in made] + alone
 
 
 def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
@@ -182,14 +183,14 @@ class Engine:
     def batches(
         self, windows: Iterable[tuple[Owner, Window]]
     ) -> Iterator[list[tuple[Owner, Window]]]:
-        """Put neighbours of equal length together until they have `batch` channels or more.
+        """Put neighbours of about equal length together until they have `batch` channels or more.
 
-        Windows of other lengths never share a batch, for one would have to be padded.
+        The runtime's `spread` says how much their lengths may differ.
         """
         batch: list[tuple[Owner, Window]] = []
         for owner, window in windows:
-            shape = window.samples.shape
-            if batch and batch[0][1].samples.shape[-1] != shape[-1]:
+            lengths = [one.samples.shape[-1] for one in (window, *(other for _, other in batch))]
+            if min(lengths) < (1 - self.runtime.spread) * max(lengths):
                 yield batch
                 batch = []
             batch.append((owner, window))
@@ -200,9 +201,10 @@ class Engine:
             yield batch
 
     def compute(self, pairs: Sequence[tuple[Samples, Samples]]) -> list[Samples]:
-        """Run the network on equally long mixtures [channel, sample], each with its [embedding].
+        """Run the network on mixtures [channel, sample], each with its [embedding].
 
-        Where memory is short this goes on by halves, and from then on in smaller batches.
+        They are about equally long, as `batches` has them. Where memory is short this goes on by
+        halves, and from then on in smaller batches.
 
         Returns:
             The estimates [channel, sample], not checked for numbers that are not finite.
@@ -211,10 +213,11 @@ class Engine:
             EngineError: even one signal is too much for the memory.
         """
         self._check_process()
+        signals = [signal for mixture, _ in pairs for signal in mixture]
         counts = [len(mixture) for mixture, _ in pairs]
         voices = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
-        estimates = self._estimates(np.concatenate([mixture for mixture, _ in pairs]), voices)
-        return np.split(estimates, np.cumsum(counts)[:-1])
+        estimates = iter(self._estimates(signals, voices))
+        return [np.stack(list(islice(estimates, count))) for count in counts]
 
     def check_finite(self, values: Samples) -> None:
         """Refuse what the network gave where it is not finite.
@@ -238,19 +241,23 @@ class Engine:
             "voice, is damaged. Install the model, or enroll the voice, again."
         )
 
-    def _estimates(self, mixtures: Samples, voices: Samples) -> Samples:
-        """What the network gives [signal, sample]; silence for silence, where it would hum."""
-        gains = to_level(mixtures)
+    def _estimates(self, signals: Sequence[Samples], voices: Samples) -> list[Samples]:
+        """What the network gives for signals [sample]; silence for silence, where it would hum."""
+        gains = [to_level(signal) for signal in signals]
+        levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
         try:
-            estimates = self.runtime.extract(mixtures * gains, voices) / gains
-            return np.where(is_silent(mixtures), np.float32(0), estimates)
+            estimates = self.runtime.extract(levelled, voices)
         except OutOfMemoryError as error:
-            if len(mixtures) == 1:
+            if len(signals) == 1:
                 raise self._short_of_memory() from error
-        half = len(mixtures) // 2
-        self.batch = max(1, min(self.batch, half))
-        parts = (slice(half), slice(half, None))
-        return np.concatenate([self._estimates(mixtures[part], voices[part]) for part in parts])
+            half = len(signals) // 2
+            self.batch = max(1, min(self.batch, half))
+            parts = (slice(half), slice(half, None))
+            return [one for part in parts for one in self._estimates(signals[part], voices[part])]
+        return [
+            np.where(is_silent(signal), np.float32(0), estimate / gain)
+            for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
+        ]
 
     def _remembered(self, clip: Samples) -> Samples:
         key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()

@@ -51,11 +51,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READ_AHEAD = 4
-"""Windows, or short mixtures, that are read before they are needed."""
-
-WRITTEN_BEHIND = 4
-"""Estimates that may wait to be written."""
+AHEAD = 4
+"""Windows that are read before they are needed, and estimates that may wait to be written: so
+many, or as many as the engine computes at once."""
 
 
 class Extractor:
@@ -296,7 +294,7 @@ class Extractor:
             Each job, in order, with its result or the error that it failed of. An error costs its
             own job only.
         """
-        options, places = self._checked(options), Places()
+        options, places, ahead = self._checked(options), Places(), max(AHEAD, self.engine.batch)
         opened: deque[MixtureExtraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
@@ -316,7 +314,7 @@ class Extractor:
                     for work in computed:
                         assert work.job is not None
                         pending.append((work.job, writer.submit(work.outcome)))
-                        while pending and (len(pending) > WRITTEN_BEHIND or pending[0][1].done()):
+                        while pending and (len(pending) > ahead or pending[0][1].done()):
                             job, ready = pending.popleft()
                             yield job, ready.result()
                             opened.popleft()
@@ -342,7 +340,8 @@ class Extractor:
     ) -> Generator[MixtureExtraction, None, None]:
         """Read every mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
-        with closing(_prefetched(_windows(works), READ_AHEAD)) as windows:
+        ahead = max(AHEAD, self.engine.batch)
+        with closing(_prefetched(_windows(works), ahead)) as windows:
             for batch in self.engine.batches(windows):
                 for work, window in batch:
                     if window.start == 0:

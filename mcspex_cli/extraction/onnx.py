@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -76,6 +76,8 @@ class Graphs:
 class OnnxRuntime(Runtime):
     """Graphs run by ONNX Runtime in float32, on a CPU, or on a GPU that it can use.
 
+    They take no lengths, so that the signals of a batch must be equally long.
+
     Raises:
         EngineError: ONNX Runtime is not installed, the device or precision is not available to it,
             or it cannot load these graphs.
@@ -130,12 +132,13 @@ class OnnxRuntime(Runtime):
         """As `Runtime.embed`."""
         return self.run(EMBED, references)
 
-    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
         """As `Runtime.extract`."""
-        length = mixtures.shape[1]
+        batch = np.stack(mixtures)
+        length = batch.shape[1]
         missing = max(0, self._min_samples - length)
-        completed = np.pad(mixtures, ((0, 0), (0, missing))) if missing else mixtures
-        return self.run(EXTRACT, completed, voices)[:, :length]
+        completed = np.pad(batch, ((0, 0), (0, missing))) if missing else batch
+        return list(self.run(EXTRACT, completed, voices)[:, :length])
 
     def run(self, graph: str, *inputs: Samples) -> Samples:
         """Run `EMBED` or `EXTRACT` on its inputs."""

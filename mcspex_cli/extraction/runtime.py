@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +26,9 @@ MIN_WINDOW_S = 0.3
 
 ON_GPU = 16
 """Signals at once on a GPU, if nothing else is asked for."""
+
+SPREAD = 0.1
+"""By how much signals may be shorter than the longest of their batch, as a part of its length."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, by <malloc.h>
 _KEPT_BYTES = 2**30  # freed memory up to which glibc keeps it
@@ -94,6 +97,8 @@ class Runtime(ABC):
     precision: str
     batch: int
     """How many signals at once pay off here."""
+    spread: float = 0.0
+    """As `SPREAD`; 0 if the signals of a batch must be equally long."""
     embedding: int = 0
     """The length of an embedding; 0 if it is not known."""
 
@@ -110,11 +115,11 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
-        """Extract from mixtures [signal, sample], each for its voice [signal, embedding].
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
+        """Extract from mixtures [sample], each for its voice [signal, embedding].
 
         Returns:
-            [signal, sample].
+            The estimates, each as long as its mixture and the same as if it were computed alone.
 
         Raises:
             OutOfMemoryError: they are too many, or too long, for the device.
@@ -129,6 +134,7 @@ class TorchRuntime(Runtime):
     """
 
     name = "torch"
+    spread = SPREAD
 
     def __init__(self, system: System, settings: EngineSettings) -> None:
         import torch
@@ -144,12 +150,12 @@ class TorchRuntime(Runtime):
         self.embedding = system.config.embedding
         self.batch = ON_GPU if device.type == "cuda" else 1
         dtype = getattr(torch, self.precision)
-        self._folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
-        self.system = fold(system, dtype) if self._folded else system.to(device).eval()
+        folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
+        self.system = fold(system, dtype) if folded else system.to(device).eval()
         self._autocast = torch.autocast(
-            device.type, dtype, enabled=not self._folded and dtype != torch.float32
+            device.type, dtype, enabled=not folded and dtype != torch.float32
         )
-        self._device, self._dtype = device, dtype if self._folded else torch.float32
+        self._device, self._dtype = device, dtype if folded else torch.float32
 
     def has_finite_weights(self) -> bool:
         """As `Runtime.has_finite_weights`."""
@@ -161,21 +167,24 @@ class TorchRuntime(Runtime):
             embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
             return embeddings
 
-    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
         """As `Runtime.extract`."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
+        counts = [len(mixture) for mixture in mixtures]
+        equal = min(counts) == max(counts)
+        padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
         with self._computing():
-            at_once = 1 if self._folded else len(mixtures)
-            parts = [torch.split(self._tensor(v), at_once) for v in (mixtures, voices)]
-            estimates = [self.system.extract(*part) for part in zip(*parts, strict=True)]
-            joined: Samples = torch.cat(estimates).float().cpu().numpy()
-            return joined
+            lengths = None if equal else torch.tensor(counts, device=self._device)
+            estimates = self.system.extract(self._tensor(padded), self._tensor(voices), lengths)
+            rows = estimates.float().cpu().numpy()
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
-    def _tensor(self, values: Samples) -> torch.Tensor:
+    def _tensor(self, values: Samples | torch.Tensor) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(values).to(self._device, self._dtype)
+        return torch.as_tensor(values).to(self._device, self._dtype)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

@@ -111,8 +111,10 @@ class AcceleratedBlock(TCNBlock):
 
     passes: Passes
 
-    def forward(self, features: Tensor) -> Tensor:
-        """As `TCNBlock.forward`."""
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        """As `TCNBlock.forward`, and by it if not all frames are valid."""
+        if valid is not None:
+            return super().forward(features, valid)
         return self.refine(features, self.widen.get_parameter("bias").expand(len(features), -1))
 
     def refine(self, features: Tensor, bias: Tensor) -> Tensor:
@@ -140,8 +142,12 @@ class AcceleratedBlock(TCNBlock):
 class AcceleratedConcatBlock(ConcatBlock, AcceleratedBlock):
     """A `ConcatBlock` with gLN: its embedding is a bias of each signal's own."""
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
-        """As `ConcatBlock.forward`."""
+    def forward(  # type: ignore[override]
+        self, features: Tensor, embedding: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """As `ConcatBlock.forward`, and by it if not all frames are valid."""
+        if valid is not None:
+            return super().forward(features, embedding, valid)
         return self.refine(features, self.widen.get_parameter("bias") + self.condition(embedding))
 
 

@@ -11,7 +11,8 @@ x ─┬─ 1x1 ─ PReLU ─┬─ depthwise + bias ─ PReLU ─┬─ 1x1 + b
    └─────────────────────────────────────────────────────────────────────┘
 ```
 
-Mixtures are taken one at a time, because each has its own mean and deviation.
+The blocks take the mixtures of a batch one after another, because each has its own mean and
+deviation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mcspex_cli.model.decoder import MultiScaleDecoder
 from mcspex_cli.model.encoder import MultiScaleEncoder, Scales
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
-from mcspex_cli.model.speaker import ResBlock, SpeakerEncoder
+from mcspex_cli.model.speaker import ResBlock
 from mcspex_cli.model.systems import System
 
 
@@ -38,7 +39,7 @@ def can_fold(system: System) -> bool:
 
 @torch.no_grad()
 def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
-    """Make a copy of `system` for CPUs that computes in `dtype`, one signal at a time.
+    """Make a copy of `system` for CPUs that computes in `dtype`.
 
     It agrees with `system` but for rounding, and takes and gives tensors of `dtype`.
 
@@ -53,14 +54,21 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     for block in (m for m in folded.speaker.modules() if isinstance(m, ResBlock)):
         block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
         block.conv_2 = fuse_conv_bn_eval(block.conv_2, block.norm_2)
-        block.norm_1 = block.norm_2 = nn.Identity()  # type: ignore[assignment]
+        block.norm_1 = block.norm_2 = FoldedNorm()  # type: ignore[assignment]
     for module in list(folded.modules()):
         for name, part in module.named_children():
             if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
                 setattr(module, name, FoldedPointwise(part))
-    folded.speaker = FoldedSpeakerEncoder(folded.speaker)  # type: ignore[assignment]
     folded.decoder = FoldedDecoder(folded.decoder, folded.config.hop)  # type: ignore[assignment]
     return folded.to(dtype)
+
+
+class FoldedNorm(nn.Module):
+    """What is left of a batch norm that is part of the convolution before it: nothing."""
+
+    def forward(self, features: Tensor, _: Tensor | None = None) -> Tensor:
+        """Give `features` back."""
+        return features
 
 
 class FoldedPointwise(nn.Module):
@@ -135,23 +143,6 @@ class FoldedDecoder(nn.Module):
         return decoded
 
 
-class FoldedSpeakerEncoder(nn.Module):
-    """The speaker encoder, its batch norms already part of the convolutions before them."""
-
-    def __init__(self, speaker: SpeakerEncoder) -> None:
-        super().__init__()
-        self.least_frames = speaker.least_frames
-        self.blocks, self.project = speaker.blocks, speaker.project
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Embed `features` [batch, channel, frame] as `SpeakerEncoder` does."""
-        for block in (m for m in self.blocks if isinstance(m, ResBlock)):
-            residual = block.conv_2(block.activation_1(block.conv_1(features)))
-            features = block.pool(block.activation_2(residual + block.shortcut(features)))
-        mean: Tensor = self.project(features).mean(dim=-1)
-        return mean
-
-
 class FoldedExtractor(nn.Module):
     """The stacks on frames completed to a multiple of every dilation.
 
@@ -168,8 +159,18 @@ class FoldedExtractor(nn.Module):
         )
         self.multiple = max(s.dilation for s in self.steps if isinstance(s, FoldedBlock))
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Follow `embedding` [1, embedding] through `features` [1, channel, frame]."""
+    def forward(self, features: Tensor, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Follow `embedding` [batch, embedding] through `features` [batch, channel, frame]."""
+        batch, _, longest = features.shape
+        frames = [longest] * batch if valid is None else valid.sum((1, 2)).tolist()
+        refined = torch.zeros_like(features.transpose(1, 2))
+        for index, count in enumerate(frames):
+            one = slice(index, index + 1)
+            refined[index, :count] = self._refine(features[one, :, :count], embedding[one])
+        return refined.transpose(1, 2)
+
+    def _refine(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Take features [1, channel, frame] of one signal to rows [frame, channel]."""
         frames = features.shape[-1]
         rows = functional.pad(_rows(features), (0, 0, 0, -frames % self.multiple))
         for step in self.steps:
@@ -177,7 +178,7 @@ class FoldedExtractor(nn.Module):
                 rows = step(rows, embedding, frames)
             else:
                 rows = _rows(step(_features(rows), embedding))
-        return _features(rows[:frames])
+        return rows[:frames]
 
 
 class FoldedBlock(nn.Module):

@@ -1,4 +1,10 @@
-"""Norms and the dilated block that every network here is stacked from."""
+"""Norms and the dilated block that every network here is stacked from.
+
+Signals of unequal lengths can share a batch: zeros follow the shorter ones, and `valid`
+[batch, 1, frame] (booleans) says which frames belong to each. Norms then count only these frames,
+and whatever comes after them is set to zero before a frame sees its neighbours. So each signal
+comes out as it does alone. If `valid` is None, all frames are valid, and nothing more is computed.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +18,26 @@ from torch.nn import functional
 class GlobalLayerNorm(nn.GroupNorm):
     """Normalise over channels and time together, then scale each channel (gLN).
 
-    The statistics see every frame, so the same speech inside a longer (or padded)
-    signal comes out differently: callers never pad. Shape: [batch, channel, frame],
-    kept. Source: Conv-TasNet, section II-D; eps 1e-5 as in SpEx+.
+    The statistics see every valid frame, so the same speech inside a longer signal comes
+    out differently. Shape: [batch, channel, frame], kept. Source: Conv-TasNet, section
+    II-D; eps 1e-5 as in SpEx+.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(num_groups=1, num_channels=channels, eps=1e-5)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Normalise `features` [batch, channel, frame]."""
+        if valid is None:
+            return super().forward(features)
+        own = features * valid.float()  # in float32 under autocast, too
+        count = features.shape[1] * valid.sum((1, 2))
+        mean = own.sum((1, 2)) / count
+        power = torch.linalg.vector_norm(own, dim=1).square().sum(1) / count
+        variance = (power - mean.square()).clamp_min(0)
+        scale = self.weight * (variance + self.eps).rsqrt()[:, None]
+        offset = self.bias - mean[:, None] * scale
+        return torch.addcmul(offset[..., None], own, scale[..., None])
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -30,17 +49,38 @@ class ChannelLayerNorm(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-5)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, _: Tensor | None = None) -> Tensor:
         """Normalise `features` [batch, channel, frame]."""
         return super().forward(features.transpose(1, 2)).transpose(1, 2)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Normalise each channel by its statistics in training.
+
+    Shape: [batch, channel, frame], kept. In training, the statistics see all valid frames.
+    """
+
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Normalise `features` [batch, channel, frame]."""
+        if valid is None or not self.training:
+            return super().forward(features)
+        rows, chosen = features.transpose(1, 2), valid.squeeze(1)
+        normalised = torch.zeros_like(rows)
+        normalised[chosen] = super().forward(rows[chosen])
+        return normalised.transpose(1, 2)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "gLN": GlobalLayerNorm,
     "cLN": ChannelLayerNorm,
-    "BN": nn.BatchNorm1d,
+    "BN": BatchNorm,
 }
 """The norms that dilated blocks can have, by Conv-TasNet's names for them."""
+
+
+def zeroed(features: Tensor, valid: Tensor | None) -> Tensor:
+    """Set `features` [batch, channel, frame] to zero where they are not valid."""
+    return features if valid is None else features * valid
 
 
 class Depthwise(nn.Conv1d):
@@ -94,12 +134,13 @@ class TCNBlock(nn.Module):
         self.norm_2 = NORMS[norm](hidden)
         self.narrow = nn.Conv1d(hidden, channels, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Refine `features` [batch, channel, frame]."""
-        return features + self.transform(self.widen(features))
+        return features + self.transform(self.widen(features), valid)
 
-    def transform(self, widened: Tensor) -> Tensor:
+    def transform(self, widened: Tensor, valid: Tensor | None = None) -> Tensor:
         """Take widened features [batch, hidden, frame] to the residual [batch, channel, frame]."""
-        seen = self.depthwise(self.norm_1(self.activation_1(widened)))
-        residual: Tensor = self.narrow(self.norm_2(self.activation_2(seen)))
+        normalised = zeroed(self.norm_1(self.activation_1(widened), valid), valid)
+        seen = self.activation_2(self.depthwise(normalised))
+        residual: Tensor = self.narrow(self.norm_2(seen, valid))
         return residual

@@ -23,10 +23,12 @@ class ConcatBlock(TCNBlock):
         super().__init__(channels, hidden, kernel, dilation=1, norm=norm)
         self.condition = nn.Linear(embedding, hidden, bias=False)
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, features: Tensor, embedding: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
         """Refine `features` [batch, channel, frame] for `embedding` [batch, embedding]."""
         told = self.condition(embedding).unsqueeze(-1)
-        return features + self.transform(self.widen(features) + told)
+        return features + self.transform(self.widen(features) + told, valid)
 
 
 class ConSM(nn.Module):
@@ -34,15 +36,15 @@ class ConSM(nn.Module):
 
     `x · (1 + scale) + shift`, from the paper: a module before each stack that modulates
     the features by E_r. Ours: where scale and shift come from, in the two subclasses;
-    `CONSMS` names them. A frame's scale and shift must not depend on other frames: `fused`
-    runs this on more frames than the signal has.
+    `CONSMS` names them. A frame's scale and shift must not depend on other frames: some may
+    be behind the signal's end.
     """
 
     def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Scale and shift, [batch, 2 * channel, frame or 1]."""
         raise NotImplementedError
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Tensor, embedding: Tensor, _: Tensor | None = None) -> Tensor:
         """Modulate `features` [batch, channel, frame] by `embedding` [batch, embedding]."""
         scale, shift = self.modulation(features, embedding).chunk(2, dim=1)
         return features * (1 + scale) + shift
@@ -98,9 +100,11 @@ class Stack(nn.Module):
         self.condition = condition
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Tensor, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
         """Refine `features` [batch, channel, frame] for `embedding` [batch, embedding]."""
-        refined: Tensor = self.blocks(self.condition(features, embedding))
+        refined: Tensor = self.condition(features, embedding, valid)
+        for block in self.blocks:
+            refined = block(refined, valid)
         return refined
 
 
@@ -111,8 +115,8 @@ class SpeechExtractor(nn.Module):
         super().__init__()
         self.stacks = nn.ModuleList(stacks)
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Tensor, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
         """Follow `embedding` [batch, embedding] through `features` [batch, channel, frame]."""
         for stack in self.stacks:
-            features = stack(features, embedding)
+            features = stack(features, embedding, valid)
         return features

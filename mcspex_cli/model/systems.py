@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mcspex_cli.model.decoder import INTERMGS, IndependentMasks, MultiScaleDecoder, ScaleInterMG
 from mcspex_cli.model.encoder import FUSERS, MultiScaleEncoder, ScaleFuser, SeparateProjections
-from mcspex_cli.model.layers import TCNBlock
+from mcspex_cli.model.layers import TCNBlock, zeroed
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.speaker import SpeakerEncoder
 
@@ -110,8 +111,10 @@ class System(nn.Module):
     """A target-speaker extraction network: reference to embedding, mixture to estimate.
 
     The rest of the program knows `embed`, `extract` and, for training, `forward`. Samples
-    are at `config.sample_rate_hz`, nominally in -1..1, and all signals of a batch are
-    equally long: padding would change the answer through the global norms.
+    are at `config.sample_rate_hz`, nominally in -1..1. Where signals of a batch are shorter
+    than others, zeros follow them, and `lengths` [batch] says how many samples each has; the
+    result is the same as without the zeros. Without `lengths`, zeros are part of a signal, and
+    change the answer through the global norms.
     """
 
     def __init__(
@@ -137,47 +140,65 @@ class System(nn.Module):
         """The shortest reference that leaves a frame to average."""
         return self.config.windows[0] + (self.speaker.least_frames - 1) * self.config.hop
 
-    def embed(self, reference: Tensor) -> Tensor:
+    def embed(self, reference: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embed `reference` [batch, sample] as [batch, embedding].
 
         Raises:
             ValueError: fewer than `least_reference_samples` samples.
         """
-        if reference.shape[-1] < self.least_reference_samples:
+        shortest = reference.shape[-1] if lengths is None else int(lengths.min())
+        if shortest < self.least_reference_samples:
             raise ValueError(f"a reference needs {self.least_reference_samples} samples or more")
-        embedding: Tensor = self.speaker(self.fusion.reference(self.encoder(reference)))
+        scales = self.encoder(reference)
+        fused = self.fusion.reference(scales)
+        embedding: Tensor = self.speaker(fused, self._valid(lengths, fused))
         return embedding
 
-    def extract(self, mixture: Tensor, embedding: Tensor) -> Tensor:
+    def extract(self, mixture: Tensor, embedding: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Extract the voice of `embedding` [batch, embedding] from `mixture` [batch, sample].
 
         Returns the short scale's estimate [batch, sample], as long as the mixture, of any
         length from one sample on; its level is arbitrary unless `config.true_level`. A silent
-        mixture gives a finite, not necessarily silent, estimate.
+        mixture gives a finite, not necessarily silent, estimate. Behind the end of a signal that
+        is shorter than others, the estimate means nothing.
         """
         length = mixture.shape[-1]
         scales = self.encoder(self._whole_frames(mixture))
-        mask = self.masks(self.extractor(self.fusion.mixture(scales), embedding))[0]
-        return self.decoder.short(scales[0] * mask, length)
+        fused = self.fusion.mixture(scales)
+        # The hop that a mixture ends in is completed; a reference's is left out.
+        valid = self._valid(None if lengths is None else lengths + self.config.hop - 1, fused)
+        mask = self.masks(self.extractor(fused, embedding, valid))[0]
+        return self.decoder.short(zeroed(scales[0] * mask, valid), length)
 
-    def forward(self, mixture: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, mixture: Tensor, reference: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run everything that training needs.
 
         Args:
             mixture: [batch, sample].
             reference: [batch / k, sample], of another length if need be, each for k mixtures
                 that follow one another.
+            lengths: of the references [batch / k].
 
         Returns:
             The estimates [scale, batch, sample], short first, and the speaker classifier's
             logits [batch / k, speaker].
         """
-        voices = self.embed(reference)
+        voices = self.embed(reference, lengths)
         embedding = voices.repeat_interleave(len(mixture) // len(voices), dim=0)
         scales = self.encoder(self._whole_frames(mixture))
         short, middle, long = self.masks(self.extractor(self.fusion.mixture(scales), embedding))
         masked = scales[0] * short, scales[1] * middle, scales[2] * long
         return self.decoder(masked, mixture.shape[-1]), self.classifier(voices)
+
+    def _valid(self, lengths: Tensor | None, features: Tensor) -> Tensor | None:
+        """Which frames of `features` lie within `lengths` [batch], as [batch, 1, frame]."""
+        if lengths is None:
+            return None
+        frames = ((lengths - self.config.windows[0]) // self.config.hop + 1).clamp_min(1)
+        numbers = torch.arange(features.shape[-1], device=features.device)
+        return numbers < frames[:, None, None]
 
     def _whole_frames(self, samples: Tensor) -> Tensor:
         """Complete the last hop with zeros, fewer than a hop unless under a window."""

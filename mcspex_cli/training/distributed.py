@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.runtime import choose_device
+from mcspex_cli.model.layers import BatchNorm, zeroed
 from mcspex_cli.model.systems import System
 
 
@@ -76,7 +77,7 @@ class Team:
         if self.size == 1:
             return system
         for module in system.modules():
-            if isinstance(module, nn.BatchNorm1d):
+            if isinstance(module, BatchNorm):
                 module.__class__ = TeamBatchNorm  # the same weights and names
         places = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(system, device_ids=places)
@@ -91,29 +92,31 @@ class Team:
         return reduced
 
 
-class TeamBatchNorm(nn.BatchNorm1d):
+class TeamBatchNorm(BatchNorm):
     """Batch normalisation over the whole team's batch, on any device.
 
     `torch.nn.SyncBatchNorm` is for GPUs only. Shape: [batch, channel, frame], kept.
     """
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Normalise `features` by the mean and variance of all processes' features."""
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Normalise `features` by the mean and variance of all processes' valid features."""
         if not self.training:
             return super().forward(features)
-        values = features.float()
-        moments = torch.stack((values.mean((0, 2)), values.square().mean((0, 2))))
+        values = zeroed(features.float(), valid)
+        frames = features[:, 0].numel() if valid is None else valid.sum()
+        counts = torch.full_like(values[0, :, 0], 1.0) * frames
+        moments = torch.stack((values.sum((0, 2)), values.square().sum((0, 2)), counts))
         total: Tensor = _Sum.apply(moments)  # type: ignore[no-untyped-call]
-        mean, square = (total / distributed.get_world_size()).unbind()
+        count = total[2]
+        mean, square = total[0] / count, total[1] / count
         variance = (square - mean.square()).clamp_min(0)
-        self._update_running(mean.detach(), variance.detach(), features)
+        self._update_running(mean.detach(), variance.detach(), count)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalised: Tensor = (features - mean[:, None]) * scale[:, None] + self.bias[:, None]
         return normalised.to(features.dtype)
 
-    def _update_running(self, mean: Tensor, variance: Tensor, features: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics as `nn.BatchNorm1d` does."""
-        count = features.numel() / features.shape[1] * distributed.get_world_size()
         momentum = self.momentum or 0.0
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,16 +114,17 @@ class Bands(Runtime):
         levels = [np.sqrt(np.mean(np.abs(band) ** 2, axis=-1)) for band in bands]
         return np.stack(levels, axis=-1).astype(np.float32)
 
-    def extract(self, mixtures: audio.Samples, voices: audio.Samples) -> audio.Samples:
+    def extract(
+        self, mixtures: Sequence[audio.Samples], voices: audio.Samples
+    ) -> list[audio.Samples]:
         """Let a voice's band pass, and a little of the others; or, inverted, the others."""
-        length = mixtures.shape[1]
         made = []
         for mixture, voice in zip(mixtures, voices, strict=True):
             spectrum = np.fft.rfft(mixture)
             wanted = np.repeat(voice == voice.max(), -(-len(spectrum) // VOICES))[: len(spectrum)]
             passes = np.where(wanted ^ self.inverted, 1, 0.05)
-            made.append(np.fft.irfft(spectrum * passes, length))
-        return np.array(made, np.float32)
+            made.append(np.fft.irfft(spectrum * passes, len(mixture)).astype(np.float32))
+        return made
 
 
 def sing(voice: int, seed: int, seconds: float = 1.0) -> audio.Samples:
