@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,12 @@ class Bench:
         """The mixtures in a condition, in the order of the plans."""
         rate = self.engine.sample_rate_hz
         for start in range(0, len(self.plans), AT_ONCE):
-            plans = [condition.change(plan) for plan in self.plans[start : start + AT_ONCE]]
-            batch = self.sampler.compose(plans, round(condition.reference_s * rate))
+            length = round(condition.reference_s * rate)
+            plans = [
+                replace(condition.change(plan), reference_length=length)
+                for plan in self.plans[start : start + AT_ONCE]
+            ]
+            batch = self.sampler.compose(plans)
             signals = (part.numpy() for part in (batch.mixture, batch.target, batch.reference))
             for plan, mixture, target, reference in zip(plans, *signals, strict=True):
                 yield Case(

@@ -104,7 +104,7 @@ class TeamBatchNorm(BatchNorm):
             return super().forward(features)
         values = zeroed(features.float(), valid)
         frames = features[:, 0].numel() if valid is None else valid.sum()
-        counts = torch.full_like(values[0, :, 0], 1.0) * frames
+        counts = values.new_ones(values.shape[1]) * frames
         moments = torch.stack((values.sum((0, 2)), values.square().sum((0, 2)), counts))
         total: Tensor = _Sum.apply(moments)  # type: ignore[no-untyped-call]
         count = total[2]

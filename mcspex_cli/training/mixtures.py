@@ -63,6 +63,8 @@ class Plan:
     interferers: tuple[Stretch, ...]
     """One or two."""
     reference: Stretch
+    reference_length: int
+    """In samples."""
     snr_db: tuple[float, ...]
     """For each interferer; empty if the talkers are as loud as they were given."""
     target_speaks: tuple[float, float]
@@ -118,6 +120,7 @@ class Planner:
             target=target,
             interferers=interferers,
             reference=like.reference if like else draw_reference(target, reference_length, rng),
+            reference_length=reference_length,
             snr_db=() if given else tuple(rng.uniform(*settings.snr_db) for _ in interferers),
             target_speaks=target_speaks,
             interferers_speak=interferers_speak,
@@ -242,8 +245,9 @@ class Batch:
     noise: Tensor
     """[batch, sample]"""
     reference: Tensor
-    """[batch / k, sample], each for k rows one after another (`mixtures_per_reference`); its
-    length is drawn once for the batch: references are never padded"""
+    """[batch / k, sample], each for k rows one after another (`mixtures_per_reference`)"""
+    reference_lengths: Tensor | None
+    """[batch / k], in samples, with zeros behind them; None if all references are equally long"""
     speaker: Tensor
     """[batch / k], the target's index among the corpus's speakers"""
     present: Tensor
@@ -268,26 +272,28 @@ class MixtureSampler:
 
     def draw(self, seed: int, step: int, rows: range) -> Batch:
         """Draw some rows of a step's batch, whole groups of `mixtures_per_reference`."""
-        return self.compose(*self.plan(seed, step, rows))
+        return self.compose(self.plan(seed, step, rows))
 
-    def plan(self, seed: int, step: int, rows: range) -> tuple[list[Plan], int]:
-        """Draw the plans for some rows of a step, and the length of its references."""
+    def plan(self, seed: int, step: int, rows: range) -> list[Plan]:
+        """Draw the plans for some rows of a step."""
         settings = self.settings
         shortest, longest = settings.reference_s
         # In tenths of a second: Fourier transforms of most other lengths are slow.
         lengths_s = np.linspace(shortest, longest, settings.reference_lengths).round(1)
         lengths_s = lengths_s.clip(shortest, longest)
-        reference_s = np.random.default_rng((seed, step)).choice(lengths_s)
-        length = round(reference_s * self.corpus.sample_rate_hz)
+        lengths = (lengths_s * self.corpus.sample_rate_hz).round().astype(int)
+        length = int(np.random.default_rng((seed, step)).choice(lengths))
         plans: list[Plan] = []
         for row in rows:
             # Row 0 would be seeded like the step itself: trailing zeros do not count.
             rng = np.random.default_rng((seed, step, 1 + row))
             first = row % settings.mixtures_per_reference == 0
+            if first and settings.own_reference_lengths:
+                length = int(rng.choice(lengths))
             plans.append(self.planner.draw(rng, length, None if first else plans[-1]))
-        return plans, length
+        return plans
 
-    def compose(self, plans: Sequence[Plan], reference_length: int) -> Batch:
+    def compose(self, plans: Sequence[Plan]) -> Batch:
         """Turn plans into signals."""
         leads = plans[:: self.settings.mixtures_per_reference]
         arounds = [plan.around for plan in plans]
@@ -302,12 +308,14 @@ class MixtureSampler:
         signals = self._narrowed(arounds, signals)
         level = self._column([p.level_db for p in plans])
         mixture, target, interferer, noise = signals * _gain_to_level(signals[0], level)
+        reference, lengths = self._references(leads)
         return Batch(
             mixture=mixture,
             target=target,
             interferer=interferer,
             noise=noise,
-            reference=self._references(leads, reference_length),
+            reference=reference,
+            reference_lengths=lengths,
             speaker=self._column([p.speaker for p in leads]).squeeze(1).long(),
             present=present.squeeze(1).bool(),
         )
@@ -401,8 +409,22 @@ class MixtureSampler:
         narrowed[..., rows, :] = limited
         return narrowed
 
-    def _references(self, plans: Sequence[Plan], length: int) -> Tensor:
-        """The references [batch / k, sample] in their own surroundings."""
+    def _references(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor | None]:
+        """The references of a batch, and their lengths, as `Batch` has them."""
+        lengths = [plan.reference_length for plan in plans]
+        longest = max(lengths)
+        if min(lengths) == longest:
+            return self._equally_long_references(plans, longest), None
+        device = self.corpus.samples.device
+        references = torch.zeros(len(plans), longest, device=device)
+        for length in sorted(set(lengths)):
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            alike = [plans[row] for row in rows]
+            references[rows, :length] = self._equally_long_references(alike, length)
+        return references, torch.tensor(lengths).to(device, non_blocking=True)
+
+    def _equally_long_references(self, plans: Sequence[Plan], length: int) -> Tensor:
+        """References [plan, sample] in their own surroundings."""
         arounds = [p.around_reference for p in plans]
         dry = self.corpus.gather([p.reference for p in plans], length)
         reverberant = self._in_rooms(arounds, dry.unsqueeze(1))[0].squeeze(1)

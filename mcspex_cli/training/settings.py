@@ -52,9 +52,11 @@ class MixtureSettings:
 
     segment_s: Seconds = 3.0
     reference_s: Annotated[Range, Limits(0.5, 600)] = (1.5, 8.0)
-    """Drawn once for a batch, in tenths of a second: references are never padded."""
+    """Drawn in tenths of a second, once for a batch or, with `own_reference_lengths`, for each."""
     reference_lengths: Count = 4
     """Different lengths of references, spread over `reference_s`: each is compiled once."""
+    own_reference_lengths: bool = False
+    """Each reference of a batch has its own length, and is computed with zeros behind it."""
     mixtures_per_reference: Count = 1
     """Rows of a batch, one after another, that share a target speaker and a reference."""
     snr_db: Decibels = (-5.0, 5.0)

@@ -225,8 +225,8 @@ def draw_renderings(
     """
     sampler = MixtureSampler(corpus, settings)
     for step in range(count):
-        plans, reference_length = sampler.plan(seed, step, range(1))
-        batch = sampler.compose(plans, reference_length)
+        plans = sampler.plan(seed, step, range(1))
+        batch = sampler.compose(plans)
         clean = batch.mixture - batch.noise
         parts = torch.cat((batch.mixture, batch.target, batch.interferer, batch.noise, clean))
         mixture, target, interferer, noise, _ = (parts * _gain_to_peak(parts)).numpy()

@@ -155,7 +155,8 @@ class Trainer:
         """Forward in the run's precision, the loss in float32."""
         dtype = getattr(torch, self.settings.run.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            estimates, logits = self.network(batch.mixture, batch.reference)
+            signals = batch.mixture, batch.reference, batch.reference_lengths
+            estimates, logits = self.network(*signals)
         levelled = self.system.config.true_level
         return multi_scale_loss(estimates, logits, batch, true_level=levelled)
 

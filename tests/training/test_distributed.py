@@ -26,6 +26,7 @@ validation = "speech/recipe.csv"
 [mixtures]
 segment_s = 0.5
 reference_s = [0.5, 0.8]
+own_reference_lengths = true
 noise = 0.5
 [optimiser]
 steps = 4

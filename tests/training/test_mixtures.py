@@ -41,6 +41,10 @@ def draw(corpus: Corpus, settings: MixtureSettings, rows: int = 24) -> Batch:
     return MixtureSampler(corpus, settings).draw(7, 3, range(rows))
 
 
+def tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
+
+
 def power(signals: torch.Tensor) -> torch.Tensor:
     return signals.square().mean(-1)
 
@@ -57,7 +61,7 @@ def test_a_mixture_is_the_sum_of_its_parts(talkers: Corpus) -> None:
 
 def test_the_same_seed_draws_the_same(talkers: Corpus) -> None:
     one, same = (draw(talkers, EVERYTHING) for _ in range(2))
-    for name, tensor in vars(one).items():
+    for name, tensor in tensors(one).items():
         assert torch.equal(tensor, getattr(same, name)), name
     sampler = MixtureSampler(talkers, EVERYTHING)
     assert not torch.equal(one.mixture, sampler.draw(8, 3, range(24)).mixture)
@@ -68,7 +72,7 @@ def test_a_batch_is_the_same_whole_or_shared_out(talkers: Corpus) -> None:
     sampler = MixtureSampler(talkers, EVERYTHING)
     whole = sampler.draw(7, 3, range(24))
     parts = [sampler.draw(7, 3, range(k, k + 6)) for k in range(0, 24, 6)]
-    for name, tensor in vars(whole).items():
+    for name, tensor in tensors(whole).items():
         joined = torch.cat([getattr(part, name) for part in parts])
         torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
 
@@ -79,24 +83,43 @@ def test_mixtures_share_a_reference_in_groups(talkers: Corpus) -> None:
     assert batch.mixture.shape == (24, 6400)
     assert (len(batch.reference), len(batch.speaker), len(batch.present)) == (8, 8, 24)
     parts = [sampler.draw(7, 3, range(k, k + 6)) for k in range(0, 24, 6)]
-    for name, tensor in vars(batch).items():
+    for name, tensor in tensors(batch).items():
         joined = torch.cat([getattr(part, name) for part in parts])
         torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
     for step in range(20):
-        plans, length = sampler.plan(7, step, range(24))
+        plans = sampler.plan(7, step, range(24))
         for row, plan in enumerate(plans):
             lead = plans[row - row % 3]
             assert plan.reference is lead.reference
             assert plan.speaker == lead.speaker
             assert plan.target.speed == plan.reference.speed
-            assert plan.reference.length <= round(length * plan.reference.speed)
+            assert plan.reference.length <= round(plan.reference_length * plan.reference.speed)
             assert not plan.target.sentences() & plan.reference.sentences()
             assert plan is lead or plan.target != lead.target
 
 
 def test_few_lengths_of_references_are_drawn(talkers: Corpus) -> None:
     sampler = MixtureSampler(talkers, replace(PLAIN, reference_s=(0.5, 0.9), reference_lengths=3))
-    assert {sampler.plan(0, step, range(2))[1] for step in range(40)} == {4000, 5600, 7200}
+    lengths = [{p.reference_length for p in sampler.plan(0, k, range(3))} for k in range(40)]
+    assert set.union(*lengths) == {4000, 5600, 7200}
+    assert {len(of_a_batch) for of_a_batch in lengths} == {1}
+
+
+def test_references_of_their_own_lengths_are_those_of_equal_ones(talkers: Corpus) -> None:
+    own = replace(EVERYTHING, own_reference_lengths=True, mixtures_per_reference=2)
+    sampler = MixtureSampler(talkers, own)
+    plans, whole = sampler.plan(7, 3, range(24)), sampler.draw(7, 3, range(24))
+    assert whole.reference_lengths is not None
+    assert len(set(whole.reference_lengths.tolist())) > 2
+    assert whole.reference.shape == (12, max(whole.reference_lengths))
+    for row, length in enumerate(whole.reference_lengths):
+        alone = sampler.compose(plans[2 * row : 2 * row + 2])
+        assert alone.reference_lengths is None
+        assert alone.reference.shape == (1, length)
+        torch.testing.assert_close(
+            whole.reference[row, :length], alone.reference[0], rtol=0, atol=1e-5
+        )
+        assert not whole.reference[row, length:].any()
 
 
 def test_snr_and_level_are_in_their_ranges(talkers: Corpus) -> None:
@@ -228,8 +251,8 @@ def test_noises_are_drawn_from_a_folder(talkers: Corpus, noises: Path) -> None:
         reference_noise=1.0,
     )  # fmt: skip
     sampler = MixtureSampler(talkers, settings)
-    plans, length = sampler.plan(0, 0, range(32))
-    batch = sampler.compose(plans, length)
+    plans = sampler.plan(0, 0, range(32))
+    batch = sampler.compose(plans)
     below = 10 * torch.log10(power(batch.target + batch.interferer) / power(batch.noise))
     torch.testing.assert_close(below, torch.full((32,), 5.0), rtol=0, atol=1e-3)
     spectra = torch.fft.rfft(batch.noise).abs().argmax(-1) / 0.8
@@ -246,7 +269,7 @@ def test_files_are_taken_as_often_as_asked(talkers: Corpus, noises: Path, rooms:
         PLAIN, noise=0.5, noise_folder=noises, noise_files=0.4, room=0.5, room_folder=rooms,
         room_files=0.3,
     )  # fmt: skip
-    plans = [MixtureSampler(talkers, settings).plan(0, k, range(100))[0] for k in range(4)]
+    plans = [MixtureSampler(talkers, settings).plan(0, k, range(100)) for k in range(4)]
     arounds = [plan.around for plans_ in plans for plan in plans_]
     noisy = [a.noise == "file" for a in arounds if a.noise]
     echoing = [bool(a.room_files) for a in arounds if a.room or a.room_files]
@@ -255,16 +278,16 @@ def test_files_are_taken_as_often_as_asked(talkers: Corpus, noises: Path, rooms:
     assert np.mean(echoing) == pytest.approx(0.3, abs=0.1)
     assert not any(a.room and a.room_files for a in arounds)
     computed = replace(settings, noise_folder=None, room_folder=None)
-    for plan in MixtureSampler(talkers, computed).plan(0, 0, range(100))[0]:
+    for plan in MixtureSampler(talkers, computed).plan(0, 0, range(100)):
         assert plan.around.noise != "file" and not plan.around.room_files
 
 
 def test_rooms_are_drawn_from_a_folder(talkers: Corpus, rooms: Path) -> None:
     settings = replace(PLAIN, room=1.0, room_folder=rooms, room_files=1.0, snr_db=(0.0, 0.0))
     sampler = MixtureSampler(talkers, settings)
-    plans, length = sampler.plan(0, 0, range(48))
-    batch = sampler.compose(plans, length)
-    dry = sampler.compose([replace(p, around=Surroundings()) for p in plans], length)
+    plans = sampler.plan(0, 0, range(48))
+    batch = sampler.compose(plans)
+    dry = sampler.compose([replace(p, around=Surroundings()) for p in plans])
     files = sampler.planner.rooms
     assert files
     for row, plan in enumerate(plans):
@@ -290,7 +313,7 @@ def test_files_keep_batches_the_same_whole_or_shared_out(
     sampler = MixtureSampler(talkers, settings)
     whole, again = (sampler.draw(7, 3, range(24)) for _ in range(2))
     parts = [sampler.draw(7, 3, range(k, k + 6)) for k in range(0, 24, 6)]
-    for name, tensor in vars(whole).items():
+    for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, getattr(again, name)), name
         joined = torch.cat([getattr(part, name) for part in parts])
         torch.testing.assert_close(joined, tensor, rtol=0, atol=1e-5, msg=name)
