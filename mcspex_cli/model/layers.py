@@ -33,8 +33,7 @@ class GlobalLayerNorm(nn.GroupNorm):
         own = features * valid.float()  # in float32 under autocast, too
         count = features.shape[1] * valid.sum((1, 2))
         mean = own.sum((1, 2)) / count
-        power = torch.linalg.vector_norm(own, dim=1).square().sum(1) / count
-        variance = (power - mean.square()).clamp_min(0)
+        variance = (own.square().sum((1, 2)) / count - mean.square()).clamp_min(0)
         scale = self.weight * (variance + self.eps).rsqrt()[:, None]
         offset = self.bias - mean[:, None] * scale
         return torch.addcmul(offset[..., None], own, scale[..., None])
