@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mcspex_cli.model.decoder import MultiScaleDecoder
-from mcspex_cli.model.encoder import MultiScaleEncoder, Scales
+from mcspex_cli.model.encoder import FrameEncoder, MultiScaleEncoder, Scales
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock
 from mcspex_cli.model.systems import System
@@ -70,22 +70,6 @@ class Pointwise(nn.Conv1d):
         """Project `features` [batch, channel_in, frame] to [batch, channel_out, frame]."""
         weight = self.weight.squeeze(-1)
         return functional.linear(features.transpose(1, 2), weight, self.bias).transpose(1, 2)
-
-
-class FrameEncoder(MultiScaleEncoder):
-    """The filter banks as matrix products over the frames' samples."""
-
-    def forward(self, samples: Tensor) -> Scales:
-        """As `MultiScaleEncoder.forward`."""
-        covered = (samples.shape[-1] - self.windows[0]) // self.hop * self.hop
-        scales = []
-        for bank, window in zip(self.banks, self.windows, strict=True):
-            assert isinstance(bank, nn.Conv1d)
-            padded = functional.pad(samples, (0, covered + window - samples.shape[-1]))
-            frames = padded.unfold(-1, window, self.hop)
-            features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
-            scales.append(functional.relu(features).transpose(1, 2))
-        return scales[0], scales[1], scales[2]
 
 
 class FrameDecoder(MultiScaleDecoder):

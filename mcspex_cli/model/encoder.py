@@ -58,6 +58,25 @@ class MultiScaleEncoder(nn.Module):
         return scales[0], scales[1], scales[2]
 
 
+class FrameEncoder(MultiScaleEncoder):
+    """The filter banks as matrix products over the frames' samples, which CPUs compute faster.
+
+    The filters of a frame lie together in memory.
+    """
+
+    def forward(self, samples: Tensor) -> Scales:
+        """As `MultiScaleEncoder.forward`."""
+        covered = (samples.shape[-1] - self.windows[0]) // self.hop * self.hop
+        scales = []
+        for bank, window in zip(self.banks, self.windows, strict=True):
+            assert isinstance(bank, nn.Conv1d)
+            padded = functional.pad(samples, (0, covered + window - samples.shape[-1]))
+            frames = padded.unfold(-1, window, self.hop)
+            features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
+            scales.append(functional.relu(features).transpose(1, 2))
+        return scales[0], scales[1], scales[2]
+
+
 class NormProjection(nn.Module):
     """Concatenate the scales, normalise each frame, project to the network's width.
 

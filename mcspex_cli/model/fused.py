@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcspex_cli.model.decoder import MultiScaleDecoder
-from mcspex_cli.model.encoder import MultiScaleEncoder, Scales
+from mcspex_cli.model.encoder import FrameEncoder
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.speaker import ResBlock
@@ -49,7 +49,7 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     if not can_fold(system):
         raise ValueError(f"blocks with {system.config.norm} cannot be folded")
     folded = copy.deepcopy(system).eval().requires_grad_(False)
-    folded.encoder = FoldedEncoder(folded.encoder)  # type: ignore[assignment]
+    folded.encoder.__class__ = FrameEncoder
     folded.extractor = FoldedExtractor(folded.extractor, dtype)  # type: ignore[assignment]
     for block in (m for m in folded.speaker.modules() if isinstance(m, ResBlock)):
         block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
@@ -90,30 +90,6 @@ class FoldedPointwise(nn.Module):
     def project(self, rows: Tensor) -> Tensor:
         """Project rows [frame, channel_in] to [frame, channel_out]."""
         return _filtered(rows, self.weight, self.bias)
-
-
-class FoldedEncoder(nn.Module):
-    """All three filter banks as one matrix product, the short ones completed with zeros."""
-
-    def __init__(self, encoder: MultiScaleEncoder) -> None:
-        super().__init__()
-        self.hop, self.short, self.long = encoder.hop, encoder.windows[0], max(encoder.windows)
-        banks = [
-            functional.pad(bank.get_parameter("weight"), (0, self.long - window))
-            for bank, window in zip(encoder.banks, encoder.windows, strict=True)
-        ]
-        self.weight = nn.Parameter(torch.cat(banks).squeeze(1), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([_bias(b) for b in encoder.banks]), requires_grad=False)
-
-    def forward(self, samples: Tensor) -> Scales:
-        """Encode `samples` [batch, sample] as `MultiScaleEncoder` does."""
-        frames = (samples.shape[-1] - self.short) // self.hop + 1
-        covered = (frames - 1) * self.hop + self.long
-        padded = functional.pad(samples, (0, covered - samples.shape[-1]))
-        windows = padded.unfold(-1, self.long, self.hop)
-        features = functional.linear(windows, self.weight, self.bias).relu_()
-        short, middle, long = features.transpose(1, 2).chunk(3, dim=1)
-        return short, middle, long
 
 
 class FoldedDecoder(nn.Module):

@@ -149,8 +149,7 @@ class System(nn.Module):
         shortest = reference.shape[-1] if lengths is None else int(lengths.min())
         if shortest < self.least_reference_samples:
             raise ValueError(f"a reference needs {self.least_reference_samples} samples or more")
-        scales = self.encoder(reference)
-        fused = self.fusion.reference(scales)
+        fused = self.fusion.reference(self.encoder(reference))
         embedding: Tensor = self.speaker(fused, self._valid(lengths, fused))
         return embedding
 
