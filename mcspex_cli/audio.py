@@ -78,6 +78,9 @@ _BIG_ENDIAN = ("AIFF", "CAF", "AU")
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
 
+MOST_OPEN = 32
+"""Files that a command keeps open from when it has checked their headers until it reads them."""
+
 _BLOCK_SAMPLES = 2**24
 """The most samples in a block, of all channels together."""
 

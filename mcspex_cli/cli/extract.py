@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
     from mcspex_cli.extraction.reference import Voice
 
-MOST_OPEN = 32
-"""Mixtures that stay open from when they are checked until they are read."""
-
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
 
@@ -151,10 +148,12 @@ def _check_usage(request: ExtractRequest) -> None:
 
 def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path | None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
+    from mcspex_cli import audio
     from mcspex_cli.extraction.clip import check_spans
     from mcspex_cli.extraction.engine import choose_runtime, open_engine
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import Places, check_presence, check_references, inspect
+    from mcspex_cli.extraction.profile import Profile
     from mcspex_cli.extraction.reference import check_sources, list_sources
     from mcspex_cli.extraction.runtime import EngineSettings, keep_memory
 
@@ -164,13 +163,13 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
     for job in jobs:
         check_references(job, references)
         places.add(job)
-    profiles = check_sources(references)
+    sources = check_sources(references)
     if stdin:
         _copy_stdin(stdin)
     for place, job in enumerate(jobs):
         try:
             jobs[place] = inspect(job, settings)
-            if place >= MOST_OPEN and (reader := jobs[place].reader):
+            if place >= audio.MOST_OPEN and (reader := jobs[place].reader):
                 reader.close()
         except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
@@ -180,8 +179,9 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
     seconds = sum(job.reader.info.seconds for job in jobs if job.reader)
     info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
     check_presence(info, info.calibration, settings.absent)
-    for path, profile in profiles.items():
-        profile.enrolment_for(info, path)
+    for path, source in sources.items():
+        if isinstance(source, Profile):
+            source.enrolment_for(info, path)
     engine = EngineSettings(request.device, request.precision, runtime=request.runtime)
     engine = replace(engine, runtime=choose_runtime(info, engine, seconds))
     prepare(info, engine.runtime, quiet=request.is_silent)
@@ -189,7 +189,7 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
     extractor = Extractor(info, open_engine(info, engine))
     voices.append(
         extractor.enroll(
-            references,
+            [one if isinstance(one, audio.Reader) else path for path, one in sources.items()],
             spans=request.spans,
             mixture=jobs[0].mixture,
             channel=settings.channel,

@@ -183,7 +183,9 @@ class Clip:
 
 
 def read_clip(
-    path: Path, sample_rate_hz: int, advance: Callable[[float], object] = lambda _: None
+    file: Path | audio.Reader,
+    sample_rate_hz: int,
+    advance: Callable[[float], object] = lambda _: None,
 ) -> Clip:
     """Read a clip, of a long one 10 min from its first speech on.
 
@@ -198,7 +200,8 @@ def read_clip(
     """The first 10 min, in case there is no speech in all of the file."""
     clipped: list[float] = []
     """The share of clipped samples in each block that was read."""
-    reader, warnings = audio.Reader(path), []
+    reader = file if isinstance(file, audio.Reader) else audio.Reader(file)
+    path, warnings = reader.path, []
     for block in reader:
         advance(block.shape[1] / reader.sample_rate_hz)
         if len(kept) == longest:

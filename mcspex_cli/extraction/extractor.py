@@ -105,7 +105,7 @@ class Extractor:
 
     def enroll(
         self,
-        references: Path | str | Sequence[Path | str] = (),
+        references: Path | str | Sequence[Path | str | audio.Reader] = (),
         *,
         spans: Sequence[Span] = (),
         mixture: Path | None = None,
@@ -120,7 +120,7 @@ class Extractor:
         its ends. Only 10 min of a clip are read, from its first speech on.
 
         Args:
-            references: files and folders, all of one person alone.
+            references: files, folders and open files, all of one person alone.
             spans: when the person speaks alone in `mixture`.
             mixture: the recording that the spans are of.
             channel: the channel of the mixture that the spans are taken from.
@@ -137,7 +137,11 @@ class Extractor:
         if isinstance(references, str | os.PathLike):
             references = [references]
         try:
-            paths = [Path(path) for path in references if str(path)]
+            paths = [
+                one if isinstance(one, audio.Reader) else Path(one)
+                for one in references
+                if str(one)
+            ]
         except TypeError as error:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
         if not all(isinstance(span, Span) for span in spans):

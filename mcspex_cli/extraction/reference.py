@@ -72,7 +72,7 @@ class Voice:
 
 
 def enroll(
-    sources: Iterable[Path | Clip],
+    sources: Iterable[Path | audio.Reader | Clip],
     engine: Engine,
     model: CheckpointInfo,
     advance: Callable[[float], object] = lambda _: None,
@@ -80,7 +80,8 @@ def enroll(
     """Embed one voice from clips, folders of clips and profiles, weighted by their speech.
 
     Args:
-        sources: all of one person; `clip.read_spans` gives clips of a recording.
+        sources: all of one person; `check_sources` gives readers of clips, `clip.read_spans` clips
+            of a recording.
         engine: of `model`.
         model: what profiles must be for.
         advance: called with the seconds of sound read since its last call, also before a clip is
@@ -92,11 +93,11 @@ def enroll(
     """
     voices = []
     for source in sources:
-        for one in [source] if isinstance(source, Clip) else list_sources([source]):
+        for one in list_sources([source]) if isinstance(source, Path) else [source]:
             advance(0.0)
             if isinstance(one, Clip):
                 voices.append(embed_clip(one, engine))
-            elif is_profile_name(one):
+            elif isinstance(one, Path) and is_profile_name(one):
                 profile = read_profile(one)
                 known = profile.enrolment_for(model, one)
                 voices.append(
@@ -193,7 +194,9 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     return listed
 
 
-def check_sources(sources: Iterable[Path], *models: CheckpointInfo) -> dict[Path, Profile]:
+def check_sources(
+    sources: Iterable[Path], *models: CheckpointInfo
+) -> dict[Path, Profile | audio.Reader]:
     """Read headers only, to refuse before any work what cannot be enrolled.
 
     Args:
@@ -201,21 +204,24 @@ def check_sources(sources: Iterable[Path], *models: CheckpointInfo) -> dict[Path
         models: what profiles must be for.
 
     Returns:
-        The profiles among them.
+        The profiles and, for the clips, readers that are open, unless there are very many.
 
     Raises:
         AudioError: a clip is not a sound file, or too short.
         CheckpointError: a profile cannot be used, or is for other models.
     """
-    profiles = {}
+    checked: dict[Path, Profile | audio.Reader] = {}
     for path in sources:
         if is_profile_name(path):
-            profiles[path] = read_profile(path)
+            checked[path] = profile = read_profile(path)
             for model in models:
-                profiles[path].enrolment_for(model, path)
+                profile.enrolment_for(model, path)
         else:
-            check_length(str(path), audio.probe(path).seconds)
-    return profiles
+            checked[path] = reader = audio.Reader(path)
+            check_length(str(path), reader.info.seconds)
+            if len(checked) > audio.MOST_OPEN:
+                reader.close()
+    return checked
 
 
 def measure_quality(clip: Clip, used_s: float, two_voices: bool | None) -> ReferenceQuality:

@@ -94,7 +94,12 @@ def test_a_profile_counts_with_its_seconds(
     assert voice.qualities == whole.qualities
     assert len(enroll([clips], engine, model).sources) == 2  # a folder is its sounds
     sources = list_sources([clips, path])
-    assert list(check_sources(sources, model)) == [path]
+    checked = check_sources(sources, model)
+    assert [k for k, one in checked.items() if isinstance(one, Profile)] == [path]
+    readers = [one for one in checked.values() if isinstance(one, audio.Reader)]
+    for _ in range(2):  # the second time the files are opened again
+        again = enroll([*readers, path], engine, model)
+        assert again.sources == enroll(sources, engine, model).sources
     with pytest.raises(CheckpointError, match=r"p.safetensors: enrolled for tiny"):
         check_sources(sources, model, replace(model, sha256="a" * 64))
 
