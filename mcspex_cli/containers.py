@@ -100,6 +100,9 @@ _FILE_SIZE = re.compile(
 """Where Flash and Windows Media files say how long they are."""
 
 _VOC = b"Creative Voice File\x1a"
+_ASF = b"\x30\x26\xb2\x75"
+_BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx styp pdin".split()
+"""The outermost boxes of an MP4."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,13 @@ class Track:
 
 
 class _OnlyBytes:
-    """An open file for FFmpeg: bytes without a name, and no more than there were at first.
+    """An open file for FFmpeg: bytes without a name, and none after the first `size` of them.
 
     Nothing is raised into FFmpeg, which would print it; `error` is for those who look later.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.size = stream, os.fstat(stream.fileno()).st_size
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self.size = stream, size
         self.tell = stream.tell
         self.error: OSError | None = None
 
@@ -137,6 +140,8 @@ class _OnlyBytes:
             return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            offset, whence = self.size + offset, os.SEEK_SET
         try:
             return self._stream.seek(offset, whence)
         except (OSError, ValueError, OverflowError):  # a damaged file leads nowhere
@@ -185,7 +190,8 @@ class Container:
                 "is not read. Split them, or join them with an audio editor."
             )
         stream.seek(0)
-        self._path, self._bytes, self._advice = path, _OnlyBytes(stream), advice
+        size = os.fstat(stream.fileno()).st_size - ending.following
+        self._path, self._bytes, self._advice = path, _OnlyBytes(stream, size), advice
         self._last = b"", 0  # the first bytes of the last packet, and its length
         self._end = 0  # where the packets end that held sound
         self._early: int | None = None  # samples of an encoder's delay that are still to be dropped
@@ -539,6 +545,9 @@ def _find_ending(stream: BinaryIO) -> _Ending:
     end = _announced_end(stream, head, size)
     if end > size:
         return _Ending(f"{end - size:,} bytes are missing at its end")
+    stream.seek(max(0, size - 2**12))
+    if head[:4] == _ASF and not any(stream.read(2**12)):
+        return _Ending("its end is all zeros")
     stream.seek(end)
     following = stream.read(8)
     if head[:4] in following[:5] or following[4:] == b"ftyp":  # a byte of padding may be between
@@ -586,6 +595,8 @@ def _end_of_chunks(stream: BinaryIO, head: bytes, size: int, at: int) -> int:
         else:
             length = int.from_bytes(chunk[:4], "big")
             length = int.from_bytes(chunk[8:16], "big") if length == 1 else length
+            if at + length > size and chunk[4:8] not in _BOXES:  # what a camera appends, say
+                return at
         if not any(chunk[:4]) or not 5 <= length < 2**62:  # up to the end, or nonsense
             return size
         at += length

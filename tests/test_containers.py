@@ -301,16 +301,23 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
         samples, warnings = read(joined(tmp_path, suffix, subtype=subtype))
         assert len(samples) == pytest.approx(24_000, abs=600)
         assert ["follows the first in it and is not read" in text for text in warnings] == [True]
+    for name, codec in (("a.mp4", "aac"), ("a.wma", "wmav2"), ("a.flv", "libmp3lame")):
+        path = encoded(name, codec, 44_100)(tmp_path)
+        whole = len(read(path)[0])
+        path.write_bytes(path.read_bytes() * 2)
+        samples, warnings = read(path)
+        assert len(samples) == whole
+        assert ["follows the first in it and is not read" in text for text in warnings] == [True]
+
+
+def test_what_a_camera_appends_to_an_mp4_is_no_damage(tmp_path: Path) -> None:
     path = encoded("a.mp4", "aac")(tmp_path)
-    path.write_bytes(path.read_bytes() * 2)
-    assert ["follows the first in it and is not read" in text for text in read(path)[1]] == [True]
+    path.write_bytes(path.read_bytes() + b"SEFHe\0\0\0" * 40)
+    assert read(path)[1] == []
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.tta", "tta"), ("a.flv", "libmp3lame")])
-def test_what_follows_a_file_and_cannot_be_read_is_damage(
-    tmp_path: Path, name: str, codec: str
-) -> None:
-    path = encoded(name, codec, 44_100)(tmp_path)
+def test_what_follows_a_file_and_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    path = encoded("a.tta", "tta", 44_100)(tmp_path)
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(DamagedError, match=r"bytes after 5\.\d\d s are not sound that can be"):
         read(path)
@@ -459,6 +466,7 @@ DAMAGED = [
     (encoded("a.avi", "pcm_s16le"), cut, r"damaged after 3", 3.0, 4.0),
     (encoded("a.aac", "aac"), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
     (encoded("a.ac3", "ac3", 48_000), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
+    (encoded("a.wma", "wmav2", 16_000), blank, r"3\.\d\d of 6\.\d\d s", 3.0, 4.0),
     (encoded("a.wma", "wmav2", 16_000), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
 ]
 
