@@ -128,7 +128,7 @@ class Extraction:
             recording.upload.path, self.voice, outputs, options, self._advance
         )
         for name in SOUNDS:
-            self.peaks[name], _ = read_peaks(self.path(f"{name}.wav"))
+            self.peaks[name] = read_peaks(self.path(f"{name}.wav"))
 
     def _advance(self, done_s: float) -> None:
         self._done_s += done_s

@@ -156,12 +156,12 @@ class Recording:
         }
 
 
-def read_peaks(path: Path) -> tuple[bytes, float]:
-    """The peaks of a whole file of one channel, and the seconds of each."""
+def read_peaks(path: Path) -> bytes:
+    """The peaks of a whole file of one channel."""
     reader = audio.Reader(path)
     meter = PeakMeter(reader.info.sample_rate_hz, reader.info.seconds)
     peaks = [meter.add(block[0]) for block in reader]
-    return b"".join([*peaks, meter.end()]), meter.peak_s
+    return b"".join([*peaks, meter.end()])
 
 
 def draw_part(path: Path, mixture: Path, start_s: float, end_s: float) -> bytes:

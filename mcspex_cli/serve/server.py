@@ -366,7 +366,7 @@ async def _upload(session: Session, request: Request) -> Upload:
 
 
 def send_file(path: Path, headers: dict[str, str], part: str = "") -> Response:
-    """A file, or a part of it, as its user may delete it while it is on its way.
+    """Answer with a file, or a part of it, that may be deleted while it is sent.
 
     Args:
         path: the file, which is opened at once.
