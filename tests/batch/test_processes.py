@@ -1,0 +1,87 @@
+"""How work is dealt out to members that die: nothing is lost, and only what kills them fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from mcspex_cli.batch.journal import Journal, JournalWriter
+from mcspex_cli.batch.pairing import Task, outputs
+from mcspex_cli.batch.plan import BatchPlan
+from mcspex_cli.batch.processes import DEATHS, deal
+from mcspex_cli.batch.run import BatchSettings, Outcome, Unit, WorkList
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+from mcspex_cli.errors import EngineError, McspexError
+
+COUNT = 20
+
+
+class Mortal:
+    """A member in this process: it does a task by writing its name, or dies of it."""
+
+    deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
+
+    def __init__(self, work: WorkList, deadly: Counter[str]) -> None:
+        self._work, self._deadly = work, deadly
+        self._writer = JournalWriter(work.plan.folder)
+
+    def start(self) -> Future[list[Outcome] | McspexError]:
+        return self.submit([], set())
+
+    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Future[list[Outcome] | McspexError]:
+        future, outcomes = Future[list[Outcome] | McspexError](), list[Outcome]()
+        for task in (task for unit in parcel for task in unit if task.id not in done):
+            if self._deadly[task.id] > 0:
+                self._deadly[task.id] -= 1
+                future.set_exception(BrokenProcessPool("it was killed."))
+                return future
+            outputs(self._work.plan.folder, task)["audio"].write_text(task.id)
+            self._writer.add_done(task, self._work.key, {"seconds": 1.0})
+            outcomes.append(Outcome(task, {"seconds": 1.0}))
+        future.set_result(outcomes)
+        return future
+
+    def stop(self) -> None: ...
+
+    def end(self, *, now: bool) -> None: ...
+
+
+def dealt(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Outcome]:
+    (folder / "audio").mkdir()
+    tasks = [Task(f"{n}", f"{n}.wav", output=f"{n}.wav", seconds=1.0) for n in range(COUNT)]
+    settings = BatchSettings(find_checkpoint(model), devices=("cpu",), batch_size=size)
+    work = WorkList(BatchPlan(folder, tasks), Journal(folder), settings)
+    return list(deal(work, [Mortal(work, deadly) for _ in range(2)], Event()))
+
+
+@pytest.mark.parametrize(
+    ("size", "deadly", "failed"),
+    [
+        (1, {}, set()),
+        (1, {"0": DEATHS - 1, "7": DEATHS - 1, "19": 1}, set()),
+        (1, {"0": 1, "7": 99, "19": 99}, {"7", "19"}),
+        (3, {"4": DEATHS}, set()),  # the three of its unit are then tried one by one
+        (3, {"4": 99, "18": 1}, {"4"}),
+        (99, {"0": 99, "1": 99}, {"0", "1"}),
+    ],
+)
+def test_only_what_members_die_of_again_and_again_fails(
+    tmp_path: Path, tiny_folder: Path, size: int, deadly: dict[str, int], failed: set[str]
+) -> None:
+    outcomes = dealt(tmp_path, tiny_folder, Counter(deadly), size)
+    assert Counter(outcome.task.id for outcome in outcomes) == Counter(map(str, range(COUNT)))
+    reasons = {outcome.task.id: outcome.reason for outcome in outcomes if outcome.row is None}
+    assert reasons.keys() == failed == Journal(tmp_path).failed.keys()
+    for id_, reason in reasons.items():
+        assert reason.startswith(f"{id_}.wav: {DEATHS} processes that worked on it were killed, ")
+
+
+def test_members_that_die_of_everything_end_the_batch(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"^12 processes in a row died before they finished a f"):
+        dealt(tmp_path, tiny_folder, Counter(dict.fromkeys(map(str, range(COUNT)), 99)), 1)
