@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
-from mcspex_cli.extraction.onnx import prepare
+from mcspex_cli.extraction.onnx import lacks_graphs, prepare
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import choose_precision
 from mcspex_cli.model.systems import System, build, sized
@@ -82,11 +84,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that has the graphs of `tiny_folder`."""
-    folder = tmp_path_factory.mktemp("prepared")
-    with pytest.MonkeyPatch.context() as patch:
+    """A cache that has the graphs of `tiny_folder`; the workers of a run share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prepared"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCSPEX_CACHE", str(folder))
-        prepare(find_checkpoint(tiny_folder))
+        if lacks_graphs(info := find_checkpoint(tiny_folder)):
+            prepare(info)
     return folder
 
 
