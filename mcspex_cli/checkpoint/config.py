@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 import reprlib
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -128,23 +127,12 @@ def parse_system(raw: object, where: object) -> SystemConfig:
     Raises:
         CheckpointError: A key is unknown or missing, or its value is impossible; names `where`.
     """
-    from mcspex_cli.model.decoder import INTERMGS
-    from mcspex_cli.model.encoder import FUSERS
-    from mcspex_cli.model.layers import NORMS
-    from mcspex_cli.model.separator import CONSMS
-    from mcspex_cli.model.systems import SYSTEMS, SystemConfig
+    from mcspex_cli.model.systems import CHOICES, SystemConfig
 
     fields = raw if isinstance(raw, SystemFields) else _check(raw, SystemFields, where)
     config = SystemConfig(**msgspec.structs.asdict(fields))
     config = replace(config, consm=FORMER_CONSMS.get(config.consm, config.consm))
-    tables: dict[str, Collection[str]] = {
-        "system": SYSTEMS,
-        "scale_fuser": FUSERS,
-        "consm": CONSMS,
-        "scale_intermg": INTERMGS,
-        "norm": NORMS,
-    }
-    for key, choices in tables.items():
+    for key, choices in CHOICES.items():
         value = getattr(config, key)
         if value not in choices:
             known = ", ".join(choices)

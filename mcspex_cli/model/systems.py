@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mcspex_cli.model.decoder import INTERMGS, IndependentMasks, MultiScaleDecoder, ScaleInterMG
 from mcspex_cli.model.encoder import FUSERS, MultiScaleEncoder, ScaleFuser, SeparateProjections
-from mcspex_cli.model.layers import TCNBlock, zeroed
+from mcspex_cli.model.layers import NORMS, TCNBlock, zeroed
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.speaker import SpeakerEncoder
 
@@ -247,6 +247,15 @@ SYSTEMS: dict[str, Callable[[SystemConfig], System]] = {
     "mcspex": build_mcspex,
     "spexplus": build_spexplus,
 }
+
+CHOICES: dict[str, Collection[str]] = {
+    "system": SYSTEMS,
+    "scale_fuser": FUSERS,
+    "consm": CONSMS,
+    "scale_intermg": INTERMGS,
+    "norm": NORMS,
+}
+"""The names that each of these fields of a `SystemConfig` may have."""
 
 
 def build(config: SystemConfig) -> System:

@@ -345,19 +345,13 @@ def _check_mixtures(path: Path, mixtures: MixtureSettings) -> None:
 
 def _check_names(path: Path, settings: TrainSettings) -> None:
     """Refuse names that are in none of the tables that they are looked up in."""
-    from mcspex_cli.model.decoder import INTERMGS
-    from mcspex_cli.model.encoder import FUSERS
-    from mcspex_cli.model.separator import CONSMS
-    from mcspex_cli.model.systems import SIZES, SYSTEMS
+    from mcspex_cli.model.systems import CHOICES, SIZES
 
     choices: dict[tuple[str, str], Collection[str]] = {
-        ("model", "system"): SYSTEMS,
         ("model", "size"): SIZES,
-        ("model", "scale_fuser"): FUSERS,
-        ("model", "consm"): CONSMS,
-        ("model", "scale_intermg"): INTERMGS,
         ("data", "mixing"): MIXINGS,
         ("run", "precision"): PRECISIONS,
+        **{("model", key): CHOICES[key] for key in CHOICES if hasattr(settings.model, key)},
     }
     for (name, key), known in choices.items():
         value = getattr(getattr(settings, name), key)
