@@ -28,6 +28,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from tests.conftest import EXAMPLES, ROOT
 from tests.evaluation.test_page_in_browser import ARGUMENTS, CONTRAST
+from tests.media import SoundTrack, make
 
 uvicorn = pytest.importorskip("uvicorn", reason="mcspex[serve] is not installed")
 pytest.importorskip("starlette", reason="mcspex[serve] is not installed")
@@ -318,6 +319,31 @@ def test_bad_files_have_the_messages_of_extract(server: Server, tmp_path: Path) 
         told = CliRunner().invoke(main, ["extract", *words, "-o", str(tmp_path / "o.wav")]).stderr
         answer = server.put(f"{path}/{kind}", name, file.read_bytes())
         assert f"error: {answer['error']}\n" == told.replace(f"{tmp_path}/", "")
+    server.ask("POST", f"{path}/close")
+
+
+def test_the_second_sound_track_of_a_video_that_begins_late(server: Server, tmp_path: Path) -> None:
+    sound = audio.read(INTERVIEW, 16_000)
+    tracks = SoundTrack(sound[::-1], 16_000), SoundTrack(sound, 16_000, start_s=2.0)
+    film, path = make(tmp_path / "film.mkv", *tracks, picture_s=20), server.session()
+
+    def state() -> Any:
+        return json.loads(server.ask("GET", f"{path}/")[2])
+
+    recording = server.put(f"{path}/recording", "film.mkv", film.read_bytes())["recording"]
+    assert (len(recording["tracks"]), recording["track"]) == (2, 1)
+    assert server.ask("POST", f"{path}/recording/part?channel=mix&track=2")[0] == 200
+    until(lambda: state()["recording"]["decoded"], "decoded")
+    request = {"model": "mcspex-small-8k", "spans": [[0.1, 3.3]]}
+    assert server.ask("POST", f"{path}/extraction", json.dumps(request))[0] == 200
+    extraction = until(
+        lambda: (now := state()["extraction"])["state"] in ("done", "failed") and now, "extracted"
+    )
+    assert (extraction["state"], extraction["error"]) == ("done", "")
+    assert extraction["result"]["start_s"] == pytest.approx(2.0, abs=0.1)
+    assert extraction["result"]["segments"][0][0] == 0.0
+    subtitles = server.ask("GET", f"{path}/saved/voice.srt")[2].decode()
+    assert subtitles.startswith("1\n00:00:02,")
     server.ask("POST", f"{path}/close")
 
 
