@@ -268,12 +268,8 @@ def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
         transcriber = Transcriber(request.whisper)
     if {"similarity", "similarity_i"}.intersection(chosen):
         verifier = _open_verifier(request, pairings)
-    rows = []
-    with console.progress(shown=True) as bar:
-        task = bar.add_task("scoring", total=len(pairings))
-        for row in score_files(pairings, settings, request.workers, verifier, transcriber):
-            rows.append(row.to_dict())
-            bar.advance(task)
+    scores = score_files(pairings, settings, request.workers, verifier, transcriber)
+    rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
     missing = missing_estimates(request.estimates, request.truth) if request.truth else []
     result = report(rows, missing, groups, baseline)
     show(result, "json" if request.as_json else request.form, every=request.every)

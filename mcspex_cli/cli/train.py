@@ -99,10 +99,9 @@ def simulate(
         count = count or _DEFAULT_COUNT
         corpus = Corpus.read(sources, sample_rate_hz)
         renderings = draw_renderings(corpus, settings, count, seed)
-    with console.progress(shown=True) as bar:
-        task = bar.add_task("rendering", total=count)
-        for _ in write_renderings(renderings, output, sample_rate_hz, overwrite=overwrite):
-            bar.advance(task)
+    written = write_renderings(renderings, output, sample_rate_hz, overwrite=overwrite)
+    for _ in console.track(written, "rendering", count):
+        pass
     console.say(f"{output}: {console.count(count, 'mixture')} at {sample_rate_hz} Hz")
 
 
