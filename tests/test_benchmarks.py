@@ -22,9 +22,10 @@ def some(folder: Path, sizes: Sizes) -> dict[str, Theirs | Ours]:
 def test_ours_is_compared_with_the_reference(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["against_reference", "--seconds", "1", "--rounds", "2", "--threads", "1", "--json"]
+    words = ["against_reference", "--seconds", "1", "--rounds", "1", "--threads", "1", "--json"]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(against_reference, "prepare", some)
+    monkeypatch.setattr(against_reference, "REST_S", 0.0)
     against_reference.main(SMALL)
     said = capsys.readouterr().out
     rows = json.loads(said)["rows"]
