@@ -49,32 +49,6 @@ MOST_CHANNELS = 256
 LOUDEST = 1e30
 """Samples beyond this are no sound, and would soon be infinite."""
 
-_MAGIC = (
-    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST"),
-    *(b"2BIT", b" paf", b"fap ", b"\x64\xa3\1\0", b"\0\1\xa3\x64"),
-)
-"""How the files begin whose PCM libsndfile reads: WAV, AIFF, W64, CAF, AU, SPHERE, ..."""
-
-_CUT = re.compile(r"(?:data|SSND|BODY|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
-"""How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
-
-SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
-SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
-
-_CODED = ("VORBIS", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
-"""Encodings that FFmpeg does not decode, or not as they were encoded."""
-
-_CHUNKS = {"WAV": "<4sI", "WAVEX": "<4sI", "RF64": "<4sI", "AIFF": ">4sI", "CAF": ">4sq"}
-_CHUNKS |= {"W64": "<4s12xQ", "AU": "", "NIST": "", "AVR": ""}
-"""How a chunk after the samples begins: its name and its length; AU and others have no chunks."""
-
-_SAMPLE_COUNTS = {"NIST": rb"sample_count -i (\d+)", "AVR": rb"Frames +: (\d+)"}
-_SAMPLE_COUNTS |= {"W64": rb"data : (\d+)"}
-"""Where a header, or libsndfile's log of it, has a number that libsndfile does not go by: of the
-samples per channel or, in W64, of the bytes of its chunk."""
-
-_BIG_ENDIAN = ("AIFF", "CAF", "AU")
-
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
 
@@ -349,29 +323,6 @@ def _bytes(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _open_pcm(path: Path, stream: BinaryIO) -> soundfile.SoundFile | None:
-    """What libsndfile makes of an open file, if it is one that it reads well; else None."""
-    import soundfile
-
-    magic = stream.read(4)
-    if magic not in _MAGIC and not (magic == b"OggS" and _is_short_ogg(stream)):
-        return None
-    stream.seek(0)
-    source = str(path) if os.name == "nt" else stream.fileno()
-    with suppress(soundfile.LibsndfileError, TypeError):
-        file = soundfile.SoundFile(source, closefd=False)
-        if file.subtype in (*SAMPLE_BYTES, *_CODED):
-            return file
-        file.close()
-    return None
-
-
-def _is_short_ogg(stream: BinaryIO) -> bool:
-    """Whether there is one page after the two of the header: FFmpeg would not read it exactly."""
-    start = stream.read(2**18)
-    return len(start) < 2**18 and start.count(b"OggS") == 2
-
-
 def is_channel_number(channel: str) -> bool:
     """Whether it is "0", "1", ..."""
     return channel.isascii() and channel.isdecimal() and len(channel) < 5
@@ -616,6 +567,56 @@ class Resampler:
             return block
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T
+
+
+_MAGIC = (
+    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST"),
+    *(b"2BIT", b" paf", b"fap ", b"\x64\xa3\1\0", b"\0\1\xa3\x64"),
+)
+"""How the files begin whose PCM libsndfile reads: WAV, AIFF, W64, CAF, AU, SPHERE, ..."""
+
+_CUT = re.compile(r"(?:data|SSND|BODY|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
+"""How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
+
+SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
+SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+
+_CODED = ("VORBIS", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
+"""Encodings that FFmpeg does not decode, or not as they were encoded."""
+
+_CHUNKS = {"WAV": "<4sI", "WAVEX": "<4sI", "RF64": "<4sI", "AIFF": ">4sI", "CAF": ">4sq"}
+_CHUNKS |= {"W64": "<4s12xQ", "AU": "", "NIST": "", "AVR": ""}
+"""How a chunk after the samples begins: its name and its length; AU and others have no chunks."""
+
+_SAMPLE_COUNTS = {"NIST": rb"sample_count -i (\d+)", "AVR": rb"Frames +: (\d+)"}
+_SAMPLE_COUNTS |= {"W64": rb"data : (\d+)"}
+"""Where a header, or libsndfile's log of it, has a number that libsndfile does not go by: of the
+samples per channel or, in W64, of the bytes of its chunk."""
+
+_BIG_ENDIAN = ("AIFF", "CAF", "AU")
+
+
+def _open_pcm(path: Path, stream: BinaryIO) -> soundfile.SoundFile | None:
+    """What libsndfile makes of an open file, if it is one that it reads well; else None."""
+    import soundfile
+
+    magic = stream.read(4)
+    if magic not in _MAGIC and not (magic == b"OggS" and _is_short_ogg(stream)):
+        return None
+    stream.seek(0)
+    source = str(path) if os.name == "nt" else stream.fileno()
+    with suppress(soundfile.LibsndfileError, TypeError):
+        file = soundfile.SoundFile(source, closefd=False)
+        if file.subtype in (*SAMPLE_BYTES, *_CODED):
+            return file
+        file.close()
+    return None
+
+
+def _is_short_ogg(stream: BinaryIO) -> bool:
+    """Whether there is one page after the two of the header: FFmpeg would not read it exactly."""
+    start = stream.read(2**18)
+    return len(start) < 2**18 and start.count(b"OggS") == 2
 
 
 class SoundFile:
