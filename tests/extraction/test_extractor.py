@@ -255,7 +255,11 @@ def test_match_is_least_squares_to_the_mixture_of_either_sign(
     np.testing.assert_allclose(written, gain * raw, atol=1e-5)
     assert result.gain_db[0] == pytest.approx(20 * np.log10(abs(gain)), abs=0.01)
     extract = engine.runtime.extract
-    monkeypatch.setattr(engine.runtime, "extract", lambda *signals: -extract(*signals))
+
+    def flipped(*signals: Any) -> list[Samples]:
+        return [-estimate for estimate in extract(*signals)]
+
+    monkeypatch.setattr(engine.runtime, "extract", flipped)
     tiny_extractor.extract_file(scene / "mixture.wav", voice, scene / "p.wav", options)
     np.testing.assert_allclose(get(scene / "p.wav")[0], written, atol=1e-6)
 
