@@ -54,7 +54,7 @@ def corpus(speakers: Path) -> Corpus:
 def made(corpus: Corpus, change: Change) -> Batch:
     """Four mixtures in a condition."""
     plans = [change(plan) for plan in draw_plans(corpus, 4, 0)]
-    return MixtureSampler(corpus, EVERYTHING).compose(plans, RATE_HZ)
+    return MixtureSampler(corpus, EVERYTHING).compose(plans)
 
 
 def level_db(signals: object) -> np.ndarray:

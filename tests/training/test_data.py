@@ -457,7 +457,7 @@ def test_given_mixtures_share_references_of_other_utterances(librimix: Path) -> 
     read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
     sampler = MixtureSampler(read, replace(SHORT, mixtures_per_reference=2))
     for step in range(20):
-        plans, _ = sampler.plan(0, step, range(8))
+        plans = sampler.plan(0, step, range(8))
         for lead, other in zip(plans[::2], plans[1::2], strict=True):
             assert other.reference is lead.reference
             assert other.speaker == lead.speaker
