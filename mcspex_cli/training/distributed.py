@@ -132,16 +132,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
         """Sum."""
-        return _summed(values)
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
         """Sum."""
-        return _summed(gradient)
-
-
-def _summed(values: Tensor) -> Tensor:
-    """A tensor's sum over the team."""
-    total = values.clone()
-    distributed.all_reduce(total)
-    return total
+        return _Sum.forward(None, gradient)

@@ -55,7 +55,11 @@ class Trainer:
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
         state = self._state(resume)
-        self.log = self._open_log(state["step"] if state else 0)
+        self.log: ProgressLog | None = None
+        """Where reports are kept, if this process keeps them."""
+        if self.team.leads:
+            step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
+            self.log = ProgressLog(self.out, step, tensorboard=tensorboard)
         self.start = start_of(settings)
         rate = sample_rate_hz(settings.model, self.start)
         self.sampler = make_sampler(settings, rate, self.device)
@@ -263,11 +267,6 @@ class Trainer:
         torch.save(state, data)
         with files.whole(self.out / STATE) as partial:
             partial.write_bytes(data.getbuffer())
-
-    def _open_log(self, step: int) -> ProgressLog | None:
-        """Where reports are kept, if this process keeps them."""
-        tensorboard = self.settings.run.tensorboard
-        return ProgressLog(self.out, step, tensorboard=tensorboard) if self.team.leads else None
 
     def _state(self, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None to begin."""
