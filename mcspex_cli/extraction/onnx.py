@@ -373,7 +373,7 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
     for module in list(plain.modules()):
         for child, part in module.named_children():
             if isinstance(part, Depthwise):  # under a compiler it would not be a convolution
-                setattr(module, child, _convolution(part))
+                part.__class__ = nn.Conv1d  # type: ignore[assignment]
             elif isinstance(part, nn.PReLU):
                 setattr(module, child, nn.LeakyReLU(part.weight.item()))
     signal = torch.zeros(2, 2 * system.least_reference_samples + 1)
@@ -396,22 +396,6 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
         program.model.graph.outputs[0].shape = program.model.graph.inputs[0].shape
     program.model.metadata_props.update(facts)
     program.save(path)
-
-
-def _convolution(part: nn.Conv1d) -> nn.Conv1d:
-    """A `Depthwise` as a plain convolution."""
-    from torch import nn
-
-    plain = nn.Conv1d(
-        part.in_channels,
-        part.out_channels,
-        part.kernel_size[0],
-        padding=int(part.padding[0]),
-        dilation=part.dilation[0],
-        groups=part.groups,
-    )
-    plain.load_state_dict(part.state_dict())
-    return plain.requires_grad_(False)
 
 
 @contextmanager
