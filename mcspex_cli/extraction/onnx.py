@@ -37,8 +37,6 @@ from mcspex_cli.errors import CheckpointError, EngineError, OutputError
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, OutOfMemoryError, Runtime
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mcspex_cli.model.systems import System
 
 EMBED, EXTRACT = "embed.onnx", "extract.onnx"

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.decoder import MultiScaleDecoder
-from mcspex_cli.model.encoder import FrameEncoder, MultiScaleEncoder, Scales
+from mcspex_cli.model.decoder import FrameDecoder, MultiScaleDecoder
+from mcspex_cli.model.encoder import FrameEncoder, MultiScaleEncoder
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock
 from mcspex_cli.model.systems import System
@@ -70,24 +70,6 @@ class Pointwise(nn.Conv1d):
         """Project `features` [batch, channel_in, frame] to [batch, channel_out, frame]."""
         weight = self.weight.squeeze(-1)
         return functional.linear(features.transpose(1, 2), weight, self.bias).transpose(1, 2)
-
-
-class FrameDecoder(MultiScaleDecoder):
-    """The transposed convolutions as matrix products, then overlapping frames added."""
-
-    def forward(self, scales: Scales, length: int) -> Tensor:
-        """As `MultiScaleDecoder.forward`, the sums of frames in float32."""
-        decoded = []
-        for bank, features in zip(self.banks, scales, strict=True):
-            assert isinstance(bank, nn.ConvTranspose1d)
-            window, hop = bank.kernel_size[0], bank.stride[0]
-            frames = functional.linear(features.transpose(1, 2), bank.weight.squeeze(1).t())
-            covered = (features.shape[-1] - 1) * hop + window
-            added = functional.fold(
-                _wide(frames).transpose(1, 2), (1, covered), (1, window), stride=(1, hop)
-            )
-            decoded.append(added[:, 0, 0, :length] + cast(Tensor, bank.bias))
-        return torch.stack(decoded)
 
 
 class AcceleratedBlock(TCNBlock):

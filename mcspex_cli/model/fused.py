@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mcspex_cli.model.decoder import MultiScaleDecoder
+from mcspex_cli.model.decoder import FrameDecoder
 from mcspex_cli.model.encoder import FrameEncoder
 from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
@@ -41,7 +41,7 @@ def can_fold(system: System) -> bool:
 def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     """Make a copy of `system` for CPUs that computes in `dtype`.
 
-    It agrees with `system` but for rounding, and takes and gives tensors of `dtype`.
+    It agrees with `system` but for rounding, and takes tensors of `dtype`.
 
     Raises:
         ValueError: `can_fold` is false.
@@ -49,7 +49,7 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     if not can_fold(system):
         raise ValueError(f"blocks with {system.config.norm} cannot be folded")
     folded = copy.deepcopy(system).eval().requires_grad_(False)
-    folded.encoder.__class__ = FrameEncoder
+    folded.encoder.__class__, folded.decoder.__class__ = FrameEncoder, FrameDecoder
     folded.extractor = FoldedExtractor(folded.extractor, dtype)  # type: ignore[assignment]
     for block in (m for m in folded.speaker.modules() if isinstance(m, ResBlock)):
         block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
@@ -59,7 +59,6 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
         for name, part in module.named_children():
             if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
                 setattr(module, name, FoldedPointwise(part))
-    folded.decoder = FoldedDecoder(folded.decoder, folded.config.hop)  # type: ignore[assignment]
     return folded.to(dtype)
 
 
@@ -90,33 +89,6 @@ class FoldedPointwise(nn.Module):
     def project(self, rows: Tensor) -> Tensor:
         """Project rows [frame, channel_in] to [frame, channel_out]."""
         return _filtered(rows, self.weight, self.bias)
-
-
-class FoldedDecoder(nn.Module):
-    """The short scale's transposed convolution as a matrix product and sums of whole hops.
-
-    Libraries compile a transposed convolution anew for each length of a signal, which takes longer
-    than to extract from 10 s of it.
-    """
-
-    def __init__(self, decoder: MultiScaleDecoder, hop: int) -> None:
-        super().__init__()
-        bank, self.hop = decoder.banks[0], hop
-        weight = bank.get_parameter("weight").squeeze(1)
-        weight = functional.pad(weight, (0, -weight.shape[1] % hop))
-        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(_bias(bank), requires_grad=False)
-
-    def short(self, features: Tensor, length: int) -> Tensor:
-        """Decode [batch, filter, frame] to [batch, sample] as `MultiScaleDecoder.short` does."""
-        windows = functional.linear(features.transpose(1, 2), self.weight)
-        batch, frames, width = windows.shape
-        most = width // self.hop
-        samples = windows.new_zeros(batch, frames + most - 1, self.hop)
-        for place, hop in enumerate(torch.split(windows, self.hop, dim=-1)):
-            samples[:, place : place + frames] += hop
-        decoded: Tensor = samples.flatten(1)[:, :length] + self.bias
-        return decoded
 
 
 class FoldedExtractor(nn.Module):
