@@ -201,7 +201,7 @@ def test_an_absent_voice_is_muted(extractor: Extractor, threshold: float, level:
 class Slow(Tone):
     """Takes its time."""
 
-    def extract(self, mixtures: Samples, voices: Samples) -> Samples:
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
         time.sleep(0.05)
         return super().extract(mixtures, voices)
 
