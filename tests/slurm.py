@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,10 +66,14 @@ class Slurm:
         self._run("slurmctld")
         for node in ("one", "two"):
             self._run("slurmd", "-N", node)
-        deadline = time.monotonic() + 60
-        while self._run("sinfo", "--noheader", "--format=%D %t").stdout.split() != ["2", "idle"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        nodes = ("sinfo", "--noheader", "--format=%D %t")
+        assert self._wait(lambda: self._run(*nodes).stdout.split() == ["2", "idle"], 60)
+
+    def _wait(self, there: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not (ended := there()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return ended
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
@@ -77,11 +82,17 @@ class Slurm:
         )
 
     def stop(self) -> None:
-        """End all jobs and daemons."""
+        """End all jobs, then the daemons; what does not end soon is killed."""
         self._run("scancel", "--user=root")
-        for name in ("one", "two", "slurmctld", "munge"):
-            with suppress(OSError, ValueError):
-                os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGTERM)
+        self._wait(lambda: not self._run("squeue", "--noheader").stdout, 10)
+        names = ("one", "two", "slurmctld", "munge")
+        daemons = [int((self.folder / f"{name}.pid").read_text()) for name in names]
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for daemon in daemons:
+                with suppress(ProcessLookupError):
+                    os.kill(daemon, number)
+            if self._wait(lambda: not any(Path(f"/proc/{one}").exists() for one in daemons), 10):
+                return
 
 
 def free_port() -> int:
