@@ -167,7 +167,7 @@ def prepare(folder: Path, sizes: Sizes) -> dict[str, Theirs | Ours]:
     torch.manual_seed(0)
     torch.save(published(sizes).state_dict(), folder / "best.pt.tar")
     save_checkpoint(folder / "ours", convert(folder / "best.pt.tar").system, {}, half=False)
-    ours, small = find_checkpoint(folder / "ours"), find_checkpoint("mcspex-small-8k")
+    ours, small = find_checkpoint(folder / "ours"), find_checkpoint("mcspex-16k")
     return {
         REFERENCE: Theirs(sizes, folder / "best.pt.tar"),
         "SpEx+ base, float32": Ours(ours, "float32"),

@@ -1,7 +1,7 @@
 """How fast a model is on this machine: real-time factor, start, memory, and SI-SDR to float32.
 
     python -m benchmarks.extraction
-    python -m benchmarks.extraction --model mcspex-small-8k --seconds 5 60 --precision float32 auto
+    python -m benchmarks.extraction --model mcspex-16k --seconds 5 60 --precision float32 auto
 
 Every combination of runtime, precision and length has a process of its own and extracts from a
 mixture of examples/, repeated to that length. The columns:

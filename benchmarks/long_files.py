@@ -1,7 +1,7 @@
 """Whether memory and speed stay the same however long a file is: 1 min, 10 min and hours.
 
     python -m benchmarks.long_files
-    python -m benchmarks.long_files --minutes 1 180 --model mcspex-small-8k
+    python -m benchmarks.long_files --minutes 1 180 --model mcspex-16k
 
 Each file is extracted from by `mcspex extract` in a process of its own.
 """

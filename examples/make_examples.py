@@ -20,7 +20,9 @@ import numpy as np
 
 from mcspex_cli import audio
 
-RATE_HZ = 8000
+RATE_HZ = 16000
+VOICES_RATE_HZ = 8000
+"""Of the voices to train on, so that the training example is quick."""
 SNR_DB = 0.0
 
 TARGET, INTERFERER = "slt", "en-gb+m5"
@@ -56,8 +58,8 @@ WHAT = "the yellow boat|a box of apples|three letters|his winter coat|the garden
 WHERE = "in the morning|behind the church|before it rained|on the hill|at twenty past nine|again"
 
 
-def speak(voice: str, text: str) -> audio.Samples:
-    """Say `text` with a flite or espeak-ng voice; [sample] at `RATE_HZ`."""
+def speak(voice: str, text: str, rate_hz: int = RATE_HZ) -> audio.Samples:
+    """Say `text` with a flite or espeak-ng voice; [sample] at `rate_hz`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "said.wav"
         if voice in FLITE:
@@ -65,7 +67,7 @@ def speak(voice: str, text: str) -> audio.Samples:
         else:
             command = ["espeak-ng", "-v", voice, "-w", str(path), text]
         subprocess.run(command, check=True)
-        return audio.read(path, RATE_HZ)
+        return audio.read(path, rate_hz)
 
 
 def mix(target: audio.Samples, interferer: audio.Samples) -> tuple[audio.Samples, audio.Samples]:
@@ -125,7 +127,8 @@ def make_voices(folder: Path, voices: Sequence[str], sentences: int) -> None:
         (folder / voice).mkdir(parents=True, exist_ok=True)
         for number in range(sentences):
             path = folder / voice / f"{voice}-{number:03d}.ogg"
-            audio.write(path, speak(voice, sentence(rng)), RATE_HZ)
+            speech = speak(voice, sentence(rng), VOICES_RATE_HZ)
+            audio.write(path, speech, VOICES_RATE_HZ)
 
 
 def main() -> None:

@@ -173,7 +173,7 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
     assert (whole[0], len(whole[2])) == (206, (folder / "mixture.wav").stat().st_size)
     status, headers, part = server.ask("GET", f"{path}/sounds/mixture", Range="bytes=8-11")
     assert (status, part, headers["Cache-Control"]) == (206, b"WAVE", "no-store")
-    for wrong in ({"model": "/etc/passwd"}, {"model": "mcspex-small-8k", "device": "x"}, {"a": 1}):
+    for wrong in ({"model": "/etc/passwd"}, {"model": "mcspex-16k", "device": "x"}, {"a": 1}):
         status, _, body = server.ask("POST", f"{path}/extraction", json.dumps(wrong))
         assert (status, "error" in json.loads(body)) == (400, True)
     for spans in ([[0, 1]] * 101, [[0, 999]] * 7):

@@ -1,7 +1,7 @@
 """Checkpoints: found by name, loaded as a ready network, checked and saved.
 
 ```
-"mcspex-small-8k" │ folder │ "org/name@revision"  ─ find_checkpoint ─ CheckpointInfo
+"mcspex-16k" │ folder │ "org/name@revision"  ─ find_checkpoint ─ CheckpointInfo
 CheckpointInfo ─ load_checkpoint ─ System ─ save_checkpoint ─ folder
 ```
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from mcspex_cli.model.systems import System
 
-DEFAULT_MODEL = "mcspex-small-8k"
+DEFAULT_MODEL = "mcspex-16k"
 
 
 @dataclass(frozen=True)

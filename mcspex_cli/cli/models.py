@@ -251,7 +251,7 @@ def convert(
     it is not run.
 
     \b
-    mcspex models convert mcspex-small-8k --sample-rate 16000 -o small-16k
+    mcspex models convert mcspex-16k --sample-rate 8000 -o mcspex-8k
     mcspex models convert best.pt.tar -o spexplus
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint import convert as conversion
@@ -307,7 +307,7 @@ def export(name: str, output: Path, overwrite: bool, offline: bool, quiet: bool)
     torch before. DIR can then be the --model of --runtime onnx.
 
     \b
-    mcspex models export mcspex-small-8k --to onnx -o small-onnx
+    mcspex models export mcspex-16k --to onnx -o small-onnx
     mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.extraction import onnx

@@ -525,11 +525,12 @@ def test_numbers_that_are_not_finite_are_refused(
         convert(file(small))
 
 
-@pytest.mark.parametrize("rate_hz", [16_000, 24_000])
+@pytest.mark.parametrize("rate_hz", [24_000, 32_000])
 def test_a_network_at_another_rate_gives_the_same_voice_in_its_band(rate_hz: int) -> None:
     system = load_checkpoint()
+    own_hz = system.config.sample_rate_hz
     mixture, target, reference = (
-        audio.read(EXAMPLES / f"{name}.flac", 8000) for name in ("mixture", "truth", "reference")
+        audio.read(EXAMPLES / f"{name}.flac", own_hz) for name in ("mixture", "truth", "reference")
     )
     faster = at_sample_rate(system, rate_hz)
     assert faster.config.windows_ms == system.config.windows_ms
@@ -542,11 +543,13 @@ def test_a_network_at_another_rate_gives_the_same_voice_in_its_band(rate_hz: int
         return soxr.resample(samples, old, new, quality="VHQ")
 
     slow = extract(system, mixture, reference)
-    fast = extract(faster, resampled(mixture, 8000, rate_hz), resampled(reference, 8000, rate_hz))
-    fast = resampled(fast, rate_hz, 8000)[: len(slow)]
+    fast = extract(
+        faster, resampled(mixture, own_hz, rate_hz), resampled(reference, own_hz, rate_hz)
+    )
+    fast = resampled(fast, rate_hz, own_hz)[: len(slow)]
     assert si_sdr(fast, slow) > 33
     assert si_sdr(fast, target) == pytest.approx(si_sdr(slow, target), abs=0.03)
-    back = at_sample_rate(faster, 8000)
+    back = at_sample_rate(faster, own_hz)
     assert back.config == system.config
     assert si_sdr(extract(back, mixture, reference), slow) > 30
 

@@ -58,7 +58,7 @@ def test_tables(mcspex: Callable[..., tuple[int, str]]) -> None:
     for environment in ({}, {"NO_COLOR": "1"}):
         code, said = mcspex("models", "list", **environment)
         assert code == 0
-        assert "mcspex-small-8k" in said
+        assert "mcspex-16k" in said
         assert not COLOUR.search(said)  # headings are bold, which is no colour
 
 

@@ -158,7 +158,7 @@ def test_a_gain_is_a_number(command: str, option: str, scene: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is always full here")
-@pytest.mark.parametrize("words", [["models", "path", "mcspex-small-8k"], ["--help"], ["-h"]])
+@pytest.mark.parametrize("words", [["models", "path", "mcspex-16k"], ["--help"], ["-h"]])
 def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
     command = [sys.executable, "-m", "mcspex_cli", *words]
     with Path("/dev/full").open("wb") as full:
@@ -170,7 +170,7 @@ def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
 @pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", "2>&- >/dev/null <&-"])
 def test_a_closed_or_full_stderr_changes_nothing(closing: str, tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path"
-    for name, code in (("mcspex-small-8k", 0), ("nonsense", 1), ("--nonsense", 2)):
+    for name, code in (("mcspex-16k", 0), ("nonsense", 1), ("--nonsense", 2)):
         words = ["sh", "-c", f"{command} {name} {closing}"]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=False)
         assert done.returncode == code
@@ -181,7 +181,7 @@ def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path: Path) -> None:
     """What a library then writes to standard error would be written into that file."""
     code = (
         "import os, sys; from mcspex_cli.__main__ import main\n"
-        "try: main(['models', 'path', 'mcspex-small-8k'])\nexcept SystemExit: pass\n"
+        "try: main(['models', 'path', 'mcspex-16k'])\nexcept SystemExit: pass\n"
         "assert os.open(sys.argv[1], os.O_CREAT) > 2"
     )
     words = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code, tmp_path / "a"]
@@ -189,7 +189,7 @@ def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path: Path) -> None:
 
 
 def test_a_closed_stdout_is_an_error() -> None:
-    command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path mcspex-small-8k >&-"
+    command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path mcspex-16k >&-"
     done = subprocess.run(
         ["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
     )
@@ -228,7 +228,7 @@ def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(before: str, afte
     code = (
         "import signal\nfrom mcspex_cli.__main__ import main\n"
         f"signal.signal(signal.SIGHUP, signal.{before})\n"
-        "try: main(['models', 'path', 'mcspex-small-8k'])\nexcept SystemExit: pass\n"
+        "try: main(['models', 'path', 'mcspex-16k'])\nexcept SystemExit: pass\n"
         f"assert signal.getsignal(signal.SIGHUP) == signal.{after}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

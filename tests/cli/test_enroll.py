@@ -59,7 +59,7 @@ def test_a_models_folder_may_have_spaces(
 
 def test_several_clips_models_and_json(run: Run, tmp_path: Path) -> None:
     """A folder, and two models; one that is named twice is there once."""
-    shutil.copytree(bundled()["mcspex-small-8k"], tmp_path / "small")
+    shutil.copytree(bundled()["mcspex-16k"], tmp_path / "small")
     models = [word for name in ("tiny", "small", "tiny") for word in ("--model", name)]
     done = run("enroll", "refs", *models, "-o", "all.safetensors", "--name", "All", "--json")
     assert done.exit_code == 0, done.output
@@ -155,12 +155,12 @@ def test_batches_take_profiles(run: Run, tmp_path: Path) -> None:
 
 
 def test_batches_refuse_profiles_before_any_work(run: Run, tmp_path: Path) -> None:
-    small = bundled()["mcspex-small-8k"]
+    small = bundled()["mcspex-16k"]
     words = ("enroll", "reference.flac", "--model", str(small), "-o", "mixture.safetensors", "-q")
     assert run(*words).exit_code == 0
     other = run("batch", "mixture.flac", "--ref", "mixture.safetensors", "-o", "out")
     assert other.exit_code == 1
-    assert "mixture.safetensors: enrolled for mcspex-small-8k" in other.stderr
+    assert "mixture.safetensors: enrolled for mcspex-16k" in other.stderr
     assert "1 problem, see above. Nothing was started." in other.stderr
     (tmp_path / "refs2").mkdir()
     shutil.copy("mixture.safetensors", "refs2")

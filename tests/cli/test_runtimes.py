@@ -137,7 +137,7 @@ def test_an_extra_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("models", "export", "mcspex-small-8k", "-o", "out")
+    words = ("models", "export", "mcspex-16k", "-o", "out")
     done = mcspex(*words, hook=WITHOUT.format(["onnx", "onnxscript"]))
     said = "error: onnx: onnx, onnxscript are not installed. pip install 'mcspex[onnx]'\n"
     assert (done.returncode, done.stderr) == (1, said)

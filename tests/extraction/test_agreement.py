@@ -17,6 +17,7 @@ from mcspex_cli.model.systems import System
 from tests.conftest import EXAMPLES
 
 Case = tuple[Samples, Samples, Samples]
+RATE_HZ = 16000
 WHOLE_S = 1e6
 
 bfloat16 = pytest.mark.skipif(
@@ -26,7 +27,7 @@ bfloat16 = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def system() -> System:
-    return load_checkpoint("mcspex-small-8k")
+    return load_checkpoint("mcspex-16k")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def cases() -> list[Case]:
     folder = EXAMPLES / "set"
 
     def read(path: Path) -> Samples:
-        return audio.read(path, 8000)
+        return audio.read(path, RATE_HZ)
 
     return [
         (read(path), read(reference(path)), read(folder / "truth" / path.name))
@@ -81,7 +82,7 @@ def test_windows_lose_nothing(system: System, cases: list[Case], precision: str)
     one, other = cases[0], cases[1]
     times = 5
     mixture, truth = (np.concatenate([one[i], other[i]] * times) for i in (0, 2))
-    assert len(mixture) > 3 * 8000 * EngineSettings().window_s / 2
+    assert len(mixture) > 3 * RATE_HZ * EngineSettings().window_s / 2
     case = (mixture, one[1], truth)
     whole = extracted(engine(system, precision), case)
     cut = extracted(engine(system, precision, EngineSettings().window_s), case)

@@ -42,9 +42,9 @@ def test_a_network_to_start_from_is_a_folder_beside_the_file_or_a_name(tmp_path:
     (tmp_path / "mine").mkdir()
     here, named = (
         read(tmp_path, DATA + f'[model]\nstart_from = "{name}"').model.start_from
-        for name in ("mine", "mcspex-small-8k")
+        for name in ("mine", "mcspex-16k")
     )
-    assert (here, named) == (str(tmp_path / "mine"), "mcspex-small-8k")
+    assert (here, named) == (str(tmp_path / "mine"), "mcspex-16k")
 
 
 def test_a_checkpoint_is_told_no_folders(tmp_path: Path) -> None:
