@@ -132,7 +132,7 @@ def test_every_trouble_has_its_line_and_remedy(ill: subprocess.CompletedProcess[
         "torchaudio": "note     torchaudio       does not import (ModuleNotFoundError: No module",
         "model cache": "warning  model cache      ",
         "Hub": "warning  Hub              cannot reach http://127.0.0.1:9 (",
-        DEFAULT_MODEL: f"failed   {DEFAULT_MODEL}  model.safetensors: its sha256 is not",
+        DEFAULT_MODEL: f"failed   {DEFAULT_MODEL:17}model.safetensors: its sha256 is not",
         "self-test": "failed   self-test        ",
     }
     for name, start in starts.items():

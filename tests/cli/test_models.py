@@ -559,7 +559,7 @@ def test_list_has_what_works_without_a_network(hub: Hub, commit: str, pulled: Pa
     done = run("models", "list")
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert rows[0] == "model system rate size from"
-    assert f"{DEFAULT_MODEL} MC-SpEx 8 kHz 5.0 MB bundled, the default" in rows
+    assert f"{DEFAULT_MODEL} MC-SpEx 16 kHz 6.1 MB bundled, the default" in rows
     size = (pulled / "model.safetensors").stat().st_size / 1e3
     assert f"{REPO} MC-SpEx 8 kHz {size:.1f} kB the Hub, main, {commit[:12]}" in rows
     assert len(rows) == 2 + len(bundled())
@@ -585,7 +585,7 @@ def test_list_is_fast_and_needs_no_torch(hub: Hub, pulled: Path, tmp_path: Path)
 
 def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
     said = run("models", "show", DEFAULT_MODEL).stdout
-    for words in ("MC-SpEx, 2.5 M weights, 5.0 MB", "licence  cc-by-4.0", "LibriSpeech", "8 kHz"):
+    for words in ("MC-SpEx, 3.1 M weights, 6.1 MB", "licence  cc-by-4.0", "LibriSpeech", "16 kHz"):
         assert words in said
     assert "numbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
     data = json.loads(run("models", "show", REPO, "--json").stdout)
@@ -780,7 +780,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 def test_a_bundled_model_is_pushed_and_comes_back_byte_for_byte(account: Hub) -> None:
     done = run("models", "push", DEFAULT_MODEL, REPO, text="y\n")
     assert done.exit_code == 0, done.output
-    assert "model.safetensors       5.0 MB\n" in done.stderr
+    assert "model.safetensors       6.1 MB\n" in done.stderr
     assert "Upload to ann/voices? [y/N]" in done.stderr
     assert done.stdout.startswith(f"{account.url}/{REPO}/commit/")
     assert run("models", "pull", REPO).exit_code == 0
@@ -983,19 +983,19 @@ def test_convert_keeps_its_source_and_the_current_folder(
 
 
 def test_a_model_is_taken_to_another_rate(tmp_path: Path, scene: Path) -> None:
-    folder = tmp_path / "small-16k"
-    done = run("models", "convert", DEFAULT_MODEL, "--sample-rate", 16000, "-o", folder)
-    assert (done.exit_code, done.stderr) == (0, f"{folder}  ({DEFAULT_MODEL} at 16000 Hz)\n")
+    folder = tmp_path / "mcspex-32k"
+    done = run("models", "convert", DEFAULT_MODEL, "--sample-rate", 32000, "-o", folder)
+    assert (done.exit_code, done.stderr) == (0, f"{folder}  ({DEFAULT_MODEL} at 32000 Hz)\n")
     info, origin = find_checkpoint(folder), find_checkpoint()
-    assert (info.config.sample_rate_hz, info.calibration) == (16000, origin.calibration)
+    assert (info.config.sample_rate_hz, info.calibration) == (32000, origin.calibration)
     assert info.provenance["resampled_from"]["sha256"] == origin.sha256
     shown = run("models", "show", folder).stdout
-    for words in ("16 kHz", "licence  cc-by-4.0", "from 8000 Hz to 16000 Hz", "LibriSpeech"):
+    for words in ("32 kHz", "licence  cc-by-4.0", "from 16000 Hz to 32000 Hz", "LibriSpeech"):
         assert words in shown
     assert extract(scene, "--model", folder).exit_code == 0
     done = run("models", "convert", DEFAULT_MODEL, "--sample-rate", 11025, "-o", tmp_path / "no")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert "Use a multiple of 8000 Hz." in done.stderr
+    assert "Use a multiple of 16000 Hz." in done.stderr
     done = run("models", "convert", DEFAULT_MODEL, "-o", tmp_path / "no")
     assert done.exit_code == 2
     assert f"{DEFAULT_MODEL} is not a file. For a model, give --sample-rate" in done.stderr

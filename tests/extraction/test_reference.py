@@ -32,6 +32,10 @@ from tests.conftest import EXAMPLES, RATE_HZ, buzz
 from tests.media import SoundTrack, make
 
 
+VOICE_HZ = 16000
+"""The rate of the bundled model."""
+
+
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> CheckpointInfo:
     return find_checkpoint(tiny_folder)
@@ -209,7 +213,7 @@ def people() -> dict[str, Samples]:
     """Some seconds of three people."""
     return {
         name: np.concatenate(
-            [audio.read(EXAMPLES / f"set/truth/{name}_{n}.flac", RATE_HZ) for n in (1, 2)]
+            [audio.read(EXAMPLES / f"set/truth/{name}_{n}.flac", VOICE_HZ) for n in (1, 2)]
         )
         for name in ("awb", "rms", "slt")
     }
@@ -224,7 +228,7 @@ def test_two_people_in_one_clip_are_warned_of(people: dict[str, Samples], traine
     """By the bundled model, which is calibrated; one that is not cannot tell."""
 
     def voice_of(samples: Samples) -> Voice:
-        return join_voices([embed_clip(Clip.measure("clip.wav", samples, RATE_HZ), trained)])
+        return join_voices([embed_clip(Clip.measure("clip.wav", samples, VOICE_HZ), trained)])
 
     for sound in people.values():
         voice = voice_of(sound)
@@ -233,7 +237,7 @@ def test_two_people_in_one_clip_are_warned_of(people: dict[str, Samples], traine
     voice = voice_of(np.concatenate([people["awb"], 0.5 * people["rms"]]))
     assert voice.qualities[0].two_voices
     assert voice.warnings[0].startswith("clip.wav: sounds like two voices")
-    assert voice_of(people["awb"][:16000]).qualities[0].two_voices is None
+    assert voice_of(people["awb"][: 2 * VOICE_HZ]).qualities[0].two_voices is None
 
 
 def test_clips_of_several_people_are_named(
@@ -241,7 +245,7 @@ def test_clips_of_several_people_are_named(
 ) -> None:
     for name, sound in people.items():
         for part, piece in enumerate(np.array_split(sound, 3)):
-            audio.write(tmp_path / f"{name}{part}.wav", piece, RATE_HZ)
+            audio.write(tmp_path / f"{name}{part}.wav", piece, VOICE_HZ)
     model = find_checkpoint()
 
     def warnings(*names: str) -> tuple[str, ...]:
