@@ -31,7 +31,6 @@ from mcspex_cli.extraction.runtime import EngineSettings
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
 from tests.media import SoundTrack, make
 
-
 VOICE_HZ = 16000
 """The rate of the bundled model."""
 
