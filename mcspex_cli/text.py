@@ -19,9 +19,9 @@ _BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
 _MARKDOWN = re.compile(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))")
 """What Markdown gives a meaning; an underscore has none within a word."""
 
-_FORMULA = re.compile("(^|[;\t])(?=[=+@\t\uff1d\uff0b\uff0d\uff20-])")
+_FORMULA = re.compile(r"(^(?!-\d+(?:\.\d+)?\Z)|[;\t])(?=[=+@\t\uff1d\uff0b\uff0d\uff20-])")
 """Where a cell begins with what a spreadsheet takes for a formula, and would run. Some spreadsheets
-take a semicolon or a tab within a cell for the beginning of another."""
+take a semicolon or a tab within a cell for the beginning of another. A negative number is none."""
 
 
 def printable(text: str) -> str:

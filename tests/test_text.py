@@ -42,6 +42,8 @@ def test_a_line_has_no_line_ends_and_can_be_cut() -> None:
         (True, "true"),
         ([1, "a"], '[1, "a"]'),
         ("a,b", "a,b"),
+        ("-1.50", "-1.50"),
+        ("-1.5+1", "'-1.5+1"),
         ("x=1", "x=1"),
         ("\uff1d1", "'\uff1d1"),
         ("\t=1", "'\t'=1"),

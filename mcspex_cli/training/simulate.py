@@ -14,6 +14,7 @@ import torch
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError, OutputError
+from mcspex_cli.text import csv_cell
 from mcspex_cli.training.data import (
     Corpus,
     Utterance,
@@ -268,7 +269,7 @@ def write_renderings(
     files.make_folders(folder)
     with (
         files.whole(folder / "mixtures.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         table = csv.writer(file)
         written: set[str] = set()
@@ -278,7 +279,7 @@ def write_renderings(
             if rendering.id in written:
                 raise ConfigError(f"{folder}: two mixtures have the id {rendering.id}. Rename one.")
             written.add(rendering.id)
-            table.writerow([rendering.id, *rendering.labels.values()])
+            table.writerow(map(csv_cell, [rendering.id, *rendering.labels.values()]))
             for name, signal in _signals(rendering).items():
                 files.make_folders(folder / name)
                 audio.write(folder / name / f"{rendering.id}.wav", signal, sample_rate_hz)

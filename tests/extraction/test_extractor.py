@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -846,11 +847,27 @@ def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -
         places.add(Job(tmp_path / "o.wav", voice, Outputs(tmp_path / "p.wav")))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_write_protected_folder_is_refused(run: Run, mixture: Samples, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match="locked is write-protected"):
-        run({"estimate": "locked/e.wav"})
+@pytest.mark.skipif(not hasattr(os, "setresuid"), reason="cannot become another user for a while")
+def test_a_write_protected_folder_is_refused() -> None:
+    """By somebody who is not root, who may write anywhere."""
+    users = os.getresuid()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for inner, mode in (("locked", 0o555), ("free", 0o777)):
+            (folder / inner).mkdir()
+            (folder / inner).chmod(mode)
+        job = Job(folder / "m.wav", named(np.ones(8)), Outputs(folder / "free" / "e.wav"))
+        if users[0] == 0:
+            os.setresuid(65534, 65534, 0)
+        try:
+            Places().add(job)
+            for inner in ("locked", "locked/new"):
+                outputs = Outputs(folder / "free" / "f.wav", folder / inner / "r.wav")
+                with pytest.raises(OutputError, match="locked is write-protected"):
+                    Places().add(replace(job, outputs=outputs))
+        finally:
+            os.setresuid(*users)
 
 
 @pytest.mark.parametrize("how", ["same", "link", "hard link"])

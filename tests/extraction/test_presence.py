@@ -39,6 +39,11 @@ def engine(tiny_folder: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
+def bundled() -> Extractor:
+    return Extractor.load(device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
 def voice(engine: Engine) -> audio.Samples:
     return engine.embed([buzz(110, 2, 3)])
 
@@ -259,17 +264,34 @@ def test_levels_are_those_of_the_whole_at_any_rate(rate_hz: int, seconds: float)
     assert [one.end_s for one in result.segments[:-1]] == [2.0, 4.0][: len(result.segments) - 1]
 
 
-def test_voices_are_found_in_a_recording_with_turns() -> None:
-    """The recording of six files, of which three have the first voice, and two the second."""
-    extractor = Extractor.load(device="cpu", precision="float32")
-    rate_hz, root = extractor.sample_rate_hz, EXAMPLES / "set"
-    names = ["references/awb", "mixtures/awb_1", "references/slt", "mixtures/rms_1"]
-    parts = [audio.read(root / f"{name}.flac", rate_hz) for name in names]
-    parts.insert(2, audio.read(EXAMPLES / "reference.flac", rate_hz))
-    for name in ("awb_2", "rms_2"):
-        voice = extractor.enroll(root / "truth" / f"{name}.flac")
-        result = extractor.extract(np.concatenate(parts), voice, sample_rate_hz=rate_hz)
-        assert result.present, (name, result.presence)
+TURNS = {
+    "of five files": [
+        *("set/references/awb", "set/mixtures/awb_1", "reference"),
+        *("set/references/slt", "set/mixtures/rms_1"),
+    ],
+    "of an interview": ["interview"],
+}
+"""Recordings with turns, as the files of the examples that they are made of."""
+
+
+@pytest.mark.parametrize(
+    ("recording", "reference", "present"),
+    [
+        ("of five files", "set/truth/awb_2.flac", True),
+        ("of five files", "set/truth/rms_2.flac", True),
+        ("of an interview", "set/references/awb.flac", True),
+        ("of an interview", "set/references/rms.flac", True),
+        ("of an interview", "voices/kal", False),
+    ],
+)
+def test_voices_are_found_in_a_recording_with_turns(
+    bundled: Extractor, recording: str, reference: str, present: bool
+) -> None:
+    rate_hz = bundled.sample_rate_hz
+    parts = [audio.read(EXAMPLES / f"{name}.flac", rate_hz) for name in TURNS[recording]]
+    voice = bundled.enroll(EXAMPLES / reference)
+    result = bundled.extract(np.concatenate(parts), voice, sample_rate_hz=rate_hz)
+    assert result.present is present, result.presence
 
 
 def raw(**changed: Any) -> dict[str, Any]:

@@ -238,6 +238,16 @@ def test_renderings_are_written_in_librimix_layout(recipes: list[Recipe], tmp_pa
     assert rows == [{"id": item.id, **item.labels} for item in made]
 
 
+def test_names_in_the_table_run_nothing_in_a_spreadsheet(
+    recipes: list[Recipe], tmp_path: Path
+) -> None:
+    labels = {"target": "=1+1", "interferer": "a\x1b", "noise": "caf\udce9", "snr_db": "-1.50"}
+    made = replace(render(recipes[0], RATE_HZ), labels=labels)
+    list(write_renderings([made], tmp_path / "out", RATE_HZ))
+    _, row = (tmp_path / "out" / "mixtures.csv").read_bytes().splitlines()
+    assert row == b"one,'=1+1,a\\x1b,caf\xe9,-1.50"
+
+
 def test_a_folder_with_files_is_not_written_into_unasked(
     recipes: list[Recipe], corpus: Path
 ) -> None:
