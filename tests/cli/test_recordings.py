@@ -547,10 +547,11 @@ def test_times_are_the_containers_and_tracks_can_be_chosen(extract: Run, scene: 
     assert document["segments"] == row["segments"]
     assert done.stderr.count("sound track") == 1
     assert "talk.mkv: has 2 sound tracks: " in done.stderr
-    for track, seconds in (("eng", len(mixture) / RATE_HZ), ("2", 2.0)):
-        done = extract(*words, "--track", track, model="")
+    for track, seconds, name in (("eng", len(mixture) / RATE_HZ, "a.srt"), ("2", 2.0, "a.rttm")):
+        done = extract(*words, "--track", track, "--activity", name, model="")
         assert json.loads(done.stdout)["seconds"] == pytest.approx(seconds, abs=0.1)
         assert "sound tracks" not in done.stderr
+    assert Path("a.srt").read_text().split("\n")[1] >= "00:00:01,9"
     assert extract(*words, "--track", "7").exit_code == 1
 
 
