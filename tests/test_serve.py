@@ -26,6 +26,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from tests.conftest import EXAMPLES, ROOT
 from tests.evaluation.test_page_in_browser import ARGUMENTS, CONTRAST
 from tests.media import SoundTrack, make
@@ -334,7 +335,7 @@ def test_the_second_sound_track_of_a_video_that_begins_late(server: Server, tmp_
     assert (len(recording["tracks"]), recording["track"]) == (2, 1)
     assert server.ask("POST", f"{path}/recording/part?channel=mix&track=2")[0] == 200
     until(lambda: state()["recording"]["decoded"], "decoded")
-    request = {"model": "mcspex-small-8k", "spans": [[0.1, 3.3]]}
+    request = {"model": DEFAULT_MODEL, "spans": [[0.1, 3.3]]}
     assert server.ask("POST", f"{path}/extraction", json.dumps(request))[0] == 200
     extraction = until(
         lambda: (now := state()["extraction"])["state"] in ("done", "failed") and now, "extracted"

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -228,9 +229,11 @@ class Worker:
                     not_fetched[task.id] = error
                 yield Job(mixture, partial(self._voice, task), _outputs(folder, task))
 
-        with tempfile.TemporaryDirectory() as scratch:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            closing(self.extractor.extract_files(jobs(), self.settings.options)) as results,
+        ):
             self._scratch = Path(scratch)
-            results = self.extractor.extract_files(jobs(), self.settings.options)
             for number, (_, result) in enumerate(results):
                 task, own = begun.popleft(), Path(scratch, str(number))
                 end = not_fetched.get(task.id, result)

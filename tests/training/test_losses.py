@@ -21,7 +21,7 @@ def heard(
 ) -> Batch:
     present = torch.ones(len(target), dtype=torch.bool) if present is None else present
     noise = torch.zeros_like(target)
-    return Batch(target + interferer, target, interferer, noise, target, speaker, present)
+    return Batch(target + interferer, target, interferer, noise, target, None, speaker, present)
 
 
 def test_it_is_the_reported_metric() -> None:
