@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mcspex_cli.evaluation.comparison import read_run
-from mcspex_cli.evaluation.page import Page, PageSettings, write_page
+from mcspex_cli.evaluation.page import Page, PageSettings, read_run, write_page
 
 
 def main(cases: Path, output: Path) -> Page:

@@ -22,12 +22,17 @@ from mcspex_cli.batch.pairing import AUDIO, Task, outputs
 from mcspex_cli.batch.plan import BatchPlan, Locations
 from mcspex_cli.batch.run import BatchSettings
 from mcspex_cli.errors import McspexError
-from mcspex_cli.evaluation import tables
-from mcspex_cli.evaluation.cases import Pairing, read_groups
-from mcspex_cli.evaluation.comparison import Run, batch_run, compare_runs
-from mcspex_cli.evaluation.page import EMBEDDED_CASES, PageSettings, write_page
-from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
-from mcspex_cli.evaluation.summary import Report, report
+from mcspex_cli.evaluation import summary
+from mcspex_cli.evaluation.page import (
+    EMBEDDED_CASES,
+    PageSettings,
+    Run,
+    batch_run,
+    compare_runs,
+    write_page,
+)
+from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_files
+from mcspex_cli.evaluation.summary import Report, read_groups
 
 RECORD, FAILED = "run.json", "failed.jsonl"
 
@@ -116,7 +121,7 @@ def write(
         else:
             rows.append({"status": "pending", "note": ""} | own)
     record = _record(plan, journal, settings, command, done, len(failures))
-    document = report(rows, groups=read_groups(groups, group_by) if groups else None)
+    document = summary.report(rows, groups=read_groups(groups, group_by) if groups else None)
     with storage.on_disk(plan.folder) as folder:
         _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
         # In a store, where nothing is removed, an empty list says that nothing failed.
@@ -125,12 +130,12 @@ def write(
         else:
             (folder / FAILED).unlink(missing_ok=True)
         page, path = folder / "report.html", folder / "report.json"
-        if not path.is_file() or path.read_bytes() != tables.as_json(document).encode():
+        if not path.is_file() or path.read_bytes() != summary.as_json(document).encode():
             page.unlink(missing_ok=True)  # so that none is left that belongs to another report
-        tables.write(path, document)
+        summary.write(path, document)
         # When a voice speaks is too long for a cell of a table.
         short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
-        tables.write(folder / "report.csv", replace(document, rows=short))
+        summary.write(folder / "report.csv", replace(document, rows=short))
         if done and not page.exists():
             look = PageSettings(
                 groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name

@@ -206,8 +206,8 @@ def batch(
     from mcspex_cli.batch.journal import Journal, open_folder
     from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
     from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
-    from mcspex_cli.evaluation.cases import read_groups
     from mcspex_cli.evaluation.scoring import ScoreSettings
+    from mcspex_cli.evaluation.summary import read_groups
     from mcspex_cli.extraction.job import check_presence
 
     shown = not (quiet or as_json)
@@ -411,7 +411,7 @@ def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
 
 def _remark(work: WorkList, report: Report, *, quiet: bool) -> None:
     """Say which voices are absent, what the scores leave out, and what other runs have to do."""
-    from mcspex_cli.evaluation.tables import absences
+    from mcspex_cli.evaluation.summary import absences
 
     if voices := absences(report.rows):
         muted = work.settings.options.absent == "mute"

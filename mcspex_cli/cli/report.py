@@ -62,8 +62,7 @@ def report(
     A RUN is a folder of estimates or one made by mcspex batch, or NAME=FOLDER to give it
     another name. Files are paired by name (a.target.wav with a.wav). The page needs no network.
     """
-    from mcspex_cli.evaluation.comparison import read_runs
-    from mcspex_cli.evaluation.page import PageSettings, write_page
+    from mcspex_cli.evaluation.page import PageSettings, read_runs, write_page
 
     page_settings = PageSettings(**settings)
     with console.progress(shown=True) as bar:

@@ -15,8 +15,8 @@ from mcspex_cli.cli.models import find_model
 from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.evaluation.cases import Pairing
     from mcspex_cli.evaluation.recognition import Verifier
+    from mcspex_cli.evaluation.scoring import Pairing
     from mcspex_cli.evaluation.summary import Report
 
 NEEDS = {
@@ -39,7 +39,7 @@ class MetricsOption(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option and its help."""
         from mcspex_cli.evaluation.metrics import METRICS
-        from mcspex_cli.evaluation.tables import REPORT_FORMATS
+        from mcspex_cli.evaluation.summary import REPORT_FORMATS
 
         self.help = (self.help or "").format(
             metrics=",".join(METRICS),
@@ -50,7 +50,7 @@ class MetricsOption(click.Option):
 
 
 def _formats() -> dict[str, str]:
-    from mcspex_cli.evaluation.tables import REPORT_FORMATS
+    from mcspex_cli.evaluation.summary import REPORT_FORMATS
 
     return dict.fromkeys(["table", *REPORT_FORMATS], "")
 
@@ -234,11 +234,9 @@ def _check_usage(request: ScoreRequest) -> None:
 
 def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
     from mcspex_cli import files
-    from mcspex_cli.evaluation import tables
-    from mcspex_cli.evaluation.cases import missing_estimates, read_groups
+    from mcspex_cli.evaluation import summary
     from mcspex_cli.evaluation.metrics import check_installed
-    from mcspex_cli.evaluation.scoring import ScoreSettings, score_files
-    from mcspex_cli.evaluation.summary import read_baseline, report
+    from mcspex_cli.evaluation.scoring import ScoreSettings, missing_estimates, score_files
 
     check_installed([*(["wer"] if request.transcripts else []), *(limit.name for limit in limits)])
     places = (request.estimates, request.truth, request.mixtures, *request.interferers)
@@ -246,9 +244,9 @@ def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
     inputs = [path for path in (*places, *folders) if path]
     for path in inputs:
         files.check_exists(path)
-    tables.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
-    groups = read_groups(request.groups, request.group_by) if request.groups else None
-    baseline = read_baseline(request.baseline) if request.baseline else None
+    summary.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
+    groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
+    baseline = summary.read_baseline(request.baseline) if request.baseline else None
     pairings = _pair(request)
     sources = {
         "target": request.truth,
@@ -261,30 +259,31 @@ def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
     given = {need for need, source in sources.items() if source}
     chosen = choose_metrics(request.metrics, given)
     settings = ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
-    verifier = transcriber = None
+    verifier = transcribe = None
     if "wer" in chosen:
-        from mcspex_cli.evaluation.recognition import Transcriber
+        from mcspex_cli.evaluation.recognition import open_transcriber
 
-        transcriber = Transcriber(request.whisper)
+        transcribe = open_transcriber(request.whisper)
     if {"similarity", "similarity_i"}.intersection(chosen):
         verifier = _open_verifier(request, pairings)
-    scores = score_files(pairings, settings, request.workers, verifier, transcriber)
+    scores = score_files(pairings, settings, request.workers, verifier, transcribe)
     rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
     missing = missing_estimates(request.estimates, request.truth) if request.truth else []
-    result = report(rows, missing, groups, baseline)
+    result = summary.report(rows, missing, groups, baseline)
     show(result, "json" if request.as_json else request.form, every=request.every)
     say_remarks(result)
     if not request.truth:
         console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
     for path in request.outputs:
-        tables.write(path, result)
+        summary.write(path, result)
         console.say(str(path))
     conclude(result, limits)
 
 
 def _pair(request: ScoreRequest) -> list[Pairing]:
     """Each estimate with all that it is compared with."""
-    from mcspex_cli.evaluation.cases import add_presences, add_transcripts, pair
+    from mcspex_cli.evaluation.recognition import add_presences, add_transcripts
+    from mcspex_cli.evaluation.scoring import pair
 
     pairings = pair(request.estimates, request.truth, request.mixtures, request.interferers)
     if request.references or request.reference_folder:
@@ -300,7 +299,7 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
     """Give each pairing its reference, found as `mcspex batch` finds it."""
     from mcspex_cli.batch.pairing import list_references
     from mcspex_cli.batch.plan import refuse
-    from mcspex_cli.evaluation.cases import case_name
+    from mcspex_cli.evaluation.scoring import case_name
     from mcspex_cli.extraction.reference import list_sources
 
     if request.reference_folder is None:
@@ -381,12 +380,12 @@ def show(
 
     `hidden` are columns that the table leaves out.
     """
-    from mcspex_cli.evaluation import tables
+    from mcspex_cli.evaluation import summary
 
     if form != "table":
-        console.text(tables.REPORT_FORMATS[form][1](report))
+        console.text(summary.REPORT_FORMATS[form][1](report))
         return
-    for table in tables.tables(report, every=every, hidden=hidden):
+    for table in summary.tables(report, every=every, hidden=hidden):
         console.table(table.headings, table.rows, table.footer, table.title)
 
 
@@ -395,19 +394,19 @@ def say_remarks(report: Report, *, quiet: bool = False) -> None:
 
     With `quiet`, only what is wrong. If there is only one file, `conclude` says its reason.
     """
-    from mcspex_cli.evaluation import tables
+    from mcspex_cli.evaluation import summary
     from mcspex_cli.evaluation.scoring import FLIPPED, REFUSED
 
     for row in report.rows if len(report.rows) > 1 else ():
         if row["status"] in REFUSED:
             console.error(row["note"])
-    for line in tables.remarks(report):
+    for line in summary.remarks(report):
         console.warn(line)
     if quiet:
         return
     if FLIPPED in report.summary.statuses:
         console.say("Nobody hears a flipped sign. --flipped-ok counts such files.")
-    if line := tables.confusion(report):
+    if line := summary.confusion(report):
         console.say(line)
 
 

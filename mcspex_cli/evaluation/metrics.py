@@ -209,21 +209,22 @@ def word_error_rate(words: str, transcript: str) -> float:
         ConfigError: the package jiwer cannot be imported.
     """
     jiwer = _package("jiwer")
-    plain = jiwer.Compose(
-        [
-            jiwer.ToLowerCase(),
-            jiwer.RemovePunctuation(),
-            jiwer.RemoveMultipleSpaces(),
-            jiwer.Strip(),
-        ]
+    without_punctuation = jiwer.RemovePunctuation()
+    # Words are separated by single spaces: jiwer takes the two around a line break for one.
+    expected, recognised = (
+        " ".join(without_punctuation(text.lower()).split()) for text in (transcript, words)
     )
-    if not plain(transcript):
-        return math.nan
-    return float(jiwer.wer(plain(transcript), plain(words)))
+    return float(jiwer.wer(expected, recognised)) if expected else math.nan
 
 
-def _nothing() -> Samples:
-    return np.zeros(0, np.float32)
+NOTHING = np.zeros(0, np.float32)
+
+
+Compare = Callable[[Samples, int], float]
+"""Tells how similar a sound [sample] at a rate is to the reference."""
+
+Transcribe = Callable[[Samples, int], str]
+"""Tells the words of a sound [sample] at a rate."""
 
 
 @dataclass(frozen=True)
@@ -232,13 +233,11 @@ class Sounds:
 
     rate_hz: int
     estimate: Samples
-    target: Samples = field(default_factory=_nothing)
-    mixture: Samples = field(default_factory=_nothing)
+    target: Samples = field(default_factory=lambda: NOTHING)
+    mixture: Samples = field(default_factory=lambda: NOTHING)
     interferers: tuple[Samples, ...] = ()
-    compare: Callable[[Samples, int], float] = lambda *_: math.nan
-    """Tells how similar a sound [sample] at a rate is to the reference."""
-    transcribe: Callable[[Samples, int], str] = lambda *_: ""
-    """Tells the words of a sound [sample] at a rate."""
+    compare: Compare = lambda *_: math.nan
+    transcribe: Transcribe = lambda *_: ""
     transcript: str = ""
     """What the target says."""
     presence: float = math.nan

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import math
 import os
+import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -21,17 +22,17 @@ import numpy as np
 from markupsafe import Markup
 
 from mcspex_cli import __version__, audio, files, text
-from mcspex_cli.errors import McspexError, OutputError
-from mcspex_cli.evaluation.cases import read_groups
-from mcspex_cli.evaluation.comparison import (
-    OTHERS,
-    REASONS,
-    Comparison,
-    ComparisonCase,
-    Run,
-    compare_runs,
+from mcspex_cli.errors import McspexError, OutputError, PairingError
+from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, OF_MIXTURES, Metric
+from mcspex_cli.evaluation.scoring import (
+    FLIPPED,
+    REFUSED,
+    Pairing,
+    ScoreSettings,
+    files_by_name,
+    score_file,
+    score_files,
 )
-from mcspex_cli.evaluation.metrics import METRICS, OF_MIXTURES, Metric
 from mcspex_cli.evaluation.spectrogram import (
     QUIET_DB,
     RANGE_DB,
@@ -41,7 +42,33 @@ from mcspex_cli.evaluation.spectrogram import (
     spectrogram,
     why_black,
 )
-from mcspex_cli.evaluation.summary import COUNTED, Summary
+from mcspex_cli.evaluation.summary import (
+    COUNTED,
+    NO_GROUP,
+    Groups,
+    Summary,
+    numbers,
+    ranking,
+    read_batch,
+    read_groups,
+    scored,
+    summarise,
+)
+
+NO_ESTIMATE = ("failed", "pending")
+"""Statuses of a batch's files that have no estimate."""
+
+OTHERS = "Other cases"
+"""The section of cases that are in no group."""
+
+REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
+"""Why a case is shown."""
+
+SETTINGS = ScoreSettings(BUILT_IN, flipped_ok=True)
+"""How outputs without a score are scored: quickly, and by what can be heard."""
+
+NAMED = 5
+"""Cases that a warning names."""
 
 EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
@@ -67,6 +94,279 @@ _OURS = re.compile(r"\d{5,}\.(flac|png)")
 
 Store = Callable[[bytes, str], Markup]
 """Stores data of a suffix and returns its URL."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one system has for a case."""
+
+    estimate: Path | None = None
+    mixture: Path | None = None
+    truth: Path | None = None
+    problem: str = "No output for this case."
+    """Why there is no estimate."""
+    row: Mapping[str, Any] | None = None
+    """Its scores, as `Row.to_dict` has them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A system's outputs by the name of the case."""
+
+    label: str
+    folder: Path
+    outputs: Mapping[str, Output]
+
+
+def read_runs(words: Sequence[str]) -> list[Run]:
+    """Read `FOLDER` or `NAME=FOLDER` each; a path that exists is never taken apart.
+
+    Raises:
+        AudioError, ConfigError, PairingError: as `read_run`.
+        PairingError: two have one label.
+    """
+    runs: list[Run] = []
+    for word in words:
+        label, equals, folder = word.partition("=")
+        named = bool(equals) and not Path(word).exists()
+        run = read_run(Path(folder), label) if named else read_run(Path(word))
+        for other in runs:
+            if other.label == run.label:
+                raise PairingError(
+                    f"{other.folder} and {run.folder}: both are called {run.label}. "
+                    f"Name one: NAME={run.folder}"
+                )
+        runs.append(run)
+    return runs
+
+
+def read_run(folder: Path, label: str = "") -> Run:
+    """Read a folder of estimates or of `mcspex batch`; without a label it has its own name.
+
+    Raises:
+        AudioError: there is no such folder.
+        ConfigError: its report.json is damaged or of another version.
+        PairingError: it is a file, has no sound files, or two of them have one name.
+    """
+    label = label.strip() or folder.resolve().name
+    if rows := read_batch(folder):
+        return batch_run(folder, label, rows)
+    outputs = {name: Output(path) for name, path in _files(folder, " of estimates").items()}
+    if not outputs:
+        raise PairingError(f"{folder}: no sound files in this folder.")
+    return Run(label, folder, outputs)
+
+
+def _files(folder: Path, kind: str = "") -> dict[str, Path]:
+    files.check_exists(folder)
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: is a file. Name a folder{kind}.")
+    return files_by_name(folder)
+
+
+def batch_run(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> Run:
+    """The run of a batch in `folder`, by the rows of its report."""
+    outputs = {}
+    for row in rows:
+        estimate, mixture, truth = (
+            folder / row[key] if row.get(key) else None for key in ("estimate", "mixture", "truth")
+        )
+        note, score = row.get("note") or "", None
+        if row["status"] in NO_ESTIMATE:
+            output = Output(None, mixture, truth, note or row["status"])
+        else:
+            if any(row.get(column) is not None for column in BY_COLUMN):
+                score = {"confused": None, **row, "note": note}
+                if row["status"] == FLIPPED:
+                    score |= {"status": "ok", "note": f"{FLIPPED}. {note}".strip()}
+            output = Output(estimate, mixture, truth, row=score)
+        outputs[row["name"]] = output
+    return Run(label, folder, outputs)
+
+
+@dataclass
+class ComparisonCase:
+    """One mixture, its truth, and what each system made of it."""
+
+    name: str
+    title: str
+    group: str
+    mixture: Path | None
+    truth: Path | None
+    outputs: list[Output]
+    """In the order of the runs."""
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    """What is measured of the mixture, by the column that the estimates have it in."""
+
+    @property
+    def rows(self) -> list[Mapping[str, Any] | None]:
+        """The scores, None where there are none."""
+        return [output.row for output in self.outputs]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cases of all runs."""
+
+    runs: Sequence[Run]
+    cases: Sequence[ComparisonCase]
+
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The scores of all outputs that have some."""
+        return [row for case in self.cases for row in case.rows if row]
+
+    @property
+    def ranking(self) -> Metric | None:
+        """The metric that says which case is best: SI-SDRi if there is one."""
+        return ranking(self.rows())
+
+    def summaries(self, cases: Sequence[ComparisonCase] | None = None) -> list[Summary]:
+        """Each system over some cases, or all."""
+        cases = self.cases if cases is None else cases
+        systems = range(len(self.runs))
+        return [summarise([row for case in cases if (row := case.rows[n])]) for n in systems]
+
+    def by_group(self) -> dict[str, list[ComparisonCase]]:
+        """The cases of each group, groups and cases in order."""
+        groups: dict[str, list[ComparisonCase]] = {}
+        for case in self.cases:
+            groups.setdefault(case.group, []).append(case)
+        return groups
+
+    def choose(self, count: int, seed: int) -> Mapping[str, str]:
+        """Which cases to show, by name, and why: "best", "worst" or "drawn at random".
+
+        A third each; best and worst by the mean of `ranking` over the systems. Without scores all
+        are drawn. If there are not more than `count`, all are shown and the reason is empty.
+        """
+        if len(self.cases) <= count:
+            return {case.name: "" for case in self.cases}
+        metric, badness = self.ranking, dict[str, float]()
+        for case in self.cases if metric else ():
+            ok = scored([row for row in case.rows if row])
+            if metric and (values := numbers(ok, metric.column)):
+                badness[case.name] = metric.badness * float(np.mean(values))
+        ranked = sorted(badness, key=lambda name: badness[name])
+        best = ranked[: (count + 2) // 3]
+        worst = ranked[len(best) :][::-1][: (count + 1) // 3]
+        reasons = dict.fromkeys(best, BEST) | dict.fromkeys(worst, WORST)
+        others = [case.name for case in self.cases if case.name not in reasons]
+        drawn = random.Random(seed).sample(others, count - len(reasons))
+        return reasons | dict.fromkeys(drawn, DRAWN)
+
+    def warnings(self) -> list[str]:
+        """Which outputs, truths and mixtures are missing, and which files cannot be scored."""
+        lines, cases = [], self.cases
+
+        def add_missing(what: str, paths: Iterable[Path | None]) -> None:
+            names = [case.name for case, path in zip(cases, paths, strict=True) if not path]
+            more = ", ..." if len(names) > NAMED else ""
+            if names:
+                listed = ", ".join(names[:NAMED]) + more
+                lines.append(f"{what} for {len(names)} of {len(cases)} cases: {listed}")
+
+        for number, run in enumerate(self.runs):
+            outputs = [case.outputs[number] for case in cases]
+            add_missing(f"{run.label}: no output", [output.estimate for output in outputs])
+            flipped = sum(str(o.row["note"]).startswith(FLIPPED) for o in outputs if o.row)
+            if flipped:
+                lines.append(
+                    f"{run.label}: sign-flipped outputs: {flipped}. They count here; mcspex score "
+                    "counts them with --flipped-ok."
+                )
+        if any(case.truth for case in cases):
+            add_missing("no truth", [case.truth for case in cases])
+        else:
+            missing = "only what needs none" if self.rows() else "no scores"
+            lines.append(f"no truth is known, so the page has {missing}. Add --truth DIR.")
+        add_missing("no mixture", [case.mixture for case in cases])
+        return lines + [row["note"] for row in self.rows() if row["status"] in REFUSED]
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    truth: Path | None = None,
+    mixtures: Path | None = None,
+    groups: Groups | None = None,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Comparison:
+    """Put runs side by side and score what has no score yet.
+
+    The cases are those of all runs, in the order of the groups' file. A case's mixture and truth
+    are the files of its name in `truth` and `mixtures`, else what the first run that has them says.
+
+    `advance` is called with the share that is done.
+
+    Raises:
+        AudioError: there is no folder `truth` or `mixtures`.
+        PairingError: two files in one of them have one name.
+    """
+    cases = _gather(runs, truth, mixtures, groups or Groups())
+    unscored = []
+    for case in cases:
+        for number, output in enumerate(case.outputs):
+            if not _has_score(output, case):
+                case.outputs[number] = replace(output, row=None)
+                if output.estimate and case.truth:
+                    pairing = Pairing(case.name, output.estimate, case.truth, case.mixture)
+                    unscored.append((pairing, case, number, output))
+    scores = score_files([pairing for pairing, *_ in unscored], SETTINGS)
+    for done, ((_, case, number, output), score) in enumerate(
+        zip(unscored, scores, strict=True), 1
+    ):
+        # What its own row says without a truth holds whatever the truth is.
+        own = {
+            column: output.row[column]
+            for column, metric in BY_COLUMN.items()
+            if output.row and "target" not in metric.needs and output.row.get(column) is not None
+        }
+        case.outputs[number] = replace(output, row=score.to_dict() | own)
+        advance(done / len(unscored))
+    for case in cases:
+        case.inputs = _inputs(case)
+    return Comparison(runs, cases)
+
+
+def _gather(
+    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: Groups
+) -> list[ComparisonCase]:
+    truths, mixed = ({} if folder is None else _files(folder) for folder in (truth, mixtures))
+    ranks = {name: rank for rank, name in enumerate(groups.by_name)}
+    names = {name for run in runs for name in run.outputs}
+    cases = []
+    for name in sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)):
+        outputs = [run.outputs.get(name, Output()) for run in runs]
+        group = groups.of(name)
+        cases.append(
+            ComparisonCase(
+                name,
+                groups.titles.get(name, name),
+                OTHERS if group == NO_GROUP else group,
+                mixed.get(name) or next((o.mixture for o in outputs if o.mixture), None),
+                truths.get(name) or next((o.truth for o in outputs if o.truth), None),
+                outputs,
+            )
+        )
+    return sorted(cases, key=lambda case: case.group == OTHERS)
+
+
+def _has_score(output: Output, case: ComparisonCase) -> bool:
+    """Whether an output's run has scored it, with the case's mixture and, if it has one, truth."""
+    if output.row is None or (case.truth and output.row["status"] == "done"):
+        return False
+    pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
+    return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
+
+
+def _inputs(case: ComparisonCase) -> dict[str, float]:
+    """What is measured of a case's mixture, by the scores of its outputs or measured now."""
+    rows = [row for row in case.rows if row]
+    values = {column: numbers(rows, f"input_{column}") for column in BY_COLUMN}
+    inputs = {column: of[0] for column, of in values.items() if of}
+    if "si_sdr_db" not in inputs and case.truth and case.mixture:
+        row = score_file(Pairing(case.name, case.mixture, case.truth), SETTINGS)
+        inputs |= {c: value for c, value in row.values.items() if c == "si_sdr_db"}
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -99,16 +399,17 @@ class Page:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cell:
     """One sound of a case on the page; without a `sound`, `problem` says why."""
 
     label: str
+    path: Path | None
+    problem: str
     system: int | None = None
     row: Mapping[str, Any] | None = None
     inputs: Mapping[str, float] = field(default_factory=dict)
     """What is measured of a mixture, by column."""
-    problem: str = ""
     sound: str = ""
     picture: str = ""
     """URLs, which the template takes as they are."""
@@ -116,10 +417,8 @@ class Cell:
     rate_hz: int = 0
     quieter_db: float = 0.0
     """By how much a sound beyond full scale was turned down."""
-    ceiling_hz: float = 0.0
-    """Above this frequency the picture is black."""
     why_black: str = ""
-    """What that means, if the mixture goes higher."""
+    """Why the picture is black above a frequency, if the mixture's goes higher."""
 
     @property
     def length(self) -> str:
@@ -145,9 +444,7 @@ def write_page(
         PairingError: two files have one name.
     """
     settings = settings or PageSettings()
-    folders = [*(run.folder for run in runs), settings.truth, settings.mixtures]
-    inputs = [path for path in (settings.groups, *folders) if path]
-    _check_place(output, inputs, embed=settings.embed, overwrite=settings.overwrite)
+    _check_place(output, runs, settings)
     groups = read_groups(settings.groups, settings.group_by) if settings.groups else None
     comparison = compare_runs(
         runs, settings.truth, settings.mixtures, groups, lambda share: progress(share / 2)
@@ -161,31 +458,25 @@ def write_page(
     if groups and all(case.group == OTHERS for case in cases):
         warnings.append(f"{settings.groups}: names none of the cases.")
     names = [case.name for case in cases if case.name in shown]
-    ids = {name: f"case-{number}" for number, name in enumerate(names, 1)}
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
         def show(case: ComparisonCase) -> dict[str, Any]:
             cells = _cells(case, [run.label for run in runs], store)
-            pairs = zip(cells, case.files, strict=True)
-            warnings.extend(cell.problem for cell, path in pairs if path and cell.problem)
+            warnings.extend(cell.problem for cell in cells if cell.path and cell.problem)
+            _hide_folders(cells)
             progress(0.5 + 0.5 * (names.index(case.name) + 1) / len(names))
-            return {
-                "case": case,
-                "cells": [_without_folders(cell, case) for cell in cells],
-                "length": next((cell.length for cell in cells if cell.length), ""),
-            }
+            length = next((cell.length for cell in cells if cell.length), "")
+            return {"case": case, "cells": cells, "length": length}
 
-        groups_shown = {
-            group: [case for case in members if case.name in ids]
-            for group, members in comparison.by_group().items()
-        }
+        by_group = comparison.by_group().items()
+        parts = {group: [c for c in members if c.name in shown] for group, members in by_group}
         pieces = _template().generate(
             **_context(comparison, settings),
             **_assets(settings.embed),
             shown=shown,
-            ids=ids,
+            ids={name: f"case-{number}" for number, name in enumerate(names, 1)},
             # Cases are read while the page is written: memory holds one at a time.
-            sections=((group, map(show, part)) for group, part in groups_shown.items() if part),
+            sections=((group, map(show, part)) for group, part in parts.items() if part),
         )
         with partial.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
             file.writelines(pieces)
@@ -194,85 +485,80 @@ def write_page(
 
 def _cells(case: ComparisonCase, labels: Sequence[str], store: Store) -> list[Cell]:
     """Mixture, each system's output, truth; the first sound sets the brightest colour."""
-    cells = [Cell("Mixture", inputs=case.inputs, problem="No mixture is known.")]
-    for number, label in enumerate(labels):
-        output = case.outputs[number]
-        problem = (output and output.problem) or "No output for this case."
-        cells.append(Cell(label, number, case.rows[number], problem=problem))
-    cells.append(Cell("Truth", problem="No truth is known."))
-    loudest_db: float | None = None
-    for number, path in enumerate(case.files):
-        if path is None:
+    cells = [Cell("Mixture", case.mixture, "No mixture is known.", inputs=case.inputs)]
+    for number, (label, output) in enumerate(zip(labels, case.outputs, strict=True)):
+        cells.append(Cell(label, output.estimate, output.problem, number, output.row))
+    cells.append(Cell("Truth", case.truth, "No truth is known."))
+    loudest_db = mixture_ceiling_hz = None
+    for cell in cells:
+        if cell.path is None:
             continue
         try:
-            reader = audio.Reader(path)
-            rate_hz = reader.sample_rate_hz = min(reader.info.sample_rate_hz, PLAY_HZ)
+            reader = audio.Reader(cell.path)
+            cell.rate_hz = reader.sample_rate_hz = min(reader.info.sample_rate_hz, PLAY_HZ)
             samples = reader.read()
         except McspexError as error:
-            cells[number] = replace(cells[number], problem=str(error))
+            cell.problem = str(error)
             continue
-        levels = spectrogram(samples, rate_hz)
+        levels = spectrogram(samples, cell.rate_hz)
         if loudest_db is None:
             loudest_db = max(float(levels.max()), QUIET_DB)
-        ceiling_hz = height(levels, loudest_db) * rate_hz / 2
+        ceiling_hz = height(levels, loudest_db) * cell.rate_hz / 2
+        if cell is cells[0]:
+            mixture_ceiling_hz = ceiling_hz
+        elif mixture_ceiling_hz:
+            cell.why_black = why_black(ceiling_hz, min(mixture_ceiling_hz, cell.rate_hz / 2))
         peak = max(1.0, float(np.abs(samples).max()))
-        cells[number] = replace(
-            cells[number],
-            problem="",
-            sound=store(audio.encode(samples / peak, rate_hz), ".flac"),
-            picture=store(draw(levels, loudest_db), ".png"),
-            seconds=len(samples) / rate_hz,
-            rate_hz=rate_hz,
-            quieter_db=20 * math.log10(peak),
-            ceiling_hz=ceiling_hz,
-            why_black=why_black(ceiling_hz, min(cells[0].ceiling_hz, rate_hz / 2)),
-        )
+        cell.problem, cell.quieter_db = "", 20 * math.log10(peak)
+        cell.seconds = len(samples) / cell.rate_hz
+        cell.sound = store(audio.encode(samples / peak, cell.rate_hz), ".flac")
+        cell.picture = store(draw(levels, loudest_db), ".png")
     return cells
 
 
-def _without_folders(cell: Cell, case: ComparisonCase) -> Cell:
-    """A cell whose texts have names for paths: a page is published, a folder's place is not."""
-
-    def shorten(sentence: str) -> str:
-        for path in case.files:
-            sentence = sentence.replace(str(path), path.name) if path else sentence
-        return sentence
-
-    row = {**cell.row, "note": shorten(cell.row["note"])} if cell.row else None
-    return replace(cell, problem=shorten(cell.problem), row=row)
+def _hide_folders(cells: Sequence[Cell]) -> None:
+    """Put names for paths in all texts: a page is published, a folder's place is not."""
+    for cell in cells:
+        for path in (other.path for other in cells if other.path):
+            cell.problem = cell.problem.replace(str(path), path.name)
+            if cell.row:
+                cell.row = {**cell.row, "note": cell.row["note"].replace(str(path), path.name)}
 
 
 def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
+    """What the template needs to know of all cases."""
+    cases, rows = comparison.cases, comparison.rows()
     groups = comparison.by_group() if settings.groups else {}
-    metrics, ranking, summaries = comparison.metrics, comparison.ranking, comparison.summaries()
-    has_truth = any(case.truth for case in comparison.cases)
-    of_mixtures = METRICS["si_sdr"] if has_truth else ranking
+    best, summaries = comparison.ranking, comparison.summaries()
+    metrics = [metric for metric in METRICS.values() if numbers(rows, metric.column)]
+    has_truth = any(case.truth for case in cases)
+    of_mixtures = METRICS["si_sdr"] if has_truth else best
     values = ("input_si_sdr_db", METRICS["si_sdr_i"].column)
     return {
         "title": settings.title,
         "version": __version__,
         "seed": settings.seed,
         "labels": [run.label for run in comparison.runs],
-        "cases": comparison.cases,
+        "cases": cases,
         "reasons": REASONS,
         "metrics": metrics,
         "input_metrics": [METRICS["si_sdr"], *(m for m in metrics if m.name in OF_MIXTURES)],
-        "ranking": ranking,
+        "ranking": best,
         "si_sdr": METRICS["si_sdr"],
         "has_truth": has_truth,
         "of_mixtures": of_mixtures
-        if of_mixtures and any(of_mixtures.column in case.inputs for case in comparison.cases)
+        if of_mixtures and any(of_mixtures.column in case.inputs for case in cases)
         else None,
         "summaries": summaries if metrics or has_truth else [],
         "verdicts": any(summary.confused is not None for summary in summaries),
         "lower": [metric.label for metric in metrics if metric.better == "lower"],
         "neither": [metric.label for metric in metrics if metric.better == "neither"],
         "counted": COUNTED,
-        "groups": {name: comparison.summaries(cases) for name, cases in groups.items()},
-        "sizes": {name: len(cases) for name, cases in groups.items()},
+        "groups": {name: comparison.summaries(members) for name, members in groups.items()},
+        "sizes": {name: len(members) for name, members in groups.items()},
         "points": [
             (number, case, row)
-            for case in comparison.cases
+            for case in cases
             for number, row in enumerate(case.rows)
             if row and all(row.get(column) is not None for column in values)
         ],
@@ -326,7 +612,7 @@ def _value(value: float | None, metric: Metric) -> str:
     return "–" if value is None else metric.text(value).replace("-", "−")
 
 
-def _check_place(output: Path, inputs: Sequence[Path], *, embed: bool, overwrite: bool) -> None:
+def _check_place(output: Path, runs: Sequence[Run], settings: PageSettings) -> None:
     """Refuse a page that would destroy something or has no folder."""
     if output.suffix.lower() != ".html":
         raise OutputError(f"{output}: a page's name must end in .html.")
@@ -335,12 +621,14 @@ def _check_place(output: Path, inputs: Sequence[Path], *, embed: bool, overwrite
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     folder = _media_folder(output)
-    for path in (output,) if embed else (output, folder):
-        if any(path.resolve() in (p.resolve(), *p.resolve().parents) for p in inputs):
+    inputs = [*(run.folder for run in runs), settings.truth, settings.mixtures, settings.groups]
+    taken = [path.resolve() for path in inputs if path]
+    for path in (output,) if settings.embed else (output, folder):
+        if any(path.resolve() in (place, *place.parents) for place in taken):
             raise OutputError(f"{path}: is an input and is not overwritten. Choose another -o.")
-        if path.exists() and not overwrite:
+        if path.exists() and not settings.overwrite:
             raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
-    if not embed and folder.exists():
+    if not settings.embed and folder.exists():
         ours = folder.is_dir() and all(_OURS.fullmatch(path.name) for path in folder.iterdir())
         if not ours:
             raise OutputError(

@@ -1,20 +1,27 @@
-"""The networks that scores without a truth ask: whose voice it is, and what is said."""
+"""What scores without a truth need: whose voice it is, what is said, and what batch measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
 
-from mcspex_cli import audio
+from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import CheckpointError, ConfigError
-from mcspex_cli.extraction.extractor import Extractor
+from mcspex_cli.errors import CheckpointError, ConfigError, PairingError
+from mcspex_cli.evaluation.metrics import Compare, Transcribe
+from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, files_by_name
+from mcspex_cli.evaluation.summary import read_batch
 from mcspex_cli.extraction.presence import PresenceMeter
-from mcspex_cli.extraction.reference import Voice
+
+if TYPE_CHECKING:
+    from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli.extraction.reference import Voice
 
 WHISPER_HZ = 16_000
 
@@ -33,18 +40,22 @@ class Verifier:
     def __init__(
         self, extractor: Extractor, warn: Callable[[str], object] = lambda _: None
     ) -> None:
-        engine = extractor.engine
-        if engine.calibration is None:
+        if extractor.engine.calibration is None:
             raise CheckpointError(
                 f"{extractor.model.label}: cannot tell how similar voices are. Calibrate it: "
                 f"mcspex models calibrate {extractor.model.folder} SPEAKERS"
             )
-        self._extractor, self._engine, self._calibration = extractor, engine, engine.calibration
-        self._warn = warn
+        self._extractor, self._warn = extractor, warn
+        self._calibration = extractor.engine.calibration
         self._voices: dict[tuple[Path, ...], Voice] = {}
 
-    def voice(self, references: tuple[Path, ...]) -> Voice:
-        """Embed the voice of some clips, folders or profiles, unless they were embedded before.
+    def comparison_with(self, references: tuple[Path, ...]) -> Compare:
+        """Embed a voice, and return what tells how similar a sound [sample] at a rate is to it.
+
+        That is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
+
+        Args:
+            references: clips, folders or profiles of the voice.
 
         Raises:
             AudioError: a clip cannot be used.
@@ -54,26 +65,22 @@ class Verifier:
             self._voices[references] = voice = self._extractor.enroll(references)
             for text in voice.warnings:
                 self._warn(text)
-        return self._voices[references]
+        return partial(self._similarity, self._voices[references])
 
-    def similarity(self, voice: Voice, sound: Samples, rate_hz: int) -> float:
-        """Tell how similar a sound [sample] is to a voice: the mean over segments of 2 s.
-
-        Returns:
-            -1 to 1; nan where nothing is audible.
-        """
-        to_hz = self._engine.sample_rate_hz
+    def _similarity(self, voice: Voice, sound: Samples, rate_hz: int) -> float:
+        engine = self._extractor.engine
+        to_hz = engine.sample_rate_hz
         blocks = audio.Resampler(rate_hz, to_hz, 1).run([sound[None]])
-        signal = np.concatenate(list(blocks), axis=-1)
-        meter = PresenceMeter(self._engine.embed_parts, to_hz, voice.embedding, self._calibration)
-        meter.add(signal[0], signal[0])
+        signal = np.concatenate(list(blocks), axis=-1)[0]
+        meter = PresenceMeter(engine.embed_parts, to_hz, voice.embedding, self._calibration)
+        meter.add(signal, signal)
         meter.finish()
         similarity = meter.similarity()
         return np.nan if similarity is None else similarity
 
 
-class Transcriber:
-    """Recognises words by a Whisper model on this disk.
+def open_transcriber(model: str) -> Transcribe:
+    """Load a Whisper model from this disk; it recognises words in whichever language they are.
 
     Args:
         model: its folder, or its name if faster-whisper has downloaded it before.
@@ -81,31 +88,98 @@ class Transcriber:
     Raises:
         ConfigError: faster-whisper cannot be imported, or the model is not here or damaged.
     """
+    try:
+        from faster_whisper import WhisperModel
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"faster_whisper cannot be imported ({error}). Run: pip install 'mcspex[transcripts]'"
+        ) from error
+    is_folder = Path(model).is_dir()
+    try:
+        # Without a tokenizer the package would fetch one from the network.
+        if is_folder and not (Path(model) / "tokenizer.json").is_file():
+            raise FileNotFoundError("it has no tokenizer.json")
+        whisper = WhisperModel(model, local_files_only=True)
+    except Exception as error:  # the package raises all kinds of errors on what is no model
+        reason = " ".join(str(error).split())
+        problem = f"cannot be loaded ({reason})" if is_folder else "is not on this disk"
+        raise ConfigError(
+            f"--whisper {model}: {problem}. Name the folder of a faster-whisper model, or get "
+            "one: hf download Systran/faster-whisper-base"
+        ) from error
 
-    def __init__(self, model: str) -> None:
-        try:
-            from faster_whisper import WhisperModel
-        except (ImportError, OSError) as error:
-            raise ConfigError(
-                f"faster_whisper cannot be imported ({error}). "
-                "Run: pip install 'mcspex[transcripts]'"
-            ) from error
-        is_folder = Path(model).is_dir()
-        try:
-            # Without a tokenizer the package would fetch one from the network.
-            if is_folder and not (Path(model) / "tokenizer.json").is_file():
-                raise FileNotFoundError("it has no tokenizer.json")
-            self._model: Any = WhisperModel(model, local_files_only=True)
-        except Exception as error:  # the package raises all kinds of errors on what is no model
-            reason = " ".join(str(error).split())
-            problem = f"cannot be loaded ({reason})" if is_folder else "is not on this disk"
-            raise ConfigError(
-                f"--whisper {model}: {problem}. Name the folder of a faster-whisper model, or get "
-                "one: hf download Systran/faster-whisper-base"
-            ) from error
-
-    def transcribe(self, sound: Samples, rate_hz: int) -> str:
-        """Recognise the words of a sound [sample], in whichever language they are."""
+    def transcribe(sound: Samples, rate_hz: int) -> str:
         signal = soxr.resample(sound, rate_hz, WHISPER_HZ).astype(np.float32)
-        segments, _ = self._model.transcribe(signal, condition_on_previous_text=False)
+        segments, _ = whisper.transcribe(signal, condition_on_previous_text=False)
         return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe
+
+
+def add_transcripts(pairings: Sequence[Pairing], place: Path) -> list[Pairing]:
+    """Give each pairing the transcript of its name: `place` is a folder, or the one file.
+
+    Raises:
+        AudioError: there is no such place.
+        ConfigError: a transcript cannot be read.
+        PairingError: a transcript is missing, or two have one name.
+    """
+    files.check_exists(place)
+    if place.is_dir():
+        named = files_by_name(place, TRANSCRIPTS)
+    elif len(pairings) == 1:
+        named = {case_name(pairings[0].name): place}
+    else:
+        raise PairingError(f"{place}: is a file. Name a folder with a transcript for each.")
+    with_transcripts = []
+    for pairing in pairings:
+        name = case_name(pairing.name)
+        if name not in named:
+            raise PairingError(
+                f"{pairing.estimate}: no transcript {name} ({', '.join(TRANSCRIPTS)}) in {place}. "
+                "Add it, or remove the estimate."
+            )
+        with_transcripts.append(replace(pairing, transcript=read_transcript(named[name])))
+    return with_transcripts
+
+
+def read_transcript(path: Path) -> str:
+    """Read the words of a text file, or of a WebVTT file without its times, tags and notes.
+
+    Raises:
+        ConfigError: it is not text, or its suffix says WebVTT and it is not.
+    """
+    if path.suffix.lower() not in TRANSCRIPTS:
+        raise ConfigError(f"{path}: is no transcript. Its name must end in .txt or .vtt.")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error}).") from error
+    if path.suffix.lower() == ".txt":
+        return content
+    try:
+        import webvtt
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}: webvtt cannot be imported. Run: pip install 'mcspex[transcripts]'"
+        ) from error
+    try:
+        return "\n".join(caption.text for caption in webvtt.from_string(content).captions)
+    except webvtt.errors.MalformedFileError as error:
+        raise ConfigError(f"{path}: is not WebVTT ({error}). Name plain text .txt.") from error
+
+
+def add_presences(pairings: Sequence[Pairing], estimates: Path) -> list[Pairing]:
+    """Give pairings the presence that `mcspex batch` measured, if it made these estimates.
+
+    From a file alone it cannot be told: it also takes the level that the network chose.
+
+    Raises:
+        ConfigError: the batch's report is damaged.
+    """
+    known: dict[Path, float | None] = {}
+    for folder in estimates.resolve().parents[:2]:
+        for row in read_batch(folder):
+            if row.get("estimate"):
+                known[(folder / row["estimate"]).resolve()] = row.get("presence")
+    return [replace(one, presence=known.get(one.estimate.resolve())) for one in pairings]

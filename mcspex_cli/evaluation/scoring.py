@@ -1,11 +1,11 @@
-"""Scores of files: whether they can be compared, and a row for each."""
+"""Scores of files: which belong together, whether they can be compared, and a row for each."""
 
 from __future__ import annotations
 
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,22 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcspex_cli import audio
+from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
-from mcspex_cli.evaluation.cases import Pairing
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, PairingError
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
     METRICS,
+    NOTHING,
     OF_MIXTURES,
     Sounds,
+    Transcribe,
     is_flipped,
     is_silent,
+    si_sdr,
 )
 
 if TYPE_CHECKING:
-    from mcspex_cli.evaluation.recognition import Transcriber, Verifier
+    from mcspex_cli.evaluation.recognition import Verifier
+
+TRANSCRIPTS = (".txt", ".vtt")
+"""The formats of transcripts, by the suffix of the file."""
 
 TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
@@ -55,6 +60,99 @@ CUT = "cut to"
 """How the note begins of files that were cut to one length."""
 
 CHUNK = 8
+"""Files that a process scores before it asks for more."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """An estimate and the files that it is compared with, under one name."""
+
+    name: str
+    estimate: Path
+    target: Path | None = None
+    mixture: Path | None = None
+    interferers: tuple[Path, ...] = ()
+    """The other talkers of the mixture, each alone."""
+    references: tuple[Path, ...] = ()
+    """Clips and profiles of the voice."""
+    transcript: str = ""
+    """What the target says."""
+    presence: float | None = None
+    """What the extraction measured."""
+
+
+def case_name(path: str | Path) -> str:
+    """The name that pairs a file with others: without the suffixes of its format and `.target`."""
+    path = Path(path)
+    for suffixes in (TRANSCRIPTS, files.SUFFIXES):
+        if path.suffix.lower() in suffixes:
+            path = path.with_suffix("")
+    return str(path).removesuffix(".target")
+
+
+def files_by_name(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
+    """All files of some formats under a folder by `case_name`.
+
+    Raises:
+        PairingError: two have one name.
+    """
+    named: dict[str, Path] = {}
+    for path in files.find(folder, also=suffixes):
+        if path.suffix.lower() in suffixes:
+            name = case_name(path.relative_to(folder))
+            if name in named:
+                raise PairingError(
+                    f"{named[name]} and {path}: both have the name {name}. Move one."
+                )
+            named[name] = path
+    return named
+
+
+def pair(
+    estimates: Path,
+    truth: Path | None = None,
+    mixtures: Path | None = None,
+    interferers: Sequence[Path] = (),
+) -> list[Pairing]:
+    """Pair a file with a file, or each estimate of a folder with the files of its `case_name`.
+
+    Raises:
+        PairingError: a folder is compared with a file, two files of a folder have one name, or
+            a file is missing in one of the other folders.
+    """
+    others = [path for path in (truth, mixtures, *interferers) if path]
+    if any(estimates.is_dir() != other.is_dir() for other in others):
+        raise PairingError(
+            "estimates, truth, mixtures and interferers must be all files or all folders."
+        )
+    if not estimates.is_dir():
+        return [Pairing(estimates.name, estimates, truth, mixtures, tuple(interferers))]
+    named = files_by_name(estimates)
+    if not named:
+        raise PairingError(f"{estimates}: no sound files in this folder.")
+    folders = {folder: files_by_name(folder) for folder in others}
+    pairings = []
+    for name, path in named.items():
+        namesakes: dict[Path | None, Path] = {}
+        for folder, members in folders.items():
+            if name not in members:
+                raise PairingError(
+                    f"{path}: no file {name} (.wav, .flac, ...) in {folder}. Add it, or remove "
+                    "the estimate."
+                )
+            namesakes[folder] = members[name]
+        of_others = tuple(namesakes[folder] for folder in interferers)
+        pairings.append(
+            Pairing(name, path, namesakes.get(truth), namesakes.get(mixtures), of_others)
+        )
+    return pairings
+
+
+def missing_estimates(estimates: Path, truth: Path) -> list[str]:
+    """Names of the truths without an estimate; none where both are files."""
+    if not estimates.is_dir():
+        return []
+    return sorted(files_by_name(truth).keys() - files_by_name(estimates).keys())
 
 
 @dataclass(frozen=True)
@@ -104,7 +202,7 @@ def score_file(
     pairing: Pairing,
     settings: ScoreSettings | None = None,
     verifier: Verifier | None = None,
-    transcriber: Transcriber | None = None,
+    transcribe: Transcribe | None = None,
 ) -> Row:
     """Score one estimate; files that cannot be compared give a row that says why.
 
@@ -115,28 +213,27 @@ def score_file(
         pairing: the files.
         settings: what to compute.
         verifier: compares the voice with the pairing's references; needed for similarity.
-        transcriber: recognises words; needed for the word error rate.
+        transcribe: recognises words; needed for the word error rate.
 
     Raises:
         ConfigError: a metric's package cannot be imported.
     """
-    settings, name = settings or ScoreSettings(), pairing.name
+    settings = settings or ScoreSettings()
     try:
         channels, note = _read(pairing, settings)
         if verifier:
-            compare = partial(verifier.similarity, verifier.voice(pairing.references))
+            compare = verifier.comparison_with(pairing.references)
             channels = [replace(sounds, compare=compare) for sounds in channels]
     except _RefusedError as refused:
-        return Row(name, refused.status, str(refused))
+        return Row(pairing.name, refused.status, str(refused))
     except NonFiniteError as error:
-        return Row(name, "not finite", str(error))
+        return Row(pairing.name, "not finite", str(error))
     except (AudioError, OSError) as error:
-        return Row(name, "unreadable", str(error))
-    if transcriber:
-        channels = [replace(sounds, transcribe=transcriber.transcribe) for sounds in channels]
-    score = _score_channel if pairing.target else _score_without_truth
-    rows = [score(name, sounds, note, settings) for sounds in channels]
-    return rows[0] if len(rows) == 1 else _average(rows)
+        return Row(pairing.name, "unreadable", str(error))
+    if transcribe:
+        channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
+    row, *more = [_score_channel(pairing.name, sounds, note, settings) for sounds in channels]
+    return _average([row, *more]) if more else row
 
 
 def score_files(
@@ -144,11 +241,11 @@ def score_files(
     settings: ScoreSettings | None = None,
     workers: int | None = None,
     verifier: Verifier | None = None,
-    transcriber: Transcriber | None = None,
+    transcribe: Transcribe | None = None,
 ) -> Iterator[Row]:
     """Score each, in order, by as many processes; without a number, by as many as pay off.
 
-    With a verifier or transcriber there is one process, since their networks use all cores.
+    For similarities and word error rates there is one process: their networks use all cores.
 
     Raises:
         ConfigError: a metric's package cannot be imported.
@@ -156,9 +253,9 @@ def score_files(
     """
     settings = settings or ScoreSettings()
     workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
-    if workers <= 1 or verifier or transcriber:
+    if workers <= 1 or verifier or transcribe:
         for pairing in pairings:
-            yield score_file(pairing, settings, verifier, transcriber)
+            yield score_file(pairing, settings, verifier, transcribe)
         return
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
@@ -179,12 +276,12 @@ def score_files(
         pool.shutdown(cancel_futures=True)
 
 
-def sensible_workers(files: int, metrics: Sequence[str]) -> int:
+def sensible_workers(count: int, metrics: Sequence[str]) -> int:
     """One process for few files; as many as cores where starting them pays off."""
-    if files < (200 if set(metrics) <= set(BUILT_IN) else 40):
+    if count < (200 if set(metrics) <= set(BUILT_IN) else 40):
         return 1
     linux = hasattr(os, "sched_getaffinity")
-    return min(len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1, files // CHUNK)
+    return min(len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1, count // CHUNK)
 
 
 @contextmanager
@@ -259,7 +356,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
 
     def channel(path: Path | None, number: int) -> Samples:
         if path is None:
-            return np.zeros(0, np.float32)
+            return NOTHING
         return sounds[path][number if len(sounds[path]) > 1 else 0, :shortest]
 
     return [
@@ -276,27 +373,15 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
     ], " ".join(notes)
 
 
-def _values(sounds: Sounds, settings: ScoreSettings) -> dict[str, float]:
-    """By column, what the settings ask for and has a value, of the mixture too."""
-    chosen = [METRICS[name] for name in settings.metrics]
-    if sounds.mixture.size:
-        chosen += [OF_MIXTURES[name] for name in settings.metrics if name in OF_MIXTURES]
-    values = {metric.column: float(metric.function(sounds)) for metric in chosen}
-    return {column: value for column, value in values.items() if math.isfinite(value)}
-
-
-def _score_without_truth(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
-    if is_silent(sounds.estimate):
-        return Row(name, "silent estimate", note)
-    return Row(name, "ok", note, _values(sounds, settings))
-
-
 def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
-    value = sounds.si_sdr_db
-    if is_silent(sounds.target):
+    has_truth = sounds.target.size > 0
+    if has_truth and is_silent(sounds.target):
         return Row(name, "silent truth", note)
     if is_silent(sounds.estimate):
         return Row(name, "silent estimate", note)
+    if not has_truth:
+        return Row(name, "ok", note, _values(sounds, settings))
+    value = sounds.si_sdr_db
     if value == -math.inf:
         return Row(name, "silent estimate", "it has nothing of the truth in it.")
     if value >= EXACT_DB:
@@ -305,19 +390,25 @@ def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings
     if value > 0 and is_flipped(sounds.estimate, sounds.target):
         status = "ok" if settings.flipped_ok else FLIPPED
         note = f"{FLIPPED}. {note}".strip() if settings.flipped_ok else note
-    nearer = any(
-        Sounds(sounds.rate_hz, sounds.estimate, other).si_sdr_db > value
-        for other in sounds.interferers
-    )
-    known = math.isfinite(gain_db) or bool(sounds.interferers)
+    has_mixture = math.isfinite(gain_db)
+    nearer = any(si_sdr(sounds.estimate, other) > value for other in sounds.interferers)
     return Row(
         name,
         status,
         note,
         _values(sounds, settings),
-        sounds.input_si_sdr_db if math.isfinite(gain_db) else None,
-        nearer or gain_db < 0 if known else None,
+        sounds.input_si_sdr_db if has_mixture else None,
+        nearer or gain_db < 0 if has_mixture or sounds.interferers else None,
     )
+
+
+def _values(sounds: Sounds, settings: ScoreSettings) -> dict[str, float]:
+    """By column, what the settings ask for and has a value, of the mixture too."""
+    chosen = [METRICS[name] for name in settings.metrics]
+    if sounds.mixture.size:
+        chosen += [OF_MIXTURES[name] for name in settings.metrics if name in OF_MIXTURES]
+    values = {metric.column: float(metric.function(sounds)) for metric in chosen}
+    return {column: value for column, value in values.items() if math.isfinite(value)}
 
 
 def _average(rows: Sequence[Row]) -> Row:

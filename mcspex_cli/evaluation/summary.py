@@ -1,4 +1,4 @@
-"""What many scores say together: means and how sure they are, by group and against a baseline.
+"""What many scores say together: means, groups, changes; and a report of them for people and files.
 
 Rows are mappings: `scoring.Row.to_dict`, or any that have "name" and "status" and some of the
 columns of METRICS. Only rows with the status "ok" are in means, or "done" in a batch without truth.
@@ -6,22 +6,22 @@ columns of METRICS. Only rows with the status "ok" are in means, or "done" in a 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
-from mcspex_cli import files
-from mcspex_cli.errors import ConfigError, PairingError
+from mcspex_cli import files, text
+from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-
-if TYPE_CHECKING:
-    from mcspex_cli.evaluation.cases import Groups
+from mcspex_cli.evaluation.scoring import CUT, case_name
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,9 +30,19 @@ COUNTED = ("ok", "done")
 
 FORMAT = 1
 
+NO_GROUP = "(none)"
+"""The group of a case that the groups' file does not name."""
+
 RESAMPLES, SEED = 2000, 0
 
 _BLOCK = 2**20
+"""Values drawn at once: all resamples of many rows would not fit into memory."""
+
+FEW = 50
+"""Up to so many files a table shows them all."""
+
+_FIRST = ("name", "group", *BY_COLUMN, "input_si_sdr_db", "confused", "status", "note")
+"""The order of columns in CSV; others come after."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +102,69 @@ class Report:
     baseline: Change | None
     rows: Rows
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
-        return {
-            "format": FORMAT,
-            "summary": asdict(self.summary),
-            "groups": {name: asdict(group) for name, group in self.groups.items()},
-            "worst": self.worst,
-            "baseline": asdict(self.baseline) if self.baseline else None,
-            "scores": list(self.rows),
-        }
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group each case belongs to."""
+
+    by_name: Mapping[str, str] = field(default_factory=dict)
+    by_file: Mapping[str, str] = field(default_factory=dict)
+    """The same by the last part of the name, where all cases of that name are in one group."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """What a page calls a case, from the column `title`, where there is one."""
+
+    def of(self, name: str) -> str:
+        """A case's group; the file and the case may differ in leading folders and suffix."""
+        name = case_name(name)
+        if name in self.by_name:
+            return self.by_name[name]
+        last = PurePath(name).name
+        # A folder that only one of the two names has says nothing; two that differ do.
+        return (self.by_name if last != name else self.by_file).get(last, NO_GROUP)
+
+
+def read_groups(path: Path, column: str | None = None) -> Groups:
+    """Read a CSV with a column `id` or `name`, and the groups in `column`.
+
+    Without a `column`, the groups are in `group`, or in the only other one.
+
+    Raises:
+        AudioError: there is no such file.
+        ConfigError: it cannot be read, a case is in two groups, or it is not clear which column
+            to take.
+    """
+    files.check_exists(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
+    key = next((name for name in columns if name.strip().lower() in ("id", "name")), None)
+    others = [name for name in columns if name != key]
+    listed = ", ".join(others) or "none"
+    if key is None:
+        raise ConfigError(f"{path}: has no column id or name. Its columns: {listed}.")
+    if column is None:
+        column = "group" if "group" in others else others[0] if len(others) == 1 else None
+    if column not in others:
+        problem = (
+            f"has no column {column}" if column else "does not say which column has the groups"
+        )
+        raise ConfigError(f"{path}: {problem}. Name one with --group-by: {listed}.")
+    by_name: dict[str, str] = {}
+    titles = {}
+    for row in rows:
+        name, group = case_name(row[key] or ""), row[column]
+        if group and by_name.setdefault(name, group) != group:
+            raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
+        if row.get("title"):
+            titles[name] = row["title"]
+    by_file: dict[str, set[str]] = {}
+    for name, group in by_name.items():
+        by_file.setdefault(PurePath(name).name, set()).add(group)
+    return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, titles)
 
 
 def report(
@@ -129,27 +192,21 @@ def report(
         for group in sorted({*(row["group"] for row in rows), *absent}):
             members = [row for row in rows if row["group"] == group]
             parts[group] = summarise(members, absent.count(group))
-    return Report(
-        summarise(rows, len(missing)),
-        parts,
-        worst(rows),
-        compare(rows, baseline) if baseline else None,
-        rows,
-    )
+    change = compare(rows, baseline) if baseline else None
+    return Report(summarise(rows, len(missing)), parts, worst(rows), change, rows)
 
 
 def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
     """Count and average rows."""
     ok = scored(rows)
     verdicts = [row["confused"] for row in ok if row.get("confused") is not None]
-    values = {column: numbers(ok, column) for column in BY_COLUMN}
     return Summary(
         files=len(rows),
         scored=len(ok),
         statuses=dict(Counter(str(row["status"]) for row in rows).most_common()),
         confused=sum(verdicts) if verdicts else None,
         missing_estimates=missing_estimates,
-        metrics={column: distribution(of) for column, of in values.items() if of},
+        metrics=_distributions(ok),
     )
 
 
@@ -164,27 +221,27 @@ def numbers(rows: Rows, column: str) -> list[float]:
     return [row[column] for row in rows if row.get(column) is not None]
 
 
+def _distributions(rows: Rows) -> dict[str, Distribution]:
+    values = {column: numbers(rows, column) for column in BY_COLUMN}
+    return {column: distribution(of) for column, of in values.items() if of}
+
+
 def distribution(values: Sequence[float]) -> Distribution:
-    """Mean, its interval and the median of at least one value."""
-    low, high = interval(values)
-    return Distribution(len(values), float(np.mean(values)), low, high, float(np.median(values)))
+    """The mean of at least one value, its 95 % bootstrap interval (percentiles), and the median.
 
-
-def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The mean's 95 % bootstrap interval (percentiles), the same for the same values.
+    The interval is the same for the same values.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    if len(values) < 2:
-        return None, None
-    array, rng = np.asarray(values, np.float64), np.random.default_rng(SEED)
-    step = max(1, _BLOCK // len(array))
-    means = [
-        array[rng.integers(len(array), size=(min(step, RESAMPLES - start), len(array)))].mean(1)
-        for start in range(0, RESAMPLES, step)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+    array, low, high = np.asarray(values, np.float64), None, None
+    if len(array) > 1:
+        rng, step = np.random.default_rng(SEED), max(1, _BLOCK // len(array))
+        means = [
+            array[rng.integers(len(array), size=(min(step, RESAMPLES - start), len(array)))].mean(1)
+            for start in range(0, RESAMPLES, step)
+        ]
+        low, high = map(float, np.percentile(np.concatenate(means), [2.5, 97.5]))
+    return Distribution(len(array), float(array.mean()), low, high, float(np.median(array)))
 
 
 def worst(rows: Rows, count: int = 10) -> list[str]:
@@ -216,8 +273,6 @@ def read_baseline(path: Path) -> Baseline:
     rows = read_rows(path, advice)
     if rows is None:
         raise ConfigError(f"{path}: is not a report of mcspex. {advice}")
-    if not all(map(is_row, rows)):
-        raise ConfigError(f"{path}: its scores are damaged. {advice}")
     return Baseline(path, rows)
 
 
@@ -239,9 +294,34 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
             f"format {FORMAT}. {advice}"
         )
     rows = document.get("scores")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise ConfigError(f"{path}: its scores are damaged. {advice}")
     return rows
+
+
+def read_batch(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the report that `mcspex batch` left in a folder; none if it left none there.
+
+    Raises:
+        ConfigError: the report is damaged or of another version.
+    """
+    path = folder / "report.json"
+    rows = read_rows(path, "Run mcspex batch again.") if path.is_file() else None
+    return rows if rows and any("estimate" in row for row in rows) else []
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row has a name and a status, and finite numbers and texts, or None, elsewhere."""
+    if not isinstance(row, dict):
+        return False
+    values = [row.get(key) for key in (*BY_COLUMN, "input_si_sdr_db")]
+    texts = [row.get(key) for key in ("note", "estimate", "mixture", "truth")]
+    return (
+        isinstance(row.get("name"), str)
+        and isinstance(row.get("status"), str)
+        and all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in values)
+        and all(v is None or isinstance(v, str) for v in texts)
+    )
 
 
 def compare(rows: Rows, baseline: Baseline) -> Change:
@@ -258,30 +338,219 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
         raise PairingError(
             f"{baseline.path}: has none of these cases. Is it a report of this test set?"
         )
-    gains = {
-        column: {
-            name: here[name][column] - there[name][column]
-            for name in both
-            if here[name].get(column) is not None and there[name].get(column) is not None
-        }
-        for column in BY_COLUMN
-    }
-    gains = {column: by_name for column, by_name in gains.items() if by_name}
+    differences = []
+    for name in both:
+        now, before = here[name], there[name]
+        known = [c for c in BY_COLUMN if now.get(c) is not None and before.get(c) is not None]
+        differences.append({"name": name, **{c: now[c] - before[c] for c in known}})
     return Change(
         str(baseline.path),
         both=len(both),
         only_here=len(here) - len(both),
         only_there=len(there) - len(both),
-        metrics={column: distribution([*by_name.values()]) for column, by_name in gains.items()},
-        differences=[
-            {"name": name, **{c: by_name[name] for c, by_name in gains.items() if name in by_name}}
-            for name in both
-        ],
+        metrics=_distributions(differences),
+        differences=differences,
     )
 
 
-def is_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row of a report has a name, a status, and finite numbers or None for scores."""
-    named = isinstance(row.get("name"), str) and isinstance(row.get("status"), str)
-    values = [row[key] for key in (*BY_COLUMN, "input_si_sdr_db") if row.get(key) is not None]
-    return named and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+@dataclass(frozen=True)
+class Table:
+    """Text for people; `footer` is empty or has a cell for each heading."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    footer: tuple[str, ...] = ()
+
+
+def tables(report: Report, *, every: bool = False, hidden: Collection[str] = ()) -> list[Table]:
+    """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline.
+
+    `hidden` are columns that are left out.
+    """
+    summary, change = report.summary, report.baseline
+    shown = {column: metric for column, metric in BY_COLUMN.items() if column not in hidden}
+    means = [metric for column, metric in shown.items() if column in summary.metrics]
+    valued = [metric for column, metric in shown.items() if numbers(report.rows, column)]
+    every = every or summary.files <= FEW or not report.worst
+    parts = [_files(report, [m for m in valued if not m.of_mixture], every=every)]
+    if summary.scored > 1:
+        parts.append(_means("Means", means, summary.metrics))
+    if report.groups:
+        parts.append(_groups(report.groups, means))
+    if change:
+        title = (
+            f"Change since {change.path} (files in both: {change.both}, only here: "
+            f"{change.only_here}, only there: {change.only_there})"
+        )
+        parts.append(_means(title, means, change.metrics, sign="+"))
+    return parts
+
+
+def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
+    by_name = {row["name"]: row for row in report.rows}
+    rows = report.rows if every else [by_name[name] for name in report.worst]
+    ranked = ranking(report.rows)
+    differences = report.baseline.differences if ranked and report.baseline else []
+    changes = {row["name"]: row.get(ranked.column) for row in differences if ranked}
+    lines = []
+    for row in rows:
+        cells = [str(row["name"]), *(metric.text(row.get(metric.column)) for metric in metrics)]
+        if ranked and changes:
+            cells.append(ranked.text(changes.get(row["name"]), "+"))
+        confused = row["status"] == "ok" and row.get("confused")
+        lines.append((*cells, "confused" if confused else str(row["status"])))
+    change = ["change"] if changes else []
+    headings = ("file", *(metric.heading for metric in metrics), *change, "status")
+    if not every:
+        by = ranked.heading if ranked else ""
+        return Table(f"The worst {len(rows)} of {len(report.rows)} files by {by}", headings, lines)
+    means = _mean_cells(report.summary, metrics)
+    footer = (f"mean of {report.summary.scored}", *means, *("" for _ in change), "")
+    return Table("", headings, lines, footer)
+
+
+def _means(
+    title: str, metrics: Sequence[Metric], spreads: Mapping[str, Distribution], sign: str = ""
+) -> Table:
+    rows = []
+    for metric in metrics:
+        if spread := spreads.get(metric.column):
+            values = (spread.mean, spread.low, spread.high, spread.median)
+            mean, low, high, median = (metric.text(value, sign) for value in values)
+            between = "-" if spread.low is None else f"{low} to {high}"
+            rows.append((metric.heading, mean, between, median, str(spread.count)))
+    return Table(title, ("metric", "mean", "95 % interval", "median", "files"), rows)
+
+
+def _groups(groups: Mapping[str, Summary], metrics: Sequence[Metric]) -> Table:
+    rows = []
+    for name, group in groups.items():
+        confused = "-" if group.confused is None else str(group.confused)
+        cells = _mean_cells(group, metrics)
+        rows.append((name, str(group.files), str(group.scored), confused, *cells))
+    headings = ("group", "files", "scored", "confused", *(metric.heading for metric in metrics))
+    return Table("Means by group", headings, rows)
+
+
+def _mean_cells(summary: Summary, metrics: Sequence[Metric]) -> list[str]:
+    means = {column: spread.mean for column, spread in summary.metrics.items()}
+    return [metric.text(means.get(metric.column)) for metric in metrics]
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader of the means has to know; nothing where all is well."""
+    summary = report.summary
+    others = {status: n for status, n in summary.statuses.items() if status != "ok"}
+    left_out, missing = sum(others.values()), summary.missing_estimates
+    reasons = ", ".join(f"{number} {status}" for status, number in others.items())
+    notes = [str(row.get("note") or "") for row in scored(report.rows)]
+    cut = sum(CUT in note for note in notes)
+    odd = sum(": " in note for note in notes)  # only a reader's warnings name a file like this
+    loose = sum(row.get("group") == NO_GROUP for row in report.rows)
+    short = "They were a little longer or shorter."
+    where = "The column note of the JSON or CSV report says which."
+    lines = (
+        (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
+        (missing, f"truths without an estimate: {missing}. The means do not include them."),
+        (cut, f"files cut to the length of their truth: {cut}. {short}"),
+        (odd, f"files that are damaged but could be read: {odd}. {where}"),
+        (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
+    )
+    return [line for number, line in lines if number]
+
+
+def confusion(report: Report) -> str:
+    """How often the wrong talker was extracted, and where; "" if that is not known."""
+    summary = report.summary
+    if summary.confused is None:
+        return ""
+    names = [row["name"] for row in scored(report.rows) if row.get("confused")]
+    share = 100 * summary.confused / summary.scored
+    which = f": {_listed(names)}" if names else ""
+    return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"
+
+
+def absences(rows: Rows) -> str:
+    """Which voices are probably not in their mixtures; "" for none."""
+    judged = [row for row in rows if row.get("present") is not None]
+    names = [row["name"] for row in judged if not row["present"]]
+    verb = "is" if len(names) == 1 else "are"
+    counts = f"{len(names)} of {len(judged)} voices {verb} probably absent"
+    return f"{counts}: {_listed(names)}" if names else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
+
+
+def as_json(report: Report) -> str:
+    """A report as JSON without NaN or infinity."""
+    document = {"format": FORMAT, **vars(report)}
+    document["scores"] = document.pop("rows")
+    return json.dumps(document, default=asdict, indent=2, allow_nan=False) + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """A report's rows as CSV: known columns first, those without any value left out."""
+    keys = dict.fromkeys(key for row in report.rows for key in row)
+    ordered = [key for key in _FIRST if key in keys] + [key for key in keys if key not in _FIRST]
+    columns = [key for key in ordered if any(row.get(key) not in (None, "") for row in report.rows)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([text.csv_cell(row.get(key)) for key in columns] for row in report.rows)
+    return file.getvalue()
+
+
+def as_markdown(report: Report) -> str:
+    """A report's tables with all files, and the remarks, as Markdown."""
+    parts = []
+    for table in tables(report, every=True):
+        heading, *rows = [map(text.markdown, row) for row in (table.headings, *table.rows)]
+        rule = ["---", *["---:"] * (len(table.headings) - 1)]
+        footer = [f"**{text.markdown(cell)}**" if cell else "" for cell in table.footer]
+        parts.append(f"## {text.markdown(table.title)}\n\n" if table.title else "")
+        for row in (heading, rule, *rows, *([footer] if footer else [])):
+            parts.append("| " + " | ".join(row) + " |\n")
+        parts.append("\n")
+    lines = [line for line in (*remarks(report), confusion(report)) if line]
+    return "".join(parts) + "".join(f"- {text.markdown(line)}\n" for line in lines)
+
+
+REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "json": (".json", as_json),
+    "csv": (".csv", as_csv),
+    "markdown": (".md", as_markdown),
+}
+"""By name, what a report can be written as: the suffix of a file, and how."""
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
+    """Refuse files for reports before there is one.
+
+    Raises:
+        OutputError: a suffix names no format, or a file would replace an input or a folder.
+    """
+    taken = [path.resolve() for path in inputs if path]
+    suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
+    for path in outputs:
+        if path.suffix.lower() not in suffixes:
+            known = ", ".join(suffixes)
+            raise OutputError(f"{path}: unknown format. The name must end in {known}.")
+        if path.is_dir() or path.resolve() in taken:
+            raise OutputError(f"{path}: is an input or a folder. Choose another name.")
+
+
+def write(path: Path, report: Report) -> None:
+    """Write a report in the format of the file's suffix, whole or not at all.
+
+    Raises:
+        OutputError: the place is not writable.
+    """
+    content = dict(REPORT_FORMATS.values())[path.suffix.lower()](report)
+    files.make_folders(path.parent)
+    with files.whole(path) as partial:
+        # A file name that is not UTF-8 comes out as the bytes it is.
+        partial.write_bytes(content.encode("utf-8", "surrogateescape"))

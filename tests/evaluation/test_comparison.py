@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
-from mcspex_cli.evaluation.cases import Groups
-from mcspex_cli.evaluation.comparison import (
+from mcspex_cli.evaluation.page import (
     OTHERS,
     Comparison,
     ComparisonCase,
+    Output,
     Run,
     compare_runs,
     read_run,
     read_runs,
 )
 from mcspex_cli.evaluation.scoring import Row
+from mcspex_cli.evaluation.summary import Groups
 from tests.evaluation.conftest import stage
 
 
@@ -73,10 +74,10 @@ def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
         ('{"format": 2}', "is a report in format 2, but .* reads format 1. Run mcspex batch"),
         ('{"format": 1}', r"its scores are damaged. Run"),
         ('{"format": 1, "scores": [3]}', "its scores are damaged"),
-        ('{"format": 1, "scores": [{"estimate": "a"}]}', "a row has no 'name'"),
+        ('{"format": 1, "scores": [{"estimate": "a"}]}', "its scores are damaged. Run"),
         (
             '{"format": 1, "scores": [{"name": 1, "status": 1, "estimate": 1}]}',
-            "a row has a damaged value",
+            "its scores are damaged",
         ),
     ],
 )
@@ -115,8 +116,8 @@ def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
     first, second = compare_runs(runs, scene / "truth", scene / "mixtures", groups).cases
     assert (first.name, first.title, first.group) == ("deep/b", "B", "two")
     assert (second.name, second.group) == ("a", OTHERS)
-    assert second.outputs[0] is None
-    assert second.outputs[1]
+    assert second.outputs[0].estimate is None
+    assert second.outputs[1].estimate
     assert second.truth == scene / "truth" / "a.wav"
 
 
@@ -144,7 +145,7 @@ def comparison(gains: list[float | None]) -> Comparison:
         status = "unreadable" if gain is None else "ok"
         row = Row("", status, "", values, 0.0, (gain or 0) < 0).to_dict()
         name = f"c{number:02d}"
-        cases.append(ComparisonCase(name, name, "", Path("m"), Path("t"), (None,), (row,)))
+        cases.append(ComparisonCase(name, name, "", Path("m"), Path("t"), [Output(row=row)]))
     return Comparison([Run("x", Path(), {})], cases)
 
 
@@ -187,5 +188,5 @@ def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     assert case.rows[0]
     assert (case.rows[0]["pesq"], case.rows[0]["snr_db"] is None) == (None, False)
     damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}
-    with pytest.raises(ConfigError, match="a row has a damaged value"):
+    with pytest.raises(ConfigError, match="its scores are damaged"):
         read_run(batch(scene / "good", [damaged]))

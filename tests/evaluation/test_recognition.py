@@ -12,15 +12,15 @@ import pytest
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.errors import AudioError, CheckpointError, ConfigError, McspexError, PairingError
-from mcspex_cli.evaluation.cases import (
-    Pairing,
+from mcspex_cli.evaluation.metrics import word_error_rate
+from mcspex_cli.evaluation.recognition import (
+    Verifier,
     add_presences,
     add_transcripts,
+    open_transcriber,
     read_transcript,
 )
-from mcspex_cli.evaluation.metrics import word_error_rate
-from mcspex_cli.evaluation.recognition import Transcriber, Verifier
-from mcspex_cli.evaluation.scoring import ScoreSettings, score_file
+from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_file
 from tests.conftest import EXAMPLES
 
 VTT = """WEBVTT
@@ -45,13 +45,14 @@ def test_a_voice_is_more_similar_to_its_own_reference_than_to_anothers() -> None
     verifier = Verifier(Extractor.load(), warnings.append)
     folder = EXAMPLES / "set"
     truth = audio.read(folder / "truth/slt_1.flac", 16000)
-    own, other = (verifier.voice((folder / f"references/{n}.flac",)) for n in ("slt", "awb"))
-    assert verifier.voice((folder / "references/slt.flac",)) is own
-    values = [verifier.similarity(voice, truth, 16000) for voice in (own, other)]
+    own, other = (
+        verifier.comparison_with((folder / f"references/{n}.flac",)) for n in ("slt", "awb")
+    )
+    values = [similarity(truth, 16000) for similarity in (own, other)]
     assert values[0] > values[1] + 0.2
     wide = audio.read(folder / "truth/slt_1.flac", 44100)
-    assert verifier.similarity(own, wide, 44100) == pytest.approx(values[0], abs=0.02)
-    assert math.isnan(verifier.similarity(own, 0 * truth, 16000))
+    assert own(wide, 44100) == pytest.approx(values[0], abs=0.02)
+    assert math.isnan(own(0 * truth, 16000))
     assert warnings == []
     pairing = Pairing(
         "a",
@@ -78,7 +79,8 @@ def test_a_model_that_is_not_calibrated_compares_no_voices(tiny_folder: Path) ->
 
 
 def test_presence_is_that_of_the_batch_that_made_the_file(tmp_path: Path) -> None:
-    rows = [{"estimate": "audio/a.wav", "presence": 0.5}, {"estimate": "audio/b.wav"}]
+    rows = [{"name": name, "status": "done", "estimate": f"audio/{name}.wav"} for name in "ab"]
+    rows[0]["presence"] = 0.5
     (tmp_path / "report.json").write_text(json.dumps({"format": 1, "scores": rows}))
     pairings = [Pairing(name, tmp_path / "audio" / f"{name}.wav") for name in "abc"]
     assert [p.presence for p in add_presences(pairings, tmp_path / "audio")] == [0.5, None, None]
@@ -101,6 +103,7 @@ def test_presence_is_that_of_the_batch_that_made_the_file(tmp_path: Path) -> Non
         ("", "one two", 1),
         ("one two three four five", "one", 4),
         ("the cat", "the the cat", 1 / 3),
+        ("one two three", "One\ntwo,\r\nthree.\n", 0),
         ("ça va", "Ça va ?", 0),
         ("anything", "", math.nan),
         ("anything", " -- ...\n", math.nan),
@@ -189,7 +192,7 @@ def test_a_whisper_model_that_is_not_there_is_one_line(
     Path("damaged").mkdir()
     Path("damaged/tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError) as error:
-        Transcriber(model)
+        open_transcriber(model)
     assert message in str(error.value)
 
 
@@ -198,4 +201,4 @@ def test_a_whisper_model_that_is_not_there_is_one_line(
 )
 def test_without_faster_whisper_the_line_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"pip install 'mcspex\[transcripts\]'"):
-        Transcriber("base")
+        open_transcriber("base")

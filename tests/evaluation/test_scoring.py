@@ -18,11 +18,13 @@ import soundfile
 from mcspex_cli import audio, files
 from mcspex_cli.errors import McspexError, PairingError
 from mcspex_cli.evaluation import scoring
-from mcspex_cli.evaluation.cases import Pairing, missing_estimates, pair
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Sounds, si_sdr
 from mcspex_cli.evaluation.scoring import (
+    Pairing,
     Row,
     ScoreSettings,
+    missing_estimates,
+    pair,
     score_file,
     score_files,
     sensible_workers,

@@ -1,7 +1,9 @@
-"""Means, intervals, ranks, groups and baselines of rows."""
+"""Means, intervals, ranks, groups, baselines; reports as tables, remarks and files."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import tracemalloc
@@ -11,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mcspex_cli.errors import AudioError, ConfigError, PairingError
-from mcspex_cli.evaluation import summary, tables
-from mcspex_cli.evaluation.cases import NO_GROUP, read_groups
+from mcspex_cli.errors import AudioError, ConfigError, OutputError, PairingError
+from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.metrics import METRICS
 from mcspex_cli.evaluation.summary import (
+    NO_GROUP,
     Baseline,
     Distribution,
+    Groups,
     Summary,
     read_baseline,
+    read_groups,
     report,
 )
 
@@ -45,19 +49,17 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(100):
-        low, high = summary.interval(list(rng.normal(5, 2, 60)))
-        assert low is not None
-        assert high is not None
-        covered += low <= 5 <= high
+        mean = summary.distribution(rng.normal(5, 2, 60))
+        covered += mean.low <= 5 <= mean.high  # type: ignore[operator]
     assert 88 <= covered <= 99
 
 
 def test_an_interval_is_as_wide_as_the_normal_law_says_and_always_the_same() -> None:
     values = list(np.random.default_rng(2).normal(0, 3, 1000))
-    low, high = summary.interval(values)
+    mean = summary.distribution(values)
     width = 2 * 1.96 * np.std(values) / np.sqrt(1000)
-    assert high - low == pytest.approx(width, rel=0.08)  # type: ignore[operator]
-    assert summary.interval(values) == (low, high)
+    assert mean.high - mean.low == pytest.approx(width, rel=0.08)  # type: ignore[operator]
+    assert summary.distribution(values) == mean
 
 
 def test_one_value_has_no_interval_and_equal_ones_an_empty_one() -> None:
@@ -68,7 +70,7 @@ def test_one_value_has_no_interval_and_equal_ones_an_empty_one() -> None:
 def test_memory_does_not_grow_with_rows_times_resamples() -> None:
     values = list(np.random.default_rng(3).normal(0, 1, 10_000))
     tracemalloc.start()
-    summary.interval(values)
+    summary.distribution(values)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60 * 2**20  # all draws at once would be 160 MB and more
@@ -190,7 +192,7 @@ def test_a_paired_interval_holds_the_known_shift_and_is_narrow(tmp_path: Path) -
     for number, each in enumerate(now):
         each["si_sdr_db"] += 0.2 * (-1) ** number
     before = report([*rows(40), row("gone", None), row("flipped", 3.0, "sign flipped")])
-    tables.write(tmp_path / "report.json", before)
+    summary.write(tmp_path / "report.json", before)
     now += [row("new", None), row("flipped", 3.0)]
     change = report(now, baseline=read_baseline(tmp_path / "report.json")).baseline
     assert change
@@ -241,8 +243,7 @@ def test_a_report_has_everything_and_no_nan(tmp_path: Path) -> None:
     made[1]["seconds"] = math.nan
     made[2] |= {"seconds": 1.5, "references": ["r.wav"], "group": "overwritten"}
     groups = read_groups(write(tmp_path / "g.csv", "id,group\ncase0,x\ncase1,x\ngone,y\n"))
-    known = report(made, ["gone"], groups).to_dict()
-    assert json.loads(tables.as_json(report(made, ["gone"], groups))) == known
+    known = json.loads(summary.as_json(report(made, ["gone"], groups)))
     assert list(known) == ["format", "summary", "groups", "worst", "baseline", "scores"]
     assert list(known["groups"]) == [NO_GROUP, "x", "y"]
     assert known["groups"]["x"].keys() == known["summary"].keys()
@@ -250,3 +251,135 @@ def test_a_report_has_everything_and_no_nan(tmp_path: Path) -> None:
     assert [each["group"] for each in known["scores"]] == ["x", "x", NO_GROUP]
     assert known["scores"][1]["seconds"] is None
     assert known["baseline"] is None
+
+
+def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
+    made = [
+        *rows(2),
+        row("c", None, "silent truth"),
+        row("d", 1.0, note="cut to 9 samples. d.wav: odd."),
+    ]
+    lines = summary.remarks(report(made, ["gone", "lost"], Groups({"case0": "x"})))
+    assert lines == [
+        "not in the means: 1 of 4 files (1 silent truth).",
+        "truths without an estimate: 2. The means do not include them.",
+        "files cut to the length of their truth: 1. They were a little longer or shorter.",
+        "files that are damaged but could be read: 1. The column note of the JSON or CSV report "
+        "says which.",
+        f"files in no group: 3. The tables show them as {NO_GROUP}.",
+    ]
+    assert summary.remarks(report(rows())) == []
+
+
+def test_csv_has_known_columns_first_and_none_that_are_empty() -> None:
+    made = rows(2)
+    made[0] |= {"seconds": 2.5, "references": ["r, s.wav"], "confused": False}
+    made.append({"name": "broken", "status": "failed", "note": "no memory"})
+    read = list(csv.DictReader(io.StringIO(summary.as_csv(report(made)))))
+    head = ["name", "si_sdr_db", "confused", "status", "note", "seconds", "references"]
+    assert list(read[0]) == head
+    assert float(read[0]["si_sdr_db"]) == made[0]["si_sdr_db"]
+    assert read[0]["confused"] == "false"
+    assert json.loads(read[0]["references"]) == ["r, s.wav"]
+    assert (read[2]["name"], read[2]["si_sdr_db"], read[2]["note"]) == ("broken", "", "no memory")
+
+
+HOSTILE = [
+    "=1+1",
+    "+1",
+    "-1|x",
+    "@SUM(A1)",
+    "\t=1",
+    "\x1b[2J",
+    "a\nb\r",
+    "<b>",
+    "\u202e\u2028",
+]
+
+
+def test_names_run_nothing_in_a_spreadsheet_and_stay_on_their_line() -> None:
+    made = [row(name, -1.5) for name in HOSTILE]
+    text = summary.as_csv(report(made))
+    assert text.count("\n") == len(made) + 1
+    read = list(csv.DictReader(io.StringIO(text)))
+    shown = [each["name"] for each in read]
+    assert shown[:5] == ["'=1+1", "'+1", "'-1|x", "'@SUM(A1)", "'\t'=1"]
+    assert shown[5:] == ["\\x1b[2J", "a\\nb\\r", "<b>", "\\u202e\\u2028"]
+    assert {each["si_sdr_db"] for each in read} == {"-1.5"}  # numbers stay numbers
+
+
+def test_names_make_no_html_and_no_rows_in_markdown() -> None:
+    names = [*HOSTILE, "a|b", "[x](http://y)", "![x](http://y)", "`c`", "a_b"]
+    text = summary.as_markdown(report([row(name, 1.0, confused=True) for name in names]))
+    lines = text.splitlines()
+    table = lines[2 : lines.index("")]
+    assert len(table) == len(names) + 1  # the means
+    assert all(line.count("|") - line.count("\\|") == 4 for line in table)
+    for part in ("<", "\x1b", "\u202e", "\u2028", " [x]", "![x]"):
+        assert part not in text
+    assert "| &lt;b&gt; |" in text
+    assert "| a\\|b |" in text
+    assert "| a_b |" in text
+
+
+def test_markdown_has_tables_and_remarks() -> None:
+    made = rows(2)
+    made[0] |= {"name": "a", "confused": True}
+    made[1] |= {"confused": False}
+    made.append(row("c", None, "silent truth"))
+    lines = summary.as_markdown(report(made)).splitlines()
+    assert lines[0] == "| file | SI-SDR dB | status |"
+    assert lines[1] == "| --- | ---: | ---: |"
+    assert lines[2].startswith("| a | ")
+    assert lines[2].endswith(" | confused |")
+    assert lines[4] == "| c | - | silent truth |"
+    assert lines[5].startswith("| **mean of 2** | **")
+    assert "## Means" in lines
+    assert "- not in the means: 1 of 3 files (1 silent truth)." in lines
+    assert lines[-1] == "- target confusion: 1 of 2 (50.0 %): a"
+
+
+def test_many_files_are_listed_only_if_asked_for() -> None:
+    known = report(rows(60))
+    short, full = summary.tables(known)[0], summary.tables(known, every=True)[0]
+    assert [line[0] for line in short.rows] == known.worst
+    assert short.title == "The worst 10 of 60 files by SI-SDR dB"
+    assert len(full.rows) == 60
+    assert "case59" in summary.as_markdown(known)
+
+
+def test_a_baseline_shows_as_a_column_and_a_table() -> None:
+    parts = summary.tables(report(rows(4, -2.0), baseline=Baseline(Path("old.json"), rows(4))))
+    assert parts[0].headings == ("file", "SI-SDR dB", "change", "status")
+    assert parts[0].rows[0][2] == "-2.00"
+    title = "Change since old.json (files in both: 4, only here: 0, only there: 0)"
+    assert parts[-1].title == title
+    assert parts[-1].rows == [("SI-SDR dB", "-2.00", "-2.00 to -2.00", "-2.00", "4")]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".md", ".MD"])
+def test_a_file_has_the_format_of_its_suffix(tmp_path: Path, suffix: str) -> None:
+    known = report(rows())
+    path = tmp_path / "new" / f"report{suffix}"
+    summary.check_outputs([path], [])
+    summary.write(path, known)
+    texts = {end: form(known) for end, form in summary.REPORT_FORMATS.values()}
+    assert path.read_text() == texts[suffix.lower()]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
+    summary.write(tmp_path / "r.csv", report([row("caf\udce9", 1.0)]))
+    assert b"caf\xe9" in (tmp_path / "r.csv").read_bytes()
+
+
+def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"The name must end in .json, .csv, .md"):
+        summary.check_outputs([tmp_path / "report.txt"], [])
+    (tmp_path / "folder.csv").mkdir()
+    for path in ("base.json", "folder.csv"):
+        with pytest.raises(OutputError, match="is an input or a folder"):
+            summary.check_outputs([tmp_path / path], [None, tmp_path / "base.json"])
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot make this folder"):
+        summary.write(tmp_path / "file" / "r.csv", report(rows()))
