@@ -7,35 +7,69 @@ WorkList ──┼─▶ ray: actors, anywhere            ├─▶ Worker ─�
 ```
 
 All of them do the same units and write the same journal, so that a batch that one of them began is
-finished by any other.
+finished by any other. Processes and actors may die: `deal` gives what one had left to the others.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
-from threading import Event
-from typing import Any
+from threading import Event, Thread
+from typing import Any, Protocol
+
+import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.plan import BatchPlan
-from mcspex_cli.batch.processes import LocalProcess, Station, deal, run_here
-from mcspex_cli.batch.run import BatchSettings, Outcome, Unit, WorkList, seconds, shares
+from mcspex_cli.batch.run import (
+    WINDOW_S,
+    BatchSettings,
+    Outcome,
+    Unit,
+    Worker,
+    WorkList,
+    seconds,
+    shares,
+)
 from mcspex_cli.errors import EngineError, McspexError
+from mcspex_cli.extraction.runtime import cores, keep_memory
+
+CORES_EACH, MEMORY_EACH = 2, 1.5e9
+"""For each process: with one core it takes 2.5 times as long; torch, a model and its windows."""
+
+WORTH_A_PROCESS_S = 60.0
+"""Seconds of audio for which another process is worth its start."""
+
+HANDED_OUT_S, HANDED_OUT = 30.0, 16
+"""Seconds of audio, and units, that a member is given at once, at most."""
+
+DEATHS = 3
+"""Members that may die of a file before it counts as failed."""
+
+_DEATHS_IN_A_ROW = 10
+"""Deaths without a file done between them, besides one of each member (a machine that is lost takes
+many with it), after which no other member is started."""
+
+_PATIENCE_S = 0.2
 
 WORTH_A_TASK_S, MOST_TASKS = 3600.0, 1000
 """Seconds of audio for a task of Slurm's array, and how many tasks Slurm takes unless told."""
@@ -52,6 +86,10 @@ _TIMEOUTS = 100
 _RAY_STORE_BYTES = 100 * 2**20
 """What a Ray of this machine's own sets aside for objects: units and rows are small."""
 
+Outcomes = Generator[Outcome, None, None]
+Answer = Future[list[Outcome] | McspexError]
+"""What a member will have done of a parcel, or the error that keeps all members from working."""
+
 
 def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
     """Do a work list on its engine, beginning no other task once `stopping` is set.
@@ -64,17 +102,12 @@ def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
         McspexError: the model, a device or the cluster cannot be used, or workers die again and
             again.
     """
-    if not work.todo:
-        return
-    engine = ENGINES[work.settings.engine]
-    outcomes = engine.run(work, stopping)
-    with closing(outcomes if engine.name == "slurm" else _accounted(work, outcomes)) as outcomes:
-        yield from outcomes
+    if work.todo:
+        with closing(ENGINES[work.settings.engine].run(work, stopping)) as outcomes:
+            yield from outcomes
 
 
-def _accounted(
-    work: WorkList, outcomes: Generator[Outcome, None, None]
-) -> Generator[Outcome, None, None]:
+def _accounted(work: WorkList, outcomes: Outcomes) -> Outcomes:
     """Outcomes up to the first failure that ends all; the journal gets what was done how fast."""
     began, audio_s, counts = time.time(), 0.0, [0, 0]
     with closing(outcomes):
@@ -93,23 +126,313 @@ def _accounted(
                 JournalWriter(work.plan.folder).add_run(line)
 
 
-# Ray.
+class Member(Protocol):
+    """A process, or an actor, with a model of its own; it does one parcel of units at a time."""
+
+    deaths: tuple[type[Exception], ...]
+    """What its parcels end with if it dies."""
+
+    def start(self) -> Answer:
+        """Begin, or begin anew after a death; the answer is an empty list once the model is there.
+
+        As from `submit`, it is the error that keeps all members from working, if there is one.
+        """
+
+    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
+        """Hand out units; those of their tasks that are done only keep the others company."""
+
+    def stop(self) -> None:
+        """Have it begin no other file."""
+
+    def end(self, *, now: bool) -> None:
+        """End it, at once even if it works."""
 
 
-def _connect_ray(settings: BatchSettings) -> BatchSettings:
-    """Connect to a Ray cluster, or start a Ray here, and decide what its actors have."""
-    cluster = settings.cluster
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes:
+    """Hand a work list out to members as they become free, the longest units first."""
+    waiting = deque[Sequence[Unit]](_parcels(work.units, len(members)))
+    writer, deaths, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
+    nothing: Sequence[Unit] = ()
+    running = {member.start(): (member, nothing) for member in members}
+    idle: list[Member] = []
+    stopped = False
+    try:
+        while waiting or any(parcel for _, parcel in running.values()):
+            if stopping.is_set() and not stopped:
+                stopped = True
+                waiting.clear()
+                for member, _ in running.values():
+                    member.stop()
+            while idle and waiting:
+                member, parcel = idle.pop(), waiting.popleft()
+                done = {task.id for unit in parcel for task in unit} & work.done
+                running[member.submit(parcel, done)] = (member, parcel)
+            for future in wait(running, _PATIENCE_S, FIRST_COMPLETED).done:
+                member, parcel = running.pop(future)
+                try:
+                    outcomes = future.result()
+                except member.deaths as death:
+                    outcomes, left = _after_death(work, parcel, deaths, writer)
+                    waiting.extendleft(() if stopped else left)
+                    in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
+                    if in_a_row >= _DEATHS_IN_A_ROW + len(members):
+                        reason = (str(death).strip() or type(death).__name__).splitlines()[-1]
+                        raise EngineError(
+                            f"{in_a_row} processes in a row died before they finished a file (the "
+                            f"last: {reason}). If memory is short, use fewer --jobs."
+                        ) from None
+                    if waiting:
+                        running[member.start()] = (member, nothing)
+                else:
+                    if isinstance(outcomes, McspexError):
+                        raise outcomes
+                    in_a_row = 0 if parcel else in_a_row
+                    idle.append(member)
+                yield from outcomes
+    finally:
+        for member in members:
+            member.end(now=bool(running))
+
+
+def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Units as they are handed out to `count` members: the longest first, short ones together."""
+    most_s = min(HANDED_OUT_S, sum(map(seconds, units)) / (4 * count))
+    parcels: list[list[Unit]] = []
+    length_s = 0.0
+    for unit in sorted(units, key=seconds, reverse=True):
+        full = not parcels or len(parcels[-1]) >= HANDED_OUT
+        if full or length_s + seconds(unit) > most_s:
+            parcels.append([])
+            length_s = 0.0
+        parcels[-1].append(unit)
+        length_s += seconds(unit)
+    return parcels
+
+
+def _after_death(
+    work: WorkList, parcel: Sequence[Unit], deaths: Counter[str], writer: JournalWriter
+) -> tuple[list[Outcome], list[Sequence[Unit]]]:
+    """What a dead member did of a parcel, and the parcels that are left of it for others.
+
+    The first unit that was not done is suspected, and tried again alone. After `DEATHS` of them
+    its files are tried one by one, and each that another member dies of has failed.
+    """
+    journal = Journal(work.plan.folder)
+    lost = [task for unit in parcel for task in unit if task.id not in work.done]
+    results = [(task, journal.result(task, work.key)) for task in lost]
+    outcomes = [Outcome(task, done.row) for task, done in results if done]
+    work.done.update(outcome.task.id for outcome in outcomes)
+    left = [unit for unit in parcel if any(task.id not in work.done for task in unit)]
+    if not left:
+        return outcomes, []
+    suspects = [task for task in left[0] if task.id not in work.done]
+    deaths.update(task.id for task in suspects)
+    parcels: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
+    if deaths[suspects[0].id] < DEATHS:
+        return outcomes, [*parcels, [left[0]]]
+    if len(suspects) > 1:
+        return outcomes, [*parcels, *([unit] for unit in zip(suspects, strict=True))]
+    (task,) = suspects
+    reason = (
+        f"{storage.name(task.mixture)}: {DEATHS} processes that worked on it were killed, one "
+        "after the other. Run the command again, with fewer --jobs if memory is short."
+    )
+    writer.add_failed(task, work.key, reason)
+    return [*outcomes, Outcome(task, None, reason)], parcels
+
+
+class Station:
+    """What a member has in its process: a worker, and whether to begin no other task.
+
+    The process may be on another machine; it works in the folder that the command was started in.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: BatchSettings,
+        device: str,
+        threads: int,
+        cwd: Path,
+        stopping: Any = None,
+    ) -> None:
+        self._folder, self._cwd, self._stopping = folder, cwd, stopping or Event()
+        self._load = partial(Worker, folder, settings, device, threads)
+        self._worker: Worker | None = None
+        keep_memory()
+
+    def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
+        """Do a parcel; an error is given back rather than raised, since Ray would decorate it."""
+        with suppress(OSError):
+            os.chdir(self._cwd)
+        if not (storage.url(self._folder) or self._folder.is_dir()):
+            return EngineError(
+                f"{self._cwd / self._folder}: is not there on the machine {socket.gethostname()}. "
+                "All machines need the files under the same paths: use a shared folder."
+            )
+        try:
+            self._worker = self._worker or self._load()
+            return list(self._worker.extract(parcel, done, self._stopping.is_set))
+        except McspexError as error:
+            return error
+
+    def stop(self) -> None:
+        """Begin no other task."""
+        self._stopping.set()
+
+
+# This machine.
+
+
+def layout(work: WorkList) -> tuple[int, int]:
+    """How many processes this machine uses, and the CPU threads of each; 0 for torch's choice.
+
+    There is a process for each GPU, or for two cores each.
+    """
+    settings, memory = work.settings, math.inf
+    with suppress(AttributeError, ValueError, OSError):  # where the system does not say
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if settings.jobs:
+        count = settings.jobs
+    elif settings.on_gpu():
+        count = len(settings.devices)
+    else:
+        # By all of the shard: how many threads each has may decide an estimate's last bit.
+        worth = 1 + int(work.seconds / WORTH_A_PROCESS_S)
+        count = int(max(1, min(cores() // CORES_EACH, worth, memory // MEMORY_EACH)))
+    return count, max(1, cores() // count) if count > 1 else 0
+
+
+def estimate_s(work: WorkList) -> float:
+    """How long a work list would take here, by trying the network on a few seconds.
+
+    Raises:
+        McspexError: the model or a device cannot be used.
+    """
+    if not seconds(work.todo):
+        return 0.0
+    count, threads = layout(work)
+    worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], threads)
+    engine = worker.extractor.engine
+    noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
+    mixture = (0.05 * noise).astype(np.float32)
+    voice = engine.embed([mixture])
+    engine.extract(mixture[: engine.sample_rate_hz], voice)
+    began = time.perf_counter()
+    engine.extract(mixture, voice)
+    took_s = time.perf_counter() - began
+    return seconds(work.todo) * took_s / WINDOW_S / count
+
+
+def _run_here(work: WorkList, stopping: Event) -> Outcomes:
+    """Do a work list in this process, or in several of this machine."""
+    (count, threads), devices = layout(work), work.settings.devices
+    count = min(count, len(work.units))
+    if count == 1:
+        keep_memory()
+        worker = Worker(work.plan.folder, work.settings, devices[0], threads)
+        return _accounted(work, worker.extract(work.units, work.done, stopping.is_set))
+    with _left_to_this_process("SIGHUP"):
+        resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
+    members = [_Process(work, devices[i % len(devices)], threads) for i in range(count)]
+    return _accounted(work, deal(work, members, stopping))
+
+
+class _Process:
+    """A member: a pool of one process, so that the death of one spares the others."""
+
+    deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
+
+    def __init__(self, work: WorkList, device: str, threads: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._stop = self._context.Event()
+        self._arguments = (work.plan.folder, work.settings, device, threads, Path.cwd(), self._stop)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def start(self) -> Answer:
+        if self._pool:
+            self._pool.shutdown(wait=False)
+        self._pool = ProcessPoolExecutor(1, self._context, _begin, self._arguments)
+        return self.submit([], set())
+
+    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
+        assert self._pool
+        with _left_to_this_process("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
+            return self._pool.submit(_extract, parcel, done)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def end(self, *, now: bool) -> None:
+        if self._pool:
+            for process in [*(self._pool._processes or {}).values()] if now else ():
+                process.kill()
+                process.join()
+            self._pool.shutdown(wait=not now, cancel_futures=True)
+
+
+_here: list[Station] = []
+"""In a process of a `_Process`: its station."""
+
+
+def _begin(*arguments: Any) -> None:
+    """Prepare this process, which does not outlive the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    _here.append(Station(*arguments))
+
+
+def _extract(parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
+    return _here[0].extract(parcel, done)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _left_to_this_process(*names: str) -> Iterator[None]:
+    """Have processes that start in this block leave signals, such as Ctrl-C, to this one."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows a worker is ended by its pipe
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# Clusters.
+
+
+def _resources(settings: BatchSettings) -> tuple[str, int]:
+    """The device of each worker, and its CPU threads."""
+    return "cuda" if settings.gpus else "cpu", max(1, math.ceil(settings.cpus))
+
+
+def connect(settings: BatchSettings) -> BatchSettings:
+    """Connect to a Ray cluster, or start a Ray here, and settle what each worker has of it.
+
+    Raises:
+        EngineError: it cannot be reached, or has less than a worker needs.
+    """
+    if settings.engine != "ray":
+        return settings
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     has = _initialise_ray(address)
-    if cluster.gpus is None:
-        cluster = replace(cluster, gpus=float(has.get("GPU", 0) >= 1))
-    if local_cpus := has.get("CPU", 0) if address == "local" and not cluster.gpus else 0:
-        cluster = replace(cluster, cpus=min(cluster.cpus, local_cpus))
-    settings = replace(settings, cluster=cluster)
-    if not _actors(settings, has):
+    if settings.gpus is None:
+        settings = replace(settings, gpus=float(has.get("GPU", 0) >= 1))
+    if address == "local" and not settings.gpus and has.get("CPU"):
+        settings = replace(settings, cpus=min(settings.cpus, has["CPU"]))
+    if not _room(settings, has):
         raise EngineError(
             f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs, and a worker "
-            f"needs {cluster.cpus:g} and {cluster.gpus:g}. Ask for less with --resources."
+            f"needs {settings.cpus:g} and {settings.gpus:g}. Ask for less with --resources."
         )
     return settings
 
@@ -148,21 +471,21 @@ def _initialise_ray(address: str) -> dict[str, float]:
     return has
 
 
-def _actors(settings: BatchSettings, has: dict[str, float]) -> int:
+def _room(settings: BatchSettings, has: dict[str, float]) -> int:
     """How many actors fit into a cluster."""
-    needs = {"CPU": settings.cluster.cpus, "GPU": settings.cluster.gpus}
+    needs = {"CPU": settings.cpus, "GPU": settings.gpus}
     return int(min((has.get(name, 0) / each for name, each in needs.items() if each), default=1))
 
 
-def _run_on_ray(work: WorkList, stopping: Event) -> Generator[Outcome, None, None]:
+def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     """Do a work list by actors of Ray, wherever it has room for them."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        fit = work.settings.jobs or _actors(work.settings, ray.cluster_resources())
+        fit = work.settings.jobs or _room(work.settings, ray.cluster_resources())
         count = max(1, min(fit, len(work.units)))
-        yield from deal(work, [_Actor(work) for _ in range(count)], stopping)
+        yield from _accounted(work, deal(work, [_Actor(work) for _ in range(count)], stopping))
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a member's death, but of the cluster's
@@ -181,23 +504,21 @@ class _Actor:
 
         self.deaths: tuple[type[Exception], ...] = (RayActorError, OutOfMemoryError)
         self.deaths += (NodeDiedError, ObjectLostError)  # what it had done went with its machine
-        cluster = work.settings.cluster
-        self._class = ray.remote(RemoteStation).options(
-            num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_concurrency=2
+        settings = work.settings
+        self._class = ray.remote(Station).options(
+            num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2
         )
-        device = "cuda" if cluster.gpus else "cpu"
-        self._arguments = (Path.cwd(), work.plan.folder, work.settings, device)
+        self._arguments = (work.plan.folder, settings, *_resources(settings), Path.cwd())
         self._handle: Any = None
 
-    def start(self) -> Future[list[Outcome] | McspexError]:
+    def start(self) -> Answer:
         self.end(now=True)
         self._handle = self._class.remote(*self._arguments)
         return self.submit([], set())
 
-    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Future[list[Outcome] | McspexError]:
-        future: Future[list[Outcome] | McspexError]
-        future = self._handle.extract.remote(parcel, done).future()
-        return future
+    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
+        answer: Answer = self._handle.extract.remote(parcel, done).future()
+        return answer
 
     def stop(self) -> None:
         self._handle.stop.remote()
@@ -209,43 +530,19 @@ class _Actor:
             ray.kill(self._handle)
 
 
-class RemoteStation(Station):
-    """A station of a Ray actor, which may be on another machine."""
-
-    def __init__(self, cwd: Path, folder: Path, settings: BatchSettings, device: str) -> None:
-        super().__init__(folder, settings, device, settings.cluster.threads)
-        self._cwd, self._folder = cwd, folder
-
-    def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
-        """As `Station.extract`, from the folder in which the command was started."""
-        with suppress(OSError):
-            os.chdir(self._cwd)
-        if not (storage.url(self._folder) or self._folder.is_dir()):
-            return EngineError(
-                f"{self._cwd / self._folder}: is not there on Ray's node {socket.gethostname()}. "
-                "All nodes need the files under the same paths: use a shared folder."
-            )
-        return super().extract(parcel, done)
-
-
-# Slurm.
-
-
 class Share:
-    """What a task of the array does: some units of a plan. submitit pickles it."""
+    """What a task of Slurm's array does: some units of a plan. submitit pickles it."""
 
     def __init__(self, plan: BatchPlan, units: Sequence[Unit], settings: BatchSettings) -> None:
         self._plan = replace(plan, tasks=[task for unit in units for task in unit])
-        self._units = units
-        device = "cuda" if settings.cluster.gpus else "cpu"
-        self._settings = replace(settings, engine="local", devices=(device,), jobs=1)
+        self._units, self._settings = units, settings
 
     def __call__(self) -> None:
         """Do what is left of it, in a process of its own, so that what kills that is found out."""
-        work = WorkList(self._plan, Journal(self._plan.folder), self._settings, self._units)
-        threads = self._settings.cluster.threads  # not those of the whole machine
-        process = LocalProcess(work, self._settings.devices[0], threads)
-        for _ in _accounted(work, deal(work, [process], Event())):
+        device, threads = _resources(self._settings)  # not all threads of the machine
+        settings = replace(self._settings, engine="local", devices=(device,), jobs=1)
+        work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
+        for _ in _accounted(work, deal(work, [_Process(work, device, threads)], Event())):
             pass
 
     def checkpoint(self) -> Any:
@@ -255,89 +552,75 @@ class Share:
         return DelayedSubmission(self)
 
 
-@dataclass(frozen=True)
-class SlurmArray:
-    """An array that works on a batch."""
-
-    job: str
-    """Slurm's number of it."""
-
-    @classmethod
-    def find(cls, folder: Path) -> SlurmArray | None:
-        """The array that works on a batch now, if there is one."""
-        with suppress(OSError, ValueError, TypeError):
-            array = cls(**json.loads((_slurm_folder(folder) / "array.json").read_text()))
-            return array if array.is_live() else None
-        return None
-
-    @classmethod
-    def find_or_submit(cls, work: WorkList, executor: Any) -> SlurmArray:
-        """The array that works on a work list; of commands that begin at once, one submits it.
-
-        Raises:
-            EngineError: another command submits it, and does not come to an end of that.
-        """
-        from filelock import SoftFileLock, Timeout
-
-        folder = _slurm_folder(work.plan.folder)
-        files.make_folders(folder)
-        lock = SoftFileLock(folder / "submitting", timeout=_SUBMITTING_S)
-        try:
-            with lock:
-                return cls.find(work.plan.folder) or cls.submit(work, executor)
-        except Timeout as error:
-            raise EngineError(
-                f"{lock.lock_file}: another command has been submitting this batch for "
-                f"{_SUBMITTING_S} s. If there is none, remove this file. Then try again."
-            ) from error
-
-    @classmethod
-    def submit(cls, work: WorkList, executor: Any) -> SlurmArray:
-        """Share a work list out and submit it to an executor of submitit."""
-        settings = work.settings
-        count = settings.jobs or min(MOST_TASKS, math.ceil(seconds(work.todo) / WORTH_A_TASK_S))
-        parts = shares(work.units, max(1, min(count, len(work.units))))
-        with executor.batch():
-            jobs = [executor.submit(Share(work.plan, part, settings)) for part in parts]
-        array = cls(jobs[0].job_id.partition("_")[0])
-        with files.whole(_slurm_folder(work.plan.folder) / "array.json") as path:
-            path.write_text(json.dumps(asdict(array)))
-        return array
-
-    def is_live(self) -> bool:
-        """Whether any of its tasks runs or waits, as far as Slurm can be asked."""
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--format=%i", f"--jobs={self.job}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return bool(asked.stdout.strip()) or (
-            asked.returncode != 0 and "Invalid job id" not in asked.stderr
-        )
+def find_array(folder: Path) -> str | None:
+    """Slurm's number of the array that works on a batch now; None if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        job = str(json.loads((folder / "slurm/array.json").read_text())["job"])
+        return job if _is_live(job) else None
+    return None
 
 
-def _slurm_folder(folder: Path) -> Path:
-    return folder / "slurm"
+def _is_live(job: str) -> bool:
+    """Whether any task of an array runs or waits, as far as Slurm can be asked."""
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={job}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return bool(answer.stdout.strip()) or (
+        answer.returncode != 0 and "Invalid job id" not in answer.stderr
+    )
 
 
-def _slurm_executor(work: WorkList) -> Any:
+def find_or_submit(work: WorkList) -> str:
+    """Slurm's number of the array that works on a work list.
+
+    Of several commands that begin at once, one submits it.
+
+    Raises:
+        EngineError: Slurm refuses it, or another command submits it and does not come to an end.
+    """
+    from filelock import SoftFileLock, Timeout
+
+    folder = work.plan.folder / "slurm"
+    files.make_folders(folder)
+    lock = SoftFileLock(folder / "submitting", timeout=_SUBMITTING_S)
+    try:
+        with lock:
+            return find_array(work.plan.folder) or _submit(work)
+    except Timeout as error:
+        raise EngineError(
+            f"{lock.lock_file}: another command has been submitting this batch for "
+            f"{_SUBMITTING_S} s. If there is none, remove this file. Then try again."
+        ) from error
+
+
+def _submit(work: WorkList) -> str:
+    """Share a work list out among the tasks of an array."""
     import submitit
+    from submitit.core.utils import FailedJobError
 
-    cluster = work.settings.cluster
-    executor = submitit.SlurmExecutor(_slurm_folder(work.plan.folder).resolve(), _TIMEOUTS)
+    settings, folder = work.settings, work.plan.folder / "slurm"
+    executor = submitit.SlurmExecutor(folder.resolve(), _TIMEOUTS)
     executor.update_parameters(
         job_name="mcspex",
-        time=cluster.time_min,
-        cpus_per_task=cluster.threads,
-        array_parallelism=cluster.parallelism,
-        **({"partition": cluster.partition} if cluster.partition else {}),
-        **({"gpus_per_node": math.ceil(cluster.gpus)} if cluster.gpus else {}),
+        time=settings.time_min,
+        cpus_per_task=_resources(settings)[1],
+        array_parallelism=settings.parallelism,
+        **({"partition": settings.partition} if settings.partition else {}),
+        **({"gpus_per_node": math.ceil(settings.gpus)} if settings.gpus else {}),
     )
-    return executor
+    count = settings.jobs or min(MOST_TASKS, math.ceil(seconds(work.todo) / WORTH_A_TASK_S))
+    parts = shares(work.units, max(1, min(count, len(work.units))))
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Share(work.plan, part, settings)) for part in parts]
+    except FailedJobError as error:
+        raise EngineError(f"Slurm refused the array: {str(error).splitlines()[0]}") from error
+    job = str(jobs[0].job_id.partition("_")[0])
+    with files.whole(folder / "array.json") as path:
+        path.write_text(json.dumps({"job": job}))
+    return job
 
 
-def _run_on_slurm(work: WorkList, stopping: Event) -> Generator[Outcome, None, None]:
+def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
     """Submit a work list as an array, or find that which works on it, and follow the journal."""
     folder, left = work.plan.folder, {task.id: task for task in work.todo}
     if storage.url(folder):
@@ -345,28 +628,23 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Generator[Outcome, None, N
             f"{storage.url(folder)}: Slurm's logs cannot be written to an object store. Choose an "
             "-o on a disk that all nodes share."
         )
-    try:
-        array = SlurmArray.find_or_submit(work, _slurm_executor(work))
-    except Exception as error:
-        if type(error).__name__ != "FailedJobError":
-            raise
-        raise EngineError(f"Slurm refused the array: {str(error).splitlines()[0]}") from error
-    while work.settings.cluster.wait and not stopping.is_set():
-        live = array.is_live()  # before the journal is read, which then is all there will be
+    job = find_or_submit(work)
+    while work.settings.wait and not stopping.is_set():
+        live = _is_live(job)  # before the journal is read, which then is all there will be
         began = time.monotonic()
         journal = Journal(folder)
         reading_s = time.monotonic() - began
         for id_ in left.keys() & (journal.done.keys() | journal.failed.keys()):
             if done := journal.result(left[id_], work.key):
                 yield Outcome(left.pop(id_), done.row)
-            elif reason := journal.failure(left[id_], work.key, array.job):
+            elif reason := journal.failure(left[id_], work.key, job):
                 yield Outcome(left.pop(id_), None, reason)
         if not left:
             return
         if not live:
             raise EngineError(
-                f"Slurm's array {array.job} has ended with {len(left)} of its files left to do; "
-                f"{_slurm_folder(folder)} has its logs. Go on with the same command."
+                f"Slurm's array {job} has ended with {len(left)} of its files left to do; "
+                f"{folder / 'slurm'} has its logs. Go on with the same command."
             )
         stopping.wait(max(_POLL_S, 10 * reading_s))
 
@@ -377,13 +655,13 @@ class BatchEngine:
 
     name: str
     help: str
-    run: Callable[[WorkList, Event], Generator[Outcome, None, None]]
+    run: Callable[[WorkList, Event], Outcomes]
+    options: tuple[str, ...]
+    """The options of the command that are for it only, or for it and another."""
     module: str = ""
     """What it needs to be installed, by the extra of the engine's name."""
     program: str = ""
     """What it needs on the PATH."""
-    options: tuple[str, ...] = ()
-    """The options of the command that are for it only, or for it and another."""
 
     def check(self) -> None:
         """Refuse an engine that this machine does not have.
@@ -403,29 +681,18 @@ class BatchEngine:
             )
 
 
+_SLURM = ("partition", "time_min", "parallelism", "wait")
+_CLUSTER = ("resources", "gpus")
 ENGINES = {
     engine.name: engine
     for engine in (
-        BatchEngine("local", "processes of this machine", run_here, options=("devices",)),
+        BatchEngine("local", "processes of this machine", _run_here, ("devices",)),
+        BatchEngine("ray", "a Ray cluster", _run_on_ray, (*_CLUSTER, "address"), "ray"),
         BatchEngine(
-            *("ray", "a Ray cluster", _run_on_ray, "ray"),
-            options=("resources", "gpus", "address"),
-        ),
-        BatchEngine(
-            *("slurm", "an array of Slurm jobs", _run_on_slurm, "submitit", "sbatch"),
-            options=("resources", "gpus", "partition", "time_min", "parallelism", "wait"),
+            *("slurm", "an array of Slurm jobs", _run_on_slurm, (*_CLUSTER, *_SLURM)),
+            module="submitit",
+            program="sbatch",
         ),
     )
 }
 """Every engine by its name."""
-
-
-def connect(settings: BatchSettings) -> BatchSettings:
-    """Reach the cluster, and settle what each worker has of it.
-
-    Raises:
-        EngineError: it cannot be reached, or has less than a worker needs.
-    """
-    if settings.engine == "ray":
-        return _connect_ray(settings)
-    return settings

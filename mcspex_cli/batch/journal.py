@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.pairing import AUDIO, Task, outputs
+from mcspex_cli.batch.pairing import AUDIO, Task
 from mcspex_cli.errors import OutputError
 
 FOLDER = "journal"
@@ -91,15 +91,11 @@ class Journal:
         """The line that agrees with inputs, settings and output files; None if there is none."""
         for known in self.done.get(task.id, ()):
             if known.settings == settings and same_files(known.inputs, task.inputs)[1]:
-                places = outputs(self.folder, task).items()
+                places = task.outputs(self.folder).items()
                 stamps = {kind: storage.stamp(path) for kind, path in places}
                 if all(now and known.files.get(kind) == [*now[:2]] for kind, now in stamps.items()):
                     return known
         return None
-
-    def is_done(self, task: Task, settings: str) -> bool:
-        """Whether a task has a result."""
-        return self.result(task, settings) is not None
 
     def failure(self, task: Task, settings: str, job: str | None = None) -> str | None:
         """Why a task failed with these files and settings; None if it did not.
@@ -125,7 +121,7 @@ class Journal:
         for task in tasks:
             lines = self.done.get(task.id, [])
             if len(lines) > 1:  # whose estimate is there?
-                now = storage.stamp(outputs(self.folder, task)[AUDIO])
+                now = storage.stamp(task.outputs(self.folder)[AUDIO])
                 lines = [one for one in lines if now and one.files[AUDIO] == [*now[:2]]] or lines
             same = [one for one in lines if same_files(one.inputs, task.inputs)[0]]
             if lines and not any(one.settings == settings for one in same):
@@ -140,15 +136,13 @@ class Journal:
             self.runs.append(dict(line["run"]))
         elif "scored" in line:
             self.scores[line["scored"], line["key"]] = line["row"]
+        elif "failed" in line:
+            failure = Failure(line["inputs"], line["settings"], line["reason"], line["job"])
+            self.failed.setdefault(line["failed"], []).append(failure)
         else:
-            inputs, settings = line["inputs"], line["settings"]
-            if "failed" in line:
-                failure = Failure(inputs, settings, line["reason"], line["job"])
-                self.failed.setdefault(line["failed"], []).append(failure)
-            else:
-                seconds = line["row"]["seconds"]
-                done = Done(inputs, settings, line["files"], seconds, data)
-                self.done.setdefault(line["done"], []).append(done)
+            seconds = line["row"]["seconds"]
+            done = Done(line["inputs"], line["settings"], line["files"], seconds, data)
+            self.done.setdefault(line["done"], []).append(done)
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:
@@ -165,11 +159,10 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
             f"{storage.name(folder)}: is not empty and not the folder of a batch. Choose another "
             "-o, or add --overwrite."
         )
-    if storage.url(folder):
-        return Journal(folder)
-    # A process that is killed before its first file must not lock itself out.
-    files.make_folders(folder, journal)
-    files.sweep(folder)
+    if not storage.url(folder):
+        # A process that is killed before its first file must not lock itself out.
+        files.make_folders(folder, journal)
+        files.sweep(folder)
     return Journal(folder)
 
 
@@ -191,9 +184,10 @@ class JournalWriter:
 
     def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
-        places = outputs(self.folder, task)
-        stamps = {kind: storage.stamp(path, anew=True) for kind, path in places.items()}
-        written = {kind: of and of[:2] for kind, of in stamps.items()}
+        written = {}
+        for kind, path in task.outputs(self.folder).items():
+            stamp = storage.stamp(path, anew=True)
+            written[kind] = stamp and stamp[:2]
         line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
         self._append({**line, "row": row})
 

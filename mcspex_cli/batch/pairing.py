@@ -47,6 +47,7 @@ SEPARATOR = ";"
 """Between several references, or spans, in one cell."""
 
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
+_LISTS = ("reference", "references", "span")
 
 NOT_USED = "reason"
 """A column that is not used and needs no warning: `failed.jsonl` has it."""
@@ -54,10 +55,8 @@ NOT_USED = "reason"
 _FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template like `{speaker}_{n}`."""
 
-Row = tuple[int, dict[str, Any]]
-"""A line's number, and its values by column."""
-
-_LISTS = ("reference", "references", "span")
+Row = tuple[int, dict[str, Any] | str]
+"""A line's number, and its values by column, or what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,14 @@ class Task:
     inputs: str = ""
     """Tells the mixture and references as they are now from others (`journal.same_files`)."""
 
+    def names(self) -> dict[str, str]:
+        """The names of the files that it writes, by the folder that they are in."""
+        names = {AUDIO: self.output, RESIDUAL: self.residual, ACTIVITY: self.activity}
+        return {kind: name for kind, name in names.items() if name}
 
-def outputs(folder: Path, task: Task) -> dict[str, Path]:
-    """The files that a task writes below a batch's `folder`, by the folder that they are in."""
-    names = {AUDIO: task.output, RESIDUAL: task.residual, ACTIVITY: task.activity}
-    return {kind: folder / kind / name for kind, name in names.items() if name}
+    def outputs(self, folder: Path) -> dict[str, Path]:
+        """The files that it writes below a batch's `folder`, likewise."""
+        return {kind: folder / kind / name for kind, name in self.names().items()}
 
 
 def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[Task]:
@@ -104,19 +106,24 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
             has no column of mixtures.
     """
     readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".scp": _scp}
-    unknown: dict[str, None] = {}
     if path.suffix.lower() not in readers:
         raise PairingError(f"{path}: a manifest's name ends in {', '.join(readers)}. Rename it.")
-    rows = readers[path.suffix.lower()](path, problems, unknown)
-    root, tasks, shared = _root(path), [], dict[str, str]()
-    for line, row in rows:
+    try:
+        text = storage.read(path, PairingError).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PairingError(f"{storage.name(path)}: cannot be read (not UTF-8 text).") from error
+    unknown: dict[str, None] = {}
+    tasks: list[Task] = []
+    shared: dict[str, str] = {}
+    for line, row in readers[path.suffix.lower()](path, text, unknown):
         try:
-            _check(row)
-            tasks.append(_task(root, line, row, shared))
+            if isinstance(row, str):
+                raise PairingError(row)
+            tasks.append(_task(os.path.dirname(path), line, row, shared))  # noqa: PTH120
         except (AudioError, PairingError) as error:
             problems.append(f"{path} line {line}: {error}")
     if not tasks and not problems:
-        raise PairingError(f"{path}: lists no mixtures.")
+        raise PairingError(f"{path}: lists no files.")
     if unknown:
         names = ", ".join(map(repr, unknown))
         warnings.append(f"{path}: {names} is not used. The columns are {', '.join(COLUMNS)}.")
@@ -127,78 +134,64 @@ def read_scp(path: Path, problems: list[str]) -> dict[str, str]:
     """Read a Kaldi scp, an id and a file in each line, into files by id.
 
     Raises:
-        PairingError: the file is not there or not text.
+        PairingError: the file is not there, not text or without lines.
     """
     files: dict[str, str] = {}
-    for line, row in _scp(path, problems, {}):
-        if row["id"] in files:
-            problems.append(f"{path} line {line}: {row['id']} is there twice. Remove one line.")
-        files[row["id"]] = _place(_root(path), row["mixture"])
+    for task in read_manifest(path, problems, []):
+        if task.id in files:
+            problems.append(f"{path} line {task.line}: {task.id} is there twice. Remove one line.")
+        files[task.id] = task.mixture
     return files
 
 
-def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> Task:
-    """A row's files, and its id: the one given, its output's name or its mixture's.
-
-    `shared` has one copy of each reference's path, which many rows may name.
-    """
-    references = _several(row.get("references") or row.get("reference"))
-    clips = (_place(root, name) for name in references)
-    mixture, truth = row["mixture"], row.get("truth")
-    inside = not storage.url(mixture) and not os.path.isabs(mixture)  # noqa: PTH117
-    inside = inside and ".." not in mixture.split("/")
-    name = row.get("output") or (mixture if inside else os.path.basename(mixture))  # noqa: PTH119
-    return Task(
-        id=row.get("id") or os.path.splitext(os.path.normpath(name))[0],  # noqa: PTH122
-        mixture=_place(root, mixture),
-        references=tuple(shared.setdefault(clip, clip) for clip in clips),
-        spans=_several(row.get("span")),
-        truth=_place(root, truth) if truth else None,
-        output=row.get("output") or "",
-        residual=row.get("residual") or "",
-        activity=row.get("activity") or "",
-        line=line,
-    )
-
-
-def _root(path: Path) -> str:
-    """Where the paths in a list start from: its folder, or "" for the working folder."""
-    return "" if path.parent == Path() else str(path.parent)
-
-
-def _place(root: str, text: str) -> str:
-    """A file's path by what is written of it."""
-    return str(storage.place(text)) if storage.url(text) else os.path.join(root, text)  # noqa: PTH118
-
-
-def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    parts = value.split(SEPARATOR) if isinstance(value, str) else value or ()
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _check(row: dict[str, Any]) -> None:
-    """Refuse a row without mixture, or with a value that cannot be a file's name.
-
-    Raises:
-        PairingError: saying why, but not where.
-    """
-    for column, value in row.items():
-        texts = value if column in _LISTS and isinstance(value, list) else [value]
-        for text in texts:
-            if not isinstance(text, str) and (text is not None or texts is value):
-                raise PairingError(f"{column} is {text!r}, not text.")
-            if text and not _can_be_a_name(text):
-                raise PairingError(f"{column} {text!r} cannot be a file's name.")
-    if not row.get("mixture"):
-        raise PairingError("names no mixture.")
-
-
-def _can_be_a_name(text: str) -> bool:
+def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row]:
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    for delimiter in (usual, *",;\t".replace(usual, "")):
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        headings = next(rows, [])
+        if any(_HEADINGS.get(heading.strip().lower()) == "mixture" for heading in headings):
+            break
+    else:
+        first = text.partition("\n")[0].strip()
+        raise PairingError(
+            f"{path}: has no column 'mixture' in its first line, which is {first[:80]!r}. "
+            f"The columns are {', '.join(COLUMNS)}."
+        )
+    columns = _columns(path, headings, unknown)
     try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return text.strip("/") not in ("", ".") and min(text) >= " "
+        for cells in rows:
+            if len(cells) == len(columns):
+                pairs = zip(columns, cells, strict=True)
+                yield rows.line_num, {column: cell.strip() for column, cell in pairs if column}
+            elif cells:
+                yield rows.line_num, f"has {len(cells)} columns, not {len(columns)}."
+    except csv.Error as error:
+        yield rows.line_num, f"{error}."
+
+
+def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            yield number, f"not JSON ({error})."
+            continue
+        if isinstance(row, dict):
+            values = zip(_columns(path, list(row), unknown), row.values(), strict=True)
+            yield number, {column: value for column, value in values if column}
+        elif line.strip():
+            yield number, 'not an object like {"mixture": "a.wav"}.'
+
+
+def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split(maxsplit=1)
+        if len(words) == 1:
+            yield number, "needs an id and a file."
+        elif words and words[1].rstrip().endswith("|"):
+            yield number, "is a command, which is not run. Write its sound to a file and name that."
+        elif words:
+            yield number, {"id": words[0], "mixture": words[1].strip()}
 
 
 def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> list[str]:
@@ -219,70 +212,56 @@ def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> l
     return columns
 
 
-def _table(path: Path, problems: list[str], unknown: dict[str, None]) -> Iterator[Row]:
-    text = _text(path)
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    for delimiter in (usual, *",;\t".replace(usual, "")):
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        headings = next(rows, [])
-        if any(_HEADINGS.get(heading.strip().lower()) == "mixture" for heading in headings):
-            break
-    else:
-        first = text.partition("\n")[0].strip()
-        raise PairingError(
-            f"{path}: has no column 'mixture' in its first line, which is {first[:80]!r}. "
-            f"The columns are {', '.join(COLUMNS)}."
-        )
-    columns = _columns(path, headings, unknown)
+def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> Task:
+    """A row's files, and its id: the one given, its output's name or its mixture's.
+
+    `shared` has one copy of each reference's path, which many rows may name.
+
+    Raises:
+        PairingError: it has no mixture, or a value that is not text or cannot be a file's name.
+    """
+    for column, value in row.items():
+        is_list = column in _LISTS and isinstance(value, list)
+        for text in () if value is None else value if is_list else (value,):
+            if not isinstance(text, str):
+                raise PairingError(f"{column} is {text!r}, not text.")
+            if text and not _can_be_a_name(text):
+                raise PairingError(f"{column} {text!r} cannot be a file's name.")
+    mixture, truth = row.get("mixture"), row.get("truth")
+    if not mixture:
+        raise PairingError("names no mixture.")
+    clips = (_place(root, name) for name in _several(row.get("references") or row.get("reference")))
+    outside = storage.url(mixture) or os.path.isabs(mixture) or ".." in mixture.split("/")  # noqa: PTH117
+    name = row.get("output") or (os.path.basename(mixture) if outside else mixture)  # noqa: PTH119
+    return Task(
+        id=row.get("id") or os.path.splitext(os.path.normpath(name))[0],  # noqa: PTH122
+        mixture=_place(root, mixture),
+        references=tuple(shared.setdefault(clip, clip) for clip in clips),
+        spans=_several(row.get("span")),
+        truth=_place(root, truth) if truth else None,
+        output=row.get("output") or "",
+        residual=row.get("residual") or "",
+        activity=row.get("activity") or "",
+        line=line,
+    )
+
+
+def _place(root: str, text: str) -> str:
+    """A file's path by what is written of it."""
+    return str(storage.place(text)) if storage.url(text) else os.path.join(root, text)  # noqa: PTH118
+
+
+def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    parts = value.split(SEPARATOR) if isinstance(value, str) else value or ()
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _can_be_a_name(text: str) -> bool:
     try:
-        for row in rows:
-            if len(row) == len(columns):
-                pairs = zip(columns, row, strict=True)
-                yield rows.line_num, {column: cell.strip() for column, cell in pairs if column}
-            elif row:
-                problems.append(
-                    f"{path} line {rows.line_num}: has {len(row)} columns, not {len(columns)}."
-                )
-    except csv.Error as error:
-        problems.append(f"{path} line {rows.line_num}: {error}.")
-
-
-def _json_lines(path: Path, problems: list[str], unknown: dict[str, None]) -> Iterator[Row]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path} line {number}: not JSON ({error}).")
-            continue
-        if not isinstance(row, dict):
-            problems.append(f'{path} line {number}: not an object like {{"mixture": "a.wav"}}.')
-            continue
-        columns = _columns(path, list(row), unknown)
-        values = zip(columns, row.values(), strict=True)
-        yield number, {column: value for column, value in values if column}
-
-
-def _scp(path: Path, problems: list[str], _: dict[str, None]) -> Iterator[Row]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        words = line.split(maxsplit=1)
-        if len(words) == 2 and not words[1].rstrip().endswith("|"):
-            yield number, {"id": words[0], "mixture": words[1].strip()}
-        elif len(words) == 2:
-            problems.append(
-                f"{path} line {number}: is a command, which is not run. Write its sound to a file "
-                "and name that."
-            )
-        elif words:
-            problems.append(f"{path} line {number}: needs an id and a file.")
-
-
-def _text(path: Path) -> str:
-    try:
-        return storage.read(path, PairingError).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PairingError(f"{storage.name(path)}: cannot be read (not UTF-8 text).") from error
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return text.strip("/") not in ("", ".") and min(text) >= " "
 
 
 class References(NamedTuple):
@@ -294,7 +273,7 @@ class References(NamedTuple):
     by_stem: Mapping[str, Sequence[str]]
     """The names in `clips` that end in a stem."""
     pattern: re.Pattern[str] | None
-    template: str
+    template: str | None
     """The pattern as the user wrote it."""
 
     def find(self, name: str) -> str:
@@ -306,13 +285,17 @@ class References(NamedTuple):
         Raises:
             PairingError: there is none, or two that fit equally well.
         """
-        path = PurePosixPath(name)
+        path, hint = PurePosixPath(name), "Add it, or leave this mixture out."
         if self.pattern:
             match = self.pattern.search(name)
             if not match or match["speaker"] is None:
                 raise PairingError(f"its name {name} does not match --pattern {self.template}.")
             names = [match["speaker"]]
         else:
+            hint = (
+                "Add it, or say with --pattern, like {speaker}_{n}, which part of a mixture's name "
+                "is its reference's."
+            )
             names = [name, path.name]
             if path.parent != PurePosixPath():
                 names += [str(path.parent), path.parent.name]
@@ -328,12 +311,6 @@ class References(NamedTuple):
             if alike:
                 return alike[0]
         tried = " or ".join(dict.fromkeys(names))
-        hint = (
-            "Add it, or leave this mixture out."
-            if self.pattern
-            else "Add it, or say with --pattern, like {speaker}_{n}, which part of a mixture's "
-            "name is its reference's."
-        )
         raise PairingError(f"{storage.name(self.source)} has no reference {tried}. {hint}")
 
 
@@ -347,9 +324,20 @@ def list_references(
     Raises:
         PairingError: `source` is neither, or the pattern cannot be used.
     """
-    clips: dict[str, Sequence[str]]
+    compiled = None if pattern is None else compile_pattern(pattern)
+    clips: dict[str, Sequence[str]] = {}
     if storage.is_folder(source):
-        clips = _clips_in(source, problems, warnings)
+        named = storage.by_name(source, also=(SUFFIX,), warnings=warnings)
+        folders: dict[str, list[str]] = defaultdict(list)
+        for name, same in named.items():
+            for parent in PurePosixPath(name).parents:
+                if parent.name:
+                    folders[str(parent)] += map(str, same)
+        for name, (first, *others) in named.items():
+            for path in [*map(str, others), *folders.get(name, ())]:
+                both = f"{storage.name(first)} and {storage.name(path)}"
+                problems.append(f"{both}: two clips of one name. Rename one.")
+        clips = {**folders, **{name: tuple(map(str, same)) for name, same in named.items()}}
     elif source.suffix.lower() == ".scp":
         clips = {name: (path,) for name, path in read_scp(source, problems).items()}
     else:
@@ -357,24 +345,7 @@ def list_references(
     by_stem = defaultdict(list)
     for name in clips:
         by_stem[PurePosixPath(name).name].append(name)
-    compiled = compile_pattern(pattern) if pattern is not None else None
-    return References(source, clips, by_stem, compiled, pattern or "")
-
-
-def _clips_in(folder: Path, problems: list[str], warnings: list[str]) -> dict[str, Sequence[str]]:
-    """A folder's clips and profiles by their names, and those of its folders by theirs."""
-    named = storage.by_name(folder, also=(SUFFIX,), warnings=warnings)
-    folders: dict[str, list[str]] = defaultdict(list)
-    for name, same in named.items():
-        for parent in PurePosixPath(name).parents:
-            if parent.name:
-                folders[str(parent)] += map(str, same)
-    for name, same in named.items():
-        others = [*map(str, same[1:]), *folders.get(name, ())]
-        for path in others:
-            both = f"{storage.name(same[0])} and {storage.name(path)}"
-            problems.append(f"{both}: two clips of one name. Rename one.")
-    return {**folders, **{name: tuple(map(str, same)) for name, same in named.items()}}
+    return References(source, clips, by_stem, compiled, pattern)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -386,20 +357,16 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     Raises:
         PairingError: it is no expression, or says nothing of the speaker.
     """
-    fields = _FIELD.findall(pattern)
-    text = pattern
+    fields, text = _FIELD.findall(pattern), pattern
     if "speaker" in fields:
-        if len(set(fields)) < len(fields):
-            raise PairingError(f"--pattern {pattern}: names a field twice.")
-        for field in fields:
-            if not field.isidentifier():
-                raise PairingError(
-                    f"--pattern {pattern}: a field's name begins with a letter, as in {{n}}."
-                )
-        parts = _FIELD.split(pattern)
-        for index, part in enumerate(parts):
-            parts[index] = f"(?P<{part}>[^/]+?)" if index % 2 else re.escape(part)
-        text = "(?:^|/)" + "".join(parts) + "$"
+        if len(set(fields)) < len(fields) or not all(map(str.isidentifier, fields)):
+            raise PairingError(
+                f"--pattern {pattern}: names a field twice, or by a number. Give each field a name "
+                "of its own, as in {speaker}_{n}."
+            )
+        fixed = map(re.escape, _FIELD.split(pattern)[::2])
+        groups = [*(f"(?P<{field}>[^/]+?)" for field in fields), "$"]
+        text = "(?:^|/)" + "".join(part + group for part, group in zip(fixed, groups, strict=True))
     try:
         compiled = re.compile(text)
     except re.error as error:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from mcspex_cli import audio
 from mcspex_cli.batch import storage
@@ -42,14 +42,11 @@ from mcspex_cli.extraction.profile import is_profile_name, read_profile
 from mcspex_cli.extraction.reference import list_sources
 
 _SUFFIXES = {
-    AUDIO: tuple(audio.FORMATS),
-    RESIDUAL: tuple(audio.FORMATS),
+    **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),
     ACTIVITY: tuple(ACTIVITY_FORMATS),
 }
 _AT_ONCE = 256
 """Mixtures whose lengths one thread reads in one go."""
-
-_NUMBER = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -92,27 +89,13 @@ def plan_batch(request: BatchRequest) -> BatchPlan:
         PairingError: there is nothing to do, or the manifest, references or truths cannot be read.
         AudioError: a folder is not there.
     """
-    request = _in_place(request)
-    problems: list[str] = []
-    warnings: list[str] = []
-    if request.manifest:
-        if request.manifest.resolve().is_relative_to(request.output.resolve()):
-            raise PairingError(
-                f"{request.manifest}: is in the output folder, so the reports there would be "
-                "replaced by reports of this list only. To try what failed again, repeat "
-                "the first command."
-            )
-        tasks = read_manifest(request.manifest, problems, warnings)
-    else:
-        tasks = list(_search(request, warnings))
-    checks = _Checks(request, problems, warnings)
-    tasks = _with_references(checks, tasks)
-    tasks = _with_truth(checks, tasks)
-    checks.refuse_missing(tasks)
-    checks.refuse_own_references(tasks)
-    tasks = _with_outputs(checks, tasks)
-    refuse(problems)
-    return BatchPlan(request.output, tasks, tuple(warnings))
+    planner = _Planner(request)
+    tasks = planner.with_references(planner.find_tasks())
+    tasks = planner.with_truth(tasks)
+    planner.check_inputs(tasks)
+    tasks = planner.with_outputs(tasks)
+    refuse(planner.problems)
+    return BatchPlan(planner.request.output, tasks, tuple(planner.warnings))
 
 
 def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
@@ -126,7 +109,7 @@ def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
         for task in plan.tasks[start : start + _AT_ONCE]:
             lines = journal.done.get(task.id, ())
             known = [one.seconds for one in lines if same_files(one.inputs, task.inputs)[1]]
-            tasks.append(replace(task, seconds=known[0] if known else _seconds(task)))
+            tasks.append(replace(task, seconds=known[0] if known else _seconds(task.mixture)))
         return tasks
 
     with ThreadPoolExecutor(4) as readers:
@@ -154,58 +137,16 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise what is wrong, if anything is.
 
     Raises:
-        PlanError: a profile cannot be used with the model.
+        PlanError: there is a problem; they are in the order of their names and numbers.
     """
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
 
 
-def _in_place(request: BatchRequest) -> BatchRequest:
-    """A request with the paths that `file:///` URLs stand for."""
-    manifest, folder, truth = request.manifest, request.reference_folder, request.truth
-    return replace(
-        request,
-        output=storage.place(request.output),
-        mixtures=[*map(storage.place, request.mixtures)],
-        manifest=manifest and storage.place(manifest),
-        references=tuple(map(storage.place, request.references)),
-        reference_folder=folder and storage.place(folder),
-        truth=truth and storage.place(truth),
-    )
-
-
-def _search(request: BatchRequest, warnings: list[str]) -> Iterator[Task]:
-    """The files named, and those in the folders named but for what is no mixture."""
-    output = request.output
-    others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder, request.truth)
-    roots = {root.resolve() for root in request.mixtures}
-    without = {path.resolve() for path in others if path} - roots
-    references = {os.path.realpath(clip) for clip in _clips(request.references)}
-    for root in request.mixtures:
-        storage.check_exists(root)
-        if not storage.is_folder(root):
-            yield Task(root.stem, str(root))
-            continue
-        names: Iterable[str] = map(str, storage.find(root, without, warnings=warnings))
-        if references:
-            names = (name for name in names if os.path.realpath(name) not in references)
-        start, number = len(str(root / "x")) - 1, 0
-        for number, name in enumerate(names, 1):  # noqa: B007
-            yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
-        if not number:
-            raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
-
-
-def _clips(references: Iterable[Path]) -> list[Path]:
-    """The clips that are named, and those in the folders named."""
-    clips: list[Path] = []
-    for path in references:
-        if storage.url(path):
-            clips += storage.find(path) if storage.is_folder(path) else [path]
-        else:
-            clips += list_sources([path])
-    return clips
+def _natural(text: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", text)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 class Locations:
@@ -233,219 +174,244 @@ class Locations:
         return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")
 
 
-class _Checks:
-    """What is known of the files of a plan, each looked at once, and what is wrong with them."""
+class _Planner:
+    """Completes tasks step by step: each file is looked at once, and all that is wrong is noted."""
 
-    def __init__(self, request: BatchRequest, problems: list[str], warnings: list[str]) -> None:
-        self.request, self.problems, self.warnings = request, problems, warnings
+    def __init__(self, request: BatchRequest) -> None:
+        manifest, folder, truth = request.manifest, request.reference_folder, request.truth
+        self.request = replace(  # with the paths that `file:///` URLs stand for
+            request,
+            output=storage.place(request.output),
+            mixtures=[*map(storage.place, request.mixtures)],
+            manifest=manifest and storage.place(manifest),
+            references=tuple(map(storage.place, request.references)),
+            reference_folder=folder and storage.place(folder),
+            truth=truth and storage.place(truth),
+        )
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
         self._stamps: dict[str, storage.Stamp | None] = {}
-        self._locations = Locations(request.output)
+        self._locations = Locations(self.request.output)
+        self._inside: dict[str, bool] = {}
 
-    def where(self, task: Task) -> str:
-        """What a message calls a task: its file, or the manifest's line."""
-        if task.line:
-            return f"{self.request.manifest} line {task.line}"
-        return storage.name(task.mixture)
+    def find_tasks(self) -> list[Task]:
+        """The manifest's, or one for each file named or found in the folders named."""
+        manifest, output = self.request.manifest, self.request.output
+        if not manifest:
+            return list(self._search())
+        if manifest.resolve().is_relative_to(output.resolve()):
+            raise PairingError(
+                f"{manifest}: is in the output folder, so the reports there would be replaced by "
+                "reports of this list only. To try what failed again, repeat the first command."
+            )
+        return read_manifest(manifest, self.problems, self.warnings)
 
-    def problem(self, task: Task, text: str) -> None:
-        self.problems.append(f"{self.where(task)}: {text}")
+    def _search(self) -> Iterator[Task]:
+        """The files named, and those in the folders named but for what is no mixture."""
+        request, output = self.request, self.request.output
+        others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder)
+        roots = {root.resolve() for root in request.mixtures}
+        without = {path.resolve() for path in (*others, request.truth) if path} - roots
+        references = set(map(os.path.realpath, self._clips()))
+        for root in request.mixtures:
+            storage.check_exists(root)
+            if not storage.is_folder(root):
+                yield Task(root.stem, str(root))
+                continue
+            names: Iterable[str] = map(str, storage.find(root, without, warnings=self.warnings))
+            if references:
+                names = (name for name in names if os.path.realpath(name) not in references)
+            start, number = len(str(root / "x")) - 1, 0
+            for number, name in enumerate(names, 1):  # noqa: B007
+                yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
+            if not number:
+                raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
 
-    def stamp(self, path: str) -> storage.Stamp | None:
-        if path not in self._stamps:
-            self._stamps[path] = storage.stamp(path)
-        return self._stamps[path]
+    def _clips(self) -> list[Path]:
+        """The clips of the one voice for all, and those in the folders named for it."""
+        clips: list[Path] = []
+        for path in self.request.references:
+            if storage.url(path):
+                clips += storage.find(path) if storage.is_folder(path) else [path]
+            else:
+                clips += list_sources([path])
+        return clips
 
-    def identities(self) -> set[int]:
-        return {stamp.identity for stamp in self._stamps.values() if stamp}
+    def with_references(self, tasks: Sequence[Task]) -> list[Task]:
+        """Give each task that names none the references that the request has for it."""
+        request = self.request
+        if request.reference_folder is None:
+            shared = tuple(map(str, self._clips()))
+            for task in tasks:
+                if not (task.references or task.spans or shared):
+                    self._note(task, "has no reference. Add one, or use --ref or --refs.")
+            return [t if t.references or t.spans else replace(t, references=shared) for t in tasks]
+        known = list_references(
+            request.reference_folder, request.pattern, self.problems, self.warnings
+        )
+        clips_of = {name: tuple(clips) for name, clips in known.clips.items()}
+        paired = []
+        for task in tasks:
+            clips = task.references
+            if not clips and not task.spans:
+                try:
+                    clips = clips_of[known.find(task.id)]
+                except PairingError as error:
+                    self._note(task, str(error))
+            paired.append(replace(task, references=clips))
+        if not request.allow_unused:
+            used = {task.references for task in paired}
+            real = {os.path.realpath(path) for clips in used for path in clips}
+            self.problems += [
+                f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
+                for path in sorted({path for clips in clips_of.values() for path in clips})
+                if os.path.realpath(path) not in real
+            ]
+        return paired
 
-    def inputs_key(self, task: Task) -> str:
-        """What the mixture and references are, and where: in all, and from the output folder."""
-        inputs = (task.mixture, *task.references)
-        stamps = [known[:2] if (known := self.stamp(path)) else None for path in inputs]
-        places = [self._locations.of(path) for path in inputs]
-        absolute, relative = zip(*places, strict=True)
-        parts = (stamps, [absolute, task.spans], [relative, task.spans])
-        return "-".join(map(fingerprint, parts))
+    def with_truth(self, tasks: Sequence[Task]) -> list[Task]:
+        """Give each task that names none the truth of its name."""
+        truth = self.request.truth
+        if truth is None:
+            return list(tasks)
+        known: dict[str, str] = {}
+        if storage.is_folder(truth):
+            for name, (first, *others) in storage.by_name(truth, warnings=self.warnings).items():
+                known[name] = str(first)
+                for path in others:
+                    both = f"{storage.name(first)} and {storage.name(path)}"
+                    self.problems.append(f"{both}: two truths of one name. Move one away.")
+        elif truth.suffix.lower() == ".scp":
+            known = read_scp(truth, self.problems)
+        else:
+            raise PairingError(f"{storage.name(truth)}: is neither a folder of truths nor an scp.")
+        for task in tasks:
+            if not task.truth and task.id not in known:
+                self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")
+        return [replace(task, truth=task.truth or known.get(task.id)) for task in tasks]
 
-    def refuse_missing(self, tasks: Sequence[Task]) -> None:
-        asked: dict[tuple[str, ...], Task] = {}
+    def check_inputs(self, tasks: Sequence[Task]) -> None:
+        """Note files that are not there, tasks that are there twice, and wrong spans.
+
+        A mixture that is its own reference is noted once for all: it is one mistake.
+        """
+        first_of: dict[tuple[str, ...], Task] = {}
+        own = []
         for task in tasks:
             for path in (task.mixture, *task.references, task.truth):
-                if path is not None and self.stamp(path) is None:
-                    self.problem(task, f"{storage.name(path)} does not exist, or is not a file.")
+                if path is not None and self._stamp(path) is None:
+                    self._note(task, f"{storage.name(path)} does not exist, or is not a file.")
             try:
                 for span in task.spans:
                     Span.parse(span)
             except AudioError as error:
-                self.problem(task, str(error))
-            first = asked.setdefault(
-                (self._locations.of(task.mixture)[0], *task.references, *task.spans), task
-            )
+                self._note(task, str(error))
+            key = (self._locations.of(task.mixture)[0], *task.references, *task.spans)
+            first = first_of.setdefault(key, task)
             if first is not task:
-                self.problem(
-                    task, f"has the mixture and references of {self.where(first)}. Remove one."
-                )
-
-    def refuse_own_references(self, tasks: Sequence[Task]) -> None:
-        own = [t for t in tasks if any(self._are_same(t.mixture, path) for path in t.references)]
+                where = self._where(first)
+                self._note(task, f"has the mixture and references of {where}. Remove one.")
+            if any(self._are_same(task.mixture, path) for path in task.references):
+                own.append(task)
         more = f" So it is for {len(own) - 1} more." if len(own) > 1 else ""
         for task in own[:1]:
-            self.problem(
+            self._note(
                 task,
                 "is its own reference. Name a recording in which the wanted person speaks alone."
                 + more,
             )
 
     def _are_same(self, one: str, other: str) -> bool:
-        first, second = self.stamp(one), self.stamp(other)
+        first, second = self._stamp(one), self._stamp(other)
         if not first or not second or first.size != second.size:
             return False
         if storage.url(one) or storage.url(other):
             return one == other
         return first.identity == second.identity or filecmp.cmp(one, other, shallow=False)
 
-
-def _with_references(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
-    """Give each task that names none the references that the request has for it."""
-    request = checks.request
-    if request.reference_folder is None:
-        shared = tuple(map(str, _clips(request.references)))
-        for task in tasks:
-            if not (task.references or task.spans or shared):
-                checks.problem(task, "has no reference. Add one, or use --ref or --refs.")
-        return [t if t.references or t.spans else replace(t, references=shared) for t in tasks]
-    known = list_references(
-        request.reference_folder, request.pattern, checks.problems, checks.warnings
-    )
-    clips_of = {name: tuple(clips) for name, clips in known.clips.items()}
-    used: set[tuple[str, ...]] = set()
-    paired = []
-    for task in tasks:
-        clips = task.references
-        if not clips and not task.spans:
-            try:
-                clips = clips_of[known.find(task.id)]
-            except PairingError as error:
-                checks.problem(task, str(error))
-        used.add(clips)
-        paired.append(replace(task, references=clips) if clips else task)
-    if not request.allow_unused:
-        real = {os.path.realpath(path) for clips in used for path in clips}
-        checks.problems += [
-            f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
-            for path in sorted({path for clips in clips_of.values() for path in clips})
-            if os.path.realpath(path) not in real
-        ]
-    return paired
-
-
-def _with_truth(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
-    """Give each task that names none the truth of its name."""
-    truth, problems = checks.request.truth, checks.problems
-    if truth is None:
-        return list(tasks)
-    known: dict[str, str] = {}
-    if storage.is_folder(truth):
-        for name, same in storage.by_name(truth, warnings=checks.warnings).items():
-            known[name] = str(same[0])
-            for path in same[1:]:
-                both = f"{storage.name(same[0])} and {storage.name(path)}"
-                problems.append(f"{both}: two truths of one name. Move one away.")
-    elif truth.suffix.lower() == ".scp":
-        known = read_scp(truth, problems)
-    else:
-        raise PairingError(f"{storage.name(truth)}: is neither a folder of truths nor an scp.")
-    for task in tasks:
-        if not task.truth and task.id not in known:
-            checks.problem(task, f"{storage.name(truth)} has no truth {task.id} for it.")
-    return [replace(task, truth=task.truth or known.get(task.id)) for task in tasks]
-
-
-def _with_outputs(checks: _Checks, tasks: Sequence[Task]) -> list[Task]:
-    """Give each task its outputs, noting those that would leave the folder or collide."""
-    request, inputs = checks.request, checks.identities()
-    taken: dict[str, Task] = {}
-    ids: dict[str, Task] = {}
-    inside: dict[str, bool] = {}
-    roots = {kind: f"{request.output}/{kind}" for kind in _SUFFIXES}
-    planned = []
-    for task in tasks:
-        names = {
-            AUDIO: task.output or task.id + request.suffix,
-            RESIDUAL: task.residual or (task.id + request.suffix if request.residual else ""),
-            ACTIVITY: task.activity or (task.id + request.activity if request.activity else ""),
-        }
-        for kind, name in names.items():
-            reason = _wrong_name(kind, name) if name else None
-            if name and not reason and not _is_inside(roots[kind], name, inside):
-                reason = "leaves the output folder by a link"
-            if reason:
-                what = "output" if kind == AUDIO else kind
-                checks.problem(task, f"{what} {name!r} {reason}. Give it another id or name.")
-                break
-            # One name in two cases is one file on many disks.
-            place = f"{kind}/{posixpath.normpath(name)}".casefold()
-            first = taken.setdefault(place, task) if name else task
-            if kind == AUDIO and first is task:
-                first = ids.setdefault(task.id, task)
-            path = f"{roots[kind]}/{name}"
-            if first is not task:
-                checks.problems.append(
-                    f"{checks.where(task)} and {checks.where(first)} would both be written to "
-                    f"{storage.name(path)}. Rename one, or give it another id."
-                )
-                break
-            if name and (old := storage.stamp(path)) and old.identity in inputs:
-                checks.problem(task, f"would be written over {storage.name(path)}, an input.")
-        else:
-            planned.append(
-                replace(
-                    task,
-                    output=names[AUDIO],
-                    residual=names[RESIDUAL],
-                    activity=names[ACTIVITY],
-                    inputs=checks.inputs_key(task),
-                )
+    def with_outputs(self, tasks: Sequence[Task]) -> list[Task]:
+        """Give each task its outputs, noting those that would leave the folder or collide."""
+        request = self.request
+        inputs = {stamp.identity for stamp in self._stamps.values() if stamp}
+        taken: dict[str, Task] = {}
+        ids: dict[str, Task] = {}
+        planned = []
+        for bare in tasks:
+            id_ = bare.id
+            task = replace(
+                bare,
+                output=bare.output or id_ + request.suffix,
+                residual=bare.residual or (id_ + request.suffix if request.residual else ""),
+                activity=bare.activity or (id_ + request.activity if request.activity else ""),
+                inputs=self._inputs_key(bare),
             )
-    return planned
+            for kind, name in task.names().items():
+                path = f"{request.output}/{kind}/{name}"
+                if reason := self._wrong_name(kind, name):
+                    what = "output" if kind == AUDIO else kind
+                    self._note(task, f"{what} {name!r} {reason}. Give it another id or name.")
+                    break
+                # One name in two cases is one file on many disks.
+                first = taken.setdefault(f"{kind}/{posixpath.normpath(name)}".casefold(), task)
+                if kind == AUDIO and first is task:
+                    first = ids.setdefault(id_, task)
+                if first is not task:
+                    self.problems.append(
+                        f"{self._where(task)} and {self._where(first)} would both be written to "
+                        f"{storage.name(path)}. Rename one, or give it another id."
+                    )
+                    break
+                if (old := storage.stamp(path)) and old.identity in inputs:
+                    self._note(task, f"would be written over {storage.name(path)}, an input.")
+            planned.append(task)
+        return planned
 
-
-def _is_inside(folder: str, name: str, inside: dict[str, bool]) -> bool:
-    """Whether an output stays below its folder, whatever links there are; `inside` remembers."""
-    parent = os.path.dirname(f"{folder}/{name}")  # noqa: PTH120
-    if parent not in inside:
-        real, root = os.path.realpath(parent), os.path.realpath(folder)
-        inside[parent] = Path(real).is_relative_to(root)
-    return inside[parent]
-
-
-def _wrong_name(kind: str, name: str) -> str | None:
-    """What is wrong with an output's name below its folder, if anything."""
-    if name.startswith("/") or "\\" in name or ":" in name:
-        windows = PureWindowsPath(name)
-        if name.startswith("/") or windows.root:
+    def _wrong_name(self, kind: str, name: str) -> str | None:
+        """What is wrong with an output's name below its folder, if anything."""
+        if re.match(r"(?:[A-Za-z]:)?[\\/]", name):
             return "is an absolute path"
         if ":" in name and os.name == "nt":
             return "has a colon, which Windows does not allow"
-        if ".." in windows.parts:
+        if ".." in re.split(r"[\\/]", name):
             return "leaves the output folder"
-    if ".." in name and ".." in name.split("/"):
-        return "leaves the output folder"
-    if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
-        return f"does not end in {', '.join(_SUFFIXES[kind])}"
-    return None
+        if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
+            return f"does not end in {', '.join(_SUFFIXES[kind])}"
+        root = f"{self.request.output}/{kind}"
+        parent = os.path.dirname(f"{root}/{name}")  # noqa: PTH120
+        if parent not in self._inside:
+            real = Path(os.path.realpath(parent))
+            self._inside[parent] = real.is_relative_to(os.path.realpath(root))
+        return None if self._inside[parent] else "leaves the output folder by a link"
+
+    def _inputs_key(self, task: Task) -> str:
+        """What the mixture and references are, and where: in all, and from the output folder."""
+        inputs = (task.mixture, *task.references)
+        stamps = [known[:2] if (known := self._stamp(path)) else None for path in inputs]
+        absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
+        parts = (stamps, [absolute, task.spans], [relative, task.spans])
+        return "-".join(map(fingerprint, parts))
+
+    def _stamp(self, path: str) -> storage.Stamp | None:
+        if path not in self._stamps:
+            self._stamps[path] = storage.stamp(path)
+        return self._stamps[path]
+
+    def _where(self, task: Task) -> str:
+        """What a message calls a task: its file, or the manifest's line."""
+        if task.line:
+            return f"{self.request.manifest} line {task.line}"
+        return storage.name(task.mixture)
+
+    def _note(self, task: Task, problem: str) -> None:
+        self.problems.append(f"{self._where(task)}: {problem}")
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in _NUMBER.split(text)]
-
-
-def _seconds(task: Task) -> float | None:
-    if storage.url(task.mixture):
+def _seconds(mixture: str) -> float | None:
+    if storage.url(mixture):
         return None
     try:
-        seconds = _plain_wav_seconds(task.mixture)
-        return audio.probe(Path(task.mixture)).seconds if seconds is None else seconds
+        seconds = _plain_wav_seconds(mixture)
+        return audio.probe(mixture).seconds if seconds is None else seconds
     except (McspexError, OSError):
         return None
 

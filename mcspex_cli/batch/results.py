@@ -18,7 +18,7 @@ from typing import Any
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Done, Journal, JournalWriter, fingerprint
-from mcspex_cli.batch.pairing import AUDIO, Task, outputs
+from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations
 from mcspex_cli.batch.run import BatchSettings
 from mcspex_cli.errors import McspexError
@@ -76,14 +76,15 @@ def score(
 
 def _score_key(task: Task, done: Done, scoring: ScoreSettings, locations: Locations) -> str:
     """Tells a score of a task's estimate from scores of other estimates, truths or settings."""
-    assert task.truth
+    if not task.truth:
+        return ""
     stamp, place = storage.stamp(task.truth), locations.of(task.truth)[1]
     return fingerprint((done.files[AUDIO], done.inputs, stamp, astuple(scoring), place))
 
 
 def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
     """A task's estimate, truth and mixture, on this disk."""
-    estimate = storage.fetch(outputs(plan.folder, task)[AUDIO], scratch)
+    estimate = storage.fetch(task.outputs(plan.folder)[AUDIO], scratch)
     truth = storage.fetch(task.truth, scratch) if task.truth else None
     return Pairing(task.id, estimate, truth, storage.fetch(task.mixture, scratch))
 
@@ -106,29 +107,39 @@ def write(
     """
     journal, key = Journal(plan.folder), settings.fingerprint()
     locations = Locations(plan.folder)
-    done, rows, failures = dict[str, Done](), [], []
+    done, rows, failures = list[Done](), list[dict[str, Any]](), list[dict[str, Any]]()
     for task in plan.tasks:
-        inputs = _inputs(task, locations)
-        own = {"name": task.id, **inputs, **_estimates(task)}
+        inputs = {
+            "mixture": locations.of(task.mixture)[1],
+            "references": [locations.of(path)[1] for path in task.references],
+            **({"span": list(task.spans)} if task.spans else {}),
+            "truth": locations.of(task.truth)[1] if task.truth else None,
+        }
         if result := journal.result(task, key):
-            done[task.id] = result
-            score_key = _score_key(task, result, scoring, locations) if task.truth else ""
-            rows.append(_row(task, result, journal.scores.get((task.id, score_key))) | own)
+            done.append(result)
+            score_key = _score_key(task, result, scoring, locations)
+            row = _row(task, result, journal.scores.get((task.id, score_key)))
         elif reason := journal.failure(task, key):
-            rows.append({"status": "failed", "note": reason} | own)
+            row = {"status": "failed", "note": reason}
             names = {"output": task.output, "residual": task.residual, "activity": task.activity}
             failures.append({"id": task.id, **inputs, **names, "reason": reason})
         else:
-            rows.append({"status": "pending", "note": ""} | own)
+            row = {"status": "pending", "note": ""}
+        places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
+        outputs = {"estimate": places[AUDIO]} | {k: places.get(k) for k in (RESIDUAL, ACTIVITY)}
+        rows.append({**row, "name": task.id, **inputs, **outputs})
     record = _record(plan, journal, settings, command, done, len(failures))
     document = summary.report(rows, groups=read_groups(groups, group_by) if groups else None)
     with storage.on_disk(plan.folder) as folder:
-        _write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        texts = {RECORD: json.dumps(record, indent=2) + "\n"}
         # In a store, where nothing is removed, an empty list says that nothing failed.
         if failures or folder != plan.folder:
-            _write(folder / FAILED, "".join(json.dumps(failure) + "\n" for failure in failures))
+            texts[FAILED] = "".join(json.dumps(failure) + "\n" for failure in failures)
         else:
             (folder / FAILED).unlink(missing_ok=True)
+        for name, text in texts.items():
+            with files.whole(folder / name) as partial:
+                partial.write_bytes(text.encode())
         page, path = folder / "report.html", folder / "report.json"
         if not path.is_file() or path.read_bytes() != summary.as_json(document).encode():
             page.unlink(missing_ok=True)  # so that none is left that belongs to another report
@@ -140,36 +151,28 @@ def write(
             look = PageSettings(
                 groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name
             )
-            run = batch_run(folder, settings.model.name, rows)
-            sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
             with tempfile.TemporaryDirectory() as scratch:
-                if storage.url(plan.folder) or any(map(storage.url, sounds)):
-                    run = _with_sounds(run, plan, look, Path(scratch))
-                write_page([run], page, look)
+                run = batch_run(folder, settings.model.name, rows)
+                write_page([_with_sounds(run, plan, look, Path(scratch))], page, look)
     return document, record
 
 
 def _with_sounds(run: Run, plan: BatchPlan, look: PageSettings, scratch: Path) -> Run:
     """A run that has on this disk the sounds of the cases that its page shows."""
+    sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
+    if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
+        return run
     groups = read_groups(look.groups, look.group_by) if look.groups else None
     shown = compare_runs([run], groups=groups).choose(EMBEDDED_CASES, look.seed)
     cases = dict(run.outputs)
     for task in plan.tasks:
         if task.id in shown and (case := cases[task.id]).estimate:
             with suppress(McspexError):  # what cannot be fetched has an empty place on the page
-                sounds = _fetch(plan, task, scratch)
-                case = replace(case, estimate=sounds.estimate, truth=sounds.target)
-                cases[task.id] = replace(case, mixture=sounds.mixture)
+                own = _fetch(plan, task, scratch)
+                cases[task.id] = replace(
+                    case, estimate=own.estimate, truth=own.target, mixture=own.mixture
+                )
     return replace(run, outputs=cases)
-
-
-def _inputs(task: Task, locations: Locations) -> dict[str, Any]:
-    return {
-        "mixture": locations.of(task.mixture)[1],
-        "references": [locations.of(path)[1] for path in task.references],
-        **({"span": list(task.spans)} if task.spans else {}),
-        "truth": locations.of(task.truth)[1] if task.truth else None,
-    }
 
 
 def _row(task: Task, done: Done, score: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -180,22 +183,16 @@ def _row(task: Task, done: Done, score: Mapping[str, Any] | None) -> dict[str, A
     return row | {name: v for name, v in scores.items() if v is not None or name not in row}
 
 
-def _estimates(task: Task) -> dict[str, str | None]:
-    """The files that a task writes, by what reports call them, from the batch's folder."""
-    names = {kind: path.as_posix() for kind, path in outputs(Path(), task).items()}
-    return {"estimate": names.pop(AUDIO), "residual": None, "activity": None, **names}
-
-
 def _record(
     plan: BatchPlan,
     journal: Journal,
     settings: BatchSettings,
     command: Sequence[str],
-    done: Mapping[str, Done],
+    done: Sequence[Done],
     failed: int,
 ) -> dict[str, Any]:
     """What was done, by what, where: the content of run.json."""
-    rows = [one.row for one in done.values()]
+    rows = [one.row for one in done]
     worked_s = sum(run["audio_s"] for run in journal.runs)
     wall_s = sum(run["wall_s"] for run in journal.runs)
     return {
@@ -212,13 +209,8 @@ def _record(
         "files": len(plan.tasks),
         "done": len(done),
         "failed": failed,
-        "audio_s": round(sum(one.seconds for one in done.values()), 3),
+        "audio_s": round(sum(one.seconds for one in done), 3),
         "wall_s": round(wall_s, 3),
         "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
         "runs": journal.runs,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    with files.whole(path) as partial:
-        partial.write_bytes(text.encode("utf-8", "surrogateescape"))

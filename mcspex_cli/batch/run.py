@@ -8,7 +8,6 @@ WorkList: plan − done, this shard's, in units ──▶ engines ──▶ Work
 from __future__ import annotations
 
 import heapq
-import math
 import shutil
 import tempfile
 from collections import deque
@@ -21,14 +20,14 @@ from typing import Any
 
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, fingerprint
-from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task, outputs
+from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, McspexError
 from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
-from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Result
+from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import ON_GPU, SPREAD, EngineSettings, choose_device
 
@@ -39,31 +38,6 @@ WINDOW_S = EngineSettings().window_s
 """Mixtures up to here are one window, and share a batch only if they are about equally long."""
 
 _KNOWN_VOICES = 1000
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """What a batch may use of a cluster."""
-
-    cpus: float = 2.0
-    """Cores of each worker."""
-    gpus: float | None = None
-    """GPUs of each worker; None for one if the cluster has any, as far as it tells."""
-    address: str | None = None
-    """Ray's: "auto", or "ray://HOST:PORT"; None for a Ray of this machine's own."""
-    partition: str | None = None
-    """Slurm's; None for its default."""
-    time_min: int = 60
-    """Slurm's limit for each task of the array, which is requeued to go on."""
-    parallelism: int = 256
-    """Tasks of Slurm's array that run at once."""
-    wait: bool = True
-    """Whether to wait for Slurm's array."""
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of each worker; how many there are may decide an estimate's last bit."""
-        return max(1, math.ceil(self.cpus))
 
 
 @dataclass(frozen=True)
@@ -84,8 +58,21 @@ class BatchSettings:
     """(i, n): the i-th of n shares of about equal duration, i from 1."""
     fail_fast: bool = False
     engine: str = "local"
-    """Where it is computed, of `engines.ENGINES`."""
-    cluster: ClusterSettings = ClusterSettings()
+    """Where it is computed, of `engines.ENGINES`; what follows is for Ray and Slurm."""
+    cpus: float = 2.0
+    """Cores of each worker. How many threads it has may decide an estimate's last bit."""
+    gpus: float | None = None
+    """GPUs of each worker; None for one if the cluster has any, as far as it tells."""
+    address: str | None = None
+    """Ray's: "auto", or "ray://HOST:PORT"; None for a Ray of this machine's own."""
+    partition: str | None = None
+    """Slurm's; None for its default."""
+    time_min: int = 60
+    """Slurm's limit for each task of the array, which is requeued to go on."""
+    parallelism: int = 256
+    """Tasks of Slurm's array that run at once."""
+    wait: bool = True
+    """Whether to wait for Slurm's array."""
 
     def fingerprint(self) -> str:
         """Tells all that an estimate depends on from other settings."""
@@ -99,6 +86,20 @@ class BatchSettings:
                 None if self.options.absent == "keep" else self.model.calibration,
             )
         )
+
+    def on_gpu(self) -> bool:
+        """Whether it is computed on GPUs; every device of torch's is tried.
+
+        Raises:
+            EngineError: a device is not available.
+        """
+        if self.engine != "local":
+            return bool(self.gpus)
+        if self.runtime != "torch":
+            return all(device.startswith("cuda") for device in self.devices)
+        if self.devices == ("cpu",):
+            return False  # without torch, which takes seconds to import
+        return "cpu" not in [choose_device(device).type for device in self.devices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class WorkList:
 
     Attributes:
         key: the settings' fingerprint.
+        done: the ids of all tasks of the plan that are done.
         todo: the tasks that are left, in the plan's order.
         skipped: the tasks of this shard that were done before.
         units: what is left, with tasks that are done where they keep a unit whole.
@@ -140,7 +142,7 @@ class WorkList:
         units: Sequence[Unit] | None = None,
     ) -> None:
         self.plan, self.settings, self.key = plan, settings, settings.fingerprint()
-        self.done = {task.id for task in plan.tasks if journal.is_done(task, self.key)}
+        self.done = {task.id for task in plan.tasks if journal.result(task, self.key)}
         if units is None:
             units = self._shard() if len(self.done) < len(plan.tasks) else [tuple(plan.tasks)]
         tasks = [task for unit in units for task in unit]
@@ -152,11 +154,11 @@ class WorkList:
     def _shard(self) -> list[Unit]:
         """This shard's units: those of one machine must be those of another, whatever it has."""
         tasks, (index, count) = self.plan.tasks, self.settings.shard
-        size, gpu = self.settings.batch_size, on_gpu(self.settings)
+        size, on_gpu = self.settings.batch_size, self.settings.on_gpu()
         if not size:  # few enough together for shards of equal duration
             size = ON_GPU if count == 1 else max(1, min(ON_GPU, len(tasks) // (4 * count)))
         share = shares(units(tasks, size), count)[index - 1]
-        if gpu or self.settings.batch_size:
+        if on_gpu or self.settings.batch_size:
             return share
         ids = {task.id for unit in share for task in unit}
         return [(task,) for task in tasks if task.id in ids]
@@ -172,7 +174,7 @@ class Worker:
     def __init__(
         self, folder: Path, settings: BatchSettings, device: str, threads: int = 0
     ) -> None:
-        self.settings, self._folder, self._key = settings, folder, settings.fingerprint()
+        self._folder, self._key, self._options = folder, settings.fingerprint(), settings.options
         engine = EngineSettings(
             device,
             settings.precision,
@@ -182,8 +184,6 @@ class Worker:
         )
         self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
         self._writer = JournalWriter(folder)
-        self._scratch = Path()
-        """Where copies of what is in object stores are."""
         self._enroll = lru_cache(_KNOWN_VOICES)(self._enroll_or_error)
         self._warnings: dict[str, tuple[str, ...]] = {}
 
@@ -212,60 +212,50 @@ class Worker:
 
         A file that cannot be written has failed. A journal that cannot be written ends all.
         """
-        begun: deque[Task] = deque()
-        not_fetched: dict[str, McspexError] = {}
+        begun: deque[tuple[Task, Path, McspexError | None]] = deque()
 
         def jobs() -> Iterator[Job]:
             for number, task in enumerate(tasks):
                 if stopping():
                     return
-                begun.append(task)
-                aside = task.id in done or storage.url(self._folder)
-                folder = Path(scratch, str(number)) if aside else self._folder
-                mixture = Path(task.mixture)
+                copies, mixture = Path(scratch, str(number)), Path(task.mixture)
+                begun.append((task, copies, None))
                 try:
-                    mixture = storage.fetch(mixture, Path(scratch, str(number)))
+                    mixture = storage.fetch(mixture, copies)
                 except McspexError as error:
-                    not_fetched[task.id] = error
-                yield Job(mixture, partial(self._voice, task), _outputs(folder, task))
+                    begun[-1] = task, copies, error
+                is_aside = task.id in done or storage.url(self._folder)
+                outputs = _outputs(task, copies if is_aside else self._folder)
+                yield Job(mixture, partial(self._voice, task), outputs)
 
         with (
             tempfile.TemporaryDirectory() as scratch,
-            closing(self.extractor.extract_files(jobs(), self.settings.options)) as results,
+            closing(self.extractor.extract_files(jobs(), self._options)) as results,
         ):
-            self._scratch = Path(scratch)
-            for number, (_, result) in enumerate(results):
-                task, own = begun.popleft(), Path(scratch, str(number))
-                end = not_fetched.get(task.id, result)
-                if task.id in done and not isinstance(end, DiskFullError):
+            for _, end in results:
+                task, copies, not_fetched = begun.popleft()
+                result = not_fetched or end
+                if task.id in done and not isinstance(result, DiskFullError):
                     continue
                 warnings = self._warnings.pop(task.id, ())
                 try:
-                    outcome = Outcome(task, self._keep(task, end, own), "", warnings)
+                    if isinstance(result, McspexError):
+                        raise result
+                    if storage.url(self._folder):
+                        for kind, place in task.outputs(self._folder).items():
+                            storage.send(task.outputs(copies)[kind], place)
+                    row = result.to_dict()
+                    row["warnings"] = [storage.with_urls(one, copies) for one in row["warnings"]]
+                    self._writer.add_done(task, self._key, row)
+                    outcome = Outcome(task, row, "", warnings)
                 except DiskFullError:
                     raise
                 except McspexError as error:
-                    reason = storage.told(str(error), scratch)
+                    reason = storage.with_urls(str(error), copies)
                     self._writer.add_failed(task, self._key, reason)
                     outcome = Outcome(task, None, reason, warnings)
-                shutil.rmtree(own, ignore_errors=True)
+                shutil.rmtree(copies, ignore_errors=True)
                 yield outcome
-
-    def _keep(self, task: Task, end: Result | McspexError, copies: Path) -> dict[str, Any]:
-        """Write what came of a task to store and journal; its row.
-
-        Raises:
-            McspexError: what came of it, or what kept it from there.
-        """
-        if isinstance(end, McspexError):
-            raise end
-        if storage.url(self._folder):
-            for kind, place in outputs(self._folder, task).items():
-                storage.send(outputs(copies, task)[kind], place)
-        row = end.to_dict()
-        row["warnings"] = [storage.told(text, copies.parent) for text in row["warnings"]]
-        self._writer.add_done(task, self._key, row)
-        return row
 
     def _voice(self, task: Task) -> Voice:
         """The voice of a task's references and spans; a bad one fails each time."""
@@ -278,34 +268,36 @@ class Worker:
     def _enroll_or_error(
         self, references: Sequence[str], spans: Sequence[str], mixture: str | None
     ) -> Voice | McspexError:
-        options, scratch = self.settings.options, self._scratch
-        try:
-            voice = self.extractor.enroll(
-                [storage.fetch(path, scratch) for path in references],
-                spans=[Span.parse(span) for span in spans],
-                mixture=storage.fetch(mixture, scratch) if mixture else None,
-                channel=options.channel,
-                track=options.track,
-                damaged=options.damaged,
-            )
-        except McspexError as error:
-            return type(error)(storage.told(str(error), scratch))
+        options = self._options
+        with tempfile.TemporaryDirectory() as scratch:
+            copies = Path(scratch)
+            try:
+                voice = self.extractor.enroll(
+                    [storage.fetch(path, copies) for path in references],
+                    spans=[Span.parse(span) for span in spans],
+                    mixture=storage.fetch(mixture, copies) if mixture else None,
+                    channel=options.channel,
+                    track=options.track,
+                    damaged=options.damaged,
+                )
+            except McspexError as error:
+                return type(error)(storage.with_urls(str(error), copies))
         sources = ", ".join(voice.sources)
         warnings = (
             text if any(source in text for source in voice.sources) else f"{sources}: {text}"
             for text in voice.warnings
         )
-        return replace(voice, warnings=tuple(storage.told(text, scratch) for text in warnings))
+        return replace(voice, warnings=tuple(storage.with_urls(text, copies) for text in warnings))
 
 
-def _outputs(folder: Path, task: Task) -> Outputs:
-    places = outputs(folder, task)
-    name = Path(task.references[0]).stem if len(task.references) == 1 else ""
+def _outputs(task: Task, folder: Path) -> Outputs:
+    places = task.outputs(folder)
+    is_one_clip = len(task.references) == 1 and not task.spans
     return Outputs(
         places[AUDIO],
         places.get(RESIDUAL),
         places.get(ACTIVITY),
-        speaker=name if name and not task.spans else "target",
+        speaker=(Path(task.references[0]).stem if is_one_clip else "") or "target",
         overwrite=True,
     )
 
@@ -315,18 +307,18 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
     if size == 1:
         return [(task,) for task in tasks]
     windows_s = {task.id: min(task.seconds, WINDOW_S) for task in tasks if task.seconds is not None}
-    made: list[list[Task]] = []
+    joined: list[list[Task]] = []
     room = least_s = 0.0
     known = (task for task in tasks if task.id in windows_s)
     for task in sorted(known, key=lambda task: windows_s[task.id], reverse=True):
         window_s = windows_s[task.id]
         if room <= 0 or window_s < least_s:
-            made.append([])
+            joined.append([])
             room, least_s = float(size), (1 - SPREAD) * window_s
-        made[-1].append(task)
+        joined[-1].append(task)
         room -= max(1.0, (task.seconds or 0.0) / WINDOW_S)
     alone = [(task,) for task in tasks if task.id not in windows_s]
-    return [tuple(unit) for unit in made] + alone
+    return [tuple(unit) for unit in joined] + alone
 
 
 def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
@@ -343,14 +335,3 @@ def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
 def seconds(tasks: Iterable[Task]) -> float:
     """The audio of some tasks; those whose length is not known count as nothing."""
     return sum(task.seconds or 0.0 for task in tasks)
-
-
-def on_gpu(settings: BatchSettings) -> bool:
-    """Whether a batch is computed on GPUs; every device of torch's is tried."""
-    if settings.engine != "local":
-        return bool(settings.cluster.gpus)
-    if settings.runtime != "torch":
-        return all(device.startswith("cuda") for device in settings.devices)
-    if settings.devices == ("cpu",):
-        return False  # without torch, which takes seconds to import
-    return "cpu" not in [choose_device(device).type for device in settings.devices]

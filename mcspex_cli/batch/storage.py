@@ -106,10 +106,10 @@ def find(
         return files.find(folder, without, also, warnings=warnings)
     scheme = str(folder).partition(":")[0]
     with _reaching(folder) as (store, key):
-        paths = [Path(f"{scheme}:/{key.lstrip('/')}") for key in store.find(key)]
+        keys = store.find(key)
     return sorted(
         path
-        for path in paths
+        for path in (Path(f"{scheme}:/{key.lstrip('/')}") for key in keys)
         if path.suffix.lower() in files.SUFFIXES.union(also)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and not any(path.resolve().is_relative_to(other) for other in without)
@@ -161,19 +161,15 @@ def _listed(folder: str) -> dict[str, Stamp]:
             infos = store.ls(key, detail=True)
         except FileNotFoundError:
             return {}
-    return {
-        info["name"].rpartition("/")[2]: _stamp(info) for info in infos if info["type"] == "file"
-    }
+    objects = (info for info in infos if info["type"] == "file")
+    return {info["name"].rpartition("/")[2]: _stamp(info) for info in objects}
 
 
 def _stamp(info: dict[str, Any]) -> Stamp:
     version = next((info[key] for key in _VERSION if info.get(key)), "")
     version = version.timestamp() if isinstance(version, datetime) else version
-    return Stamp(info["size"], _number(str(version)), _number(info["name"]))
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    digests = (hashlib.sha256(str(text).encode()).digest() for text in (version, info["name"]))
+    return Stamp(info["size"], *(int.from_bytes(digest[:8], "big") for digest in digests))
 
 
 def forget() -> None:
@@ -213,7 +209,8 @@ def fetch(path: str | Path, scratch: Path) -> Path:
         return Path(path)
     copy = scratch / path
     if not copy.exists():
-        with files.whole(_folder_of(copy)) as partial, _reaching(path) as (store, key):
+        files.make_folders(copy.parent)
+        with files.whole(copy) as partial, _reaching(path) as (store, key):
             store.get_file(key, str(partial))
     return copy
 
@@ -229,9 +226,9 @@ def send(copy: Path, path: Path) -> None:
     copy.unlink()
 
 
-def told(text: str, scratch: str | Path) -> str:
+def with_urls(text: str, scratch: Path) -> str:
     """A message with the URLs of copies below `scratch` in the place of their paths."""
-    return re.sub(re.escape(f"{scratch}/") + r"(?:\d+/)?([a-z][a-z0-9+.]+):/", r"\1://", text)
+    return re.sub(re.escape(f"{scratch}/") + r"([a-z][a-z0-9+.]+):/", r"\1://", text)
 
 
 @contextmanager
@@ -245,11 +242,6 @@ def on_disk(folder: Path) -> Iterator[Path]:
         for path in Path(scratch).rglob("*"):
             if path.is_file():
                 send(path, folder / path.relative_to(scratch))
-
-
-def _folder_of(path: Path) -> Path:
-    files.make_folders(path.parent)
-    return path
 
 
 @contextmanager

@@ -205,7 +205,7 @@ def batch(
     from mcspex_cli.batch import engines, results, storage
     from mcspex_cli.batch.journal import Journal, open_folder
     from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
-    from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
+    from mcspex_cli.batch.run import BatchSettings, WorkList
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.summary import read_groups
     from mcspex_cli.extraction.job import check_presence
@@ -232,7 +232,6 @@ def batch(
         **{"model": model, "runtime": runtime},
         **{"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)},
     }
-    values["cluster"] = options.filled(ClusterSettings, values)
     settings = options.filled(BatchSettings, values)
     check_profiles(plan, model)
     prepare(model, runtime, quiet=not shown)
@@ -288,8 +287,8 @@ def _check_engine(name: str) -> None:
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
-    from mcspex_cli.batch.pairing import AUDIO, outputs
-    from mcspex_cli.batch.processes import estimate_s
+    from mcspex_cli.batch.engines import estimate_s
+    from mcspex_cli.batch.pairing import AUDIO
     from mcspex_cli.batch.run import seconds
 
     time_s = estimate_s(work)
@@ -303,7 +302,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
                 "truth": task.truth,
                 **{
                     "output" if kind == AUDIO else kind: str(path)
-                    for kind, path in outputs(work.plan.folder, task).items()
+                    for kind, path in task.outputs(work.plan.folder).items()
                 },
                 "seconds": task.seconds,
             }
@@ -332,7 +331,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import files
-    from mcspex_cli.batch.engines import SlurmArray, run
+    from mcspex_cli.batch.engines import find_array, run
     from mcspex_cli.batch.journal import Journal
     from mcspex_cli.batch.run import seconds
 
@@ -347,7 +346,7 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
                 bar.advance(task, outcome.task.seconds or 0.0)
     except DiskFullError as error:
         ended = Journal(work.plan.folder)
-        left = sum(not ended.is_done(task, work.key) for task in work.todo)
+        left = sum(not ended.result(task, work.key) for task in work.todo)
         raise DiskFullError(
             f"{error} {console.count(left, 'file')} left; then go on with the same command."
         ) from error
@@ -356,12 +355,12 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     if len(warned) > LISTED:
         console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
     left = len(work.todo) - done - failed
-    if left and work.settings.engine == "slurm" and (array := SlurmArray.find(work.plan.folder)):
-        without = "" if work.settings.cluster.wait else ", without --no-wait,"
+    if left and work.settings.engine == "slurm" and (job := find_array(work.plan.folder)):
+        without = "" if work.settings.wait else ", without --no-wait,"
         console.say(
-            f"Slurm's array {array.job} works on {console.count(left, 'file')}. Run the same "
+            f"Slurm's array {job} works on {console.count(left, 'file')}. Run the same "
             f"command again{without} to see its progress and, when it has ended, to write the "
-            f"reports. To end it: scancel {array.job}"
+            f"reports. To end it: scancel {job}"
         )
         click.get_current_context().exit(130 if stopping.is_set() else 0)
     if stopping.is_set() and left:

@@ -20,11 +20,10 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.batch import engines, processes
-from mcspex_cli.batch.engines import SlurmArray
+from mcspex_cli.batch import engines
 from mcspex_cli.batch.journal import Journal, open_folder
 from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
-from mcspex_cli.batch.run import BatchSettings, ClusterSettings, WorkList
+from mcspex_cli.batch.run import BatchSettings, WorkList
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.slurm import Slurm, free_port, is_here
@@ -129,7 +128,7 @@ def actors(holding: str = "") -> list[int]:
     for folder in Path("/proc").iterdir():
         try:
             ours = (folder / "cwd").readlink() == Path.cwd().resolve()
-            if ours and b"RemoteStation" in (folder / "cmdline").read_bytes():
+            if ours and b"ray::Station" in (folder / "cmdline").read_bytes():
                 links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
                 if not holding or any(link.endswith(f"/{holding}") for link in links):
                     found.append(int(folder.name))
@@ -193,7 +192,7 @@ def test_ray_goes_on_with_what_this_machine_began_and_loses_a_worker_and_a_node(
 def test_a_file_that_workers_die_of_has_failed(
     cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "DEATHS", 1)  # test_processes counts to three
+    monkeypatch.setattr(engines, "DEATHS", 1)  # test_deal counts to three
     Path("few").mkdir()
     audio.write("few/poison.wav", buzz(100, 110), RATE_HZ)  # read ahead, not at once
     for number in range(3):
@@ -254,21 +253,14 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
 ) -> None:
     asked = ("slurm", tiny_folder, "--engine", "slurm", "--resources", "cpu=1")
     monkeypatch.setattr(engines, "_POLL_S", 0.5)
-    settings = BatchSettings(
-        find_checkpoint(tiny_folder), jobs=3, engine="slurm", cluster=ClusterSettings(cpus=1)
-    )
+    settings = BatchSettings(find_checkpoint(tiny_folder), jobs=3, engine="slurm", cpus=1)
     work = work_list("slurm", "mix", settings)
 
-    def submit(_: int) -> SlurmArray:
-        return SlurmArray.find_or_submit(work, engines._slurm_executor(work))
-
     with ThreadPoolExecutor(2) as commands:  # at once
-        arrays = set(commands.map(submit, range(2)))
-    assert len(arrays) == 1
+        (job,) = set(commands.map(engines.find_or_submit, [work, work]))
     begun = run(*asked, "--no-wait")
     assert begun.exit_code == 0, begun.output
     assert "works on 60 files. Run the same command again, without --no-wait" in begun.stderr
-    job = arrays.pop().job
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
     subprocess.run(["scancel", f"{job}_2"], check=True)

@@ -70,11 +70,11 @@ def test_what_is_done_is_done_whatever_fails_later_by_whatever_clock(
     other.add_done(task, "s", row())
     one.add_failed(task, "s", "no more.")
     journal = Journal(tmp_path)
-    assert journal.is_done(task, "s")
+    assert journal.result(task, "s")
     assert journal.failure(task, "s") == "no more."
     assert len(list((tmp_path / FOLDER).iterdir())) == 2
     (tmp_path / "audio/a.wav").unlink()
-    assert not Journal(tmp_path).is_done(task, "s")
+    assert not Journal(tmp_path).result(task, "s")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -86,7 +86,7 @@ def test_the_settings_of_the_estimate_that_is_there_count_whoever_is_read_first(
     (tmp_path / "audio/a.wav").write_text("another estimate")
     writers[1].add_done(task, "now", row())
     journal = Journal(tmp_path)
-    assert [journal.is_done(task, settings) for settings in ("before", "now")] == [False, True]
+    assert [bool(journal.result(task, one)) for one in ("before", "now")] == [False, True]
     journal.check([task], "now")
     with pytest.raises(OutputError, match="another model or other settings"):
         journal.check([task], "before")
@@ -161,7 +161,7 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
 
 
 def is_done(folder: Path, task: Task, settings: str = "s") -> bool:
-    return Journal(folder).is_done(task, settings)
+    return Journal(folder).result(task, settings) is not None
 
 
 def test_a_task_is_done_while_nothing_has_changed(tmp_path: Path, task: Task) -> None:

@@ -212,9 +212,9 @@ def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path:
             "a.wav,r.wav\n",
             "in its first line, which is 'a.wav,r.wav'. The columns are mix",
         ),
-        ("m.csv", "mixture\n\n", "m.csv: lists no mixtures."),
-        ("m.jsonl", "\n\n", "m.jsonl: lists no mixtures."),
-        ("m.scp", "", "m.scp: lists no mixtures."),
+        ("m.csv", "mixture\n\n", "m.csv: lists no files."),
+        ("m.jsonl", "\n\n", "m.jsonl: lists no files."),
+        ("m.scp", "", "m.scp: lists no files."),
         ("m.jsonl", b'{"mixture": "\xff"}', r"m.jsonl: cannot be read \(not UTF-8 text\)."),
     ],
 )

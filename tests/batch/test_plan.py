@@ -13,7 +13,7 @@ import pytest
 
 from mcspex_cli import audio
 from mcspex_cli.batch.journal import Journal
-from mcspex_cli.batch.pairing import Task, compile_pattern, list_references, outputs
+from mcspex_cli.batch.pairing import Task, compile_pattern, list_references
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
 from mcspex_cli.errors import AudioError, PairingError, PlanError
 from tests.conftest import RATE_HZ, buzz
@@ -79,7 +79,7 @@ def test_files_and_folders_are_mixed_and_the_suffix_is_the_users(folder: Path) -
     tasks = plan("mix/x", "mix/a.wav", suffix=".flac", residual=True, activity=".srt")
     assert [task.output for task in tasks] == ["b.flac", "y/c.flac", "a.flac"]
     assert {task.references for task in tasks} == {("r.wav",)}
-    assert {kind: str(path) for kind, path in outputs(Path("out"), tasks[1]).items()} == {
+    assert {kind: str(path) for kind, path in tasks[1].outputs(Path("out")).items()} == {
         "audio": "out/audio/y/c.flac",
         "residual": "out/residual/y/c.flac",
         "activity": "out/activity/y/c.srt",
@@ -91,7 +91,7 @@ def test_a_manifest_may_ask_for_residuals_and_activities_of_some(folder: Path) -
     first, second = listed(text)
     assert (first.residual, first.activity, first.spans) == ("rest.flac", "when.rttm", ("0-2",))
     assert (first.references, second.references) == ((), ("r.wav",))
-    assert list(outputs(Path("out"), second)) == ["audio"]
+    assert list(second.outputs(Path("out"))) == ["audio"]
 
 
 def test_what_lies_among_the_mixtures_but_is_none_is_left_out(folder: Path) -> None:
@@ -503,8 +503,11 @@ def test_what_is_no_place_for_references_is_refused(empty: Path, name: str) -> N
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("{speaker}_{speaker}", "--pattern {speaker}_{speaker}: names a field twice."),
-        ("{speaker}_{n}_{n}", "names a field twice."),
+        (
+            "{speaker}_{speaker}",
+            "--pattern {speaker}_{speaker}: names a field twice, or by a number. Give each field",
+        ),
+        ("{speaker}_{n}_{n}", "names a field twice"),
         ("{name}_{n}", "does not say where the speaker is. Write it like {speaker}_{n} or (?P<"),
         ("([a-z]+)", "does not say where"),
         ("", "--pattern : does not say where"),
@@ -514,7 +517,7 @@ def test_what_is_no_place_for_references_is_refused(empty: Path, name: str) -> N
         ),
         (
             "{speaker}_{2}",
-            "--pattern {speaker}_{2}: a field's name begins with a letter, as in {n}.",
+            "--pattern {speaker}_{2}: names a field twice, or by a number.",
         ),
     ],
 )

@@ -14,10 +14,10 @@ import pytest
 
 from mcspex_cli import audio
 from mcspex_cli.batch import engines
+from mcspex_cli.batch.engines import estimate_s
 from mcspex_cli.batch.journal import Journal, open_folder
-from mcspex_cli.batch.pairing import Task, outputs
+from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
-from mcspex_cli.batch.processes import estimate_s
 from mcspex_cli.batch.run import (
     WINDOW_S,
     BatchSettings,
@@ -91,7 +91,7 @@ def test_every_outcome_is_in_the_journal_before_it_is_told(
         seen.append(outcome.task.id)
         assert outcome.row
         assert list(Journal(set_ / "out").done)[: len(seen)] == seen
-        assert outputs(set_ / "out", outcome.task)["audio"].exists()
+        assert outcome.task.outputs(set_ / "out")["audio"].exists()
     assert seen == IDS
     (line,) = Journal(set_ / "out").runs
     assert (line["done"], line["failed"]) == (len(IDS), 0)

@@ -11,10 +11,10 @@ from threading import Event
 
 import pytest
 
+from mcspex_cli.batch.engines import DEATHS, deal
 from mcspex_cli.batch.journal import Journal, JournalWriter
-from mcspex_cli.batch.pairing import Task, outputs
+from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchPlan
-from mcspex_cli.batch.processes import DEATHS, deal
 from mcspex_cli.batch.run import BatchSettings, Outcome, Unit, WorkList
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
@@ -41,7 +41,7 @@ class Mortal:
                 self._deadly[task.id] -= 1
                 future.set_exception(BrokenProcessPool("it was killed."))
                 return future
-            outputs(self._work.plan.folder, task)["audio"].write_text(task.id)
+            task.outputs(self._work.plan.folder)["audio"].write_text(task.id)
             self._writer.add_done(task, self._work.key, {"seconds": 1.0})
             outcomes.append(Outcome(task, {"seconds": 1.0}))
         future.set_result(outcomes)
