@@ -1,7 +1,9 @@
 """How good an estimate is: every metric, and the table METRICS that names them.
 
 Some compare it with the target. The others need no truth: they are for real recordings, and
-`docs/scores-without-truth.md` tells what they can and cannot say.
+`docs/scores-without-truth.md` tells what they can and cannot say. Sounds are [sample]. Functions
+that need a package raise ConfigError if it cannot be imported, and their values are nan where the
+package has none.
 
 A new metric is one more row of METRICS. The command line's choices and help, the columns of
 tables, CSV and JSON, the means and the HTML page all come from the table.
@@ -110,12 +112,9 @@ def is_silent(samples: npt.NDArray[np.floating]) -> bool:
 def bss_eval(
     estimate: Samples, target: Samples, interferers: Sequence[Samples] = ()
 ) -> tuple[float, float, float]:
-    """SDR, SIR and SAR of BSS Eval, in dB, of sounds [sample] that are equally long.
+    """SDR, SIR and SAR of BSS Eval, in dB, of sounds that are equally long.
 
     Silent interferers do not count; without any, SIR and SAR are nan.
-
-    Raises:
-        ConfigError: the package fast_bss_eval cannot be imported.
 
     Source: Vincent et al., IEEE TASLP 2006; Scheibler, arXiv:2110.06440.
     """
@@ -139,10 +138,7 @@ def bss_eval(
 def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
     """Perceptual evaluation of speech quality, MOS-LQO 1 to 4.6: narrow or wide band by rate.
 
-    Both sounds are [sample]. The value is nan at rates but 8 and 16 kHz, and beyond `PESQ_S`.
-
-    Raises:
-        ConfigError: the package pesq cannot be imported.
+    It is nan at rates but 8 and 16 kHz, and beyond `PESQ_S`.
 
     Source: ITU-T P.862.1 and P.862.2.
     """
@@ -153,12 +149,9 @@ def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
 
 
 def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = False) -> float:
-    """Short-time objective intelligibility (or ESTOI), about 0 to 1, of sounds [sample].
+    """Short-time objective intelligibility (or ESTOI), about 0 to 1.
 
     It is nan for less than 0.4 s of speech.
-
-    Raises:
-        ConfigError: the package pystoi cannot be imported.
 
     Source: Taal et al., IEEE TASLP 2011; Jensen and Taal, IEEE TASLP 2016.
     """
@@ -168,7 +161,7 @@ def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = F
 
 
 def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
-    """DNSMOS of a sound [sample]: what listeners would say of it, 1 (bad) to 5.
+    """DNSMOS of a sound: what listeners would say of it, 1 (bad) to 5.
 
     A shorter sound than 9 s is repeated, a longer one has the mean over windows of 9 s, a second
     apart. It takes about 0.7 s of one core for each window, up to 6 s for a short sound.
@@ -176,9 +169,6 @@ def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
     Returns:
         "sig_mos" (the speech), "bak_mos" (the background) and "ovrl_mos" (all), by P.835, and
         "p808_mos"; nothing for silence.
-
-    Raises:
-        ConfigError: the package speechmos cannot be imported.
 
     Source: Reddy et al., ICASSP 2021 (P.808) and ICASSP 2022 (P.835).
     """
@@ -194,7 +184,7 @@ def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
 def speech_left(estimate: Samples, mixture: Samples, rate_hz: int) -> float:
     """The share, 0 to 1, of the mixture's speech in which the estimate is heard too.
 
-    Both are [sample], equally long. It is nan for a mixture without speech. Ours.
+    It is nan for a mixture without speech. Ours.
     """
     share = share_of_speech(frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz))
     return math.nan if share is None else share
@@ -204,9 +194,6 @@ def word_error_rate(words: str, transcript: str) -> float:
     """Words that are wrong, missing or too many, as a share of those in the transcript.
 
     Upper case and punctuation do not count. It may exceed 1. It is nan for an empty transcript.
-
-    Raises:
-        ConfigError: the package jiwer cannot be imported.
     """
     jiwer = _package("jiwer")
     without_punctuation = jiwer.RemovePunctuation()
@@ -218,7 +205,6 @@ def word_error_rate(words: str, transcript: str) -> float:
 
 
 NOTHING = np.zeros(0, np.float32)
-
 
 Compare = Callable[[Samples, int], float]
 """Tells how similar a sound [sample] at a rate is to the reference."""
@@ -401,16 +387,13 @@ BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *OF_MIXTURE
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Refuse metrics whose package is not there.
-
-    Raises:
-        ConfigError: some are not installed.
-    """
+    """Refuse metrics whose package is not installed, with a ConfigError."""
     absent = [METRICS[name] for name in names if not METRICS[name].is_installed]
     if absent:
         listed = ", ".join(metric.name for metric in absent)
         raise ConfigError(
-            f"{listed}: the package for it is not installed. {_advice(absent[0].extra)}"
+            f"{listed}: the package for it is not installed. "
+            f"Run: pip install 'mcspex[{absent[0].extra}]'"
         )
 
 
@@ -430,15 +413,13 @@ def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     return float(np.einsum("i,i", a, b))
 
 
-def _advice(extra: str = "metrics") -> str:
-    return f"Run: pip install 'mcspex[{extra}]'"
-
-
 def _package(name: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, ValueError) as error:  # ValueError: built for another numpy
-        raise ConfigError(f"{name} cannot be imported ({error}). {_advice()}") from error
+        raise ConfigError(
+            f"{name} cannot be imported ({error}). Run: pip install 'mcspex[metrics]'"
+        ) from error
 
 
 def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:

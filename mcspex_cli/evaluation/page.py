@@ -23,16 +23,9 @@ from markupsafe import Markup
 
 from mcspex_cli import __version__, audio, files, text
 from mcspex_cli.errors import McspexError, OutputError, PairingError
+from mcspex_cli.evaluation import scoring, summary
 from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, OF_MIXTURES, Metric
-from mcspex_cli.evaluation.scoring import (
-    FLIPPED,
-    REFUSED,
-    Pairing,
-    ScoreSettings,
-    files_by_name,
-    score_file,
-    score_files,
-)
+from mcspex_cli.evaluation.scoring import FLIPPED, Pairing
 from mcspex_cli.evaluation.spectrogram import (
     QUIET_DB,
     RANGE_DB,
@@ -42,18 +35,7 @@ from mcspex_cli.evaluation.spectrogram import (
     spectrogram,
     why_black,
 )
-from mcspex_cli.evaluation.summary import (
-    COUNTED,
-    NO_GROUP,
-    Groups,
-    Summary,
-    numbers,
-    ranking,
-    read_batch,
-    read_groups,
-    scored,
-    summarise,
-)
+from mcspex_cli.evaluation.summary import numbers
 
 NO_ESTIMATE = ("failed", "pending")
 """Statuses of a batch's files that have no estimate."""
@@ -64,7 +46,7 @@ OTHERS = "Other cases"
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
 
-SETTINGS = ScoreSettings(BUILT_IN, flipped_ok=True)
+SETTINGS = scoring.ScoreSettings(BUILT_IN, flipped_ok=True)
 """How outputs without a score are scored: quickly, and by what can be heard."""
 
 NAMED = 5
@@ -119,11 +101,9 @@ class Run:
 
 
 def read_runs(words: Sequence[str]) -> list[Run]:
-    """Read `FOLDER` or `NAME=FOLDER` each; a path that exists is never taken apart.
+    """Read `FOLDER` or `NAME=FOLDER` each, under different labels.
 
-    Raises:
-        AudioError, ConfigError, PairingError: as `read_run`.
-        PairingError: two have one label.
+    A path that exists is never taken apart.
     """
     runs: list[Run] = []
     for word in words:
@@ -144,12 +124,11 @@ def read_run(folder: Path, label: str = "") -> Run:
     """Read a folder of estimates or of `mcspex batch`; without a label it has its own name.
 
     Raises:
-        AudioError: there is no such folder.
+        AudioError, PairingError: there is no such folder, or it has no sound files.
         ConfigError: its report.json is damaged or of another version.
-        PairingError: it is a file, has no sound files, or two of them have one name.
     """
     label = label.strip() or folder.resolve().name
-    if rows := read_batch(folder):
+    if rows := summary.read_batch(folder):
         return batch_run(folder, label, rows)
     outputs = {name: Output(path) for name, path in _files(folder, " of estimates").items()}
     if not outputs:
@@ -161,7 +140,7 @@ def _files(folder: Path, kind: str = "") -> dict[str, Path]:
     files.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder{kind}.")
-    return files_by_name(folder)
+    return scoring.files_by_name(folder)
 
 
 def batch_run(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> Run:
@@ -218,13 +197,15 @@ class Comparison:
     @property
     def ranking(self) -> Metric | None:
         """The metric that says which case is best: SI-SDRi if there is one."""
-        return ranking(self.rows())
+        return summary.ranking(self.rows())
 
-    def summaries(self, cases: Sequence[ComparisonCase] | None = None) -> list[Summary]:
+    def summaries(self, cases: Sequence[ComparisonCase] | None = None) -> list[summary.Summary]:
         """Each system over some cases, or all."""
         cases = self.cases if cases is None else cases
         systems = range(len(self.runs))
-        return [summarise([row for case in cases if (row := case.rows[n])]) for n in systems]
+        return [
+            summary.summarise([row for case in cases if (row := case.rows[n])]) for n in systems
+        ]
 
     def by_group(self) -> dict[str, list[ComparisonCase]]:
         """The cases of each group, groups and cases in order."""
@@ -243,7 +224,7 @@ class Comparison:
             return {case.name: "" for case in self.cases}
         metric, badness = self.ranking, dict[str, float]()
         for case in self.cases if metric else ():
-            ok = scored([row for row in case.rows if row])
+            ok = summary.scored([row for row in case.rows if row])
             if metric and (values := numbers(ok, metric.column)):
                 badness[case.name] = metric.badness * float(np.mean(values))
         ranked = sorted(badness, key=lambda name: badness[name])
@@ -256,38 +237,35 @@ class Comparison:
 
     def warnings(self) -> list[str]:
         """Which outputs, truths and mixtures are missing, and which files cannot be scored."""
-        lines, cases = [], self.cases
-
-        def add_missing(what: str, paths: Iterable[Path | None]) -> None:
-            names = [case.name for case, path in zip(cases, paths, strict=True) if not path]
-            more = ", ..." if len(names) > NAMED else ""
-            if names:
-                listed = ", ".join(names[:NAMED]) + more
-                lines.append(f"{what} for {len(names)} of {len(cases)} cases: {listed}")
-
+        lines = []
         for number, run in enumerate(self.runs):
-            outputs = [case.outputs[number] for case in cases]
-            add_missing(f"{run.label}: no output", [output.estimate for output in outputs])
-            flipped = sum(str(o.row["note"]).startswith(FLIPPED) for o in outputs if o.row)
+            outputs = [case.outputs[number] for case in self.cases]
+            lines += self._missing(f"{run.label}: no output", [o.estimate for o in outputs])
+            flipped = sum(o.row["note"].startswith(FLIPPED) for o in outputs if o.row)
             if flipped:
                 lines.append(
                     f"{run.label}: sign-flipped outputs: {flipped}. They count here; mcspex score "
                     "counts them with --flipped-ok."
                 )
-        if any(case.truth for case in cases):
-            add_missing("no truth", [case.truth for case in cases])
+        if any(case.truth for case in self.cases):
+            lines += self._missing("no truth", [case.truth for case in self.cases])
         else:
-            missing = "only what needs none" if self.rows() else "no scores"
-            lines.append(f"no truth is known, so the page has {missing}. Add --truth DIR.")
-        add_missing("no mixture", [case.mixture for case in cases])
-        return lines + [row["note"] for row in self.rows() if row["status"] in REFUSED]
+            content = "only what needs none" if self.rows() else "no scores"
+            lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
+        lines += self._missing("no mixture", [case.mixture for case in self.cases])
+        return lines + [row["note"] for row in self.rows() if row["status"] in scoring.REFUSED]
+
+    def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
+        names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
+        listed = ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
+        return [f"{what} for {len(names)} of {len(paths)} cases: {listed}"] if names else []
 
 
 def compare_runs(
     runs: Sequence[Run],
     truth: Path | None = None,
     mixtures: Path | None = None,
-    groups: Groups | None = None,
+    groups: summary.Groups | None = None,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Comparison:
     """Put runs side by side and score what has no score yet.
@@ -301,7 +279,7 @@ def compare_runs(
         AudioError: there is no folder `truth` or `mixtures`.
         PairingError: two files in one of them have one name.
     """
-    cases = _gather(runs, truth, mixtures, groups or Groups())
+    cases = _gather(runs, truth, mixtures, groups or summary.Groups())
     unscored = []
     for case in cases:
         for number, output in enumerate(case.outputs):
@@ -309,18 +287,15 @@ def compare_runs(
                 case.outputs[number] = replace(output, row=None)
                 if output.estimate and case.truth:
                     pairing = Pairing(case.name, output.estimate, case.truth, case.mixture)
-                    unscored.append((pairing, case, number, output))
-    scores = score_files([pairing for pairing, *_ in unscored], SETTINGS)
-    for done, ((_, case, number, output), score) in enumerate(
-        zip(unscored, scores, strict=True), 1
-    ):
-        # What its own row says without a truth holds whatever the truth is.
-        own = {
-            column: output.row[column]
-            for column, metric in BY_COLUMN.items()
-            if output.row and "target" not in metric.needs and output.row.get(column) is not None
-        }
-        case.outputs[number] = replace(output, row=score.to_dict() | own)
+                    unscored.append((case, number, output, pairing))
+    scores = scoring.score_files([pairing for *_, pairing in unscored], SETTINGS)
+    for done, (case, number, output, _) in enumerate(unscored, 1):
+        row, own = next(scores).to_dict(), output.row or {}
+        for column, metric in BY_COLUMN.items():
+            # What its own row says without a truth holds whatever the truth is.
+            if "target" not in metric.needs and own.get(column) is not None:
+                row[column] = own[column]
+        case.outputs[number] = replace(output, row=row)
         advance(done / len(unscored))
     for case in cases:
         case.inputs = _inputs(case)
@@ -328,7 +303,7 @@ def compare_runs(
 
 
 def _gather(
-    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: Groups
+    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: summary.Groups
 ) -> list[ComparisonCase]:
     truths, mixed = ({} if folder is None else _files(folder) for folder in (truth, mixtures))
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
@@ -341,7 +316,7 @@ def _gather(
             ComparisonCase(
                 name,
                 groups.titles.get(name, name),
-                OTHERS if group == NO_GROUP else group,
+                OTHERS if group == summary.NO_GROUP else group,
                 mixed.get(name) or next((o.mixture for o in outputs if o.mixture), None),
                 truths.get(name) or next((o.truth for o in outputs if o.truth), None),
                 outputs,
@@ -364,8 +339,9 @@ def _inputs(case: ComparisonCase) -> dict[str, float]:
     values = {column: numbers(rows, f"input_{column}") for column in BY_COLUMN}
     inputs = {column: of[0] for column, of in values.items() if of}
     if "si_sdr_db" not in inputs and case.truth and case.mixture:
-        row = score_file(Pairing(case.name, case.mixture, case.truth), SETTINGS)
-        inputs |= {c: value for c, value in row.values.items() if c == "si_sdr_db"}
+        settings = replace(SETTINGS, metrics=("si_sdr",))
+        pairing = Pairing(case.name, case.mixture, case.truth)
+        inputs |= scoring.score_file(pairing, settings).values
     return inputs
 
 
@@ -438,14 +414,13 @@ def write_page(
     page empty. `progress` is called with the share that is done.
 
     Raises:
-        AudioError: a folder of the settings is missing.
-        ConfigError: the groups cannot be read.
+        AudioError, ConfigError: a folder of the settings is missing, the groups cannot be read.
         OutputError: the page's place cannot, or must not, be written.
         PairingError: two files have one name.
     """
     settings = settings or PageSettings()
     _check_place(output, runs, settings)
-    groups = read_groups(settings.groups, settings.group_by) if settings.groups else None
+    groups = summary.read_groups(settings.groups, settings.group_by) if settings.groups else None
     comparison = compare_runs(
         runs, settings.truth, settings.mixtures, groups, lambda share: progress(share / 2)
     )
@@ -550,10 +525,10 @@ def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
         if of_mixtures and any(of_mixtures.column in case.inputs for case in cases)
         else None,
         "summaries": summaries if metrics or has_truth else [],
-        "verdicts": any(summary.confused is not None for summary in summaries),
+        "verdicts": any(system.confused is not None for system in summaries),
         "lower": [metric.label for metric in metrics if metric.better == "lower"],
         "neither": [metric.label for metric in metrics if metric.better == "neither"],
-        "counted": COUNTED,
+        "counted": summary.COUNTED,
         "groups": {name: comparison.summaries(members) for name, members in groups.items()},
         "sizes": {name: len(members) for name, members in groups.items()},
         "points": [
@@ -570,7 +545,7 @@ def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
     }
 
 
-def _best(summaries: Sequence[Summary], metric: Metric) -> float:
+def _best(summaries: Sequence[summary.Summary], metric: Metric) -> float:
     """The best mean of several systems; nothing is best of one, or where no value is better."""
     means = [s.metrics[metric.column].mean for s in summaries if metric.column in s.metrics]
     if len(means) < 2 or not metric.badness:

@@ -120,7 +120,6 @@ def add_transcripts(pairings: Sequence[Pairing], place: Path) -> list[Pairing]:
     """Give each pairing the transcript of its name: `place` is a folder, or the one file.
 
     Raises:
-        AudioError: there is no such place.
         ConfigError: a transcript cannot be read.
         PairingError: a transcript is missing, or two have one name.
     """
@@ -173,9 +172,6 @@ def add_presences(pairings: Sequence[Pairing], estimates: Path) -> list[Pairing]
     """Give pairings the presence that `mcspex batch` measured, if it made these estimates.
 
     From a file alone it cannot be told: it also takes the level that the network chose.
-
-    Raises:
-        ConfigError: the batch's report is damaged.
     """
     known: dict[Path, float | None] = {}
     for folder in estimates.resolve().parents[:2]:

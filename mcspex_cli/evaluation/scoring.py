@@ -32,6 +32,7 @@ from mcspex_cli.evaluation.metrics import (
     is_silent,
     si_sdr,
 )
+from mcspex_cli.extraction.runtime import cores
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.recognition import Verifier
@@ -91,11 +92,7 @@ def case_name(path: str | Path) -> str:
 
 
 def files_by_name(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
-    """All files of some formats under a folder by `case_name`.
-
-    Raises:
-        PairingError: two have one name.
-    """
+    """All files of some formats under a folder by `case_name`; two of one name are refused."""
     named: dict[str, Path] = {}
     for path in files.find(folder, also=suffixes):
         if path.suffix.lower() in suffixes:
@@ -212,11 +209,8 @@ def score_file(
     Args:
         pairing: the files.
         settings: what to compute.
-        verifier: compares the voice with the pairing's references; needed for similarity.
-        transcribe: recognises words; needed for the word error rate.
-
-    Raises:
-        ConfigError: a metric's package cannot be imported.
+        verifier: needed for similarities.
+        transcribe: needed for word error rates.
     """
     settings = settings or ScoreSettings()
     try:
@@ -248,7 +242,6 @@ def score_files(
     For similarities and word error rates there is one process: their networks use all cores.
 
     Raises:
-        ConfigError: a metric's package cannot be imported.
         McspexError: a process was killed.
     """
     settings = settings or ScoreSettings()
@@ -280,8 +273,7 @@ def sensible_workers(count: int, metrics: Sequence[str]) -> int:
     """One process for few files; as many as cores where starting them pays off."""
     if count < (200 if set(metrics) <= set(BUILT_IN) else 40):
         return 1
-    linux = hasattr(os, "sched_getaffinity")
-    return min(len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1, count // CHUNK)
+    return min(cores(), count // CHUNK)
 
 
 @contextmanager

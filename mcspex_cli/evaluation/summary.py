@@ -129,9 +129,7 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     Without a `column`, the groups are in `group`, or in the only other one.
 
     Raises:
-        AudioError: there is no such file.
-        ConfigError: it cannot be read, a case is in two groups, or it is not clear which column
-            to take.
+        ConfigError: it cannot be read, a case is in two groups, or the column is not clear.
     """
     files.check_exists(path)
     try:
@@ -262,12 +260,7 @@ def ranking(rows: Rows) -> Metric | None:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read what `score -o report.json` or `batch` wrote.
-
-    Raises:
-        AudioError: there is no such file.
-        ConfigError: it is not a report, or of another version.
-    """
+    """Read what `score -o report.json` or `batch` wrote; anything else is refused."""
     advice = "Make one with: mcspex score ... -o report.json"
     files.check_exists(path)
     rows = read_rows(path, advice)
@@ -300,11 +293,7 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
 
 
 def read_batch(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the report that `mcspex batch` left in a folder; none if it left none there.
-
-    Raises:
-        ConfigError: the report is damaged or of another version.
-    """
+    """The rows of the report that `mcspex batch` left in a folder; none if it left none there."""
     path = folder / "report.json"
     rows = read_rows(path, "Run mcspex batch again.") if path.is_file() else None
     return rows if rows and any("estimate" in row for row in rows) else []
@@ -528,11 +517,7 @@ REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
-    """Refuse files for reports before there is one.
-
-    Raises:
-        OutputError: a suffix names no format, or a file would replace an input or a folder.
-    """
+    """Refuse files for reports whose suffix names no format, and inputs and folders."""
     taken = [path.resolve() for path in inputs if path]
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:
@@ -544,11 +529,7 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> Non
 
 
 def write(path: Path, report: Report) -> None:
-    """Write a report in the format of the file's suffix, whole or not at all.
-
-    Raises:
-        OutputError: the place is not writable.
-    """
+    """Write a report in the format of the file's suffix, whole or not at all."""
     content = dict(REPORT_FORMATS.values())[path.suffix.lower()](report)
     files.make_folders(path.parent)
     with files.whole(path) as partial:
