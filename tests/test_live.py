@@ -13,9 +13,8 @@ import pytest
 from mcspex_cli import Extractor, si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError, McspexError
-from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.engine import Engine, Runtime
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.runtime import Runtime
 from mcspex_cli.extraction.streaming import Timing
 from tests.conftest import RATE_HZ, buzz, calibration
 
@@ -231,14 +230,16 @@ def test_what_is_wrong_is_said(extractor: Extractor) -> None:
     with pytest.raises(McspexError, match=r"^live: the voice is not one of this model"):
         extractor.live(VOICE)
     live = extractor.live(voice)
-    with pytest.raises(TypeError, match=r"^samples must be a NumPy array of float numbers"):
+    with pytest.raises(TypeError, match=r"^a block must be a NumPy array .* of float numbers"):
         live.push(np.zeros(5, np.int16))  # type: ignore[arg-type]
     for shape in ((1, 1, 1), (0, 5)):
-        text = f"samples of the shape {list(shape)} are no sound; give [sample]."
-        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^a block has the shape {re.escape(str(list(shape)))}; it must be \[sample\] or",
+        ):
             live.push(np.zeros(shape, np.float32))
     for sample in (np.nan, 1e300):
-        with pytest.raises(ValueError, match=r"^there are samples that are NaN or infinite\.$"):
+        with pytest.raises(ValueError, match=r"^a block has samples that are NaN or infinite\.$"):
             live.push(np.array([sample]))
 
 

@@ -138,10 +138,11 @@ def _embed(
     quiet: bool,
 ) -> list[Voice]:
     """The voice as each model embeds it."""
-    from mcspex_cli.extraction.engine import choose_runtime, open_engine
+    from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.job import check_no_input, identities
     from mcspex_cli.extraction.reference import check_sources, list_sources
     from mcspex_cli.extraction.reference import enroll as embed
+    from mcspex_cli.extraction.runtime import choose_runtime
 
     sources = list_sources(sources)
     for source in sources:
@@ -149,7 +150,7 @@ def _embed(
     check_sources(sources, *infos)
     voices = []
     for info in infos:
-        chosen = replace(settings, runtime=choose_runtime(info, settings, 0.0))
+        chosen = choose_runtime(info, settings, 0.0)
         prepare(info, chosen.runtime, quiet=quiet)
         voices.append(embed(sources, open_engine(info, chosen), info))
     return voices

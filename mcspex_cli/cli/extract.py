@@ -150,12 +150,12 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
     """Check everything that can be known before the model is loaded, load it, and work."""
     from mcspex_cli import audio
     from mcspex_cli.extraction.clip import check_spans
-    from mcspex_cli.extraction.engine import choose_runtime, open_engine
+    from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.job import Places, check_presence, check_references, inspect
+    from mcspex_cli.extraction.job import Places, check_presence, check_references
     from mcspex_cli.extraction.profile import Profile
     from mcspex_cli.extraction.reference import check_sources, list_sources
-    from mcspex_cli.extraction.runtime import EngineSettings, keep_memory
+    from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, keep_memory
 
     voices: list[Voice] = []
     references, places = list_sources(request.references), Places()
@@ -168,8 +168,9 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
         _copy_stdin(stdin)
     for place, job in enumerate(jobs):
         try:
-            jobs[place] = inspect(job, settings)
-            if place >= audio.MOST_OPEN and (reader := jobs[place].reader):
+            reader = job.open(settings)
+            jobs[place] = replace(job, reader=reader)
+            if place >= audio.MOST_OPEN:
                 reader.close()
         except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
@@ -183,7 +184,7 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
         if isinstance(source, Profile):
             source.enrolment_for(info, path)
     engine = EngineSettings(request.device, request.precision, runtime=request.runtime)
-    engine = replace(engine, runtime=choose_runtime(info, engine, seconds))
+    engine = choose_runtime(info, engine, seconds)
     prepare(info, engine.runtime, quiet=request.is_silent)
     keep_memory()
     extractor = Extractor(info, open_engine(info, engine))

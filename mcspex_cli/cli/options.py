@@ -81,7 +81,7 @@ def _absent() -> dict[str, str]:
 
 
 def _subtypes() -> dict[str, str]:
-    from mcspex_cli.extraction.job import SUBTYPES
+    from mcspex_cli.audio import SUBTYPES
 
     return dict.fromkeys(SUBTYPES, "")
 

@@ -1,10 +1,16 @@
-"""One network at work: references to embeddings, and windows of any recording to estimates."""
+"""One network at work: references to embeddings, and windows of any recording to estimates.
+
+A `Runtime` is a network that is ready to run, on arrays of any length that fits into memory: torch
+is here, ONNX Runtime in `onnx`. The `Engine` brings signals to the network's level, makes batches
+of them that fit into memory, and checks what comes back.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
@@ -13,20 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli.audio import HIGHEST_HZ, LOUDEST, LOWEST_HZ, MOST_CHANNELS, Samples
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.levels import SILENCE_DB, check_length, check_level
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import (
-    RUNTIMES,
+    ON_GPU,
+    SPREAD,
     EngineSettings,
-    OutOfMemoryError,
-    Runtime,
-    TorchRuntime,
+    choose_device,
+    choose_precision,
 )
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
+    import torch
+
     from mcspex_cli.model.systems import System
 
 Owner = TypeVar("Owner")
@@ -37,6 +45,125 @@ file: a network does worse at levels that it did not train on."""
 
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once, so that memory does not grow with a clip."""
+
+
+class OutOfMemoryError(Exception):
+    """The device has too little memory for so many samples at once."""
+
+
+class Runtime(ABC):
+    """A network that is ready to run; signals are float32 at `sample_rate_hz`."""
+
+    name: str
+    """Of `RUNTIMES`."""
+    sample_rate_hz: int
+    true_level: bool
+    """Whether an estimate has the target's own level; else its level is arbitrary."""
+    device: str
+    precision: str
+    batch: int
+    """How many signals at once pay off here."""
+    spread: float = 0.0
+    """As `SPREAD`; 0 if the signals of a batch must be equally long."""
+    embedding: int = 0
+    """The length of an embedding; 0 if it is not known."""
+
+    def has_finite_weights(self) -> bool:
+        """Whether all weights of the model are finite, as far as this runtime can tell."""
+        return True
+
+    @abstractmethod
+    def embed(self, references: Samples) -> Samples:
+        """Embed references [signal, sample] as [signal, embedding].
+
+        Raises:
+            OutOfMemoryError: they are too many, or too long, for the device.
+        """
+
+    @abstractmethod
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
+        """Extract from mixtures [sample], each for its voice [signal, embedding].
+
+        Returns:
+            The estimates, each as long as its mixture and the same as if it were computed alone.
+
+        Raises:
+            OutOfMemoryError: they are too many, or too long, for the device.
+        """
+
+
+class TorchRuntime(Runtime):
+    """A `System` in torch: folded on a CPU, under autocast on other devices.
+
+    Raises:
+        EngineError: the device or the precision is not available here.
+    """
+
+    name = "torch"
+    spread = SPREAD
+
+    def __init__(self, system: System, settings: EngineSettings) -> None:
+        import torch
+
+        from mcspex_cli.model.fused import can_fold, fold
+
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = choose_device(settings.device)
+        self.device, self.precision = str(device), choose_precision(settings.precision, device)
+        self.sample_rate_hz = system.config.sample_rate_hz
+        self.true_level = system.config.true_level
+        self.embedding = system.config.embedding
+        self.batch = ON_GPU if device.type == "cuda" else 1
+        dtype = getattr(torch, self.precision)
+        folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
+        self.system = fold(system, dtype) if folded else system.to(device).eval()
+        self._autocast = torch.autocast(
+            device.type, dtype, enabled=not folded and dtype != torch.float32
+        )
+        self._device, self._dtype = device, dtype if folded else torch.float32
+
+    def has_finite_weights(self) -> bool:
+        """As `Runtime.has_finite_weights`."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
+
+    def embed(self, references: Samples) -> Samples:
+        """As `Runtime.embed`."""
+        with self._computing():
+            embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
+            return embeddings
+
+    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
+        """As `Runtime.extract`."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        counts = [len(mixture) for mixture in mixtures]
+        equal = min(counts) == max(counts)
+        padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
+        with self._computing():
+            lengths = None if equal else torch.tensor(counts, device=self._device)
+            estimates = self.system.extract(self._tensor(padded), self._tensor(voices), lengths)
+            rows = estimates.float().cpu().numpy()
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]
+
+    def _tensor(self, values: Samples | torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.as_tensor(values).to(self._device, self._dtype)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The precision, and lack of memory told from other errors."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._autocast:
+                yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemoryError from error
+            raise
 
 
 class Engine:
@@ -68,31 +195,27 @@ class Engine:
         calibration: Calibration | None = None,
         label: str = "the model",
     ) -> None:
-        self.label = label
-        self.settings = settings or EngineSettings()
-        self.calibration = calibration
+        settings = settings or EngineSettings()
         if not isinstance(system, Runtime):
             if not hasattr(system, "config"):
                 raise TypeError(f"an Engine runs a System or a Runtime, not {system!r:.80}")
-            if self.settings.runtime not in ("auto", "torch"):
+            if settings.runtime not in ("auto", "torch"):
                 raise EngineError(
-                    f"a System runs in torch. For {self.settings.runtime}, use open_engine."
+                    f"a System runs in torch. For {settings.runtime}, use open_engine."
                 )
-            system = TorchRuntime(system, self.settings)
-        self.runtime = system
-        self.sample_rate_hz = self.runtime.sample_rate_hz
-        self.batch = self.settings.batch or self.runtime.batch
+            system = TorchRuntime(system, settings)
+        self.runtime, self.calibration, self.label = system, calibration, label
+        self.sample_rate_hz = system.sample_rate_hz
+        self.batch = settings.batch or system.batch
         """Signals computed at once; halved whenever memory is short."""
-        seconds = self.settings.window_s, self.settings.context_s, self.settings.fade_s
+        seconds = settings.window_s, settings.context_s, settings.fade_s
         self.windowing = Windowing(*(round(s * self.sample_rate_hz) for s in seconds))
-        self._embeddings: dict[bytes, Samples] = {}
         self._process = os.getpid()
 
     def embed(self, references: Sequence[Samples]) -> Samples:
         """Embed one voice from one or more clips [sample] at `sample_rate_hz`.
 
         Clips are embedded unpadded, those over 30 s in equal parts, and averaged by duration.
-        A clip that was embedded before is not computed again.
 
         Returns:
             [embedding].
@@ -104,23 +227,19 @@ class Engine:
         """
         if not len(references):
             raise ValueError("embed needs one clip or more")
-        clips = [check_samples("a reference", clip, 1) for clip in references]
-        for clip in clips:
+        longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
+        for reference in references:
+            clip = check_samples("a reference", reference, 1)
             check_length("the reference", len(clip) / self.sample_rate_hz)
             check_level("the reference", float(_power(clip)[0]))
-        return self.embed_checked(clips)
-
-    def embed_checked(self, clips: Sequence[Samples]) -> Samples:
-        """As `embed`, of clips that are known to be sound of 0.3 s or more."""
-        longest = round(LONGEST_EMBEDDED_S * self.sample_rate_hz)
-        parts = [part for clip in clips for part in np.array_split(clip, -(-len(clip) // longest))]
-        embeddings = [self._remembered(part) for part in parts]
+            parts += np.array_split(clip, -(-len(clip) // longest))
+        embeddings = [self.embed_parts(part[None])[0] for part in parts]
         weights = [float(len(part)) for part in parts]
         averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
         return averaged
 
     def embed_parts(self, parts: Samples) -> Samples:
-        """Embed equally long stretches of sound [part, sample], unchecked and not remembered.
+        """Embed equally long stretches of sound [part, sample], which are not checked.
 
         Returns:
             [part, embedding].
@@ -153,9 +272,9 @@ class Engine:
                 another length.
         """
         mixture = check_samples("a mixture", mixture, 1)
-        self._check_embedding(embedding)
         parts = [estimate for estimate, _ in self.stream([mixture[None]], embedding)]
-        return np.concatenate(parts, axis=-1)[0] if parts else mixture[:0]
+        estimate: Samples = np.concatenate(parts, axis=-1)[0]
+        return estimate
 
     def stream(
         self, blocks: Iterable[Samples], embedding: Samples
@@ -171,9 +290,13 @@ class Engine:
             TypeError, ValueError: a block is not [channel, sample] or not finite, or the embedding
                 is of another length.
         """
-        self._check_embedding(embedding)
+        length = len(check_samples("an embedding", embedding, 1))
+        if self.runtime.embedding not in (0, length):
+            raise ValueError(
+                f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
+            )
         joiner = Joiner(self.windowing)
-        checked = (_check_block(block) for block in blocks)
+        checked = (check_samples("a block", block, 2, whole=False) for block in blocks)
         for batch in self.batches((None, window) for window in cut(checked, self.windowing)):
             estimates = self.compute([(window.samples, embedding) for _, window in batch])
             for (_, window), estimate in zip(batch, estimates, strict=True):
@@ -219,6 +342,24 @@ class Engine:
         estimates = iter(self._estimates(signals, voices))
         return [np.stack(list(islice(estimates, count))) for count in counts]
 
+    def _estimates(self, signals: Sequence[Samples], voices: Samples) -> list[Samples]:
+        """What the network gives for signals [sample]; silence for silence, where it would hum."""
+        gains = [to_level(signal) for signal in signals]
+        levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
+        try:
+            estimates = self.runtime.extract(levelled, voices)
+        except OutOfMemoryError as error:
+            if len(signals) == 1:
+                raise self._short_of_memory() from error
+            half = len(signals) // 2
+            self.batch = max(1, min(self.batch, half))
+            parts = (slice(half), slice(half, None))
+            return [one for part in parts for one in self._estimates(signals[part], voices[part])]
+        return [
+            np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
+            for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
+        ]
+
     def check_finite(self, values: Samples) -> None:
         """Refuse what the network gave where it is not finite.
 
@@ -241,42 +382,11 @@ class Engine:
             "voice, is damaged. Install the model, or enroll the voice, again."
         )
 
-    def _estimates(self, signals: Sequence[Samples], voices: Samples) -> list[Samples]:
-        """What the network gives for signals [sample]; silence for silence, where it would hum."""
-        gains = [to_level(signal) for signal in signals]
-        levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
-        try:
-            estimates = self.runtime.extract(levelled, voices)
-        except OutOfMemoryError as error:
-            if len(signals) == 1:
-                raise self._short_of_memory() from error
-            half = len(signals) // 2
-            self.batch = max(1, min(self.batch, half))
-            parts = (slice(half), slice(half, None))
-            return [one for part in parts for one in self._estimates(signals[part], voices[part])]
-        return [
-            np.where(is_silent(signal), np.float32(0), estimate / gain)
-            for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
-        ]
-
-    def _remembered(self, clip: Samples) -> Samples:
-        key = hashlib.sha256(np.ascontiguousarray(clip).tobytes()).digest()
-        if key not in self._embeddings:
-            self._embeddings[key] = self.embed_parts(clip[None])[0]
-        return self._embeddings[key]
-
     def _short_of_memory(self) -> EngineError:
         return EngineError(
             f"{self.runtime.device} is out of memory. Close other programs, or use a shorter "
             "window or another device."
         )
-
-    def _check_embedding(self, embedding: Samples) -> None:
-        length = len(check_samples("an embedding", embedding, 1))
-        if self.runtime.embedding not in (0, length):
-            raise ValueError(
-                f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
-            )
 
     def _check_process(self) -> None:
         """Refuse to compute in a fork, where the threads of the libraries are gone."""
@@ -295,28 +405,26 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
         EngineError: the runtime, device or precision is not available here.
     """
     settings = settings or EngineSettings()
-    name = "torch" if settings.runtime == "auto" else settings.runtime
-    runtime = RUNTIMES[name](info, settings)
+    runtime: Runtime
+    if settings.runtime == "onnx":
+        from mcspex_cli.extraction import onnx
+
+        runtime = onnx.load(info, settings)
+    else:
+        runtime = TorchRuntime(load_checkpoint(info), settings)
     calibration = parse_calibration(info.calibration, info.config.embedding, info.label)
     return Engine(runtime, settings, calibration, info.label)
 
 
-def choose_runtime(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> str:
-    """The runtime for `seconds` of audio in all: what "auto" means for a single command."""
-    if settings.runtime != "auto":
-        return settings.runtime
-    from mcspex_cli.extraction import onnx
-
-    return "onnx" if onnx.starts_sooner(info, settings, seconds) else "torch"
-
-
-def check_samples(name: str, samples: Samples, dimensions: int) -> Samples:
+def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:
     """Refuse an array that is not sound.
 
     Args:
         name: what messages call it.
         samples: [sample] or [channel, sample].
-        dimensions: how many are allowed at most, 1 or 2.
+        dimensions: how many it may have: 1, 2 or both.
+        whole: whether it is all of a sound; a block of one may be empty, or shorter than it has
+            channels.
 
     Returns:
         The samples as float32.
@@ -325,33 +433,24 @@ def check_samples(name: str, samples: Samples, dimensions: int) -> Samples:
         TypeError: it is no array of numbers.
         ValueError: it has another shape, no samples, or samples that are not finite.
     """
-    shape = "[sample]" if dimensions == 1 else "[sample] or [channel, sample]"
+    shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)
     is_array = isinstance(samples, np.ndarray) and not np.ma.isMaskedArray(samples)
     if not is_array or samples.dtype.kind != "f":
         raise TypeError(f"{name} must be a NumPy array {shape} of float numbers in -1..1.")
-    if not 1 <= samples.ndim <= dimensions:
-        raise ValueError(f"{name} has the shape {list(samples.shape)}; it must be {shape}.")
-    if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
-        raise ValueError(
-            f"{name} has the shape {list(samples.shape)}; it must be {shape}. Transpose it."
-        )
-    if not samples.size:
+    problem = f"{name} has the shape {list(samples.shape)}; it must be {shape}."
+    if samples.ndim not in dimensions or samples.shape[:-1] == (0,):
+        raise ValueError(problem)
+    if samples.ndim == 2 and len(samples) > (samples.shape[1] if whole else MOST_CHANNELS):
+        raise ValueError(f"{problem} Transpose it.")
+    if whole and not samples.size:
         raise ValueError(f"{name} has no samples.")
     with np.errstate(over="ignore"):
         samples = samples.astype(np.float32)
     if not np.isfinite(samples).all():
         raise ValueError(f"{name} has samples that are NaN or infinite.")
-    if np.abs(samples).max() > LOUDEST:
+    if np.abs(samples).max(initial=0) > LOUDEST:
         raise ValueError(f"{name} has impossibly loud samples: sound is in -1..1.")
     return samples
-
-
-def _check_block(block: Samples) -> Samples:
-    if np.ndim(block) != 2 or len(block) > MOST_CHANNELS:
-        raise ValueError(f"a block must be [channel, sample], not of shape {list(np.shape(block))}")
-    if block.size:
-        check_samples("a block", block.reshape(-1), 1)
-    return block
 
 
 def check_rate(sample_rate_hz: float) -> None:
@@ -367,17 +466,16 @@ def check_rate(sample_rate_hz: float) -> None:
         raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
 
 
+_SILENT = 10 ** (SILENCE_DB / 10)
+"""The mean square up to which a signal is silent."""
+
+
 def to_level(signals: Samples) -> Samples:
     """The gains [..., 1] that bring signals [..., sample] to `LEVEL_DB`; 1 for silent ones."""
-    power = 10 ** (LEVEL_DB / 10) / np.maximum(_power(signals), 1e-30)
-    gains: Samples = np.where(is_silent(signals), 1.0, np.sqrt(power)).astype(np.float32)
-    return gains
-
-
-def is_silent(signals: Samples) -> npt.NDArray[np.bool_]:
-    """Whether signals [..., sample] are silent, [..., 1]."""
-    silent: npt.NDArray[np.bool_] = _power(signals) <= 10 ** (SILENCE_DB / 10)
-    return silent
+    power = _power(signals)
+    gains = np.sqrt(10 ** (LEVEL_DB / 10) / np.maximum(power, 1e-30))
+    levelling: Samples = np.where(power <= _SILENT, 1.0, gains).astype(np.float32)
+    return levelling
 
 
 def _power(signals: Samples) -> npt.NDArray[np.float64]:

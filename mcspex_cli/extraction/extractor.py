@@ -1,59 +1,78 @@
 """The one road from a mixture to a target: every command and every Python user takes it.
 
 ```
-reading thread         this thread                               writing thread
-mixture ─▶ windows ─▶ network ─▶ estimate, joined and measured ─▶ level ─▶ estimate, residual,
-                                                                           activity
+reading thread          this thread                            writing thread
+mixture ─▶ windows ─▶ network ─▶ joined ─┬─▶ level, presence ─▶ gain, gate ─┬─▶ estimate
+                                         └─▶ kept ──────────────────────────┼─▶ residual
+                                                                            └─▶ activity
 ```
 
-`mixture` has what is done with each of them. The three threads work at the same time, on
-neighbouring files too. Until a file is done its estimate is in a temporary file, or in memory if it
-is short, so that memory does not grow with the recording.
+The three threads work at the same time, on neighbouring files too. One gain holds for a whole file,
+and it is only known when all of the file has been computed. Until then its estimate is in a
+temporary file, or in memory if it is short, so that memory does not grow with the recording.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from mcspex_cli import audio
+from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.containers import Damaged
-from mcspex_cli.errors import McspexError
+from mcspex_cli.errors import AbsentError, EngineError, McspexError
+from mcspex_cli.extraction import activity
 from mcspex_cli.extraction.clip import Clip, Span, read_spans
 from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
 from mcspex_cli.extraction.job import (
+    ABSENT,
     ExtractionOptions,
     Job,
     Outputs,
     Places,
     Result,
     check_presence,
+    check_references,
     check_voice,
 )
-from mcspex_cli.extraction.mixture import Mixture, MixtureExtraction, Store
+from mcspex_cli.extraction.levels import (
+    SILENCE_DB,
+    Level,
+    LevelMatcher,
+    LoudnessMeter,
+    check_level,
+    gain_db,
+)
+from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult, join_channels
 from mcspex_cli.extraction.reference import Voice, enroll
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.extraction.windows import Window
+from mcspex_cli.extraction.windows import Joiner, Mixture, Store, Window
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.streaming import LiveExtractor
+
+_logger = logging.getLogger("mcspex")
 
 T = TypeVar("T")
 
 AHEAD = 4
 """Windows that are read before they are needed, and estimates that may wait to be written: so
 many, or as many as the engine computes at once."""
+
+MUTE_FADE_S = 0.05
+"""From the voice to silence where it is absent, and back."""
 
 
 class Extractor:
@@ -146,15 +165,13 @@ class Extractor:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
-        if spans and mixture is None:
-            raise ValueError("spans need the mixture that they are of")
         ExtractionOptions(channel, track=track, damaged=damaged)  # refuses what means nothing
         clips: Iterable[Clip] = ()
         if spans:
+            if mixture is None:
+                raise ValueError("spans need the mixture that they are of")
             rate_hz = self.sample_rate_hz
-            clips = read_spans(
-                Path(mixture or ""), spans, rate_hz, channel, track, damaged, advance
-            )
+            clips = read_spans(Path(mixture), spans, rate_hz, channel, track, damaged, advance)
         return enroll([*paths, *clips], self.engine, self.model, advance)
 
     def check_voice(self, name: str, voice: Voice) -> None:
@@ -201,14 +218,13 @@ class Extractor:
                 or the rate is no rate.
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        block = np.atleast_2d(check_samples("the mixture", samples, 2))
+        block = np.atleast_2d(check_samples("the mixture", samples, 1, 2))
         check_rate(rate_hz)
         options = self._checked(options)
         block = audio.select(block, options.channel, "the mixture")
         kept = None if options.dry_db is None else Store(None)
         mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
-        work = MixtureExtraction(self, options, check_voice(voice), mixture=mixture)
-        with closing(work):
+        with closing(_Work(self, options, check_voice(voice), mixture)) as work:
             for _ in self._computed([work], lambda _: None):
                 pass
             result = work.result()
@@ -299,14 +315,14 @@ class Extractor:
             own job only.
         """
         options, places, ahead = self._checked(options), Places(), max(AHEAD, self.engine.batch)
-        opened: deque[MixtureExtraction] = deque()
+        opened: deque[_Work] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
-        def works() -> Iterator[MixtureExtraction]:
+        def works() -> Iterator[_Work]:
             for job in jobs:
                 if not isinstance(job, Job):
                     raise TypeError(f"extract_files takes Jobs, not {job!r}")
-                opened.append(MixtureExtraction(self, options, job.voice, job, places))
+                opened.append(_Work(self, options, job.voice, job, places))
                 yield opened[-1]
 
         try:
@@ -340,8 +356,8 @@ class Extractor:
         return options
 
     def _computed(
-        self, works: Iterable[MixtureExtraction], advance: Callable[[float], object]
-    ) -> Generator[MixtureExtraction, None, None]:
+        self, works: Iterable[_Work], advance: Callable[[float], object]
+    ) -> Generator[_Work, None, None]:
         """Read every mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
         ahead = max(AHEAD, self.engine.batch)
@@ -359,7 +375,6 @@ class Extractor:
                     for work, _ in live:
                         work.fail(error)
                 for (work, window), samples in zip(live, estimates, strict=False):
-                    assert work.estimate is not None
                     advance(work.attempt(work.estimate.add, window, samples) or 0.0)
                 for work, window in batch:
                     if window.last:
@@ -368,9 +383,7 @@ class Extractor:
                         began = time.monotonic()
 
 
-def _windows(
-    works: Iterable[MixtureExtraction],
-) -> Generator[tuple[MixtureExtraction, Window], None, None]:
+def _windows(works: Iterable[_Work]) -> Generator[tuple[_Work, Window], None, None]:
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
     for work in works:
@@ -392,3 +405,351 @@ def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, Non
         finally:
             reader.shutdown(cancel_futures=True)
             items.close()
+
+
+class _Work:
+    """One mixture on its way: `read`, `begin` and `estimate.add`, `outcome`.
+
+    Each of the three is in a thread of its own. What goes wrong in one step is kept as `error`, and
+    the steps after it are not taken.
+    """
+
+    estimate: _Estimate
+    """What the windows are added to, from `begin` on."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        options: ExtractionOptions,
+        voice: Voice | Callable[[], Voice],
+        source: Job | Mixture,
+        places: Places | None = None,
+    ) -> None:
+        self.job = source if isinstance(source, Job) else None
+        self._mixture = None if isinstance(source, Job) else source
+        self.name = str(source.mixture) if isinstance(source, Job) else source.name
+        self.elapsed_s = 0.0
+        self.error: McspexError | None = None
+        self._extractor, self._options = extractor, options
+        self._voice, self._places = voice, places
+        self._kept = ExitStack()
+        """What gives its memory and disk back in the end."""
+
+    def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
+        """Take a step, unless one before it failed."""
+        if self.error is None:
+            try:
+                return step(*arguments)
+            except Exception as error:
+                self.fail(error)
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """Keep what went wrong; of a bug, the traceback is logged."""
+        if isinstance(error, EngineError):
+            self.error = EngineError(f"{self.name}: {error}")
+        elif isinstance(error, McspexError):
+            self.error = error
+        else:
+            self.error = McspexError(
+                f"{self.name}: {type(error).__name__} ({error}). This is a bug, please report it."
+            )
+            self.error.__cause__ = error
+            _logger.error("The traceback of the bug, for your report:", exc_info=error)
+
+    def read(self) -> Iterator[Window]:
+        """Open the mixture, make the folders of its outputs, and give its windows."""
+        if self.job and self._places:
+            self._places.add(self.job)
+            self._mixture = self._open(self.job)
+        assert self._mixture is not None
+        if self._mixture.kept:
+            self._kept.callback(self._mixture.kept.close)
+        engine = self._extractor.engine
+        yield from self._mixture.windows(engine.sample_rate_hz, engine.windowing)
+
+    def _open(self, job: Job) -> Mixture:
+        options, outputs = self._options, job.outputs
+        reader = job.reader or job.open(options)
+        files.make_folders(*{path.parent for path in outputs.paths()})
+        is_kept = outputs.residual is not None or options.dry_db is not None
+        return Mixture(
+            self.name,
+            reader.info.sample_rate_hz,
+            reader.info.channels if options.channel == "all" else 1,
+            reader,
+            reader.info.seconds,
+            reader.info.start_s,
+            Store(outputs.estimate.parent) if is_kept else None,
+            lambda: reader.warnings,
+        )
+
+    def begin(self) -> None:
+        """Get the voice, before the first window is computed."""
+        assert self._mixture is not None
+        voice = self._voice() if callable(self._voice) else self._voice
+        if self.job:
+            # A span is no file, and Path.is_file would raise if its name is too long for one.
+            clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
+            lengths_s = {one.path: one.seconds for one in voice.qualities}
+            lengths_s[self.name] = self._mixture.announced_s
+            check_references(self.job, clips, lengths_s)
+        self._extractor.check_voice(self.name, voice)
+        self._voice, self.embedding = voice, voice.embedding.astype(np.float32)
+        engine = self._extractor.engine
+        self.estimate = _Estimate(engine, self._mixture, self.embedding, self._options, self.job)
+        self._kept.callback(self.estimate.kept.close)
+
+    def outcome(self) -> Result | McspexError:
+        """Write what is to be written, and tell what was done."""
+        with closing(self):
+            return self.attempt(self.result) or cast(McspexError, self.error)
+
+    def result(self) -> Result:
+        """As `outcome`, but what went wrong is raised."""
+        if self.error is not None:
+            raise self.error
+        job, mixture, estimate, voice = self.job, self._mixture, self.estimate, self._voice
+        assert mixture is not None and isinstance(voice, Voice)
+        estimate.finish()
+        if job:
+            estimate.write(job, lambda: self.error)
+        presence, model = estimate.presence, self._extractor.model
+        runtime = self._extractor.engine.runtime
+        return Result(
+            mixture=job.name if job else self.name,
+            references=voice.sources,
+            reference_seconds=voice.seconds,
+            outputs=job.outputs if job else None,
+            start_s=mixture.start_s,
+            seconds=mixture.samples / mixture.sample_rate_hz,
+            sample_rate_hz=mixture.sample_rate_hz,
+            elapsed_s=self.elapsed_s,
+            gain_db=gain_db(estimate.gain * estimate.factor),
+            limited=estimate.down_db > 0,
+            residual_gain_db=round(0.0 - estimate.residual_down_db, 2),
+            silent=estimate.silent,
+            presence=presence.presence,
+            present=presence.present,
+            wrong_speaker=presence.wrong_speaker,
+            similarity=presence.similarity,
+            speech_left=estimate.speech_left,
+            active_s=round(sum(end_s - start_s for start_s, end_s in estimate.spans), 2),
+            segments=presence.segments,
+            warnings=tuple(estimate.warnings()),
+            device=runtime.device,
+            precision=runtime.precision,
+            runtime=runtime.name,
+            model=model.name,
+            model_revision=model.revision,
+            model_sha256=model.sha256,
+            estimate=None if job else estimate.samples(),
+        )
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._kept.close()
+
+
+class _Estimate:
+    """The estimate of one mixture: joined from its windows and measured, then levelled and written.
+
+    Args:
+        engine: what the windows are computed by.
+        mixture: of which the first window has been read.
+        embedding: [embedding], of the voice.
+        options: how loud it is to be, ...
+        job: where it is written; None for an array, which is not written.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        mixture: Mixture,
+        embedding: Samples,
+        options: ExtractionOptions,
+        job: Job | None,
+    ) -> None:
+        self._engine, self._mixture, self._options = engine, mixture, options
+        rate_hz, channels = engine.sample_rate_hz, mixture.channels
+        self._joiner, self._matcher = Joiner(engine.windowing), LevelMatcher(channels)
+        self._back = audio.Resampler(rate_hz, mixture.sample_rate_hz, channels)
+        self._meters = [
+            PresenceMeter(engine.embed_parts, rate_hz, embedding, engine.calibration)
+            for _ in range(channels)
+        ]
+        self.kept = Store(job.outputs.estimate.parent if job else None)
+        self._outputs = job.outputs.sounds() if job else []
+        self._matched: npt.NDArray[np.float64] = np.ones(channels)
+        """What the network's estimate is multiplied by to match the mixture [channel]."""
+        self._presences: list[PresenceResult] = []
+        """Of each channel."""
+
+    def add(self, window: Window, samples: Samples) -> float:
+        """Take what the network made of the next window [channel, sample].
+
+        Returns:
+            The seconds of sound that are done by it.
+
+        Raises:
+            EngineError: it is not finite.
+            OutputError: the disk is too full to keep it.
+        """
+        self._engine.check_finite(samples)
+        estimate, mixture = self._joiner.add(window, samples)
+        self._matcher.add(estimate, mixture)
+        for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
+            meter.add(*signals)
+        self.kept.append(self._back.step(estimate, last=window.last))
+        if window.last:
+            check_level(self._mixture.name, self._matcher.mixture_mean_square())
+            self._presences = [meter.result() for meter in self._meters]
+            if not self._engine.runtime.true_level:
+                self._matched = self._matcher.gain()
+        return float(estimate.shape[1] / self._engine.sample_rate_hz)
+
+    def finish(self) -> None:
+        """Judge the whole, and choose its level.
+
+        Raises:
+            AbsentError: the voice is absent, and the options say that this is to fail.
+        """
+        options, start_s = self._options, self._mixture.start_s
+        self._policy = ABSENT[options.absent]
+        self.presence = join_channels(self._presences, start_s)
+        if self._policy.fails and self.presence.present is False:
+            raise AbsentError(
+                f"{self._mixture.name}: the voice is not in it (presence "
+                f"{self.presence.presence:.2f}). Check the reference, or use --absent keep."
+            )
+        matched_db = gain_db(self._matched)
+        self.spans = [
+            (round(from_s + start_s, 3), round(to_s + start_s, 3))
+            for from_s, to_s in activity.find_spans(self._presences, matched_db)
+        ]
+        """When the voice speaks, counted as its container counts."""
+        levels, level_db = max(
+            zip(self._presences, matched_db, strict=True),
+            key=lambda channel: channel[0].presence or 0.0,
+        )
+        self.speech_left = activity.share_of_speech(
+            levels.estimate_db + level_db, levels.mixture_db
+        )
+        level = Level.parse(options.level)
+        matched = self._matched if level.policy.matched else np.ones_like(self._matched)
+        self.gain = matched * 10 ** (options.wet_db / 20)
+        self._choose_level(level)
+
+    def _choose_level(self, level: Level) -> None:
+        """Run through all once, for the factors of estimate and residual."""
+        mixture, meter = self._mixture, None
+        if level.policy.needs_loudness:
+            meter = LoudnessMeter(mixture.sample_rate_hz, mixture.channels)
+        peak = residual_peak = 0.0
+        for estimate, residual in self._blocks():
+            peak = max(peak, float(np.abs(estimate).max(initial=0)))
+            if residual is not None:
+                residual_peak = max(residual_peak, float(np.abs(residual).max(initial=0)))
+            if meter:
+                meter.add(estimate)
+        subtype = self._options.subtype
+        clips = [not audio.holds_over_full_scale(path, subtype) for path in self._outputs] or [True]
+        loudness_lufs = meter.loudness_lufs() if meter else -np.inf
+        self.factor, self.down_db = level.factor(peak, loudness_lufs, clips=clips[0])
+        self._residual_factor, self.residual_down_db = Level("raw").factor(
+            residual_peak, -np.inf, clips=clips[1:] == [True]
+        )
+        self.silent = bool(peak * self.factor < 10 ** (SILENCE_DB / 20))
+
+    def samples(self) -> Samples:
+        """The estimate [channel, sample]."""
+        factor = np.float32(self.factor)
+        return np.concatenate([estimate * factor for estimate, _ in self._blocks()], axis=-1)
+
+    def write(self, job: Job, interrupted: Callable[[], McspexError | None]) -> None:
+        """Write the files of the job, all of them or none.
+
+        Args:
+            job: with the outputs.
+            interrupted: why to stop, asked after every block.
+
+        Raises:
+            OutputError: one cannot be written.
+        """
+        mixture, factors = self._mixture, (self.factor, self._residual_factor)
+        shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
+        with files.together(), ExitStack() as stack:
+            writers = [stack.enter_context(audio.Writer(path, *shape)) for path in self._outputs]
+            for blocks in self._blocks():
+                if error := interrupted():
+                    raise error
+                for writer, block, factor in zip(writers, blocks, factors, strict=False):
+                    assert block is not None
+                    writer.write(block * np.float32(factor))
+            if path := job.outputs.activity:
+                report = activity.ActivityReport(
+                    job.name,
+                    job.id or job.mixture.stem,
+                    job.outputs.speaker,
+                    self.presence,
+                    self.spans,
+                )
+                activity.write_activity(path, report)
+
+    def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
+        """The estimate before its level is set and, if it is asked for, the residual."""
+        channels, samples = self._mixture.channels, self._mixture.samples
+        mixture = self._mixture.kept.read(channels, samples) if self._mixture.kept else None
+        dry_db = self._options.dry_db
+        dry = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
+        gain, matched = np.array([self.gain, self._matched], np.float32)[:, :, None]
+        start = 0
+        for block in self.kept.read(channels, samples):
+            voice = self._gated(block, start)
+            start += block.shape[1]
+            if mixture is None:
+                yield voice * gain, None
+            else:
+                whole = next(mixture)
+                yield voice * gain + dry * whole, whole - voice * matched
+
+    def _gated(self, block: Samples, start: int) -> Samples:
+        """A block that begins at sample `start`, silent where its voice is absent."""
+        if not self._policy.mutes or self.presence.present is None:
+            return block
+        at_s = (start + np.arange(block.shape[1])) / self._mixture.sample_rate_hz
+        gates = [
+            np.interp(at_s, *activity.mute_gains(one.segments, MUTE_FADE_S))
+            if one.present
+            else np.zeros_like(at_s)
+            for one in self._presences
+        ]
+        return block * np.array(gates, np.float32)
+
+    def warnings(self) -> Iterator[str]:
+        """What may be wrong with it, a line each."""
+        presence, options = self.presence, self._options
+        yield from self._mixture.warnings()
+        if self.down_db:
+            yield f"turned down by {self.down_db:.1f} dB so that it does not clip."
+        if self.residual_down_db:
+            yield (
+                f"the residual was turned down by {self.residual_down_db:.1f} dB so that it does "
+                "not clip."
+            )
+        as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
+        if len(self._outputs) > 1 and (self.down_db or self.residual_down_db or not as_mixed):
+            yield "estimate and residual do not add up to the mixture: their levels were changed."
+        if presence.present is False:
+            content = "silence" if self._policy.mutes else "another voice, or a remnant"
+            yield (
+                f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
+                f"the result is {content}."
+            )
+        elif presence.wrong_speaker:
+            yield (
+                "may follow the wrong person: what is left sounds like the reference. Try a "
+                "longer reference, or listen to the residual (--residual)."
+            )
+        elif self.silent:
+            yield "nothing of this voice was found; the result is silent."

@@ -7,8 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from numbers import Real
 from pathlib import Path
@@ -49,14 +48,11 @@ ABSENT = {
 }
 """Every policy for a voice that is absent, by its name."""
 
-SUBTYPES = audio.SUBTYPES
 LOWEST_DB, HIGHEST_DB = -120, 40
 """The gains of voice and mixture that are of use."""
 
 _SAME_LENGTH_S, _SAME_SOUND = 0.2, 0.98
 """How far two files of the same sound may differ: in length, and by their correlation."""
-
-DAMAGED = get_args(Damaged)
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class ExtractionOptions:
     level: str = "match"
     """A level policy of `levels.LEVELS`: "match", "peak", "raw" or "lufs=-23"."""
     subtype: str = "PCM_16"
-    """The sample format of the files, of `SUBTYPES`."""
+    """The sample format of the files, of `audio.SUBTYPES`."""
     absent: str = "keep"
     """What is done where the voice is absent, of `ABSENT`."""
     wet_db: float = 0.0
@@ -84,28 +80,27 @@ class ExtractionOptions:
     damaged: Damaged = "fail"
     """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
 
-    @cached_property
-    def parsed_level(self) -> Level:
-        """`level`, read."""
-        return Level.parse(self.level)
-
     def __post_init__(self) -> None:
         for name in ("channel", "level", "subtype", "absent", "damaged", "track"):
             value = getattr(self, name)
             if not isinstance(value, str) and (name, value) != ("track", None):
                 raise TypeError(f'{name} is text, such as "1", not {value!r}')
-        for gain in (self.wet_db, self.dry_db or 0.0):
-            if not isinstance(gain, Real) or isinstance(gain, bool):
-                raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain!r:.80}")
-        _ = self.parsed_level  # refuses what means nothing
-        for name, known in (("absent", ABSENT), ("subtype", SUBTYPES), ("damaged", DAMAGED)):
+        for name, known in (
+            ("absent", ABSENT),
+            ("subtype", audio.SUBTYPES),
+            ("damaged", get_args(Damaged)),
+        ):
             if getattr(self, name) not in known:
                 choices = ", ".join(known)
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
+        Level.parse(self.level)
         if self.channel not in ("mix", "all") and not audio.is_channel_number(self.channel):
             raise ValueError(f"channel {self.channel!r:.80} is none of mix, all, 0, 1, ...")
-        if not all(LOWEST_DB <= gain <= HIGHEST_DB for gain in (self.wet_db, self.dry_db or 0.0)):
-            raise ValueError(f"wet_db and dry_db are from {LOWEST_DB} to {HIGHEST_DB} dB")
+        for gain in (self.wet_db, self.dry_db or 0.0):
+            if not isinstance(gain, Real) or isinstance(gain, bool):
+                raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain!r:.80}")
+            if not LOWEST_DB <= gain <= HIGHEST_DB:
+                raise ValueError(f"wet_db and dry_db are from {LOWEST_DB} to {HIGHEST_DB} dB")
 
 
 @dataclass(frozen=True)
@@ -127,9 +122,13 @@ class Outputs:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
 
+    def sounds(self) -> list[Path]:
+        """The sound files: the estimate and, if it is asked for, the residual."""
+        return [path for path in (self.estimate, self.residual) if path]
+
     def paths(self) -> list[Path]:
         """All files that are written."""
-        return [path for path in (self.estimate, self.residual, self.activity) if path]
+        return [path for path in (*self.sounds(), self.activity) if path]
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Job:
     id: str = ""
     """What messages and rows call it; its path if that is empty."""
     reader: audio.Reader | None = field(default=None, repr=False, compare=False)
-    """The mixture, if `inspect` has opened it already."""
+    """The mixture, if it was opened before by `open`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))
@@ -156,6 +155,53 @@ class Job:
     def name(self) -> str:
         """What messages and rows call it."""
         return self.id or str(self.mixture)
+
+    def open(self, options: ExtractionOptions) -> audio.Reader:
+        """Open the mixture, and check all that can be checked without a model.
+
+        Returns:
+            A reader that stays open until it is read or closed.
+
+        Raises:
+            AudioError: as `open_mixture`.
+            OutputError: an output cannot hold sound of its rate, or so many channels.
+        """
+        reader = open_mixture(self.mixture, options)
+        channels = reader.info.channels if options.channel == "all" else 1
+        for path in self.outputs.sounds():
+            audio.check_format(path, options.subtype, reader.info.sample_rate_hz, channels)
+        return reader
+
+
+def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
+    """Open a file as the options say.
+
+    Raises:
+        AudioError: it cannot be read, is too short, or has no such channel or track.
+    """
+    reader = audio.Reader(
+        path,
+        None,
+        options.channel,
+        track=options.track,
+        damaged=options.damaged,
+        advice=MIXTURE_ADVICE,
+    )
+    info = reader.info
+    check_length(str(path), info.seconds)
+    if audio.is_channel_number(options.channel) and int(options.channel) >= info.channels:
+        raise AudioError(
+            f"{path}: has no channel {options.channel}. It has {info.channels}, counted from 0; "
+            "or use mix."
+        )
+    return reader
+
+
+_DIGITS = {
+    **{"reference_seconds": 2, "start_s": 3, "seconds": 6, "elapsed_s": 4, "real_time_factor": 4},
+    **{"presence": 4, "similarity": 4, "speech_left": 4},
+}
+"""To how many digits `Result.to_dict` rounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,41 +258,24 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON has it: a row of `extract --json`, and of a batch's report."""
         outputs = self.outputs
-        return {
+        row = {
             "mixture": self.mixture,
-            "references": list(self.references),
-            "reference_seconds": round(self.reference_seconds, 2),
-            "output": str(outputs.estimate) if outputs else None,
-            "residual": str(outputs.residual) if outputs and outputs.residual else None,
-            "activity": str(outputs.activity) if outputs and outputs.activity else None,
-            "start_s": round(self.start_s, 3),
-            "seconds": round(self.seconds, 6),
-            "sample_rate_hz": self.sample_rate_hz,
-            "elapsed_s": round(self.elapsed_s, 4),
-            "real_time_factor": round(self.real_time_factor, 4),
-            "gain_db": list(self.gain_db),
-            "limited": self.limited,
-            "residual_gain_db": self.residual_gain_db,
-            "silent": self.silent,
-            "presence": _rounded(self.presence),
-            "present": self.present,
-            "wrong_speaker": self.wrong_speaker,
-            "similarity": _rounded(self.similarity),
-            "speech_left": _rounded(self.speech_left),
-            "active_s": self.active_s,
+            "output": outputs and outputs.estimate,
+            "residual": outputs and outputs.residual,
+            "activity": outputs and outputs.activity,
+            "real_time_factor": self.real_time_factor,
+            **{one.name: getattr(self, one.name) for one in fields(self)},
             "segments": [segment.to_dict() for segment in self.segments],
-            "warnings": list(self.warnings),
-            "device": self.device,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "model": self.model,
-            "model_revision": self.model_revision,
-            "model_sha256": self.model_sha256,
         }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+        del row["outputs"], row["estimate"]
+        for name, value in row.items():
+            if isinstance(value, Path):
+                row[name] = str(value)
+            elif isinstance(value, tuple):
+                row[name] = list(value)
+            elif name in _DIGITS and value is not None:
+                row[name] = round(value, _DIGITS[name])
+        return row
 
 
 class Places:
@@ -271,10 +300,9 @@ class Places:
                 "choose another -o."
             )
         self._inputs |= mixture
-        outputs = job.outputs
         own: set[object] = set()
-        for path in outputs.paths():
-            known = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
+        for path in job.outputs.paths():
+            known = ACTIVITY_FORMATS if path is job.outputs.activity else audio.FORMATS
             if path.suffix.lower() not in known:
                 choices = ", ".join(known)
                 raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
@@ -297,36 +325,25 @@ class Places:
         self._outputs |= dict.fromkeys(own, job.name)
 
 
-def inspect(job: Job, options: ExtractionOptions) -> Job:
-    """Open a job's mixture, and check all that can be checked without a model.
-
-    Returns:
-        The job with its `reader`, which stays open until it is read or closed.
-
-    Raises:
-        AudioError: the mixture cannot be read, is too short, or has no such channel or track.
-        OutputError: an output cannot hold sound of its rate, or so many channels.
-    """
-    reader = audio.Reader(
-        job.mixture,
-        None,
-        options.channel,
-        track=options.track,
-        damaged=options.damaged,
-        advice=MIXTURE_ADVICE,
-    )
-    info = reader.info
-    check_length(str(job.mixture), info.seconds)
-    if audio.is_channel_number(options.channel) and int(options.channel) >= info.channels:
-        raise AudioError(
-            f"{job.mixture}: has no channel {options.channel}. It has {info.channels}, counted "
-            "from 0; or use mix."
-        )
-    for path in (job.outputs.estimate, job.outputs.residual):
-        if path:
-            channels = info.channels if options.channel == "all" else 1
-            audio.check_format(path, options.subtype, info.sample_rate_hz, channels)
-    return replace(job, reader=reader)
+def _check_place(path: Path, job: Job) -> None:
+    """Refuse a path that cannot be written, or must not be."""
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder. Name a file.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is not a regular file. Choose another name.")
+        if os.path.lexists(path) and not job.outputs.overwrite:
+            raise OutputError(
+                f"{path}: exists already. Add --overwrite to replace it by the output for "
+                f"{job.name}."
+            )
+        folder = next(one for one in path.parents if one.exists())
+    except OSError as error:  # a name that is too long, say
+        raise files.output_error(path, error) from error
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
 
 
 def check_references(
@@ -334,19 +351,13 @@ def check_references(
 ) -> None:
     """Refuse references that are the mixture of a job, or one of its outputs.
 
-    Args:
-        job: whose mixture and outputs these are.
-        references: files.
-        lengths_s: as `check_distinct`.
-
     Raises:
-        AudioError: a reference is the mixture.
+        AudioError: as `check_distinct`.
         OutputError: a reference would be overwritten.
     """
     for reference in references:
-        keys = identities(reference)
         for path in job.outputs.paths():
-            check_no_input(path, keys)
+            check_no_input(path, identities(reference))
     check_distinct(job.mixture, references, lengths_s)
 
 
@@ -379,6 +390,40 @@ def check_distinct(
             )
 
 
+def _sounds_same(one: Path, other: Path) -> bool:
+    """Whether two files have the same sound, as copies in different formats do."""
+    signals = []
+    for path in (one, other):
+        blocks = islice(audio.Reader(path, 8000), 6)  # of 10 s each
+        samples = np.concatenate(list(blocks), axis=-1)[0].astype(np.float64)
+        signals.append(samples / max(float(np.sqrt(np.sum(samples**2))), 1e-9))
+    size = 2 * max(map(len, signals))  # coders move the sound by some milliseconds
+    one_spectrum, other_spectrum = (np.fft.rfft(signal, size) for signal in signals)
+    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_SOUND)
+
+
+def check_no_input(path: Path, inputs: Set[object]) -> None:
+    """Refuse an output that is one of the inputs, of which `identities` gives what tells them.
+
+    Raises:
+        OutputError: it is.
+    """
+    if identities(path) & inputs:
+        raise OutputError(
+            f"{path}: is an input, and inputs are never overwritten. Choose another name."
+        )
+
+
+def identities(path: Path) -> set[object]:
+    """What tells that two names are one file's: its path and, if it exists, its inode."""
+    real = os.path.realpath(path)  # which, unlike Path.resolve, can follow links in a circle
+    try:
+        state = path.stat()
+    except OSError:
+        return {real}
+    return {real, (state.st_dev, state.st_ino)}
+
+
 def check_presence(model: CheckpointInfo, calibration: object, absent: str) -> None:
     """Refuse to mute or fail by a presence that nobody has measured for a model.
 
@@ -406,63 +451,3 @@ def check_voice(voice: object) -> Voice:
     if not isinstance(voice, Voice):
         raise TypeError(f"a voice is what Extractor.enroll gives, not {voice!r:.80}")
     return voice
-
-
-def _sounds_same(one: Path, other: Path) -> bool:
-    """Whether two files have the same sound, as copies in different formats do."""
-    signals = []
-    for path in (one, other):
-        blocks = islice(audio.Reader(path, 8000), 6)  # of 10 s each
-        samples = np.concatenate(list(blocks), axis=-1)[0].astype(np.float64)
-        signals.append(samples / max(float(np.sqrt(np.sum(samples**2))), 1e-9))
-    size = 2 * max(map(len, signals))  # coders move the sound by some milliseconds
-    one_spectrum, other_spectrum = (np.fft.rfft(signal, size) for signal in signals)
-    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_SOUND)
-
-
-def check_no_input(path: Path, inputs: Set[object]) -> None:
-    """Refuse an output that is an input.
-
-    Args:
-        path: the output.
-        inputs: the `identities` of the inputs.
-
-    Raises:
-        OutputError: it is.
-    """
-    if identities(path) & inputs:
-        raise OutputError(
-            f"{path}: is an input, and inputs are never overwritten. Choose another name."
-        )
-
-
-def _check_place(path: Path, job: Job) -> None:
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder. Name a file.")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is not a regular file. Choose another name.")
-        if os.path.lexists(path) and not job.outputs.overwrite:
-            raise OutputError(
-                f"{path}: exists already. Add --overwrite to replace it by the output for "
-                f"{job.name}."
-            )
-        folder = path.parent
-        while not folder.exists():
-            folder = folder.parent
-    except OSError as error:  # a name that is too long, say
-        raise files.output_error(path, error) from error
-    if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
-
-
-def identities(path: Path) -> set[object]:
-    """What tells that two names are one file's: its path and, if it exists, its inode."""
-    real = os.path.realpath(path)  # which, unlike Path.resolve, can follow links in a circle
-    try:
-        state = path.stat()
-    except OSError:
-        return {real}
-    return {real, (state.st_dev, state.st_ino)}

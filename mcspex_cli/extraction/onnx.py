@@ -21,7 +21,6 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +30,14 @@ import numpy as np
 
 from mcspex_cli import __version__, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.checkpoint.config import CARD, CONFIG, GRAPHS, WEIGHTS, checksum
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
+from mcspex_cli.checkpoint.config import CARD, CONFIG, GRAPHS, WEIGHTS, SystemFields, checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError
-from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings, OutOfMemoryError, Runtime
+from mcspex_cli.extraction.engine import OutOfMemoryError, Runtime
+from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings
 
 if TYPE_CHECKING:
-    from mcspex_cli.model.systems import System
+    from mcspex_cli.model.systems import System, SystemConfig
 
 EMBED, EXTRACT = "embed.onnx", "extract.onnx"
 
@@ -60,38 +60,34 @@ _CUDA = "CUDAExecutionProvider"
 _FATAL = 4  # the level below which ONNX Runtime is silent: its errors are raised, and ours to tell
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """Graphs on disk, and what a runtime has to know of them."""
-
-    folder: Path
-    sample_rate_hz: int
-    true_level: bool
-    min_samples: int
-    """The shortest mixture that the graph takes; shorter ones are completed with zeros."""
-
-
 class OnnxRuntime(Runtime):
     """Graphs run by ONNX Runtime in float32, on a CPU, or on a GPU that it can use.
 
     They take no lengths, so that the signals of a batch must be equally long.
 
+    Args:
+        folder: with the graphs.
+        config: of the network that they were made of.
+        settings: how to compute.
+
     Raises:
-        EngineError: ONNX Runtime is not installed, the device or precision is not available to it,
-            or it cannot load these graphs.
+        EngineError: the device or precision is not available to ONNX Runtime, or it cannot load
+            these graphs.
     """
 
     name = "onnx"
 
-    def __init__(self, graphs: Graphs, settings: EngineSettings) -> None:
-        check_installed(RUNNER)
+    def __init__(
+        self, folder: Path, config: SystemFields | SystemConfig, settings: EngineSettings
+    ) -> None:
         # From version 1.29 on, it would tell its makers of every model that it runs.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
-        self.sample_rate_hz, self.true_level = graphs.sample_rate_hz, graphs.true_level
-        self._min_samples = graphs.min_samples
+        self.sample_rate_hz, self.true_level = config.sample_rate_hz, config.true_level
+        self.embedding = config.embedding
+        self._min_samples = round(config.windows_ms[0] * config.sample_rate_hz / 1000)
         self.device, self.precision, self.batch = "cpu", "float32", 1
         has_gpu = _CUDA in onnxruntime.get_available_providers()
         devices = ("auto", "cpu", "cuda") if has_gpu else ("auto", "cpu")
@@ -108,22 +104,17 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = _FATAL
         try:
             self._sessions = {
-                name: onnxruntime.InferenceSession(graphs.folder / name, options, providers)
+                name: onnxruntime.InferenceSession(folder / name, options, providers)
                 for name in (EMBED, EXTRACT)
             }
         except Exception as error:  # its errors share no base class
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise EngineError(
-                f"{RUNNER} cannot load {graphs.folder} ({reason}). "
-                "Update it, or use --runtime torch."
+                f"{RUNNER} cannot load {folder} ({reason}). Update it, or use --runtime torch."
             ) from error
-        length = self._sessions[EMBED].get_outputs()[0].shape[1]
-        self.embedding = length if isinstance(length, int) else 0
-        if len(providers) == 1:
-            return
-        if _CUDA in self._sessions[EXTRACT].get_providers():
+        if len(providers) > 1 and _CUDA in self._sessions[EXTRACT].get_providers():
             self.device, self.batch = f"cuda:{number or 0}", ON_GPU
-        elif settings.device != "auto":  # it takes the CPU without a word
+        elif kind == "cuda":  # it takes the CPU without a word
             raise _refusal("device", settings.device, ("auto", "cpu"))
 
     def embed(self, references: Samples) -> Samples:
@@ -134,8 +125,7 @@ class OnnxRuntime(Runtime):
         """As `Runtime.extract`."""
         batch = np.stack(mixtures)
         length = batch.shape[1]
-        missing = max(0, self._min_samples - length)
-        completed = np.pad(batch, ((0, 0), (0, missing))) if missing else batch
+        completed = np.pad(batch, ((0, 0), (0, max(0, self._min_samples - length))))
         return list(self.run(EXTRACT, completed, voices)[:, :length])
 
     def run(self, graph: str, *inputs: Samples) -> Samples:
@@ -167,10 +157,10 @@ def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
 
     Raises:
         CheckpointError: the model, or graphs in its own folder, are damaged.
-        EngineError: as `OnnxRuntime`; or what makes graphs is not installed.
+        EngineError: as `OnnxRuntime`; or it, or what makes graphs, is not installed.
     """
     check_installed(RUNNER)
-    return OnnxRuntime(find(info) or prepare(info), settings)
+    return OnnxRuntime(find(info) or prepare(info), info.config, settings)
 
 
 def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
@@ -217,10 +207,9 @@ def check_installed(*packages: str) -> None:
 
 def cache() -> Path:
     """The folder for what can be made again: MCSPEX_CACHE, or mcspex in the user's cache."""
-    if os.environ.get("MCSPEX_CACHE"):
-        return Path(os.environ["MCSPEX_CACHE"])
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "mcspex"
+    if own := os.environ.get("MCSPEX_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcspex"
 
 
 def fingerprint(info: CheckpointInfo) -> str:
@@ -236,23 +225,26 @@ def place(info: CheckpointInfo) -> Path:
     return info.folder if own else cache() / "graphs" / fingerprint(info)
 
 
-def find(info: CheckpointInfo) -> Graphs | None:
-    """The graphs of a model; None if there are none yet, or only damaged ones in the cache.
+def find(info: CheckpointInfo) -> Path | None:
+    """The folder of a model's graphs; None if there are none, or damaged ones in the cache.
 
     Raises:
         CheckpointError: those in its own folder are damaged, or of another model.
     """
     folder = place(info)
+    if not (folder / GRAPHS).is_file():
+        return None
     try:
-        return read(folder, info) if (folder / GRAPHS).is_file() else None
+        check_graphs(folder, info)
     except CheckpointError:
         if folder == info.folder:
             raise
         return None
+    return folder
 
 
-def read(folder: Path, info: CheckpointInfo) -> Graphs:
-    """The graphs in a folder, which must be whole, and of this model.
+def check_graphs(folder: Path, info: CheckpointInfo) -> None:
+    """Refuse graphs that are not whole, or not of this model.
 
     Raises:
         CheckpointError: they are not.
@@ -265,7 +257,6 @@ def read(folder: Path, info: CheckpointInfo) -> Graphs:
         for name in (EMBED, EXTRACT):
             if checksum(folder / name) != facts["sha256"][name]:
                 raise CheckpointError(f"{folder / name}: damaged. {again}")
-        return Graphs(folder, facts["sample_rate_hz"], facts["true_level"], facts["least_samples"])
     except OSError as error:
         path = error.filename or folder
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}). {again}") from error
@@ -296,8 +287,6 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
         EngineError: a graph does not agree with torch.
         OutputError: the folder cannot be written.
     """
-    from mcspex_cli.checkpoint.checkpoint import load_checkpoint
-
     with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
         for name in (CONFIG, CARD):
@@ -305,14 +294,15 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
                 shutil.copyfile(info.folder / name, unfinished / name)
 
 
-def prepare(info: CheckpointInfo) -> Graphs:
+def prepare(info: CheckpointInfo) -> Path:
     """Put the graphs of a model into the cache.
+
+    Returns:
+        Their folder.
 
     Raises:
         CheckpointError, EngineError, OutputError: as `export_model`.
     """
-    from mcspex_cli.checkpoint.checkpoint import load_checkpoint
-
     check_installed(*EXPORTER)
     folder = place(info)
     try:
@@ -322,7 +312,7 @@ def prepare(info: CheckpointInfo) -> Graphs:
     files.sweep(folder.parent)
     with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
-    return read(folder, info)
+    return folder
 
 
 def export(system: System, info: CheckpointInfo, folder: Path) -> None:
@@ -346,7 +336,7 @@ def export(system: System, info: CheckpointInfo, folder: Path) -> None:
     document = {"fingerprint": fingerprint(info), **facts, "sha256": sums}
     (folder / GRAPHS).write_text(json.dumps(document, indent=2) + "\n")
     if find_spec(RUNNER):
-        _compare(system, OnnxRuntime(read(folder, info), EngineSettings("cpu", "float32")))
+        _compare(system, OnnxRuntime(folder, config, EngineSettings("cpu", "float32")))
 
 
 def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None:

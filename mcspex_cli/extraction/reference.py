@@ -123,7 +123,7 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
             two_voices = similarity < calibration.same_voice_parts
     quality = measure_quality(clip, len(used) / clip.sample_rate_hz, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
-    return Voice(engine.embed_checked([used]), (quality,), seconds, clip.warnings, (clip.name,))
+    return Voice(engine.embed([used]), (quality,), seconds, clip.warnings, (clip.name,))
 
 
 def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:

@@ -1,14 +1,14 @@
-"""What runs a network: arrays in, arrays out. torch is here, ONNX Runtime in `onnx`."""
+"""How a network is run: settings, runtimes, devices, precisions, and this process's own setup.
+
+Nothing here needs torch or NumPy to be imported: the command line takes its choices from here.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mcspex_cli.errors import EngineError
@@ -16,10 +16,9 @@ from mcspex_cli.errors import EngineError
 if TYPE_CHECKING:
     import torch
 
-    from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-    from mcspex_cli.model.systems import System
 
+RUNTIMES = ("torch", "onnx")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 MIN_WINDOW_S = 0.3
@@ -60,18 +59,16 @@ class EngineSettings:
     """What runs the network, one of `RUNTIMES`; "auto" is torch."""
 
     def __post_init__(self) -> None:
-        known = {"precision": PRECISIONS, "runtime": ("auto", *RUNTIMES)}
-        for what, names in known.items():
+        for what, names in (("precision", PRECISIONS), ("runtime", ("auto", *RUNTIMES))):
             name = getattr(self, what)
             if name not in names:
                 choices = ", ".join(names)
                 raise EngineError(f"{what} {name!r} is unknown. Use one of: {choices}.")
         if not isinstance(self.device, str):
             raise TypeError(f'device is text, such as "cuda:1", not {self.device!r}')
+        shortest_s = max(MIN_WINDOW_S, 2 * self.context_s + self.fade_s)
         if not (
-            self.context_s >= 0
-            and self.fade_s >= 0
-            and max(MIN_WINDOW_S, 2 * self.context_s + self.fade_s) <= self.window_s < math.inf
+            self.context_s >= 0 and self.fade_s >= 0 and shortest_s <= self.window_s < math.inf
         ):
             raise ValueError(
                 f"window_s must be {MIN_WINDOW_S} s or more and longer than twice context_s plus "
@@ -81,142 +78,16 @@ class EngineSettings:
             raise ValueError("batch and threads must be whole numbers, 0 or more")
 
 
-class OutOfMemoryError(Exception):
-    """The device has too little memory for so many samples at once."""
-
-
-class Runtime(ABC):
-    """A network that is ready to run; signals are float32 at `sample_rate_hz`."""
-
-    name: str
-    """Of `RUNTIMES`."""
-    sample_rate_hz: int
-    true_level: bool
-    """Whether an estimate has the target's own level; else its level is arbitrary."""
-    device: str
-    precision: str
-    batch: int
-    """How many signals at once pay off here."""
-    spread: float = 0.0
-    """As `SPREAD`; 0 if the signals of a batch must be equally long."""
-    embedding: int = 0
-    """The length of an embedding; 0 if it is not known."""
-
-    def has_finite_weights(self) -> bool:
-        """Whether all weights of the model are finite, as far as this runtime can tell."""
-        return True
-
-    @abstractmethod
-    def embed(self, references: Samples) -> Samples:
-        """Embed references [signal, sample] as [signal, embedding].
-
-        Raises:
-            OutOfMemoryError: they are too many, or too long, for the device.
-        """
-
-    @abstractmethod
-    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
-        """Extract from mixtures [sample], each for its voice [signal, embedding].
-
-        Returns:
-            The estimates, each as long as its mixture and the same as if it were computed alone.
-
-        Raises:
-            OutOfMemoryError: they are too many, or too long, for the device.
-        """
-
-
-class TorchRuntime(Runtime):
-    """A `System` in torch: folded on a CPU, under autocast on other devices.
-
-    Raises:
-        EngineError: the device or the precision is not available here.
-    """
-
-    name = "torch"
-    spread = SPREAD
-
-    def __init__(self, system: System, settings: EngineSettings) -> None:
-        import torch
-
-        from mcspex_cli.model.fused import can_fold, fold
-
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        device = choose_device(settings.device)
-        self.device, self.precision = str(device), choose_precision(settings.precision, device)
-        self.sample_rate_hz = system.config.sample_rate_hz
-        self.true_level = system.config.true_level
-        self.embedding = system.config.embedding
-        self.batch = ON_GPU if device.type == "cuda" else 1
-        dtype = getattr(torch, self.precision)
-        folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
-        self.system = fold(system, dtype) if folded else system.to(device).eval()
-        self._autocast = torch.autocast(
-            device.type, dtype, enabled=not folded and dtype != torch.float32
-        )
-        self._device, self._dtype = device, dtype if folded else torch.float32
-
-    def has_finite_weights(self) -> bool:
-        """As `Runtime.has_finite_weights`."""
-        return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
-
-    def embed(self, references: Samples) -> Samples:
-        """As `Runtime.embed`."""
-        with self._computing():
-            embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
-            return embeddings
-
-    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
-        """As `Runtime.extract`."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        counts = [len(mixture) for mixture in mixtures]
-        equal = min(counts) == max(counts)
-        padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
-        with self._computing():
-            lengths = None if equal else torch.tensor(counts, device=self._device)
-            estimates = self.system.extract(self._tensor(padded), self._tensor(voices), lengths)
-            rows = estimates.float().cpu().numpy()
-        return [row[:count] for row, count in zip(rows, counts, strict=True)]
-
-    def _tensor(self, values: Samples | torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return torch.as_tensor(values).to(self._device, self._dtype)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """The precision, and lack of memory told from other errors."""
-        import torch
-
-        try:
-            with torch.inference_mode(), self._autocast:
-                yield
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise OutOfMemoryError from error
-            raise
-
-
-def _load_torch(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
-    from mcspex_cli.checkpoint.checkpoint import load_checkpoint
-
-    return TorchRuntime(load_checkpoint(info), settings)
-
-
-def _load_onnx(info: CheckpointInfo, settings: EngineSettings) -> Runtime:
+def choose_runtime(
+    info: CheckpointInfo, settings: EngineSettings, seconds: float
+) -> EngineSettings:
+    """Settle what "auto" means for a single command with `seconds` of audio in all."""
+    if settings.runtime != "auto":
+        return settings
     from mcspex_cli.extraction import onnx
 
-    return onnx.load(info, settings)
-
-
-RUNTIMES: dict[str, Callable[[CheckpointInfo, EngineSettings], Runtime]] = {
-    "torch": _load_torch,
-    "onnx": _load_onnx,
-}
-"""What loads a checkpoint, by the name of the runtime that it gives."""
+    sooner = onnx.starts_sooner(info, settings, seconds)
+    return replace(settings, runtime="onnx" if sooner else "torch")
 
 
 def choose_device(name: str) -> torch.device:

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcspex_cli import audio
-from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, Samples
-from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.audio import Samples
+from mcspex_cli.extraction.engine import Engine, check_rate, check_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import SEGMENT_S, PresenceMeter
@@ -86,8 +86,7 @@ class Timing:
         Raises:
             ValueError: the latency is out of `LATENCIES_S`, or the rate not from 1 kHz to 1 MHz.
         """
-        if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
-            raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
+        check_rate(sample_rate_hz)
         if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
             low, high = LATENCIES_S
             raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
@@ -180,7 +179,7 @@ class LiveExtractor:
         """
         if self._flushed:
             raise ValueError("this stream was flushed. Begin a new one.")
-        channels, start = np.atleast_2d(_check(samples)), 0
+        channels, start = np.atleast_2d(check_samples("a block", samples, 1, 2, whole=False)), 0
         mono = audio.select(channels, "mix")[0]
         self._mix.add(channels, mono[None])
         while start < len(mono):
@@ -333,21 +332,3 @@ class _Stream:
         gate = np.full(len(samples), self._gate, np.float32)
         gate[:fade] = np.linspace(before, self._gate, fade)
         return samples * gate
-
-
-def _check(samples: Samples) -> Samples:
-    """Refuse what is no sound.
-
-    Raises:
-        TypeError: it is no array of numbers.
-        ValueError: it is neither [sample] nor [channel, sample], has no channel, or is not finite.
-    """
-    if not isinstance(samples, np.ndarray) or samples.dtype.kind != "f":
-        raise TypeError("samples must be a NumPy array of float numbers in -1..1.")
-    if samples.ndim not in (1, 2) or samples.shape[:-1] == (0,):
-        raise ValueError(f"samples of the shape {list(samples.shape)} are no sound; give [sample].")
-    with np.errstate(over="ignore"):
-        samples = samples.astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise ValueError("there are samples that are NaN or infinite.")
-    return samples

@@ -1,6 +1,9 @@
 """A recording of any length as windows of equal length, and back to one signal.
 
 ```
+samples ─┬─▶ the network's rate ─▶ without what is below 20 Hz ─▶ windows
+         └─▶ kept, where the residual or a mix needs them
+
 window k      |context|fade|        keep        |fade|context|
 window k+1                                      |fade|        keep ...
                                        context ^ discarded on both sides
@@ -15,12 +18,19 @@ norms see, and with it the answer. A signal shorter than a window is one window 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mcspex_cli.audio import Samples
+from mcspex_cli import files
+from mcspex_cli.audio import Resampler, Samples
+from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length
 
 LOWEST_HZ = 20.0
 """What is below this cannot be heard, and is not shown to a network."""
@@ -37,11 +47,6 @@ class Windowing:
     fade: int
 
     def __post_init__(self) -> None:
-        """Refuse lengths that keep nothing of a window.
-
-        Raises:
-            ValueError: a length is negative, or `hop` is below 1.
-        """
         if min(self.context, self.fade) < 0 or self.hop < 1:
             raise ValueError(f"{self} keeps nothing of a window")
 
@@ -151,3 +156,103 @@ def _convolved(samples: Samples, taps: Samples) -> Samples:
     spectrum = np.fft.rfft(samples, size) * np.fft.rfft(taps, size)
     valid = np.fft.irfft(spectrum, size)[..., len(taps) - 1 : samples.shape[-1]]
     return valid.astype(np.float32)
+
+
+class Store:
+    """Blocks [channel, sample] until they are needed again: in memory, or on the disk if long.
+
+    Args:
+        folder: where the file of a long one is; the system's temporary folder if it is None.
+    """
+
+    IN_MEMORY_BYTES = 2**24
+    READ_SAMPLES = 2**18
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder or Path(tempfile.gettempdir())
+        self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (see close)
+            self.IN_MEMORY_BYTES, dir=str(self._folder)
+        )
+
+    def append(self, block: Samples) -> None:
+        """Add a block.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            self._file.write(np.ascontiguousarray(block.T).data)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def read(self, channels: int, samples: int) -> Iterator[Samples]:
+        """Give all back, cut or completed to `samples`: resampling there and back may be off.
+
+        Raises:
+            OutputError: as `append`.
+        """
+        try:
+            self._file.seek(0)
+        except OSError as error:
+            raise self._failure(error) from error
+        for start in range(0, samples, self.READ_SAMPLES):
+            length = min(self.READ_SAMPLES, samples - start)
+            data = self._file.read(4 * channels * length)
+            block = np.frombuffer(data, np.float32).reshape(-1, channels).T
+            yield np.pad(block, ((0, 0), (0, length - block.shape[1])))
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        with suppress(OSError):
+            self._file.close()
+
+    __del__ = close  # for mixtures that are abandoned
+
+    def _failure(self, error: OSError) -> OutputError:
+        return files.output_error(self._folder, error, "a temporary file cannot be written")
+
+
+@dataclass(eq=False)
+class Mixture:
+    """An open mixture, which is read once."""
+
+    name: str
+    sample_rate_hz: int
+    channels: int
+    blocks: Iterable[Samples]
+    """[channel, sample] at its own rate."""
+    announced_s: float = 0.0
+    """Its length, as its header says."""
+    start_s: float = 0.0
+    """Where its sound begins in its container."""
+    kept: Store | None = None
+    """Gets every block, if it is not None."""
+    warnings: Callable[[], list[str]] = list
+    """What is wrong with it though it can be read; complete once all is read."""
+    samples: int = field(default=0, init=False)
+    """Read so far, of each channel."""
+
+    def windows(self, sample_rate_hz: int, windowing: Windowing) -> Iterator[Window]:
+        """Read it as windows at the rate of a network.
+
+        Raises:
+            AudioError: it cannot be read, or is shorter than 0.3 s.
+            OutputError: the disk is too full to keep it.
+        """
+        return cut(without_rumble(self._resampled(sample_rate_hz), sample_rate_hz), windowing)
+
+    def _resampled(self, sample_rate_hz: int) -> Iterator[Samples]:
+        resampler = Resampler(self.sample_rate_hz, sample_rate_hz, self.channels)
+        for block in self.blocks:
+            self.samples += block.shape[1]
+            if self.kept:
+                self.kept.append(block)
+            yield resampler.step(block, last=False)
+        seconds = self.samples / self.sample_rate_hz
+        if seconds < MIN_SIGNAL_S and self.warnings():  # of a damaged file this much is left
+            raise AudioError(
+                f"{self.name}: is damaged, and only {seconds:.2f} s of it can be read, which is "
+                "too short. Export it again from the original."
+            )
+        check_length(self.name, seconds)
+        yield resampler.step(np.zeros((self.channels, 0), np.float32), last=True)

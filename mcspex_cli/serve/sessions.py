@@ -18,7 +18,7 @@ from typing import Any, cast
 from mcspex_cli import audio, files, text
 from mcspex_cli.errors import AudioError, McspexError, OutputError
 from mcspex_cli.extraction.clip import LONGEST_READ_S
-from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, check_distinct, inspect
+from mcspex_cli.extraction.job import ExtractionOptions, check_distinct, open_mixture
 from mcspex_cli.extraction.profile import SUFFIX as PROFILE_SUFFIX
 from mcspex_cli.extraction.profile import (
     Enrolment,
@@ -27,7 +27,6 @@ from mcspex_cli.extraction.profile import (
     read_profile,
     write_profile,
 )
-from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.serve.extractions import SOUNDS, Extraction, ExtractionRequest, Extractions
 from mcspex_cli.serve.recording import Recording, Upload
 
@@ -135,10 +134,8 @@ class Session:
             raise AudioError(f"{upload.name}: {error}.") from error
         before = self.recording
         is_new = before is None or before.upload != upload
-        outputs = Outputs(self.folder / "voice.wav")
         try:
-            reader = inspect(Job(upload.path, _no_voice, outputs), options).reader
-            assert reader is not None
+            reader = open_mixture(upload.path, options)
             self.recording = Recording(upload, reader.info, options, self._max_bytes)
         except McspexError:
             if is_new:
@@ -299,11 +296,6 @@ class Session:
         if self.extraction:
             self.extraction.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _no_voice() -> Voice:
-    """The voice of a recording that is only inspected."""
-    raise AudioError("whose voice it is was not said yet.")
 
 
 class Sessions:

@@ -14,19 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.checkpoint.config import GRAPHS, SystemFields
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
-from mcspex_cli.extraction.engine import Engine, choose_runtime, open_engine
-from mcspex_cli.extraction.onnx import EMBED, EXTRACT, Graphs, OnnxRuntime
-from mcspex_cli.extraction.runtime import (
-    EngineSettings,
-    OutOfMemoryError,
-    TorchRuntime,
-    share_cores,
-)
+from mcspex_cli.extraction.engine import Engine, OutOfMemoryError, TorchRuntime, open_engine
+from mcspex_cli.extraction.onnx import EMBED, EXTRACT, OnnxRuntime
+from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, share_cores
 from mcspex_cli.model.systems import System, build, sized
 from tests.conftest import RATE_HZ, buzz
 
@@ -53,15 +47,20 @@ def info_of(system: System, folder: Path) -> CheckpointInfo:
 @pytest.fixture(scope="module", params=DESIGNS)
 def design(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[System, Graphs]:
-    """A small system of every design with random weights, and its graphs."""
+) -> tuple[System, Path]:
+    """A small system of every design with random weights, and the folder of its graphs."""
     torch.manual_seed(1)
     config = replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=2, stacks=1)
     system = build(replace(config, **DESIGNS[request.param])).eval().requires_grad_(False)
     folder = tmp_path_factory.mktemp("graphs")
     info = info_of(system, folder)
     graphs.export(system, info, folder)
-    return system, graphs.read(folder, info)
+    graphs.check_graphs(folder, info)
+    return system, folder
+
+
+def runtime_of(design: tuple[System, Path], settings: EngineSettings = SETTINGS) -> OnnxRuntime:
+    return OnnxRuntime(design[1], design[0].config, settings)
 
 
 def agree(made: np.ndarray, expected: np.ndarray, by_db: float = 80) -> bool:
@@ -71,9 +70,9 @@ def agree(made: np.ndarray, expected: np.ndarray, by_db: float = 80) -> bool:
     return bool(off < np.square(expected).sum() * 10 ** (-by_db / 10))
 
 
-def test_a_runtime_gives_what_torch_gives(design: tuple[System, Graphs]) -> None:
-    system, made = design
-    exact, other = TorchRuntime(system, SETTINGS), OnnxRuntime(made, SETTINGS)
+def test_a_runtime_gives_what_torch_gives(design: tuple[System, Path]) -> None:
+    exact, other = TorchRuntime(design[0], SETTINGS), runtime_of(design)
+    system = design[0]
     assert (other.sample_rate_hz, other.true_level) == (RATE_HZ, system.config.true_level)
     assert (other.device, other.precision, other.batch) == ("cpu", "float32", 1)
     for length in (system.least_reference_samples, 5000, 8001):
@@ -87,21 +86,20 @@ def test_a_runtime_gives_what_torch_gives(design: tuple[System, Graphs]) -> None
         assert agree(np.stack(other.extract(mixtures[:1], voices[:1])), expected[:1])
 
 
-def test_a_long_signal_in_windows_is_what_torch_makes_of_it(design: tuple[System, Graphs]) -> None:
-    system, made = design
-    exact, other = Engine(system, SETTINGS), Engine(OnnxRuntime(made, SETTINGS), SETTINGS)
+def test_a_long_signal_in_windows_is_what_torch_makes_of_it(design: tuple[System, Path]) -> None:
+    exact, other = Engine(design[0], SETTINGS), Engine(runtime_of(design), SETTINGS)
     mixture, reference = buzz(100, 4.71), buzz(200, 1)
     expected = exact.extract(mixture, exact.embed([reference]))
     assert agree(other.extract(mixture, other.embed([reference])), expected)
 
 
 def test_a_graph_says_what_it_is_and_nothing_of_whose_disk_it_is_from(
-    design: tuple[System, Graphs],
+    design: tuple[System, Path],
 ) -> None:
     import onnx
 
     for name, inputs in ((EMBED, ["reference"]), (EXTRACT, ["mixture", "embedding"])):
-        model = onnx.load(design[1].folder / name)
+        model = onnx.load(design[1] / name)
         onnx.checker.check_model(model)
         said = {entry.key: entry.value for entry in model.metadata_props}
         assert said["sample_rate_hz"] == str(RATE_HZ)
@@ -121,17 +119,17 @@ def test_a_graph_says_what_it_is_and_nothing_of_whose_disk_it_is_from(
     ],
 )
 def test_what_onnx_cannot_do_is_refused(
-    design: tuple[System, Graphs], change: dict[str, str], message: str
+    design: tuple[System, Path], change: dict[str, str], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
-        OnnxRuntime(design[1], replace(SETTINGS, **change))
+        runtime_of(design, replace(SETTINGS, **change))
 
 
 def test_a_graph_that_is_none_is_one_line(tmp_path: Path) -> None:
     for name in (EMBED, EXTRACT):
         (tmp_path / name).write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"cannot load .*\. Update it, or use --runtime torch"):
-        OnnxRuntime(Graphs(tmp_path, RATE_HZ, False, 40), SETTINGS)
+        OnnxRuntime(tmp_path, sized("mcspex", "tiny", RATE_HZ, 4), SETTINGS)
 
 
 class Session:
@@ -142,9 +140,6 @@ class Session:
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider"] * self.works + ["CPUExecutionProvider"]
-
-    def get_outputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(shape=["batch", 8])]
 
 
 @pytest.mark.parametrize(
@@ -160,17 +155,17 @@ def test_onnx_takes_a_gpu_that_it_can_use(
     both = [["CUDAExecutionProvider", "CPUExecutionProvider"]]
     monkeypatch.setattr(onnxruntime, "get_available_providers", both.pop)
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_: Session(works))
-    made, settings = Graphs(tmp_path, RATE_HZ, False, 40), replace(SETTINGS, device=device)
+    config, settings = sized("mcspex", "tiny", RATE_HZ, 4), replace(SETTINGS, device=device)
     if not used:
         with pytest.raises(EngineError, match="device 'cuda' is not available to onnx"):
-            OnnxRuntime(made, settings)
+            OnnxRuntime(tmp_path, config, settings)
         return
-    runtime = OnnxRuntime(made, settings)
+    runtime = OnnxRuntime(tmp_path, config, settings)
     assert (runtime.device, runtime.batch) == (used, 1 if used == "cpu" else 16)
 
 
-def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Graphs]) -> None:
-    runtime = OnnxRuntime(design[1], SETTINGS)
+def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Path]) -> None:
+    runtime = runtime_of(design)
 
     def fail(*_: object) -> np.ndarray:
         raise RuntimeError("std::bad_alloc")
@@ -181,13 +176,13 @@ def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Graphs
 
 
 def test_graphs_that_are_not_the_system_are_not_kept(
-    design: tuple[System, Graphs], tiny: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    design: tuple[System, Path], tiny: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(_: System, name: str, path: Path, __: dict[str, str]) -> None:
-        shutil.copyfile(design[1].folder / name, path)
+        shutil.copyfile(design[1] / name, path)
 
     monkeypatch.setattr(graphs, "_write", write)
-    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda _: tiny)
+    monkeypatch.setattr(graphs, "load_checkpoint", lambda _: tiny)
     with pytest.raises(EngineError, match=r"embed.onnx: differs from torch by .*, which is too"):
         graphs.export_model(info_of(tiny, tmp_path / "none"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -219,21 +214,22 @@ def info(tiny_folder: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_auto_is_torch_but_for_little_audio(
     info: CheckpointInfo, change: dict[str, str], seconds: float, expected: str
 ) -> None:
-    assert choose_runtime(info, EngineSettings(**change), seconds) == expected  # type: ignore[arg-type]
+    chosen = choose_runtime(info, EngineSettings(**change), seconds)  # type: ignore[arg-type]
+    assert chosen == EngineSettings(**change | {"runtime": expected})  # type: ignore[arg-type]
 
 
 def test_auto_takes_nothing_that_is_not_prepared(
     info: CheckpointInfo, no_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MCSPEX_CACHE", str(no_cache))
-    assert choose_runtime(info, EngineSettings(), 3) == "torch"
+    assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
 
 
 def test_auto_takes_nothing_that_is_not_installed(
     info: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "find_spec", lambda name: name != "onnxruntime" or None)
-    assert choose_runtime(info, EngineSettings(), 3) == "torch"
+    assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
 
 
 def test_an_engine_is_opened_with_the_runtime_asked_for(info: CheckpointInfo) -> None:
@@ -270,13 +266,13 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
     else:
         (folder / GRAPHS).write_text("[1")
     assert graphs.find(info) is None
-    assert choose_runtime(info, EngineSettings(), 3) == "torch"
+    assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
     assert graphs.lacks_graphs(info)
 
-    def prepare(_: CheckpointInfo) -> Graphs:
+    def prepare(_: CheckpointInfo) -> Path:
         for path in good.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
-        return graphs.read(folder, info)
+        return folder
 
     monkeypatch.setattr(graphs, "prepare", prepare)
     assert open_engine(info, replace(SETTINGS, runtime="onnx")).runtime.name == "onnx"
@@ -285,7 +281,7 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
 def test_graphs_of_another_config_are_refused(info: CheckpointInfo) -> None:
     other = replace(info, config=msgspec.structs.replace(info.config, true_level=True))
     with pytest.raises(CheckpointError, match=r"graphs of another model or mcspex\. Export"):
-        graphs.read(graphs.place(info), other)
+        graphs.check_graphs(graphs.place(info), other)
 
 
 def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
