@@ -25,7 +25,8 @@ import torch
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import save_checkpoint
-from mcspex_cli.model.systems import build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 
 RATE_HZ = 8000
 DIFFERENT = 250

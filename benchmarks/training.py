@@ -20,9 +20,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcspex_cli.checkpoint.config import parse_system, read_config
+from mcspex_cli.checkpoint.checkpoint import read_config
 from mcspex_cli.model.accelerated import accelerate
-from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.model.config import SystemConfig, sized
+from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.losses import si_sdr_db
 from mcspex_cli.training.optimiser import Optimiser
 from mcspex_cli.training.settings import OptimiserSettings
@@ -48,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     config = sized("mcspex", options.size, 16000, 745)
     if options.config:
-        config = parse_system(read_config(options.config.parent).system, options.config)
+        config = read_config(options.config.parent).system
     plain = build(config).train().to(options.device)
     print("network                    audio s/s  GFLOP/s  step s")
     networks = {

@@ -19,7 +19,8 @@ from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.extraction.onnx import lacks_graphs, prepare
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import choose_precision
-from mcspex_cli.model.systems import System, build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import System, build
 from tests.hub import Hub
 
 AUTO = choose_precision("auto", torch.device("cpu"))

@@ -20,8 +20,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import Engine, Extractor, audio, load_checkpoint, read_audio, si_sdr
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
-from mcspex_cli.checkpoint.config import read_config
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled, read_config
 from mcspex_cli.training.simulate import read_recipes, render
 from mcspex_cli.training.trainer import Progress, ProgressLog
 from tests.conftest import EXAMPLES, LIBRIMIX, ROOT, SHARED, needs_shared

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mcspex_cli.checkpoint import CARD, CONFIG, WEIGHTS, hub
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
-from mcspex_cli.checkpoint.config import CARD, CONFIG, WEIGHTS
-from mcspex_cli.checkpoint.hub import LARGEST_CARD, silenced
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard
 
 
 @dataclass(frozen=True)
 class Card:
     """A model card."""
 
-    metadata: Mapping[str, Any]
-    """What the Hub files a model by: license, tags, model-index, ..."""
-    results: Sequence[EvalResult]
-    """The measurements in the metadata's model-index."""
+    source: ModelCard
+    """Metadata, by which the Hub files a model (license, tags, model-index, ...), and text."""
+    licence: str | None
+    """The licence of the weights: an identifier like cc-by-4.0, or a name."""
+    numbers: list[str]
+    """The measurements, a line for each data set: "312 mixtures: SI-SDRi (dB) 6.86"."""
     text: str
-
-    @property
-    def licence(self) -> str | None:
-        """The licence of the weights: an identifier like cc-by-4.0, or a name."""
-        licence = self.metadata.get("license_name") or self.metadata.get("license")
-        return " ".join(licence.split())[:60] if isinstance(licence, str) else None
-
-    @property
-    def numbers(self) -> list[str]:
-        """The measurements, a line for each data set: "312 mixtures: SI-SDRi (dB) 6.86"."""
-        lines: dict[str, list[str]] = {}
-        for result in self.results:
-            if isinstance(result.metric_value, int | float | str):
-                number = f"{result.metric_name or result.metric_type} {result.metric_value}"
-                lines.setdefault(str(result.dataset_name), []).append(number[:60])
-        return [f"{data}: {', '.join(numbers)}" for data, numbers in lines.items()]
 
 
 def read_card(folder: Path) -> Card | None:
@@ -49,15 +34,29 @@ def read_card(folder: Path) -> Card | None:
     Raises:
         CheckpointError: It is not text or too long, or its metadata is not YAML.
     """
+    from huggingface_hub import ModelCard
+
     path = folder / CARD
     if not path.is_file():
         return None
-    if path.stat().st_size > LARGEST_CARD:
+    if path.stat().st_size > hub.LARGEST[CARD]:
         raise CheckpointError(f"{path}: is too long for a card. Shorten it.")
     try:
-        card = _parse(path.read_text("utf-8"))
-        metadata: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-        return Card(metadata, getattr(card.data, "eval_results", None) or (), card.text.strip())
+        with hub.silenced():
+            card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
+        facts = card.data.to_dict()  # type: ignore[no-untyped-call]
+        licence = facts.get("license_name") or facts.get("license")
+        by_data: dict[str, list[str]] = {}
+        for result in getattr(card.data, "eval_results", None) or ():
+            if isinstance(result.metric_value, int | float | str):
+                number = f"{result.metric_name or result.metric_type} {result.metric_value}"
+                by_data.setdefault(str(result.dataset_name), []).append(number[:60])
+        return Card(
+            card,
+            " ".join(licence.split())[:60] if isinstance(licence, str) else None,
+            [f"{data}: {', '.join(numbers)}" for data, numbers in by_data.items()],
+            card.text.strip(),
+        )
     except Exception as error:  # the YAML reader's errors have no common class
         raise CheckpointError(
             f"{path}: the metadata at its top is not valid YAML. Correct it."
@@ -80,9 +79,21 @@ def make_card(
         data: What it was trained on, one line each, with the licences.
         origin: Where the weights come from, in a sentence or more.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
-    results = _results(info)
+    gain_db = info.provenance.get("validation_si_sdr_i_db")
+    results = []
+    if isinstance(gain_db, float):
+        result = EvalResult(
+            task_type="audio-to-audio",
+            task_name="Target speaker extraction",
+            dataset_type="validation",
+            dataset_name="the run's validation mixtures",
+            metric_type="si-sdr-improvement",
+            metric_name="SI-SDRi (dB)",
+            metric_value=round(gain_db, 2),
+        )
+        results.append(result)
     metadata = ModelCardData(
         license=licence,
         library_name="mcspex",
@@ -93,14 +104,13 @@ def make_card(
     ).to_yaml()
     measured = "\n".join(f"{r.metric_name} on {r.dataset_name}: {r.metric_value}" for r in results)
     sources = "\n".join(f"- {line}" for line in data)
-    weights = f"{count_weights(info) / 1e6:.1f} M weights"
     return f"""---
 {metadata}
 ---
 
 # {name}
 
-{title(info)}, {weights}, {info.config.sample_rate_hz} Hz. {origin}
+{title(info)}, {count_weights(info) / 1e6:.1f} M weights, {info.config.sample_rate_hz} Hz. {origin}
 sha256 of `{WEIGHTS}`: `{info.sha256}`
 
 Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which
@@ -126,25 +136,15 @@ def title(info: CheckpointInfo) -> str:
     return titles.get(info.config.system, info.config.system)
 
 
-@dataclass(frozen=True)
-class Publication:
-    """Files for the Hub."""
-
-    files: dict[str, bytes]
-    new_card: str
-    """The whole text of README.md, if it is not the folder's."""
-
-
 def prepare_publication(
     info: CheckpointInfo, repo: str, licence: str | None, data: Sequence[str]
-) -> Publication:
-    """Load a model as its users will, and complete its card. Nothing is written or sent.
+) -> dict[str, bytes]:
+    """Load a model as its users will, complete its card, and return its files for the Hub.
 
     Raises:
         CheckpointError: The model does not load, or its card lacks what others need to know.
     """
     load_checkpoint(info)
-    files = {CONFIG: (info.folder / CONFIG).read_bytes(), WEIGHTS: info.weights.read_bytes()}
     card, path = read_card(info.folder), info.folder / CARD
     if card is None:
         if not licence or not data:
@@ -154,49 +154,23 @@ def prepare_publication(
             )
         minutes = info.provenance.get("minutes")
         origin = f"Trained for {minutes:.0f} minutes." if isinstance(minutes, float) else ""
-        text = make_card(info, repo, licence, data, origin)
-        return Publication({**files, CARD: text.encode()}, new_card=text)
-    if data or (licence and card.licence):
-        option = "--data" if data else "--license"
-        raise CheckpointError(f"{path}: already states this. Edit it, and leave out {option}.")
-    facts = {"license": licence, **card.metadata}
-    missing = [key for key in ("license", "library_name", "tags") if not facts.get(key)]
-    if facts.get("library_name", "mcspex") != "mcspex":
-        missing = ["library_name: mcspex"]
-    if missing:
-        raise CheckpointError(
-            f"{path}: the metadata at its top, between two lines of ---, lacks "
-            f"{', '.join(missing)}. Add them."
-        )
-    if not licence:
-        return Publication({**files, CARD: path.read_bytes()}, new_card="")
-    parsed = _parse(path.read_text("utf-8"))
-    parsed.data["license"] = licence
-    return Publication({**files, CARD: str(parsed).encode()}, new_card=str(parsed))
-
-
-def _parse(text: str) -> ModelCard:
-    """Read a card, even if its metadata is invalid."""
-    from huggingface_hub import ModelCard
-
-    with silenced():
-        return ModelCard(text, ignore_metadata_errors=True)
-
-
-def _results(info: CheckpointInfo) -> list[EvalResult]:
-    from huggingface_hub import EvalResult
-
-    gain_db = info.provenance.get("validation_si_sdr_i_db")
-    if not isinstance(gain_db, float):
-        return []
-    return [
-        EvalResult(
-            task_type="audio-to-audio",
-            task_name="Target speaker extraction",
-            dataset_type="validation",
-            dataset_name="the run's validation mixtures",
-            metric_type="si-sdr-improvement",
-            metric_name="SI-SDRi (dB)",
-            metric_value=round(gain_db, 2),
-        )
-    ]
+        text = make_card(info, repo, licence, data, origin).encode()
+    else:
+        if data or (licence and card.licence):
+            option = "--data" if data else "--license"
+            raise CheckpointError(f"{path}: already states this. Edit it, and leave out {option}.")
+        facts = {"license": licence, **card.source.data.to_dict()}  # type: ignore[no-untyped-call]
+        missing = [key for key in ("license", "library_name", "tags") if not facts.get(key)]
+        if facts.get("library_name", "mcspex") != "mcspex":
+            missing = ["library_name: mcspex"]
+        if missing:
+            raise CheckpointError(
+                f"{path}: the metadata at its top, between two lines of ---, lacks "
+                f"{', '.join(missing)}. Add them."
+            )
+        text = path.read_bytes()
+        if licence:
+            card.source.data["license"] = licence
+            text = str(card.source).encode()
+    config = (info.folder / CONFIG).read_bytes()
+    return {CONFIG: config, WEIGHTS: info.weights.read_bytes(), CARD: text}

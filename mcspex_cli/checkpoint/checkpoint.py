@@ -4,6 +4,13 @@
 "mcspex-16k" │ folder │ "org/name@revision"  ─ find_checkpoint ─ CheckpointInfo
 CheckpointInfo ─ load_checkpoint ─ System ─ save_checkpoint ─ folder
 ```
+
+A checkpoint is a folder with model.safetensors and config.json, which describes it:
+
+```json
+{"format": 1, "system": {"system": "mcspex", "sample_rate_hz": 8000, ...},
+ "sha256": "of model.safetensors", "provenance": {...}, "calibration": {...}}
+```
 """
 
 from __future__ import annotations
@@ -11,34 +18,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import reprlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint import hub
-from mcspex_cli.checkpoint.config import (
-    CONFIG,
-    COPY_AGAIN,
-    FILES,
-    FORMAT,
-    GRAPHS,
-    WEIGHTS,
-    Config,
-    SystemFields,
-    check_regular,
-    checksum,
-    largest_weights,
-    parse_system,
-    read_bytes,
-    read_config,
-    write_config,
-)
+from mcspex_cli.checkpoint import CARD, CONFIG, FILES, WEIGHTS, hub
 from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError
+from mcspex_cli.model.config import SystemConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +39,31 @@ if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
 
 DEFAULT_MODEL = "mcspex-16k"
+
+GRAPHS = "graphs.json"
+"""Lists the ONNX graphs in the folder of an exported model; see `mcspex_cli.extraction.onnx`."""
+
+FORMAT = 1
+"""Version of config.json; a newer one needs a newer mcspex."""
+
+COPY_AGAIN = "Copy the model again."
+
+_FORMER_CONSMS = {"steady": "film", "listening": "feature_film"}
+"""What `consm` was called in files of 0.6.0 and before."""
+
+Checked = TypeVar("Checked")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """config.json; unknown keys beside these are left alone."""
+
+    format: int = FORMAT
+    system: SystemConfig
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """Of the weights' file."""
+    provenance: dict[str, Any] = {}
+    calibration: Any = None
+    """See `mcspex_cli.extraction.presence`, which checks it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class CheckpointInfo:
     name: str
     folder: Path
     sha256: str
-    config: SystemFields
+    config: SystemConfig
     provenance: dict[str, Any]
     revision: str | None = None
     """The commit, if it comes from the Hub."""
@@ -153,13 +171,51 @@ def find_checkpoint(
     )
 
 
-def pull(name: hub.HubName, progress: hub.Progress | None = None) -> CheckpointInfo:
+def pull(name: hub.HubName, progress: Callable[[int, int], None] | None = None) -> CheckpointInfo:
     """Ask the Hub for `name` and download what is not on this disk yet.
 
+    The config is checked before the weights are asked for. The weights must have the size that
+    follows from it, and the checksums that it and the Hub state.
+
+    Args:
+        name: What to get.
+        progress: Gets the bytes received since the last call, and the bytes to be received in all.
+
     Raises:
-        CheckpointError, HubError, OutputError: As `hub.download`.
+        HubError: The Hub does not give it.
+        CheckpointError: It is not a model for this program, or it is incomplete.
+        OutputError: The disk is full.
     """
-    return _describe_snapshot(hub.download(name, progress))
+    listing = hub.look_up(name)
+    total = hub.missing_bytes(listing)
+
+    def advance(count: int) -> None:
+        if progress:
+            progress(count, total)
+
+    folder = hub.fetch(listing, CONFIG, advance).parent
+    try:
+        config, listed = read_config(folder, str(name), "Tell its author."), listing.files[WEIGHTS]
+        largest = _largest_bytes(new_system(config.system, name))
+        if listed.size > largest:
+            raise CheckpointError(
+                f"{name}: its weights have {listed.size:,} bytes, and its config's network has "
+                f"{largest:,} at most. Tell its author."
+            )
+        is_other = len(listed.digest) == 64 and listed.digest != config.sha256
+        if is_other or hub.checksum(hub.fetch(listing, WEIGHTS, advance)) != config.sha256:
+            raise CheckpointError(
+                f"{name}: its {CONFIG} belongs to other weights (sha256). Tell its author."
+            )
+    except HubError:
+        raise  # the config may be good
+    except CheckpointError:
+        hub.remove(name.repo, [listing.commit])
+        raise
+    if CARD in listing.files:
+        hub.fetch(listing, CARD, advance)
+    hub.point_to(listing)
+    return _describe_snapshot(hub.Snapshot(name.repo, listing.commit, folder))
 
 
 def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
@@ -203,17 +259,13 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
         CheckpointError: As `find_checkpoint`; or the weights are missing, damaged, not finite
             or do not fit the system that the config describes.
     """
-    import torch
-
-    from mcspex_cli.model.systems import build
-
     info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
-    config, path = parse_system(info.config, info.folder / CONFIG), info.weights
+    system, path = new_system(info.config, info.folder / CONFIG), info.weights
     if info.has_only_graphs:
         raise CheckpointError(
             f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. Use --runtime onnx."
         )
-    if info.weight_bytes > largest_weights(info.config, info.folder / CONFIG):
+    if info.weight_bytes > _largest_bytes(system):
         raise CheckpointError(
             f"{path}: has {info.weight_bytes:,} bytes, too many for this network. {info.remedy}"
         )
@@ -222,12 +274,51 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
         if read_config(info.folder).sha256 != info.sha256:
             raise CheckpointError(f"{info.folder}: was saved again meanwhile. Run this once more.")
         raise CheckpointError(f"{path}: its sha256 is not the one in {CONFIG}. {info.remedy}")
-    with torch.device("meta"):
-        system = build(config)
     tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-    _check_fit(path, system, tensors)
+    expected, actual = (
+        {(key, tensor.shape, tensor.dtype) for key, tensor in state.items()}
+        for state in (system.state_dict(), tensors)
+    )
+    if odd := {key for key, *_ in expected ^ actual}:
+        raise CheckpointError(
+            f"{path}: not the weights of this system: {first_names(sorted(odd))} have another "
+            "shape or kind of numbers. Use the config.json that came with them."
+        )
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: {first_names(bad)}: some numbers are not finite. Use another checkpoint."
+        )
+    return filled(system, tensors)
+
+
+def new_system(config: SystemConfig, where: object) -> System:
+    """Build the system that a config describes, without memory for its tensors.
+
+    Raises:
+        CheckpointError: The config names a part that does not exist; names `where`.
+    """
+    import torch
+
+    from mcspex_cli.model.systems import CHOICES, build
+
+    config = replace(config, consm=_FORMER_CONSMS.get(config.consm, config.consm))
+    for key, choices in CHOICES.items():
+        if (value := getattr(config, key)) not in choices:
+            known = ", ".join(choices)
+            raise CheckpointError(f"{where}: {key} {value[:60]!r} is unknown. Known: {known}.")
+    with torch.device("meta"):
+        return build(config)
+
+
+def filled(system: System, tensors: dict[str, Tensor]) -> System:
+    """Give a new system all of its tensors, for use and not for training."""
     system.load_state_dict(tensors, assign=True)
     return system.eval().requires_grad_(False)
+
+
+def _largest_bytes(system: System) -> int:
+    """How many bytes the file of a system's weights can have, in full precision."""
+    return 2**16 + sum(256 + 8 * int(t.numel()) for t in system.state_dict().values())
 
 
 def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, Tensor], str]:
@@ -297,15 +388,31 @@ def save_checkpoint(
             tensors[name] = rounded
     data = save(tensors)
     config = Config(
-        format=FORMAT,
-        system=SystemFields(**asdict(system.config)),
+        system=system.config,
         sha256=hashlib.sha256(data).hexdigest(),
         provenance=provenance,
         calibration=calibration,
     )
     with files.whole_folder(folder) as unfinished:
         (unfinished / WEIGHTS).write_bytes(data)
-        write_config(unfinished, config)
+        (unfinished / CONFIG).write_bytes(_as_json(config))
+
+
+def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
+    """Set or replace the calibration in a folder's config.json.
+
+    Raises:
+        CheckpointError: As `read_config`.
+        OutputError: It cannot be written.
+    """
+    read_config(folder)
+    raw = msgspec.json.decode((folder / CONFIG).read_bytes())  # with its unknown keys
+    with files.whole(folder / CONFIG) as partial:
+        partial.write_bytes(_as_json({**raw, "calibration": calibration}))
+
+
+def _as_json(config: Config | dict[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
@@ -358,12 +465,12 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
     except CheckpointError as error:
         problems.append(str(error).removeprefix(f"{info.folder}{os.sep}"))
     except (ImportError, OSError):  # torch is missing or broken: its absence is not the model's
-        if not info.weights.is_file() or checksum(info.weights) != info.sha256:
+        if not info.weights.is_file() or hub.checksum(info.weights) != info.sha256:
             problems.append(f"{WEIGHTS}: its sha256 is not the one in {CONFIG}. {info.remedy}")
     compared, hub_error = "its config", ""
     if info.revision and not offline:
         try:
-            wrong = hub.mismatches(hub.Snapshot(info.name, info.revision, info.folder))
+            wrong = hub.mismatches(info.name, info.revision, info.folder)
             problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
             compared = "its config and the Hub"
         except CheckpointError as error:
@@ -406,24 +513,94 @@ def _pull_again(repo: str, commit: str) -> str:
     return f"Get it again: mcspex models pull {repo} --revision {commit}"
 
 
-def _check_fit(path: Path, system: System, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that are missing, unexpected, of another shape or kind, or not finite."""
-    expected, actual = (
-        {(key, tensor.shape, tensor.dtype) for key, tensor in state.items()}
-        for state in (system.state_dict(), tensors)
-    )
-    if odd := sorted({key for key, *_ in expected ^ actual}):
-        raise CheckpointError(
-            f"{path}: not the weights of this system: {first_names(odd)} have another shape or "
-            "kind of numbers. Use the config.json that came with them."
+def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Config:
+    """Read and check a folder's config.json.
+
+    Args:
+        folder: A checkpoint's folder.
+        name: What errors call the checkpoint, if not by its folder.
+        remedy: What helps if the file is damaged.
+
+    Raises:
+        ForeignModel: It belongs to another program.
+        CheckpointError: It is missing, damaged or newer than this program, or a key has a value
+            that it must not have.
+    """
+    path, label = folder / CONFIG, f"{name}: {CONFIG}" if name else str(folder / CONFIG)
+    if not path.is_file():
+        raise CheckpointError(f"{name or folder}: not a model, because it has no {CONFIG}.")
+    if path.stat().st_size > hub.LARGEST[CONFIG]:
+        raise CheckpointError(f"{label}: too large for a model's. {remedy}")
+    try:
+        raw = msgspec.json.decode(read_bytes(path, remedy))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{label}: damaged. {remedy}") from error
+    if not isinstance(raw, dict) or not {"format", "system", "sha256"} <= raw.keys():
+        raise ForeignModel(
+            f"{label}: belongs to another program. mcspex runs MC-SpEx and SpEx+ only."
         )
-    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+    if raw["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: {first_names(bad)}: some numbers are not finite. Use another checkpoint."
+            f"{label}: has format {str(raw['format'])[:20]}, and this mcspex reads {FORMAT}. "
+            "Update mcspex: pip install -U mcspex"
         )
+    keys = raw["system"] if isinstance(raw["system"], dict) else ()
+    if unknown := [key for key in keys if key not in SystemConfig.__dataclass_fields__]:
+        raise CheckpointError(f"{label}: {unknown[0][:60]} is an unknown key. {_UPDATE}")
+    return check_fields(raw, Config, label)
 
 
-def first_names(names: list[str]) -> str:
+_UPDATE = "Is mcspex up to date?"
+
+
+def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:
+    """Convert `raw` to a class with typed fields.
+
+    Raises:
+        CheckpointError: A key is missing, or its value is impossible; names `where`.
+    """
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        if error.__cause__:  # of `SystemConfig`, which knows its own keys
+            raise CheckpointError(f"{where}: {error.__cause__}") from error
+        if field := re.search("required field `(.*)`", reason):
+            raise CheckpointError(f"{where}: {field[1]} is a missing key. {_UPDATE}") from error
+        value: Any = raw
+        for step in re.findall(r"\w+", place):
+            value = value[int(step) if isinstance(value, list | tuple) else step]
+        key, text = place.strip(".`").removeprefix("system."), reprlib.repr(value)
+        raise CheckpointError(f"{where}: {key} is {text}. {reason}.") from error
+
+
+def check_regular(path: Path, remedy: str) -> None:
+    """Refuse what is not a file, or a device or a pipe, from which reading may never end.
+
+    Raises:
+        CheckpointError: It is not a regular file.
+    """
+    if not path.is_file():
+        reason = "is not a regular file" if path.exists() else "is missing"
+        raise CheckpointError(f"{path}: {reason}. {remedy}")
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        CheckpointError: It is not one, or cannot be read.
+    """
+    check_regular(path, remedy)
+    try:
+        return path.read_bytes()
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: is larger than the memory. {remedy}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
+
+
+def first_names(names: Iterable[str]) -> str:
     """Return the first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    first, rest = (names := list(names))[:3], len(names) - 3
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")

@@ -14,8 +14,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,44 +23,46 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mcspex_cli import files
+from mcspex_cli.checkpoint import CARD, hub
+from mcspex_cli.checkpoint import checkpoint as ours
 from mcspex_cli.checkpoint.card import make_card, read_card
-from mcspex_cli.checkpoint.checkpoint import (
-    CheckpointInfo,
-    find_checkpoint,
-    first_names,
-    load_checkpoint,
-    read_tensors,
-    save_checkpoint,
-)
-from mcspex_cli.checkpoint.config import CARD, checksum, parse_system, read_bytes
 from mcspex_cli.errors import CheckpointError
+from mcspex_cli.model.config import SystemConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mcspex_cli.model.systems import System, SystemConfig
+    from mcspex_cli.model.systems import System
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 """A pattern in a name, and what replaces it."""
 
 _SCALES = ("short", "middle", "long")
 
+
+def _numbered(place: str, offset: int) -> Callable[[re.Match[str]], str]:
+    """Put the number in a name, `offset` added, into `place`."""
+    return lambda match: place.format(int(match[1]) + offset)
+
+
+def _by_scale(place: str, offset: int = 0) -> Callable[[re.Match[str]], str]:
+    """Put the number of the scale in a name, `offset` added, into `place`."""
+    return lambda match: place.format(_SCALES.index(match[1]) + offset)
+
+
 _RENAMES: tuple[Rename, ...] = (
-    (r"^encoder_1d_(short|middle|long)\.", lambda m: f"encoder.banks.{_SCALES.index(m[1])}."),
+    (r"^encoder_1d_(short|middle|long)\.", _by_scale("encoder.banks.{}.")),
     (r"^ln\.", "fusion.mixture.norm."),
     (r"^proj\.", "fusion.mixture.project."),
     (r"^aux_enc3\.0\.", "fusion.reference.norm."),
     (r"^aux_enc3\.1\.", "fusion.reference.project."),
-    (r"^aux_enc3\.([234])\.", lambda m: f"speaker.blocks.{int(m[1]) - 2}."),
+    (r"^aux_enc3\.([234])\.", _numbered("speaker.blocks.{}.", -2)),
     (r"^aux_enc3\.5\.", "speaker.project."),
     (r"^pred_linear\.", "classifier."),
-    (r"^conv_block_(\d{1,4})\.", lambda m: f"extractor.stacks.{int(m[1]) - 1}.condition."),
-    (
-        r"^conv_block_(\d{1,4})_other\.(\d{1,4})\.",
-        lambda m: f"extractor.stacks.{int(m[1]) - 1}.blocks.{m[2]}.",
-    ),
-    (r"^mask([123])\.", lambda m: f"masks.heads.{int(m[1]) - 1}."),
-    (r"^decoder_1d_([123])\.", lambda m: f"decoder.banks.{int(m[1]) - 1}."),
+    (r"^conv_block_(\d{1,4})\.", _numbered("extractor.stacks.{}.condition.", -1)),
+    (r"^conv_block_(\d{1,4})_other\.", _numbered("extractor.stacks.{}.blocks.", -1)),
+    (r"^mask([123])\.", _numbered("masks.heads.{}.", -1)),
+    (r"^decoder_1d_([123])\.", _numbered("decoder.banks.{}.", -1)),
     (r"\.conv1x1\.", ".widen."),
     (r"\.dconv\.", ".depthwise."),
     (r"\.sconv\.", ".narrow."),
@@ -88,12 +90,6 @@ class Layout:
     causal_norm: str = ""
     """The norm that only its causal network has, if its weights show everything else."""
 
-    def our_name(self, name: str) -> str:
-        """Return our name of a tensor; something that fits nothing of ours if there is none."""
-        for pattern, replacement in (*self.renames, *_RENAMES):
-            name = re.sub(pattern, replacement, name)
-        return name
-
 
 _LETTERS = {
     **{"L": "short", "N": "filters", "X": "blocks", "R": "stacks", "B": "channels", "H": "hidden"},
@@ -115,10 +111,7 @@ LAYOUTS = {
         (
             (r"^spk_encoder\.", "aux_enc3."),
             (r"\.norm([12])\.", r".lnorm\1."),
-            (
-                r"^decoder_1d_(short|middle|long)\.",
-                lambda m: f"decoder_1d_{_SCALES.index(m[1]) + 1}.",
-            ),
+            (r"^decoder_1d_(short|middle|long)\.", _by_scale("decoder_1d_{}.", 1)),
         ),
         {
             **{"L1": "short", "L2": "middle", "L3": "long", "N": "filters", "B": "blocks"},
@@ -133,11 +126,11 @@ LAYOUTS = {
             (r"^(?:encoder|decoder|spk_model)\.", ""),
             (
                 r"^separation\.separation\.(\d{0,3}[02468])\.",
-                lambda m: f"conv_block_{int(m[1]) // 2 + 1}.",
+                lambda match: f"conv_block_{int(match[1]) // 2 + 1}.",
             ),
             (
                 r"^separation\.separation\.(\d{0,3}[13579])\.separation\.",
-                lambda m: f"conv_block_{int(m[1]) // 2 + 1}_other.",
+                lambda match: f"conv_block_{int(match[1]) // 2 + 1}_other.",
             ),
             (r"\.PReLU_([12])\.", r".prelu\1."),
             (r"\.norm_([12])\.", r".lnorm\1."),
@@ -181,39 +174,37 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
             break
     else:
         raise CheckpointError(
-            f"{path}: its layers ({first_names(list(state))}) are not those of a known SpEx+. "
+            f"{path}: its layers ({ours.first_names(state)}) are not those of a known SpEx+. "
             f"Known: {', '.join(LAYOUTS)}."
         )
     weights = _Weights(path, {}, {})
     for theirs, tensor in state.items():
-        ours = layout.our_name(theirs)
-        if ours in weights.tensors:
-            raise weights.refusal([theirs, ours], "the same layer twice. Keep the one in use.")
-        weights.tensors[ours], weights.names[ours] = tensor, theirs
+        key = theirs
+        for pattern, replacement in (*layout.renames, *_RENAMES):
+            key = re.sub(pattern, replacement, key)
+        if key in weights.tensors:
+            raise weights.refusal([theirs, key], "the same layer twice. Keep the one in use.")
+        weights.tensors[key], weights.names[key] = tensor, theirs
     classified = any(key.startswith("classifier.") for key in weights.tensors)
-    ours_config = parse_system(asdict(_sizes(weights, layout, sample_rate_hz)), path)
+    sizes = _sizes(weights, layout, sample_rate_hz)
     notes = [f"Taken to work at {sample_rate_hz} Hz, which weights do not show."]
     if config:
-        _compare(config, layout, ours_config, classified)
+        _compare(config, layout, sizes, classified)
     elif not layout.causal_norm:
         notes.append("Assumed to be non-causal with ReLU masks: the weights do not say.")
     if not classified:
         notes.append(
             "It has no speaker classifier; the model gets one for a single speaker, with zeros."
         )
-    return Conversion(_assemble(weights, ours_config, classified), name, tuple(notes))
+    return Conversion(_assemble(weights, sizes, classified), name, tuple(notes))
 
 
 def save_conversion(
     conversion: Conversion, source: Path, folder: Path, licence: str | None, *, half: bool
 ) -> None:
-    """Write a conversion of the file `source` to a folder, with a card that says so.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    origin = {"file": source.name, "sha256": checksum(source), "layout": conversion.layout}
-    save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
+    """Write a conversion of the file `source` to a folder, with a card that says so."""
+    origin = {"file": source.name, "sha256": hub.checksum(source), "layout": conversion.layout}
+    ours.save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
     text = (
         f"Converted from `{source.name}` (sha256 `{origin['sha256']}`), whose layers are named as "
         f"in {conversion.layout}."
@@ -222,7 +213,12 @@ def save_conversion(
 
 
 def save_at_sample_rate(
-    info: CheckpointInfo, sample_rate_hz: int, folder: Path, licence: str | None, *, half: bool
+    info: ours.CheckpointInfo,
+    sample_rate_hz: int,
+    folder: Path,
+    licence: str | None,
+    *,
+    half: bool,
 ) -> None:
     """Write a checkpoint of ours, taken to another sample rate, to a folder.
 
@@ -230,44 +226,26 @@ def save_at_sample_rate(
 
     Raises:
         CheckpointError: As `load_checkpoint` and `at_sample_rate`.
-        OutputError: The folder cannot be written.
     """
-    system = at_sample_rate(load_checkpoint(info), sample_rate_hz)
+    system = at_sample_rate(ours.load_checkpoint(info), sample_rate_hz)
     origin = {"model": info.label, "sha256": info.sha256}
     provenance = {**info.provenance, "resampled_from": origin}
-    save_checkpoint(folder, system, provenance, half=half, calibration=info.calibration)
+    ours.save_checkpoint(folder, system, provenance, half=half, calibration=info.calibration)
     text = (
         f"{info.label} (sha256 `{info.sha256}`), taken from {info.config.sample_rate_hz} Hz to "
         f"{sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
         "output is the same; above, it has learned nothing."
     )
-    if card := read_card(info.folder):
-        more = f"\n## The card of {info.label}\n\n{card.text}\n"
-        _write_card(folder, licence or card.licence, text, more)
-    else:
-        _write_card(folder, licence, text)
+    card, more = read_card(info.folder), ""
+    if card:
+        licence, more = licence or card.licence, f"\n## The card of {info.label}\n\n{card.text}\n"
+    _write_card(folder, licence, text, more)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file; its names without what wrappers put before them."""
-    remedy = "Name a checkpoint's file."
-    state = read_tensors(path, remedy)[0] if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in ("model_state_dict", "models", "state_dict", "model"):
-        if isinstance(state, dict) and key in state:
-            state = state[key]
-            state = state[0] if isinstance(state, list | tuple) and state else state
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: has no state dict. Save the network's state_dict().")
-    for key, value in state.items():
-        if not isinstance(key, str) or not _is_plain(value):
-            raise CheckpointError(
-                f"{path}: {key} is not a plain tensor ({type(value).__name__}). "
-                "Save the network's state_dict()."
-            )
-    for wrapper in ("module.", "_orig_mod.", "model."):  # DataParallel, torch.compile, Lightning
-        if all(key.startswith(wrapper) for key in state):
-            state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return state
+def _write_card(folder: Path, licence: str | None, origin: str, more: str = "") -> None:
+    info = ours.find_checkpoint(folder)
+    with files.whole(folder / CARD) as partial:
+        partial.write_text(make_card(info, info.name, licence, origin=origin) + more, "utf-8")
 
 
 def at_sample_rate(system: System, sample_rate_hz: int) -> System:
@@ -289,8 +267,6 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
     """
     import torch
 
-    from mcspex_cli.model.systems import build
-
     old = system.config
     ratio = Fraction(sample_rate_hz, old.sample_rate_hz)
     if any(length * ratio % 1 for length in (*old.windows, old.hop)):
@@ -299,46 +275,66 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
             f"{old.hop} at {old.sample_rate_hz} Hz have no whole number of samples there. "
             f"Use a multiple of {old.sample_rate_hz} Hz."
         )
-    short, middle, long = (1000 * length / old.sample_rate_hz for length in old.windows)
-    config = replace(
-        old,
-        sample_rate_hz=sample_rate_hz,
-        windows_ms=(short, middle, long),
-        hop_ms=1000 * old.hop / old.sample_rate_hz,
-    )
+    exact = {
+        **asdict(old),
+        "sample_rate_hz": sample_rate_hz,
+        "windows_ms": [1000 * length / old.sample_rate_hz for length in old.windows],
+        "hop_ms": 1000 * old.hop / old.sample_rate_hz,
+    }
+    config = ours.check_fields(exact, SystemConfig, f"{sample_rate_hz} Hz")
+
+    def resampled(filters: Tensor) -> Tensor:
+        """Interpolate filters [..., tap] by sinc functions to `ratio` times as many taps."""
+        taps = torch.arange(filters.shape[-1], dtype=torch.float64)
+        new = torch.arange(int(filters.shape[-1] * ratio), dtype=torch.float64) / float(ratio)
+        band = min(1.0, float(ratio))
+        kernel = band * torch.sinc(band * (new[:, None] - taps))
+        return (filters.double() @ kernel.T.to(filters.device)).to(filters.dtype)
+
     tensors = {key: tensor.detach().clone() for key, tensor in system.state_dict().items()}
     for scale in range(len(old.windows)):
         encoder, decoder = f"encoder.banks.{scale}.weight", f"decoder.banks.{scale}.weight"
-        tensors[encoder] = _resampled(tensors[encoder], ratio) / float(ratio)
-        tensors[decoder] = _resampled(tensors[decoder], ratio)
-    with torch.device("meta"):
-        converted = build(parse_system(asdict(config), f"{sample_rate_hz} Hz"))
-    converted.load_state_dict(tensors, assign=True)
-    return converted.eval().requires_grad_(False)
+        tensors[encoder] = resampled(tensors[encoder]) / float(ratio)
+        tensors[decoder] = resampled(tensors[decoder])
+    return ours.filled(ours.new_system(config, f"{sample_rate_hz} Hz"), tensors)
 
 
-def _resampled(filters: Tensor, ratio: Fraction) -> Tensor:
-    """Interpolate filters [..., tap] by sinc functions to `ratio` times as many taps."""
-    import torch
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the state dict in a file; its names without what wrappers put before them."""
+    from torch import Tensor, strided
 
-    old = torch.arange(filters.shape[-1], dtype=torch.float64)
-    new = torch.arange(int(filters.shape[-1] * ratio), dtype=torch.float64) / float(ratio)
-    band = min(1.0, float(ratio))
-    kernel = band * torch.sinc(band * (new[:, None] - old))
-    return (filters.double() @ kernel.T.to(filters.device)).to(filters.dtype)
+    remedy = "Name a checkpoint's file."
+    is_pickle = path.suffix != ".safetensors"
+    state: Any = _read_pickle(path, remedy) if is_pickle else ours.read_tensors(path, remedy)[0]
+    for key in ("model_state_dict", "models", "state_dict", "model"):
+        if isinstance(state, dict) and key in state:
+            state = state[key]
+            state = state[0] if isinstance(state, list | tuple) and state else state
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: has no state dict. Save the network's state_dict().")
+    for key, value in state.items():
+        is_plain = (
+            isinstance(value, Tensor)
+            and value.layout == strided
+            and not (value.is_nested or value.is_quantized or value.is_meta or value.is_complex())
+        )
+        if not isinstance(key, str) or not is_plain:
+            raise CheckpointError(
+                f"{path}: {key} is not a plain tensor ({type(value).__name__}). "
+                "Save the network's state_dict()."
+            )
+    tensors: dict[str, Tensor] = state
+    for wrapper in ("module.", "_orig_mod.", "model."):  # DataParallel, torch.compile, Lightning
+        if all(key.startswith(wrapper) for key in tensors):
+            tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
+    return tensors
 
 
-def _write_card(folder: Path, licence: str | None, origin: str, more: str = "") -> None:
-    info = find_checkpoint(folder)
-    with files.whole(folder / CARD) as partial:
-        partial.write_text(make_card(info, info.name, licence, origin=origin) + more, "utf-8")
-
-
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, remedy: str) -> Any:
     """Read what torch.save wrote, as far as it is tensors and plain containers."""
     import torch
 
-    file = io.BytesIO(read_bytes(path, "Name a checkpoint's file."))
+    file = io.BytesIO(ours.read_bytes(path, remedy))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about formats that are refused below anyway
         try:
@@ -351,15 +347,6 @@ def _read_pickle(path: Path) -> Any:
             raise CheckpointError(f"{path}: {text}") from error
 
 
-def _is_plain(value: object) -> bool:
-    """Whether this is a dense tensor of real numbers."""
-    from torch import Tensor, strided
-
-    if not isinstance(value, Tensor) or value.is_nested or value.is_quantized or value.is_meta:
-        return False
-    return value.layout == strided and not value.is_complex()
-
-
 @dataclass(frozen=True)
 class _Weights:
     """A foreign state dict by our names, with its own names for error messages."""
@@ -368,9 +355,9 @@ class _Weights:
     tensors: dict[str, Tensor]
     names: dict[str, str]
 
-    def refusal(self, keys: Collection[str], reason: str) -> CheckpointError:
+    def refusal(self, keys: Iterable[str], reason: str) -> CheckpointError:
         """Return an error about these tensors, by their own names where they have one."""
-        names = first_names([self.names.get(key, key) for key in keys])
+        names = ours.first_names(self.names.get(key, key) for key in keys)
         return CheckpointError(f"{self.path}: {names}: {reason}")
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -389,32 +376,32 @@ class _Weights:
 
 def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConfig:
     """Read all sizes from the tensors' shapes; `_assemble` sees whether they agree."""
-    from mcspex_cli.model.systems import SystemConfig
-
-    short, middle, long = (weights.shape(f"encoder.banks.{k}.weight")[2] for k in range(3))
+    filters = [weights.shape(f"encoder.banks.{k}.weight") for k in range(3)]
     first = "extractor.stacks.0"
     channels = weights.shape("fusion.mixture.project.weight")[0]
     reference = weights.shape("fusion.reference.project.weight")[0]
-    one, two, three = (weights.shape(f"speaker.blocks.{k}.conv_1.weight")[0] for k in range(3))
     classifier = weights.tensors.get("classifier.weight")
-    per_ms = max(sample_rate_hz, 1) / 1000  # `parse_system` checks the limits
-    return SystemConfig(
-        system="spexplus",
-        sample_rate_hz=sample_rate_hz,
-        windows_ms=(short / per_ms, middle / per_ms, long / per_ms),
-        hop_ms=short // 2 / per_ms,
-        filters=weights.shape("encoder.banks.0.weight")[0],
-        channels=channels,
-        hidden=weights.shape(f"{first}.condition.widen.weight")[0],
-        kernel=weights.shape(f"{first}.condition.depthwise.weight")[2],
-        blocks=1 + weights.count(rf"{first}\.blocks\.(\d+)\."),
-        stacks=weights.count(r"extractor\.stacks\.(\d+)\."),
-        norm=_norm(weights, layout),
-        reference_channels=0 if reference == channels else reference,
-        embedding=weights.shape("speaker.project.weight")[0],
-        speaker_channels=(one, two, three),
-        speakers=1 if classifier is None or not classifier.ndim else len(classifier),
-    )
+    per_ms = max(sample_rate_hz, 1) / 1000  # the limits are checked below
+    sizes = {
+        "system": "spexplus",
+        "sample_rate_hz": sample_rate_hz,
+        "windows_ms": [shape[2] / per_ms for shape in filters],
+        "hop_ms": filters[0][2] // 2 / per_ms,
+        "filters": filters[0][0],
+        "channels": channels,
+        "hidden": weights.shape(f"{first}.condition.widen.weight")[0],
+        "kernel": weights.shape(f"{first}.condition.depthwise.weight")[2],
+        "blocks": 1 + weights.count(rf"{first}\.blocks\.(\d+)\."),
+        "stacks": weights.count(r"extractor\.stacks\.(\d+)\."),
+        "norm": _norm(weights, layout),
+        "reference_channels": 0 if reference == channels else reference,
+        "embedding": weights.shape("speaker.project.weight")[0],
+        "speaker_channels": [
+            weights.shape(f"speaker.blocks.{k}.conv_1.weight")[0] for k in range(3)
+        ],
+        "speakers": 1 if classifier is None or not classifier.ndim else len(classifier),
+    }
+    return ours.check_fields(sizes, SystemConfig, weights.path)
 
 
 def _norm(weights: _Weights, layout: Layout) -> str:
@@ -439,13 +426,13 @@ def _compare(path: Path, layout: Layout, config: SystemConfig, classified: bool)
     """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
     remedy = "Give the mdl.json of the training."
     try:
-        raw = msgspec.json.decode(read_bytes(path, remedy), type=dict[str, Any])
+        raw = msgspec.json.decode(ours.read_bytes(path, remedy), type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON object. {remedy}") from error
     for key, value in {**_FIXED, **layout.fixed}.items():
         if raw.get(key, value) != value:
-            theirs, ours = (msgspec.json.encode(v).decode()[:60] for v in (raw[key], value))
-            raise CheckpointError(f"{path}: {key} is {theirs}; mcspex has SpEx+ with {ours} only.")
+            theirs, fixed = (msgspec.json.encode(v).decode()[:60] for v in (raw[key], value))
+            raise CheckpointError(f"{path}: {key} is {theirs}; mcspex has SpEx+ with {fixed} only.")
     facts = {**asdict(config), **dict(zip(_SCALES, config.windows, strict=True))}
     if not classified:
         del facts["speakers"]
@@ -461,23 +448,18 @@ def _assemble(weights: _Weights, config: SystemConfig, classified: bool) -> Syst
     """Fill our whole network with all of these tensors."""
     import torch
 
-    from mcspex_cli.model.systems import build
-
-    with torch.device("meta"):
-        system = build(config)
-    expected = system.state_dict()
+    system = ours.new_system(config, weights.path)
+    expected, tensors = system.state_dict(), dict(weights.tensors)
     if not classified:
-        weights.tensors.update(
-            {k: torch.zeros(t.shape) for k, t in expected.items() if k.startswith("classifier.")}
-        )
-    split = {k for k in expected if k.endswith(".condition.condition.weight")}
-    places = expected.keys() - split
-    if odd := [k for k in weights.tensors if k not in places or weights.names.get(k) == k]:
+        tensors |= {
+            k: torch.zeros(t.shape) for k, t in expected.items() if k.startswith("classifier.")
+        }
+    places = {key for key in expected if not key.endswith(".condition.condition.weight")}
+    if odd := [key for key in tensors if key not in places or weights.names.get(key) == key]:
         raise weights.refusal(odd, "no place for this in the SpEx+ that mcspex has.")
-    if missing := [k for k in expected if k in places and k not in weights.tensors]:
+    if missing := [key for key in expected if key in places and key not in tensors]:
         raise weights.refusal(missing, _MISSING)
-    tensors = dict(weights.tensors)
-    for key, tensor in weights.tensors.items():
+    for key, tensor in list(tensors.items()):
         if re.match(r"extractor\..*\.norm_[12]\.", key) and tensor.shape[1:] == (1,):
             tensors[key] = tensor.flatten()
         if match := re.match(r"(extractor\.stacks\.\d+\.condition\.)widen\.weight$", key):
@@ -487,12 +469,11 @@ def _assemble(weights: _Weights, config: SystemConfig, classified: bool) -> Syst
             tensors[key] = tensor[:, : config.channels]
             tensors[condition] = tensor[:, config.channels :].flatten(1)
             weights.names[condition] = weights.names[key]
-    if odd := [k for k, t in expected.items() if tensors[k].shape != t.shape]:
+    if odd := [key for key, t in expected.items() if tensors[key].shape != t.shape]:
         raise weights.refusal(odd, "not of the size that the other layers require.")
     values = {
         k: tensors[k].detach().to(t.dtype, copy=True).contiguous() for k, t in expected.items()
     }
-    if odd := [k for k, value in values.items() if not value.isfinite().all()]:
+    if odd := [key for key, value in values.items() if not value.isfinite().all()]:
         raise weights.refusal(odd, "some numbers are not finite. Use an earlier checkpoint.")
-    system.load_state_dict(values, assign=True)
-    return system.eval().requires_grad_(False)
+    return ours.filled(system, values)

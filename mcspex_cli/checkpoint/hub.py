@@ -15,43 +15,29 @@ headers would lead the client outside its cache is refused.
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.checkpoint.config import (
-    CARD,
-    CONFIG,
-    FILES,
-    LARGEST_CONFIG,
-    WEIGHTS,
-    Config,
-    checksum,
-    largest_weights,
-    read_config,
-)
+from mcspex_cli.checkpoint import CARD, CONFIG, FILES, WEIGHTS
 from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-Progress = Callable[[int, int], None]
-"""Gets the bytes received so far, and the bytes to be received in all."""
-
-LARGEST_CARD = 2**24
-_LARGEST = {CONFIG: LARGEST_CONFIG, CARD: LARGEST_CARD}
+LARGEST = {CONFIG: 2**20, CARD: 2**24}
 """Bytes; how large the weights can be follows from the config."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _ETAG = re.compile(rf'(?:W/)?"?(?:{_DIGEST.pattern})"?')
@@ -122,7 +108,7 @@ class Listing:
 
     def cached(self, file: str) -> Path | None:
         """Where the cache has a file of this commit, right or wrong; None if it has not."""
-        return cached_file(HubName(self.name.repo, self.commit), file)
+        return _cached_file(HubName(self.name.repo, self.commit), file)
 
 
 def parse_name(text: str) -> HubName | None:
@@ -131,6 +117,23 @@ def parse_name(text: str) -> HubName | None:
     if not match or len(match[1]) > 96 or re.search(r"--|\.git$", match[1]) or ".." in text:
         return None
     return HubName(match[1], match[2])
+
+
+def checksum(path: Path, *, git: bool = False) -> str:
+    """Return a file's sha256, or git's sha1 of it, as hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(0, "not a regular file", str(path))
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        if git:
+            digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def location() -> Path:
@@ -147,20 +150,25 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def cached_file(name: HubName, file: str) -> Path | None:
-    """Return where the cache has a file of a model, or None."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(name.repo, file, revision=name.revision, cache_dir=location())
-    return Path(path) if isinstance(path, str) else None
-
-
 def cached(name: HubName) -> Snapshot | None:
     """Return the downloaded model that a name stands for; None unless it is all there."""
-    config, weights = (cached_file(name, file) for file in (CONFIG, WEIGHTS))
+    config, weights = (_cached_file(name, file) for file in (CONFIG, WEIGHTS))
     if not config or not weights:
         return None
     return Snapshot(name.repo, config.parent.name, config.parent)
+
+
+def _cached_file(name: HubName, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name.repo, file, revision=name.revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _refs(folder: Path) -> dict[Path, str]:
+    """The files of the branches and tags in a repository's folder, each with its commit."""
+    paths = sorted(path for path in (folder / "refs").rglob("*") if path.is_file())
+    return {path: path.read_text().strip() for path in paths}
 
 
 def snapshots() -> list[Snapshot]:
@@ -171,41 +179,30 @@ def snapshots() -> list[Snapshot]:
     """
     commits = []
     for folder in sorted(location().glob("models--*")):
-        refs: dict[str, list[str]] = {}
-        for path in sorted((folder / "refs").rglob("*")):
-            if path.is_file():
-                ref = path.relative_to(folder / "refs").as_posix()
-                refs.setdefault(path.read_text().strip(), []).append(ref)
-        repo = "/".join(folder.name.split("--")[1:])
+        repo, refs = "/".join(folder.name.split("--")[1:]), _refs(folder)
         for path in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
             if _COMMIT.fullmatch(path.name) and os.path.lexists(path / CONFIG):
-                commits.append(Snapshot(repo, path.name, path, tuple(refs.get(path.name, ()))))
+                pointing = [ref for ref, commit in refs.items() if commit == path.name]
+                names = (ref.relative_to(folder / "refs").as_posix() for ref in pointing)
+                commits.append(Snapshot(repo, path.name, path, tuple(names)))
     return commits
 
 
 def remove(repo: str, commits: Collection[str]) -> int:
-    """Delete commits of a repository from the cache, and return how many bytes that frees.
-
-    Raises:
-        CheckpointError: The repository is damaged, so that it can only be deleted as a whole.
-    """
-    from huggingface_hub import scan_cache_dir
-
-    cache = scan_cache_dir(location())
-    whole = [r for r in cache.repos if (r.repo_type, r.repo_id) == ("model", repo)]
-    if whole:
-        strategy = replace(cache, repos=frozenset(whole)).delete_revisions(*commits)
-        strategy.execute()
-        return strategy.expected_freed_size
+    """Delete commits of a repository from the cache, and return how many bytes that frees."""
     folder = location() / f"models--{repo.replace('/', '--')}"
-    if not {path.name for path in folder.glob("snapshots/*")} <= set(commits):
-        raise CheckpointError(
-            f"{repo}: its files are damaged, so that it can only be deleted as a whole: "
-            f"mcspex models rm {repo}"
-        )
-    kept = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    size = sum(path.stat().st_size for path in kept)
-    shutil.rmtree(folder)
+    kept, gone = set[Path](), set[Path]()
+    for snapshot in folder.glob("snapshots/*"):
+        linked = {path.resolve() for path in snapshot.rglob("*") if path.is_file()}
+        (gone if snapshot.name in commits else kept).update(linked)
+    size = sum(path.stat().st_size for path in gone - kept)
+    refs = {ref for ref, commit in _refs(folder).items() if commit in commits}
+    for path in (gone - kept) | refs:
+        path.unlink()
+    for commit in commits:
+        shutil.rmtree(folder / "snapshots" / commit)
+    if not any(folder.glob("snapshots/*")):
+        shutil.rmtree(folder)
     return size
 
 
@@ -232,70 +229,117 @@ def look_up(name: HubName) -> Listing:
                 digest = str(fact.lfs.sha256 if fact.lfs else fact.blob_id)
                 listed[file] = ListedFile(int(fact.size or 0), digest)
         commit = str(info.sha)
-    _check_names(name, siblings)
+    missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in listed)
+    pickles = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
+    if WEIGHTS not in listed and any(file.endswith(pickles) for file in siblings):
+        raise CheckpointError(
+            f"{name}: has only pickled weights, which can run code. Download them yourself, then "
+            "mcspex models convert FILE -o FOLDER"
+        )
+    if missing:
+        raise CheckpointError(f"{name}: not an mcspex model, because it has no {missing}.")
     if not _COMMIT.fullmatch(commit) or not all(
         file.size > 0 and _DIGEST.fullmatch(file.digest) for file in listed.values()
     ):
-        raise HubError(f"{name}: {_NO_HUB.format(endpoint())}")
-    for file, largest in _LARGEST.items():
-        if file in listed and listed[file].size > largest:
-            size = listed[file].size
+        raise HubError(f"{name}: {_not_a_hub()}")
+    for file, largest in LARGEST.items():
+        if file in listed and (size := listed[file].size) > largest:
             raise CheckpointError(f"{name}: {file} has {size:,} bytes, too many for a model's.")
     return Listing(name, commit, listed)
 
 
-def download(name: HubName, progress: Progress | None = None) -> Snapshot:
-    """Ask the Hub for `name`, and download what the cache lacks of it.
-
-    The config is checked before the weights are asked for. The weights must have the size that
-    follows from it, and the checksums that it and the Hub state.
-
-    Raises:
-        HubError: The Hub does not give it.
-        CheckpointError: It is not a model for this program, or it is incomplete.
-        OutputError: The disk is full.
-    """
-    listing = look_up(name)
-    total, received = _check_space(listing), 0
-
-    def advance(count: int) -> None:
-        nonlocal received
-        received += count
-        if progress:
-            progress(received, total)
-
-    folder = _fetch(listing, CONFIG, advance).parent
-    try:
-        config = read_config(folder, str(name), "Tell its author.")
-        _check_weights(listing, config)
-        if checksum(_fetch(listing, WEIGHTS, advance)) != config.sha256:
-            raise CheckpointError(f"{name}: {_OTHER_WEIGHTS}")
-    except HubError:
-        raise  # the config may be good
-    except CheckpointError:
-        with suppress(CheckpointError):
-            remove(name.repo, [listing.commit])
-        raise
-    if CARD in listing.files:
-        _fetch(listing, CARD, advance)
-    revision = name.revision or "main"
-    if revision != listing.commit:
-        ref = folder.parents[1] / "refs" / revision
-        files.make_folders(ref.parent)
-        with files.whole(ref) as partial:
-            partial.write_text(listing.commit)
-    return Snapshot(name.repo, listing.commit, folder)
-
-
-def mismatches(snapshot: Snapshot) -> list[str]:
-    """Return the files of a downloaded model that differ from what the Hub lists.
+def mismatches(repo: str, commit: str, folder: Path) -> list[str]:
+    """Return the files in the folder of a downloaded commit that differ from what the Hub lists.
 
     Raises:
         HubError: The Hub cannot be asked.
     """
-    listed = look_up(HubName(snapshot.repo, snapshot.commit)).files
-    here = {file: snapshot.folder / file for file in listed if (snapshot.folder / file).is_file()}
-    return [file for file, path in here.items() if not listed[file].matches(path)]
+    listed = look_up(HubName(repo, commit)).files
+    here = [file for file in listed if (folder / file).is_file()]
+    return [file for file in here if not listed[file].matches(folder / file)]
+
+
+def missing_bytes(listing: Listing) -> int:
+    """Return how many bytes of a listing the cache lacks.
+
+    Raises:
+        OutputError: The disk has no room for them.
+    """
+    existing = next(above for above in (location(), *location().parents) if above.exists())
+    sizes = {f: path.stat().st_size for f in listing.files if (path := listing.cached(f))}
+    needed = sum(f.size for name, f in listing.files.items() if sizes.get(name) != f.size)
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OutputError(
+            f"{listing.name}: needs {needed / 1e6:.1f} MB, and {existing} has {free / 1e6:.1f} MB "
+            "free. Free some space, or set HF_HOME to a folder on another disk."
+        )
+    return needed
+
+
+def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
+    """Download a file of a listing, unless the cache has it with the listed checksum.
+
+    Args:
+        listing: What the Hub has.
+        file: One of its files.
+        advance: Gets the number of bytes whenever some arrive.
+
+    Raises:
+        HubError: The Hub does not give it, or gives something else.
+        OutputError: The disk is full.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    name, listed, path = listing.name, listing.files[file], listing.cached(file)
+    received = 0
+    if path and listed.matches(path):
+        return path
+
+    class Counter(tqdm):
+        """Counts bytes instead of showing them, and ends a download that does not end."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal received
+            received += int(n or 0)
+            advance(int(n or 0))
+            if received > listed.size:
+                raise HubError(f"{name}: {file} is larger than the Hub listed. Try again later.")
+
+        def update_transfer(self, n: float) -> None:
+            """Of bytes on the way, which `update` gets as well."""
+
+    for again in (path is not None, True):
+        with explained(name), _checked_answers(name):
+            answer = _client().hf_hub_download(
+                name.repo,
+                file,
+                revision=listing.commit,
+                force_download=again,
+                tqdm_class=Counter,
+            )
+        new = Path(answer)
+        if listed.matches(new):
+            return new
+        advance(-received)
+        received = 0
+    for part in (new.resolve(), new):
+        part.unlink(missing_ok=True)
+    raise HubError(f"{name}: {file} arrived damaged twice and was deleted. Try again later.")
+
+
+def point_to(listing: Listing) -> None:
+    """Have the branch or tag of a listing's name mean its commit from now on."""
+    revision = listing.name.revision or "main"
+    folder = listing.cached(CONFIG)
+    if folder and revision != listing.commit:
+        ref = folder.parents[2] / "refs" / revision
+        files.make_folders(ref.parent)
+        with files.whole(ref) as partial:
+            partial.write_text(listing.commit)
 
 
 def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
@@ -346,98 +390,10 @@ def endpoint() -> str:
     return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
 
 
-_NO_HUB = "{} does not answer as the Hub does. Check HF_ENDPOINT, proxy and firewall."
-_OTHER_WEIGHTS = f"its {CONFIG} belongs to other weights (sha256). Tell its author."
-
-
 def _client() -> HfApi:
     from huggingface_hub import HfApi
 
     return HfApi(library_name="mcspex", library_version=__version__)
-
-
-def _check_names(name: HubName, names: Collection[str]) -> None:
-    """Refuse a repository without a model's files."""
-    missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in names)
-    if missing and WEIGHTS not in names and any(file.endswith(_PICKLES) for file in names):
-        raise CheckpointError(
-            f"{name}: has only pickled weights, which can run code. Download them yourself, then "
-            "mcspex models convert FILE -o FOLDER"
-        )
-    if missing:
-        raise CheckpointError(f"{name}: not an mcspex model, because it has no {missing}.")
-
-
-def _check_weights(listing: Listing, config: Config) -> None:
-    """Refuse weights that cannot belong to a config, before any of them is downloaded."""
-    name, listed = listing.name, listing.files[WEIGHTS]
-    largest = largest_weights(config.system, name)
-    if listed.size > largest:
-        raise CheckpointError(
-            f"{name}: its weights have {listed.size:,} bytes, and its config's network has "
-            f"{largest:,} at most. Tell its author."
-        )
-    if len(listed.digest) == 64 and listed.digest != config.sha256:
-        raise CheckpointError(f"{name}: {_OTHER_WEIGHTS}")
-
-
-def _check_space(listing: Listing) -> int:
-    """Return how many bytes the cache lacks; refuse if the disk has no room for them."""
-    existing = next(above for above in (location(), *location().parents) if above.exists())
-    cached_sizes = {f: path.stat().st_size for f in listing.files if (path := listing.cached(f))}
-    needed = sum(f.size for name, f in listing.files.items() if cached_sizes.get(name) != f.size)
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OutputError(
-            f"{listing.name}: needs {needed / 1e6:.1f} MB, and {existing} has {free / 1e6:.1f} MB "
-            "free. Free some space, or set HF_HOME to a folder on another disk."
-        )
-    return needed
-
-
-def _fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
-    """Download a file of a commit, unless the cache has it with the listed checksum."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    name, listed, path = listing.name, listing.files[file], listing.cached(file)
-    received = 0
-    if path and listed.matches(path):
-        return path
-
-    class Counter(tqdm):
-        """Counts bytes instead of showing them, and ends a download that does not end."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            nonlocal received
-            received += int(n or 0)
-            advance(int(n or 0))
-            if received > listed.size:
-                raise HubError(f"{name}: {file} is larger than the Hub listed. Try again later.")
-
-        def update_transfer(self, n: float) -> None:
-            """Of bytes on the way, which `update` gets as well."""
-
-    for again in (path is not None, True):
-        with explained(name), _checked_answers(name):
-            answer = _client().hf_hub_download(
-                name.repo,
-                file,
-                revision=listing.commit,
-                cache_dir=location(),
-                force_download=again,
-                tqdm_class=Counter,
-            )
-        new = Path(answer)
-        if listed.matches(new):
-            return new
-        advance(-received)
-        received = 0
-    for part in (new.resolve(), new):
-        part.unlink(missing_ok=True)
-    raise HubError(f"{name}: {file} arrived damaged twice and was deleted. Try again later.")
 
 
 @contextmanager
@@ -452,15 +408,15 @@ def _checked_answers(name: HubName) -> Iterator[None]:
     from huggingface_hub.utils import _http
 
     def check(response: Any) -> None:
-        headers, status = response.headers, response.status_code
-        if _is_busy(status):
-            raise HubError(f"{name}: {_busy(status, headers)}")
+        headers = response.headers
+        if busy := _busy(response):
+            raise HubError(f"{name}: {busy}")
         commit = headers.get("X-Repo-Commit")
         etag = headers.get("X-Linked-Etag") or headers.get("ETag")
         if (commit is not None and not _COMMIT.fullmatch(commit)) or (
             response.request.method == "HEAD" and etag is not None and not _ETAG.fullmatch(etag)
         ):
-            raise HubError(f"{name}: {_NO_HUB.format(endpoint())}")
+            raise HubError(f"{name}: {_not_a_hub()}")
 
     def checked() -> Any:
         client = factory()
@@ -514,26 +470,25 @@ def _explanation(name: HubName, error: BaseException, *, writing: bool) -> Mcspe
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or type(error) is RuntimeError
     if wrapped and error.__cause__:
         return _explanation(name, error.__cause__, writing=writing)
-    disk = (*files.FULL, errno.EFBIG)
-    no_connection = OSError | ImportError | errors.HTTPError  # type: ignore[attr-defined]
     reason = str(error).partition("\n")[0] or type(error).__name__
-    if isinstance(error, errors.HfHubHTTPError):
-        text = _refusal(name, error, writing=writing)
-    elif isinstance(error, OSError) and (error.errno in disk or error.filename is not None):
-        return files.output_error(Path(error.filename or location()), error)
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        text = "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it."
-    elif isinstance(error, UnicodeError):
-        text = f"HF_TOKEN or HF_ENDPOINT is not plain text ({reason}). Set it anew."
-    elif writing and isinstance(error, ValueError):
-        text = f"the Hub does not accept it ({reason})."
-    elif reason.startswith("Consistency check"):
-        text = "a file came with another size than announced. Try again later."
-    elif isinstance(error, no_connection):
-        text = f"cannot reach {endpoint()} ({reason}). Check the connection. Models on this disk "
-        text += "work without it."
-    else:
-        text = _NO_HUB.format(endpoint())
+    match error:
+        case errors.HfHubHTTPError():
+            text = _refusal(name, error, writing=writing)
+        case OSError() if error.filename is not None or error.errno in (*files.FULL, errno.EFBIG):
+            return files.output_error(Path(error.filename or location()), error)
+        case errors.OfflineModeIsEnabled():
+            text = "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it."
+        case UnicodeError():
+            text = f"HF_TOKEN or HF_ENDPOINT is not plain text ({reason}). Set it anew."
+        case ValueError() if writing:
+            text = f"the Hub does not accept it ({reason})."
+        case _ if reason.startswith("Consistency check"):
+            text = "a file came with another size than announced. Try again later."
+        case OSError() | ImportError() | errors.HTTPError():  # type: ignore[attr-defined]
+            text = f"cannot reach {endpoint()} ({reason}). Check the connection. Models on this "
+            text += "disk work without it."
+        case _:
+            text = _not_a_hub()
     return HubError(f"{name}: {text}")
 
 
@@ -542,33 +497,36 @@ def _refusal(name: HubName, error: HfHubHTTPError, *, writing: bool) -> str:
     from huggingface_hub import errors, get_token
 
     status = error.response.status_code
-    not_found = isinstance(error, errors.RepositoryNotFoundError)
-    if isinstance(error, errors.GatedRepoError):
-        text = f"gated. Ask for access at {endpoint()}/{name.repo}, then {_LOG_IN}."
-    elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"has no revision {name.revision or 'main'}. Leave it out, or name another."
-    elif status == 401 and not not_found and get_token() is not None:
-        text = "the Hub rejects your token (401). Remove it, or set another."
-    elif writing and status in {401, 403, 404}:
-        text = f"you may not write there ({status}). With a token that may, {_LOG_IN}."
-    elif not_found:
-        text = "no such folder, and no such model on the Hub. Check the name; if it is private, "
-        text += f"{_LOG_IN}."
-    elif status in {401, 403}:
-        text = f"you may not read it ({status}). Check your access, and {_LOG_IN}."
-    elif _is_busy(status):
-        text = _busy(status, error.response.headers)
-    else:
-        text = f"the Hub refuses ({status}). Check the name and the revision."
+    is_unknown = isinstance(error, errors.RepositoryNotFoundError)
+    match error:
+        case errors.GatedRepoError():
+            text = f"gated. Ask for access at {endpoint()}/{name.repo}, then {_LOG_IN}."
+        case errors.RevisionNotFoundError():
+            text = f"has no revision {name.revision or 'main'}. Leave it out, or name another."
+        case _ if status == 401 and not is_unknown and get_token() is not None:
+            text = "the Hub rejects your token (401). Remove it, or set another."
+        case _ if writing and status in {401, 403, 404}:
+            text = f"you may not write there ({status}). With a token that may, {_LOG_IN}."
+        case errors.RepositoryNotFoundError():
+            text = "no such folder, and no such model on the Hub. Check the name; if it is "
+            text += f"private, {_LOG_IN}."
+        case _ if status in {401, 403}:
+            text = f"you may not read it ({status}). Check your access, and {_LOG_IN}."
+        case _:
+            refusal = f"the Hub refuses ({status}). Check the name and the revision."
+            text = _busy(error.response) or refusal
     return text
 
 
-def _is_busy(status: int) -> bool:
-    return status in {408, 429} or status >= 500
-
-
-def _busy(status: int, headers: Any) -> str:
-    wait = headers.get("Retry-After", "")
+def _busy(response: Any) -> str:
+    """Say that the Hub cannot answer now; nothing if it can."""
+    status, wait = response.status_code, response.headers.get("Retry-After", "")
+    if status not in {408, 429} and status < 500:
+        return ""
     when = f"in {wait} s" if wait.isdecimal() else "later"
     problem = "gets too many requests from here" if status == 429 else "has a problem"
     return f"the Hub {problem} ({status}). Try again {when}."
+
+
+def _not_a_hub() -> str:
+    return f"{endpoint()} does not answer as the Hub does. Check HF_ENDPOINT, proxy and firewall."

@@ -32,7 +32,7 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
 
     with console.progress(shown=not quiet) as bar:
         task = bar.add_task(str(name), total=None)
-        info = pull(name, lambda done, total: bar.update(task, completed=done, total=total))
+        info = pull(name, lambda count, total: bar.update(task, advance=count, total=total))
         received = int(bar.tasks[0].completed)
     load_checkpoint(info)
     if not quiet:
@@ -348,7 +348,7 @@ def push(
     If the folder has no README.md, one is made and sent, for which --license and --data are
     needed. The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from mcspex_cli.checkpoint import hub
+    from mcspex_cli.checkpoint import CARD, hub
     from mcspex_cli.checkpoint.card import prepare_publication
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
@@ -356,18 +356,19 @@ def push(
     if target is None:
         raise click.UsageError(f"{name} is not of the form org/name[@branch].")
     info = find_checkpoint(model, offline=True)
-    publication = prepare_publication(info, target.repo, licence, data)
-    for file, content in publication.files.items():
+    contents = prepare_publication(info, target.repo, licence, data)
+    for file, content in contents.items():
         console.say(f"{file:20}{console.size(len(content)):>10}")
-    if publication.new_card:
-        for row in ("", *publication.new_card.splitlines()):
+    card = info.folder / CARD
+    if not card.is_file() or card.read_bytes() != contents[CARD]:
+        for row in ("", *contents[CARD].decode().splitlines()):
             console.say(row)
     if dry_run:
         console.say(f"dry run: nothing was sent to {target}.")
         return
     if not yes:
         click.confirm(f"Upload to {target}?", abort=True, err=True)
-    console.text(f"{hub.upload(publication.files, target, private=private)}\n")
+    console.text(f"{hub.upload(contents, target, private=private)}\n")
 
 
 @models.command()
@@ -397,8 +398,7 @@ def calibrate(
     \b
     mcspex models calibrate runs/best held-out-speakers/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.checkpoint.checkpoint import bundled
-    from mcspex_cli.checkpoint.config import write_calibration
+    from mcspex_cli.checkpoint.checkpoint import bundled, write_calibration
     from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.training.calibration import Calibrator, read_cases

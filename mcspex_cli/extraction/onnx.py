@@ -30,14 +30,16 @@ import numpy as np
 
 from mcspex_cli import __version__, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
-from mcspex_cli.checkpoint.config import CARD, CONFIG, GRAPHS, WEIGHTS, SystemFields, checksum
+from mcspex_cli.checkpoint import CARD, CONFIG, WEIGHTS
+from mcspex_cli.checkpoint.checkpoint import GRAPHS, CheckpointInfo, load_checkpoint
+from mcspex_cli.checkpoint.hub import checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError
 from mcspex_cli.extraction.engine import OutOfMemoryError, Runtime
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings
 
 if TYPE_CHECKING:
-    from mcspex_cli.model.systems import System, SystemConfig
+    from mcspex_cli.model.config import SystemConfig
+    from mcspex_cli.model.systems import System
 
 EMBED, EXTRACT = "embed.onnx", "extract.onnx"
 
@@ -78,7 +80,7 @@ class OnnxRuntime(Runtime):
     name = "onnx"
 
     def __init__(
-        self, folder: Path, config: SystemFields | SystemConfig, settings: EngineSettings
+        self, folder: Path, config: SystemConfig, settings: EngineSettings
     ) -> None:
         # From version 1.29 on, it would tell its makers of every model that it runs.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -100,10 +100,6 @@ class MultiScaleDecoder(nn.Module):
         super().__init__()
         self.banks = nn.ModuleList(nn.ConvTranspose1d(filters, 1, w, stride=hop) for w in windows)
 
-    def short(self, features: Tensor, length: int) -> Tensor:
-        """Decode the short scale [batch, filter, frame] to [batch, sample], `length` samples."""
-        return self.decode(self.banks[0], features, length)
-
     def forward(self, scales: Scales, length: int) -> Tensor:
         """Decode every scale [batch, filter, frame] to [scale, batch, sample]."""
         decoded = zip(self.banks, scales, strict=True)

@@ -103,7 +103,7 @@ class SeparateProjections(nn.Module):
         self.reference = NormProjection(filters, reference_channels)
 
 
-class ScaleFuser(nn.Module):
+class ScaleFuser(NormProjection):
     """MC-SpEx's fusion: the scales weigh each other, then become one; shared by both inputs.
 
     ```
@@ -114,11 +114,6 @@ class ScaleFuser(nn.Module):
     From the paper: one module between encoder and network, its weights shared by mixture
     and reference. Ours: what weighs, in the two subclasses; `FUSERS` names them.
     """
-
-    def __init__(self, filters: int, channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelLayerNorm(3 * filters)
-        self.project = nn.Conv1d(3 * filters, channels, 1)
 
     def weigh(self, features: Tensor) -> Tensor:
         """Weights [batch, 3 * filter, frame], 1 on average, for normalised features like them."""

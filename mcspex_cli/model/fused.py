@@ -124,8 +124,8 @@ class FoldedExtractor(nn.Module):
         for step in self.steps:
             if isinstance(step, FoldedBlock):
                 rows = step(rows, embedding, frames)
-            else:
-                rows = _rows(step(_features(rows), embedding))
+            else:  # a ConSM, which takes features whose channels are together
+                rows = _rows(step(rows[None].transpose(1, 2), embedding))
         return rows[:frames]
 
 
@@ -142,8 +142,8 @@ class FoldedBlock(nn.Module):
     def __init__(self, block: TCNBlock, dtype: torch.dtype) -> None:
         super().__init__()
         norm_1, norm_2, look, narrow = block.norm_1, block.norm_2, block.depthwise, block.narrow
-        assert isinstance(norm_1, GlobalLayerNorm)
-        assert isinstance(norm_2, GlobalLayerNorm)
+        assert isinstance(norm_1, GlobalLayerNorm) and isinstance(norm_2, GlobalLayerNorm)
+        assert look.bias is not None and narrow.bias is not None
         self.dtype, self.dilation, self.epsilon = dtype, look.dilation[0], norm_1.eps
         self.slopes = block.activation_1.weight.item(), block.activation_2.weight.item()
         self.widen = FoldedPointwise(block.widen)
@@ -151,11 +151,11 @@ class FoldedBlock(nn.Module):
         taps = look.weight[:, 0]
         self.by_mean, self.by_deviation = taps * norm_1.weight[:, None], taps * norm_1.bias[:, None]
         self.taps = self.by_mean[:, None, :, None].to(dtype)
-        self.look_bias = _bias(look)
+        self.look_bias = look.bias.detach()
         weight = narrow.weight[..., 0]
         self.weight = (weight * norm_2.weight)[..., None, None].to(dtype)
         self.narrow_by_mean = weight @ norm_2.weight
-        self.narrow_bias = _bias(narrow) + weight @ norm_2.bias
+        self.narrow_bias = narrow.bias.detach() + weight @ norm_2.bias
 
     def forward(self, rows: Tensor, embedding: Tensor, frames: int) -> Tensor:
         """Refine rows [frame, channel], of which the first `frames` count."""
@@ -212,17 +212,6 @@ def _filtered(rows: Tensor, weight: Tensor, bias: Tensor | None, dilation: int =
     return filtered.permute(0, 2, 3, 1).reshape(-1, len(weight))
 
 
-def _bias(convolution: nn.Module) -> Tensor:
-    """The bias of a convolution that has one."""
-    assert isinstance(convolution.bias, Tensor)
-    return convolution.bias.detach()
-
-
 def _rows(features: Tensor) -> Tensor:
     """Features [1, channel, frame] as rows [frame, channel]."""
     return features[0].t().contiguous()
-
-
-def _features(rows: Tensor) -> Tensor:
-    """Rows [frame, channel] as features [1, channel, frame], channels still together."""
-    return rows[None].transpose(1, 2)

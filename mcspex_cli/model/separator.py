@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from mcspex_cli.model.config import SystemConfig
 from mcspex_cli.model.layers import TCNBlock
 
 
@@ -109,11 +110,24 @@ class Stack(nn.Module):
 
 
 class SpeechExtractor(nn.Module):
-    """The stacks one after another. Source: SpEx+, figure 1; MC-SpEx, figure 1."""
+    """The stacks one after another. Source: SpEx+, figure 1; MC-SpEx, figure 1.
 
-    def __init__(self, stacks: Iterable[Stack]) -> None:
+    Args:
+        config: Of the whole system.
+        condition: Makes what each stack begins with.
+        exponents: A stack has a block of dilation 2^e for each e of these.
+    """
+
+    def __init__(
+        self, config: SystemConfig, condition: Callable[[], ConSM | ConcatBlock], exponents: range
+    ) -> None:
         super().__init__()
-        self.stacks = nn.ModuleList(stacks)
+        sizes = config.channels, config.hidden, config.kernel
+        self.stacks = nn.ModuleList()
+        for _ in range(config.stacks):
+            first = condition()
+            blocks = [TCNBlock(*sizes, 2**exponent, config.norm) for exponent in exponents]
+            self.stacks.append(Stack(first, blocks))
 
     def forward(self, features: Tensor, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
         """Follow `embedding` [batch, embedding] through `features` [batch, channel, frame]."""

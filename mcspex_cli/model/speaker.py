@@ -51,11 +51,6 @@ class SpeakerEncoder(nn.Module):
         self.blocks = nn.Sequential(*(ResBlock(a, b) for a, b in pairwise(channels)))
         self.project = nn.Conv1d(channels[-1], embedding, 1)
 
-    @property
-    def least_frames(self) -> int:
-        """Frames below which pooling leaves nothing to average."""
-        return int(POOL ** len(self.blocks))
-
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Embed `features` [batch, channel, frame] as [batch, embedding]."""
         for block in self.blocks:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.checkpoint.convert import at_sample_rate
 from mcspex_cli.errors import ConfigError
+from mcspex_cli.model.config import SystemConfig, sized
 from mcspex_cli.model.layers import TCNBlock
 from mcspex_cli.model.separator import ConSM
-from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.mixtures import Batch
 from mcspex_cli.training.settings import ModelSettings, TrainSettings
 

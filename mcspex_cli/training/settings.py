@@ -345,7 +345,8 @@ def _check_mixtures(path: Path, mixtures: MixtureSettings) -> None:
 
 def _check_names(path: Path, settings: TrainSettings) -> None:
     """Refuse names that are in none of the tables that they are looked up in."""
-    from mcspex_cli.model.systems import CHOICES, SIZES
+    from mcspex_cli.model.config import SIZES
+    from mcspex_cli.model.systems import CHOICES
 
     choices: dict[tuple[str, str], Collection[str]] = {
         ("model", "size"): SIZES,

@@ -22,7 +22,8 @@ from mcspex_cli.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.convert import at_sample_rate, convert
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.model.systems import System, build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import System, build
 from tests.checkpoint.published import RENAMED, Published, Sizes, State, published
 from tests.conftest import EXAMPLES
 

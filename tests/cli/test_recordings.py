@@ -19,8 +19,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.checkpoint import find_checkpoint
-from mcspex_cli.checkpoint.config import write_calibration
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint, write_calibration
 from mcspex_cli.evaluation.metrics import si_sdr
 from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz, calibration
 from tests.media import SoundTrack, make

@@ -20,7 +20,8 @@ from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
-from mcspex_cli.model.systems import build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 from tests.conftest import RATE_HZ, buzz
 
 GRAPHS = {"embed.onnx", "extract.onnx", "graphs.json"}

@@ -29,7 +29,8 @@ from mcspex_cli.extraction.presence import (
     probability,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
-from mcspex_cli.model.systems import build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 
 

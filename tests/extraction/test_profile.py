@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -65,7 +64,7 @@ def test_another_models_profile_is_refused(
     )
     with pytest.raises(CheckpointError, match=message):
         profile.enrolment_for(other, Path("p.safetensors"))
-    wide = replace(model, config=msgspec.structs.replace(model.config, embedding=17))
+    wide = replace(model, config=replace(model.config, embedding=17))
     with pytest.raises(CheckpointError, match="enrolled for tiny"):
         profile.enrolment_for(wide, Path("p.safetensors"))
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
-from mcspex_cli.checkpoint.config import GRAPHS, SystemFields
+from mcspex_cli.checkpoint.checkpoint import GRAPHS, CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.engine import Engine, OutOfMemoryError, TorchRuntime, open_engine
 from mcspex_cli.extraction.onnx import EMBED, EXTRACT, OnnxRuntime
 from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, share_cores
-from mcspex_cli.model.systems import System, build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import System, build
 from tests.conftest import RATE_HZ, buzz
 
 SETTINGS = EngineSettings("cpu", "float32", 1.0, 0.2, 0.1)
@@ -40,7 +39,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
 
 def info_of(system: System, folder: Path) -> CheckpointInfo:
     """A checkpoint that a system might be."""
-    return CheckpointInfo("a", folder, "0" * 64, SystemFields(**asdict(system.config)), {})
+    return CheckpointInfo("a", folder, "0" * 64, system.config, {})
 
 
 @pytest.fixture(scope="module", params=DESIGNS)
@@ -278,7 +277,7 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
 
 
 def test_graphs_of_another_config_are_refused(info: CheckpointInfo) -> None:
-    other = replace(info, config=msgspec.structs.replace(info.config, true_level=True))
+    other = replace(info, config=replace(info.config, true_level=True))
     with pytest.raises(CheckpointError, match=r"graphs of another model or mcspex\. Export"):
         graphs.check_graphs(graphs.place(info), other)
 

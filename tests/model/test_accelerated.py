@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mcspex_cli.model.accelerated import accelerate
+from mcspex_cli.model.config import sized
 from mcspex_cli.model.separator import CONSMS
-from mcspex_cli.model.systems import System, build, sized
+from mcspex_cli.model.systems import System, build
 from tests.model.test_fused import learned
 
 

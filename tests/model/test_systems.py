@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mcspex_cli.checkpoint.config import parse_system
+from mcspex_cli.checkpoint.checkpoint import new_system
+from mcspex_cli.model.config import SIZES, sized
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
 from mcspex_cli.model.layers import Depthwise, GlobalLayerNorm
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, ConSM
-from mcspex_cli.model.systems import SIZES, SYSTEMS, System, build, sized
+from mcspex_cli.model.systems import SYSTEMS, System, build
 from tests.conftest import RATE_HZ, buzz
 from tests.model.plain_spexplus import PlainSpExPlus
 
@@ -245,5 +245,5 @@ def test_spexplus_is_the_papers_network() -> None:
 
 @pytest.mark.parametrize(("former", "name"), [("steady", "film"), ("listening", "feature_film")])
 def test_checkpoints_may_have_the_former_names_of_consms(former: str, name: str) -> None:
-    raw = msgspec.to_builtins(sized("mcspex", "tiny", 8000, 4))
-    assert parse_system(raw | {"consm": former}, "config.json").consm == name
+    config = replace(sized("mcspex", "tiny", 8000, 4), consm=former)
+    assert new_system(config, "config.json").config.consm == name

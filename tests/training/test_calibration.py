@@ -16,8 +16,7 @@ from click.testing import CliRunner, Result
 from benchmarks.voices import talk
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled
-from mcspex_cli.checkpoint.config import read_config
+from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled, read_config
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.extraction.engine import Engine, Runtime
 from mcspex_cli.extraction.presence import parse_calibration, probability

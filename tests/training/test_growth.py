@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mcspex_cli.errors import ConfigError
+from mcspex_cli.model.config import SystemConfig, sized
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
 from mcspex_cli.model.separator import CONSMS
-from mcspex_cli.model.systems import System, SystemConfig, build, sized
+from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.growth import grow, larger
 from tests.conftest import RATE_HZ
 

@@ -7,7 +7,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from mcspex_cli.model.systems import build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 from mcspex_cli.training.optimiser import Optimiser, orthogonalise
 from mcspex_cli.training.settings import OptimiserSettings
 from tests.conftest import RATE_HZ

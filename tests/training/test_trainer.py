@@ -12,7 +12,8 @@ import torch
 
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
-from mcspex_cli.model.systems import build, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 from mcspex_cli.training.losses import si_sdr_db
 from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
 from mcspex_cli.training.simulate import read_recipes, render, write_renderings
