@@ -295,7 +295,7 @@ def new_system(config: SystemConfig, where: object) -> System:
     """Build the system that a config describes, without memory for its tensors.
 
     Raises:
-        CheckpointError: The config names a part that does not exist; names `where`.
+        CheckpointError: The config, which is called `where`, names a part that does not exist.
     """
     import torch
 
@@ -322,11 +322,7 @@ def _largest_bytes(system: System) -> int:
 
 
 def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, Tensor], str]:
-    """Read any safetensors file: its tensors by name, and its sha256.
-
-    Raises:
-        CheckpointError: It cannot be read, or is damaged or something else.
-    """
+    """Read any safetensors file: its tensors by name, and its sha256."""
     from safetensors.torch import load
 
     data = read_bytes(path, remedy)
@@ -337,11 +333,7 @@ def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, 
 
 
 def count_weights(info: CheckpointInfo) -> int:
-    """Count a checkpoint's weights, without its running statistics, and without loading them.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
+    """Count a checkpoint's weights, without its running statistics, and without loading them."""
     from safetensors import safe_open
 
     check_regular(info.weights, info.remedy)
@@ -399,12 +391,7 @@ def save_checkpoint(
 
 
 def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
-    """Set or replace the calibration in a folder's config.json.
-
-    Raises:
-        CheckpointError: As `read_config`.
-        OutputError: It cannot be written.
-    """
+    """Set or replace the calibration in a folder's config.json."""
     read_config(folder)
     raw = msgspec.json.decode((folder / CONFIG).read_bytes())  # with its unknown keys
     with files.whole(folder / CONFIG) as partial:
@@ -514,12 +501,7 @@ def _pull_again(repo: str, commit: str) -> str:
 
 
 def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Config:
-    """Read and check a folder's config.json.
-
-    Args:
-        folder: A checkpoint's folder.
-        name: What errors call the checkpoint, if not by its folder.
-        remedy: What helps if the file is damaged.
+    """Read and check a folder's config.json; errors call the checkpoint `name`.
 
     Raises:
         ForeignModel: It belongs to another program.
@@ -554,11 +536,7 @@ _UPDATE = "Is mcspex up to date?"
 
 
 def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:
-    """Convert `raw` to a class with typed fields.
-
-    Raises:
-        CheckpointError: A key is missing, or its value is impossible; names `where`.
-    """
+    """Convert `raw` to a class with typed fields; errors name `where` and the key."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -575,22 +553,14 @@ def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:
 
 
 def check_regular(path: Path, remedy: str) -> None:
-    """Refuse what is not a file, or a device or a pipe, from which reading may never end.
-
-    Raises:
-        CheckpointError: It is not a regular file.
-    """
+    """Refuse what is not a file, or a device or a pipe, from which reading may never end."""
     if not path.is_file():
         reason = "is not a regular file" if path.exists() else "is missing"
         raise CheckpointError(f"{path}: {reason}. {remedy}")
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
-    """Read a regular file.
-
-    Raises:
-        CheckpointError: It is not one, or cannot be read.
-    """
+    """Read a regular file; errors say `remedy`."""
     check_regular(path, remedy)
     try:
         return path.read_bytes()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -34,46 +34,37 @@ if TYPE_CHECKING:
 
     from mcspex_cli.model.systems import System
 
-Rename = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A pattern in a name, and what replaces it."""
-
 _SCALES = ("short", "middle", "long")
+_STACKS = range(32)  # as many as a network of ours can have
 
+_PREFIXES = {
+    **{f"encoder_1d_{scale}.": f"encoder.banks.{k}." for k, scale in enumerate(_SCALES)},
+    "ln.": "fusion.mixture.norm.",
+    "proj.": "fusion.mixture.project.",
+    "aux_enc3.0.": "fusion.reference.norm.",
+    "aux_enc3.1.": "fusion.reference.project.",
+    **{f"aux_enc3.{k + 2}.": f"speaker.blocks.{k}." for k in range(3)},
+    "aux_enc3.5.": "speaker.project.",
+    "pred_linear.": "classifier.",
+    **{f"conv_block_{k + 1}.": f"extractor.stacks.{k}.condition." for k in _STACKS},
+    **{f"conv_block_{k + 1}_other.": f"extractor.stacks.{k}.blocks." for k in _STACKS},
+    **{f"mask{k + 1}.": f"masks.heads.{k}." for k in range(3)},
+    **{f"decoder_1d_{k + 1}.": f"decoder.banks.{k}." for k in range(3)},
+}
+"""How names of SpEx+'s authors begin, and ours; other programs' names become theirs first."""
 
-def _numbered(place: str, offset: int) -> Callable[[re.Match[str]], str]:
-    """Put the number in a name, `offset` added, into `place`."""
-    return lambda match: place.format(int(match[1]) + offset)
-
-
-def _by_scale(place: str, offset: int = 0) -> Callable[[re.Match[str]], str]:
-    """Put the number of the scale in a name, `offset` added, into `place`."""
-    return lambda match: place.format(_SCALES.index(match[1]) + offset)
-
-
-_RENAMES: tuple[Rename, ...] = (
-    (r"^encoder_1d_(short|middle|long)\.", _by_scale("encoder.banks.{}.")),
-    (r"^ln\.", "fusion.mixture.norm."),
-    (r"^proj\.", "fusion.mixture.project."),
-    (r"^aux_enc3\.0\.", "fusion.reference.norm."),
-    (r"^aux_enc3\.1\.", "fusion.reference.project."),
-    (r"^aux_enc3\.([234])\.", _numbered("speaker.blocks.{}.", -2)),
-    (r"^aux_enc3\.5\.", "speaker.project."),
-    (r"^pred_linear\.", "classifier."),
-    (r"^conv_block_(\d{1,4})\.", _numbered("extractor.stacks.{}.condition.", -1)),
-    (r"^conv_block_(\d{1,4})_other\.", _numbered("extractor.stacks.{}.blocks.", -1)),
-    (r"^mask([123])\.", _numbered("masks.heads.{}.", -1)),
-    (r"^decoder_1d_([123])\.", _numbered("decoder.banks.{}.", -1)),
-    (r"\.conv1x1\.", ".widen."),
-    (r"\.dconv\.", ".depthwise."),
-    (r"\.sconv\.", ".narrow."),
-    (r"\.conv_downsample\.", ".shortcut."),
-    (r"\.conv([12])\.", r".conv_\1."),
-    (r"\.prelu([12])\.", r".activation_\1."),
-    (r"\.(lnorm[12])\.gamma$", r".\1.weight"),
-    (r"\.(lnorm[12])\.beta$", r".\1.bias"),
-    (r"\.(?:lnorm|batch_norm)([12])\.", r".norm_\1."),
-)
-"""From the names of SpEx+'s authors to ours; other programs' names become theirs first."""
+_PARTS = {
+    ".conv1x1.": ".widen.",
+    ".dconv.": ".depthwise.",
+    ".sconv.": ".narrow.",
+    ".conv_downsample.": ".shortcut.",
+    **{f".conv{k}.": f".conv_{k}." for k in (1, 2)},
+    **{f".prelu{k}.": f".activation_{k}." for k in (1, 2)},
+    **{f".lnorm{k}.gamma": f".norm_{k}.weight" for k in (1, 2)},
+    **{f".lnorm{k}.beta": f".norm_{k}.bias" for k in (1, 2)},
+    **{f".{norm}{k}.": f".norm_{k}." for norm in ("lnorm", "batch_norm") for k in (1, 2)},
+}
+"""What is within their names, and within ours."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +73,25 @@ class Layout:
 
     mark: str
     """How some of its names begin, and no other program's."""
-    renames: tuple[Rename, ...]
+    prefixes: dict[str, str]
+    """How its names begin, and those of SpEx+'s authors."""
+    parts: dict[str, str]
+    """What is within its names, and within theirs."""
     letters: dict[str, str]
     """From the JSON's keys to our fields."""
     fixed: dict[str, object] = field(default_factory=dict)
     """Values of the JSON without which it is another network than ours."""
     causal_norm: str = ""
     """The norm that only its causal network has, if its weights show everything else."""
+
+    def our_name(self, name: str) -> str:
+        """Return our name of a tensor; something that fits nothing of ours if there is none."""
+        for prefixes, parts in ((self.prefixes, self.parts), (_PREFIXES, _PARTS)):
+            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+            name = prefixes.get(prefix, "") + name.removeprefix(prefix)
+            for old, new in parts.items():
+                name = name.replace(old, new)
+        return name
 
 
 _LETTERS = {
@@ -100,20 +103,21 @@ _FIXED: dict[str, object] = {"causal": False, "non_linear": "relu", "activate": 
 
 LAYOUTS = {
     "gemengtju/SpEx_Plus": Layout(
-        "aux_enc3.",
-        (),
+        mark="aux_enc3.",
+        prefixes={},
+        parts={},
         # Its JSON has an R that no line of its network reads: there are always four stacks.
-        {letter: fact for letter, fact in _LETTERS.items() if letter != "R"},
-        {"num_spks": 1},
+        letters={letter: fact for letter, fact in _LETTERS.items() if letter != "R"},
+        fixed={"num_spks": 1},
     ),
     "xuchenglin28/speaker_extraction_SpEx": Layout(
-        "spk_encoder.",
-        (
-            (r"^spk_encoder\.", "aux_enc3."),
-            (r"\.norm([12])\.", r".lnorm\1."),
-            (r"^decoder_1d_(short|middle|long)\.", _by_scale("decoder_1d_{}.", 1)),
-        ),
-        {
+        mark="spk_encoder.",
+        prefixes={
+            "spk_encoder.": "aux_enc3.",
+            **{f"decoder_1d_{scale}.": f"decoder_1d_{k}." for k, scale in enumerate(_SCALES, 1)},
+        },
+        parts={f".norm{k}.": f".lnorm{k}." for k in (1, 2)},
+        letters={
             **{"L1": "short", "L2": "middle", "L3": "long", "N": "filters", "B": "blocks"},
             **{"O": "channels", "P": "hidden", "Q": "kernel"},
             **{"spk_embed_dim": "embedding", "num_spks": "speakers"},
@@ -121,23 +125,21 @@ LAYOUTS = {
         causal_norm="cLN",
     ),
     "wenet-e2e/wesep": Layout(
-        "spk_model.aux_enc3.",
-        (
-            (r"^(?:encoder|decoder|spk_model)\.", ""),
-            (
-                r"^separation\.separation\.(\d{0,3}[02468])\.",
-                lambda match: f"conv_block_{int(match[1]) // 2 + 1}.",
-            ),
-            (
-                r"^separation\.separation\.(\d{0,3}[13579])\.separation\.",
-                lambda match: f"conv_block_{int(match[1]) // 2 + 1}_other.",
-            ),
-            (r"\.PReLU_([12])\.", r".prelu\1."),
-            (r"\.norm_([12])\.", r".lnorm\1."),
-            (r"\.dwconv\.", ".dconv."),
-            (r"\.Output\.", ".sconv."),
-        ),
-        {**_LETTERS, "spk_emb_dim": "embedding", "spksInTrain": "speakers"},
+        mark="spk_model.aux_enc3.",
+        prefixes={
+            **{"encoder.": "", "decoder.": "", "spk_model.": ""},
+            **{f"separation.separation.{2 * k}.": f"conv_block_{k + 1}." for k in _STACKS},
+            **{
+                f"separation.separation.{2 * k + 1}.separation.": f"conv_block_{k + 1}_other."
+                for k in _STACKS
+            },
+        },
+        parts={
+            **{f".PReLU_{k}.": f".prelu{k}." for k in (1, 2)},
+            **{f".norm_{k}.": f".lnorm{k}." for k in (1, 2)},
+            **{".dwconv.": ".dconv.", ".Output.": ".sconv."},
+        },
+        letters={**_LETTERS, "spk_emb_dim": "embedding", "spksInTrain": "speakers"},
     ),
 }
 """The programs whose SpEx+ is understood."""
@@ -179,9 +181,7 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         )
     weights = _Weights(path, {}, {})
     for theirs, tensor in state.items():
-        key = theirs
-        for pattern, replacement in (*layout.renames, *_RENAMES):
-            key = re.sub(pattern, replacement, key)
+        key = layout.our_name(theirs)
         if key in weights.tensors:
             raise weights.refusal([theirs, key], "the same layer twice. Keep the one in use.")
         weights.tensors[key], weights.names[key] = tensor, theirs

@@ -120,11 +120,7 @@ def parse_name(text: str) -> HubName | None:
 
 
 def checksum(path: Path, *, git: bool = False) -> str:
-    """Return a file's sha256, or git's sha1 of it, as hexadecimal digits.
-
-    Raises:
-        OSError: It cannot be read, or is not a regular file.
-    """
+    """Return a regular file's sha256, or git's sha1 of it, as hexadecimal digits."""
     if path.exists() and not path.is_file():
         raise OSError(0, "not a regular file", str(path))
     with path.open("rb") as file:
@@ -249,22 +245,14 @@ def look_up(name: HubName) -> Listing:
 
 
 def mismatches(repo: str, commit: str, folder: Path) -> list[str]:
-    """Return the files in the folder of a downloaded commit that differ from what the Hub lists.
-
-    Raises:
-        HubError: The Hub cannot be asked.
-    """
+    """Return the files in the folder of a downloaded commit that differ from what the Hub lists."""
     listed = look_up(HubName(repo, commit)).files
     here = [file for file in listed if (folder / file).is_file()]
     return [file for file in here if not listed[file].matches(folder / file)]
 
 
 def missing_bytes(listing: Listing) -> int:
-    """Return how many bytes of a listing the cache lacks.
-
-    Raises:
-        OutputError: The disk has no room for them.
-    """
+    """Return how many bytes of a listing the cache lacks; refuse if the disk has no room."""
     existing = next(above for above in (location(), *location().parents) if above.exists())
     sizes = {f: path.stat().st_size for f in listing.files if (path := listing.cached(f))}
     needed = sum(f.size for name, f in listing.files.items() if sizes.get(name) != f.size)
@@ -280,10 +268,7 @@ def missing_bytes(listing: Listing) -> int:
 def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     """Download a file of a listing, unless the cache has it with the listed checksum.
 
-    Args:
-        listing: What the Hub has.
-        file: One of its files.
-        advance: Gets the number of bytes whenever some arrive.
+    `advance` gets the number of bytes whenever some arrive.
 
     Raises:
         HubError: The Hub does not give it, or gives something else.
@@ -369,11 +354,7 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
 
 
 def reach(timeout_s: float) -> str:
-    """Ask the Hub for anything at all, and return its address.
-
-    Raises:
-        HubError: It does not answer, or says that it cannot.
-    """
+    """Ask the Hub for anything at all, and return its address."""
     from huggingface_hub import constants, get_session
 
     with explained(HubName("the Hub")):

@@ -54,7 +54,8 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     for block in (m for m in folded.speaker.modules() if isinstance(m, ResBlock)):
         block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
         block.conv_2 = fuse_conv_bn_eval(block.conv_2, block.norm_2)
-        block.norm_1 = block.norm_2 = FoldedNorm()  # type: ignore[assignment]
+        block.__class__ = FoldedResBlock
+        del block.norm_1, block.norm_2
     for module in list(folded.modules()):
         for name, part in module.named_children():
             if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
@@ -62,12 +63,14 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     return folded.to(dtype)
 
 
-class FoldedNorm(nn.Module):
-    """What is left of a batch norm that is part of the convolution before it: nothing."""
+class FoldedResBlock(ResBlock):
+    """A `ResBlock` whose batch norms are part of the convolutions before them."""
 
     def forward(self, features: Tensor, _: Tensor | None = None) -> Tensor:
-        """Give `features` back."""
-        return features
+        """As `ResBlock.forward`."""
+        residual = self.conv_2(self.activation_1(self.conv_1(features)))
+        pooled: Tensor = self.pool(self.activation_2(residual + self.shortcut(features)))
+        return pooled
 
 
 class FoldedPointwise(nn.Module):
