@@ -79,9 +79,7 @@ class OnnxRuntime(Runtime):
 
     name = "onnx"
 
-    def __init__(
-        self, folder: Path, config: SystemConfig, settings: EngineSettings
-    ) -> None:
+    def __init__(self, folder: Path, config: SystemConfig, settings: EngineSettings) -> None:
         # From version 1.29 on, it would tell its makers of every model that it runs.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
@@ -89,7 +87,7 @@ class OnnxRuntime(Runtime):
         onnxruntime.disable_telemetry_events()
         self.sample_rate_hz, self.true_level = config.sample_rate_hz, config.true_level
         self.embedding = config.embedding
-        self._min_samples = round(config.windows_ms[0] * config.sample_rate_hz / 1000)
+        self._min_samples = config.windows[0]
         self.device, self.precision, self.batch = "cpu", "float32", 1
         has_gpu = _CUDA in onnxruntime.get_available_providers()
         devices = ("auto", "cpu", "cuda") if has_gpu else ("auto", "cpu")
