@@ -247,7 +247,7 @@ def test_a_recording_that_is_not_decoded_to_its_end_leaves_no_sound(
     tmp_path: Path, max_bytes: int, is_current: bool, error: str
 ) -> None:
     from mcspex_cli.extraction.job import ExtractionOptions
-    from mcspex_cli.serve.recording import Recording, Upload
+    from mcspex_cli.serve.extractions import Recording, Upload
 
     path = Path(shutil.copy(INTERVIEW, tmp_path / "upload-1.flac"))
     info = replace(audio.probe(path), frames=1)
@@ -287,8 +287,7 @@ def test_an_extraction_can_be_cancelled_while_it_listens(tiny_folder: Path, tmp_
     from mcspex_cli import Extractor
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.job import ExtractionOptions
-    from mcspex_cli.serve.extractions import Extraction, ExtractionRequest
-    from mcspex_cli.serve.recording import Recording, Upload
+    from mcspex_cli.serve.extractions import Extraction, ExtractionRequest, Recording, Upload
 
     extractor = Extractor.load(tiny_folder, device="cpu")
     mixture, clip = Upload("a", INTERVIEW), Upload("b", EXAMPLES / "reference.flac")
@@ -375,7 +374,7 @@ def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
         status, _, body = own.ask("POST", f"{where.path}sessions")
         message = "20 pages are open already. Close one, then load this page again."
         assert (status, json.loads(body)) == (503, {"error": message})
-        for session in tuple(sessions._open.values()):
+        for session in tuple(sessions.pages.values()):
             sessions.close(session)
         shutil.rmtree(sessions.folder)
         status, _, body = own.ask("POST", f"{where.path}sessions")

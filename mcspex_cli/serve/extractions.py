@@ -1,25 +1,193 @@
-"""Extractions from the pages of a server: one at a time, the others wait in a queue."""
+"""What a page works on: its recording, decoded for browsers, and the queue of extractions."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import McspexError
+from mcspex_cli.containers import MIXTURE_ADVICE
+from mcspex_cli.errors import McspexError, OutputError
+from mcspex_cli.evaluation import spectrogram
+from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result
-from mcspex_cli.serve.recording import CancelledError, Recording, Upload, read_peaks
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.reference import Voice
 
+PEAKS_PER_S = 100.0
+MOST_PEAKS = 100_000
+"""A page holds at most so many peaks of a sound, 400 kB; they are finer for shorter sounds."""
+
+PICTURE_HZ = 16_000
+"""Pictures show what is below half of this, where speech is."""
+
+LONGEST_WHOLE_S = 60.0
+"""Of a longer part, a picture shows a sample for each of its columns."""
+
 SOUNDS = "voice", "others"
 """What an extraction writes as WAV files: the estimate and the residual."""
+
+
+class CancelledError(McspexError):
+    """Its user wants it no more."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, McspexError):
+        return str(error)
+    return f"{type(error).__name__} ({error}). This is a bug, please report it."
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file from a page; `name` is what its user calls it, and is never a path."""
+
+    name: str
+    path: Path
+
+
+class Recording:
+    """The mixture of a session, as a WAV file that a browser can play from anywhere.
+
+    Args:
+        upload: the file as it came.
+        info: its header.
+        options: which channel and which sound track of it are used.
+        max_bytes: how large the WAV file may be.
+
+    Raises:
+        OutputError: by its header it would be larger.
+    """
+
+    def __init__(
+        self, upload: Upload, info: audio.AudioInfo, options: ExtractionOptions, max_bytes: int
+    ) -> None:
+        self.upload, self.info, self.options = upload, info, options
+        self._max_bytes = max_bytes
+        self._check_size(info.frames)
+        self.playable = upload.path.with_name("mixture.wav")
+        self.peaks = bytearray()
+        """Of what is decoded so far, see `find_peaks`."""
+        self.is_decoded = False
+        self.error = ""
+        self.warnings: list[str] = []
+
+    def decode(self, is_current: Callable[[], bool]) -> None:
+        """Decode it all, or until it is not wanted any more; never raises."""
+        reader = audio.Reader(
+            self.upload.path,
+            channel=self.options.channel,
+            track=self.options.track,
+            damaged=self.options.damaged,
+            advice=MIXTURE_ADVICE,
+        )
+
+        def written() -> Iterator[audio.Samples]:
+            rate_hz, frames = self.info.sample_rate_hz, self.info.frames
+            with audio.Writer(self.playable, rate_hz, 1, "PCM_16", frames) as writer:
+                for block in reader:
+                    if not is_current():
+                        raise CancelledError("cancelled.")  # so that no file appears
+                    self._check_size(reader.frames)  # a header may announce less than there is
+                    writer.write(block)
+                    yield block[0]
+
+        try:
+            for peaks in find_peaks(written(), _peak_samples(self.info)):
+                self.peaks += peaks
+            self.warnings = list(reader.warnings)
+        except Exception as error:
+            self.error = _reason(error)
+        finally:
+            self.is_decoded = True
+
+    def _check_size(self, frames: int) -> None:
+        if 2 * frames > self._max_bytes:  # of 16 bits
+            raise OutputError(
+                f"{self.upload.name}: is too long. Decoded, it takes more than the "
+                f"{self._max_bytes / 2**20:,.0f} MB that a recording may take. "
+                "Start mcspex serve with a larger --max-upload."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the page knows of it."""
+        return {
+            "name": self.upload.name,
+            "seconds": self.info.seconds,
+            "peak_s": _peak_samples(self.info) / self.info.sample_rate_hz,
+            "channels": self.info.channels,
+            "channel": self.options.channel,
+            "tracks": [str(track) for track in self.info.tracks],
+            "track": int(self.options.track or 1),
+            "decoded": self.is_decoded,
+            "error": self.error,
+            "warnings": self.warnings,
+        }
+
+
+def _peak_samples(info: audio.AudioInfo) -> int:
+    """The samples of a stretch that has one peak, by the length that a header says."""
+    per_s = min(PEAKS_PER_S, MOST_PEAKS / max(info.seconds, 1.0))
+    return max(1, round(info.sample_rate_hz / per_s))
+
+
+def find_peaks(blocks: Iterable[audio.Samples], size: int) -> Iterator[bytes]:
+    """The highest absolute sample of each `size` samples of blocks [sample], as 32-bit floats."""
+    rest = np.zeros(0, np.float32)
+    for block in blocks:
+        samples = np.abs(np.concatenate([rest, block]))
+        whole = len(samples) // size * size
+        yield samples[:whole].reshape(-1, size).max(axis=1).astype("<f4").tobytes()
+        rest = samples[whole:]
+    if len(rest):
+        yield rest.max().astype("<f4").tobytes()
+
+
+def draw_part(path: Path, mixture: Path, start_s: float, end_s: float) -> bytes:
+    """A PNG of the spectrogram of a part of a WAV file, as bright as its mixture's would be.
+
+    Args:
+        path: the file, of one channel.
+        mixture: what it was extracted from; its loudest place has the brightest colour.
+        start_s: the part's beginning.
+        end_s: its end, which may be the end of a file of hours.
+
+    Raises:
+        OSError: a file is not there any more.
+    """
+    loudest_db = float(_part_levels(mixture, start_s, end_s).max())
+    levels = _part_levels(path, start_s, end_s)
+    return spectrogram.draw(levels, max(loudest_db, spectrogram.QUIET_DB))
+
+
+def _part_levels(path: Path, start_s: float, end_s: float) -> spectrogram.Levels:
+    import soundfile
+
+    with path.open("rb") as stream, soundfile.SoundFile(stream) as file:
+        rate_hz, frames = file.samplerate, file.frames
+        first, last = (min(max(0, round(s * rate_hz)), frames) for s in (start_s, end_s))
+        count, length = 1, max(last - first, 1)
+        if length > LONGEST_WHOLE_S * rate_hz:
+            count, length = spectrogram.COLUMNS, math.ceil(2 * spectrogram.WINDOW_S * rate_hz)
+        pieces = []
+        for start in np.linspace(first, max(first, last - length), count).astype(int):
+            file.seek(start)
+            pieces.append(file.read(length, "float32"))
+    samples = np.concatenate(pieces)
+    if rate_hz > PICTURE_HZ:
+        resampler = audio.Resampler(rate_hz, PICTURE_HZ, 1)
+        samples = np.concatenate(list(resampler.run([samples[None]])), axis=-1)[0]
+    return spectrogram.spectrogram(samples, min(rate_hz, PICTURE_HZ))
 
 
 @dataclass(frozen=True)
@@ -37,36 +205,34 @@ class ExtractionRequest:
     """Whose voice it is."""
 
 
+@dataclass(eq=False)
 class Extraction:
     """One extraction: in the queue, at work, done, failed or cancelled.
 
-    Args:
-        request: how.
-        recording: the mixture.
-        references: clips and profiles of the person.
-        model: the one that is asked for.
-        folder: where its files go.
+    Raises:
+        ValueError: the request's level or policy means nothing.
     """
 
-    def __init__(
-        self,
-        request: ExtractionRequest,
-        recording: Recording,
-        references: Sequence[Upload],
-        model: CheckpointInfo,
-        folder: Path,
-    ) -> None:
-        self.request, self.recording, self.model = request, recording, model
-        self.references = tuple(references)
-        self.options: ExtractionOptions = replace(
-            recording.options, level=request.level, absent=request.absent
+    request: ExtractionRequest
+    recording: Recording
+    references: list[Upload]
+    """Clips and profiles of the person."""
+    model: CheckpointInfo
+    folder: Path
+    """Where its files go."""
+    state: str = "waiting"
+    step: str = ""
+    error: str = ""
+    is_cancelled: bool = False
+    voice: Voice | None = None
+    result: Result | None = None
+    peaks: dict[str, bytes] = field(default_factory=dict)
+    """Of each of its `SOUNDS`, see `find_peaks`."""
+
+    def __post_init__(self) -> None:
+        self._options = replace(
+            self.recording.options, level=self.request.level, absent=self.request.absent
         )
-        self.folder = folder
-        self.state, self.step, self.error = "waiting", "", ""
-        self.is_cancelled = False
-        self.voice: Voice | None = None
-        self.result: Result | None = None
-        self.peaks: dict[str, bytes] = {}
         self._done_s = self._began = 0.0
 
     @property
@@ -80,10 +246,6 @@ class Extraction:
         if self.state == "waiting":
             self.state = "cancelled"
 
-    def path(self, name: str) -> Path:
-        """Where one of its files is, by a name such as "voice.wav"."""
-        return self.folder / name
-
     def run(self, load: Callable[[CheckpointInfo, str], Extractor]) -> None:
         """Do it; what goes wrong is its `error`."""
         try:
@@ -96,39 +258,33 @@ class Extraction:
             self.state = "done"
         except CancelledError:
             self.state = "cancelled"
-        except McspexError as error:
-            self.state, self.error = "failed", str(error)
         except Exception as error:
-            self.state = "failed"
-            self.error = f"{type(error).__name__} ({error}). This is a bug, please report it."
+            self.state, self.error = "failed", _reason(error)
 
     def _extract(self, extractor: Extractor) -> None:
-        from mcspex_cli.extraction.clip import Span
-
-        recording, options = self.recording, self.options
-        start_s = recording.info.start_s
+        mixture, options = self.recording.upload.path, self._options
+        start_s = self.recording.info.start_s
         self.voice = extractor.enroll(
             [reference.path for reference in self.references],
             spans=[
                 Span.parse(f"{start + start_s:.3f}-{end + start_s:.3f}")
                 for start, end in self.request.spans
             ],
-            mixture=recording.upload.path,
+            mixture=mixture,
             channel=options.channel,
             track=options.track,
             damaged=options.damaged,
             advance=lambda _: self._check_cancelled(),
         )
-        estimate, residual = (self.path(f"{name}.wav") for name in SOUNDS)
-        outputs = Outputs(
-            estimate, residual, self.path("voice.srt"), self.request.name or "target", True
-        )
+        estimate, residual = paths = [self.folder / f"{name}.wav" for name in SOUNDS]
+        subtitles, speaker = self.folder / "voice.srt", self.request.name or "target"
+        outputs = Outputs(estimate, residual, subtitles, speaker, overwrite=True)
         self.step, self._began = "extracting", time.monotonic()
-        self.result = extractor.extract_file(
-            recording.upload.path, self.voice, outputs, options, self._advance
-        )
-        for name in SOUNDS:
-            self.peaks[name] = read_peaks(self.path(f"{name}.wav"))
+        self.result = extractor.extract_file(mixture, self.voice, outputs, options, self._advance)
+        for name, path in zip(SOUNDS, paths, strict=True):
+            reader = audio.Reader(path)
+            blocks = (block[0] for block in reader)
+            self.peaks[name] = b"".join(find_peaks(blocks, _peak_samples(reader.info)))
 
     def _advance(self, done_s: float) -> None:
         self._done_s += done_s
@@ -159,11 +315,10 @@ class Extraction:
         """The result; its times count from the beginning of the sound."""
         assert self.result
         assert self.voice
-        whole = self.result.to_dict()
-        start_s = self.result.start_s
+        row, start_s = self.result.to_dict(), self.result.start_s
         names = ("seconds", "elapsed_s", "presence", "present", "wrong_speaker", "active_s")
         return {
-            **{name: whole[name] for name in names},
+            **{name: row[name] for name in names},
             "start_s": start_s,
             "segments": [
                 [one.start_s - start_s, one.end_s - start_s, one.presence, one.present]
@@ -172,30 +327,43 @@ class Extraction:
             "warnings": [*self.voice.warnings, *self.result.warnings],
         }
 
+    def export(self, kind: str) -> Path:
+        """A file of the result, of `EXPORTS`, made where it is not there yet.
+
+        Raises:
+            AudioError, OutputError: it cannot be written, or another extraction has begun.
+        """
+        path = self.folder / kind
+        if path.suffix == ".flac" and not path.exists():
+            wav = audio.Reader(path.with_suffix(".wav"))
+            with audio.Writer(path, wav.info.sample_rate_hz, 1, self._options.subtype) as writer:
+                for block in wav:
+                    writer.write(block)
+        return path
+
 
 class Extractions:
-    """The queue, and the model that was loaded last.
-
-    Args:
-        models: what pages may choose from, by name.
-    """
+    """The queue of all pages, the threads that work, and the model that was loaded last."""
 
     def __init__(self, models: dict[str, CheckpointInfo]) -> None:
         self.models = models
+        """What pages may choose from, by name."""
         self.devices = ["auto", "cpu"]
+        self.decoder = ThreadPoolExecutor(2, "mcspex-decode")
         self._queue: list[Extraction] = []
         self._worker = ThreadPoolExecutor(1, "mcspex-serve")
         self._loaded: tuple[tuple[str, str], Extractor] | None = None
 
     def warm_up(self) -> None:
         """Load the first model, so that the first extraction begins at once."""
-        self._worker.submit(self._warm_up)
 
-    def _warm_up(self) -> None:
-        import torch
+        def load() -> None:
+            import torch
 
-        self.devices += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        self._load(next(iter(self.models.values())), "auto")
+            self.devices += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            self._load(next(iter(self.models.values())), "auto")
+
+        self._worker.submit(load)
 
     def _load(self, model: CheckpointInfo, device: str) -> Extractor:
         from mcspex_cli.extraction.extractor import Extractor
@@ -208,22 +376,24 @@ class Extractions:
 
     def add(self, extraction: Extraction) -> None:
         """Put one at the end of the queue."""
+
+        def run() -> None:
+            try:
+                extraction.run(self._load)
+            finally:
+                self._queue.remove(extraction)
+
         self._queue.append(extraction)
-        self._worker.submit(self._run, extraction)
+        self._worker.submit(run)
 
     def place(self, extraction: Extraction) -> int:
         """How many come before one."""
         queue = [one for one in self._queue if not one.is_cancelled]
         return queue.index(extraction) if extraction in queue else 0
 
-    def _run(self, extraction: Extraction) -> None:
-        try:
-            extraction.run(self._load)
-        finally:
-            self._queue.remove(extraction)
-
     def close(self) -> None:
         """Cancel all, and wait until the last one has ended."""
         for extraction in self._queue:
             extraction.cancel()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._worker, self.decoder):
+            threads.shutdown(wait=True, cancel_futures=True)

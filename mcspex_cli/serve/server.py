@@ -27,7 +27,6 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import jinja2
@@ -43,16 +42,15 @@ from starlette.responses import (
     Response,
     StreamingResponse,
 )
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcspex_cli import __version__
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import LEVELS
-from mcspex_cli.serve.extractions import ExtractionRequest
-from mcspex_cli.serve.recording import Recording, Upload, draw_part
-from mcspex_cli.serve.sessions import EXPORTS, Session, Sessions
+from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part
+from mcspex_cli.serve.sessions import Session, Sessions
 
 STATIC = {
     "page.css": "text/css",
@@ -97,24 +95,18 @@ SWEEP_S = 10.0
 """How often sessions are looked at whose page may be gone."""
 
 
-class Guard:
-    """Refuses what `is_foreign`, and adds `HEADERS` to every answer.
+def guard(app: ASGIApp, *, only_local: bool) -> ASGIApp:
+    """Refuse what `is_foreign`, and add `HEADERS` to every answer.
 
-    Args:
-        app: what answers the others.
-        only_local: whether the server listens to this machine only. Then the host that a browser
-            thinks it talks to must be this machine: another name that leads here is a trick
-            (DNS rebinding). Elsewhere the secret in the address does the same.
+    With `only_local` the server listens to this machine only. Then the host that a browser thinks
+    it talks to must be this machine: another name that leads here is a trick (DNS rebinding).
+    Elsewhere the secret in the address does the same.
     """
 
-    def __init__(self, app: ASGIApp, *, only_local: bool) -> None:
-        self._app, self._only_local = app, only_local
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if is_foreign(Request(scope).headers, only_local=self._only_local):
+            return await app(scope, receive, send)
+        if is_foreign(Request(scope).headers, only_local=only_local):
             refusal = PlainTextResponse(REFUSAL, 403, HEADERS)
             return await refusal(scope, receive, send)
 
@@ -125,7 +117,9 @@ class Guard:
                 message["headers"] += [pair for pair in pairs if pair[0] not in own]
             await send(message)
 
-        return await self._app(scope, receive, send_with_headers)
+        return await app(scope, receive, send_with_headers)
+
+    return answer
 
 
 def is_foreign(headers: Mapping[str, str], *, only_local: bool) -> bool:
@@ -152,7 +146,8 @@ def is_this_machine(host: str) -> bool:
         return False
 
 
-Endpoint = Callable[[Session, Request], Awaitable[Response]]
+Endpoint = Callable[[Session, Request], Awaitable[Response | None]]
+"""Answers a request of a page; with the state of its session if it returns nothing."""
 
 
 class Pages:
@@ -161,7 +156,7 @@ class Pages:
     Args:
         sessions: those that are open.
         example: a recording to try the page with.
-        only_local: as of `Guard`; the page says where files go.
+        only_local: as of `guard`; the page says where files go.
     """
 
     def __init__(self, sessions: Sessions, example: Path, *, only_local: bool) -> None:
@@ -202,17 +197,17 @@ class Pages:
         """An endpoint that gets its session, and whose errors are told in one line."""
 
         async def endpoint(request: Request) -> Response:
-            session = self._sessions.get(request.path_params["id"])
+            session = self._sessions.pages.get(request.path_params["id"])
             if session is None:
                 return _refuse("This page was closed or out of reach for long. Load it again.", 404)
             try:
-                return await answer(session, request)
+                return await answer(session, request) or JSONResponse(session.to_dict())
             except ClientDisconnect:
                 return Response(status_code=400)
             except McspexError as error:
                 return _refuse(session.reword(str(error)), 400)
             except OSError:  # closed, or begun anew, while it was answered
-                return _refuse("This file is no longer there.", 404)
+                return _refuse("There is no such file any more.", 404)
 
         return endpoint
 
@@ -242,42 +237,33 @@ class Pages:
         except McspexError as error:
             return _refuse(str(error), 503)
 
-    async def _state(self, session: Session, _: Request) -> Response:
-        return JSONResponse(session.to_dict())
+    async def _state(self, session: Session, request: Request) -> None:
+        """Answer with the state."""
 
-    async def _receive_recording(self, session: Session, request: Request) -> Response:
-        return await self._take(session, await _upload(session, request))
+    async def _receive_recording(self, session: Session, request: Request) -> None:
+        await run_in_threadpool(session.receive_recording, await _upload(session, request))
 
-    async def _use_example(self, session: Session, _: Request) -> Response:
+    async def _use_example(self, session: Session, _: Request) -> None:
         async def body() -> AsyncIterator[bytes]:
             yield self._example.read_bytes()
 
-        return await self._take(session, await session.receive(self._example.name, 0, body()))
+        upload = await session.receive(self._example.name, 0, body())
+        await run_in_threadpool(session.receive_recording, upload)
 
-    async def _choose_part(self, session: Session, request: Request) -> Response:
+    async def _choose_part(self, session: Session, request: Request) -> None:
         if session.recording is None:
-            return _refuse("There is no recording.", 404)
-        query = request.query_params
-        channel, track = query.get("channel", "mix"), query.get("track", "")
-        return await self._take(session, session.recording.upload, channel, track)
+            raise FileNotFoundError
+        query, upload = request.query_params, session.recording.upload
+        part = query.get("channel", "mix"), query.get("track", "")
+        await run_in_threadpool(session.receive_recording, upload, *part)
 
-    async def _take(
-        self, session: Session, upload: Upload, channel: str = "mix", track: str = ""
-    ) -> Response:
-        recording = await run_in_threadpool(session.receive_recording, upload, channel, track)
-        self._sessions.decode(session, recording)
-        return JSONResponse(session.to_dict())
+    async def _receive_reference(self, session: Session, request: Request) -> None:
+        await run_in_threadpool(session.receive_reference, await _upload(session, request))
 
-    async def _receive_reference(self, session: Session, request: Request) -> Response:
-        upload = await _upload(session, request)
-        await run_in_threadpool(session.receive_reference, upload)
-        return JSONResponse(session.to_dict())
-
-    async def _remove_reference(self, session: Session, request: Request) -> Response:
+    async def _remove_reference(self, session: Session, request: Request) -> None:
         session.remove_reference(request.path_params["key"])
-        return JSONResponse(session.to_dict())
 
-    async def _extract(self, session: Session, request: Request) -> Response:
+    async def _extract(self, session: Session, request: Request) -> Response | None:
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -288,41 +274,31 @@ class Pages:
         except msgspec.MsgspecError as error:
             return _refuse(f"This request means nothing ({error}).", 400)
         await run_in_threadpool(session.extract, order)
-        return JSONResponse(session.to_dict())
+        return None
 
-    async def _cancel(self, session: Session, _: Request) -> Response:
+    async def _cancel(self, session: Session, _: Request) -> None:
         if session.extraction:
             session.extraction.cancel()
-        return JSONResponse(session.to_dict())
 
     async def _sound(self, session: Session, request: Request) -> Response:
         path = session.sound(request.path_params["name"])
-        if path is None:
-            return _refuse("There is no such sound.", 404)
         return send_file(path, {"Content-Type": "audio/wav"}, request.headers.get("range", ""))
 
     async def _peaks(self, session: Session, request: Request) -> Response:
-        name, recording = request.path_params["name"], session.recording
-        if name == "mixture" and recording:
-            return StreamingResponse(_stream_peaks(recording), media_type=BYTES)
-        peaks = session.extraction.peaks.get(name) if session.extraction else None
-        if peaks is None:
-            return _refuse("There is no such sound.", 404)
-        return Response(peaks, media_type=BYTES)
+        name = request.path_params["name"]
+        if name == "mixture" and session.recording:
+            return StreamingResponse(_stream_peaks(session.recording), media_type=BYTES)
+        session.sound(name)  # which refuses what there is not
+        return Response(session.result().peaks[name], media_type=BYTES)
 
     async def _picture(self, session: Session, request: Request) -> Response:
         path, mixture = session.sound(request.path_params["name"]), session.sound("mixture")
-        if path is None or mixture is None:
-            return _refuse("There is no such sound.", 404)
         start_s, end_s = (_number(request.query_params, name) for name in ("from", "to"))
         picture = await run_in_threadpool(draw_part, path, mixture, start_s, end_s)
         return Response(picture, media_type="image/png")
 
     async def _save(self, session: Session, request: Request) -> Response:
-        kind, extraction = request.path_params["name"], session.extraction
-        if kind not in EXPORTS or extraction is None or extraction.state != "done":
-            return _refuse("There is no such file.", 404)
-        path, name = await run_in_threadpool(session.export, extraction, kind)
+        path, name = await run_in_threadpool(session.export, request.path_params["name"])
         disposition = f"attachment; filename*=utf-8''{quote(name)}"
         return send_file(path, {"Content-Type": BYTES, "Content-Disposition": disposition})
 
@@ -351,11 +327,13 @@ def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
         yield
         task.cancel()
 
-    routes: list[Any] = list(Pages(sessions, example, only_local=not token).routes())
+    only_local = not token
+    routes: list[BaseRoute] = [*Pages(sessions, example, only_local=only_local).routes()]
     if token:
         routes = [Mount(f"/{token}", routes=routes)]
-    guard = Middleware(Guard, only_local=not token)
-    return Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
+    return Starlette(
+        routes=routes, middleware=[Middleware(guard, only_local=only_local)], lifespan=lifespan
+    )
 
 
 async def _upload(session: Session, request: Request) -> Upload:

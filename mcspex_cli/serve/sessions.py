@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +16,16 @@ from typing import Any, cast
 
 from mcspex_cli import audio, files, text
 from mcspex_cli.errors import AudioError, McspexError, OutputError
+from mcspex_cli.extraction import job, profile
 from mcspex_cli.extraction.clip import LONGEST_READ_S
-from mcspex_cli.extraction.job import ExtractionOptions, check_distinct, open_mixture
-from mcspex_cli.extraction.profile import SUFFIX as PROFILE_SUFFIX
-from mcspex_cli.extraction.profile import (
-    Enrolment,
-    Profile,
-    is_profile_name,
-    read_profile,
-    write_profile,
+from mcspex_cli.serve.extractions import (
+    SOUNDS,
+    Extraction,
+    ExtractionRequest,
+    Extractions,
+    Recording,
+    Upload,
 )
-from mcspex_cli.serve.extractions import SOUNDS, Extraction, ExtractionRequest, Extractions
-from mcspex_cli.serve.recording import Recording, Upload
 
 LONGEST_ABSENCE_S = 300.0
 """A page that is not heard of for so long is taken for closed. Browsers let pages in the
@@ -94,7 +91,7 @@ class Session:
         """
         name = text.line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
         suffix = Path(name).suffix.lower()
-        known = files.SUFFIXES | {PROFILE_SUFFIX}
+        known = files.SUFFIXES | {profile.SUFFIX}
         path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in known else ''}"
         self._names[str(path)] = name
         too_large = OutputError(
@@ -121,37 +118,40 @@ class Session:
                 raise
         return Upload(name, path)
 
-    def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> Recording:
-        """Take a file as the recording, in place of any before.
+    def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> None:
+        """Take a file as the recording, in place of any before, and have it decoded.
 
         Raises:
             AudioError: it cannot be read, is too short, or has no such channel or track.
             OutputError: it would take too much disk.
         """
         try:
-            options = ExtractionOptions(channel=channel, track=track or None, damaged="keep")
+            options = job.ExtractionOptions(channel=channel, track=track or None, damaged="keep")
         except ValueError as error:
             raise AudioError(f"{upload.name}: {error}.") from error
         before = self.recording
         is_new = before is None or before.upload != upload
         try:
-            reader = open_mixture(upload.path, options)
+            reader = job.open_mixture(upload.path, options)
             self.recording = Recording(upload, reader.info, options, self._max_bytes)
         except McspexError:
             if is_new:
                 upload.path.unlink(missing_ok=True)
             raise
-        if self.extraction:
-            self._forget(self.extraction)
+        self._forget_extraction()
         if before and is_new:
             with suppress(OSError):
                 before.upload.path.unlink()
-        return self.recording
+        recording = self.recording
+        self._extractions.decoder.submit(
+            recording.decode, lambda: self.is_open and self.recording is recording
+        )
 
-    def _forget(self, extraction: Extraction) -> None:
-        extraction.cancel()
-        shutil.rmtree(extraction.folder, ignore_errors=True)
-        self.extraction = None
+    def _forget_extraction(self) -> None:
+        if self.extraction:
+            self.extraction.cancel()
+            shutil.rmtree(self.extraction.folder, ignore_errors=True)
+            self.extraction = None
 
     def receive_reference(self, upload: Upload) -> None:
         """Add a file to the references.
@@ -161,8 +161,8 @@ class Session:
             CheckpointError: it is a damaged profile, or is none.
         """
         try:
-            if is_profile_name(upload.path):
-                read_profile(upload.path)
+            if profile.is_profile_name(upload.path):
+                profile.read_profile(upload.path)
             else:
                 audio.probe(upload.path)
         except McspexError:
@@ -176,14 +176,28 @@ class Session:
         if upload and not (self.extraction and self.extraction.is_active):
             upload.path.unlink(missing_ok=True)
 
-    def sound(self, name: str) -> Path | None:
-        """A WAV file of one channel: the "mixture", the "voice" or the "others"; None if absent."""
-        extraction, recording = self.extraction, self.recording
+    def result(self) -> Extraction:
+        """The extraction, if it is done.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        if self.extraction and self.extraction.state == "done":
+            return self.extraction
+        raise FileNotFoundError
+
+    def sound(self, name: str) -> Path:
+        """A WAV file of one channel: the "mixture", the "voice" or the "others".
+
+        Raises:
+            FileNotFoundError: it is not there, or not yet.
+        """
+        recording = self.recording
         if name == "mixture" and recording and recording.is_decoded and not recording.error:
             return recording.playable
-        if name in SOUNDS and extraction and extraction.state == "done":
-            return extraction.path(f"{name}.wav")
-        return None
+        if name in SOUNDS:
+            return self.result().folder / f"{name}.wav"
+        raise FileNotFoundError
 
     def extract(self, request: ExtractionRequest) -> None:
         """Put an extraction into the queue.
@@ -212,53 +226,48 @@ class Session:
                 "came out is kept, or another model."
             )
         references = list(self.references.values())
-        check_distinct(recording.upload.path, [one.path for one in references])
+        job.check_distinct(recording.upload.path, [one.path for one in references])
         folder = self.folder / f"extraction-{next(self._numbers)}"
         try:
             extraction = Extraction(request, recording, references, model, folder)
         except ValueError as error:
             raise McspexError(f"{error}.") from error
-        if self.extraction:
-            self._forget(self.extraction)
+        self._forget_extraction()
         self.extraction = extraction
         self._extractions.add(extraction)
 
-    def export(self, extraction: Extraction, kind: str) -> tuple[Path, str]:
-        """A file of a result, made where it is not there yet, and its name for the user.
-
-        Args:
-            extraction: one that is done.
-            kind: of `EXPORTS`.
+    def export(self, kind: str) -> tuple[Path, str]:
+        """A file of the result, of `EXPORTS`, made where it is not there yet, and its user's name.
 
         Raises:
+            FileNotFoundError: there is no such file.
             AudioError, OutputError: it cannot be written, or another extraction has begun.
         """
-        path, ending = extraction.path(kind), EXPORTS[kind]
-        if path.suffix == ".flac" and not path.exists():
-            wav = audio.Reader(path.with_suffix(".wav"))
-            rate_hz = wav.info.sample_rate_hz
-            with audio.Writer(path, rate_hz, 1, extraction.options.subtype) as writer:
-                for block in wav:
-                    writer.write(block)
-        elif path.suffix == PROFILE_SUFFIX and not path.exists():
-            write_profile(path, self._profile(extraction))
-        stem = extraction.request.name if path.suffix == PROFILE_SUFFIX else ""
-        return path, f"{stem or Path(extraction.recording.upload.name).stem}{ending}"
+        extraction = self.result()
+        if kind not in EXPORTS:
+            raise FileNotFoundError
+        name = Path(extraction.recording.upload.name).stem
+        path = extraction.export(kind)
+        if path.suffix == profile.SUFFIX:
+            name = extraction.request.name or name
+            if not path.exists():
+                self._write_profile(extraction, name, path)
+        return path, f"{name}{EXPORTS[kind]}"
 
-    def _profile(self, extraction: Extraction) -> Profile:
-        """The voice of an extraction as a profile, which does not tell where its clips were."""
+    def _write_profile(self, extraction: Extraction, name: str, path: Path) -> None:
+        """Save the voice of an extraction, without the places where its clips were."""
         model, voice = extraction.model, extraction.voice
         assert voice
-        seconds = round(voice.seconds, 3)
-        enrolment = Enrolment(model.name, model.revision, model.sha256, seconds, voice.embedding)
+        enrolment = profile.Enrolment(
+            model.name, model.revision, model.sha256, round(voice.seconds, 3), voice.embedding
+        )
         qualities = tuple(
             replace(
                 one, path=self.reword(one.path), warning=one.warning and self.reword(one.warning)
             )
             for one in voice.qualities
         )
-        name = extraction.request.name or Path(extraction.recording.upload.name).stem
-        return Profile(name, (enrolment,), qualities)
+        profile.write_profile(path, profile.Profile(name, (enrolment,), qualities))
 
     def reword(self, message: str) -> str:
         """Put a message into the words of the page and the user's names for files, on one line."""
@@ -318,8 +327,7 @@ class Sessions:
             self.folder.mkdir(mode=0o700)
         except OSError as error:
             raise files.output_error(self.folder, error) from error
-        self._open: dict[str, Session] = {}
-        self._decoder = ThreadPoolExecutor(2, "mcspex-decode")
+        self.pages: dict[str, Session] = {}
 
     def open(self) -> Session:
         """A new one, under a name that nobody can guess.
@@ -328,53 +336,40 @@ class Sessions:
             McspexError: too many are open.
             OutputError: its folder cannot be made.
         """
-        if len(self._open) >= MOST_SESSIONS:
+        if len(self.pages) >= MOST_SESSIONS:
             raise McspexError(
                 f"{MOST_SESSIONS} pages are open already. Close one, then load this page again."
             )
         folder = self.folder / secrets.token_urlsafe(24)
         session = Session(folder, self.extractions, self._max_bytes)
-        self._open[session.id] = session  # before its folder, which would be swept
+        self.pages[session.id] = session  # before its folder, which would be swept
         try:
             folder.mkdir(mode=0o700)
         except OSError as error:
-            del self._open[session.id]
+            del self.pages[session.id]
             raise files.output_error(self.folder, error, "cannot make a folder in it") from error
         return session
 
-    def get(self, id_: str) -> Session | None:
-        """An open one."""
-        return self._open.get(id_)
-
-    def decode(self, session: Session, recording: Recording) -> None:
-        """Decode the recording of a session in another thread, until another one replaces it."""
-
-        def is_current() -> bool:
-            return session.is_open and session.recording is recording
-
-        self._decoder.submit(recording.decode, is_current)
-
     def close(self, session: Session) -> None:
         """Delete all of a page."""
-        self._open.pop(session.id, None)
+        self.pages.pop(session.id, None)
         session.close()
 
     def close_silent(self) -> None:
         """Close those whose page has not been heard of for long, and finish closing others."""
-        for session in list(self._open.values()):
+        for session in list(self.pages.values()):
             if time.monotonic() - session.last_request_s > LONGEST_ABSENCE_S:
                 self.close(session)
         with suppress(OSError):
             for folder in self.folder.iterdir():  # what was written while it was deleted
-                if folder.name not in self._open:
+                if folder.name not in self.pages:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def close_all(self) -> None:
         """End all work, and delete all files."""
         try:
-            for session in list(self._open.values()):
+            for session in list(self.pages.values()):
                 self.close(session)
             self.extractions.close()
-            self._decoder.shutdown(wait=True, cancel_futures=True)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
