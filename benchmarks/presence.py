@@ -18,7 +18,6 @@ import numpy as np
 
 from mcspex_cli import EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.activity import find_spans
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.levels import (
     FRAME_S,
@@ -28,12 +27,8 @@ from mcspex_cli.extraction.levels import (
     gain_db,
     smooth_activity,
 )
-from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult
-from mcspex_cli.training.calibration import SILENT, SPEAKING, Case, area, draw_turns, utterances
-from mcspex_cli.training.calibration import drawn_cases as mixtures
-from mcspex_cli.training.data import Corpus
-from mcspex_cli.training.settings import MixtureSettings
-from mcspex_cli.training.simulate import draw_renderings
+from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult, find_spans
+from mcspex_cli.training.calibration import SILENT, SPEAKING, Case, area, read_cases
 
 LENGTHS_S = (4, 8, 16, 31)
 
@@ -80,10 +75,8 @@ def main() -> None:
     calibration, rate_hz = engine.calibration, engine.sample_rate_hz
     if calibration is None:
         parser.error("this model is not calibrated. Run: mcspex models calibrate")
-    corpus, rng = Corpus.read(options.speakers, rate_hz), np.random.default_rng(options.seed)
-    settings = MixtureSettings(segment_s=6.0)
-    cases = list(mixtures(draw_renderings(corpus, settings, options.n, options.seed)))
-    cases += draw_turns(utterances(corpus), options.n, rate_hz, options.seed)
+    cases = list(read_cases(options.speakers, options.n, rate_hz, options.seed))
+    rng = np.random.default_rng(options.seed)
     voices = [engine.embed([case.rendering.reference]) for case in cases]
     rows, shares, counts = [], [], []
     for case, voice in zip(cases, voices, strict=True):

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint
     from mcspex_cli.errors import McspexError
     from mcspex_cli.evaluation.metrics import si_sdr
-    from mcspex_cli.extraction.clip import Span
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs, Result
-    from mcspex_cli.extraction.reference import Voice
+    from mcspex_cli.extraction.reference import Span, Voice
     from mcspex_cli.extraction.runtime import EngineSettings
 
 __version__ = "0.6.0"
@@ -40,7 +39,7 @@ _HOMES = {
     "McspexError": ("errors", "McspexError"),
     "Outputs": ("extraction.job", "Outputs"),
     "Result": ("extraction.job", "Result"),
-    "Span": ("extraction.clip", "Span"),
+    "Span": ("extraction.reference", "Span"),
     "Voice": ("extraction.reference", "Voice"),
     "find_checkpoint": ("checkpoint.checkpoint", "find_checkpoint"),
     "load_checkpoint": ("checkpoint.checkpoint", "load_checkpoint"),

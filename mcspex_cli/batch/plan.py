@@ -36,10 +36,9 @@ from mcspex_cli.batch.pairing import (
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
-from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
-from mcspex_cli.extraction.clip import Span
+from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
-from mcspex_cli.extraction.reference import list_sources
+from mcspex_cli.extraction.reference import Span, list_sources
 
 _SUFFIXES = {
     **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),

@@ -24,11 +24,10 @@ from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import DiskFullError, McspexError
-from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
-from mcspex_cli.extraction.reference import Voice
+from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import ON_GPU, SPREAD, EngineSettings, choose_device
 
 Unit = tuple[Task, ...]

@@ -84,7 +84,6 @@ def enroll(
     mcspex enroll --list voices/
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.extraction.profile import (
-        Enrolment,
         Profile,
         check_profile_output,
         write_profile,
@@ -107,12 +106,7 @@ def enroll(
         infos = list({info.sha256: info for info in named}.values())
         settings = EngineSettings(device, precision, runtime=runtime)
         voices = _embed(sources, output, infos, settings, quiet=quiet_models)
-        enrolments = tuple(
-            Enrolment(
-                info.name, info.revision, info.sha256, round(voice.seconds, 3), voice.embedding
-            )
-            for info, voice in zip(infos, voices, strict=True)
-        )
+        enrolments = tuple(v.enrolment(info) for info, v in zip(infos, voices, strict=True))
         # Only a calibrated model can tell whether a clip has two voices.
         best = next(
             (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
@@ -125,7 +119,7 @@ def enroll(
             console.data(profile.to_dict(output), indent=2)
         elif not quiet:
             _show_qualities(profile.qualities)
-            names = " and ".join(one.name for one in profile.enrolments)
+            names = " and ".join(one.name for one in profile.models)
             console.say(f"{output}: {console.duration(best.seconds)} of speech, for {names}")
 
 
@@ -205,8 +199,8 @@ def _list(sources: Sequence[Path], *, as_json: bool) -> None:
                     str(path),
                     profile.name,
                     profile.created,
-                    f"{max(one.seconds for one in profile.enrolments):.1f}",
-                    ", ".join(one.name for one in profile.enrolments),
+                    f"{max(one.seconds for one in profile.models):.1f}",
+                    ", ".join(one.name for one in profile.models),
                 ]
                 for path, profile in profiles
             ],
@@ -227,7 +221,7 @@ def _show(sources: Sequence[Path], *, as_json: bool) -> None:
         lines = [("profile", str(path)), ("name", profile.name), ("created", profile.created)]
         lines += [
             ("model", f"{one.label}, {console.duration(one.seconds)} of speech")
-            for one in profile.enrolments
+            for one in profile.models
         ]
         console.text("".join(f"{key:9}{value}\n" for key, value in lines))
         _show_qualities(profile.qualities)

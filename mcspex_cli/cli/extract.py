@@ -19,10 +19,9 @@ from mcspex_cli.cli.models import find_model, prepare
 from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.extraction.clip import Span
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
-    from mcspex_cli.extraction.reference import Voice
+    from mcspex_cli.extraction.reference import Span, Voice
 
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
@@ -149,12 +148,11 @@ def _check_usage(request: ExtractRequest) -> None:
 def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path | None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
     from mcspex_cli import audio
-    from mcspex_cli.extraction.clip import check_spans
     from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import Places, check_presence, check_references
     from mcspex_cli.extraction.profile import Profile
-    from mcspex_cli.extraction.reference import check_sources, list_sources
+    from mcspex_cli.extraction.reference import check_sources, check_spans, list_sources
     from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, keep_memory
 
     voices: list[Voice] = []
@@ -176,7 +174,7 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
             if len(jobs) == 1:
                 raise
     if jobs[0].reader:
-        check_spans(jobs[0].mixture, request.spans, jobs[0].reader.info)
+        check_spans(jobs[0].reader, request.spans)
     seconds = sum(job.reader.info.seconds for job in jobs if job.reader)
     info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
     check_presence(info, info.calibration, settings.absent)
@@ -233,7 +231,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
 def _place(place: Path, mixture: Path, ending: str) -> Path:
     """A place itself if it names a file, else the name of `mixture` with an ending in it."""
     from mcspex_cli.audio import FORMATS
-    from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
+    from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 
     if os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises if the name is too long)
         return place / f"{mixture.stem}{ending}"
@@ -306,7 +304,7 @@ def _show(request: ExtractRequest, job: Job, result: Result) -> None:
 
 
 def _span(text: str) -> Span:
-    from mcspex_cli.extraction.clip import Span
+    from mcspex_cli.extraction.reference import Span
 
     try:
         return Span.parse(text)

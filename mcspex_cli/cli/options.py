@@ -95,7 +95,7 @@ def output_formats() -> dict[str, str]:
 
 def activity_formats() -> dict[str, str]:
     """The formats of activity files, by their suffix without the dot."""
-    from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
+    from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 
     return {suffix[1:]: "" for suffix in ACTIVITY_FORMATS}
 

@@ -33,8 +33,6 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.containers import Damaged
 from mcspex_cli.errors import AbsentError, EngineError, McspexError
-from mcspex_cli.extraction import activity
-from mcspex_cli.extraction.clip import Clip, Span, read_spans
 from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
@@ -46,6 +44,7 @@ from mcspex_cli.extraction.job import (
     check_presence,
     check_references,
     check_voice,
+    open_mixture,
 )
 from mcspex_cli.extraction.levels import (
     SILENCE_DB,
@@ -54,9 +53,18 @@ from mcspex_cli.extraction.levels import (
     LoudnessMeter,
     check_level,
     gain_db,
+    share_of_speech,
 )
-from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult, join_channels
-from mcspex_cli.extraction.reference import Voice, enroll
+from mcspex_cli.extraction.presence import (
+    ActivityReport,
+    PresenceMeter,
+    PresenceResult,
+    find_spans,
+    join_channels,
+    mute_gains,
+    write_activity,
+)
+from mcspex_cli.extraction.reference import Clip, Span, Voice, enroll, read_spans
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.windows import Joiner, Mixture, Store, Window
 
@@ -165,13 +173,14 @@ class Extractor:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
-        ExtractionOptions(channel, track=track, damaged=damaged)  # refuses what means nothing
+        channel = "mix" if channel == "all" else channel
+        options = ExtractionOptions(channel, track=track, damaged=damaged)
         clips: Iterable[Clip] = ()
         if spans:
             if mixture is None:
                 raise ValueError("spans need the mixture that they are of")
-            rate_hz = self.sample_rate_hz
-            clips = read_spans(Path(mixture), spans, rate_hz, channel, track, damaged, advance)
+            reader = open_mixture(Path(mixture), options)
+            clips = read_spans(reader, spans, self.sample_rate_hz, advance)
         return enroll([*paths, *clips], self.engine, self.model, advance)
 
     def check_voice(self, name: str, voice: Voice) -> None:
@@ -625,16 +634,14 @@ class _Estimate:
         matched_db = gain_db(self._matched)
         self.spans = [
             (round(from_s + start_s, 3), round(to_s + start_s, 3))
-            for from_s, to_s in activity.find_spans(self._presences, matched_db)
+            for from_s, to_s in find_spans(self._presences, matched_db)
         ]
         """When the voice speaks, counted as its container counts."""
         levels, level_db = max(
             zip(self._presences, matched_db, strict=True),
             key=lambda channel: channel[0].presence or 0.0,
         )
-        self.speech_left = activity.share_of_speech(
-            levels.estimate_db + level_db, levels.mixture_db
-        )
+        self.speech_left = share_of_speech(levels.estimate_db + level_db, levels.mixture_db)
         level = Level.parse(options.level)
         matched = self._matched if level.policy.matched else np.ones_like(self._matched)
         self.gain = matched * 10 ** (options.wet_db / 20)
@@ -656,7 +663,7 @@ class _Estimate:
         clips = [not audio.holds_over_full_scale(path, subtype) for path in self._outputs] or [True]
         loudness_lufs = meter.loudness_lufs() if meter else -np.inf
         self.factor, self.down_db = level.factor(peak, loudness_lufs, clips=clips[0])
-        self._residual_factor, self.residual_down_db = Level("raw").factor(
+        self._residual_factor, self.residual_down_db = Level.parse("raw").factor(
             residual_peak, -np.inf, clips=clips[1:] == [True]
         )
         self.silent = bool(peak * self.factor < 10 ** (SILENCE_DB / 20))
@@ -687,14 +694,14 @@ class _Estimate:
                     assert block is not None
                     writer.write(block * np.float32(factor))
             if path := job.outputs.activity:
-                report = activity.ActivityReport(
+                report = ActivityReport(
                     job.name,
                     job.id or job.mixture.stem,
                     job.outputs.speaker,
                     self.presence,
                     self.spans,
                 )
-                activity.write_activity(path, report)
+                write_activity(path, report)
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """The estimate before its level is set and, if it is asked for, the residual."""
@@ -719,7 +726,7 @@ class _Estimate:
             return block
         at_s = (start + np.arange(block.shape[1])) / self._mixture.sample_rate_hz
         gates = [
-            np.interp(at_s, *activity.mute_gains(one.segments, MUTE_FADE_S))
+            np.interp(at_s, *mute_gains(one.segments, MUTE_FADE_S))
             if one.present
             else np.zeros_like(at_s)
             for one in self._presences

@@ -20,9 +20,8 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.containers import MIXTURE_ADVICE, Damaged
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputError
-from mcspex_cli.extraction.activity import ACTIVITY_FORMATS
 from mcspex_cli.extraction.levels import Level, check_length
-from mcspex_cli.extraction.presence import Segment
+from mcspex_cli.extraction.presence import ACTIVITY_FORMATS, Segment
 from mcspex_cli.extraction.reference import Voice
 
 

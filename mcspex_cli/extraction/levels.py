@@ -6,6 +6,7 @@ Speech is told from pauses (voice activity detection, VAD) by its level alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,6 +39,9 @@ FRAME_S = 0.01
 
 FLOOR_DB = -120.0
 """The level of digital silence."""
+
+MIN_SHARE_DB = -20.0
+"""What is softer than this in its mixture is a remnant of others."""
 
 _FRAMES_PER_S = 100
 
@@ -87,35 +91,30 @@ def check_level(name: str, mean_square: float) -> None:
 
 
 def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
-    """Measure the mean-square level of every 10 ms of `samples` [sample].
+    """Measure the mean-square level of every 10 ms of `samples` [..., sample].
 
     Returns:
-        [frame], dB of full scale, no less than -120. The last frame may be shorter. Without
+        [..., frame], dB of full scale, no less than -120. The last frame may be shorter. Without
         samples there are no frames. Where 10 ms are not a whole number of samples, frames differ
         by one sample, so that frame k begins at k times 10 ms whatever the rate.
     """
-    frames = -(-len(samples) * _FRAMES_PER_S // sample_rate_hz)
-    if not frames:
-        return np.zeros(0)
+    length = samples.shape[-1]
+    if not length:
+        return np.zeros(samples.shape)
+    frames = -(-length * _FRAMES_PER_S // sample_rate_hz)
     starts = np.arange(frames) * sample_rate_hz // _FRAMES_PER_S
-    energies = np.add.reduceat(np.square(samples, dtype=np.float64), starts)
-    return _levels_db(energies / np.diff(np.append(starts, len(samples))))
+    energies = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=-1)
+    return _levels_db(energies / np.diff(np.append(starts, length)))
 
 
 def detect_speech(levels_db: FrameLevels) -> Activity:
-    """Tell frames with speech from frames without, by a threshold that fits the recording.
+    """Tell frames [frame] with speech from frames without, by a threshold that fits the recording.
 
     The threshold lies a quarter of the way from the level of the quietest 0.2 s to that of the
     loud frames; in a quiet room, 35 dB below the loud frames. Digital silence is never speech.
 
     A recording without pauses is active throughout. So are constant noise and music, which
     cannot be told from it by their level. A silent recording is active nowhere.
-
-    Args:
-        levels_db: [frame], from `frame_levels_db`.
-
-    Returns:
-        [frame].
     """
     levels_db = np.asarray(levels_db, np.float64)
     audible = levels_db[levels_db > _SILENT_DB]
@@ -123,30 +122,49 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
         return np.zeros(len(levels_db), np.bool_)
     loud_db = float(np.percentile(audible, 95))
     sounding = levels_db > max(_SILENT_DB, loud_db - _CUT_DB)
-    quiet_db = _quietest_db(levels_db[sounding])
+    powers = 10 ** (levels_db / 10)
+    shortest = min(_PAUSE_FRAMES, int(sounding.sum()))
+    pauses = np.convolve(powers[sounding], np.ones(shortest) / shortest, "valid")
+    quiet_db = float(_levels_db(pauses.min()))
     if loud_db - quiet_db < _CONTRAST_DB:
         return sounding
     threshold_db = max(quiet_db + max(4.0, (loud_db - quiet_db) / 4), loud_db - _SOFTEST_DB)
     # Every frame is averaged with its neighbours, so that no single one decides.
     window = np.ones(min(_SMOOTHED_FRAMES, len(levels_db)))
-    powers = np.convolve(10 ** (levels_db / 10), window, "same")
-    smoothed_db = _levels_db(powers / np.convolve(np.ones(len(levels_db)), window, "same"))
+    neighbours = np.convolve(np.ones(len(levels_db)), window, "same")
+    smoothed_db = _levels_db(np.convolve(powers, window, "same") / neighbours)
     activity: Activity = sounding & (smoothed_db > threshold_db)
     return activity
+
+
+def detect_target(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
+    """Tell frames [frame] with the target: speech, and no remnant of others in an estimate.
+
+    Args:
+        estimate_db: [frame], at its level in the mixture.
+        mixture_db: [frame].
+    """
+    return detect_speech(estimate_db) & (estimate_db > mixture_db + MIN_SHARE_DB)
+
+
+def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float | None:
+    """The share of the mixture's speech in which the estimate is heard too.
+
+    Args:
+        estimate_db: [frame], at its level in the mixture.
+        mixture_db: [frame].
+
+    Returns:
+        0 to 1; None without speech in the mixture.
+    """
+    speech = detect_speech(mixture_db)
+    return float(detect_target(estimate_db, mixture_db)[speech].mean()) if speech.any() else None
 
 
 def smooth_activity(activity: Activity, min_speech_s: float, min_pause_s: float) -> Activity:
     """Fill pauses shorter than `min_pause_s`, then drop speech shorter than `min_speech_s`.
 
-    What comes before the first and after the last speech is not a pause.
-
-    Args:
-        activity: [frame].
-        min_speech_s: the shortest speech to keep.
-        min_pause_s: the shortest pause to keep.
-
-    Returns:
-        [frame], a new array.
+    What comes before the first and after the last speech of `activity` [frame] is not a pause.
     """
     result = np.array(activity, np.bool_)
     # A frame more or less by rounding does not count.
@@ -163,13 +181,6 @@ def smooth_activity(activity: Activity, min_speech_s: float, min_pause_s: float)
 def list_spans(activity: Activity) -> list[tuple[float, float]]:
     """List the stretches of speech in `activity` [frame] as (start_s, end_s), in order."""
     return [(round(start * FRAME_S, 2), round(end * FRAME_S, 2)) for start, end in _runs(activity)]
-
-
-def _quietest_db(levels_db: FrameLevels) -> float:
-    """The level of the quietest 0.2 s, or of everything if there is less."""
-    frames = min(_PAUSE_FRAMES, len(levels_db))
-    powers = np.convolve(10 ** (levels_db / 10), np.ones(frames) / frames, "valid")
-    return float(_levels_db(powers.min()))
 
 
 def _runs(activity: Activity) -> list[tuple[int, int]]:
@@ -191,7 +202,7 @@ class LevelPolicy:
     name: str
     help: str
     """What the estimate becomes, for `--help`."""
-    factor: Callable[[float, float, float], float]
+    factor: Callable[[float, float, float], float] = lambda *_: 1.0
     """What to multiply the estimate by, from its peak, its loudness in LUFS and the number."""
     number: tuple[float, float] | None = None
     """The lowest and highest number that goes with the name, as in "lufs=-23"; None for none."""
@@ -200,23 +211,23 @@ class LevelPolicy:
     needs_loudness: bool = False
 
 
+def _to_peak(peak: float, *_: float) -> float:
+    return PEAK / peak if peak > 0 else 1.0
+
+
+def _to_loudness(_: float, loudness_lufs: float, number: float) -> float:
+    return 10 ** ((number - loudness_lufs) / 20) if np.isfinite(loudness_lufs) else 1.0
+
+
+_LUFS_HELP = "this loud by ITU-R BS.1770, as in lufs=-23"
+
 LEVELS = {
     policy.name: policy
     for policy in (
-        LevelPolicy("match", "as loud as in the mixture", lambda *_: 1.0),
-        LevelPolicy(
-            "peak", "highest sample at -1 dBFS", lambda peak, *_: PEAK / peak if peak > 0 else 1.0
-        ),
-        LevelPolicy(
-            "lufs",
-            "this loud by ITU-R BS.1770, as in lufs=-23",
-            lambda _, loudness, lufs: (
-                10 ** ((lufs - loudness) / 20) if np.isfinite(loudness) else 1.0
-            ),
-            number=(-70.0, 0.0),
-            needs_loudness=True,
-        ),
-        LevelPolicy("raw", "as the network gives it", lambda *_: 1.0, matched=False),
+        LevelPolicy("match", "as loud as in the mixture"),
+        LevelPolicy("peak", "highest sample at -1 dBFS", _to_peak),
+        LevelPolicy("lufs", _LUFS_HELP, _to_loudness, (-70.0, 0.0), needs_loudness=True),
+        LevelPolicy("raw", "as the network gives it", matched=False),
     )
 }
 """Every level policy by its name."""
@@ -224,9 +235,9 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Level:
-    """A level as a user asks for it: the name of a policy and, for some, a number."""
+    """A level as a user asks for it: a policy and, for some, a number."""
 
-    name: str = "match"
+    policy: LevelPolicy
     number: float = 0.0
 
     @classmethod
@@ -238,31 +249,18 @@ class Level:
         """
         name, equals, digits = text.partition("=")
         policy = LEVELS.get(name)
-        if policy and policy.number is None and not equals:
-            return cls(name)
         if policy and policy.number:
-            try:
-                number = float(digits)
-            except ValueError:
-                number = np.nan
-            if policy.number[0] <= number <= policy.number[1]:
-                return cls(name, number)
+            with suppress(ValueError):
+                if policy.number[0] <= float(digits) <= policy.number[1]:
+                    return cls(policy, float(digits))
+        elif policy and not equals:
+            return cls(policy)
+        ranges = {row.name: row.number for row in LEVELS.values()}
         choices = ", ".join(
-            f"{row.name}={row.number[0]:g} to {row.name}={row.number[1]:g}"
-            if row.number
-            else row.name
-            for row in LEVELS.values()
+            f"{name}={limits[0]:g} to {name}={limits[1]:g}" if limits else name
+            for name, limits in ranges.items()
         )
         raise ValueError(f"level {text!r} is not one of {choices}")
-
-    def __str__(self) -> str:
-        """As `parse` reads it."""
-        return f"{self.name}={self.number:g}" if self.policy.number else self.name
-
-    @property
-    def policy(self) -> LevelPolicy:
-        """Its row of `LEVELS`."""
-        return LEVELS[self.name]
 
     def factor(self, peak: float, loudness_lufs: float, *, clips: bool) -> tuple[float, float]:
         """What to multiply a whole estimate by.
@@ -354,7 +352,7 @@ class LoudnessMeter:
             powers = energies.sum(keepdims=True) / max(1, self._samples)
         else:
             powers = np.convolve(energies[:steps], np.ones(4), "valid") / (4 * self._step)
-        powers = powers[powers > _power(_ABSOLUTE_LUFS)]
+        powers = powers[powers > 10 ** ((_ABSOLUTE_LUFS - _OFFSET_DB) / 10)]
         if powers.size:
             powers = powers[powers > powers.mean() * 10 ** (_RELATIVE_LU / 10)]
         return _OFFSET_DB + 10 * float(np.log10(powers.mean())) if powers.size else -np.inf
@@ -367,11 +365,6 @@ class LoudnessMeter:
         return energies
 
 
-def _power(loudness_lufs: float) -> float:
-    """The weighted mean square that has a loudness."""
-    return float(10 ** ((loudness_lufs - _OFFSET_DB) / 10))
-
-
 def _k_weighting(length: int, sample_rate_hz: int) -> npt.NDArray[np.complex128]:
     """The response [bin] of BS.1770's two filters: a head's shelf, then a high-pass.
 
@@ -380,17 +373,13 @@ def _k_weighting(length: int, sample_rate_hz: int) -> npt.NDArray[np.complex128]
     """
     z = np.exp(-2j * np.pi * np.fft.rfftfreq(length))
     gain, band = 10 ** (3.999843853973347 / 20), 10 ** (3.999843853973347 / 20 * 0.4996667741545416)
-    k = np.tan(np.pi * 1681.974450955533 / sample_rate_hz)
-    k_over_q = k / 0.7071752369554196
-    shelf = (
-        (gain + band * k_over_q + k * k)
-        + 2 * (k * k - gain) * z
-        + (gain - band * k_over_q + k * k) * z * z
-    ) / ((1 + k_over_q + k * k) + 2 * (k * k - 1) * z + (1 - k_over_q + k * k) * z * z)
-    k = np.tan(np.pi * 38.13547087602444 / sample_rate_hz)
-    k_over_q = k / 0.5003270373238773
-    below = (1 + k_over_q + k * k, 2 * (k * k - 1), 1 - k_over_q + k * k)
+    k, q = np.tan(np.pi * 1681.974450955533 / sample_rate_hz), 0.7071752369554196
+    fall, rise = 1 - z, k * (1 + z)
+    shelf = gain * fall**2 + band / q * fall * rise + rise**2
+    shelf /= fall**2 + fall * rise / q + rise**2
+    k, q = np.tan(np.pi * 38.13547087602444 / sample_rate_hz), 0.5003270373238773
+    rise = k * (1 + z)
     # The recommendation leaves the numerator of the second as it is.
-    high_pass = (1 - z) ** 2 * below[0] / (below[0] + below[1] * z + below[2] * z * z)
+    high_pass = (1 + k / q + k * k) * fall**2 / (fall**2 + fall * rise / q + rise**2)
     response: npt.NDArray[np.complex128] = shelf * high_pass
     return response

@@ -10,23 +10,30 @@ A network returns some voice whichever it is asked for. Whether that is the righ
 embedding of the estimate and, less surely, in how loud the network made it. How much each of these
 weighs is measured for a model by `training.calibration`. One stretch in which the target surely
 speaks makes the file present, whatever is in the rest: people take turns. Ours.
+
+Activity is when the target speaks, to 10 ms: where the estimate is as loud as speech in it, no more
+than 20 dB below the mixture, and in a segment in which the target is present.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mcspex_cli import files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
-from mcspex_cli.extraction.levels import MIN_SIGNAL_S, SILENCE_DB, FrameLevels, frame_levels_db
+from mcspex_cli.extraction import levels
+from mcspex_cli.extraction.levels import FRAME_S, FrameLevels
 
 _logger = logging.getLogger("mcspex")
 
@@ -50,10 +57,11 @@ MIN_RESIDUAL = 0.2
 TOGETHER = 8
 """Segments that are embedded in one call."""
 
-Vector = npt.NDArray[np.float64]
+MIN_SPEECH_S, MIN_PAUSE_S = 0.3, 0.5
+"""In activity, shorter pauses are filled, then shorter speech is dropped. Chosen on recordings of
+90 s in which the target speaks at times among others."""
 
-Embed = Callable[[Samples], Samples]
-"""Embeds signals [signal, sample] at any level as [signal, embedding]."""
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -103,273 +111,8 @@ class Calibration:
         if not len(features):
             return -np.inf
         odds = SHARPNESS * self.segment_odds(features)
-        highest = float(odds.max())
-        score = (highest + float(np.log(np.exp(odds - highest).mean()))) / SHARPNESS
+        score = float(np.logaddexp.reduce(odds) - np.log(len(odds))) / SHARPNESS
         return self.file_weights[0] * score + self.file_weights[1]
-
-
-@dataclass(frozen=True)
-class SegmentFeatures:
-    """What is measured of one segment."""
-
-    start_s: float
-    seconds: float
-    audible: bool = False
-    """Whether neither estimate nor mixture is silent."""
-    similarity: float = 0.0
-    """Of the estimate to the reference."""
-    gain: float = 0.0
-    """Decades by which the estimate had to be turned up to match the mixture."""
-    residual_similarity: float | None = None
-    """Of the residual to the reference; measured only where another person may be followed."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a recording, and how likely the target speaks in it."""
-
-    start_s: float
-    end_s: float
-    presence: float
-    present: bool
-    """Whether presence reaches the calibration's threshold of a segment."""
-    surely_absent: bool = False
-    """Whether presence is so low that the segment may be muted."""
-
-    def to_dict(self) -> dict[str, float | bool]:
-        """The segment as JSON."""
-        return {
-            "start_s": self.start_s,
-            "end_s": self.end_s,
-            "presence": round(self.presence, 4),
-            "present": self.present,
-        }
-
-
-@dataclass(frozen=True)
-class PresenceResult:
-    """What a `PresenceMeter` measured of a file; presence only for a calibrated model."""
-
-    estimate_db: FrameLevels
-    """[frame] of 10 ms, of the network's own estimate."""
-    mixture_db: FrameLevels
-    presence: float | None = None
-    present: bool | None = None
-    """Whether presence reaches the calibration's threshold."""
-    wrong_speaker: bool | None = None
-    """Whether the residual is more similar to the reference than right estimates leave it."""
-    segments: tuple[Segment, ...] = ()
-    similarity: float | None = None
-    """Of the estimate to the reference, the mean over audible segments."""
-
-
-def join_channels(results: Sequence[PresenceResult], start_s: float) -> PresenceResult:
-    """Judge a mixture by its channels: the target is present if it is in one of them.
-
-    Args:
-        results: of each channel.
-        start_s: what is added to all times.
-    """
-    best = max(results, key=lambda one: one.presence or 0.0)
-    surest = (
-        max(places, key=lambda one: one.presence)
-        for places in zip(*(one.segments for one in results), strict=True)
-    )
-    segments = tuple(
-        replace(one, start_s=one.start_s + start_s, end_s=one.end_s + start_s) for one in surest
-    )
-    return replace(best, segments=segments)
-
-
-class PresenceMeter:
-    """Takes a channel of an estimate and of its mixture in blocks, and keeps what it measures.
-
-    The speaker encoder runs once for each segment, and once more for its residual where the wrong
-    person may have been followed; it gets several segments in one call.
-
-    Args:
-        embed: the model's speaker encoder. It is called from `add` and `finish`.
-        sample_rate_hz: of the blocks.
-        embedding: [embedding], of the reference.
-        calibration: of the model. Without one only levels are measured, and nothing is embedded.
-        residuals: whether residuals are embedded, which show that the wrong person is followed.
-    """
-
-    def __init__(
-        self,
-        embed: Embed,
-        sample_rate_hz: int,
-        embedding: Samples,
-        calibration: Calibration | None,
-        *,
-        residuals: bool = True,
-    ) -> None:
-        self.segments: list[SegmentFeatures] = []
-        """What is measured so far."""
-        self._embed, self._rate_hz = embed, sample_rate_hz
-        self._embedding, self._calibration = embedding, calibration
-        self._residuals = residuals
-        self._segment = round(SEGMENT_S * self._rate_hz)
-        self._held: Samples | None = None
-        """Estimate and mixture [2, sample], as far back as may be needed."""
-        self._fresh = 0
-        """Samples at the end of those held that are in no segment yet."""
-        self._done = 0
-        self._pending: list[tuple[Samples, Samples]] = []
-        """Segments [2, sample] that are not measured yet, and what is new in each."""
-        self._levels: list[tuple[FrameLevels, FrameLevels]] = []
-
-    def add(self, estimate: Samples, mixture: Samples) -> None:
-        """Take a block [sample] of both.
-
-        Raises:
-            EngineError: as `embed` does.
-        """
-        both = np.stack([estimate, mixture])
-        held = both if self._held is None else np.concatenate([self._held, both], axis=-1)
-        self._fresh += both.shape[-1]
-        while self._fresh >= self._segment:
-            end = held.shape[-1] - self._fresh + self._segment
-            segment = held[..., end - self._segment : end]
-            self._take(segment, segment)
-            held = held[..., end - self._segment :]
-        self._held = held
-
-    def finish(self) -> None:
-        """Measure the rest: by the last 2 s if there are so many, else by whole steps.
-
-        Raises:
-            EngineError: as `embed` does.
-        """
-        if self._fresh and self._held is not None:
-            step, held = round(STEP_S * self._rate_hz), self._held.shape[-1]
-            rest = self._segment if held >= self._segment else max(1, held // step) * step
-            self._take(self._held[..., -rest:], self._held[..., -self._fresh :])
-        self._measure()
-
-    def result(self) -> PresenceResult:
-        """Measure the rest, then judge the whole file.
-
-        Raises:
-            EngineError: as `embed` does.
-        """
-        self.finish()
-        estimate_db, mixture_db = (
-            np.concatenate([np.zeros(0), *(levels[k] for levels in self._levels)]) for k in (0, 1)
-        )
-        calibration = self._calibration
-        if calibration is None:
-            return PresenceResult(estimate_db, mixture_db)
-        presence = probability(calibration.file_odds(self.features()))
-        excess = [
-            one.residual_similarity - one.similarity
-            for one in self.segments
-            if one.residual_similarity is not None
-        ]
-        wrong = bool(excess) and float(np.mean(excess)) > calibration.wrong_speaker
-        return PresenceResult(
-            estimate_db,
-            mixture_db,
-            presence,
-            presence >= calibration.threshold,
-            presence < SURE and wrong,
-            tuple(self._judged(calibration)),
-            self.similarity(),
-        )
-
-    def similarity(self) -> float | None:
-        """The mean similarity of what is measured so far, None where nothing is audible."""
-        features = self.features()
-        return float(features[:, 0].mean()) if len(features) else None
-
-    def features(self) -> Vector:
-        """Similarity and gain [segment, 2] of the segments that are audible."""
-        audible = [(one.similarity, one.gain) for one in self.segments if one.audible]
-        return np.array(audible, np.float64).reshape(-1, 2)
-
-    def _judged(self, calibration: Calibration) -> Iterator[Segment]:
-        """Each segment with its presence; 0 where nothing is audible."""
-        for one in self.segments:
-            features = np.array([[one.similarity, one.gain]])
-            odds = float(calibration.segment_odds(features)[0])
-            presence = probability(odds) if one.audible else 0.0
-            end_s = round(one.start_s + one.seconds, 3)
-            yield Segment(
-                round(one.start_s, 3),
-                end_s,
-                presence,
-                presence >= calibration.segment_threshold,
-                presence < calibration.mute_threshold,
-            )
-
-    def _take(self, part: Samples, new: Samples) -> None:
-        """Keep a part [2, sample], of which `new` is in no segment yet, to be measured."""
-        self._pending.append((part, new))
-        self._fresh -= new.shape[-1]
-        if len(self._pending) == TOGETHER:
-            self._measure()
-
-    def _measure(self) -> None:
-        """Measure what is pending."""
-        if not self._pending:
-            return
-        parts, fresh = zip(*self._pending, strict=True)
-        self._pending = []
-        estimate, mixture = np.concatenate(fresh, axis=-1)
-        rate_hz = self._rate_hz
-        self._levels.append((frame_levels_db(estimate, rate_hz), frame_levels_db(mixture, rate_hz)))
-        if self._calibration:
-            seconds = np.array([new.shape[-1] for new in fresh]) / rate_hz
-            starts_s = self._done / rate_hz + np.cumsum(seconds) - seconds
-            times = list(zip(starts_s.tolist(), seconds.tolist(), strict=True))
-            self.segments += self._features(np.stack(parts), times, self._calibration)
-        self._done += len(estimate)
-
-    def _features(
-        self, both: Samples, times: Sequence[tuple[float, float]], calibration: Calibration
-    ) -> list[SegmentFeatures]:
-        """Measure segments of estimate and mixture [segment, 2, sample] at times (from, seconds).
-
-        Products are not taken by `@`: the threads of NumPy's linear algebra would spin on the cores
-        that torch needs next.
-        """
-        estimates, mixtures = both[:, 0].astype(np.float64), both[:, 1].astype(np.float64)
-        energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
-        shared, samples = (estimates * mixtures).sum(-1), both.shape[-1]
-        audible = (wholes >= samples * 10 ** (SILENCE_DB / 10)) & (energies > 0) & (shared != 0)
-        if samples < MIN_SIGNAL_S * self._rate_hz or not audible.any():
-            return [SegmentFeatures(*time) for time in times]
-        gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
-        matched = estimates * gains[:, None]
-        similarities = self._similarities(matched, audible, calibration)
-        decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
-        odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
-        residuals = mixtures - matched
-        unsure = self._residuals & audible & (np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes)
-        unsure &= np.array([probability(one) < SURE for one in odds])
-        residual_similarities = self._similarities(residuals, unsure, calibration)
-        return [
-            SegmentFeatures(
-                *times[k],
-                True,
-                float(similarities[k]),
-                float(decades[k]),
-                float(residual_similarities[k]) if unsure[k] else None,
-            )
-            if audible[k]
-            else SegmentFeatures(*times[k])
-            for k in range(len(times))
-        ]
-
-    def _similarities(
-        self, signals: Vector, chosen: npt.NDArray[np.bool_], calibration: Calibration
-    ) -> Vector:
-        """How similar the chosen ones of signals [signal, sample] are to the reference, else 0."""
-        similarities = np.zeros(len(signals))
-        if chosen.any():
-            voices = self._embed(signals[chosen].astype(np.float32))
-            similarities[chosen] = [calibration.similarity(one, self._embedding) for one in voices]
-        return similarities
 
 
 def probability(odds: float) -> float:
@@ -399,12 +142,328 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
         raise CheckpointError(
             f"{path}: its calibration is malformed. Calibrate it again."
         ) from error
-    numbers = [
-        value
-        for one in vars(calibration).values()
-        for value in (one if isinstance(one, tuple) else [one])
-        if isinstance(value, float)
-    ]
-    if not np.isfinite(numbers).all() or len(calibration.centre) != embedding:
+    numbers = [value for name, value in vars(calibration).items() if name != "measured"]
+    if not np.isfinite(np.hstack(numbers)).all() or len(calibration.centre) != embedding:
         raise CheckpointError(f"{path}: its calibration is of another model. Calibrate it again.")
     return calibration
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording, and how likely the target speaks in it."""
+
+    start_s: float
+    end_s: float
+    presence: float = 0.0
+    present: bool = False
+    """Whether presence reaches the calibration's threshold of a segment."""
+    surely_absent: bool = False
+    """Whether presence is so low that the segment may be muted."""
+    similarity: float | None = None
+    """Of the estimate to the reference; None where the estimate or the mixture is silent."""
+    gain: float = 0.0
+    """Decades by which the estimate had to be turned up to match the mixture."""
+    residual_similarity: float | None = None
+    """Of the residual to the reference; measured only where another person may be followed."""
+
+    def to_dict(self) -> dict[str, float | bool]:
+        """The segment as JSON."""
+        return {
+            "start_s": round(self.start_s, 3),
+            "end_s": round(self.end_s, 3),
+            "presence": round(self.presence, 4),
+            "present": self.present,
+        }
+
+
+@dataclass(frozen=True)
+class PresenceResult:
+    """What a `PresenceMeter` measured of a file; presence only for a calibrated model."""
+
+    estimate_db: FrameLevels
+    """[frame] of 10 ms, of the network's own estimate."""
+    mixture_db: FrameLevels
+    presence: float | None = None
+    present: bool | None = None
+    """Whether presence reaches the calibration's threshold."""
+    wrong_speaker: bool | None = None
+    """Whether the residual is more similar to the reference than right estimates leave it."""
+    segments: tuple[Segment, ...] = ()
+    similarity: float | None = None
+    """Of the estimate to the reference, the mean over audible segments."""
+
+
+class PresenceMeter:
+    """Takes a channel of an estimate and of its mixture in blocks, and keeps what it measures.
+
+    The speaker encoder runs once for each segment, and once more for its residual where the wrong
+    person may have been followed; it gets several segments in one call.
+
+    Args:
+        embed: the model's speaker encoder, from signals [signal, sample] at any level to [signal,
+            embedding]. It is called from `add` and `finish`, and what it raises comes from there.
+        sample_rate_hz: of the blocks.
+        embedding: [embedding], of the reference.
+        calibration: of the model. Without one only levels are measured, and nothing is embedded.
+        residuals: whether residuals are embedded, which show that the wrong person is followed.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Samples], Samples],
+        sample_rate_hz: int,
+        embedding: Samples,
+        calibration: Calibration | None,
+        *,
+        residuals: bool = True,
+    ) -> None:
+        self.segments: list[Segment] = []
+        """What is measured so far."""
+        self._embed, self._rate_hz = embed, sample_rate_hz
+        self._embedding, self._calibration = embedding, calibration
+        self._residuals = residuals
+        self._segment = round(SEGMENT_S * sample_rate_hz)
+        self._last = self._fresh = np.zeros((2, 0), np.float32)
+        """Estimate and mixture [2, sample]: the last segment, and what is in no segment yet."""
+        self._pending: list[tuple[Samples, Samples]] = []
+        """Segments [2, sample] that are not measured yet, and what is new in each."""
+        self._done = 0
+        self._levels_db: list[FrameLevels] = [np.zeros((2, 0))]
+
+    def add(self, estimate: Samples, mixture: Samples) -> None:
+        """Take a block [sample] of both."""
+        self._fresh = np.concatenate([self._fresh, np.stack([estimate, mixture])], axis=-1)
+        while self._fresh.shape[-1] >= self._segment:
+            self._last, self._fresh = np.split(self._fresh, [self._segment], axis=-1)
+            self._pending.append((self._last, self._last))
+            if len(self._pending) == TOGETHER:
+                self._measure()
+
+    def finish(self) -> None:
+        """Measure the rest: by the last 2 s if there are so many, else by whole steps."""
+        if self._fresh.shape[-1]:
+            held = np.concatenate([self._last, self._fresh], axis=-1)
+            step = round(STEP_S * self._rate_hz)
+            rest = self._segment if self._last.size else max(1, held.shape[-1] // step) * step
+            self._pending.append((held[:, -rest:], self._fresh))
+            self._fresh = self._fresh[:, :0]
+        self._measure()
+
+    def result(self) -> PresenceResult:
+        """Measure the rest, then judge the whole file."""
+        self.finish()
+        estimate_db, mixture_db = np.concatenate(self._levels_db, axis=-1)
+        calibration = self._calibration
+        if calibration is None:
+            return PresenceResult(estimate_db, mixture_db)
+        presence = probability(calibration.file_odds(self.features()))
+        excess = self.excess()
+        return PresenceResult(
+            estimate_db,
+            mixture_db,
+            presence,
+            presence >= calibration.threshold,
+            presence < SURE and excess is not None and excess > calibration.wrong_speaker,
+            tuple(self.segments),
+            self.similarity(),
+        )
+
+    def similarity(self) -> float | None:
+        """The mean similarity of what is measured so far, None where nothing is audible."""
+        features = self.features()
+        return float(features[:, 0].mean()) if len(features) else None
+
+    def features(self) -> Vector:
+        """Similarity and gain [segment, 2] of the segments that are audible."""
+        audible = [
+            (one.similarity, one.gain) for one in self.segments if one.similarity is not None
+        ]
+        return np.array(audible, np.float64).reshape(-1, 2)
+
+    def excess(self) -> float | None:
+        """How much more similar to the reference residuals are than estimates; None if unknown."""
+        excess = [
+            one.residual_similarity - one.similarity
+            for one in self.segments
+            if one.residual_similarity is not None and one.similarity is not None
+        ]
+        return float(np.mean(excess)) if excess else None
+
+    def _measure(self) -> None:
+        """Measure the segments that are pending.
+
+        Products are not taken by `@`: the threads of NumPy's linear algebra would spin on the cores
+        that torch needs next.
+        """
+        if not self._pending:
+            return
+        parts, fresh = zip(*self._pending, strict=True)
+        self._pending = []
+        both = np.concatenate(fresh, axis=-1)
+        self._levels_db.append(levels.frame_levels_db(both, self._rate_hz))
+        ends = self._done + np.cumsum([new.shape[-1] for new in fresh])
+        starts, self._done = [self._done, *ends[:-1]], ends[-1]
+        calibration = self._calibration
+        if calibration is None:
+            return
+        estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
+        energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
+        shared, samples = (estimates * mixtures).sum(-1), estimates.shape[-1]
+        audible = (energies > 0) & (shared != 0) & (samples >= levels.MIN_SIGNAL_S * self._rate_hz)
+        audible &= wholes >= samples * 10 ** (levels.SILENCE_DB / 10)
+        gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
+        decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
+        matched = estimates * gains[:, None]
+        similarities = self._similarities(matched, audible, calibration)
+        odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
+        presences = np.where(audible, [probability(one) for one in odds], 0.0)
+        residuals = mixtures - matched
+        unsure = self._residuals & audible & (presences < SURE)
+        unsure &= np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes
+        residual_similarities = self._similarities(residuals, unsure, calibration)
+        for k, presence in enumerate(presences.tolist()):
+            self.segments.append(
+                Segment(
+                    float(starts[k] / self._rate_hz),
+                    float(ends[k] / self._rate_hz),
+                    presence,
+                    presence >= calibration.segment_threshold,
+                    presence < calibration.mute_threshold,
+                    float(similarities[k]) if audible[k] else None,
+                    float(decades[k]),
+                    float(residual_similarities[k]) if unsure[k] else None,
+                )
+            )
+
+    def _similarities(
+        self, signals: Vector, chosen: npt.NDArray[np.bool_], calibration: Calibration
+    ) -> Vector:
+        """How similar the chosen ones of signals [signal, sample] are to the reference, else 0."""
+        similarities = np.zeros(len(signals))
+        if chosen.any():
+            voices = self._embed(signals[chosen].astype(np.float32))
+            similarities[chosen] = [calibration.similarity(one, self._embedding) for one in voices]
+        return similarities
+
+
+def join_channels(results: Sequence[PresenceResult], start_s: float) -> PresenceResult:
+    """Judge a mixture by its channels: the target is present if it is in one of them.
+
+    Args:
+        results: of each channel.
+        start_s: what is added to all times.
+    """
+    segments = []
+    for channels in zip(*(result.segments for result in results), strict=True):
+        surest = max(channels, key=lambda segment: segment.presence)
+        start, end = surest.start_s + start_s, surest.end_s + start_s
+        segments.append(replace(surest, start_s=start, end_s=end))
+    best = max(results, key=lambda result: result.presence or 0.0)
+    return replace(best, segments=tuple(segments))
+
+
+def find_spans(
+    results: Sequence[PresenceResult], gains_db: Sequence[float]
+) -> list[tuple[float, float]]:
+    """List when the target speaks, in any channel, as (start_s, end_s).
+
+    Args:
+        results: of the whole file, for each channel.
+        gains_db: what brings the network's estimate to its level in the mixture [channel].
+    """
+    speaks = np.zeros(len(results[0].estimate_db), np.bool_)
+    for result, gain_db in zip(results, gains_db, strict=True):
+        if result.present is False:
+            continue
+        here = levels.detect_target(result.estimate_db + gain_db, result.mixture_db)
+        for segment in result.segments:
+            if not segment.present:
+                here[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
+        speaks |= here
+    return levels.list_spans(levels.smooth_activity(speaks, MIN_SPEECH_S, MIN_PAUSE_S))
+
+
+def mute_gains(segments: Sequence[Segment], fade_s: float) -> tuple[list[float], list[float]]:
+    """Points in time, in seconds, and the gains there that mute segments without the target."""
+    kept = [float(not one.surely_absent) for one in segments]
+    times, gains = [0.0], [kept[0]]
+    for one, before, after in zip(segments, kept, kept[1:], strict=False):
+        if before != after:
+            times += [one.end_s - fade_s / 2, one.end_s + fade_s / 2]
+            gains += [before, after]
+    return times, gains
+
+
+@dataclass(frozen=True)
+class ActivityReport:
+    """What an activity file says of one mixture."""
+
+    mixture: str
+    """Its id or path."""
+    file: str
+    """What RTTM calls it."""
+    speaker: str
+    presence: PresenceResult
+    spans: Sequence[tuple[float, float]]
+    """When the target speaks: from and to, in seconds."""
+
+
+def write_activity(path: Path, report: ActivityReport) -> None:
+    """Write a report as the file's suffix says, see `ACTIVITY_FORMATS`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = ACTIVITY_FORMATS[path.suffix.lower()](report)
+    with files.whole(path) as partial:
+        # File names may hold bytes that are not text.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _json(report: ActivityReport) -> str:
+    result = report.presence
+    document = {
+        "mixture": report.mixture,
+        "speaker": report.speaker,
+        "presence": None if result.presence is None else round(result.presence, 4),
+        "present": result.present,
+        "frame_s": FRAME_S,
+        "active_s": round(sum(end_s - start_s for start_s, end_s in report.spans), 2),
+        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in report.spans],
+        "segments": [segment.to_dict() for segment in result.segments],
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _rttm(report: ActivityReport) -> str:
+    """NIST's Rich Transcription Time Marked: a line for each span. Its names have no spaces."""
+    file, speaker = ("_".join(name.split()) or "_" for name in (report.file, report.speaker))
+    return "".join(
+        f"SPEAKER {file} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
+        for start_s, end_s in report.spans
+    )
+
+
+def _srt(report: ActivityReport) -> str:
+    """SubRip: a numbered block for each span, its text the speaker's name on one line."""
+    speaker = " ".join(report.speaker.split())
+    return "\n".join(
+        f"{number}\n{_timestamp(start_s)} --> {_timestamp(end_s)}\n{speaker}\n"
+        for number, (start_s, end_s) in enumerate(report.spans, 1)
+    )
+
+
+def _timestamp(seconds: float) -> str:
+    """A time in SubRip: 00:01:02,345."""
+    left, thousandths = divmod(round(seconds * 1000), 1000)
+    minutes, seconds_left = divmod(left, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds_left:02},{thousandths:03}"
+
+
+ACTIVITY_FORMATS: dict[str, Callable[[ActivityReport], str]] = {
+    ".json": _json,
+    ".rttm": _rttm,
+    ".srt": _srt,
+}
+"""The formats of activity files by their suffix."""

@@ -1,24 +1,24 @@
-"""Voice profiles: one voice as one or more models embed it, in a small file without any sound."""
+"""Voice profiles: one voice as one or more models embed it, in a small file without any sound.
+
+It is a safetensors file: a tensor for each embedding, and the rest as JSON in the metadata.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import CheckpointError, OutputError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 SUFFIX = ".safetensors"
 
@@ -30,8 +30,9 @@ _MAX_BYTES = 2**24  # the size of a profile of as many clips as there may be, wi
 _MAX_CLIPS = 10_000
 _MAX_EMBEDDING = 4096
 _MAX_TEXT = 1000
+_DAMAGED = "{}: this voice profile is damaged. Enroll the voice again."
 
-Text = Annotated[str, msgspec.Meta(max_length=_MAX_TEXT)]
+Text = Annotated[str, Meta(max_length=_MAX_TEXT)]
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Enrolment:
     name: Text
     """The model's."""
     revision: Text | None
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     """Of the model's weights."""
-    seconds: Annotated[float, msgspec.Meta(gt=0)]
+    seconds: Annotated[float, Meta(gt=0)]
     """Of the speech that it was made from."""
     embedding: npt.NDArray[np.float32] = field(compare=False)
     """[embedding]."""
@@ -82,12 +83,14 @@ class Enrolment:
 class Profile:
     """A voice, enrolled for one or more models."""
 
-    name: str
+    name: Text
     """Whose voice it is."""
-    enrolments: tuple[Enrolment, ...]
-    qualities: tuple[ReferenceQuality, ...] = ()
+    models: Annotated[tuple[Enrolment, ...], Meta(min_length=1, max_length=64)]
+    qualities: Annotated[tuple[ReferenceQuality, ...], Meta(max_length=_MAX_CLIPS)] = ()
     """Of each clip; file names are without folders."""
-    created: str = field(default_factory=lambda: date.today().isoformat())
+    created: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] = field(
+        default_factory=lambda: date.today().isoformat()
+    )
     """The day: 2026-01-31."""
 
     def enrolment_for(self, model: CheckpointInfo, path: Path) -> Enrolment:
@@ -96,10 +99,10 @@ class Profile:
         Raises:
             CheckpointError: it is not enrolled for this model. The message says for which it is.
         """
-        for one in self.enrolments:
+        for one in self.models:
             if one.sha256 == model.sha256 and len(one.embedding) == model.config.embedding:
                 return one
-        known = ", ".join(one.label for one in self.enrolments)
+        known = ", ".join(one.label for one in self.models)
         raise CheckpointError(
             f"{path}: enrolled for {known}, not for {model.label} (sha256 {model.sha256[:12]}). "
             f"Enroll it again: mcspex enroll ... --model {model.name}"
@@ -111,34 +114,9 @@ class Profile:
             "profile": str(path),
             "name": self.name,
             "created": self.created,
-            "models": [{**asdict(one), "embedding": len(one.embedding)} for one in self.enrolments],
+            "models": [{**asdict(one), "embedding": len(one.embedding)} for one in self.models],
             "references": [asdict(quality) for quality in self.qualities],
         }
-
-
-class _Model(msgspec.Struct):
-    """An `Enrolment` without its embedding, which is a tensor of the file."""
-
-    name: Text
-    revision: Text | None
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    seconds: Annotated[float, msgspec.Meta(gt=0)]
-
-
-class _Document(msgspec.Struct):
-    """The JSON of a profile."""
-
-    name: Text
-    created: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
-    models: Annotated[list[_Model], msgspec.Meta(min_length=1, max_length=64)]
-    qualities: Annotated[list[ReferenceQuality], msgspec.Meta(max_length=_MAX_CLIPS)]
-
-
-class _Version(msgspec.Struct):
-    """What every version of the JSON has."""
-
-    format: int
-    checksum: str = ""
 
 
 def is_profile_name(path: Path) -> bool:
@@ -160,13 +138,10 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
             f"{path}: too large. A profile's name has at most {_MAX_TEXT} characters, and a "
             f"profile is made from at most {_MAX_CLIPS:,} clips."
         )
-    models = [_Model(one.name, one.revision, one.sha256, one.seconds) for one in profile.enrolments]
-    document = msgspec.to_builtins(
-        _Document(profile.name, profile.created, models, list(profile.qualities))
-    )
-    tensors = {f"embedding.{one.sha256}": one.embedding for one in profile.enrolments}
-    checksum = _checksum(document, tensors)
-    text = msgspec.json.encode({"format": FORMAT, "checksum": checksum, **document}).decode()
+    document = asdict(profile)
+    tensors = {f"embedding.{one['sha256']}": one.pop("embedding") for one in document["models"]}
+    header = {"format": FORMAT, "checksum": _checksum(document, tensors)}
+    text = msgspec.json.encode({**header, **document}).decode()
     data = save(tensors, {_KEY: text})
     files.make_folders(path.parent)
     with files.whole(path) as partial:
@@ -191,15 +166,9 @@ def check_profile_output(path: Path, *, overwrite: bool) -> None:
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():
         raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
-    if not exists:
-        return
-    if not overwrite:
+    if exists and not overwrite:
         raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
-    try:
-        ours = _read(path)[0] is not None
-    except CheckpointError:
-        ours = False
-    if not ours:
+    if exists and not _is_profile(path, if_damaged=False):
         raise OutputError(
             f"{path}: is not a voice profile, and --overwrite replaces nothing else. "
             "Choose another name."
@@ -208,15 +177,15 @@ def check_profile_output(path: Path, *, overwrite: bool) -> None:
 
 def find_profiles(folder: Path) -> list[Path]:
     """List the profiles directly in a folder, damaged ones too, but no other safetensors."""
-    profiles = []
-    for path in sorted(folder.iterdir()):
-        if is_profile_name(path) and not path.name.startswith("."):
-            try:
-                ours = _read(path)[0] is not None
-            except CheckpointError:
-                ours = True
-            profiles += [path] if ours else []
-    return profiles
+    names = [path for path in folder.iterdir() if is_profile_name(path) and path.name[0] != "."]
+    return [path for path in sorted(names) if _is_profile(path, if_damaged=True)]
+
+
+def _is_profile(path: Path, *, if_damaged: bool) -> bool:
+    try:
+        return _read(path)[0] is not None
+    except CheckpointError:
+        return if_damaged
 
 
 def read_profile(path: Path) -> Profile:
@@ -231,29 +200,28 @@ def read_profile(path: Path) -> Profile:
             f"{path}: is not a voice profile but other safetensors, such as a model. "
             "Make a profile with mcspex enroll."
         )
-    damaged = CheckpointError(f"{path}: this voice profile is damaged. Enroll the voice again.")
     try:
-        version = msgspec.json.decode(text, type=_Version)
-        if version.format > FORMAT:
+        document = msgspec.json.decode(text, type=dict[str, Any])
+        version, checksum = document.pop("format"), document.pop("checksum", "")
+        if version > FORMAT:
             raise CheckpointError(
-                f"{path}: made by a newer mcspex (format {version.format}). Update mcspex."
+                f"{path}: made by a newer mcspex (format {version}). Update mcspex."
             )
-        document = msgspec.json.decode(text, type=_Document)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise damaged from error
-    keys = [f"embedding.{model.sha256}" for model in document.models]
-    if sorted(keys) != sorted(tensors) or not all(map(_is_embedding, tensors.values())):
-        raise damaged
-    if not all(_is_finite(quality) for quality in document.qualities):
-        raise damaged
-    checksums = {1: "", 2: _checksum(msgspec.to_builtins(document), tensors)}
-    if version.checksum != checksums.get(version.format):
-        raise damaged
-    enrolments = tuple(
-        Enrolment(model.name, model.revision, model.sha256, model.seconds, tensors[key])
-        for model, key in zip(document.models, keys, strict=True)
-    )
-    return Profile(document.name, enrolments, tuple(document.qualities), document.created)
+        expected = {1: "", FORMAT: _checksum(document, tensors)}[version]
+        for model in document["models"]:
+            model["embedding"] = tensors.pop(f"embedding.{model['sha256']}")
+        profile = msgspec.convert(document, Profile)
+    except (msgspec.MsgspecError, LookupError, TypeError, RecursionError, UnicodeError) as error:
+        raise CheckpointError(_DAMAGED.format(path)) from error
+    if checksum != expected or tensors or not all(map(_is_sound, profile.models)):
+        raise CheckpointError(_DAMAGED.format(path))
+    return profile
+
+
+def _is_sound(enrolment: Enrolment) -> bool:
+    embedding = enrolment.embedding
+    has_shape = embedding.ndim == 1 and 1 <= len(embedding) <= _MAX_EMBEDDING
+    return has_shape and embedding.dtype == np.float32 and bool(np.isfinite(embedding).all())
 
 
 def _read(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -287,23 +255,7 @@ def _read(path: Path) -> tuple[str | None, dict[str, Any]]:
     return text, tensors
 
 
-def _is_embedding(tensor: Any) -> bool:
-    import numpy as np
-
-    return (
-        tensor.dtype == np.float32
-        and tensor.ndim == 1
-        and 1 <= len(tensor) <= _MAX_EMBEDDING
-        and bool(np.isfinite(tensor).all())
-    )
-
-
-def _is_finite(quality: ReferenceQuality) -> bool:
-    numbers = (value for value in vars(quality).values() if isinstance(value, float))
-    return all(map(math.isfinite, numbers))
-
-
-def _checksum(document: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
+def _checksum(document: dict[str, Any], tensors: dict[str, Any]) -> str:
     digest = hashlib.sha256(msgspec.json.encode(document, order="sorted"))
     for key in sorted(tensors):
         digest.update(key.encode() + tensors[key].tobytes())

@@ -9,27 +9,40 @@ profile ────────────────────────
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
-from mcspex_cli.extraction.clip import LONGEST_USED_S, Clip, read_clip
+from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.levels import FRAME_S, Activity, FrameLevels, check_length, level_db
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import (
+    Enrolment,
     Profile,
     ReferenceQuality,
     is_profile_name,
     read_profile,
 )
+from mcspex_cli.extraction.windows import without_rumble
+
+LONGEST_READ_S = 600.0
+"""Seconds of a clip that are looked at, from its first speech on: memory must not grow with it."""
+
+LONG_CLIP_S = 10.0
+"""A clip longer than this is cut to its speech; a shorter one only loses silence at its ends."""
+
+LONGEST_USED_S = 60.0
+"""Seconds of one clip that are embedded. More do not make a voice clearer."""
 
 MIN_SPEECH_S = 1.5
 """Speech in all under which a voice is not followed well: with 1 s a decibel is lost, with 0.5 s
@@ -40,19 +53,354 @@ MAX_CLIPPED = 0.01
 MIN_SNR_DB = 5.0
 """White noise 5 dB below the speech costs 0.2 dB, as loud as the speech 0.6 dB."""
 
-
 MIN_RANGE_DB = 6.0
 """The range of the middle 90 % of the levels of 10 ms: of speech 20 dB and more, of noise 3."""
 
 MIN_LEVEL_DB = -75.0
 """Speech below this has lost its detail in a 16-bit file. Above it, loudness does not matter."""
 
+_LONG_PAUSE_S = 0.5  # pauses longer than this are cut out of a long clip
+_SHORT_PAUSE_S = 0.2  # pauses longer than this are not counted as speech
+_END_S = 1.0  # silence longer than this is cut off the ends of a short clip
+_MARGIN_S = 0.1  # kept on both sides of speech, for what is quiet at the ends of words
+_BURST_S = 0.05  # shorter sounds are not speech
+_FULL_SCALE = 0.995  # samples from here on count as clipped, if they are not alone
+_SLACK_S = 0.5  # a span may reach this far over the end of its file, as players round lengths
 _MIN_WEIGHT_S = 0.1  # a clip in which no speech is found counts as so much
 
 _PART_S = 1.5
 """A voice is compared with itself over parts this long, or longer where there would be many."""
 
 _MAX_PARTS = 16
+
+_TIME = r"(?:\d+:[0-5]?\d:[0-5]?\d(?:\.\d*)?|\d+:[0-5]?\d(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
+_SPAN = re.compile(rf"\s*({_TIME})\s*-\s*({_TIME}|)\s*", re.ASCII)
+_LONGEST_TEXT = 100
+_UNREAD = "{}: only {} are read, and of their speech no more than 60 s are used."
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a recording where one voice is alone.
+
+    Raises:
+        ValueError: it ends before it starts, or a time is negative or NaN.
+    """
+
+    start_s: float
+    end_s: float
+    """`math.inf` for the end of the recording."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_s < self.end_s:
+            raise ValueError(f"a span from {self.start_s} to {self.end_s} s is none")
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """Read "12.0-18.5" in seconds, "0:12-0:18.5" with minutes, "1:02:03-1:02:09" or "8-".
+
+        Raises:
+            AudioError: it is not a span, ends before it starts, or is shorter than 0.3 s.
+        """
+        match = _SPAN.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
+        if not match:
+            raise AudioError(
+                f"{text[:_LONGEST_TEXT]!r} is not a span. Write it like 12.0-18.5 or 0:12-0:18.5, "
+                "or 12- for all from there."
+            )
+        start_s, end_s = (_parse_time(time) if time else math.inf for time in match.groups())
+        if end_s == start_s:
+            raise AudioError(f"{text}: this span is empty. Give two different times.")
+        if end_s < start_s:
+            raise AudioError(f"{text}: this span ends before it starts. Swap the two times.")
+        levels.check_length(text, round(end_s - start_s, 6))
+        return cls(start_s, end_s)
+
+    def __str__(self) -> str:
+        """For messages: "12.0-18.5 s"."""
+        end = "end" if math.isinf(self.end_s) else f"{round(float(self.end_s), 3)} s"
+        return f"{round(float(self.start_s), 3)}-{end}"
+
+
+def _parse_time(time: str) -> float:
+    seconds = 0.0
+    for part in time.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+class Clip:
+    """A reference as sound, with what is measured of it only once.
+
+    Args:
+        name: what messages call it.
+        samples: [sample], of at least 0.3 s.
+        sample_rate_hz: of the samples.
+        clipped: the share of clipped samples, if it was counted in the file.
+        warnings: what is wrong with its file though it can be read.
+
+    Raises:
+        AudioError: it is shorter than 0.3 s, or silent.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Samples,
+        sample_rate_hz: int,
+        clipped: float | None = None,
+        warnings: Iterable[str] = (),
+    ) -> None:
+        self.name, self.sample_rate_hz, self.warnings = name, sample_rate_hz, tuple(warnings)
+        self.seconds = len(samples) / sample_rate_hz
+        levels.check_length(name, self.seconds)
+        self.clipped = float(_clipped(samples[None]).mean()) if clipped is None else clipped
+        blocks = list(without_rumble([samples[None]], sample_rate_hz))
+        self.samples: Samples = np.concatenate(blocks, axis=-1)[0]
+        """[sample], without what is below 20 Hz."""
+        levels.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
+        self.levels_db = levels.frame_levels_db(self.samples, sample_rate_hz)
+        activity = levels.detect_speech(self.levels_db)
+        self.speech = levels.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
+        """Whether there is speech [frame], pauses of 0.2 s left out."""
+        words = levels.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
+        self.stretches = levels.list_spans(words)
+        """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
+
+    def trimmed(self) -> Samples:
+        """The clip [sample] cut to its speech.
+
+        Over 10 s long, its pauses over 0.5 s are cut out and the rest, up to 60 s, is joined;
+        else silence over 1 s is cut off its ends. 0.1 s is kept around what stays. A clip
+        without speech, or with nothing to cut, stays as it is.
+        """
+        spans = self.stretches
+        if not spans:
+            return self.samples
+        if self.seconds <= LONG_CLIP_S:
+            start_s, end_s = spans[0][0], spans[-1][1]
+            start_s = start_s if start_s > _END_S else 0.0
+            spans = [(start_s, end_s if self.seconds - end_s > _END_S else self.seconds)]
+        return self._joined(spans, _MARGIN_S)
+
+    def only_speech(self) -> Samples:
+        """Its speech [sample] of up to 60 s, short pauses left out too."""
+        return self._joined(levels.list_spans(self.speech), 0.0)
+
+    def _joined(self, spans: Iterable[tuple[float, float]], margin_s: float) -> Samples:
+        rate_hz, pieces = self.sample_rate_hz, [self.samples[:0]]
+        for start_s, end_s in spans:
+            start, end = round((start_s - margin_s) * rate_hz), round((end_s + margin_s) * rate_hz)
+            pieces.append(self.samples[max(0, start) : end])
+        joined: Samples = np.concatenate(pieces)
+        return joined[: round(LONGEST_USED_S * rate_hz)]
+
+    def similarity_of_parts(self, engine: Engine, calibration: Calibration) -> float | None:
+        """The mean similarity of any two parts of its speech; None with less than 3 s of speech.
+
+        If two people speak in it, one after the other or in turns, it is low.
+        """
+        speech = self.only_speech()
+        count = min(_MAX_PARTS, int(len(speech) / (_PART_S * self.sample_rate_hz)))
+        if count < 2:
+            return None
+        length = len(speech) // count
+        embeddings = engine.embed_parts(speech[: count * length].reshape(count, length))
+        pairs = combinations(embeddings, 2)
+        return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
+
+    def quality(self, used_s: float, two_voices: bool | None) -> ReferenceQuality:
+        """How good it is, with a warning of what is worst about it.
+
+        Little speech in one clip is not a reason to warn: see `join_voices`.
+        """
+        speech_db, snr_db = _mean_db(self.levels_db[self.speech]), self._snr_db()
+        range_db = float(np.ptp(np.percentile(self.levels_db, (5, 95))))
+        reason = None
+        if two_voices:
+            reason = "sounds like two voices. Give clips, or spans, of one voice alone."
+        elif self.clipped > MAX_CLIPPED:
+            share = f"{100 * self.clipped:.1f} %"
+            reason = f"{share} of its samples are clipped. Record it with less gain."
+        elif snr_db is not None and snr_db < MIN_SNR_DB:
+            reason = f"noise only {snr_db:.0f} dB below the speech. Take a cleaner clip."
+        elif self.seconds >= MIN_SPEECH_S and range_db < MIN_RANGE_DB:
+            reason = "is equally loud throughout, as noise and tones are. Give a clip of speech."
+        elif speech_db < MIN_LEVEL_DB:
+            reason = f"very quiet ({speech_db:.0f} dB). Turn it up."
+        return ReferenceQuality(
+            path=self.name,
+            seconds=round(self.seconds, 3),
+            used_s=round(used_s, 3),
+            speech_s=round(min(float(self.speech.sum()) * levels.FRAME_S, self.seconds), 3),
+            level_db=round(speech_db, 1),
+            clipped=round(self.clipped, 6),
+            snr_db=snr_db,
+            two_voices=two_voices,
+            warning=f"{self.name}: {reason}" if reason else None,
+        )
+
+    def _snr_db(self) -> float | None:
+        """Speech over noise, which is in both; None with less than 0.2 s of pauses."""
+        # Words fade: what is next to them is not a pause yet.
+        near = np.convolve(self.speech, np.ones(11), "same")[: len(self.speech)] > 0.5
+        speech_db, pauses_db = self.levels_db[self.speech], self.levels_db[~near]
+        if len(pauses_db) < 20 or not len(speech_db):
+            return None
+        ratio = 10 ** ((_mean_db(speech_db) - _mean_db(pauses_db)) / 10) - 1
+        return round(min(60.0, levels.level_db(max(ratio, 1e-3))), 1)
+
+
+def _mean_db(levels_db: levels.FrameLevels) -> float:
+    """The level of some frames together."""
+    power = float(np.mean(10 ** (levels_db / 10))) if len(levels_db) else 0.0
+    return levels.level_db(max(power, 1e-12))
+
+
+Pieces = list[tuple[Samples, float]]
+"""Blocks [1, sample] of a recording, each with the share of its samples that are clipped."""
+
+
+def read_clip(
+    file: Path | audio.Reader,
+    sample_rate_hz: int,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Clip:
+    """Read a clip, of a long one 10 min from its first speech on.
+
+    Args:
+        file: a path, or a reader of it at its own rate.
+        sample_rate_hz: of the clip.
+        advance: called with the seconds of each block.
+
+    Raises:
+        AudioError: it cannot be read, is silent or shorter than 0.3 s.
+    """
+    longest = round(LONGEST_READ_S / audio.BLOCK_S)
+    kept: Pieces = []
+    beginning: Pieces = []
+    """The first 10 min, in case there is no speech in all of the file."""
+    reader = file if isinstance(file, audio.Reader) else audio.Reader(file)
+    name, warnings = str(reader.path), []
+    for number, block in enumerate(reader):
+        advance(block.shape[1] / reader.sample_rate_hz)
+        if len(kept) == longest:
+            beginning = beginning or kept
+            kept = _from_speech(kept, reader.sample_rate_hz)
+            if len(kept) == longest:
+                start_s = (number - longest) * audio.BLOCK_S
+                warnings = [_UNREAD.format(name, f"the 10 min from {start_s} s on")]
+                break
+        kept.append((block, float(_clipped(reader.original).mean())))
+    if beginning and not warnings:
+        kept = _from_speech(kept, reader.sample_rate_hz) or beginning
+    return _join(name, kept, reader.sample_rate_hz, sample_rate_hz, [*reader.warnings, *warnings])
+
+
+def read_spans(
+    reader: audio.Reader,
+    spans: Sequence[Span],
+    sample_rate_hz: int,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Iterator[Clip]:
+    """Cut spans out of a recording of any length. Memory is that of the spans.
+
+    Of a span, at most 10 min are read. It may reach half a second over the end of the file.
+
+    Args:
+        reader: of one channel or the mix, at the recording's own rate.
+        spans: in any order. They may overlap. Their times are the container's, as players show
+            them: the sound of a video may begin late.
+        sample_rate_hz: of the clips.
+        advance: called with the seconds of each block.
+
+    Yields:
+        A clip for each span, called "FILE 12.0-18.5 s".
+
+    Raises:
+        AudioError: the file cannot be read or ends before a span does; a span is silent.
+    """
+    check_spans(reader, spans)
+    rate_hz, begin_s = reader.info.sample_rate_hz, reader.info.start_s
+    ends_s = [min(span.end_s, span.start_s + LONGEST_READ_S) for span in spans]
+    bounds = [
+        (round((span.start_s - begin_s) * rate_hz), round((end_s - begin_s) * rate_hz))
+        for span, end_s in zip(spans, ends_s, strict=True)
+    ]
+    cuts: list[Pieces] = [[] for _ in spans]
+    done, last = 0, max((end for _, end in bounds), default=0)
+    for block in reader:
+        advance(block.shape[1] / rate_hz)
+        clipped = _clipped(reader.original if reader.channel == "mix" else block)
+        for pieces, (start, end) in zip(cuts, bounds, strict=True):
+            part = slice(max(0, start - done), max(0, end - done))
+            if clipped[part].size:
+                pieces.append((block[:, part].copy(), float(clipped[part].mean())))
+        done += block.shape[1]
+        if done >= last:
+            break
+    for span, end_s, pieces in zip(spans, ends_s, cuts, strict=True):
+        if done < last:
+            _check_end(reader.path, span, begin_s + done / rate_hz)
+        name, warnings = f"{reader.path} {span}", []
+        if min(span.end_s, begin_s + reader.info.seconds) > end_s:
+            warnings = [_UNREAD.format(name, "its first 10 min")]
+        clip = _join(name, pieces, rate_hz, sample_rate_hz, warnings)
+        if not clip.stretches:
+            raise AudioError(f"{name}: has no speech. Choose another span.")
+        yield clip
+
+
+def check_spans(reader: audio.Reader, spans: Iterable[Span]) -> None:
+    """Refuse spans that are not in a recording, by its header.
+
+    Raises:
+        AudioError: it ends before one does, or its sound begins after one does.
+    """
+    path, begin_s = reader.path, reader.info.start_s
+    for span in spans:
+        _check_end(path, span, begin_s + reader.info.seconds)
+        if span.end_s <= begin_s:
+            raise AudioError(f"{path}: its sound begins at {begin_s:.2f} s, after the span {span}.")
+
+
+def _check_end(path: Path, span: Span, end_s: float) -> None:
+    """Refuse a span of a recording that ends before it, or leaves too little of it."""
+    needed_s = span.start_s + levels.MIN_SIGNAL_S
+    if not math.isinf(span.end_s):
+        needed_s = max(needed_s, span.end_s - _SLACK_S)
+    if end_s < needed_s:
+        raise AudioError(f"{path}: ends at {end_s:.2f} s, before the span {span} does.")
+
+
+def _join(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterable[str]) -> Clip:
+    resampler = audio.Resampler(from_hz, to_hz, 1)
+    samples = np.concatenate(list(resampler.run(piece for piece, _ in pieces)), axis=-1)[0]
+    lengths = [piece.shape[1] for piece, _ in pieces]
+    clipped = np.average([share for _, share in pieces], weights=lengths)
+    return Clip(name, samples, to_hz, float(clipped), warnings)
+
+
+def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
+    """The pieces from the first with speech on; none if no piece has any.
+
+    What is equally loud all the time is not taken for speech.
+    """
+    for place, (block, _) in enumerate(pieces):
+        activity = levels.detect_speech(levels.frame_levels_db(block[0], rate_hz))
+        if not activity.all() and levels.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
+            return pieces[place:]
+    return []
+
+
+def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:
+    """Which of samples [channel, sample] any channel has at full scale, in runs of 3 or more."""
+    full = np.abs(samples) >= _FULL_SCALE
+    runs: npt.NDArray[np.bool_] = np.any(full[:, :-2] & full[:, 1:-1] & full[:, 2:], axis=0)
+    clipped = np.zeros(samples.shape[1], np.bool_)
+    for shift in range(3):
+        clipped[shift : shift + len(runs)] |= runs
+    return clipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +418,11 @@ class Voice:
     sources: tuple[str, ...]
     """Clips, spans and profiles, as messages name them."""
 
+    def enrolment(self, model: CheckpointInfo) -> Enrolment:
+        """What a profile keeps of it."""
+        seconds = round(self.seconds, 3)
+        return Enrolment(model.name, model.revision, model.sha256, seconds, self.embedding)
+
 
 def enroll(
     sources: Iterable[Path | audio.Reader | Clip],
@@ -80,12 +433,12 @@ def enroll(
     """Embed one voice from clips, folders of clips and profiles, weighted by their speech.
 
     Args:
-        sources: all of one person; `check_sources` gives readers of clips, `clip.read_spans` clips
-            of a recording.
+        sources: all of one person; `check_sources` gives readers of clips, `read_spans` clips of a
+            recording.
         engine: of `model`.
         model: what profiles must be for.
-        advance: called with the seconds of sound read since its last call, also before a clip is
-            embedded.
+        advance: called with the seconds of sound read since its last call, and with 0 before each
+            source.
 
     Raises:
         AudioError: a clip cannot be read, is silent or shorter than 0.3 s; there is none.
@@ -95,16 +448,15 @@ def enroll(
     for source in sources:
         for one in list_sources([source]) if isinstance(source, Path) else [source]:
             advance(0.0)
-            if isinstance(one, Clip):
-                voices.append(embed_clip(one, engine))
-            elif isinstance(one, Path) and is_profile_name(one):
+            if isinstance(one, Path) and is_profile_name(one):
                 profile = read_profile(one)
                 known = profile.enrolment_for(model, one)
                 voices.append(
                     Voice(known.embedding, profile.qualities, known.seconds, (), (str(one),))
                 )
-            else:
-                voices.append(embed_clip(read_clip(one, engine.sample_rate_hz, advance), engine))
+                continue
+            clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
+            voices.append(embed_clip(clip, engine))
     return join_voices(voices, engine.calibration)
 
 
@@ -116,12 +468,13 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
         EngineError: as `Engine.embed`.
     """
     used, two_voices = clip.trimmed(), None
-    check_length(f"{clip.name}: its speech", len(used) / clip.sample_rate_hz)
+    used_s = len(used) / clip.sample_rate_hz
+    levels.check_length(f"{clip.name}: its speech", used_s)
     if calibration := engine.calibration:
-        similarity = similarity_of_parts(clip, engine, calibration)
+        similarity = clip.similarity_of_parts(engine, calibration)
         if similarity is not None:
             two_voices = similarity < calibration.same_voice_parts
-    quality = measure_quality(clip, len(used) / clip.sample_rate_hz, two_voices)
+    quality = clip.quality(used_s, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
     return Voice(engine.embed([used]), (quality,), seconds, clip.warnings, (clip.name,))
 
@@ -136,46 +489,47 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     """
     if not voices:
         raise AudioError("no reference was given. Name a clip of the voice alone.")
-    weights = [voice.seconds for voice in voices]
-    mean = np.average([voice.embedding for voice in voices], axis=0, weights=weights)
+    seconds = sum(voice.seconds for voice in voices)
     qualities = tuple(quality for voice in voices for quality in voice.qualities)
+    sources = tuple(source for voice in voices for source in voice.sources)
     warnings = [warning for voice in voices for warning in voice.warnings]
     warnings += [quality.warning for quality in qualities if quality.warning]
-    if sum(weights) < MIN_SPEECH_S:
-        short = f"only {sum(weights):.1f} s of speech; with 3 s or more a voice is followed better."
+    if seconds < MIN_SPEECH_S:
+        short = f"only {seconds:.1f} s of speech; with 3 s or more a voice is followed better."
         warnings.insert(0, short)
-    if calibration and len(voices) > 1:
-        warnings += _unlike(voices, calibration)
-    return Voice(
-        mean.astype(np.float32),
-        qualities,
-        sum(weights),
-        tuple(warnings),
-        tuple(source for voice in voices for source in voice.sources),
-    )
+    others = _find_others(voices, calibration) if calibration else []
+    if others and len(voices) == 2:
+        both = " and ".join(sources)
+        warnings.append(f"{both} do not sound like one voice. Give clips of one person.")
+    elif others:
+        do = "does" if len(others) == 1 else "do"
+        names = ", ".join(" and ".join(voice.sources) for voice in others)
+        warnings.append(f"{names} {do} not sound like the other clips. Give clips of one person.")
+    return Voice(_mean(voices).astype(np.float32), qualities, seconds, tuple(warnings), sources)
 
 
-def _unlike(voices: Sequence[Voice], calibration: Calibration) -> Iterator[str]:
-    """Name the voices that do not sound like the others, in one line."""
+def _find_others(voices: Sequence[Voice], calibration: Calibration) -> list[Voice]:
+    """The voices that do not sound like the rest, the least similar one first."""
+    rest, others = list(voices), []
 
     def similarity(place: int) -> float:
-        others = rest[:place] + rest[place + 1 :]
-        weights = [other.seconds for other in others]
-        mean = np.average([other.embedding for other in others], axis=0, weights=weights)
-        return calibration.similarity(rest[place].embedding, mean)
+        return calibration.similarity(
+            rest[place].embedding, _mean(rest[:place] + rest[place + 1 :])
+        )
 
-    rest, names = list(voices), []
     while len(rest) > 1:
         worst = min(range(len(rest)), key=similarity)
         if similarity(worst) >= calibration.same_voice_clips:
             break
-        names.append(" and ".join(rest.pop(worst).sources))
-    if names and len(voices) == 2:
-        both = " and ".join(source for voice in voices for source in voice.sources)
-        yield f"{both} do not sound like one voice. Give clips of one person."
-    elif names:
-        do = "does" if len(names) == 1 else "do"
-        yield f"{', '.join(names)} {do} not sound like the other clips. Give clips of one person."
+        others.append(rest.pop(worst))
+    return others
+
+
+def _mean(voices: Sequence[Voice]) -> Samples:
+    """The mean embedding [embedding], weighted by seconds of speech."""
+    weights = [voice.seconds for voice in voices]
+    mean: Samples = np.average([voice.embedding for voice in voices], axis=0, weights=weights)
+    return mean
 
 
 def list_sources(sources: Iterable[Path]) -> list[Path]:
@@ -187,10 +541,10 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     listed: list[Path] = []
     for source in sources:
         files.check_exists(source)
-        found = files.find(source) if source.is_dir() else [source]
-        if not found:
+        clips = files.find(source) if source.is_dir() else [source]
+        if not clips:
             raise AudioError(f"{source}: no sound files in this folder.")
-        listed += found
+        listed += clips
     return listed
 
 
@@ -204,7 +558,7 @@ def check_sources(
         models: what profiles must be for.
 
     Returns:
-        The profiles and, for the clips, readers that are open, unless there are very many.
+        The profiles and, for the clips, readers. They are open, unless there are very many.
 
     Raises:
         AudioError: a clip is not a sound file, or too short.
@@ -218,80 +572,7 @@ def check_sources(
                 profile.enrolment_for(model, path)
         else:
             checked[path] = reader = audio.Reader(path)
-            check_length(str(path), reader.info.seconds)
+            levels.check_length(str(path), reader.info.seconds)
             if len(checked) > audio.MOST_OPEN:
                 reader.close()
     return checked
-
-
-def measure_quality(clip: Clip, used_s: float, two_voices: bool | None) -> ReferenceQuality:
-    """Measure how good a clip is, and warn of what is worst about it.
-
-    Little speech in one clip is not a reason to warn: see `join_voices`.
-
-    Args:
-        clip: the clip.
-        used_s: how much of it trimming left.
-        two_voices: whether its parts sound like two people; None if that cannot be told.
-    """
-    speech = clip.speech
-    speech_db = _mean_db(clip.levels_db[speech])
-    snr_db = _snr_db(clip.levels_db, speech, speech_db)
-    range_db = float(np.ptp(np.percentile(clip.levels_db, (5, 95))))
-    reason = None
-    if two_voices:
-        reason = "sounds like two voices. Give clips, or spans, of one voice alone."
-    elif clip.clipped > MAX_CLIPPED:
-        share = f"{100 * clip.clipped:.1f} %"
-        reason = f"{share} of its samples are clipped. Record it with less gain."
-    elif snr_db is not None and snr_db < MIN_SNR_DB:
-        reason = f"noise only {snr_db:.0f} dB below the speech. Take a cleaner clip."
-    elif clip.seconds >= MIN_SPEECH_S and range_db < MIN_RANGE_DB:
-        reason = "is equally loud throughout, as noise and tones are. Give a clip of speech."
-    elif speech_db < MIN_LEVEL_DB:
-        reason = f"very quiet ({speech_db:.0f} dB). Turn it up."
-    return ReferenceQuality(
-        path=clip.name,
-        seconds=round(clip.seconds, 3),
-        used_s=round(used_s, 3),
-        speech_s=round(min(float(speech.sum()) * FRAME_S, clip.seconds), 3),
-        level_db=round(speech_db, 1),
-        clipped=round(clip.clipped, 6),
-        snr_db=snr_db,
-        two_voices=two_voices,
-        warning=f"{clip.name}: {reason}" if reason else None,
-    )
-
-
-def similarity_of_parts(clip: Clip, engine: Engine, calibration: Calibration) -> float | None:
-    """The mean similarity of any two parts of a clip's speech, each of 1.5 s or more.
-
-    If two people speak in it, one after the other or in turns, it is low.
-
-    Returns:
-        None with less than 3 s of speech.
-    """
-    speech = clip.only_speech()
-    count = min(_MAX_PARTS, int(len(speech) / (_PART_S * clip.sample_rate_hz)))
-    if count < 2:
-        return None
-    length = len(speech) // count
-    embeddings = engine.embed_parts(speech[: count * length].reshape(count, length))
-    pairs = combinations(embeddings, 2)
-    return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
-
-
-def _snr_db(levels_db: FrameLevels, speech: Activity, speech_db: float) -> float | None:
-    """Speech over noise, which is in both; None with less than 0.2 s of pauses."""
-    # Words fade: what is next to them is not a pause yet.
-    near = np.convolve(speech, np.ones(11), "same")[: len(speech)] > 0.5
-    pauses = levels_db[~near]
-    if len(pauses) < 20 or not speech.any():
-        return None
-    ratio = 10 ** ((speech_db - _mean_db(pauses)) / 10) - 1
-    return round(min(60.0, level_db(max(ratio, 1e-3))), 1)
-
-
-def _mean_db(levels_db: FrameLevels) -> float:
-    powers = 10 ** (levels_db / 10)
-    return level_db(max(float(np.mean(powers)), 1e-12)) if len(levels_db) else -120.0

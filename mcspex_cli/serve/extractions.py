@@ -17,12 +17,11 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.containers import MIXTURE_ADVICE
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.evaluation import spectrogram
-from mcspex_cli.extraction.clip import Span
 from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result
+from mcspex_cli.extraction.reference import Span, Voice
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.reference import Voice
 
 PEAKS_PER_S = 100.0
 MOST_PEAKS = 100_000

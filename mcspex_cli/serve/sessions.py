@@ -17,7 +17,7 @@ from typing import Any, cast
 from mcspex_cli import audio, files, text
 from mcspex_cli.errors import AudioError, McspexError, OutputError
 from mcspex_cli.extraction import job, profile
-from mcspex_cli.extraction.clip import LONGEST_READ_S
+from mcspex_cli.extraction.reference import LONGEST_READ_S
 from mcspex_cli.serve.extractions import (
     SOUNDS,
     Extraction,
@@ -256,18 +256,17 @@ class Session:
 
     def _write_profile(self, extraction: Extraction, name: str, path: Path) -> None:
         """Save the voice of an extraction, without the places where its clips were."""
-        model, voice = extraction.model, extraction.voice
+        voice = extraction.voice
         assert voice
-        enrolment = profile.Enrolment(
-            model.name, model.revision, model.sha256, round(voice.seconds, 3), voice.embedding
-        )
         qualities = tuple(
             replace(
                 one, path=self.reword(one.path), warning=one.warning and self.reword(one.warning)
             )
             for one in voice.qualities
         )
-        profile.write_profile(path, profile.Profile(name, (enrolment,), qualities))
+        profile.write_profile(
+            path, profile.Profile(name, (voice.enrolment(extraction.model),), qualities)
+        )
 
     def reword(self, message: str) -> str:
         """Put a message into the words of the page and the user's names for files, on one line."""

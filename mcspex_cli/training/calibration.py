@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,15 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.clip import Clip
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.levels import FRAME_S
-from mcspex_cli.extraction.presence import Calibration, PresenceMeter, SegmentFeatures
-from mcspex_cli.extraction.reference import similarity_of_parts
+from mcspex_cli.extraction.presence import Calibration, PresenceMeter
+from mcspex_cli.extraction.reference import Clip
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
-from mcspex_cli.training.simulate import (
-    Recipe,
-    Rendering,
-    draw_renderings,
-    read_recipes,
-    render,
-)
+from mcspex_cli.training.simulate import Rendering, draw_renderings, read_recipes, render
 
 Vector = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 FOLDS = 6
 """Parts of the speakers; each is judged by what was fitted to the others."""
@@ -109,7 +100,8 @@ def read_cases(
     """Mixtures, given or drawn, and as many recordings with turns by the same speakers.
 
     Args:
-        sources: CSVs of recipes, and folders of speakers.
+        sources: CSVs of recipes, and folders of speakers. In a recipe, a file's speaker is the
+            folder that it is in.
         count: how many mixtures are drawn from the folders.
         sample_rate_hz: of the recordings.
         seed: of the draw.
@@ -117,58 +109,28 @@ def read_cases(
     Raises:
         ConfigError: as `read_recipes`, `Corpus.read` and `draw_turns`.
     """
-    sources = list(sources)
-    recipes = [one for path in sources if not path.is_dir() for one in read_recipes(path)]
-    if recipes:
-        yield from given_cases(recipes, sample_rate_hz)
-        voices = read_voices(recipes, sample_rate_hz)
-        yield from draw_turns(voices, len(recipes), sample_rate_hz, seed)
-    if folders := [path for path in sources if path.is_dir()]:
-        corpus, settings = Corpus.read(folders, sample_rate_hz), MixtureSettings(segment_s=6.0)
-        yield from drawn_cases(draw_renderings(corpus, settings, count, seed))
-        yield from draw_turns(utterances(corpus), count, sample_rate_hz, seed)
-
-
-def given_cases(recipes: Iterable[Recipe], sample_rate_hz: int) -> Iterator[Case]:
-    """Render recipes; a file's speaker is the folder that it is in."""
-    for recipe in recipes:
-        others = frozenset(path.parent.name for path in recipe.interferers)
-        yield Case(render(recipe, sample_rate_hz), recipe.target.parent.name, others)
-
-
-def drawn_cases(renderings: Iterable[Rendering]) -> Iterator[Case]:
-    """Drawn mixtures as cases; they name their speakers."""
-    for one in renderings:
-        yield Case(one, one.labels["target"], frozenset(one.labels["interferer"].split(" + ")))
-
-
-def utterances(corpus: Corpus) -> dict[str, list[Samples]]:
-    """The utterances [sample] of each speaker of a corpus."""
-    samples = corpus.samples.numpy()
-
-    def cut(start: int, end: int) -> Samples:
-        return samples[start:end].astype(np.float32) / np.float32(32768)
-
-    return {
-        speaker.name: [
-            cut(speaker.start + start, speaker.start + end)
-            for start, end in pairwise(speaker.bounds)
-        ]
-        for speaker in corpus.speakers
-    }
-
-
-def read_voices(recipes: Iterable[Recipe], sample_rate_hz: int) -> dict[str, list[Samples]]:
-    """The utterances [sample] of each speaker in recipes, by the folder that they are in."""
-    paths = {
-        path
-        for recipe in recipes
-        for path in (recipe.target, recipe.reference, *recipe.interferers)
-    }
+    folders = [path for path in sources if path.is_dir()]
+    recipes = [one for path in sources if path not in folders for one in read_recipes(path)]
     voices: dict[str, list[Samples]] = {}
-    for path in sorted(paths):
-        voices.setdefault(path.parent.name, []).append(audio.read(path, sample_rate_hz))
-    return voices
+    if recipes:
+        for recipe in recipes:
+            others = frozenset(path.parent.name for path in recipe.interferers)
+            yield Case(render(recipe, sample_rate_hz), recipe.target.parent.name, others)
+        files = {p for r in recipes for p in (r.target, r.reference, *r.interferers)}
+        for path in sorted(files):
+            voices.setdefault(path.parent.name, []).append(audio.read(path, sample_rate_hz))
+        yield from draw_turns(voices, len(recipes), sample_rate_hz, seed)
+    if folders:
+        corpus = Corpus.read(folders, sample_rate_hz)
+        for one in draw_renderings(corpus, MixtureSettings(segment_s=6.0), count, seed):
+            others = frozenset(one.labels["interferer"].split(" + "))
+            yield Case(one, one.labels["target"], others)
+        voices = {}
+        for speaker in corpus.speakers:
+            loop = corpus.samples[speaker.start : speaker.start + speaker.bounds[-1]].numpy()
+            loop = loop.astype(np.float32) / np.float32(32768)
+            voices[speaker.name] = np.split(loop, speaker.bounds[1:-1])
+        yield from draw_turns(voices, count, sample_rate_hz, seed)
 
 
 def draw_turns(
@@ -197,7 +159,7 @@ def draw_turns(
         spoken = {target: rest, **{other: voices[other] for other in others}}
         length = round(float(np.exp(rng.uniform(*np.log(TURNS_S)))) * sample_rate_hz)
         share = rng.uniform(*TARGET_SHARE)
-        parts = {name: np.zeros(length, np.float32) for name in spoken}
+        own, rest_of_it = np.zeros((2, length), np.float32)
         gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
         at, target_samples, last = 0, 0, ""
         while at < length:
@@ -209,18 +171,12 @@ def draw_turns(
             start = int(rng.integers(max(1, len(clip) - int(taken) + 1)))
             clip = clip[start : start + int(taken)][: length - at]
             rms = float(np.sqrt(np.mean(np.square(clip)))) or 1.0
-            parts[turn][at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
+            track = own if turn == target else rest_of_it
+            track[at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
             target_samples, last = target_samples + len(clip) * (turn == target), turn
             pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
             at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
-        rest_of_it = np.sum([parts[other] for other in others], axis=0)
-        rendering = Rendering(
-            f"turns-{number:04d}",
-            parts[target] + rest_of_it,
-            parts[target],
-            rest_of_it,
-            reference,
-        )
+        rendering = Rendering(f"turns-{number:04d}", own + rest_of_it, own, rest_of_it, reference)
         yield Case(rendering, target, frozenset(others), turns=True)
 
 
@@ -243,21 +199,24 @@ class Calibrator:
         self._rng = np.random.default_rng(seed)
         self._voices = [engine.embed([case.rendering.reference]) for case in self.cases]
         centre = np.unique(self._voices, axis=0).mean(axis=0, dtype=np.float64)
-        self._unfitted = Calibration(
-            tuple(round(float(x), 5) for x in centre),
-            (0.0, 0.0, 0.0),
-            (0.0, 0.0),
-            *(0.0,) * 6,
-        )
-        self._certain = replace(self._unfitted, segment_weights=(0.0, 0.0, -_LOWEST_ODDS))
-        """By this one a voice is surely there, so that its residual is not embedded."""
+        zeros = (0.0,) * 6
+        self._unfitted = Calibration(_rounded(centre), (0.0, 0.0, 0.0), (0.0, 0.0), *zeros)
 
     def trials(self) -> Iterator[Trial]:
-        """Extract from each recording its target, then a voice that is not in it."""
-        for index, case in enumerate(self.cases):
-            yield self._trial(case, self._voices[index], case.speaker)
-            absent = self._absent(case)
-            yield self._trial(case, self._voices[absent], self.cases[absent].speaker)
+        """Extract from each recording its target, then a voice that is not in it.
+
+        Raises:
+            ConfigError: a recording has all the voices.
+        """
+        for place, case in enumerate(self.cases):
+            yield self._trial(case, place)
+            inside = {case.speaker, *case.others}
+            absent = [k for k, other in enumerate(self.cases) if other.speaker not in inside]
+            if not absent:
+                raise ConfigError(
+                    f"{case.rendering.id}: has all speakers, so that none is absent. Add speakers."
+                )
+            yield self._trial(case, int(self._rng.choice(absent)))
 
     def calibration(self, trials: Sequence[Trial]) -> Calibration:
         """Fit all trials, and measure on each speaker what was fitted to others.
@@ -267,27 +226,21 @@ class Calibrator:
         """
         present = np.array([trial.present for trial in trials])
         swapped = np.array([trial.swapped for trial in trials])
+        turns = np.array([trial.turns for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
         if len(speakers) < FOLDS:
             raise ConfigError(f"{len(speakers)} voices are too few. Give {FOLDS} or more.")
         if swapped[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
-        places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
-        fold = np.array([places[trial.speaker] % FOLDS for trial in trials])
-        odds = np.zeros(len(trials))
-        held_out: list[Vector] = []
-        for part in range(FOLDS):
-            own = [trial for trial, other in zip(trials, fold, strict=True) if other == part]
-            others = [trial for trial, other in zip(trials, fold, strict=True) if other != part]
-            fitted = _fitted(self._unfitted, others)
-            odds[fold == part] = _file_odds(fitted, own)
-            held_out.append(_segments(fitted, own))
+        odds, segments_with, segments_without = self._cross_validate(trials, speakers)
         fitted = _fitted(self._unfitted, trials)
-        with_target, without = _split(_segments(fitted, trials))
+        with_target, without = _segment_odds(fitted, trials)
         excess = np.array([np.nan if t.excess is None else t.excess for t in trials])
         right = excess[present & ~swapped & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - UNLIKE)) if len(right) else 1.0
         parts, clips = self._same_voice()
+        false = odds[~present] >= np.quantile(odds[present], LOST)
+        kinds = {"auc_mixtures": ~turns, "auc_turns": turns}
         return replace(
             fitted,
             threshold=_probability(np.quantile(_file_odds(fitted, trials)[present], LOST)),
@@ -296,105 +249,90 @@ class Calibrator:
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),
-            measured=self._measured(trials, odds, excess, wrong, np.concatenate(held_out, axis=1)),
+            measured={
+                "recordings": len(self.cases),
+                "speakers": len(speakers),
+                "auc": round(area(odds[present], odds[~present]), 4),
+                "equal_error_rate": round(equal_error(odds[present], odds[~present])[0], 4),
+                "absent_taken_for_present": _share(false),
+                "segment_auc": round(area(segments_with, segments_without), 4),
+                **{
+                    kind: round(area(odds[present & own], odds[~present & own]), 4)
+                    for kind, own in kinds.items()
+                    if own.any()
+                },
+                "swapped": int((present & swapped).sum()),
+                "wrong_speaker_hits": _share(excess[present & swapped] > wrong),
+                "wrong_speaker_false_alarms": _share(excess[present & ~swapped] > wrong),
+            },
         )
 
-    def _measured(
-        self,
-        trials: Sequence[Trial],
-        odds: Vector,
-        excess: Vector,
-        wrong: float,
-        segments: Vector,
-    ) -> dict[str, Any]:
-        """How well a calibration works, on speakers to whom it was not fitted."""
-        present = np.array([trial.present for trial in trials])
-        swapped = np.array([trial.swapped for trial in trials])
-        turns = np.array([trial.turns for trial in trials])
-        lost = np.quantile(odds[present], LOST)
-        kinds = {"mixtures": ~turns, "turns": turns}
-        return {
-            "recordings": len(self.cases),
-            "speakers": len({trial.speaker for trial in trials}),
-            "auc": round(area(odds[present], odds[~present]), 4),
-            "equal_error_rate": round(equal_error(odds[present], odds[~present])[0], 4),
-            "absent_taken_for_present": round(float((odds[~present] >= lost).mean()), 4),
-            "segment_auc": round(area(*_split(segments)), 4),
-            **{
-                f"auc_{kind}": round(area(odds[present & own], odds[~present & own]), 4)
-                for kind, own in kinds.items()
-                if own.any()
-            },
-            "swapped": int((present & swapped).sum()),
-            "wrong_speaker_hits": _share(excess[present & swapped] > wrong),
-            "wrong_speaker_false_alarms": _share(excess[present & ~swapped] > wrong),
-        }
+    def _cross_validate(
+        self, trials: Sequence[Trial], speakers: Sequence[str]
+    ) -> tuple[Vector, Vector, Vector]:
+        """The log odds of files, and of segments with and without their target.
+
+        Each speaker's are of what was fitted to others.
+        """
+        places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
+        fold = np.array([places[trial.speaker] % FOLDS for trial in trials])
+        odds, segments = np.zeros(len(trials)), []
+        for part in range(FOLDS):
+            own = [trial for trial, other in zip(trials, fold, strict=True) if other == part]
+            others = [trial for trial, other in zip(trials, fold, strict=True) if other != part]
+            fitted = _fitted(self._unfitted, others)
+            odds[fold == part] = _file_odds(fitted, own)
+            segments.append(_segment_odds(fitted, own))
+        with_target, without = (np.concatenate(each) for each in zip(*segments, strict=True))
+        return odds, with_target, without
 
     def _same_voice(self) -> tuple[float, float]:
         """What parts of a clip, and clips, of one voice have in common; see `Calibration`."""
         rate_hz, parts, clips = self._engine.sample_rate_hz, [], []
         for case, voice in zip(self.cases, self._voices, strict=True):
-            clip = Clip.measure(case.rendering.id, case.rendering.reference, rate_hz)
-            similarity = similarity_of_parts(clip, self._engine, self._unfitted)
+            one = case.rendering
+            clip = Clip(one.id, one.reference, rate_hz)
+            similarity = clip.similarity_of_parts(self._engine, self._unfitted)
             if similarity is not None and clip.speech.sum() * FRAME_S >= MIN_COMPARED_S:
                 parts.append(similarity)
-            speech = Clip.measure(case.rendering.id, case.rendering.target, rate_hz).only_speech()
+            speech = Clip(one.id, one.target, rate_hz).only_speech()
             if len(speech) >= MIN_COMPARED_S * rate_hz:
-                clips.append(
-                    self._unfitted.similarity(voice, self._engine.embed_parts(speech[None])[0])
-                )
+                other = self._engine.embed_parts(speech[None])[0]
+                clips.append(self._unfitted.similarity(voice, other))
         return (
             float(np.quantile(parts, UNLIKE)) if parts else -1.0,
             float(np.quantile(clips, UNLIKE)) if clips else -1.0,
         )
 
-    def _trial(self, case: Case, voice: Samples, speaker: str) -> Trial:
-        """Ask a recording for a voice."""
-        engine, one, present = self._engine, case.rendering, speaker == case.speaker
-        calibration = self._unfitted if present else self._certain
-        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, calibration)
+    def _trial(self, case: Case, place: int) -> Trial:
+        """Extract from a recording the target of the case at a place."""
+        engine, one, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
+        speaker, voice = self.cases[place].speaker, self._voices[place]
+        present = speaker == case.speaker
+        meter = PresenceMeter(engine.embed_parts, rate_hz, voice, self._unfitted, residuals=present)
         estimate = engine.extract(one.mixture, voice)
         meter.add(estimate, one.mixture)
         meter.finish()
-        audible = [segment for segment in meter.segments if segment.audible]
-        shares = [self._share_of(segment, one) if present else 0.0 for segment in audible]
-        excess = [
-            segment.residual_similarity - segment.similarity
-            for segment in audible
-            if segment.residual_similarity is not None
-        ]
+        shares = []
+        for segment in meter.segments:
+            part = slice(round(segment.start_s * rate_hz), round(segment.end_s * rate_hz))
+            target, mixture = (
+                float(np.square(signal[part], dtype=np.float64).sum())
+                for signal in (one.target, one.mixture)
+            )
+            if segment.similarity is not None:
+                shares.append(target / max(mixture, 1e-12) if present else 0.0)
         swapped = si_sdr(estimate, one.interferer) > si_sdr(estimate, one.target)
         return Trial(
             meter.features(),
             np.array(shares),
-            float(np.mean(excess)) if excess else None,
+            meter.excess(),
             present,
             speaker,
             present and swapped and not case.turns,
             case.turns,
-            len(one.mixture) / engine.sample_rate_hz,
+            len(one.mixture) / rate_hz,
         )
-
-    def _share_of(self, segment: SegmentFeatures, one: Rendering) -> float:
-        """The target's share of the energy in a segment."""
-        start, count = (
-            round(s * self._engine.sample_rate_hz) for s in (segment.start_s, segment.seconds)
-        )
-        target, mixture = (
-            float(np.square(signal[start : start + count], dtype=np.float64).sum())
-            for signal in (one.target, one.mixture)
-        )
-        return target / max(mixture, 1e-12)
-
-    def _absent(self, case: Case) -> int:
-        """The place of a case whose target is not in this one."""
-        inside = {case.speaker, *case.others}
-        places = [k for k, other in enumerate(self.cases) if other.speaker not in inside]
-        if not places:
-            raise ConfigError(
-                f"{case.rendering.id}: has all speakers, so that none is absent. Add speakers."
-            )
-        return int(self._rng.choice(places))
 
 
 def _fitted(unfitted: Calibration, trials: Sequence[Trial]) -> Calibration:
@@ -413,24 +351,24 @@ def _file_odds(fitted: Calibration, trials: Sequence[Trial]) -> Vector:
     return np.array([max(fitted.file_odds(trial.features), _LOWEST_ODDS) for trial in trials])
 
 
-def _segments(fitted: Calibration, trials: Sequence[Trial]) -> Vector:
-    """Log odds, and the target's share of the energy, of the trials' segments [2, segment]."""
-    pairs = [np.stack([fitted.segment_odds(trial.features), trial.shares]) for trial in trials]
-    return np.concatenate(pairs, axis=1)
-
-
-def _split(segments: Vector) -> tuple[Vector, Vector]:
-    """The odds of segments with and without the target, from odds and shares [2, segment]."""
-    odds, shares = segments
+def _segment_odds(fitted: Calibration, trials: Sequence[Trial]) -> tuple[Vector, Vector]:
+    """The log odds of the trials' segments with the target, and of those without."""
+    odds = np.concatenate([fitted.segment_odds(trial.features) for trial in trials])
+    shares = np.concatenate([trial.shares for trial in trials])
     return odds[shares > SPEAKING], odds[shares < SILENT]
 
 
-def _rounded(weights: Vector) -> Any:
-    return tuple(round(float(weight), 5) for weight in weights)
+def _rounded(numbers: Vector) -> Any:
+    return tuple(round(float(number), 5) for number in numbers)
 
 
 def _probability(odds: float) -> float:
     return float(np.floor(1e4 / (1 + np.exp(-odds))) / 1e4)
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> float | None:
+    """The share that is true; None of none."""
+    return round(float(flags.mean()), 4) if flags.size else None
 
 
 def fit(features: Vector, present: npt.NDArray[np.bool_]) -> Vector:
@@ -465,8 +403,3 @@ def equal_error(present: Vector, absent: Vector) -> tuple[float, float]:
     false = 1 - np.searchsorted(np.sort(absent), scores) / len(absent)
     at = int(np.argmin(np.abs(missed - false)))
     return float(missed[at] + false[at]) / 2, float(scores[at])
-
-
-def _share(flags: Flags) -> float | None:
-    """The share that is true; None of none."""
-    return round(float(flags.mean()), 4) if flags.size else None

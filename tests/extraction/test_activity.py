@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 
 from mcspex_cli.errors import OutputError
-from mcspex_cli.extraction.activity import ActivityReport, find_spans, mute_gains, write_activity
-from mcspex_cli.extraction.presence import PresenceResult, Segment
+from mcspex_cli.extraction.presence import (
+    ActivityReport,
+    PresenceResult,
+    Segment,
+    find_spans,
+    mute_gains,
+    write_activity,
+)
 
 SOFT_DB, LOUD_DB = -70.0, -20.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,21 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mcspex_cli.errors import AudioError, CheckpointError
-from mcspex_cli.extraction import clip as clip_module
-from mcspex_cli.extraction.clip import LONGEST_USED_S, Clip, Span, read_clip, read_spans
+from mcspex_cli.extraction import reference as reference_module
 from mcspex_cli.extraction.engine import Engine, open_engine
-from mcspex_cli.extraction.profile import Enrolment, Profile, ReferenceQuality, write_profile
+from mcspex_cli.extraction.profile import Profile, ReferenceQuality, write_profile
 from mcspex_cli.extraction.reference import (
+    LONGEST_USED_S,
+    Clip,
+    Span,
     Voice,
     check_sources,
     embed_clip,
     enroll,
     join_voices,
     list_sources,
+    read_clip,
+    read_spans,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
@@ -88,9 +93,8 @@ def test_a_profile_counts_with_its_seconds(
 ) -> None:
     whole = enroll([clips], engine, model)
     other = enroll([clips / "deeper"], engine, model)
-    made = Enrolment(model.name, None, model.sha256, other.seconds, other.embedding)
     path = clips / "p.safetensors"
-    write_profile(path, Profile("p", (made,), other.qualities))
+    write_profile(path, Profile("p", (other.enrolment(model),), other.qualities))
     voice = enroll([clips / "a.wav", path], engine, model)
     assert voice.embedding == pytest.approx(whole.embedding, abs=1e-4)
     assert voice.seconds == pytest.approx(whole.seconds, abs=0.01)
@@ -147,7 +151,7 @@ def test_what_is_not_read_of_a_clip_is_told(
 
 
 def quality_of(samples: Samples, engine: Engine) -> tuple[ReferenceQuality, Voice]:
-    voice = join_voices([embed_clip(Clip.measure("x.wav", samples, RATE_HZ), engine)])
+    voice = join_voices([embed_clip(Clip("x.wav", samples, RATE_HZ), engine)])
     return voice.qualities[0], voice
 
 
@@ -183,7 +187,7 @@ def test_clipping_counts_runs_at_full_scale() -> None:
     samples = np.tile(np.float32([0.1, -0.1]), 4000)
     samples[10:14] = 1.0
     samples[20:22] = -1.0
-    assert Clip.measure("x.wav", samples, RATE_HZ).clipped == 4 / 8000
+    assert Clip("x.wav", samples, RATE_HZ).clipped == 4 / 8000
 
 
 def test_clipping_is_counted_in_the_file_before_it_is_mixed_and_resampled(tmp_path: Path) -> None:
@@ -194,14 +198,14 @@ def test_clipping_is_counted_in_the_file_before_it_is_mixed_and_resampled(tmp_pa
     audio.write(tmp_path / "x.wav", np.stack([0.1 * sound, loud]), 44_100)
     assert read_clip(tmp_path / "x.wav", RATE_HZ).clipped == pytest.approx(share, abs=0.01)
     for channel, expected in (("mix", share), ("0", 0.0), ("1", share)):
-        (clip,) = read_spans(tmp_path / "x.wav", [Span(0, 5)], RATE_HZ, channel)
+        (clip,) = spans_of(tmp_path / "x.wav", [Span(0, 5)], channel)
         assert clip.clipped == pytest.approx(expected, abs=0.01)
 
 
 def test_only_the_beginning_of_hours_is_read(
     clips: Path, engine: Engine, model: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_module, "LONGEST_READ_S", 20.0)
+    monkeypatch.setattr(reference_module, "LONGEST_READ_S", 20.0)
     audio.write(clips / "long.wav", talk(1, 0, 35, RATE_HZ), RATE_HZ)
     (quality,) = enroll([clips / "long.wav"], engine, model).qualities
     assert quality.seconds == 20.0
@@ -227,7 +231,7 @@ def test_two_people_in_one_clip_are_warned_of(people: dict[str, Samples], traine
     """By the bundled model, which is calibrated; one that is not cannot tell."""
 
     def voice_of(samples: Samples) -> Voice:
-        return join_voices([embed_clip(Clip.measure("clip.wav", samples, VOICE_HZ), trained)])
+        return join_voices([embed_clip(Clip("clip.wav", samples, VOICE_HZ), trained)])
 
     for sound in people.values():
         voice = voice_of(sound)
@@ -271,7 +275,7 @@ def seconds(samples: Samples) -> float:
 
 
 def trim(samples: Samples) -> Samples:
-    return Clip.measure("x", samples, RATE_HZ).trimmed()
+    return Clip("x", samples, RATE_HZ).trimmed()
 
 
 def test_pauses_of_a_long_clip_are_cut() -> None:
@@ -298,7 +302,7 @@ def test_pauses_in_a_short_clip_stay() -> None:
     said = talk(1, 0, 2, RATE_HZ)
     clip = np.concatenate([said, silence(3), said])
     assert seconds(trim(clip)) == seconds(clip)
-    assert seconds(Clip.measure("x", clip, RATE_HZ).only_speech()) < 4.1
+    assert seconds(Clip("x", clip, RATE_HZ).only_speech()) < 4.1
 
 
 @pytest.mark.parametrize(
@@ -347,6 +351,10 @@ def test_spans_are_shown_in_seconds() -> None:
     assert str(Span(0.125, 3600)) == "0.125-3600.0 s"
 
 
+def spans_of(path: Path, spans: Sequence[Span], channel: str = "mix") -> list[Clip]:
+    return list(read_spans(audio.Reader(path, None, channel), spans, RATE_HZ))
+
+
 @pytest.fixture
 def meeting(tmp_path: Path) -> Path:
     """25 s, two channels at 16 kHz: a voice on the left, from 0 to 5 s silence."""
@@ -360,12 +368,12 @@ def meeting(tmp_path: Path) -> Path:
 def test_a_span_is_that_part_of_the_file(meeting: Path) -> None:
     whole = audio.read(meeting, RATE_HZ)
     spans = [Span(8, 12.5), Span(6, 9)]
-    first, second = read_spans(meeting, spans, RATE_HZ)
+    first, second = spans_of(meeting, spans)
     assert first.name == f"{meeting} 8.0-12.5 s"
     assert (first.seconds, second.seconds) == (4.5, 3.0)
     assert first.samples[800:-800] == pytest.approx(whole[64800:99200], abs=2e-3)
     assert second.samples[800:-800] == pytest.approx(whole[48800:71200], abs=2e-3)
-    (left,) = read_spans(meeting, spans[:1], RATE_HZ, "0")
+    (left,) = spans_of(meeting, spans[:1], "0")
     assert left.samples == pytest.approx(2 * first.samples, abs=1e-4)
 
 
@@ -373,7 +381,7 @@ def test_a_span_is_that_part_of_the_file(meeting: Path) -> None:
     ("text", "seconds"), [("20-", 5.0), ("20-25.5", 5.0), ("20-25.2", 5.0), ("24.7-", 0.3)]
 )
 def test_a_span_may_reach_a_little_over_the_end(meeting: Path, text: str, seconds: float) -> None:
-    (clip,) = read_spans(meeting, [Span.parse(text)], RATE_HZ)
+    (clip,) = spans_of(meeting, [Span.parse(text)])
     assert clip.seconds == pytest.approx(seconds, abs=0.001)
 
 
@@ -390,25 +398,25 @@ def test_a_span_may_reach_a_little_over_the_end(meeting: Path, text: str, second
 )
 def test_spans_that_cannot_be_used(meeting: Path, span: Span, channel: str, message: str) -> None:
     with pytest.raises(AudioError, match=message):
-        list(read_spans(meeting, [span], RATE_HZ, channel))
+        spans_of(meeting, [span], channel)
 
 
 def test_a_span_behind_the_sound_of_a_longer_video_is_refused(tmp_path: Path) -> None:
     track = SoundTrack(buzz(120, 3), RATE_HZ, "pcm_s16le")
     path = make(tmp_path / "talk.mkv", track, picture_s=8)
-    (clip,) = read_spans(path, [Span(1, 2.99)], RATE_HZ)
+    (clip,) = spans_of(path, [Span(1, 2.99)])
     assert len(clip.samples) == pytest.approx(15920, abs=80)
     for span in (Span(5, 7), Span(1, 4)):
         with pytest.raises(AudioError, match=rf"talk.mkv: ends at 3.00 s, before the span {span}"):
-            list(read_spans(path, [span], RATE_HZ))
+            spans_of(path, [span])
 
 
 def test_memory_is_that_of_the_spans(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     audio.write(path, np.tile(buzz(120, 20), 90), RATE_HZ)
-    list(read_spans(path, [Span(1, 3)], RATE_HZ))
+    spans_of(path, [Span(1, 3)])
     tracemalloc.start()
-    list(read_spans(path, [Span(1, 3), Span(1500, 1503)], RATE_HZ))
+    spans_of(path, [Span(1, 3), Span(1500, 1503)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20  # the file has 58 MB of samples
@@ -420,7 +428,7 @@ def test_how_much_of_a_long_reference_is_used_is_told(tmp_path: Path) -> None:
     used = "are read, and of their speech no more than 60 s are used."
     assert read_clip(path, RATE_HZ).warnings == (f"{path}: only the 10 min from 0.0 s on {used}",)
     spans = [Span.parse(text) for text in ("5-", "25-", "5-610")]
-    warnings = [clip.warnings for clip in read_spans(path, spans, RATE_HZ)]
+    warnings = [clip.warnings for clip in spans_of(path, spans)]
     assert warnings[0] == (f"{path} 5.0-end: only its first 10 min {used}",)
     assert warnings[1] == ()
     assert len(warnings[2]) == 1

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mcspex_cli.errors import ConfigError
 from mcspex_cli.extraction.engine import Engine, Runtime
 from mcspex_cli.extraction.presence import parse_calibration, probability
 from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.training import calibration as calibration_module
 from mcspex_cli.training.calibration import (
     MIN_CASES,
     Calibrator,
@@ -28,12 +30,11 @@ from mcspex_cli.training.calibration import (
     Trial,
     area,
     draw_turns,
-    drawn_cases,
     equal_error,
     fit,
-    given_cases,
+    read_cases,
 )
-from mcspex_cli.training.simulate import RECIPE_COLUMNS, Rendering, read_recipes
+from mcspex_cli.training.simulate import RECIPE_COLUMNS, Rendering
 from tests.conftest import RATE_HZ
 from tests.hub import Hub
 
@@ -228,14 +229,6 @@ def test_turns_are_taken_by_voices_that_are_named() -> None:
         list(draw_turns({name: voices[name] for name in ("v0", "v1")}, 1, RATE_HZ, 0))
 
 
-def test_drawn_mixtures_name_their_speakers() -> None:
-    labels = {"target": "ann", "interferer": "bob + cyn"}
-    one = next(cases(1)).rendering
-    (case,) = drawn_cases([replace(one, labels=labels)])
-    assert (case.speaker, case.others) == ("ann", {"bob", "cyn"})
-    assert case.rendering.mixture is one.mixture
-
-
 @pytest.fixture(scope="module")
 def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of seven speakers, two clips of a second each, and 28 recipes of them."""
@@ -255,11 +248,26 @@ def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_given_mixtures_are_of_the_speakers_whose_folders_they_are_in(speakers: Path) -> None:
-    recipes = read_recipes(speakers / "mixtures.csv")[:3]
-    found = list(given_cases(recipes, RATE_HZ))
+    found = list(islice(read_cases([speakers / "mixtures.csv"], 0, RATE_HZ, 0), 3))
     assert [case.speaker for case in found] == ["v0", "v1", "v2"]
     assert [case.others for case in found] == [{"v1"}, {"v2"}, {"v3"}]
     assert len(found[0].rendering.mixture) == RATE_HZ
+
+
+def test_drawn_mixtures_name_their_speakers(
+    speakers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"target": "ann", "interferer": "bob + cyn"}
+    one = next(cases(1)).rendering
+    drawn = [replace(one, labels=labels)]
+    monkeypatch.setattr(calibration_module, "draw_renderings", lambda *_: drawn)
+    case, *turns = read_cases([speakers], 4, RATE_HZ, 0)
+    assert (case.speaker, case.others) == ("ann", {"bob", "cyn"})
+    assert case.rendering.mixture is one.mixture
+    assert len(turns) == 4
+    for turn in turns:
+        assert turn.turns
+        assert {Path(name).parent for name in (turn.speaker, *turn.others)} == {speakers}
 
 
 @pytest.fixture
