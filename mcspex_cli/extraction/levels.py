@@ -93,10 +93,11 @@ def check_level(name: str, mean_square: float) -> None:
 def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
     """Measure the mean-square level of every 10 ms of `samples` [..., sample].
 
+    Frame k begins at k times 10 ms: where these are not a whole number of samples, frames differ
+    by one sample. The last frame may be shorter.
+
     Returns:
-        [..., frame], dB of full scale, no less than -120. The last frame may be shorter. Without
-        samples there are no frames. Where 10 ms are not a whole number of samples, frames differ
-        by one sample, so that frame k begins at k times 10 ms whatever the rate.
+        [..., frame], dB of full scale, no less than -120.
     """
     length = samples.shape[-1]
     if not length:
@@ -138,24 +139,17 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
 
 
 def detect_target(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
-    """Tell frames [frame] with the target: speech, and no remnant of others in an estimate.
+    """Tell frames [frame] of an estimate with the target from those with pauses and remnants.
 
-    Args:
-        estimate_db: [frame], at its level in the mixture.
-        mixture_db: [frame].
+    The estimate is at its level in the mixture.
     """
     return detect_speech(estimate_db) & (estimate_db > mixture_db + MIN_SHARE_DB)
 
 
 def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float | None:
-    """The share of the mixture's speech in which the estimate is heard too.
+    """The share of the mixture's speech [frame] in which the estimate is heard too, 0 to 1.
 
-    Args:
-        estimate_db: [frame], at its level in the mixture.
-        mixture_db: [frame].
-
-    Returns:
-        0 to 1; None without speech in the mixture.
+    The estimate is at its level in the mixture. Without speech in the mixture it is None.
     """
     speech = detect_speech(mixture_db)
     return float(detect_target(estimate_db, mixture_db)[speech].mean()) if speech.any() else None

@@ -95,7 +95,7 @@ class Trial:
 
 
 def read_cases(
-    sources: Iterable[Path], count: int, sample_rate_hz: int, seed: int
+    sources: Sequence[Path], count: int, sample_rate_hz: int, seed: int
 ) -> Iterator[Case]:
     """Mixtures, given or drawn, and as many recordings with turns by the same speakers.
 

@@ -1,8 +1,9 @@
-"""Presence: closed forms, segments that tile a file in blocks of any size, bad calibrations."""
+"""Presence and activity: closed forms, blocks of any size, bad calibrations, files of activity."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -15,18 +16,22 @@ import torch
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint
-from mcspex_cli.errors import CheckpointError
+from mcspex_cli.errors import CheckpointError, OutputError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.levels import frame_levels_db
 from mcspex_cli.extraction.presence import (
+    ActivityReport,
     Calibration,
     PresenceMeter,
     PresenceResult,
     Segment,
+    find_spans,
     join_channels,
+    mute_gains,
     parse_calibration,
     probability,
+    write_activity,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.model.config import sized
@@ -329,3 +334,168 @@ def test_an_older_calibration_is_not_used(caplog: pytest.LogCaptureFixture) -> N
 def test_a_calibration_that_cannot_be_used_is_named(value: Any, kind: str) -> None:
     with pytest.raises(CheckpointError, match=rf"m: its calibration is {kind}. Calibrate it again"):
         parse_calibration(value, 3, "m")
+
+
+SOFT_DB, LOUD_DB = -70.0, -20.0
+
+
+def measured(
+    *loud: tuple[float, float],
+    seconds: float = 12.0,
+    mixture_db: float = LOUD_DB,
+    presences: tuple[float, ...] = (),
+    **told: Any,
+) -> PresenceResult:
+    """An estimate that is loud from .. to, in a steady mixture; segments of 4 s."""
+    levels = np.full(round(seconds * 100), SOFT_DB)
+    for start_s, end_s in loud:
+        levels[round(start_s * 100) : round(end_s * 100)] = LOUD_DB
+    segments = tuple(
+        Segment(4.0 * k, min(4.0 * k + 4, seconds), presence, presence >= 0.5, presence < 0.25)
+        for k, presence in enumerate(presences)
+    )
+    return PresenceResult(levels, np.full_like(levels, mixture_db), segments=segments, **told)
+
+
+@pytest.mark.parametrize(
+    ("results", "gains_db", "expected"),
+    [
+        *(([measured(*loud)], [0.0], expected) for loud, expected in (
+            (((1.0, 3.0), (5.0, 9.5)), [(1.0, 3.0), (5.0, 9.5)]),
+            (((1.0, 3.0), (3.4, 5.0)), [(1.0, 5.0)]),  # a pause of 0.4 s is none
+            (((1.0, 3.0), (3.6, 5.0)), [(1.0, 3.0), (3.6, 5.0)]),  # 0.6 s are one
+            (((1.0, 3.0), (6.0, 6.2)), [(1.0, 3.0)]),  # 0.2 s are no speech
+            (((1.0, 3.0), (6.0, 6.4)), [(1.0, 3.0), (6.0, 6.4)]),  # 0.4 s are
+            (((1.0, 1.2), (1.4, 1.6), (6.0, 8.0)), [(1.0, 1.6), (6.0, 8.0)]),  # pauses go first
+        )),
+        # what is 20 dB below the mixture is not the voice; levels are compared at the matched gain
+        ([measured((1.0, 3.0), mixture_db=LOUD_DB + 19)], [0.0], [(1.0, 3.0)]),
+        ([measured((1.0, 3.0), mixture_db=LOUD_DB + 21)], [0.0], []),
+        ([measured((1.0, 3.0), mixture_db=LOUD_DB + 40)], [30.0], [(1.0, 3.0)]),
+        ([measured((1.0, 3.0), mixture_db=LOUD_DB + 40)], [10.0], []),
+        # segments without the voice have no spans, nor have files
+        ([measured((1.0, 11.0), presences=(0.9, 0.3, 0.8), presence=0.9, present=True)], [0.0],
+         [(1.0, 4.0), (8.0, 11.0)]),
+        ([measured((1.0, 3.0), presence=0.1, present=False)], [0.0], []),
+        # in any channel: each at its own gain, and one without the voice counts for nothing
+        ([measured((1.0, 3.0), present=True), measured((6.0, 8.0), mixture_db=LOUD_DB + 40),
+          measured((9.0, 11.0), presence=0.1, present=False)],
+         [0.0, 30.0, 0.0], [(1.0, 3.0), (6.0, 8.0)]),
+        ([PresenceResult(np.full(300, -120.0), np.full(300, -120.0))], [0.0], []),
+        ([PresenceResult(np.zeros(0), np.zeros(0))], [0.0], []),
+    ],
+)  # fmt: skip
+def test_spans_are_where_the_voice_is_loud(
+    results: list[PresenceResult], gains_db: list[float], expected: list[tuple[float, float]]
+) -> None:
+    spans = find_spans(results, gains_db)
+    assert len(spans) == len(expected)
+    assert np.ravel(spans) == pytest.approx(np.ravel(expected), abs=0.035)
+
+
+def test_the_gate_closes_over_surely_absent_segments_and_fades() -> None:
+    """0.3 is under the threshold, but not surely absent."""
+    times, gains = mute_gains(measured(presences=(0.9, 0.1, 0.3)).segments, 0.05)
+    assert times == pytest.approx([0.0, 3.975, 4.025, 7.975, 8.025])
+    assert gains == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert mute_gains(measured(presences=(0.1, 0.1, 0.1)).segments, 0.05) == ([0.0], [0.0])
+    assert mute_gains(measured(presences=(0.9,), seconds=3.0).segments, 0.05) == ([0.0], [1.0])
+
+
+def written(
+    folder: Path,
+    suffix: str,
+    spans: list[tuple[float, float]],
+    speaker: str = "target",
+    file: str = "day 1",
+) -> str:
+    """What an activity file says of some spans."""
+    path = folder / f"a{suffix}"
+    result = measured(presences=(0.91234, 0.2, 0.7), presence=0.87654, present=True)
+    write_activity(path, ActivityReport("talks/day 1.wav", file, speaker, result, spans))
+    assert list(folder.iterdir()) == [path]
+    return path.read_bytes().decode()
+
+
+SPANS = [(0.5, 2.25), (3661.5, 3725.04)]
+
+
+def test_json_has_all(tmp_path: Path) -> None:
+    document = json.loads(written(tmp_path, ".json", SPANS, speaker="alice"))
+    assert document == {
+        "mixture": "talks/day 1.wav",
+        "speaker": "alice",
+        "presence": 0.8765,
+        "present": True,
+        "frame_s": 0.01,
+        "active_s": 65.29,
+        "spans": [
+            {"start_s": 0.5, "end_s": 2.25},
+            {"start_s": 3661.5, "end_s": 3725.04},
+        ],
+        "segments": [
+            {"start_s": 0.0, "end_s": 4.0, "presence": 0.9123, "present": True},
+            {"start_s": 4.0, "end_s": 8.0, "presence": 0.2, "present": False},
+            {"start_s": 8.0, "end_s": 12.0, "presence": 0.7, "present": True},
+        ],
+    }
+
+
+def test_json_of_an_uncalibrated_model_has_nulls(tmp_path: Path) -> None:
+    report = ActivityReport("stdin", "stdin", "target", measured(), [])
+    write_activity(tmp_path / "a.JSON", report)
+    document = json.loads((tmp_path / "a.JSON").read_text())
+    assert (document["presence"], document["present"]) == (None, None)
+    assert (document["spans"], document["segments"], document["active_s"]) == ([], [], 0)
+    assert document["mixture"] == "stdin"
+
+
+def parse_rttm(text: str) -> list[tuple[str, str, float, float]]:
+    """File, speaker, from and to of NIST's ten fields."""
+    found = []
+    for line in text.splitlines():
+        kind, file, channel, start, length, *rest = line.split(" ")
+        assert (kind, channel, rest[:2], rest[3:]) == ("SPEAKER", "1", ["<NA>"] * 2, ["<NA>"] * 2)
+        found.append((file, rest[2], float(start), float(start) + float(length)))
+    return found
+
+
+def test_rttm_is_read_again(tmp_path: Path) -> None:
+    text = written(tmp_path, ".rttm", SPANS, speaker="Alice  B.\tSmith")
+    assert text == (
+        "SPEAKER day_1 1 0.500 1.750 <NA> <NA> Alice_B._Smith <NA> <NA>\n"
+        "SPEAKER day_1 1 3661.500 63.540 <NA> <NA> Alice_B._Smith <NA> <NA>\n"
+    )
+    assert parse_rttm(text) == [
+        ("day_1", "Alice_B._Smith", start_s, pytest.approx(end_s)) for start_s, end_s in SPANS
+    ]
+
+
+def test_rttm_takes_a_mixtures_id_and_no_name_is_a_dash(tmp_path: Path) -> None:
+    ((file, speaker, *_),) = parse_rttm(
+        written(tmp_path, ".RTTM", SPANS[:1], file="a b", speaker=" ")
+    )
+    assert (file, speaker) == ("a_b", "_")
+
+
+def test_srt_is_exact(tmp_path: Path) -> None:
+    text = written(tmp_path, ".srt", [*SPANS, (36_000.0, 360_000.999)], speaker="Alice B.")
+    assert text == (
+        "1\n00:00:00,500 --> 00:00:02,250\nAlice B.\n"
+        "\n"
+        "2\n01:01:01,500 --> 01:02:05,040\nAlice B.\n"
+        "\n"
+        "3\n10:00:00,000 --> 100:00:00,999\nAlice B.\n"
+    )
+    assert len(re.findall(r"^\d\d+:\d\d:\d\d,\d{3} --> \d\d+:\d\d:\d\d,\d{3}$", text, re.M)) == 3
+
+
+@pytest.mark.parametrize("suffix", [".rttm", ".srt"])
+def test_of_nothing_the_file_is_empty(tmp_path: Path, suffix: str) -> None:
+    assert written(tmp_path, suffix, []) == ""
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    report = ActivityReport("m.wav", "m", "target", measured(), SPANS)
+    with pytest.raises(OutputError, match=r"none/a.srt"):
+        write_activity(tmp_path / "none" / "a.srt", report)
