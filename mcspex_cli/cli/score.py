@@ -15,7 +15,7 @@ from mcspex_cli.cli.models import find_model
 from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.evaluation.recognition import Verifier
+    from mcspex_cli.evaluation.metrics import CompareWith
     from mcspex_cli.evaluation.scoring import Pairing
     from mcspex_cli.evaluation.summary import Report
 
@@ -259,14 +259,14 @@ def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
     given = {need for need, source in sources.items() if source}
     chosen = choose_metrics(request.metrics, given)
     settings = ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
-    verifier = transcribe = None
+    compare_with = transcribe = None
     if "wer" in chosen:
         from mcspex_cli.evaluation.recognition import open_transcriber
 
         transcribe = open_transcriber(request.whisper)
     if {"similarity", "similarity_i"}.intersection(chosen):
-        verifier = _open_verifier(request, pairings)
-    scores = score_files(pairings, settings, request.workers, verifier, transcribe)
+        compare_with = _open_verifier(request, pairings)
+    scores = score_files(pairings, settings, request.workers, compare_with, transcribe)
     rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
     missing = missing_estimates(request.estimates, request.truth) if request.truth else []
     result = summary.report(rows, missing, groups, baseline)
@@ -321,15 +321,15 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
     return results
 
 
-def _open_verifier(request: ScoreRequest, pairings: Sequence[Pairing]) -> Verifier:
+def _open_verifier(request: ScoreRequest, pairings: Sequence[Pairing]) -> CompareWith:
     """Load the model, after what can be refused without it."""
-    from mcspex_cli.evaluation.recognition import Verifier
+    from mcspex_cli.evaluation.recognition import open_verifier
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.reference import check_sources
 
     model = find_model(request.model, offline=request.offline)
     check_sources(dict.fromkeys(path for one in pairings for path in one.references), model)
-    return Verifier(Extractor.load(model), console.warn)
+    return open_verifier(Extractor.load(model), console.warn)
 
 
 def choose_metrics(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -207,6 +208,9 @@ NOTHING = np.zeros(0, np.float32)
 
 Compare = Callable[[Samples, int], float]
 """Tells how similar a sound [sample] at a rate is to the reference."""
+
+CompareWith = Callable[[tuple[Path, ...]], Compare]
+"""Gives, for the references of a voice, what compares sounds with it."""
 
 Transcribe = Callable[[Samples, int], str]
 """Tells the words of a sound [sample] at a rate."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,24 @@ import soxr
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError, ConfigError, PairingError
-from mcspex_cli.evaluation.metrics import Compare, Transcribe
+from mcspex_cli.evaluation.metrics import Compare, CompareWith, Transcribe
 from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, files_by_name
 from mcspex_cli.evaluation.summary import read_batch
 from mcspex_cli.extraction.presence import PresenceMeter
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.reference import Voice
 
 WHISPER_HZ = 16_000
 
 
-class Verifier:
-    """Compares voices by a model's speaker encoder; a reference is embedded once.
+def open_verifier(
+    extractor: Extractor, warn: Callable[[str], object] = lambda _: None
+) -> CompareWith:
+    """Return what compares sounds with voices, by the speaker encoder of a model.
+
+    A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
+    A voice (clips, folders or profiles) is embedded once.
 
     Args:
         extractor: the model.
@@ -36,47 +41,30 @@ class Verifier:
     Raises:
         CheckpointError: the model is not calibrated: its similarities mean nothing.
     """
+    engine, calibration = extractor.engine, extractor.engine.calibration
+    if calibration is None:
+        raise CheckpointError(
+            f"{extractor.model.label}: cannot tell how similar voices are. Calibrate it: "
+            f"mcspex models calibrate {extractor.model.folder} SPEAKERS"
+        )
 
-    def __init__(
-        self, extractor: Extractor, warn: Callable[[str], object] = lambda _: None
-    ) -> None:
-        if extractor.engine.calibration is None:
-            raise CheckpointError(
-                f"{extractor.model.label}: cannot tell how similar voices are. Calibrate it: "
-                f"mcspex models calibrate {extractor.model.folder} SPEAKERS"
-            )
-        self._extractor, self._warn = extractor, warn
-        self._calibration = extractor.engine.calibration
-        self._voices: dict[tuple[Path, ...], Voice] = {}
+    @cache
+    def compare_with(references: tuple[Path, ...]) -> Compare:
+        voice = extractor.enroll(references)
+        for text in voice.warnings:
+            warn(text)
+        return partial(similarity, voice.embedding)
 
-    def comparison_with(self, references: tuple[Path, ...]) -> Compare:
-        """Embed a voice, and return what tells how similar a sound [sample] at a rate is to it.
-
-        That is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
-
-        Args:
-            references: clips, folders or profiles of the voice.
-
-        Raises:
-            AudioError: a clip cannot be used.
-            CheckpointError: a profile cannot be used, or is for other models.
-        """
-        if references not in self._voices:
-            self._voices[references] = voice = self._extractor.enroll(references)
-            for text in voice.warnings:
-                self._warn(text)
-        return partial(self._similarity, self._voices[references])
-
-    def _similarity(self, voice: Voice, sound: Samples, rate_hz: int) -> float:
-        engine = self._extractor.engine
-        to_hz = engine.sample_rate_hz
-        blocks = audio.Resampler(rate_hz, to_hz, 1).run([sound[None]])
-        signal = np.concatenate(list(blocks), axis=-1)[0]
-        meter = PresenceMeter(engine.embed_parts, to_hz, voice.embedding, self._calibration)
+    def similarity(embedding: Samples, sound: Samples, rate_hz: int) -> float:
+        resampler = audio.Resampler(rate_hz, engine.sample_rate_hz, 1)
+        signal = np.concatenate(list(resampler.run([sound[None]])), axis=-1)[0]
+        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, embedding, calibration)
         meter.add(signal, signal)
         meter.finish()
-        similarity = meter.similarity()
-        return np.nan if similarity is None else similarity
+        value = meter.similarity()
+        return math.nan if value is None else value
+
+    return compare_with
 
 
 def open_transcriber(model: str) -> Transcribe:

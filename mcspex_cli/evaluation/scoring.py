@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from mcspex_cli.evaluation.metrics import (
     METRICS,
     NOTHING,
     OF_MIXTURES,
+    CompareWith,
     Sounds,
     Transcribe,
     is_flipped,
@@ -33,9 +34,6 @@ from mcspex_cli.evaluation.metrics import (
     si_sdr,
 )
 from mcspex_cli.extraction.runtime import cores
-
-if TYPE_CHECKING:
-    from mcspex_cli.evaluation.recognition import Verifier
 
 TRANSCRIPTS = (".txt", ".vtt")
 """The formats of transcripts, by the suffix of the file."""
@@ -198,7 +196,7 @@ class Row:
 def score_file(
     pairing: Pairing,
     settings: ScoreSettings | None = None,
-    verifier: Verifier | None = None,
+    compare_with: CompareWith | None = None,
     transcribe: Transcribe | None = None,
 ) -> Row:
     """Score one estimate; files that cannot be compared give a row that says why.
@@ -209,14 +207,14 @@ def score_file(
     Args:
         pairing: the files.
         settings: what to compute.
-        verifier: needed for similarities.
+        compare_with: needed for similarities.
         transcribe: needed for word error rates.
     """
     settings = settings or ScoreSettings()
     try:
         channels, note = _read(pairing, settings)
-        if verifier:
-            compare = verifier.comparison_with(pairing.references)
+        if compare_with:
+            compare = compare_with(pairing.references)
             channels = [replace(sounds, compare=compare) for sounds in channels]
     except _RefusedError as refused:
         return Row(pairing.name, refused.status, str(refused))
@@ -234,7 +232,7 @@ def score_files(
     pairings: Sequence[Pairing],
     settings: ScoreSettings | None = None,
     workers: int | None = None,
-    verifier: Verifier | None = None,
+    compare_with: CompareWith | None = None,
     transcribe: Transcribe | None = None,
 ) -> Iterator[Row]:
     """Score each, in order, by as many processes; without a number, by as many as pay off.
@@ -246,9 +244,9 @@ def score_files(
     """
     settings = settings or ScoreSettings()
     workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
-    if workers <= 1 or verifier or transcribe:
+    if workers <= 1 or compare_with or transcribe:
         for pairing in pairings:
-            yield score_file(pairing, settings, verifier, transcribe)
+            yield score_file(pairing, settings, compare_with, transcribe)
         return
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"))

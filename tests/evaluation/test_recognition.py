@@ -14,10 +14,10 @@ from mcspex_cli import Extractor, audio
 from mcspex_cli.errors import AudioError, CheckpointError, ConfigError, McspexError, PairingError
 from mcspex_cli.evaluation.metrics import word_error_rate
 from mcspex_cli.evaluation.recognition import (
-    Verifier,
     add_presences,
     add_transcripts,
     open_transcriber,
+    open_verifier,
     read_transcript,
 )
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_file
@@ -42,12 +42,11 @@ everybody.
 
 def test_a_voice_is_more_similar_to_its_own_reference_than_to_anothers() -> None:
     warnings: list[str] = []
-    verifier = Verifier(Extractor.load(), warnings.append)
+    compare_with = open_verifier(Extractor.load(), warnings.append)
     folder = EXAMPLES / "set"
     truth = audio.read(folder / "truth/slt_1.flac", 16000)
-    own, other = (
-        verifier.comparison_with((folder / f"references/{n}.flac",)) for n in ("slt", "awb")
-    )
+    own, other = (compare_with((folder / f"references/{n}.flac",)) for n in ("slt", "awb"))
+    assert compare_with((folder / "references/slt.flac",)) is own
     values = [similarity(truth, 16000) for similarity in (own, other)]
     assert values[0] > values[1] + 0.2
     wide = audio.read(folder / "truth/slt_1.flac", 44100)
@@ -60,19 +59,19 @@ def test_a_voice_is_more_similar_to_its_own_reference_than_to_anothers() -> None
         mixture=folder / "mixtures/slt_1.flac",
         references=(folder / "references/slt.flac",),
     )
-    row = score_file(pairing, ScoreSettings(("similarity", "similarity_i")), verifier)
+    row = score_file(pairing, ScoreSettings(("similarity", "similarity_i")), compare_with)
     gain = row.values["similarity"] - row.values["input_similarity"]
     assert row.values["similarity"] == pytest.approx(values[0])
     assert row.values["similarity_i"] == pytest.approx(gain)
     assert gain > 0.05
     missing = Pairing("a", pairing.estimate, references=(folder / "none.flac",))
-    row = score_file(missing, ScoreSettings(("similarity",)), verifier)
+    row = score_file(missing, ScoreSettings(("similarity",)), compare_with)
     assert (row.status, "none.flac: no such file" in row.note) == ("unreadable", True)
 
 
 def test_a_model_that_is_not_calibrated_compares_no_voices(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"how similar voices are. Calibrate it: mcspex mod"):
-        Verifier(Extractor.load(tiny_folder))
+        open_verifier(Extractor.load(tiny_folder))
 
 
 # What batch measured.
