@@ -66,8 +66,8 @@ class Theirs:
             with torch.no_grad():
                 signals = torch.from_numpy(mixture)[None], torch.from_numpy(reference)[None]
                 estimates, _ = network(*signals, torch.tensor([len(reference)]))
-                made: Samples = estimates[0][0].numpy()
-            return made
+                estimate: Samples = estimates[0][0].numpy()
+            return estimate
 
         return extract
 
@@ -184,14 +184,14 @@ def main(sizes: Sizes = Sizes()) -> None:  # noqa: B008 (it is frozen)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        contest(prepare(Path(folder), sizes), asked.threads) as lines,
+        contest(prepare(Path(folder), sizes), arguments.threads) as lines,
     ):
-        rows = [row for s in asked.seconds for row in compare(lines, s, asked.rounds)]
-    machine = describe_machine(asked.threads)
-    if asked.json:
+        rows = [row for s in arguments.seconds for row in compare(lines, s, arguments.rounds)]
+    machine = describe_machine(arguments.threads)
+    if arguments.json:
         print(json.dumps({"machine": machine, "rows": rows}, indent=2))
     else:
         print(machine)

@@ -7,7 +7,7 @@ same in all conditions, and only what a table varies is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,11 +87,12 @@ def draw_plans(corpus: Corpus, count: int, seed: int) -> list[Plan]:
 def _with_one_more(plan: Plan, corpus: Corpus, length: int, rng: np.random.Generator) -> Plan:
     """A plan with a fourth talker, if there is anybody left who says something else."""
     talkers = (plan.target, *plan.interferers)
-    said = set().union(*(stretch.sentences() for stretch in talkers))
+    sentences = set().union(*(stretch.sentences() for stretch in talkers))
     snr_db = (*plan.snr_db, rng.uniform(*EVERYTHING.snr_db))
     for who in rng.permutation(len(corpus.speakers)):
         stretch = draw_stretch(corpus.speakers[who], length, 1.0, rng)
-        if stretch.speaker not in [s.speaker for s in talkers] and not said & stretch.sentences():
+        new = stretch.speaker not in [talker.speaker for talker in talkers]
+        if new and not sentences & stretch.sentences():
             return replace(plan, interferers=(*plan.interferers, stretch), snr_db=snr_db)
     return plan
 
@@ -103,30 +104,21 @@ def at_snr(snr_db: float) -> Change:
 
 def in_noise(noise_db: float) -> Change:
     """Two talkers, so far above noise of the kind drawn."""
-
-    def change(plan: Plan) -> Plan:
-        """Keep the noise."""
-        return replace(two(plan), around=replace(plan.around, room=None, noise_db=noise_db))
-
-    return change
+    return lambda plan: replace(
+        two(plan), around=replace(plan.around, room=None, noise_db=noise_db)
+    )
 
 
 def in_room(t60_s: float, distance_m: float | None = None) -> Change:
-    """Two talkers in the room drawn, with this T60, as far from the microphone as drawn or said."""
-
-    def change(plan: Plan) -> Plan:
-        """Keep the room."""
-        return replace(two(plan), around=_in_room(plan.around, t60_s, distance_m))
-
-    return change
+    """Two talkers in the room drawn, with this T60, at this or the drawn distance."""
+    return lambda plan: replace(two(plan), around=_in_room(plan.around, t60_s, distance_m))
 
 
 def same_seat(t60_s: float) -> Change:
     """Two talkers in the room drawn, and the reference recorded where the target is."""
 
     def change(plan: Plan) -> Plan:
-        """Give the reference the mixture's room, whose first talker is the target."""
-        plan = in_room(t60_s)(plan)
+        plan = in_room(t60_s)(plan)  # whose first talker is the target
         return replace(plan, around_reference=plan.around)
 
     return change
@@ -136,7 +128,6 @@ def overlapping(share: float) -> Change:
     """Two talkers, of whom one begins and the other ends; both speak for `share` of the time."""
 
     def change(plan: Plan) -> Plan:
-        """Have the target begin in one plan out of two."""
         spans = (0.0, (1 + share) / 2), ((1 - share) / 2, 1.0)
         target, other = spans if plan.around.seed % 2 else spans[::-1]
         return replace(two(plan), target_speaks=target, interferers_speak=other)
@@ -146,23 +137,14 @@ def overlapping(share: float) -> Change:
 
 def noisy_reference(noise_db: float) -> Change:
     """Two talkers, and the reference so far above noise."""
-
-    def change(plan: Plan) -> Plan:
-        """Keep the reference's noise."""
-        around = replace(plan.around_reference, room=None, noise_db=noise_db)
-        return replace(two(plan), around_reference=around)
-
-    return change
+    return lambda plan: replace(
+        two(plan), around_reference=replace(plan.around_reference, room=None, noise_db=noise_db)
+    )
 
 
 def reverberant_reference(t60_s: float) -> Change:
     """Two talkers, and the reference from a room."""
-
-    def change(plan: Plan) -> Plan:
-        """Keep the reference's room."""
-        return replace(two(plan), around_reference=_in_room(plan.around_reference, t60_s))
-
-    return change
+    return lambda plan: replace(two(plan), around_reference=_in_room(plan.around_reference, t60_s))
 
 
 def without_target(change: Change) -> Change:
@@ -250,7 +232,6 @@ def fits(condition: Condition, plans: list[Plan]) -> bool:
     return all(1 + len(plan.interferers) >= condition.talkers for plan in plans)
 
 
-def chosen(names: list[str], plans: list[Plan]) -> Iterator[tuple[str, list[Condition]]]:
-    """Each table asked for with its rows, the first included."""
-    for name in names:
-        yield name, [BASELINE, *(c for c in TABLES[name] if fits(c, plans))]
+def table_rows(name: str, plans: list[Plan]) -> list[Condition]:
+    """The rows of a table, the first included, for which there are talkers enough."""
+    return [BASELINE, *(condition for condition in TABLES[name] if fits(condition, plans))]

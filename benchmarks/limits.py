@@ -26,12 +26,13 @@ import numpy.typing as npt
 
 from benchmarks.conditions import (
     ABSENCE,
+    BASELINE,
     EVERYTHING,
     TABLES,
     Condition,
-    chosen,
     draw_plans,
     fits,
+    table_rows,
     without_target,
 )
 from benchmarks.lines import Row, markdown, summarise
@@ -165,9 +166,9 @@ def by_gender(bench: Bench, condition: Condition, genders: dict[str, str]) -> li
     groups: dict[str, list[Row]] = {"of the same gender": [], "of different genders": []}
     for plan, row in zip(bench.plans, bench.measure(condition), strict=True):
         talkers = plan.target, plan.interferers[0]
-        found = {genders.get(Path(talker.speaker.name).name, "") for talker in talkers}
-        if "" not in found:
-            groups[list(groups)[len(found) - 1]].append(row)
+        both = {genders.get(Path(talker.speaker.name).name, "") for talker in talkers}
+        if "" not in both:
+            groups[list(groups)[len(both) - 1]].append(row)
     return [summarise(name, rows) for name, rows in groups.items() if rows]
 
 
@@ -201,14 +202,15 @@ def read_genders(path: Path | None) -> dict[str, str]:
 
 
 def tables(bench: Bench, names: list[str], genders: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Each table asked for as it is done."""
-    for name, conditions in chosen([n for n in names if n in TABLES], bench.plans):
-        lines = tabulate(bench, conditions)
+    """Each of some tables as it is done."""
+    for name in names:
+        if name == "absence":
+            yield name, absence(bench)
+            continue
+        lines = tabulate(bench, table_rows(name, bench.plans))
         if name == "talkers":
-            lines[1:1] = by_gender(bench, conditions[0], genders)
+            lines[1:1] = by_gender(bench, BASELINE, genders)
         yield name, lines
-    if "absence" in names:
-        yield "absence", absence(bench)
 
 
 def main() -> None:
@@ -222,26 +224,26 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="TABLE")
     parser.add_argument("--genders", type=Path, help="CSV with columns speaker and sex")
     parser.add_argument("-o", "--output", type=Path, help="JSON, every mixture's SI-SDRi in it")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     began = time.monotonic()
-    model = find_checkpoint(asked.model)
+    model = find_checkpoint(options.model)
     engine = open_engine(model, EngineSettings())
-    corpus = Corpus.read(asked.speakers, engine.sample_rate_hz)
-    plans = draw_plans(corpus, asked.count, asked.seed)
+    corpus = Corpus.read(options.speakers, engine.sample_rate_hz)
+    plans = draw_plans(corpus, options.count, options.seed)
     bench = Bench(engine, MixtureSampler(corpus, EVERYTHING), plans)
-    found = {}
-    for name, lines in tables(bench, asked.only, read_genders(asked.genders)):
-        found[name] = lines
+    results = {}
+    for name, lines in tables(bench, options.only, read_genders(options.genders)):
+        results[name] = lines
         print(f"{name}\n\n{markdown(lines)}\n", flush=True)
-    print(f"{asked.count} mixtures a row, {time.monotonic() - began:.0f} s", file=sys.stderr)
-    if asked.output:
+    print(f"{options.count} mixtures a row, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    if options.output:
         about: Row = {
             "model": model.label,
             "sha256": model.sha256,
             "precision": engine.runtime.precision,
         }
-        about |= {"mixtures": asked.count, "seed": asked.seed}
-        asked.output.write_text(json.dumps(about | {"tables": found}, indent=1) + "\n")
+        about |= {"mixtures": options.count, "seed": options.seed}
+        options.output.write_text(json.dumps(about | {"tables": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -66,11 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60])
     parser.add_argument("--json", action="store_true")
-    asked, options = parser.parse_known_args()
+    arguments, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         audio.write(Path(folder) / "reference.wav", talk(0, 0, 5, RATE_HZ), RATE_HZ)
-        rows = [measure(Path(folder), minutes, options) for minutes in asked.minutes]
-    if asked.json:
+        rows = [measure(Path(folder), minutes, options) for minutes in arguments.minutes]
+    if arguments.json:
         print(json.dumps(rows, indent=2))
         return
     print(f"{'audio':>9}{'RTF':>10}{'of first':>10}{'memory':>11}{'of first':>10}")

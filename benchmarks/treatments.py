@@ -31,7 +31,6 @@ def at_level(level_db: float) -> Treatment:
     """A 16-bit file with this RMS level, dB of full scale; what goes beyond is clipped."""
 
     def treat(recording: Samples, sample_rate_hz: int) -> Samples:  # noqa: ARG001
-        """Set the level, and round."""
         rms = np.sqrt(np.mean(np.square(recording)))
         return _in_16_bits(recording * np.float32(10 ** (level_db / 20) / rms))
 
@@ -42,7 +41,6 @@ def clipped(over_db: float) -> Treatment:
     """A 16-bit file whose peak would have been so far over full scale."""
 
     def treat(recording: Samples, sample_rate_hz: int) -> Samples:  # noqa: ARG001
-        """Turn it up, and clip."""
         return _in_16_bits(recording * np.float32(10 ** (over_db / 20) / np.abs(recording).max()))
 
     return treat
@@ -55,7 +53,6 @@ def coded(container: str, subtype: str, level: float | None = None) -> Treatment
         options["bitrate_mode"] = "CONSTANT"  # type: ignore[assignment]
 
     def treat(recording: Samples, sample_rate_hz: int) -> Samples:
-        """Encode and decode."""
         file = io.BytesIO()
         soundfile.write(
             file, recording, sample_rate_hz, format=container, subtype=subtype, **options

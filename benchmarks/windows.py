@@ -49,20 +49,22 @@ def main() -> None:
     arguments = parser.parse_args()
     system, folders = load_checkpoint(arguments.model), arguments.folders
     whole = estimates(system, WHOLE, folders)
-    given = list(cases(folders, system.config.sample_rate_hz))
+    inputs = list(cases(folders, system.config.sample_rate_hz))
     print("| window s | context s | fade s | work | SI-SDRi dB | agreement dB |")
     print("|---|---|---|---|---|---|")
     for setting in SETTINGS:
         window, context, fade = setting
-        made = whole if setting == WHOLE else estimates(system, setting, folders)
+        extracted = whole if setting == WHOLE else estimates(system, setting, folders)
         gains = [
             si_sdr(estimate, truth) - si_sdr(mixture, truth)
-            for estimate, (mixture, _, truth) in zip(made, given, strict=True)
+            for estimate, (mixture, _, truth) in zip(extracted, inputs, strict=True)
         ]
-        alike = [si_sdr(a, b) for a, b in zip(made, whole, strict=True) if setting != WHOLE]
+        agreements = [
+            si_sdr(a, b) for a, b in zip(extracted, whole, strict=True) if setting != WHOLE
+        ]
         size = "whole" if setting == WHOLE else f"{window:g}"
         work = window / (window - 2 * context - fade)
-        agreement = f"{np.median(alike):.1f}" if alike else ""
+        agreement = f"{np.median(agreements):.1f}" if agreements else ""
         print(
             f"| {size} | {context:g} | {fade:g} | {work:.2f} | {np.mean(gains):.2f} | {agreement} |"
         )
