@@ -162,8 +162,7 @@ def _with_sounds(run: Run, plan: BatchPlan, look: PageSettings, scratch: Path) -
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
     if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
         return run
-    groups = read_groups(look.groups, look.group_by) if look.groups else None
-    shown = compare_runs([run], groups=groups).choose(EMBEDDED_CASES, look.seed)
+    shown = compare_runs([run], look).choose(EMBEDDED_CASES, look.seed)
     cases = dict(run.outputs)
     for task in plan.tasks:
         if task.id in shown and (case := cases[task.id]).estimate:

@@ -79,6 +79,26 @@ Store = Callable[[bytes, str], Markup]
 
 
 @dataclass(frozen=True)
+class PageSettings:
+    """What to show and how.
+
+    `truth` and `mixtures` are folders, `groups` is a CSV (`summary.read_groups`) and `group_by`
+    its column. At most `max_cases` are shown (None: 12 if `embed`, else all), some of them drawn
+    with `seed`. Without `embed`, sounds and pictures go to a folder beside the page.
+    """
+
+    truth: Path | None = None
+    mixtures: Path | None = None
+    groups: Path | None = None
+    group_by: str | None = None
+    max_cases: int | None = None
+    seed: int = 0
+    embed: bool = True
+    overwrite: bool = False
+    title: str = "Target speaker extraction"
+
+
+@dataclass(frozen=True)
 class Output:
     """What one system has for a case."""
 
@@ -105,19 +125,18 @@ def read_runs(words: Sequence[str]) -> list[Run]:
 
     A path that exists is never taken apart.
     """
-    runs: list[Run] = []
+    runs: dict[str, Run] = {}
     for word in words:
         label, equals, folder = word.partition("=")
-        named = bool(equals) and not Path(word).exists()
-        run = read_run(Path(folder), label) if named else read_run(Path(word))
-        for other in runs:
-            if other.label == run.label:
-                raise PairingError(
-                    f"{other.folder} and {run.folder}: both are called {run.label}. "
-                    f"Name one: NAME={run.folder}"
-                )
-        runs.append(run)
-    return runs
+        is_path = not equals or Path(word).exists()
+        run = read_run(Path(word)) if is_path else read_run(Path(folder), label)
+        if run.label in runs:
+            raise PairingError(
+                f"{runs[run.label].folder} and {run.folder}: both are called {run.label}. "
+                f"Name one: NAME={run.folder}"
+            )
+        runs[run.label] = run
+    return list(runs.values())
 
 
 def read_run(folder: Path, label: str = "") -> Run:
@@ -189,6 +208,7 @@ class Comparison:
 
     runs: Sequence[Run]
     cases: Sequence[ComparisonCase]
+    settings: PageSettings = PageSettings()
 
     def rows(self) -> list[Mapping[str, Any]]:
         """The scores of all outputs that have some."""
@@ -253,7 +273,10 @@ class Comparison:
             content = "only what needs none" if self.rows() else "no scores"
             lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
-        return lines + [row["note"] for row in self.rows() if row["status"] in scoring.REFUSED]
+        lines += [row["note"] for row in self.rows() if row["status"] in scoring.REFUSED]
+        if self.settings.groups and all(case.group == OTHERS for case in self.cases):
+            lines.append(f"{self.settings.groups}: names none of the cases.")
+        return lines
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
         names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
@@ -263,23 +286,16 @@ class Comparison:
 
 def compare_runs(
     runs: Sequence[Run],
-    truth: Path | None = None,
-    mixtures: Path | None = None,
-    groups: summary.Groups | None = None,
+    settings: PageSettings,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Comparison:
     """Put runs side by side and score what has no score yet.
 
     The cases are those of all runs, in the order of the groups' file. A case's mixture and truth
-    are the files of its name in `truth` and `mixtures`, else what the first run that has them says.
-
+    are the files of its name in the settings' folders, else what the first run that has them says.
     `advance` is called with the share that is done.
-
-    Raises:
-        AudioError: there is no folder `truth` or `mixtures`.
-        PairingError: two files in one of them have one name.
     """
-    cases = _gather(runs, truth, mixtures, groups or summary.Groups())
+    cases = _gather(runs, settings)
     unscored = []
     for case in cases:
         for number, output in enumerate(case.outputs):
@@ -299,13 +315,16 @@ def compare_runs(
         advance(done / len(unscored))
     for case in cases:
         case.inputs = _inputs(case)
-    return Comparison(runs, cases)
+    return Comparison(runs, cases, settings)
 
 
-def _gather(
-    runs: Sequence[Run], truth: Path | None, mixtures: Path | None, groups: summary.Groups
-) -> list[ComparisonCase]:
-    truths, mixed = ({} if folder is None else _files(folder) for folder in (truth, mixtures))
+def _gather(runs: Sequence[Run], settings: PageSettings) -> list[ComparisonCase]:
+    truths, mixtures = (
+        _files(folder) if folder else {} for folder in (settings.truth, settings.mixtures)
+    )
+    groups = summary.Groups()
+    if settings.groups:
+        groups = summary.read_groups(settings.groups, settings.group_by)
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
     names = {name for run in runs for name in run.outputs}
     cases = []
@@ -317,7 +336,7 @@ def _gather(
                 name,
                 groups.titles.get(name, name),
                 OTHERS if group == summary.NO_GROUP else group,
-                mixed.get(name) or next((o.mixture for o in outputs if o.mixture), None),
+                mixtures.get(name) or next((o.mixture for o in outputs if o.mixture), None),
                 truths.get(name) or next((o.truth for o in outputs if o.truth), None),
                 outputs,
             )
@@ -343,26 +362,6 @@ def _inputs(case: ComparisonCase) -> dict[str, float]:
         pairing = Pairing(case.name, case.mixture, case.truth)
         inputs |= scoring.score_file(pairing, settings).values
     return inputs
-
-
-@dataclass(frozen=True)
-class PageSettings:
-    """What to show and how.
-
-    `truth` and `mixtures` are folders, `groups` is a CSV (`summary.read_groups`) and `group_by`
-    its column. At most `max_cases` are shown (None: 12 if `embed`, else all), some of them drawn
-    with `seed`. Without `embed`, sounds and pictures go to a folder beside the page.
-    """
-
-    truth: Path | None = None
-    mixtures: Path | None = None
-    groups: Path | None = None
-    group_by: str | None = None
-    max_cases: int | None = None
-    seed: int = 0
-    embed: bool = True
-    overwrite: bool = False
-    title: str = "Target speaker extraction"
 
 
 @dataclass(frozen=True)
@@ -420,18 +419,11 @@ def write_page(
     """
     settings = settings or PageSettings()
     _check_place(output, runs, settings)
-    groups = summary.read_groups(settings.groups, settings.group_by) if settings.groups else None
-    comparison = compare_runs(
-        runs, settings.truth, settings.mixtures, groups, lambda share: progress(share / 2)
-    )
-    cases = comparison.cases
-    most = EMBEDDED_CASES if settings.embed else len(cases)
-    shown = comparison.choose(
-        most if settings.max_cases is None else settings.max_cases, settings.seed
-    )
-    warnings = comparison.warnings()
-    if groups and all(case.group == OTHERS for case in cases):
-        warnings.append(f"{settings.groups}: names none of the cases.")
+    comparison = compare_runs(runs, settings, lambda share: progress(share / 2))
+    cases, count = comparison.cases, settings.max_cases
+    if count is None:
+        count = EMBEDDED_CASES if settings.embed else len(cases)
+    shown, warnings = comparison.choose(count, settings.seed), comparison.warnings()
     names = [case.name for case in cases if case.name in shown]
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
@@ -446,7 +438,7 @@ def write_page(
         by_group = comparison.by_group().items()
         parts = {group: [c for c in members if c.name in shown] for group, members in by_group}
         pieces = _template().generate(
-            **_context(comparison, settings),
+            **_context(comparison),
             **_assets(settings.embed),
             shown=shown,
             ids={name: f"case-{number}" for number, name in enumerate(names, 1)},
@@ -500,9 +492,9 @@ def _hide_folders(cells: Sequence[Cell]) -> None:
                 cell.row = {**cell.row, "note": cell.row["note"].replace(str(path), path.name)}
 
 
-def _context(comparison: Comparison, settings: PageSettings) -> dict[str, Any]:
+def _context(comparison: Comparison) -> dict[str, Any]:
     """What the template needs to know of all cases."""
-    cases, rows = comparison.cases, comparison.rows()
+    cases, rows, settings = comparison.cases, comparison.rows(), comparison.settings
     groups = comparison.by_group() if settings.groups else {}
     best, summaries = comparison.ranking, comparison.summaries()
     metrics = [metric for metric in METRICS.values() if numbers(rows, metric.column)]

@@ -13,13 +13,13 @@ from mcspex_cli.evaluation.page import (
     Comparison,
     ComparisonCase,
     Output,
+    PageSettings,
     Run,
     compare_runs,
     read_run,
     read_runs,
 )
 from mcspex_cli.evaluation.scoring import Row
-from mcspex_cli.evaluation.summary import Groups
 from tests.evaluation.conftest import stage
 
 
@@ -111,9 +111,11 @@ def test_one_label_for_two_runs_is_refused(scene: Path) -> None:
 
 def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
     (scene / "good" / "a.wav").unlink()
-    groups = Groups({"unknown": "one", "deep/b": "two"}, {}, {"deep/b": "B"})
+    groups = scene / "groups.csv"
+    groups.write_text("id,group,title\nunknown,one,\ndeep/b,two,B\n")
     runs = read_runs([str(scene / "good"), str(scene / "bad")])
-    first, second = compare_runs(runs, scene / "truth", scene / "mixtures", groups).cases
+    settings = PageSettings(scene / "truth", scene / "mixtures", groups)
+    first, second = compare_runs(runs, settings).cases
     assert (first.name, first.title, first.group) == ("deep/b", "B", "two")
     assert (second.name, second.group) == ("a", OTHERS)
     assert second.outputs[0].estimate is None
@@ -124,7 +126,7 @@ def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
 def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
     rows = [{"name": n, "status": "ok", "estimate": "a.wav", "mixture": f"m/{n}.wav"} for n in "az"]
     runs = [read_run(batch(scene / "good", rows))]
-    first, second = compare_runs(runs, scene / "truth", scene / "mixtures").cases
+    first, second = compare_runs(runs, PageSettings(scene / "truth", scene / "mixtures")).cases
     assert (first.mixture, first.truth) == (scene / "mixtures/a.wav", scene / "truth/a.wav")
     assert (second.mixture, second.truth) == (scene / "good/m/z.wav", None)
 
@@ -132,9 +134,9 @@ def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
 def test_a_missing_truth_is_refused(scene: Path) -> None:
     runs = [read_run(scene / "good")]
     with pytest.raises(AudioError, match="nowhere: no such file or folder"):
-        compare_runs(runs, scene / "nowhere")
+        compare_runs(runs, PageSettings(scene / "nowhere"))
     with pytest.raises(PairingError, match=r"is a file. Name a folder"):
-        compare_runs(runs, None, scene / "truth" / "a.wav")
+        compare_runs(runs, PageSettings(mixtures=scene / "truth" / "a.wav"))
 
 
 def comparison(gains: list[float | None]) -> Comparison:
@@ -181,10 +183,10 @@ def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     (scene / "mixtures").rename(scene / "mixture")
     row = Row("a", "sign flipped", "", {"pesq": 2.5}).to_dict()
     runs = [read_run(batch(scene / "good", [{**row, "estimate": "a.wav", **names}]))]
-    (case,) = compare_runs(runs).cases
+    (case,) = compare_runs(runs, PageSettings()).cases
     assert case.rows[0]
     assert [case.rows[0][key] for key in ("pesq", "status", "note")] == [2.5, "ok", "sign flipped."]
-    (case,) = compare_runs(runs, scene / "bad").cases
+    (case,) = compare_runs(runs, PageSettings(scene / "bad")).cases
     assert case.rows[0]
     assert (case.rows[0]["pesq"], case.rows[0]["snr_db"] is None) == (None, False)
     damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}
