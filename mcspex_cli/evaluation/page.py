@@ -219,13 +219,10 @@ class Comparison:
         """The metric that says which case is best: SI-SDRi if there is one."""
         return summary.ranking(self.rows())
 
-    def summaries(self, cases: Sequence[ComparisonCase] | None = None) -> list[summary.Summary]:
-        """Each system over some cases, or all."""
-        cases = self.cases if cases is None else cases
-        systems = range(len(self.runs))
-        return [
-            summary.summarise([row for case in cases if (row := case.rows[n])]) for n in systems
-        ]
+    def summaries(self, cases: Sequence[ComparisonCase]) -> list[summary.Summary]:
+        """Each system over some cases."""
+        outputs = zip(*(case.outputs for case in cases), strict=True)
+        return [summary.summarise([o.row for o in system if o.row]) for system in outputs]
 
     def by_group(self) -> dict[str, list[ComparisonCase]]:
         """The cases of each group, groups and cases in order."""
@@ -242,11 +239,12 @@ class Comparison:
         """
         if len(self.cases) <= count:
             return {case.name: "" for case in self.cases}
-        metric, badness = self.ranking, dict[str, float]()
-        for case in self.cases if metric else ():
-            ok = summary.scored([row for row in case.rows if row])
-            if metric and (values := numbers(ok, metric.column)):
-                badness[case.name] = metric.badness * float(np.mean(values))
+        badness: dict[str, float] = {}
+        if metric := self.ranking:
+            for case in self.cases:
+                ok = summary.scored([row for row in case.rows if row])
+                if values := numbers(ok, metric.column):
+                    badness[case.name] = metric.badness * float(np.mean(values))
         ranked = sorted(badness, key=lambda name: badness[name])
         best = ranked[: (count + 2) // 3]
         worst = ranked[len(best) :][::-1][: (count + 1) // 3]
@@ -305,8 +303,9 @@ def compare_runs(
                     pairing = Pairing(case.name, output.estimate, case.truth, case.mixture)
                     unscored.append((case, number, output, pairing))
     scores = scoring.score_files([pairing for *_, pairing in unscored], SETTINGS)
-    for done, (case, number, output, _) in enumerate(unscored, 1):
-        row, own = next(scores).to_dict(), output.row or {}
+    scored = zip(unscored, scores, strict=True)
+    for done, ((case, number, output, _), score) in enumerate(scored, 1):
+        row, own = score.to_dict(), output.row or {}
         for column, metric in BY_COLUMN.items():
             # What its own row says without a truth holds whatever the truth is.
             if "target" not in metric.needs and own.get(column) is not None:
@@ -496,7 +495,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     """What the template needs to know of all cases."""
     cases, rows, settings = comparison.cases, comparison.rows(), comparison.settings
     groups = comparison.by_group() if settings.groups else {}
-    best, summaries = comparison.ranking, comparison.summaries()
+    best, summaries = comparison.ranking, comparison.summaries(cases)
     metrics = [metric for metric in METRICS.values() if numbers(rows, metric.column)]
     has_truth = any(case.truth for case in cases)
     of_mixtures = METRICS["si_sdr"] if has_truth else best

@@ -172,7 +172,8 @@ def test_as_many_are_chosen_as_are_asked_for(count: int) -> None:
 
 
 def test_summaries_count_and_average() -> None:
-    (row,) = comparison([4.0, -2.0, 10.0, None]).summaries()
+    systems = comparison([4.0, -2.0, 10.0, None])
+    (row,) = systems.summaries(systems.cases)
     assert (row.files, row.scored, row.confused) == (4, 3, 1)
     gain = row.metrics["si_sdr_i_db"]
     assert (gain.mean, gain.median) == (4.0, 4.0)
