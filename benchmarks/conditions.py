@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.treatments import Treatment, as_it_is, at_level, clipped, coded, telephone
 from mcspex_cli.training.data import Corpus, draw_stretch
-from mcspex_cli.training.mixtures import Plan, Planner, Surroundings
+from mcspex_cli.training.mixtures import MixtureSampler, Plan, Surroundings
 from mcspex_cli.training.settings import MixtureSettings
 
 LEVEL_DB = -25.0
@@ -76,11 +76,12 @@ class Condition:
 
 def draw_plans(corpus: Corpus, count: int, seed: int) -> list[Plan]:
     """Plans with everything in them, each from a seed of its own."""
-    planner, longest = Planner(corpus, EVERYTHING), 60 * corpus.sample_rate_hz
+    sampler, longest = MixtureSampler(corpus, EVERYTHING), 60 * corpus.sample_rate_hz
     plans = []
     for row in range(count):
         rng = np.random.default_rng((seed, 1 + row))
-        plans.append(_with_one_more(planner.draw(rng, longest, None), corpus, planner.length, rng))
+        plan = sampler.plan_mixture(rng, longest)
+        plans.append(_with_one_more(plan, corpus, sampler.length, rng))
     return plans
 
 

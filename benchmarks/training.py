@@ -24,8 +24,7 @@ from mcspex_cli.checkpoint.checkpoint import read_config
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.config import SystemConfig, sized
 from mcspex_cli.model.systems import System, build
-from mcspex_cli.training.losses import si_sdr_db
-from mcspex_cli.training.optimiser import Optimiser
+from mcspex_cli.training.optimisation import Optimiser, si_sdr_db
 from mcspex_cli.training.settings import OptimiserSettings
 
 PARTS = ("encoder", "fusion", "speaker", "extractor", "masks", "decoder")

@@ -62,27 +62,66 @@ def room_responses(
     The direct sound is 1 at sample 0. Mirror images up to the third order are placed one by
     one (Allen and Berkley 1979); into them fades, over `EARLY_S`, a diffuse tail, noise that
     falls by 60 dB in T60 and has the energy that statistical acoustics gives it (critical
-    distance 0.057 sqrt(V / T60)).
+    distance 0.057 sqrt(V / T60)). The walls reflect what Eyring's formula gives for T60.
     """
     size, microphone, talkers, t60 = (
         torch.tensor([getattr(room, name) for room in rooms]).to(device, non_blocking=True)
         for name in ("size", "microphone", "talkers", "t60_s")
     )
-    t60 = t60[:, None]
+    t60, volume = t60[:, None], size.prod(-1, keepdim=True)
+    x, y, z = size.unsqueeze(-1).unbind(1)
+    absorbed = 1 - torch.exp(-0.161 * volume / (2 * (x * y + y * z + x * z) * t60))
     distance, order = _images(size, microphone, talkers)
     direct = distance.amin(-1, keepdim=True)
-    strength = _reflection(size, t60)[..., None] ** order * direct / distance
+    strength = (1 - absorbed).sqrt()[..., None] ** order * direct / distance
     delay = (distance - direct) / SPEED_OF_SOUND * sample_rate_hz
     early = _place(delay, strength, length)
     tail = torch.stack([_white(r.seed, (len(r.talkers), length), device) for r in rooms])
     time = torch.arange(length, device=device) / sample_rate_hz
-    volume = size.prod(-1, keepdim=True)
     critical = 0.057 * (volume / t60).sqrt()
     rate = 6 * np.log(10) / t60[..., None]
     power = (direct / critical[..., None]) ** 2 * rate / sample_rate_hz * torch.exp(-rate * time)
     fade = (time / EARLY_S).clamp(max=1)
     response: Tensor = early * (1 - fade) + tail * power.sqrt() * fade
     return response
+
+
+def _images(size: Tensor, microphone: Tensor, talkers: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance [room, talker, image] of the mirrored talkers, and the walls in between."""
+    steps = torch.arange(-_REFLECTIONS, _REFLECTIONS + 1, device=size.device)
+    count = torch.cartesian_prod(steps, steps, steps)
+    # Mirrored n times along an axis, a talker at x is at n * size + x, or + size - x if n is odd.
+    odd = count % 2 == 1
+    place = torch.where(odd, size[:, None, None] - talkers[:, :, None], talkers[:, :, None])
+    image = count * size[:, None, None] + place
+    distance = (image - microphone[:, None, None]).norm(dim=-1)
+    return distance.clamp_min(0.1), count.abs().sum(-1)
+
+
+def _place(delay: Tensor, strength: Tensor, length: int) -> Tensor:
+    """Impulses at fractional delays, in samples, shared between the two nearest."""
+    whole = delay.floor()
+    share = delay - whole
+    response = torch.zeros(*delay.shape[:-1], length + 1, device=delay.device)
+    for index, part in ((whole, 1 - share), (whole + 1, share)):
+        inside = index < length
+        response.scatter_add_(-1, index.clamp(max=length).long(), strength * part * inside)
+    return response[..., :length]
+
+
+def align_response(response: Tensor, sample_rate_hz: int) -> Tensor:
+    """Cut a room response [sample] so that its direct sound is at sample 0 and scale that to 1.
+
+    The direct sound is the highest of the first millisecond that reaches half the highest peak:
+    an echo may be the highest of all. The tail ends where less than a millionth of the energy
+    is left.
+    """
+    level = response.abs()
+    first = int((level >= 0.5 * level.max()).nonzero()[0])
+    direct = first + int(level[first : first + max(1, sample_rate_hz // 1000)].argmax())
+    aligned = response[direct:] / response[direct]
+    left = aligned.double().square().flip(0).cumsum(0).flip(0)
+    return aligned[: int((left > 1e-6 * left[0]).sum())]
 
 
 def early_part(responses: Tensor, sample_rate_hz: int) -> Tensor:
@@ -96,10 +135,6 @@ def convolve(signals: Tensor, responses: Tensor) -> Tensor:
     length = signals.shape[-1]
     # A Fourier transform of 2^k points takes a quarter of the time of one of any other size.
     size = 1 << (length + responses.shape[-1] - 2).bit_length()
-    if torchaudio := torchaudio_functional():
-        padded = functional.pad(responses, (0, size + 1 - length - responses.shape[-1]))
-        reverberant: Tensor = torchaudio.fftconvolve(signals, padded)[..., :length]
-        return reverberant
     spectrum = torch.fft.rfft(signals, n=size) * torch.fft.rfft(responses, n=size)
     convolved: Tensor = torch.fft.irfft(spectrum, n=size)[..., :length]
     return convolved
@@ -142,6 +177,71 @@ def torchaudio_functional() -> ModuleType | None:
     return module
 
 
+def limit_band(
+    signals: Tensor, lowest_hz: Tensor, highest_hz: Tensor, sample_rate_hz: int
+) -> Tensor:
+    """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row].
+
+    Above it fades out over 5 % of that frequency; below, towards 0 Hz by 12 dB per octave, as a
+    second-order filter does.
+    """
+    spectrum = torch.fft.rfft(signals)
+    hertz = torch.linspace(0, sample_rate_hz / 2, spectrum.shape[-1], device=signals.device)
+    edge, low = highest_hz[:, None], lowest_hz[:, None]
+    kept = spectrum * ((edge - hertz) / (0.05 * edge) + 1).clamp(0, 1)
+    kept = kept / (1 + (low / hertz.clamp_min(1.0)) ** 4).sqrt()
+    limited: Tensor = torch.fft.irfft(kept, n=signals.shape[-1])
+    return limited
+
+
+def stationary_noise(
+    kinds: Sequence[str], seeds: Sequence[int], length: int, sample_rate_hz: int, speech: Tensor
+) -> Tensor:
+    """Noise of each kind of `settings.Noise` but babble, RMS 1, [row, sample].
+
+    `speech` [bin] is the average power spectrum of speech; the noise is made where that lies.
+    """
+    spectra = torch.fft.rfft(torch.stack([_white(s, (length,), speech.device) for s in seeds]))
+    bins = spectra.shape[-1]
+    hertz = torch.linspace(0, sample_rate_hz / 2, bins, device=speech.device)
+    power = {
+        "white": torch.ones_like(hertz),
+        "pink": 1 / hertz.clamp_min(50),
+        "speech": functional.interpolate(speech[None, None], bins, mode="linear")[0, 0],
+        "hum": torch.zeros_like(hertz),
+    }
+    noise = torch.fft.irfft(spectra * torch.stack([power[k] for k in kinds]).sqrt(), n=length)
+    for row in (row for row, kind in enumerate(kinds) if kind == "hum"):
+        noise[row] = _hum(seeds[row], length, sample_rate_hz, speech.device)
+    return at_unit_rms(noise)
+
+
+def at_unit_rms(signals: Tensor) -> Tensor:
+    """Signals [..., sample] at RMS 1; silence stays silence."""
+    levelled: Tensor = signals / signals.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-8)
+    return levelled
+
+
+def _white(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Normal noise from a seed of its own, so that a row is the same in any batch."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def _hum(seed: int, length: int, sample_rate_hz: int, device: torch.device) -> Tensor:
+    """50 or 60 Hz and its harmonics, each weaker than the one below."""
+    rng = np.random.default_rng(seed)
+    order = np.arange(1, _HARMONICS + 1)
+    hertz = rng.choice((50.0, 60.0)) * order
+    amplitude = rng.uniform(0.2, 1, _HARMONICS) / order
+    amplitude[hertz >= sample_rate_hz / 2] = 0
+    phase = rng.uniform(0, 2 * np.pi, _HARMONICS)
+    columns = (torch.from_numpy(a).float().to(device)[:, None] for a in (hertz, amplitude, phase))
+    frequency, loudness, start = columns
+    time = torch.arange(length, device=device) / sample_rate_hz
+    return (loudness * torch.sin(2 * np.pi * frequency * time + start)).sum(0)
+
+
 @dataclass(frozen=True)
 class NoiseStretch:
     """A stretch of a noise file: which file, and the sample that it begins at."""
@@ -151,15 +251,14 @@ class NoiseStretch:
 
 
 class NoiseFiles:
-    """Recorded noises as 16-bit samples in one tensor, from which stretches are drawn."""
+    """Recorded noises as 16-bit samples in one tensor, from which stretches are drawn.
+
+    Raises:
+        ConfigError: the folder has no sound files, or one is silent.
+        AudioError: one cannot be read.
+    """
 
     def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
-        """Decode every sound file under `folder`.
-
-        Raises:
-            ConfigError: there are none, or one is silent.
-            AudioError: one cannot be read.
-        """
         self.names, sounds = _read_folder(folder, sample_rate_hz, "noise_folder")
         self.lengths = [len(sound) for sound in sounds]
         self.starts = np.cumsum([0, *self.lengths])[:-1].tolist()
@@ -189,22 +288,17 @@ class NoiseFiles:
         angle = (place / fade).clamp(max=1) * (torch.pi / 2)
         ending = self.samples[start + (place + period).clamp(max=whole - 1)].float()
         crossfaded = gathered * angle.sin() + ending * angle.cos()
-        noise = torch.where(repeated & (step >= period), crossfaded, gathered)
-        level = noise.square().mean(-1, keepdim=True).sqrt()
-        levelled: Tensor = noise / level.clamp_min(1e-8)
-        return levelled
+        return at_unit_rms(torch.where(repeated & (step >= period), crossfaded, gathered))
 
 
 class RoomFiles:
-    """Recorded room responses, each from its direct sound on, by the folder that they are in."""
+    """Recorded room responses, each from its direct sound on, by the folder that they are in.
+
+    Raises:
+        ConfigError, AudioError: as `NoiseFiles`.
+    """
 
     def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
-        """Decode every sound file under `folder`.
-
-        Raises:
-            ConfigError: there are none, or one is silent.
-            AudioError: one cannot be read.
-        """
         self.names, sounds = _read_folder(folder, sample_rate_hz, "room_folder")
         responses = [align_response(torch.from_numpy(s), sample_rate_hz) for s in sounds]
         self.responses = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(device)
@@ -218,120 +312,6 @@ class RoomFiles:
         """Draw a response for each talker, from one folder; different ones if it has as many."""
         room = self.neighbours[int(rng.integers(len(self.names)))]
         return tuple(map(int, rng.choice(room, talkers, replace=len(room) < talkers)))
-
-
-def align_response(response: Tensor, sample_rate_hz: int) -> Tensor:
-    """Cut a room response [sample] so that its direct sound is at sample 0 and scale that to 1.
-
-    The direct sound is the highest of the first millisecond that reaches half the highest peak:
-    an echo may be the highest of all. The tail ends where less than a millionth of the energy
-    is left.
-    """
-    level = response.abs()
-    first = int((level >= 0.5 * level.max()).nonzero()[0])
-    direct = first + int(level[first : first + max(1, sample_rate_hz // 1000)].argmax())
-    aligned = response[direct:] / response[direct]
-    left = aligned.double().square().flip(0).cumsum(0).flip(0)
-    return aligned[: int((left > 1e-6 * left[0]).sum())]
-
-
-def stationary_noise(
-    kinds: Sequence[str], seeds: Sequence[int], length: int, sample_rate_hz: int, speech: Tensor
-) -> Tensor:
-    """Noise of each kind but babble, RMS 1, [row, sample], where `speech` lies.
-
-    Args:
-        kinds: of `settings.NOISES`, one for each row.
-        seeds: one for each row.
-        length: in samples.
-        sample_rate_hz: of the noise.
-        speech: the average power spectrum of speech, [bin].
-    """
-    spectra = torch.fft.rfft(torch.stack([_white(s, (length,), speech.device) for s in seeds]))
-    bins = spectra.shape[-1]
-    hertz = torch.linspace(0, sample_rate_hz / 2, bins, device=speech.device)
-    as_speech = torch.nn.functional.interpolate(speech[None, None], bins, mode="linear")[0, 0]
-    power = {
-        "white": torch.ones_like(hertz),
-        "pink": 1 / hertz.clamp_min(50),
-        "speech": as_speech,
-        "hum": torch.zeros_like(hertz),
-    }
-    noise = torch.fft.irfft(spectra * torch.stack([power[k] for k in kinds]).sqrt(), n=length)
-    for row in (row for row, kind in enumerate(kinds) if kind == "hum"):
-        noise[row] = _hum(seeds[row], length, sample_rate_hz, speech.device)
-    level = noise.square().mean(-1, keepdim=True).sqrt()
-    levelled: Tensor = noise / level.clamp_min(1e-8)
-    return levelled
-
-
-def limit_band(
-    signals: Tensor, lowest_hz: Tensor, highest_hz: Tensor, sample_rate_hz: int
-) -> Tensor:
-    """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row].
-
-    Above it fades out over 5 % of that frequency; below, towards 0 Hz by 12 dB per octave, as a
-    second-order filter does.
-    """
-    length = signals.shape[-1]
-    spectrum = torch.fft.rfft(signals)
-    hertz = torch.linspace(0, sample_rate_hz / 2, spectrum.shape[-1], device=signals.device)
-    edge, low = highest_hz[:, None], lowest_hz[:, None]
-    kept = spectrum * ((edge - hertz) / (0.05 * edge) + 1).clamp(0, 1)
-    kept = kept / (1 + (low / hertz.clamp_min(1.0)) ** 4).sqrt()
-    limited: Tensor = torch.fft.irfft(kept, n=length)
-    return limited
-
-
-def _images(size: Tensor, microphone: Tensor, talkers: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance [room, talker, image] of the mirrored talkers, and the walls in between."""
-    steps = torch.arange(-_REFLECTIONS, _REFLECTIONS + 1, device=size.device)
-    count = torch.cartesian_prod(steps, steps, steps)
-    # Mirrored n times along an axis, a talker at x is at n * size + x, or + size - x if n is odd.
-    odd = count % 2 == 1
-    place = torch.where(odd, size[:, None, None] - talkers[:, :, None], talkers[:, :, None])
-    image = count * size[:, None, None] + place
-    distance = (image - microphone[:, None, None]).norm(dim=-1)
-    return distance.clamp_min(0.1), count.abs().sum(-1)
-
-
-def _reflection(size: Tensor, t60: Tensor) -> Tensor:
-    """The walls' amplitude reflection [room, 1] that gives a T60. Source: Eyring's formula."""
-    x, y, z = size.unbind(-1)
-    surface = 2 * (x * y + y * z + x * z)
-    absorbed = 1 - torch.exp(-0.161 * size.prod(-1) / (surface * t60[:, 0]))
-    return (1 - absorbed).sqrt()[:, None]
-
-
-def _place(delay: Tensor, strength: Tensor, length: int) -> Tensor:
-    """Impulses at fractional delays, in samples, shared between the two nearest."""
-    whole = delay.floor()
-    share = delay - whole
-    response = torch.zeros(*delay.shape[:-1], length + 1, device=delay.device)
-    for index, part in ((whole, 1 - share), (whole + 1, share)):
-        inside = index < length
-        response.scatter_add_(-1, index.clamp(max=length).long(), strength * part * inside)
-    return response[..., :length]
-
-
-def _white(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Normal noise from a seed of its own, so that a row is the same in any batch."""
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn(shape, generator=generator, device=device)
-
-
-def _hum(seed: int, length: int, sample_rate_hz: int, device: torch.device) -> Tensor:
-    """50 or 60 Hz and its harmonics, each weaker than the one below."""
-    rng = np.random.default_rng(seed)
-    order = np.arange(1, _HARMONICS + 1)
-    hertz = rng.choice((50.0, 60.0)) * order
-    amplitude = rng.uniform(0.2, 1, _HARMONICS) / order
-    amplitude[hertz >= sample_rate_hz / 2] = 0
-    phase = rng.uniform(0, 2 * np.pi, _HARMONICS)
-    columns = (torch.from_numpy(a).float().to(device)[:, None] for a in (hertz, amplitude, phase))
-    frequency, loudness, start = columns
-    time = torch.arange(length, device=device) / sample_rate_hz
-    return (loudness * torch.sin(2 * np.pi * frequency * time + start)).sum(0)
 
 
 def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:

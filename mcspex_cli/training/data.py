@@ -64,18 +64,21 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder of speakers.")
-        sets = sorted(child for child in folder.iterdir() if is_librimix(child))
-        if sets:
+        if is_librimix(folder):
+            utterances += [clip for mixture in list_librimix(folder) for clip in mixture.talkers]
+            continue
+        if sets := sorted(child for child in folder.iterdir() if is_librimix(child)):
             raise ConfigError(
                 f"{folder}: holds several LibriMix sets. Name one of them, for example {sets[0]}."
             )
-        if is_librimix(folder):
-            own = [clip for mixture in list_librimix(folder) for clip in mixture.talkers]
-        else:
-            own = [_utterance(path) for path in files.find(folder)]
-        if not own:
+        paths = files.find(folder)
+        if not paths:
             raise ConfigError(f"{folder}: has no sound files in it. Name a folder of speakers.")
-        utterances += own
+        for path in paths:
+            name, chapter = _LIBRISPEECH.fullmatch(path.stem), path.parent
+            is_librispeech = name and (chapter.parent.name, chapter.name) == (name[1], name[2])
+            speaker = _speaker(path.stem) if is_librispeech else str(path.parent)
+            utterances.append(Utterance(path, speaker, path.stem))
     return utterances
 
 
@@ -97,17 +100,55 @@ def list_librimix(folder: Path) -> list[LibriMixture]:
             of the set's talkers.
     """
     if not is_librimix(folder):
-        raise ConfigError(f"{folder}: is not a LibriMix set, which has mix_clean, s1 and s2.")
+        raise ConfigError(
+            f"{folder}: is not a LibriMix set, which has mix_clean, s1 and s2. For speakers in "
+            'other folders, leave out mixing = "given".'
+        )
     present = {path.stem: path for path in files.find(folder / "mix_clean")}
-    roles = [role for role in _LIBRIMIX_TALKERS if (folder / role).is_dir()]
+    listed: list[str] = []
+    name = f"mixture_{folder.name}_mix_clean.csv"
+    for table in (folder.parent / "metadata" / name, folder / name):
+        if table.is_file() and not listed:
+            listed = [row["mixture_ID"] for _, row in read_rows(table, ["mixture_ID"])]
     mixtures = []
-    for id_ in sorted(_listed_ids(folder) or present):
+    for id_ in sorted(set(listed or present)):
         if id_ not in present:
             raise ConfigError(f"{folder}: mix_clean/{id_}.wav is missing. Generate the set again.")
-        mixtures.append(_librimixture(folder, roles, id_, present[id_]))
+        mixtures.append(LibriMixture(id_, present[id_], _talkers(folder, present[id_])))
     if not mixtures:
         raise ConfigError(f"{folder}: mix_clean is empty. Generate the set again.")
     return mixtures
+
+
+def _talkers(folder: Path, mixture: Path) -> tuple[Utterance, ...]:
+    """The talkers of a mixture, whose utterances its name tells."""
+    roles = [role for role in _LIBRIMIX_TALKERS if (folder / role).is_dir()]
+    utterances = mixture.stem.split("_")
+    unknown = [name for name in utterances if not _LIBRISPEECH.fullmatch(name)]
+    if unknown:
+        raise ConfigError(
+            f"{mixture}: LibriMix names a mixture by its utterances, each by the numbers of "
+            "speaker, chapter and utterance, as in 84-121123-0000_174-50561-0000. "
+            f"{unknown[0]!r} does not say who speaks. Rename the files, or mix with mcspex "
+            "simulate."
+        )
+    if len(utterances) != len(roles):
+        raise ConfigError(
+            f"{mixture}: its name has {len(utterances)} utterances, but the set has the "
+            f"{len(roles)} folders {', '.join(roles)}. Generate the set again."
+        )
+    clips = [folder / role / mixture.name for role in roles]
+    for clip in clips:
+        if not clip.is_file():
+            raise ConfigError(f"{clip}: is missing. Generate the set again.")
+    return tuple(
+        Utterance(clip, _speaker(name), name) for clip, name in zip(clips, utterances, strict=True)
+    )
+
+
+def _speaker(utterance: str) -> str:
+    """The speaker of a LibriSpeech utterance, by the name that all trees share."""
+    return f"librispeech/{utterance.split('-', maxsplit=1)[0]}"
 
 
 def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
@@ -124,25 +165,19 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
             of another speaker, or the target's own utterance.
     """
     enrolments = {}
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
+    for number, words in enumerate(map(str.split, _read_lines(path)), 1):
+        if not words:
             continue
-        words = line.split()
+        where = f"{path} line {number}"
         if len(words) != 3:
-            raise ConfigError(
-                f"{path} line {number}: must have three words: mixture, utterance and clip."
-            )
+            raise ConfigError(f"{where}: must have three words: mixture, utterance and clip.")
         mixture, utterance, name = words
         clip = folder / f"{name}.wav"
         if not clip.is_file() or name.split("/")[0] not in _LIBRIMIX_TALKERS:
-            raise ConfigError(
-                f"{path} line {number}: {clip} does not exist. Is the file for another set?"
-            )
+            raise ConfigError(f"{where}: {clip} does not exist. Is the file for another set?")
         spoken = clip.stem.split("_")[_LIBRIMIX_TALKERS.index(clip.parent.name)]
         if spoken == utterance or _speaker(spoken) != _speaker(utterance):
-            raise ConfigError(
-                f"{path} line {number}: {name} is not another utterance of the target speaker."
-            )
+            raise ConfigError(f"{where}: {name} is not another utterance of the target speaker.")
         enrolments[mixture, utterance] = clip
     return enrolments
 
@@ -158,7 +193,7 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     """
     known: dict[str, str] = {}
     for path in tables:
-        for _, row in read_rows(path, read_lines(path), ("speaker", "sex")):
+        for _, row in read_rows(path, ("speaker", "sex")):
             known[row["speaker"]] = _SEXES.get(row["sex"].strip().lower(), "")
     sexes = [known.get(Path(name).name, "") for name in speakers]
     if not any(sexes):
@@ -170,15 +205,14 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     return sexes
 
 
-def read_rows(
-    path: Path, lines: Sequence[str], columns: Sequence[str]
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV's lines with their line numbers; `path` is what messages name.
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV with their line numbers.
 
     Raises:
-        ConfigError: one of `columns` is missing, in the first line or in a row.
+        ConfigError: it cannot be read, or one of `columns` is missing, in the first line or in
+            a row.
     """
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(_read_lines(path))
     for column in columns:
         if column not in (reader.fieldnames or ()):
             raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
@@ -190,77 +224,13 @@ def read_rows(
         yield reader.line_num, row
 
 
-def read_lines(path: Path) -> list[str]:
-    """A text file's lines.
-
-    Raises:
-        ConfigError: it cannot be read, or is not UTF-8.
-    """
+def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8. Save it again as UTF-8.") from error
-
-
-def _utterance(path: Path) -> Utterance:
-    """A file outside LibriMix."""
-    name = _LIBRISPEECH.fullmatch(path.stem)
-    if name and (path.parent.name, path.parent.parent.name) == (name[2], name[1]):
-        return Utterance(path, _speaker(path.stem), path.stem)
-    return Utterance(path, str(path.parent), path.stem)
-
-
-def _librimixture(folder: Path, roles: Sequence[str], id_: str, path: Path) -> LibriMixture:
-    """A mixture and its talkers, whose utterances its id names."""
-    utterances = id_.split("_")
-    unknown = [name for name in utterances if not _LIBRISPEECH.fullmatch(name)]
-    if unknown:
-        raise ConfigError(
-            f"{path}: LibriMix names a mixture by its utterances, each by the numbers of speaker, "
-            f"chapter and utterance, as in 84-121123-0000_174-50561-0000. {unknown[0]!r} does not "
-            "say who speaks. Rename the files, or mix with mcspex simulate."
-        )
-    if len(utterances) != len(roles):
-        raise ConfigError(
-            f"{path}: its name has {len(utterances)} utterances, but the set has the "
-            f"{len(roles)} folders {', '.join(roles)}. Generate the set again."
-        )
-    clips = []
-    for role, utterance in zip(roles, utterances, strict=True):
-        clip = folder / role / path.name
-        if not clip.is_file():
-            raise ConfigError(f"{clip}: is missing. Generate the set again.")
-        clips.append(Utterance(clip, _speaker(utterance), utterance))
-    return LibriMixture(id_, path, tuple(clips))
-
-
-def _listed_ids(folder: Path) -> set[str]:
-    """The ids in the set's metadata; none where there is no such file."""
-    name = f"mixture_{folder.name}_mix_clean.csv"
-    for path in (folder.parent / "metadata" / name, folder / name):
-        if path.is_file():
-            rows = read_rows(path, read_lines(path), ["mixture_ID"])
-            return {row["mixture_ID"] for _, row in rows}
-    return set()
-
-
-def _speaker(utterance: str) -> str:
-    """The speaker of a LibriSpeech utterance, by the name that all trees share."""
-    return f"librispeech/{utterance.split('-', maxsplit=1)[0]}"
-
-
-Place = tuple[int, int]
-"""An utterance in a corpus: its speaker's index and its own among the speaker's."""
-
-
-@dataclass(frozen=True)
-class GivenMixture:
-    """A mixture of a LibriMix set with one of its talkers as the target."""
-
-    target: Place
-    interferers: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -302,46 +272,47 @@ class Stretch:
         return {names[k % len(names)] for k in range(self.first, self.last + 1)}
 
 
+Place = tuple[int, int]
+"""An utterance in a corpus: its speaker's index and its own among the speaker's."""
+
+
+@dataclass(eq=False)
 class Corpus:
     """Every utterance as 16-bit samples in one tensor, with who says what where."""
 
-    def __init__(
-        self,
-        samples: Tensor,
-        speakers: Sequence[Speaker],
-        sample_rate_hz: int,
-        given: Sequence[GivenMixture] = (),
-    ) -> None:
-        self.samples, self.speakers, self.sample_rate_hz = samples, speakers, sample_rate_hz
-        self.given = given
-        """Each mixture of LibriMix sets once for each talker who also says something else."""
+    samples: Tensor
+    speakers: Sequence[Speaker]
+    sample_rate_hz: int
+    given: Sequence[tuple[Place, ...]] = ()
+    """The talkers of each mixture of LibriMix sets, the target first: once for each talker who
+    also says something else."""
 
     @classmethod
     def read(cls, folders: Sequence[Path], sample_rate_hz: int, *, given: bool = False) -> Corpus:
         """Decode the clips under each folder (see `list_utterances`), once.
 
         A speaker with a single clip has it cut in two; one whose clip is too short for
-        that is left out.
-
-        Args:
-            folders: trees of speakers.
-            sample_rate_hz: the rate to hold them at.
-            given: also note which talkers are mixed in LibriMix sets.
+        that is left out. If `given` is set, the folders are LibriMix sets, and the corpus knows
+        which talkers are mixed in them.
 
         Raises:
-            ConfigError: a folder is missing or empty, or is no LibriMix set and `given` is
-                set; or fewer than two speakers (one, if given) have two utterances.
+            ConfigError: as `list_utterances` or, with `given`, `list_librimix`; or fewer than
+                two speakers (one, if given) have two utterances.
             AudioError: a file cannot be read.
         """
         names = ", ".join(map(str, folders))
-        for folder in folders:
-            if given and folder.is_dir() and not is_librimix(folder):
-                raise ConfigError(f'{folder}: is not a LibriMix set, so mixing = "given" fails.')
+        mixtures = [m for folder in folders if given for m in list_librimix(folder)]
+        in_mixtures = [clip for mixture in mixtures for clip in mixture.talkers]
+        by_speaker: dict[str, dict[object, Utterance]] = {}
+        for clip in in_mixtures or list_utterances(folders):
+            # Of what a speaker says twice the last is kept, but for given mixtures.
+            by_speaker.setdefault(clip.speaker, {})[clip if given else clip.sentence] = clip
         pieces: list[npt.NDArray[np.int16]] = []
         speakers: list[Speaker] = []
         places: dict[Path, Place] = {}
         with ThreadPoolExecutor() as pool:
-            for name, clips in _by_speaker(list_utterances(folders), given).items():
+            for name, own in by_speaker.items():
+                clips = list(own.values())
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
                 sentences = [clip.sentence for clip in clips]
                 if len(clips) == 1 and not given:
@@ -349,8 +320,7 @@ class Corpus:
                         continue
                     sounds = np.array_split(sounds[0], 2)
                     sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
-                for utterance, clip in enumerate(clips):
-                    places[clip.path] = len(speakers), utterance
+                places |= {clip.path: (len(speakers), k) for k, clip in enumerate(clips)}
                 start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
                 bounds = np.cumsum([0, *map(len, sounds)]).tolist()
                 speakers.append(Speaker(name, start, bounds, sentences))
@@ -360,14 +330,18 @@ class Corpus:
                 f"{names}: two speakers or more are needed, with two files each or one of "
                 f"{2 * MIN_HALF_S:g} s. Add speakers."
             )
-        mixtures = [m for folder in folders if given for m in list_librimix(folder)]
-        roles = [m for each in mixtures for m in _given_mixtures(each, places, speakers)]
-        if given and not roles:
+        orders: list[tuple[Place, ...]] = []
+        for mixture in mixtures:
+            talkers = [places[clip.path] for clip in mixture.talkers]
+            for role, target in enumerate(talkers):
+                if len(set(speakers[target[0]].sentences)) > 1:
+                    orders.append((target, *talkers[:role], *talkers[role + 1 :]))
+        if given and not orders:
             raise ConfigError(f"{names}: no talker has a second utterance for a reference.")
         samples = torch.from_numpy(np.concatenate(pieces))
         if not samples.any():
             raise ConfigError(f"{names}: all of it is silent.")
-        return cls(samples, speakers, sample_rate_hz, roles)
+        return cls(samples, speakers, sample_rate_hz, orders)
 
     @property
     def seconds(self) -> float:
@@ -380,10 +354,7 @@ class Corpus:
         for speed in sorted({stretch.speed for stretch in stretches}):
             rows = [row for row, stretch in enumerate(stretches) if stretch.speed == speed]
             recorded = self._recorded([stretches[row] for row in rows], round(length * speed))
-            if speed == 1:
-                gathered[rows] = recorded
-            else:
-                gathered[rows] = change_speed(recorded, speed, length)
+            gathered[rows] = recorded if speed == 1 else change_speed(recorded, speed, length)
         return gathered
 
     def _recorded(self, stretches: Sequence[Stretch], length: int) -> Tensor:
@@ -411,6 +382,13 @@ class Corpus:
         power = torch.fft.rfft(frames * window).abs().square().mean(0)
         relative: Tensor = power / power.mean().clamp_min(1e-8)
         return relative
+
+
+def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
+    sound = audio.read(path, sample_rate_hz)
+    if not len(sound):
+        raise AudioError(f"{path}: is too short to train on. Remove it from the folder.")
+    return as_int16(sound)
 
 
 def draw_stretch(speaker: Speaker, length: int, speed: float, rng: np.random.Generator) -> Stretch:
@@ -460,29 +438,3 @@ def draw_reference(target: Stretch, length: int, rng: np.random.Generator) -> St
     stop = min(start + round(length * target.speed), stop)
     touched = [k for k in run if speaker.bound(k + 1) > start and speaker.bound(k) < stop]
     return Stretch(speaker, start, stop - start, touched[0], touched[-1], True, target.speed)
-
-
-def _by_speaker(clips: Sequence[Utterance], given: bool) -> dict[str, list[Utterance]]:
-    """Each speaker's clips; unless mixtures are given, only the last that says the same."""
-    by_speaker: dict[str, dict[object, Utterance]] = {}
-    for clip in clips:
-        by_speaker.setdefault(clip.speaker, {})[clip if given else clip.sentence] = clip
-    return {name: list(own.values()) for name, own in by_speaker.items()}
-
-
-def _given_mixtures(
-    mixture: LibriMixture, places: dict[Path, Place], speakers: Sequence[Speaker]
-) -> Iterator[GivenMixture]:
-    """A mixture once for each talker who says something else elsewhere."""
-    talkers = [places[clip.path] for clip in mixture.talkers]
-    for role, target in enumerate(talkers):
-        if len(set(speakers[target[0]].sentences)) > 1:
-            yield GivenMixture(target, (*talkers[:role], *talkers[role + 1 :]))
-
-
-def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
-    """A file as 16-bit samples."""
-    sound = audio.read(path, sample_rate_hz)
-    if not len(sound):
-        raise AudioError(f"{path}: is too short to train on. Remove it from the folder.")
-    return as_int16(sound)

@@ -64,14 +64,6 @@ class Team:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def highest(self, values: Sequence[float]) -> list[float]:
-        """Each value's maximum over the team, so that all take the same turn."""
-        return self._reduced(values, distributed.ReduceOp.MAX)
-
-    def mean(self, values: Sequence[float]) -> list[float]:
-        """Each value's mean over the team."""
-        return [total / self.size for total in self._reduced(values, distributed.ReduceOp.SUM)]
-
     def share(self, system: System) -> nn.Module:
         """Have the team's gradients averaged and its batches normalised as one."""
         if self.size == 1:
@@ -82,12 +74,18 @@ class Team:
         places = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(system, device_ids=places)
 
-    def _reduced(self, values: Sequence[float], how: distributed.ReduceOp.RedOpType) -> list[float]:
-        """Reduce over the team; at once where it is a team of one."""
-        if self.size == 1:
-            return list(values)
+    def highest(self, values: Sequence[float]) -> list[float]:
+        """Each value's maximum over the team, so that all take the same turn."""
+        return self._reduce(values, "MAX")
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the team."""
+        return [total / self.size for total in self._reduce(values, "SUM")]
+
+    def _reduce(self, values: Sequence[float], operation: str) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(tensor, how)
+        if self.size > 1:
+            distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation))
         reduced: list[float] = tensor.tolist()
         return reduced
 
@@ -110,20 +108,15 @@ class TeamBatchNorm(BatchNorm):
         count = total[2]
         mean, square = total[0] / count, total[1] / count
         variance = (square - mean.square()).clamp_min(0)
-        self._update_running(mean.detach(), variance.detach(), count)
+        if self.running_mean is not None and self.running_var is not None:  # as nn.BatchNorm1d
+            momentum = self.momentum or 0.0
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * count / (count - 1), momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalised: Tensor = (features - mean[:, None]) * scale[:, None] + self.bias[:, None]
         return normalised.to(features.dtype)
-
-    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics as `nn.BatchNorm1d` does."""
-        momentum = self.momentum or 0.0
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / (count - 1), momentum)
-        self.num_batches_tracked += 1
 
 
 class _Sum(torch.autograd.Function):
@@ -131,12 +124,10 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
-        """Sum."""
         total = values.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
-        """Sum."""
         return _Sum.forward(None, gradient)

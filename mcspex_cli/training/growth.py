@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.checkpoint.convert import at_sample_rate
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.config import SystemConfig, sized
@@ -17,70 +16,63 @@ from mcspex_cli.model.layers import TCNBlock
 from mcspex_cli.model.separator import ConSM
 from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.mixtures import Batch
-from mcspex_cli.training.settings import ModelSettings, TrainSettings
-
-NEW_SAMPLE_RATE_HZ = 8000
-"""Of a new network whose settings name no rate."""
+from mcspex_cli.training.settings import TrainSettings
 
 _SPREAD = 0.2
 """How unequally, relative to an equal share, the copies of a unit share its outgoing weights."""
 
 
-def start_of(settings: TrainSettings) -> CheckpointInfo | None:
-    """The checkpoint that a training starts from, if it does.
-
-    Raises:
-        CheckpointError: it is not there.
-    """
-    name = settings.model.start_from
-    return find_checkpoint(Path(name) if Path(name).is_dir() else name) if name else None
-
-
-def sample_rate_hz(model: ModelSettings, start: CheckpointInfo | None) -> int:
-    """The rate of a run: what the settings name, else the start's, else 8 kHz."""
-    origin = start.config.sample_rate_hz if start else None
-    return int(model.sample_rate_hz or origin or NEW_SAMPLE_RATE_HZ)
-
-
-def build_system(settings: TrainSettings, start: CheckpointInfo | None, speakers: int) -> System:
+def build_system(
+    settings: TrainSettings, start: CheckpointInfo | None, sample_rate_hz: int, speakers: int
+) -> System:
     """Build a new network, or take a checkpoint's with a classifier for these speakers.
 
-    A checkpoint's network is taken to the run's sample rate and grown to its sizes, which
-    keeps its output (see `grow`).
+    A checkpoint's network is taken to the sample rate and grown to the sizes in the settings,
+    which keeps its output (see `grow`).
 
     Raises:
         ConfigError: the settings would make a checkpoint's network smaller.
         CheckpointError: it cannot be loaded, or has no counterpart at the sample rate.
     """
-    model, levelled = settings.model, settings.mixtures.absent > 0
-    rate = sample_rate_hz(model, start)
+    model, true_level = settings.model, settings.mixtures.absent > 0
     if start is None:
         config = replace(
-            sized(model.system, model.size, rate, speakers),
+            sized(model.system, model.size, sample_rate_hz, speakers),
             scale_fuser=model.scale_fuser,
             consm=model.consm,
             scale_intermg=model.scale_intermg,
-            true_level=levelled,
+            true_level=true_level,
         )
         return build(larger(config, model.width, model.stacks, model.blocks))
     system = load_checkpoint(start)
-    if system.config.sample_rate_hz != rate:
-        system = at_sample_rate(system, rate)
+    if system.config.sample_rate_hz != sample_rate_hz:
+        system = at_sample_rate(system, sample_rate_hz)
     system = grow(system, model.width, model.stacks, model.blocks)
     if system.config.speakers != speakers:
         system.classifier = nn.Linear(system.config.embedding, speakers)
-    system.config = replace(system.config, speakers=speakers, true_level=levelled)
+    system.config = replace(system.config, speakers=speakers, true_level=true_level)
     return system.requires_grad_(True).train()
+
+
+@torch.no_grad()
+def match_level(system: System, batch: Batch) -> None:
+    """Scale the decoders so that estimates begin as loud as targets.
+
+    Where the level counts, a network that begins 40 dB too loud would unlearn to speak at
+    all: its masks are rectified, and what is zero everywhere learns nothing any more.
+    """
+    estimates, _ = system(batch.mixture, batch.reference, batch.reference_lengths)
+    for bank, estimate in zip(system.decoder.banks, estimates, strict=True):
+        power = batch.target[batch.present].square().mean()
+        gain = (power / estimate[batch.present].square().mean().clamp_min(1e-12)).sqrt()
+        for parameter in bank.parameters():
+            parameter.mul_(gain)
 
 
 def larger(config: SystemConfig, width: float, stacks: int, blocks: int) -> SystemConfig:
     """A system's sizes with `width` times as many units in every layer, and so many blocks.
 
-    Args:
-        config: the sizes to begin with.
-        width: 1 or more.
-        stacks: of dilated blocks; 0 leaves them.
-        blocks: in each stack; 0 leaves them.
+    0 leaves the stacks, or the blocks in each, as they are.
 
     Raises:
         ConfigError: `config` has more stacks or blocks.
@@ -117,14 +109,8 @@ def grow(
     things. New blocks and stacks come last and begin as the identity: their last layer is
     zero. A width of 2, 3 and so on, and any depth, keep the output exactly; other widths
     closely, since norms average over units of which some are repeated and some are not.
-    Source: ours, after Net2Net (Chen et al. 2016).
-
-    Args:
-        system: any trained system; it is not changed.
-        width: how many times as many units each layer gets, 1 or more.
-        stacks: of the new network; 0 leaves them as they are.
-        blocks: in each stack of the new network; 0 leaves them as they are.
-        seed: of what is random in the new weights.
+    `system` is not changed. `stacks` and `blocks` (in each) are the new network's, as in `larger`,
+    and `seed` is for what is random in its weights. Source: ours, after Net2Net (Chen et al. 2016).
 
     Raises:
         ConfigError: the network has more stacks or blocks.
@@ -141,21 +127,6 @@ def grow(
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
     return grown.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def match_level(system: System, batch: Batch) -> None:
-    """Scale the decoders so that estimates begin as loud as targets.
-
-    Where the level counts, a network that begins 40 dB too loud would unlearn to speak at
-    all: its masks are rectified, and what is zero everywhere learns nothing any more.
-    """
-    estimates, _ = system(batch.mixture, batch.reference, batch.reference_lengths)
-    for bank, estimate in zip(system.decoder.banks, estimates, strict=True):
-        power = batch.target[batch.present].square().mean()
-        gain = (power / estimate[batch.present].square().mean().clamp_min(1e-12)).sqrt()
-        for parameter in bank.parameters():
-            parameter.mul_(gain)
 
 
 Axis = tuple[str, Fraction] | None

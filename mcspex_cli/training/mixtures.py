@@ -11,17 +11,16 @@ from torch import Tensor
 
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.training import acoustics
-from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles, draw_room
+from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles
 from mcspex_cli.training.data import (
     Corpus,
-    GivenMixture,
-    Speaker,
+    Place,
     Stretch,
     draw_reference,
     draw_stretch,
     read_sexes,
 )
-from mcspex_cli.training.settings import MixtureSettings, TrainSettings
+from mcspex_cli.training.settings import MixtureSettings
 
 MAX_TALKERS = 3
 
@@ -33,13 +32,16 @@ _BABBLERS = 6
 _RAMP_S = 0.02
 """How softly a talker starts or stops where the overlap is partial."""
 
+Span = tuple[float, float]
+"""From when to when somebody speaks, as shares of the segment."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
     """What a microphone adds to the talkers; nothing by default."""
 
     noise: str = ""
-    """Of `settings.NOISES`, or "file"."""
+    """Of `settings.Noise`, or "file"."""
     noise_db: float = 0.0
     babblers: tuple[Stretch, ...] = ()
     seed: int = 0
@@ -67,169 +69,13 @@ class Plan:
     """In samples."""
     snr_db: tuple[float, ...]
     """For each interferer; empty if the talkers are as loud as they were given."""
-    target_speaks: tuple[float, float]
-    """From and to, as shares of the segment."""
-    interferers_speak: tuple[float, float]
+    target_speaks: Span
+    interferers_speak: Span
     present: bool
     level_db: float
     reference_level_db: float
     around: Surroundings
     around_reference: Surroundings
-
-
-class Planner:
-    """Draws plans for mixtures of a corpus, with the files that the settings name.
-
-    Raises:
-        ConfigError, AudioError: a file or folder in the settings cannot be used.
-    """
-
-    def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
-        self.corpus, self.settings = corpus, settings
-        self.length = round(settings.segment_s * corpus.sample_rate_hz)
-        place = corpus.sample_rate_hz, corpus.samples.device
-        folders = settings.noise_folder, settings.room_folder
-        self.noises = NoiseFiles(folders[0], *place) if folders[0] else None
-        self.rooms = RoomFiles(folders[1], *place) if folders[1] else None
-        self.same_sex: list[list[int]] = [[] for _ in corpus.speakers]
-        """For each speaker, the others of the same sex; none where it is not known."""
-        if settings.same_sex:
-            sexes = read_sexes(settings.speakers_csv, [s.name for s in corpus.speakers])
-            self.same_sex = [
-                [other for other, sex in enumerate(sexes) if own and sex == own and other != who]
-                for who, own in enumerate(sexes)
-            ]
-        self.given: dict[int, list[GivenMixture]] = {}
-        """The given mixtures of each target speaker."""
-        for mixture in corpus.given:
-            self.given.setdefault(mixture.target[0], []).append(mixture)
-
-    def draw(self, rng: np.random.Generator, reference_length: int, like: Plan | None) -> Plan:
-        """Draw all that is random about one mixture.
-
-        With `like`, the mixture is another one of that plan's target speaker, for the same
-        reference, of which `reference_length` samples are used.
-        """
-        settings = self.settings
-        draw_talkers = self._given if self.given else self._drawn
-        who, target, interferers = draw_talkers(rng, like)
-        target_speaks, interferers_speak = self._turns(rng)
-        given = len(self.given) > 0
-        return Plan(
-            speaker=who,
-            target=target,
-            interferers=interferers,
-            reference=like.reference if like else draw_reference(target, reference_length, rng),
-            reference_length=reference_length,
-            snr_db=() if given else tuple(rng.uniform(*settings.snr_db) for _ in interferers),
-            target_speaks=target_speaks,
-            interferers_speak=interferers_speak,
-            present=bool(rng.random() >= settings.absent),
-            level_db=rng.uniform(*settings.level_db),
-            reference_level_db=rng.uniform(*settings.level_db),
-            around=self._surroundings("", who, self.length, rng),
-            around_reference=self._surroundings("reference_", who, reference_length, rng),
-        )
-
-    def _drawn(
-        self, rng: np.random.Generator, like: Plan | None
-    ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
-        """A target's index, its stretch, and those of one or two others with other sentences."""
-        settings, speakers = self.settings, self.corpus.speakers
-        count = 1 + (len(speakers) > 2 and rng.random() < settings.third_talker)
-        of_same_sex = rng.random() < settings.same_sex
-        for _ in range(_TRIES):
-            who = like.speaker if like else int(rng.integers(len(speakers)))
-            speed = like.target.speed if like else self._speed(rng)
-            target = draw_stretch(speakers[who], self.length, speed, rng)
-            if like and target.sentences() & like.reference.sentences():
-                continue
-            if of_same_sex and len(self.same_sex[who]) >= count:
-                others = rng.choice(self.same_sex[who], count, replace=False)
-            else:
-                others = rng.choice(len(speakers) - 1, count, replace=False)
-                others += others >= who
-            interferers = tuple(
-                draw_stretch(speakers[k], self.length, self._speed(rng), rng) for k in others
-            )
-            # Half a clip, "name/1", may say what another speaker's clip of that name says.
-            sentences = [
-                {name.partition("/")[0] for name in stretch.sentences()}
-                for stretch in (target, *interferers)
-            ]
-            if len(set.union(*sentences)) == sum(map(len, sentences)):
-                return who, target, interferers
-        raise ConfigError(
-            "files of the same name count as the same sentence and are never mixed, and "
-            f"{_TRIES} draws found no other pair. Rename the files, or shorten segment_s."
-        )
-
-    def _given(
-        self, rng: np.random.Generator, like: Plan | None
-    ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
-        """A given mixture's target, from a random place on, and those who talk beside it."""
-        mixtures = self.corpus.given
-        if like:
-            sentences, avoided = like.target.speaker.sentences, like.reference.sentences()
-            mixtures = [
-                m for m in self.given[like.speaker] if sentences[m.target[1]] not in avoided
-            ]
-        mixture = mixtures[int(rng.integers(len(mixtures)))]
-        who, utterance = mixture.target
-        bounds = self.corpus.speakers[who].bounds
-        whole = bounds[utterance + 1] - bounds[utterance]
-        skip = int(rng.integers(max(0, whole - self.length) + 1))
-        target, *interferers = (
-            _part(self.corpus.speakers[index], number, skip, self.length)
-            for index, number in (mixture.target, *mixture.interferers)
-        )
-        return who, target, tuple(interferers)
-
-    def _speed(self, rng: np.random.Generator) -> float:
-        """A voice's speed, in hundredths, so that equal ones are resampled together."""
-        low, high = (round(100 * v) for v in self.settings.speed)
-        return int(rng.integers(low, high + 1)) / 100
-
-    def _turns(self, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
-        """From when to when the target and the others speak: one of them may come late or end."""
-        partial = rng.random() < self.settings.partial_overlap
-        both = rng.uniform(*self.settings.overlap) if partial else 1.0
-        short = (0.0, both) if rng.random() < 0.5 else (1.0 - both, 1.0)
-        whole = (0.0, 1.0)
-        return (short, whole) if rng.random() < 0.5 else (whole, short)
-
-    def _surroundings(
-        self, prefix: str, who: int, length: int, rng: np.random.Generator
-    ) -> Surroundings:
-        """The mixture's surroundings (no prefix) or the reference's, by their probabilities."""
-        settings, speakers = self.settings, self.corpus.speakers
-        chances = [getattr(settings, prefix + name) for name in ("noise", "room", "narrow_band")]
-        noisy, reverberant, narrow = rng.random(3) < chances
-        recorded_noise, recorded_room = rng.random(2) < (settings.noise_files, settings.room_files)
-        kind = str(rng.choice(settings.noise_kinds)) if noisy else ""
-        stretch: NoiseStretch | None = None
-        if noisy and recorded_noise and self.noises:
-            kind, stretch = "file", self.noises.draw(length, rng)
-        responses: tuple[int, ...] = ()
-        if reverberant and recorded_room and self.rooms:
-            responses = self.rooms.draw(MAX_TALKERS, rng)
-        count = _BABBLERS if kind == "babble" else 0
-        babblers = (who + rng.integers(1, len(speakers), size=count)) % len(speakers)
-        t60_s = rng.uniform(*settings.t60_s)
-        return Surroundings(
-            noise=kind,
-            noise_db=rng.uniform(*settings.noise_db),
-            babblers=tuple(
-                replace(draw_stretch(speakers[k], self.length, 1.0, rng), repeated=True)
-                for k in babblers
-            ),
-            seed=int(rng.integers(2**31)),
-            noise_stretch=stretch,
-            room=draw_room(t60_s, MAX_TALKERS, rng) if reverberant and not responses else None,
-            room_files=responses,
-            highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
-            lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
-        )
 
 
 @dataclass(frozen=True)
@@ -268,7 +114,22 @@ class MixtureSampler:
 
     def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
         self.corpus, self.settings = corpus, settings
-        self.planner = Planner(corpus, settings)
+        self.length = round(settings.segment_s * corpus.sample_rate_hz)
+        place = corpus.sample_rate_hz, corpus.samples.device
+        self.noises = NoiseFiles(settings.noise_folder, *place) if settings.noise_folder else None
+        self.rooms = RoomFiles(settings.room_folder, *place) if settings.room_folder else None
+        self.same_sex: list[list[int]] = [[] for _ in corpus.speakers]
+        """For each speaker, the others of the same sex; none where it is not known."""
+        if settings.same_sex:
+            sexes = read_sexes(settings.speakers_csv, [s.name for s in corpus.speakers])
+            self.same_sex = [
+                [other for other, sex in enumerate(sexes) if own and sex == own and other != who]
+                for who, own in enumerate(sexes)
+            ]
+        self.given: dict[int, list[tuple[Place, ...]]] = {}
+        """The given mixtures of each target speaker."""
+        for places in corpus.given:
+            self.given.setdefault(places[0][0], []).append(places)
 
     def draw(self, seed: int, step: int, rows: range) -> Batch:
         """Draw some rows of a step's batch, whole groups of `mixtures_per_reference`."""
@@ -290,14 +151,140 @@ class MixtureSampler:
             first = row % settings.mixtures_per_reference == 0
             if first and settings.own_reference_lengths:
                 length = int(rng.choice(lengths))
-            plans.append(self.planner.draw(rng, length, None if first else plans[-1]))
+            plans.append(self.plan_mixture(rng, length, None if first else plans[-1]))
         return plans
+
+    def plan_mixture(
+        self, rng: np.random.Generator, reference_length: int, like: Plan | None = None
+    ) -> Plan:
+        """Draw all that is random about one mixture.
+
+        With `like`, the mixture is another one of that plan's target speaker, for the same
+        reference, of which `reference_length` samples are used.
+        """
+        settings, given = self.settings, bool(self.corpus.given)
+        draw_talkers = self._draw_given_talkers if given else self._draw_talkers
+        who, target, interferers = draw_talkers(rng, like)
+        # One of them may come late or end early.
+        partial = rng.random() < settings.partial_overlap
+        both = rng.uniform(*settings.overlap) if partial else 1.0
+        short = (0.0, both) if rng.random() < 0.5 else (1.0 - both, 1.0)
+        spans = (short, (0.0, 1.0)) if rng.random() < 0.5 else ((0.0, 1.0), short)
+        return Plan(
+            speaker=who,
+            target=target,
+            interferers=interferers,
+            reference=like.reference if like else draw_reference(target, reference_length, rng),
+            reference_length=reference_length,
+            snr_db=() if given else tuple(rng.uniform(*settings.snr_db) for _ in interferers),
+            target_speaks=spans[0],
+            interferers_speak=spans[1],
+            present=bool(rng.random() >= settings.absent),
+            level_db=rng.uniform(*settings.level_db),
+            reference_level_db=rng.uniform(*settings.level_db),
+            around=self._draw_surroundings("", who, self.length, rng),
+            around_reference=self._draw_surroundings("reference_", who, reference_length, rng),
+        )
+
+    def _draw_talkers(
+        self, rng: np.random.Generator, like: Plan | None
+    ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
+        """A target's index, its stretch, and those of one or two others with other sentences."""
+        settings, speakers = self.settings, self.corpus.speakers
+        count = 1 + (len(speakers) > 2 and rng.random() < settings.third_talker)
+        of_same_sex = rng.random() < settings.same_sex
+
+        def draw(who: int, speed: float = 0.0) -> Stretch:
+            """A voice at a speed in hundredths, so that equal ones are resampled together."""
+            low, high = (round(100 * v) for v in settings.speed)
+            speed = speed or int(rng.integers(low, high + 1)) / 100
+            return draw_stretch(speakers[who], self.length, speed, rng)
+
+        for _ in range(_TRIES):
+            who = like.speaker if like else int(rng.integers(len(speakers)))
+            target = draw(who, like.target.speed if like else 0.0)
+            if like and target.sentences() & like.reference.sentences():
+                continue
+            if of_same_sex and len(self.same_sex[who]) >= count:
+                others = rng.choice(self.same_sex[who], count, replace=False)
+            else:
+                others = rng.choice(len(speakers) - 1, count, replace=False)
+                others += others >= who
+            interferers = tuple(draw(other) for other in others)
+            # Half a clip, "name/1", may say what another speaker's clip of that name says.
+            sentences = [
+                {name.partition("/")[0] for name in stretch.sentences()}
+                for stretch in (target, *interferers)
+            ]
+            if len(set.union(*sentences)) == sum(map(len, sentences)):
+                return who, target, interferers
+        raise ConfigError(
+            "files of the same name count as the same sentence and are never mixed, and "
+            f"{_TRIES} draws found no other pair. Rename the files, or shorten segment_s."
+        )
+
+    def _draw_given_talkers(
+        self, rng: np.random.Generator, like: Plan | None
+    ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
+        """A given mixture's target, from a random place on, and those who talk beside it."""
+        mixtures, speakers = self.corpus.given, self.corpus.speakers
+        if like:
+            sentences, avoided = like.target.speaker.sentences, like.reference.sentences()
+            mixtures = [m for m in self.given[like.speaker] if sentences[m[0][1]] not in avoided]
+        places = mixtures[int(rng.integers(len(mixtures)))]
+        who, utterance = places[0]
+        bounds = speakers[who].bounds
+        whole = bounds[utterance + 1] - bounds[utterance]
+        skip = int(rng.integers(max(0, whole - self.length) + 1))
+
+        def cut(place: Place) -> Stretch:
+            """At most a segment of an utterance, from `skip` on."""
+            speaker, utterance = speakers[place[0]], place[1]
+            start = speaker.bounds[utterance] + skip
+            left = max(0, speaker.bounds[utterance + 1] - start)
+            return Stretch(speaker, start, min(self.length, left), utterance, utterance)
+
+        target, *interferers = map(cut, places)
+        return who, target, tuple(interferers)
+
+    def _draw_surroundings(
+        self, prefix: str, who: int, length: int, rng: np.random.Generator
+    ) -> Surroundings:
+        """The mixture's surroundings (no prefix) or the reference's, by their probabilities."""
+        settings, speakers = self.settings, self.corpus.speakers
+        chances = [getattr(settings, prefix + name) for name in ("noise", "room", "narrow_band")]
+        noisy, reverberant, narrow = rng.random(3) < chances
+        recorded_noise, recorded_room = rng.random(2) < (settings.noise_files, settings.room_files)
+        kind = str(rng.choice(settings.noise_kinds)) if noisy else ""
+        stretch: NoiseStretch | None = None
+        if noisy and recorded_noise and self.noises:
+            kind, stretch = "file", self.noises.draw(length, rng)
+        responses: tuple[int, ...] = ()
+        if reverberant and recorded_room and self.rooms:
+            responses = self.rooms.draw(MAX_TALKERS, rng)
+        count = _BABBLERS if kind == "babble" else 0
+        babblers = (who + rng.integers(1, len(speakers), size=count)) % len(speakers)
+        t60_s = rng.uniform(*settings.t60_s)
+        computed_room = reverberant and not responses
+        return Surroundings(
+            noise=kind,
+            noise_db=rng.uniform(*settings.noise_db),
+            babblers=tuple(
+                replace(draw_stretch(speakers[k], self.length, 1.0, rng), repeated=True)
+                for k in babblers
+            ),
+            seed=int(rng.integers(2**31)),
+            noise_stretch=stretch,
+            room=acoustics.draw_room(t60_s, MAX_TALKERS, rng) if computed_room else None,
+            room_files=responses,
+            highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
+            lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
+        )
 
     def compose(self, plans: Sequence[Plan]) -> Batch:
         """Turn plans into signals."""
-        leads = plans[:: self.settings.mixtures_per_reference]
         arounds = [plan.around for plan in plans]
-        target = self._speaking([p.target for p in plans], [p.target_speaks for p in plans])
+        target = self._speech([p.target for p in plans], [p.target_speaks for p in plans])
         talkers = torch.cat((target.unsqueeze(1), self._interferers(plans)), dim=1)
         talkers, target = self._in_rooms(arounds, talkers)
         interferer = (talkers[:, 1:] * self._gains(plans, talkers)).sum(1)
@@ -305,9 +292,10 @@ class MixtureSampler:
         target, reverberant = target * present, talkers[:, 0] * present
         noise = self._noise(arounds, reverberant + interferer)
         signals = torch.stack((reverberant + interferer + noise, target, interferer, noise))
-        signals = self._narrowed(arounds, signals)
-        level = self._column([p.level_db for p in plans])
-        mixture, target, interferer, noise = signals * _gain_to_level(signals[0], level)
+        signals = self._in_bands(arounds, signals)
+        level_db = self._column([p.level_db for p in plans])
+        mixture, target, interferer, noise = signals * _gain_to_level(signals[0], level_db)
+        leads = plans[:: self.settings.mixtures_per_reference]
         reference, lengths = self._references(leads)
         return Batch(
             mixture=mixture,
@@ -320,13 +308,28 @@ class MixtureSampler:
             present=present.squeeze(1).bool(),
         )
 
-    def _speaking(self, stretches: list[Stretch], spans: list[tuple[float, float]]) -> Tensor:
+    def _references(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor | None]:
+        """The references in their own surroundings, and their lengths, as `Batch` has them."""
+        lengths = [plan.reference_length for plan in plans]
+        references = torch.zeros(len(plans), max(lengths), device=self.corpus.samples.device)
+        for length in sorted(set(lengths)):
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            arounds = [plans[row].around_reference for row in rows]
+            dry = self.corpus.gather([plans[row].reference for row in rows], length)
+            reverberant = self._in_rooms(arounds, dry.unsqueeze(1))[0].squeeze(1)
+            noisy = self._in_bands(arounds, reverberant + self._noise(arounds, reverberant))
+            level_db = self._column([plans[row].reference_level_db for row in rows])
+            references[rows, :length] = noisy * _gain_to_level(noisy, level_db)
+        if len(set(lengths)) == 1:
+            return references, None
+        return references, torch.tensor(lengths).to(references.device, non_blocking=True)
+
+    def _speech(self, stretches: list[Stretch], spans: list[Span]) -> Tensor:
         """Stretches [stretch, sample], each audible in a part of the segment only."""
-        length = self.planner.length
-        voices = self.corpus.gather(stretches, length)
+        voices = self.corpus.gather(stretches, self.length)
         if all(span == (0.0, 1.0) for span in spans):
             return voices
-        time = torch.linspace(0, 1, length, device=voices.device)
+        time = torch.linspace(0, 1, self.length, device=voices.device)
         ramp = _RAMP_S / self.settings.segment_s
         start, end = (self._column([span[side] for span in spans]) for side in (0, 1))
         risen = ((time - start) / ramp + (start == 0)).clamp(0, 1)
@@ -334,16 +337,15 @@ class MixtureSampler:
 
     def _interferers(self, plans: Sequence[Plan]) -> Tensor:
         """Each plan's interferers [batch, talker, sample]; silence where there is no third."""
-        count = max(len(p.interferers) for p in plans)
         rows = [row for row, p in enumerate(plans) for _ in p.interferers]
         places = [place for p in plans for place in range(len(p.interferers))]
         stretches = [stretch for p in plans for stretch in p.interferers]
-        voices = self._speaking(stretches, [plans[row].interferers_speak for row in rows])
-        talkers = torch.zeros(len(plans), count, voices.shape[-1], device=voices.device)
+        voices = self._speech(stretches, [plans[row].interferers_speak for row in rows])
+        talkers = voices.new_zeros(len(plans), 1 + max(places), self.length)
         talkers[rows, places] = voices
         return talkers
 
-    def _in_rooms(self, arounds: list[Surroundings], talkers: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_rooms(self, arounds: Sequence[Surroundings], talkers: Tensor) -> tuple[Tensor, Tensor]:
         """Talkers [batch, talker, sample] in their rooms, and the first one's early part."""
         reverberant, early = talkers.clone(), talkers[:, 0].clone()
         rate, count = self.corpus.sample_rate_hz, talkers.shape[1]
@@ -356,9 +358,9 @@ class MixtureSampler:
                 list(computed.values()), length, rate, talkers.device
             )
             rooms.append((list(computed), responses[:, :count]))
-        if recorded and self.planner.rooms:
+        if recorded and self.rooms:
             index = torch.tensor(list(recorded.values())).to(talkers.device, non_blocking=True)
-            rooms.append((list(recorded), self.planner.rooms.responses[index]))
+            rooms.append((list(recorded), self.rooms.responses[index]))
         for rows, responses in rooms:
             reverberant[rows] = acoustics.convolve(talkers[rows], responses)
             first = acoustics.early_part(responses[:, 0], rate)
@@ -378,7 +380,7 @@ class MixtureSampler:
         gains = torch.where(given, 1.0, (ratio / 10 ** (snr_db / 10)).sqrt())
         return gains.unsqueeze(-1)
 
-    def _noise(self, arounds: list[Surroundings], speech: Tensor) -> Tensor:
+    def _noise(self, arounds: Sequence[Surroundings], speech: Tensor) -> Tensor:
         """The noise around `speech` [batch, sample], so far below it as drawn."""
         length, rate = speech.shape[-1], self.corpus.sample_rate_hz
         noise = torch.zeros_like(speech)
@@ -389,14 +391,14 @@ class MixtureSampler:
             noise[computed] = acoustics.stationary_noise(kinds, seeds, length, rate, spectrum)
         for row in (row for row, a in enumerate(arounds) if a.noise == "babble"):
             babble = self.corpus.gather(arounds[row].babblers, length).sum(0)
-            noise[row] = babble / babble.square().mean().sqrt().clamp_min(1e-8)
+            noise[row] = acoustics.at_unit_rms(babble)
         recorded = {row: a.noise_stretch for row, a in enumerate(arounds) if a.noise_stretch}
-        if recorded and self.planner.noises:
-            noise[list(recorded)] = self.planner.noises.gather(list(recorded.values()), length)
+        if recorded and self.noises:
+            noise[list(recorded)] = self.noises.gather(list(recorded.values()), length)
         below = 10 ** (-self._column([a.noise_db for a in arounds]) / 20)
         return noise * below * speech.square().mean(-1, keepdim=True).sqrt()
 
-    def _narrowed(self, arounds: list[Surroundings], signals: Tensor) -> Tensor:
+    def _in_bands(self, arounds: Sequence[Surroundings], signals: Tensor) -> Tensor:
         """Signals [..., batch, sample] with the narrow bands that were drawn."""
         rows = [row for row, a in enumerate(arounds) if a.highest_hz]
         if not rows:
@@ -405,57 +407,13 @@ class MixtureSampler:
         highest = self._column([arounds[row].highest_hz for row in rows]).squeeze(1)
         rate = self.corpus.sample_rate_hz
         narrowed = signals.clone()
-        limited = acoustics.limit_band(signals[..., rows, :], lowest, highest, rate)
-        narrowed[..., rows, :] = limited
+        narrowed[..., rows, :] = acoustics.limit_band(signals[..., rows, :], lowest, highest, rate)
         return narrowed
-
-    def _references(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor | None]:
-        """The references of a batch, and their lengths, as `Batch` has them."""
-        lengths = [plan.reference_length for plan in plans]
-        longest = max(lengths)
-        if min(lengths) == longest:
-            return self._equally_long_references(plans, longest), None
-        device = self.corpus.samples.device
-        references = torch.zeros(len(plans), longest, device=device)
-        for length in sorted(set(lengths)):
-            rows = [row for row, own in enumerate(lengths) if own == length]
-            alike = [plans[row] for row in rows]
-            references[rows, :length] = self._equally_long_references(alike, length)
-        return references, torch.tensor(lengths).to(device, non_blocking=True)
-
-    def _equally_long_references(self, plans: Sequence[Plan], length: int) -> Tensor:
-        """References [plan, sample] in their own surroundings."""
-        arounds = [p.around_reference for p in plans]
-        dry = self.corpus.gather([p.reference for p in plans], length)
-        reverberant = self._in_rooms(arounds, dry.unsqueeze(1))[0].squeeze(1)
-        noisy = self._narrowed(arounds, reverberant + self._noise(arounds, reverberant))
-        return noisy * _gain_to_level(noisy, self._column([p.reference_level_db for p in plans]))
 
     def _column(self, values: Sequence[float]) -> Tensor:
         """A number for each row, [row, 1], where the corpus lies."""
         column = torch.tensor(values, dtype=torch.float32).unsqueeze(1)
         return column.to(self.corpus.samples.device, non_blocking=True)
-
-
-def make_sampler(
-    settings: TrainSettings, sample_rate_hz: int, device: torch.device
-) -> MixtureSampler:
-    """Decode the training data to the device.
-
-    Raises:
-        ConfigError, AudioError: as `Corpus.read`.
-    """
-    data = settings.data
-    corpus = Corpus.read(data.train, sample_rate_hz, given=data.mixing == "given")
-    corpus.samples = corpus.samples.to(device)
-    return MixtureSampler(corpus, settings.mixtures)
-
-
-def _part(speaker: Speaker, utterance: int, skip: int, length: int) -> Stretch:
-    """At most `length` samples of one utterance, from `skip` on."""
-    start = speaker.bounds[utterance] + skip
-    left = max(0, speaker.bounds[utterance + 1] - start)
-    return Stretch(speaker, start, min(length, left), utterance, utterance)
 
 
 def _gain_to_level(signals: Tensor, level_db: Tensor) -> Tensor:

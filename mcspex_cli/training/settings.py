@@ -1,13 +1,15 @@
-"""A training run's settings, read from TOML and checked before anything is loaded."""
+"""A training run's settings, read from TOML and checked before anything is loaded.
+
+`examples/train.toml` says what each of them does.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -19,15 +21,6 @@ else:
     import tomli as tomllib
 
 
-PRECISIONS = ("float32", "bfloat16")
-"""What a network is trained in; float16 would need its gradients scaled."""
-
-NOISES = ("white", "pink", "speech", "babble", "hum")
-"""White; 3 dB less per octave; speech's average spectrum; several talkers; mains hum."""
-
-MIXINGS = ("drawn", "given")
-
-
 @dataclass(frozen=True)
 class Limits:
     """The least and the greatest that a number may be, or the two ends of a range."""
@@ -35,63 +28,84 @@ class Limits:
     low: float
     high: float
 
+    def allow(self, value: Any) -> bool:
+        """Whether a number is within the limits, or a range is and rises."""
+        low, high = value if isinstance(value, tuple) else (value, value)
+        return bool(self.low <= low <= high <= self.high)
+
 
 Range = tuple[float, float]
 """Two rising numbers, between which values are drawn uniformly."""
 
+Noise = Literal["white", "pink", "speech", "babble", "hum"]
+"""White; 3 dB less per octave; speech's average spectrum; several talkers; mains hum."""
+
 Probability = Annotated[float, Limits(0, 1)]
-Seconds = Annotated[float, Limits(0.5, 600)]
 Decibels = Annotated[Range, Limits(-100, 100)]
 Count = Annotated[int, Limits(1, 64)]
 Steps = Annotated[int, Limits(1, 1e12)]
+Minutes = Annotated[float, Limits(0, 1e9)]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network: `system` of SYSTEMS and `size` of SIZES, or a checkpoint to start from."""
+
+    system: str = "mcspex"
+    size: str = "small"
+    sample_rate_hz: Annotated[int, Limits(4000, 192_000)] = 0
+    """If it is not given, the checkpoint's, and 8 kHz for a new network."""
+    start_from: str = ""
+    width: Annotated[float, Limits(1, 8)] = 1.0
+    stacks: Annotated[int, Limits(1, 64)] = 0
+    """If this or the next is not given, as many as there are."""
+    blocks: Annotated[int, Limits(1, 16)] = 0
+    scale_fuser: str = "gate"
+    consm: str = "film"
+    scale_intermg: str = "mixing"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Trees of speakers (see `list_utterances`) and what to validate on."""
+
+    train: tuple[Path, ...] = ()
+    mixing: Literal["drawn", "given"] = "drawn"
+    validation: Path | None = None
+    enrolments: Path | None = None
+    validation_mixtures: Annotated[int, Limits(1, 1e6)] = 64
 
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """What a drawn mixture may be. Ranges are uniform; single numbers are probabilities."""
+    """What a drawn mixture may be. Single numbers from 0 to 1 are probabilities."""
 
-    segment_s: Seconds = 3.0
+    segment_s: Annotated[float, Limits(0.5, 600)] = 3.0
     reference_s: Annotated[Range, Limits(0.5, 600)] = (1.5, 8.0)
-    """Drawn in tenths of a second, once for a batch or, with `own_reference_lengths`, for each."""
     reference_lengths: Count = 4
-    """Different lengths of references, spread over `reference_s`: each is compiled once."""
     own_reference_lengths: bool = False
-    """Each reference of a batch has its own length, and is computed with zeros behind it."""
     mixtures_per_reference: Count = 1
-    """Rows of a batch, one after another, that share a target speaker and a reference."""
     snr_db: Decibels = (-5.0, 5.0)
-    """Of the target over each interferer, while they speak."""
     level_db: Annotated[Range, Limits(-100, 0)] = (-40.0, -18.0)
     speed: Annotated[Range, Limits(0.5, 2)] = (1.0, 1.0)
-    """Of each voice, in hundredths; a target's reference is as fast as the target."""
     third_talker: Probability = 0.0
     same_sex: Probability = 0.0
-    """The other talkers are of the target's sex; otherwise they are drawn from all speakers."""
     speakers_csv: tuple[Path, ...] = ()
-    """Tables with columns speaker and sex."""
     partial_overlap: Probability = 0.0
     overlap: Annotated[Range, Limits(0.05, 1)] = (0.2, 0.9)
-    """The share of the segment in which both speak, where the overlap is partial."""
     absent: Probability = 0.0
-    """The target does not speak; then levels are learnt too, so that silence can be."""
     noise: Probability = 0.0
     noise_db: Decibels = (0.0, 20.0)
-    """Of the talkers over the noise."""
-    noise_kinds: tuple[str, ...] = NOISES
+    noise_kinds: Annotated[tuple[Noise, ...], msgspec.Meta(min_length=1)] = get_args(Noise)
     noise_folder: Path | None = None
     noise_files: Probability = 0.5
-    """A noise is a stretch of a file in `noise_folder`, where there is one, not computed."""
     room: Probability = 0.0
     t60_s: Annotated[Range, Limits(0.05, 5)] = (0.1, 0.6)
-    """Of a computed room."""
     room_folder: Path | None = None
     room_files: Probability = 0.3
-    """A room is made of responses in `room_folder`, where there is one, not computed."""
     narrow_band: Probability = 0.0
     band_hz: Annotated[Range, Limits(100, 96_000)] = (2000.0, 4000.0)
-    """The highest frequency left, where the band is narrow."""
     band_from_hz: Annotated[Range, Limits(0, 96_000)] = (50.0, 350.0)
-    """The lowest; a telephone's is 300 Hz."""
     reference_noise: Probability = 0.0
     reference_room: Probability = 0.0
     reference_narrow_band: Probability = 0.0
@@ -102,65 +116,21 @@ class MixtureSettings:
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """Which network: `system` of SYSTEMS and `size` of SIZES, or a checkpoint to start from.
-
-    `width`, `stacks` and `blocks` make either larger, and `sample_rate_hz` resamples the latter.
-    """
-
-    system: str = "mcspex"
-    size: str = "small"
-    sample_rate_hz: Annotated[int, Limits(4000, 192_000)] = 0
-    """If it is not given, the checkpoint's, and 8 kHz for a new network."""
-    start_from: str = ""
-    width: Annotated[float, Limits(1, 8)] = 1.0
-    """How many times as many units each layer has."""
-    stacks: Annotated[int, Limits(1, 64)] = 0
-    """If this or the next is not given, as many as there are."""
-    blocks: Annotated[int, Limits(1, 16)] = 0
-    scale_fuser: str = "gate"
-    """MC-SpEx's insides, of FUSERS, CONSMS and INTERMGS."""
-    consm: str = "film"
-    scale_intermg: str = "mixing"
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Trees of speakers (see `list_utterances`) and what to validate on."""
-
-    train: tuple[Path, ...] = ()
-    mixing: str = "drawn"
-    """Whether mixtures are "drawn" anew or taken as a LibriMix set has "given" them."""
-    validation: Path | None = None
-    """A recipe's CSV, a LibriMix set or a folder that `mcspex simulate` made."""
-    enrolments: Path | None = None
-    """SpeakerBeam's `map_mixture2enrollment` for that set; without it, references are drawn."""
-    validation_mixtures: Annotated[int, Limits(1, 1e6)] = 64
-
-
-@dataclass(frozen=True)
 class OptimiserSettings:
     """Muon and AdamW with a warm-up, a plateau and a linear decay to zero."""
 
     steps: Steps = 10_000
-    minutes: Annotated[float, Limits(0, 1e9)] = 0.0
-    """If not 0, the run ends after this time instead, and the schedule is sized to it."""
+    minutes: Minutes = 0.0
     batch: Annotated[int, Limits(2, 1e6)] = 8
     learning_rate: Annotated[float, Limits(1e-12, 10)] = 1e-3
-    """AdamW's."""
     muon_rate: Annotated[float, Limits(0, 10)] = 0.005
-    """Muon's, for the 1x1 convolutions: about 0.005 for a new network, 0.001 and less for a
-    trained one; 0 leaves all to AdamW."""
     warmup_steps: Annotated[int, Limits(0, 1e12)] = 200
     decay_share: Probability = 0.4
-    """The share of the run, at its end, in which the learning rates fall to zero."""
-    decay_minutes: Annotated[float, Limits(0, 1e9)] = 0.0
-    """If not 0, the rates fall to zero from where the run is now, within this time, and the run
-    ends: for a resumed copy of a run that has no end of its own."""
+    decay_minutes: Minutes = 0.0
     weight_decay: Probability = 0.01
     clip_norm: Annotated[float, Limits(1e-9, 1e9)] = 5.0
     average: Annotated[float, Limits(0, 0.999999)] = 0.999
-    """Decay per step of the moving average of the weights, which is what is saved."""
+    """Decay per step of the moving average of the weights."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +139,15 @@ class RunSettings:
 
     out: Path = Path("runs/mcspex")
     device: str = "auto"
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """float16 would need its gradients scaled."""
     compile: bool = False
-    """Make what lies between matrix products one loop each, with torch.compile."""
     tensorboard: bool = False
     seed: Annotated[int, Limits(0, 2**63)] = 0
     log_every_steps: Steps = 50
     validate_every_steps: Steps = 1000
-    validate_every_minutes: Annotated[float, Limits(0, 1e9)] = 0.0
-    """If not 0, validation goes by the clock instead."""
+    validate_every_minutes: Minutes = 0.0
     save_every_minutes: Annotated[float, Limits(0.01, 1e9)] = 5.0
-    """How often what `--resume` needs is written, beside each validation."""
 
 
 @dataclass(frozen=True)
@@ -199,26 +167,17 @@ class TrainSettings:
         Raises:
             ConfigError: it is missing, not TOML, or a table, key or value is wrong.
         """
-        tables = _read_tables(path)
-        names = [f.name for f in fields(cls)]
-        for name in tables.keys() - set(names):
-            raise ConfigError(f"{path}: there is no table [{name}]. Tables: {', '.join(names)}.")
-        model = _convert(path, tables, "model", ModelSettings)
+        tables, kinds = _read_tables(path), get_type_hints(cls)
+        for name in tables.keys() - kinds.keys():
+            raise ConfigError(f"{path}: there is no table [{name}]. Tables: {', '.join(kinds)}.")
+        settings = cls(**{name: _convert(path, tables, name, kind) for name, kind in kinds.items()})
+        model = settings.model
         if model.start_from and (path.parent / model.start_from).is_dir():
             model = replace(model, start_from=str(path.parent / model.start_from))
-        settings = cls(
-            model,
-            _convert(path, tables, "data", DataSettings),
-            _convert(path, tables, "mixtures", MixtureSettings),
-            _convert(path, tables, "optimiser", OptimiserSettings),
-            _convert(path, tables, "run", RunSettings),
-        )
+            settings = replace(settings, model=model)
         if minutes is not None:
-            optimiser = replace(settings.optimiser, minutes=minutes)
-            settings = replace(settings, optimiser=optimiser)
-        _check_names(path, settings)
-        _check_mixtures(path, settings.mixtures)
-        _check_together(path, settings)
+            settings = replace(settings, optimiser=replace(settings.optimiser, minutes=minutes))
+        _check(path, settings)
         return settings
 
     @classmethod
@@ -229,12 +188,11 @@ class TrainSettings:
             ConfigError: as `read`.
         """
         settings = _convert(path, _read_tables(path), "mixtures", MixtureSettings)
-        _check_mixtures(path, settings)
+        _check_sexes(path, settings)
         return settings
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -263,9 +221,10 @@ def _convert(path: Path, tables: dict[str, Any], name: str, kind: type[_Table]) 
     for key, value in table.items():
         if key not in hints:
             raise ConfigError(f"{path}: [{name}] has no key {key}. Keys: {', '.join(hints)}.")
+        limits = _limits(hints[key])
         try:
             values[key] = msgspec.convert(value, hints[key], dec_hook=from_folder)
-            fits = _within_limits(values[key], hints[key])
+            fits = limits is None or limits.allow(values[key])
         except msgspec.ValidationError:
             fits = False
         if not fits:
@@ -282,28 +241,21 @@ def _limits(hint: Any) -> Limits | None:
     return next((each for each in get_args(hint) if isinstance(each, Limits)), None)
 
 
-def _within_limits(value: Any, hint: Any) -> bool:
-    """Whether a number lies within its field's limits, or a range does and rises."""
-    limits = _limits(hint)
-    if limits is None:
-        return True
-    low, high = value if isinstance(value, tuple) else (value, value)
-    return bool(limits.low <= low <= high <= limits.high)
-
-
 def _describe(hint: Any) -> str:
     """What a value of this type is, in words."""
-    limits = _limits(hint)
-    kind = get_args(hint)[0] if limits else hint
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
     words = {
         int: "a whole number",
         float: "a number",
         Range: "two rising numbers in brackets",
         bool: "true or false",
         str: "a text in quotes",
-        tuple[str, ...]: "a list of texts in brackets",
         tuple[Path, ...]: "a list of paths in brackets",
+        tuple[Noise, ...]: f"a list of one or more of {', '.join(get_args(Noise))}",
     }.get(kind, "a path in quotes")
+    limits = _limits(hint)
     return f"{words}, from {limits.low:g} to {limits.high:g}" if limits else words
 
 
@@ -311,9 +263,19 @@ _ONLY_DRAWN = ("snr_db", "speed", "third_talker", "same_sex", "partial_overlap")
 """Keys of [mixtures] that mean nothing where mixtures are given."""
 
 
-def _check_together(path: Path, settings: TrainSettings) -> None:
-    """Refuse what does not go together."""
+def _check(path: Path, settings: TrainSettings) -> None:
+    """Refuse names that are in no table of networks, and what does not go together."""
+    from mcspex_cli.model.config import SIZES
+    from mcspex_cli.model.systems import CHOICES
+
+    for key, known in {**CHOICES, "size": SIZES}.items():
+        value = getattr(settings.model, key, None)
+        if value is not None and value not in known:
+            raise ConfigError(
+                f'{path}: [model] {key} = "{value}" must be one of {", ".join(known)}.'
+            )
     defaults, mixtures = MixtureSettings(), settings.mixtures
+    _check_sexes(path, mixtures)
     changed = [key for key in _ONLY_DRAWN if getattr(mixtures, key) != getattr(defaults, key)]
     if settings.data.mixing == "given" and changed:
         raise ConfigError(
@@ -329,37 +291,13 @@ def _check_together(path: Path, settings: TrainSettings) -> None:
         raise ConfigError(f"{path}: [data] train must name one or more folders of speakers.")
 
 
-def _check_mixtures(path: Path, mixtures: MixtureSettings) -> None:
-    """Refuse kinds of noise that there are not, and sexes that nothing tells."""
-    kinds = mixtures.noise_kinds
-    if not kinds or any(kind not in NOISES for kind in kinds):
-        raise ConfigError(
-            f"{path}: [mixtures] noise_kinds must be one or more of {', '.join(NOISES)}."
-        )
+def _check_sexes(path: Path, mixtures: MixtureSettings) -> None:
+    """Refuse to mix people of one sex where nothing tells it."""
     if mixtures.same_sex and not mixtures.speakers_csv:
         raise ConfigError(
             f"{path}: [mixtures] same_sex needs to know the speakers. Add speakers_csv, "
             "a list of CSV files with the columns speaker and sex."
         )
-
-
-def _check_names(path: Path, settings: TrainSettings) -> None:
-    """Refuse names that are in none of the tables that they are looked up in."""
-    from mcspex_cli.model.config import SIZES
-    from mcspex_cli.model.systems import CHOICES
-
-    choices: dict[tuple[str, str], Collection[str]] = {
-        ("model", "size"): SIZES,
-        ("data", "mixing"): MIXINGS,
-        ("run", "precision"): PRECISIONS,
-        **{("model", key): CHOICES[key] for key in CHOICES if hasattr(settings.model, key)},
-    }
-    for (name, key), known in choices.items():
-        value = getattr(getattr(settings, name), key)
-        if value not in known:
-            raise ConfigError(
-                f'{path}: [{name}] {key} = "{value}" must be one of {", ".join(known)}.'
-            )
 
 
 def _without_folders(value: object) -> object:

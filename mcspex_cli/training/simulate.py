@@ -21,16 +21,13 @@ from mcspex_cli.training.data import (
     is_librimix,
     list_librimix,
     read_enrolments,
-    read_lines,
     read_rows,
 )
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
-from mcspex_cli.training.settings import MixtureSettings, TrainSettings
+from mcspex_cli.training.settings import DataSettings, MixtureSettings
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
-
-RECIPE_COLUMNS = ("id", "target", "interferer", "reference", "snr_db")
 
 
 @dataclass(frozen=True)
@@ -42,49 +39,10 @@ class Recipe:
     interferers: tuple[Path, ...]
     """One; two in a LibriMix set of three talkers."""
     reference: Path
-    snr_db: float | None
+    snr_db: float | None = None
     """None: as loud as the files are."""
     mixture: Path | None = None
     """The mixture, where it is a file; else target plus interferers."""
-
-
-def find_recipes(path: Path, enrolments: Path | None = None) -> list[Recipe]:
-    """The recipes of a CSV, of a LibriMix set, or of a folder that `mcspex simulate` made.
-
-    Raises:
-        ConfigError: it is none of these; or as the readers of each.
-    """
-    if (path / "references").is_dir():
-        return simulated_recipes(path)
-    if is_librimix(path):
-        return librimix_recipes(path, enrolments)
-    if path.is_dir():
-        raise ConfigError(
-            f"{path}: has no mix_clean, s1 and s2. Name a LibriMix set, a folder that "
-            "mcspex simulate made, or the CSV of a recipe."
-        )
-    return read_recipes(path)
-
-
-def simulated_recipes(folder: Path) -> list[Recipe]:
-    """The mixtures of a folder that `mcspex simulate` made, noise included, by id.
-
-    Raises:
-        ConfigError: a file is missing.
-    """
-    name = "mix_both" if (folder / "mix_both").is_dir() else "mix_clean"
-    recipes = []
-    for mixture in files.find(folder / name):
-        target, interferer, reference = (
-            folder / part / mixture.name for part in ("s1", "s2", "references")
-        )
-        for file in (target, interferer, reference):
-            if not file.is_file():
-                raise ConfigError(f"{file}: is missing. Simulate the folder again.")
-        recipes.append(Recipe(mixture.stem, target, (interferer,), reference, None, mixture))
-    if not recipes:
-        raise ConfigError(f"{folder}: has no mixtures in {name}. Simulate the folder again.")
-    return recipes
 
 
 def read_recipes(path: Path) -> list[Recipe]:
@@ -99,11 +57,25 @@ def read_recipes(path: Path) -> list[Recipe]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such recipe.")
     recipes: dict[str, Recipe] = {}
-    for line, row in read_rows(path, read_lines(path), RECIPE_COLUMNS):
-        recipe = _parse_recipe(path, line, row)
-        if recipe.id in recipes:
-            raise ConfigError(f"{path} line {line}: id {recipe.id!r} is used twice. Rename one.")
-        recipes[recipe.id] = recipe
+    for line, row in read_rows(path, ("id", "target", "interferer", "reference", "snr_db")):
+        where, name = f"{path} line {line}", row["id"]
+        target, interferer, reference = sources = [
+            path.parent / row[column] for column in ("target", "interferer", "reference")
+        ]
+        try:
+            snr_db = float(row["snr_db"])
+        except ValueError:
+            snr_db = math.nan
+        if not math.isfinite(snr_db):
+            raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number.")
+        if not name or Path(name).name != name:
+            raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
+        if name in recipes:
+            raise ConfigError(f"{where}: id {name!r} is used twice. Rename one.")
+        for file in sources:
+            if not file.is_file():
+                raise ConfigError(f"{where}: {file} does not exist.")
+        recipes[name] = Recipe(name, target, (interferer,), reference, snr_db)
     if not recipes:
         raise ConfigError(f"{path}: has no rows.")
     return list(recipes.values())
@@ -120,35 +92,47 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
             a target.
     """
     mixtures = list_librimix(folder)
-    enrolled = read_enrolments(enrolments, folder) if enrolments else None
+    enrolled = read_enrolments(enrolments, folder) if enrolments else {}
     by_speaker: dict[str, list[Utterance]] = {}
     for clip in (clip for mixture in mixtures for clip in mixture.talkers):
         by_speaker.setdefault(clip.speaker, []).append(clip)
     rng = np.random.default_rng(0)
     recipes = []
     for mixture in mixtures:
-        for role, target in enumerate(mixture.talkers):
-            if enrolled is None:
-                others = [c for c in by_speaker[target.speaker] if c.sentence != target.sentence]
-                reference = others[int(rng.integers(len(others)))].path if others else None
-            else:
-                reference = enrolled.get((mixture.id, target.sentence))
+        for role, target in enumerate(mixture.talkers, 1):
+            reference = enrolled.get((mixture.id, target.sentence))
+            same = [c.path for c in by_speaker[target.speaker] if c.sentence != target.sentence]
+            if same and not enrolments:
+                reference = same[int(rng.integers(len(same)))]
             if reference is None:
                 raise ConfigError(
                     f"{enrolments or folder}: has no reference for {target.path}: another "
                     "utterance of its speaker."
                 )
-            others = [clip for clip in mixture.talkers if clip is not target]
-            recipes.append(
-                Recipe(
-                    f"{mixture.id}_s{role + 1}",
-                    target.path,
-                    tuple(clip.path for clip in others),
-                    reference,
-                    None,
-                    mixture.path,
-                )
-            )
+            others = tuple(clip.path for clip in mixture.talkers if clip is not target)
+            name = f"{mixture.id}_s{role}"
+            recipes.append(Recipe(name, target.path, others, reference, mixture=mixture.path))
+    return recipes
+
+
+def simulated_recipes(folder: Path) -> list[Recipe]:
+    """The mixtures of a folder that `mcspex simulate` made, noise included, by id.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    name = "mix_both" if (folder / "mix_both").is_dir() else "mix_clean"
+    recipes = []
+    for mixture in files.find(folder / name):
+        target, interferer, reference = sources = [
+            folder / part / mixture.name for part in ("s1", "s2", "references")
+        ]
+        for file in sources:
+            if not file.is_file():
+                raise ConfigError(f"{file}: is missing. Simulate the folder again.")
+        recipes.append(Recipe(mixture.stem, target, (interferer,), reference, mixture=mixture))
+    if not recipes:
+        raise ConfigError(f"{folder}: has no mixtures in {name}. Simulate the folder again.")
     return recipes
 
 
@@ -174,13 +158,18 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
         AudioError: a file cannot be read.
         ConfigError: a talker is silent, so no gain sets the SNR.
     """
-    target, *others = (
-        audio.read(path, sample_rate_hz) for path in (recipe.target, *recipe.interferers)
-    )
-    length = min(map(len, (target, *others)))
-    target, interferer = target[:length], np.sum([o[:length] for o in others], axis=0)
+    sources = recipe.target, *recipe.interferers
+    talkers = [audio.read(path, sample_rate_hz) for path in sources]
+    length = min(map(len, talkers))
+    target, *others = (talker[:length] for talker in talkers)
+    interferer = np.sum(others, axis=0)
     if recipe.snr_db is not None:
-        interferer = interferer * _gain(recipe, target, interferer, recipe.snr_db)
+        energies = [np.square(s, dtype=np.float64).sum() for s in (target, interferer)]
+        for path, energy in zip(sources, energies, strict=False):
+            if energy == 0:
+                raise ConfigError(f"{recipe.id}: {path} is silent. Choose another file.")
+        gain = np.sqrt(energies[0] / energies[1] / 10 ** (recipe.snr_db / 10))
+        interferer = interferer * np.float32(gain)
     mixture = target + interferer
     if recipe.mixture:
         mixture = audio.read(recipe.mixture, sample_rate_hz)[:length]
@@ -201,16 +190,29 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     )
 
 
-def read_validation(settings: TrainSettings, sample_rate_hz: int, part: slice) -> list[Rendering]:
+def read_validation(data: DataSettings, sample_rate_hz: int, part: slice) -> list[Rendering]:
     """Render a part of the validation mixtures, which are spread evenly over what there is.
 
+    They come from a recipe, a LibriMix set, or a folder that `mcspex simulate` made.
+
     Raises:
-        ConfigError, AudioError: as `find_recipes` and `render`.
+        ConfigError: it is none of these, or as the readers of each.
+        AudioError: as `render`.
     """
-    data = settings.data
-    if not data.validation:
+    path = data.validation
+    if not path:
         return []
-    recipes = find_recipes(data.validation, data.enrolments)
+    if (path / "references").is_dir():
+        recipes = simulated_recipes(path)
+    elif is_librimix(path):
+        recipes = librimix_recipes(path, data.enrolments)
+    elif path.is_dir():
+        raise ConfigError(
+            f"{path}: has no mix_clean, s1 and s2. Name a LibriMix set, a folder that "
+            "mcspex simulate made, or the CSV of a recipe."
+        )
+    else:
+        recipes = read_recipes(path)
     count = min(len(recipes), data.validation_mixtures)
     chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)[part]
     return [render(recipes[k], sample_rate_hz) for k in chosen]
@@ -224,22 +226,46 @@ def draw_renderings(
     Raises:
         ConfigError, AudioError: as `MixtureSampler`.
     """
+
+    def at_peak(signals: torch.Tensor) -> torch.Tensor:
+        """All `signals` with one gain, which brings the highest peak to 0.9 at most."""
+        return signals * (PEAK / signals.abs().max().clamp_min(PEAK))
+
     sampler = MixtureSampler(corpus, settings)
     for step in range(count):
         plans = sampler.plan(seed, step, range(1))
         batch = sampler.compose(plans)
         clean = batch.mixture - batch.noise
         parts = torch.cat((batch.mixture, batch.target, batch.interferer, batch.noise, clean))
-        mixture, target, interferer, noise, _ = (parts * _gain_to_peak(parts)).numpy()
+        mixture, target, interferer, noise, _ = at_peak(parts).numpy()
         yield Rendering(
             f"{step:05d}",
             mixture,
             target,
             interferer,
-            (batch.reference * _gain_to_peak(batch.reference)).numpy()[0],
+            at_peak(batch.reference).numpy()[0],
             noise if settings.noise else None,
             _labels(plans[0], sampler),
         )
+
+
+def _labels(plan: Plan, sampler: MixtureSampler) -> dict[str, str]:
+    """A drawn mixture's row."""
+    around, noises, rooms = plan.around, sampler.noises, sampler.rooms
+    recorded, narrow = around.noise_stretch, around.highest_hz > 0
+    return {
+        "target": plan.target.speaker.name,
+        "interferer": " + ".join(stretch.speaker.name for stretch in plan.interferers),
+        "talkers": str(1 + len(plan.interferers)),
+        "snr_db": " + ".join(f"{snr:.2f}" for snr in plan.snr_db),
+        "present": str(plan.present).lower(),
+        "noise": noises.names[recorded.file] if noises and recorded else around.noise,
+        "noise_db": f"{around.noise_db:.1f}" if around.noise else "",
+        "t60_s": f"{around.room.t60_s:.2f}" if around.room else "",
+        "room_file": rooms.names[around.room_files[0]] if rooms and around.room_files else "",
+        "lowest_hz": f"{around.lowest_hz:.0f}" if narrow else "",
+        "highest_hz": f"{around.highest_hz:.0f}" if narrow else "",
+    }
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -274,80 +300,22 @@ def write_renderings(
         table = csv.writer(file)
         written: set[str] = set()
         for rendering in renderings:
+            name, mixture, noise = rendering.id, rendering.mixture, rendering.noise
             if not written:
                 table.writerow(["id", *rendering.labels])
-            if rendering.id in written:
-                raise ConfigError(f"{folder}: two mixtures have the id {rendering.id}. Rename one.")
-            written.add(rendering.id)
-            table.writerow(map(csv_cell, [rendering.id, *rendering.labels.values()]))
-            for name, signal in _signals(rendering).items():
-                files.make_folders(folder / name)
-                audio.write(folder / name / f"{rendering.id}.wav", signal, sample_rate_hz)
-            yield rendering.id
-
-
-def _parse_recipe(path: Path, line: int, row: dict[str, str]) -> Recipe:
-    """Check one row."""
-    sources = [path.parent / row[column] for column in ("target", "interferer", "reference")]
-    try:
-        snr_db = float(row["snr_db"])
-    except ValueError:
-        snr_db = math.nan
-    if not math.isfinite(snr_db):
-        raise ConfigError(f"{path} line {line}: snr_db {row['snr_db']!r} is not a number.")
-    name = row["id"]
-    if not name or Path(name).name != name:
-        raise ConfigError(f"{path} line {line}: id {name!r} cannot be the name of a file.")
-    for file in sources:
-        if not file.is_file():
-            raise ConfigError(f"{path} line {line}: {file} does not exist.")
-    return Recipe(name, sources[0], (sources[1],), sources[2], snr_db)
-
-
-def _gain(recipe: Recipe, target: Samples, interferer: Samples, snr_db: float) -> np.float32:
-    """What brings the interferer `snr_db` below the target, by energy."""
-    energies = []
-    for path, talker in ((recipe.target, target), (recipe.interferers[0], interferer)):
-        energies.append(np.square(talker, dtype=np.float64).sum())
-        if energies[-1] == 0:
-            raise ConfigError(f"{recipe.id}: {path} is silent. Choose another file.")
-    return np.float32(np.sqrt(energies[0] / energies[1] / 10 ** (snr_db / 10)))
-
-
-def _gain_to_peak(signals: torch.Tensor) -> torch.Tensor:
-    """The gain, at most 1, that brings the highest peak of all `signals` to 0.9."""
-    return PEAK / signals.abs().max().clamp_min(PEAK)
-
-
-def _signals(rendering: Rendering) -> dict[str, Samples]:
-    """What is written of a rendering, by folder."""
-    signals = {
-        "s1": rendering.target,
-        "s2": rendering.interferer,
-        "references": rendering.reference,
-    }
-    if rendering.noise is None:
-        return {"mix_clean": rendering.mixture, **signals}
-    clean = rendering.mixture - rendering.noise
-    return {"mix_clean": clean, "mix_both": rendering.mixture, "noise": rendering.noise, **signals}
-
-
-def _labels(plan: Plan, sampler: MixtureSampler) -> dict[str, str]:
-    """A drawn mixture's row."""
-    around, noises, rooms = plan.around, sampler.planner.noises, sampler.planner.rooms
-    noise = around.noise
-    if noises and around.noise_stretch:
-        noise = noises.names[around.noise_stretch.file]
-    return {
-        "target": plan.target.speaker.name,
-        "interferer": " + ".join(stretch.speaker.name for stretch in plan.interferers),
-        "talkers": str(1 + len(plan.interferers)),
-        "snr_db": " + ".join(f"{snr:.2f}" for snr in plan.snr_db),
-        "present": str(plan.present).lower(),
-        "noise": noise,
-        "noise_db": f"{around.noise_db:.1f}" if around.noise else "",
-        "t60_s": f"{around.room.t60_s:.2f}" if around.room else "",
-        "room_file": rooms.names[around.room_files[0]] if rooms and around.room_files else "",
-        "lowest_hz": f"{around.lowest_hz:.0f}" if around.highest_hz else "",
-        "highest_hz": f"{around.highest_hz:.0f}" if around.highest_hz else "",
-    }
+            if name in written:
+                raise ConfigError(f"{folder}: two mixtures have the id {name}. Rename one.")
+            written.add(name)
+            table.writerow(map(csv_cell, [name, *rendering.labels.values()]))
+            signals = {
+                "mix_clean": mixture if noise is None else mixture - noise,
+                "s1": rendering.target,
+                "s2": rendering.interferer,
+                "references": rendering.reference,
+            }
+            if noise is not None:
+                signals |= {"mix_both": mixture, "noise": noise}
+            for part, signal in signals.items():
+                files.make_folders(folder / part)
+                audio.write(folder / part / f"{name}.wav", signal, sample_rate_hz)
+            yield name

@@ -17,21 +17,20 @@ from typing import Any
 import torch
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.checkpoint import save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.accelerated import accelerate
-from mcspex_cli.model.systems import System
+from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.distributed import Team
-from mcspex_cli.training.growth import build_system, match_level, sample_rate_hz, start_of
-from mcspex_cli.training.losses import Losses, multi_scale_loss
-from mcspex_cli.training.mixtures import Batch, make_sampler
-from mcspex_cli.training.optimiser import Optimiser
-from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
-from mcspex_cli.training.simulate import Rendering, read_validation
+from mcspex_cli.training.growth import build_system, match_level
+from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.optimisation import Losses, Optimiser, multi_scale_loss, rate_factor
+from mcspex_cli.training.settings import TrainSettings
+from mcspex_cli.training.simulate import read_validation
 
-STATE = "state.pt"
-PROGRESS = "progress.csv"
+NEW_SAMPLE_RATE_HZ = 8000
+"""Of a new network whose settings name no rate."""
 
 
 class Trainer:
@@ -49,25 +48,32 @@ class Trainer:
     def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
         self.settings = settings
         self.out = settings.run.out
-        self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
+        self.step, self.elapsed_s, self.best_db, self.decay_from_s = 0, 0.0, -math.inf, 0.0
         self.stopping = Event()
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
-        state = self._state(resume)
+        state = self._read_state() if resume else None
+        if not resume and (self.out / "state.pt").is_file():
+            raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
+        files.make_folders(self.out)
         self.log: ProgressLog | None = None
         """Where reports are kept, if this process keeps them."""
         if self.team.leads:
             step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
             self.log = ProgressLog(self.out, step, tensorboard=tensorboard)
-        self.start = start_of(settings)
-        rate = sample_rate_hz(settings.model, self.start)
-        self.sampler = make_sampler(settings, rate, self.device)
+        name = settings.model.start_from
+        self.start = find_checkpoint(Path(name) if Path(name).is_dir() else name) if name else None
+        rate = settings.model.sample_rate_hz or NEW_SAMPLE_RATE_HZ
+        if self.start and not settings.model.sample_rate_hz:
+            rate = self.start.config.sample_rate_hz
+        corpus = Corpus.read(settings.data.train, rate, given=settings.data.mixing == "given")
+        corpus.samples = corpus.samples.to(self.device)
+        self.sampler = MixtureSampler(corpus, settings.mixtures)
         part = slice(self.team.rank, None, self.team.size)
-        self.renderings = read_validation(settings, rate, part)
+        self.renderings = read_validation(settings.data, rate, part)
         torch.manual_seed(settings.run.seed)
-        speakers = len(self.sampler.corpus.speakers)
-        self.system = build_system(settings, self.start, speakers).to(self.device)
+        self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.system.config.true_level and not state:
             match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.average = deepcopy(self.system).eval().requires_grad_(False)
@@ -78,9 +84,6 @@ class Trainer:
         if state:
             self._restore(state)
         self.saved_s = self.validated_s = self.elapsed_s
-        self.decay_from_s = 0.0
-        if state and settings.optimiser.decay_minutes:
-            self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
 
     @property
     def finished(self) -> bool:
@@ -94,6 +97,13 @@ class Trainer:
         spent_s = self.elapsed_s - self.decay_from_s
         return max(0.0, spent_s / share - spent_s) if share else math.inf
 
+    def _share(self) -> float:
+        """How much of the run is done: by the clock if it has minutes, else by steps."""
+        settings = self.settings.optimiser
+        if minutes := settings.decay_minutes or settings.minutes:
+            return (self.elapsed_s - self.decay_from_s) / (60 * minutes)
+        return self.step / settings.steps
+
     def run(self) -> Iterator[Progress]:
         """Train to the end of the schedule, yielding reports; saves as it goes.
 
@@ -105,15 +115,18 @@ class Trainer:
         began = time.monotonic() - self.elapsed_s
         ending = self.finished
         while not ending:
-            pending.append(self._guarded_step())
+            pending.append(self._step())
             self.step += 1
             ending = self._agree(time.monotonic() - began)
-            validate = self._validation_is_due() or self.finished
-            if validate or self.step % run.log_every_steps == 0:
-                means = self._means(pending)
+            due = self.step % run.validate_every_steps == 0
+            if run.validate_every_minutes:
+                due = self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
+            due = due or self.finished
+            if due or self.step % run.log_every_steps == 0:
+                progress = self._report(pending, began + reported_s)
                 paused = time.monotonic()
-                score = self._validate_and_save() if validate else None
-                progress = self._report(means, len(pending), paused - began - reported_s, score)
+                if due:
+                    progress = replace(progress, validation_db=self._validate_and_save())
                 if self.log:
                     self.log.add(progress)
                 yield progress
@@ -126,65 +139,40 @@ class Trainer:
         self.network = self.system
         self.team.leave()
 
-    def _validation_is_due(self) -> bool:
-        """Whether the step in hand is one to validate after."""
-        run = self.settings.run
-        if run.validate_every_minutes:
-            return self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
-        return self.step % run.validate_every_steps == 0
-
-    def _guarded_step(self) -> Losses:
-        """A step, or a line that says what to change."""
+    def _step(self) -> Losses:
+        """Draw one batch and descend: forward in the run's precision, the loss in float32."""
+        settings, run = self.settings.optimiser, self.settings.run
+        first, dtype = self.team.rank * settings.batch, getattr(torch, run.precision)
         try:
-            return self._step()
+            batch = self.sampler.draw(run.seed, self.step, range(first, first + settings.batch))
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                signals = batch.mixture, batch.reference, batch.reference_lengths
+                estimates, logits = self.network(*signals)
+            true_level = self.system.config.true_level
+            losses = multi_scale_loss(estimates, logits, batch, true_level=true_level)
+            self.optimiser.zero_grad()
+            losses.loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
+            self.optimiser.step(rate_factor(settings, self.step, self._share()))
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."
             ) from error
-
-    def _step(self) -> Losses:
-        """Draw one batch and descend."""
-        settings, run = self.settings.optimiser, self.settings.run
-        first = self.team.rank * settings.batch
-        batch = self.sampler.draw(run.seed, self.step, range(first, first + settings.batch))
-        losses = self._losses(batch)
-        self.optimiser.zero_grad()
-        losses.loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
-        self.optimiser.step(rate_factor(settings, self.step, self._share()))
-        self._update_average()
-        return replace(losses, loss=losses.loss.detach())
-
-    def _losses(self, batch: Batch) -> Losses:
-        """Forward in the run's precision, the loss in float32."""
-        dtype = getattr(torch, self.settings.run.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            signals = batch.mixture, batch.reference, batch.reference_lengths
-            estimates, logits = self.network(*signals)
-        levelled = self.system.config.true_level
-        return multi_scale_loss(estimates, logits, batch, true_level=levelled)
-
-    def _update_average(self) -> None:
-        """Move the averaged weights (and running statistics) towards the present ones."""
-        keep = min(self.settings.optimiser.average, (1 + self.step) / (10 + self.step))
+        # The averaged weights, and running statistics, move towards the present ones.
+        keep = min(settings.average, (1 + self.step) / (10 + self.step))
         present, average = self.system.state_dict(), self.average.state_dict()
         names = [name for name, tensor in average.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([average[n] for n in names], [present[n] for n in names], 1 - keep)
-
-    def _share(self) -> float:
-        """How much of the run is done: by the clock if it has minutes, else by steps."""
-        settings = self.settings.optimiser
-        if minutes := settings.decay_minutes or settings.minutes:
-            return (self.elapsed_s - self.decay_from_s) / (60 * minutes)
-        return self.step / settings.steps
+        return replace(losses, loss=losses.loss.detach())
 
     def _agree(self, elapsed_s: float) -> bool:
         """Set the clock to the team's, and say whether to end: all at once or none."""
         self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping.is_set())])
         return self.finished or bool(stopping)
 
-    def _means(self, pending: list[Losses]) -> dict[str, float]:
-        """Mean of each of the losses' fields over the pending steps and the team."""
+    def _report(self, pending: list[Losses], since: float) -> Progress:
+        """A report on the pending steps, begun at `since`: means over them and the team."""
+        settings = self.settings
         names = [field.name for field in fields(Losses)]
         rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
         means = dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
@@ -193,22 +181,15 @@ class Trainer:
                 f"the loss is no longer finite at step {self.step}. Lower [optimiser] "
                 "learning_rate, and go on from the last save with --resume."
             )
-        return means
-
-    def _report(
-        self, means: dict[str, float], steps: int, spent_s: float, score: float | None
-    ) -> Progress:
-        """A report on the last `steps`."""
-        settings = self.settings
-        seconds = steps * settings.optimiser.batch * settings.mixtures.segment_s * self.team.size
+        mixtures = len(pending) * settings.optimiser.batch * self.team.size
+        audio_s = mixtures * settings.mixtures.segment_s
         return Progress(
             step=self.step,
             share=min(1.0, self._share()),
             **means,
             learning_rate=self.optimiser.adam.param_groups[0]["lr"],
-            audio_s_per_s=seconds / spent_s,
+            audio_s_per_s=audio_s / (time.monotonic() - since),
             elapsed_s=self.elapsed_s,
-            validation_db=score,
         )
 
     def _validate_and_save(self) -> float | None:
@@ -222,11 +203,24 @@ class Trainer:
         self._save_state()
         return score
 
+    @torch.inference_mode()
     def _validate(self) -> float | None:
-        """The averaged weights' mean SI-SDRi on the recipe, each process taking a part."""
+        """The averaged weights' mean SI-SDRi in dB, each process taking a part of the mixtures.
+
+        Each mixture is extracted from alone and whole; those without the target do not count.
+        """
         if not self.settings.data.validation:
             return None
-        gains = validate(self.average, self.renderings, self.device)
+        gains: list[float] = []
+        for item in self.renderings:
+            mixture, reference = (
+                torch.from_numpy(signal).to(self.device)[None]
+                for signal in (item.mixture, item.reference)
+            )
+            estimate = self.average.extract(mixture, self.average.embed(reference))[0]
+            after = si_sdr(estimate.cpu().numpy(), item.target)
+            gains.append(after - si_sdr(item.mixture, item.target))
+        gains = [gain for gain in gains if not math.isnan(gain)]
         total, count = self.team.mean([sum(gains), len(gains)])
         return total / count if count else None
 
@@ -265,19 +259,14 @@ class Trainer:
             state["decay_from_s"] = self.decay_from_s
         data = io.BytesIO()  # torch would report a full disk as an error of its own
         torch.save(state, data)
-        with files.whole(self.out / STATE) as partial:
+        with files.whole(self.out / "state.pt") as partial:
             partial.write_bytes(data.getbuffer())
 
-    def _state(self, resume: bool) -> dict[str, Any] | None:
-        """The saved state to go on from, or None to begin."""
-        path = self.out / STATE
-        if resume and not path.is_file():
+    def _read_state(self) -> dict[str, Any]:
+        """The saved state to go on from."""
+        path = self.out / "state.pt"
+        if not path.is_file():
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
-        if path.is_file() and not resume:
-            raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
-        files.make_folders(self.out)
-        if not resume:
-            return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -292,31 +281,13 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"{self.out / STATE}: belongs to another network, corpus or optimiser. "
+                f"{self.out / 'state.pt'}: belongs to another network, corpus or optimiser. "
                 "Set [run] out to another folder."
             ) from error
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.best_db = state["best_db"]
-
-
-def rate_factor(settings: OptimiserSettings, step: int, share: float) -> float:
-    """Linear warm-up to 1, plateau, linear decay to 0 over the last `decay_share` of the run."""
-    decay_share = 1.0 if settings.decay_minutes else settings.decay_share
-    rising = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    falling = min(1.0, max(0.0, 1 - share) / decay_share) if decay_share else 1.0
-    return rising * falling
-
-
-@torch.inference_mode()
-def validate(system: System, renderings: list[Rendering], device: torch.device) -> list[float]:
-    """SI-SDRi in dB of `system` for each rendered recipe whose target speaks, alone and whole."""
-    gains: list[float] = []
-    for item in renderings:
-        embedding = system.embed(torch.from_numpy(item.reference).to(device)[None])
-        estimate = system.extract(torch.from_numpy(item.mixture).to(device)[None], embedding)
-        after = si_sdr(estimate[0].cpu().numpy(), item.target)
-        gains.append(after - si_sdr(item.mixture, item.target))
-    return [gain for gain in gains if not math.isnan(gain)]
+        if self.settings.optimiser.decay_minutes:
+            self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
 
 
 @dataclass(frozen=True)
@@ -342,20 +313,36 @@ class Progress:
 class ProgressLog:
     """Appends reports to `progress.csv` and, if asked to, for TensorBoard.
 
+    Reports of steps after `step`, from which the run goes on, are dropped, and so is a row that
+    a crash cut short.
+
     Raises:
         ConfigError: TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
-        self.path = folder / PROGRESS
-        self.writer: Any = _tensorboard(folder, step) if tensorboard else None
-        names = [field.name for field in fields(Progress)]
+        self.path = folder / "progress.csv"
+        self.writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ConfigError(
+                    "[run] tensorboard needs the package of that name: "
+                    "pip install mcspex[tensorboard]."
+                ) from error
+            purge_step = step + 1 if step else None
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
         kept = []
         if step and self.path.is_file():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if _step(row) <= step]
+                kept = [
+                    row
+                    for row in csv.DictReader(file)
+                    if row["step"].isdigit() and row["elapsed_s"] and int(row["step"]) <= step
+                ]
         with files.whole(self.path) as partial, partial.open("w", newline="") as file:
-            table = csv.DictWriter(file, names)
+            table = csv.DictWriter(file, [field.name for field in fields(Progress)])
             table.writeheader()
             table.writerows(kept)
 
@@ -373,18 +360,3 @@ class ProgressLog:
                 if value is not None:
                     self.writer.add_scalar(name, value, progress.step)
             self.writer.flush()
-
-
-def _step(row: dict[str, str]) -> float:
-    """A row's step; a row cut short by a crash is of no step."""
-    return float(row["step"]) if row["step"].isdigit() and row["elapsed_s"] else math.inf
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "[run] tensorboard needs the package of that name: pip install mcspex[tensorboard]."
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)

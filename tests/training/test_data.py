@@ -164,7 +164,7 @@ def test_a_set_of_three_talkers_has_three_targets(three_talkers: Path) -> None:
     assert [c.speaker[12:] for c in mixture.talkers] == ["84", "174", "61"]
     assert len(list_utterances([three_talkers])) == 6
     read = Corpus.read([three_talkers], RATE_HZ, given=True)
-    assert [len(given.interferers) for given in read.given] == [2] * 6
+    assert [len(given) for given in read.given] == [3] * 6
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(8))
     parts = batch.target + batch.interferer
     np.testing.assert_allclose(batch.mixture, parts, atol=1e-6)
@@ -379,10 +379,7 @@ def test_what_a_speaker_says_in_two_mixtures_counts_once(librimix: Path) -> None
 
 def test_given_mixtures_are_pairs_in_both_roles(librimix: Path) -> None:
     read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
-    said = [
-        tuple(read.speakers[who].sentences[k] for who, k in (m.target, *m.interferers))
-        for m in read.given
-    ]
+    said = [tuple(read.speakers[who].sentences[k] for who, k in m) for m in read.given]
     one, other, third = (tuple(name.split("_")) for name in LIBRIMIX["train-100"])
     both = {one, one[::-1], other, other[::-1]}
     assert set(said) == {*both, third[::-1]}  # 27 says nothing else, so it is no target
@@ -398,9 +395,9 @@ def test_several_sets_are_given_together(librimix: Path) -> None:
 
 
 def test_a_folder_without_mixtures_gives_none(librimix: Path, corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=r"speech: is not a LibriMix set, so mixing"):
+    with pytest.raises(ConfigError, match=r"speech: is not a LibriMix set.* leave out mixing = "):
         Corpus.read([librimix / "dev", corpus], RATE_HZ, given=True)
-    with pytest.raises(ConfigError, match=r"zoe: there is no such folder of speakers"):
+    with pytest.raises(ConfigError, match=r"zoe: is not a LibriMix set"):
         Corpus.read([librimix / "zoe"], RATE_HZ, given=True)
 
 
@@ -445,9 +442,9 @@ def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) ->
 
 def test_given_references_are_of_the_target_in_another_utterance(librimix: Path) -> None:
     read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
-    planner = MixtureSampler(read, SHORT).planner
+    sampler = MixtureSampler(read, SHORT)
     for seed in range(50):
-        plan = planner.draw(np.random.default_rng(seed), 4000, None)
+        plan = sampler.plan_mixture(np.random.default_rng(seed), 4000)
         assert plan.reference.speaker is plan.target.speaker is read.speakers[plan.speaker]
         assert not plan.reference.sentences() & plan.target.sentences()
         assert plan.snr_db == ()

@@ -131,9 +131,9 @@ def test_snr_and_level_are_in_their_ranges(talkers: Corpus) -> None:
 
 
 def test_the_same_sentence_is_never_mixed(talkers: Corpus) -> None:
-    planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
+    sampler = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5))
     for seed in range(300):
-        plan = planner.draw(np.random.default_rng(seed), 4000, None)
+        plan = sampler.plan_mixture(np.random.default_rng(seed), 4000)
         voices = [plan.target, *plan.interferers]
         said = [voice.sentences() for voice in voices]
         assert len(set.union(*said)) == sum(map(len, said))
@@ -154,9 +154,9 @@ def test_speakers_who_all_say_the_same_are_refused(corpus: Path) -> None:
 
 
 def test_a_third_talker_joins(talkers: Corpus) -> None:
-    planner = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5)).planner
+    sampler = MixtureSampler(talkers, replace(PLAIN, third_talker=0.5))
     counts = [
-        len(planner.draw(np.random.default_rng(k), 4000, None).interferers) for k in range(200)
+        len(sampler.plan_mixture(np.random.default_rng(k), 4000).interferers) for k in range(200)
     ]
     assert set(counts) == {1, 2}
     assert 60 < counts.count(2) < 140
@@ -288,7 +288,7 @@ def test_rooms_are_drawn_from_a_folder(talkers: Corpus, rooms: Path) -> None:
     plans = sampler.plan(0, 0, range(48))
     batch = sampler.compose(plans)
     dry = sampler.compose([replace(p, around=Surroundings()) for p in plans])
-    files = sampler.planner.rooms
+    files = sampler.rooms
     assert files
     for row, plan in enumerate(plans):
         names = [files.names[k] for k in plan.around.room_files]
@@ -346,9 +346,9 @@ def many(tmp_path: Path) -> Corpus:
 
 def sexes(corpus: Corpus, settings: MixtureSettings) -> list[str]:
     """For 400 mixtures, the sexes of the talkers: "MM", "FM", "?M" and so on."""
-    planner = MixtureSampler(corpus, settings).planner
+    sampler = MixtureSampler(corpus, settings)
     letters = dict(zip([s.name for s in corpus.speakers], "MMMMFFF?", strict=True))
-    plans = (planner.draw(np.random.default_rng(k), 4000, None) for k in range(400))
+    plans = (sampler.plan_mixture(np.random.default_rng(k), 4000) for k in range(400))
     return [letters[p.target.speaker.name] + letters[p.interferers[0].speaker.name] for p in plans]
 
 

@@ -14,10 +14,10 @@ from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint, s
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import build
-from mcspex_cli.training.losses import si_sdr_db
-from mcspex_cli.training.settings import OptimiserSettings, TrainSettings
+from mcspex_cli.training.optimisation import si_sdr_db
+from mcspex_cli.training.settings import TrainSettings
 from mcspex_cli.training.simulate import read_recipes, render, write_renderings
-from mcspex_cli.training.trainer import Trainer, rate_factor
+from mcspex_cli.training.trainer import Trainer
 from tests.conftest import RATE_HZ, buzz
 
 TOML = """
@@ -269,15 +269,6 @@ def test_the_clock_may_say_when_to_validate_and_save(corpus: Path) -> None:
     often = replace(chosen.run, validate_every_minutes=1e-9, save_every_minutes=0.01)
     reports = list(Trainer(replace(chosen, run=often)).run())
     assert [r.step for r in reports if r.validation_db is not None] == [1, 2, 3, 4, 5, 6]
-
-
-def test_the_rates_rise_stay_and_fall() -> None:
-    chosen = OptimiserSettings(warmup_steps=10, decay_share=0.5)
-    rates = [rate_factor(chosen, step, step / 100) for step in range(101)]
-    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
-    assert rates[9:51] == pytest.approx([1.0] * 42)
-    assert rates[75] == pytest.approx(0.5)
-    assert rates[100] == 0.0
 
 
 @pytest.mark.parametrize("system", ["mcspex", "spexplus"])

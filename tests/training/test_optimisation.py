@@ -1,16 +1,29 @@
-"""The training loss."""
+"""What training minimises, and Muon beside AdamW."""
 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.training.losses import multi_scale_loss, si_sdr_db, silence_db, snr_db
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 from mcspex_cli.training.mixtures import Batch
+from mcspex_cli.training.optimisation import (
+    Optimiser,
+    multi_scale_loss,
+    orthogonalise,
+    rate_factor,
+    si_sdr_db,
+    silence_db,
+    snr_db,
+)
+from mcspex_cli.training.settings import OptimiserSettings
+from tests.conftest import RATE_HZ
 
 
 def heard(
@@ -89,3 +102,60 @@ def test_an_absent_target_teaches_silence() -> None:
     silent = loud.detach() * torch.tensor([0.5, 0.0])[:, None]
     better = multi_scale_loss(silent, torch.zeros(2, 2), batch, true_level=True)
     assert float(better.loss) == pytest.approx(0.5 * math.log(2) - 30, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 24, 24)])
+def test_updates_are_nearly_orthogonal(shape: tuple[int, int, int]) -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_muon_has_the_1x1_matrices_and_adamw_the_rest() -> None:
+    system = build(sized("mcspex", "tiny", RATE_HZ, 4))
+    optimiser = Optimiser(system, OptimiserSettings(muon_rate=0.01, weight_decay=0.0))
+    names = {parameter: name for name, parameter in system.named_parameters()}
+    muon = {names[p] for p in optimiser.matrices}
+    assert "extractor.stacks.0.blocks.0.widen.weight" in muon
+    assert not any("bias" in name or "bank" in name or "depthwise" in name for name in muon)
+    adam = sum(len(group["params"]) for group in optimiser.adam.param_groups)
+    assert adam + len(muon) == len(names)
+    before = system.extractor.stacks[0].blocks[0].widen.weight.detach().clone()
+    for parameter in system.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimiser.step(0.5)
+    moved = (system.extractor.stacks[0].blocks[0].widen.weight - before).detach().squeeze(-1)
+    # 0.01 * 0.5 * sqrt(32 / 16), times singular values near 1.
+    assert torch.linalg.svdvals(moved).mean() == pytest.approx(0.00707, rel=0.2)
+
+
+def test_without_a_rate_for_it_there_is_no_muon() -> None:
+    system = build(sized("mcspex", "tiny", RATE_HZ, 4))
+    assert Optimiser(system, OptimiserSettings(muon_rate=0.0)).matrices == []
+
+
+def test_a_saved_state_goes_on_as_if_nothing_had_happened() -> None:
+    system = build(sized("mcspex", "tiny", RATE_HZ, 4))
+    other = deepcopy(system)
+    settings = OptimiserSettings(muon_rate=0.01)
+    one, two = Optimiser(system, settings), Optimiser(other, settings)
+    for step in range(4):
+        for parameter, twin in zip(system.parameters(), other.parameters(), strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            twin.grad = parameter.grad.clone()
+        if step == 2:
+            state = deepcopy(two.state_dict())
+            two = Optimiser(other, settings)
+            two.load_state_dict(state)
+        one.step(1.0)
+        two.step(1.0)
+    for parameter, twin in zip(system.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, twin)
+
+
+def test_the_rates_rise_stay_and_fall() -> None:
+    chosen = OptimiserSettings(warmup_steps=10, decay_share=0.5)
+    rates = [rate_factor(chosen, step, step / 100) for step in range(101)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert rates[9:51] == pytest.approx([1.0] * 42)
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[100] == 0.0
