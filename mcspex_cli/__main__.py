@@ -1,4 +1,4 @@
-"""The `mcspex` command: its subcommands, exit codes, interrupts and log file."""
+"""The `mcspex` command: its subcommands, exit codes and interrupts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import errno
 import io
 import logging
 import os
-import platform
-import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +23,15 @@ from mcspex_cli.cli.enroll import enroll
 from mcspex_cli.cli.extract import extract
 from mcspex_cli.cli.live import live
 from mcspex_cli.cli.models import models
-from mcspex_cli.cli.report import report
-from mcspex_cli.cli.score import score
+from mcspex_cli.cli.score import report, score
 from mcspex_cli.cli.serve import serve
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
 from mcspex_cli.extraction.runtime import share_cores
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-
 
 class Commands(click.Group):
-    """Turns every `McspexError` into one line and its exit code, and Ctrl-C into exit code 130."""
+    """Turns every failure of a user's into one line and its exit code, and logs how it ended."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; help that cannot be printed is an error too."""
@@ -46,7 +39,7 @@ class Commands(click.Group):
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
-            if error.errno not in _DISK_FULL:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
             console.error(f"standard output: cannot be written ({error.strerror}). Free space.")
             # What is still buffered would fail once more as the interpreter ends.
@@ -59,58 +52,74 @@ class Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand and say in one line why it fails."""
-        with _logged():
-            try:
-                return super().invoke(ctx)
-            except McspexError as error:
-                for problem in error.problems if isinstance(error, PlanError) else ():
-                    console.error(problem)
-                console.error(str(error))
-                ctx.exit(error.exit_code)
-            except OSError as error:
-                if error.filename is None:
-                    raise
-                from mcspex_cli import files
+        """Run the subcommand and say in one line why it fails; the log gets a bug's traceback."""
+        start_s, code = time.monotonic(), 1
+        try:
+            super().invoke(ctx)
+            code = 0
+        except click.exceptions.Exit as end:
+            code = end.exit_code
+            raise
+        except click.ClickException as error:
+            code = error.exit_code
+            console.log(logging.ERROR, error.format_message())
+            raise
+        except click.Abort:
+            console.log(logging.ERROR, "aborted")
+            raise
+        except BaseException as error:
+            code, *messages = _explain(error)
+            for message in messages:
+                console.error(message)
+            if messages:
+                ctx.exit(code)
+            if getattr(error, "errno", None) != errno.EPIPE:
+                for text in traceback.format_exc().splitlines():
+                    console.log(logging.ERROR, text)
+            raise
+        finally:
+            seconds = time.monotonic() - start_s
+            console.log(logging.INFO, f"ended with exit code {code} after {seconds:.1f} s")
+            console.close_log_files()
 
-                console.error(f"{error.filename}: {files.explain(error)}")
-                ctx.exit(1)
-            except RuntimeError as error:  # of Path.resolve, before Python 3.13
-                if not str(error).startswith("Symlink loop"):
-                    raise
-                console.error(f"{error}. Its links lead in a circle: remove one of them.")
-                ctx.exit(1)
-            except KeyboardInterrupt:
-                console.error("interrupted. Finished files are kept; unfinished ones are removed.")
-                ctx.exit(130)
+
+def _explain(error: BaseException) -> tuple[Any, ...]:
+    """The exit code of an error and what people are told of it: nothing, if it is a bug."""
+    if isinstance(error, McspexError):
+        problems = error.problems if isinstance(error, PlanError) else ()
+        return error.exit_code, *problems, str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        from mcspex_cli import files
+
+        return 1, f"{error.filename}: {files.explain(error)}"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        # Of Path.resolve, before Python 3.13.
+        return 1, f"{error}. Its links lead in a circle: remove one of them."
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted. Finished files are kept; unfinished ones are removed."
+    return (1,)
 
 
 class _Stderr(io.FileIO):
     """Standard error, which may be full or closed: what cannot be written there is dropped."""
 
     def write(self, data: Any) -> int:
-        """Write, or not."""
         try:
             return super().write(data)
         except OSError:
             return len(data)
 
 
-def _set_up_streams() -> None:
-    """Make standard error fail silently, and let no file become what a closed stream was."""
-    if os.name != "posix" or sys.stderr is not sys.__stderr__:  # as in tests
-        return
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)  # libraries and other processes may write to it
-    os.close(number)
-    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
-    stderr = _Stderr(2, "w", closefd=False)
-    sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)
-
-
 def _set_up_process() -> None:
     """Check the working folder, make SIGTERM and SIGHUP act like Ctrl-C, and spare the cores."""
-    _set_up_streams()
+    if os.name == "posix" and sys.stderr is sys.__stderr__:  # which it is not in tests
+        # No file may become what a closed stream was.
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(number, True)  # libraries and other processes may write to it
+        os.close(number)
+        encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+        stderr = _Stderr(2, "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)
     try:
         Path.cwd()
     except OSError:
@@ -121,61 +130,6 @@ def _set_up_process() -> None:
     if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
         signal.signal(hang_up, signal.default_int_handler)
     share_cores()
-
-
-@contextmanager
-def _logged() -> Iterator[None]:
-    """Write the end of a command to its log file, and the traceback if it ends by a bug."""
-    start, code = time.monotonic(), 1
-    try:
-        yield
-        code = 0
-    except click.exceptions.Exit as end:
-        code = end.exit_code
-        raise
-    except click.ClickException as error:
-        code = error.exit_code
-        console.log(logging.ERROR, error.format_message())
-        raise
-    except click.Abort:
-        console.log(logging.ERROR, "aborted")
-        raise
-    except BaseException as error:
-        if not isinstance(error, OSError) or error.errno != errno.EPIPE:
-            for text in traceback.format_exc().splitlines():
-                console.log(logging.ERROR, text)
-        raise
-    finally:
-        seconds = time.monotonic() - start
-        console.log(logging.INFO, f"ended with exit code {code} after {seconds:.1f} s")
-        console.close_log_files()
-
-
-def add_log_option(command: click.Command) -> None:
-    """Add --log-file to a command, or to each command of a group."""
-    if isinstance(command, click.Group):
-        for subcommand in command.commands.values():
-            add_log_option(subcommand)
-        return
-
-    def open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-        if path is not None and not ctx.resilient_parsing:
-            console.add_log_file(path)
-            arguments = shlex.join(["mcspex", *ctx.meta.get("mcspex.arguments", ())])
-            python = platform.python_version()
-            console.log(logging.INFO, f"mcspex {__version__}, Python {python}: {arguments}")
-
-    command.params.append(
-        click.Option(
-            ["--log-file"],
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            expose_value=False,
-            is_eager=True,  # so that the log records what is wrong with other options
-            callback=open_log,
-            help="Append all messages to this file, with times.",
-        )
-    )
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -191,7 +145,6 @@ def main() -> None:
 commands = (extract, batch, live, serve, enroll, score, report, models, simulate, train, doctor)
 for command in commands:
     main.add_command(command)
-add_log_option(main)
 
 if __name__ == "__main__":
     main(prog_name="mcspex")

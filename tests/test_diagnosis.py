@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import mcspex_cli
-from mcspex_cli import audio, diagnosis
+from mcspex_cli import audio
 from mcspex_cli.checkpoint import checkpoint
-from mcspex_cli.diagnosis import FAILED, OK, WARNING, Finding, guarded, works
+from mcspex_cli.cli import doctor as diagnosis
+from mcspex_cli.cli.doctor import FAILED, OK, WARNING, Finding, guarded, works
 from mcspex_cli.errors import AudioError
 from tests.hub import Hub
 
@@ -75,7 +76,6 @@ def test_extras_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.Mo
     asks = ("numpy>=1.26", "soundfile>=1; extra == 'sound'", 'no-such-thing<3 ; extra == "dream"')
     install(tmp_path, mcspex_cli.__version__, *asks, "pytest; extra == 'test'")
     monkeypatch.syspath_prepend(tmp_path)
-    assert diagnosis.extras() == {"sound": ["soundfile"], "dream": ["no-such-thing"]}
     found = run(diagnosis.check_extras)
     assert (found.status, found.detail) == (OK, "sound installed; not installed: dream")
     assert found.remedy == "If you want them: pip install 'mcspex[dream]'"

@@ -348,12 +348,12 @@ def test_the_second_sound_track_of_a_video_that_begins_late(server: Server, tmp_
 
 
 def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
-    from mcspex_cli.cli.serve import _listen
+    from mcspex_cli.cli.serve import listen
     from mcspex_cli.serve.extractions import Extractions
     from mcspex_cli.serve.server import make_app
     from mcspex_cli.serve.sessions import MOST_SESSIONS, Sessions
 
-    address = _listen("0.0.0.0", 0)
+    address = listen("0.0.0.0", 0)
     where = urlsplit(address.url)
     assert re.fullmatch(r"/[\w-]{22}/", where.path)
     sessions = Sessions(Extractions({}), 1)

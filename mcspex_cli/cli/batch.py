@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -11,31 +13,24 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mcspex_cli.cli import console, options
-from mcspex_cli.cli.models import find_model, prepare
-from mcspex_cli.cli.score import MetricsOption, choose_metrics, conclude, say_remarks, show
+from mcspex_cli.cli import console, options, score
+from mcspex_cli.cli.options import choice, flag, option, path, table
 from mcspex_cli.errors import DiskFullError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.batch.plan import BatchRequest
     from mcspex_cli.batch.run import Outcome, WorkList
     from mcspex_cli.evaluation.summary import Report
+    from mcspex_cli.extraction.job import ExtractionOptions
 
 LISTED = 20
 """Files that --dry-run lists for people, and warnings of references; --json has all files."""
 
 
-def _engines() -> dict[str, str]:
-    from mcspex_cli.batch.engines import ENGINES
-
-    return {engine.name: engine.help for engine in ENGINES.values()}
-
-
-def _resources(text: str | None) -> dict[str, float]:
+def _resources(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, float]:
     """--resources as amounts of "cpu" and "gpu"."""
     amounts = {}
     for part in text.split(",") if text else ():
-        name, _, amount = part.strip().partition("=")
+        name, amount = (*part.strip().split("=", 1), "")[:2]
         try:
             amounts[name] = float(amount)
         except ValueError:
@@ -47,149 +42,157 @@ def _resources(text: str | None) -> dict[str, float]:
     return amounts
 
 
+def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
+    """--batch-size as a number, 0 for auto."""
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
+    return 0 if text == "auto" else int(text)
+
+
+def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int]:
+    """--shard as (I, N); without one, Slurm's place in its array, or all."""
+    if text is None:
+        return _slurm_shard(os.environ)
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return int(index), int(count)
+    raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
+
+
+def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This task's place among those of its Slurm array, counted from 1."""
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return 1, 1
+    defaults = {"ID": "0", "MIN": "0", "STEP": "1", "COUNT": "1"}
+    texts = [environment.get(f"SLURM_ARRAY_TASK_{name}", text) for name, text in defaults.items()]
+    if not all(text.isdecimal() for text in texts):
+        raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is no number; name I/N.")
+    task, first, step, count = map(int, texts)
+    index = (task - first) // step + 1
+    if not 1 <= index <= count:
+        raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); name I/N.")
+    return index, count
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What `mcspex batch` is asked for; the batch's own settings have the same names."""
+
+    mixtures: tuple[Path, ...] = options.argument("[MIXTURES...]", nargs=-1, type=options.PATH)
+    manifest: Path | None = path(
+        "FILE",
+        "Instead of MIXTURES: a .csv or .tsv with a column mixture and, if wanted, reference(s), "
+        "span, truth, output, residual, activity, id; a .jsonl with the same keys; or a .scp.",
+    )
+    references: tuple[Path, ...] = options.references(
+        "A clip of the one voice wanted from all, a folder of clips, or a profile. Repeatable."
+    )
+    reference_folder: Path | None = path(
+        "DIR|SCP",
+        "References by name: a clip, or a folder of clips, called like the mixture or its folder.",
+        "--refs",
+    )
+    pattern: str | None = option(
+        "TEXT",
+        "Which part of a mixture's name is its reference's: {speaker}_{n}, or a regular "
+        "expression with (?P<speaker>...).",
+    )
+    allow_unused: bool = flag("Accept references without a mixture.")
+    truth: Path | None = path("DIR|SCP", "What the targets said: scores them.")
+    metrics: str = option(
+        "NAMES",
+        "With --truth: some of {of_truth}, those that need no interferers.",
+        cls=score.MetricsOption,
+        default="si_sdr,si_sdr_i,snr",
+    )
+    resample: bool = flag("Score at the truth's rate, whatever the others'.")
+    groups: Path | None = options.GROUPS
+    group_by: str | None = options.GROUP_BY
+    output: Path = path(
+        "DIR", "Folder for audio/ and the reports.", "-o", "--output", required=True
+    )
+    residual: bool = flag("Write what is left of each mixture, too, to residual/.")
+    activity: str | None = choice(
+        table("extraction.presence", "ACTIVITY_FORMATS"),
+        "Also write when the voice speaks, to activity/",
+        callback=options.as_suffix,
+    )
+    suffix: str = choice(
+        table("audio", "FORMATS"),
+        "Format of the estimates and residuals",
+        "--format",
+        default="wav",
+        callback=options.as_suffix,
+    )
+    model: str | None = options.MODEL
+    offline: bool = options.OFFLINE
+    devices: tuple[str, ...] = option(
+        "TEXT",
+        "cpu, cuda, or several: cuda:0,cuda:1.",
+        default="auto",
+        callback=lambda _, __, text: tuple(name.strip() for name in text.split(",")),
+    )
+    precision: str = options.PRECISION
+    runtime: str = options.RUNTIME
+    extraction: ExtractionOptions = options.EXTRACTION
+    batch_size: int = option(
+        "auto|N",
+        "Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
+        default="auto",
+        callback=_batch_size,
+    )
+    jobs: int = option(
+        None,
+        "Processes, actors or tasks of an array.  [default: one per GPU, or per two cores with a "
+        "minute of audio; as many actors as there is room for; a task for an hour of audio]",
+        type=click.IntRange(1),
+        callback=lambda _, __, number: number or 0,
+    )
+    shard: tuple[int, int] = option(
+        "I/N",
+        "Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
+        callback=_shard,
+    )
+    engine: str = choice(table("batch.engines", "ENGINES"), "What does the work", default="local")
+    resources: dict[str, float] = option(
+        "cpu=N,gpu=N",
+        "What each Ray actor or Slurm task has.  [default: a GPU if Ray has any, and two cores]",
+        callback=_resources,
+    )
+    gpus: int | None = option(None, "Short for --resources gpu=N.", type=click.IntRange(0))
+    address: str | None = option(
+        "auto|ray://HOST:PORT",
+        "The Ray cluster.  [default: RAY_ADDRESS, or a Ray of this machine's own]",
+    )
+    partition: str | None = option("NAME", "Slurm's partition.")
+    time_min: int = option(
+        "MINUTES",
+        "Slurm's limit for a task; one that needs longer is queued again and goes on.",
+        "--time",
+        type=click.IntRange(5),  # its warning comes up to 2.5 minutes before the end
+        default=60,
+    )
+    parallelism: int = option(
+        None,
+        "Tasks of Slurm's array at once.",
+        "--array-parallelism",
+        type=click.IntRange(1),
+        default=256,
+    )
+    wait: bool = option(
+        None, "Wait for Slurm's array, or leave it.", "--wait/--no-wait", default=True
+    )
+    dry_run: bool = flag("Show the plan and how long it would take.")
+    fail_fast: bool = flag("Stop at the first file that fails.")
+    overwrite: bool = flag("Use a DIR that is not empty, or of another model or settings.")
+    as_json: bool = options.JSON
+    quiet: bool = options.QUIET
+    verbose: bool = flag("Say what was done of each file.", "-v", "--verbose")
+
+
 @click.command()
-@click.argument("mixtures", nargs=-1, type=options.PATH, metavar="[MIXTURES...]")
-@click.option(
-    "--manifest",
-    type=options.PATH,
-    metavar="FILE",
-    help="Instead of MIXTURES: a .csv or .tsv with a column mixture and, if wanted, reference(s), "
-    "span, truth, output, residual, activity, id; a .jsonl with the same keys; or a .scp.",
-)
-@options.reference(
-    "A clip of the one voice wanted from all, a folder of clips, or a profile. Repeatable."
-)
-@options.references_by_name(
-    "References by name: a clip, or a folder of clips, called like the mixture or its folder.",
-    "Which part of a mixture's name is its reference's: {speaker}_{n}, or a regular expression "
-    "with (?P<speaker>...).",
-)
-@click.option("--allow-unused", is_flag=True, help="Accept references without a mixture.")
-@click.option(
-    "--truth", type=options.PATH, metavar="DIR|SCP", help="What the targets said: scores them."
-)
-@click.option(
-    "--metrics",
-    cls=MetricsOption,
-    metavar="NAMES",
-    default="si_sdr,si_sdr_i,snr",
-    show_default=True,
-    help="With --truth: some of {of_truth}, those that need no interferers.",
-)
-@click.option("--resample", is_flag=True, help="Score at the truth's rate, whatever the others'.")
-@options.grouping
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=options.PATH,
-    metavar="DIR",
-    help="Folder for audio/ and the reports.",
-)
-@click.option(
-    "--residual", is_flag=True, help="Write what is left of each mixture, too, to residual/."
-)
-@click.option(
-    "--activity",
-    cls=options.TableOption,
-    rows=options.activity_formats,
-    callback=options.as_suffix,
-    help="Also write when the voice speaks, to activity/",
-)
-@click.option(
-    "--format",
-    "suffix",
-    cls=options.TableOption,
-    rows=options.output_formats,
-    default="wav",
-    show_default=True,
-    callback=options.as_suffix,
-    help="Format of the estimates and residuals",
-)
-@options.model
-@click.option(
-    "--devices",
-    default="auto",
-    show_default=True,
-    callback=lambda _, __, text: tuple(name.strip() for name in text.split(",")),
-    help="cpu, cuda, or several: cuda:0,cuda:1.",
-)
-@options.precision
-@options.runtime
-@options.writing
-@options.treating
-@options.batch_size
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    callback=lambda _, __, number: number or 0,
-    help="Processes, actors or tasks of an array.  [default: one per GPU, or per two cores with a "
-    "minute of audio; as many actors as there is room for; a task for an hour of audio]",
-)
-@options.shard
-@click.option(
-    "--engine",
-    cls=options.TableOption,
-    rows=_engines,
-    default="local",
-    show_default=True,
-    help="What does the work",
-)
-@click.option(
-    "--resources",
-    metavar="cpu=N,gpu=N",
-    callback=lambda _, __, text: _resources(text),
-    help="What each Ray actor or Slurm task has.  [default: a GPU if Ray has any, and two cores]",
-)
-@click.option("--gpus", type=click.IntRange(0), help="Short for --resources gpu=N.")
-@click.option(
-    "--address",
-    metavar="auto|ray://HOST:PORT",
-    help="The Ray cluster.  [default: RAY_ADDRESS, or a Ray of this machine's own]",
-)
-@click.option("--partition", metavar="NAME", help="Slurm's partition.")
-@click.option(
-    "--time",
-    "time_min",
-    type=click.IntRange(5),  # its warning comes up to 2.5 minutes before the end
-    metavar="MINUTES",
-    default=60,
-    show_default=True,
-    help="Slurm's limit for a task; one that needs longer is queued again and goes on.",
-)
-@click.option(
-    "--array-parallelism",
-    "parallelism",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Tasks of Slurm's array at once.",
-)
-@click.option(
-    "--wait/--no-wait", default=True, help="Wait for Slurm's array, or leave it.  [default: wait]"
-)
-@click.option("--dry-run", is_flag=True, help="Show the plan and how long it would take.")
-@click.option("--fail-fast", is_flag=True, help="Stop at the first file that fails.")
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Use a DIR that is not empty, or of another model or settings.",
-)
-@options.as_json
-@options.quiet
-@click.option("-v", "--verbose", is_flag=True, help="Say what was done of each file.")
-def batch(
-    dry_run: bool,
-    gpus: int | None,
-    resources: dict[str, float],
-    overwrite: bool,
-    groups: Path | None,
-    group_by: str | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **values: Any,
-) -> None:
+@options.declared
+def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     """Extract from folders or lists of mixtures, each with its reference.
 
     The plan is checked before anything is done. What is done stays done: run the same
@@ -202,87 +205,86 @@ def batch(
     mcspex batch --manifest plan.csv -o out --shard 2/8
     mcspex batch --manifest plan.csv -o out --engine ray --address auto
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch import engines, results, storage
-    from mcspex_cli.batch.journal import Journal, open_folder
-    from mcspex_cli.batch.plan import BatchRequest, check_profiles, measure, plan_batch
-    from mcspex_cli.batch.run import BatchSettings, WorkList
+    from mcspex_cli.batch import engines, journal, plan, results, run, storage
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.summary import read_groups
     from mcspex_cli.extraction.job import check_presence
 
-    shown = not (quiet or as_json)
-    request = options.filled(BatchRequest, values)
+    shown = not (request.quiet or request.as_json)
+    values = vars(request)
     _check_usage(request)
-    _check_engine(values["engine"])
     scoring = ScoreSettings(
-        choose_metrics(values["metrics"], {"target", "mixture"}, only_truth=True),
-        resample=values["resample"],
-        channel=None if values["channel"] == "all" else values["channel"],
+        score.choose_metrics(request.metrics, {"target", "mixture"}, only_truth=True),
+        resample=request.resample,
+        channel=None if request.extraction.channel == "all" else request.extraction.channel,
     )
-    values["options"] = extraction = options.extraction_options(values)
-    if groups:
-        read_groups(groups, group_by)
-    plan = plan_batch(request)
-    for text in plan.warnings:
+    if request.groups:
+        read_groups(request.groups, request.group_by)
+    batch_plan = plan.plan_batch(options.filled(plan.BatchRequest, values))
+    for text in batch_plan.warnings:
         console.warn(text)
-    model = find_model(values["model"], offline=values["offline"], quiet=not shown)
-    check_presence(model, model.calibration, extraction.absent)
-    runtime = "torch" if values["runtime"] == "auto" else values["runtime"]
-    values |= {
-        **{"model": model, "runtime": runtime},
-        **{"cpus": resources.get("cpu", 2.0), "gpus": resources.get("gpu", gpus)},
+    model = options.find_model(request.model, offline=request.offline, quiet=not shown)
+    check_presence(model, model.calibration, request.extraction.absent)
+    resources = {
+        "cpus": request.resources.get("cpu", 2.0),
+        "gpus": request.resources.get("gpu", request.gpus),
     }
-    settings = options.filled(BatchSettings, values)
-    check_profiles(plan, model)
-    prepare(model, runtime, quiet=not shown)
-    if not dry_run:
+    runtime = "torch" if request.runtime == "auto" else request.runtime
+    decided = {
+        **{"model": model, "runtime": runtime},
+        **{"options": request.extraction, **resources},
+    }
+    settings = options.filled(run.BatchSettings, values | decided)
+    plan.check_profiles(batch_plan, model)
+    options.prepare(model, runtime, quiet=not shown)
+    folder = batch_plan.folder
+    if request.dry_run:
+        log = journal.Journal(folder)
+    else:
         settings = engines.connect(settings)
-    journal = Journal(plan.folder) if dry_run else open_folder(plan.folder, overwrite=overwrite)
-    plan = measure(plan, journal)
-    if not overwrite:
-        journal.check(plan.tasks, settings.fingerprint())
-    work = WorkList(plan, journal, settings)
-    del journal  # of 100,000 files it takes as much memory as the plan
-    if dry_run:
-        _show_plan(work, as_json=as_json)
+        log = journal.open_folder(folder, overwrite=request.overwrite)
+    batch_plan = plan.measure(batch_plan, log)
+    if not request.overwrite:
+        log.check(batch_plan.tasks, settings.fingerprint())
+    work = run.WorkList(batch_plan, log, settings)
+    del log  # of 100,000 files it takes as much memory as the plan
+    if request.dry_run:
+        _show_plan(work, as_json=request.as_json)
         return
-    failed = _work(work, shown=shown, verbose=verbose)
-    with console.progress(shown=shown) as bar:
-        part = bar.add_task("scoring", total=1.0)
-        results.score(plan, settings, scoring, lambda share: bar.update(part, completed=share))
-    report, record = results.write(plan, settings, scoring, sys.argv, groups, group_by)
-    if as_json:
+    failed = _work(work, shown=shown, verbose=request.verbose)
+    with console.progress("scoring", shown=shown) as update:
+        results.score(batch_plan, settings, scoring, lambda share: update(completed=share))
+    report, record = results.write(
+        batch_plan, settings, scoring, sys.argv, request.groups, request.group_by
+    )
+    if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
     elif shown:
         _summarise(work, report, record)
-    _remark(work, report, quiet=quiet)
+    _remark(work, report, quiet=request.quiet)
     if failed:
-        place = f"{storage.name(plan.folder)}/{results.FAILED}"
+        place = f"{storage.name(folder)}/{results.FAILED}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {place}.")
-    conclude(report)
+    score.conclude(report)
 
 
-def _check_usage(request: BatchRequest) -> None:
-    """Refuse combinations of options that mean nothing."""
+def _check_usage(request: BatchOptions) -> None:
+    """Refuse combinations of options that mean nothing, and an engine that is not here."""
+    from mcspex_cli.batch.engines import ENGINES
+
     if bool(request.mixtures) == bool(request.manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
     if request.references and request.reference_folder:
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
     if request.pattern is not None and not request.reference_folder:
         raise click.UsageError("--pattern says which of --refs belongs to a mixture; add --refs.")
-
-
-def _check_engine(name: str) -> None:
-    """Refuse an engine that is not here, and options that are for another."""
-    from mcspex_cli.batch.engines import ENGINES
-
     context = click.get_current_context()
-    for option in context.command.params:
-        users = [engine.name for engine in ENGINES.values() if option.name in engine.options]
-        given = context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
-        if given and users and name not in users:
-            raise click.UsageError(f"{option.opts[0]} is for --engine {' or '.join(users)}.")
-    ENGINES[name].check()
+    for each in context.command.params:
+        users = [engine.name for engine in ENGINES.values() if each.name in engine.options]
+        given = context.get_parameter_source(each.name or "") == ParameterSource.COMMANDLINE
+        if given and users and request.engine not in users:
+            raise click.UsageError(f"{each.opts[0]} is for --engine {' or '.join(users)}.")
+    ENGINES[request.engine].check()
 
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
@@ -295,10 +297,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
     if as_json:
         rows = [
             {
-                "id": task.id,
-                "mixture": task.mixture,
-                "references": list(task.references),
-                "spans": list(task.spans),
+                **{key: getattr(task, key) for key in ("id", "mixture", "references", "spans")},
                 "truth": task.truth,
                 **{
                     "output" if kind == AUDIO else kind: str(path)
@@ -331,21 +330,21 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import files
-    from mcspex_cli.batch.engines import find_array, run
-    from mcspex_cli.batch.journal import Journal
-    from mcspex_cli.batch.run import seconds
+    from mcspex_cli.batch import engines, journal, run
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
     try:
-        with console.progress(shown=shown) as bar, console.ending_gently(stopping.set):
-            task = bar.add_task("extracting", total=seconds(work.todo))
-            for outcome in run(work, stopping):
+        with (
+            console.progress("extracting", run.seconds(work.todo), shown=shown) as update,
+            console.ending_gently(stopping.set),
+        ):
+            for outcome in engines.run(work, stopping):
                 _show(outcome, warned, verbose=verbose)
                 failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
-                bar.advance(task, outcome.task.seconds or 0.0)
+                update(advance=outcome.task.seconds or 0.0)
     except DiskFullError as error:
-        ended = Journal(work.plan.folder)
+        ended = journal.Journal(work.plan.folder)
         left = sum(not ended.result(task, work.key) for task in work.todo)
         raise DiskFullError(
             f"{error} {console.count(left, 'file')} left; then go on with the same command."
@@ -355,7 +354,7 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     if len(warned) > LISTED:
         console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
     left = len(work.todo) - done - failed
-    if left and work.settings.engine == "slurm" and (job := find_array(work.plan.folder)):
+    if left and work.settings.engine == "slurm" and (job := engines.find_array(work.plan.folder)):
         without = "" if work.settings.wait else ", without --no-wait,"
         console.say(
             f"Slurm's array {job} works on {console.count(left, 'file')}. Run the same "
@@ -381,13 +380,7 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
     elif verbose:
         for text in row["warnings"]:
             console.warn(f"{outcome.task.id}: {text}")
-        presence = "" if row["presence"] is None else f", presence {row['presence']:.2f}"
-        gains = ", ".join(f"{gain:+.1f}" for gain in row["gain_db"])
-        console.say(
-            f"{outcome.task.id}  ({row['seconds']:.1f} s in {row['elapsed_s']:.1f} s, real-time "
-            f"factor {row['real_time_factor']:.3f}{presence}, gain {gains} dB, speaks "
-            f"{row['active_s']:.1f} s)"
-        )
+        console.say(f"{outcome.task.id}  ({', '.join(console.figures(row))})")
 
 
 def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
@@ -398,7 +391,7 @@ def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
     if report.summary.metrics:
         has_truth = any(task.truth for task in work.plan.tasks)
         others = [c for c, metric in BY_COLUMN.items() if "target" not in metric.needs]
-        show(report, hidden=others if has_truth else ())
+        score.show(report, hidden=others if has_truth else ())
     before, factor = len(work.skipped), record["real_time_factor"]
     console.say(
         f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
@@ -416,7 +409,7 @@ def _remark(work: WorkList, report: Report, *, quiet: bool) -> None:
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
     if any(task.truth for task in work.plan.tasks):
-        say_remarks(report, quiet=quiet)
+        score.say_remarks(report, quiet=quiet)
     if pending := report.summary.statuses.get("pending", 0):
         console.warn(
             f"{console.count(pending, 'file')} left to do, by other shards or another run."

@@ -18,14 +18,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from mcspex_cli.errors import OutputError
+from mcspex_cli.errors import AudioError, OutputError
 from mcspex_cli.text import line, printable
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ Item = TypeVar("Item")
 LONGEST_MESSAGE = 1000
 """Characters after which a warning or an error is cut."""
 
-_COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red", "error": "red"}
-_LEVELS = {"ok": logging.INFO, "note": logging.INFO, "warning": logging.WARNING}
-
-_logger = logging.getLogger("mcspex")
-_logger.propagate = False
-_logger.setLevel(logging.INFO)
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red", "error": "red"}
 
 _bars: list[Progress] = []
 """Progress bars on the terminal now: messages go above them."""
@@ -60,8 +56,7 @@ class _Terminal(logging.Handler):
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             word = record.levelname.lower()
-            styled = click.style(f"{word}: ", fg=_COLOURS[word])
-            text = styled + line(text, LONGEST_MESSAGE)
+            text = click.style(f"{word}: ", fg=COLOURS[word]) + line(text, LONGEST_MESSAGE)
         else:
             text = line(text)
         if record.exc_info:  # of a bug
@@ -116,73 +111,45 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
-_logger.addHandler(_Terminal())
+def _with_names(record: logging.LogRecord) -> bool:
+    """Replace paths in a message by the names that they are shown as, the longest path first."""
+    for path in sorted(_names, key=len, reverse=True):
+        record.msg = record.msg.replace(path, _names[path])
+    return True
 
 
-def add_log_file(path: Path) -> None:
-    """Append all further messages to a file too.
+logger = logging.getLogger("mcspex")
+logger.propagate = False
+logger.setLevel(logging.INFO)
+logger.addHandler(_Terminal())
+logger.addFilter(_with_names)
 
-    Raises:
-        OutputError: as `LogFile`.
-    """
-    _logger.addHandler(LogFile(path))
-
-
-def close_log_files() -> None:
-    """Stop writing messages to files."""
-    for handler in [h for h in _logger.handlers if isinstance(h, LogFile)]:
-        _logger.removeHandler(handler)
-        handler.close()
+say, warn, error = logger.info, logger.warning, logger.error
+"""Tell a person something; warn of something that may be wrong; say why something failed."""
 
 
 def log(level: int, text: str) -> None:
     """Write a message to the log files only."""
-    _logger.log(level, "%s", named(text), extra={"log_file_only": True})
+    logger.log(level, text, extra={"log_file_only": True})
 
 
-def say(text: str) -> None:
-    """Tell a person something."""
-    _logger.info("%s", named(text))
-
-
-def warn(text: str) -> None:
-    """Warn a person of something that may be wrong."""
-    _logger.warning("%s", named(text))
-
-
-def error(text: str) -> None:
-    """Tell a person why something failed."""
-    _logger.error("%s", named(text))
+def close_log_files() -> None:
+    """Stop writing messages to files."""
+    for handler in [h for h in logger.handlers if isinstance(h, LogFile)]:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager
 def shown_as(path: Path, name: str) -> Iterator[None]:
     """Call a file `name` in messages instead of by its path."""
-    before = dict(_names)
-    _names.update({str(path): name, str(path.resolve()): name})
+    names = dict.fromkeys((str(path), str(path.resolve())), name)
+    _names.update(names)
     try:
         yield
     finally:
-        _names.clear()
-        _names.update(before)
-
-
-def named(text: str) -> str:
-    """Return `text` with paths replaced by the names they are shown as."""
-    for path in sorted(_names, key=len, reverse=True):
-        text = text.replace(path, _names[path])
-    return text
-
-
-def finding(status: str, name: str, detail: str, remedy: str) -> None:
-    """Print one result of `mcspex doctor` to stdout: status, name, detail, and the remedy below."""
-    word = click.style(f"{status:9}", fg=_COLOURS[status])
-    text = f"{word}{line(name):17}{line(detail, LONGEST_MESSAGE)}"
-    if remedy:
-        text += f"\n{'':26}{line(remedy, LONGEST_MESSAGE)}"
-    click.echo(text, file=_stdout(), color=_is_coloured(sys.stdout))
-    message = " ".join(filter(None, (f"{name}: {detail}.", remedy)))
-    log(_LEVELS.get(status, logging.ERROR), message)
+        for each in names:
+            del _names[each]
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
@@ -195,9 +162,19 @@ def text(value: str) -> None:
     click.echo(printable(value), file=_stdout(), nl=False)
 
 
+def coloured(value: str) -> None:
+    """Print a line with `click.style` in it to stdout; its colours are only for terminals."""
+    click.echo(value, file=_stdout(), color=_is_coloured(sys.stdout))
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> None:
+    """Print what there is to know of a thing to stdout: a line for each fact, its name first."""
+    text("".join(f"{name:9}{value}\n" for name, value in rows))
+
+
 def table(
     headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Iterable[Sequence[str]],
     footer: Sequence[str] = (),
     title: str = "",
 ) -> None:
@@ -256,9 +233,27 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
+def figures(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what people are told of a row of `Result.to_dict`: how fast, and what came out."""
+    speed = (
+        f"{row['seconds']:.1f} s in {row['elapsed_s']:.1f} s, "
+        f"real-time factor {row['real_time_factor']:.3f}"
+    )
+    if row["presence"] is not None:
+        speed += f", presence {row['presence']:.2f}"
+    gains = ", ".join(f"{gain:+.1f}" for gain in row["gain_db"])
+    return speed, f"gain {gains} dB, speaks {row['active_s']:.1f} s"
+
+
 @contextmanager
-def progress(*, shown: bool) -> Iterator[Progress]:
-    """A progress bar on stderr; invisible unless `shown` and stderr is a terminal."""
+def progress(
+    label: str, total: float | None = 1.0, *, shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; invisible unless `shown` and stderr is a terminal.
+
+    Yields:
+        A function to call with `completed` or `advance`, perhaps `total` and `description`.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     visible = shown and sys.stderr is not None and sys.stderr.isatty()
@@ -268,7 +263,7 @@ def progress(*, shown: bool) -> Iterator[Progress]:
         if visible:
             _bars.append(bar)
         try:
-            yield bar
+            yield partial(bar.update, bar.add_task(label, total=total))
         finally:
             if visible:
                 _bars.remove(bar)
@@ -292,16 +287,17 @@ def track(
         shown: whether to show anything.
     """
     began_s = told_s = time.monotonic()
-    with progress(shown=shown) as bar:
-        task = bar.add_task(label, total=total)
+    done = 0.0
+    with progress(label, total, shown=shown) as update:
         for item in items:
             yield item
-            bar.advance(task, size(item))
-            now_s, share = time.monotonic(), bar.tasks[0].completed / total
-            if shown and bar.disable and now_s - told_s >= 60 and share < 1:
+            done += size(item)
+            update(completed=done)
+            now_s = time.monotonic()
+            if shown and not _bars and now_s - told_s >= 60 and done < total:
                 told_s = now_s
-                left = duration((now_s - began_s) * (1 / share - 1))
-                say(f"{label}: {100 * share:.0f} %, {left} left")
+                left = duration((now_s - began_s) * (total / done - 1))
+                say(f"{label}: {100 * done / total:.0f} %, {left} left")
 
 
 @contextmanager
@@ -318,6 +314,24 @@ def ending_gently(stop: Callable[[], object]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check_sound_input(advice: str) -> None:
+    """Refuse a standard input from which no sound can come."""
+    if state := _unusable(sys.stdin):
+        raise AudioError(f"standard input is {state}. {advice}")
+
+
+def check_sound_output() -> None:
+    """Refuse to write sound to a terminal, before any work."""
+    if state := _unusable(sys.stdout):
+        raise OutputError(f"standard output is {state}. Redirect it to a file or program.")
+
+
+def _unusable(stream: TextIO | None) -> str:
+    if stream is None or stream.closed:
+        return "closed"
+    return "a terminal" if stream.isatty() else ""
 
 
 def _stdout() -> TextIO:

@@ -1,40 +1,448 @@
-"""`mcspex doctor`."""
+"""`mcspex doctor`: what is installed, what is on this disk, and the main job done once.
+
+A check that breaks becomes a failed finding; none stops the rest.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import threading
 import time
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
 
 import click
 
+import mcspex_cli
 from mcspex_cli.cli import console, options
+from mcspex_cli.errors import CheckpointError, HubError, McspexError
+from mcspex_cli.text import line
+
+OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
+
+_OLDEST, _NEWEST = (3, 10), (3, 13)
+"""Versions of Python that the tests run on."""
+
+_HUB_S = 3.0
+"""Seconds for each step to the Hub."""
+
+_ROOM = 200e6
+"""Bytes that should be free."""
+
+_LEAST_DB = 5.0
+"""By how much the self-test has to improve SI-SDR; the bundled model does twice that."""
+
+_EXTRA = re.compile(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
+"""A package that an extra asks for, in a distribution's metadata."""
+
+_AGAIN = "Install mcspex again."
+_STILL = "Models that are on this disk still work."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that works here, or does not."""
+
+    name: str
+    status: str
+    """OK, NOTE (something optional is missing), WARNING (the main job works) or FAILED."""
+    detail: str
+    remedy: str = ""
+    """What to do now; empty if nothing is."""
+
+
+Check = Callable[[], tuple[str, ...]]
+"""Returns a finding without its name: status, detail and perhaps a remedy."""
 
 
 @click.command()
-@options.offline
-@options.as_json
-@click.pass_context
-def doctor(ctx: click.Context, offline: bool, as_json: bool) -> None:
+@options.declared
+def doctor(offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
     """Say what works on this machine and what does not, and what to do about it.
 
     Checks Python, torch, CUDA, sound formats, extras, caches, the Hub and the bundled models'
     checksums, then extracts a voice from a short recording with the default model. Exit code 0:
     extracting works here, whatever the warnings; 1: it does not.
     """
-    from mcspex_cli.diagnosis import check_up, works
-
     began, findings = time.monotonic(), []
     for finding in check_up(offline=offline):
         findings.append(finding)
         if not as_json:
-            console.finding(finding.status, finding.name, finding.detail, finding.remedy)
+            show(finding)
     good = works(findings)
     if as_json:
         console.data({"works": good, "findings": [asdict(f) for f in findings]}, indent=2)
     else:
-        counts = [sum(f.status == status for f in findings) for status in ("warning", "failed")]
+        warned, failed = (sum(f.status == each for f in findings) for each in (WARNING, FAILED))
         verdict = "mcspex works here" if good else "mcspex does not work here"
         time_text = console.duration(time.monotonic() - began)
-        summary = f"{console.count(counts[0], 'warning')}, {counts[1]} failed; {time_text}"
+        summary = f"{console.count(warned, 'warning')}, {failed} failed; {time_text}"
         console.text(f"\n{verdict} ({summary})\n")
-    ctx.exit(0 if good else 1)
+    click.get_current_context().exit(0 if good else 1)
+
+
+def show(finding: Finding) -> None:
+    """Print a finding: status, name, detail, and the remedy below."""
+    detail, remedy = (line(t, console.LONGEST_MESSAGE) for t in (finding.detail, finding.remedy))
+    word = click.style(f"{finding.status:9}", fg=console.COLOURS[finding.status])
+    below = f"\n{'':26}{remedy}" if remedy else ""
+    console.coloured(f"{word}{line(finding.name):17}{detail}{below}")
+    level = {FAILED: logging.ERROR, WARNING: logging.WARNING}.get(finding.status, logging.INFO)
+    console.log(level, f"{finding.name}: {finding.detail}. {finding.remedy}".rstrip())
+
+
+def check_up(*, offline: bool = False) -> Iterator[Finding]:
+    """Look at everything that mcspex needs here, or can use; the last finding is the self-test."""
+    for name, check in CHECKS.items():
+        yield guarded(name, check)
+    yield guarded("Hub", partial(check_hub, offline=offline))
+    from mcspex_cli.checkpoint.checkpoint import bundled
+
+    try:
+        models = bundled()
+    except OSError as error:
+        yield Finding("models", FAILED, in_words(error), _AGAIN)
+    else:
+        if not models:
+            yield Finding("models", FAILED, "no bundled model is installed", _AGAIN)
+        for name, folder in models.items():
+            yield guarded(name, partial(check_model, folder))
+    yield guarded("self-test", run_self_test)
+
+
+def works(findings: Iterable[Finding]) -> bool:
+    """Whether the main job works here: the self-test passed, and nothing failed."""
+    statuses = [(finding.name, finding.status) for finding in findings]
+    return ("self-test", OK) in statuses and all(status != FAILED for _, status in statuses)
+
+
+def guarded(name: str, check: Check) -> Finding:
+    """Run a check; whatever it raises becomes a failed finding. Libraries' warnings are hidden."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Finding(name, *check())
+    except McspexError as error:
+        return Finding(name, FAILED, *_parts(error))
+    except (Exception, SystemExit) as error:  # a broken library may raise anything
+        return Finding(name, FAILED, in_words(error), "Install mcspex again, or report this.")
+
+
+def _parts(error: McspexError) -> tuple[str, str]:
+    """An error's message as what is wrong, and what to do."""
+    detail, _, remedy = str(error).partition(". ")
+    return detail.removesuffix("."), remedy
+
+
+def in_words(error: BaseException) -> str:
+    """An exception's kind and the first line of its message."""
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _distribution(package: str = "mcspex") -> metadata.Distribution | None:
+    """What pip knows of a package; None where it was not installed."""
+    try:
+        return metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _imported(package: str) -> Any:
+    """A package's module, or an error that says how to install it."""
+    try:
+        return import_module(package)
+    except Exception as error:  # missing libraries are OSErrors, others anything
+        raise McspexError(f"does not import ({in_words(error)}). {_reinstall(package)}") from error
+
+
+def _reinstall(package: str) -> str:
+    return f"Install it again: pip install --force-reinstall {package}"
+
+
+def _free_bytes(folder: Path) -> int:
+    """Write a byte where a folder is, or would be made, and count the bytes free there."""
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"0")
+        file.flush()
+    return shutil.disk_usage(there).free
+
+
+def check_mcspex() -> tuple[str, ...]:
+    """Which mcspex this is, and whether pip knows of the same."""
+    here = f"{mcspex_cli.__version__} in {Path(mcspex_cli.__file__).parent}"
+    installed = _distribution()
+    if installed is None or installed.version == mcspex_cli.__version__:
+        return OK, here
+    detail = f"{here}, but pip knows of {installed.version}"
+    return WARNING, detail, "Install mcspex again, so that there is only one."
+
+
+def check_python() -> tuple[str, ...]:
+    """Whether this Python is one that is tested."""
+    running = f"{platform.python_version()} ({sys.executable})"
+    if _OLDEST <= sys.version_info[:2] <= _NEWEST:
+        return OK, running
+    span = " to ".join(f"{major}.{minor}" for major, minor in (_OLDEST, _NEWEST))
+    return WARNING, f"{running} is untested", f"Use Python {span}."
+
+
+def check_torch() -> tuple[str, ...]:
+    """Whether torch is installed, and how it computes on this CPU."""
+    torch = _imported("torch")
+    from mcspex_cli.extraction.runtime import choose_precision, cores
+
+    precision = choose_precision("auto", torch.device("cpu"))
+    used = f"{torch.get_num_threads()} of {cores()} cores"
+    return OK, f"{torch.__version__}, {precision} on this CPU, {used}"
+
+
+def check_cuda() -> tuple[str, ...]:
+    """Whether torch computes on each GPU; if it sees none, why."""
+    torch = _imported("torch")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+        for number, name in enumerate(names):
+            try:  # a torch that sees a GPU may have no code for it
+                square = torch.ones(8, 8, device=f"cuda:{number}")
+                (square @ square).cpu()
+            except RuntimeError as error:
+                remedy = "Install a torch that is built for it; until then, use --device cpu."
+                return FAILED, f"{name} does not compute ({in_words(error)})", remedy
+        return OK, ", ".join(names)
+    if not shutil.which("nvidia-smi") and not Path("/proc/driver/nvidia/version").exists():
+        return OK, "not used: there is no NVIDIA driver"
+    if not torch.version.cuda and not torch.version.hip:
+        detail = "not used: this torch is built for CPUs, but there is an NVIDIA driver"
+        return WARNING, detail, "Install torch for CUDA: https://pytorch.org/get-started/locally"
+    detail = f"there is a driver, but no GPU for torch's CUDA {torch.version.cuda}"
+    remedy = "Update the driver; check that nvidia-smi and CUDA_VISIBLE_DEVICES show a GPU."
+    return WARNING, detail, remedy
+
+
+def check_torchaudio() -> tuple[str, ...]:
+    """Whether torchaudio imports, which only training on a GPU uses."""
+    try:
+        return OK, str(import_module("torchaudio").__version__)
+    except Exception as error:  # it loads torch's libraries, and may not find them
+        detail = f"does not import ({in_words(error)}). Training cannot augment speech on the GPU"
+        remedy = "Only training needs it. If you train: install the build that fits your torch."
+        return NOTE, detail, remedy
+
+
+def check_sound_files() -> tuple[str, ...]:
+    """Whether each output format is written and read back as the same sound."""
+    import numpy as np
+
+    soundfile = _imported("soundfile")
+    from mcspex_cli.audio import FORMATS
+
+    tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(1600) / 16_000)
+    broken = []
+    for form in FORMATS.values():
+        file = io.BytesIO()
+        try:
+            soundfile.write(file, tone, 16_000, form.subtypes[0], format=form.container)
+            file.seek(0)
+            back, _ = soundfile.read(file)
+            good = len(back) == len(tone) and 0.3 < back.std() < 0.4
+        except (soundfile.LibsndfileError, ValueError):
+            good = False
+        if not good:
+            broken.append(form.container)
+    if broken:
+        detail = f"libsndfile does not write and read {', '.join(broken)}"
+        return FAILED, detail, _reinstall("soundfile")
+    version = soundfile.__libsndfile_version__
+    return OK, f"libsndfile {version} reads and writes {', '.join(FORMATS)}"
+
+
+def check_ffmpeg() -> tuple[str, ...]:
+    """Whether PyAV brings an FFmpeg that decodes what videos and telephones have."""
+    av = _imported("av")
+    absent = {"aac", "mp3", "opus", "vorbis", "amrnb", "wmav2"} - av.codecs_available
+    if absent:
+        detail = f"PyAV {av.__version__} does not decode {', '.join(sorted(absent))}"
+        return WARNING, detail, _reinstall("av")
+    return OK, f"in PyAV {av.__version__}: videos, M4A, MP3 and more are read"
+
+
+def check_resampler() -> tuple[str, ...]:
+    """Whether soxr takes a tone from one rate to another."""
+    import numpy as np
+
+    _imported("soxr")
+    from mcspex_cli.audio import Resampler
+
+    tone = np.sin(2 * np.pi * 500 * np.arange(4800, dtype=np.float32) / 48_000)[None]
+    low = np.concatenate(list(Resampler(48_000, 8000, 1).run([tone])), axis=-1)
+    if low.shape != (1, 800) or not 0.6 < low[:, 100:-100].std() < 0.8:
+        return FAILED, "a resampled tone became another sound", _reinstall("soxr")
+    return OK, metadata.version("soxr")
+
+
+def check_extras() -> tuple[str, ...]:
+    """Which of the extras meant for users are installed, going by the package's own metadata."""
+    known: dict[str, list[str]] = {}
+    installed = _distribution()
+    for requirement in (installed.requires if installed else None) or ():
+        match = _EXTRA.match(requirement)
+        if match and match[2] != "test":
+            known.setdefault(match[2], []).append(match[1])
+    if not known:
+        return OK, "unknown: pip has no list of them"
+    absent = [name for name, packages in known.items() if not all(map(_distribution, packages))]
+    detail = f"{', '.join(name for name in known if name not in absent) or 'none'} installed"
+    if not absent:
+        return OK, detail
+    remedy = f"If you want them: pip install 'mcspex[{','.join(absent)}]'"
+    return OK, f"{detail}; not installed: {', '.join(absent)}", remedy
+
+
+def check_temporary() -> tuple[str, ...]:
+    """Whether temporary files can be made in the folder that TMPDIR names."""
+    chosen = os.environ.get("TMPDIR")
+    try:
+        place = Path(tempfile.gettempdir())
+        free = _free_bytes(place)
+    except OSError as error:
+        detail = f"no folder for temporary files ({error.strerror})"
+        return FAILED, detail, "Set TMPDIR to a folder, or free some space."
+    detail = f"{place}, {free / 1e9:.1f} GB free"
+    if chosen and Path(chosen).resolve() != place.resolve():
+        detail += f"; TMPDIR={chosen} cannot be written"
+        return WARNING, detail, "Set TMPDIR to a folder that can be written."
+    return (WARNING, detail, "Free some space, or set TMPDIR.") if free < _ROOM else (OK, detail)
+
+
+def check_cache() -> tuple[str, ...]:
+    """Where downloaded models go: whether it can be written, what is in it, what is free."""
+    from mcspex_cli.checkpoint import checkpoint, hub
+
+    place = hub.location()
+    try:
+        free = _free_bytes(place)
+    except OSError as error:
+        detail = f"{place} cannot be written ({error.strerror}): no model can be downloaded"
+        return WARNING, detail, "Set HF_HOME to a folder that can be written."
+    models, damaged = checkpoint.available()
+    sizes = [info.weight_bytes for info in models if info.revision]
+    detail = (
+        f"{place}: {len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
+    )
+    if damaged:
+        problem, remedy = _parts(damaged[0])
+        return WARNING, f"{detail}; {problem}", remedy
+    return (WARNING, detail, "Free some space, or set HF_HOME.") if free < _ROOM else (OK, detail)
+
+
+def check_graphs() -> tuple[str, ...]:
+    """Where graphs for ONNX Runtime go."""
+    from mcspex_cli.extraction import onnx
+
+    place = onnx.cache()
+    try:
+        _free_bytes(place)
+    except OSError as error:
+        detail = f"{place} cannot be written ({error.strerror}): ONNX graphs cannot be kept"
+        return WARNING, detail, "Set MCSPEX_CACHE to a folder that can be written."
+    return OK, str(place)
+
+
+CHECKS: dict[str, Check] = {
+    "mcspex": check_mcspex,
+    "Python": check_python,
+    "torch": check_torch,
+    "CUDA": check_cuda,
+    "torchaudio": check_torchaudio,
+    "sound files": check_sound_files,
+    "FFmpeg": check_ffmpeg,
+    "soxr": check_resampler,
+    "extras": check_extras,
+    "temporary files": check_temporary,
+    "model cache": check_cache,
+    "graph cache": check_graphs,
+}
+"""What is checked first, by the name of its finding."""
+
+
+def check_hub(*, offline: bool) -> tuple[str, ...]:
+    """Whether the Hugging Face Hub answers."""
+    from mcspex_cli.checkpoint import hub
+
+    if offline or hub.is_offline():
+        reason = "--offline" if offline else "HF_HUB_OFFLINE is set"
+        return OK, f"not asked: {reason}. Models on this disk work"
+    answers: list[tuple[str, ...]] = []
+
+    def ask() -> None:
+        try:
+            answers.append((OK, f"{hub.reach(_HUB_S)} answers"))
+        except HubError as error:
+            detail, remedy = _parts(error)
+            advice = f"{_STILL} {remedy.partition(';')[0].rstrip('.')}."
+            answers.append((WARNING, detail.removeprefix("the Hub: "), advice))
+        except Exception as error:  # which in a thread would be a traceback
+            answers.append((WARNING, in_words(error), _STILL))
+
+    # A thread that may be left behind: no timeout of the client's holds for a name's look-up.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_HUB_S + 1)
+    return answers[0] if answers else (WARNING, "no answer in time", _STILL)
+
+
+def check_model(folder: Path) -> tuple[str, ...]:
+    """Compare a bundled model's weights with the checksum in its config."""
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint, verify
+
+    try:
+        info = find_checkpoint(folder)
+    except CheckpointError as error:
+        return FAILED, _parts(error)[0], _AGAIN
+    if problems := verify(info, offline=True).problems:
+        return FAILED, problems[0].partition(". ")[0], _AGAIN
+    return OK, f"bundled, {info.weight_bytes / 1e6:.1f} MB, checksum good"
+
+
+def run_self_test() -> tuple[str, ...]:
+    """Extract a voice from a short recording, as `mcspex extract` does, and measure the result."""
+    from mcspex_cli import Extractor, audio, si_sdr
+
+    began, folder = time.monotonic(), options.examples()
+    if not folder.is_dir():
+        return FAILED, "its recordings are missing", _AGAIN
+    mixture, truth = folder / "mixture.flac", folder / "truth.flac"
+    try:
+        extractor = Extractor.load()
+    except CheckpointError as error:
+        return FAILED, _parts(error)[0], _AGAIN
+    with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as place:
+        estimate = Path(place) / "estimate.wav"
+        voice = extractor.enroll(folder / "reference.flac")
+        result = extractor.extract_file(mixture, voice, estimate)
+        rate_hz = audio.probe(truth).sample_rate_hz
+        target = audio.read(truth, rate_hz)
+        before_db, after_db = (
+            si_sdr(audio.read(path, rate_hz), target) for path in (mixture, estimate)
+        )
+    runtime = f"{result.runtime}, {result.precision} on {result.device}"
+    detail = f"SI-SDR {before_db:.1f} dB before, {after_db:.1f} dB after ({runtime})"
+    if not after_db - before_db >= _LEAST_DB:
+        remedy = "Try --precision float32 and --device cpu with extract; install mcspex again."
+        return FAILED, f"the voice was not extracted: {detail}", remedy
+    seconds, elapsed_s = len(target) / rate_hz, time.monotonic() - began
+    return OK, f"{detail}, {seconds:.1f} s extracted in {elapsed_s:.1f} s"

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.models import find_model, prepare
+from mcspex_cli.cli.options import flag, option, path
 from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError, PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
     from mcspex_cli.extraction.reference import Span, Voice
+    from mcspex_cli.extraction.runtime import EngineSettings
 
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
@@ -29,25 +30,50 @@ STREAM = Path("-")
 _COPIED_BYTES = 2**20
 
 
+def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple[Span, ...]:
+    from mcspex_cli.extraction.reference import Span
+
+    try:
+        return tuple(map(Span.parse, texts))
+    except AudioError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @dataclass(frozen=True)
 class ExtractRequest:
-    """What `mcspex extract` is asked for, besides how: the files and the model."""
+    """What `mcspex extract` is asked for."""
 
-    mixtures: tuple[Path, ...]
-    references: tuple[Path, ...]
-    spans: tuple[Span, ...]
-    output: Path | None
-    residual: Path | None
-    activity: Path | None
-    model: str | None
-    offline: bool
-    device: str
-    precision: str
-    runtime: str
-    overwrite: bool
-    as_json: bool
-    quiet: bool
-    verbose: bool
+    mixtures: tuple[Path, ...] = options.argument(
+        "MIXTURE...", nargs=-1, required=True, type=options.PATH
+    )
+    references: tuple[Path, ...] = options.references()
+    spans: tuple[Span, ...] = option(
+        "FROM-TO",
+        "When the person speaks alone in the mixture itself: 12.0-18.5, 0:12-0:18.5, or 12- "
+        "for all from there. Repeatable.",
+        "--ref-span",
+        multiple=True,
+        callback=_spans,
+    )
+    output: Path | None = path(
+        "FILE|DIR|-", "Default: MIXTURE.target.wav beside the mixture.", "-o", "--output"
+    )
+    residual: Path | None = path(
+        "FILE|DIR",
+        "Also write what is left of the mixture: with --level match, estimate and residual add up "
+        "to the mixture.",
+    )
+    activity: Path | None = path(
+        "FILE|DIR", "Write when the voice speaks, too: .json, .rttm or .srt."
+    )
+    model: str | None = options.MODEL
+    offline: bool = options.OFFLINE
+    engine: EngineSettings = options.ENGINE
+    extraction: ExtractionOptions = options.EXTRACTION
+    overwrite: bool = flag("Replace existing outputs.")
+    as_json: bool = options.JSON
+    quiet: bool = options.QUIET
+    verbose: bool = flag("Say what is used, and how.", "-v", "--verbose")
 
     @property
     def is_silent(self) -> bool:
@@ -56,45 +82,8 @@ class ExtractRequest:
 
 
 @click.command()
-@click.argument("mixtures", nargs=-1, required=True, type=options.PATH, metavar="MIXTURE...")
-@options.reference()
-@click.option(
-    "--ref-span",
-    "spans",
-    multiple=True,
-    metavar="FROM-TO",
-    callback=lambda _, __, texts: tuple(_span(text) for text in texts),
-    help="When the person speaks alone in the mixture itself: 12.0-18.5, 0:12-0:18.5, or 12- "
-    "for all from there. Repeatable.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=options.PATH,
-    metavar="FILE|DIR|-",
-    help="Default: MIXTURE.target.wav beside the mixture.",
-)
-@click.option(
-    "--residual",
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="Also write what is left of the mixture: with --level match, estimate and residual add up "
-    "to the mixture.",
-)
-@click.option(
-    "--activity",
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="Write when the voice speaks, too: .json, .rttm or .srt.",
-)
-@options.running
-@options.writing
-@options.treating
-@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-@options.as_json
-@options.quiet
-@click.option("-v", "--verbose", is_flag=True, help="Say what is used, and how.")
-def extract(**values: Any) -> None:
+@options.declared
+def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     """Extract one person's voice from each MIXTURE; - is standard input.
 
     \b
@@ -103,94 +92,91 @@ def extract(**values: Any) -> None:
     mcspex extract podcast.mp4 --ref-span 0:12-0:18.5 --residual rest.wav --activity alice.srt
     ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
-    request = options.filled(ExtractRequest, values)
-    settings = options.extraction_options(values)
     _check_usage(request)
-    to_stdout = request.output == STREAM
+    from_stdin, to_stdout = STREAM in request.mixtures, request.output == STREAM
+    if to_stdout:
+        console.check_sound_output()
+    if from_stdin:
+        console.check_sound_input("Pipe a sound file into it.")
+    if not from_stdin and not to_stdout:
+        _extract(request)
+        return
     # Of the outermost context, so that errors are told by the streams' names as well.
     keep = click.get_current_context().find_root().with_resource
+    folder = keep(_temporary_folder())
+    stdin, stdout = folder / "stdin", folder / "stdout.wav"
+    keep(console.shown_as(stdin, "standard input"))
+    keep(console.shown_as(stdout, "standard output"))
+    request = replace(
+        request,
+        mixtures=tuple(stdin if mixture == STREAM else mixture for mixture in request.mixtures),
+        output=stdout if to_stdout else request.output,
+    )
+    _extract(request, stdin if from_stdin else None)
     if to_stdout:
-        _check_stdout()
-        request = replace(request, output=keep(_temporary_folder()) / "stdout.wav")
-        keep(console.shown_as(request.output or Path(), "standard output"))
-    stdin = None
-    if STREAM in request.mixtures:
-        _check_stdin()
-        stdin = keep(_temporary_folder()) / "stdin"
-        keep(console.shown_as(stdin, "standard input"))
-        mixtures = tuple(stdin if path == STREAM else path for path in request.mixtures)
-        request = replace(request, mixtures=mixtures)
-    _extract(request, settings, stdin)
-    if to_stdout:
-        _copy_to_stdout(request.output or Path())
+        _copy_to_stdout(stdout)
 
 
 def _check_usage(request: ExtractRequest) -> None:
     """Refuse combinations of options that mean nothing."""
-    places = request.output, request.residual, request.activity
+    several = len(request.mixtures) > 1
     for message, is_wrong in {
         "whose voice? Add --ref FILE, or --ref-span FROM-TO.": not (
             request.references or request.spans
         ),
-        "--ref-span is a span of one MIXTURE; name one only.": request.spans
-        and len(request.mixtures) > 1,
+        "--ref-span is a span of one MIXTURE; name one only.": request.spans and several,
         "standard input can be read once; name - once only.": request.mixtures.count(STREAM) > 1,
         "a MIXTURE from standard input needs -o FILE, or -o -.": STREAM in request.mixtures
         and request.output is None,
         "-o - is for the sound of one MIXTURE, without --json.": request.output == STREAM
-        and (len(request.mixtures) > 1 or request.as_json),
-        "only -o can be standard output.": STREAM in places[1:],
+        and (several or request.as_json),
+        "only -o can be standard output.": STREAM in (request.residual, request.activity),
     }.items():
         if is_wrong:
             raise click.UsageError(message)
 
 
-def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path | None) -> None:
+def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
     from mcspex_cli import audio
-    from mcspex_cli.extraction.engine import open_engine
+    from mcspex_cli.extraction import job, profile, reference
     from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.job import Places, check_presence, check_references
-    from mcspex_cli.extraction.profile import Profile
-    from mcspex_cli.extraction.reference import check_sources, check_spans, list_sources
-    from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, keep_memory
 
+    settings = request.extraction
     voices: list[Voice] = []
-    references, places = list_sources(request.references), Places()
+    references, places = reference.list_sources(request.references), job.Places()
     jobs = _plan(request, stdin, lambda: voices[0])
-    for job in jobs:
-        check_references(job, references)
-        places.add(job)
-    sources = check_sources(references)
+    for one in jobs:
+        job.check_references(one, references)
+        places.add(one)
+    sources = reference.check_sources(references)
     if stdin:
         _copy_stdin(stdin)
-    for place, job in enumerate(jobs):
+    for place, one in enumerate(jobs):
         try:
-            reader = job.open(settings)
-            jobs[place] = replace(job, reader=reader)
+            reader = one.open(settings)
+            jobs[place] = replace(one, reader=reader)
             if place >= audio.MOST_OPEN:
                 reader.close()
         except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
                 raise
-    if jobs[0].reader:
-        check_spans(jobs[0].reader, request.spans)
-    seconds = sum(job.reader.info.seconds for job in jobs if job.reader)
-    info = find_model(request.model, offline=request.offline, quiet=request.is_silent)
-    check_presence(info, info.calibration, settings.absent)
-    for path, source in sources.items():
-        if isinstance(source, Profile):
-            source.enrolment_for(info, path)
-    engine = EngineSettings(request.device, request.precision, runtime=request.runtime)
-    engine = choose_runtime(info, engine, seconds)
-    prepare(info, engine.runtime, quiet=request.is_silent)
-    keep_memory()
-    extractor = Extractor(info, open_engine(info, engine))
+    first = jobs[0]
+    if first.reader:
+        reference.check_spans(first.reader, request.spans)
+    seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
+    info = options.find_model(request.model, offline=request.offline, quiet=request.is_silent)
+    job.check_presence(info, info.calibration, settings.absent)
+    for source_path, source in sources.items():
+        if isinstance(source, profile.Profile):
+            source.enrolment_for(info, source_path)
+    engine = options.open_engine(info, request.engine, seconds, quiet=request.is_silent)
+    extractor = Extractor(info, engine)
     voices.append(
         extractor.enroll(
             [one if isinstance(one, audio.Reader) else path for path, one in sources.items()],
             spans=request.spans,
-            mixture=jobs[0].mixture,
+            mixture=first.mixture,
             channel=settings.channel,
             track=settings.track,
             damaged=settings.damaged,
@@ -198,7 +184,7 @@ def _extract(request: ExtractRequest, settings: ExtractionOptions, stdin: Path |
     )
     for line in voices[0].warnings:
         console.warn(line)
-    _work(request, extractor, jobs, settings, seconds)
+    _work(request, extractor, jobs, seconds)
 
 
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
@@ -233,34 +219,32 @@ def _place(place: Path, mixture: Path, ending: str) -> Path:
     from mcspex_cli.audio import FORMATS
     from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 
-    if os.path.isdir(place):  # noqa: PTH112 (Path.is_dir raises if the name is too long)
-        return place / f"{mixture.stem}{ending}"
-    if place.name.lower() in (*FORMATS, *ACTIVITY_FORMATS):
+    is_folder = os.path.isdir(place)  # noqa: PTH112 (Path.is_dir raises if the name is too long)
+    if not is_folder and place.name.lower() in (*FORMATS, *ACTIVITY_FORMATS):
         raise OutputError(f"{place}: names no file. Put a name before the dot.")
-    return place if place.suffix else place / f"{mixture.stem}{ending}"
+    return place if place.suffix and not is_folder else place / f"{mixture.stem}{ending}"
 
 
 def _work(
-    request: ExtractRequest,
-    extractor: Extractor,
-    jobs: Sequence[Job],
-    settings: ExtractionOptions,
-    seconds: float,
+    request: ExtractRequest, extractor: Extractor, jobs: Sequence[Job], seconds: float
 ) -> None:
     """Extract every job; one that fails does not stop the others."""
     failed: list[McspexError] = []
     name = jobs[0].id or jobs[0].mixture.name if len(jobs) == 1 else f"{len(jobs)} mixtures"
-    with console.progress(shown=not request.is_silent) as bar:
-        task = bar.add_task(name, total=seconds or None)
-        results = extractor.extract_files(jobs, settings, lambda done_s: bar.advance(task, done_s))
-        with closing(results):  # so that an interrupt here does not write what is left
-            for job, result in results:
-                if not isinstance(result, McspexError):
-                    _show(request, job, result)
-                    continue
-                failed.append(result)
-                if len(jobs) > 1:
-                    console.error(str(result))
+    with (
+        console.progress(name, seconds or None, shown=not request.is_silent) as update,
+        # Closed, so that an interrupt here does not write what is left.
+        closing(
+            extractor.extract_files(jobs, request.extraction, lambda done_s: update(advance=done_s))
+        ) as results,
+    ):
+        for job, result in results:
+            if not isinstance(result, McspexError):
+                _show(request, job, result)
+                continue
+            failed.append(result)
+            if len(jobs) > 1:
+                console.error(str(result))
     if failed and len(jobs) == 1:
         raise failed[0]
     if failed:
@@ -272,44 +256,25 @@ def _work(
 
 
 def _show(request: ExtractRequest, job: Job, result: Result) -> None:
-    output = job.outputs.estimate
+    row, output = result.to_dict(), job.outputs.estimate
     for line in result.warnings:
         is_of_mixture = line.startswith(str(job.mixture))
         console.warn(line if is_of_mixture else f"{output}: {line}")
     if request.as_json:
-        row = result.to_dict()
         if job.id:  # the temporary file of standard input is nobody's business
-            names = (source.replace(str(job.mixture), job.id) for source in row["references"])
-            row["references"] = list(names)
-            row["warnings"] = [line.replace(str(job.mixture), job.id) for line in row["warnings"]]
+            for key in ("references", "warnings"):
+                row[key] = [line.replace(str(job.mixture), job.id) for line in row[key]]
         console.data(row)
     elif not request.quiet:
-        facts = [
-            f"{result.seconds:.1f} s in {result.elapsed_s:.1f} s",
-            f"real-time factor {result.real_time_factor:.3f}",
-        ]
-        if result.presence is not None:
-            facts.append(f"presence {result.presence:.2f}")
-        detail = ""
+        speed, sound = console.figures(row)
         if request.verbose:
-            gains = ", ".join(f"{gain:+.1f}" for gain in result.gain_db)
             revision = f"@{result.model_revision[:12]}" if result.model_revision else ""
-            detail = (
+            speed += (
                 f"; {result.model}{revision} (sha256 {result.model_sha256[:12]}) on "
-                f"{result.device}, {result.precision}, {result.runtime}, gain {gains} dB, speaks "
-                f"{result.active_s:.1f} s"
+                f"{result.device}, {result.precision}, {result.runtime}, {sound}"
             )
         others = [str(path) for path in job.outputs.paths()[1:]]
-        console.say("  ".join([str(output), f"({', '.join(facts)}{detail})", *others]))
-
-
-def _span(text: str) -> Span:
-    from mcspex_cli.extraction.reference import Span
-
-    try:
-        return Span.parse(text)
-    except AudioError as error:
-        raise click.BadParameter(str(error)) from error
+        console.say("  ".join([str(output), f"({speed})", *others]))
 
 
 @contextmanager
@@ -323,20 +288,19 @@ def _temporary_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _check_stdin() -> None:
-    """Refuse a standard input from which nothing can come."""
-    if sys.stdin is None:
-        raise AudioError("standard input is closed. Pipe a sound file into it.")
-    if sys.stdin.isatty():
-        raise AudioError("standard input is a terminal. Pipe a sound file into it.")
-
-
 def _copy_stdin(path: Path) -> None:
     """Keep standard input in a file, since some formats are read from their end."""
+
+    def read() -> bytes:
+        try:
+            return sys.stdin.buffer.read(_COPIED_BYTES)
+        except OSError as error:
+            raise AudioError(f"standard input: cannot be read ({error.strerror}).") from error
+
     copied = 0
     try:
         with path.open("wb") as file:
-            while block := _read_stdin():
+            while block := read():
                 copied += file.write(block)
     except OSError as error:
         raise OutputError(
@@ -344,21 +308,6 @@ def _copy_stdin(path: Path) -> None:
         ) from error
     if not copied:
         raise AudioError("standard input is empty. Pipe a sound file into it.")
-
-
-def _read_stdin() -> bytes:
-    try:
-        return sys.stdin.buffer.read(_COPIED_BYTES)
-    except OSError as error:
-        raise AudioError(f"standard input: cannot be read ({error.strerror}).") from error
-
-
-def _check_stdout() -> None:
-    """Refuse to write sound to a terminal, before any work."""
-    if sys.stdout is None:
-        raise OutputError("standard output is closed. Redirect it to a file or program.")
-    if sys.stdout.isatty():
-        raise OutputError("standard output is a terminal. Redirect it to a file or program.")
 
 
 def _copy_to_stdout(path: Path) -> None:

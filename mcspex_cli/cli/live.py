@@ -1,12 +1,17 @@
-"""`mcspex live`."""
+"""`mcspex live`: raw samples or WAV through pipes, and sound cards."""
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import queue
+import struct
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,41 +19,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.models import find_model, prepare
+from mcspex_cli.cli.options import choice, flag, option
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
     from mcspex_cli.audio import Samples
-    from mcspex_cli.cli.pipes import Inflow
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.presence import Calibration
     from mcspex_cli.extraction.reference import Voice
+    from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.extraction.streaming import LiveExtractor
+
+ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", "f32": "FLOAT"}
+"""How raw samples may be written down, little-endian: libsndfile's names."""
+
+_READ_BYTES = 2**14
+_HELD_BLOCKS = 2**12
+"""Blocks that may wait. A pipe is then read no further, and a sound card's sound would be lost."""
+
+_UNKNOWN_BYTES = 0x7FFFF000
+"""Programs that write to a pipe give this length or a larger one, as they do not know it."""
+
+_OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa3": "Matroska"}
 
 _LATE_S = 0.25
 """Lateness that is told; and then each time that it has doubled."""
-
-
-@dataclass(frozen=True)
-class LiveRequest:
-    """What `mcspex live` is asked for."""
-
-    references: tuple[Path, ...]
-    latency_s: float
-    absent: str
-    rate_hz: int | None
-    channels: int
-    encoding: str
-    from_start: bool
-    input_device: str | None
-    output_device: str | None
-    list_devices: bool
-    model: str | None
-    offline: bool
-    device: str
-    precision: str
-    runtime: str
-    quiet: bool
-    verbose: bool
 
 
 def _policies() -> dict[str, str]:
@@ -57,75 +52,58 @@ def _policies() -> dict[str, str]:
     return {row.name: row.help for row in ABSENT.values() if not row.fails}
 
 
-def _encodings() -> dict[str, str]:
-    from mcspex_cli.cli.pipes import ENCODINGS
+@dataclass(frozen=True)
+class LiveRequest:
+    """What `mcspex live` is asked for."""
 
-    return dict.fromkeys(ENCODINGS, "")
+    references: tuple[Path, ...] = options.references()
+    latency_s: float = option(
+        "SECONDS",
+        "How much later the voice comes out. A longer one sounds better and costs less.",
+        "--latency",
+        type=click.FloatRange(0.1, 3.0),
+        default=1.0,
+    )
+    absent: str = choice(_policies, "What to do while the voice is absent", default="keep")
+    rate_hz: int | None = option(
+        "HZ",
+        "Sample rate of raw samples, or of the sound cards.  [default: a WAV's or a card's own]",
+        "--rate",
+        type=click.IntRange(1000, 1_000_000),
+    )
+    channels: int = option(
+        "N",
+        "Channels of raw samples; several are mixed to one.",
+        type=click.IntRange(1, 1024),
+        default=1,
+    )
+    encoding: str = choice(
+        lambda: dict.fromkeys(ENCODINGS, ""),
+        "Raw samples, little-endian",
+        "--format",
+        default="s16",
+    )
+    from_start: bool = flag(
+        "Also use what arrives while the model is loaded; the delay is longer by that."
+    )
+    input_device: str | None = option(
+        "N|NAME", "Record from this sound card instead of standard input; needs mcspex[live]."
+    )
+    output_device: str | None = option(
+        "N|NAME",
+        "Play on this sound card instead of writing to standard output; needs mcspex[live].",
+    )
+    list_devices: bool = flag("List the sound cards, and end.")
+    model: str | None = options.MODEL
+    offline: bool = options.OFFLINE
+    engine: EngineSettings = options.ENGINE
+    quiet: bool = options.QUIET
+    verbose: bool = flag("Say when the voice comes and goes.", "-v", "--verbose")
 
 
 @click.command()
-@options.reference()
-@click.option(
-    "--latency",
-    "latency_s",
-    type=click.FloatRange(0.1, 3.0),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How much later the voice comes out. A longer one sounds better and costs less.",
-)
-@click.option(
-    "--absent",
-    cls=options.TableOption,
-    rows=_policies,
-    default="keep",
-    show_default=True,
-    help="What to do while the voice is absent",
-)
-@click.option(
-    "--rate",
-    "rate_hz",
-    type=click.IntRange(1000, 1_000_000),
-    metavar="HZ",
-    help="Sample rate of raw samples, or of the sound cards.  [default: a WAV's or a card's own]",
-)
-@click.option(
-    "--channels",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Channels of raw samples; several are mixed to one.",
-)
-@click.option(
-    "--format",
-    "encoding",
-    cls=options.TableOption,
-    rows=_encodings,
-    default="s16",
-    show_default=True,
-    help="Raw samples, little-endian",
-)
-@click.option(
-    "--from-start",
-    is_flag=True,
-    help="Also use what arrives while the model is loaded; the delay is longer by that.",
-)
-@click.option(
-    "--input-device",
-    metavar="N|NAME",
-    help="Record from this sound card instead of standard input; needs mcspex[live].",
-)
-@click.option(
-    "--output-device",
-    metavar="N|NAME",
-    help="Play on this sound card instead of writing to standard output; needs mcspex[live].",
-)
-@click.option("--list-devices", is_flag=True, help="List the sound cards, and end.")
-@options.running
-@options.quiet
-@click.option("-v", "--verbose", is_flag=True, help="Say when the voice comes and goes.")
-def live(**values: Any) -> None:
+@options.declared
+def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     """Extract one person's voice from sound that is still arriving.
 
     Reads WAV or raw samples from standard input and writes the same kind, mono, to standard
@@ -136,38 +114,28 @@ def live(**values: Any) -> None:
         aplay -f S16_LE -r 16000 -t raw
     mcspex live --ref alice.wav --input-device 1 --output-device 4
     """  # noqa: D301 (click needs the character itself)
-    request = options.filled(LiveRequest, values)
     if request.list_devices:
-        from mcspex_cli.cli.pipes import list_devices
-
-        headings = ("name", "number", "in", "out", "rate Hz")
-        console.table(headings, [(name, number, *rest) for number, name, *rest in list_devices()])
+        console.table(("name", "number", "in", "out", "rate Hz"), _list_devices())
         return
     if not request.references:
         raise click.UsageError("whose voice? Add --ref FILE.")
     if request.input_device is not None and request.channels > 1:
         raise click.UsageError("--channels is of raw samples; a sound card records mono here.")
-    _run(request)
-
-
-def _run(request: LiveRequest) -> None:
-    """Check what can be checked, load the model, and work until the sound ends."""
-    from mcspex_cli.cli import pipes
     from mcspex_cli.extraction.reference import list_sources
 
     references, raw = list_sources(request.references), None
     if request.rate_hz:
-        raw = pipes.SoundFormat(request.rate_hz, request.channels, request.encoding)
+        raw = SoundFormat(request.rate_hz, request.channels, request.encoding)
     microphone, loudspeaker = None, None
     if request.input_device is not None:
-        microphone = pipes.SoundCard(request.input_device, "input", request.rate_hz)
-        form = pipes.SoundFormat(microphone.sample_rate_hz, 1, request.encoding)
+        microphone = SoundCard(request.input_device, "input", request.rate_hz)
+        form = SoundFormat(microphone.sample_rate_hz, 1, request.encoding)
     else:
-        form, inflow = pipes.open_stdin(raw)
+        form, inflow = _open_stdin(raw)
     form_out = replace(form, channels=1)
     if request.output_device is not None:
-        loudspeaker = pipes.SoundCard(request.output_device, "output", form.sample_rate_hz)
-    sink = loudspeaker or pipes.Stdout(form_out)
+        loudspeaker = SoundCard(request.output_device, "output", form.sample_rate_hz)
+    sink = loudspeaker or Stdout(form_out)
     if not request.quiet:
         mixed = ", which are mixed" if form.channels > 1 else ""
         console.say(f"in: {microphone or form}{mixed}; out: {loudspeaker or form_out}")
@@ -208,16 +176,12 @@ def _load(request: LiveRequest, references: list[Path]) -> tuple[Extractor, Voic
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.job import check_presence
     from mcspex_cli.extraction.reference import check_sources
-    from mcspex_cli.extraction.runtime import keep_memory
 
-    info = find_model(request.model, offline=request.offline, quiet=request.quiet)
+    info = options.find_model(request.model, offline=request.offline, quiet=request.quiet)
     check_presence(info, info.calibration, request.absent)
     check_sources(references, info)
-    prepare(info, request.runtime, quiet=request.quiet)
-    keep_memory()
-    extractor = Extractor.load(
-        info, device=request.device, precision=request.precision, runtime=request.runtime
-    )
+    engine = options.open_engine(info, request.engine, math.inf, quiet=request.quiet)
+    extractor = Extractor(info, engine)
     voice = extractor.enroll(references)
     for line in voice.warnings:
         console.warn(line)
@@ -235,44 +199,40 @@ def _work(
     calibration: Calibration | None,
 ) -> None:
     """Push each block as it arrives, pass on what is due, and say what a person should know."""
-    clock, present, samples, rate_hz = _Clock(), False, 0, extraction.sample_rate_hz
-    warned = False
+    clock, samples, rate_hz = _Clock(), 0, extraction.sample_rate_hz
+    present = mix_told = False
+
+    def warn() -> None:
+        nonlocal mix_told
+        while inflow.warnings:
+            console.warn(inflow.warnings.pop(0))
+        if extraction.channels_cancel and not mix_told:
+            mix_told = True
+            console.warn(
+                "the channels cancel each other out in the mix, or nearly so, so that little or "
+                "nothing is heard. Send one of them alone."
+            )
+
     for arrival, block in inflow:
         samples += block.shape[1]
         due = extraction.push(block)
         clock.tell(arrival, samples / rate_hz)
         clock.wait(write, due)
-        warned = warned or _warn_of_mix(extraction)
-        while inflow.warnings:
-            console.warn(inflow.warnings.pop(0))
+        warn()
         presence = extraction.presence
         if request.verbose and calibration and presence is not None:
-            is_present = presence >= calibration.segment_threshold
-            if is_present != present:
+            was_present, present = present, presence >= calibration.segment_threshold
+            if present != was_present:
                 at_s = max(0.0, samples / rate_hz - request.latency_s)
-                state = "comes" if is_present else "goes"
+                state = "comes" if present else "goes"
                 console.say(f"{at_s:.1f} s: the voice {state} (presence {presence:.2f})")
-            present = is_present
     write(extraction.flush())
-    if not warned:
-        _warn_of_mix(extraction)
-    for line in inflow.warnings:
-        console.warn(line)
+    warn()
     if extraction.limited:
         console.warn("parts of the voice were turned down so that they do not clip.")
     if not request.quiet and samples:
         factor = extraction.computed_s / (samples / rate_hz)
         console.say(f"{console.duration(samples / rate_hz)}, real-time factor {factor:.2f}")
-
-
-def _warn_of_mix(extraction: LiveExtractor) -> bool:
-    """Warn if channels cancel each other out, and tell whether they do."""
-    if extraction.channels_cancel:
-        console.warn(
-            "the channels cancel each other out in the mix, or nearly so, so that little or "
-            "nothing is heard. Send one of them alone."
-        )
-    return extraction.channels_cancel
 
 
 class _Clock:
@@ -304,3 +264,400 @@ class _Clock:
         before = time.monotonic()
         write(samples)
         self._start += time.monotonic() - before
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """What the bytes of a stream are."""
+
+    sample_rate_hz: int
+    channels: int
+    encoding: str
+    """Of `ENCODINGS`."""
+    wav: bool = False
+    """Whether a WAV header comes first."""
+    data_bytes: int | None = None
+    """How many bytes of sound come; None for as many as there are."""
+
+    @property
+    def bits(self) -> int:
+        """Of one sample of one channel."""
+        return int(self.encoding[1:])
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of all channels."""
+        return self.channels * self.bits // 8
+
+    def __str__(self) -> str:
+        channels = "mono" if self.channels == 1 else f"{self.channels} channels"
+        form = "WAV" if self.wav else "raw"
+        return f"{form} {self.encoding}, {self.sample_rate_hz} Hz, {channels}"
+
+    def decode(self, data: bytes) -> Samples:
+        """Whole frames as [channel, sample]."""
+        import soundfile
+
+        shape = {"samplerate": self.sample_rate_hz, "channels": self.channels}
+        raw = {"format": "RAW", "subtype": ENCODINGS[self.encoding], "endian": "LITTLE"}
+        block, _ = soundfile.read(io.BytesIO(data), always_2d=True, dtype="float32", **shape, **raw)
+        samples: Samples = block.T
+        return samples
+
+    def encode(self, samples: Samples) -> bytes:
+        """Samples [sample] as bytes."""
+        import soundfile
+
+        out = io.BytesIO()
+        subtype = ENCODINGS[self.encoding]
+        soundfile.write(out, samples, self.sample_rate_hz, subtype, "LITTLE", "RAW")
+        return out.getvalue()
+
+    def header(self) -> bytes:
+        """A WAV header for a stream whose length is not known; nothing for raw samples."""
+        if not self.wav:
+            return b""
+        rate_hz, unknown = self.sample_rate_hz, 0xFFFFFFFF
+        tag = 3 if self.encoding == "f32" else 1
+        sizes = (rate_hz, rate_hz * self.frame_bytes, self.frame_bytes, self.bits)
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, self.channels, *sizes)
+        return (
+            struct.pack("<4sI4s", b"RIFF", unknown, b"WAVE")
+            + form
+            + struct.pack("<4sI", b"data", unknown)
+        )
+
+
+class Inflow:
+    """Sound that arrives in a thread of its own; iterate over it for its blocks.
+
+    Yields:
+        Each block [channel, sample] with the time, of `time.monotonic`, at which it arrived.
+    """
+
+    def __init__(self, name: str, sample_rate_hz: int) -> None:
+        self.name, self.sample_rate_hz = name, sample_rate_hz
+        self._queue: queue.Queue[tuple[float, Samples]] = queue.Queue(_HELD_BLOCKS)
+        self._ended = threading.Event()
+        self._error: McspexError | None = None
+        self._arrived = 0
+        self.warnings: list[str] = []
+        """What is wrong with it, and has not been told yet."""
+
+    def put(self, block: Samples, *, waits: bool = True) -> None:
+        """Add a block; where too many wait, wait too, or end with an error."""
+        import numpy as np
+
+        if not np.isfinite(block).all():
+            at_s = self._arrived / self.sample_rate_hz
+            self.end(NonFiniteError(f"{self.name}: NaN or infinite samples at {at_s:.1f} s."))
+        self._arrived += block.shape[1]
+        while not self._ended.is_set():
+            try:
+                self._queue.put((time.monotonic(), block), timeout=0.1 if waits else 0)
+                return
+            except queue.Full:
+                if not waits:
+                    self.end(
+                        AudioError(
+                            f"{self.name}: this machine is too slow, and too much sound waits. "
+                            "Use a longer --latency, or a smaller model."
+                        )
+                    )
+
+    def end(self, error: McspexError | None = None) -> None:
+        """Take no more blocks; those that wait are still given, and then the error is raised."""
+        self._error = self._error or error
+        self._ended.set()
+
+    def skip_backlog(self) -> float:
+        """Forget what arrived before now, if the source is live; say how many seconds.
+
+        A live source sends a second in a second, up to this moment. A file, or a program that
+        writes what it has and then waits, does not, and nothing of it is forgotten.
+        """
+        now = time.monotonic()
+        with self._queue.mutex:
+            waiting = list(self._queue.queue)
+            recent = [len(block[0]) for at, block in waiting if at > now - 1.0]
+            seconds = sum(len(block[0]) for _, block in waiting) / self.sample_rate_hz
+            is_live = 0.5 <= sum(recent) / self.sample_rate_hz <= 1.5 and len(recent) > 1
+            if not is_live or self._ended.is_set():
+                return 0.0
+            self._queue.queue.clear()
+            self._queue.not_full.notify_all()
+        return seconds
+
+    def __iter__(self) -> Iterator[tuple[float, Samples]]:
+        while not (self._ended.is_set() and self._queue.empty()):
+            try:
+                yield self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+        if self._error:
+            raise self._error
+
+
+def _open_stdin(raw: SoundFormat | None) -> tuple[SoundFormat, Inflow]:
+    """Begin to read standard input: WAV, or raw samples if it has no WAV header.
+
+    Args:
+        raw: what raw samples are; None if that is not known.
+
+    Raises:
+        AudioError: standard input is a terminal, closed, empty, or sound of another kind.
+    """
+    console.check_sound_input("Pipe sound into it, or use --input-device.")
+    descriptor = sys.stdin.fileno()  # its buffer would be locked by a thread that waits for sound
+    start = _read(descriptor, 4)
+    if not start:
+        raise AudioError("standard input is empty. Pipe sound into it.")
+    if start in (b"RIFF", b"RF64"):
+        form, start = _read_wav_header(descriptor, start), b""
+        if raw and raw.sample_rate_hz != form.sample_rate_hz:
+            raise AudioError(
+                f"standard input is WAV of {form.sample_rate_hz} Hz, not {raw.sample_rate_hz} Hz. "
+                "Leave --rate out."
+            )
+    else:
+        kind = next((k for magic, k in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+        if kind or raw is None:
+            what = f"is {kind}" if kind else "has no WAV header"
+            raise AudioError(
+                f"standard input {what}. Pipe WAV, or raw samples with --rate: "
+                "ffmpeg -i INPUT -f wav - | mcspex live ..."
+            )
+        form = raw
+    inflow = Inflow("standard input", form.sample_rate_hz)
+    threading.Thread(
+        target=_pump, args=(descriptor, start, form, inflow), name="mcspex-stdin", daemon=True
+    ).start()
+    return form, inflow
+
+
+def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> None:
+    """Read standard input to its end; what has arrived is passed on at once."""
+    left = sys.maxsize if form.data_bytes is None else form.data_bytes
+    try:
+        while True:
+            whole = len(held) - len(held) % form.frame_bytes
+            if whole:
+                inflow.put(form.decode(held[:whole]))
+            held = held[whole:]
+            data = os.read(descriptor, min(_READ_BYTES, left))
+            if not data:
+                break
+            left -= len(data)
+            held += data
+        if form.data_bytes is not None and left:
+            announced_s = form.data_bytes / form.frame_bytes / form.sample_rate_hz
+            missing_s = left / form.frame_bytes / form.sample_rate_hz
+            inflow.warnings.append(
+                f"standard input was cut off: the last {missing_s:.2f} of the {announced_s:.2f} s "
+                "that its WAV header announces are missing."
+            )
+        if held:
+            inflow.warnings.append(
+                f"standard input ended in the middle of a sample: {len(held)} bytes are left out. "
+                "Check --format and --channels."
+            )
+        inflow.end()
+        if not left and b"WAVEfmt " in os.read(descriptor, _READ_BYTES):
+            inflow.warnings.append(
+                "standard input: another WAV follows the first and is not read. Pipe one alone."
+            )
+    except OSError as error:
+        inflow.end(AudioError(f"standard input: cannot be read ({error.strerror})."))
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Bytes from standard input: `size` of them, or fewer at its end.
+
+    Raises:
+        AudioError: it cannot be read.
+    """
+    data = b""
+    try:
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
+    except OSError as error:
+        raise AudioError(f"standard input: cannot be read ({error.strerror}).") from error
+    return data
+
+
+def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
+    """Read up to the first sample."""
+    from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
+
+    broken = AudioError("standard input: its WAV header is broken. Pipe raw samples with --rate.")
+    _read(descriptor, 8)
+    form: tuple[int, int, str] | None = None
+    long_bytes = None
+    while len(head := _read(descriptor, 8)) == 8:
+        name, size = struct.unpack("<4sI", head)
+        if name == b"data":
+            if form is None:
+                break
+            size = long_bytes if start == b"RF64" and size == 0xFFFFFFFF else size
+            known = size and (start == b"RF64" or size < _UNKNOWN_BYTES)
+            return SoundFormat(*form, wav=True, data_bytes=size if known else None)
+        left = size + size % 2
+        body = _read(descriptor, min(left, _READ_BYTES))
+        for at in range(_READ_BYTES, left, _READ_BYTES):  # the rest of a note of any length
+            _read(descriptor, min(_READ_BYTES, left - at))
+        if name == b"ds64" and len(body) >= 16:
+            (long_bytes,) = struct.unpack("<8xQ", body[:16])
+        if name == b"fmt " and len(body) >= 16:
+            tag, channels, rate_hz, _, _, bits = struct.unpack("<HHIIHH", body[:16])
+            if tag == 0xFFFE and len(body) >= 26:
+                (tag,) = struct.unpack("<H", body[24:26])
+            kinds = {(1, 8): "u8", (1, 16): "s16", (1, 24): "s24", (1, 32): "s32", (3, 32): "f32"}
+            is_possible = 1 <= channels <= MOST_CHANNELS and LOWEST_HZ <= rate_hz <= HIGHEST_HZ
+            if (tag, bits) not in kinds or not is_possible:
+                raise AudioError(
+                    f"standard input: WAV of this kind (format {tag}, {bits} bits, {channels} "
+                    f"channels, {rate_hz} Hz) cannot be read live. Convert it to 16-bit PCM."
+                )
+            form = (rate_hz, channels, kinds[tag, bits])
+    raise broken
+
+
+class Stdout:
+    """Standard output as a place for sound.
+
+    Raises:
+        OutputError: it is a terminal, or closed.
+    """
+
+    def __init__(self, form: SoundFormat) -> None:
+        console.check_sound_output()
+        self._form, self._descriptor = form, sys.stdout.fileno()
+        self._header = form.header()
+
+    def write(self, samples: Samples) -> None:
+        """Write samples [sample] at once.
+
+        Raises:
+            BrokenPipeError: the program that reads them has ended.
+            OutputError: the disk is full.
+        """
+        data = memoryview(self._header + self._form.encode(samples))
+        self._header = b""
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: writing failed ({error.strerror}).") from error
+
+
+def _load_sounddevice() -> Any:
+    """The package that plays and records.
+
+    Raises:
+        McspexError: it, or the library below it, is missing.
+    """
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise McspexError(
+            "sound cards need the package sounddevice: pip install 'mcspex[live]'"
+        ) from error
+    except OSError as error:
+        raise McspexError(
+            "sound cards need the library PortAudio (on Debian: apt install libportaudio2)."
+        ) from error
+    return sounddevice
+
+
+def _list_devices() -> list[tuple[str, ...]]:
+    """Every sound card: name, number, channels in and out, rate.
+
+    Raises:
+        McspexError: there is none, or it cannot be used.
+    """
+    devices = _load_sounddevice().query_devices()
+    if not len(devices):
+        raise McspexError("there is no sound card. Use pipes instead: mcspex live --help")
+    return [
+        (
+            device["name"],
+            str(number),
+            str(device["max_input_channels"]),
+            str(device["max_output_channels"]),
+            f"{device['default_samplerate']:g}",
+        )
+        for number, device in enumerate(devices)
+    ]
+
+
+class SoundCard:
+    """A sound card that records, or plays.
+
+    Args:
+        device: its number, or a part of its name.
+        kind: "input" or "output".
+        sample_rate_hz: None for the card's own.
+
+    Raises:
+        McspexError: there is no such card, or it cannot do this rate.
+    """
+
+    def __init__(self, device: str, kind: str, sample_rate_hz: int | None) -> None:
+        self._library = _load_sounddevice()
+        self.device: int | str = int(device) if device.isdecimal() else device
+        with _card_errors(device):
+            info = self._library.query_devices(self.device, kind)
+            self.sample_rate_hz = sample_rate_hz or round(info["default_samplerate"])
+            check = getattr(self._library, f"check_{kind}_settings")
+            check(self.device, samplerate=self.sample_rate_hz, channels=1, dtype="float32")
+
+    def __str__(self) -> str:
+        """As people read it."""
+        return f"sound card {self.device}, {self.sample_rate_hz} Hz, mono"
+
+    def record(self) -> Inflow:
+        """Begin to record."""
+        inflow = Inflow("the sound card", self.sample_rate_hz)
+
+        def take(block: Samples, _: int, __: object, status: Any) -> None:
+            if status.input_overflow:
+                inflow.warnings.append("the sound card lost some sound: this machine was too busy.")
+            inflow.put(block.T.copy(), waits=False)
+
+        with _card_errors(self.device):
+            self._stream = self._library.InputStream(
+                self.sample_rate_hz, 0, self.device, 1, "float32", callback=take
+            )
+            self._stream.start()
+        return inflow
+
+    def write(self, samples: Samples) -> None:
+        """Play samples [sample]; waits until the card takes them."""
+        with _card_errors(self.device):
+            if not hasattr(self, "_stream"):
+                self._stream = self._library.OutputStream(
+                    self.sample_rate_hz, 0, self.device, 1, "float32"
+                )
+                self._stream.start()
+            self._stream.write(samples[:, None])
+
+    def close(self) -> None:
+        """Play what is left, and give the card back."""
+        if hasattr(self, "_stream"):
+            self._stream.stop()
+            self._stream.close()
+
+
+@contextmanager
+def _card_errors(device: int | str) -> Iterator[None]:
+    """Turn PortAudio's errors into ours."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ValueError) and type(error).__name__ != "PortAudioError":
+            raise
+        raise McspexError(
+            f"sound card {device}: {error}. mcspex live --list-devices lists all."
+        ) from error

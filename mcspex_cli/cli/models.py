@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,48 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import CheckpointError
+from mcspex_cli.cli.options import argument, flag, option
+from mcspex_cli.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
-    from mcspex_cli.checkpoint.card import Card
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-    from mcspex_cli.checkpoint.hub import HubName
 
-
-def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
-    """Find what --model names, or the default model; a download is shown."""
-    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
-
-    return find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
-
-
-def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
-    """Download a model from the Hub and check that it loads; say its size and licence."""
-    from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
-
-    with console.progress(shown=not quiet) as bar:
-        task = bar.add_task(str(name), total=None)
-        info = pull(name, lambda count, total: bar.update(task, advance=count, total=total))
-        received = int(bar.tasks[0].completed)
-    load_checkpoint(info)
-    if not quiet:
-        card = _card(info)
-        licence = card.licence if card and card.licence else "not stated: ask its author"
-        size = f"{console.size(received)} downloaded" if received else "already downloaded"
-        console.say(f"{info.label}  ({size}; licence: {licence})")
-    return info
-
-
-def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
-    """Make the graphs that a runtime needs, if there are none yet."""
-    if runtime != "onnx":
-        return
-    from mcspex_cli.extraction import onnx
-
-    if onnx.lacks_graphs(info):
-        if not quiet:
-            console.say(f"{info.label}: making graphs for {runtime}, which is done once ...")
-        onnx.prepare(info)
+NAME = argument("NAME", shell_complete=options.complete_models)
+NEW_FOLDER = options.path("DIR", "The folder to make.", "-o", "--output", required=True)
+YES = flag("Do not ask.", "-y", "--yes")
 
 
 @click.group()
@@ -66,8 +32,8 @@ def models() -> None:
 
 
 @models.command("list")
-@options.as_json
-def list_models(as_json: bool) -> None:
+@options.declared
+def list_models(as_json: bool = options.JSON) -> None:
     """List the models that work offline: those that come with mcspex, and downloaded ones."""
     from mcspex_cli.checkpoint.checkpoint import available
 
@@ -76,23 +42,21 @@ def list_models(as_json: bool) -> None:
         console.warn(str(error))
     if as_json:
         console.data([_facts(info) for info in infos], indent=2)
-        return
-    rows = [[info.name, *_columns(info)] for info in infos]
-    console.table(["model", "system", "rate", "size", "from"], rows)
+    else:
+        rows = [(info.name, *_columns(info)) for info in infos]
+        console.table(("model", "system", "rate", "size", "from"), rows)
 
 
 @models.command()
-@click.argument("name", shell_complete=options.complete_models)
-@options.offline
-@options.as_json
-def show(name: str, offline: bool, as_json: bool) -> None:
+@options.declared
+def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
     """Describe a model: system, rate, licence, measured quality, and its card."""
     import msgspec
 
     from mcspex_cli.checkpoint.checkpoint import count_weights
 
-    info = find_model(name, offline=offline, quiet=as_json)
-    card, weights = _card(info), None if info.has_only_graphs else count_weights(info)
+    info = options.find_model(name, offline=offline, quiet=as_json)
+    card, weights = options.read_card(info), None if info.has_only_graphs else count_weights(info)
     licence, numbers = (card.licence, card.numbers) if card else (None, [])
     if as_json:
         facts = {
@@ -117,15 +81,17 @@ def show(name: str, offline: bool, as_json: bool) -> None:
         "licence": licence or "not stated: ask its author",
         "numbers": f"\n{'':9}".join(numbers) or "none stated",
     }
-    console.text("".join(f"{key:9}{value}\n" for key, value in rows.items()))
+    console.facts(rows.items())
     console.text(f"\n{card.text}\n" if card else "\nIt has no card.\n")
 
 
 @models.command()
-@click.argument("name", metavar="ORG/NAME")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
-@options.quiet
-def pull(name: str, revision: str | None, quiet: bool) -> None:
+@options.declared
+def pull(
+    name: str = argument("ORG/NAME"),
+    revision: str | None = option("REV", "Branch, tag or commit.  [default: main]"),
+    quiet: bool = options.QUIET,
+) -> None:
     """Download a model from the Hugging Face Hub, or update a downloaded one.
 
     Only config.json, model.safetensors and README.md are downloaded. HF_HOME, HF_ENDPOINT,
@@ -140,13 +106,17 @@ def pull(name: str, revision: str | None, quiet: bool) -> None:
     if parsed is None:
         wrong = f"--revision {revision}" if revision and parse_name(name) else name
         raise click.UsageError(f"{wrong} is not of the form org/name[@revision].")
-    download(parsed, quiet=quiet)
+    options.download(parsed, quiet=quiet)
 
 
 @models.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.complete_models)
-@options.offline
-def verify(names: tuple[str, ...], offline: bool) -> None:
+@options.declared
+def verify(
+    names: tuple[str, ...] = argument(
+        "[NAME]...", nargs=-1, shell_complete=options.complete_models
+    ),
+    offline: bool = options.OFFLINE,
+) -> None:
     """Load models, and compare their files with the checksums in their config and on the Hub.
 
     Without a NAME: every model of `mcspex models list`.
@@ -176,9 +146,9 @@ def verify(names: tuple[str, ...], offline: bool) -> None:
         raise CheckpointError(f"{bad} of {total} damaged or missing, see above.")
 
 
-@models.command()
-@click.argument("name", shell_complete=options.complete_models)
-def path(name: str) -> None:
+@models.command("path")
+@options.declared
+def print_folder(name: str = NAME) -> None:
     """Print the folder of a model, for scripts. Nothing is downloaded."""
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
@@ -186,9 +156,8 @@ def path(name: str) -> None:
 
 
 @models.command()
-@click.argument("name", metavar="ORG/NAME[@REV]")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def rm(name: str, yes: bool) -> None:
+@options.declared
+def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
     """Delete a downloaded model: all of its commits, or the one that you name."""
     from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.checkpoint import downloads_of
@@ -208,37 +177,25 @@ def rm(name: str, yes: bool) -> None:
 
 
 @models.command()
-@click.argument("source", metavar="MODEL|FILE", shell_complete=options.complete_models)
-@click.option(
-    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
-)
-@click.option(
-    "--sample-rate",
-    "--rate",
-    type=click.IntRange(4000, 192_000),
-    metavar="HZ",
-    help="A MODEL's new sample rate; the rate that a FILE was trained at.  [default of a FILE: "
-    "8000]",
-)
-@click.option(
-    "--config",
-    type=options.PATH,
-    metavar="JSON",
-    help="Sizes to check a FILE's weights against.  [default: mdl.json beside it, if there]",
-)
-@click.option("--license", "licence", metavar="ID", help="Of the weights, for the card: mit, ...")
-@click.option("--half", is_flag=True, help="Round the weights to half precision and half the size.")
-@click.option("--overwrite", is_flag=True, help="Replace a model that is in DIR.")
-@options.offline
+@options.declared
 def convert(
-    source: str,
-    output: Path,
-    sample_rate: int | None,
-    config: Path | None,
-    licence: str | None,
-    half: bool,
-    overwrite: bool,
-    offline: bool,
+    source: str = argument("MODEL|FILE", shell_complete=options.complete_models),
+    output: Path = NEW_FOLDER,
+    sample_rate: int | None = option(
+        "HZ",
+        "A MODEL's new sample rate; the rate that a FILE was trained at.  [default of a FILE: "
+        "8000]",
+        "--sample-rate",
+        "--rate",
+        type=click.IntRange(4000, 192_000),
+    ),
+    config: Path | None = options.path(
+        "JSON", "Sizes to check a FILE's weights against.  [default: mdl.json beside it, if there]"
+    ),
+    licence: str | None = option("ID", "Of the weights, for the card: mit, ...", "--license"),
+    half: bool = flag("Round the weights to half precision and half the size."),
+    overwrite: bool = flag("Replace a model that is in DIR."),
+    offline: bool = options.OFFLINE,
 ) -> None:
     """Take a MODEL to another sample rate, or make a model of another program's SpEx+ FILE.
 
@@ -256,7 +213,6 @@ def convert(
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint import convert as conversion
     from mcspex_cli.checkpoint.checkpoint import check_replaceable
-    from mcspex_cli.errors import OutputError
 
     file = Path(source)
     if file.exists() and not file.is_dir():
@@ -264,9 +220,8 @@ def convert(
             raise OutputError(f"{output}: is the folder of {file.name}. Name another folder.")
         check_replaceable(output, overwrite=overwrite)
         beside = file.parent / "mdl.json"
-        converted = conversion.convert(
-            file, config or (beside if beside.is_file() else None), sample_rate or 8000
-        )
+        config = config or (beside if beside.is_file() else None)
+        converted = conversion.convert(file, config, sample_rate or 8000)
         conversion.save_conversion(converted, file, output, licence, half=half)
         for note in converted.notes:
             console.say(note)
@@ -277,7 +232,7 @@ def convert(
             f"{source} is not a file. For a model, give --sample-rate and no --config."
         )
     check_replaceable(output, overwrite=overwrite)
-    info = find_model(source, offline=offline)
+    info = options.find_model(source, offline=offline)
     if info.folder.resolve() == output.resolve():
         raise OutputError(f"{output}: is the model itself. Name another folder.")
     conversion.save_at_sample_rate(info, sample_rate, output, licence, half=half)
@@ -285,22 +240,15 @@ def convert(
 
 
 @models.command()
-@click.argument("name", shell_complete=options.complete_models)
-@click.option(
-    "--to",
-    type=click.Choice(["onnx"]),
-    default="onnx",
-    show_default=True,
-    help="The format.",
-    expose_value=False,
-)
-@click.option(
-    "-o", "--output", required=True, type=options.PATH, metavar="DIR", help="The folder to make."
-)
-@click.option("--overwrite", is_flag=True, help="Replace an export that is in DIR.")
-@options.offline
-@options.quiet
-def export(name: str, output: Path, overwrite: bool, offline: bool, quiet: bool) -> None:
+@options.declared
+def export(
+    name: str = NAME,
+    form: str = option(None, "The format.", "--to", type=click.Choice(["onnx"]), default="onnx"),
+    output: Path = NEW_FOLDER,
+    overwrite: bool = flag("Replace an export that is in DIR."),
+    offline: bool = options.OFFLINE,
+    quiet: bool = options.QUIET,
+) -> None:
     """Write a model as ONNX graphs, which run without torch and without mcspex.
 
     DIR gets embed.onnx, extract.onnx, config.json and the card. Both graphs are compared with
@@ -313,35 +261,28 @@ def export(name: str, output: Path, overwrite: bool, offline: bool, quiet: bool)
     from mcspex_cli.extraction import onnx
 
     onnx.check_installed(*onnx.EXPORTER)
-    info = find_model(name, offline=offline, quiet=quiet)
+    info = options.find_model(name, offline=offline, quiet=quiet)
     onnx.check_free(output, info, overwrite=overwrite)
     onnx.export_model(info, output)
     if not quiet:
-        sizes = [(output / file).stat().st_size for file in (onnx.EMBED, onnx.EXTRACT)]
-        console.say(f"{output}  ({info.label} as ONNX, {console.size(sum(sizes))})")
+        size = sum((output / file).stat().st_size for file in (onnx.EMBED, onnx.EXTRACT))
+        console.say(f"{output}  ({info.label} as {form.upper()}, {console.size(size)})")
 
 
 @models.command()
-@click.argument("model", metavar="FOLDER", shell_complete=options.complete_folders)
-@click.argument("name", metavar="ORG/NAME")
-@click.option("--license", "licence", metavar="ID", help="Of the weights, for a card: cc-by-4.0.")
-@click.option(
-    "--data",
-    multiple=True,
-    metavar="TEXT",
-    help="A corpus it was trained on, with its licence, for a card. Repeatable.",
-)
-@click.option("--private", is_flag=True, help="Make the repository private.")
-@click.option("--dry-run", is_flag=True, help="Check and show everything, send nothing.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options.declared
 def push(
-    model: str,
-    name: str,
-    licence: str | None,
-    data: tuple[str, ...],
-    private: bool,
-    dry_run: bool,
-    yes: bool,
+    model: str = argument("FOLDER", shell_complete=options.complete_folders),
+    name: str = argument("ORG/NAME"),
+    licence: str | None = option("ID", "Of the weights, for a card: cc-by-4.0.", "--license"),
+    data: tuple[str, ...] = option(
+        "TEXT",
+        "A corpus it was trained on, with its licence, for a card. Repeatable.",
+        multiple=True,
+    ),
+    private: bool = flag("Make the repository private."),
+    dry_run: bool = flag("Check and show everything, send nothing."),
+    yes: bool = YES,
 ) -> None:
     """Upload a model to the Hugging Face Hub, after loading and showing it.
 
@@ -372,21 +313,22 @@ def push(
 
 
 @models.command()
-@click.argument("name")
-@click.argument("sources", nargs=-1, required=True, type=options.PATH, metavar="SPEAKERS|CSV...")
-@click.option(
-    "-n",
-    "count",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Mixtures, and recordings with turns, to draw from SPEAKERS.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
-@options.as_json
-@options.quiet
+@options.declared
 def calibrate(
-    name: str, sources: tuple[Path, ...], count: int, seed: int, as_json: bool, quiet: bool
+    name: str = argument("NAME"),
+    sources: tuple[Path, ...] = argument(
+        "SPEAKERS|CSV...", nargs=-1, required=True, type=options.PATH
+    ),
+    count: int = option(
+        None,
+        "Mixtures, and recordings with turns, to draw from SPEAKERS.",
+        "-n",
+        type=click.IntRange(1),
+        default=100,
+    ),
+    seed: int = options.SEED,
+    as_json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Measure how a model tells whether a voice is present, and whether references are good.
 
@@ -400,20 +342,20 @@ def calibrate(
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint.checkpoint import bundled, write_calibration
     from mcspex_cli.extraction.engine import open_engine
-    from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.training.calibration import Calibrator, read_cases
 
-    info = find_model(name, offline=True, quiet=quiet or as_json)
+    quiet = quiet or as_json
+    info = options.find_model(name, offline=True, quiet=quiet)
     if info.revision or name in bundled():
         owner = "comes from the Hub" if info.revision else "comes with mcspex"
         raise CheckpointError(
             f"{info.label}: {owner}, and is not changed. Copy {info.folder} and calibrate the copy."
         )
-    engine = open_engine(replace(info, calibration=None), EngineSettings())  # it may be damaged
+    engine = open_engine(replace(info, calibration=None))  # it may be damaged
     calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
-    shown = not (quiet or as_json)
     trials = console.track(
-        calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds"), shown=shown
+        *(calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds")),
+        shown=not quiet,
     )
     calibration = asdict(calibrator.calibration(list(trials)))
     write_calibration(info.folder, calibration)
@@ -429,29 +371,15 @@ def calibrate(
         )
 
 
-def _card(info: CheckpointInfo) -> Card | None:
-    """Return a model's card; warn of one that cannot be read."""
-    from mcspex_cli.checkpoint.card import read_card
-
-    try:
-        return read_card(info.folder)
-    except CheckpointError as error:
-        console.warn(str(error))
-        return None
-
-
 def _facts(info: CheckpointInfo) -> dict[str, Any]:
     """Return what --json says about any model."""
     return {
-        "name": info.name,
-        "source": info.source,
+        **{key: getattr(info, key) for key in ("name", "source", "revision", "sha256")},
         "folder": str(info.folder),
-        "revision": info.revision,
         "refs": list(info.refs),
         "system": info.config.system,
         "sample_rate_hz": info.config.sample_rate_hz,
         "bytes": info.weight_bytes,
-        "sha256": info.sha256,
     }
 
 

@@ -1,23 +1,47 @@
-"""Options that several commands share."""
+"""How commands declare their options, and the options that several of them share.
+
+A command is a function. The default of each of its parameters says what that parameter is on the
+command line: an option, an argument, or a group of several, of which an object is made.
+
+```
+@click.command()
+@options.declared
+def hear(
+    sound: Path = argument("FILE", type=PATH),
+    loudly: bool = flag("So that all can hear it."),
+    engine: EngineSettings = options.ENGINE,
+) -> None:
+    ...
+```
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+import logging
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, wraps
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from mcspex_cli.errors import McspexError
-from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
+import mcspex_cli
+from mcspex_cli.cli import console
+from mcspex_cli.errors import CheckpointError, McspexError
+from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES, EngineSettings
 
 if TYPE_CHECKING:
+    from mcspex_cli.checkpoint.card import Card
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+    from mcspex_cli.checkpoint.hub import HubName
+    from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.job import ExtractionOptions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings")
 
 
@@ -34,6 +58,55 @@ class NamedPath(click.Path):
 PATH = NamedPath(path_type=Path)
 
 
+# Declarations. They are `Any`, as they stand where values of other types will be.
+
+
+class Group(NamedTuple):
+    """Several options of which one object is made.
+
+    `make` is a class or function; the defaults of its parameters declare the options.
+    """
+
+    make: Callable[..., Any]
+
+
+def group(make: Callable[..., Any]) -> Any:
+    """Declare a group."""
+    return Group(make)
+
+
+def argument(metavar: str, **settings: Any) -> Any:
+    """Declare an argument, with the settings of `click.Argument`."""
+    return lambda name: click.argument(name, metavar=metavar, **settings)
+
+
+def option(metavar: str | None, text: str, *names: str, **settings: Any) -> Any:
+    """Declare an option.
+
+    Args:
+        metavar: what the help calls its value; None for the name of its type.
+        text: its help.
+        names: like "-o" and "--output"; without any it is called like its parameter.
+        settings: of `click.Option`. A default is shown in the help.
+    """
+    settings = {"show_default": "default" in settings, **settings}
+    return lambda name: click.option(
+        name, *(names or [f"--{name.replace('_', '-')}"]), metavar=metavar, help=text, **settings
+    )
+
+
+def flag(text: str, *names: str) -> Any:
+    """Declare an option without a value."""
+    return option(None, text, *names, is_flag=True)
+
+
+path = partial(option, type=PATH)
+"""Declare an option that is a path."""
+
+paths = partial(option, type=PATH, multiple=True)
+"""Declare an option that is a path, and can be repeated."""
+
+
 class TableOption(click.Option):
     """An option whose choices are the rows of a table that takes long to import.
 
@@ -41,13 +114,13 @@ class TableOption(click.Option):
 
     Args:
         args: As of `click.Option`.
-        rows: Gives what each choice means, by its name.
+        rows: Gives the table: what each choice means, by its name.
         strict: Whether other values are refused; else the command checks them.
         kwargs: As of `click.Option`.
     """
 
     def __init__(
-        self, *args: Any, rows: Callable[[], dict[str, str]], strict: bool = True, **kwargs: Any
+        self, *args: Any, rows: Callable[[], Mapping[str, str]], strict: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rows, self.strict, self._text = rows, strict, self.help
@@ -68,41 +141,83 @@ class TableOption(click.Option):
         return super().get_help_record(ctx)
 
 
-def _levels() -> dict[str, str]:
-    from mcspex_cli.extraction.levels import LEVELS
-
-    return {row.name: row.help for row in LEVELS.values()}
-
-
-def _absent() -> dict[str, str]:
-    from mcspex_cli.extraction.job import ABSENT
-
-    return {row.name: row.help for row in ABSENT.values()}
+def choice(rows: Callable[[], Mapping[str, str]], text: str, *names: str, **settings: Any) -> Any:
+    """Declare an option that is a row of a table, see `TableOption`; its help ends in the rows."""
+    return option(None, text, *names, cls=TableOption, rows=rows, **settings)
 
 
-def _subtypes() -> dict[str, str]:
-    from mcspex_cli.audio import SUBTYPES
+def table(module: str, name: str) -> Callable[[], dict[str, str]]:
+    """The rows of a table of the package, for `choice`: dots before names of suffixes are left out.
 
-    return dict.fromkeys(SUBTYPES, "")
+    Args:
+        module: like "extraction.levels".
+        name: of a mapping whose values may have a `help`, or of a sequence of names.
+    """
 
+    def rows() -> dict[str, str]:
+        known = getattr(import_module(f"mcspex_cli.{module}"), name)
+        texts = known if isinstance(known, Mapping) else dict.fromkeys(known)
+        return {key.lstrip("."): getattr(row, "help", "") for key, row in texts.items()}
 
-def output_formats() -> dict[str, str]:
-    """The formats of sound files that can be written, by their suffix without the dot."""
-    from mcspex_cli.audio import FORMATS
-
-    return {suffix[1:]: "" for suffix in FORMATS}
-
-
-def activity_formats() -> dict[str, str]:
-    """The formats of activity files, by their suffix without the dot."""
-    from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
-
-    return {suffix[1:]: "" for suffix in ACTIVITY_FORMATS}
+    return rows
 
 
-def as_suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-    """A callback that turns the name of a format into its suffix."""
-    return f".{name}" if name else None
+def _declarations(command: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    for name, parameter in signature(command).parameters.items():
+        if isinstance(parameter.default, Group):
+            yield from _declarations(parameter.default.make)
+        else:
+            yield parameter.default(name)
+
+
+def _made(make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    defaults = {name: one.default for name, one in signature(make).parameters.items()}
+    return make(
+        **{
+            name: _made(default.make, values) if isinstance(default, Group) else values[name]
+            for name, default in defaults.items()
+        }
+    )
+
+
+def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is not None and not ctx.resilient_parsing:
+        console.logger.addHandler(console.LogFile(path))
+        arguments = shlex.join(["mcspex", *ctx.meta.get("mcspex.arguments", ())])
+        version, python = mcspex_cli.__version__, platform.python_version()
+        console.log(logging.INFO, f"mcspex {version}, Python {python}: {arguments}")
+
+
+_LOG_FILE = click.option(
+    "--log-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    expose_value=False,
+    is_eager=True,  # so that the log records what is wrong with other options
+    callback=_open_log,
+    help="Append all messages to this file, with times.",
+)
+
+
+def declared(command: Callable[..., None]) -> Callable[..., None]:
+    """A decorator below click's: a command gets the options of its parameters, and --log-file."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        _made(command, values)
+
+    decorated: Callable[..., None] = _LOG_FILE(run)
+    for decorate in reversed([*_declarations(command)]):
+        decorated = decorate(decorated)
+    return decorated
+
+
+def filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings, its fields filled from the values of their names."""
+    return settings(**{name: values[name] for name in signature(settings).parameters})
+
+
+# What several commands share.
 
 
 def complete_models(
@@ -129,219 +244,171 @@ def complete_folders(
     return [CompletionItem(incomplete, type="dir")]
 
 
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """One decorator for several options, in the order in which the help shows them."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+def as_suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """A callback that turns the name of a format into its suffix."""
+    return f".{name}" if name else None
 
 
-offline = click.option(
-    "--offline", is_flag=True, help="Do not use the network; use only what is on this disk."
+MODEL = option(
+    "NAME",
+    "Folder, bundled name or org/name[@revision] on the Hugging Face Hub.",
+    envvar="MCSPEX_MODEL",
+    show_envvar=True,
+    shell_complete=complete_models,
 )
-
-model = _together(
-    click.option(
-        "--model",
-        envvar="MCSPEX_MODEL",
-        show_envvar=True,
-        metavar="NAME",
-        shell_complete=complete_models,
-        help="Folder, bundled name or org/name[@revision] on the Hugging Face Hub.",
-    ),
-    offline,
+OFFLINE = flag("Do not use the network; use only what is on this disk.")
+DEVICE = option("TEXT", "cpu, cuda, cuda:1, ...", default="auto")
+PRECISION = option(
+    None, "Number format of the network.", type=click.Choice(PRECISIONS), default="auto"
 )
-
-device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
-
-precision = click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="auto",
-    show_default=True,
-    help="Number format of the network.",
-)
-
-runtime = click.option(
-    "--runtime",
+RUNTIME = option(
+    None,
+    "What runs the network; onnx needs mcspex[onnx] and prepares a model once.",
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
-    show_default=True,
-    help="What runs the network; onnx needs mcspex[onnx] and prepares a model once.",
 )
+SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
+JSON = flag("Print data as JSON to stdout.", "--json")
+QUIET = flag("Say nothing but warnings and errors.", "-q", "--quiet")
+GROUPS = path("CSV", "A table of cases and their groups.")
+GROUP_BY = option("COLUMN", "The column of --groups to use.  [default: group, or the only one]")
 
-writing = _together(
-    click.option(
-        "--channel",
-        default="mix",
-        show_default=True,
-        metavar="mix|0|1|..|all",
-        help="Channel of the mixture; all keeps them apart.",
+
+def references(
+    text: str = "A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
+) -> Any:
+    """Declare --ref, with the help that a command has for it."""
+    return paths("FILE|DIR", text, "--ref")
+
+
+def _engine(
+    device: str = DEVICE, precision: str = PRECISION, runtime: str = RUNTIME
+) -> EngineSettings:
+    return EngineSettings(device, precision, runtime=runtime)
+
+
+ENGINE = group(_engine)
+"""How the network is computed: `EngineSettings`."""
+
+
+def _extraction(
+    channel: str = option(
+        "mix|0|1|..|all", "Channel of the mixture; all keeps them apart.", default="mix"
     ),
-    click.option(
-        "--track",
-        metavar="N|LANG",
-        help="Sound track of a video that has several: a number from 1, or eng, deu, ...",
+    track: str | None = option(
+        "N|LANG", "Sound track of a video that has several: a number from 1, or eng, deu, ..."
     ),
-    click.option(
-        "--damaged",
+    damaged: str = option(
+        None,
+        "What to do with a damaged mixture: fail, or keep what can be read of it.",
         type=click.Choice(["fail", "keep"]),
         default="fail",
-        show_default=True,
-        help="What to do with a damaged mixture: fail, or keep what can be read of it.",
     ),
-    click.option(
-        "--level",
-        cls=TableOption,
-        rows=_levels,
+    level: str = choice(
+        table("extraction.levels", "LEVELS"),
+        "How loud the estimate is to be",
         strict=False,
         default="match",
-        show_default=True,
-        help="How loud the estimate is to be",
     ),
-    click.option(
-        "--subtype",
-        cls=TableOption,
-        rows=_subtypes,
-        default="PCM_16",
-        show_default=True,
-        help="Sample format of the output",
+    subtype: str = choice(
+        table("audio", "SUBTYPES"), "Sample format of the output", default="PCM_16"
     ),
-)
-"""How files are read and written."""
-
-treating = _together(
-    click.option(
-        "--absent",
-        cls=TableOption,
-        rows=_absent,
+    absent: str = choice(
+        table("extraction.job", "ABSENT"),
+        "What to do where the voice is not in the mixture",
         default="keep",
-        show_default=True,
-        help="What to do where the voice is not in the mixture",
     ),
-    click.option(
+    dry_db: float | None = option(
+        "DB",
+        "Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
         "--dry",
-        "dry_db",
         type=click.FloatRange(-120, 40),
-        metavar="DB",
-        help="Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
     ),
-    click.option(
-        "--wet",
-        "wet_db",
-        type=click.FloatRange(-120, 40),
-        default=0.0,
-        show_default=True,
-        metavar="DB",
-        help="Gain of the voice.",
+    wet_db: float = option(
+        "DB", "Gain of the voice.", "--wet", type=click.FloatRange(-120, 40), default=0.0
     ),
-)
-"""What is made of an estimate before it is written."""
-
-running = _together(model, device, precision, runtime)
-"""Which network, and how it is computed."""
-
-
-def reference(
-    text: str = "A clip of the wanted voice alone, a folder of clips, or a profile. Repeatable.",
-) -> Callable[[Command], Command]:
-    """--ref, with the help that a command has for it."""
-    return click.option(
-        "--ref", "references", multiple=True, type=PATH, metavar="FILE|DIR", help=text
-    )
-
-
-def references_by_name(folder: str, pattern: str) -> Callable[[Command], Command]:
-    """--refs and --pattern, with the help that a command has for them."""
-    return _together(
-        click.option("--refs", "reference_folder", type=PATH, metavar="DIR|SCP", help=folder),
-        click.option("--pattern", metavar="TEXT", help=pattern),
-    )
-
-
-grouping = _together(
-    click.option("--groups", type=PATH, metavar="CSV", help="A table of cases and their groups."),
-    click.option(
-        "--group-by",
-        metavar="COLUMN",
-        help="The column of --groups to use.  [default: group, or the only one]",
-    ),
-)
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")
-
-quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
-
-batch_size = click.option(
-    "--batch-size",
-    default="auto",
-    show_default=True,
-    metavar="auto|N",
-    callback=lambda _, __, text: _batch_size(text),
-    help="Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
-)
-"""As a number, 0 for auto."""
-
-shard = click.option(
-    "--shard",
-    metavar="I/N",
-    callback=lambda _, __, text: _shard(text),
-    help="Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
-)
-"""As (I, N)."""
-
-
-def filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
-    """A dataclass of settings, its fields filled from the options of their names."""
-    return settings(**{name: values[name] for name in signature(settings).parameters})
-
-
-def extraction_options(values: Mapping[str, Any]) -> ExtractionOptions:
-    """What `writing` and `treating` ask for.
-
-    Raises:
-        click.UsageError: a value means nothing.
-    """
+) -> ExtractionOptions:
+    values = locals()
+    if level == "raw" and dry_db is not None:
+        raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     from mcspex_cli.extraction.job import ExtractionOptions
 
-    if values["level"] == "raw" and values["dry_db"] is not None:
-        raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     try:
-        return filled(ExtractionOptions, values)
+        return ExtractionOptions(**values)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
 
 
-def _batch_size(text: str) -> int:
-    if text != "auto" and (not text.isdecimal() or int(text) < 1):
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
-    return 0 if text == "auto" else int(text)
+EXTRACTION = group(_extraction)
+"""How files are read, and what is made of an estimate before it is written: `ExtractionOptions`."""
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    """--shard as (I, N); without one, Slurm's place in its array, or all."""
-    if text is None:
-        return _slurm_shard(os.environ)
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
+def examples() -> Path:
+    """The folder of short recordings: of the installed package, or of a checkout."""
+    package = Path(mcspex_cli.__file__).parent
+    installed = package / "examples"
+    return installed if installed.is_dir() else package.parent / "examples"
 
 
-def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This task's place among those of its Slurm array, counted from 1."""
-    if "SLURM_ARRAY_TASK_ID" not in environment:
-        return 1, 1
-    defaults = {"ID": "0", "MIN": "0", "STEP": "1", "COUNT": "1"}
-    texts = [environment.get(f"SLURM_ARRAY_TASK_{name}", text) for name, text in defaults.items()]
-    if not all(text.isdecimal() for text in texts):
-        raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is no number; name I/N.")
-    task, first, step, count = map(int, texts)
-    index = (task - first) // step + 1
-    if not 1 <= index <= count:
-        raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); name I/N.")
-    return index, count
+def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
+    """Find what --model names, or the default model; a download is shown."""
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+
+    return find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
+
+
+def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
+    """Download a model from the Hub and check that it loads; say its size and licence."""
+    from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
+
+    received = 0
+    with console.progress(str(name), None, shown=not quiet) as update:
+
+        def show(count: int, total: int) -> None:
+            nonlocal received
+            received += count
+            update(completed=received, total=total)
+
+        info = pull(name, show)
+    load_checkpoint(info)
+    if not quiet:
+        card = read_card(info)
+        licence = card.licence if card and card.licence else "not stated: ask its author"
+        size = f"{console.size(received)} downloaded" if received else "already downloaded"
+        console.say(f"{info.label}  ({size}; licence: {licence})")
+    return info
+
+
+def read_card(info: CheckpointInfo) -> Card | None:
+    """A model's card; one that cannot be read is a warning."""
+    from mcspex_cli.checkpoint import card
+
+    try:
+        return card.read_card(info.folder)
+    except CheckpointError as error:
+        console.warn(str(error))
+        return None
+
+
+def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
+    """Make the graphs that a runtime needs, if there are none yet."""
+    if runtime != "onnx":
+        return
+    from mcspex_cli.extraction import onnx
+
+    if onnx.lacks_graphs(info):
+        if not quiet:
+            console.say(f"{info.label}: making graphs for {runtime}, which is done once ...")
+        onnx.prepare(info)
+
+
+def open_engine(
+    info: CheckpointInfo, settings: EngineSettings, seconds: float, *, quiet: bool = False
+) -> Engine:
+    """Load a model with the runtime that is best for `seconds` of audio, made ready if need be."""
+    from mcspex_cli.extraction import engine, runtime
+
+    settings = runtime.choose_runtime(info, settings, seconds)
+    prepare(info, settings.runtime, quiet=quiet)
+    runtime.keep_memory()
+    return engine.open_engine(info, settings)

@@ -1,4 +1,4 @@
-"""`mcspex score`, and how commands show scores."""
+"""`mcspex score` and `mcspex report`, and how commands show scores."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.models import find_model
+from mcspex_cli.cli.options import flag, option, path, paths
 from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.metrics import CompareWith
+    from mcspex_cli.evaluation.page import PageSettings
     from mcspex_cli.evaluation.scoring import Pairing
     from mcspex_cli.evaluation.summary import Report
 
@@ -56,139 +57,124 @@ def _formats() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A mean that a metric's may not be under, or over."""
+
+    side: str
+    """"under" or "over"."""
+    metric: str
+    value: float
+
+    @classmethod
+    def parse(cls, side: str, text: str) -> Limit:
+        """Read METRIC=MEAN.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        from mcspex_cli.evaluation.metrics import METRICS
+
+        name, _, number = text.partition("=")
+        name = name.strip().removesuffix("_db")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if name not in METRICS or not math.isfinite(value):
+            raise click.UsageError(
+                f"--fail-{side} {text}: write METRIC=MEAN with one of {', '.join(METRICS)}."
+            )
+        return cls(side, name, value)
+
+
+@dataclass(frozen=True)
 class ScoreRequest:
     """What `mcspex score` is asked for."""
 
-    estimates: Path
-    truth: Path | None
-    mixtures: Path | None
-    interferers: tuple[Path, ...]
-    references: tuple[Path, ...]
-    reference_folder: Path | None
-    pattern: str | None
-    transcripts: Path | None
-    whisper: str
-    model: str | None
-    offline: bool
-    metrics: str | None
-    groups: Path | None
-    group_by: str | None
-    baseline: Path | None
-    fail_under: tuple[str, ...]
-    fail_over: tuple[str, ...]
-    channel: str | None
-    resample: bool
-    flipped_ok: bool
-    workers: int | None
-    form: str
-    as_json: bool
-    every: bool
-    outputs: tuple[Path, ...]
+    estimates: Path = options.argument("ESTIMATES", type=options.PATH)
+    truth: Path | None = path("FILE|DIR", "The target's speech alone, as it was recorded.")
+    mixtures: Path | None = path(
+        "FILE|DIR", "What the estimates were extracted from, for SI-SDRi and target confusion."
+    )
+    interferers: tuple[Path, ...] = paths(
+        "FILE|DIR", "Another talker's speech alone, for SIR, SAR and target confusion. Repeatable."
+    )
+    references: tuple[Path, ...] = options.references(
+        "Without a truth: a clip, or a profile, of the one voice in all estimates. Repeatable."
+    )
+    reference_folder: Path | None = path(
+        "DIR|SCP",
+        "Without a truth: a reference for each estimate, by name, as for batch.",
+        "--refs",
+    )
+    pattern: str | None = option(
+        "TEXT", "Which part of an estimate's name is its reference's, as for batch."
+    )
+    transcripts: Path | None = path(
+        "FILE|DIR", "What the targets say, as .txt or .vtt, for word error rates."
+    )
+    whisper: str = option(
+        "NAME|DIR",
+        "The faster-whisper model for --transcripts; it has to be on this disk.",
+        default="base",
+    )
+    model: str | None = options.MODEL
+    offline: bool = options.OFFLINE
+    metrics: str | None = option(
+        "NAMES",
+        "Some of {metrics}.  [default: all that are installed, for what is given]",
+        cls=MetricsOption,
+    )
+    groups: Path | None = options.GROUPS
+    group_by: str | None = options.GROUP_BY
+    baseline: Path | None = path("JSON", "An earlier report to compare with.")
+    fail_under: tuple[str, ...] = option(
+        "METRIC=MEAN",
+        "Exit with 4 if the mean is lower, as in si_sdr_i=10. Repeatable.",
+        multiple=True,
+    )
+    fail_over: tuple[str, ...] = option(
+        "METRIC=MEAN",
+        "Exit with 4 if the mean is higher, as in wer=0.3. Repeatable.",
+        multiple=True,
+    )
+    channel: str | None = option(
+        "mix|0|1|..",
+        "What a mono estimate was extracted from, if the other files have several channels.",
+    )
+    resample: bool = flag(
+        "Convert other sample rates to the truth's, or without one to the estimate's."
+    )
+    flipped_ok: bool = flag("Count sign-flipped files: they sound the same.")
+    workers: int | None = option(
+        "N",
+        "Processes, where no network is used.  [default: one, or all cores for many files]",
+        type=click.IntRange(min=1),
+    )
+    form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
+    as_json: bool = options.JSON
+    every: bool = flag("List all files, not the worst ten of over 50.", "--all")
+    outputs: tuple[Path, ...] = paths(
+        "FILE",
+        "Also write to a file that ends in {suffixes}. Repeatable.",
+        "-o",
+        "--output",
+        cls=MetricsOption,
+    )
+
+    def limits(self) -> list[Limit]:
+        """The limits of --fail-under and --fail-over."""
+        limits = [Limit.parse("under", text) for text in self.fail_under]
+        limits += [Limit.parse("over", text) for text in self.fail_over]
+        for place, limit in enumerate(limits):
+            if (limit.side, limit.metric) in [(each.side, each.metric) for each in limits[:place]]:
+                raise click.UsageError(f"--fail-{limit.side} names {limit.metric} twice.")
+        return limits
 
 
 @click.command()
-@click.argument("estimates", type=options.PATH, metavar="ESTIMATES")
-@click.option(
-    "--truth",
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="The target's speech alone, as it was recorded.",
-)
-@click.option(
-    "--mixtures",
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="What the estimates were extracted from, for SI-SDRi and target confusion.",
-)
-@click.option(
-    "--interferers",
-    multiple=True,
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="Another talker's speech alone, for SIR, SAR and target confusion. Repeatable.",
-)
-@options.reference(
-    "Without a truth: a clip, or a profile, of the one voice in all estimates. Repeatable."
-)
-@options.references_by_name(
-    "Without a truth: a reference for each estimate, by name, as for batch.",
-    "Which part of an estimate's name is its reference's, as for batch.",
-)
-@click.option(
-    "--transcripts",
-    type=options.PATH,
-    metavar="FILE|DIR",
-    help="What the targets say, as .txt or .vtt, for word error rates.",
-)
-@click.option(
-    "--whisper",
-    default="base",
-    show_default=True,
-    metavar="NAME|DIR",
-    help="The faster-whisper model for --transcripts; it has to be on this disk.",
-)
-@options.model
-@click.option(
-    "--metrics",
-    cls=MetricsOption,
-    metavar="NAMES",
-    help="Some of {metrics}.  [default: all that are installed, for what is given]",
-)
-@options.grouping
-@click.option(
-    "--baseline", type=options.PATH, metavar="JSON", help="An earlier report to compare with."
-)
-@click.option(
-    "--fail-under",
-    multiple=True,
-    metavar="METRIC=MEAN",
-    help="Exit with 4 if the mean is lower, as in si_sdr_i=10. Repeatable.",
-)
-@click.option(
-    "--fail-over",
-    multiple=True,
-    metavar="METRIC=MEAN",
-    help="Exit with 4 if the mean is higher, as in wer=0.3. Repeatable.",
-)
-@click.option(
-    "--channel",
-    metavar="mix|0|1|..",
-    help="What a mono estimate was extracted from, if the other files have several channels.",
-)
-@click.option(
-    "--resample",
-    is_flag=True,
-    help="Convert other sample rates to the truth's, or without one to the estimate's.",
-)
-@click.option("--flipped-ok", is_flag=True, help="Count sign-flipped files: they sound the same.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes, where no network is used.  [default: one, or all cores for many files]",
-)
-@click.option(
-    "--format",
-    "form",
-    cls=options.TableOption,
-    rows=_formats,
-    default="table",
-    show_default=True,
-    help="What to print to stdout",
-)
-@options.as_json
-@click.option("--all", "every", is_flag=True, help="List all files, not the worst ten of over 50.")
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    cls=MetricsOption,
-    multiple=True,
-    type=options.PATH,
-    metavar="FILE",
-    help="Also write to a file that ends in {suffixes}. Repeatable.",
-)
-def score(**values: Any) -> None:
+@options.declared
+def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     """Score ESTIMATES, a file or a folder, against the truth, or by what can be said without.
 
     Files in folders are paired by name (a.target.wav with a.wav). SI-SDR is zero-mean and computed
@@ -204,9 +190,57 @@ def score(**values: Any) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    request = options.filled(ScoreRequest, values)
+    from mcspex_cli import files
+    from mcspex_cli.evaluation import metrics, scoring, summary
+
     _check_usage(request)
-    _score(request, _limits(request))
+    limits = request.limits()
+    metrics.check_installed(
+        [*(["wer"] if request.transcripts else []), *(limit.metric for limit in limits)]
+    )
+    inputs = [
+        place
+        for place in (
+            *(request.estimates, request.truth, request.mixtures, *request.interferers),
+            *(*request.references, request.reference_folder, request.transcripts),
+        )
+        if place
+    ]
+    for place in inputs:
+        files.check_exists(place)
+    summary.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
+    groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
+    baseline = summary.read_baseline(request.baseline) if request.baseline else None
+    pairings = _pair(request)
+    sources = {
+        "target": request.truth,
+        "mixture": request.mixtures,
+        "interferers": request.interferers,
+        "reference": pairings[0].references,
+        "transcript": request.transcripts,
+        "batch": any(pairing.presence is not None for pairing in pairings),
+    }
+    chosen = choose_metrics(request.metrics, {need for need, source in sources.items() if source})
+    settings = scoring.ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
+    compare_with = transcribe = None
+    if "wer" in chosen:
+        from mcspex_cli.evaluation.recognition import open_transcriber
+
+        transcribe = open_transcriber(request.whisper)
+    if {"similarity", "similarity_i"}.intersection(chosen):
+        compare_with = _open_verifier(request, pairings)
+    scores = scoring.score_files(pairings, settings, request.workers, compare_with, transcribe)
+    rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
+    missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
+    result = summary.report(rows, missing, groups, baseline)
+    show(result, "json" if request.as_json else request.form, every=request.every)
+    say_remarks(result)
+    if not request.truth:
+        console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
+    for place in request.outputs:
+        summary.write(place, result)
+        console.say(str(place))
+    conclude(result, limits)
 
 
 def _check_usage(request: ScoreRequest) -> None:
@@ -230,54 +264,6 @@ def _check_usage(request: ScoreRequest) -> None:
     }.items():
         if is_wrong:
             raise click.UsageError(message)
-
-
-def _score(request: ScoreRequest, limits: Sequence[Limit]) -> None:
-    from mcspex_cli import files
-    from mcspex_cli.evaluation import summary
-    from mcspex_cli.evaluation.metrics import check_installed
-    from mcspex_cli.evaluation.scoring import ScoreSettings, missing_estimates, score_files
-
-    check_installed([*(["wer"] if request.transcripts else []), *(limit.name for limit in limits)])
-    places = (request.estimates, request.truth, request.mixtures, *request.interferers)
-    folders = (*request.references, request.reference_folder, request.transcripts)
-    inputs = [path for path in (*places, *folders) if path]
-    for path in inputs:
-        files.check_exists(path)
-    summary.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
-    groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
-    baseline = summary.read_baseline(request.baseline) if request.baseline else None
-    pairings = _pair(request)
-    sources = {
-        "target": request.truth,
-        "mixture": request.mixtures,
-        "interferers": request.interferers,
-        "reference": pairings[0].references,
-        "transcript": request.transcripts,
-        "batch": any(pairing.presence is not None for pairing in pairings),
-    }
-    given = {need for need, source in sources.items() if source}
-    chosen = choose_metrics(request.metrics, given)
-    settings = ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
-    compare_with = transcribe = None
-    if "wer" in chosen:
-        from mcspex_cli.evaluation.recognition import open_transcriber
-
-        transcribe = open_transcriber(request.whisper)
-    if {"similarity", "similarity_i"}.intersection(chosen):
-        compare_with = _open_verifier(request, pairings)
-    scores = score_files(pairings, settings, request.workers, compare_with, transcribe)
-    rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
-    missing = missing_estimates(request.estimates, request.truth) if request.truth else []
-    result = summary.report(rows, missing, groups, baseline)
-    show(result, "json" if request.as_json else request.form, every=request.every)
-    say_remarks(result)
-    if not request.truth:
-        console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
-    for path in request.outputs:
-        summary.write(path, result)
-        console.say(str(path))
-    conclude(result, limits)
 
 
 def _pair(request: ScoreRequest) -> list[Pairing]:
@@ -327,7 +313,7 @@ def _open_verifier(request: ScoreRequest, pairings: Sequence[Pairing]) -> Compar
     from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.reference import check_sources
 
-    model = find_model(request.model, offline=request.offline)
+    model = options.find_model(request.model, offline=request.offline)
     check_sources(dict.fromkeys(path for one in pairings for path in one.references), model)
     return open_verifier(Extractor.load(model), console.warn)
 
@@ -410,16 +396,6 @@ def say_remarks(report: Report, *, quiet: bool = False) -> None:
         console.say(line)
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A mean that a metric's may not be under, or over."""
-
-    side: str
-    """"under" or "over"."""
-    name: str
-    value: float
-
-
 def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
     """End a command as its scores deserve, after everything is printed.
 
@@ -439,10 +415,10 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
         raise kind(f"{refused} of {len(report.rows)} files could not be scored, see above.")
     reasons = []
     for limit in limits:
-        metric = METRICS[limit.name]
+        metric = METRICS[limit.metric]
         if metric.column not in report.summary.metrics:
             raise McspexError(
-                f"--fail-{limit.side} {limit.name}: no file has a value. Is it in --metrics?"
+                f"--fail-{limit.side} {limit.metric}: no file has a value. Is it in --metrics?"
             )
         mean = report.summary.metrics[metric.column].mean
         if mean > limit.value if limit.side == "over" else mean < limit.value:
@@ -452,24 +428,54 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
         raise BelowThreshold(f"{'; '.join(reasons)}.")
 
 
-def _limits(request: ScoreRequest) -> list[Limit]:
-    """The limits of --fail-under and --fail-over."""
-    from mcspex_cli.evaluation.metrics import METRICS
+def _page_settings(
+    truth: Path | None = path("DIR", "The targets' speech alone."),
+    mixtures: Path | None = path("DIR", "What the estimates were extracted from."),
+    groups: Path | None = path(
+        "CSV",
+        "Cases (id or name) and groups, which make sections; a column title names the cases.",
+    ),
+    group_by: str | None = options.GROUP_BY,
+    max_cases: int | None = option(
+        "N",
+        "Show at most so many: a third best, a third worst, a third drawn at random. "
+        "[default: 12; all with --no-embed]",
+        type=click.IntRange(min=0),
+    ),
+    seed: int = option(None, "For the cases drawn at random.", default=0),
+    title: str = option(None, "The page's heading.", default="Target speaker extraction"),
+    embed: bool = option(
+        None,
+        "Put sounds and pictures into the page (default), or into PAGE_files/ beside it.",
+        "--embed/--no-embed",
+        default=True,
+        show_default=False,
+    ),
+    overwrite: bool = flag("Replace an existing page and its files."),
+) -> PageSettings:
+    values = locals()
+    from mcspex_cli.evaluation.page import PageSettings
 
-    limits: dict[tuple[str, str], Limit] = {}
-    for side, texts in (("under", request.fail_under), ("over", request.fail_over)):
-        for text in texts:
-            name, _, number = text.partition("=")
-            name = name.strip().removesuffix("_db")
-            try:
-                value = float(number)
-            except ValueError:
-                value = math.nan
-            if name not in METRICS or not math.isfinite(value):
-                raise click.UsageError(
-                    f"--fail-{side} {text}: write METRIC=MEAN with one of {', '.join(METRICS)}."
-                )
-            if (side, name) in limits:
-                raise click.UsageError(f"--fail-{side} names {name} twice.")
-            limits[side, name] = Limit(side, name, value)
-    return list(limits.values())
+    return PageSettings(**values)
+
+
+@click.command()
+@options.declared
+def report(
+    runs: tuple[str, ...] = options.argument("RUN...", nargs=-1, required=True),
+    output: Path = path("PAGE.html", "The page to write.", "-o", "--output", required=True),
+    settings: PageSettings = options.group(_page_settings),
+) -> None:
+    """Make a web page of what systems extracted: players, spectrograms and scores, side by side.
+
+    A RUN is a folder of estimates or one made by mcspex batch, or NAME=FOLDER to give it
+    another name. Files are paired by name (a.target.wav with a.wav). The page needs no network.
+    """
+    from mcspex_cli.evaluation.page import read_runs, write_page
+
+    with console.progress("comparing") as update:
+        page = write_page(read_runs(runs), output, settings, lambda share: update(completed=share))
+    for warning in page.warnings:
+        console.warn(warning)
+    size = console.size(output.stat().st_size)
+    console.say(f"{output}  ({page.shown} of {page.cases} cases shown, {size})")

@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from mcspex_cli import __version__
-from mcspex_cli.__main__ import Commands, add_log_option, main
+from mcspex_cli.__main__ import Commands, main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
-from mcspex_cli.cli import console
+from mcspex_cli.cli import console, options
+from mcspex_cli.cli.doctor import Finding, show
 from tests.cli.test_commands import COMMANDS, MODELS, run
 
 LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (INFO|WARNING|ERROR) (.*)\n")
@@ -75,9 +76,9 @@ def test_what_is_said_and_warned_of_is_kept(scene: Path, tiny_folder: Path) -> N
 
 
 def test_findings_are_kept(tmp_path: Path) -> None:
-    console.add_log_file(tmp_path / "log.txt")
-    console.finding("failed", "soxr", "is gone", "Install it.")
-    console.finding("ok", "torch", "9.9", "")
+    console.logger.addHandler(console.LogFile(tmp_path / "log.txt"))
+    show(Finding("soxr", "failed", "is gone", "Install it."))
+    show(Finding("torch", "ok", "9.9"))
     console.close_log_files()
     assert kept(tmp_path / "log.txt") == [
         ("ERROR", "soxr: is gone. Install it."),
@@ -142,12 +143,14 @@ def test_a_full_disk_is_warned_of_once_and_the_work_done() -> None:
 
 
 @click.command()
+@options.declared
 def broken() -> None:
     """Have a bug."""
     raise ZeroDivisionError("here\n2026-01-01T00:00:00Z INFO forged")
 
 
 @click.command()
+@options.declared
 def undecided() -> None:
     """Be left by whoever was asked."""
     raise click.Abort
@@ -155,7 +158,6 @@ def undecided() -> None:
 
 def test_a_bugs_traceback_is_kept(tmp_path: Path) -> None:
     group = Commands(commands={"broken": broken, "undecided": undecided})
-    add_log_option(group)
     path = tmp_path / "log.txt"
     done = CliRunner().invoke(group, ["broken", "--log-file", str(path)])
     assert isinstance(done.exception, ZeroDivisionError)

@@ -21,7 +21,7 @@ from mcspex_cli import audio
 from mcspex_cli.cli import console, extract
 from mcspex_cli.errors import McspexError
 try:
-    extract._check_stdin()
+    console.check_sound_input("Pipe a sound file into it.")
     with extract._temporary_folder() as folder:
         path = folder / "stdin"
         with console.shown_as(path, "standard input"):
@@ -42,7 +42,7 @@ from pathlib import Path
 from mcspex_cli.cli import console, extract
 from mcspex_cli.errors import McspexError
 try:
-    extract._check_stdout()
+    console.check_sound_output()
     extract._copy_to_stdout(Path(sys.argv[1]))
 except McspexError as error:
     console.error(str(error))
