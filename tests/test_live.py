@@ -27,7 +27,7 @@ class Tone(Runtime):
     name, device, precision, batch, true_level = "tone", "cpu", "float32", 1, False
 
     def __init__(self, low_hz: float = 0, high_hz: float = 1e6, rest: float = 0.0) -> None:
-        self.sample_rate_hz = RATE_HZ
+        self.sample_rate_hz, self.hop = RATE_HZ, 20
         self._band, self._rest = (low_hz, high_hz), rest
 
     def embed(self, references: Samples) -> Samples:

@@ -28,7 +28,13 @@ from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
 from mcspex_cli.extraction.reference import Span, Voice
-from mcspex_cli.extraction.runtime import ON_GPU, SPREAD, EngineSettings, choose_device
+from mcspex_cli.extraction.runtime import (
+    ON_GPU,
+    SHIFTS,
+    SPREAD,
+    EngineSettings,
+    choose_device,
+)
 
 Unit = tuple[Task, ...]
 """Tasks whose windows share batches; made from the whole plan, so that it is always the same."""
@@ -51,6 +57,8 @@ class BatchSettings:
     """Not "auto": what is done must not depend on what is installed."""
     batch_size: int = 0
     """Signals at once; 0 for one on a CPU, sixteen on a GPU, fewer where memory is short."""
+    shifts: int = SHIFTS
+    """As in `EngineSettings`."""
     jobs: int = 0
     """Processes, actors or array tasks; 0 for as many as the engine finds useful."""
     shard: tuple[int, int] = (1, 1)
@@ -78,7 +86,7 @@ class BatchSettings:
         engine = EngineSettings()
         return fingerprint(
             (
-                *(self.model.sha256, self.precision, self.runtime),
+                *(self.model.sha256, self.precision, self.runtime, self.shifts),
                 *(engine.window_s, engine.context_s, engine.fade_s),
                 *astuple(self.options),
                 # Where nothing is done about an absent voice, presence changes no estimate.
@@ -180,6 +188,7 @@ class Worker:
             batch=settings.batch_size,
             threads=threads,
             runtime=settings.runtime,
+            shifts=settings.shifts,
         )
         self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
         self._writer = JournalWriter(folder)

@@ -134,6 +134,7 @@ class BatchOptions:
     )
     precision: str = options.PRECISION
     runtime: str = options.RUNTIME
+    shifts: int = options.SHIFTS_OPTION
     extraction: ExtractionOptions = options.EXTRACTION
     batch_size: int = option(
         "auto|N",

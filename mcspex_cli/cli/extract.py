@@ -68,7 +68,7 @@ class ExtractRequest:
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
-    engine: EngineSettings = options.ENGINE
+    engine: EngineSettings = options.ENGINE_FOR_MIXTURES
     extraction: ExtractionOptions = options.EXTRACTION
     overwrite: bool = flag("Replace existing outputs.")
     as_json: bool = options.JSON

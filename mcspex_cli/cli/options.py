@@ -21,6 +21,7 @@ import logging
 import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -33,7 +34,13 @@ from click.shell_completion import CompletionItem
 import mcspex_cli
 from mcspex_cli.cli import console
 from mcspex_cli.errors import CheckpointError, McspexError
-from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES, EngineSettings
+from mcspex_cli.extraction.runtime import (
+    MOST_SHIFTS,
+    PRECISIONS,
+    RUNTIMES,
+    SHIFTS,
+    EngineSettings,
+)
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.card import Card
@@ -267,6 +274,13 @@ RUNTIME = option(
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
 )
+SHIFTS_OPTION = option(
+    None,
+    "Compute each window so many times, each a little later, and take the mean: 1 is the fastest, "
+    "4 the best.",
+    type=click.IntRange(1, MOST_SHIFTS),
+    default=SHIFTS,
+)
 SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
 JSON = flag("Print data as JSON to stdout.", "--json")
 QUIET = flag("Say nothing but warnings and errors.", "-q", "--quiet")
@@ -287,8 +301,17 @@ def _engine(
     return EngineSettings(device, precision, runtime=runtime)
 
 
+def _engine_for_mixtures(
+    engine: EngineSettings = group(_engine), shifts: int = SHIFTS_OPTION
+) -> EngineSettings:
+    return replace(engine, shifts=shifts)
+
+
 ENGINE = group(_engine)
 """How the network is computed: `EngineSettings`."""
+
+ENGINE_FOR_MIXTURES = group(_engine_for_mixtures)
+"""The same, with the number of shifts."""
 
 
 def _extraction(

@@ -57,6 +57,8 @@ class Runtime(ABC):
     name: str
     """Of `RUNTIMES`."""
     sample_rate_hz: int
+    hop: int
+    """Samples from one of the network's frames to the next."""
     true_level: bool
     """Whether an estimate has the target's own level; else its level is arbitrary."""
     device: str
@@ -111,7 +113,7 @@ class TorchRuntime(Runtime):
             torch.set_num_threads(settings.threads)
         device = choose_device(settings.device)
         self.device, self.precision = str(device), choose_precision(settings.precision, device)
-        self.sample_rate_hz = system.config.sample_rate_hz
+        self.sample_rate_hz, self.hop = system.config.sample_rate_hz, system.config.hop
         self.true_level = system.config.true_level
         self.embedding = system.config.embedding
         self.batch = ON_GPU if device.type == "cuda" else 1
@@ -323,11 +325,13 @@ class Engine:
         if batch:
             yield batch
 
-    def compute(self, pairs: Sequence[tuple[Samples, Samples]]) -> list[Samples]:
+    def compute(
+        self, pairs: Sequence[tuple[Samples, Samples]], shifts: int | None = None
+    ) -> list[Samples]:
         """Run the network on mixtures [channel, sample], each with its [embedding].
 
         They are about equally long, as `batches` has them. Where memory is short this goes on by
-        halves, and from then on in smaller batches.
+        halves, and from then on in smaller batches. `shifts` is the settings' if it is None.
 
         Returns:
             The estimates [channel, sample], not checked for numbers that are not finite.
@@ -339,26 +343,46 @@ class Engine:
         signals = [signal for mixture, _ in pairs for signal in mixture]
         counts = [len(mixture) for mixture, _ in pairs]
         voices = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
-        estimates = iter(self._estimates(signals, voices))
+        estimates = iter(self._estimates(signals, voices, shifts or self.settings.shifts))
         return [np.stack(list(islice(estimates, count))) for count in counts]
 
-    def _estimates(self, signals: Sequence[Samples], voices: Samples) -> list[Samples]:
+    def _estimates(self, signals: Sequence[Samples], voices: Samples, shifts: int) -> list[Samples]:
         """What the network gives for signals [sample]; silence for silence, where it would hum."""
         gains = [to_level(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
         try:
-            estimates = self.runtime.extract(levelled, voices)
+            estimates = self._mean_of_shifts(levelled, voices, shifts)
         except OutOfMemoryError as error:
             if len(signals) == 1:
                 raise self._short_of_memory() from error
             half = len(signals) // 2
             self.batch = max(1, min(self.batch, half))
             parts = (slice(half), slice(half, None))
-            return [one for part in parts for one in self._estimates(signals[part], voices[part])]
+            return [
+                estimate
+                for part in parts
+                for estimate in self._estimates(signals[part], voices[part], shifts)
+            ]
         return [
             np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
             for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
         ]
+
+    def _mean_of_shifts(
+        self, signals: Sequence[Samples], voices: Samples, shifts: int
+    ) -> list[Samples]:
+        """The mean of what the network gives for signals [sample] at several shifts.
+
+        A network's masks depend on where in a sound its frames fall, which is chance; these errors
+        differ from shift to shift, so that the mean has less of them.
+        """
+        sums = list(self.runtime.extract(signals, voices))
+        for number in range(1, shifts):
+            shift = round(number * self.runtime.hop / shifts)
+            shifted = [np.pad(signal, (shift, 0)) for signal in signals]
+            estimates = self.runtime.extract(shifted, voices)
+            sums = [a + b[shift:] for a, b in zip(sums, estimates, strict=True)]
+        return sums if shifts == 1 else [total / np.float32(shifts) for total in sums]
 
     def check_finite(self, values: Samples) -> None:
         """Refuse what the network gave where it is not finite.

@@ -65,7 +65,7 @@ from mcspex_cli.extraction.presence import (
     write_activity,
 )
 from mcspex_cli.extraction.reference import Clip, Span, Voice, enroll, read_spans
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.runtime import SHIFTS, EngineSettings
 from mcspex_cli.extraction.windows import Joiner, Mixture, Store, Window
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Extractor:
         device: str = "auto",
         precision: str = "auto",
         runtime: str = "auto",
+        shifts: int = SHIFTS,
         offline: bool = False,
     ) -> Extractor:
         """Load a model.
@@ -119,6 +120,7 @@ class Extractor:
             device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1", ...
             precision: "auto", "float32", "bfloat16" or "float16".
             runtime: "auto" (torch), or one of `runtime.RUNTIMES`.
+            shifts: how often each window is computed, as in `EngineSettings`.
             offline: never ask the Hub.
 
         Raises:
@@ -127,7 +129,7 @@ class Extractor:
         """
         if not isinstance(model, CheckpointInfo):
             model = find_checkpoint(model, offline=offline)
-        settings = EngineSettings(device, precision, runtime=runtime)
+        settings = EngineSettings(device, precision, runtime=runtime, shifts=shifts)
         return cls(model, open_engine(model, settings))
 
     def enroll(
@@ -549,6 +551,7 @@ class _Work:
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
+            shifts=self._extractor.engine.settings.shifts,
             model=model.name,
             model_revision=model.revision,
             model_sha256=model.sha256,

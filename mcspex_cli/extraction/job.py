@@ -243,6 +243,7 @@ class Result:
     device: str
     precision: str
     runtime: str
+    shifts: int
     model: str
     model_revision: str | None
     model_sha256: str

@@ -86,7 +86,7 @@ class OnnxRuntime(Runtime):
 
         onnxruntime.disable_telemetry_events()
         self.sample_rate_hz, self.true_level = config.sample_rate_hz, config.true_level
-        self.embedding = config.embedding
+        self.embedding, self.hop = config.embedding, config.hop
         self._min_samples = config.windows[0]
         self.device, self.precision, self.batch = "cpu", "float32", 1
         has_gpu = _CUDA in onnxruntime.get_available_providers()

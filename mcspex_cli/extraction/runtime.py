@@ -23,6 +23,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 MIN_WINDOW_S = 0.3
 
+SHIFTS, MOST_SHIFTS = 2, 16
+
 ON_GPU = 16
 """Signals at once on a GPU, if nothing else is asked for."""
 
@@ -37,7 +39,7 @@ _SPINS = "2000"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to compute; nothing here changes the result by more than rounding and seams.
+    """How to compute; but for `shifts`, nothing here changes more than rounding and seams.
 
     Raises:
         EngineError: a precision is not in `PRECISIONS`, or a runtime not in `RUNTIMES`.
@@ -57,6 +59,9 @@ class EngineSettings:
     """CPU threads of the whole process; 0 for as many as the runtime chooses."""
     runtime: str = "auto"
     """What runs the network, one of `RUNTIMES`; "auto" is torch."""
+    shifts: int = SHIFTS
+    """How often each window is computed, each time shifted by another part of a hop; the mean of
+    all is better than one alone, and takes as many times as long."""
 
     def __post_init__(self) -> None:
         for what, names in (("precision", PRECISIONS), ("runtime", ("auto", *RUNTIMES))):
@@ -76,6 +81,8 @@ class EngineSettings:
             )
         if not all(isinstance(count, int) and count >= 0 for count in (self.batch, self.threads)):
             raise ValueError("batch and threads must be whole numbers, 0 or more")
+        if not isinstance(self.shifts, int) or not 1 <= self.shifts <= MOST_SHIFTS:
+            raise ValueError(f"shifts must be a whole number from 1 to {MOST_SHIFTS}")
 
 
 def choose_runtime(

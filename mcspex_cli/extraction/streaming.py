@@ -267,7 +267,7 @@ class _Stream:
         if not mixture.size:  # the whole stream is shorter than one sample of the network
             return _WindowEstimate(np.zeros_like(window), None, limited=False)
         mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
-        (estimate,) = self._engine.compute([(mixture, self._embedding)])
+        (estimate,) = self._engine.compute([(mixture, self._embedding)], shifts=1)
         self._engine.check_finite(estimate)
         if (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S:
             self._measure_presence(estimate, mixture)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.errors import AudioError, EngineError
@@ -20,11 +22,16 @@ from tests.conftest import RATE_HZ, buzz
 SHORT = EngineSettings("cpu", "float32", window_s=1.0, context_s=0.2, fade_s=0.1)
 
 
-def test_a_short_mixture_is_the_networks_own_answer(tiny: System) -> None:
+@pytest.mark.parametrize("shifts", [1, 2, 3])
+def test_a_short_mixture_is_the_mean_of_the_networks_answers_at_each_shift(
+    tiny: System, shifts: int
+) -> None:
     mixture, reference = (at_level(buzz(*one)) for one in ((100, 0.9), (200, 1.5)))
-    engine = Engine(tiny, SHORT)
+    engine = Engine(tiny, replace(SHORT, shifts=shifts))
     voice = tiny.embed(torch.from_numpy(reference)[None])
-    expected = tiny.extract(torch.from_numpy(mixture)[None], voice)[0]
+    late = [round(number * tiny.config.hop / shifts) for number in range(shifts)]
+    answers = [tiny.extract(pad(torch.from_numpy(mixture), (n, 0))[None], voice)[0] for n in late]
+    expected = sum(answer[n:] for n, answer in zip(late, answers, strict=True)) / shifts
     np.testing.assert_allclose(
         engine.extract(mixture, engine.embed([reference])), expected, atol=1e-5
     )
@@ -168,7 +175,7 @@ def test_the_rate_is_the_systems(tiny: System) -> None:
 
 
 def batched(batch: int) -> EngineSettings:
-    return EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch)
+    return EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch, shifts=1)
 
 
 class Cramped(TorchRuntime):
@@ -266,6 +273,7 @@ def test_what_is_no_mixture_is_refused(
         *({"window_s": value} for value in (0.0, -1.0, 1e-4, np.nan, np.inf)),
         *({"fade_s": value} for value in (-1.0, np.nan)),
         *({name: value} for name in ("batch", "threads") for value in (-1, 1.5, None)),
+        *({"shifts": value} for value in (0, 17, 1.5)),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:

@@ -52,7 +52,7 @@ class Softener(Runtime):
     """Gives back what is low of a mixture, upside down and soft: what comes of it is known."""
 
     name, device, precision, batch = "torch", "cpu", "float32", 1
-    sample_rate_hz, true_level = RATE_HZ, False
+    sample_rate_hz, hop, true_level = RATE_HZ, 20, False
     gain, late = -0.01, 0
 
     def embed(self, references: Samples) -> Samples:
