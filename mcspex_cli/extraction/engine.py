@@ -207,7 +207,7 @@ class Engine:
                 )
             system = TorchRuntime(system, settings)
         self.runtime, self.calibration, self.label = system, calibration, label
-        self.sample_rate_hz = system.sample_rate_hz
+        self.sample_rate_hz, self.shifts = system.sample_rate_hz, settings.shifts
         self.batch = settings.batch or system.batch
         """Signals computed at once; halved whenever memory is short."""
         seconds = settings.window_s, settings.context_s, settings.fade_s
@@ -343,7 +343,7 @@ class Engine:
         signals = [signal for mixture, _ in pairs for signal in mixture]
         counts = [len(mixture) for mixture, _ in pairs]
         voices = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
-        estimates = iter(self._estimates(signals, voices, shifts or self.settings.shifts))
+        estimates = iter(self._estimates(signals, voices, shifts or self.shifts))
         return [np.stack(list(islice(estimates, count))) for count in counts]
 
     def _estimates(self, signals: Sequence[Samples], voices: Samples, shifts: int) -> list[Samples]:

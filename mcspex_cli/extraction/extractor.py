@@ -551,7 +551,7 @@ class _Work:
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
-            shifts=self._extractor.engine.settings.shifts,
+            shifts=self._extractor.engine.shifts,
             model=model.name,
             model_revision=model.revision,
             model_sha256=model.sha256,
