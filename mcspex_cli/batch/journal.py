@@ -80,9 +80,12 @@ class Journal:
         self.failed: dict[str, list[Failure]] = {}
         self.scores: dict[tuple[str, str], dict[str, Any]] = {}
         self.runs: list[dict[str, Any]] = []
-        storage.forget()
-        for path in storage.listed(folder / FOLDER, ".jsonl"):
-            for data in storage.read(path, OutputError).splitlines():
+        place = folder / FOLDER
+        storage.listed.cache_clear()
+        is_object = storage.url(place)
+        names = storage.listed(str(place)) if is_object else [one.name for one in place.glob("*")]
+        for name in sorted(name for name in names if name.endswith(".jsonl")):
+            for data in storage.read(place / name, OutputError).splitlines():
                 with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
                     self._take(json.loads(data), data)
         self.runs.sort(key=lambda run: str(run.get("began")))
@@ -98,26 +101,18 @@ class Journal:
         return None
 
     def failure(self, task: Task, settings: str, job: str | None = None) -> str | None:
-        """Why a task failed with these files and settings; None if it did not.
+        """Why a task failed with these files and settings, and in that `job`; None if it did not.
 
-        Whether it was done before or after that is not looked at. With a `job`, only what failed
-        in that one counts.
+        Whether it was done before or after that is not looked at.
         """
-        reasons = [
-            known.reason
-            for known in self.failed.get(task.id, ())
-            if known.settings == settings
-            and job in (None, known.job)
-            and same_files(known.inputs, task.inputs)[1]
-        ]
-        return reasons[-1] if reasons else None
+        for known in reversed(self.failed.get(task.id, ())):
+            is_same = known.settings == settings and same_files(known.inputs, task.inputs)[1]
+            if is_same and job in (None, known.job):
+                return known.reason
+        return None
 
     def check(self, tasks: Sequence[Task], settings: str) -> None:
-        """Refuse to replace estimates that were made of other files or with other settings.
-
-        Raises:
-            OutputError: there are some.
-        """
+        """Refuse to replace estimates that were made of other files or with other settings."""
         for task in tasks:
             lines = self.done.get(task.id, [])
             if len(lines) > 1:  # whose estimate is there?
@@ -149,8 +144,7 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
     """Make a batch's output folder, or clear up what a process killed in it has left.
 
     Raises:
-        OutputError: it cannot be made, or holds files but is of no batch and `overwrite`
-            is not set.
+        OutputError: it cannot be made, or holds files of no batch and `overwrite` is not set.
     """
     journal = folder / FOLDER
     in_use = storage.is_folder(folder) and (storage.url(folder) or any(folder.iterdir()))
@@ -174,13 +168,13 @@ class JournalWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = self._new_path()
-        self._torn = False
+        self._is_torn = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._path = self.folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
         self._object = b""
         """What is in the object of this name, in a store: none of them can append."""
-
-    def _new_path(self) -> Path:
-        return self.folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
 
     def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
@@ -207,25 +201,22 @@ class JournalWriter:
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; after one that was cut short, begin a new one."""
-        data = b"\n" * self._torn + json.dumps({"at": time.time_ns(), **line}).encode() + b"\n"
+        data = b"\n" * self._is_torn + json.dumps({"at": time.time_ns(), **line}).encode() + b"\n"
         if storage.url(self._path):
             self._object += data
             storage.write(self._path, self._object)
             if len(self._object) > _LARGEST_OBJECT:
-                self._path, self._object = self._new_path(), b""
+                self._begin()
             return
-        self._torn = True
+        self._is_torn = True
         try:
             self._path.parent.mkdir(exist_ok=True)
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                if os.write(file, data) < len(data):
+            with self._path.open("ab", buffering=0) as file:
+                if (file.write(data) or 0) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            finally:
-                os.close(file)
         except OSError as error:
             raise files.output_error(self._path, error) from error
-        self._torn = False
+        self._is_torn = False
 
 
 def same_files(one: str, other: str) -> tuple[bool, bool]:

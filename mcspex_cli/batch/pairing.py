@@ -43,9 +43,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """What a manifest may say of a mixture, and the names that other programs have for it."""
 
-SEPARATOR = ";"
-"""Between several references, or spans, in one cell."""
-
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
 _LISTS = ("reference", "references", "span")
 
@@ -106,16 +103,16 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
             has no column of mixtures.
     """
     readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".scp": _scp}
-    if path.suffix.lower() not in readers:
+    read = readers.get(path.suffix.lower())
+    if read is None:
         raise PairingError(f"{path}: a manifest's name ends in {', '.join(readers)}. Rename it.")
     try:
         text = storage.read(path, PairingError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PairingError(f"{storage.name(path)}: cannot be read (not UTF-8 text).") from error
-    unknown: dict[str, None] = {}
     tasks: list[Task] = []
-    shared: dict[str, str] = {}
-    for line, row in readers[path.suffix.lower()](path, text, unknown):
+    unknown, shared = dict[str, None](), dict[str, str]()
+    for line, row in read(path, text, unknown):
         try:
             if isinstance(row, str):
                 raise PairingError(row)
@@ -131,11 +128,7 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
 
 
 def read_scp(path: Path, problems: list[str]) -> dict[str, str]:
-    """Read a Kaldi scp, an id and a file in each line, into files by id.
-
-    Raises:
-        PairingError: the file is not there, not text or without lines.
-    """
+    """Read a Kaldi scp, an id and a file in each line, into files by id (`read_manifest`)."""
     files: dict[str, str] = {}
     for task in read_manifest(path, problems, []):
         if task.id in files:
@@ -195,11 +188,7 @@ def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Row]:
 
 
 def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> list[str]:
-    """The columns that headings name, "" for one that is not used, which goes to `unknown`.
-
-    Raises:
-        PairingError: two headings name one column.
-    """
+    """The columns that headings name, "" for one that is not used, which goes to `unknown`."""
     columns = [_HEADINGS.get(heading.strip().lower(), "") for heading in headings]
     first: dict[str, str] = {}
     for column, heading in zip(columns, headings, strict=True):
@@ -216,9 +205,6 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
     """A row's files, and its id: the one given, its output's name or its mixture's.
 
     `shared` has one copy of each reference's path, which many rows may name.
-
-    Raises:
-        PairingError: it has no mixture, or a value that is not text or cannot be a file's name.
     """
     for column, value in row.items():
         is_list = column in _LISTS and isinstance(value, list)
@@ -247,12 +233,11 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
 
 
 def _place(root: str, text: str) -> str:
-    """A file's path by what is written of it."""
     return str(storage.place(text)) if storage.url(text) else os.path.join(root, text)  # noqa: PTH118
 
 
 def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    parts = value.split(SEPARATOR) if isinstance(value, str) else value or ()
+    parts = value.split(";") if isinstance(value, str) else value or ()
     return tuple(part.strip() for part in parts if part.strip())
 
 
@@ -268,7 +253,7 @@ class References(NamedTuple):
     """Clips by the names that mixtures may ask for them by."""
 
     source: Path
-    clips: Mapping[str, Sequence[str]]
+    clips: Mapping[str, tuple[str, ...]]
     """A file by its path in the folder without suffix, a folder by its own."""
     by_stem: Mapping[str, Sequence[str]]
     """The names in `clips` that end in a stem."""
@@ -276,11 +261,11 @@ class References(NamedTuple):
     template: str | None
     """The pattern as the user wrote it."""
 
-    def find(self, name: str) -> str:
-        """The name in `clips` for the mixture `name`, "a/b".
+    def find(self, name: str) -> tuple[str, ...]:
+        """The clips for the mixture `name`, "a/b".
 
-        With a pattern it is what that finds for the speaker; else the mixture's path, its
-        stem, the folder that it is in, or that folder's name, in this order.
+        With a pattern they are called what that finds for the speaker; else like the mixture's
+        path, its stem, the folder that it is in, or that folder's name, in this order.
 
         Raises:
             PairingError: there is none, or two that fit equally well.
@@ -301,7 +286,7 @@ class References(NamedTuple):
                 names += [str(path.parent), path.parent.name]
         for candidate in names:
             if candidate in self.clips:
-                return candidate
+                return self.clips[candidate]
             alike = self.by_stem.get(candidate, ())
             if len(alike) > 1:
                 both = " and ".join(alike[:2])
@@ -309,7 +294,7 @@ class References(NamedTuple):
                     f"{storage.name(self.source)} has both {both} for it. Rename one."
                 )
             if alike:
-                return alike[0]
+                return self.clips[alike[0]]
         tried = " or ".join(dict.fromkeys(names))
         raise PairingError(f"{storage.name(self.source)} has no reference {tried}. {hint}")
 
@@ -320,12 +305,9 @@ def list_references(
     """List the clips of a folder, or of an scp with an id for each; check the pattern.
 
     What cannot be used goes to `problems`, links that were not followed to `warnings`.
-
-    Raises:
-        PairingError: `source` is neither, or the pattern cannot be used.
     """
     compiled = None if pattern is None else compile_pattern(pattern)
-    clips: dict[str, Sequence[str]] = {}
+    clips: dict[str, tuple[str, ...]] = {}
     if storage.is_folder(source):
         named = storage.by_name(source, also=(SUFFIX,), warnings=warnings)
         folders: dict[str, list[str]] = defaultdict(list)
@@ -337,7 +319,7 @@ def list_references(
             for path in [*map(str, others), *folders.get(name, ())]:
                 both = f"{storage.name(first)} and {storage.name(path)}"
                 problems.append(f"{both}: two clips of one name. Rename one.")
-        clips = {**folders, **{name: tuple(map(str, same)) for name, same in named.items()}}
+        clips = {name: tuple(map(str, same)) for name, same in (folders | named).items()}
     elif source.suffix.lower() == ".scp":
         clips = {name: (path,) for name, path in read_scp(source, problems).items()}
     else:

@@ -248,13 +248,12 @@ class _Planner:
         known = list_references(
             request.reference_folder, request.pattern, self.problems, self.warnings
         )
-        clips_of = {name: tuple(clips) for name, clips in known.clips.items()}
         paired = []
         for task in tasks:
             clips = task.references
             if not clips and not task.spans:
                 try:
-                    clips = clips_of[known.find(task.id)]
+                    clips = known.find(task.id)
                 except PairingError as error:
                     self._note(task, str(error))
             paired.append(replace(task, references=clips))
@@ -263,7 +262,7 @@ class _Planner:
             real = {os.path.realpath(path) for clips in used for path in clips}
             self.problems += [
                 f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
-                for path in sorted({path for clips in clips_of.values() for path in clips})
+                for path in sorted({path for clips in known.clips.values() for path in clips})
                 if os.path.realpath(path) not in real
             ]
         return paired

@@ -79,11 +79,7 @@ def is_folder(path: Path) -> bool:
 
 
 def check_exists(path: Path) -> None:
-    """Refuse a path where there is nothing.
-
-    Raises:
-        AudioError: there is no such file or folder, or it cannot be reached.
-    """
+    """As `files.check_exists`."""
     if not url(path):
         files.check_exists(path)
     elif not is_folder(path) and stamp(path) is None:
@@ -97,11 +93,7 @@ def find(
     *,
     warnings: list[str] | None = None,
 ) -> list[Path]:
-    """The recordings below a folder, as `files.find` lists them.
-
-    Raises:
-        AudioError: it cannot be searched.
-    """
+    """The recordings below a folder, as `files.find` lists them."""
     if not url(folder):
         return files.find(folder, without, also, warnings=warnings)
     scheme = str(folder).partition(":")[0]
@@ -126,13 +118,6 @@ def by_name(
     return named
 
 
-def listed(folder: Path, suffix: str) -> list[Path]:
-    """The files of a suffix in a folder itself, by name; none where it is not there."""
-    if not url(folder):
-        return sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
-    return [folder / name for name in sorted(_listed(str(folder))) if name.endswith(suffix)]
-
-
 def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
     """A file's stamp; None if it is no file.
 
@@ -143,7 +128,7 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
             store.invalidate_cache()
             return _stamp(store.info(key))
     if url(path):
-        return _listed(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
+        return listed(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
     try:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
@@ -154,7 +139,8 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
 
 
 @cache
-def _listed(folder: str) -> dict[str, Stamp]:
+def listed(folder: str) -> dict[str, Stamp]:
+    """The objects of a folder itself, by name, until `listed.cache_clear()`."""
     with _reaching(folder) as (store, key):
         try:
             store.invalidate_cache()
@@ -172,21 +158,11 @@ def _stamp(info: dict[str, Any]) -> Stamp:
     return Stamp(info["size"], *(int.from_bytes(digest[:8], "big") for digest in digests))
 
 
-def forget() -> None:
-    """Ask the stores again for what is there."""
-    _listed.cache_clear()
-
-
 def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
-    """A small file's bytes.
-
-    Raises:
-        McspexError: of the kind, it cannot be read.
-    """
+    """A small file's bytes; an error of the kind says that it cannot be read."""
     if url(path):
         with _reaching(path, kind) as (store, key):
-            data: bytes = store.cat_file(key)
-            return data
+            return bytes(store.cat_file(key))
     try:
         return path.read_bytes()
     except OSError as error:
@@ -194,11 +170,7 @@ def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace a small object.
-
-    Raises:
-        OutputError: the store does not take it.
-    """
+    """Replace a small object."""
     with _reaching(path, OutputError) as (store, key):
         store.pipe_file(key, data)
 
@@ -216,11 +188,7 @@ def fetch(path: str | Path, scratch: Path) -> Path:
 
 
 def send(copy: Path, path: Path) -> None:
-    """Move a file of this disk to its object.
-
-    Raises:
-        OutputError: the store does not take it.
-    """
+    """Move a file of this disk to its object."""
     with _reaching(path, OutputError) as (store, key):
         store.put_file(str(copy), key)
     copy.unlink()

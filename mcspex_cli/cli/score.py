@@ -299,7 +299,7 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
     results = []
     for pairing in pairings:
         try:
-            clips = known.clips[known.find(Path(case_name(pairing.name)).as_posix())]
+            clips = known.find(Path(case_name(pairing.name)).as_posix())
             results.append(replace(pairing, references=tuple(map(Path, clips))))
         except PairingError as error:
             problems.append(f"{pairing.estimate}: {error}")

@@ -399,7 +399,7 @@ def clips_for(name: str, pattern: str | None = None) -> list[str]:
     said: list[str] = []
     known = list_references(Path("refs"), pattern, said, [])
     assert said == []
-    return [path.removeprefix("refs/") for path in known.clips[known.find(name)]]
+    return [path.removeprefix("refs/") for path in known.find(name)]
 
 
 @pytest.fixture
@@ -473,8 +473,8 @@ def test_no_reference_or_two_that_fit_are_refused(
 def test_an_scp_names_its_clips(empty: Path) -> None:
     Path("refs.scp").write_text("ann clips/1.wav\nbob /b.wav\n")
     known = list_references(Path("refs.scp"), "{speaker}_{n}", [], [])
-    assert known.clips[known.find("x/ann_2")] == ("clips/1.wav",)
-    assert known.clips[known.find("bob_2")] == ("/b.wav",)
+    assert known.find("x/ann_2") == ("clips/1.wav",)
+    assert known.find("bob_2") == ("/b.wav",)
 
 
 @pytest.mark.parametrize(
