@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli import files
-from mcspex_cli.batch import storage
+from mcspex_cli.batch.pairing import files_by_name
 from mcspex_cli.errors import AudioError, DiskFullError, OutputError
 from tests.conftest import ROOT
 
@@ -70,12 +70,9 @@ def test_containers_are_found_like_any_recording(tmp_path: Path) -> None:
     touch(tmp_path, "a.wav", "a.mp3", "a.mp4", "c.MOV", "d/a.m4a", "d.txt", "e.mp4.flac")
     names = ["a.mp3", "a.mp4", "a.wav", "c.MOV", "d/a.m4a", "e.mp4.flac"]
     assert found(tmp_path) == names
-    assert {name: len(paths) for name, paths in storage.by_name(tmp_path).items()} == {
-        "a": 3,
-        "c": 1,
-        "d/a": 1,
-        "e.mp4": 1,
-    }
+    problems: list[str] = []
+    named = files_by_name(tmp_path, "references", problems, [])
+    assert (list(named), len(problems)) == (["a", "c", "d/a", "e.mp4"], 2)
 
 
 def test_every_kind_of_recording_that_can_be_read_is_found(tmp_path: Path) -> None:

@@ -56,23 +56,16 @@ from mcspex_cli.extraction.runtime import cores, keep_memory
 CORES_EACH, MEMORY_EACH = 2, 1.5e9
 """For each process: with one core it takes 2.5 times as long; torch, a model and its windows."""
 
-WORTH_A_PROCESS_S = 60.0
-"""Seconds of audio for which another process is worth its start."""
+WORTH_A_PROCESS_S, WORTH_A_TASK_S, MOST_TASKS = 60.0, 3600.0, 1000
+"""Seconds of audio for which another process, or another task of Slurm's array, is worth its start;
+and how many tasks Slurm takes unless told."""
 
 HANDED_OUT_S, HANDED_OUT = 30.0, 16
 """Seconds of audio, and units, that a member is given at once, at most."""
 
-DEATHS = 3
-"""Members that may die of a file before it counts as failed."""
-
-_DEATHS_IN_A_ROW = 10
-"""Deaths without a file done between them, besides one of each member (a machine that is lost takes
-many with it), after which no other member is started."""
-
-_PATIENCE_S = 0.2
-
-WORTH_A_TASK_S, MOST_TASKS = 3600.0, 1000
-"""Seconds of audio for a task of Slurm's array, and how many tasks Slurm takes unless told."""
+DEATHS, DEATHS_IN_A_ROW = 3, 10
+"""Members that may die of a file before it counts as failed; and that may die without a file done
+between them, besides one of each member (a machine that is lost takes many with it)."""
 
 _POLL_S = 2.0
 """How often Slurm and the journal are asked."""
@@ -126,6 +119,10 @@ def _accounted(work: WorkList, outcomes: Outcomes) -> Outcomes:
                 JournalWriter(work.plan.folder).add_run(line)
 
 
+def _reason(error: Exception, line: int = 0) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[line]
+
+
 class Member(Protocol):
     """A process, or an actor, with a model of its own; it does one parcel of units at a time."""
 
@@ -167,7 +164,7 @@ def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes
                 member, parcel = idle.pop(), waiting.popleft()
                 done = {task.id for unit in parcel for task in unit} & work.done
                 running[member.submit(parcel, done)] = (member, parcel)
-            for future in wait(running, _PATIENCE_S, FIRST_COMPLETED).done:
+            for future in wait(running, 0.2, FIRST_COMPLETED).done:
                 member, parcel = running.pop(future)
                 try:
                     outcomes = future.result()
@@ -175,11 +172,10 @@ def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes
                     outcomes, left = _after_death(work, parcel, deaths, writer)
                     waiting.extendleft(() if stopped else left)
                     in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
-                    if in_a_row >= _DEATHS_IN_A_ROW + len(members):
-                        reason = (str(death).strip() or type(death).__name__).splitlines()[-1]
+                    if in_a_row >= DEATHS_IN_A_ROW + len(members):
                         raise EngineError(
                             f"{in_a_row} processes in a row died before they finished a file (the "
-                            f"last: {reason}). If memory is short, use fewer --jobs."
+                            f"last: {_reason(death, -1)}). If memory is short, use fewer --jobs."
                         ) from None
                     if waiting:
                         running[member.start()] = (member, nothing)
@@ -242,10 +238,7 @@ def _after_death(
 
 
 class Station:
-    """What a member has in its process: a worker, and whether to begin no other task.
-
-    The process may be on another machine; it works in the folder that the command was started in.
-    """
+    """What a member has in its process, here or elsewhere: a worker, and when to stop."""
 
     def __init__(
         self,
@@ -277,7 +270,7 @@ class Station:
             return error
 
     def stop(self) -> None:
-        """Begin no other task."""
+        """Begin no other file."""
         self._stopping.set()
 
 
@@ -304,11 +297,7 @@ def layout(work: WorkList) -> tuple[int, int]:
 
 
 def estimate_s(work: WorkList) -> float:
-    """How long a work list would take here, by trying the network on a few seconds.
-
-    Raises:
-        McspexError: the model or a device cannot be used.
-    """
+    """How long a work list would take here, by trying the network on a few seconds."""
     if not seconds(work.todo):
         return 0.0
     count, threads = layout(work)
@@ -325,7 +314,6 @@ def estimate_s(work: WorkList) -> float:
 
 
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
-    """Do a work list in this process, or in several of this machine."""
     (count, threads), devices = layout(work), work.settings.devices
     count = min(count, len(work.units))
     if count == 1:
@@ -438,7 +426,7 @@ def connect(settings: BatchSettings) -> BatchSettings:
 
 
 def _initialise_ray(address: str) -> dict[str, float]:
-    """Connect this process to Ray; what the cluster has. SIGTERM ends this process as before."""
+    """Connect this process to Ray; what the cluster has."""
     ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
     if ours:  # or SIGTERM prints a trace of Ray's C++
         os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
@@ -456,12 +444,11 @@ def _initialise_ray(address: str) -> dict[str, float]:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
         has: dict[str, float] = ray.cluster_resources()
     except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "Start it with ray start --head, or leave --address out."
         if address.startswith("ray://"):  # to which Ray sends no token unless told
             remedy = "If the cluster asks for a token, set RAY_AUTH_MODE=token."
         raise EngineError(
-            f"--address {address}: cannot connect to Ray ({reason}). {remedy}"
+            f"--address {address}: cannot connect to Ray ({_reason(error)}). {remedy}"
         ) from error
     except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
         raise KeyboardInterrupt from end
@@ -478,7 +465,6 @@ def _room(settings: BatchSettings, has: dict[str, float]) -> int:
 
 
 def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
-    """Do a work list by actors of Ray, wherever it has room for them."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -489,8 +475,7 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a member's death, but of the cluster's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EngineError(f"Ray failed: {reason} Go on with the same command.") from error
+        raise EngineError(f"Ray failed: {_reason(error)} Go on with the same command.") from error
     finally:
         ray.shutdown()
 
@@ -573,9 +558,6 @@ def find_or_submit(work: WorkList) -> str:
     """Slurm's number of the array that works on a work list.
 
     Of several commands that begin at once, one submits it.
-
-    Raises:
-        EngineError: Slurm refuses it, or another command submits it and does not come to an end.
     """
     from filelock import SoftFileLock, Timeout
 
@@ -593,7 +575,6 @@ def find_or_submit(work: WorkList) -> str:
 
 
 def _submit(work: WorkList) -> str:
-    """Share a work list out among the tasks of an array."""
     import submitit
     from submitit.core.utils import FailedJobError
 
@@ -613,7 +594,7 @@ def _submit(work: WorkList) -> str:
         with executor.batch():
             jobs = [executor.submit(Share(work.plan, part, settings)) for part in parts]
     except FailedJobError as error:
-        raise EngineError(f"Slurm refused the array: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"Slurm refused the array: {_reason(error)}") from error
     job = str(jobs[0].job_id.partition("_")[0])
     with files.whole(folder / "array.json") as path:
         path.write_text(json.dumps({"job": job}))

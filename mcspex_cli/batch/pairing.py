@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -125,16 +125,6 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
         names = ", ".join(map(repr, unknown))
         warnings.append(f"{path}: {names} is not used. The columns are {', '.join(COLUMNS)}.")
     return tasks
-
-
-def read_scp(path: Path, problems: list[str]) -> dict[str, str]:
-    """Read a Kaldi scp, an id and a file in each line, into files by id (`read_manifest`)."""
-    files: dict[str, str] = {}
-    for task in read_manifest(path, problems, []):
-        if task.id in files:
-            problems.append(f"{path} line {task.line}: {task.id} is there twice. Remove one line.")
-        files[task.id] = task.mixture
-    return files
 
 
 def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row]:
@@ -307,27 +297,54 @@ def list_references(
     What cannot be used goes to `problems`, links that were not followed to `warnings`.
     """
     compiled = None if pattern is None else compile_pattern(pattern)
-    clips: dict[str, tuple[str, ...]] = {}
-    if storage.is_folder(source):
-        named = storage.by_name(source, also=(SUFFIX,), warnings=warnings)
-        folders: dict[str, list[str]] = defaultdict(list)
-        for name, same in named.items():
-            for parent in PurePosixPath(name).parents:
-                if parent.name:
-                    folders[str(parent)] += map(str, same)
-        for name, (first, *others) in named.items():
-            for path in [*map(str, others), *folders.get(name, ())]:
-                both = f"{storage.name(first)} and {storage.name(path)}"
-                problems.append(f"{both}: two clips of one name. Rename one.")
-        clips = {name: tuple(map(str, same)) for name, same in (folders | named).items()}
-    elif source.suffix.lower() == ".scp":
-        clips = {name: (path,) for name, path in read_scp(source, problems).items()}
-    else:
-        raise PairingError(f"{storage.name(source)}: is neither a folder of references nor an scp.")
+    named = files_by_name(source, "references", problems, warnings, also=(SUFFIX,))
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name, path in named.items() if storage.is_folder(source) else ():
+        for parent in PurePosixPath(name).parents:
+            if parent.name:
+                folders[str(parent)].append(path)
+    for name, path in named.items():
+        for other in folders.get(name, ()):
+            _note_same_name(path, other, problems)
+    clips = {name: tuple(paths) for name, paths in folders.items()}
+    clips |= {name: (path,) for name, path in named.items()}
     by_stem = defaultdict(list)
     for name in clips:
         by_stem[PurePosixPath(name).name].append(name)
     return References(source, clips, by_stem, compiled, pattern)
+
+
+def files_by_name(
+    source: Path,
+    kind: str,
+    problems: list[str],
+    warnings: list[str],
+    also: Collection[str] = (),
+) -> dict[str, str]:
+    """The files of a folder by their paths in it without suffix, or those of an scp by their ids.
+
+    Of several files of one name the first counts, and `problems` gets a line for each other.
+    """
+    named: dict[str, str] = {}
+    if storage.is_folder(source):
+        for path in storage.find(source, also=also, warnings=warnings):
+            first = named.setdefault(path.relative_to(source).with_suffix("").as_posix(), str(path))
+            if first != str(path):
+                _note_same_name(first, str(path), problems)
+    elif source.suffix.lower() == ".scp":
+        for task in read_manifest(source, problems, []):
+            if task.id in named:
+                twice = f"{task.id} is there twice. Remove one line."
+                problems.append(f"{source} line {task.line}: {twice}")
+            named[task.id] = task.mixture
+    else:
+        raise PairingError(f"{storage.name(source)}: is neither a folder of {kind} nor an scp.")
+    return named
+
+
+def _note_same_name(first: str, second: str, problems: list[str]) -> None:
+    both = f"{storage.name(first)} and {storage.name(second)}"
+    problems.append(f"{both}: two files of one name. Rename one.")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -30,9 +30,9 @@ from mcspex_cli.batch.pairing import (
     AUDIO,
     RESIDUAL,
     Task,
+    files_by_name,
     list_references,
     read_manifest,
-    read_scp,
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
@@ -117,11 +117,7 @@ def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
 
 
 def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
-    """Refuse a plan with profiles that cannot be used, or are for other models.
-
-    Raises:
-        PlanError: something is wrong; it has a line for each problem.
-    """
+    """Refuse a plan with profiles that cannot be used, or are for other models."""
     problems = []
     for path in map(Path, sorted({name for task in plan.tasks for name in task.references})):
         if is_profile_name(path) and not storage.url(path):
@@ -133,11 +129,7 @@ def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise what is wrong, if anything is.
-
-    Raises:
-        PlanError: there is a problem; they are in the order of their names and numbers.
-    """
+    """Raise a `PlanError` with all that is wrong, in the order of names and numbers, if any is."""
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
@@ -272,17 +264,7 @@ class _Planner:
         truth = self.request.truth
         if truth is None:
             return list(tasks)
-        known: dict[str, str] = {}
-        if storage.is_folder(truth):
-            for name, (first, *others) in storage.by_name(truth, warnings=self.warnings).items():
-                known[name] = str(first)
-                for path in others:
-                    both = f"{storage.name(first)} and {storage.name(path)}"
-                    self.problems.append(f"{both}: two truths of one name. Move one away.")
-        elif truth.suffix.lower() == ".scp":
-            known = read_scp(truth, self.problems)
-        else:
-            raise PairingError(f"{storage.name(truth)}: is neither a folder of truths nor an scp.")
+        known = files_by_name(truth, "truths", self.problems, self.warnings)
         for task in tasks:
             if not task.truth and task.id not in known:
                 self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")

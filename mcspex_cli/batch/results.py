@@ -101,9 +101,6 @@ def write(
 
     Returns:
         The report, and the content of run.json.
-
-    Raises:
-        OutputError: the folder cannot be written.
     """
     journal, key = Journal(plan.folder), settings.fingerprint()
     locations = Locations(plan.folder)

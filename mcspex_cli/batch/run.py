@@ -95,11 +95,7 @@ class BatchSettings:
         )
 
     def on_gpu(self) -> bool:
-        """Whether it is computed on GPUs; every device of torch's is tried.
-
-        Raises:
-            EngineError: a device is not available.
-        """
+        """Whether it is computed on GPUs; every device of torch's is tried."""
         if self.engine != "local":
             return bool(self.gpus)
         if self.runtime != "torch":
@@ -121,13 +117,7 @@ class Outcome:
 
 
 class WorkList:
-    """What is left to do of a plan, in this shard.
-
-    Args:
-        plan: all tasks, measured.
-        journal: what is done.
-        settings: how.
-        units: this shard's, if they are known.
+    """What is left to do of a measured plan, in this shard.
 
     Attributes:
         key: the settings' fingerprint.

@@ -108,16 +108,6 @@ def find(
     )
 
 
-def by_name(
-    folder: Path, also: Collection[str] = (), *, warnings: list[str] | None = None
-) -> dict[str, list[Path]]:
-    """The files that `find` lists, by their path in the folder without suffix, such as "a/b"."""
-    named: dict[str, list[Path]] = {}
-    for path in find(folder, also=also, warnings=warnings):
-        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return named
-
-
 def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
     """A file's stamp; None if it is no file.
 

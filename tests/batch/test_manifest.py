@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.pairing import COLUMNS, Task, read_manifest, read_scp
+from mcspex_cli.batch.pairing import COLUMNS, Task, files_by_name, read_manifest
 from mcspex_cli.errors import PairingError
 
 
@@ -237,5 +237,5 @@ def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path, name: str, reas
 def test_an_scp_of_clips_has_each_id_once(tmp_path: Path) -> None:
     (tmp_path / "refs.scp").write_text("ann a.wav\nbob /b.wav\nann c.wav\n")
     problems: list[str] = []
-    assert read_scp(tmp_path / "refs.scp", problems)["bob"] == "/b.wav"
+    assert files_by_name(tmp_path / "refs.scp", "references", problems, [])["bob"] == "/b.wav"
     assert problems == [f"{tmp_path}/refs.scp line 3: ann is there twice. Remove one line."]

@@ -385,7 +385,7 @@ def test_two_truths_of_one_name_are_refused(folder: Path) -> None:
     touch("truth/a.flac")
     with pytest.raises(PlanError) as caught:
         listed("mixture,reference,id\nmix/a.wav,r.wav,a\n", truth=Path("truth"))
-    assert "two truths of one name" in caught.value.problems[0]
+    assert "two files of one name" in caught.value.problems[0]
 
 
 def test_truths_are_a_folder_or_an_scp(folder: Path) -> None:
@@ -490,7 +490,7 @@ def test_one_name_of_two_clips_is_a_problem(
     touch(*(f"refs/{file}" for file in files))
     said: list[str] = []
     list_references(Path("refs"), None, said, [])
-    assert said == [f"refs/{first} and refs/{second}: two clips of one name. Rename one."]
+    assert said == [f"refs/{first} and refs/{second}: two files of one name. Rename one."]
 
 
 @pytest.mark.parametrize("name", ["none", "a.wav", "none.txt"])
