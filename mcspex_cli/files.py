@@ -153,6 +153,36 @@ def check_exists(path: Path) -> None:
         raise AudioError(f"{path}: cannot be read: {explain(error)}") from error
 
 
+def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
+    """Refuse a file that cannot be written, or must not be replaced.
+
+    Args:
+        path: the file.
+        overwrite: whether it may be replaced.
+        replacement: what would replace it, for the message: " by the output for mixture.wav".
+
+    Raises:
+        OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
+            or written.
+    """
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder. Name a file.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is not a regular file. Choose another name.")
+        if os.path.lexists(path) and not overwrite:
+            raise OutputError(
+                f"{path}: exists already. Add --overwrite to replace it{replacement}."
+            )
+        folder = next(one for one in path.parents if one.exists())
+    except OSError as error:  # a name that is too long, say
+        raise output_error(path, error) from error
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
+
+
 def make_folders(*folders: Path) -> None:
     """Make folders, with those above them, where they do not exist.
 

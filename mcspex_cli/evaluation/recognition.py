@@ -60,8 +60,7 @@ def open_verifier(
         signal = np.concatenate(list(resampler.run([sound[None]])), axis=-1)[0]
         meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, embedding, calibration)
         meter.add(signal, signal)
-        meter.finish()
-        value = meter.similarity()
+        value = meter.result().similarity
         return math.nan if value is None else value
 
     return compare_with

@@ -321,29 +321,9 @@ class Places:
                     "Rename one, or extract them one at a time with -o FILE."
                 )
             own |= keys
-            _check_place(path, job)
+            replacement = f" by the output for {job.name}"
+            files.check_output(path, overwrite=job.outputs.overwrite, replacement=replacement)
         self._outputs |= dict.fromkeys(own, job.name)
-
-
-def _check_place(path: Path, job: Job) -> None:
-    """Refuse a path that cannot be written, or must not be."""
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder. Name a file.")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is not a regular file. Choose another name.")
-        if os.path.lexists(path) and not job.outputs.overwrite:
-            raise OutputError(
-                f"{path}: exists already. Add --overwrite to replace it by the output for "
-                f"{job.name}."
-            )
-        folder = next(one for one in path.parents if one.exists())
-    except OSError as error:  # a name that is too long, say
-        raise files.output_error(path, error) from error
-    if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
 
 
 def check_references(

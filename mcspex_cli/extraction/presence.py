@@ -191,6 +191,14 @@ class PresenceResult:
     segments: tuple[Segment, ...] = ()
     similarity: float | None = None
     """Of the estimate to the reference, the mean over audible segments."""
+    excess: float | None = None
+    """How much more similar to the reference residuals are than estimates, where measured."""
+
+
+def features_of(segments: Sequence[Segment]) -> Vector:
+    """Similarity and gain [segment, 2] of the segments that are audible."""
+    pairs = [(one.similarity, one.gain) for one in segments if one.similarity is not None]
+    return np.array(pairs, np.float64).reshape(-1, 2)
 
 
 class PresenceMeter:
@@ -201,7 +209,7 @@ class PresenceMeter:
 
     Args:
         embed: the model's speaker encoder, from signals [signal, sample] at any level to [signal,
-            embedding]. It is called from `add` and `finish`, and what it raises comes from there.
+            embedding]. It is called from `add` and `result`, and what it raises comes from there.
         sample_rate_hz: of the blocks.
         embedding: [embedding], of the reference.
         calibration: of the model. Without one only levels are measured, and nothing is embedded.
@@ -217,7 +225,7 @@ class PresenceMeter:
         *,
         residuals: bool = True,
     ) -> None:
-        self.segments: list[Segment] = []
+        self._segments: list[Segment] = []
         """What is measured so far."""
         self._embed, self._rate_hz = embed, sample_rate_hz
         self._embedding, self._calibration = embedding, calibration
@@ -239,55 +247,37 @@ class PresenceMeter:
             if len(self._pending) == TOGETHER:
                 self._measure()
 
-    def finish(self) -> None:
-        """Measure the rest: by the last 2 s if there are so many, else by whole steps."""
+    def result(self) -> PresenceResult:
+        """Measure the rest, by the last 2 s if there are so many, and judge the whole file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
             step = round(STEP_S * self._rate_hz)
             rest = self._segment if self._last.size else max(1, held.shape[-1] // step) * step
             self._pending.append((held[:, -rest:], self._fresh))
-            self._fresh = self._fresh[:, :0]
         self._measure()
-
-    def result(self) -> PresenceResult:
-        """Measure the rest, then judge the whole file."""
-        self.finish()
         estimate_db, mixture_db = np.concatenate(self._levels_db, axis=-1)
         calibration = self._calibration
         if calibration is None:
             return PresenceResult(estimate_db, mixture_db)
-        presence = probability(calibration.file_odds(self.features()))
-        excess = self.excess()
+        features = features_of(self._segments)
+        presence = probability(calibration.file_odds(features))
+        excess = [
+            one.residual_similarity - one.similarity
+            for one in self._segments
+            if one.residual_similarity is not None and one.similarity is not None
+        ]
+        mean_excess = float(np.mean(excess)) if excess else None
+        is_wrong = mean_excess is not None and mean_excess > calibration.wrong_speaker
         return PresenceResult(
             estimate_db,
             mixture_db,
             presence,
             presence >= calibration.threshold,
-            presence < SURE and excess is not None and excess > calibration.wrong_speaker,
-            tuple(self.segments),
-            self.similarity(),
+            presence < SURE and is_wrong,
+            tuple(self._segments),
+            float(features[:, 0].mean()) if len(features) else None,
+            mean_excess,
         )
-
-    def similarity(self) -> float | None:
-        """The mean similarity of what is measured so far, None where nothing is audible."""
-        features = self.features()
-        return float(features[:, 0].mean()) if len(features) else None
-
-    def features(self) -> Vector:
-        """Similarity and gain [segment, 2] of the segments that are audible."""
-        audible = [
-            (one.similarity, one.gain) for one in self.segments if one.similarity is not None
-        ]
-        return np.array(audible, np.float64).reshape(-1, 2)
-
-    def excess(self) -> float | None:
-        """How much more similar to the reference residuals are than estimates; None if unknown."""
-        excess = [
-            one.residual_similarity - one.similarity
-            for one in self.segments
-            if one.residual_similarity is not None and one.similarity is not None
-        ]
-        return float(np.mean(excess)) if excess else None
 
     def _measure(self) -> None:
         """Measure the segments that are pending.
@@ -322,7 +312,7 @@ class PresenceMeter:
         unsure &= np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes
         residual_similarities = self._similarities(residuals, unsure, calibration)
         for k, presence in enumerate(presences.tolist()):
-            self.segments.append(
+            self._segments.append(
                 Segment(
                     float(starts[k] / self._rate_hz),
                     float(ends[k] / self._rate_hz),

@@ -152,23 +152,13 @@ def check_profile_output(path: Path, *, overwrite: bool) -> None:
     """Refuse a place where a profile cannot be written.
 
     Raises:
-        OutputError: its name does not end in .safetensors, its folder cannot be made, or it exists
-            and either `overwrite` is False or it is something else than a profile.
+        OutputError: as `files.check_output`; its name does not end in .safetensors; what would be
+            overwritten is no profile.
     """
     if not is_profile_name(path):
         raise OutputError(f"{path}: the name of a profile ends in {SUFFIX}. Rename it.")
-    try:
-        exists = path.exists()
-    except OSError as error:
-        raise files.output_error(path, error) from error
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder. Choose another name.")
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
-    if exists and not overwrite:
-        raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
-    if exists and not _is_profile(path, if_damaged=False):
+    files.check_output(path, overwrite=overwrite)
+    if path.exists() and not _is_profile(path, if_damaged=False):
         raise OutputError(
             f"{path}: is not a voice profile, and --overwrite replaces nothing else. "
             "Choose another name."

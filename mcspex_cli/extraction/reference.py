@@ -163,6 +163,7 @@ class Clip:
         activity = levels.detect_speech(self.levels_db)
         self.speech = levels.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
         """Whether there is speech [frame], pauses of 0.2 s left out."""
+        self.speech_s = min(float(self.speech.sum()) * levels.FRAME_S, self.seconds)
         words = levels.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
         self.stretches = levels.list_spans(words)
         """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
@@ -232,7 +233,7 @@ class Clip:
             path=self.name,
             seconds=round(self.seconds, 3),
             used_s=round(used_s, 3),
-            speech_s=round(min(float(self.speech.sum()) * levels.FRAME_S, self.seconds), 3),
+            speech_s=round(self.speech_s, 3),
             level_db=round(speech_db, 1),
             clipped=round(self.clipped, 6),
             snr_db=snr_db,
@@ -248,13 +249,13 @@ class Clip:
         if len(pauses_db) < 20 or not len(speech_db):
             return None
         ratio = 10 ** ((_mean_db(speech_db) - _mean_db(pauses_db)) / 10) - 1
-        return round(min(60.0, levels.level_db(max(ratio, 1e-3))), 1)
+        return round(min(60.0, 10 * math.log10(max(ratio, 1e-3))), 1)
 
 
 def _mean_db(levels_db: levels.FrameLevels) -> float:
-    """The level of some frames together."""
+    """The level of some frames together, no less than -120 dB."""
     power = float(np.mean(10 ** (levels_db / 10))) if len(levels_db) else 0.0
-    return levels.level_db(max(power, 1e-12))
+    return 10 * math.log10(max(power, 1e-12))
 
 
 Pieces = list[tuple[Samples, float]]

@@ -317,8 +317,9 @@ class _Stream:
         )
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
-        self._presence = meter.result().segments[-1].presence
-        if meter.segments[-1].similarity is not None:  # after silence, the gate is as it was before
+        segment = meter.result().segments[-1]
+        self._presence = segment.presence
+        if segment.similarity is not None:  # after silence, the gate is as it was before
             self._presences.append(self._presence)
 
     def _gated(self, samples: Samples) -> Samples:

@@ -21,8 +21,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.levels import FRAME_S
-from mcspex_cli.extraction.presence import Calibration, PresenceMeter
+from mcspex_cli.extraction.presence import Calibration, PresenceMeter, features_of
 from mcspex_cli.extraction.reference import Clip
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
@@ -80,7 +79,7 @@ class Trial:
     """A voice that was asked for, and what came out."""
 
     features: Vector
-    """[segment, 2], see `PresenceMeter.features`."""
+    """[segment, 2], see `presence.features_of`."""
     shares: Vector
     """The voice's share of the mixture's energy [segment]."""
     excess: float | None
@@ -293,7 +292,7 @@ class Calibrator:
             one = case.rendering
             clip = Clip(one.id, one.reference, rate_hz)
             similarity = clip.similarity_of_parts(self._engine, self._unfitted)
-            if similarity is not None and clip.speech.sum() * FRAME_S >= MIN_COMPARED_S:
+            if similarity is not None and clip.speech_s >= MIN_COMPARED_S:
                 parts.append(similarity)
             speech = Clip(one.id, one.target, rate_hz).only_speech()
             if len(speech) >= MIN_COMPARED_S * rate_hz:
@@ -312,9 +311,9 @@ class Calibrator:
         meter = PresenceMeter(engine.embed_parts, rate_hz, voice, self._unfitted, residuals=present)
         estimate = engine.extract(one.mixture, voice)
         meter.add(estimate, one.mixture)
-        meter.finish()
+        result = meter.result()
         shares = []
-        for segment in meter.segments:
+        for segment in result.segments:
             part = slice(round(segment.start_s * rate_hz), round(segment.end_s * rate_hz))
             target, mixture = (
                 float(np.square(signal[part], dtype=np.float64).sum())
@@ -324,9 +323,9 @@ class Calibrator:
                 shares.append(target / max(mixture, 1e-12) if present else 0.0)
         swapped = si_sdr(estimate, one.interferer) > si_sdr(estimate, one.target)
         return Trial(
-            meter.features(),
+            features_of(result.segments),
             np.array(shares),
-            meter.excess(),
+            result.excess,
             present,
             speaker,
             present and swapped and not case.turns,
