@@ -130,12 +130,9 @@ def _parse_time(time: str) -> float:
 
 
 class Clip:
-    """A reference as sound, with what is measured of it only once.
+    """A reference as sound [sample], with what is measured of it only once.
 
     Args:
-        name: what messages call it.
-        samples: [sample], of at least 0.3 s.
-        sample_rate_hz: of the samples.
         clipped: the share of clipped samples, if it was counted in the file.
         warnings: what is wrong with its file though it can be read.
 
@@ -269,10 +266,7 @@ def read_clip(
 ) -> Clip:
     """Read a clip, of a long one 10 min from its first speech on.
 
-    Args:
-        file: a path, or a reader of it at its own rate.
-        sample_rate_hz: of the clip.
-        advance: called with the seconds of each block.
+    A reader has to be at the file's own rate. `advance` is called with the seconds of each block.
 
     Raises:
         AudioError: it cannot be read, is silent or shorter than 0.3 s.
@@ -306,14 +300,10 @@ def read_spans(
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
-    Of a span, at most 10 min are read. It may reach half a second over the end of the file.
-
-    Args:
-        reader: of one channel or the mix, at the recording's own rate.
-        spans: in any order. They may overlap. Their times are the container's, as players show
-            them: the sound of a video may begin late.
-        sample_rate_hz: of the clips.
-        advance: called with the seconds of each block.
+    Spans may be in any order, and overlap. Their times are the container's, as players show them:
+    the sound of a video may begin late. At most 10 min of one are read. It may reach half a second
+    over the end of the file. The reader has to be of one channel or the mix, at the file's own
+    rate. `advance` is called with the seconds of each block.
 
     Yields:
         A clip for each span, called "FILE 12.0-18.5 s".
@@ -433,13 +423,7 @@ def enroll(
 ) -> Voice:
     """Embed one voice from clips, folders of clips and profiles, weighted by their speech.
 
-    Args:
-        sources: all of one person; `check_sources` gives readers of clips, `read_spans` clips of a
-            recording.
-        engine: of `model`.
-        model: what profiles must be for.
-        advance: called with the seconds of sound read since its last call, and with 0 before each
-            source.
+    `advance` is called with the seconds of each block that is read, and with 0 before each source.
 
     Raises:
         AudioError: a clip cannot be read, is silent or shorter than 0.3 s; there is none.
@@ -552,11 +536,7 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
 def check_sources(
     sources: Iterable[Path], *models: CheckpointInfo
 ) -> dict[Path, Profile | audio.Reader]:
-    """Read headers only, to refuse before any work what cannot be enrolled.
-
-    Args:
-        sources: of `list_sources`.
-        models: what profiles must be for.
+    """Read headers only, to refuse before any work what cannot be enrolled for some models.
 
     Returns:
         The profiles and, for the clips, readers. They are open, unless there are very many.
