@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -225,31 +225,31 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
         The models, and an error for each of ours in the cache that is damaged or incomplete.
     """
     models, damaged = [_describe(folder) for folder in bundled().values()], []
-    for snapshot in hub.snapshots():
-        try:
-            info = _describe_snapshot(snapshot)
-            if not info.weight_bytes:
-                raise CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}")
-            models.append(info)
-        except ForeignModel:
-            continue
-        except CheckpointError as error:
-            damaged.append(error)
+    for _, model in _downloads():
+        if isinstance(model, CheckpointError):
+            damaged.append(model)
+        else:
+            models.append(model)
     return models, damaged
 
 
 def downloads_of(name: hub.HubName) -> list[hub.Snapshot]:
     """List the downloaded commits that a name stands for, damaged ones too."""
-    commits = []
-    for snapshot in (each for each in hub.snapshots() if each.is_of(name)):
+    return [snapshot for snapshot, _ in _downloads() if snapshot.is_of(name)]
+
+
+def _downloads() -> Iterator[tuple[hub.Snapshot, CheckpointInfo | CheckpointError]]:
+    """What is in the cache, but for models of other programs; an error for what is damaged."""
+    for snapshot in hub.snapshots():
         try:
-            read_config(snapshot.folder)
+            info = _describe_snapshot(snapshot)
+            if not info.weight_bytes:
+                raise CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}")
+            yield snapshot, info
         except ForeignModel:
             continue
-        except CheckpointError:
-            pass  # damaged: one more reason to delete it
-        commits.append(snapshot)
-    return commits
+        except CheckpointError as error:
+            yield snapshot, error
 
 
 def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
@@ -279,10 +279,10 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
         {(key, tensor.shape, tensor.dtype) for key, tensor in state.items()}
         for state in (system.state_dict(), tensors)
     )
-    if odd := {key for key, *_ in expected ^ actual}:
+    if odd := sorted({key for key, *_ in expected ^ actual}):
         raise CheckpointError(
-            f"{path}: not the weights of this system: {first_names(sorted(odd))} have another "
-            "shape or kind of numbers. Use the config.json that came with them."
+            f"{path}: not the weights of this system: {first_names(odd)} have another shape or "
+            f"kind of numbers. Use the {CONFIG} that came with them."
         )
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
@@ -360,12 +360,7 @@ def save_checkpoint(
 
     Whenever the process is killed, the folder has a whole checkpoint, the old or the new one.
 
-    Args:
-        folder: Made if need be; a checkpoint in it is replaced.
-        system: What to write.
-        provenance: Where it comes from, for config.json.
-        half: Whether to round the weights to half precision, all that it can hold.
-        calibration: Of its presence score, for config.json.
+    `half` rounds the weights to half precision, all that it can hold.
 
     Raises:
         OutputError: It cannot be written.
@@ -570,7 +565,7 @@ def read_bytes(path: Path, remedy: str) -> bytes:
         raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
 
 
-def first_names(names: Iterable[str]) -> str:
+def first_names(names: list[str]) -> str:
     """Return the first three names, and how many more there are."""
-    first, rest = (names := list(names))[:3], len(names) - 3
-    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

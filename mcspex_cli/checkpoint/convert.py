@@ -176,7 +176,7 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
             break
     else:
         raise CheckpointError(
-            f"{path}: its layers ({ours.first_names(state)}) are not those of a known SpEx+. "
+            f"{path}: its layers ({ours.first_names(list(state))}) are not those of a known SpEx+. "
             f"Known: {', '.join(LAYOUTS)}."
         )
     weights = _Weights(path, {}, {})
@@ -357,7 +357,7 @@ class _Weights:
 
     def refusal(self, keys: Iterable[str], reason: str) -> CheckpointError:
         """Return an error about these tensors, by their own names where they have one."""
-        names = ours.first_names(self.names.get(key, key) for key in keys)
+        names = ours.first_names([self.names.get(key, key) for key in keys])
         return CheckpointError(f"{self.path}: {names}: {reason}")
 
     def shape(self, key: str) -> tuple[int, ...]:

@@ -75,12 +75,9 @@ class Snapshot:
 
     def is_of(self, name: HubName) -> bool:
         """Whether a name means it, by no revision, a branch, a tag, or seven digits of a commit."""
-        revision = name.revision
-        if self.repo != name.repo:
-            return False
-        if revision is None or revision in self.refs:
-            return True
-        return len(revision) >= 7 and self.commit.startswith(revision)
+        revision = name.revision or self.commit
+        by_commit = len(revision) >= 7 and self.commit.startswith(revision)
+        return self.repo == name.repo and (by_commit or revision in self.refs)
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,8 @@ class ListedFile:
 
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` is this one."""
-        if path.stat().st_size != self.size:
-            return False
-        return checksum(path, git=len(self.digest) == 40) == self.digest
+        is_git = len(self.digest) == 40
+        return path.stat().st_size == self.size and checksum(path, git=is_git) == self.digest
 
 
 @dataclass(frozen=True)
@@ -185,20 +181,28 @@ def snapshots() -> list[Snapshot]:
 
 
 def remove(repo: str, commits: Collection[str]) -> int:
-    """Delete commits of a repository from the cache, and return how many bytes that frees."""
-    folder = location() / f"models--{repo.replace('/', '--')}"
+    """Delete commits of a repository from the cache, and return how many bytes that frees.
+
+    Raises:
+        OutputError: The system refuses.
+    """
+    folder = location().resolve() / f"models--{repo.replace('/', '--')}"
     kept, gone = set[Path](), set[Path]()
-    for snapshot in folder.glob("snapshots/*"):
-        linked = {path.resolve() for path in snapshot.rglob("*") if path.is_file()}
-        (gone if snapshot.name in commits else kept).update(linked)
-    size = sum(path.stat().st_size for path in gone - kept)
-    refs = {ref for ref, commit in _refs(folder).items() if commit in commits}
-    for path in (gone - kept) | refs:
-        path.unlink()
-    for commit in commits:
-        shutil.rmtree(folder / "snapshots" / commit)
-    if not any(folder.glob("snapshots/*")):
-        shutil.rmtree(folder)
+    try:
+        for snapshot in folder.glob("snapshots/*"):
+            blobs = {path.resolve() for path in snapshot.rglob("*") if path.is_file()}
+            own = {blob for blob in blobs if blob.is_relative_to(folder)}
+            (gone if snapshot.name in commits else kept).update(own)
+        gone -= kept
+        size = sum(path.stat().st_size for path in gone)
+        for path in gone.union(ref for ref, commit in _refs(folder).items() if commit in commits):
+            path.unlink()
+        for commit in commits:
+            shutil.rmtree(folder / "snapshots" / commit)
+        if not any(folder.glob("snapshots/*")):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise files.output_error(folder, error, "cannot be deleted") from error
     return size
 
 
@@ -319,9 +323,9 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
 def point_to(listing: Listing) -> None:
     """Have the branch or tag of a listing's name mean its commit from now on."""
     revision = listing.name.revision or "main"
-    folder = listing.cached(CONFIG)
-    if folder and revision != listing.commit:
-        ref = folder.parents[2] / "refs" / revision
+    config = listing.cached(CONFIG)
+    if config and revision != listing.commit:
+        ref = config.parents[2] / "refs" / revision
         files.make_folders(ref.parent)
         with files.whole(ref) as partial:
             partial.write_text(listing.commit)

@@ -11,10 +11,15 @@ from torch.nn import functional
 
 from mcspex_cli.model.config import SystemConfig
 from mcspex_cli.model.decoder import INTERMGS, IndependentMasks, MultiScaleDecoder, ScaleInterMG
-from mcspex_cli.model.encoder import FUSERS, MultiScaleEncoder, ScaleFuser, SeparateProjections
+from mcspex_cli.model.encoder import (
+    FUSERS,
+    MultiScaleEncoder,
+    ScaleFuser,
+    SeparateProjections,
+    SpeakerEncoder,
+)
 from mcspex_cli.model.layers import NORMS, zeroed
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor
-from mcspex_cli.model.speaker import POOL, SpeakerEncoder
 
 
 class System(nn.Module):
@@ -36,12 +41,13 @@ class System(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        windows, hop, widths = config.windows, config.hop, config.speaker_channels
-        self.least_reference_samples = windows[0] + (POOL ** len(widths) - 1) * hop
-        """The shortest reference that leaves a frame to average."""
+        windows, hop = config.windows, config.hop
         self.encoder = MultiScaleEncoder(config.filters, windows, hop)
         self.fusion = fusion
-        self.speaker = SpeakerEncoder((config.reference_width, *widths), config.embedding)
+        widths = config.reference_width, *config.speaker_channels
+        self.speaker = SpeakerEncoder(widths, config.embedding)
+        self.least_reference_samples = windows[0] + (self.speaker.least_frames - 1) * hop
+        """The shortest reference that leaves a frame to average."""
         self.classifier = nn.Linear(config.embedding, config.speakers)
         self.extractor = extractor
         self.masks = masks
