@@ -49,14 +49,17 @@ class MultiScaleEncoder(nn.Module):
         Frames: (sample - short window) // hop + 1. Samples beyond the last whole
         hop are not seen; `System` completes the hop.
         """
-        signal = samples.unsqueeze(1)
-        short = self.windows[0]
-        covered = (samples.shape[-1] - short) // self.hop * self.hop
-        scales = [
-            functional.relu(bank(functional.pad(signal, (0, covered + w - samples.shape[-1]))))
-            for bank, w in zip(self.banks, self.windows, strict=True)
-        ]
-        return scales[0], scales[1], scales[2]
+        length = samples.shape[-1]
+        covered = (length - self.windows[0]) // self.hop * self.hop
+        short, middle, long = (
+            self.encode(bank, functional.pad(samples, (0, covered + window - length)))
+            for bank, window in zip(self.banks, self.windows, strict=True)
+        )
+        return short, middle, long
+
+    def encode(self, bank: nn.Module, samples: Tensor) -> Tensor:
+        """Encode `samples` [batch, sample] by the `bank` of a scale: [batch, filter, frame]."""
+        return functional.relu(bank(samples.unsqueeze(1)))
 
 
 class FrameEncoder(MultiScaleEncoder):
@@ -65,17 +68,12 @@ class FrameEncoder(MultiScaleEncoder):
     The filters of a frame lie together in memory.
     """
 
-    def forward(self, samples: Tensor) -> Scales:
-        """As `MultiScaleEncoder.forward`."""
-        covered = (samples.shape[-1] - self.windows[0]) // self.hop * self.hop
-        scales = []
-        for bank, window in zip(self.banks, self.windows, strict=True):
-            assert isinstance(bank, nn.Conv1d)
-            padded = functional.pad(samples, (0, covered + window - samples.shape[-1]))
-            frames = padded.unfold(-1, window, self.hop)
-            features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
-            scales.append(functional.relu(features).transpose(1, 2))
-        return scales[0], scales[1], scales[2]
+    def encode(self, bank: nn.Module, samples: Tensor) -> Tensor:
+        """As `MultiScaleEncoder.encode`."""
+        assert isinstance(bank, nn.Conv1d)
+        frames = samples.unfold(-1, bank.kernel_size[0], self.hop)
+        features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
+        return functional.relu(features).transpose(1, 2)
 
 
 class NormProjection(nn.Module):
