@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcspex_cli.checkpoint import CARD, CONFIG, WEIGHTS, hub
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
+from mcspex_cli.checkpoint import CARD, CONFIG, WEIGHTS, checkpoint, hub
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def make_card(
         name: What it is to be called: org/name on the Hub.
         licence: Its identifier; None leaves it open, and `push` will ask for it.
         data: What it was trained on, one line each, with the licences.
-        origin: Where the weights come from, in a sentence or more.
+        origin: Where the weights come from, in sentences.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -104,13 +104,14 @@ def make_card(
     ).to_yaml()
     measured = "\n".join(f"{r.metric_name} on {r.dataset_name}: {r.metric_value}" for r in results)
     sources = "\n".join(f"- {line}" for line in data)
+    weights = checkpoint.count_weights(info)
     return f"""---
 {metadata}
 ---
 
 # {name}
 
-{title(info)}, {count_weights(info) / 1e6:.1f} M weights, {info.config.sample_rate_hz} Hz. {origin}
+{title(info)}, {weights / 1e6:.1f} M weights, {info.config.sample_rate_hz} Hz. {origin}
 sha256 of `{WEIGHTS}`: `{info.sha256}`
 
 Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which
@@ -144,7 +145,7 @@ def prepare_publication(
     Raises:
         CheckpointError: The model does not load, or its card lacks what others need to know.
     """
-    load_checkpoint(info)
+    checkpoint.load_checkpoint(info)
     card, path = read_card(info.folder), info.folder / CARD
     if card is None:
         if not licence or not data:

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint import CARD, hub
-from mcspex_cli.checkpoint import checkpoint as ours
+from mcspex_cli.checkpoint import CARD, checkpoint, hub
 from mcspex_cli.checkpoint.card import make_card, read_card
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.model.config import SystemConfig
@@ -64,7 +63,7 @@ _PARTS = {
     **{f".lnorm{k}.beta": f".norm_{k}.bias" for k in (1, 2)},
     **{f".{norm}{k}.": f".norm_{k}." for norm in ("lnorm", "batch_norm") for k in (1, 2)},
 }
-"""What is within their names, and within ours."""
+"""What is within their names, and within checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Layout:
     letters: dict[str, str]
     """From the JSON's keys to our fields."""
     fixed: dict[str, object] = field(default_factory=dict)
-    """Values of the JSON without which it is another network than ours."""
+    """Values of the JSON without which it is another network than checkpoint."""
     causal_norm: str = ""
     """The norm that only its causal network has, if its weights show everything else."""
 
@@ -176,8 +175,8 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
             break
     else:
         raise CheckpointError(
-            f"{path}: its layers ({ours.first_names(list(state))}) are not those of a known SpEx+. "
-            f"Known: {', '.join(LAYOUTS)}."
+            f"{path}: its layers ({checkpoint.first_names(list(state))}) are not those of a known "
+            f"SpEx+. Known: {', '.join(LAYOUTS)}."
         )
     weights = _Weights(path, {}, {})
     for theirs, tensor in state.items():
@@ -204,7 +203,7 @@ def save_conversion(
 ) -> None:
     """Write a conversion of the file `source` to a folder, with a card that says so."""
     origin = {"file": source.name, "sha256": hub.checksum(source), "layout": conversion.layout}
-    ours.save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
+    checkpoint.save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
     text = (
         f"Converted from `{source.name}` (sha256 `{origin['sha256']}`), whose layers are named as "
         f"in {conversion.layout}."
@@ -213,7 +212,7 @@ def save_conversion(
 
 
 def save_at_sample_rate(
-    info: ours.CheckpointInfo,
+    info: checkpoint.CheckpointInfo,
     sample_rate_hz: int,
     folder: Path,
     licence: str | None,
@@ -227,10 +226,10 @@ def save_at_sample_rate(
     Raises:
         CheckpointError: As `load_checkpoint` and `at_sample_rate`.
     """
-    system = at_sample_rate(ours.load_checkpoint(info), sample_rate_hz)
+    system = at_sample_rate(checkpoint.load_checkpoint(info), sample_rate_hz)
     origin = {"model": info.label, "sha256": info.sha256}
     provenance = {**info.provenance, "resampled_from": origin}
-    ours.save_checkpoint(folder, system, provenance, half=half, calibration=info.calibration)
+    checkpoint.save_checkpoint(folder, system, provenance, half=half, calibration=info.calibration)
     text = (
         f"{info.label} (sha256 `{info.sha256}`), taken from {info.config.sample_rate_hz} Hz to "
         f"{sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
@@ -243,7 +242,7 @@ def save_at_sample_rate(
 
 
 def _write_card(folder: Path, licence: str | None, origin: str, more: str = "") -> None:
-    info = ours.find_checkpoint(folder)
+    info = checkpoint.find_checkpoint(folder)
     with files.whole(folder / CARD) as partial:
         partial.write_text(make_card(info, info.name, licence, origin=origin) + more, "utf-8")
 
@@ -256,7 +255,7 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
     for r = new rate / old rate (below 1, their band is limited to the new one as well). The
     encoder's are divided by r, because it sums over r times as many samples. In the band that
     both rates have, the output stays the same (to 35 dB; the interpolation ends where the
-    windows do). Source: ours.
+    windows do). Source: checkpoint.
 
     Args:
         system: Any system, at `system.config.sample_rate_hz`; it is not changed.
@@ -281,7 +280,7 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
         "windows_ms": [1000 * length / old.sample_rate_hz for length in old.windows],
         "hop_ms": 1000 * old.hop / old.sample_rate_hz,
     }
-    config = ours.check_fields(exact, SystemConfig, f"{sample_rate_hz} Hz")
+    config = checkpoint.check_fields(exact, SystemConfig, f"{sample_rate_hz} Hz")
 
     def resampled(filters: Tensor) -> Tensor:
         """Interpolate filters [..., tap] by sinc functions to `ratio` times as many taps."""
@@ -296,16 +295,18 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
         encoder, decoder = f"encoder.banks.{scale}.weight", f"decoder.banks.{scale}.weight"
         tensors[encoder] = resampled(tensors[encoder]) / float(ratio)
         tensors[decoder] = resampled(tensors[decoder])
-    return ours.filled(ours.new_system(config, f"{sample_rate_hz} Hz"), tensors)
+    return checkpoint.filled(checkpoint.new_system(config, f"{sample_rate_hz} Hz"), tensors)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Read the state dict in a file; its names without what wrappers put before them."""
     from torch import Tensor, strided
 
-    remedy = "Name a checkpoint's file."
-    is_pickle = path.suffix != ".safetensors"
-    state: Any = _read_pickle(path, remedy) if is_pickle else ours.read_tensors(path, remedy)[0]
+    state: Any
+    if path.suffix == ".safetensors":
+        state, _ = checkpoint.read_tensors(path, "Name a checkpoint's file.")
+    else:
+        state = _read_pickle(path)
     for key in ("model_state_dict", "models", "state_dict", "model"):
         if isinstance(state, dict) and key in state:
             state = state[key]
@@ -330,11 +331,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pickle(path: Path, remedy: str) -> Any:
+def _read_pickle(path: Path) -> Any:
     """Read what torch.save wrote, as far as it is tensors and plain containers."""
     import torch
 
-    file = io.BytesIO(ours.read_bytes(path, remedy))
+    file = io.BytesIO(checkpoint.read_bytes(path, "Name a checkpoint's file."))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about formats that are refused below anyway
         try:
@@ -357,7 +358,7 @@ class _Weights:
 
     def refusal(self, keys: Iterable[str], reason: str) -> CheckpointError:
         """Return an error about these tensors, by their own names where they have one."""
-        names = ours.first_names([self.names.get(key, key) for key in keys])
+        names = checkpoint.first_names([self.names.get(key, key) for key in keys])
         return CheckpointError(f"{self.path}: {names}: {reason}")
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -401,7 +402,7 @@ def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConf
         ],
         "speakers": 1 if classifier is None or not classifier.ndim else len(classifier),
     }
-    return ours.check_fields(sizes, SystemConfig, weights.path)
+    return checkpoint.check_fields(sizes, SystemConfig, weights.path)
 
 
 def _norm(weights: _Weights, layout: Layout) -> str:
@@ -426,7 +427,7 @@ def _compare(path: Path, layout: Layout, config: SystemConfig, classified: bool)
     """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
     remedy = "Give the mdl.json of the training."
     try:
-        raw = msgspec.json.decode(ours.read_bytes(path, remedy), type=dict[str, Any])
+        raw = msgspec.json.decode(checkpoint.read_bytes(path, remedy), type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON object. {remedy}") from error
     for key, value in {**_FIXED, **layout.fixed}.items():
@@ -448,7 +449,7 @@ def _assemble(weights: _Weights, config: SystemConfig, classified: bool) -> Syst
     """Fill our whole network with all of these tensors."""
     import torch
 
-    system = ours.new_system(config, weights.path)
+    system = checkpoint.new_system(config, weights.path)
     expected, tensors = system.state_dict(), dict(weights.tensors)
     if not classified:
         tensors |= {
@@ -476,4 +477,4 @@ def _assemble(weights: _Weights, config: SystemConfig, classified: bool) -> Syst
     }
     if odd := [key for key, value in values.items() if not value.isfinite().all()]:
         raise weights.refusal(odd, "some numbers are not finite. Use an earlier checkpoint.")
-    return ours.filled(system, values)
+    return checkpoint.filled(system, values)
