@@ -100,7 +100,7 @@ class CheckpointInfo:
     @property
     def label(self) -> str:
         """Its name, with its commit if it comes from the Hub."""
-        return f"{self.name}@{self.revision[:12]}" if self.revision else self.name
+        return hub.HubName(self.name, self.revision).label
 
     @property
     def source(self) -> str:
@@ -113,7 +113,7 @@ class CheckpointInfo:
     def remedy(self) -> str:
         """What helps if its files are damaged."""
         if self.revision:
-            return _pull_again(self.name, self.revision)
+            return f"Get it again: {hub.HubName(self.name, self.revision).pull}"
         return COPY_AGAIN if self.source == "folder" else "Install mcspex again."
 
 
@@ -160,14 +160,13 @@ def find_checkpoint(
             f"{model or repr(model)}: no such model. Bundled: {', '.join(known) or 'none'}; or "
             f"name a folder with {CONFIG}, or org/name on the Hugging Face Hub."
         )
-    if snapshot := hub.cached(name):
-        return _describe_snapshot(snapshot)
+    if commit := hub.cached(name):
+        return _describe(commit.folder, commit)
     if not offline:
         return (download or pull)(name)
-    revision = f" --revision {name.revision}" if name.revision else ""
     raise HubError(
         f"{name}: there is no such folder, and it has not been downloaded. "
-        f"Once you are online: mcspex models pull {name.repo}{revision}"
+        f"Once you are online: {name.pull}"
     )
 
 
@@ -210,12 +209,12 @@ def pull(name: hub.HubName, progress: Callable[[int, int], None] | None = None) 
     except HubError:
         raise  # the config may be good
     except CheckpointError:
-        hub.remove(name.repo, [listing.commit])
+        hub.remove([listing.commit])
         raise
     if CARD in listing.files:
         hub.fetch(listing, CARD, advance)
     hub.point_to(listing)
-    return _describe_snapshot(hub.Snapshot(name.repo, listing.commit, folder))
+    return _describe(folder, listing.commit)
 
 
 def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
@@ -225,7 +224,7 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
         The models, and an error for each of ours in the cache that is damaged or incomplete.
     """
     models, damaged = [_describe(folder) for folder in bundled().values()], []
-    for _, model in _downloads():
+    for *_, model in _downloads():
         if isinstance(model, CheckpointError):
             damaged.append(model)
         else:
@@ -233,23 +232,32 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
     return models, damaged
 
 
-def downloads_of(name: hub.HubName) -> list[hub.Snapshot]:
-    """List the downloaded commits that a name stands for, damaged ones too."""
-    return [snapshot for snapshot, _ in _downloads() if snapshot.is_of(name)]
+def downloads_of(name: hub.HubName) -> list[hub.HubName]:
+    """List the downloaded commits that a name stands for, damaged ones too.
+
+    It means them by no revision, a branch, a tag, or seven digits of a commit.
+    """
+    commits = []
+    for commit, refs, _ in _downloads():
+        revision = name.revision or str(commit.revision)
+        by_digits = len(revision) >= 7 and str(commit.revision).startswith(revision)
+        if commit.repo == name.repo and (by_digits or revision in refs):
+            commits.append(commit)
+    return commits
 
 
-def _downloads() -> Iterator[tuple[hub.Snapshot, CheckpointInfo | CheckpointError]]:
+def _downloads() -> Iterator[tuple[hub.HubName, list[str], CheckpointInfo | CheckpointError]]:
     """What is in the cache, but for models of other programs; an error for what is damaged."""
-    for snapshot in hub.snapshots():
+    for commit, refs in hub.downloads().items():
         try:
-            info = _describe_snapshot(snapshot)
+            info = _describe(commit.folder, commit, tuple(refs))
             if not info.weight_bytes:
                 raise CheckpointError(f"{info.label}: {WEIGHTS} is missing. {info.remedy}")
-            yield snapshot, info
+            yield commit, refs, info
         except ForeignModel:
             continue
         except CheckpointError as error:
-            yield snapshot, error
+            yield commit, refs, error
 
 
 def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
@@ -452,7 +460,7 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
     compared, hub_error = "its config", ""
     if info.revision and not offline:
         try:
-            wrong = hub.mismatches(info.name, info.revision, info.folder)
+            wrong = hub.mismatches(hub.HubName(info.name, info.revision))
             problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
             compared = "its config and the Hub"
         except CheckpointError as error:
@@ -473,26 +481,23 @@ def _check_graphs(folder: Path) -> None:
             raise CheckpointError(f"{folder / name}: damaged. {remedy}")
 
 
-def _describe(folder: Path, label: str = "", remedy: str = COPY_AGAIN) -> CheckpointInfo:
+def _describe(
+    folder: Path, commit: hub.HubName | None = None, refs: tuple[str, ...] = ()
+) -> CheckpointInfo:
+    label, remedy = "", COPY_AGAIN
+    if commit:
+        label, remedy = commit.label, f"Get it again: {commit.pull}"
     config = read_config(folder, label, remedy)
     return CheckpointInfo(
-        name=folder.resolve().name,
+        name=commit.repo if commit else folder.resolve().name,
         folder=folder,
         sha256=config.sha256,
         config=config.system,
         provenance=config.provenance,
+        revision=commit.revision if commit else None,
         calibration=config.calibration,
+        refs=refs,
     )
-
-
-def _describe_snapshot(snapshot: hub.Snapshot) -> CheckpointInfo:
-    repo, commit = snapshot.repo, snapshot.commit
-    info = _describe(snapshot.folder, snapshot.label, _pull_again(repo, commit))
-    return replace(info, name=repo, revision=commit, refs=snapshot.refs)
-
-
-def _pull_again(repo: str, commit: str) -> str:
-    return f"Get it again: mcspex models pull {repo} --revision {commit}"
 
 
 def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Config:

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,27 +57,22 @@ class HubName:
         """Return the name as users write it."""
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A downloaded model: one commit of one repository."""
-
-    repo: str
-    commit: str
-    folder: Path
-    refs: tuple[str, ...] = ()
-    """The branches and tags that pointed to this commit when the Hub was last asked."""
-
     @property
     def label(self) -> str:
-        """Its name, with the beginning of its commit."""
-        return f"{self.repo}@{self.commit[:12]}"
+        """The name with the beginning of its commit."""
+        return f"{self.repo}@{self.revision[:12]}" if self.revision else self.repo
 
-    def is_of(self, name: HubName) -> bool:
-        """Whether a name means it, by no revision, a branch, a tag, or seven digits of a commit."""
-        revision = name.revision or self.commit
-        by_commit = len(revision) >= 7 and self.commit.startswith(revision)
-        return self.repo == name.repo and (by_commit or revision in self.refs)
+    @property
+    def pull(self) -> str:
+        """The command that downloads it."""
+        revision = f" --revision {self.revision}" if self.revision else ""
+        return f"mcspex models pull {self.repo}{revision}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache has the files, or would have them; of a commit only."""
+        repo = f"models--{self.repo.replace('/', '--')}"
+        return location() / repo / "snapshots" / str(self.revision)
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,8 @@ class Listing:
     """What the Hub has under a name: a commit, and those of its files that we take."""
 
     name: HubName
-    commit: str
+    commit: HubName
     files: dict[str, ListedFile]
-
-    def cached(self, file: str) -> Path | None:
-        """Where the cache has a file of this commit, right or wrong; None if it has not."""
-        return _cached_file(HubName(self.name.repo, self.commit), file)
 
 
 def parse_name(text: str) -> HubName | None:
@@ -142,19 +133,34 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def cached(name: HubName) -> Snapshot | None:
-    """Return the downloaded model that a name stands for; None unless it is all there."""
-    config, weights = (_cached_file(name, file) for file in (CONFIG, WEIGHTS))
-    if not config or not weights:
-        return None
-    return Snapshot(name.repo, config.parent.name, config.parent)
-
-
-def _cached_file(name: HubName, file: str) -> Path | None:
+def cached(name: HubName) -> HubName | None:
+    """Return the downloaded commit that a name stands for; None unless it is all there."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(name.repo, file, revision=name.revision)
-    return Path(path) if isinstance(path, str) else None
+    config = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
+    if not isinstance(config, str) or not Path(config).with_name(WEIGHTS).is_file():
+        return None
+    return HubName(name.repo, Path(config).parent.name)
+
+
+def downloads() -> dict[HubName, list[str]]:
+    """List every commit in the cache that has a config.json, even a damaged one.
+
+    huggingface_hub's `scan_cache_dir` would read the whole cache, data sets included, and takes
+    half a second to import; and it skips repositories in which any file is damaged.
+
+    Returns:
+        Each commit with the branches and tags that pointed to it when the Hub was last asked.
+    """
+    commits = {}
+    for folder in sorted(location().glob("models--*")):
+        repo, refs = "/".join(folder.name.split("--")[1:]), _refs(folder)
+        for path in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
+            if _COMMIT.fullmatch(path.name) and os.path.lexists(path / CONFIG):
+                pointing = (ref for ref, commit in refs.items() if commit == path.name)
+                names = [ref.relative_to(folder / "refs").as_posix() for ref in pointing]
+                commits[HubName(repo, path.name)] = names
+    return commits
 
 
 def _refs(folder: Path) -> dict[Path, str]:
@@ -163,42 +169,25 @@ def _refs(folder: Path) -> dict[Path, str]:
     return {path: path.read_text().strip() for path in paths}
 
 
-def snapshots() -> list[Snapshot]:
-    """List every commit in the cache that has a config.json, even a damaged one.
-
-    huggingface_hub's `scan_cache_dir` would read the whole cache, data sets included, and takes
-    half a second to import; and it skips repositories in which any file is damaged.
-    """
-    commits = []
-    for folder in sorted(location().glob("models--*")):
-        repo, refs = "/".join(folder.name.split("--")[1:]), _refs(folder)
-        for path in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
-            if _COMMIT.fullmatch(path.name) and os.path.lexists(path / CONFIG):
-                pointing = [ref for ref, commit in refs.items() if commit == path.name]
-                names = (ref.relative_to(folder / "refs").as_posix() for ref in pointing)
-                commits.append(Snapshot(repo, path.name, path, tuple(names)))
-    return commits
-
-
-def remove(repo: str, commits: Collection[str]) -> int:
-    """Delete commits of a repository from the cache, and return how many bytes that frees.
+def remove(commits: Sequence[HubName]) -> int:
+    """Delete commits of one repository from the cache, and return how many bytes that frees.
 
     Raises:
         OutputError: The system refuses.
     """
-    folder = location().resolve() / f"models--{repo.replace('/', '--')}"
+    names, folder = [str(commit.revision) for commit in commits], commits[0].folder.parents[1]
     kept, gone = set[Path](), set[Path]()
     try:
         for snapshot in folder.glob("snapshots/*"):
             blobs = {path.resolve() for path in snapshot.rglob("*") if path.is_file()}
-            own = {blob for blob in blobs if blob.is_relative_to(folder)}
-            (gone if snapshot.name in commits else kept).update(own)
+            own = {blob for blob in blobs if blob.is_relative_to(folder.resolve())}
+            (gone if snapshot.name in names else kept).update(own)
         gone -= kept
         size = sum(path.stat().st_size for path in gone)
-        for path in gone.union(ref for ref, commit in _refs(folder).items() if commit in commits):
+        for path in gone.union(ref for ref, commit in _refs(folder).items() if commit in names):
             path.unlink()
         for commit in commits:
-            shutil.rmtree(folder / "snapshots" / commit)
+            shutil.rmtree(commit.folder)
         if not any(folder.glob("snapshots/*")):
             shutil.rmtree(folder)
     except OSError as error:
@@ -245,21 +234,24 @@ def look_up(name: HubName) -> Listing:
     for file, largest in LARGEST.items():
         if file in listed and (size := listed[file].size) > largest:
             raise CheckpointError(f"{name}: {file} has {size:,} bytes, too many for a model's.")
-    return Listing(name, commit, listed)
+    return Listing(name, HubName(name.repo, commit), listed)
 
 
-def mismatches(repo: str, commit: str, folder: Path) -> list[str]:
-    """Return the files in the folder of a downloaded commit that differ from what the Hub lists."""
-    listed = look_up(HubName(repo, commit)).files
-    here = [file for file in listed if (folder / file).is_file()]
-    return [file for file in here if not listed[file].matches(folder / file)]
+def mismatches(commit: HubName) -> list[str]:
+    """Return the files of a downloaded commit that differ from what the Hub lists."""
+    listed = look_up(commit).files
+    here = {name: path for name in listed if (path := commit.folder / name).is_file()}
+    return [name for name, path in here.items() if not listed[name].matches(path)]
 
 
 def missing_bytes(listing: Listing) -> int:
     """Return how many bytes of a listing the cache lacks; refuse if the disk has no room."""
+    needed = 0
+    for name, listed in listing.files.items():
+        path = listing.commit.folder / name
+        if not path.is_file() or path.stat().st_size != listed.size:
+            needed += listed.size
     existing = next(above for above in (location(), *location().parents) if above.exists())
-    sizes = {f: path.stat().st_size for f in listing.files if (path := listing.cached(f))}
-    needed = sum(f.size for name, f in listing.files.items() if sizes.get(name) != f.size)
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
@@ -280,9 +272,9 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     """
     from huggingface_hub.utils.tqdm import tqdm
 
-    name, listed, path = listing.name, listing.files[file], listing.cached(file)
-    received = 0
-    if path and listed.matches(path):
+    name, listed, path = listing.name, listing.files[file], listing.commit.folder / file
+    is_there, received = path.is_file(), 0
+    if is_there and listed.matches(path):
         return path
 
     class Counter(tqdm):
@@ -301,34 +293,32 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
         def update_transfer(self, n: float) -> None:
             """Of bytes on the way, which `update` gets as well."""
 
-    for again in (path is not None, True):
+    for again in (is_there, True):
         with explained(name), _checked_answers(name):
-            answer = _client().hf_hub_download(
+            _client().hf_hub_download(
                 name.repo,
                 file,
-                revision=listing.commit,
+                revision=listing.commit.revision,
                 force_download=again,
                 tqdm_class=Counter,
             )
-        new = Path(answer)
-        if listed.matches(new):
-            return new
+        if listed.matches(path):
+            return path
         advance(-received)
         received = 0
-    for part in (new.resolve(), new):
+    for part in (path.resolve(), path):
         part.unlink(missing_ok=True)
     raise HubError(f"{name}: {file} arrived damaged twice and was deleted. Try again later.")
 
 
 def point_to(listing: Listing) -> None:
     """Have the branch or tag of a listing's name mean its commit from now on."""
-    revision = listing.name.revision or "main"
-    config = listing.cached(CONFIG)
-    if config and revision != listing.commit:
-        ref = config.parents[2] / "refs" / revision
+    revision, commit = listing.name.revision or "main", listing.commit
+    if revision != commit.revision:
+        ref = commit.folder.parents[1] / "refs" / revision
         files.make_folders(ref.parent)
         with files.whole(ref) as partial:
-            partial.write_text(listing.commit)
+            partial.write_text(str(commit.revision))
 
 
 def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:

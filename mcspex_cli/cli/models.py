@@ -164,15 +164,15 @@ def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
 
     parsed = hub.parse_name(name)
     commits = downloads_of(parsed) if parsed else []
-    if parsed is None or not commits:
+    if not commits:
         raise CheckpointError(
             f"{name}: has not been downloaded. To see what has been: mcspex models list"
         )
-    for snapshot in commits:
-        console.say(f"{snapshot.label}  ({snapshot.folder})")
+    for commit in commits:
+        console.say(f"{commit.label}  ({commit.folder})")
     if not yes:
         click.confirm(f"Delete {console.count(len(commits), 'commit')}?", abort=True, err=True)
-    freed = hub.remove(parsed.repo, [snapshot.commit for snapshot in commits])
+    freed = hub.remove(commits)
     console.say(f"{name}: deleted, {console.size(freed)} freed")
 
 

@@ -87,7 +87,7 @@ def test_pull_takes_three_files_and_says_what_came(
     assert (done.stdout, done.stderr) == ("", line)
     snapshot = cache.cached(cache.HubName(REPO))
     assert snapshot
-    assert snapshot.commit == commit
+    assert snapshot.revision == commit
     assert files_of(snapshot.folder) == files
     assert {r.path.rpartition("/")[2] for r in hub.asked("GET", "/resolve/")} == set(FILES)
 
