@@ -63,7 +63,7 @@ _PARTS = {
     **{f".lnorm{k}.beta": f".norm_{k}.bias" for k in (1, 2)},
     **{f".{norm}{k}.": f".norm_{k}." for norm in ("lnorm", "batch_norm") for k in (1, 2)},
 }
-"""What is within their names, and within checkpoint."""
+"""What is within their names, and within ours."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Layout:
     letters: dict[str, str]
     """From the JSON's keys to our fields."""
     fixed: dict[str, object] = field(default_factory=dict)
-    """Values of the JSON without which it is another network than checkpoint."""
+    """Values of the JSON without which it is another network than ours."""
     causal_norm: str = ""
     """The norm that only its causal network has, if its weights show everything else."""
 
@@ -255,7 +255,7 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
     for r = new rate / old rate (below 1, their band is limited to the new one as well). The
     encoder's are divided by r, because it sums over r times as many samples. In the band that
     both rates have, the output stays the same (to 35 dB; the interpolation ends where the
-    windows do). Source: checkpoint.
+    windows do). Source: ours.
 
     Args:
         system: Any system, at `system.config.sample_rate_hz`; it is not changed.
