@@ -18,7 +18,6 @@ from mcspex_cli.model.layers import Depthwise, GlobalLayerNorm
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, ConSM
 from mcspex_cli.model.systems import SYSTEMS, System, build
 from tests.conftest import RATE_HZ, buzz
-from tests.model.plain_spexplus import PlainSpExPlus
 
 
 def weights(system: nn.Module) -> int:
@@ -223,24 +222,6 @@ def test_16_khz_has_the_weights_of_8_khz_but_for_its_windows(system: str) -> Non
     shapes = {k: v.shape for k, v in low.state_dict().items()}
     differing = {k for k, v in high.state_dict().items() if shapes[k] != v.shape}
     assert {k.rsplit(".", 2)[0] for k in differing} == {"encoder.banks", "decoder.banks"}
-
-
-def test_spexplus_is_the_papers_network() -> None:
-    system = build(sized("spexplus", "tiny", RATE_HZ, 4)).eval()
-    with torch.no_grad():
-        for parameter in system.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for name, buffer in system.named_buffers():
-            if "running" in name:
-                buffer.add_(0.3 * torch.rand_like(buffer))
-    plain = PlainSpExPlus(system.state_dict(), system.config.hop, system.config.windows)
-    # Lengths of whole hops, as the paper's network needs them.
-    mixture, reference = torch.randn(2, 40 + 399 * 20), torch.randn(2, 40 + 300 * 20)
-    with torch.no_grad():
-        estimates, logits = system(mixture, reference)
-        expected, expected_logits = plain(mixture, reference, reference.shape[-1])
-    torch.testing.assert_close(estimates, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("former", "name"), [("steady", "film"), ("listening", "feature_film")])
