@@ -78,28 +78,19 @@ class Runtime(ABC):
     def embed(self, references: Samples) -> Samples:
         """Embed references [signal, sample] as [signal, embedding].
 
-        Raises:
-            OutOfMemoryError: they are too many, or too long, for the device.
+        An OutOfMemoryError says that they are too many, or too long, for the device.
         """
 
     @abstractmethod
     def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
-        """Extract from mixtures [sample], each for its voice [signal, embedding].
+        """Extract from mixtures [sample], each for its voice [signal, embedding]; fails as `embed`.
 
-        Returns:
-            The estimates, each as long as its mixture and the same as if it were computed alone.
-
-        Raises:
-            OutOfMemoryError: they are too many, or too long, for the device.
+        Every estimate is as long as its mixture, and the same as if it were computed alone.
         """
 
 
 class TorchRuntime(Runtime):
-    """A `System` in torch: folded on a CPU, under autocast on other devices.
-
-    Raises:
-        EngineError: the device or the precision is not available here.
-    """
+    """A `System` in torch: folded on a CPU, under autocast on other devices."""
 
     name = "torch"
     spread = SPREAD
@@ -232,8 +223,9 @@ class Engine:
         longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
         for reference in references:
             clip = check_samples("a reference", reference, 1)
+            mean_square = float(_power(clip)[0])
             check_length("the reference", len(clip) / self.sample_rate_hz)
-            check_level("the reference", float(_power(clip)[0]))
+            check_level("the reference", mean_square)
             parts += np.array_split(clip, -(-len(clip) // longest))
         embeddings = [self.embed_parts(part[None])[0] for part in parts]
         weights = [float(len(part)) for part in parts]
@@ -241,10 +233,7 @@ class Engine:
         return averaged
 
     def embed_parts(self, parts: Samples) -> Samples:
-        """Embed equally long stretches of sound [part, sample], which are not checked.
-
-        Returns:
-            [part, embedding].
+        """Embed equally long stretches of sound [part, sample], unchecked, as [part, embedding].
 
         Raises:
             EngineError: the precision gave numbers that are not finite, or memory is short.
@@ -283,14 +272,11 @@ class Engine:
     ) -> Iterator[tuple[Samples, Samples]]:
         """Extract from a stream of blocks [channel, sample], each channel for itself.
 
+        Errors are those of `extract`.
+
         Yields:
             The estimate and the mixture's samples that it belongs to, both [channel, sample],
             in other blocks than those that went in.
-
-        Raises:
-            EngineError: the precision gave numbers that are not finite, or memory is short.
-            TypeError, ValueError: a block is not [channel, sample] or not finite, or the embedding
-                is of another length.
         """
         length = len(check_samples("an embedding", embedding, 1))
         if self.runtime.embedding not in (0, length):
@@ -331,13 +317,9 @@ class Engine:
         """Run the network on mixtures [channel, sample], each with its [embedding].
 
         They are about equally long, as `batches` has them. Where memory is short this goes on by
-        halves, and from then on in smaller batches. `shifts` is the settings' if it is None.
-
-        Returns:
-            The estimates [channel, sample], not checked for numbers that are not finite.
-
-        Raises:
-            EngineError: even one signal is too much for the memory.
+        halves, and from then on in smaller batches; that even one signal is too much is an
+        EngineError. `shifts` is the settings' if it is None. The estimates [channel, sample] are
+        left to `check_finite`.
         """
         self._check_process()
         signals = [signal for mixture, _ in pairs for signal in mixture]
@@ -385,11 +367,7 @@ class Engine:
         return sums if shifts == 1 else [total / np.float32(shifts) for total in sums]
 
     def check_finite(self, values: Samples) -> None:
-        """Refuse what the network gave where it is not finite.
-
-        Raises:
-            EngineError: it is not; the message says whether the precision or the model is to blame.
-        """
+        """Refuse numbers that are not finite, and say if the precision or the model is to blame."""
         if np.isfinite(values).all():
             return
         runtime = self.runtime
@@ -441,7 +419,7 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
 
 
 def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:
-    """Refuse an array that is not sound.
+    """Refuse an array that is not sound, and give any other as float32.
 
     Args:
         name: what messages call it.
@@ -449,9 +427,6 @@ def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = T
         dimensions: how many it may have: 1, 2 or both.
         whole: whether it is all of a sound; a block of one may be empty, or shorter than it has
             channels.
-
-    Returns:
-        The samples as float32.
 
     Raises:
         TypeError: it is no array of numbers.
@@ -478,12 +453,7 @@ def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = T
 
 
 def check_rate(sample_rate_hz: float) -> None:
-    """Refuse what is no sample rate.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not from 1 kHz to 1 MHz.
-    """
+    """Refuse what is no sample rate: a ValueError, or a TypeError if it is no number."""
     if isinstance(sample_rate_hz, bool) or not isinstance(sample_rate_hz, Real | np.number):
         raise TypeError(f"a sample rate is a number, not {sample_rate_hz!r:.80}")
     if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:

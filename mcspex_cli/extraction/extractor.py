@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -32,7 +33,8 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.containers import Damaged
-from mcspex_cli.errors import AbsentError, EngineError, McspexError
+from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
+from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
@@ -46,15 +48,6 @@ from mcspex_cli.extraction.job import (
     check_voice,
     open_mixture,
 )
-from mcspex_cli.extraction.levels import (
-    SILENCE_DB,
-    Level,
-    LevelMatcher,
-    LoudnessMeter,
-    check_level,
-    gain_db,
-    share_of_speech,
-)
 from mcspex_cli.extraction.presence import (
     ActivityReport,
     PresenceMeter,
@@ -66,7 +59,7 @@ from mcspex_cli.extraction.presence import (
 )
 from mcspex_cli.extraction.reference import Clip, Span, Voice, enroll, read_spans
 from mcspex_cli.extraction.runtime import SHIFTS, EngineSettings
-from mcspex_cli.extraction.windows import Joiner, Mixture, Store, Window
+from mcspex_cli.extraction.windows import Joiner, Mixture, Window
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.streaming import LiveExtractor
@@ -112,16 +105,10 @@ class Extractor:
         shifts: int = SHIFTS,
         offline: bool = False,
     ) -> Extractor:
-        """Load a model.
+        """Load a model: a folder, a bundled name, or org/name[@revision] on the Hugging Face Hub.
 
-        Args:
-            model: a folder, a bundled name, or org/name[@revision] on the Hugging Face Hub; the
-                bundled default if it is None.
-            device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1", ...
-            precision: "auto", "float32", "bfloat16" or "float16".
-            runtime: "auto" (torch), or one of `runtime.RUNTIMES`.
-            shifts: how often each window is computed, as in `EngineSettings`.
-            offline: never ask the Hub.
+        Without a model it is the bundled default. The Hub is never asked if `offline` is set;
+        `EngineSettings` says what all others mean.
 
         Raises:
             CheckpointError: there is no such model, or it is damaged.
@@ -152,9 +139,9 @@ class Extractor:
             references: files, folders and open files, all of one person alone.
             spans: when the person speaks alone in `mixture`.
             mixture: the recording that the spans are of.
-            channel: the channel of the mixture that the spans are taken from.
-            track: the sound track that they are taken from, as in `ExtractionOptions`.
-            damaged: what is done with a damaged mixture, as in `ExtractionOptions`.
+            channel: how the mixture is read, as in `ExtractionOptions`; so are the next two.
+            track: its sound track.
+            damaged: what is done if it is damaged.
             advance: called with the seconds of sound read since its last call. What it raises
                 ends the work.
 
@@ -166,7 +153,7 @@ class Extractor:
         if isinstance(references, str | os.PathLike):
             references = [references]
         try:
-            paths = [
+            sources: list[Path | audio.Reader | Clip] = [
                 one if isinstance(one, audio.Reader) else Path(one)
                 for one in references
                 if str(one)
@@ -177,22 +164,16 @@ class Extractor:
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
         channel = "mix" if channel == "all" else channel
         options = ExtractionOptions(channel, track=track, damaged=damaged)
-        clips: Iterable[Clip] = ()
         if spans:
             if mixture is None:
                 raise ValueError("spans need the mixture that they are of")
             reader = open_mixture(Path(mixture), options)
-            clips = read_spans(reader, spans, self.sample_rate_hz, advance)
-        return enroll([*paths, *clips], self.engine, self.model, advance)
+            sources += read_spans(reader, spans, self.sample_rate_hz, advance)
+        return enroll(sources, self.engine, self.model, advance)
 
     def check_voice(self, name: str, voice: Voice) -> None:
-        """Refuse what is no voice of this model; `name` is what asks for it.
-
-        Raises:
-            McspexError: it is of another model, or damaged.
-            TypeError: it is no voice.
-        """
-        embedding = np.asarray(check_voice(voice).embedding)
+        """Refuse a voice of another model, or a damaged one; `name` is what asks for it."""
+        embedding = np.asarray(voice.embedding)
         is_known = embedding.shape == (self.model.config.embedding,) and embedding.dtype.kind == "f"
         if not is_known or not np.isfinite(embedding).all():
             sources = f" ({', '.join(voice.sources)})" if voice.sources else ""
@@ -233,8 +214,7 @@ class Extractor:
         check_rate(rate_hz)
         options = self._checked(options)
         block = audio.select(block, options.channel, "the mixture")
-        kept = None if options.dry_db is None else Store(None)
-        mixture = Mixture("the mixture", rate_hz, len(block), [block], kept=kept)
+        mixture = Mixture("the mixture", rate_hz, len(block), [block])
         with closing(_Work(self, options, check_voice(voice), mixture)) as work:
             for _ in self._computed([work], lambda _: None):
                 pass
@@ -268,7 +248,7 @@ class Extractor:
         """
         from mcspex_cli.extraction.streaming import LiveExtractor, Timing
 
-        self.check_voice("live", voice)
+        self.check_voice("live", check_voice(voice))
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         timing = Timing.for_latency(latency_s, rate_hz)
         live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
@@ -302,8 +282,7 @@ class Extractor:
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
         outputs = outputs if isinstance(outputs, Outputs) else Outputs(Path(outputs))
-        job = Job(Path(mixture), voice, outputs)
-        ((_, result),) = self.extract_files([job], options, advance)
+        ((_, result),) = self.extract_files([Job(Path(mixture), voice, outputs)], options, advance)
         if isinstance(result, McspexError):
             raise result
         return result
@@ -425,8 +404,9 @@ class _Work:
     the steps after it are not taken.
     """
 
+    embedding: Samples
     estimate: _Estimate
-    """What the windows are added to, from `begin` on."""
+    """What the windows are added to; this and the embedding are there from `begin` on."""
 
     def __init__(
         self,
@@ -437,14 +417,15 @@ class _Work:
         places: Places | None = None,
     ) -> None:
         self.job = source if isinstance(source, Job) else None
-        self._mixture = None if isinstance(source, Job) else source
-        self.name = str(source.mixture) if isinstance(source, Job) else source.name
+        self._mixture = source if isinstance(source, Mixture) else None
+        self.name = str(self.job.mixture) if self.job else "the mixture"
         self.elapsed_s = 0.0
         self.error: McspexError | None = None
         self._extractor, self._options = extractor, options
         self._voice, self._places = voice, places
-        self._kept = ExitStack()
-        """What gives its memory and disk back in the end."""
+        self._whole: _Store | None = None
+        """The mixture, where the residual or a mix needs it."""
+        self._stores = ExitStack()
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
         """Take a step, unless one before it failed."""
@@ -469,47 +450,47 @@ class _Work:
             _logger.error("The traceback of the bug, for your report:", exc_info=error)
 
     def read(self) -> Iterator[Window]:
-        """Open the mixture, make the folders of its outputs, and give its windows."""
-        if self.job and self._places:
-            self._places.add(self.job)
-            self._mixture = self._open(self.job)
+        """Open the mixture, if it is a file, and give its windows."""
+        job, options, engine = self.job, self._options, self._extractor.engine
+        if job and self._places:
+            self._places.add(job)
+            reader = job.reader or job.open(options)
+            job.outputs.make_folders()
+            self._mixture = Mixture(
+                self.name,
+                reader.info.sample_rate_hz,
+                reader.info.channels if options.channel == "all" else 1,
+                reader,
+                reader.info.seconds,
+                reader.info.start_s,
+                warnings=lambda: reader.warnings,
+            )
         assert self._mixture is not None
-        if self._mixture.kept:
-            self._kept.callback(self._mixture.kept.close)
-        engine = self._extractor.engine
+        if options.dry_db is not None or (job and job.outputs.residual):
+            self._whole = self._store()
+            self._mixture.keep = self._whole.append
         yield from self._mixture.windows(engine.sample_rate_hz, engine.windowing)
-
-    def _open(self, job: Job) -> Mixture:
-        options, outputs = self._options, job.outputs
-        reader = job.reader or job.open(options)
-        files.make_folders(*{path.parent for path in outputs.paths()})
-        is_kept = outputs.residual is not None or options.dry_db is not None
-        return Mixture(
-            self.name,
-            reader.info.sample_rate_hz,
-            reader.info.channels if options.channel == "all" else 1,
-            reader,
-            reader.info.seconds,
-            reader.info.start_s,
-            Store(outputs.estimate.parent) if is_kept else None,
-            lambda: reader.warnings,
-        )
 
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
-        assert self._mixture is not None
-        voice = self._voice() if callable(self._voice) else self._voice
-        if self.job:
+        mixture, extractor, job = self._mixture, self._extractor, self.job
+        assert mixture is not None
+        self._voice = voice = self._voice() if callable(self._voice) else self._voice
+        if job:
             # A span is no file, and Path.is_file would raise if its name is too long for one.
             clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
             lengths_s = {one.path: one.seconds for one in voice.qualities}
-            lengths_s[self.name] = self._mixture.announced_s
-            check_references(self.job, clips, lengths_s)
-        self._extractor.check_voice(self.name, voice)
-        self._voice, self.embedding = voice, voice.embedding.astype(np.float32)
-        engine = self._extractor.engine
-        self.estimate = _Estimate(engine, self._mixture, self.embedding, self._options, self.job)
-        self._kept.callback(self.estimate.kept.close)
+            check_references(job, clips, lengths_s | {self.name: mixture.announced_s})
+        extractor.check_voice(self.name, voice)
+        self.embedding = voice.embedding.astype(np.float32)
+        self.estimate = _Estimate(
+            extractor.engine, self.embedding, mixture, self._store(), self._whole, self._options
+        )
+
+    def _store(self) -> _Store:
+        """A new store, on the disk that gets the outputs."""
+        folder = self.job.outputs.estimate.parent if self.job else None
+        return self._stores.enter_context(closing(_Store(folder)))
 
     def outcome(self) -> Result | McspexError:
         """Write what is to be written, and tell what was done."""
@@ -522,7 +503,7 @@ class _Work:
             raise self.error
         job, mixture, estimate, voice = self.job, self._mixture, self.estimate, self._voice
         assert mixture is not None and isinstance(voice, Voice)
-        estimate.finish()
+        estimate.finish(job.outputs.sounds() if job else [])
         if job:
             estimate.write(job, lambda: self.error)
         presence, model = estimate.presence, self._extractor.model
@@ -536,7 +517,7 @@ class _Work:
             seconds=mixture.samples / mixture.sample_rate_hz,
             sample_rate_hz=mixture.sample_rate_hz,
             elapsed_s=self.elapsed_s,
-            gain_db=gain_db(estimate.gain * estimate.factor),
+            gain_db=levels.gain_db(estimate.gain * estimate.factor),
             limited=estimate.down_db > 0,
             residual_gain_db=round(0.0 - estimate.residual_down_db, 2),
             silent=estimate.silent,
@@ -560,7 +541,49 @@ class _Work:
 
     def close(self) -> None:
         """Give memory and disk back."""
-        self._kept.close()
+        self._stores.close()
+
+
+class _Store:
+    """Blocks [channel, sample] until they are needed again: in memory, or on the disk if long."""
+
+    IN_MEMORY_BYTES = 2**24
+    READ_SAMPLES = 2**18
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder or Path(tempfile.gettempdir())
+        self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (see close)
+            self.IN_MEMORY_BYTES, dir=str(self._folder)
+        )
+
+    def append(self, block: Samples) -> None:
+        """Add a block; an OutputError says if the disk is full, or must not be written."""
+        try:
+            self._file.write(np.ascontiguousarray(block.T).data)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def read(self, channels: int, samples: int) -> Iterator[Samples]:
+        """Give all back, cut or completed to `samples`: resampling there and back may be off."""
+        try:
+            self._file.seek(0)
+        except OSError as error:
+            raise self._failure(error) from error
+        for start in range(0, samples, self.READ_SAMPLES):
+            length = min(self.READ_SAMPLES, samples - start)
+            data = self._file.read(4 * channels * length)
+            block = np.frombuffer(data, np.float32).reshape(-1, channels).T
+            yield np.pad(block, ((0, 0), (0, length - block.shape[1])))
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        with suppress(OSError):
+            self._file.close()
+
+    __del__ = close  # for mixtures that are abandoned
+
+    def _failure(self, error: OSError) -> OutputError:
+        return files.output_error(self._folder, error, "a temporary file cannot be written")
 
 
 class _Estimate:
@@ -568,30 +591,31 @@ class _Estimate:
 
     Args:
         engine: what the windows are computed by.
-        mixture: of which the first window has been read.
         embedding: [embedding], of the voice.
+        mixture: of which the first window has been read.
+        kept: where the estimate is until its level is known.
+        whole: where the mixture is, if it is needed again.
         options: how loud it is to be, ...
-        job: where it is written; None for an array, which is not written.
     """
 
     def __init__(
         self,
         engine: Engine,
-        mixture: Mixture,
         embedding: Samples,
+        mixture: Mixture,
+        kept: _Store,
+        whole: _Store | None,
         options: ExtractionOptions,
-        job: Job | None,
     ) -> None:
         self._engine, self._mixture, self._options = engine, mixture, options
-        rate_hz, channels = engine.sample_rate_hz, mixture.channels
-        self._joiner, self._matcher = Joiner(engine.windowing), LevelMatcher(channels)
-        self._back = audio.Resampler(rate_hz, mixture.sample_rate_hz, channels)
+        self._kept, self._whole = kept, whole
+        self._joiner, channels = Joiner(engine.windowing), mixture.channels
+        self._matcher = levels.LevelMatcher(channels)
+        self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
         self._meters = [
-            PresenceMeter(engine.embed_parts, rate_hz, embedding, engine.calibration)
+            PresenceMeter(engine.embed_parts, engine.sample_rate_hz, embedding, engine.calibration)
             for _ in range(channels)
         ]
-        self.kept = Store(job.outputs.estimate.parent if job else None)
-        self._outputs = job.outputs.sounds() if job else []
         self._matched: npt.NDArray[np.float64] = np.ones(channels)
         """What the network's estimate is multiplied by to match the mixture [channel]."""
         self._presences: list[PresenceResult] = []
@@ -602,59 +626,55 @@ class _Estimate:
 
         Returns:
             The seconds of sound that are done by it.
-
-        Raises:
-            EngineError: it is not finite.
-            OutputError: the disk is too full to keep it.
         """
         self._engine.check_finite(samples)
         estimate, mixture = self._joiner.add(window, samples)
         self._matcher.add(estimate, mixture)
         for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
             meter.add(*signals)
-        self.kept.append(self._back.step(estimate, last=window.last))
+        self._kept.append(self._back.step(estimate, last=window.last))
         if window.last:
-            check_level(self._mixture.name, self._matcher.mixture_mean_square())
-            self._presences = [meter.result() for meter in self._meters]
+            levels.check_level(self._mixture.name, self._matcher.mixture_mean_square())
             if not self._engine.runtime.true_level:
                 self._matched = self._matcher.gain()
+            self._presences = [meter.result() for meter in self._meters]
         return float(estimate.shape[1] / self._engine.sample_rate_hz)
 
-    def finish(self) -> None:
+    def finish(self, outputs: Sequence[Path]) -> None:
         """Judge the whole, and choose its level.
+
+        Args:
+            outputs: the estimate's file and, if it is asked for, the residual's.
 
         Raises:
             AbsentError: the voice is absent, and the options say that this is to fail.
         """
         options, start_s = self._options, self._mixture.start_s
-        self._policy = ABSENT[options.absent]
+        self._outputs, self._policy = outputs, ABSENT[options.absent]
         self.presence = join_channels(self._presences, start_s)
         if self._policy.fails and self.presence.present is False:
             raise AbsentError(
                 f"{self._mixture.name}: the voice is not in it (presence "
                 f"{self.presence.presence:.2f}). Check the reference, or use --absent keep."
             )
-        matched_db = gain_db(self._matched)
-        self.spans = [
-            (round(from_s + start_s, 3), round(to_s + start_s, 3))
-            for from_s, to_s in find_spans(self._presences, matched_db)
-        ]
-        """When the voice speaks, counted as its container counts."""
-        levels, level_db = max(
+        matched_db = levels.gain_db(self._matched)
+        surest, surest_db = max(
             zip(self._presences, matched_db, strict=True),
             key=lambda channel: channel[0].presence or 0.0,
         )
-        self.speech_left = share_of_speech(levels.estimate_db + level_db, levels.mixture_db)
-        level = Level.parse(options.level)
+        spans = find_spans(self._presences, matched_db)
+        self.speech_left = levels.share_of_speech(surest.estimate_db + surest_db, surest.mixture_db)
+        level, meter = levels.Level.parse(options.level), None
+        if level.policy.needs_loudness:
+            meter = levels.LoudnessMeter(self._mixture.sample_rate_hz, self._mixture.channels)
         matched = self._matched if level.policy.matched else np.ones_like(self._matched)
         self.gain = matched * 10 ** (options.wet_db / 20)
-        self._choose_level(level)
+        self.spans = [(round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans]
+        """When the voice speaks, counted as its container counts."""
+        self._choose_factors(level, meter)
 
-    def _choose_level(self, level: Level) -> None:
+    def _choose_factors(self, level: levels.Level, meter: levels.LoudnessMeter | None) -> None:
         """Run through all once, for the factors of estimate and residual."""
-        mixture, meter = self._mixture, None
-        if level.policy.needs_loudness:
-            meter = LoudnessMeter(mixture.sample_rate_hz, mixture.channels)
         peak = residual_peak = 0.0
         for estimate, residual in self._blocks():
             peak = max(peak, float(np.abs(estimate).max(initial=0)))
@@ -666,10 +686,10 @@ class _Estimate:
         clips = [not audio.holds_over_full_scale(path, subtype) for path in self._outputs] or [True]
         loudness_lufs = meter.loudness_lufs() if meter else -np.inf
         self.factor, self.down_db = level.factor(peak, loudness_lufs, clips=clips[0])
-        self._residual_factor, self.residual_down_db = Level.parse("raw").factor(
+        self._residual_factor, self.residual_down_db = levels.Level("raw").factor(
             residual_peak, -np.inf, clips=clips[1:] == [True]
         )
-        self.silent = bool(peak * self.factor < 10 ** (SILENCE_DB / 20))
+        self.silent = bool(peak * self.factor < 10 ** (levels.SILENCE_DB / 20))
 
     def samples(self) -> Samples:
         """The estimate [channel, sample]."""
@@ -677,11 +697,7 @@ class _Estimate:
         return np.concatenate([estimate * factor for estimate, _ in self._blocks()], axis=-1)
 
     def write(self, job: Job, interrupted: Callable[[], McspexError | None]) -> None:
-        """Write the files of the job, all of them or none.
-
-        Args:
-            job: with the outputs.
-            interrupted: why to stop, asked after every block.
+        """Write the files of the job, all of them or none, unless `interrupted` says why to stop.
 
         Raises:
             OutputError: one cannot be written.
@@ -697,24 +713,21 @@ class _Estimate:
                     assert block is not None
                     writer.write(block * np.float32(factor))
             if path := job.outputs.activity:
+                file = job.id or job.mixture.stem
                 report = ActivityReport(
-                    job.name,
-                    job.id or job.mixture.stem,
-                    job.outputs.speaker,
-                    self.presence,
-                    self.spans,
+                    job.name, file, job.outputs.speaker, self.presence, self.spans
                 )
                 write_activity(path, report)
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """The estimate before its level is set and, if it is asked for, the residual."""
         channels, samples = self._mixture.channels, self._mixture.samples
-        mixture = self._mixture.kept.read(channels, samples) if self._mixture.kept else None
+        mixture = self._whole.read(channels, samples) if self._whole else None
         dry_db = self._options.dry_db
         dry = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
         gain, matched = np.array([self.gain, self._matched], np.float32)[:, :, None]
         start = 0
-        for block in self.kept.read(channels, samples):
+        for block in self._kept.read(channels, samples):
             voice = self._gated(block, start)
             start += block.shape[1]
             if mixture is None:

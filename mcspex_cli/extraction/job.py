@@ -129,6 +129,10 @@ class Outputs:
         """All files that are written."""
         return [path for path in (*self.sounds(), self.activity) if path]
 
+    def make_folders(self) -> None:
+        """Make the folders that they are in."""
+        files.make_folders(*{path.parent for path in self.paths()})
+
 
 @dataclass(frozen=True)
 class Job:
@@ -158,9 +162,6 @@ class Job:
     def open(self, options: ExtractionOptions) -> audio.Reader:
         """Open the mixture, and check all that can be checked without a model.
 
-        Returns:
-            A reader that stays open until it is read or closed.
-
         Raises:
             AudioError: as `open_mixture`.
             OutputError: an output cannot hold sound of its rate, or so many channels.
@@ -173,7 +174,7 @@ class Job:
 
 
 def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
-    """Open a file as the options say.
+    """Open a file as the options say; it stays open until it is read or closed.
 
     Raises:
         AudioError: it cannot be read, is too short, or has no such channel or track.
@@ -286,13 +287,7 @@ class Places:
         self._outputs: dict[object, str] = {}
 
     def add(self, job: Job) -> None:
-        """Take account of a job.
-
-        Raises:
-            OutputError: an output has no known suffix, is an input, is written twice, exists and
-                may not be replaced, is a folder, or cannot be written where it is; or the mixture
-                is the output of a job before.
-        """
+        """Take account of a job; what it would harm, or cannot write, is an OutputError."""
         mixture = identities(job.mixture)
         for writer in (self._outputs[key] for key in mixture & self._outputs.keys()):
             raise OutputError(
@@ -329,12 +324,7 @@ class Places:
 def check_references(
     job: Job, references: Sequence[Path], lengths_s: Mapping[str, float] | None = None
 ) -> None:
-    """Refuse references that are the mixture of a job, or one of its outputs.
-
-    Raises:
-        AudioError: as `check_distinct`.
-        OutputError: a reference would be overwritten.
-    """
+    """Refuse references that are the mixture of a job (`check_distinct`), or one of its outputs."""
     for reference in references:
         for path in job.outputs.paths():
             check_no_input(path, identities(reference))
@@ -346,14 +336,9 @@ def check_distinct(
 ) -> None:
     """Refuse a mixture that is its own reference, in this or another file.
 
-    Args:
-        mixture: a file.
-        references: files; what is none is left to whoever reads it.
-        lengths_s: the lengths of files by their names. A reference that is as long as the mixture
-            is listened to, for it may be the same sound in another format.
-
-    Raises:
-        AudioError: it is.
+    `lengths_s` has lengths of files by their names. A reference that is as long as the mixture is
+    listened to, for it may be the same sound in another format. A reference that is no file is left
+    to whoever reads it.
     """
     lengths_s = lengths_s or {}
     length_s = lengths_s.get(str(mixture), math.inf)
@@ -383,11 +368,7 @@ def _sounds_same(one: Path, other: Path) -> bool:
 
 
 def check_no_input(path: Path, inputs: Set[object]) -> None:
-    """Refuse an output that is one of the inputs, of which `identities` gives what tells them.
-
-    Raises:
-        OutputError: it is.
-    """
+    """Refuse an output that is an input; `inputs` are the `identities` of all of them."""
     if identities(path) & inputs:
         raise OutputError(
             f"{path}: is an input, and inputs are never overwritten. Choose another name."
@@ -405,16 +386,7 @@ def identities(path: Path) -> set[object]:
 
 
 def check_presence(model: CheckpointInfo, calibration: object, absent: str) -> None:
-    """Refuse to mute or fail by a presence that nobody has measured for a model.
-
-    Args:
-        model: whose presence it is.
-        calibration: the model's; None if it has none that can be used.
-        absent: of `ABSENT`.
-
-    Raises:
-        CheckpointError: the model is not calibrated.
-    """
+    """Refuse to mute or fail by the presence of a model that has no `calibration`."""
     if absent != "keep" and calibration is None:
         raise CheckpointError(
             f"{model.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
@@ -423,11 +395,7 @@ def check_presence(model: CheckpointInfo, calibration: object, absent: str) -> N
 
 
 def check_voice(voice: object) -> Voice:
-    """Refuse what is no voice.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Refuse what is no voice."""
     if not isinstance(voice, Voice):
         raise TypeError(f"a voice is what Extractor.enroll gives, not {voice!r:.80}")
     return voice

@@ -65,12 +65,8 @@ _FATAL = 4  # the level below which ONNX Runtime is silent: its errors are raise
 class OnnxRuntime(Runtime):
     """Graphs run by ONNX Runtime in float32, on a CPU, or on a GPU that it can use.
 
-    They take no lengths, so that the signals of a batch must be equally long.
-
-    Args:
-        folder: with the graphs.
-        config: of the network that they were made of.
-        settings: how to compute.
+    They take no lengths, so that the signals of a batch must be equally long. `config` is that of
+    the network that they were made of.
 
     Raises:
         EngineError: the device or precision is not available to ONNX Runtime, or it cannot load
@@ -153,12 +149,7 @@ def _refusal(what: str, name: str, known: tuple[str, ...]) -> EngineError:
 
 
 def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
-    """Load the graphs of a model; they are made first where there are none.
-
-    Raises:
-        CheckpointError: the model, or graphs in its own folder, are damaged.
-        EngineError: as `OnnxRuntime`; or it, or what makes graphs, is not installed.
-    """
+    """Load the graphs of a model; they are made first where there are none."""
     check_installed(RUNNER)
     return OnnxRuntime(find(info) or prepare(info), info.config, settings)
 
@@ -180,12 +171,7 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
 
 
 def lacks_graphs(info: CheckpointInfo) -> bool:
-    """Whether graphs have to be made before ONNX Runtime can work, which takes a while.
-
-    Raises:
-        EngineError: ONNX Runtime, or what makes graphs, is not installed.
-        CheckpointError: graphs in the model's own folder are damaged.
-    """
+    """Whether graphs have to be made before ONNX Runtime can work, which takes a while."""
     check_installed(RUNNER)
     if find(info):
         return False
@@ -194,11 +180,7 @@ def lacks_graphs(info: CheckpointInfo) -> bool:
 
 
 def check_installed(*packages: str) -> None:
-    """Refuse to go on without a package.
-
-    Raises:
-        EngineError: it is not installed.
-    """
+    """Refuse to go on without a package."""
     if absent := [package for package in packages if find_spec(package) is None]:
         verb = "is" if len(absent) == 1 else "are"
         names = ", ".join(absent)
@@ -228,8 +210,7 @@ def place(info: CheckpointInfo) -> Path:
 def find(info: CheckpointInfo) -> Path | None:
     """The folder of a model's graphs; None if there are none, or damaged ones in the cache.
 
-    Raises:
-        CheckpointError: those in its own folder are damaged, or of another model.
+    Damaged ones in the model's own folder, or those of another model, are a CheckpointError.
     """
     folder = place(info)
     if not (folder / GRAPHS).is_file():
@@ -244,11 +225,7 @@ def find(info: CheckpointInfo) -> Path | None:
 
 
 def check_graphs(folder: Path, info: CheckpointInfo) -> None:
-    """Refuse graphs that are not whole, or not of this model.
-
-    Raises:
-        CheckpointError: they are not.
-    """
+    """Refuse graphs that are not whole, or not of this model."""
     again = "Export the model again."
     try:
         facts = json.loads((folder / GRAPHS).read_bytes())
@@ -265,11 +242,7 @@ def check_graphs(folder: Path, info: CheckpointInfo) -> None:
 
 
 def check_free(folder: Path, info: CheckpointInfo, *, overwrite: bool) -> None:
-    """Refuse a folder in which graphs would replace something, or be mixed up with something.
-
-    Raises:
-        OutputError: it is a file, exists already, or holds the weights of another model.
-    """
+    """Refuse a folder in which graphs would replace something, or be mixed up with something."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file. Name a folder.")
     if folder.exists() and not overwrite:
@@ -295,14 +268,7 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
 
 
 def prepare(info: CheckpointInfo) -> Path:
-    """Put the graphs of a model into the cache.
-
-    Returns:
-        Their folder.
-
-    Raises:
-        CheckpointError, EngineError, OutputError: as `export_model`.
-    """
+    """Put the graphs of a model into the cache, and give their folder; fails as `export_model`."""
     check_installed(*EXPORTER)
     folder = place(info)
     try:
@@ -316,11 +282,7 @@ def prepare(info: CheckpointInfo) -> Path:
 
 
 def export(system: System, info: CheckpointInfo, folder: Path) -> None:
-    """Write the graphs of a `System`, and what must be known of them, to a folder that exists.
-
-    Raises:
-        EngineError: a graph does not agree with the `System`.
-    """
+    """Write the graphs of a `System`, and what must be known of them, to a folder that exists."""
     config = system.config
     facts = {
         "mcspex": __version__,

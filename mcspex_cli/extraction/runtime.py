@@ -42,7 +42,7 @@ class EngineSettings:
     """How to compute; but for `shifts`, nothing here changes more than rounding and seams.
 
     Raises:
-        EngineError: a precision is not in `PRECISIONS`, or a runtime not in `RUNTIMES`.
+        EngineError: a precision or a runtime is unknown.
         ValueError: a number is out of range.
     """
 

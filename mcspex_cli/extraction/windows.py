@@ -18,18 +18,13 @@ norms see, and with it the answer. A signal shorter than a window is one window 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mcspex_cli import files
 from mcspex_cli.audio import Resampler, Samples
-from mcspex_cli.errors import AudioError, OutputError
+from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length
 
 LOWEST_HZ = 20.0
@@ -122,10 +117,8 @@ def without_rumble(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[S
     """Take a constant offset, and what is below 20 Hz, out of a stream of blocks [channel, sample].
 
     The filter is a linear-phase one whose delay is taken out, so that what is left stays where it
-    was. Both ends of the signal are mirrored, so that an offset makes no click there.
-
-    Yields:
-        Blocks of other lengths, in all as many samples as came in.
+    was. Both ends of the signal are mirrored, so that an offset makes no click there. As many
+    samples come out as went in, in other blocks.
     """
     half = round(_FILTER_S / 2 * sample_rate_hz)
     taps = _low_pass(half, sample_rate_hz)
@@ -158,60 +151,6 @@ def _convolved(samples: Samples, taps: Samples) -> Samples:
     return valid.astype(np.float32)
 
 
-class Store:
-    """Blocks [channel, sample] until they are needed again: in memory, or on the disk if long.
-
-    Args:
-        folder: where the file of a long one is; the system's temporary folder if it is None.
-    """
-
-    IN_MEMORY_BYTES = 2**24
-    READ_SAMPLES = 2**18
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder or Path(tempfile.gettempdir())
-        self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (see close)
-            self.IN_MEMORY_BYTES, dir=str(self._folder)
-        )
-
-    def append(self, block: Samples) -> None:
-        """Add a block.
-
-        Raises:
-            OutputError: the disk is full, or the folder cannot be written.
-        """
-        try:
-            self._file.write(np.ascontiguousarray(block.T).data)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def read(self, channels: int, samples: int) -> Iterator[Samples]:
-        """Give all back, cut or completed to `samples`: resampling there and back may be off.
-
-        Raises:
-            OutputError: as `append`.
-        """
-        try:
-            self._file.seek(0)
-        except OSError as error:
-            raise self._failure(error) from error
-        for start in range(0, samples, self.READ_SAMPLES):
-            length = min(self.READ_SAMPLES, samples - start)
-            data = self._file.read(4 * channels * length)
-            block = np.frombuffer(data, np.float32).reshape(-1, channels).T
-            yield np.pad(block, ((0, 0), (0, length - block.shape[1])))
-
-    def close(self) -> None:
-        """Give memory and disk back."""
-        with suppress(OSError):
-            self._file.close()
-
-    __del__ = close  # for mixtures that are abandoned
-
-    def _failure(self, error: OSError) -> OutputError:
-        return files.output_error(self._folder, error, "a temporary file cannot be written")
-
-
 @dataclass(eq=False)
 class Mixture:
     """An open mixture, which is read once."""
@@ -225,8 +164,8 @@ class Mixture:
     """Its length, as its header says."""
     start_s: float = 0.0
     """Where its sound begins in its container."""
-    kept: Store | None = None
-    """Gets every block, if it is not None."""
+    keep: Callable[[Samples], object] | None = None
+    """Gets every block."""
     warnings: Callable[[], list[str]] = list
     """What is wrong with it though it can be read; complete once all is read."""
     samples: int = field(default=0, init=False)
@@ -237,7 +176,6 @@ class Mixture:
 
         Raises:
             AudioError: it cannot be read, or is shorter than 0.3 s.
-            OutputError: the disk is too full to keep it.
         """
         return cut(without_rumble(self._resampled(sample_rate_hz), sample_rate_hz), windowing)
 
@@ -245,8 +183,8 @@ class Mixture:
         resampler = Resampler(self.sample_rate_hz, sample_rate_hz, self.channels)
         for block in self.blocks:
             self.samples += block.shape[1]
-            if self.kept:
-                self.kept.append(block)
+            if self.keep:
+                self.keep(block)
             yield resampler.step(block, last=False)
         seconds = self.samples / self.sample_rate_hz
         if seconds < MIN_SIGNAL_S and self.warnings():  # of a damaged file this much is left
