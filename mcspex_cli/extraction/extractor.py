@@ -686,7 +686,7 @@ class _Estimate:
         clips = [not audio.holds_over_full_scale(path, subtype) for path in self._outputs] or [True]
         loudness_lufs = meter.loudness_lufs() if meter else -np.inf
         self.factor, self.down_db = level.factor(peak, loudness_lufs, clips=clips[0])
-        self._residual_factor, self.residual_down_db = levels.Level("raw").factor(
+        self._residual_factor, self.residual_down_db = levels.Level.parse("raw").factor(
             residual_peak, -np.inf, clips=clips[1:] == [True]
         )
         self.silent = bool(peak * self.factor < 10 ** (levels.SILENCE_DB / 20))
