@@ -230,26 +230,24 @@ class _Planner:
 
     def with_references(self, tasks: Sequence[Task]) -> list[Task]:
         """Give each task that names none the references that the request has for it."""
-        request = self.request
-        if request.reference_folder is None:
-            shared = tuple(map(str, self._clips()))
-            for task in tasks:
-                if not (task.references or task.spans or shared):
-                    self._note(task, "has no reference. Add one, or use --ref or --refs.")
-            return [t if t.references or t.spans else replace(t, references=shared) for t in tasks]
-        known = list_references(
-            request.reference_folder, request.pattern, self.problems, self.warnings
-        )
+        request, known = self.request, None
+        shared = tuple(map(str, self._clips()))
+        if request.reference_folder:
+            known = list_references(
+                request.reference_folder, request.pattern, self.problems, self.warnings
+            )
         paired = []
         for task in tasks:
             clips = task.references
             if not clips and not task.spans:
                 try:
-                    clips = known.find(task.id)
+                    clips = known.find(task.id) if known else shared
+                    if not clips:
+                        raise PairingError("has no reference. Add one, or use --ref or --refs.")
                 except PairingError as error:
                     self._note(task, str(error))
             paired.append(replace(task, references=clips))
-        if not request.allow_unused:
+        if known and not request.allow_unused:
             used = {task.references for task in paired}
             real = {os.path.realpath(path) for clips in used for path in clips}
             self.problems += [

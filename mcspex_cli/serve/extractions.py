@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,9 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.containers import MIXTURE_ADVICE
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.evaluation import spectrogram
-from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result
+from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result, open_mixture
 from mcspex_cli.extraction.reference import Span, Voice
 
 if TYPE_CHECKING:
@@ -58,14 +57,8 @@ class Upload:
 class Recording:
     """The mixture of a session, as a WAV file that a browser can play from anywhere.
 
-    Args:
-        upload: the file as it came.
-        info: its header.
-        options: which channel and which sound track of it are used.
-        max_bytes: how large the WAV file may be.
-
     Raises:
-        OutputError: by its header it would be larger.
+        OutputError: by its header, the WAV file would be larger than `max_bytes`.
     """
 
     def __init__(
@@ -82,16 +75,9 @@ class Recording:
         self.warnings: list[str] = []
 
     def decode(self, is_current: Callable[[], bool]) -> None:
-        """Decode it all, or until it is not wanted any more; never raises."""
-        reader = audio.Reader(
-            self.upload.path,
-            channel=self.options.channel,
-            track=self.options.track,
-            damaged=self.options.damaged,
-            advice=MIXTURE_ADVICE,
-        )
+        """Decode it all, or as long as `is_current`; what goes wrong is its `error`."""
 
-        def written() -> Iterator[audio.Samples]:
+        def written(reader: audio.Reader) -> Iterator[audio.Samples]:
             rate_hz, frames = self.info.sample_rate_hz, self.info.frames
             with audio.Writer(self.playable, rate_hz, 1, "PCM_16", frames) as writer:
                 for block in reader:
@@ -102,7 +88,8 @@ class Recording:
                     yield block[0]
 
         try:
-            for peaks in find_peaks(written(), _peak_samples(self.info)):
+            reader = open_mixture(self.upload.path, self.options)
+            for peaks in find_peaks(written(reader), _peak_samples(self.info)):
                 self.peaks += peaks
             self.warnings = list(reader.warnings)
         except Exception as error:
@@ -119,7 +106,7 @@ class Recording:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What the page knows of it."""
+        """What the page shows of it."""
         return {
             "name": self.upload.name,
             "seconds": self.info.seconds,
@@ -152,14 +139,18 @@ def find_peaks(blocks: Iterable[audio.Samples], size: int) -> Iterator[bytes]:
         yield rest.max().astype("<f4").tobytes()
 
 
+def read_peaks(path: Path) -> bytes:
+    """The peaks of a whole file of one channel."""
+    reader = audio.Reader(path)
+    blocks = (block[0] for block in reader)
+    return b"".join(find_peaks(blocks, _peak_samples(reader.info)))
+
+
 def draw_part(path: Path, mixture: Path, start_s: float, end_s: float) -> bytes:
     """A PNG of the spectrogram of a part of a WAV file, as bright as its mixture's would be.
 
-    Args:
-        path: the file, of one channel.
-        mixture: what it was extracted from; its loudest place has the brightest colour.
-        start_s: the part's beginning.
-        end_s: its end, which may be the end of a file of hours.
+    The file has one channel, and may have hours. The brightest colour is that of the loudest place
+    of the mixture's part.
 
     Raises:
         OSError: a file is not there any more.
@@ -225,8 +216,6 @@ class Extraction:
     is_cancelled: bool = False
     voice: Voice | None = None
     result: Result | None = None
-    peaks: dict[str, bytes] = field(default_factory=dict)
-    """Of each of its `SOUNDS`, see `find_peaks`."""
 
     def __post_init__(self) -> None:
         self._options = replace(
@@ -275,15 +264,11 @@ class Extraction:
             damaged=options.damaged,
             advance=lambda _: self._check_cancelled(),
         )
-        estimate, residual = paths = [self.folder / f"{name}.wav" for name in SOUNDS]
+        estimate, residual = (self.folder / f"{name}.wav" for name in SOUNDS)
         subtitles, speaker = self.folder / "voice.srt", self.request.name or "target"
         outputs = Outputs(estimate, residual, subtitles, speaker, overwrite=True)
         self.step, self._began = "extracting", time.monotonic()
         self.result = extractor.extract_file(mixture, self.voice, outputs, options, self._advance)
-        for name, path in zip(SOUNDS, paths, strict=True):
-            reader = audio.Reader(path)
-            blocks = (block[0] for block in reader)
-            self.peaks[name] = b"".join(find_peaks(blocks, _peak_samples(reader.info)))
 
     def _advance(self, done_s: float) -> None:
         self._done_s += done_s
@@ -296,7 +281,7 @@ class Extraction:
             raise CancelledError("cancelled.")
 
     def to_dict(self, place: int) -> dict[str, Any]:
-        """What the page knows of it; `place` is how many come before it."""
+        """What the page shows of it; `place` is how many come before it."""
         share = min(1.0, self._done_s / self.recording.info.seconds)
         spent_s = time.monotonic() - self._began
         return {
@@ -327,11 +312,7 @@ class Extraction:
         }
 
     def export(self, kind: str) -> Path:
-        """A file of the result, of `EXPORTS`, made where it is not there yet.
-
-        Raises:
-            AudioError, OutputError: it cannot be written, or another extraction has begun.
-        """
+        """A file of the result, of `EXPORTS`; FLAC is made when it is asked for."""
         path = self.folder / kind
         if path.suffix == ".flac" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))

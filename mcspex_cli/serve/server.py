@@ -33,6 +33,7 @@ import jinja2
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import (
@@ -49,15 +50,12 @@ from mcspex_cli import __version__
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import LEVELS
-from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part
+from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part, read_peaks
 from mcspex_cli.serve.sessions import Session, Sessions
 
 STATIC = {
     "page.css": "text/css",
-    "page.js": "text/javascript",
-    "tracks.js": "text/javascript",
-    "wavesurfer.js": "text/javascript",
-    "regions.js": "text/javascript",
+    **dict.fromkeys(("page.js", "tracks.js", "wavesurfer.js", "regions.js"), "text/javascript"),
 }
 """The files that every page may have, and what they are."""
 
@@ -112,9 +110,9 @@ def guard(app: ASGIApp, *, only_local: bool) -> ASGIApp:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
-                pairs = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message["headers"] += [pair for pair in pairs if pair[0] not in own]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         return await app(scope, receive, send_with_headers)
@@ -151,13 +149,7 @@ Endpoint = Callable[[Session, Request], Awaitable[Response | None]]
 
 
 class Pages:
-    """Answers to the requests of pages.
-
-    Args:
-        sessions: those that are open.
-        example: a recording to try the page with.
-        only_local: as of `guard`; the page says where files go.
-    """
+    """Answers to the requests of pages; see `make_app`."""
 
     def __init__(self, sessions: Sessions, example: Path, *, only_local: bool) -> None:
         self._sessions, self._example, self._only_local = sessions, example, only_local
@@ -288,8 +280,8 @@ class Pages:
         name = request.path_params["name"]
         if name == "mixture" and session.recording:
             return StreamingResponse(_stream_peaks(session.recording), media_type=BYTES)
-        session.sound(name)  # which refuses what there is not
-        return Response(session.result().peaks[name], media_type=BYTES)
+        peaks = await run_in_threadpool(read_peaks, session.sound(name))
+        return Response(peaks, media_type=BYTES)
 
     async def _picture(self, session: Session, request: Request) -> Response:
         path, mixture = session.sound(request.path_params["name"]), session.sound("mixture")
@@ -310,10 +302,8 @@ class Pages:
 def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
     """The server as an application.
 
-    Args:
-        sessions: none is open yet.
-        example: a recording to try the page with.
-        token: a secret that all addresses begin with; none where only this machine is listened to.
+    The `example` is a recording to try the page with. The `token` is a secret that all addresses
+    begin with; there is none where only this machine is listened to.
     """
 
     @contextlib.asynccontextmanager
@@ -344,12 +334,9 @@ async def _upload(session: Session, request: Request) -> Upload:
 
 
 def send_file(path: Path, headers: dict[str, str], part: str = "") -> Response:
-    """Answer with a file, or a part of it, that may be deleted while it is sent.
+    """Answer with a file that may be deleted while it is sent, since it is opened at once.
 
-    Args:
-        path: the file, which is opened at once.
-        headers: of the answer.
-        part: a request's header "Range". One part of `MOST_SENT` bytes at most is sent.
+    With `part`, a request's header "Range", one part of `MOST_SENT` bytes at most is sent.
 
     Raises:
         OSError: the file is not there any more.

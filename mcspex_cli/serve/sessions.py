@@ -62,12 +62,9 @@ IN_THE_PAGE = {
 
 
 class Session:
-    """One open page: its recording, its references and its extraction.
+    """One open page: its recording, its references and its extraction, in a folder of its own.
 
-    Args:
-        folder: where all of its files are.
-        extractions: the queue, and the models to choose from.
-        max_bytes: how much may be uploaded in all.
+    All that is uploaded may have `max_bytes`.
     """
 
     def __init__(self, folder: Path, extractions: Extractions, max_bytes: int) -> None:
@@ -84,11 +81,7 @@ class Session:
         """What the user calls each file that came."""
 
     async def receive(self, name: str, size: int, body: AsyncIterator[bytes]) -> Upload:
-        """Store a file as it comes.
-
-        Raises:
-            OutputError: it is larger than what may be uploaded, or the disk is full.
-        """
+        """Store a file as it comes; `size` is what is announced of its bytes."""
         name = text.line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
         suffix = Path(name).suffix.lower()
         known = files.SUFFIXES | {profile.SUFFIX}
@@ -119,12 +112,7 @@ class Session:
         return Upload(name, path)
 
     def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> None:
-        """Take a file as the recording, in place of any before, and have it decoded.
-
-        Raises:
-            AudioError: it cannot be read, is too short, or has no such channel or track.
-            OutputError: it would take too much disk.
-        """
+        """Take a file as the recording, in place of any before, and have it decoded."""
         try:
             options = job.ExtractionOptions(channel=channel, track=track or None, damaged="keep")
         except ValueError as error:
@@ -154,12 +142,7 @@ class Session:
             self.extraction = None
 
     def receive_reference(self, upload: Upload) -> None:
-        """Add a file to the references.
-
-        Raises:
-            AudioError: it is not a sound file.
-            CheckpointError: it is a damaged profile, or is none.
-        """
+        """Add a sound file or a profile to the references."""
         try:
             if profile.is_profile_name(upload.path):
                 profile.read_profile(upload.path)
@@ -200,12 +183,7 @@ class Session:
         raise FileNotFoundError
 
     def extract(self, request: ExtractionRequest) -> None:
-        """Put an extraction into the queue.
-
-        Raises:
-            AudioError: there is no recording, it is not ready, or it is its own reference.
-            McspexError: the request is not one that the page makes.
-        """
+        """Put an extraction into the queue, after all that can be refused before."""
         recording, model = self.recording, self._extractions.models.get(request.model)
         if recording is None:
             raise AudioError("there is no recording. Drop one into the page.")
@@ -237,11 +215,10 @@ class Session:
         self._extractions.add(extraction)
 
     def export(self, kind: str) -> tuple[Path, str]:
-        """A file of the result, of `EXPORTS`, made where it is not there yet, and its user's name.
+        """A file of the result, of `EXPORTS`, and its name for the user.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            AudioError, OutputError: it cannot be written, or another extraction has begun.
+            FileNotFoundError: there is no such file, or not yet.
         """
         extraction = self.result()
         if kind not in EXPORTS:
@@ -310,13 +287,6 @@ class Sessions:
     """All open pages of a server, in a folder that goes with it.
 
     What a killed server left is removed by the next one on this machine.
-
-    Args:
-        extractions: the queue that they share.
-        max_bytes: how much each may upload in all.
-
-    Raises:
-        OutputError: there is no temporary folder.
     """
 
     def __init__(self, extractions: Extractions, max_bytes: int) -> None:
@@ -329,12 +299,7 @@ class Sessions:
         self.pages: dict[str, Session] = {}
 
     def open(self) -> Session:
-        """A new one, under a name that nobody can guess.
-
-        Raises:
-            McspexError: too many are open.
-            OutputError: its folder cannot be made.
-        """
+        """A new one, under a name that nobody can guess."""
         if len(self.pages) >= MOST_SESSIONS:
             raise McspexError(
                 f"{MOST_SESSIONS} pages are open already. Close one, then load this page again."
