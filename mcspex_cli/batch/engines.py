@@ -18,21 +18,18 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -42,16 +39,21 @@ from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.batch.run import (
     WINDOW_S,
+    Answer,
     BatchSettings,
     Outcome,
+    Outcomes,
+    Station,
     Unit,
     Worker,
     WorkList,
+    deal,
+    error_line,
     seconds,
     shares,
 )
 from mcspex_cli.errors import EngineError, McspexError
-from mcspex_cli.extraction.runtime import cores, keep_memory
+from mcspex_cli.extraction.runtime import cores
 
 CORES_EACH, MEMORY_EACH = 2, 1.5e9
 """For each process: with one core it takes 2.5 times as long; torch, a model and its windows."""
@@ -59,13 +61,6 @@ CORES_EACH, MEMORY_EACH = 2, 1.5e9
 WORTH_A_PROCESS_S, WORTH_A_TASK_S, MOST_TASKS = 60.0, 3600.0, 1000
 """Seconds of audio for which another process, or another task of Slurm's array, is worth its start;
 and how many tasks Slurm takes unless told."""
-
-HANDED_OUT_S, HANDED_OUT = 30.0, 16
-"""Seconds of audio, and units, that a member is given at once, at most."""
-
-DEATHS, DEATHS_IN_A_ROW = 3, 10
-"""Members that may die of a file before it counts as failed; and that may die without a file done
-between them, besides one of each member (a machine that is lost takes many with it)."""
 
 _POLL_S = 2.0
 """How often Slurm and the journal are asked."""
@@ -78,10 +73,6 @@ _TIMEOUTS = 100
 
 _RAY_STORE_BYTES = 100 * 2**20
 """What a Ray of this machine's own sets aside for objects: units and rows are small."""
-
-Outcomes = Generator[Outcome, None, None]
-Answer = Future[list[Outcome] | McspexError]
-"""What a member will have done of a parcel, or the error that keeps all members from working."""
 
 
 def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
@@ -117,161 +108,6 @@ def _accounted(work: WorkList, outcomes: Outcomes) -> Outcomes:
                 line = {"began": at, "wall_s": round(time.time() - began, 3)}
                 line |= {"audio_s": round(audio_s, 3), "done": counts[0], "failed": counts[1]}
                 JournalWriter(work.plan.folder).add_run(line)
-
-
-def _reason(error: Exception, line: int = 0) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[line]
-
-
-class Member(Protocol):
-    """A process, or an actor, with a model of its own; it does one parcel of units at a time."""
-
-    deaths: tuple[type[Exception], ...]
-    """What its parcels end with if it dies."""
-
-    def start(self) -> Answer:
-        """Begin, or begin anew after a death; the answer is an empty list once the model is there.
-
-        As from `submit`, it is the error that keeps all members from working, if there is one.
-        """
-
-    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
-        """Hand out units; those of their tasks that are done only keep the others company."""
-
-    def stop(self) -> None:
-        """Have it begin no other file."""
-
-    def end(self, *, now: bool) -> None:
-        """End it, at once even if it works."""
-
-
-def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes:
-    """Hand a work list out to members as they become free, the longest units first."""
-    waiting = deque[Sequence[Unit]](_parcels(work.units, len(members)))
-    writer, deaths, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
-    nothing: Sequence[Unit] = ()
-    running = {member.start(): (member, nothing) for member in members}
-    idle: list[Member] = []
-    stopped = False
-    try:
-        while waiting or any(parcel for _, parcel in running.values()):
-            if stopping.is_set() and not stopped:
-                stopped = True
-                waiting.clear()
-                for member, _ in running.values():
-                    member.stop()
-            while idle and waiting:
-                member, parcel = idle.pop(), waiting.popleft()
-                done = {task.id for unit in parcel for task in unit} & work.done
-                running[member.submit(parcel, done)] = (member, parcel)
-            for future in wait(running, 0.2, FIRST_COMPLETED).done:
-                member, parcel = running.pop(future)
-                try:
-                    outcomes = future.result()
-                except member.deaths as death:
-                    outcomes, left = _after_death(work, parcel, deaths, writer)
-                    waiting.extendleft(() if stopped else left)
-                    in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
-                    if in_a_row >= DEATHS_IN_A_ROW + len(members):
-                        raise EngineError(
-                            f"{in_a_row} processes in a row died before they finished a file (the "
-                            f"last: {_reason(death, -1)}). If memory is short, use fewer --jobs."
-                        ) from None
-                    if waiting:
-                        running[member.start()] = (member, nothing)
-                else:
-                    if isinstance(outcomes, McspexError):
-                        raise outcomes
-                    in_a_row = 0 if parcel else in_a_row
-                    idle.append(member)
-                yield from outcomes
-    finally:
-        for member in members:
-            member.end(now=bool(running))
-
-
-def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
-    """Units as they are handed out to `count` members: the longest first, short ones together."""
-    most_s = min(HANDED_OUT_S, sum(map(seconds, units)) / (4 * count))
-    parcels: list[list[Unit]] = []
-    length_s = 0.0
-    for unit in sorted(units, key=seconds, reverse=True):
-        full = not parcels or len(parcels[-1]) >= HANDED_OUT
-        if full or length_s + seconds(unit) > most_s:
-            parcels.append([])
-            length_s = 0.0
-        parcels[-1].append(unit)
-        length_s += seconds(unit)
-    return parcels
-
-
-def _after_death(
-    work: WorkList, parcel: Sequence[Unit], deaths: Counter[str], writer: JournalWriter
-) -> tuple[list[Outcome], list[Sequence[Unit]]]:
-    """What a dead member did of a parcel, and the parcels that are left of it for others.
-
-    The first unit that was not done is suspected, and tried again alone. After `DEATHS` of them
-    its files are tried one by one, and each that another member dies of has failed.
-    """
-    journal = Journal(work.plan.folder)
-    lost = [task for unit in parcel for task in unit if task.id not in work.done]
-    results = [(task, journal.result(task, work.key)) for task in lost]
-    outcomes = [Outcome(task, done.row) for task, done in results if done]
-    work.done.update(outcome.task.id for outcome in outcomes)
-    left = [unit for unit in parcel if any(task.id not in work.done for task in unit)]
-    if not left:
-        return outcomes, []
-    suspects = [task for task in left[0] if task.id not in work.done]
-    deaths.update(task.id for task in suspects)
-    parcels: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
-    if deaths[suspects[0].id] < DEATHS:
-        return outcomes, [*parcels, [left[0]]]
-    if len(suspects) > 1:
-        return outcomes, [*parcels, *([unit] for unit in zip(suspects, strict=True))]
-    (task,) = suspects
-    reason = (
-        f"{storage.name(task.mixture)}: {DEATHS} processes that worked on it were killed, one "
-        "after the other. Run the command again, with fewer --jobs if memory is short."
-    )
-    writer.add_failed(task, work.key, reason)
-    return [*outcomes, Outcome(task, None, reason)], parcels
-
-
-class Station:
-    """What a member has in its process, here or elsewhere: a worker, and when to stop."""
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: BatchSettings,
-        device: str,
-        threads: int,
-        cwd: Path,
-        stopping: Any = None,
-    ) -> None:
-        self._folder, self._cwd, self._stopping = folder, cwd, stopping or Event()
-        self._load = partial(Worker, folder, settings, device, threads)
-        self._worker: Worker | None = None
-        keep_memory()
-
-    def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
-        """Do a parcel; an error is given back rather than raised, since Ray would decorate it."""
-        with suppress(OSError):
-            os.chdir(self._cwd)
-        if not (storage.url(self._folder) or self._folder.is_dir()):
-            return EngineError(
-                f"{self._cwd / self._folder}: is not there on the machine {socket.gethostname()}. "
-                "All machines need the files under the same paths: use a shared folder."
-            )
-        try:
-            self._worker = self._worker or self._load()
-            return list(self._worker.extract(parcel, done, self._stopping.is_set))
-        except McspexError as error:
-            return error
-
-    def stop(self) -> None:
-        """Begin no other file."""
-        self._stopping.set()
 
 
 # This machine.
@@ -317,7 +153,6 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     (count, threads), devices = layout(work), work.settings.devices
     count = min(count, len(work.units))
     if count == 1:
-        keep_memory()
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
         return _accounted(work, worker.extract(work.units, work.done, stopping.is_set))
     with _left_to_this_process("SIGHUP"):
@@ -448,7 +283,7 @@ def _initialise_ray(address: str) -> dict[str, float]:
         if address.startswith("ray://"):  # to which Ray sends no token unless told
             remedy = "If the cluster asks for a token, set RAY_AUTH_MODE=token."
         raise EngineError(
-            f"--address {address}: cannot connect to Ray ({_reason(error)}). {remedy}"
+            f"--address {address}: cannot connect to Ray ({error_line(error)}). {remedy}"
         ) from error
     except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
         raise KeyboardInterrupt from end
@@ -475,7 +310,9 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a member's death, but of the cluster's
-        raise EngineError(f"Ray failed: {_reason(error)} Go on with the same command.") from error
+        raise EngineError(
+            f"Ray failed: {error_line(error)} Go on with the same command."
+        ) from error
     finally:
         ray.shutdown()
 
@@ -594,7 +431,7 @@ def _submit(work: WorkList) -> str:
         with executor.batch():
             jobs = [executor.submit(Share(work.plan, part, settings)) for part in parts]
     except FailedJobError as error:
-        raise EngineError(f"Slurm refused the array: {_reason(error)}") from error
+        raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
     job = str(jobs[0].job_id.partition("_")[0])
     with files.whole(folder / "array.json") as path:
         path.write_text(json.dumps({"job": job}))

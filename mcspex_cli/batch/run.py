@@ -1,29 +1,38 @@
-"""What is left of a batch, and the worker that does it; `engines` decides where workers run.
+"""What is left of a batch, the worker that does it, and how it is dealt out among workers.
 
 ```
-WorkList: plan − done, this shard's, in units ──▶ engines ──▶ Worker ──▶ files, journal
+WorkList: plan − done, this shard's, in units
+  ──▶ parcels, the longest first ──▶ members as they become free ──▶ Worker ──▶ files, journal
+                 ▲                              │
+                 └── what a dead one had left ◀─┘
 ```
+
+`engines` decides where the members are.
 """
 
 from __future__ import annotations
 
 import heapq
+import os
 import shutil
+import socket
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, Protocol
 
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, fingerprint
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import DiskFullError, McspexError
+from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
@@ -34,6 +43,7 @@ from mcspex_cli.extraction.runtime import (
     SPREAD,
     EngineSettings,
     choose_device,
+    keep_memory,
 )
 
 Unit = tuple[Task, ...]
@@ -43,6 +53,14 @@ WINDOW_S = EngineSettings().window_s
 """Mixtures up to here are one window, and share a batch only if they are about equally long."""
 
 _KNOWN_VOICES = 1000
+
+
+HANDED_OUT_S, HANDED_OUT = 30.0, 16
+"""Seconds of audio, and units, that a member is given at once, at most."""
+
+DEATHS, DEATHS_IN_A_ROW = 3, 10
+"""Members that may die of a file before it counts as failed; and that may die without a file done
+between them, besides one of each member (a machine that is lost takes many with it)."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,11 @@ class Outcome:
     """Of its references."""
 
 
+Outcomes = Generator[Outcome, None, None]
+Answer = Future[list[Outcome] | McspexError]
+"""What a member will have done of a parcel, or the error that keeps all members from working."""
+
+
 class WorkList:
     """What is left to do of a measured plan, in this shard.
 
@@ -171,6 +194,7 @@ class Worker:
     def __init__(
         self, folder: Path, settings: BatchSettings, device: str, threads: int = 0
     ) -> None:
+        keep_memory()
         self._folder, self._key, self._options = folder, settings.fingerprint(), settings.options
         engine = EngineSettings(
             device,
@@ -187,7 +211,7 @@ class Worker:
 
     def extract(
         self, units: Sequence[Unit], done: set[str], stopping: Callable[[], bool]
-    ) -> Generator[Outcome, None, None]:
+    ) -> Outcomes:
         """Extract every task of the units that is not done, beginning no other once `stopping()`.
 
         Each outcome is in the journal before it is yielded.
@@ -333,3 +357,158 @@ def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
 def seconds(tasks: Iterable[Task]) -> float:
     """The audio of some tasks; those whose length is not known count as nothing."""
     return sum(task.seconds or 0.0 for task in tasks)
+
+
+def error_line(error: Exception, line: int = 0) -> str:
+    """A line of what an error says, the first if no other is wanted."""
+    return (str(error).strip() or type(error).__name__).splitlines()[line]
+
+
+class Member(Protocol):
+    """A process, or an actor, with a model of its own; it does one parcel of units at a time."""
+
+    deaths: tuple[type[Exception], ...]
+    """What its parcels end with if it dies."""
+
+    def start(self) -> Answer:
+        """Begin, or begin anew after a death; the answer is an empty list once the model is there.
+
+        As from `submit`, it is the error that keeps all members from working, if there is one.
+        """
+
+    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
+        """Hand out units; those of their tasks that are done only keep the others company."""
+
+    def stop(self) -> None:
+        """Have it begin no other file."""
+
+    def end(self, *, now: bool) -> None:
+        """End it, at once even if it works."""
+
+
+def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes:
+    """Hand a work list out to members as they become free, the longest units first."""
+    waiting = deque[Sequence[Unit]](_parcels(work.units, len(members)))
+    writer, deaths, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
+    nothing: Sequence[Unit] = ()
+    running = {member.start(): (member, nothing) for member in members}
+    idle: list[Member] = []
+    stopped = False
+    try:
+        while waiting or any(parcel for _, parcel in running.values()):
+            if stopping.is_set() and not stopped:
+                stopped = True
+                waiting.clear()
+                for member, _ in running.values():
+                    member.stop()
+            while idle and waiting:
+                member, parcel = idle.pop(), waiting.popleft()
+                done = {task.id for unit in parcel for task in unit} & work.done
+                running[member.submit(parcel, done)] = (member, parcel)
+            for future in wait(running, 0.2, FIRST_COMPLETED).done:
+                member, parcel = running.pop(future)
+                try:
+                    outcomes = future.result()
+                except member.deaths as death:
+                    outcomes, left = _after_death(work, parcel, deaths, writer)
+                    waiting.extendleft(() if stopped else left)
+                    in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
+                    if in_a_row >= DEATHS_IN_A_ROW + len(members):
+                        raise EngineError(
+                            f"{in_a_row} processes in a row died before they finished a file (the "
+                            f"last: {error_line(death, -1)}). If memory is short, use fewer --jobs."
+                        ) from None
+                    if waiting:
+                        running[member.start()] = (member, nothing)
+                else:
+                    if isinstance(outcomes, McspexError):
+                        raise outcomes
+                    in_a_row = 0 if parcel else in_a_row
+                    idle.append(member)
+                yield from outcomes
+    finally:
+        for member in members:
+            member.end(now=bool(running))
+
+
+def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Units as they are handed out to `count` members: the longest first, short ones together."""
+    most_s = min(HANDED_OUT_S, sum(map(seconds, units)) / (4 * count))
+    parcels: list[list[Unit]] = []
+    length_s = 0.0
+    for unit in sorted(units, key=seconds, reverse=True):
+        full = not parcels or len(parcels[-1]) >= HANDED_OUT
+        if full or length_s + seconds(unit) > most_s:
+            parcels.append([])
+            length_s = 0.0
+        parcels[-1].append(unit)
+        length_s += seconds(unit)
+    return parcels
+
+
+def _after_death(
+    work: WorkList, parcel: Sequence[Unit], deaths: Counter[str], writer: JournalWriter
+) -> tuple[list[Outcome], list[Sequence[Unit]]]:
+    """What a dead member did of a parcel, and the parcels that are left of it for others.
+
+    The first unit that was not done is suspected, and tried again alone. After `DEATHS` of them
+    its files are tried one by one, and each that another member dies of has failed.
+    """
+    journal = Journal(work.plan.folder)
+    lost = [task for unit in parcel for task in unit if task.id not in work.done]
+    results = [(task, journal.result(task, work.key)) for task in lost]
+    outcomes = [Outcome(task, done.row) for task, done in results if done]
+    work.done.update(outcome.task.id for outcome in outcomes)
+    left = [unit for unit in parcel if any(task.id not in work.done for task in unit)]
+    if not left:
+        return outcomes, []
+    suspects = [task for task in left[0] if task.id not in work.done]
+    deaths.update(task.id for task in suspects)
+    parcels: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
+    if deaths[suspects[0].id] < DEATHS:
+        return outcomes, [*parcels, [left[0]]]
+    if len(suspects) > 1:
+        return outcomes, [*parcels, *([unit] for unit in zip(suspects, strict=True))]
+    (task,) = suspects
+    reason = (
+        f"{storage.name(task.mixture)}: {DEATHS} processes that worked on it were killed, one "
+        "after the other. Run the command again, with fewer --jobs if memory is short."
+    )
+    writer.add_failed(task, work.key, reason)
+    return [*outcomes, Outcome(task, None, reason)], parcels
+
+
+class Station:
+    """What a member has in its process, here or elsewhere: a worker, and when to stop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: BatchSettings,
+        device: str,
+        threads: int,
+        cwd: Path,
+        stopping: Any = None,
+    ) -> None:
+        self._folder, self._cwd, self._stopping = folder, cwd, stopping or Event()
+        self._load = partial(Worker, folder, settings, device, threads)
+        self._worker: Worker | None = None
+
+    def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
+        """Do a parcel; an error is given back rather than raised, since Ray would decorate it."""
+        with suppress(OSError):
+            os.chdir(self._cwd)
+        if not (storage.url(self._folder) or self._folder.is_dir()):
+            return EngineError(
+                f"{self._cwd / self._folder}: is not there on the machine {socket.gethostname()}. "
+                "All machines need the files under the same paths: use a shared folder."
+            )
+        try:
+            self._worker = self._worker or self._load()
+            return list(self._worker.extract(parcel, done, self._stopping.is_set))
+        except McspexError as error:
+            return error
+
+    def stop(self) -> None:
+        """Begin no other file."""
+        self._stopping.set()

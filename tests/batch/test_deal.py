@@ -11,11 +11,10 @@ from threading import Event
 
 import pytest
 
-from mcspex_cli.batch.engines import DEATHS, deal
 from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchPlan
-from mcspex_cli.batch.run import BatchSettings, Outcome, Unit, WorkList
+from mcspex_cli.batch.run import DEATHS, BatchSettings, Outcome, Unit, WorkList, deal
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
 

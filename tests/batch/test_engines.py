@@ -192,7 +192,7 @@ def test_ray_goes_on_with_what_this_machine_began_and_loses_a_worker_and_a_node(
 def test_a_file_that_workers_die_of_has_failed(
     cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "DEATHS", 1)  # test_deal counts to three
+    monkeypatch.setattr("mcspex_cli.batch.run.DEATHS", 1)  # test_deal counts to three
     Path("few").mkdir()
     audio.write("few/poison.wav", buzz(100, 110), RATE_HZ)  # read ahead, not at once
     for number in range(3):
