@@ -35,7 +35,7 @@ def minute(take: int) -> Samples:
 
 def write(path: Path, seconds: float) -> None:
     """Write a mixture a minute at a time; what is said comes again after ten."""
-    with audio.Writer(path, RATE_HZ, 1, "PCM_16") as writer:
+    with audio.open_writer(path, RATE_HZ, 1, "PCM_16") as writer:
         for number in range(math.ceil(seconds / 60)):
             left = round((seconds - 60 * number) * RATE_HZ)
             writer.write(minute(1 + number % 10)[None, :left])

@@ -1,38 +1,26 @@
 """Sound files in and out, channels, resampling.
 
-Libsndfile reads what is not compressed, and writes; `containers` decodes everything else. Nothing
-is lost without a word: a file that is shorter or longer than its header says, or damaged, is a
-`DamagedError`, or is read to its end with a warning.
+What a file holds is decoded by `containers`, and nothing is lost without a word: a file that is
+damaged, or shorter than its header says, is a `DamagedError`, or is read with a warning.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import stat
-import struct
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.containers import (
-    FILE_ADVICE,
-    UNKNOWN_LENGTH,
-    Advice,
-    Blocks,
-    Container,
-    Damaged,
-    Track,
-    report,
-)
+from mcspex_cli.containers import SAMPLE_BYTES, Decoder, open_decoder
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
@@ -40,6 +28,9 @@ if TYPE_CHECKING:
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
+
+Damaged = Literal["fail", "keep"]
+"""What to do about a damaged file: refuse it, or take what can be read."""
 
 LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000
 """Sample rates that are believed; others come from damaged headers."""
@@ -51,9 +42,6 @@ LOUDEST = 1e30
 
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
-
-MOST_OPEN = 32
-"""Files that a command keeps open from when it has checked their headers until it reads them."""
 
 _BLOCK_SAMPLES = 2**24
 """The most samples in a block, of all channels together."""
@@ -98,19 +86,37 @@ SUBTYPES = tuple(
 
 
 @dataclass(frozen=True)
-class AudioInfo:
-    """What a file's header says.
+class Advice:
+    """What a user can do about a file, in the words of the command that reads it."""
 
-    `frames` counts samples per channel; in compressed files it is approximate.
-    """
+    damaged: str = "Copy it again."
+    tracks: str = "Export another to a file of its own."
+    """About a file with several sound tracks, of which the first is used."""
+    channels: str = "Export one of them to a file of its own."
+    """About channels that cancel each other out."""
+
+
+FILE_ADVICE = Advice()
+MIXTURE_ADVICE = Advice(
+    "Copy it again, or take what can be read with --damaged keep.",
+    "Choose another with --track.",
+    "Choose one of them with --channel 0.",
+)
+"""There are options for mixtures, and none for references and scored files."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says."""
 
     sample_rate_hz: int
     channels: int
     frames: int
+    """Samples per channel; in compressed files, approximately."""
     start_s: float = 0.0
     """When the sound begins in its container's time: a video's sound may start late."""
-    tracks: tuple[Track, ...] = ()
-    """All sound tracks of the file, of which one is read."""
+    tracks: tuple[str, ...] = ()
+    """All sound tracks of the file, of which one is read, such as "2 (1 ch, eng)"."""
 
     @property
     def seconds(self) -> float:
@@ -118,17 +124,9 @@ class AudioInfo:
         return self.frames / self.sample_rate_hz
 
 
-def probe(path: Path | str, track: str | None = None, advice: Advice = FILE_ADVICE) -> AudioInfo:
-    """Read a file's header.
-
-    A file whose header has no length, as of a live recording, is decoded to measure it.
-
-    Raises:
-        AudioError: the file is missing, a directory, empty or not sound, or its rate or number of
-            channels is none that anybody records with.
-    """
-    with closing(Reader(path, track=track, advice=advice)) as reader:
-        return reader.info
+def probe(path: Path | str, track: str | None = None) -> AudioInfo:
+    """Read a file's header; see `Reader.info`."""
+    return Reader(path, track=track).info
 
 
 def read(
@@ -170,7 +168,7 @@ class Reader:
 
     Raises:
         ValueError: the rate is not from 1 kHz to 1 MHz, or `damaged` is neither word.
-        AudioError: as `probe`; while reading also for a channel that is not there, and for channels
+        AudioError: as `info`; while reading also for a channel that is not there, and for channels
             that cancel each other out in the mix.
         DamagedError: the file is damaged or cut off.
         NonFiniteError: a sample is NaN or infinite.
@@ -186,10 +184,6 @@ class Reader:
         damaged: Damaged = "fail",
         advice: Advice = FILE_ADVICE,
     ) -> None:
-        self._opened = ExitStack()
-        self._sound: SoundFile | Container | None = None
-        self.original: Samples = np.zeros((1, 0), np.float32)
-        """All channels [channel, sample] of the last block, at the file's own rate."""
         if damaged not in ("fail", "keep"):
             raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
         if sample_rate_hz is not None:
@@ -199,26 +193,25 @@ class Reader:
         self._track, self._damaged, self._advice = track, damaged, advice
         self.frames = 0
         """Samples per channel read so far, at the file's own rate."""
+        self.original: Samples = np.zeros((1, 0), np.float32)
+        """All channels [channel, sample] of the last block, at the file's own rate."""
         self.warnings: list[str] = []
         """What is wrong with the file though it can be read; complete once all is read."""
 
     @cached_property
     def info(self) -> AudioInfo:
-        """What the file's header says, as of `probe`; the file stays open until it is read."""
-        sound = self._open()
-        rate_hz, frames = sound.sample_rate_hz, sound.frames
-        if not frames:
-            frames = sum(block.shape[1] for block in sound.blocks(rate_hz, "keep"))
-            self.close()
-        return AudioInfo(rate_hz, sound.channels, frames, sound.start_s, sound.tracks)
+        """What the file's header says.
 
-    def close(self) -> None:
-        """Close the file; whoever reads it opens it again."""
-        self._sound = None
-        self.original = self.original[:, :0].copy()
-        self._opened.close()
+        A file whose header has no length, as of a live recording, is decoded to measure it.
 
-    __del__ = close  # for files of which only the header is read
+        Raises:
+            AudioError: the file is missing, a directory, empty or not sound, it has no such track,
+                or its rate or number of channels is none that anybody records with.
+        """
+        with self._open("keep") as decoder:
+            rate_hz, frames = decoder.sample_rate_hz, decoder.frames
+            frames = frames or sum(block.shape[1] for block in decoder.blocks(rate_hz))
+            return AudioInfo(rate_hz, decoder.channels, frames, decoder.start_s, decoder.tracks)
 
     def read(self) -> Samples:
         """Read all of it: [sample] for one channel or the mix, [channel, sample] for "all"."""
@@ -227,97 +220,83 @@ class Reader:
 
     def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
-        self.frames, sound = 0, self._open()
-        with closing(self), closing(self._blocks(sound)) as blocks:
-            self.warnings = sound.warnings
-            kept = sound.channels if self.channel == "all" else 1
-            self.sample_rate_hz = self.sample_rate_hz or sound.sample_rate_hz
-            resampler = Resampler(sound.sample_rate_hz, self.sample_rate_hz, kept)
-            yield from resampler.run(blocks)
+        with self._open(self._damaged) as decoder:
+            self.frames, self.warnings = 0, decoder.warnings
+            self.sample_rate_hz = self.sample_rate_hz or decoder.sample_rate_hz
+            kept = decoder.channels if self.channel == "all" else 1
+            resampler = Resampler(decoder.sample_rate_hz, self.sample_rate_hz, kept)
+            yield from resampler.run(self._blocks(decoder))
+        self.original = self.original[:, :0].copy()
 
-    def _open(self) -> SoundFile | Container:
-        if self._sound is None:
-            opening = _open(self.path, self._track, self._advice)
-            self._sound = self._opened.enter_context(opening)
-        return self._sound
+    @contextmanager
+    def _open(self, damaged: Damaged) -> Iterator[Decoder]:
+        path, track = self.path, self._track
+        with _open_bytes(path) as stream:
+            cure = self._advice.damaged if damaged == "fail" else None
+            decoder = open_decoder(path, stream, track, cure)
+            rate_hz, channels, tracks = decoder.sample_rate_hz, decoder.channels, decoder.tracks
+            if not LOWEST_HZ <= rate_hz <= HIGHEST_HZ:
+                raise AudioError(
+                    f"{path}: its header says {rate_hz} Hz, but only 1 kHz to 1 MHz are read. The "
+                    "header may be damaged: export it again."
+                )
+            if not 1 <= channels <= MOST_CHANNELS:
+                raise AudioError(
+                    f"{path}: its header says {channels} channels, but only 1 to {MOST_CHANNELS} "
+                    "are read. Export it again."
+                )
+            if len(tracks) > 1 and track is None:
+                decoder.warnings.append(
+                    f"{path}: has {len(tracks)} sound tracks: {', '.join(tracks)}. The first is "
+                    f"used. {self._advice.tracks}"
+                )
+            yield decoder
 
-    def _blocks(self, sound: SoundFile | Container) -> Generator[Samples, None, None]:
+    def _blocks(self, decoder: Decoder) -> Iterator[Samples]:
         """Blocks of the chosen channels at the file's rate, every sample checked."""
-        size = round(BLOCK_S * sound.sample_rate_hz)
-        if sound.channels > 1:
-            size = min(size, _BLOCK_SAMPLES // sound.channels)
+        path, rate_hz = self.path, decoder.sample_rate_hz
+        size = min(round(BLOCK_S * rate_hz), _BLOCK_SAMPLES // decoder.channels)
         meter = MixMeter()
-        with closing(sound.blocks(size, self._damaged)) as blocks:
-            for block in blocks:
-                usable = (np.abs(block) <= LOUDEST).all(axis=0)  # false for NaN too
-                if not usable.all():
-                    at = int(np.argmin(usable))
-                    at_s = (self.frames + at) / sound.sample_rate_hz
-                    kind = (
-                        "impossibly loud" if np.isfinite(block[:, at]).all() else "NaN or infinite"
-                    )
-                    raise NonFiniteError(
-                        f"{self.path}: {kind} sample at {at_s:.2f} s. Export it again as 16-bit "
-                        "PCM."
-                    )
-                self.frames += block.shape[1]
-                self.original = block
-                chosen = select(block, self.channel, self.path)
-                if self.channel == "mix":
-                    meter.add(block, chosen)
-                yield chosen
-        cure = self._advice.channels
-        if meter.loss_db > _CANCELLED_DB:
-            raise AudioError(f"{self.path}: its channels cancel each other out in the mix. {cure}")
+        for block in decoder.blocks(size):
+            usable = (np.abs(block) <= LOUDEST).all(axis=0)  # false for NaN too
+            if not usable.all():
+                at = int(np.argmin(usable))
+                is_number = np.isfinite(block[:, at]).all()
+                raise NonFiniteError(
+                    f"{path}: {'impossibly loud' if is_number else 'NaN or infinite'} sample at "
+                    f"{(self.frames + at) / rate_hz:.2f} s. Export it again as 16-bit PCM."
+                )
+            self.frames += block.shape[1]
+            self.original = block
+            chosen = select(block, self.channel, path)
+            if self.channel == "mix":
+                meter.add(block, chosen)
+            yield chosen
         if meter.loss_db > WEAKENED_DB:
+            cure = self._advice.channels
+            if meter.loss_db > _CANCELLED_DB:
+                raise AudioError(f"{path}: its channels cancel each other out in the mix. {cure}")
             self.warnings.append(
-                f"{self.path}: its channels nearly cancel each other out in the mix, which is "
+                f"{path}: its channels nearly cancel each other out in the mix, which is "
                 f"{meter.loss_db:.0f} dB below them. {cure}"
             )
 
 
 @contextmanager
-def _open(path: Path, track: str | None, advice: Advice) -> Iterator[SoundFile | Container]:
-    """Open a sound file; `track` is the number, from 1, or the language of a sound track."""
-    with ExitStack() as stack:
-        stream = stack.enter_context(_bytes(path))
-        sound: SoundFile | Container
-        if file := _open_pcm(path, stream):
-            sound = SoundFile(path, stream, stack.enter_context(file), advice)
-        else:
-            sound = stack.enter_context(Container(path, stream, track, advice))
-        if not LOWEST_HZ <= sound.sample_rate_hz <= HIGHEST_HZ:
-            raise AudioError(
-                f"{path}: its header says {sound.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are "
-                "read. The header may be damaged: export it again."
-            )
-        if not 1 <= sound.channels <= MOST_CHANNELS:
-            raise AudioError(
-                f"{path}: its header says {sound.channels} channels, but only 1 to "
-                f"{MOST_CHANNELS} are read. Export it again."
-            )
-        if isinstance(sound, SoundFile) and track not in (None, "1"):
-            raise AudioError(f"{path}: has no sound track {track}. It has only one.")
-        yield sound
-
-
-@contextmanager
-def _bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file's bytes, of which there is at least one."""
-    with ExitStack() as stack:
-        try:
-            mode = path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise AudioError(f"{path}: is a directory. Name a sound file in it.")
-            if not stat.S_ISREG(mode):
-                raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
-            stream = stack.enter_context(path.open("rb", buffering=0))
-            is_empty = not stream.read(1)
-            stream.seek(0)
-        except FileNotFoundError as error:
-            raise AudioError(f"{path}: no such file or folder.") from error
-        except OSError as error:
-            raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
+def _open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, in which there is at least one byte."""
+    mode = files.check_exists(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
+    if not stat.S_ISREG(mode):
+        raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
+    try:
+        stream = path.open("rb", buffering=0)
+        is_empty = not stream.read(1)
+        stream.seek(0)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
+    with stream:
         if is_empty:
             raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
         yield stream
@@ -375,7 +354,7 @@ def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str 
     Raises:
         TypeError: the samples are not real floating-point numbers.
         ValueError: their shape or the rate is impossible.
-        NonFiniteError, OutputError: as `Writer`.
+        NonFiniteError, OutputError: as `open_writer`.
     """
     array = np.asarray(samples)
     if array.dtype.kind != "f":
@@ -383,7 +362,8 @@ def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str 
     if array.ndim not in (1, 2):
         raise ValueError(f"samples are [sample] or [channel, sample], not of shape {array.shape}")
     frames = np.atleast_2d(array)
-    with Writer(Path(path), sample_rate_hz, len(frames), subtype, frames.shape[1]) as writer:
+    shape = (sample_rate_hz, len(frames), subtype, frames.shape[1])
+    with open_writer(Path(path), *shape) as writer:
         writer.write(frames)
 
 
@@ -397,44 +377,12 @@ def encode(samples: Samples, sample_rate_hz: int) -> bytes:
 
 
 class Writer:
-    """A sound file that appears under its name only when it is complete.
+    """A sound file in the making; see `open_writer`."""
 
-    Its format is the one of `FORMATS` with the path's suffix; a WAV that will have `frames` samples
-    per channel is an RF64 if that is more than a WAV can hold. Used as a context manager; leaving
-    it by an exception removes what was written.
-
-    Raises:
-        ValueError: the rate or the number of channels is impossible.
-        OutputError: the suffix or subtype is not supported, or the place not writable.
-    """
-
-    def __init__(
-        self, path: Path, sample_rate_hz: int, channels: int, subtype: str, frames: int = 0
-    ) -> None:
-        import soundfile
-
-        if not 1 <= channels <= MOST_CHANNELS:
-            raise ValueError(
-                f"{channels} channels cannot be written; samples are [channel, sample]"
-            )
-        form, subtype = check_format(path, subtype, sample_rate_hz, channels)
-        is_large = frames * channels * SAMPLE_BYTES.get(subtype, 0) > _LARGEST_WAV
-        container = "RF64" if form.container == "WAV" and is_large else form.container
-        self._path, self._channels, self._frames = path, channels, 0
-        self._partial = files.partial(path)
-        self._stream: BinaryIO | None = None
-        try:
-            self._stream = self._partial.open("w+b")
-            target = str(self._partial) if os.name == "nt" else self._stream.fileno()
-            shape = (sample_rate_hz, channels, subtype, None, container)
-            self._file = soundfile.SoundFile(target, "w", *shape, closefd=False)
-        except BaseException as error:  # a Ctrl-C just here must not leave it either
-            try:
-                if isinstance(error, soundfile.LibsndfileError | OSError):
-                    raise self._failure(error) from error
-                raise
-            finally:
-                self._discard()
+    def __init__(self, path: Path, file: soundfile.SoundFile, stream: BinaryIO) -> None:
+        self._path, self._file, self._stream = path, file, stream
+        self.frames = 0
+        """Samples per channel written so far."""
 
     def write(self, block: Samples) -> None:
         """Append `block` [channel, sample].
@@ -444,58 +392,72 @@ class Writer:
             NonFiniteError: a sample is NaN or infinite.
             OutputError: the disk is full or went away.
         """
-        import soundfile
-
-        if block.ndim != 2 or len(block) != self._channels:
-            raise ValueError(f"a block is [{self._channels}, sample], not of shape {block.shape}")
+        if block.ndim != 2 or len(block) != self._file.channels:
+            shape = f"[{self._file.channels}, sample]"
+            raise ValueError(f"a block is {shape}, not of shape {block.shape}")
         if not np.isfinite(block).all():
             raise NonFiniteError(f"{self._path}: NaN or infinite samples are not written.")
-        try:
+        with _failures(self._path, self._stream):
             for start in range(0, block.shape[1], _WRITE_FRAMES):
                 self._file.write(block[:, start : start + _WRITE_FRAMES].T)
-        except (soundfile.LibsndfileError, AssertionError) as error:
-            raise self._failure(error) from error
-        self._frames += block.shape[1]
+        self.frames += block.shape[1]
 
-    def _failure(self, error: Exception) -> OutputError:
-        """What to raise. Libsndfile hides the system's reason; writing once more has it again."""
-        if self._stream and not self._stream.closed:
-            try:
-                for _ in range(64):
-                    self._stream.write(bytes(2**16))
-                    self._stream.flush()
-            except OSError as reason:
-                error = reason
-        if isinstance(error, OSError):
-            return files.output_error(self._path, error)
-        text = getattr(error, "error_string", None) or error
-        return OutputError(f"{self._path}: cannot be written: {text} Try another format.")
 
-    def _discard(self) -> None:
-        with suppress(OSError):
-            if self._stream:
-                self._stream.close()
-        with suppress(OSError):
-            self._partial.unlink()
+@contextmanager
+def open_writer(
+    path: Path, sample_rate_hz: int, channels: int, subtype: str, frames: int = 0
+) -> Iterator[Writer]:
+    """Write a sound file that appears under its name only when it is complete.
 
-    def __enter__(self) -> Writer:
-        return self
+    Its format is the one of `FORMATS` with the path's suffix; a WAV that will have `frames` samples
+    per channel is an RF64 if that is more than a WAV can hold. Leaving the context by an exception
+    removes what was written.
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        import soundfile
+    Raises:
+        ValueError: the rate or the number of channels is impossible.
+        OutputError: the suffix or subtype is not supported, or the place not writable.
+    """
+    import soundfile
 
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise ValueError(f"{channels} channels cannot be written; samples are [channel, sample]")
+    form, subtype = check_format(path, subtype, sample_rate_hz, channels)
+    is_large = frames * channels * SAMPLE_BYTES.get(subtype, 0) > _LARGEST_WAV
+    container = "RF64" if form.container == "WAV" and is_large else form.container
+    with files.whole(path) as partial, partial.open("w+b") as stream:
+        target = str(partial) if os.name == "nt" else stream.fileno()
+        with _failures(path, stream):
+            shape = (sample_rate_hz, channels, subtype, None, container)
+            file = soundfile.SoundFile(target, "w", *shape, closefd=False)
+        writer = Writer(path, file, stream)
         try:
-            self._file.close()
-            if kind is None:
-                name = str(self._partial) if os.name == "nt" else os.fsencode(self._partial)
-                written = soundfile.info(name).frames if self._frames else 0
-                if written != self._frames:
-                    raise OSError(f"only {written} of {self._frames} samples were written")
-                files.appear(self._partial, self._path)
-        except (soundfile.LibsndfileError, OSError) as failure:
-            raise self._failure(failure) from failure
+            yield writer
         finally:
-            self._discard()
+            with _failures(path, stream):
+                file.close()
+        stream.seek(0)
+        with _failures(path, stream):
+            there = soundfile.SoundFile(target, closefd=False).frames if writer.frames else 0
+        if there != writer.frames:
+            raise OSError(f"only {there} of {writer.frames} samples were written")
+
+
+@contextmanager
+def _failures(path: Path, stream: BinaryIO) -> Iterator[None]:
+    """Have libsndfile's failures say the system's reason, which writing once more brings out."""
+    import soundfile
+
+    try:
+        yield
+    except (soundfile.LibsndfileError, AssertionError) as error:
+        try:
+            for _ in range(64):
+                stream.write(bytes(2**16))
+                stream.flush()
+        except OSError as reason:
+            raise files.output_error(path, reason) from reason
+        text = getattr(error, "error_string", None) or error
+        raise OutputError(f"{path}: cannot be written: {text} Try another format.") from error
 
 
 def check_format(
@@ -512,23 +474,17 @@ def check_format(
     if form is None:
         suffixes = " or ".join((", ".join([*FORMATS][:-1]), [*FORMATS][-1]))
         raise OutputError(f"{path}: cannot write this format. End the name in {suffixes}.")
+    subtype = form.subtypes[0] if len(form.subtypes) == 1 else subtype
+    problem = ""
     if sample_rate_hz > form.highest_hz:
-        raise OutputError(
-            f"{path}: {form.container} holds at most {form.highest_hz} Hz, not {sample_rate_hz}. "
-            "Write WAV."
-        )
-    if channels > form.most_channels:
-        raise OutputError(
-            f"{path}: {form.container} holds at most {form.most_channels} channels, not "
-            f"{channels}. Write WAV, or choose a channel."
-        )
-    if len(form.subtypes) == 1:
-        return form, form.subtypes[0]
-    if subtype not in form.subtypes:
-        choices = " or ".join(form.subtypes)
-        raise OutputError(
-            f"{path}: {form.container} has no {subtype} samples. Use --subtype {choices}."
-        )
+        problem = f"holds at most {form.highest_hz} Hz, not {sample_rate_hz}. Write WAV."
+    elif channels > form.most_channels:
+        problem = f"holds at most {form.most_channels} channels, not {channels}. "
+        problem += "Write WAV, or choose a channel."
+    elif subtype not in form.subtypes:
+        problem = f"has no {subtype} samples. Use --subtype {' or '.join(form.subtypes)}."
+    if problem:
+        raise OutputError(f"{path}: {form.container} {problem}")
     return form, subtype
 
 
@@ -567,180 +523,3 @@ class Resampler:
             return block
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T
-
-
-_MAGIC = (
-    *(b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"dns.", b"NIST"),
-    *(b"2BIT", b" paf", b"fap ", b"\x64\xa3\1\0", b"\0\1\xa3\x64"),
-)
-"""How the files begin whose PCM libsndfile reads: WAV, AIFF, W64, CAF, AU, SPHERE, ..."""
-
-_CUT = re.compile(r"(?:data|SSND|BODY|riff|Data Size  |Riff size) : (\d+) \(should be (\d+)\)")
-"""How libsndfile's log says that the samples (WAV, AIFF, AU) or all (W64, RF64) are too short."""
-
-SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
-SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
-
-_CODED = ("VORBIS", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
-"""Encodings that FFmpeg does not decode, or not as they were encoded."""
-
-_CHUNKS = {"WAV": "<4sI", "WAVEX": "<4sI", "RF64": "<4sI", "AIFF": ">4sI", "CAF": ">4sq"}
-_CHUNKS |= {"W64": "<4s12xQ", "AU": "", "NIST": "", "AVR": ""}
-"""How a chunk after the samples begins: its name and its length; AU and others have no chunks."""
-
-_SAMPLE_COUNTS = {"NIST": rb"sample_count -i (\d+)", "AVR": rb"Frames +: (\d+)"}
-_SAMPLE_COUNTS |= {"W64": rb"data : (\d+)"}
-"""Where a header, or libsndfile's log of it, has a number that libsndfile does not go by: of the
-samples per channel or, in W64, of the bytes of its chunk."""
-
-_BIG_ENDIAN = ("AIFF", "CAF", "AU")
-
-
-def _open_pcm(path: Path, stream: BinaryIO) -> soundfile.SoundFile | None:
-    """What libsndfile makes of an open file, if it is one that it reads well; else None."""
-    import soundfile
-
-    magic = stream.read(4)
-    if magic not in _MAGIC and not (magic == b"OggS" and _is_short_ogg(stream)):
-        return None
-    stream.seek(0)
-    source = str(path) if os.name == "nt" else stream.fileno()
-    with suppress(soundfile.LibsndfileError, TypeError):
-        file = soundfile.SoundFile(source, closefd=False)
-        if file.subtype in (*SAMPLE_BYTES, *_CODED):
-            return file
-        file.close()
-    return None
-
-
-def _is_short_ogg(stream: BinaryIO) -> bool:
-    """Whether there is one page after the two of the header: FFmpeg would not read it exactly."""
-    start = stream.read(2**18)
-    return len(start) < 2**18 and start.count(b"OggS") == 2
-
-
-class SoundFile:
-    """An open file that libsndfile reads."""
-
-    def __init__(
-        self, path: Path, stream: BinaryIO, file: soundfile.SoundFile, advice: Advice
-    ) -> None:
-        self._path, self._stream, self._file, self._advice = path, stream, file, advice
-        self.sample_rate_hz, self.channels = file.samplerate, file.channels
-        self.frames, self.start_s = file.frames, 0.0
-        self.tracks: tuple[Track, ...] = (Track(1, "", self.sample_rate_hz, self.channels),)
-        self.warnings: list[str] = []
-        self._frame_bytes = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
-        self._size = path.stat().st_size
-        self._data_at = stream.tell() if os.name != "nt" else 0
-        self._is_unfinished = False
-        self._truncation = self._find_truncation()
-        self._is_unfinished = not self._truncation and self._check_length()
-
-    def _find_truncation(self) -> str:
-        """How much of the samples is there, if the file ends before its header says."""
-        for there, length in _CUT.findall(self._file.extra_info):
-            if int(length) < int(there) < UNKNOWN_LENGTH:
-                here_s = self.frames / self.sample_rate_hz
-                whole_s = here_s * int(there) / int(length)
-                return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
-        self._stream.seek(0)
-        header = self._stream.read(1024) + self._file.extra_info.encode()
-        if count := re.search(_SAMPLE_COUNTS.get(self._file.format, b"$^"), header):
-            announced = int(count[1])
-            if self._file.format == "W64":
-                announced = (announced - 24) // self._frame_bytes
-            here_s, whole_s = (n / self.sample_rate_hz for n in (self.frames, announced))
-            if announced > self.frames:
-                return f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
-            self.frames = announced or self.frames
-        return ""
-
-    def _check_length(self) -> bool:
-        """Whether the samples go on after their announced end, as in an unfinished recording."""
-        name, announced_s = self._file.format, self.frames / self.sample_rate_hz
-        rest = 0
-        if self._data_at and self._frame_bytes and name in _CHUNKS:
-            rest = self._unexplained(_CHUNKS[name], self._data_at + self.frames * self._frame_bytes)
-        if rest < max(2 * self._frame_bytes, 64):
-            if not self.frames:
-                raise AudioError(f"{self._path}: holds no samples. Copy or record it again.")
-            return False
-        self._stream.seek(self._size - rest)
-        follows = self._stream.read(4)
-        seconds = rest / self._frame_bytes / self.sample_rate_hz
-        if follows in _MAGIC:
-            self.warnings.append(
-                f"{self._path}: another sound file of {seconds:.2f} s follows the first in it and "
-                "is not read. Split them, or join them with an audio editor."
-            )
-            return False
-        self.frames += rest // self._frame_bytes
-        self.warnings.append(
-            f"{self._path}: its header announces {announced_s:.2f} s, but {seconds:.2f} s more "
-            "follow (an unfinished recording?). All was read, to the end of the file."
-        )
-        return True
-
-    def _unexplained(self, layout: str, at: int) -> int:
-        """How many bytes from `at` to the end of the file are not well-formed chunks."""
-        while layout and at < self._size:
-            at += at % 2 if "I" in layout else -at % 8 if "Q" in layout else 0
-            self._stream.seek(at)
-            head = self._stream.read(struct.calcsize(layout))
-            if len(head) < struct.calcsize(layout):
-                return 0
-            name, length = struct.unpack(layout, head)
-            length += 0 if "Q" in layout else len(head)
-            is_name = all(32 <= byte < 127 for byte in name) and name not in _MAGIC
-            if not is_name or not len(head) <= length <= self._size - at:
-                break
-            at += length
-        return max(0, self._size - at)
-
-    def blocks(self, size: int, damaged: Damaged) -> Blocks:
-        """Yield blocks [channel, sample] of `size` samples or less, as `Container.blocks` does."""
-        import soundfile
-
-        if self._truncation:
-            report(f"{self._path}: {self._truncation}", damaged, self.warnings, self._advice)
-        if self._is_unfinished:
-            yield from self._raw_blocks(size)
-            return
-        done = 0
-        with suppress(soundfile.LibsndfileError):  # what is missing is said below
-            self._stream.seek(self._data_at)  # where libsndfile, which shares it, expects it
-            while done < self.frames:
-                part = min(size, self.frames - done)
-                block = self._file.read(part, dtype="float32", always_2d=True).T
-                if not block.size:
-                    break
-                done += block.shape[1]
-                yield block
-        if done < self.frames:
-            done_s, announced_s = done / self.sample_rate_hz, self.frames / self.sample_rate_hz
-            text = f"{self._path}: truncated: {done_s:.2f} of {announced_s:.2f} s can be read"
-            report(text, damaged, self.warnings, self._advice)
-
-    def _raw_blocks(self, size: int) -> Blocks:
-        """All from the first sample to the end of the file, whatever the header announces."""
-        import soundfile
-
-        endian = self._file.endian
-        if endian == "FILE":
-            endian = "BIG" if self._file.format in _BIG_ENDIAN else "LITTLE"
-        self._stream.seek(self._data_at)
-        while data := self._stream.read(size * self._frame_bytes):
-            data = data[: len(data) - len(data) % self._frame_bytes]
-            block, _ = soundfile.read(
-                io.BytesIO(data),
-                dtype="float32",
-                always_2d=True,
-                samplerate=self.sample_rate_hz,
-                channels=self.channels,
-                format="RAW",
-                subtype=self._file.subtype,
-                endian=endian,
-            )
-            if block.size:
-                yield block.T

@@ -1,31 +1,15 @@
-"""Every failure that a user can cause or repair, with its exit code.
+"""Every failure that a user can cause or repair; text of unknown origin, made safe to show.
 
-```
-McspexError             exit 1
-├── AudioError          a sound file that cannot be used
-│   ├── DamagedError    it is damaged or cut off: part of its sound cannot be read
-│   └── NonFiniteError  it has NaN or infinite samples
-├── OutputError         a place that cannot, or must not, be written
-│   └── DiskFullError   nothing more fits on it: no other file will either
-├── CheckpointError     a model that cannot be found or loaded
-│   ├── ForeignModel    it is another program's
-│   └── HubError        the Hugging Face Hub does not give it, or take it
-├── EngineError         a device or precision that does not work here
-├── PairingError        files that do not belong together
-│   └── PlanError       the same of a whole batch, every reason listed
-├── ConfigError         a configuration file with an impossible value
-├── PartialFailure      exit 3: some of many files failed, the rest are done
-├── BelowThreshold      exit 4: everything was scored, and is not good enough
-└── AbsentError         exit 5: the voice is not in the mixture, and that is not accepted
-```
-
-Exit code 2 is a wrong command line (Click's own), 130 an interruption. A message says which file or
-value, why, and what to do now, in one line.
+A message says in one line which file or value, why, and what to do now. Exit code 2 is a wrong
+command line (Click's own), 130 an interruption.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 
 class McspexError(Exception):
@@ -102,3 +86,61 @@ class AbsentError(McspexError):
     """The voice is not in a mixture."""
 
     exit_code = 5
+
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls other than tab, line feed, carriage return
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reverse the order of what follows
+    "\u00ad\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff"  # what is not seen
+    "\ufff9-\ufffb\U000e0000-\U000e007f"
+    "\u2028\u2029]"  # line and paragraph separators
+)
+
+_BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
+
+_MARKDOWN = re.compile(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))")
+"""What Markdown gives a meaning; an underscore has none within a word."""
+
+_FORMULA = re.compile(r"(^(?!-\d+(?:\.\d+)?\Z)|[;\t])(?=[=+@\t\uff1d\uff0b\uff0d\uff20-])")
+"""Where a cell begins with what a spreadsheet takes for a formula, and would run. Some spreadsheets
+take a semicolon or a tab within a cell for the beginning of another. A negative number is none."""
+
+
+def printable(text: str) -> str:
+    r"""Show what is not printable as an escape, such as `\x1b` or `\u202e`; lines stay lines."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return _UNSAFE.sub(_escape, shown)
+
+
+def line(text: str, longest: int | None = None) -> str:
+    r"""The same on one line, with `\n` for a line end, cut after `longest` characters."""
+    text = printable(text).translate(_BREAKS)
+    return text if longest is None or len(text) <= longest else f"{text[:longest]}..."
+
+
+def markdown(text: str) -> str:
+    """The same as Markdown that shows the text and nothing else: no HTML, no links, no table."""
+    escaped = _MARKDOWN.sub(r"\\\1", line(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file: numbers as they are, lists and truth values as JSON.
+
+    Text is put on one line without control characters. An apostrophe goes before a formula (what
+    begins with =, +, -, @ or a tab, also after a semicolon or tab); spreadsheets then show it and
+    do not run it. In JSON an escape does the same. Bytes of a file name that are not UTF-8 stay as
+    they are.
+
+    Source: OWASP, CSV Injection.
+    """
+    if isinstance(value, str):
+        cell = _UNSAFE.sub(_escape, value).translate(_BREAKS)
+        return _FORMULA.sub(r"\1'", cell)
+    if isinstance(value, bool | list | tuple | dict):
+        return re.sub("(?<=;)[=+@-]", lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value))
+    return value
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NoReturn
 
 from mcspex_cli.errors import AudioError, DiskFullError, OutputError
 
@@ -39,8 +40,8 @@ _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)(?:-\d+)?\.partial")
 """The hidden name of what a process of this machine has not finished."""
 
 _numbers = itertools.count()
-_complete: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("complete", default=None)
-"""Within `together`: the files that wait for their names."""
+_waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
+"""Within `together`: the names of files, and what waits to get them."""
 
 _swept: set[Path] = set()
 
@@ -91,7 +92,7 @@ def find(
     """List the recordings under `folder`, however deep, by path; hidden ones are left out.
 
     Links to folders are followed, but for one that leads to a folder above it: what is there is
-    listed anyway.
+    listed anyway. Links to nothing are listed too: whoever reads them reports it.
 
     Args:
         folder: where to search.
@@ -102,51 +103,36 @@ def find(
     Raises:
         AudioError: a folder cannot be read.
     """
-    suffixes = SUFFIXES.union(also)
-    return sorted(_walk(folder, {folder.resolve()}, without, suffixes, warnings))
+
+    def fail(error: OSError) -> NoReturn:
+        raise AudioError(f"{error.filename}: cannot be searched: {explain(error)}") from error
+
+    suffixes, paths = SUFFIXES.union(also), []
+    above = {folder: {folder.resolve()}}
+    """For each folder to search: it and the folders over it, resolved."""
+    for here, below, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders, below[:] = [name for name in below if not name.startswith(".")], []
+        for name in folders:
+            path, over = Path(here, name), above[Path(here)]
+            resolved = path.resolve()
+            if resolved not in over and resolved not in without:
+                below.append(name)
+                above[path] = over | {resolved}
+            elif resolved in over and warnings is not None:
+                warnings.append(f"{path}: links to a folder above it and is not followed.")
+        files = [Path(here, name) for name in names if not name.startswith(".")]
+        paths += [path for path in files if path.suffix.lower() in suffixes]
+    return sorted(paths)
 
 
-def _walk(
-    folder: Path,
-    above: set[Path],
-    without: Collection[Path],
-    suffixes: Collection[str],
-    warnings: list[str] | None,
-) -> Iterator[Path]:
-    """Yield the files below `folder`; `above` holds it and the folders over it, resolved."""
-    try:
-        with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not entry.name.startswith(".")]
-    except OSError as error:
-        raise AudioError(f"{folder}: cannot be searched: {explain(error)}") from error
-    for entry in entries:
-        path = folder / entry.name
-        if _is_folder(entry):
-            below = path.resolve()
-            if below in above:
-                if warnings is not None:
-                    warnings.append(f"{path}: links to a folder above it and is not followed.")
-            elif below not in without:
-                yield from _walk(path, above | {below}, without, suffixes, warnings)
-        elif path.suffix.lower() in suffixes and (entry.is_symlink() or entry.is_file()):
-            yield path  # a link to nothing too: whoever reads it says so
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself, or to where this user may not look
-        return False
-
-
-def check_exists(path: Path) -> None:
-    """Refuse a path where there is nothing.
+def check_exists(path: Path) -> os.stat_result:
+    """Refuse a path where there is nothing, and give the status of what is there.
 
     Raises:
         AudioError: there is no such file or folder, or it cannot be reached.
     """
     try:
-        path.stat()
+        return path.stat()
     except FileNotFoundError as error:
         raise AudioError(f"{path}: no such file or folder.") from error
     except OSError as error:
@@ -205,7 +191,7 @@ def partial(path: Path) -> Path:
     if path.parent not in _swept:
         _swept.add(path.parent)
         with suppress(OSError):
-            _remove_left_over(path.parent.glob(".*.partial"))
+            sweep(path.parent, ".*.partial")
     name = os.fsencode(path.name)
     if len(name) > _LONGEST_NAME:
         name = hashlib.sha256(name).hexdigest().encode()
@@ -213,13 +199,9 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{os.fsdecode(name)}.{owner}.partial")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what ended processes of this machine left unfinished anywhere under `folder`."""
-    _remove_left_over(folder.rglob(".*.partial"))
-
-
-def _remove_left_over(paths: Iterator[Path]) -> None:
-    for path in paths:
+def sweep(folder: Path, pattern: str = "**/.*.partial") -> None:
+    """Remove what ended processes of this machine left unfinished in `folder`, however deep."""
+    for path in folder.glob(pattern):
         name = _PARTIAL.fullmatch(path.name)
         if name and not _is_running(int(name[1])):
             if path.is_dir():
@@ -247,35 +229,26 @@ def _is_running(process: int) -> bool:
 def whole(path: Path) -> Iterator[Path]:
     """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds.
 
+    Within `together`, it is renamed at the end of that block.
+
     Raises:
         OutputError: the block could not write.
     """
-    unfinished = partial(path)
+    unfinished, waiting = partial(path), _waiting.get()
     try:
         yield unfinished
-        appear(unfinished, path)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
+        if waiting is None:
+            unfinished.replace(path)
+        elif path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        else:
+            waiting[path] = unfinished
+    except BaseException as error:
         with suppress(OSError):
             unfinished.unlink()
-
-
-def appear(unfinished: Path, path: Path) -> None:
-    """Give a complete file its name; within `together`, at the end of that block.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    complete = _complete.get()
-    if complete is None:
-        unfinished.replace(path)
-        return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    waiting = partial(path)
-    unfinished.replace(waiting)
-    complete.append((waiting, path))
+        if isinstance(error, OSError):
+            raise output_error(path, error) from error
+        raise
 
 
 @contextmanager
@@ -288,18 +261,18 @@ def together() -> Iterator[None]:
     Raises:
         OutputError: one of them cannot be given its name.
     """
-    complete: list[tuple[Path, Path]] = []
+    waiting: dict[Path, Path] = {}
     replaced: dict[Path, Path] = {}
     named: list[Path] = []
-    token = _complete.set(complete)
+    token = _waiting.set(waiting)
     try:
         yield
-        for waiting, path in complete:
+        for path, unfinished in waiting.items():
             try:
-                if len(complete) > 1 and path.exists():
+                if len(waiting) > 1 and path.is_file():
                     replaced[path] = partial(path)
                     _link(path, replaced[path])
-                waiting.replace(path)
+                unfinished.replace(path)
             except OSError as error:
                 raise output_error(path, error) from error
             named.append(path)
@@ -309,8 +282,8 @@ def together() -> Iterator[None]:
                 replaced.pop(path).replace(path) if path in replaced else path.unlink()
         raise
     finally:
-        _complete.reset(token)
-        for unfinished in (*(waiting for waiting, _ in complete), *replaced.values()):
+        _waiting.reset(token)
+        for unfinished in (*waiting.values(), *replaced.values()):
             with suppress(OSError):
                 unfinished.unlink()
 
@@ -328,9 +301,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         OutputError: the block could not write.
     """
     folder = folder.resolve() if folder.exists() else folder
-    restore(folder)
-    unfinished = partial(folder)
+    unfinished, aside = partial(folder), folder.with_name(f".{folder.name}.before")
     try:
+        if aside.is_dir() and not folder.exists():
+            aside.rename(folder)
         unfinished.mkdir(parents=True)
         yield unfinished
         try:
@@ -338,30 +312,26 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.is_dir():
                 raise
-            _replace_folder(unfinished, folder)
+            for path in folder.iterdir():
+                if not (unfinished / path.name).exists():
+                    _link(path, unfinished / path.name)
+            if not _exchange(unfinished, folder):
+                folder.rename(aside)
+                unfinished.rename(folder)
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise output_error(folder, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _replace_folder(new: Path, old: Path) -> None:
-    """Put `new` where `old` is, with what is only in `old`; what was there ends as `new`."""
-    for path in old.iterdir():
-        if not (new / path.name).exists():
-            if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
-            else:
-                _link(path, new / path.name)
-    if not _exchange(new, old):
-        aside = _aside(old)
-        old.rename(aside)
-        new.rename(old)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _link(source: str | Path, copy: str | Path) -> None:
-    """Give a file a second name, or copy it where the disk has no such links."""
+def _link(source: Path, copy: Path) -> None:
+    """Give a file, or all files of a folder, second names, or copy what cannot have any."""
+    if source.is_dir() and not source.is_symlink():
+        copy.mkdir()
+        for path in source.iterdir():
+            _link(path, copy / path.name)
+        return
     try:
         os.link(source, copy, follow_symlinks=False)
     except OSError:
@@ -376,14 +346,3 @@ def _exchange(one: Path, other: Path) -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
-
-
-def _aside(folder: Path) -> Path:
-    """Where a folder is while another takes its place, on systems that cannot exchange them."""
-    return folder.with_name(f".{folder.name}.before")
-
-
-def restore(folder: Path) -> None:
-    """Bring back a folder whose replacement was interrupted; does nothing in any other case."""
-    if _aside(folder).is_dir() and not folder.exists():
-        _aside(folder).rename(folder)

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.containers import MIXTURE_ADVICE
 from mcspex_cli.errors import AudioError, DamagedError
 from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
 from tests.media import SoundTrack, make
@@ -168,10 +167,7 @@ def test_one_of_several_sound_tracks_is_chosen_by_number_or_language(tmp_path: P
     ]
     path = make(tmp_path / "a.mkv", *made, picture_s=6)
     info = audio.probe(path)
-    assert [(t.number, t.language, t.channels) for t in info.tracks] == [
-        (1, "eng", 1),
-        (2, "deu", 1),
-    ]
+    assert info.tracks == ("1 (1 ch, eng)", "2 (1 ch, deu)")
     samples, warnings = read(path)
     assert len(samples) == len(SIX_S)
     expected = "has 2 sound tracks: 1 (1 ch, eng), 2 (1 ch, deu). The first is used"
@@ -384,6 +380,8 @@ def plain(suffix: str, container: str, subtype: str | None = None) -> Callable[[
 
 
 NO_LENGTH = [
+    (plain("wav", "WAV"), (b"data", 4, b"\xff" * 4)),
+    (plain("wav", "WAV"), (b"RIFF", 4, struct.pack("<I", 96_044))),  # 8 too many
     (plain("wav", "WAV", "GSM610"), (b"RIFF", 4, bytes(4)), (b"data", 4, bytes(4))),
     (plain("wav", "WAV", "IMA_ADPCM"), (b"RIFF", 4, b"\xff" * 4), (b"data", 4, b"\xff" * 4)),
     (plain("caf", "CAF"), (b"data", 4, b"\xff" * 8)),
@@ -398,8 +396,9 @@ NO_LENGTH = [
 def test_a_header_without_a_length_is_read_to_the_end(
     tmp_path: Path, source: Callable[[Path], Path], edits: tuple[tuple[bytes, int, bytes], ...]
 ) -> None:
+    coded = soundfile.info(source(tmp_path)).subtype.endswith(("ADPCM", "GSM610"))
     path = patched(tmp_path, source, *edits)
-    assert len(read(path)[0]) == pytest.approx(len(SIX_S), abs=700)
+    assert len(read(path)[0]) == pytest.approx(len(SIX_S), abs=700 if coded else 0)
 
 
 def test_chunks_after_the_samples_are_no_sound(tmp_path: Path) -> None:
@@ -444,7 +443,7 @@ DAMAGED = [
     (plain("w64", "W64"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
     (plain("caf", "CAF"), cut, r"truncated", 3.3, 3.7),
     (plain("au", "AU"), cut, r"truncated", 3.4, 3.7),
-    (plain("g.wav", "WAV", "G721_32"), cut, r"truncated: 3\.\d\d of 6\.01 s", 3.4, 3.7),
+    (plain("g.wav", "WAV", "G721_32"), cut, r"truncated: 3\.\d\d of 6\.0\d s", 3.4, 3.7),
     (plain("sph", "NIST"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
     (plain("svx", "SVX"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
     (plain("avr", "AVR"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
@@ -485,7 +484,7 @@ def test_damage_is_said_and_what_is_left_can_be_kept(
         read(path)
     assert re.fullmatch(rf"{re.escape(str(path))}: [ -~]+\. Copy it again\.", str(caught.value))
     with pytest.raises(DamagedError, match=r"or take what can be read with --damaged keep\.$"):
-        list(audio.Reader(path, advice=MIXTURE_ADVICE))
+        list(audio.Reader(path, advice=audio.MIXTURE_ADVICE))
     samples, warnings = read(path, damaged="keep")
     assert least_s <= len(samples) / RATE_HZ <= most_s
     assert len(warnings) == 1
@@ -531,18 +530,8 @@ def mute(folder: Path) -> Path:
     return make(folder / "a.mp4", picture_s=1)
 
 
-def text(folder: Path) -> Path:
-    (folder / "a.m4a").write_text("this is not sound\n" * 100)
-    return folder / "a.m4a"
-
-
 def noise(folder: Path) -> Path:
     (folder / "a.m4a").write_bytes(np.random.default_rng(0).bytes(20_000))
-    return folder / "a.m4a"
-
-
-def empty(folder: Path) -> Path:
-    (folder / "a.m4a").touch()
     return folder / "a.m4a"
 
 
@@ -573,9 +562,7 @@ def wrong_rate(hertz: int) -> Callable[[Path], Path]:
     [
         (no_moov, r"truncated: its index \(moov atom\) is missing"),
         (mute, "has no sound track"),
-        (text, "not a readable sound file"),
         (noise, "not a readable sound file"),
-        (empty, r"the file is empty \(0 bytes\)"),
         (not_numbers, r"NaN or infinite sample at 1\.00 s"),
         (integers_of_64_bits, "its sound is of another kind there"),
         (no_channels, "its header says 0 channels, but only 1 to 256 are read"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mcspex_cli.text import csv_cell, line, markdown, printable
+from mcspex_cli.errors import csv_cell, line, markdown, printable
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from mcspex_cli.errors import AudioError, OutputError
-from mcspex_cli.text import line, printable
+from mcspex_cli.errors import AudioError, OutputError, line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

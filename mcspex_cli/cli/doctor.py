@@ -27,8 +27,7 @@ import click
 
 import mcspex_cli
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import CheckpointError, HubError, McspexError
-from mcspex_cli.text import line
+from mcspex_cli.errors import CheckpointError, HubError, McspexError, line
 
 OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
 

@@ -154,10 +154,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
         _copy_stdin(stdin)
     for place, one in enumerate(jobs):
         try:
-            reader = one.open(settings)
-            jobs[place] = replace(one, reader=reader)
-            if place >= audio.MOST_OPEN:
-                reader.close()
+            jobs[place] = replace(one, reader=one.open(settings))
         except McspexError:  # one of several is told when it is its turn
             if len(jobs) == 1:
                 raise

@@ -21,8 +21,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from mcspex_cli import __version__, audio, files, text
-from mcspex_cli.errors import McspexError, OutputError, PairingError
+from mcspex_cli import __version__, audio, files
+from mcspex_cli.errors import McspexError, OutputError, PairingError, line
 from mcspex_cli.evaluation import scoring, summary
 from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, OF_MIXTURES, Metric
 from mcspex_cli.evaluation.scoring import FLIPPED, Pairing
@@ -568,7 +568,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: text.line(value) if type(value) is str else value,
+        finalize=lambda value: line(value) if type(value) is str else value,
     )
     environment.filters.update(value=_value)
     return environment.get_template("page.html")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mcspex_cli import files, text
+from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import CUT, case_name
@@ -489,7 +489,7 @@ def as_csv(report: Report) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([text.csv_cell(row.get(key)) for key in columns] for row in report.rows)
+    writer.writerows([errors.csv_cell(row.get(key)) for key in columns] for row in report.rows)
     return file.getvalue()
 
 
@@ -497,15 +497,15 @@ def as_markdown(report: Report) -> str:
     """A report's tables with all files, and the remarks, as Markdown."""
     parts = []
     for table in tables(report, every=True):
-        heading, *rows = [map(text.markdown, row) for row in (table.headings, *table.rows)]
+        heading, *rows = [map(errors.markdown, row) for row in (table.headings, *table.rows)]
         rule = ["---", *["---:"] * (len(table.headings) - 1)]
-        footer = [f"**{text.markdown(cell)}**" if cell else "" for cell in table.footer]
-        parts.append(f"## {text.markdown(table.title)}\n\n" if table.title else "")
+        footer = [f"**{errors.markdown(cell)}**" if cell else "" for cell in table.footer]
+        parts.append(f"## {errors.markdown(table.title)}\n\n" if table.title else "")
         for row in (heading, rule, *rows, *([footer] if footer else [])):
             parts.append("| " + " | ".join(row) + " |\n")
         parts.append("\n")
     lines = [line for line in (*remarks(report), confusion(report)) if line]
-    return "".join(parts) + "".join(f"- {text.markdown(line)}\n" for line in lines)
+    return "".join(parts) + "".join(f"- {errors.markdown(line)}\n" for line in lines)
 
 
 REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {

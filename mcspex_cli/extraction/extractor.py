@@ -32,7 +32,6 @@ import numpy.typing as npt
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
-from mcspex_cli.containers import Damaged
 from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
 from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
@@ -127,7 +126,7 @@ class Extractor:
         mixture: Path | None = None,
         channel: str = "mix",
         track: str | None = None,
-        damaged: Damaged = "fail",
+        damaged: audio.Damaged = "fail",
         advance: Callable[[float], object] = lambda _: None,
     ) -> Voice:
         """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
@@ -705,7 +704,9 @@ class _Estimate:
         mixture, factors = self._mixture, (self.factor, self._residual_factor)
         shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
         with files.together(), ExitStack() as stack:
-            writers = [stack.enter_context(audio.Writer(path, *shape)) for path in self._outputs]
+            writers = [
+                stack.enter_context(audio.open_writer(path, *shape)) for path in self._outputs
+            ]
             for blocks in self._blocks():
                 if error := interrupted():
                     raise error

@@ -18,7 +18,6 @@ import numpy as np
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.containers import MIXTURE_ADVICE, Damaged
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction.levels import Level, check_length
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS, Segment
@@ -76,7 +75,7 @@ class ExtractionOptions:
     """The gain of the mixture that is added to the voice; None adds nothing."""
     track: str | None = None
     """The sound track of a file that has several: a number from 1, or a language ("eng")."""
-    damaged: Damaged = "fail"
+    damaged: audio.Damaged = "fail"
     """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
 
     def __post_init__(self) -> None:
@@ -87,7 +86,7 @@ class ExtractionOptions:
         for name, known in (
             ("absent", ABSENT),
             ("subtype", audio.SUBTYPES),
-            ("damaged", get_args(Damaged)),
+            ("damaged", get_args(audio.Damaged)),
         ):
             if getattr(self, name) not in known:
                 choices = ", ".join(known)
@@ -174,7 +173,7 @@ class Job:
 
 
 def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
-    """Open a file as the options say; it stays open until it is read or closed.
+    """A reader of a file as the options say; its header is read and checked.
 
     Raises:
         AudioError: it cannot be read, is too short, or has no such channel or track.
@@ -185,7 +184,7 @@ def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
         options.channel,
         track=options.track,
         damaged=options.damaged,
-        advice=MIXTURE_ADVICE,
+        advice=audio.MIXTURE_ADVICE,
     )
     info = reader.info
     check_length(str(path), info.seconds)

@@ -554,6 +554,4 @@ def check_sources(
         else:
             checked[path] = reader = audio.Reader(path)
             levels.check_length(str(path), reader.info.seconds)
-            if len(checked) > audio.MOST_OPEN:
-                reader.close()
     return checked

@@ -79,7 +79,7 @@ class Recording:
 
         def written(reader: audio.Reader) -> Iterator[audio.Samples]:
             rate_hz, frames = self.info.sample_rate_hz, self.info.frames
-            with audio.Writer(self.playable, rate_hz, 1, "PCM_16", frames) as writer:
+            with audio.open_writer(self.playable, rate_hz, 1, "PCM_16", frames) as writer:
                 for block in reader:
                     if not is_current():
                         raise CancelledError("cancelled.")  # so that no file appears
@@ -113,7 +113,7 @@ class Recording:
             "peak_s": _peak_samples(self.info) / self.info.sample_rate_hz,
             "channels": self.info.channels,
             "channel": self.options.channel,
-            "tracks": [str(track) for track in self.info.tracks],
+            "tracks": list(self.info.tracks),
             "track": int(self.options.track or 1),
             "decoded": self.is_decoded,
             "error": self.error,
@@ -316,7 +316,9 @@ class Extraction:
         path = self.folder / kind
         if path.suffix == ".flac" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))
-            with audio.Writer(path, wav.info.sample_rate_hz, 1, self._options.subtype) as writer:
+            with audio.open_writer(
+                path, wav.info.sample_rate_hz, 1, self._options.subtype
+            ) as writer:
                 for block in wav:
                     writer.write(block)
         return path

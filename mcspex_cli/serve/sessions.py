@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from mcspex_cli import audio, files, text
-from mcspex_cli.errors import AudioError, McspexError, OutputError
+from mcspex_cli import audio, files
+from mcspex_cli.errors import AudioError, McspexError, OutputError, line
 from mcspex_cli.extraction import job, profile
 from mcspex_cli.extraction.reference import LONGEST_READ_S
 from mcspex_cli.serve.extractions import (
@@ -82,7 +82,7 @@ class Session:
 
     async def receive(self, name: str, size: int, body: AsyncIterator[bytes]) -> Upload:
         """Store a file as it comes; `size` is what is announced of its bytes."""
-        name = text.line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
+        name = line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
         suffix = Path(name).suffix.lower()
         known = files.SUFFIXES | {profile.SUFFIX}
         path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in known else ''}"
@@ -253,7 +253,7 @@ class Session:
             message = message.replace(f"{self.extraction.folder}/", "")
         for words, others in IN_THE_PAGE.items():
             message = message.replace(words, others)
-        return text.line(message.replace(f"{self.folder}/", ""))
+        return line(message.replace(f"{self.folder}/", ""))
 
     def to_dict(self) -> dict[str, Any]:
         """All that the page is to show; its asking for it shows that it is still open."""

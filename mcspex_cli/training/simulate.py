@@ -13,8 +13,7 @@ import torch
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import ConfigError, OutputError
-from mcspex_cli.text import csv_cell
+from mcspex_cli.errors import ConfigError, OutputError, csv_cell
 from mcspex_cli.training.data import (
     Corpus,
     Utterance,

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
-from mcspex_cli.text import line
+from mcspex_cli.errors import line
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 from tests.test_audio import BAD, make_bad
 
@@ -353,7 +353,7 @@ def test_a_signal_in_the_middle_leaves_nothing(
     scene: Path, tiny_folder: Path, number: signal.Signals
 ) -> None:
     long = scene / "long.wav"
-    with audio.Writer(long, RATE_HZ, 1, "PCM_16") as writer:
+    with audio.open_writer(long, RATE_HZ, 1, "PCM_16") as writer:
         minute = buzz(110, 60)[None]
         for _ in range(20):
             writer.write(minute)

@@ -26,7 +26,7 @@ def test_half_an_hour_needs_no_more_memory_than_a_minute(scene: Path, tiny_folde
     peak_mib = {}
     for minutes in (1, 30):
         path = scene / f"{minutes}.wav"
-        with audio.Writer(path, 16000, 1, "PCM_16") as writer:
+        with audio.open_writer(path, 16000, 1, "PCM_16") as writer:
             for _ in range(2 * minutes):  # half the rate, twice the time
                 writer.write(minute[None])
         words = ["extract", str(path), "--ref", str(scene / "reference.wav"), "-q"]
