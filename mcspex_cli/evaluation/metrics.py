@@ -277,7 +277,7 @@ class Metric:
     function: Callable[[Sounds], float]
     """Its value; nan or infinite where these sounds have none."""
     needs: tuple[str, ...]
-    """The fields of `Sounds`, beside the estimate, without which there is no value."""
+    """What has to be given, beside the estimate, for it to have a value."""
     meaning: str
     """What it measures, as half a sentence."""
     packages: tuple[str, ...] = ()

@@ -23,18 +23,10 @@ from markupsafe import Markup
 
 from mcspex_cli import __version__, audio, files
 from mcspex_cli.errors import McspexError, OutputError, PairingError, line
-from mcspex_cli.evaluation import scoring, summary
+from mcspex_cli.evaluation import scoring, spectrogram, summary
 from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, OF_MIXTURES, Metric
 from mcspex_cli.evaluation.scoring import FLIPPED, Pairing
-from mcspex_cli.evaluation.spectrogram import (
-    QUIET_DB,
-    RANGE_DB,
-    SHADES,
-    draw,
-    height,
-    spectrogram,
-    why_black,
-)
+from mcspex_cli.evaluation.spectrogram import RANGE_DB, SHADES
 from mcspex_cli.evaluation.summary import numbers
 
 NO_ESTIMATE = ("failed", "pending")
@@ -466,19 +458,20 @@ def _cells(case: ComparisonCase, labels: Sequence[str], store: Store) -> list[Ce
         except McspexError as error:
             cell.problem = str(error)
             continue
-        levels = spectrogram(samples, cell.rate_hz)
+        levels = spectrogram.measure(samples, cell.rate_hz)
         if loudest_db is None:
-            loudest_db = max(float(levels.max()), QUIET_DB)
-        ceiling_hz = height(levels, loudest_db) * cell.rate_hz / 2
+            loudest_db = max(float(levels.max()), spectrogram.QUIET_DB)
+        ceiling_hz = spectrogram.height(levels, loudest_db) * cell.rate_hz / 2
         if cell is cells[0]:
             mixture_ceiling_hz = ceiling_hz
         elif mixture_ceiling_hz:
-            cell.why_black = why_black(ceiling_hz, min(mixture_ceiling_hz, cell.rate_hz / 2))
+            highest_hz = min(mixture_ceiling_hz, cell.rate_hz / 2)
+            cell.why_black = spectrogram.why_black(ceiling_hz, highest_hz)
         peak = max(1.0, float(np.abs(samples).max()))
         cell.problem, cell.quieter_db = "", 20 * math.log10(peak)
         cell.seconds = len(samples) / cell.rate_hz
         cell.sound = store(audio.encode(samples / peak, cell.rate_hz), ".flac")
-        cell.picture = store(draw(levels, loudest_db), ".png")
+        cell.picture = store(spectrogram.draw(levels, loudest_db), ".png")
     return cells
 
 
@@ -499,7 +492,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     metrics = [metric for metric in METRICS.values() if numbers(rows, metric.column)]
     has_truth = any(case.truth for case in cases)
     of_mixtures = METRICS["si_sdr"] if has_truth else best
-    values = ("input_si_sdr_db", METRICS["si_sdr_i"].column)
+    values, shades_db = ("input_si_sdr_db", "si_sdr_i_db"), np.linspace(-RANGE_DB, 0, SHADES)
     return {
         "title": settings.title,
         "version": __version__,
@@ -531,7 +524,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "best": _best,
         "shapes": SHAPES,
         "range_db": RANGE_DB,
-        "scale": _data_url(draw(np.linspace(-RANGE_DB, 0, SHADES)[None], 0.0), ".png"),
+        "scale": _data_url(spectrogram.draw(shades_db[None], 0.0), ".png"),
         "players": PLAYERS,
     }
 

@@ -95,11 +95,9 @@ def files_by_name(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> d
     for path in files.find(folder, also=suffixes):
         if path.suffix.lower() in suffixes:
             name = case_name(path.relative_to(folder))
-            if name in named:
-                raise PairingError(
-                    f"{named[name]} and {path}: both have the name {name}. Move one."
-                )
-            named[name] = path
+            other = named.setdefault(name, path)
+            if other != path:
+                raise PairingError(f"{other} and {path}: both have the name {name}. Move one.")
     return named
 
 

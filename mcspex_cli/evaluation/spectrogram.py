@@ -35,7 +35,7 @@ Levels = npt.NDArray[np.float64]
 """A spectrogram in dB, [row, column]; the first row is the highest frequency."""
 
 
-def spectrogram(samples: Samples, rate_hz: int) -> Levels:
+def measure(samples: Samples, rate_hz: int) -> Levels:
     """The power of `samples` [sample] over time and frequency, at most ROWS x COLUMNS.
 
     A full-scale sine is at about -6 dB at any rate. A sound shorter than a window is padded.

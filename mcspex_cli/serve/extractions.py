@@ -177,7 +177,7 @@ def _part_levels(path: Path, start_s: float, end_s: float) -> spectrogram.Levels
     if rate_hz > PICTURE_HZ:
         resampler = audio.Resampler(rate_hz, PICTURE_HZ, 1)
         samples = np.concatenate(list(resampler.run([samples[None]])), axis=-1)[0]
-    return spectrogram.spectrogram(samples, min(rate_hz, PICTURE_HZ))
+    return spectrogram.measure(samples, min(rate_hz, PICTURE_HZ))
 
 
 @dataclass(frozen=True)
