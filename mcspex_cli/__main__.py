@@ -19,8 +19,7 @@ from mcspex_cli import __version__
 from mcspex_cli.cli import console
 from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.doctor import doctor
-from mcspex_cli.cli.enroll import enroll
-from mcspex_cli.cli.extract import extract
+from mcspex_cli.cli.extract import enroll, extract
 from mcspex_cli.cli.live import live
 from mcspex_cli.cli.models import models
 from mcspex_cli.cli.score import report, score

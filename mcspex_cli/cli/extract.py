@@ -1,4 +1,4 @@
-"""`mcspex extract`."""
+"""`mcspex extract`, and `mcspex enroll`, which keeps a voice in a profile."""
 
 from __future__ import annotations
 
@@ -15,14 +15,27 @@ from typing import TYPE_CHECKING
 import click
 
 from mcspex_cli.cli import console, options
-from mcspex_cli.cli.options import flag, option, path
-from mcspex_cli.errors import AbsentError, AudioError, McspexError, OutputError, PartialFailure
+from mcspex_cli.cli.options import argument, flag, option, path
+from mcspex_cli.errors import (
+    AbsentError,
+    AudioError,
+    CheckpointError,
+    McspexError,
+    OutputError,
+    PartialFailure,
+)
 
 if TYPE_CHECKING:
-    from mcspex_cli.extraction.extractor import Extractor
-    from mcspex_cli.extraction.job import ExtractionOptions, Job, Result
-    from mcspex_cli.extraction.reference import Span, Voice
-    from mcspex_cli.extraction.runtime import EngineSettings
+    from mcspex_cli import (
+        EngineSettings,
+        ExtractionOptions,
+        Extractor,
+        Job,
+        Result,
+        Span,
+        Voice,
+    )
+    from mcspex_cli.extraction.profile import Profile, ReferenceQuality
 
 STREAM = Path("-")
 """Standard input, as a mixture; standard output, as an output."""
@@ -31,7 +44,7 @@ _COPIED_BYTES = 2**20
 
 
 def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple[Span, ...]:
-    from mcspex_cli.extraction.reference import Span
+    from mcspex_cli import Span
 
     try:
         return tuple(map(Span.parse, texts))
@@ -43,9 +56,7 @@ def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple
 class ExtractRequest:
     """What `mcspex extract` is asked for."""
 
-    mixtures: tuple[Path, ...] = options.argument(
-        "MIXTURE...", nargs=-1, required=True, type=options.PATH
-    )
+    mixtures: tuple[Path, ...] = argument("MIXTURE...", nargs=-1, required=True, type=options.PATH)
     references: tuple[Path, ...] = options.references()
     spans: tuple[Span, ...] = option(
         "FROM-TO",
@@ -138,9 +149,8 @@ def _check_usage(request: ExtractRequest) -> None:
 
 def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
-    from mcspex_cli import audio
+    from mcspex_cli import Extractor, audio
     from mcspex_cli.extraction import job, profile, reference
-    from mcspex_cli.extraction.extractor import Extractor
 
     settings = request.extraction
     voices: list[Voice] = []
@@ -186,8 +196,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
 
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
     """Which files are to be written: beside a mixture, in a folder, or the one file named."""
-    from mcspex_cli import files
-    from mcspex_cli.extraction.job import Job, Outputs
+    from mcspex_cli import Job, Outputs, files
 
     alone = len(request.references) == 1 and not request.spans
     speaker = request.references[0].stem if alone else "target"
@@ -324,3 +333,151 @@ def _copy_to_stdout(path: Path) -> None:
             else:
                 message = f"standard output: writing failed ({error.strerror})."
             raise OutputError(message) from error
+
+
+class _Name(click.types.StringParamType):
+    """A model's name, in which MCSPEX_MODEL may have spaces, as a folder's has."""
+
+    envvar_list_splitter = "\0"
+
+
+@click.command()
+@options.declared
+def enroll(
+    sources: tuple[Path, ...] = argument("[REF]...", nargs=-1, type=options.PATH),
+    output: Path | None = path("FILE", "The profile to write.", "-o", "--output"),
+    name: str | None = option("TEXT", "Whose voice it is.  [default: the profile's file name]"),
+    models: tuple[str, ...] = option(
+        "NAME",
+        "As for extract. Repeat it for a profile for several models.",
+        "--model",
+        multiple=True,
+        type=_Name(),
+        envvar="MCSPEX_MODEL",
+        show_envvar=True,
+        shell_complete=options.complete_models,
+    ),
+    offline: bool = options.OFFLINE,
+    engine: EngineSettings = options.ENGINE,
+    overwrite: bool = flag("Replace an existing profile."),
+    listed: bool = flag("List the profiles in the folders REF, or here.", "--list"),
+    shown: bool = flag("Show what is in the profiles REF.", "--show"),
+    as_json: bool = options.JSON,
+    quiet: bool = options.QUIET,
+) -> None:
+    """Keep a voice in a small file, a profile, to use wherever --ref takes a file.
+
+    REF is a clip of one person alone, a folder of such clips, or an older profile. The command
+    shows how good each clip is. A profile holds no sound. It works only with the models that it
+    was made with.
+
+    \b
+    mcspex enroll alice1.wav alice2.wav -o alice.safetensors
+    mcspex extract meeting.wav --ref alice.safetensors
+    mcspex enroll --list voices/
+    """  # noqa: D301 (click needs the character itself)
+    if listed and shown:
+        raise click.UsageError("--list or --show, not both.")
+    if not sources and not listed:
+        raise click.UsageError("name a REF: a clip of the voice alone, or a folder of clips.")
+    if listed or shown:
+        _show_profiles(sources or (Path(),), listed=listed, as_json=as_json)
+        return
+    if output is None:
+        raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
+    from mcspex_cli.extraction import job, profile, reference
+
+    profile.check_profile_output(output, overwrite=overwrite)
+    quiet = quiet or as_json
+    named = [options.find_model(one, offline=offline, quiet=quiet) for one in models or (None,)]
+    infos = list({info.sha256: info for info in named}.values())
+    clips = reference.list_sources(sources)
+    for clip in clips:
+        job.check_no_input(output, job.identities(clip))
+    reference.check_sources(clips, *infos)
+    voices = [
+        reference.enroll(clips, options.open_engine(info, engine, 0.0, quiet=quiet), info)
+        for info in infos
+    ]
+    enrolments = tuple(v.enrolment(info) for info, v in zip(infos, voices, strict=True))
+    # Only a calibrated model can tell whether a clip has two voices.
+    best = next(
+        (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
+    )
+    qualities = []
+    for quality in best.qualities:  # a profile does not tell where its clips were
+        file = Path(quality.path).name
+        warning = quality.warning and quality.warning.replace(quality.path, file, 1)
+        qualities.append(replace(quality, path=file, warning=warning))
+    made = profile.Profile(name or output.stem, enrolments, tuple(qualities))
+    profile.write_profile(output, made, overwrite=overwrite)
+    for line in best.warnings:
+        console.warn(line)
+    if as_json:
+        console.data(made.to_dict(output), indent=2)
+    elif not quiet:
+        _show_qualities(made.qualities)
+        known = " and ".join(one.name for one in made.models)
+        console.say(f"{output}: {console.duration(best.seconds)} of speech, for {known}")
+
+
+def _show_qualities(qualities: Sequence[ReferenceQuality]) -> None:
+    words = {None: "-", True: "YES", False: "no"}
+    console.table(
+        (
+            *("reference", "seconds", "speech s", "used s"),
+            *("level dB", "SNR dB", "clipped", "two voices"),
+        ),
+        [
+            (
+                one.path,
+                *(f"{value:.1f}" for value in (one.seconds, one.speech_s, one.used_s)),
+                f"{one.level_db:.1f}",
+                "-" if one.snr_db is None else f"{one.snr_db:.0f}",
+                f"{100 * one.clipped:.1f} %",
+                words[one.two_voices],
+            )
+            for one in qualities
+        ],
+    )
+
+
+def _show_profiles(sources: Sequence[Path], *, listed: bool, as_json: bool) -> None:
+    """Show profiles one by one, or list those of folders with an error for each damaged one."""
+    from mcspex_cli import files
+    from mcspex_cli.extraction.profile import find_profiles, read_profile
+
+    profiles: list[tuple[Path, Profile]] = []
+    damaged = 0
+    for source in sources:
+        if listed:
+            files.check_exists(source)
+        for place in find_profiles(source) if listed and source.is_dir() else [source]:
+            try:
+                profiles.append((place, read_profile(place)))
+            except CheckpointError as error:
+                if not listed:
+                    raise
+                console.error(str(error))
+                damaged += 1
+    if as_json:
+        console.data([profile.to_dict(place) for place, profile in profiles], indent=2)
+    elif listed:
+        rows = [
+            (
+                *(str(place), profile.name, profile.created),
+                f"{max(one.seconds for one in profile.models):.1f}",
+                ", ".join(one.name for one in profile.models),
+            )
+            for place, profile in profiles
+        ]
+        console.table(("profile", "name", "created", "speech s", "models"), rows)
+    else:
+        for place, profile in profiles:
+            lines = [("profile", str(place)), ("name", profile.name), ("created", profile.created)]
+            for one in profile.models:
+                lines.append(("model", f"{one.label}, {console.duration(one.seconds)} of speech"))
+            console.facts(lines)
+            _show_qualities(profile.qualities)
+    if damaged:
+        raise CheckpointError(f"{console.count(damaged, 'profile')} cannot be used, see above.")

@@ -23,11 +23,9 @@ from mcspex_cli.cli.options import choice, flag, option
 from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
+    from mcspex_cli import EngineSettings, Extractor, Voice
     from mcspex_cli.audio import Samples
-    from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.presence import Calibration
-    from mcspex_cli.extraction.reference import Voice
-    from mcspex_cli.extraction.runtime import EngineSettings
     from mcspex_cli.extraction.streaming import LiveExtractor
 
 ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", "f32": "FLOAT"}
@@ -44,6 +42,8 @@ _OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa
 
 _LATE_S = 0.25
 """Lateness that is told; and then each time that it has doubled."""
+
+_FASTER = "Use a longer --latency, or a smaller model."
 
 
 def _policies() -> dict[str, str]:
@@ -135,7 +135,7 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     form_out = replace(form, channels=1)
     if request.output_device is not None:
         loudspeaker = SoundCard(request.output_device, "output", form.sample_rate_hz)
-    sink = loudspeaker or Stdout(form_out)
+    write = loudspeaker.write if loudspeaker else _stdout_writer(form_out)
     if not request.quiet:
         mixed = ", which are mixed" if form.channels > 1 else ""
         console.say(f"in: {microphone or form}{mixed}; out: {loudspeaker or form_out}")
@@ -163,7 +163,7 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
             inflow.end()
 
         with console.ending_gently(stop), suppress(BrokenPipeError):
-            _work(request, extraction, inflow, sink.write, extractor.engine.calibration)
+            _work(request, extraction, inflow, write, extractor.engine.calibration)
     if interrupted.is_set():
         console.error("interrupted. All sound that had arrived before is done.")
         click.get_current_context().exit(130)
@@ -173,7 +173,7 @@ def _load(request: LiveRequest, references: list[Path]) -> tuple[Extractor, Voic
     """Load the model, enroll the voice, and compute once, as the first time takes longer."""
     import numpy as np
 
-    from mcspex_cli.extraction.extractor import Extractor
+    from mcspex_cli import Extractor
     from mcspex_cli.extraction.job import check_presence
     from mcspex_cli.extraction.reference import check_sources
 
@@ -256,7 +256,7 @@ class _Clock:
             self._limit_s = 2 * late_s
             console.warn(
                 f"this machine is too slow: it is {late_s:.1f} s behind. Nothing is lost, but the "
-                "delay grows. Use a longer --latency, or a smaller model."
+                f"delay grows. {_FASTER}"
             )
 
     def wait(self, write: Callable[[Samples], None], samples: Samples) -> None:
@@ -358,12 +358,8 @@ class Inflow:
                 return
             except queue.Full:
                 if not waits:
-                    self.end(
-                        AudioError(
-                            f"{self.name}: this machine is too slow, and too much sound waits. "
-                            "Use a longer --latency, or a smaller model."
-                        )
-                    )
+                    slow = "this machine is too slow, and too much sound waits. " + _FASTER
+                    self.end(AudioError(f"{self.name}: {slow}"))
 
     def end(self, error: McspexError | None = None) -> None:
         """Take no more blocks; those that wait are still given, and then the error is raised."""
@@ -399,14 +395,7 @@ class Inflow:
 
 
 def _open_stdin(raw: SoundFormat | None) -> tuple[SoundFormat, Inflow]:
-    """Begin to read standard input: WAV, or raw samples if it has no WAV header.
-
-    Args:
-        raw: what raw samples are; None if that is not known.
-
-    Raises:
-        AudioError: standard input is a terminal, closed, empty, or sound of another kind.
-    """
+    """Begin to read standard input: WAV, or without a WAV header samples that are like `raw`."""
     console.check_sound_input("Pipe sound into it, or use --input-device.")
     descriptor = sys.stdin.fileno()  # its buffer would be locked by a thread that waits for sound
     start = _read(descriptor, 4)
@@ -471,11 +460,7 @@ def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> No
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """Bytes from standard input: `size` of them, or fewer at its end.
-
-    Raises:
-        AudioError: it cannot be read.
-    """
+    """Bytes from standard input: `size` of them, or fewer at its end."""
     data = b""
     try:
         while len(data) < size and (more := os.read(descriptor, size - len(data))):
@@ -522,74 +507,50 @@ def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
     raise broken
 
 
-class Stdout:
-    """Standard output as a place for sound.
+def _stdout_writer(form: SoundFormat) -> Callable[[Samples], None]:
+    """A function that writes samples [sample] to standard output at once.
 
-    Raises:
-        OutputError: it is a terminal, or closed.
+    It raises a BrokenPipeError if the program that reads them has ended.
     """
+    console.check_sound_output()
+    descriptor, header = sys.stdout.fileno(), form.header()
 
-    def __init__(self, form: SoundFormat) -> None:
-        console.check_sound_output()
-        self._form, self._descriptor = form, sys.stdout.fileno()
-        self._header = form.header()
-
-    def write(self, samples: Samples) -> None:
-        """Write samples [sample] at once.
-
-        Raises:
-            BrokenPipeError: the program that reads them has ended.
-            OutputError: the disk is full.
-        """
-        data = memoryview(self._header + self._form.encode(samples))
-        self._header = b""
+    def write(samples: Samples) -> None:
+        nonlocal header
+        data = memoryview(header + form.encode(samples))
+        header = b""
         try:
             while data:
-                data = data[os.write(self._descriptor, data) :]
+                data = data[os.write(descriptor, data) :]
         except BrokenPipeError:
             raise
         except OSError as error:
             raise OutputError(f"standard output: writing failed ({error.strerror}).") from error
 
+    return write
+
 
 def _load_sounddevice() -> Any:
-    """The package that plays and records.
-
-    Raises:
-        McspexError: it, or the library below it, is missing.
-    """
+    """The package that plays and records."""
     try:
         import sounddevice
     except ImportError as error:
-        raise McspexError(
-            "sound cards need the package sounddevice: pip install 'mcspex[live]'"
-        ) from error
+        advice = "the package sounddevice: pip install 'mcspex[live]'"
+        raise McspexError(f"sound cards need {advice}") from error
     except OSError as error:
-        raise McspexError(
-            "sound cards need the library PortAudio (on Debian: apt install libportaudio2)."
-        ) from error
+        advice = "the library PortAudio (on Debian: apt install libportaudio2)."
+        raise McspexError(f"sound cards need {advice}") from error
     return sounddevice
 
 
-def _list_devices() -> list[tuple[str, ...]]:
-    """Every sound card: name, number, channels in and out, rate.
-
-    Raises:
-        McspexError: there is none, or it cannot be used.
-    """
+def _list_devices() -> Iterator[tuple[str, ...]]:
+    """Every sound card: name, number, channels in and out, rate."""
     devices = _load_sounddevice().query_devices()
     if not len(devices):
         raise McspexError("there is no sound card. Use pipes instead: mcspex live --help")
-    return [
-        (
-            device["name"],
-            str(number),
-            str(device["max_input_channels"]),
-            str(device["max_output_channels"]),
-            f"{device['default_samplerate']:g}",
-        )
-        for number, device in enumerate(devices)
-    ]
+    for number, device in enumerate(devices):
+        channels = (str(device[f"max_{kind}_channels"]) for kind in ("input", "output"))
+        yield (device["name"], str(number), *channels, f"{device['default_samplerate']:g}")
 
 
 class SoundCard:
@@ -606,6 +567,7 @@ class SoundCard:
 
     def __init__(self, device: str, kind: str, sample_rate_hz: int | None) -> None:
         self._library = _load_sounddevice()
+        self._stream: Any = None
         self.device: int | str = int(device) if device.isdecimal() else device
         with _card_errors(device):
             info = self._library.query_devices(self.device, kind)
@@ -614,8 +576,12 @@ class SoundCard:
             check(self.device, samplerate=self.sample_rate_hz, channels=1, dtype="float32")
 
     def __str__(self) -> str:
-        """As people read it."""
         return f"sound card {self.device}, {self.sample_rate_hz} Hz, mono"
+
+    def _start(self, kind: Callable[..., Any], **options: Any) -> None:
+        with _card_errors(self.device):
+            self._stream = kind(self.sample_rate_hz, 0, self.device, 1, "float32", **options)
+            self._stream.start()
 
     def record(self) -> Inflow:
         """Begin to record."""
@@ -626,26 +592,19 @@ class SoundCard:
                 inflow.warnings.append("the sound card lost some sound: this machine was too busy.")
             inflow.put(block.T.copy(), waits=False)
 
-        with _card_errors(self.device):
-            self._stream = self._library.InputStream(
-                self.sample_rate_hz, 0, self.device, 1, "float32", callback=take
-            )
-            self._stream.start()
+        self._start(self._library.InputStream, callback=take)
         return inflow
 
     def write(self, samples: Samples) -> None:
         """Play samples [sample]; waits until the card takes them."""
+        if self._stream is None:
+            self._start(self._library.OutputStream)
         with _card_errors(self.device):
-            if not hasattr(self, "_stream"):
-                self._stream = self._library.OutputStream(
-                    self.sample_rate_hz, 0, self.device, 1, "float32"
-                )
-                self._stream.start()
             self._stream.write(samples[:, None])
 
     def close(self) -> None:
         """Play what is left, and give the card back."""
-        if hasattr(self, "_stream"):
+        if self._stream is not None:
             self._stream.stop()
             self._stream.close()
 

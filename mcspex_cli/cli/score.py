@@ -309,8 +309,8 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
 
 def _open_verifier(request: ScoreRequest, pairings: Sequence[Pairing]) -> CompareWith:
     """Load the model, after what can be refused without it."""
+    from mcspex_cli import Extractor
     from mcspex_cli.evaluation.recognition import open_verifier
-    from mcspex_cli.extraction.extractor import Extractor
     from mcspex_cli.extraction.reference import check_sources
 
     model = options.find_model(request.model, offline=request.offline)
@@ -323,16 +323,9 @@ def choose_metrics(
 ) -> tuple[str, ...]:
     """The metrics of a --metrics, or without one all that are installed and meant.
 
-    Args:
-        names: of the option.
-        given: what there is to compare with, as `Metric.needs` names it. With a truth, metrics
-            that need none are only meant if they are named, or if references or transcripts are
-            given for them.
-        only_truth: whether metrics that need no truth are refused.
-
-    Raises:
-        UsageError: a metric is unknown, or needs something that is not given; or there is none.
-        ConfigError: a metric's package is not installed.
+    `given` is what there is to compare with, as `Metric.needs` names it. With a truth, metrics that
+    need none are only meant if they are named, or if references or transcripts are given for them.
+    With `only_truth`, they are refused.
     """
     from mcspex_cli.evaluation.metrics import METRICS, check_installed
 
