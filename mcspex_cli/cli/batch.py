@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
@@ -30,14 +30,11 @@ def _resources(_: click.Context, __: click.Parameter, text: str | None) -> dict[
     """--resources as amounts of "cpu" and "gpu"."""
     amounts = {}
     for part in text.split(",") if text else ():
-        name, amount = (*part.strip().split("=", 1), "")[:2]
-        try:
-            amounts[name] = float(amount)
-        except ValueError:
-            amounts[name] = -1.0
-        if name not in ("cpu", "gpu") or not 0 <= amounts[name] < 1e4:
+        match = re.fullmatch(r"(cpu|gpu)=(\d{1,4}|\d{0,4}\.\d+)", part.strip())
+        if not match:
             raise click.BadParameter(f"{part!r} is neither cpu=N nor gpu=N, as in gpu=1,cpu=4.")
-        if amounts[name] > 1 and amounts[name] % 1:
+        amounts[match[1]] = amount = float(match[2])
+        if amount > 1 and amount % 1:
             raise click.BadParameter(f"{part!r}: above 1 only whole numbers are possible.")
     return amounts
 
@@ -50,21 +47,16 @@ def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
 
 
 def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int]:
-    """--shard as (I, N); without one, Slurm's place in its array, or all."""
-    if text is None:
-        return _slurm_shard(os.environ)
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
-
-
-def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This task's place among those of its Slurm array, counted from 1."""
-    if "SLURM_ARRAY_TASK_ID" not in environment:
+    """--shard as (I, N); without one, this task's place in its Slurm array, or all."""
+    if text is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
+        return int(match[1]), int(match[2])
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
         return 1, 1
     defaults = {"ID": "0", "MIN": "0", "STEP": "1", "COUNT": "1"}
-    texts = [environment.get(f"SLURM_ARRAY_TASK_{name}", text) for name, text in defaults.items()]
+    texts = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", text) for name, text in defaults.items()]
     if not all(text.isdecimal() for text in texts):
         raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is no number; name I/N.")
     task, first, step, count = map(int, texts)
@@ -226,14 +218,11 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         console.warn(text)
     model = options.find_model(request.model, offline=request.offline, quiet=not shown)
     check_presence(model, model.calibration, request.extraction.absent)
-    resources = {
-        "cpus": request.resources.get("cpu", 2.0),
-        "gpus": request.resources.get("gpu", request.gpus),
-    }
     runtime = "torch" if request.runtime == "auto" else request.runtime
     decided = {
-        **{"model": model, "runtime": runtime},
-        **{"options": request.extraction, **resources},
+        **{"model": model, "runtime": runtime, "options": request.extraction},
+        "cpus": request.resources.get("cpu", 2.0),
+        "gpus": request.resources.get("gpu", request.gpus),
     }
     settings = options.filled(run.BatchSettings, values | decided)
     plan.check_profiles(batch_plan, model)

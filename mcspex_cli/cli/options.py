@@ -118,12 +118,8 @@ class TableOption(click.Option):
     """An option whose choices are the rows of a table that takes long to import.
 
     The table is only imported for the help of the command, and for another value than the default.
-
-    Args:
-        args: As of `click.Option`.
-        rows: Gives the table: what each choice means, by its name.
-        strict: Whether other values are refused; else the command checks them.
-        kwargs: As of `click.Option`.
+    `rows` gives it: what each choice means, by its name. Without `strict` the command itself checks
+    other values.
     """
 
     def __init__(
@@ -154,11 +150,9 @@ def choice(rows: Callable[[], Mapping[str, str]], text: str, *names: str, **sett
 
 
 def table(module: str, name: str) -> Callable[[], dict[str, str]]:
-    """The rows of a table of the package, for `choice`: dots before names of suffixes are left out.
+    """The rows of a table of the package for `choice`, like ("extraction.levels", "LEVELS").
 
-    Args:
-        module: like "extraction.levels".
-        name: of a mapping whose values may have a `help`, or of a sequence of names.
+    It is a mapping whose values may have a `help`, or a sequence; a dot before a name is left out.
     """
 
     def rows() -> dict[str, str]:
