@@ -242,8 +242,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         _show_plan(work, as_json=request.as_json)
         return
     failed = _work(work, shown=shown, verbose=request.verbose)
-    with console.progress("scoring", shown=shown) as update:
-        results.score(batch_plan, settings, scoring, lambda share: update(completed=share))
+    with console.progress("scoring", shown=shown) as bar:
+        results.score(batch_plan, settings, scoring, lambda share: bar.update(completed=share))
     report, record = results.write(
         batch_plan, settings, scoring, sys.argv, request.groups, request.group_by
     )
@@ -326,13 +326,13 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     failed = done = 0
     try:
         with (
-            console.progress("extracting", run.seconds(work.todo), shown=shown) as update,
+            console.progress("extracting", run.seconds(work.todo), shown=shown) as bar,
             console.ending_gently(stopping.set),
         ):
             for outcome in engines.run(work, stopping):
                 _show(outcome, warned, verbose=verbose)
                 failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
-                update(advance=outcome.task.seconds or 0.0)
+                bar.advance(outcome.task.seconds or 0.0)
     except DiskFullError as error:
         ended = journal.Journal(work.plan.folder)
         left = sum(not ended.result(task, work.key) for task in work.todo)

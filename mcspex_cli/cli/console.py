@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 import click
 
@@ -244,15 +244,18 @@ def figures(row: Mapping[str, Any]) -> tuple[str, str]:
     return speed, f"gain {gains} dB, speaks {row['active_s']:.1f} s"
 
 
-@contextmanager
-def progress(
-    label: str, total: float | None = 1.0, *, shown: bool = True
-) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; invisible unless `shown` and stderr is a terminal.
+class Bar(NamedTuple):
+    """A progress bar."""
 
-    Yields:
-        A function to call with `completed` or `advance`, perhaps `total` and `description`.
-    """
+    advance: Callable[[float], None]
+    """Adds to what is done."""
+    update: Callable[..., None]
+    """Sets `completed`, `total` or `description`."""
+
+
+@contextmanager
+def progress(label: str, total: float | None = 1.0, *, shown: bool = True) -> Iterator[Bar]:
+    """A progress bar on stderr; invisible unless `shown` and stderr is a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     visible = shown and sys.stderr is not None and sys.stderr.isatty()
@@ -262,7 +265,8 @@ def progress(
         if visible:
             _bars.append(bar)
         try:
-            yield partial(bar.update, bar.add_task(label, total=total))
+            task = bar.add_task(label, total=total)
+            yield Bar(partial(bar.advance, task), partial(bar.update, task))
         finally:
             if visible:
                 _bars.remove(bar)
@@ -287,11 +291,11 @@ def track(
     """
     began_s = told_s = time.monotonic()
     done = 0.0
-    with progress(label, total, shown=shown) as update:
+    with progress(label, total, shown=shown) as bar:
         for item in items:
             yield item
             done += size(item)
-            update(completed=done)
+            bar.update(completed=done)
             now_s = time.monotonic()
             if shown and not _bars and now_s - told_s >= 60 and done < total:
                 told_s = now_s

@@ -238,11 +238,9 @@ def _work(
     failed: list[McspexError] = []
     name = jobs[0].id or jobs[0].mixture.name if len(jobs) == 1 else f"{len(jobs)} mixtures"
     with (
-        console.progress(name, seconds or None, shown=not request.is_silent) as update,
+        console.progress(name, seconds or None, shown=not request.is_silent) as bar,
         # Closed, so that an interrupt here does not write what is left.
-        closing(
-            extractor.extract_files(jobs, request.extraction, lambda done_s: update(advance=done_s))
-        ) as results,
+        closing(extractor.extract_files(jobs, request.extraction, bar.advance)) as results,
     ):
         for job, result in results:
             if not isinstance(result, McspexError):

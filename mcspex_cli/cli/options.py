@@ -379,12 +379,12 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
     from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
 
     received = 0
-    with console.progress(str(name), None, shown=not quiet) as update:
+    with console.progress(str(name), None, shown=not quiet) as bar:
 
         def show(count: int, total: int) -> None:
             nonlocal received
             received += count
-            update(completed=received, total=total)
+            bar.update(completed=received, total=total)
 
         info = pull(name, show)
     load_checkpoint(info)

@@ -466,8 +466,10 @@ def report(
     """
     from mcspex_cli.evaluation.page import read_runs, write_page
 
-    with console.progress("comparing") as update:
-        page = write_page(read_runs(runs), output, settings, lambda share: update(completed=share))
+    with console.progress("comparing") as bar:
+        page = write_page(
+            read_runs(runs), output, settings, lambda share: bar.update(completed=share)
+        )
     for warning in page.warnings:
         console.warn(warning)
     size = console.size(output.stat().st_size)

@@ -133,10 +133,10 @@ def train(
         console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
     with (
         console.ending_gently(trainer.stopping.set),
-        console.progress("training", shown=leads) as update,
+        console.progress("training", shown=leads) as bar,
     ):
         for progress in trainer.run():
-            update(completed=progress.share, description=f"step {progress.step}")
+            bar.update(completed=progress.share, description=f"step {progress.step}")
             if leads:
                 console.say(_progress_line(progress, trainer.left_s))
     if leads and not trainer.finished:

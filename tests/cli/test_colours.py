@@ -6,18 +6,42 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
-pytest.importorskip("pty")
-
-from tests.cli.terminals import in_terminal
+pty = pytest.importorskip("pty")
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
+
+
+def in_terminal(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> tuple[int, str]:
+    """Run a command whose input, output and errors are a terminal; its exit code and output."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while block := os.read(ours, 4096):
+            said += block
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(timeout=60), said.decode(errors="replace")
 
 
 @pytest.fixture
@@ -83,7 +107,7 @@ def test_progress_bars_and_their_absence_from_a_log(
 def test_a_progress_bar_without_colours(tmp_path: Path) -> None:
     code = (
         "from mcspex_cli.cli import console\n"
-        "with console.progress('working', 2) as update: update(advance=1)"
+        "with console.progress('working', 2) as bar: bar.advance(1)"
     )
     for no_color, coloured in (("", True), ("1", False)):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": no_color}
@@ -101,8 +125,8 @@ def test_none_in_a_pipe(tmp_path: Path) -> None:
 def test_nothing_is_said_in_a_bars_line(tmp_path: Path) -> None:
     code = (
         "from mcspex_cli.cli import console\n"
-        "with console.progress('working', 2) as update:\n"
-        "    update(advance=1, refresh=True)\n"
+        "with console.progress('working', 2) as bar:\n"
+        "    bar.update(advance=1, refresh=True)\n"
         "    console.warn('careful')\n"
         "    console.say('a [b] ' + 'long ' * 40)\n"
         "console.say('after')\n"

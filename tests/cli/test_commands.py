@@ -135,15 +135,10 @@ def test_interrupted_training_goes_on_where_it_stopped(corpus: Path) -> None:
     )
 
 
-def test_train_without_a_config_is_one_line(tmp_path: Path) -> None:
-    done = run("train", tmp_path / "none.toml")
-    assert done.exit_code == 1
-    assert done.stderr.count("\n") == 1
-
-
-def test_simulate_without_a_recipe_is_one_line(tmp_path: Path) -> None:
-    done = run("simulate", "--recipe", tmp_path / "none.csv", "-o", tmp_path / "out")
-    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    recipe = ("simulate", "--recipe", tmp_path / "none.csv", "-o", tmp_path / "out")
+    for done in (run("train", tmp_path / "none.toml"), run(*recipe)):
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "out").exists()
 
 

@@ -466,6 +466,7 @@ def test_a_folder_comes_before_a_bundled_name_and_that_before_the_hub(
     for name in (DEFAULT_MODEL, REPO):
         shutil.copytree(tiny_folder, tmp_path / name)
         assert find_checkpoint(name).source == "folder"
+    assert find_checkpoint().source == "bundled"  # the default, whatever lies here
     assert not hub.requests
 
 
@@ -479,15 +480,6 @@ def test_a_folder_without_a_model_hides_none(
     assert find_checkpoint(REPO).source == "hub"
     (tmp_path / "empty").mkdir()
     assert "empty: not a model, because it has no config" in run("models", "show", "empty").stderr
-
-
-def test_the_default_is_the_bundled_one_whatever_lies_here(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(tiny_folder, tmp_path / DEFAULT_MODEL)
-    monkeypatch.chdir(tmp_path)
-    assert find_checkpoint(DEFAULT_MODEL).source == "folder"
-    assert find_checkpoint().source == "bundled"
 
 
 def test_an_empty_name_is_none(scene: Path) -> None:
