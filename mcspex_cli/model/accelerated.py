@@ -11,15 +11,14 @@ x ── 1x1 ── u ── PReLU · norm 1 · depthwise ── v ── PReLU 
       (moments of PReLU(u))      (one pass; moments of q)      (one product)
 ```
 
-Between products, forward and back are five passes over the features (`PASSES`), which
-torch.compile makes one loop each. Everything works in the precision of the features, float32
-or autocast's bfloat16, with sums and the gradients of parameters in float32.
+Between products, forward and back are five passes over the features, which torch.compile makes
+one loop each. Everything works in the precision of the features, float32 or autocast's bfloat16,
+with sums and the gradients of parameters in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -38,14 +37,9 @@ def accelerate(system: System, *, compiled: bool = False) -> System:
     """Have `system` itself train faster; parameters and their names stay what they are.
 
     Blocks with another norm than gLN keep torch's own modules. Copies for validation are best
-    made before.
-
-    Args:
-        system: the network, changed in place.
-        compiled: make each pass one loop with torch.compile, which takes a minute once and
-            needs a C++ compiler (on a GPU, Triton).
+    made before. `compiled` makes each pass one loop with torch.compile, which takes a minute once
+    and needs a C++ compiler (on a GPU, Triton).
     """
-    passes = _compiled_passes() if compiled else PASSES
     for module in system.modules():
         if isinstance(module, MultiScaleEncoder):
             module.__class__ = FrameEncoder
@@ -54,7 +48,7 @@ def accelerate(system: System, *, compiled: bool = False) -> System:
         elif isinstance(module, TCNBlock) and isinstance(module.norm_1, GlobalLayerNorm):
             concat = isinstance(module, ConcatBlock)
             module.__class__ = AcceleratedConcatBlock if concat else AcceleratedBlock
-            module.passes = passes  # type: ignore[assignment]
+            module.compiled = compiled  # type: ignore[assignment]
         elif isinstance(module, nn.Conv1d) and module.kernel_size == (1,):
             module.__class__ = Pointwise
     if compiled:
@@ -75,7 +69,7 @@ class Pointwise(nn.Conv1d):
 class AcceleratedBlock(TCNBlock):
     """A `TCNBlock` with gLN as one autograd function."""
 
-    passes: Passes
+    compiled: bool
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """As `TCNBlock.forward`, and by it if not all frames are valid."""
@@ -86,7 +80,7 @@ class AcceleratedBlock(TCNBlock):
     def refine(self, features: Tensor, bias: Tensor) -> Tensor:
         """Refine `features` [batch, channel, frame], the widening's bias [batch, hidden] given."""
         refined: Tensor = BlockFunction.apply(  # type: ignore[no-untyped-call]
-            self.passes,
+            self.compiled,
             self.depthwise.dilation[0],
             features.transpose(1, 2),
             self.widen.weight.squeeze(-1),
@@ -125,13 +119,7 @@ class BlockFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        passes: Passes,
-        dilation: int,
-        x: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, compiled: bool, dilation: int, x: Tensor, *parameters: Tensor) -> Tensor:
         """Refine x; `parameters` as `AcceleratedBlock.refine` gives them."""
         widen, bias, slope_1, gain_1, shift_1, taps, look_bias = parameters[:7]
         slope_2, gain_2, shift_2, narrow, narrow_bias = parameters[7:]
@@ -140,10 +128,10 @@ class BlockFunction(torch.autograd.Function):
         dtype, count = x.dtype, x.shape[1] * len(widen)
         with torch.autocast(x.device.type, enabled=False):
             u = torch.baddbmm(bias[:, None].to(dtype), x, _batched(widen.t(), x))
-            mean_1, deviation_1 = _statistics(passes.moments(u, slope_1), count)
+            mean_1, deviation_1 = _statistics(_pass(_moments, compiled)(u, slope_1), count)
             scale = deviation_1[:, None] * gain_1
             offset = shift_1 - mean_1[:, None] * scale
-            v, q, *sums = passes.look(
+            v, q, *sums = _pass(_look, compiled)(
                 u, slope_1, scale[:, None], offset[:, None], taps.t(), look_bias, slope_2, dilation
             )
             mean_2, deviation_2 = _statistics(sums, count)
@@ -153,7 +141,7 @@ class BlockFunction(torch.autograd.Function):
             y = torch.baddbmm(base, q, project.transpose(1, 2).to(dtype))
         statistics = mean_1, deviation_1, mean_2, deviation_2
         ctx.save_for_backward(x, u, v, q, *statistics, *parameters)
-        ctx.passes, ctx.dilation = passes, dilation
+        ctx.compiled, ctx.dilation = compiled, dilation
         return y
 
     @staticmethod
@@ -162,7 +150,7 @@ class BlockFunction(torch.autograd.Function):
         x, u, v, q, mean_1, deviation_1, mean_2, deviation_2, *parameters = ctx.saved_tensors
         widen, _, slope_1, gain_1, shift_1, taps, _ = parameters[:7]
         slope_2, gain_2, shift_2, narrow, _ = parameters[7:]
-        passes, dilation, dtype, frames = ctx.passes, ctx.dilation, x.dtype, x.shape[1]
+        compiled, dilation, dtype, frames = ctx.compiled, ctx.dilation, x.dtype, x.shape[1]
         d_y = d_y.to(dtype)
 
         # y = x + narrow (gain_2 (q - mean_2) deviation_2 + shift_2): sums over frames suffice.
@@ -178,8 +166,9 @@ class BlockFunction(torch.autograd.Function):
         d_q = torch.bmm(d_y, (narrow * scale[:, None]).to(dtype))
 
         # q = PReLU(v), v = depthwise(p scale + offset), p = PReLU(u).
-        d_v, d_slope_2 = passes.activation_back(d_q, v, q, slope_2, constant, slope)
-        products = passes.tap_sums(d_v, u, slope_1, dilation)
+        back = _pass(_activation_back, compiled)
+        d_v, d_slope_2 = back(d_q, v, q, slope_2, constant, slope)
+        products = _pass(_tap_sums, compiled)(d_v, u, slope_1, dilation)
         total = _wide(d_v).sum(1)
         margin = min(dilation, frames)
         first, last = _wide(d_v[:, :margin]).sum(1), _wide(d_v[:, -margin:]).sum(1)
@@ -193,7 +182,8 @@ class BlockFunction(torch.autograd.Function):
             by_p, by_one_1, mean_1, deviation_1, gain_1, frames
         )
         weights = (by_tap * scale)[:, :, None]
-        d_u, d_slope_1 = passes.look_back(d_v, u, slope_1, weights, constant, slope, dilation)
+        back = _pass(_look_back, compiled)
+        d_u, d_slope_1 = back(d_v, u, slope_1, weights, constant, slope, dilation)
 
         rows = d_u.flatten(0, 1)
         return (
@@ -231,13 +221,8 @@ def _norm_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a norm's gradients are, from sums over its frames.
 
-    Args:
-        by_value: the output's gradient times what was normalised, summed [batch, hidden].
-        by_one: the output's gradient, summed [batch, hidden].
-        mean: of what was normalised [batch].
-        deviation: the reciprocal one [batch].
-        gain: the norm's [hidden].
-        frames: how many were summed.
+    `by_value` is the output's gradient times what was normalised, `by_one` the output's gradient,
+    both summed [batch, hidden]. `mean` and `deviation` are [batch], `gain` is [hidden].
 
     Returns:
         The gain's gradient [hidden]; and a constant and a slope [batch, 1, 1]: the input's
@@ -326,21 +311,7 @@ def _look_back(
     return torch.where(negative, slope_1 * d_p, d_p).to(u.dtype), d_slope
 
 
-@dataclass(frozen=True)
-class Passes:
-    """What is done to features between a block's products, as functions or compiled."""
-
-    moments: Callable[..., tuple[Tensor, Tensor]]
-    look: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-    activation_back: Callable[..., tuple[Tensor, Tensor]]
-    tap_sums: Callable[..., tuple[Tensor, ...]]
-    look_back: Callable[..., tuple[Tensor, Tensor]]
-
-
-PASSES = Passes(_moments, _look, _activation_back, _tap_sums, _look_back)
-
-
 @cache
-def _compiled_passes() -> Passes:
-    """The same with torch.compile, which takes long to import."""
-    return Passes(*(torch.compile(function) for function in vars(PASSES).values()))
+def _pass(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    """One of the functions above as it is or compiled; torch.compile takes long to import."""
+    return torch.compile(function) if compiled else function

@@ -9,9 +9,10 @@ comes out as it does alone. If `valid` is None, all frames are valid, and nothin
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 
@@ -56,17 +57,46 @@ class ChannelLayerNorm(nn.LayerNorm):
 class BatchNorm(nn.BatchNorm1d):
     """Normalise each channel by its statistics in training.
 
-    Shape: [batch, channel, frame], kept. In training, the statistics see all valid frames.
+    Shape: [batch, channel, frame], kept. In training, the statistics see all valid frames, those of
+    all processes that train together (`torch.nn.SyncBatchNorm` does that on GPUs only).
     """
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Normalise `features` [batch, channel, frame]."""
-        if valid is None or not self.training:
+        shared = distributed.is_available() and distributed.is_initialized()
+        if not self.training or (valid is None and not shared):
             return super().forward(features)
-        rows, chosen = features.transpose(1, 2), valid.squeeze(1)
-        normalised = torch.zeros_like(rows)
-        normalised[chosen] = super().forward(rows[chosen])
-        return normalised.transpose(1, 2)
+        values = zeroed(features.to(torch.promote_types(features.dtype, torch.float32)), valid)
+        frames = features[:, 0].numel() if valid is None else valid.sum()
+        counts = values.new_ones(values.shape[1]) * frames
+        total = torch.stack((values.sum((0, 2)), values.square().sum((0, 2)), counts))
+        if shared:
+            total = _SumOfProcesses.apply(total)  # type: ignore[no-untyped-call]
+        mean, square, count = total[0] / total[2], total[1] / total[2], total[2]
+        variance = (square - mean.square()).clamp_min(0)
+        if self.running_mean is not None and self.running_var is not None:
+            momentum = self.momentum or 0.0
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * count / (count - 1), momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        normalised = (features - mean[:, None]) * scale[:, None] + self.bias[:, None]
+        return normalised.to(features.dtype)
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    """The sum over all processes; every one's loss depends on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _SumOfProcesses.forward(None, gradient)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

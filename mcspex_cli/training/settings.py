@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -112,7 +112,8 @@ class MixtureSettings:
 
     def to_dict(self) -> dict[str, object]:
         """The settings for a checkpoint's provenance: of paths, only the last name."""
-        return {key: _without_folders(value) for key, value in asdict(self).items()}
+        settings: dict[str, object] = msgspec.to_builtins(self, enc_hook=lambda path: path.name)
+        return settings
 
 
 @dataclass(frozen=True)
@@ -298,12 +299,3 @@ def _check_sexes(path: Path, mixtures: MixtureSettings) -> None:
             f"{path}: [mixtures] same_sex needs to know the speakers. Add speakers_csv, "
             "a list of CSV files with the columns speaker and sex."
         )
-
-
-def _without_folders(value: object) -> object:
-    """A setting's value with each path cut to its last name."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [_without_folders(each) for each in value]
-    return value

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import math
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
+from torch import distributed, nn
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.training.data import Corpus
-from mcspex_cli.training.distributed import Team
 from mcspex_cli.training.growth import build_system, match_level
 from mcspex_cli.training.mixtures import MixtureSampler
 from mcspex_cli.training.optimisation import Losses, Optimiser, multi_scale_loss, rate_factor
@@ -79,7 +82,10 @@ class Trainer:
         self.average = deepcopy(self.system).eval().requires_grad_(False)
         if settings.run.compile:  # uncompiled, its passes are slower than torch's own modules
             accelerate(self.system, compiled=True)
-        self.network = self.team.share(self.system)
+        self.network: nn.Module = self.system
+        if self.team.size > 1:
+            places = [self.device] if self.device.type == "cuda" else None
+            self.network = nn.parallel.DistributedDataParallel(self.system, device_ids=places)
         self.optimiser = Optimiser(self.system, settings.optimiser)
         if state:
             self._restore(state)
@@ -360,3 +366,66 @@ class ProgressLog:
                 if value is not None:
                     self.writer.add_scalar(name, value, progress.step)
             self.writer.flush()
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str) -> Team:
+        """Meet the others, if torchrun started this process.
+
+        "auto" and "cuda" then mean a GPU for each.
+
+        Raises:
+            EngineError: there is no such device, or one GPU is named for all.
+        """
+        if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+            return cls(0, 1, choose_device(device))
+        if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+            device = f"cuda:{distributed.get_node_local_rank()}"
+        elif device.startswith("cuda:"):
+            raise EngineError(f'device {device!r} is one GPU for all processes. Use "cuda".')
+        chosen = choose_device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        if not distributed.is_initialized():
+            # Clocks and counts are agreed on the CPU, so that no GPU waits for them; an hour,
+            # because the first meeting waits for the slowest to decode its corpus.
+            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(hours=1))
+        return cls(distributed.get_rank(), distributed.get_world_size(), chosen)
+
+    def leave(self) -> None:
+        """Part from the others; nobody may hold a network that they share any more.
+
+        What still does when the interpreter ends takes threads with it, and now and then aborts.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+            gc.collect()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def highest(self, values: Sequence[float]) -> list[float]:
+        """Each value's maximum over the team, so that all take the same turn."""
+        return self._reduce(values, "MAX")
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the team."""
+        return [total / self.size for total in self._reduce(values, "SUM")]
+
+    def _reduce(self, values: Sequence[float], operation: str) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation))
+        reduced: list[float] = tensor.tolist()
+        return reduced

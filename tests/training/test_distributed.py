@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint
 from mcspex_cli.errors import EngineError
-from mcspex_cli.training.distributed import Team
+from mcspex_cli.training.trainer import Team
 
 TOML = """
 [model]

@@ -49,8 +49,7 @@ def test_a_network_to_start_from_is_a_folder_beside_the_file_or_a_name(tmp_path:
 
 def test_a_checkpoint_is_told_no_folders(tmp_path: Path) -> None:
     text = '[mixtures]\nnoise_folder = "secret/musan"\nspeakers_csv = ["secret/who.csv"]'
-    kept = read(tmp_path, DATA + text).mixtures.to_dict()
-    assert json.loads(json.dumps(kept)) == kept
+    kept = json.loads(json.dumps(read(tmp_path, DATA + text).mixtures.to_dict()))
     assert (kept["noise_folder"], kept["speakers_csv"]) == ("musan", ["who.csv"])
     assert (kept["room_folder"], kept["snr_db"]) == (None, [-5.0, 5.0])
 
