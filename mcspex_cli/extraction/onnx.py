@@ -306,8 +306,6 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
     import torch
     from torch import Tensor, nn
 
-    from mcspex_cli.model.layers import Depthwise
-
     class Part(nn.Module):
         """One of the two uses of a `System`."""
 
@@ -322,9 +320,7 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
     plain = copy.deepcopy(system).cpu().float().eval().requires_grad_(False)
     for module in list(plain.modules()):
         for child, part in module.named_children():
-            if isinstance(part, Depthwise):  # under a compiler it would not be a convolution
-                part.__class__ = nn.Conv1d  # type: ignore[assignment]
-            elif isinstance(part, nn.PReLU):
+            if isinstance(part, nn.PReLU):
                 setattr(module, child, nn.LeakyReLU(part.weight.item()))
     signal = torch.zeros(2, 2 * system.least_reference_samples + 1)
     inputs = _INPUTS[name]

@@ -36,16 +36,20 @@ from mcspex_cli.model.systems import System
 def accelerate(system: System, *, compiled: bool = False) -> System:
     """Have `system` itself train faster; parameters and their names stay what they are.
 
-    Blocks with another norm than gLN keep torch's own modules. Copies for validation are best
-    made before. `compiled` makes each pass one loop with torch.compile, which takes a minute once
-    and needs a C++ compiler (on a GPU, Triton).
+    Blocks with another norm than gLN, or not three taps, keep torch's own modules. Copies for
+    validation are best made before. `compiled` makes each pass one loop with torch.compile, which
+    takes a minute once and needs a C++ compiler (on a GPU, Triton).
     """
     for module in system.modules():
         if isinstance(module, MultiScaleEncoder):
             module.__class__ = FrameEncoder
         elif isinstance(module, MultiScaleDecoder):
             module.__class__ = FrameDecoder
-        elif isinstance(module, TCNBlock) and isinstance(module.norm_1, GlobalLayerNorm):
+        elif (
+            isinstance(module, TCNBlock)
+            and isinstance(module.norm_1, GlobalLayerNorm)
+            and module.depthwise.kernel_size == (3,)
+        ):
             concat = isinstance(module, ConcatBlock)
             module.__class__ = AcceleratedConcatBlock if concat else AcceleratedBlock
             module.compiled = compiled  # type: ignore[assignment]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
 
 class GlobalLayerNorm(nn.GroupNorm):
@@ -76,8 +75,9 @@ class BatchNorm(nn.BatchNorm1d):
         variance = (square - mean.square()).clamp_min(0)
         if self.running_mean is not None and self.running_var is not None:
             momentum = self.momentum or 0.0
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(variance.detach() * count / (count - 1), momentum)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
@@ -112,33 +112,6 @@ def zeroed(features: Tensor, valid: Tensor | None) -> Tensor:
     return features if valid is None else features * valid
 
 
-class Depthwise(nn.Conv1d):
-    """Filter every channel on its own, with `dilation` frames between a kernel's taps.
-
-    Shape: [batch, channel, frame], kept.
-    """
-
-    def __init__(self, channels: int, kernel: int, dilation: int) -> None:
-        padding = dilation * (kernel - 1) // 2
-        super().__init__(
-            channels, channels, kernel, dilation=dilation, padding=padding, groups=channels
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Filter `features` [batch, channel, frame]."""
-        if not torch.compiler.is_compiling():
-            return super().forward(features)
-        # A compiler fuses sums of shifted products with the norms and activations around
-        # them, and a convolution with nothing: training on CPUs is twice as fast.
-        dilation, margin = self.dilation[0], int(self.padding[0])
-        padded = functional.pad(features, (margin, margin))
-        taps = self.weight.to(features.dtype).unbind(-1)
-        frames = features.shape[-1]
-        shifted = (padded[..., k * dilation :][..., :frames] * tap for k, tap in enumerate(taps))
-        total: Tensor = sum(shifted, start=padded.new_zeros(()))
-        return total if self.bias is None else total + self.bias.to(features.dtype).unsqueeze(-1)
-
-
 class TCNBlock(nn.Module):
     """Widen, look around with a dilated depthwise convolution, narrow, add to the input.
 
@@ -158,7 +131,10 @@ class TCNBlock(nn.Module):
         self.widen = nn.Conv1d(channels, hidden, 1)
         self.activation_1 = nn.PReLU()
         self.norm_1 = NORMS[norm](hidden)
-        self.depthwise = Depthwise(hidden, kernel, dilation)
+        padding = dilation * (kernel - 1) // 2
+        self.depthwise = nn.Conv1d(
+            hidden, hidden, kernel, dilation=dilation, padding=padding, groups=hidden
+        )
         self.activation_2 = nn.PReLU()
         self.norm_2 = NORMS[norm](hidden)
         self.narrow = nn.Conv1d(hidden, channels, 1)

@@ -180,16 +180,15 @@ def torchaudio_functional() -> ModuleType | None:
 def limit_band(
     signals: Tensor, lowest_hz: Tensor, highest_hz: Tensor, sample_rate_hz: int
 ) -> Tensor:
-    """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row].
+    """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row, 1].
 
     Above it fades out over 5 % of that frequency; below, towards 0 Hz by 12 dB per octave, as a
     second-order filter does.
     """
     spectrum = torch.fft.rfft(signals)
     hertz = torch.linspace(0, sample_rate_hz / 2, spectrum.shape[-1], device=signals.device)
-    edge, low = highest_hz[:, None], lowest_hz[:, None]
-    kept = spectrum * ((edge - hertz) / (0.05 * edge) + 1).clamp(0, 1)
-    kept = kept / (1 + (low / hertz.clamp_min(1.0)) ** 4).sqrt()
+    kept = spectrum * ((highest_hz - hertz) / (0.05 * highest_hz) + 1).clamp(0, 1)
+    kept = kept / (1 + (lowest_hz / hertz.clamp_min(1.0)) ** 4).sqrt()
     limited: Tensor = torch.fft.irfft(kept, n=signals.shape[-1])
     return limited
 

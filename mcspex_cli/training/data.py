@@ -52,13 +52,12 @@ class LibriMixture:
 def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
     """List the utterances under each folder, by path.
 
-    A LibriMix set gives its talkers, LibriSpeech's
-    `SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` its speakers under the same names; in any
-    other tree a file's folder is its speaker and its stem its sentence.
+    A LibriMix set gives its talkers, LibriSpeech's `SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac`
+    its speakers under the same names; in any other tree a file's folder is its speaker and its
+    stem its sentence.
 
     Raises:
-        ConfigError: a folder is missing, holds no sound files, or holds LibriMix sets
-            instead of being one.
+        ConfigError: a folder is missing, holds no sound files, or LibriMix sets.
     """
     utterances: list[Utterance] = []
     for folder in folders:
@@ -91,13 +90,11 @@ def list_librimix(folder: Path) -> list[LibriMixture]:
     """List the mixtures of a LibriMix set of two or three talkers, by id.
 
     `../metadata/mixture_SET_mix_clean.csv` (as LibriMix's scripts write it) or
-    `mixture_SET_mix_clean.csv` in the folder lists them; without it, the files of
-    `mix_clean` do.
+    `mixture_SET_mix_clean.csv` in the folder lists them; without it, the files of `mix_clean` do.
 
     Raises:
-        ConfigError: the folder is no such set or an empty one, a file is missing, the
-            metadata cannot be read, or an id does not name a LibriSpeech utterance for each
-            of the set's talkers.
+        ConfigError: the folder is no such set or an empty one, a file is missing, or the metadata
+            or a mixture's name cannot be read.
     """
     if not is_librimix(folder):
         raise ConfigError(
@@ -152,16 +149,12 @@ def _speaker(utterance: str) -> str:
 
 
 def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
-    """Read SpeakerBeam's `map_mixture2enrollment` for a LibriMix set.
+    """Read SpeakerBeam's `map_mixture2enrollment`: a clip for each (mixture id, utterance id).
 
-    Each line: mixture id, the target's utterance id, and the clip to enrol with, like
-    `s1/4077-13754-0004_5142-36377-0020`.
-
-    Returns:
-        The clip's path for each (mixture id, utterance id).
+    Each line names them in this order, the clip like `s1/4077-13754-0004_5142-36377-0020`.
 
     Raises:
-        ConfigError: the file cannot be read, or a line names no clip of the set, or one
+        ConfigError: the file cannot be read, or a line names no clip of the LibriMix set, or one
             of another speaker, or the target's own utterance.
     """
     enrolments = {}
@@ -185,8 +178,7 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
 def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     """Look up each speaker's sex, "male", "female" or "", in CSVs with columns speaker and sex.
 
-    A speaker's name is looked up as its folder is called; `m`, `F`, `male` and so on are
-    understood, and whoever has no entry, or another one, is unknown.
+    A speaker is called there as its folder is. `m`, `F`, `male` and so on are understood.
 
     Raises:
         ConfigError: a file or a column is missing, or the tables know none of the speakers.
@@ -206,11 +198,10 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV with their line numbers.
+    """The rows of a CSV, which has these columns, with their line numbers.
 
     Raises:
-        ConfigError: it cannot be read, or one of `columns` is missing, in the first line or in
-            a row.
+        ConfigError: it cannot be read, or a column is missing, in the first line or in a row.
     """
     reader = csv.DictReader(_read_lines(path))
     for column in columns:

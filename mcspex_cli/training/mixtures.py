@@ -80,16 +80,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's signals; mixture = target (and its late echoes) + interferer + noise."""
+    """One training step's signals, [batch, sample] but for the references.
+
+    The mixture is the target (and its late echoes), the interferer and the noise.
+    """
 
     mixture: Tensor
-    """[batch, sample]"""
     target: Tensor
-    """[batch, sample], zero where the target says nothing; in a room its early part"""
+    """Zero where the target says nothing; in a room its early part."""
     interferer: Tensor
-    """[batch, sample], all other talkers"""
+    """All other talkers."""
     noise: Tensor
-    """[batch, sample]"""
     reference: Tensor
     """[batch / k, sample], each for k rows one after another (`mixtures_per_reference`)"""
     reference_lengths: Tensor | None
@@ -284,9 +285,7 @@ class MixtureSampler:
     def compose(self, plans: Sequence[Plan]) -> Batch:
         """Turn plans into signals."""
         arounds = [plan.around for plan in plans]
-        target = self._speech([p.target for p in plans], [p.target_speaks for p in plans])
-        talkers = torch.cat((target.unsqueeze(1), self._interferers(plans)), dim=1)
-        talkers, target = self._in_rooms(arounds, talkers)
+        talkers, target = self._in_rooms(arounds, self._talkers(plans))
         interferer = (talkers[:, 1:] * self._gains(plans, talkers)).sum(1)
         present = self._column([p.present for p in plans])
         target, reverberant = target * present, talkers[:, 0] * present
@@ -324,23 +323,25 @@ class MixtureSampler:
             return references, None
         return references, torch.tensor(lengths).to(references.device, non_blocking=True)
 
-    def _speech(self, stretches: list[Stretch], spans: list[Span]) -> Tensor:
-        """Stretches [stretch, sample], each audible in a part of the segment only."""
-        voices = self.corpus.gather(stretches, self.length)
-        if all(span == (0.0, 1.0) for span in spans):
-            return voices
-        time = torch.linspace(0, 1, self.length, device=voices.device)
-        ramp = _RAMP_S / self.settings.segment_s
-        start, end = (self._column([span[side] for span in spans]) for side in (0, 1))
-        risen = ((time - start) / ramp + (start == 0)).clamp(0, 1)
-        return voices * risen * ((end - time) / ramp + (end == 1)).clamp(0, 1)
+    def _talkers(self, plans: Sequence[Plan]) -> Tensor:
+        """What each plan's talkers say [batch, talker, sample], the target first.
 
-    def _interferers(self, plans: Sequence[Plan]) -> Tensor:
-        """Each plan's interferers [batch, talker, sample]; silence where there is no third."""
-        rows = [row for row, p in enumerate(plans) for _ in p.interferers]
-        places = [place for p in plans for place in range(len(p.interferers))]
-        stretches = [stretch for p in plans for stretch in p.interferers]
-        voices = self._speech(stretches, [plans[row].interferers_speak for row in rows])
+        There is silence where others have a third talker.
+        """
+        rows, places, stretches, spans = [], [], [], []
+        for row, plan in enumerate(plans):
+            for place, stretch in enumerate((plan.target, *plan.interferers)):
+                rows.append(row)
+                places.append(place)
+                stretches.append(stretch)
+                spans.append(plan.interferers_speak if place else plan.target_speaks)
+        voices = self.corpus.gather(stretches, self.length)
+        if any(span != (0.0, 1.0) for span in spans):
+            time = torch.linspace(0, 1, self.length, device=voices.device)
+            ramp = _RAMP_S / self.settings.segment_s
+            start, end = map(self._column, zip(*spans, strict=True))
+            voices = voices * ((time - start) / ramp + (start == 0)).clamp(0, 1)
+            voices = voices * ((end - time) / ramp + (end == 1)).clamp(0, 1)
         talkers = voices.new_zeros(len(plans), 1 + max(places), self.length)
         talkers[rows, places] = voices
         return talkers
@@ -403,8 +404,8 @@ class MixtureSampler:
         rows = [row for row, a in enumerate(arounds) if a.highest_hz]
         if not rows:
             return signals
-        lowest = self._column([arounds[row].lowest_hz for row in rows]).squeeze(1)
-        highest = self._column([arounds[row].highest_hz for row in rows]).squeeze(1)
+        lowest = self._column([arounds[row].lowest_hz for row in rows])
+        highest = self._column([arounds[row].highest_hz for row in rows])
         rate = self.corpus.sample_rate_hz
         narrowed = signals.clone()
         narrowed[..., rows, :] = acoustics.limit_band(signals[..., rows, :], lowest, highest, rate)

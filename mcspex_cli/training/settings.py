@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -155,11 +155,11 @@ class RunSettings:
 class TrainSettings:
     """The whole TOML: one table for each field. Paths start from the TOML's folder."""
 
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    mixtures: MixtureSettings = field(default_factory=MixtureSettings)
-    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
-    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelSettings
+    data: DataSettings
+    mixtures: MixtureSettings
+    optimiser: OptimiserSettings
+    run: RunSettings
 
     @classmethod
     def read(cls, path: Path, minutes: float | None = None) -> TrainSettings:

@@ -14,7 +14,7 @@ from mcspex_cli.checkpoint.checkpoint import new_system
 from mcspex_cli.model.config import SIZES, sized
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
-from mcspex_cli.model.layers import Depthwise, GlobalLayerNorm
+from mcspex_cli.model.layers import GlobalLayerNorm
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, ConSM
 from mcspex_cli.model.systems import SYSTEMS, System, build
 from tests.conftest import RATE_HZ, buzz
@@ -170,14 +170,6 @@ def test_masks_inform_each_other(kind: str) -> None:
     before, after = masks.inform(own), masks.inform(changed)
     assert (before - after)[:, :6].abs().max() > 1e-3  # reaches the short scale's mask
     assert all(m.shape == (1, 6, 30) and m.min() >= 0 for m in masks(torch.randn(1, 8, 30)))
-
-
-def test_depthwise_is_a_convolution_when_compiled_too() -> None:
-    conv = Depthwise(6, 3, 4)
-    x = torch.randn(2, 6, 50)
-    torch._dynamo.reset()
-    compiled = torch.compile(conv, backend="eager")
-    torch.testing.assert_close(compiled(x), conv(x))
 
 
 def test_mcspex_shares_its_fuser_and_spexplus_does_not() -> None:
