@@ -36,7 +36,6 @@ import numpy as np
 from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter
-from mcspex_cli.batch.plan import BatchPlan
 from mcspex_cli.batch.run import (
     WINDOW_S,
     Answer,
@@ -353,11 +352,11 @@ class _Actor:
 
 
 class Share:
-    """What a task of Slurm's array does: some units of a plan. submitit pickles it."""
+    """What a task of Slurm's array does: some units of a work list. submitit pickles it."""
 
-    def __init__(self, plan: BatchPlan, units: Sequence[Unit], settings: BatchSettings) -> None:
-        self._plan = replace(plan, tasks=[task for unit in units for task in unit])
-        self._units, self._settings = units, settings
+    def __init__(self, work: WorkList, units: Sequence[Unit]) -> None:
+        self._plan = replace(work.plan, tasks=[task for unit in units for task in unit])
+        self._units, self._settings = units, work.settings
 
     def __call__(self) -> None:
         """Do what is left of it, in a process of its own, so that what kills that is found out."""
@@ -429,7 +428,7 @@ def _submit(work: WorkList) -> str:
     parts = shares(work.units, max(1, min(count, len(work.units))))
     try:
         with executor.batch():
-            jobs = [executor.submit(Share(work.plan, part, settings)) for part in parts]
+            jobs = [executor.submit(Share(work, part)) for part in parts]
     except FailedJobError as error:
         raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
     job = str(jobs[0].job_id.partition("_")[0])

@@ -288,7 +288,7 @@ def test_a_share_runs_under_submitit(whole: Path, tiny_folder: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
     settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), engine="slurm")
     work = work_list("share", "mix/01.wav", settings)
-    share = engines.Share(work.plan, work.units, settings)
+    share = engines.Share(work, work.units)
     submitit.LocalExecutor("share/logs").submit(share).result()
     assert (
         Path("share/out/audio/01.wav").read_bytes() == Path("whole/out/audio/01.wav").read_bytes()
