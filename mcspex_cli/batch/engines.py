@@ -112,7 +112,7 @@ def _accounted(work: WorkList, outcomes: Outcomes) -> Outcomes:
 # This machine.
 
 
-def layout(work: WorkList) -> tuple[int, int]:
+def workers_here(work: WorkList) -> tuple[int, int]:
     """How many processes this machine uses, and the CPU threads of each; 0 for torch's choice.
 
     There is a process for each GPU, or for two cores each.
@@ -135,7 +135,7 @@ def estimate_s(work: WorkList) -> float:
     """How long a work list would take here, by trying the network on a few seconds."""
     if not seconds(work.todo):
         return 0.0
-    count, threads = layout(work)
+    count, threads = workers_here(work)
     worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], threads)
     engine = worker.extractor.engine
     noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
@@ -149,7 +149,7 @@ def estimate_s(work: WorkList) -> float:
 
 
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
-    (count, threads), devices = layout(work), work.settings.devices
+    (count, threads), devices = workers_here(work), work.settings.devices
     count = min(count, len(work.units))
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
