@@ -88,8 +88,7 @@ class Bench:
     def _presence(self, case: Case) -> float:
         """The presence that `mcspex extract` reports."""
         voice = self.engine.embed([case.reference])
-        engine = self.engine
-        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, engine.calibration)
+        meter = PresenceMeter(self.engine, voice)
         meter.add(self.engine.extract(case.mixture, voice), case.mixture)
         return meter.result().presence or 0.0
 

@@ -35,7 +35,7 @@ LENGTHS_S = (4, 8, 16, 31)
 
 def measure(engine: Engine, mixture: Samples, voice: Samples) -> tuple[PresenceResult, float]:
     """The presence of a voice [embedding] in a mixture, and the gain of the estimate in dB."""
-    meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, engine.calibration)
+    meter = PresenceMeter(engine, voice)
     matcher, estimate = LevelMatcher(1), engine.extract(mixture, voice)[None]
     meter.add(estimate[0], mixture)
     matcher.add(estimate, mixture[None])

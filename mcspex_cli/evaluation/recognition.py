@@ -41,8 +41,8 @@ def open_verifier(
     Raises:
         CheckpointError: the model is not calibrated: its similarities mean nothing.
     """
-    engine, calibration = extractor.engine, extractor.engine.calibration
-    if calibration is None:
+    engine = extractor.engine
+    if engine.calibration is None:
         raise CheckpointError(
             f"{extractor.model.label}: cannot tell how similar voices are. Calibrate it: "
             f"mcspex models calibrate {extractor.model.folder} SPEAKERS"
@@ -58,7 +58,7 @@ def open_verifier(
     def similarity(embedding: Samples, sound: Samples, rate_hz: int) -> float:
         resampler = audio.Resampler(rate_hz, engine.sample_rate_hz, 1)
         signal = np.concatenate(list(resampler.run([sound[None]])), axis=-1)[0]
-        meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, embedding, calibration)
+        meter = PresenceMeter(engine, embedding)
         meter.add(signal, signal)
         value = meter.result().similarity
         return math.nan if value is None else value

@@ -611,10 +611,7 @@ class _Estimate:
         self._joiner, channels = Joiner(engine.windowing), mixture.channels
         self._matcher = levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
-        self._meters = [
-            PresenceMeter(engine.embed_parts, engine.sample_rate_hz, embedding, engine.calibration)
-            for _ in range(channels)
-        ]
+        self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
         self._matched: npt.NDArray[np.float64] = np.ones(channels)
         """What the network's estimate is multiplied by to match the mixture [channel]."""
         self._presences: list[PresenceResult] = []

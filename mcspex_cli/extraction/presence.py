@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -34,6 +34,9 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.levels import FRAME_S, FrameLevels
+
+if TYPE_CHECKING:
+    from mcspex_cli.extraction.engine import Engine
 
 _logger = logging.getLogger("mcspex")
 
@@ -208,29 +211,16 @@ class PresenceMeter:
     person may have been followed; it gets several segments in one call.
 
     Args:
-        embed: the model's speaker encoder, from signals [signal, sample] at any level to [signal,
-            embedding]. It is called from `add` and `result`, and what it raises comes from there.
-        sample_rate_hz: of the blocks.
+        engine: of the model. Without a calibration only levels are measured.
         embedding: [embedding], of the reference.
-        calibration: of the model. Without one only levels are measured, and nothing is embedded.
         residuals: whether residuals are embedded, which show that the wrong person is followed.
     """
 
-    def __init__(
-        self,
-        embed: Callable[[Samples], Samples],
-        sample_rate_hz: int,
-        embedding: Samples,
-        calibration: Calibration | None,
-        *,
-        residuals: bool = True,
-    ) -> None:
+    def __init__(self, engine: Engine, embedding: Samples, *, residuals: bool = True) -> None:
         self._segments: list[Segment] = []
         """What is measured so far."""
-        self._embed, self._rate_hz = embed, sample_rate_hz
-        self._embedding, self._calibration = embedding, calibration
-        self._residuals = residuals
-        self._segment = round(SEGMENT_S * sample_rate_hz)
+        self._engine, self._embedding, self._residuals = engine, embedding, residuals
+        self._segment = round(SEGMENT_S * engine.sample_rate_hz)
         self._last = self._fresh = np.zeros((2, 0), np.float32)
         """Estimate and mixture [2, sample]: the last segment, and what is in no segment yet."""
         self._pending: list[tuple[Samples, Samples]] = []
@@ -251,12 +241,12 @@ class PresenceMeter:
         """Measure the rest, by the last 2 s if there are so many, and judge the whole file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
-            step = round(STEP_S * self._rate_hz)
+            step = round(STEP_S * self._engine.sample_rate_hz)
             rest = self._segment if self._last.size else max(1, held.shape[-1] // step) * step
             self._pending.append((held[:, -rest:], self._fresh))
         self._measure()
         estimate_db, mixture_db = np.concatenate(self._levels_db, axis=-1)
-        calibration = self._calibration
+        calibration = self._engine.calibration
         if calibration is None:
             return PresenceResult(estimate_db, mixture_db)
         features = features_of(self._segments)
@@ -289,17 +279,16 @@ class PresenceMeter:
             return
         parts, fresh = zip(*self._pending, strict=True)
         self._pending = []
-        both = np.concatenate(fresh, axis=-1)
-        self._levels_db.append(levels.frame_levels_db(both, self._rate_hz))
+        calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
+        self._levels_db.append(levels.frame_levels_db(np.concatenate(fresh, axis=-1), rate_hz))
         ends = self._done + np.cumsum([new.shape[-1] for new in fresh])
         starts, self._done = [self._done, *ends[:-1]], ends[-1]
-        calibration = self._calibration
         if calibration is None:
             return
         estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
         energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
         shared, samples = (estimates * mixtures).sum(-1), estimates.shape[-1]
-        audible = (energies > 0) & (shared != 0) & (samples >= levels.MIN_SIGNAL_S * self._rate_hz)
+        audible = (energies > 0) & (shared != 0) & (samples >= levels.MIN_SIGNAL_S * rate_hz)
         audible &= wholes >= samples * 10 ** (levels.SILENCE_DB / 10)
         gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
         decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
@@ -314,8 +303,8 @@ class PresenceMeter:
         for k, presence in enumerate(presences.tolist()):
             self._segments.append(
                 Segment(
-                    float(starts[k] / self._rate_hz),
-                    float(ends[k] / self._rate_hz),
+                    float(starts[k] / rate_hz),
+                    float(ends[k] / rate_hz),
                     presence,
                     presence >= calibration.segment_threshold,
                     presence < calibration.mute_threshold,
@@ -331,7 +320,7 @@ class PresenceMeter:
         """How similar the chosen ones of signals [signal, sample] are to the reference, else 0."""
         similarities = np.zeros(len(signals))
         if chosen.any():
-            voices = self._embed(signals[chosen].astype(np.float32))
+            voices = self._engine.embed_parts(signals[chosen].astype(np.float32))
             similarities[chosen] = [calibration.similarity(one, self._embedding) for one in voices]
         return similarities
 

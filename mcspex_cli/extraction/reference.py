@@ -193,14 +193,15 @@ class Clip:
         joined: Samples = np.concatenate(pieces)
         return joined[: round(LONGEST_USED_S * rate_hz)]
 
-    def similarity_of_parts(self, engine: Engine, calibration: Calibration) -> float | None:
-        """The mean similarity of any two parts of its speech; None with less than 3 s of speech.
+    def similarity_of_parts(self, engine: Engine) -> float | None:
+        """The mean similarity of any two parts of its speech, as a calibrated model hears them.
 
-        If two people speak in it, one after the other or in turns, it is low.
+        If two people speak in it, one after the other or in turns, it is low. With less than 3 s of
+        speech it is None.
         """
-        speech = self.only_speech()
+        speech, calibration = self.only_speech(), engine.calibration
         count = min(_MAX_PARTS, int(len(speech) / (_PART_S * self.sample_rate_hz)))
-        if count < 2:
+        if count < 2 or calibration is None:
             return None
         length = len(speech) // count
         embeddings = engine.embed_parts(speech[: count * length].reshape(count, length))
@@ -455,10 +456,9 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
     used, two_voices = clip.trimmed(), None
     used_s = len(used) / clip.sample_rate_hz
     levels.check_length(f"{clip.name}: its speech", used_s)
-    if calibration := engine.calibration:
-        similarity = clip.similarity_of_parts(engine, calibration)
-        if similarity is not None:
-            two_voices = similarity < calibration.same_voice_parts
+    similarity = clip.similarity_of_parts(engine)
+    if similarity is not None and engine.calibration:
+        two_voices = similarity < engine.calibration.same_voice_parts
     quality = clip.quality(used_s, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
     return Voice(engine.embed([used]), (quality,), seconds, clip.warnings, (clip.name,))

@@ -309,12 +309,10 @@ class _Stream:
 
     def _measure_presence(self, estimate: Samples, mixture: Samples) -> None:
         """Judge the last 2 s of a window."""
-        calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
-        if calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
+        rate_hz = self._engine.sample_rate_hz
+        if self._engine.calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
             return
-        meter = PresenceMeter(
-            self._engine.embed_parts, rate_hz, self._embedding, calibration, residuals=False
-        )
+        meter = PresenceMeter(self._engine, self._embedding, residuals=False)
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
         segment = meter.result().segments[-1]

@@ -182,6 +182,8 @@ def draw_turns(
 class Calibrator:
     """Extracts from recordings, then makes a calibration for the engine's model.
 
+    Meanwhile the engine has one that is not fitted.
+
     Raises:
         ConfigError: there are too few recordings, or too few voices in them.
     """
@@ -200,6 +202,7 @@ class Calibrator:
         centre = np.unique(self._voices, axis=0).mean(axis=0, dtype=np.float64)
         zeros = (0.0,) * 6
         self._unfitted = Calibration(_rounded(centre), (0.0, 0.0, 0.0), (0.0, 0.0), *zeros)
+        engine.calibration = self._unfitted
 
     def trials(self) -> Iterator[Trial]:
         """Extract from each recording its target, then a voice that is not in it.
@@ -291,7 +294,7 @@ class Calibrator:
         for case, voice in zip(self.cases, self._voices, strict=True):
             one = case.rendering
             clip = Clip(one.id, one.reference, rate_hz)
-            similarity = clip.similarity_of_parts(self._engine, self._unfitted)
+            similarity = clip.similarity_of_parts(self._engine)
             if similarity is not None and clip.speech_s >= MIN_COMPARED_S:
                 parts.append(similarity)
             speech = Clip(one.id, one.target, rate_hz).only_speech()
@@ -308,7 +311,7 @@ class Calibrator:
         engine, one, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
         speaker, voice = self.cases[place].speaker, self._voices[place]
         present = speaker == case.speaker
-        meter = PresenceMeter(engine.embed_parts, rate_hz, voice, self._unfitted, residuals=present)
+        meter = PresenceMeter(engine, voice, residuals=present)
         estimate = engine.extract(one.mixture, voice)
         meter.add(estimate, one.mixture)
         result = meter.result()

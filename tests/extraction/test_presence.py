@@ -67,7 +67,8 @@ def measure(
     sizes: Sequence[int] = (),
 ) -> PresenceResult:
     """Measure estimate and mixture [sample], in blocks of some sizes, over and over."""
-    meter = PresenceMeter(engine.embed_parts, engine.sample_rate_hz, voice, made)
+    engine.calibration = made
+    meter = PresenceMeter(engine, voice)
     estimate, mixture = both
     at, turn = 0, 0
     while at < len(estimate):
@@ -182,18 +183,21 @@ def test_the_end_is_judged_by_the_last_two_seconds(
 
 
 def test_the_speaker_encoder_runs_once_for_a_segment(
-    engine: Engine, voice: audio.Samples, made: Calibration
+    engine: Engine, voice: audio.Samples, made: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And once more where the voice is unsure and somebody else is left."""
     runs: list[tuple[int, ...]] = []
+    embed_parts = engine.embed_parts
 
     def embed(parts: audio.Samples) -> audio.Samples:
         runs.append(parts.shape)
-        return engine.embed_parts(parts)
+        return embed_parts(parts)
 
+    monkeypatch.setattr(engine, "embed_parts", embed)
     for weights, expected in (((0.0, 0.0, 9.0), 1), ((0.0, 0.0, 0.0), 2)):
         runs.clear()
-        meter = PresenceMeter(embed, RATE_HZ, voice, replace(made, segment_weights=weights))
+        engine.calibration = replace(made, segment_weights=weights)
+        meter = PresenceMeter(engine, voice)
         meter.add(*scene(4.0))
         meter.result()
         assert runs == [(2, 2 * RATE_HZ)] * expected

@@ -34,7 +34,7 @@ from mcspex_cli.training.calibration import (
     fit,
     read_cases,
 )
-from mcspex_cli.training.simulate import RECIPE_COLUMNS, Rendering
+from mcspex_cli.training.simulate import Rendering
 from tests.conftest import RATE_HZ
 from tests.hub import Hub
 
@@ -240,7 +240,7 @@ def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             audio.write(folder / f"v{voice}" / f"{take}.wav", sound, RATE_HZ)
     with (folder / "mixtures.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(RECIPE_COLUMNS)
+        table.writerow(["id", "target", "interferer", "reference", "snr_db"])
         for k in range(28):
             one, other = k % VOICES, (k + 1 + k // VOICES % (VOICES - 1)) % VOICES
             table.writerow([k, f"v{one}/0.wav", f"v{other}/1.wav", f"v{one}/1.wav", k % 5 - 2])
