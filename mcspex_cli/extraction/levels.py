@@ -22,46 +22,14 @@ MIN_SIGNAL_S = 0.3
 SILENCE_DB = -90.0
 """RMS level, dB of full scale, below which a signal counts as silent."""
 
-PEAK = 0.891
-"""Highest sample of "peak", and of what would clip (-1 dBFS): room for a player's resampler."""
-
-FULL_SCALE = 0.999
-"""Highest sample that is left as it is."""
+FRAME_S = 0.01
+_FRAMES_PER_S = 100
 
 FrameLevels = npt.NDArray[np.float64]
-"""dB of full scale [frame]."""
+"""dB of full scale [frame]; of digital silence -120."""
 
 Activity = npt.NDArray[np.bool_]
 """Whether there is speech [frame]."""
-
-FRAME_S = 0.01
-"""Seconds of a frame."""
-
-FLOOR_DB = -120.0
-"""The level of digital silence."""
-
-MIN_SHARE_DB = -20.0
-"""What is softer than this in its mixture is a remnant of others."""
-
-_FRAMES_PER_S = 100
-
-_SILENT_DB = -90.0  # a recording whose loud frames are below this has no speech
-_CUT_DB = 60.0
-"""What is this far below the loud frames is neither speech nor a room's noise: it was cut out."""
-
-_SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
-_CONTRAST_DB = 8.0
-"""With less than this between its quiet and its loud parts, a recording has no pauses."""
-
-_PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
-_SMOOTHED_FRAMES = 5
-
-_STEP_S = 0.1  # gating blocks of four steps overlap by three
-_HISTORY, _STEPS = 5, 25
-"""Steps that the weighting remembers, and steps of one FFT; its response is gone by then."""
-_ABSOLUTE_LUFS, _RELATIVE_LU = -70.0, -10.0
-"""What is softer than this, or than this under the mean of the rest, does not count."""
-_OFFSET_DB = -0.691  # makes a full-scale sine of 997 Hz in one channel -3.01 LUFS
 
 
 def level_db(mean_square: float) -> float:
@@ -108,6 +76,20 @@ def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
     return _levels_db(energies / np.diff(np.append(starts, length)))
 
 
+_CUT_DB = 60.0
+"""What is this far below the loud frames is neither speech nor a room's noise: it was cut out."""
+
+_CONTRAST_DB = 8.0
+"""With less than this between its quiet and its loud parts, a recording has no pauses."""
+
+_SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
+_PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
+_SMOOTHED_FRAMES = 5
+
+MIN_SHARE_DB = -20.0
+"""What is softer than this in its mixture is a remnant of others."""
+
+
 def detect_speech(levels_db: FrameLevels) -> Activity:
     """Tell frames [frame] with speech from frames without, by a threshold that fits the recording.
 
@@ -118,11 +100,11 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
     cannot be told from it by their level. A silent recording is active nowhere.
     """
     levels_db = np.asarray(levels_db, np.float64)
-    audible = levels_db[levels_db > _SILENT_DB]
+    audible = levels_db[levels_db > SILENCE_DB]
     if not len(audible):
         return np.zeros(len(levels_db), np.bool_)
     loud_db = float(np.percentile(audible, 95))
-    sounding = levels_db > max(_SILENT_DB, loud_db - _CUT_DB)
+    sounding = levels_db > max(SILENCE_DB, loud_db - _CUT_DB)
     powers = 10 ** (levels_db / 10)
     shortest = min(_PAUSE_FRAMES, int(sounding.sum()))
     pauses = np.convolve(powers[sounding], np.ones(shortest) / shortest, "valid")
@@ -185,8 +167,15 @@ def _runs(activity: Activity) -> list[tuple[int, int]]:
 
 
 def _levels_db(mean_squares: npt.ArrayLike) -> FrameLevels:
-    levels: FrameLevels = 10 * np.log10(np.maximum(mean_squares, 10 ** (FLOOR_DB / 10)))
+    levels: FrameLevels = 10 * np.log10(np.maximum(mean_squares, 1e-12))
     return levels
+
+
+PEAK = 0.891
+"""Highest sample of "peak", and of what would clip (-1 dBFS): room for a player's resampler."""
+
+FULL_SCALE = 0.999
+"""Highest sample that is left as it is."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +294,14 @@ class LevelMatcher:
 def gain_db(gain: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """Gains [channel] in dB."""
     return tuple(round(level_db(float(one) ** 2), 2) for one in gain)
+
+
+_STEP_S = 0.1  # gating blocks of four steps overlap by three
+_HISTORY, _STEPS = 5, 25
+"""Steps that the weighting remembers, and steps of one FFT; its response is gone by then."""
+_ABSOLUTE_LUFS, _RELATIVE_LU = -70.0, -10.0
+"""What is softer than this, or than this under the mean of the rest, does not count."""
+_OFFSET_DB = -0.691  # makes a full-scale sine of 997 Hz in one channel -3.01 LUFS
 
 
 class LoudnessMeter:
