@@ -38,22 +38,14 @@ def level_db(mean_square: float) -> float:
 
 
 def check_length(name: str, seconds: float) -> None:
-    """Refuse a signal shorter than 0.3 s.
-
-    Raises:
-        AudioError: it is shorter.
-    """
+    """Refuse a signal shorter than 0.3 s with an `AudioError`."""
     if seconds < MIN_SIGNAL_S:
         shown_s = min(seconds, MIN_SIGNAL_S - 0.01)  # "0.30 s is too short" would be odd
         raise AudioError(f"{name}: {shown_s:.2f} s is too short. Give {MIN_SIGNAL_S} s or more.")
 
 
 def check_level(name: str, mean_square: float) -> None:
-    """Refuse a silent signal.
-
-    Raises:
-        AudioError: it is silent.
-    """
+    """Refuse a silent signal with an `AudioError`."""
     if level_db(mean_square) < SILENCE_DB:
         raise AudioError(f"{name}: is silent. Check the recording and its channels.")
 
@@ -225,11 +217,7 @@ class Level:
 
     @classmethod
     def parse(cls, text: str) -> Level:
-        """Read "match", "peak", "raw" or "lufs=-23".
-
-        Raises:
-            ValueError: it is none of them, or its number is out of range.
-        """
+        """Read "match", "peak", "raw" or "lufs=-23", or raise a ValueError."""
         name, equals, digits = text.partition("=")
         policy = LEVELS.get(name)
         if policy and policy.number:
@@ -246,15 +234,11 @@ class Level:
         raise ValueError(f"level {text!r} is not one of {choices}")
 
     def factor(self, peak: float, loudness_lufs: float, *, clips: bool) -> tuple[float, float]:
-        """What to multiply a whole estimate by.
-
-        Args:
-            peak: its highest absolute sample.
-            loudness_lufs: its loudness, where the policy needs it.
-            clips: whether the file format cannot hold samples over full scale.
+        """What to multiply an estimate by, from its highest sample and its loudness.
 
         Returns:
-            The factor, and by how many dB it is less than the policy asks for, so as not to clip.
+            The factor, and by how many dB it is less than the policy asks for. It is less only
+            where the file format `clips` samples over full scale.
         """
         factor = self.policy.factor(peak, loudness_lufs, self.number)
         if clips and factor * peak > FULL_SCALE:

@@ -328,9 +328,7 @@ class PresenceMeter:
 def join_channels(results: Sequence[PresenceResult], start_s: float) -> PresenceResult:
     """Judge a mixture by its channels: the target is present if it is in one of them.
 
-    Args:
-        results: of each channel.
-        start_s: what is added to all times.
+    `start_s` is added to all times.
     """
     segments = []
     for channels in zip(*(result.segments for result in results), strict=True):
@@ -344,11 +342,9 @@ def join_channels(results: Sequence[PresenceResult], start_s: float) -> Presence
 def find_spans(
     results: Sequence[PresenceResult], gains_db: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """List when the target speaks, in any channel, as (start_s, end_s).
+    """List when the target speaks in any channel, as (start_s, end_s).
 
-    Args:
-        results: of the whole file, for each channel.
-        gains_db: what brings the network's estimate to its level in the mixture [channel].
+    Each channel's gain brings the network's estimate to its level in the mixture.
     """
     speaks = np.zeros(len(results[0].estimate_db), np.bool_)
     for result, gain_db in zip(results, gains_db, strict=True):
@@ -388,11 +384,7 @@ class ActivityReport:
 
 
 def write_activity(path: Path, report: ActivityReport) -> None:
-    """Write a report as the file's suffix says, see `ACTIVITY_FORMATS`.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Write a report as the file's suffix says, see `ACTIVITY_FORMATS`."""
     text = ACTIVITY_FORMATS[path.suffix.lower()](report)
     with files.whole(path) as partial:
         # File names may hold bytes that are not text.

@@ -73,7 +73,8 @@ _PART_S = 1.5
 
 _MAX_PARTS = 16
 
-_TIME = r"(?:\d+:[0-5]?\d:[0-5]?\d(?:\.\d*)?|\d+:[0-5]?\d(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
+_SECONDS = r"(?:[0-5]?\d(?:\.\d*)?|\.\d+)"
+_TIME = rf"(?:\d+:[0-5]?\d:{_SECONDS}|\d+:{_SECONDS}|\d+(?:\.\d*)?|\.\d+)"
 _SPAN = re.compile(rf"\s*({_TIME})\s*-\s*({_TIME}|)\s*", re.ASCII)
 _LONGEST_TEXT = 100
 _UNREAD = "{}: only {} are read, and of their speech no more than 60 s are used."
@@ -447,12 +448,7 @@ def enroll(
 
 
 def embed_clip(clip: Clip, engine: Engine) -> Voice:
-    """Embed one clip.
-
-    Raises:
-        AudioError: its speech is shorter than 0.3 s.
-        EngineError: as `Engine.embed`.
-    """
+    """Embed one clip, of whose speech 0.3 s or more must be left after trimming."""
     used, two_voices = clip.trimmed(), None
     used_s = len(used) / clip.sample_rate_hz
     levels.check_length(f"{clip.name}: its speech", used_s)
@@ -468,9 +464,6 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     """Join voices of one person, each weighted by its seconds of speech.
 
     With a calibration, those that do not sound like the others are warned of.
-
-    Raises:
-        AudioError: there is none.
     """
     if not voices:
         raise AudioError("no reference was given. Name a clip of the voice alone.")

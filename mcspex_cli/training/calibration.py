@@ -98,12 +98,8 @@ def read_cases(
 ) -> Iterator[Case]:
     """Mixtures, given or drawn, and as many recordings with turns by the same speakers.
 
-    Args:
-        sources: CSVs of recipes, and folders of speakers. In a recipe, a file's speaker is the
-            folder that it is in.
-        count: how many mixtures are drawn from the folders.
-        sample_rate_hz: of the recordings.
-        seed: of the draw.
+    The sources are CSVs of recipes, where a file's speaker is the folder that it is in, and folders
+    of speakers, from which `count` mixtures are drawn.
 
     Raises:
         ConfigError: as `read_recipes`, `Corpus.read` and `draw_turns`.
@@ -137,12 +133,8 @@ def draw_turns(
 ) -> Iterator[Case]:
     """Draw recordings in which two to four people take turns, with pauses and some overlap.
 
-    Args:
-        voices: two or more utterances [sample] of each speaker. One of the target's is its
-            reference, and is not in the recording.
-        count: how many.
-        sample_rate_hz: of the utterances.
-        seed: the same recordings for the same seed.
+    Each speaker has two or more utterances [sample]. One of the target's is its reference, and is
+    not in the recording.
 
     Raises:
         ConfigError: there are fewer than three speakers.
