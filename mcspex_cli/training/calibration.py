@@ -150,7 +150,7 @@ def draw_turns(
         spoken = {target: rest, **{other: voices[other] for other in others}}
         length = round(float(np.exp(rng.uniform(*np.log(TURNS_S)))) * sample_rate_hz)
         share = rng.uniform(*TARGET_SHARE)
-        own, rest_of_it = np.zeros((2, length), np.float32)
+        target_track, other_track = np.zeros((2, length), np.float32)
         gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
         at, target_samples, last = 0, 0, ""
         while at < length:
@@ -162,12 +162,13 @@ def draw_turns(
             start = int(rng.integers(max(1, len(clip) - int(taken) + 1)))
             clip = clip[start : start + int(taken)][: length - at]
             rms = float(np.sqrt(np.mean(np.square(clip)))) or 1.0
-            track = own if turn == target else rest_of_it
+            track = target_track if turn == target else other_track
             track[at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
             target_samples, last = target_samples + len(clip) * (turn == target), turn
             pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
             at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
-        rendering = Rendering(f"turns-{number:04d}", own + rest_of_it, own, rest_of_it, reference)
+        mixture, id_ = target_track + other_track, f"turns-{number:04d}"
+        rendering = Rendering(id_, mixture, target_track, other_track, reference)
         yield Case(rendering, target, frozenset(others), turns=True)
 
 
@@ -229,7 +230,7 @@ class Calibrator:
         odds, segments_with, segments_without = self._cross_validate(trials, speakers)
         fitted = _fitted(self._unfitted, trials)
         with_target, without = _segment_odds(fitted, trials)
-        excess = np.array([np.nan if t.excess is None else t.excess for t in trials])
+        excess = np.array([trial.excess for trial in trials], np.float64)  # nan for None
         right = excess[present & ~swapped & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - UNLIKE)) if len(right) else 1.0
         parts, clips = self._same_voice()
