@@ -148,7 +148,7 @@ def cases(count: int = 56, voices: int = VOICES) -> Iterator[Case]:
 
 
 def engine() -> Engine:
-    return Engine(Bands(), EngineSettings())
+    return Engine(Bands(), EngineSettings(shifts=1))
 
 
 def test_an_ideal_network_is_told_without_error() -> None:
