@@ -113,7 +113,7 @@ class CheckpointInfo:
     def remedy(self) -> str:
         """What helps if its files are damaged."""
         if self.revision:
-            return f"Get it again: {hub.HubName(self.name, self.revision).pull}"
+            return f"Get it again: {hub.HubName(self.name, self.revision).pull_command}"
         return COPY_AGAIN if self.source == "folder" else "Install mcspex again."
 
 
@@ -166,7 +166,7 @@ def find_checkpoint(
         return (download or pull)(name)
     raise HubError(
         f"{name}: there is no such folder, and it has not been downloaded. "
-        f"Once you are online: {name.pull}"
+        f"Once you are online: {name.pull_command}"
     )
 
 
@@ -194,14 +194,14 @@ def pull(name: hub.HubName, progress: Callable[[int, int], None] | None = None) 
 
     folder = hub.fetch(listing, CONFIG, advance).parent
     try:
-        config, listed = read_config(folder, str(name), "Tell its author."), listing.files[WEIGHTS]
+        config, remote = read_config(folder, str(name), "Tell its author."), listing.files[WEIGHTS]
         largest = _largest_bytes(new_system(config.system, name))
-        if listed.size > largest:
+        if remote.size > largest:
             raise CheckpointError(
-                f"{name}: its weights have {listed.size:,} bytes, and its config's network has "
+                f"{name}: its weights have {remote.size:,} bytes, and its config's network has "
                 f"{largest:,} at most. Tell its author."
             )
-        is_other = len(listed.digest) == 64 and listed.digest != config.sha256
+        is_other = len(remote.digest) == 64 and remote.digest != config.sha256
         if is_other or hub.checksum(hub.fetch(listing, WEIGHTS, advance)) != config.sha256:
             raise CheckpointError(
                 f"{name}: its {CONFIG} belongs to other weights (sha256). Tell its author."
@@ -486,7 +486,7 @@ def _describe(
 ) -> CheckpointInfo:
     label, remedy = "", COPY_AGAIN
     if commit:
-        label, remedy = commit.label, f"Get it again: {commit.pull}"
+        label, remedy = commit.label, f"Get it again: {commit.pull_command}"
     config = read_config(folder, label, remedy)
     return CheckpointInfo(
         name=commit.repo if commit else folder.resolve().name,

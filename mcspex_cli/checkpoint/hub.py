@@ -63,7 +63,7 @@ class HubName:
         return f"{self.repo}@{self.revision[:12]}" if self.revision else self.repo
 
     @property
-    def pull(self) -> str:
+    def pull_command(self) -> str:
         """The command that downloads it."""
         revision = f" --revision {self.revision}" if self.revision else ""
         return f"mcspex models pull {self.repo}{revision}"
@@ -76,7 +76,7 @@ class HubName:
 
 
 @dataclass(frozen=True)
-class ListedFile:
+class RemoteFile:
     """A file as the Hub lists it."""
 
     size: int
@@ -95,7 +95,7 @@ class Listing:
 
     name: HubName
     commit: HubName
-    files: dict[str, ListedFile]
+    files: dict[str, RemoteFile]
 
 
 def parse_name(text: str) -> HubName | None:
@@ -212,15 +212,15 @@ def look_up(name: HubName) -> Listing:
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
         siblings = {str(file.rfilename): file for file in info.siblings or ()}
-        listed = {}
+        remote = {}
         for file in FILES:
             if fact := siblings.get(file):
                 digest = str(fact.lfs.sha256 if fact.lfs else fact.blob_id)
-                listed[file] = ListedFile(int(fact.size or 0), digest)
+                remote[file] = RemoteFile(int(fact.size or 0), digest)
         commit = str(info.sha)
-    missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in listed)
+    missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in remote)
     pickles = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
-    if WEIGHTS not in listed and any(file.endswith(pickles) for file in siblings):
+    if WEIGHTS not in remote and any(file.endswith(pickles) for file in siblings):
         raise CheckpointError(
             f"{name}: has only pickled weights, which can run code. Download them yourself, then "
             "mcspex models convert FILE -o FOLDER"
@@ -228,29 +228,29 @@ def look_up(name: HubName) -> Listing:
     if missing:
         raise CheckpointError(f"{name}: not an mcspex model, because it has no {missing}.")
     if not _COMMIT.fullmatch(commit) or not all(
-        file.size > 0 and _DIGEST.fullmatch(file.digest) for file in listed.values()
+        file.size > 0 and _DIGEST.fullmatch(file.digest) for file in remote.values()
     ):
         raise HubError(f"{name}: {_not_a_hub()}")
     for file, largest in LARGEST.items():
-        if file in listed and (size := listed[file].size) > largest:
+        if file in remote and (size := remote[file].size) > largest:
             raise CheckpointError(f"{name}: {file} has {size:,} bytes, too many for a model's.")
-    return Listing(name, HubName(name.repo, commit), listed)
+    return Listing(name, HubName(name.repo, commit), remote)
 
 
 def mismatches(commit: HubName) -> list[str]:
     """Return the files of a downloaded commit that differ from what the Hub lists."""
-    listed = look_up(commit).files
-    here = {name: path for name in listed if (path := commit.folder / name).is_file()}
-    return [name for name, path in here.items() if not listed[name].matches(path)]
+    remote = look_up(commit).files
+    here = {name: path for name in remote if (path := commit.folder / name).is_file()}
+    return [name for name, path in here.items() if not remote[name].matches(path)]
 
 
 def missing_bytes(listing: Listing) -> int:
     """Return how many bytes of a listing the cache lacks; refuse if the disk has no room."""
     needed = 0
-    for name, listed in listing.files.items():
+    for name, remote in listing.files.items():
         path = listing.commit.folder / name
-        if not path.is_file() or path.stat().st_size != listed.size:
-            needed += listed.size
+        if not path.is_file() or path.stat().st_size != remote.size:
+            needed += remote.size
     existing = next(above for above in (location(), *location().parents) if above.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -272,9 +272,9 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     """
     from huggingface_hub.utils.tqdm import tqdm
 
-    name, listed, path = listing.name, listing.files[file], listing.commit.folder / file
+    name, remote, path = listing.name, listing.files[file], listing.commit.folder / file
     is_there, received = path.is_file(), 0
-    if is_there and listed.matches(path):
+    if is_there and remote.matches(path):
         return path
 
     class Counter(tqdm):
@@ -287,7 +287,7 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
             nonlocal received
             received += int(n or 0)
             advance(int(n or 0))
-            if received > listed.size:
+            if received > remote.size:
                 raise HubError(f"{name}: {file} is larger than the Hub listed. Try again later.")
 
         def update_transfer(self, n: float) -> None:
@@ -302,7 +302,7 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
                 force_download=again,
                 tqdm_class=Counter,
             )
-        if listed.matches(path):
+        if remote.matches(path):
             return path
         advance(-received)
         received = 0
