@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcspex_cli.checkpoint import CARD, CONFIG, WEIGHTS, checkpoint, hub
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, LARGEST, WEIGHTS, silenced
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def read_card(folder: Path) -> Card | None:
     path = folder / CARD
     if not path.is_file():
         return None
-    if path.stat().st_size > hub.LARGEST[CARD]:
+    if path.stat().st_size > LARGEST[CARD]:
         raise CheckpointError(f"{path}: is too long for a card. Shorten it.")
     try:
-        with hub.silenced():
+        with silenced():
             card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
         facts = card.data.to_dict()  # type: ignore[no-untyped-call]
         licence = facts.get("license_name") or facts.get("license")
@@ -104,7 +104,7 @@ def make_card(
     ).to_yaml()
     measured = "\n".join(f"{r.metric_name} on {r.dataset_name}: {r.metric_value}" for r in results)
     sources = "\n".join(f"- {line}" for line in data)
-    weights = checkpoint.count_weights(info)
+    weights = count_weights(info)
     return f"""---
 {metadata}
 ---
@@ -145,7 +145,7 @@ def prepare_publication(
     Raises:
         CheckpointError: The model does not load, or its card lacks what others need to know.
     """
-    checkpoint.load_checkpoint(info)
+    load_checkpoint(info)
     card, path = read_card(info.folder), info.folder / CARD
     if card is None:
         if not licence or not data:

@@ -29,7 +29,8 @@ import msgspec
 from msgspec import Meta
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint import CARD, CONFIG, FILES, WEIGHTS, hub
+from mcspex_cli.checkpoint import hub
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, FILES, WEIGHTS
 from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError
 from mcspex_cli.model.config import SystemConfig
 

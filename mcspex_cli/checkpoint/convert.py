@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint import CARD, checkpoint, hub
+from mcspex_cli.checkpoint import checkpoint, hub
 from mcspex_cli.checkpoint.card import make_card, read_card
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.model.config import SystemConfig
@@ -243,7 +243,7 @@ def save_at_sample_rate(
 
 def _write_card(folder: Path, licence: str | None, origin: str, more: str = "") -> None:
     info = checkpoint.find_checkpoint(folder)
-    with files.whole(folder / CARD) as partial:
+    with files.whole(folder / hub.CARD) as partial:
         partial.write_text(make_card(info, info.name, licence, origin=origin) + more, "utf-8")
 
 

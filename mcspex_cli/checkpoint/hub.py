@@ -28,12 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.checkpoint import CARD, CONFIG, FILES, WEIGHTS
 from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)
+"""The files of a model, on the Hub as in any folder; the card is for people."""
 
 LARGEST = {CONFIG: 2**20, CARD: 2**24}
 """Bytes; how large the weights can be follows from the config."""

@@ -289,7 +289,7 @@ def push(
     If the folder has no README.md, one is made and sent, for which --license and --data are
     needed. The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from mcspex_cli.checkpoint import CARD, hub
+    from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.card import prepare_publication
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
@@ -300,9 +300,9 @@ def push(
     contents = prepare_publication(info, target.repo, licence, data)
     for file, content in contents.items():
         console.say(f"{file:20}{console.size(len(content)):>10}")
-    card = info.folder / CARD
-    if not card.is_file() or card.read_bytes() != contents[CARD]:
-        for row in ("", *contents[CARD].decode().splitlines()):
+    card = info.folder / hub.CARD
+    if not card.is_file() or card.read_bytes() != contents[hub.CARD]:
+        for row in ("", *contents[hub.CARD].decode().splitlines()):
             console.say(row)
     if dry_run:
         console.say(f"dry run: nothing was sent to {target}.")

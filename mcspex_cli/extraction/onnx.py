@@ -30,9 +30,8 @@ import numpy as np
 
 from mcspex_cli import __version__, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint import CARD, CONFIG, WEIGHTS
 from mcspex_cli.checkpoint.checkpoint import GRAPHS, CheckpointInfo, load_checkpoint
-from mcspex_cli.checkpoint.hub import checksum
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, WEIGHTS, checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError
 from mcspex_cli.extraction.engine import OutOfMemoryError, Runtime
 from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings
