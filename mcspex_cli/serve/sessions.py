@@ -40,15 +40,11 @@ MOST_MARKS, MOST_MARKED_S = 100, 3600.0
 """How many parts may be marked, and how much in all of the 10 min that are used of each: they are
 held in memory."""
 
-EXPORTS = {
-    "voice.wav": ".voice.wav",
-    "voice.flac": ".voice.flac",
-    "others.wav": ".others.wav",
-    "others.flac": ".others.flac",
-    "voice.srt": ".voice.srt",
-    "voice.safetensors": ".safetensors",
-}
-"""The files that a page offers, and how their names end on the user's disk."""
+EXPORTS = (
+    *(f"{name}{suffix}" for name in SOUNDS for suffix in (".wav", ".flac")),
+    *("voice.srt", f"voice{profile.SUFFIX}"),
+)
+"""The files that a page offers."""
 
 IN_THE_PAGE = {
     "Choose one of them with --channel 0.": "Choose one of them under More.",
@@ -223,13 +219,13 @@ class Session:
         extraction = self.result()
         if kind not in EXPORTS:
             raise FileNotFoundError
-        name = Path(extraction.recording.upload.name).stem
-        path = extraction.export(kind)
-        if path.suffix == profile.SUFFIX:
-            name = extraction.request.name or name
-            if not path.exists():
-                self._write_profile(extraction, name, path)
-        return path, f"{name}{EXPORTS[kind]}"
+        name, path = Path(extraction.recording.upload.name).stem, extraction.export(kind)
+        if path.suffix != profile.SUFFIX:
+            return path, f"{name}.{kind}"
+        name = extraction.request.name or name
+        if not path.exists():
+            self._write_profile(extraction, name, path)
+        return path, f"{name}{profile.SUFFIX}"
 
     def _write_profile(self, extraction: Extraction, name: str, path: Path) -> None:
         """Save the voice of an extraction, without the places where its clips were."""
