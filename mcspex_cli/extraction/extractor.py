@@ -50,7 +50,6 @@ from mcspex_cli.extraction.job import (
 from mcspex_cli.extraction.presence import (
     ActivityReport,
     PresenceMeter,
-    PresenceResult,
     find_spans,
     join_channels,
     mute_gains,
@@ -214,7 +213,7 @@ class Extractor:
         options = self._checked(options)
         block = audio.select(block, options.channel, "the mixture")
         mixture = Mixture("the mixture", rate_hz, len(block), [block])
-        with closing(_Work(self, options, check_voice(voice), mixture)) as work:
+        with closing(_Extraction(self, options, check_voice(voice), mixture)) as work:
             for _ in self._computed([work], lambda _: None):
                 pass
             result = work.result()
@@ -304,14 +303,14 @@ class Extractor:
             own job only.
         """
         options, places, ahead = self._checked(options), Places(), max(AHEAD, self.engine.batch)
-        opened: deque[_Work] = deque()
+        opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
-        def works() -> Iterator[_Work]:
+        def works() -> Iterator[_Extraction]:
             for job in jobs:
                 if not isinstance(job, Job):
                     raise TypeError(f"extract_files takes Jobs, not {job!r}")
-                opened.append(_Work(self, options, job.voice, job, places))
+                opened.append(_Extraction(self, options, job.voice, job, places))
                 yield opened[-1]
 
         try:
@@ -345,8 +344,8 @@ class Extractor:
         return options
 
     def _computed(
-        self, works: Iterable[_Work], advance: Callable[[float], object]
-    ) -> Generator[_Work, None, None]:
+        self, works: Iterable[_Extraction], advance: Callable[[float], object]
+    ) -> Generator[_Extraction, None, None]:
         """Read every mixture ahead and run the network on it; what is yielded is done."""
         began = time.monotonic()
         ahead = max(AHEAD, self.engine.batch)
@@ -364,7 +363,7 @@ class Extractor:
                     for work, _ in live:
                         work.fail(error)
                 for (work, window), samples in zip(live, estimates, strict=False):
-                    advance(work.attempt(work.estimate.add, window, samples) or 0.0)
+                    advance(work.attempt(work.add, window, samples) or 0.0)
                 for work, window in batch:
                     if window.last:
                         work.elapsed_s = time.monotonic() - began
@@ -372,7 +371,7 @@ class Extractor:
                         began = time.monotonic()
 
 
-def _windows(works: Iterable[_Work]) -> Generator[tuple[_Work, Window], None, None]:
+def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Window], None, None]:
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
     for work in works:
@@ -396,16 +395,16 @@ def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, Non
             items.close()
 
 
-class _Work:
-    """One mixture on its way: `read`, `begin` and `estimate.add`, `outcome`.
+class _Extraction:
+    """One mixture on its way: `read`, `begin` and `add`, `outcome`.
 
     Each of the three is in a thread of its own. What goes wrong in one step is kept as `error`, and
     the steps after it are not taken.
     """
 
+    _mixture: Mixture
     embedding: Samples
-    estimate: _Estimate
-    """What the windows are added to; this and the embedding are there from `begin` on."""
+    """[embedding], of the voice; known from `begin` on."""
 
     def __init__(
         self,
@@ -415,16 +414,20 @@ class _Work:
         source: Job | Mixture,
         places: Places | None = None,
     ) -> None:
-        self.job = source if isinstance(source, Job) else None
-        self._mixture = source if isinstance(source, Mixture) else None
-        self.name = str(self.job.mixture) if self.job else "the mixture"
+        if isinstance(source, Mixture):
+            self.job, self._mixture, self.name = None, source, source.name
+        else:
+            self.job, self.name = source, str(source.mixture)
         self.elapsed_s = 0.0
         self.error: McspexError | None = None
-        self._extractor, self._options = extractor, options
-        self._voice, self._places = voice, places
+        self._extractor, self._engine = extractor, extractor.engine
+        self._options, self._voice, self._places = options, voice, places
+        self._policy = ABSENT[options.absent]
+        self._outputs = self.job.outputs.sounds() if self.job else []
+        """The estimate's file and, if it is asked for, the residual's."""
+        self._stores = ExitStack()
         self._whole: _Store | None = None
         """The mixture, where the residual or a mix needs it."""
-        self._stores = ExitStack()
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
         """Take a step, unless one before it failed."""
@@ -450,7 +453,7 @@ class _Work:
 
     def read(self) -> Iterator[Window]:
         """Open the mixture, if it is a file, and give its windows."""
-        job, options, engine = self.job, self._options, self._extractor.engine
+        job, options = self.job, self._options
         if job and self._places:
             self._places.add(job)
             reader = job.reader or job.open(options)
@@ -464,49 +467,69 @@ class _Work:
                 reader.info.start_s,
                 warnings=lambda: reader.warnings,
             )
-        assert self._mixture is not None
-        if options.dry_db is not None or (job and job.outputs.residual):
+        if options.dry_db is not None or self._outputs[1:]:
             self._whole = self._store()
             self._mixture.keep = self._whole.append
-        yield from self._mixture.windows(engine.sample_rate_hz, engine.windowing)
+        yield from self._mixture.windows(self._engine.sample_rate_hz, self._engine.windowing)
 
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
-        mixture, extractor, job = self._mixture, self._extractor, self.job
-        assert mixture is not None
+        mixture, engine, channels = self._mixture, self._engine, self._mixture.channels
         self._voice = voice = self._voice() if callable(self._voice) else self._voice
-        if job:
+        if self.job:
             # A span is no file, and Path.is_file would raise if its name is too long for one.
             clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
             lengths_s = {one.path: one.seconds for one in voice.qualities}
-            check_references(job, clips, lengths_s | {self.name: mixture.announced_s})
-        extractor.check_voice(self.name, voice)
+            check_references(self.job, clips, lengths_s | {self.name: mixture.announced_s})
+        self._extractor.check_voice(self.name, voice)
         self.embedding = voice.embedding.astype(np.float32)
-        self.estimate = _Estimate(
-            extractor.engine, self.embedding, mixture, self._store(), self._whole, self._options
-        )
+        self._kept = self._store()
+        self._joiner, self._matcher = Joiner(engine.windowing), levels.LevelMatcher(channels)
+        self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
+        self._meters = [PresenceMeter(engine, self.embedding) for _ in range(channels)]
 
     def _store(self) -> _Store:
         """A new store, on the disk that gets the outputs."""
         folder = self.job.outputs.estimate.parent if self.job else None
         return self._stores.enter_context(closing(_Store(folder)))
 
+    def add(self, window: Window, samples: Samples) -> float:
+        """Take what the network made of the next window [channel, sample].
+
+        Returns:
+            The seconds of sound that are done by it.
+        """
+        self._engine.check_finite(samples)
+        estimate, mixture = self._joiner.add(window, samples)
+        self._matcher.add(estimate, mixture)
+        for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
+            meter.add(*signals)
+        self._kept.append(self._back.step(estimate, last=window.last))
+        if window.last:
+            levels.check_level(self.name, self._matcher.mixture_mean_square())
+            self._presences = [meter.result() for meter in self._meters]
+        return float(estimate.shape[1] / self._engine.sample_rate_hz)
+
     def outcome(self) -> Result | McspexError:
         """Write what is to be written, and tell what was done."""
         with closing(self):
             return self.attempt(self.result) or cast(McspexError, self.error)
 
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._stores.close()
+
     def result(self) -> Result:
         """As `outcome`, but what went wrong is raised."""
         if self.error is not None:
             raise self.error
-        job, mixture, estimate, voice = self.job, self._mixture, self.estimate, self._voice
-        assert mixture is not None and isinstance(voice, Voice)
-        estimate.finish(job.outputs.sounds() if job else [])
+        job, mixture, voice, model = self.job, self._mixture, self._voice, self._extractor.model
+        assert isinstance(voice, Voice)
+        self._judge()
+        self._choose_level()
         if job:
-            estimate.write(job, lambda: self.error)
-        presence, model = estimate.presence, self._extractor.model
-        runtime = self._extractor.engine.runtime
+            self._write(job)
+        presence, runtime = self._presence, self._engine.runtime
         return Result(
             mixture=job.name if job else self.name,
             references=voice.sources,
@@ -516,31 +539,164 @@ class _Work:
             seconds=mixture.samples / mixture.sample_rate_hz,
             sample_rate_hz=mixture.sample_rate_hz,
             elapsed_s=self.elapsed_s,
-            gain_db=levels.gain_db(estimate.gain * estimate.factor),
-            limited=estimate.down_db > 0,
-            residual_gain_db=round(0.0 - estimate.residual_down_db, 2),
-            silent=estimate.silent,
+            gain_db=levels.gain_db(self._gain * self._factor),
+            limited=self._down_db > 0,
+            residual_gain_db=round(0.0 - self._residual_down_db, 2),
+            silent=self._silent,
             presence=presence.presence,
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
             similarity=presence.similarity,
-            speech_left=estimate.speech_left,
-            active_s=round(sum(end_s - start_s for start_s, end_s in estimate.spans), 2),
+            speech_left=self._speech_left,
+            active_s=round(sum(end_s - start_s for start_s, end_s in self._spans), 2),
             segments=presence.segments,
-            warnings=tuple(estimate.warnings()),
+            warnings=tuple(self._warnings()),
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
-            shifts=self._extractor.engine.shifts,
+            shifts=self._engine.shifts,
             model=model.name,
             model_revision=model.revision,
             model_sha256=model.sha256,
-            estimate=None if job else estimate.samples(),
+            estimate=None if job else self._samples(),
         )
 
-    def close(self) -> None:
-        """Give memory and disk back."""
-        self._stores.close()
+    def _judge(self) -> None:
+        """Find out whether the voice is there, and when.
+
+        Raises:
+            AbsentError: it is not, and the options say that this is to fail.
+        """
+        start_s = self._mixture.start_s
+        self._presence = presence = join_channels(self._presences, start_s)
+        if self._policy.fails and presence.present is False:
+            raise AbsentError(
+                f"{self.name}: the voice is not in it (presence {presence.presence:.2f}). "
+                "Check the reference, or use --absent keep."
+            )
+        self._matched: npt.NDArray[np.float64] = np.ones(self._mixture.channels)
+        """What the network's estimate is multiplied by to match the mixture [channel]."""
+        if not self._engine.runtime.true_level:
+            self._matched = self._matcher.gain()
+        matched_db = levels.gain_db(self._matched)
+        surest, surest_db = max(
+            zip(self._presences, matched_db, strict=True),
+            key=lambda channel: channel[0].presence or 0.0,
+        )
+        self._speech_left = levels.share_of_speech(
+            surest.estimate_db + surest_db, surest.mixture_db
+        )
+        spans = find_spans(self._presences, matched_db)
+        self._spans = [(round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans]
+        """When the voice speaks, counted as its container counts."""
+
+    def _choose_level(self) -> None:
+        """Run through all once, for the factors of estimate and residual."""
+        options, level, meter = self._options, levels.Level.parse(self._options.level), None
+        if level.policy.needs_loudness:
+            meter = levels.LoudnessMeter(self._mixture.sample_rate_hz, self._mixture.channels)
+        matched = self._matched if level.policy.matched else np.ones_like(self._matched)
+        self._gain = matched * 10 ** (options.wet_db / 20)
+        peak = residual_peak = 0.0
+        for estimate, residual in self._blocks():
+            peak = max(peak, float(np.abs(estimate).max(initial=0)))
+            if residual is not None:
+                residual_peak = max(residual_peak, float(np.abs(residual).max(initial=0)))
+            if meter:
+                meter.add(estimate)
+        loudness_lufs = meter.loudness_lufs() if meter else -np.inf
+        clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._outputs]
+        self._factor, self._down_db = level.factor(
+            peak, loudness_lufs, clips=clips[0] if clips else True
+        )
+        self._residual_factor, self._residual_down_db = levels.Level.parse("raw").factor(
+            residual_peak, -np.inf, clips=clips[1:] == [True]
+        )
+        self._silent = bool(peak * self._factor < 10 ** (levels.SILENCE_DB / 20))
+
+    def _samples(self) -> Samples:
+        """The estimate [channel, sample]."""
+        factor = np.float32(self._factor)
+        return np.concatenate([estimate * factor for estimate, _ in self._blocks()], axis=-1)
+
+    def _write(self, job: Job) -> None:
+        """Write the files, all of them or none."""
+        mixture, factors = self._mixture, (self._factor, self._residual_factor)
+        shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
+        with files.together(), ExitStack() as stack:
+            writers = [
+                stack.enter_context(audio.open_writer(path, *shape)) for path in self._outputs
+            ]
+            for blocks in self._blocks():
+                if self.error:  # it was interrupted
+                    raise self.error
+                for writer, block, factor in zip(writers, blocks, factors, strict=False):
+                    assert block is not None
+                    writer.write(block * np.float32(factor))
+            if path := job.outputs.activity:
+                file = job.id or job.mixture.stem
+                report = ActivityReport(
+                    job.name, file, job.outputs.speaker, self._presence, self._spans
+                )
+                write_activity(path, report)
+
+    def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
+        """The estimate before its level is set and, if it is asked for, the residual."""
+        channels, samples = self._mixture.channels, self._mixture.samples
+        mixture = self._whole.read(channels, samples) if self._whole else None
+        dry_db = self._options.dry_db
+        dry = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
+        gain, matched = np.array([self._gain, self._matched], np.float32)[:, :, None]
+        start = 0
+        for block in self._kept.read(channels, samples):
+            voice = self._gated(block, start)
+            start += block.shape[1]
+            if mixture is None:
+                yield voice * gain, None
+            else:
+                whole = next(mixture)
+                yield voice * gain + dry * whole, whole - voice * matched
+
+    def _gated(self, block: Samples, start: int) -> Samples:
+        """A block that begins at sample `start`, silent where its voice is absent."""
+        if not self._policy.mutes or self._presence.present is None:
+            return block
+        at_s = (start + np.arange(block.shape[1])) / self._mixture.sample_rate_hz
+        gates = [
+            np.interp(at_s, *mute_gains(one.segments, MUTE_FADE_S))
+            if one.present
+            else np.zeros_like(at_s)
+            for one in self._presences
+        ]
+        return block * np.array(gates, np.float32)
+
+    def _warnings(self) -> Iterator[str]:
+        """What may be wrong with it, a line each."""
+        presence, options = self._presence, self._options
+        yield from self._mixture.warnings()
+        if self._down_db:
+            yield f"turned down by {self._down_db:.1f} dB so that it does not clip."
+        if self._residual_down_db:
+            yield (
+                f"the residual was turned down by {self._residual_down_db:.1f} dB so that it does "
+                "not clip."
+            )
+        as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
+        if self._outputs[1:] and (self._down_db or self._residual_down_db or not as_mixed):
+            yield "estimate and residual do not add up to the mixture: their levels were changed."
+        if presence.present is False:
+            content = "silence" if self._policy.mutes else "another voice, or a remnant"
+            yield (
+                f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
+                f"the result is {content}."
+            )
+        elif presence.wrong_speaker:
+            yield (
+                "may follow the wrong person: what is left sounds like the reference. Try a "
+                "longer reference, or listen to the residual (--residual)."
+            )
+        elif self._silent:
+            yield "nothing of this voice was found; the result is silent."
 
 
 class _Store:
@@ -583,194 +739,3 @@ class _Store:
 
     def _failure(self, error: OSError) -> OutputError:
         return files.output_error(self._folder, error, "a temporary file cannot be written")
-
-
-class _Estimate:
-    """The estimate of one mixture: joined from its windows and measured, then levelled and written.
-
-    Args:
-        engine: what the windows are computed by.
-        embedding: [embedding], of the voice.
-        mixture: of which the first window has been read.
-        kept: where the estimate is until its level is known.
-        whole: where the mixture is, if it is needed again.
-        options: how loud it is to be, ...
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        embedding: Samples,
-        mixture: Mixture,
-        kept: _Store,
-        whole: _Store | None,
-        options: ExtractionOptions,
-    ) -> None:
-        self._engine, self._mixture, self._options = engine, mixture, options
-        self._kept, self._whole = kept, whole
-        self._joiner, channels = Joiner(engine.windowing), mixture.channels
-        self._matcher = levels.LevelMatcher(channels)
-        self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
-        self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
-        self._matched: npt.NDArray[np.float64] = np.ones(channels)
-        """What the network's estimate is multiplied by to match the mixture [channel]."""
-        self._presences: list[PresenceResult] = []
-        """Of each channel."""
-
-    def add(self, window: Window, samples: Samples) -> float:
-        """Take what the network made of the next window [channel, sample].
-
-        Returns:
-            The seconds of sound that are done by it.
-        """
-        self._engine.check_finite(samples)
-        estimate, mixture = self._joiner.add(window, samples)
-        self._matcher.add(estimate, mixture)
-        for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
-            meter.add(*signals)
-        self._kept.append(self._back.step(estimate, last=window.last))
-        if window.last:
-            levels.check_level(self._mixture.name, self._matcher.mixture_mean_square())
-            if not self._engine.runtime.true_level:
-                self._matched = self._matcher.gain()
-            self._presences = [meter.result() for meter in self._meters]
-        return float(estimate.shape[1] / self._engine.sample_rate_hz)
-
-    def finish(self, outputs: Sequence[Path]) -> None:
-        """Judge the whole, and choose its level.
-
-        Args:
-            outputs: the estimate's file and, if it is asked for, the residual's.
-
-        Raises:
-            AbsentError: the voice is absent, and the options say that this is to fail.
-        """
-        options, start_s = self._options, self._mixture.start_s
-        self._outputs, self._policy = outputs, ABSENT[options.absent]
-        self.presence = join_channels(self._presences, start_s)
-        if self._policy.fails and self.presence.present is False:
-            raise AbsentError(
-                f"{self._mixture.name}: the voice is not in it (presence "
-                f"{self.presence.presence:.2f}). Check the reference, or use --absent keep."
-            )
-        matched_db = levels.gain_db(self._matched)
-        surest, surest_db = max(
-            zip(self._presences, matched_db, strict=True),
-            key=lambda channel: channel[0].presence or 0.0,
-        )
-        spans = find_spans(self._presences, matched_db)
-        self.speech_left = levels.share_of_speech(surest.estimate_db + surest_db, surest.mixture_db)
-        level, meter = levels.Level.parse(options.level), None
-        if level.policy.needs_loudness:
-            meter = levels.LoudnessMeter(self._mixture.sample_rate_hz, self._mixture.channels)
-        matched = self._matched if level.policy.matched else np.ones_like(self._matched)
-        self.gain = matched * 10 ** (options.wet_db / 20)
-        self.spans = [(round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans]
-        """When the voice speaks, counted as its container counts."""
-        self._choose_factors(level, meter)
-
-    def _choose_factors(self, level: levels.Level, meter: levels.LoudnessMeter | None) -> None:
-        """Run through all once, for the factors of estimate and residual."""
-        peak = residual_peak = 0.0
-        for estimate, residual in self._blocks():
-            peak = max(peak, float(np.abs(estimate).max(initial=0)))
-            if residual is not None:
-                residual_peak = max(residual_peak, float(np.abs(residual).max(initial=0)))
-            if meter:
-                meter.add(estimate)
-        subtype = self._options.subtype
-        clips = [not audio.holds_over_full_scale(path, subtype) for path in self._outputs] or [True]
-        loudness_lufs = meter.loudness_lufs() if meter else -np.inf
-        self.factor, self.down_db = level.factor(peak, loudness_lufs, clips=clips[0])
-        self._residual_factor, self.residual_down_db = levels.Level.parse("raw").factor(
-            residual_peak, -np.inf, clips=clips[1:] == [True]
-        )
-        self.silent = bool(peak * self.factor < 10 ** (levels.SILENCE_DB / 20))
-
-    def samples(self) -> Samples:
-        """The estimate [channel, sample]."""
-        factor = np.float32(self.factor)
-        return np.concatenate([estimate * factor for estimate, _ in self._blocks()], axis=-1)
-
-    def write(self, job: Job, interrupted: Callable[[], McspexError | None]) -> None:
-        """Write the files of the job, all of them or none, unless `interrupted` says why to stop.
-
-        Raises:
-            OutputError: one cannot be written.
-        """
-        mixture, factors = self._mixture, (self.factor, self._residual_factor)
-        shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
-        with files.together(), ExitStack() as stack:
-            writers = [
-                stack.enter_context(audio.open_writer(path, *shape)) for path in self._outputs
-            ]
-            for blocks in self._blocks():
-                if error := interrupted():
-                    raise error
-                for writer, block, factor in zip(writers, blocks, factors, strict=False):
-                    assert block is not None
-                    writer.write(block * np.float32(factor))
-            if path := job.outputs.activity:
-                file = job.id or job.mixture.stem
-                report = ActivityReport(
-                    job.name, file, job.outputs.speaker, self.presence, self.spans
-                )
-                write_activity(path, report)
-
-    def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
-        """The estimate before its level is set and, if it is asked for, the residual."""
-        channels, samples = self._mixture.channels, self._mixture.samples
-        mixture = self._whole.read(channels, samples) if self._whole else None
-        dry_db = self._options.dry_db
-        dry = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
-        gain, matched = np.array([self.gain, self._matched], np.float32)[:, :, None]
-        start = 0
-        for block in self._kept.read(channels, samples):
-            voice = self._gated(block, start)
-            start += block.shape[1]
-            if mixture is None:
-                yield voice * gain, None
-            else:
-                whole = next(mixture)
-                yield voice * gain + dry * whole, whole - voice * matched
-
-    def _gated(self, block: Samples, start: int) -> Samples:
-        """A block that begins at sample `start`, silent where its voice is absent."""
-        if not self._policy.mutes or self.presence.present is None:
-            return block
-        at_s = (start + np.arange(block.shape[1])) / self._mixture.sample_rate_hz
-        gates = [
-            np.interp(at_s, *mute_gains(one.segments, MUTE_FADE_S))
-            if one.present
-            else np.zeros_like(at_s)
-            for one in self._presences
-        ]
-        return block * np.array(gates, np.float32)
-
-    def warnings(self) -> Iterator[str]:
-        """What may be wrong with it, a line each."""
-        presence, options = self.presence, self._options
-        yield from self._mixture.warnings()
-        if self.down_db:
-            yield f"turned down by {self.down_db:.1f} dB so that it does not clip."
-        if self.residual_down_db:
-            yield (
-                f"the residual was turned down by {self.residual_down_db:.1f} dB so that it does "
-                "not clip."
-            )
-        as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
-        if len(self._outputs) > 1 and (self.down_db or self.residual_down_db or not as_mixed):
-            yield "estimate and residual do not add up to the mixture: their levels were changed."
-        if presence.present is False:
-            content = "silence" if self._policy.mutes else "another voice, or a remnant"
-            yield (
-                f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
-                f"the result is {content}."
-            )
-        elif presence.wrong_speaker:
-            yield (
-                "may follow the wrong person: what is left sounds like the reference. Try a "
-                "longer reference, or listen to the residual (--residual)."
-            )
-        elif self.silent:
-            yield "nothing of this voice was found; the result is silent."
