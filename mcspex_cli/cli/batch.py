@@ -249,9 +249,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     )
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
-    elif shown:
-        _summarise(work, report, record)
-    _remark(work, report, quiet=request.quiet)
+    _show_results(work, report, record, shown=shown, quiet=request.quiet)
     if failed:
         place = f"{storage.name(folder)}/{results.FAILED}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {place}.")
@@ -373,34 +371,31 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
         console.say(f"{outcome.task.id}  ({', '.join(console.figures(row))})")
 
 
-def _summarise(work: WorkList, report: Report, record: dict[str, Any]) -> None:
-    """Say what was done and how good it is."""
+def _show_results(
+    work: WorkList, report: Report, record: dict[str, Any], *, shown: bool, quiet: bool
+) -> None:
+    """Say what was done, how good it is, what the means leave out, and what is left to do."""
     from mcspex_cli.batch import storage
     from mcspex_cli.evaluation.metrics import BY_COLUMN
-
-    if report.summary.metrics:
-        has_truth = any(task.truth for task in work.plan.tasks)
-        others = [c for c, metric in BY_COLUMN.items() if "target" not in metric.needs]
-        score.show(report, hidden=others if has_truth else ())
-    before, factor = len(work.skipped), record["real_time_factor"]
-    console.say(
-        f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
-        + (f", {before} of them before" if before else "")
-        + f"; {console.duration(record['audio_s'])} of audio"
-        + (f", real-time factor {factor:.3f}" if factor else "")
-    )
-
-
-def _remark(work: WorkList, report: Report, *, quiet: bool) -> None:
-    """Say which voices are absent, what the scores leave out, and what other runs have to do."""
     from mcspex_cli.evaluation.summary import absences
 
+    has_truth = any(task.truth for task in work.plan.tasks)
+    if shown and report.summary.metrics:
+        others = [name for name, one in BY_COLUMN.items() if "target" not in one.needs]
+        score.show(report, hidden=others if has_truth else ())
+    if shown:
+        before, factor = len(work.skipped), record["real_time_factor"]
+        console.say(
+            f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
+            + (f", {before} of them before" if before else "")
+            + f"; {console.duration(record['audio_s'])} of audio"
+            + (f", real-time factor {factor:.3f}" if factor else "")
+        )
     if voices := absences(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
-    if any(task.truth for task in work.plan.tasks):
+    if has_truth:
         score.say_remarks(report, quiet=quiet)
     if pending := report.summary.statuses.get("pending", 0):
-        console.warn(
-            f"{console.count(pending, 'file')} left to do, by other shards or another run."
-        )
+        left = console.count(pending, "file")
+        console.warn(f"{left} left to do, by other shards or another run.")

@@ -15,7 +15,6 @@ from mcspex_cli.cli.options import flag, option, path, paths
 from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.evaluation.metrics import CompareWith
     from mcspex_cli.evaluation.page import PageSettings
     from mcspex_cli.evaluation.scoring import Pairing
     from mcspex_cli.evaluation.summary import Report
@@ -190,8 +189,9 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli import files
-    from mcspex_cli.evaluation import metrics, scoring, summary
+    from mcspex_cli import Extractor, files
+    from mcspex_cli.evaluation import metrics, recognition, scoring, summary
+    from mcspex_cli.extraction.reference import check_sources
 
     _check_usage(request)
     limits = request.limits()
@@ -211,7 +211,13 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     summary.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
     groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
     baseline = summary.read_baseline(request.baseline) if request.baseline else None
-    pairings = _pair(request)
+    pairings = scoring.pair(request.estimates, request.truth, request.mixtures, request.interferers)
+    if request.references or request.reference_folder:
+        pairings = _add_references(pairings, request)
+    if not request.truth or pairings[0].references:
+        pairings = recognition.add_presences(pairings, request.estimates)
+    if request.transcripts:
+        pairings = recognition.add_transcripts(pairings, request.transcripts)
     sources = {
         "target": request.truth,
         "mixture": request.mixtures,
@@ -224,11 +230,12 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     settings = scoring.ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
     compare_with = transcribe = None
     if "wer" in chosen:
-        from mcspex_cli.evaluation.recognition import open_transcriber
-
-        transcribe = open_transcriber(request.whisper)
+        transcribe = recognition.open_transcriber(request.whisper)
     if {"similarity", "similarity_i"}.intersection(chosen):
-        compare_with = _open_verifier(request, pairings)
+        model = options.find_model(request.model, offline=request.offline)
+        clips = dict.fromkeys(clip for pairing in pairings for clip in pairing.references)
+        check_sources(clips, model)
+        compare_with = recognition.open_verifier(Extractor.load(model), console.warn)
     scores = scoring.score_files(pairings, settings, request.workers, compare_with, transcribe)
     rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
     missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
@@ -266,21 +273,6 @@ def _check_usage(request: ScoreRequest) -> None:
             raise click.UsageError(message)
 
 
-def _pair(request: ScoreRequest) -> list[Pairing]:
-    """Each estimate with all that it is compared with."""
-    from mcspex_cli.evaluation.recognition import add_presences, add_transcripts
-    from mcspex_cli.evaluation.scoring import pair
-
-    pairings = pair(request.estimates, request.truth, request.mixtures, request.interferers)
-    if request.references or request.reference_folder:
-        pairings = _add_references(pairings, request)
-    if not request.truth or pairings[0].references:
-        pairings = add_presences(pairings, request.estimates)
-    if request.transcripts:
-        pairings = add_transcripts(pairings, request.transcripts)
-    return pairings
-
-
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
     """Give each pairing its reference, found as `mcspex batch` finds it."""
     from mcspex_cli.batch.pairing import list_references
@@ -305,17 +297,6 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
             problems.append(f"{pairing.estimate}: {error}")
     refuse(problems)
     return results
-
-
-def _open_verifier(request: ScoreRequest, pairings: Sequence[Pairing]) -> CompareWith:
-    """Load the model, after what can be refused without it."""
-    from mcspex_cli import Extractor
-    from mcspex_cli.evaluation.recognition import open_verifier
-    from mcspex_cli.extraction.reference import check_sources
-
-    model = options.find_model(request.model, offline=request.offline)
-    check_sources(dict.fromkeys(path for one in pairings for path in one.references), model)
-    return open_verifier(Extractor.load(model), console.warn)
 
 
 def choose_metrics(

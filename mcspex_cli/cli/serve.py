@@ -74,12 +74,15 @@ def serve(
     first = options.find_model(model, offline=offline)
     models = {info.label: info for info in (first, *available()[0])}
     keep_memory()
-    opened = not no_browser and _has_display()
+    # A browser in the terminal cannot show the page.
+    has_display = sys.platform in ("win32", "darwin") or {"DISPLAY", "WAYLAND_DISPLAY"} & {
+        *os.environ
+    }
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if opened:
+            if has_display and not no_browser:
                 webbrowser.open(address.url)
 
     sessions = Sessions(Extractions(models), max_bytes)
@@ -158,10 +161,3 @@ def _own_address() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()
-
-
-def _has_display() -> bool:
-    """Whether a browser has a window: one in the terminal cannot show the page."""
-    if sys.platform in ("win32", "darwin"):
-        return True
-    return bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

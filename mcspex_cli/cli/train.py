@@ -14,7 +14,6 @@ from mcspex_cli.cli.options import argument, flag, option, path
 
 if TYPE_CHECKING:
     from mcspex_cli.training.simulate import Rendering
-    from mcspex_cli.training.trainer import Progress
 
 _DEFAULT_COUNT = 100
 
@@ -138,7 +137,14 @@ def train(
         for progress in trainer.run():
             bar.update(completed=progress.share, description=f"step {progress.step}")
             if leads:
-                console.say(_progress_line(progress, trainer.left_s))
+                checked_db = progress.validation_db
+                console.say(
+                    f"step {progress.step}  loss {progress.loss:.2f}  "
+                    f"SI-SDRi {progress.si_sdr_i_db:.2f} dB  "
+                    f"speaker accuracy {100 * progress.accuracy:.0f} %  "
+                    f"{progress.audio_s_per_s:.0f} audio s/s  {trainer.left_s / 60:.0f} min left"
+                    + ("" if checked_db is None else f"  validation SI-SDRi {checked_db:.2f} dB")
+                )
     if leads and not trainer.finished:
         console.say(
             f"{trainer.out}: stopped after step {trainer.step}. "
@@ -154,14 +160,3 @@ def train(
         )
     if not trainer.finished:
         click.get_current_context().exit(130)
-
-
-def _progress_line(progress: Progress, left_s: float) -> str:
-    """One report."""
-    validation_db = progress.validation_db
-    return (
-        f"step {progress.step}  loss {progress.loss:.2f}  SI-SDRi {progress.si_sdr_i_db:.2f} dB  "
-        f"speaker accuracy {100 * progress.accuracy:.0f} %  "
-        f"{progress.audio_s_per_s:.0f} audio s/s  {left_s / 60:.0f} min left"
-        + (f"  validation SI-SDRi {validation_db:.2f} dB" if validation_db is not None else "")
-    )
