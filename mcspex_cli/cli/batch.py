@@ -66,6 +66,11 @@ def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
     return index, count
 
 
+def _suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """The name of a format as a suffix."""
+    return f".{name}" if name else None
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """What `mcspex batch` is asked for; the batch's own settings have the same names."""
@@ -107,14 +112,14 @@ class BatchOptions:
     activity: str | None = choice(
         table("extraction.presence", "ACTIVITY_FORMATS"),
         "Also write when the voice speaks, to activity/",
-        callback=options.as_suffix,
+        callback=_suffix,
     )
     suffix: str = choice(
         table("audio", "FORMATS"),
         "Format of the estimates and residuals",
         "--format",
         default="wav",
-        callback=options.as_suffix,
+        callback=_suffix,
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
@@ -183,8 +188,7 @@ class BatchOptions:
     verbose: bool = flag("Say what was done of each file.", "-v", "--verbose")
 
 
-@click.command()
-@options.declared
+@options.command()
 def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     """Extract from folders or lists of mixtures, each with its reference.
 
@@ -213,7 +217,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     )
     if request.groups:
         read_groups(request.groups, request.group_by)
-    batch_plan = plan.plan_batch(options.filled(plan.BatchRequest, values))
+    batch_plan = plan.plan_batch(options.fill(plan.BatchRequest, values))
     for text in batch_plan.warnings:
         console.warn(text)
     model = options.find_model(request.model, offline=request.offline, quiet=not shown)
@@ -224,7 +228,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         "cpus": request.resources.get("cpu", 2.0),
         "gpus": request.resources.get("gpu", request.gpus),
     }
-    settings = options.filled(run.BatchSettings, values | decided)
+    settings = options.fill(run.BatchSettings, values | decided)
     plan.check_profiles(batch_plan, model)
     options.prepare(model, runtime, quiet=not shown)
     folder = batch_plan.folder

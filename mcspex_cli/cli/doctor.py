@@ -66,8 +66,7 @@ Check = Callable[[], tuple[str, ...]]
 """Returns a finding without its name: status, detail and perhaps a remedy."""
 
 
-@click.command()
-@options.declared
+@options.command()
 def doctor(offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
     """Say what works on this machine and what does not, and what to do about it.
 

@@ -92,8 +92,7 @@ class ExtractRequest:
         return self.quiet or self.as_json
 
 
-@click.command()
-@options.declared
+@options.command()
 def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     """Extract one person's voice from each MIXTURE; - is standard input.
 
@@ -339,8 +338,7 @@ class _Name(click.types.StringParamType):
     envvar_list_splitter = "\0"
 
 
-@click.command()
-@options.declared
+@options.command()
 def enroll(
     sources: tuple[Path, ...] = argument("[REF]...", nargs=-1, type=options.PATH),
     output: Path | None = path("FILE", "The profile to write.", "-o", "--output"),

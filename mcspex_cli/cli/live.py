@@ -101,8 +101,7 @@ class LiveRequest:
     verbose: bool = flag("Say when the voice comes and goes.", "-v", "--verbose")
 
 
-@click.command()
-@options.declared
+@options.command()
 def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     """Extract one person's voice from sound that is still arriving.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import argument, flag, option
@@ -15,6 +16,13 @@ from mcspex_cli.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+
+
+def _complete_folders(
+    _: click.Context, __: click.Parameter, text: str
+) -> list[CompletionItem[str]]:
+    return [CompletionItem(text, type="dir")]
+
 
 NAME = argument("NAME", shell_complete=options.complete_models)
 NEW_FOLDER = options.path("DIR", "The folder to make.", "-o", "--output", required=True)
@@ -31,8 +39,7 @@ def models() -> None:
     """
 
 
-@models.command("list")
-@options.declared
+@options.command(models, "list")
 def list_models(as_json: bool = options.JSON) -> None:
     """List the models that work offline: those that come with mcspex, and downloaded ones."""
     from mcspex_cli.checkpoint.checkpoint import available
@@ -47,8 +54,7 @@ def list_models(as_json: bool = options.JSON) -> None:
         console.table(("model", "system", "rate", "size", "from"), rows)
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
     """Describe a model: system, rate, licence, measured quality, and its card."""
     import msgspec
@@ -85,8 +91,7 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
     console.text(f"\n{card.text}\n" if card else "\nIt has no card.\n")
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def pull(
     name: str = argument("ORG/NAME"),
     revision: str | None = option("REV", "Branch, tag or commit.  [default: main]"),
@@ -109,8 +114,7 @@ def pull(
     options.download(parsed, quiet=quiet)
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def verify(
     names: tuple[str, ...] = argument(
         "[NAME]...", nargs=-1, shell_complete=options.complete_models
@@ -146,8 +150,7 @@ def verify(
         raise CheckpointError(f"{bad} of {total} damaged or missing, see above.")
 
 
-@models.command("path")
-@options.declared
+@options.command(models, "path")
 def print_folder(name: str = NAME) -> None:
     """Print the folder of a model, for scripts. Nothing is downloaded."""
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -155,8 +158,7 @@ def print_folder(name: str = NAME) -> None:
     console.text(f"{find_checkpoint(name, offline=True).folder.resolve()}\n")
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
     """Delete a downloaded model: all of its commits, or the one that you name."""
     from mcspex_cli.checkpoint import hub
@@ -176,8 +178,7 @@ def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
     console.say(f"{name}: deleted, {console.size(freed)} freed")
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def convert(
     source: str = argument("MODEL|FILE", shell_complete=options.complete_models),
     output: Path = NEW_FOLDER,
@@ -239,8 +240,7 @@ def convert(
     console.say(f"{output}  ({info.label} at {sample_rate} Hz)")
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def export(
     name: str = NAME,
     form: str = option(None, "The format.", "--to", type=click.Choice(["onnx"]), default="onnx"),
@@ -269,10 +269,9 @@ def export(
         console.say(f"{output}  ({info.label} as {form.upper()}, {console.size(size)})")
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def push(
-    model: str = argument("FOLDER", shell_complete=options.complete_folders),
+    model: str = argument("FOLDER", shell_complete=_complete_folders),
     name: str = argument("ORG/NAME"),
     licence: str | None = option("ID", "Of the weights, for a card: cc-by-4.0.", "--license"),
     data: tuple[str, ...] = option(
@@ -312,8 +311,7 @@ def push(
     console.text(f"{hub.upload(contents, target, private=private)}\n")
 
 
-@models.command()
-@options.declared
+@options.command(models)
 def calibrate(
     name: str = argument("NAME"),
     sources: tuple[Path, ...] = argument(

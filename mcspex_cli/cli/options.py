@@ -4,8 +4,7 @@ A command is a function. The default of each of its parameters says what that pa
 command line: an option, an argument, or a group of several, of which an object is made.
 
 ```
-@click.command()
-@options.declared
+@options.command()
 def hear(
     sound: Path = argument("FILE", type=PATH),
     loudly: bool = flag("So that all can hear it."),
@@ -171,11 +170,12 @@ def _declarations(command: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             yield parameter.default(name)
 
 
-def _made(make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+def fill(make: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
+    """Make an object, its parameters filled from the values of their names, or from a group."""
     defaults = {name: one.default for name, one in signature(make).parameters.items()}
     return make(
         **{
-            name: _made(default.make, values) if isinstance(default, Group) else values[name]
+            name: fill(default.make, values) if isinstance(default, Group) else values[name]
             for name, default in defaults.items()
         }
     )
@@ -200,22 +200,25 @@ _LOG_FILE = click.option(
 )
 
 
-def declared(command: Callable[..., None]) -> Callable[..., None]:
-    """A decorator below click's: a command gets the options of its parameters, and --log-file."""
+def command(
+    parent: click.Group | None = None, name: str | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A decorator that makes a command with the options of a function's parameters, and --log-file.
 
-    @wraps(command)
-    def run(**values: Any) -> None:
-        _made(command, values)
+    The command is called like the function unless it has a `name`; it is part of the `parent`.
+    """
 
-    decorated: Callable[..., None] = _LOG_FILE(run)
-    for decorate in reversed([*_declarations(command)]):
-        decorated = decorate(decorated)
-    return decorated
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @wraps(function)
+        def run(**values: Any) -> None:
+            fill(function, values)
 
+        decorated: Callable[..., None] = _LOG_FILE(run)
+        for declare in reversed([*_declarations(function)]):
+            decorated = declare(decorated)
+        return (parent or click).command(name)(decorated)
 
-def filled(settings: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
-    """A dataclass of settings, its fields filled from the values of their names."""
-    return settings(**{name: values[name] for name in signature(settings).parameters})
+    return decorate
 
 
 # What several commands share.
@@ -236,18 +239,6 @@ def complete_models(
         names = set()
     here = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="dir"), *here]
-
-
-def complete_folders(
-    _: click.Context, __: click.Parameter, incomplete: str
-) -> list[CompletionItem[str]]:
-    """What a shell offers where only folders will do."""
-    return [CompletionItem(incomplete, type="dir")]
-
-
-def as_suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-    """A callback that turns the name of a format into its suffix."""
-    return f".{name}" if name else None
 
 
 MODEL = option(

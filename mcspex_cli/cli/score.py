@@ -171,8 +171,7 @@ class ScoreRequest:
         return limits
 
 
-@click.command()
-@options.declared
+@options.command()
 def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     """Score ESTIMATES, a file or a folder, against the truth, or by what can be said without.
 
@@ -433,8 +432,7 @@ def _page_settings(
     return PageSettings(**values)
 
 
-@click.command()
-@options.declared
+@options.command()
 def report(
     runs: tuple[str, ...] = options.argument("RUN...", nargs=-1, required=True),
     output: Path = path("PAGE.html", "The page to write.", "-o", "--output", required=True),

@@ -27,8 +27,7 @@ def _size(_: click.Context, __: click.Parameter, text: str) -> int:
     return size
 
 
-@click.command()
-@options.declared
+@options.command()
 def serve(
     port: int = option(
         None,

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 _DEFAULT_COUNT = 100
 
 
-@click.command()
-@options.declared
+@options.command()
 def simulate(
     sources: tuple[Path, ...] = argument("[SPEAKERS...]", nargs=-1, type=options.PATH),
     recipe: Path | None = path(
@@ -105,8 +104,7 @@ def _are_given(
     return given
 
 
-@click.command()
-@options.declared
+@options.command()
 def train(
     config: Path = argument("CONFIG.toml", type=options.PATH),
     resume: bool = flag("Continue the run that is in its out folder."),

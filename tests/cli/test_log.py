@@ -142,15 +142,13 @@ def test_a_full_disk_is_warned_of_once_and_the_work_done() -> None:
     assert done.stderr == (f"warning: {FULL}: the log is incomplete (No space left on device).\n")
 
 
-@click.command()
-@options.declared
+@options.command()
 def broken() -> None:
     """Have a bug."""
     raise ZeroDivisionError("here\n2026-01-01T00:00:00Z INFO forged")
 
 
-@click.command()
-@options.declared
+@options.command()
 def undecided() -> None:
     """Be left by whoever was asked."""
     raise click.Abort
