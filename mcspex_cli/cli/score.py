@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -55,24 +55,22 @@ def _formats() -> dict[str, str]:
     return dict.fromkeys(["table", *REPORT_FORMATS], "")
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A mean that a metric's may not be under, or over."""
+class Limit(NamedTuple):
+    """A mean that a metric's may not be "under", or "over"."""
 
     side: str
-    """"under" or "over"."""
     metric: str
     value: float
 
-    @classmethod
-    def parse(cls, side: str, text: str) -> Limit:
-        """Read METRIC=MEAN.
 
-        Raises:
-            UsageError: it is something else.
-        """
-        from mcspex_cli.evaluation.metrics import METRICS
+def _limits(
+    __: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> tuple[Limit, ...]:
+    """--fail-under or --fail-over as limits."""
+    from mcspex_cli.evaluation.metrics import METRICS
 
+    name_of_option, limits = parameter.opts[0], dict[str, Limit]()
+    for text in texts:
         name, _, number = text.partition("=")
         name = name.strip().removesuffix("_db")
         try:
@@ -81,9 +79,12 @@ class Limit:
             value = math.nan
         if name not in METRICS or not math.isfinite(value):
             raise click.UsageError(
-                f"--fail-{side} {text}: write METRIC=MEAN with one of {', '.join(METRICS)}."
+                f"{name_of_option} {text}: write METRIC=MEAN with one of {', '.join(METRICS)}."
             )
-        return cls(side, name, value)
+        if name in limits:
+            raise click.UsageError(f"{name_of_option} names {name} twice.")
+        limits[name] = Limit(name_of_option.removeprefix("--fail-"), name, value)
+    return tuple(limits.values())
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,17 @@ class ScoreRequest:
     groups: Path | None = options.GROUPS
     group_by: str | None = options.GROUP_BY
     baseline: Path | None = path("JSON", "An earlier report to compare with.")
-    fail_under: tuple[str, ...] = option(
+    fail_under: tuple[Limit, ...] = option(
         "METRIC=MEAN",
         "Exit with 4 if the mean is lower, as in si_sdr_i=10. Repeatable.",
         multiple=True,
+        callback=_limits,
     )
-    fail_over: tuple[str, ...] = option(
+    fail_over: tuple[Limit, ...] = option(
         "METRIC=MEAN",
         "Exit with 4 if the mean is higher, as in wer=0.3. Repeatable.",
         multiple=True,
+        callback=_limits,
     )
     channel: str | None = option(
         "mix|0|1|..",
@@ -161,15 +164,6 @@ class ScoreRequest:
         cls=MetricsOption,
     )
 
-    def limits(self) -> list[Limit]:
-        """The limits of --fail-under and --fail-over."""
-        limits = [Limit.parse("under", text) for text in self.fail_under]
-        limits += [Limit.parse("over", text) for text in self.fail_over]
-        for place, limit in enumerate(limits):
-            if (limit.side, limit.metric) in [(each.side, each.metric) for each in limits[:place]]:
-                raise click.UsageError(f"--fail-{limit.side} names {limit.metric} twice.")
-        return limits
-
 
 @options.command()
 def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
@@ -193,7 +187,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     from mcspex_cli.extraction.reference import check_sources
 
     _check_usage(request)
-    limits = request.limits()
+    limits = (*request.fail_under, *request.fail_over)
     metrics.check_installed(
         [*(["wer"] if request.transcripts else []), *(limit.metric for limit in limits)]
     )

@@ -64,6 +64,7 @@ def test_every_command_is_documented(name: str) -> None:
     assert any(f"mcspex {name}" in page.read_text() for page in PAGES)
     command = COMMANDS[name]
     assert command.help
+    assert run(*name.split(), "--help").exit_code == 0
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.name}"
