@@ -25,7 +25,6 @@ from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputErr
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings, Extractor, Voice
     from mcspex_cli.audio import Samples
-    from mcspex_cli.extraction.presence import Calibration
     from mcspex_cli.extraction.streaming import LiveExtractor
 
 ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", "f32": "FLOAT"}
@@ -162,7 +161,9 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
             inflow.end()
 
         with console.ending_gently(stop), suppress(BrokenPipeError):
-            _work(request, extraction, inflow, write, extractor.engine.calibration)
+            calibration = extractor.engine.calibration
+            threshold = calibration.segment_threshold if calibration else None
+            _work(request, extraction, inflow, write, threshold)
     if interrupted.is_set():
         console.error("interrupted. All sound that had arrived before is done.")
         click.get_current_context().exit(130)
@@ -195,7 +196,7 @@ def _work(
     extraction: LiveExtractor,
     inflow: Inflow,
     write: Callable[[Samples], None],
-    calibration: Calibration | None,
+    threshold: float | None,
 ) -> None:
     """Push each block as it arrives, pass on what is due, and say what a person should know."""
     clock, samples, rate_hz = _Clock(), 0, extraction.sample_rate_hz
@@ -219,8 +220,8 @@ def _work(
         clock.wait(write, due)
         warn()
         presence = extraction.presence
-        if request.verbose and calibration and presence is not None:
-            was_present, present = present, presence >= calibration.segment_threshold
+        if request.verbose and threshold is not None and presence is not None:
+            was_present, present = present, presence >= threshold
             if present != was_present:
                 at_s = max(0.0, samples / rate_hz - request.latency_s)
                 state = "comes" if present else "goes"
