@@ -177,11 +177,6 @@ OUTPUTS = [
         "mixture.wav",
         "mixture.wav: is an input, and inputs are never overwritten. Choose another name.\n",
     ),
-    (
-        "/proc/x.wav",
-        "/proc/x.wav: cannot be written: its folder does not exist. Make that folder first, "
-        "or correct the path.\n",
-    ),
     ("x.mp3", "x.mp3: cannot write this format. End the name in .wav, .flac, .ogg.\n"),
     (
         "truth.wav/out",
@@ -230,6 +225,17 @@ def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {message}")
     assert {path: path.stat().st_mtime_ns for path in scene.iterdir()} == before
+
+
+def test_a_place_where_no_file_can_be_made_is_one_line(extract: Run, scene: Path) -> None:
+    before = listing(scene)
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "/proc/x.wav")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "error: /proc/x.wav: cannot be written: its folder does not exist. Make that folder first, "
+        "or correct the path.\n",
+    )
+    assert listing(scene) == before
 
 
 @pytest.mark.parametrize("target", ["o.wav", "none.wav", "none/none.wav"])
