@@ -168,8 +168,7 @@ class Reader:
 
     Raises:
         ValueError: the rate is not from 1 kHz to 1 MHz, or `damaged` is neither word.
-        AudioError: as `info`; while reading also for a channel that is not there, and for channels
-            that cancel each other out in the mix.
+        AudioError: as `info`; also while reading, for channels that cancel each other out.
         DamagedError: the file is damaged or cut off.
         NonFiniteError: a sample is NaN or infinite.
     """
@@ -205,8 +204,8 @@ class Reader:
         A file whose header has no length, as of a live recording, is decoded to measure it.
 
         Raises:
-            AudioError: the file is missing, a directory, empty or not sound, it has no such track,
-                or its rate or number of channels is none that anybody records with.
+            AudioError: the file is missing, a directory, empty or not sound, it has no such track
+                or channel, or its rate or number of channels is none that anybody records with.
         """
         with self._open("keep") as decoder:
             rate_hz, frames = decoder.sample_rate_hz, decoder.frames
@@ -245,6 +244,7 @@ class Reader:
                     f"{path}: its header says {channels} channels, but only 1 to {MOST_CHANNELS} "
                     "are read. Export it again."
                 )
+            _check_channel(self.channel, channels, path)
             if len(tracks) > 1 and track is None:
                 decoder.warnings.append(
                     f"{path}: has {len(tracks)} sound tracks: {', '.join(tracks)}. The first is "
@@ -335,17 +335,21 @@ def select(samples: Samples, channel: str, source: Path | str = "samples") -> Sa
     Raises:
         AudioError: there is no such channel; the message names `source`.
     """
+    _check_channel(channel, len(samples), source)
     if channel == "all":
         return samples
     if channel == "mix":
         mean: Samples = samples.mean(axis=0, keepdims=True)
         return mean
-    if not is_channel_number(channel) or int(channel) >= len(samples):
-        raise AudioError(
-            f"{source}: has no channel {channel}. It has {len(samples)}, counted from 0; or use "
-            "mix."
-        )
     return samples[int(channel) : int(channel) + 1]
+
+
+def _check_channel(channel: str, channels: int, source: Path | str) -> None:
+    is_there = is_channel_number(channel) and int(channel) < channels
+    if not is_there and channel not in ("mix", "all"):
+        raise AudioError(
+            f"{source}: has no channel {channel}. It has {channels}, counted from 0; or use mix."
+        )
 
 
 def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:

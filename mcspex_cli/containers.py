@@ -312,6 +312,8 @@ class PlainFile(Decoder):
 
     def _check_length(self, begin: int, frame_bytes: int) -> None:
         """Compare what is there with what the header announces; samples are from `begin` on."""
+        import soundfile
+
         data, file = self._data, self._file
         here_s, size = file.frames / file.samplerate, data.size
         ends = _find_ends(data)
@@ -339,7 +341,7 @@ class PlainFile(Decoder):
             "follow (an unfinished recording?). All was read, to the end of the file."
         )
         is_big = file.endian == "BIG" or (file.endian == "FILE" and file.format in _BIG_ENDIAN)
-        self._file = type(file)(
+        self._file = soundfile.SoundFile(
             _Bytes(data.stream, begin),
             samplerate=file.samplerate,
             channels=file.channels,
@@ -380,7 +382,7 @@ class Container(Decoder):
         import av
 
         super().__init__(path, stream, cure)
-        if av.logging.get_level() is None:  # what FFmpeg logs is for our messages alone
+        if (av.logging.get_level() or 0) < av.logging.WARNING:  # its log is for our messages alone
             av.logging.set_level(av.logging.WARNING)
             av.logging.set_skip_repeated(False)
             logging.getLogger("libav").addHandler(logging.NullHandler())
@@ -572,18 +574,19 @@ class Container(Decoder):
         longest = 3600 * rate_hz - self._silent
         if self.frames and (self._is_exact or self._kind in _FROM_ZERO):
             longest = round(1.2 * self.frames) + 10 * rate_hz - self._done
-        if gap > max(longest, pause):
+        longest = max(longest, pause)
+        if gap > longest:
             gap_s = gap / rate_hz
             self._note(f"a time stamp leaves a gap of {gap_s:.0f} s, more than the file announces")
-        if gap > max(longest, pause) or gap < -pause:  # what follows is joined to what was before
+        if gap > longest or gap < -pause:  # what follows is joined to what was before
             self._origin += gap
             return 0
         if gap > pause and not self._is_after_damage and self._kind not in _PAUSING:
             self._note(f"{gap / rate_hz:.2f} s are missing there")
-        if self._is_after_damage:
-            self._lost += max(0, gap)
-            return max(0, gap)
-        return gap if gap > pause else 0
+        if not self._is_after_damage:
+            return gap if gap > pause else 0
+        self._lost += max(0, gap)
+        return max(0, gap)
 
     def _check_end(self) -> None:
         """After the last sample: report what is missing, or what is more than announced."""
@@ -663,9 +666,9 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype.kind in "iu":
-        bits = 8 * samples.itemsize
-        middle = 2.0 ** (bits - 1) if samples.dtype.kind == "u" else 0.0
-        samples = (samples - middle) / 2.0 ** (bits - 1)
+        is_unsigned, scale = samples.dtype.kind == "u", 2.0 ** (8 * samples.itemsize - 1)
+        samples = samples.astype(np.float32 if samples.itemsize < 4 else np.float64) / scale
+        samples -= is_unsigned
     if len(samples) == 1 and channels > 1:
         samples = np.repeat(samples, channels, axis=0)
     return samples.astype(np.float32) if len(samples) == channels else None

@@ -186,13 +186,7 @@ def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
         damaged=options.damaged,
         advice=audio.MIXTURE_ADVICE,
     )
-    info = reader.info
-    check_length(str(path), info.seconds)
-    if audio.is_channel_number(options.channel) and int(options.channel) >= info.channels:
-        raise AudioError(
-            f"{path}: has no channel {options.channel}. It has {info.channels}, counted from 0; "
-            "or use mix."
-        )
+    check_length(str(path), reader.info.seconds)
     return reader
 
 
