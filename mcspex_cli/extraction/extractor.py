@@ -48,9 +48,7 @@ from mcspex_cli.extraction.job import (
     open_mixture,
 )
 from mcspex_cli.extraction.presence import (
-    ActivityReport,
     PresenceMeter,
-    find_spans,
     join_channels,
     mute_gains,
     write_activity,
@@ -547,8 +545,8 @@ class _Extraction:
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
             similarity=presence.similarity,
-            speech_left=self._speech_left,
-            active_s=round(sum(end_s - start_s for start_s, end_s in self._spans), 2),
+            speech_left=presence.speech_left,
+            active_s=presence.active_s,
             segments=presence.segments,
             warnings=tuple(self._warnings()),
             device=runtime.device,
@@ -567,28 +565,18 @@ class _Extraction:
         Raises:
             AbsentError: it is not, and the options say that this is to fail.
         """
-        start_s = self._mixture.start_s
-        self._presence = presence = join_channels(self._presences, start_s)
-        if self._policy.fails and presence.present is False:
-            raise AbsentError(
-                f"{self.name}: the voice is not in it (presence {presence.presence:.2f}). "
-                "Check the reference, or use --absent keep."
-            )
         self._matched: npt.NDArray[np.float64] = np.ones(self._mixture.channels)
         """What the network's estimate is multiplied by to match the mixture [channel]."""
         if not self._engine.runtime.true_level:
             self._matched = self._matcher.gain()
         matched_db = levels.gain_db(self._matched)
-        surest, surest_db = max(
-            zip(self._presences, matched_db, strict=True),
-            key=lambda channel: channel[0].presence or 0.0,
-        )
-        self._speech_left = levels.share_of_speech(
-            surest.estimate_db + surest_db, surest.mixture_db
-        )
-        spans = find_spans(self._presences, matched_db)
-        self._spans = [(round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans]
-        """When the voice speaks, counted as its container counts."""
+        presence = join_channels(self._presences, matched_db, self._mixture.start_s)
+        self._presence = presence
+        if self._policy.fails and presence.present is False:
+            raise AbsentError(
+                f"{self.name}: the voice is not in it (presence {presence.presence:.2f}). "
+                "Check the reference, or use --absent keep."
+            )
 
     def _choose_level(self) -> None:
         """Run through all once, for the factors of estimate and residual."""
@@ -635,10 +623,7 @@ class _Extraction:
                     writer.write(block * np.float32(factor))
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
-                report = ActivityReport(
-                    job.name, file, job.outputs.speaker, self._presence, self._spans
-                )
-                write_activity(path, report)
+                write_activity(path, self._presence, job.name, file, job.outputs.speaker)
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """The estimate before its level is set and, if it is asked for, the residual."""

@@ -196,6 +196,15 @@ class PresenceResult:
     """Of the estimate to the reference, the mean over audible segments."""
     excess: float | None = None
     """How much more similar to the reference residuals are than estimates, where measured."""
+    spans: tuple[tuple[float, float], ...] = ()
+    """When the target speaks: from and to, in seconds; of `join_channels`, as `speech_left`."""
+    speech_left: float | None = None
+    """The share of the mixture's speech in which the estimate is heard too."""
+
+    @property
+    def active_s(self) -> float:
+        """How long the target speaks."""
+        return round(sum(end_s - start_s for start_s, end_s in self.spans), 2)
 
 
 def features_of(segments: Sequence[Segment]) -> Vector:
@@ -325,18 +334,29 @@ class PresenceMeter:
         return similarities
 
 
-def join_channels(results: Sequence[PresenceResult], start_s: float) -> PresenceResult:
+def join_channels(
+    results: Sequence[PresenceResult], gains_db: Sequence[float], start_s: float
+) -> PresenceResult:
     """Judge a mixture by its channels: the target is present if it is in one of them.
 
-    `start_s` is added to all times.
+    Each channel's gain brings the network's estimate to its level in the mixture. `start_s` is
+    added to all times.
     """
     segments = []
     for channels in zip(*(result.segments for result in results), strict=True):
         surest = max(channels, key=lambda segment: segment.presence)
         start, end = surest.start_s + start_s, surest.end_s + start_s
         segments.append(replace(surest, start_s=start, end_s=end))
-    best = max(results, key=lambda result: result.presence or 0.0)
-    return replace(best, segments=tuple(segments))
+    spans = find_spans(results, gains_db)
+    best, gain_db = max(
+        zip(results, gains_db, strict=True), key=lambda channel: channel[0].presence or 0.0
+    )
+    return replace(
+        best,
+        segments=tuple(segments),
+        spans=tuple((round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans),
+        speech_left=levels.share_of_speech(best.estimate_db + gain_db, best.mixture_db),
+    )
 
 
 def find_spans(
@@ -369,58 +389,48 @@ def mute_gains(segments: Sequence[Segment], fade_s: float) -> tuple[list[float],
     return times, gains
 
 
-@dataclass(frozen=True)
-class ActivityReport:
-    """What an activity file says of one mixture."""
+def write_activity(
+    path: Path, result: PresenceResult, mixture: str, file: str, speaker: str
+) -> None:
+    """Write when the target speaks, as the file's suffix says; see `ACTIVITY_FORMATS`.
 
-    mixture: str
-    """Its id or path."""
-    file: str
-    """What RTTM calls it."""
-    speaker: str
-    presence: PresenceResult
-    spans: Sequence[tuple[float, float]]
-    """When the target speaks: from and to, in seconds."""
-
-
-def write_activity(path: Path, report: ActivityReport) -> None:
-    """Write a report as the file's suffix says, see `ACTIVITY_FORMATS`."""
-    text = ACTIVITY_FORMATS[path.suffix.lower()](report)
+    `mixture` is its id or path, and `file` what RTTM calls it.
+    """
+    text = ACTIVITY_FORMATS[path.suffix.lower()](result, mixture, file, speaker)
     with files.whole(path) as partial:
         # File names may hold bytes that are not text.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _json(report: ActivityReport) -> str:
-    result = report.presence
+def _json(result: PresenceResult, mixture: str, _: str, speaker: str) -> str:
     document = {
-        "mixture": report.mixture,
-        "speaker": report.speaker,
+        "mixture": mixture,
+        "speaker": speaker,
         "presence": None if result.presence is None else round(result.presence, 4),
         "present": result.present,
         "frame_s": FRAME_S,
-        "active_s": round(sum(end_s - start_s for start_s, end_s in report.spans), 2),
-        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in report.spans],
+        "active_s": result.active_s,
+        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in result.spans],
         "segments": [segment.to_dict() for segment in result.segments],
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def _rttm(report: ActivityReport) -> str:
+def _rttm(result: PresenceResult, _: str, file: str, speaker: str) -> str:
     """NIST's Rich Transcription Time Marked: a line for each span. Its names have no spaces."""
-    file, speaker = ("_".join(name.split()) or "_" for name in (report.file, report.speaker))
+    file, speaker = ("_".join(name.split()) or "_" for name in (file, speaker))
     return "".join(
         f"SPEAKER {file} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
-        for start_s, end_s in report.spans
+        for start_s, end_s in result.spans
     )
 
 
-def _srt(report: ActivityReport) -> str:
+def _srt(result: PresenceResult, _: str, __: str, speaker: str) -> str:
     """SubRip: a numbered block for each span, its text the speaker's name on one line."""
-    speaker = " ".join(report.speaker.split())
+    speaker = " ".join(speaker.split())
     return "\n".join(
         f"{number}\n{_timestamp(start_s)} --> {_timestamp(end_s)}\n{speaker}\n"
-        for number, (start_s, end_s) in enumerate(report.spans, 1)
+        for number, (start_s, end_s) in enumerate(result.spans, 1)
     )
 
 
@@ -432,7 +442,7 @@ def _timestamp(seconds: float) -> str:
     return f"{hours:02}:{minutes:02}:{seconds_left:02},{thousandths:03}"
 
 
-ACTIVITY_FORMATS: dict[str, Callable[[ActivityReport], str]] = {
+ACTIVITY_FORMATS: dict[str, Callable[[PresenceResult, str, str, str], str]] = {
     ".json": _json,
     ".rttm": _rttm,
     ".srt": _srt,

@@ -21,7 +21,6 @@ from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.levels import frame_levels_db
 from mcspex_cli.extraction.presence import (
-    ActivityReport,
     Calibration,
     PresenceMeter,
     PresenceResult,
@@ -256,7 +255,8 @@ def test_a_voice_in_one_channel_is_in_the_mixture() -> None:
         judged = (Segment(2.0 * k, 2.0 * k + 2, one, one > 0.5) for k, one in enumerate(segments))
         return PresenceResult(nothing, nothing, presence, presence > 0.5, False, tuple(judged))
 
-    joined = join_channels([channel(0.3, 0.2, 0.3), channel(0.9, 0.9, 0.1)], 1.5)
+    results = [channel(0.3, 0.2, 0.3), channel(0.9, 0.9, 0.1)]
+    joined = join_channels(results, [0.0, 0.0], 1.5)
     assert (joined.presence, joined.present) == (0.9, True)
     assert joined.segments == (Segment(1.5, 3.5, 0.9, True), Segment(3.5, 5.5, 0.3, False))
 
@@ -416,7 +416,7 @@ def written(
     """What an activity file says of some spans."""
     path = folder / f"a{suffix}"
     result = measured(presences=(0.91234, 0.2, 0.7), presence=0.87654, present=True)
-    write_activity(path, ActivityReport("talks/day 1.wav", file, speaker, result, spans))
+    write_activity(path, replace(result, spans=tuple(spans)), "talks/day 1.wav", file, speaker)
     assert list(folder.iterdir()) == [path]
     return path.read_bytes().decode()
 
@@ -446,8 +446,7 @@ def test_json_has_all(tmp_path: Path) -> None:
 
 
 def test_json_of_an_uncalibrated_model_has_nulls(tmp_path: Path) -> None:
-    report = ActivityReport("stdin", "stdin", "target", measured(), [])
-    write_activity(tmp_path / "a.JSON", report)
+    write_activity(tmp_path / "a.JSON", measured(), "stdin", "stdin", "target")
     document = json.loads((tmp_path / "a.JSON").read_text())
     assert (document["presence"], document["present"]) == (None, None)
     assert (document["spans"], document["segments"], document["active_s"]) == ([], [], 0)
@@ -500,6 +499,6 @@ def test_of_nothing_the_file_is_empty(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    report = ActivityReport("m.wav", "m", "target", measured(), SPANS)
+    result = replace(measured(), spans=tuple(SPANS))
     with pytest.raises(OutputError, match=r"none/a.srt"):
-        write_activity(tmp_path / "none" / "a.srt", report)
+        write_activity(tmp_path / "none" / "a.srt", result, "m.wav", "m", "target")
