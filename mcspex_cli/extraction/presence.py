@@ -229,7 +229,7 @@ class PresenceMeter:
         self._segments: list[Segment] = []
         """What is measured so far."""
         self._engine, self._embedding, self._residuals = engine, embedding, residuals
-        self._segment = round(SEGMENT_S * engine.sample_rate_hz)
+        self._segment_samples = round(SEGMENT_S * engine.sample_rate_hz)
         self._last = self._fresh = np.zeros((2, 0), np.float32)
         """Estimate and mixture [2, sample]: the last segment, and what is in no segment yet."""
         self._pending: list[tuple[Samples, Samples]] = []
@@ -240,8 +240,8 @@ class PresenceMeter:
     def add(self, estimate: Samples, mixture: Samples) -> None:
         """Take a block [sample] of both."""
         self._fresh = np.concatenate([self._fresh, np.stack([estimate, mixture])], axis=-1)
-        while self._fresh.shape[-1] >= self._segment:
-            self._last, self._fresh = np.split(self._fresh, [self._segment], axis=-1)
+        while self._fresh.shape[-1] >= self._segment_samples:
+            self._last, self._fresh = np.split(self._fresh, [self._segment_samples], axis=-1)
             self._pending.append((self._last, self._last))
             if len(self._pending) == TOGETHER:
                 self._measure()
@@ -250,9 +250,10 @@ class PresenceMeter:
         """Measure the rest, by the last 2 s if there are so many, and judge the whole file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
-            step = round(STEP_S * self._engine.sample_rate_hz)
-            rest = self._segment if self._last.size else max(1, held.shape[-1] // step) * step
-            self._pending.append((held[:, -rest:], self._fresh))
+            step, length = round(STEP_S * self._engine.sample_rate_hz), self._segment_samples
+            if not self._last.size:
+                length = max(1, held.shape[-1] // step) * step
+            self._pending.append((held[:, -length:], self._fresh))
         self._measure()
         estimate_db, mixture_db = np.concatenate(self._levels_db, axis=-1)
         calibration = self._engine.calibration
