@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from mcspex_cli.model.decoder import FrameDecoder, MultiScaleDecoder
 from mcspex_cli.model.encoder import FrameEncoder, MultiScaleEncoder
-from mcspex_cli.model.norms import GlobalLayerNorm
-from mcspex_cli.model.separator import ConcatBlock, TCNBlock
+from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
+from mcspex_cli.model.separator import ConcatBlock
 from mcspex_cli.model.systems import System
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.norms import BatchNorm, ChannelLayerNorm
+from mcspex_cli.model.layers import BatchNorm, ChannelLayerNorm
 
 Scales = tuple[Tensor, Tensor, Tensor]
 """Features of the short, middle and long scale, each [batch, filter, frame]."""

@@ -26,8 +26,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcspex_cli.model.decoder import FrameDecoder
 from mcspex_cli.model.encoder import FrameEncoder, ResBlock
-from mcspex_cli.model.norms import GlobalLayerNorm
-from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack, TCNBlock
+from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
+from mcspex_cli.model.separator import ConcatBlock, SpeechExtractor, Stack
 from mcspex_cli.model.systems import System
 
 

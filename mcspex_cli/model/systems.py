@@ -18,7 +18,7 @@ from mcspex_cli.model.encoder import (
     SeparateProjections,
     SpeakerEncoder,
 )
-from mcspex_cli.model.norms import NORMS, zeroed
+from mcspex_cli.model.layers import NORMS, zeroed
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.fused import fold
-from mcspex_cli.model.norms import NORMS, BatchNorm
+from mcspex_cli.model.layers import NORMS, BatchNorm
 from mcspex_cli.model.systems import System
 from tests.model.test_fused import KINDS, error_db, learned
 

@@ -14,7 +14,7 @@ from mcspex_cli.checkpoint.checkpoint import new_system
 from mcspex_cli.model.config import SIZES, sized
 from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
-from mcspex_cli.model.norms import GlobalLayerNorm
+from mcspex_cli.model.layers import GlobalLayerNorm
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, ConSM
 from mcspex_cli.model.systems import SYSTEMS, System, build
 from tests.conftest import RATE_HZ, buzz

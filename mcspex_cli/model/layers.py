@@ -1,4 +1,4 @@
-"""The norms, and how signals of unequal lengths share a batch.
+"""Norms and the dilated block that every network here is stacked from.
 
 Signals of unequal lengths can share a batch: zeros follow the shorter ones, and `valid`
 [batch, 1, frame] (booleans) says which frames belong to each. Norms then count only these frames,
@@ -110,3 +110,42 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 def zeroed(features: Tensor, valid: Tensor | None) -> Tensor:
     """Set `features` [batch, channel, frame] to zero where they are not valid."""
     return features if valid is None else features * valid
+
+
+class TCNBlock(nn.Module):
+    """Widen, look around with a dilated depthwise convolution, narrow, add to the input.
+
+    ```
+    x ─┬─ 1x1 B→H ─ PReLU ─ norm ─ depthwise ─ PReLU ─ norm ─ 1x1 H→B ─ + ─
+       └────────────────────────────────────────────────────────────────┘
+    ```
+
+    Shape: [batch, channel, frame], kept. The norm is one of `NORMS`. Source: Conv-TasNet,
+    section II-C; SpEx+, with gLN.
+    """
+
+    def __init__(
+        self, channels: int, hidden: int, kernel: int, dilation: int, norm: str = "gLN"
+    ) -> None:
+        super().__init__()
+        self.widen = nn.Conv1d(channels, hidden, 1)
+        self.activation_1 = nn.PReLU()
+        self.norm_1 = NORMS[norm](hidden)
+        padding = dilation * (kernel - 1) // 2
+        self.depthwise = nn.Conv1d(
+            hidden, hidden, kernel, dilation=dilation, padding=padding, groups=hidden
+        )
+        self.activation_2 = nn.PReLU()
+        self.norm_2 = NORMS[norm](hidden)
+        self.narrow = nn.Conv1d(hidden, channels, 1)
+
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Refine `features` [batch, channel, frame]."""
+        return features + self.transform(self.widen(features), valid)
+
+    def transform(self, widened: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Take widened features [batch, hidden, frame] to the residual [batch, channel, frame]."""
+        normalised = zeroed(self.norm_1(self.activation_1(widened), valid), valid)
+        seen = self.activation_2(self.depthwise(normalised))
+        residual: Tensor = self.narrow(self.norm_2(seen, valid))
+        return residual
