@@ -97,7 +97,7 @@ def step_of(
         with torch.autocast(device, torch.bfloat16, enabled=half):
             estimates, logits = system(mixture, reference)
         loss = logits.float().logsumexp(-1).mean() - si_sdr_db(estimates.float(), target).mean()
-        optimiser.zero_grad()
+        system.zero_grad()
         loss.backward()
         optimiser.step(1e-6)
 

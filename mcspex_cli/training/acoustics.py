@@ -291,11 +291,7 @@ class NoiseFiles:
 
 
 class RoomFiles:
-    """Recorded room responses, each from its direct sound on, by the folder that they are in.
-
-    Raises:
-        ConfigError, AudioError: as `NoiseFiles`.
-    """
+    """Recorded room responses, each from its direct sound on, by the folder that they are in."""
 
     def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
         self.names, sounds = _read_folder(folder, sample_rate_hz, "room_folder")

@@ -287,8 +287,7 @@ class Corpus:
         which talkers are mixed in them.
 
         Raises:
-            ConfigError: as `list_utterances` or, with `given`, `list_librimix`; or fewer than
-                two speakers (one, if given) have two utterances.
+            ConfigError: too few speakers have two utterances, or all of it is silent.
             AudioError: a file cannot be read.
         """
         names = ", ".join(map(str, folders))
@@ -344,23 +343,18 @@ class Corpus:
         gathered = torch.zeros(len(stretches), length, device=self.samples.device)
         for speed in sorted({stretch.speed for stretch in stretches}):
             rows = [row for row, stretch in enumerate(stretches) if stretch.speed == speed]
-            recorded = self._recorded([stretches[row] for row in rows], round(length * speed))
+            numbers = [
+                (s.speaker.start, s.speaker.bounds[-1], s.offset, s.length, int(s.repeated))
+                for s in (stretches[row] for row in rows)
+            ]
+            columns = torch.tensor(numbers).to(self.samples.device, non_blocking=True).T
+            start, loop, offset, span, repeated = columns.unsqueeze(-1)
+            step = torch.arange(round(length * speed), device=self.samples.device)
+            audible = repeated.bool() | (step < span)
+            step = torch.where(repeated.bool(), step % span.clamp_min(1), step)
+            recorded = self.samples[start + (offset + step) % loop].float() / 32768 * audible
             gathered[rows] = recorded if speed == 1 else change_speed(recorded, speed, length)
         return gathered
-
-    def _recorded(self, stretches: Sequence[Stretch], length: int) -> Tensor:
-        """The stretches' first `length` samples as recorded."""
-        numbers = [
-            (s.speaker.start, s.speaker.bounds[-1], s.offset, s.length, int(s.repeated))
-            for s in stretches
-        ]
-        columns = torch.tensor(numbers).to(self.samples.device, non_blocking=True).T
-        start, loop, offset, span, repeated = columns.unsqueeze(-1)
-        step = torch.arange(length, device=self.samples.device).unsqueeze(0)
-        audible = repeated.bool() | (step < span)
-        step = torch.where(repeated.bool(), step % span.clamp_min(1), step)
-        samples: Tensor = self.samples[start + (offset + step) % loop].float() / 32768 * audible
-        return samples
 
     @cached_property
     def spectrum(self) -> Tensor:

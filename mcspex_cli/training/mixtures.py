@@ -195,15 +195,15 @@ class MixtureSampler:
         count = 1 + (len(speakers) > 2 and rng.random() < settings.third_talker)
         of_same_sex = rng.random() < settings.same_sex
 
-        def draw(who: int, speed: float = 0.0) -> Stretch:
-            """A voice at a speed in hundredths, so that equal ones are resampled together."""
+        def draw_speed() -> float:
+            """In hundredths, so that equal ones are resampled together."""
             low, high = (round(100 * v) for v in settings.speed)
-            speed = speed or int(rng.integers(low, high + 1)) / 100
-            return draw_stretch(speakers[who], self.length, speed, rng)
+            return int(rng.integers(low, high + 1)) / 100
 
         for _ in range(_TRIES):
             who = like.speaker if like else int(rng.integers(len(speakers)))
-            target = draw(who, like.target.speed if like else 0.0)
+            speed = like.target.speed if like else draw_speed()
+            target = draw_stretch(speakers[who], self.length, speed, rng)
             if like and target.sentences() & like.reference.sentences():
                 continue
             if of_same_sex and len(self.same_sex[who]) >= count:
@@ -211,7 +211,9 @@ class MixtureSampler:
             else:
                 others = rng.choice(len(speakers) - 1, count, replace=False)
                 others += others >= who
-            interferers = tuple(draw(other) for other in others)
+            interferers = tuple(
+                draw_stretch(speakers[other], self.length, draw_speed(), rng) for other in others
+            )
             # Half a clip, "name/1", may say what another speaker's clip of that name says.
             sentences = [
                 {name.partition("/")[0] for name in stretch.sentences()}

@@ -145,12 +145,6 @@ class Optimiser:
         for k, matrix in enumerate(self.matrices):
             self.shapes.setdefault(tuple(matrix.shape[:2]), []).append(k)
 
-    def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for matrix in self.matrices:
-            matrix.grad = None
-        self.adam.zero_grad(set_to_none=True)
-
     @torch.no_grad()
     def step(self, factor: float) -> None:
         """Descend, at both rates times `factor`."""

@@ -183,11 +183,7 @@ class TrainSettings:
 
     @classmethod
     def read_mixtures(cls, path: Path) -> MixtureSettings:
-        """Read the table [mixtures] of a TOML file, whatever else is in it.
-
-        Raises:
-            ConfigError: as `read`.
-        """
+        """Read the table [mixtures] of a TOML file as `read` does, whatever else is in it."""
         settings = _convert(path, _read_tables(path), "mixtures", MixtureSettings)
         _check_sexes(path, settings)
         return settings

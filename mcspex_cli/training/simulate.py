@@ -50,8 +50,7 @@ def read_recipes(path: Path) -> list[Recipe]:
     Paths in it are relative to the CSV's folder.
 
     Raises:
-        ConfigError: the file, a column or a named sound file is missing, a number is none,
-            or an id is used twice or would leave the output folder.
+        ConfigError: the file or a row cannot be used.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such recipe.")
@@ -87,8 +86,7 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
     another utterance of the target in the set, drawn the same on every machine.
 
     Raises:
-        ConfigError: as `list_librimix` and `read_enrolments`; or there is no reference for
-            a target.
+        ConfigError: there is no reference for a target.
     """
     mixtures = list_librimix(folder)
     enrolled = read_enrolments(enrolments, folder) if enrolments else {}
@@ -115,11 +113,7 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
 
 
 def simulated_recipes(folder: Path) -> list[Recipe]:
-    """The mixtures of a folder that `mcspex simulate` made, noise included, by id.
-
-    Raises:
-        ConfigError: a file is missing.
-    """
+    """The mixtures of a folder that `mcspex simulate` made, noise included, by id."""
     name = "mix_both" if (folder / "mix_both").is_dir() else "mix_clean"
     recipes = []
     for mixture in files.find(folder / name):
@@ -195,8 +189,7 @@ def read_validation(data: DataSettings, sample_rate_hz: int, part: slice) -> lis
     They come from a recipe, a LibriMix set, or a folder that `mcspex simulate` made.
 
     Raises:
-        ConfigError: it is none of these, or as the readers of each.
-        AudioError: as `render`.
+        ConfigError: it is none of these.
     """
     path = data.validation
     if not path:
@@ -220,11 +213,7 @@ def read_validation(data: DataSettings, sample_rate_hz: int, part: slice) -> lis
 def draw_renderings(
     corpus: Corpus, settings: MixtureSettings, count: int, seed: int
 ) -> Iterator[Rendering]:
-    """Draw mixtures as training does, the same for the same seed; no file peaks over 0.9.
-
-    Raises:
-        ConfigError, AudioError: as `MixtureSampler`.
-    """
+    """Draw mixtures as training does, the same for the same seed; no file peaks over 0.9."""
 
     def at_peak(signals: torch.Tensor) -> torch.Tensor:
         """All `signals` with one gain, which brings the highest peak to 0.9 at most."""

@@ -156,7 +156,7 @@ class Trainer:
                 estimates, logits = self.network(*signals)
             true_level = self.system.config.true_level
             losses = multi_scale_loss(estimates, logits, batch, true_level=true_level)
-            self.optimiser.zero_grad()
+            self.system.zero_grad()
             losses.loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
             self.optimiser.step(rate_factor(settings, self.step, self._share()))

@@ -58,6 +58,8 @@ def test_two_chapters_of_librispeech_are_one_speaker(librispeech: Path) -> None:
         "84-121550-0000",
     ]
     assert list_utterances([librispeech.parent]) == clips
+    read = Corpus.read([librispeech], RATE_HZ)
+    assert [(s.name[-3:], len(s.sentences)) for s in read.speakers] == [("174", 2), ("/84", 3)]
 
 
 def test_a_name_like_librispeechs_in_another_tree_is_no_speaker(librispeech: Path) -> None:
@@ -313,16 +315,10 @@ def test_too_few_speakers_are_refused(corpus: Path) -> None:
     message = r"two speakers or more are needed, with two files each or one of 2 s"
     with pytest.raises(ConfigError, match=message):
         Corpus.read([corpus / "ann"], RATE_HZ)
-    with pytest.raises(ConfigError, match="there is no such folder of speakers"):
-        Corpus.read([corpus / "zoe"], RATE_HZ)
-
-
-def test_librispeech_chapters_are_laid_out_as_one_speaker(librispeech: Path) -> None:
-    read = Corpus.read([librispeech], RATE_HZ)
-    assert [(s.name, len(s.sentences)) for s in read.speakers] == [
-        ("librispeech/174", 2),
-        ("librispeech/84", 3),
-    ]
+    for name in ("bob/b", "bob/d", "cyn/e", "cyn/f"):  # what is left of them is short
+        (corpus / f"{name}.flac").unlink()
+    with pytest.raises(ConfigError, match=message):
+        Corpus.read([corpus], RATE_HZ)
 
 
 def test_a_single_clip_is_halved_and_one_half_is_the_others_reference(corpus: Path) -> None:
@@ -355,13 +351,6 @@ def test_a_single_clip_too_short_to_halve_is_left_out(
     ends = [s.start + s.bounds[-1] for s in read.speakers]
     assert [s.start for s in read.speakers] == [0, *ends[:-1]]
     assert ends[-1] == len(read.samples)
-
-
-def test_too_few_are_left_if_all_are_short(corpus: Path) -> None:
-    for name in ("bob/b", "bob/d", "cyn/e", "cyn/f"):
-        (corpus / f"{name}.flac").unlink()
-    with pytest.raises(ConfigError, match="two speakers or more"):
-        Corpus.read([corpus], RATE_HZ)
 
 
 def test_what_a_speaker_says_in_two_mixtures_counts_once(librimix: Path) -> None:
@@ -442,23 +431,16 @@ def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) ->
 
 def test_given_references_are_of_the_target_in_another_utterance(librimix: Path) -> None:
     read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
-    sampler = MixtureSampler(read, SHORT)
-    for seed in range(50):
-        plan = sampler.plan_mixture(np.random.default_rng(seed), 4000)
-        assert plan.reference.speaker is plan.target.speaker is read.speakers[plan.speaker]
-        assert not plan.reference.sentences() & plan.target.sentences()
-        assert plan.snr_db == ()
-
-
-def test_given_mixtures_share_references_of_other_utterances(librimix: Path) -> None:
-    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
     sampler = MixtureSampler(read, replace(SHORT, mixtures_per_reference=2))
     for step in range(20):
         plans = sampler.plan(0, step, range(8))
         for lead, other in zip(plans[::2], plans[1::2], strict=True):
             assert other.reference is lead.reference
             assert other.speaker == lead.speaker
-            assert not other.target.sentences() & other.reference.sentences()
+        for plan in plans:
+            assert plan.reference.speaker is plan.target.speaker is read.speakers[plan.speaker]
+            assert not plan.reference.sentences() & plan.target.sentences()
+            assert plan.snr_db == ()
 
 
 def test_given_mixtures_can_have_babble_around_them(librimix: Path) -> None:
