@@ -99,21 +99,19 @@ def test_a_run_told_to_stop_saves_the_step_in_hand(corpus: Path) -> None:
         assert torch.equal(resumed.system.state_dict()[key], tensor), key
 
 
-def test_a_folder_with_a_run_is_not_begun_again(corpus: Path) -> None:
-    list(Trainer(settings(corpus, "out")).run())
-    with pytest.raises(ConfigError, match=r"holds a run. Go on with --resume"):
-        Trainer(settings(corpus, "out"))
-
-
-def test_there_must_be_a_run_to_resume(corpus: Path) -> None:
+def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
     with pytest.raises(ConfigError, match=r"nothing to resume"):
-        Trainer(settings(corpus, "out"), resume=True)
-
-
-def test_a_run_of_another_network_is_not_resumed(corpus: Path) -> None:
-    list(Trainer(settings(corpus, "out")).run())
+        Trainer(chosen, resume=True)
+    list(Trainer(chosen).run())
+    with pytest.raises(ConfigError, match=r"holds a run. Go on with --resume"):
+        Trainer(chosen)
     with pytest.raises(ConfigError, match=r"state.pt: belongs to another network, corpus or"):
         Trainer(settings(corpus, "out", "spexplus"), resume=True)
+    state = corpus.parent / "out" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
+        Trainer(chosen, resume=True)
 
 
 def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
@@ -168,14 +166,6 @@ def test_a_folder_that_is_no_validation_set_is_named(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     with pytest.raises(ConfigError, match=r"speech: has no mix_clean, s1 and s2. Name a LibriMix"):
         Trainer(replace(chosen, data=replace(chosen.data, validation=corpus)))
-
-
-def test_a_damaged_state_is_named(corpus: Path) -> None:
-    list(Trainer(settings(corpus, "out")).run())
-    state = corpus.parent / "out" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
-        Trainer(settings(corpus, "out"), resume=True)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path) -> None:
