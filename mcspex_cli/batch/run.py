@@ -411,7 +411,7 @@ def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes
                     outcomes = future.result()
                 except member.deaths as death:
                     outcomes, left = _after_death(work, parcel, deaths, writer)
-                    waiting.extendleft(() if stopped else left)
+                    waiting.extendleft(() if stopping.is_set() else left)
                     in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
                     if in_a_row >= DEATHS_IN_A_ROW + len(members):
                         raise EngineError(
