@@ -414,8 +414,9 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
         runtime = onnx.load(info, settings)
     else:
         runtime = TorchRuntime(load_checkpoint(info), settings)
-    calibration = parse_calibration(info.calibration, info.config.embedding, info.label)
-    return Engine(runtime, settings, calibration, info.label)
+    label = info.label
+    calibration = parse_calibration(info.calibration, info.config.embedding, label)
+    return Engine(runtime, settings, calibration, label)
 
 
 def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:

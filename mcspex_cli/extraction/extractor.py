@@ -199,9 +199,7 @@ class Extractor:
             of the level policy, and never so loud that a file would clip.
 
         Raises:
-            AudioError: the samples are silent or shorter than 0.3 s.
-            AbsentError: the voice is absent, and the options say that this is to fail.
-            CheckpointError: the options need to know whether it is, and the model cannot tell.
+            McspexError: as `extract_file`.
             TypeError, ValueError: the samples are not [sample] or [channel, sample], not finite,
                 or the rate is no rate.
         """
@@ -421,7 +419,7 @@ class _Extraction:
         self._extractor, self._engine = extractor, extractor.engine
         self._options, self._voice, self._places = options, voice, places
         self._policy = ABSENT[options.absent]
-        self._outputs = self.job.outputs.sounds() if self.job else []
+        self._outputs: list[Path] = []
         """The estimate's file and, if it is asked for, the residual's."""
         self._stores = ExitStack()
         self._whole: _Store | None = None
@@ -454,6 +452,7 @@ class _Extraction:
         job, options = self.job, self._options
         if job and self._places:
             self._places.add(job)
+            self._outputs = job.outputs.sounds()
             reader = job.reader or job.open(options)
             job.outputs.make_folders()
             self._mixture = Mixture(

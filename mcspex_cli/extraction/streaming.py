@@ -119,13 +119,6 @@ class LiveExtractor:
 
     What comes out does not depend on how the stream is cut into blocks. The network runs in a
     thread of its own: `push` only waits for it where it is late.
-
-    Args:
-        engine: the network.
-        voice: of the same model.
-        timing: how the latency is shared out.
-        sample_rate_hz: of the blocks, in and out.
-        absent: "keep" or "mute", of `ABSENT`.
     """
 
     def __init__(
@@ -193,14 +186,7 @@ class LiveExtractor:
         return self._take(max(0, self._received - self.timing.latency))
 
     def flush(self) -> Samples:
-        """End the stream.
-
-        Returns:
-            [sample], all that has not come out yet.
-
-        Raises:
-            EngineError: the network fails.
-        """
+        """End the stream, and give all that has not come out yet, [sample]; fails as `push`."""
         if not self._flushed and self._received:
             self._begin_window(last=True)
         self._flushed = True
