@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -186,7 +187,7 @@ class Reader:
         if damaged not in ("fail", "keep"):
             raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
         if sample_rate_hz is not None:
-            _check_rate(sample_rate_hz)
+            check_rate(sample_rate_hz)
         self.path, self.channel = Path(path), channel
         self.sample_rate_hz = sample_rate_hz or 0
         self._track, self._damaged, self._advice = track, damaged, advice
@@ -473,7 +474,7 @@ def check_format(
         ValueError: the rate is not from 1 kHz to 1 MHz.
         OutputError: the suffix cannot be written, or not with this subtype, rate or channels.
     """
-    _check_rate(sample_rate_hz)
+    check_rate(sample_rate_hz)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         suffixes = " or ".join((", ".join([*FORMATS][:-1]), [*FORMATS][-1]))
@@ -498,7 +499,10 @@ def holds_over_full_scale(path: Path, subtype: str) -> bool:
     return form is not None and subtype == "FLOAT" and subtype in form.subtypes
 
 
-def _check_rate(sample_rate_hz: float) -> None:
+def check_rate(sample_rate_hz: float) -> None:
+    """Refuse what is no sample rate: a ValueError, or a TypeError if it is no number."""
+    if isinstance(sample_rate_hz, bool) or not isinstance(sample_rate_hz, Real | np.number):
+        raise TypeError(f"a sample rate is a number, not {sample_rate_hz!r:.80}")
     if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
         raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
 

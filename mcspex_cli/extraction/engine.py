@@ -12,13 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.audio import HIGHEST_HZ, LOUDEST, LOWEST_HZ, MOST_CHANNELS, Samples
+from mcspex_cli.audio import LOUDEST, MOST_CHANNELS, Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.levels import SILENCE_DB, check_length, check_level
@@ -451,14 +450,6 @@ def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = T
     if np.abs(samples).max(initial=0) > LOUDEST:
         raise ValueError(f"{name} has impossibly loud samples: sound is in -1..1.")
     return samples
-
-
-def check_rate(sample_rate_hz: float) -> None:
-    """Refuse what is no sample rate: a ValueError, or a TypeError if it is no number."""
-    if isinstance(sample_rate_hz, bool) or not isinstance(sample_rate_hz, Real | np.number):
-        raise TypeError(f"a sample rate is a number, not {sample_rate_hz!r:.80}")
-    if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
-        raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
 
 
 _SILENT = 10 ** (SILENCE_DB / 10)

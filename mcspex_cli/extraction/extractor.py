@@ -34,7 +34,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
 from mcspex_cli.extraction import levels
-from mcspex_cli.extraction.engine import Engine, check_rate, check_samples, open_engine
+from mcspex_cli.extraction.engine import Engine, check_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
     ExtractionOptions,
@@ -205,7 +205,7 @@ class Extractor:
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         block = np.atleast_2d(check_samples("the mixture", samples, 1, 2))
-        check_rate(rate_hz)
+        audio.check_rate(rate_hz)
         options = self._checked(options)
         block = audio.select(block, options.channel, "the mixture")
         mixture = Mixture("the mixture", rate_hz, len(block), [block])

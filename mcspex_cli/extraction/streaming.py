@@ -28,7 +28,7 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.engine import Engine, check_rate, check_samples
+from mcspex_cli.extraction.engine import Engine, check_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import SEGMENT_S, PresenceMeter
@@ -86,7 +86,7 @@ class Timing:
         Raises:
             ValueError: the latency is out of `LATENCIES_S`, or the rate not from 1 kHz to 1 MHz.
         """
-        check_rate(sample_rate_hz)
+        audio.check_rate(sample_rate_hz)
         if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
             low, high = LATENCIES_S
             raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
