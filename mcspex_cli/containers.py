@@ -95,7 +95,10 @@ _FILE_SIZE = re.compile(
 
 _VOC = b"Creative Voice File\x1a"
 _ASF = b"\x30\x26\xb2\x75"
-_FIRST_CHUNK = {b"RIFF": 12, b"RIFX": 12, b"RF64": 12, b"FORM": 12, b"riff": 40, b"caff": 8}
+_CHUNKED = dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"FORM"), (12, 2))
+_CHUNKED |= {b"riff": (40, 8), b"caff": (8, 1)}
+"""Where the first chunk of a file begins, and to how many bytes its chunks are aligned."""
+
 _BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx styp pdin".split()
 """The outermost boxes of an MP4."""
 
@@ -123,9 +126,9 @@ class _Bytes:
             return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
+        offset += {os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}.get(whence, 0)
         try:
-            return self.stream.seek(self.begin + start + offset) - self.begin
+            return self.stream.seek(self.begin + offset) - self.begin
         except (OSError, ValueError, OverflowError):  # a damaged file leads nowhere
             return -1
 
@@ -151,12 +154,11 @@ def _find_ends(data: _Bytes) -> list[int]:
         end = max(int(struct.unpack(">d", flash)[0]), int.from_bytes(windows, "little"))
         return [end] if end else []
     if head[:4] == b".snd":
-        begin, length = struct.unpack(">II", head[4:12])
+        begin, length = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
         return [begin + length] if length < _UNKNOWN_LENGTH else []
-    is_voc, at = head.startswith(_VOC), _FIRST_CHUNK.get(head[:4], data.size)
+    is_voc, (at, alignment) = head.startswith(_VOC), _CHUNKED.get(head[:4], (data.size, 1))
     if is_mp4 or is_voc:
         at = int.from_bytes(head[20:22], "little") if is_voc else 0
-    alignment = {12: 2, 40: 8}.get(at, 1)
     ends: list[int] = []
     while at < data.size:
         chunk = data.part(at, 24)
@@ -178,7 +180,8 @@ def _chunk_bytes(head: bytes, chunk: bytes) -> int:
     """How long a chunk is, with its header, in a file that begins with `head`; 0 if unknown."""
     match head[:4]:
         case b"RIFF" | b"RF64" | b"RIFX" | b"FORM":
-            length = int.from_bytes(chunk[4:8], "little" if head[:2] in (b"RI", b"RF") else "big")
+            is_little = head[:4] in (b"RIFF", b"RF64")
+            length = int.from_bytes(chunk[4:8], "little" if is_little else "big")
             if head[12:16] == b"ds64" and chunk[:4] == b"data":
                 length = int.from_bytes(head[28:36], "little")
             return 8 + length if length < _UNKNOWN_LENGTH or head[:4] == b"RF64" else 0
@@ -434,20 +437,16 @@ class Container(Decoder):
             raise AudioError(f"{path}: has no sound track. Name a file that has one.")
         if not streams:
             raise AudioError(f"{path}: its sound has an unknown encoding. Convert it to WAV.")
-        languages = [(one.language or "").replace("und", "") for one in streams]
-        self.tracks = tuple(
-            f"{number} ({one.channels} ch{language and f', {language}'})"
-            for number, (one, language) in enumerate(zip(streams, languages, strict=True), 1)
-        )
-        names = [(None, str(number), own, own[:2]) for number, own in enumerate(languages, 1)]
-        chosen = [
-            one for one, own in zip(streams, names, strict=True) if (track and track.lower()) in own
-        ]
+        tracks, chosen = [], []
+        for number, source in enumerate(streams, 1):
+            language = (source.language or "").replace("und", "")
+            tracks.append(f"{number} ({source.channels} ch{language and f', {language}'})")
+            if track is None or track.lower() in (str(number), language, language[:2]):
+                chosen.append(source)
         if not chosen:
-            raise AudioError(
-                f"{path}: has no sound track {track}. It has: {', '.join(self.tracks)}."
-            )
-        self._source = source = chosen[0]
+            raise AudioError(f"{path}: has no sound track {track}. It has: {', '.join(tracks)}.")
+        self.tracks, self._source = tuple(tracks), chosen[0]
+        source = self._source
         source.codec_context.thread_count = 1  # its log must come from this thread
         source.codec_context.options = {"err_detect": "crccheck"}
         self.sample_rate_hz, self.channels = source.rate or 0, source.channels or 0
@@ -552,8 +551,8 @@ class Container(Decoder):
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes there are no sound"
                     end = packet.pos + packet.size
-            worst = [message for message in _complaints(log) if _DAMAGE.search(message)]
-            yield frames, damage or (_printable(worst[0]) if worst else "")
+            losses = [text for text in _complaints(log) if _DAMAGE.search(text)]
+            yield frames, damage or (losses[0] if losses else "")
 
     def _note(self, reason: str) -> None:
         """Remember a damage at this place, or raise it."""
@@ -667,29 +666,26 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype.kind in "iu":
         is_unsigned, scale = samples.dtype.kind == "u", 2.0 ** (8 * samples.itemsize - 1)
-        samples = samples.astype(np.float32 if samples.itemsize < 4 else np.float64) / scale
-        samples -= is_unsigned
+        samples = samples.astype(np.dtype("float32" if samples.itemsize < 4 else "float64"))
+        samples = samples / scale - is_unsigned
     if len(samples) == 1 and channels > 1:
         samples = np.repeat(samples, channels, axis=0)
     return samples.astype(np.float32) if len(samples) == channels else None
 
 
 def _complaints(log: list[Any]) -> list[str]:
-    """What FFmpeg logged of errors; its warnings are of other things."""
+    """What FFmpeg logged of errors, each on one line; its warnings are of other things."""
     import av
 
-    return [message for level, _, message in log if level <= av.logging.ERROR and message.strip()]
+    errors = [text for level, _, text in log if level <= av.logging.ERROR]
+    lines = [line(re.sub(r" at PTS -?\d+", "", text).strip(" .\n"), 200) for text in errors]
+    return [text for text in lines if text]
 
 
 def _reason(error: Exception, log: list[Any]) -> str:
     """FFmpeg's last complaint, or its error's name where that says anything."""
-    text = (_complaints(log) or [getattr(error, "strerror", "") or str(error)])[-1]
+    text = [getattr(error, "strerror", "") or str(error), *_complaints(log)][-1]
     if text.startswith("Format not on whitelist"):
         return "mcspex does not read this format"
     is_clear = not re.match("Error number|Resource temporarily unavailable", text)
-    return _printable(text) if is_clear else "what is there cannot be decoded"
-
-
-def _printable(text: str) -> str:
-    """A message of FFmpeg's on one line, without what would steer a terminal."""
-    return line(re.sub(r" at PTS -?\d+", "", text).strip(" .\n"), 200)
+    return text if is_clear else "what is there cannot be decoded"
