@@ -19,15 +19,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import mcspex_cli
 from mcspex_cli.cli import console, options
 from mcspex_cli.errors import CheckpointError, HubError, McspexError, line
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
 
@@ -150,8 +153,10 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _distribution(package: str = "mcspex") -> metadata.Distribution | None:
+def _distribution(package: str = "mcspex") -> Distribution | None:
     """What pip knows of a package; None where it was not installed."""
+    from importlib import metadata
+
     try:
         return metadata.distribution(package)
     except metadata.PackageNotFoundError:
@@ -282,14 +287,14 @@ def check_resampler() -> tuple[str, ...]:
     """Whether soxr takes a tone from one rate to another."""
     import numpy as np
 
-    _imported("soxr")
+    soxr = _imported("soxr")
     from mcspex_cli.audio import Resampler
 
     tone = np.sin(2 * np.pi * 500 * np.arange(4800, dtype=np.float32) / 48_000)[None]
     low = np.concatenate(list(Resampler(48_000, 8000, 1).run([tone])), axis=-1)
     if low.shape != (1, 800) or not 0.6 < low[:, 100:-100].std() < 0.8:
         return FAILED, "a resampled tone became another sound", _reinstall("soxr")
-    return OK, metadata.version("soxr")
+    return OK, str(soxr.__version__)
 
 
 def check_extras() -> tuple[str, ...]:

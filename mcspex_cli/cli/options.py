@@ -5,9 +5,9 @@ command line: an option, an argument, or a group of several, of which an object 
 
 ```
 @options.command()
-def hear(
+def play(
     sound: Path = argument("FILE", type=PATH),
-    loudly: bool = flag("So that all can hear it."),
+    loudly: bool = flag("Louder than usual."),
     engine: EngineSettings = options.ENGINE,
 ) -> None:
     ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import socket
 import sys
 from typing import NamedTuple
@@ -135,6 +134,8 @@ def listen(host: str, port: int) -> Address:
     Raises:
         McspexError: it is taken or not permitted, or the host is not an address of this machine.
     """
+    import secrets
+
     from mcspex_cli.serve.server import is_this_machine
 
     try:
