@@ -20,7 +20,6 @@ import logging
 import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -287,9 +286,12 @@ def _engine(
 
 
 def _engine_for_mixtures(
-    engine: EngineSettings = group(_engine), shifts: int = SHIFTS_OPTION
+    device: str = DEVICE,
+    precision: str = PRECISION,
+    runtime: str = RUNTIME,
+    shifts: int = SHIFTS_OPTION,
 ) -> EngineSettings:
-    return replace(engine, shifts=shifts)
+    return EngineSettings(device, precision, runtime=runtime, shifts=shifts)
 
 
 ENGINE = group(_engine)
