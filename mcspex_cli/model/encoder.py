@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.layers import BatchNorm, ChannelLayerNorm
+from mcspex_cli.model.layers import BatchNorm
 
 Scales = tuple[Tensor, Tensor, Tensor]
 """Features of the short, middle and long scale, each [batch, filter, frame]."""
@@ -84,12 +84,17 @@ class NormProjection(nn.Module):
 
     def __init__(self, filters: int, channels: int) -> None:
         super().__init__()
-        self.norm = ChannelLayerNorm(3 * filters)
+        self.norm = nn.LayerNorm(3 * filters)
         self.project = nn.Conv1d(3 * filters, channels, 1)
+
+    def normalised(self, scales: Scales) -> Tensor:
+        """Concatenate `scales` and normalise each frame (cLN): [batch, 3 * filter, frame]."""
+        rows: Tensor = self.norm(concatenated(scales).transpose(1, 2))
+        return rows.transpose(1, 2)
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        fused: Tensor = self.project(self.norm(concatenated(scales)))
+        fused: Tensor = self.project(self.normalised(scales))
         return fused
 
 
@@ -120,7 +125,7 @@ class ScaleFuser(NormProjection):
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        features = self.norm(concatenated(scales))
+        features = self.normalised(scales)
         fused: Tensor = self.project(features * self.weigh(features))
         return fused
 

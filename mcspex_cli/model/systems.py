@@ -18,7 +18,7 @@ from mcspex_cli.model.encoder import (
     SeparateProjections,
     SpeakerEncoder,
 )
-from mcspex_cli.model.layers import NORMS, zeroed
+from mcspex_cli.model.layers import NORMS
 from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor
 
 
@@ -81,7 +81,9 @@ class System(nn.Module):
         if lengths is not None:  # the hop that a mixture ends in is completed
             valid = self._valid(lengths + self.encoder.hop - 1, fused)
         mask = self.masks(self.extractor(fused, embedding, valid))[0]
-        masked = zeroed(scales[0] * mask, valid)
+        masked = scales[0] * mask
+        if valid is not None:
+            masked = masked * valid
         return self.decoder.decode(self.decoder.banks[0], masked, mixture.shape[-1])
 
     def forward(
