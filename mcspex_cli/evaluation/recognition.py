@@ -18,7 +18,7 @@ from mcspex_cli.errors import CheckpointError, ConfigError, PairingError
 from mcspex_cli.evaluation.metrics import Compare, CompareWith, Transcribe
 from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, files_by_name
 from mcspex_cli.evaluation.summary import read_batch
-from mcspex_cli.extraction.presence import PresenceMeter
+from mcspex_cli.extraction.presence import PLAUSIBLE_SIMILARITY, PresenceMeter
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
@@ -32,6 +32,7 @@ def open_verifier(
     """Return what compares sounds with voices, by the speaker encoder of a model.
 
     A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
+    A sound of the other polarity than the reference is inverted before, see `presence.Polarity`.
     A voice (clips, folders or profiles) is embedded once.
 
     Args:
@@ -58,12 +59,17 @@ def open_verifier(
     def similarity(embedding: Samples, sound: Samples, rate_hz: int) -> float:
         resampler = audio.Resampler(rate_hz, engine.sample_rate_hz, 1)
         signal = np.concatenate(list(resampler.run([sound[None]])), axis=-1)[0]
-        meter = PresenceMeter(engine, embedding)
-        meter.add(signal, signal)
-        value = meter.result().similarity
-        return math.nan if value is None else value
+        meters = (PresenceMeter(engine, embedding) for _ in range(2))
+        same, inverse = map(_similarity, meters, (signal, -signal))
+        return inverse if inverse > max(same, PLAUSIBLE_SIMILARITY) else same
 
     return compare_with
+
+
+def _similarity(meter: PresenceMeter, signal: Samples) -> float:
+    meter.add(signal, signal)
+    similarity = meter.result().similarity
+    return math.nan if similarity is None else similarity
 
 
 def open_transcriber(model: str) -> Transcribe:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -48,6 +49,7 @@ from mcspex_cli.extraction.job import (
     open_mixture,
 )
 from mcspex_cli.extraction.presence import (
+    Polarity,
     PresenceMeter,
     join_channels,
     mute_gains,
@@ -351,15 +353,22 @@ class Extractor:
                     if window.start == 0:
                         work.attempt(work.begin)
                 live = [(one, window) for one, window in batch if one.error is None]
-                pairs = [(window.samples, one.embedding) for one, window in live]
+                signals = [one.polarity.signals(window.samples) for one, window in live]
+                voices = (one.embedding for one, _ in live)
+                pairs = [
+                    (signal, voice)
+                    for both, voice in zip(signals, voices, strict=True)
+                    for signal in both
+                ]
                 try:
-                    estimates = self.engine.compute(pairs) if pairs else []
+                    estimates = iter(self.engine.compute(pairs) if pairs else [])
                 except Exception as error:  # the network failed, and all of them with it
-                    estimates = []
+                    estimates = iter([])
                     for work, _ in live:
                         work.fail(error)
-                for (work, window), samples in zip(live, estimates, strict=False):
-                    advance(work.attempt(work.add, window, samples) or 0.0)
+                for (work, window), both in zip(live, signals, strict=True):
+                    own = list(islice(estimates, len(both)))
+                    advance(work.attempt(work.add, window, own) or 0.0)
                 for work, window in batch:
                     if window.last:
                         work.elapsed_s = time.monotonic() - began
@@ -401,6 +410,8 @@ class _Extraction:
     _mixture: Mixture
     embedding: Samples
     """[embedding], of the voice; known from `begin` on."""
+    polarity: Polarity
+    """Of the mixture; from `begin` on."""
 
     def __init__(
         self,
@@ -480,6 +491,7 @@ class _Extraction:
             check_references(self.job, clips, lengths_s | {self.name: mixture.announced_s})
         self._extractor.check_voice(self.name, voice)
         self.embedding = voice.embedding.astype(np.float32)
+        self.polarity = Polarity(engine, self.embedding)
         self._kept = self._store()
         self._joiner, self._matcher = Joiner(engine.windowing), levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
@@ -490,17 +502,19 @@ class _Extraction:
         folder = self.job.outputs.estimate.parent if self.job else None
         return self._stores.enter_context(closing(_Store(folder)))
 
-    def add(self, window: Window, samples: Samples) -> float:
-        """Take what the network made of the next window [channel, sample].
+    def add(self, window: Window, estimates: Sequence[Samples]) -> float:
+        """Take what the network made of the next window's signals, each [channel, sample].
 
         Returns:
             The seconds of sound that are done by it.
         """
-        self._engine.check_finite(samples)
-        estimate, mixture = self._joiner.add(window, samples)
+        for samples in estimates:
+            self._engine.check_finite(samples)
+        estimate = self.polarity.choose(window.samples, estimates)
+        estimate, mixture = self._joiner.add(window, estimate)
         self._matcher.add(estimate, mixture)
         for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
-            meter.add(*signals)
+            meter.add(*(self.polarity.sign * signal for signal in signals))
         self._kept.append(self._back.step(estimate, last=window.last))
         if window.last:
             levels.check_level(self.name, self._matcher.mixture_mean_square())

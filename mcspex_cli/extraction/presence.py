@@ -57,6 +57,10 @@ SURE = 0.98
 MIN_RESIDUAL = 0.2
 """The residual's share of the mixture's energy if somebody else speaks too, even 5 dB softer."""
 
+PLAUSIBLE_SIMILARITY, SURE_SIMILARITY, SURE_LEAD = 0.6, 0.7, 0.1
+"""From which cosine to the reference an estimate may be the voice, or surely is, if it leads so far
+over the estimate of the other polarity. Chosen on 63 mixtures."""
+
 TOGETHER = 8
 """Segments that are embedded in one call."""
 
@@ -211,6 +215,54 @@ def features_of(segments: Sequence[Segment]) -> Vector:
     """Similarity and gain [segment, 2] of the segments that are audible."""
     pairs = [(one.similarity, one.gain) for one in segments if one.similarity is not None]
     return np.array(pairs, np.float64).reshape(-1, 2)
+
+
+def cosine(one: Samples, other: Samples) -> float:
+    """The cosine of two embeddings [embedding]."""
+    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
+
+
+class Polarity:
+    """Whether a mixture has the polarity of the reference, or the inverse one.
+
+    Microphones and amplifiers may invert sound. Nobody hears it, but a network that learned from
+    references and mixtures of the same microphone hardly finds the voice then: SI-SDRi fell from
+    7.5 to -0.7 dB on 45 mixtures. So until it is known, each window is computed both ways, and the
+    estimate is taken that is more similar to the reference. It was the right one for all 45. Ours.
+
+    Args:
+        engine: embeds estimates.
+        embedding: [embedding], of the reference.
+    """
+
+    def __init__(self, engine: Engine, embedding: Samples) -> None:
+        self.sign = 1.0
+        """1 or -1: what the mixture is multiplied by to have the reference's polarity."""
+        self._engine, self._embedding = engine, embedding
+        self._known = False
+
+    def signals(self, mixture: Samples) -> list[Samples]:
+        """What the network is to be given for a window [channel, sample]: it, inverted, or both."""
+        too_short = mixture.shape[-1] < levels.MIN_SIGNAL_S * self._engine.sample_rate_hz
+        return [self.sign * mixture] if self._known or too_short else [mixture, -mixture]
+
+    def choose(self, mixture: Samples, estimates: Sequence[Samples]) -> Samples:
+        """The better one of what the network made of `signals`, in the mixture's polarity."""
+        if len(estimates) == 1:
+            return self.sign * estimates[0]
+        if not self._known:
+            pairs = zip((mixture, -mixture), estimates, strict=True)
+            same, inverse = (self._similarity(*pair) for pair in pairs)
+            if max(same, inverse) >= PLAUSIBLE_SIMILARITY:
+                self.sign = 1.0 if same >= inverse else -1.0
+            self._known = max(same, inverse) >= SURE_SIMILARITY and abs(same - inverse) >= SURE_LEAD
+        return estimates[0] if self.sign > 0 else -estimates[1]
+
+    def _similarity(self, mixture: Samples, estimate: Samples) -> float:
+        """The cosine of the embeddings of reference and estimate, in the closest channel."""
+        signs = np.sign((estimate * mixture).sum(-1, keepdims=True))
+        embeddings = self._engine.embed_parts(signs * estimate)
+        return max(cosine(one, self._embedding) for one in embeddings)
 
 
 class PresenceMeter:

@@ -25,7 +25,7 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.presence import PLAUSIBLE_SIMILARITY, Calibration, cosine
 from mcspex_cli.extraction.profile import (
     Enrolment,
     Profile,
@@ -443,12 +443,16 @@ def enroll(
                 )
                 continue
             clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
-            voices.append(embed_clip(clip, engine))
+            voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
     return join_voices(voices, engine.calibration)
 
 
-def embed_clip(clip: Clip, engine: Engine) -> Voice:
-    """Embed one clip, of whose speech 0.3 s or more must be left after trimming."""
+def embed_clip(clip: Clip, engine: Engine, voice: Samples | None = None) -> Voice:
+    """Embed one clip, of whose speech 0.3 s or more must be left after trimming.
+
+    If it is closer to what is known of the `voice` [embedding] that way, its polarity is inverted:
+    clips of one person may come from several microphones. See `presence.Polarity`.
+    """
     used, two_voices = clip.trimmed(), None
     used_s = len(used) / clip.sample_rate_hz
     levels.check_length(f"{clip.name}: its speech", used_s)
@@ -457,7 +461,13 @@ def embed_clip(clip: Clip, engine: Engine) -> Voice:
         two_voices = similarity < engine.calibration.same_voice_parts
     quality = clip.quality(used_s, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
-    return Voice(engine.embed([used]), (quality,), seconds, clip.warnings, (clip.name,))
+    embedding = engine.embed([used])
+    if voice is not None:
+        inverse = engine.embed([-used])
+        similarity = cosine(inverse, voice)
+        if similarity >= PLAUSIBLE_SIMILARITY and similarity > cosine(embedding, voice):
+            embedding = inverse
+    return Voice(embedding, (quality,), seconds, clip.warnings, (clip.name,))
 
 
 def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:

@@ -31,7 +31,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import Engine, check_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
-from mcspex_cli.extraction.presence import SEGMENT_S, PresenceMeter
+from mcspex_cli.extraction.presence import SEGMENT_S, Polarity, PresenceMeter
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.windows import without_rumble
 
@@ -231,6 +231,7 @@ class _Stream:
         self.computed_s = 0.0
         self._engine, self._embedding, self._timing = engine, voice.embedding, timing
         self._rate_hz, self._mutes = sample_rate_hz, mutes
+        self._polarity = Polarity(engine, voice.embedding)
         self._done = 0
         """Samples that are in the output already."""
         self._tail: Samples = np.zeros(0, np.float32)
@@ -253,10 +254,15 @@ class _Stream:
         if not mixture.size:  # the whole stream is shorter than one sample of the network
             return _WindowEstimate(np.zeros_like(window), None, limited=False)
         mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
-        (estimate,) = self._engine.compute([(mixture, self._embedding)], shifts=1)
-        self._engine.check_finite(estimate)
-        if (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S:
-            self._measure_presence(estimate, mixture)
+        polarity, waited = self._polarity, (end - self._measured_at) / self._rate_hz
+        is_due = waited >= PRESENCE_STEP_S
+        signals = polarity.signals(mixture) if is_due else [polarity.sign * mixture]
+        estimates = self._engine.compute([(one, self._embedding) for one in signals], shifts=1)
+        for one in estimates:
+            self._engine.check_finite(one)
+        estimate = polarity.choose(mixture, estimates)
+        if is_due:
+            self._measure_presence(polarity.sign * estimate, polarity.sign * mixture)
             self._measured_at = end
         back = audio.Resampler(network_hz, self._rate_hz, 1).step(estimate, last=True)[0]
         back = np.pad(back, (0, max(0, len(window) - len(back))))[self._done - start : len(window)]

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from mcspex_cli import audio
+from mcspex_cli import audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError, OutputError
 from mcspex_cli.extraction.engine import Engine
@@ -302,6 +303,31 @@ def test_voices_are_found_in_a_recording_with_turns(
     voice = bundled.enroll(EXAMPLES / reference)
     result = bundled.extract(np.concatenate(parts), voice, sample_rate_hz=rate_hz)
     assert result.present is present, result.presence
+
+
+def test_a_voice_is_found_whatever_polarity_mixture_and_references_have(
+    bundled: Extractor, tmp_path: Path
+) -> None:
+    """A loudspeaker that moves in where it should move out sounds the same."""
+    rate_hz = bundled.sample_rate_hz
+    reference, mixture, target = (
+        audio.read(EXAMPLES / f"{name}.flac", rate_hz) for name in ("reference", "mixture", "truth")
+    )
+    clips = tmp_path / "same.wav", tmp_path / "inverse.wav"
+    for clip, sign in zip(clips, (1, -1), strict=True):
+        soundfile.write(clip, sign * reference, rate_hz, "FLOAT")
+    gains = []
+    for references in ([clips[0]], [clips[1]], [*clips], [clips[1], clips[0]]):
+        voice = bundled.enroll(references)
+        results = [
+            bundled.extract(sign * mixture, voice, sample_rate_hz=rate_hz) for sign in (1, -1)
+        ]
+        assert all(result.present for result in results)
+        estimates = [result.estimate for result in results if result.estimate is not None]
+        np.testing.assert_allclose(estimates[0], -estimates[1], atol=1e-4)
+        gains.append(si_sdr(estimates[0], target) - si_sdr(mixture, target))
+    assert min(gains) > max(gains) - 2
+    assert min(gains) > 5
 
 
 def raw(**changed: Any) -> dict[str, Any]:
