@@ -18,7 +18,7 @@ from mcspex_cli.errors import CheckpointError, ConfigError, PairingError
 from mcspex_cli.evaluation.metrics import Compare, CompareWith, Transcribe
 from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, files_by_name
 from mcspex_cli.evaluation.summary import read_batch
-from mcspex_cli.extraction.presence import PLAUSIBLE_SIMILARITY, PresenceMeter
+from mcspex_cli.extraction.presence import PresenceMeter, leads
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
@@ -61,7 +61,7 @@ def open_verifier(
         signal = np.concatenate(list(resampler.run([sound[None]])), axis=-1)[0]
         meters = (PresenceMeter(engine, embedding) for _ in range(2))
         same, inverse = map(_similarity, meters, (signal, -signal))
-        return inverse if inverse > max(same, PLAUSIBLE_SIMILARITY) else same
+        return inverse if leads(inverse, same) else same
 
     return compare_with
 

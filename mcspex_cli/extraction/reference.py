@@ -25,7 +25,7 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import PLAUSIBLE_SIMILARITY, Calibration, cosine
+from mcspex_cli.extraction.presence import Calibration, cosine, leads
 from mcspex_cli.extraction.profile import (
     Enrolment,
     Profile,
@@ -464,8 +464,7 @@ def embed_clip(clip: Clip, engine: Engine, voice: Samples | None = None) -> Voic
     embedding = engine.embed([used])
     if voice is not None:
         inverse = engine.embed([-used])
-        similarity = cosine(inverse, voice)
-        if similarity >= PLAUSIBLE_SIMILARITY and similarity > cosine(embedding, voice):
+        if leads(cosine(inverse, voice), cosine(embedding, voice)):
             embedding = inverse
     return Voice(embedding, (quality,), seconds, clip.warnings, (clip.name,))
 

@@ -246,7 +246,7 @@ def test_what_is_too_low_to_be_heard_changes_nothing(
 def test_match_is_least_squares_to_the_mixture_of_either_sign(
     tiny_extractor: Extractor, voice: Voice, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "PLAUSIBLE_SIMILARITY", 2)  # so that no polarity is inverted
+    monkeypatch.setattr(presence, "POLARITY_SIMILARITY", 2)  # so that no polarity is inverted
     engine, options = tiny_extractor.engine, ExtractionOptions(subtype="FLOAT")
     mixture = audio.read(scene / "mixture.wav", RATE_HZ)
     result = tiny_extractor.extract_file(scene / "mixture.wav", voice, scene / "o.wav", options)
