@@ -1,4 +1,4 @@
-"""What does a batch's work: processes of this machine, actors of Ray, or an array of Slurm.
+"""Where a batch is computed: in processes of this machine, actors of Ray, or an array of Slurm.
 
 ```
            ┌─▶ local: this process, or several ─┐
@@ -6,8 +6,10 @@ WorkList ──┼─▶ ray: actors, anywhere            ├─▶ Worker ─�
            └─▶ slurm: tasks of an array ────────┘
 ```
 
-All of them do the same units and write the same journal, so that a batch that one of them began is
-finished by any other. Processes and actors may die: `deal` gives what one had left to the others.
+All do the same units and write the same journal, so that any of them can resume a batch that
+another began. Processes and actors may die: `deal` gives what one had left to the others.
+
+An engine is here what users choose with --engine. `extraction.engine.Engine` runs a network.
 """
 
 from __future__ import annotations
@@ -36,30 +38,32 @@ import numpy as np
 from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter
-from mcspex_cli.batch.run import (
+from mcspex_cli.batch.workers import (
     WINDOW_S,
     Answer,
     BatchSettings,
     Outcome,
     Outcomes,
-    Station,
+    RemoteWorker,
     Unit,
     Worker,
     WorkList,
     deal,
+    equal_parts,
     error_line,
     seconds,
-    shares,
 )
 from mcspex_cli.errors import EngineError, McspexError
 from mcspex_cli.extraction.runtime import cores
 
 CORES_EACH, MEMORY_EACH = 2, 1.5e9
-"""For each process: with one core it takes 2.5 times as long; torch, a model and its windows."""
+"""Of a process, in cores (with one it takes 2.5 times as long) and in bytes (torch and a model)."""
 
-WORTH_A_PROCESS_S, WORTH_A_TASK_S, MOST_TASKS = 60.0, 3600.0, 1000
-"""Seconds of audio for which another process, or another task of Slurm's array, is worth its start;
-and how many tasks Slurm takes unless told."""
+WORTH_A_PROCESS_S, WORTH_A_TASK_S = 60.0, 3600.0
+"""Seconds of audio that make up for the start of a process, or of a task of Slurm's array."""
+
+MOST_TASKS = 1000
+"""Of an array, unless --jobs says otherwise: more than this Slurm refuses by default."""
 
 _POLL_S = 2.0
 """How often Slurm and the journal are asked."""
@@ -91,7 +95,7 @@ def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
 
 
 def _accounted(work: WorkList, outcomes: Outcomes) -> Outcomes:
-    """Outcomes up to the first failure that ends all; the journal gets what was done how fast."""
+    """Outcomes (up to the first failure, with --fail-fast); the journal gets how many, how fast."""
     began, audio_s, counts = time.time(), 0.0, [0, 0]
     with closing(outcomes):
         try:
@@ -125,7 +129,8 @@ def workers_here(work: WorkList) -> tuple[int, int]:
     elif settings.on_gpu():
         count = len(settings.devices)
     else:
-        # By all of the shard: how many threads each has may decide an estimate's last bit.
+        # By all of the shard, not by what is left: resumed, each process must have as many threads
+        # as before, since their number may decide an estimate's last bit.
         worth = 1 + int(work.seconds / WORTH_A_PROCESS_S)
         count = int(max(1, min(cores() // CORES_EACH, worth, memory // MEMORY_EACH)))
     return count, max(1, cores() // count) if count > 1 else 0
@@ -193,15 +198,15 @@ class _Process:
             self._pool.shutdown(wait=not now, cancel_futures=True)
 
 
-_here: list[Station] = []
-"""In a process of a `_Process`: its station."""
+_here: list[RemoteWorker] = []
+"""In a process of a `_Process`: its worker."""
 
 
 def _begin(*arguments: Any) -> None:
     """Prepare this process, which does not outlive the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
-    _here.append(Station(*arguments))
+    _here.append(RemoteWorker(*arguments))
 
 
 def _extract(parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
@@ -326,7 +331,7 @@ class _Actor:
         self.deaths: tuple[type[Exception], ...] = (RayActorError, OutOfMemoryError)
         self.deaths += (NodeDiedError, ObjectLostError)  # what it had done went with its machine
         settings = work.settings
-        self._class = ray.remote(Station).options(
+        self._class = ray.remote(RemoteWorker).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2
         )
         self._arguments = (work.plan.folder, settings, *_resources(settings), Path.cwd())
@@ -351,15 +356,15 @@ class _Actor:
             ray.kill(self._handle)
 
 
-class Share:
-    """What a task of Slurm's array does: some units of a work list. submitit pickles it."""
+class SlurmTask:
+    """A task of Slurm's array: some units of a work list. submitit pickles it."""
 
     def __init__(self, work: WorkList, units: Sequence[Unit]) -> None:
         self._plan = replace(work.plan, tasks=[task for unit in units for task in unit])
         self._units, self._settings = units, work.settings
 
     def __call__(self) -> None:
-        """Do what is left of it, in a process of its own, so that what kills that is found out."""
+        """Do what is left of it in a process of its own, whose death this one can report."""
         device, threads = _resources(self._settings)  # not all threads of the machine
         settings = replace(self._settings, engine="local", devices=(device,), jobs=1)
         work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
@@ -425,10 +430,10 @@ def _submit(work: WorkList) -> str:
         **({"gpus_per_node": math.ceil(settings.gpus)} if settings.gpus else {}),
     )
     count = settings.jobs or min(MOST_TASKS, math.ceil(seconds(work.todo) / WORTH_A_TASK_S))
-    parts = shares(work.units, max(1, min(count, len(work.units))))
+    parts = equal_parts(work.units, max(1, min(count, len(work.units))))
     try:
         with executor.batch():
-            jobs = [executor.submit(Share(work, part)) for part in parts]
+            jobs = [executor.submit(SlurmTask(work, part)) for part in parts]
     except FailedJobError as error:
         raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
     job = str(jobs[0].job_id.partition("_")[0])
@@ -474,7 +479,7 @@ class BatchEngine:
     help: str
     run: Callable[[WorkList, Event], Outcomes]
     options: tuple[str, ...]
-    """The options of the command that are for it only, or for it and another."""
+    """Options of the command that mean something for it, and not for every engine."""
     module: str = ""
     """What it needs to be installed, by the extra of the engine's name."""
     program: str = ""

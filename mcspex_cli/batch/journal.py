@@ -1,10 +1,11 @@
-"""A batch's memory: a line for each task that ended, so that nothing done is done again.
+"""A batch's memory: a line for each task that ended, so that it can be resumed.
 
 Every process that works on a batch appends to a file of its own in `journal/`, each line in one
 write, so that a killed one spoils no more than its own last line, on any file system.
 
 Who reads the journal merges the files. The clocks of machines differ, so no line is older or newer
-than that of another file: a line counts if it agrees with the files that are there now.
+than that of another file: a line counts if it agrees with the files that are there now. What is
+left to do by these lines is decided in `workers.WorkList`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Done:
     """A task that is done; what is known of its result stays text until it is asked for."""
 
     inputs: str
+    """As `Task.inputs` was then."""
     settings: str
-    """Fingerprint of all that an estimate depends on besides."""
+    """As `BatchSettings.fingerprint` was then."""
     files: dict[str, list[int] | None]
     """Size and time of each file written, by the folder that it is in."""
     seconds: float
@@ -67,8 +69,8 @@ class Journal:
     Attributes:
         done: the lines of each task that was done, by id: one for each time.
         failed: likewise of each task that failed.
-        scores: scores by id and key, which tells what it is a score of.
-        runs: what each process that led a batch here did, in the order of their beginnings.
+        scores: scores by id and key, as `add_score` got them.
+        runs: how much each command did here and how fast, the first one first.
 
     Raises:
         OutputError: it cannot be read.
@@ -93,7 +95,7 @@ class Journal:
     def result(self, task: Task, settings: str) -> Done | None:
         """The line that agrees with inputs, settings and output files; None if there is none."""
         for known in self.done.get(task.id, ()):
-            if known.settings == settings and same_files(known.inputs, task.inputs)[1]:
+            if known.settings == settings and unchanged(known.inputs, task.inputs):
                 places = task.outputs(self.folder).items()
                 stamps = {kind: storage.stamp(path) for kind, path in places}
                 if all(now and known.files.get(kind) == [*now[:2]] for kind, now in stamps.items()):
@@ -106,7 +108,7 @@ class Journal:
         Whether it was done before or after that is not looked at.
         """
         for known in reversed(self.failed.get(task.id, ())):
-            is_same = known.settings == settings and same_files(known.inputs, task.inputs)[1]
+            is_same = known.settings == settings and unchanged(known.inputs, task.inputs)
             if is_same and job in (None, known.job):
                 return known.reason
         return None
@@ -118,7 +120,7 @@ class Journal:
             if len(lines) > 1:  # whose estimate is there?
                 now = storage.stamp(task.outputs(self.folder)[AUDIO])
                 lines = [one for one in lines if now and one.files[AUDIO] == [*now[:2]]] or lines
-            same = [one for one in lines if same_files(one.inputs, task.inputs)[0]]
+            same = [one for one in lines if same_place(one.inputs, task.inputs)]
             if lines and not any(one.settings == settings for one in same):
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
@@ -192,11 +194,11 @@ class JournalWriter:
         self._append({**line, "reason": reason})
 
     def add_score(self, id_: str, key: str, row: Mapping[str, Any]) -> None:
-        """Remember a task's score; `key` tells what it is a score of."""
+        """Remember a task's score; `key` is a hash of what was scored, and how."""
         self._append({"scored": id_, "key": key, "row": row})
 
     def add_run(self, run: Mapping[str, Any]) -> None:
-        """Remember what a process did."""
+        """Remember how much a command did, and how fast."""
         self._append({"run": run})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -219,19 +221,21 @@ class JournalWriter:
         self._is_torn = False
 
 
-def same_files(one: str, other: str) -> tuple[bool, bool]:
-    """Whether two `Task.inputs` name the same files, and whether those are also unchanged.
+def same_place(one: str, other: str) -> bool:
+    """Whether two `Task.inputs` are of files in the same places, whatever is in those now.
 
-    The same files have the same places, or lie in the same way from the output folder: a set
-    that was moved as a whole is the same.
+    It is enough that they lie in the same way from the output folder: all was moved together.
     """
-    if one == other:
-        return True, True
-    (stamps, *places), (stamps_, *places_) = one.split("-"), other.split("-")
-    same = any(place == place_ for place, place_ in zip(places, places_, strict=False))
-    return same, same and stamps == stamps_
+    places = zip(one.split("-")[1:], other.split("-")[1:], strict=False)
+    return one == other or any(place == other_place for place, other_place in places)
+
+
+def unchanged(one: str, other: str) -> bool:
+    """Whether two `Task.inputs` are of files in the same places, with the same sizes and times."""
+    same_stamps = one.partition("-")[0] == other.partition("-")[0]
+    return one == other or (same_stamps and same_place(one, other))
 
 
 def fingerprint(value: object) -> str:
-    """Tells a value made of texts, numbers, lists and tuples from others."""
+    """A hash of a value made of texts, numbers, lists and tuples."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -78,7 +78,8 @@ class Task:
     seconds: float | None = None
     """The mixture's length; None if it is not known."""
     inputs: str = ""
-    """Tells the mixture and references as they are now from others (`journal.same_files`)."""
+    """Hashes of the mixture and references, as "a-b-c": of their sizes and times, of their absolute
+    paths, and of their paths from the output folder; see `journal.same_place` and `unchanged`."""
 
     def names(self) -> dict[str, str]:
         """The names of the files that it writes, by the folder that they are in."""

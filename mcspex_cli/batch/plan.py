@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mcspex_cli import audio
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, fingerprint, same_files
+from mcspex_cli.batch.journal import Journal, fingerprint, unchanged
 from mcspex_cli.batch.pairing import (
     ACTIVITY,
     AUDIO,
@@ -107,7 +107,7 @@ def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
         tasks = []
         for task in plan.tasks[start : start + _AT_ONCE]:
             lines = journal.done.get(task.id, ())
-            known = [one.seconds for one in lines if same_files(one.inputs, task.inputs)[1]]
+            known = [one.seconds for one in lines if unchanged(one.inputs, task.inputs)]
             tasks.append(replace(task, seconds=known[0] if known else _seconds(task.mixture)))
         return tasks
 
@@ -141,7 +141,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 class Locations:
-    """Where files are, in all and from a folder; links to folders are resolved, once each.
+    """Where files are, absolutely and from a folder; links to folders are resolved, once each.
 
     No path leads from an object store to this disk: there both are the same.
     """
@@ -362,7 +362,7 @@ class _Planner:
         return None if self._inside[parent] else "leaves the output folder by a link"
 
     def _inputs_key(self, task: Task) -> str:
-        """What the mixture and references are, and where: in all, and from the output folder."""
+        """Hashes of the mixture and references, see `Task.inputs`."""
         inputs = (task.mixture, *task.references)
         stamps = [known[:2] if (known := self._stamp(path)) else None for path in inputs]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)

@@ -20,7 +20,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Done, Journal, JournalWriter, fingerprint
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations
-from mcspex_cli.batch.run import BatchSettings
+from mcspex_cli.batch.workers import BatchSettings
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.page import (

@@ -30,11 +30,11 @@ _PASSWORD = re.compile(r"[a-z][a-z0-9+.]+:/+[^/:]*:(?!\d*(?:/|$)).*@")
 """Of a URL that begins with a user and a password, and not only with a host and its port."""
 
 _VERSION = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
-"""What tells an object from what it was, by the names that stores have for it."""
+"""What changes when an object does, by the names that stores have for it."""
 
 
 class Stamp(NamedTuple):
-    """What tells a file from others, and from what it was."""
+    """A file's size, time and identity: equal only for the same file, if it is unchanged."""
 
     size: int
     time_ns: int

@@ -18,7 +18,7 @@ from mcspex_cli.cli.options import choice, flag, option, path, table
 from mcspex_cli.errors import DiskFullError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.batch.run import Outcome, WorkList
+    from mcspex_cli.batch.workers import Outcome, WorkList
     from mcspex_cli.evaluation.summary import Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
@@ -202,7 +202,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     mcspex batch --manifest plan.csv -o out --shard 2/8
     mcspex batch --manifest plan.csv -o out --engine ray --address auto
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch import engines, journal, plan, results, run, storage
+    from mcspex_cli.batch import engines, journal, plan, results, storage, workers
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.summary import read_groups
     from mcspex_cli.extraction.job import check_presence
@@ -228,7 +228,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         "cpus": request.resources.get("cpu", 2.0),
         "gpus": request.resources.get("gpu", request.gpus),
     }
-    settings = options.fill(run.BatchSettings, values | decided)
+    settings = options.fill(workers.BatchSettings, values | decided)
     plan.check_profiles(batch_plan, model)
     options.prepare(model, runtime, quiet=not shown)
     folder = batch_plan.folder
@@ -240,7 +240,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     batch_plan = plan.measure(batch_plan, log)
     if not request.overwrite:
         log.check(batch_plan.tasks, settings.fingerprint())
-    work = run.WorkList(batch_plan, log, settings)
+    work = workers.WorkList(batch_plan, log, settings)
     del log  # of 100,000 files it takes as much memory as the plan
     if request.dry_run:
         _show_plan(work, as_json=request.as_json)
@@ -283,7 +283,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.engines import estimate_s
     from mcspex_cli.batch.pairing import AUDIO
-    from mcspex_cli.batch.run import seconds
+    from mcspex_cli.batch.workers import seconds
 
     time_s = estimate_s(work)
     if as_json:
@@ -322,13 +322,13 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     """Do what is left, saying what fails; the number of files that did."""
     from mcspex_cli import files
-    from mcspex_cli.batch import engines, journal, run
+    from mcspex_cli.batch import engines, journal, workers
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
     try:
         with (
-            console.progress("extracting", run.seconds(work.todo), shown=shown) as bar,
+            console.progress("extracting", workers.seconds(work.todo), shown=shown) as bar,
             console.ending_gently(stopping.set),
         ):
             for outcome in engines.run(work, stopping):

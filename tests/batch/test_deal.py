@@ -14,7 +14,7 @@ import pytest
 from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchPlan
-from mcspex_cli.batch.run import DEATHS, BatchSettings, Outcome, Unit, WorkList, deal
+from mcspex_cli.batch.workers import DEATHS_PER_FILE, BatchSettings, Outcome, Unit, WorkList, deal
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
 
@@ -63,9 +63,9 @@ def dealt(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Ou
     ("size", "deadly", "failed"),
     [
         (1, {}, set()),
-        (1, {"0": DEATHS - 1, "7": DEATHS - 1, "19": 1}, set()),
+        (1, {"0": DEATHS_PER_FILE - 1, "7": DEATHS_PER_FILE - 1, "19": 1}, set()),
         (1, {"0": 1, "7": 99, "19": 99}, {"7", "19"}),
-        (3, {"4": DEATHS}, set()),  # the three of its unit are then tried one by one
+        (3, {"4": DEATHS_PER_FILE}, set()),  # the three of its unit are then tried one by one
         (3, {"4": 99, "18": 1}, {"4"}),
         (99, {"0": 99, "1": 99}, {"0", "1"}),
     ],
@@ -78,7 +78,9 @@ def test_only_what_members_die_of_again_and_again_fails(
     reasons = {outcome.task.id: outcome.reason for outcome in outcomes if outcome.row is None}
     assert reasons.keys() == failed == Journal(tmp_path).failed.keys()
     for id_, reason in reasons.items():
-        assert reason.startswith(f"{id_}.wav: {DEATHS} processes that worked on it were killed, ")
+        assert reason.startswith(
+            f"{id_}.wav: {DEATHS_PER_FILE} processes that worked on it were killed, "
+        )
 
 
 def test_members_that_die_of_everything_end_the_batch(tmp_path: Path, tiny_folder: Path) -> None:

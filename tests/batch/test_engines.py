@@ -23,7 +23,7 @@ from mcspex_cli.__main__ import main
 from mcspex_cli.batch import engines
 from mcspex_cli.batch.journal import Journal, open_folder
 from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
-from mcspex_cli.batch.run import BatchSettings, WorkList
+from mcspex_cli.batch.workers import BatchSettings, WorkList
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.slurm import Slurm, free_port, is_here
@@ -128,7 +128,7 @@ def actors(holding: str = "") -> list[int]:
     for folder in Path("/proc").iterdir():
         try:
             ours = (folder / "cwd").readlink() == Path.cwd().resolve()
-            if ours and b"ray::Station" in (folder / "cmdline").read_bytes():
+            if ours and b"ray::RemoteWorker" in (folder / "cmdline").read_bytes():
                 links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
                 if not holding or any(link.endswith(f"/{holding}") for link in links):
                     found.append(int(folder.name))
@@ -192,7 +192,7 @@ def test_ray_goes_on_with_what_this_machine_began_and_loses_a_worker_and_a_node(
 def test_a_file_that_workers_die_of_has_failed(
     cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcspex_cli.batch.run.DEATHS", 1)  # test_deal counts to three
+    monkeypatch.setattr("mcspex_cli.batch.workers.DEATHS_PER_FILE", 1)  # test_deal counts to three
     Path("few").mkdir()
     audio.write("few/poison.wav", buzz(100, 110), RATE_HZ)  # read ahead, not at once
     for number in range(3):
@@ -288,7 +288,7 @@ def test_a_share_runs_under_submitit(whole: Path, tiny_folder: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
     settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), engine="slurm")
     work = work_list("share", "mix/01.wav", settings)
-    share = engines.Share(work, work.units)
+    share = engines.SlurmTask(work, work.units)
     submitit.LocalExecutor("share/logs").submit(share).result()
     assert (
         Path("share/out/audio/01.wav").read_bytes() == Path("whole/out/audio/01.wav").read_bytes()

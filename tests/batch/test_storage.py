@@ -16,7 +16,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
 from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchRequest, plan_batch
-from mcspex_cli.batch.run import BatchSettings, Worker
+from mcspex_cli.batch.workers import BatchSettings, Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from tests.conftest import RATE_HZ, buzz

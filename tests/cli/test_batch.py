@@ -606,7 +606,7 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     from mcspex_cli.batch import results
     from mcspex_cli.batch.journal import Journal
     from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
-    from mcspex_cli.batch.run import BatchSettings, WorkList
+    from mcspex_cli.batch.workers import BatchSettings, WorkList
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
     batch(*ASKED, "--shard", "1/2")

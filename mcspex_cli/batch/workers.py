@@ -1,13 +1,15 @@
-"""What is left of a batch, the worker that does it, and how it is dealt out among workers.
+"""What a batch resumes with, the worker that does it, and how it is dealt out among workers.
 
 ```
 WorkList: plan − done, this shard's, in units
   ──▶ parcels, the longest first ──▶ members as they become free ──▶ Worker ──▶ files, journal
                  ▲                              │
                  └── what a dead one had left ◀─┘
+
+Member: a process or an actor, as `deal` sees it ──▶ RemoteWorker: in it ──▶ Worker: loads, extracts
 ```
 
-`engines` decides where the members are.
+`engines` decides where the members are; with one process there are none, only a `Worker`.
 """
 
 from __future__ import annotations
@@ -47,20 +49,28 @@ from mcspex_cli.extraction.runtime import (
 )
 
 Unit = tuple[Task, ...]
-"""Tasks whose windows share batches; made from the whole plan, so that it is always the same."""
+"""Tasks whose windows share a GPU's batches; of one task where each window is computed alone.
+
+The last bit of an estimate may depend on what shares its batch. A resumed batch must write the same
+bytes as one that was never interrupted. So units are made of the whole plan, not of what is left of
+it, and a unit is resumed as a whole: its finished tasks are computed again and thrown away.
+"""
 
 WINDOW_S = EngineSettings().window_s
 """Mixtures up to here are one window, and share a batch only if they are about equally long."""
 
 _KNOWN_VOICES = 1000
 
+PARCEL_S, PARCEL_UNITS = 30.0, 16
+"""The most seconds of audio, and the most units, in a parcel: what a member is given at once."""
 
-HANDED_OUT_S, HANDED_OUT = 30.0, 16
-"""Seconds of audio, and units, that a member is given at once, at most."""
+DEATHS_PER_FILE = 3
+"""A file has failed when this many members, one after the other, have died while they did it."""
 
-DEATHS, DEATHS_IN_A_ROW = 3, 10
-"""Members that may die of a file before it counts as failed; and that may die without a file done
-between them, besides one of each member (a machine that is lost takes many with it)."""
+DEATHS_IN_A_ROW = 10
+"""A batch ends when this many members, plus as many as it has, die without a file done in between.
+
+The members come on top because a machine that is lost may take all of them with it."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,11 @@ class BatchSettings:
     """(i, n): the i-th of n shares of about equal duration, i from 1."""
     fail_fast: bool = False
     engine: str = "local"
-    """Where it is computed, of `engines.ENGINES`; what follows is for Ray and Slurm."""
+    """Where it is computed, by its name in `engines.ENGINES`; the rest is for Ray and Slurm."""
     cpus: float = 2.0
     """Cores of each worker. How many threads it has may decide an estimate's last bit."""
     gpus: float | None = None
-    """GPUs of each worker; None for one if the cluster has any, as far as it tells."""
+    """GPUs of each worker; None for one if the cluster says that it has any."""
     address: str | None = None
     """Ray's: "auto", or "ray://HOST:PORT"; None for a Ray of this machine's own."""
     partition: str | None = None
@@ -100,7 +110,7 @@ class BatchSettings:
     """Whether to wait for Slurm's array."""
 
     def fingerprint(self) -> str:
-        """Tells all that an estimate depends on from other settings."""
+        """A hash of the settings that an estimate depends on; equal only if they are."""
         engine = EngineSettings()
         return fingerprint(
             (
@@ -140,14 +150,14 @@ Answer = Future[list[Outcome] | McspexError]
 
 
 class WorkList:
-    """What is left to do of a measured plan, in this shard.
+    """What is left to do of a measured plan, in this shard: here it is decided what to resume with.
 
     Attributes:
         key: the settings' fingerprint.
         done: the ids of all tasks of the plan that are done.
         todo: the tasks that are left, in the plan's order.
         skipped: the tasks of this shard that were done before.
-        units: what is left, with tasks that are done where they keep a unit whole.
+        units: those with a task that is left; see `Unit` for why they also have finished tasks.
         seconds: audio of this shard, done or not.
 
     Raises:
@@ -164,7 +174,9 @@ class WorkList:
         self.plan, self.settings, self.key = plan, settings, settings.fingerprint()
         self.done = {task.id for task in plan.tasks if journal.result(task, self.key)}
         if units is None:
-            units = self._shard() if len(self.done) < len(plan.tasks) else [tuple(plan.tasks)]
+            # Where nothing is left, units do not matter, and to look for devices takes seconds.
+            all_done = len(self.done) == len(plan.tasks)
+            units = [tuple(plan.tasks)] if all_done else self._shard()
         tasks = [task for unit in units for task in unit]
         self.seconds = seconds(tasks)
         self.skipped = [task for task in tasks if task.id in self.done]
@@ -172,15 +184,19 @@ class WorkList:
         self.units = [unit for unit in units if any(task.id not in self.done for task in unit)]
 
     def _shard(self) -> list[Unit]:
-        """This shard's units: those of one machine must be those of another, whatever it has."""
+        """This shard's units.
+
+        Machines with and without a GPU must agree on the shards. So those are made of units for a
+        GPU, which a CPU then splits into single tasks.
+        """
         tasks, (index, count) = self.plan.tasks, self.settings.shard
         size, on_gpu = self.settings.batch_size, self.settings.on_gpu()
         if not size:  # few enough together for shards of equal duration
             size = ON_GPU if count == 1 else max(1, min(ON_GPU, len(tasks) // (4 * count)))
-        share = shares(units(tasks, size), count)[index - 1]
+        shard = equal_parts(units(tasks, size), count)[index - 1]
         if on_gpu or self.settings.batch_size:
-            return share
-        ids = {task.id for unit in share for task in unit}
+            return shard
+        ids = {task.id for unit in shard for task in unit}
         return [(task,) for task in tasks if task.id in ids]
 
 
@@ -230,7 +246,7 @@ class Worker:
     def _extract(
         self, tasks: Sequence[Task], done: set[str], stopping: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        """Extract tasks in one go; what is done is only computed again, for the others' sake.
+        """Extract tasks in one go, and throw away what comes of those that are done (see `Unit`).
 
         A file that cannot be written has failed. A journal that cannot be written ends all.
         """
@@ -343,8 +359,8 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
     return [tuple(unit) for unit in joined] + alone
 
 
-def shares(work: Sequence[Unit], count: int) -> list[list[Unit]]:
-    """Deal units out to `count` of about equal duration, each in the order of `work`."""
+def equal_parts(work: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Split units into `count` parts of about equal duration, each in the order of `work`."""
     loads = [(0.0, number) for number in range(count)]
     dealt: list[list[int]] = [[] for _ in range(count)]
     for index in sorted(range(len(work)), key=lambda index: seconds(work[index]), reverse=True):
@@ -360,30 +376,27 @@ def seconds(tasks: Iterable[Task]) -> float:
 
 
 def error_line(error: Exception, line: int = 0) -> str:
-    """A line of what an error says, the first if no other is wanted."""
+    """One line, by default the first, of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[line]
 
 
 class Member(Protocol):
-    """A process, or an actor, with a model of its own; it does one parcel of units at a time."""
+    """A process, or an actor of Ray, with a `RemoteWorker` in it that does a parcel at a time."""
 
     deaths: tuple[type[Exception], ...]
     """What its parcels end with if it dies."""
 
     def start(self) -> Answer:
-        """Begin, or begin anew after a death; the answer is an empty list once the model is there.
-
-        As from `submit`, it is the error that keeps all members from working, if there is one.
-        """
+        """Begin, or begin anew after a death; it answers like `submit` to an empty parcel."""
 
     def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
-        """Hand out units; those of their tasks that are done only keep the others company."""
+        """Hand out units; `done` has the ids of those of their tasks that are done (see `Unit`)."""
 
     def stop(self) -> None:
         """Have it begin no other file."""
 
     def end(self, *, now: bool) -> None:
-        """End it, at once even if it works."""
+        """End it; with `now`, in the middle of its work."""
 
 
 def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes:
@@ -433,11 +446,11 @@ def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes
 
 def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Units as they are handed out to `count` members: the longest first, short ones together."""
-    most_s = min(HANDED_OUT_S, sum(map(seconds, units)) / (4 * count))
+    most_s = min(PARCEL_S, sum(map(seconds, units)) / (4 * count))
     parcels: list[list[Unit]] = []
     length_s = 0.0
     for unit in sorted(units, key=seconds, reverse=True):
-        full = not parcels or len(parcels[-1]) >= HANDED_OUT
+        full = not parcels or len(parcels[-1]) >= PARCEL_UNITS
         if full or length_s + seconds(unit) > most_s:
             parcels.append([])
             length_s = 0.0
@@ -451,8 +464,8 @@ def _after_death(
 ) -> tuple[list[Outcome], list[Sequence[Unit]]]:
     """What a dead member did of a parcel, and the parcels that are left of it for others.
 
-    The first unit that was not done is suspected, and tried again alone. After `DEATHS` of them
-    its files are tried one by one, and each that another member dies of has failed.
+    The first unit that was not done is suspected, and tried again alone. After `DEATHS_PER_FILE`
+    deaths its files are tried one by one, and each that another member dies of has failed.
     """
     journal = Journal(work.plan.folder)
     lost = [task for unit in parcel for task in unit if task.id not in work.done]
@@ -465,21 +478,21 @@ def _after_death(
     suspects = [task for task in left[0] if task.id not in work.done]
     deaths.update(task.id for task in suspects)
     parcels: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
-    if deaths[suspects[0].id] < DEATHS:
+    if deaths[suspects[0].id] < DEATHS_PER_FILE:
         return outcomes, [*parcels, [left[0]]]
     if len(suspects) > 1:
         return outcomes, [*parcels, *([unit] for unit in zip(suspects, strict=True))]
     (task,) = suspects
     reason = (
-        f"{storage.name(task.mixture)}: {DEATHS} processes that worked on it were killed, one "
-        "after the other. Run the command again, with fewer --jobs if memory is short."
+        f"{storage.name(task.mixture)}: {DEATHS_PER_FILE} processes that worked on it were killed, "
+        "one after the other. Run the command again, with fewer --jobs if memory is short."
     )
     writer.add_failed(task, work.key, reason)
     return [*outcomes, Outcome(task, None, reason)], parcels
 
 
-class Station:
-    """What a member has in its process, here or elsewhere: a worker, and when to stop."""
+class RemoteWorker:
+    """A `Worker` in a member's process, here or elsewhere, which its first parcel loads."""
 
     def __init__(
         self,
@@ -495,7 +508,7 @@ class Station:
         self._worker: Worker | None = None
 
     def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
-        """Do a parcel; an error is given back rather than raised, since Ray would decorate it."""
+        """Do a parcel. An error is returned, not raised: Ray would wrap it in one of its own."""
         with suppress(OSError):
             os.chdir(self._cwd)
         if not (storage.url(self._folder) or self._folder.is_dir()):

@@ -18,13 +18,13 @@ from mcspex_cli.batch.engines import estimate_s
 from mcspex_cli.batch.journal import Journal, open_folder
 from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
-from mcspex_cli.batch.run import (
+from mcspex_cli.batch.workers import (
     WINDOW_S,
     BatchSettings,
     Outcome,
     Unit,
     WorkList,
-    shares,
+    equal_parts,
     units,
 )
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -341,19 +341,19 @@ def test_units_are_as_full_as_they_can_be() -> None:
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 16), (8, 1), (500, 1), (500, 16)])
 def test_shares_are_a_partition_in_order_and_always_the_same(count: int, size: int) -> None:
     work = units(some(0), size)
-    dealt = shares(work, count)
+    dealt = equal_parts(work, count)
     assert len(dealt) == count
     assert sorted(ids_in([unit for share in dealt for unit in share])) == sorted(ids_in(work))
     place = {unit[0].id: number for number, unit in enumerate(work)}
     for share in dealt:
         assert sorted(share, key=lambda unit: place[unit[0].id]) == share
-    assert shares(units(some(0), size), count) == dealt
+    assert equal_parts(units(some(0), size), count) == dealt
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 1), (8, 1), (16, 1), (4, 16)])
 def test_shares_are_even_within_a_tenth(count: int, size: int) -> None:
     for seed in range(5):
-        dealt = shares(units(some(seed), size), count)
+        dealt = equal_parts(units(some(seed), size), count)
         loads = [sum(task.seconds or 0 for unit in share for task in unit) for share in dealt]
         assert max(loads) <= 1.1 * min(loads)
-    assert [len(share) for share in shares([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
+    assert [len(share) for share in equal_parts([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
