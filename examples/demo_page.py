@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mcspex_cli.evaluation.page import Page, PageSettings, read_run, write_page
+from mcspex_cli.evaluation.page import Page, PageSettings, read_system, write_page
 
 
 def main(cases: Path, output: Path) -> Page:
     """Write the page: SpEx+ beside MC-SpEx, by gender."""
-    runs = [read_run(cases / "spexplus", "SpEx+"), read_run(cases / "mcspex", "MC-SpEx")]
+    runs = [read_system(cases / "spexplus", "SpEx+"), read_system(cases / "mcspex", "MC-SpEx")]
     settings = PageSettings(
         truth=cases / "truth",
         mixtures=cases / "mixtures",

@@ -26,12 +26,12 @@ from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.page import (
     EMBEDDED_CASES,
     PageSettings,
-    Run,
-    batch_run,
-    compare_runs,
+    SystemOutputs,
+    batch_system,
+    compare_systems,
     write_page,
 )
-from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_files
+from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
 from mcspex_cli.evaluation.summary import Report, read_groups
 
 RECORD, FAILED = "run.json", "failed.jsonl"
@@ -75,7 +75,7 @@ def score(
 
 
 def _score_key(task: Task, done: Done, scoring: ScoreSettings, locations: Locations) -> str:
-    """Tells a score of a task's estimate from scores of other estimates, truths or settings."""
+    """A hash of the estimate, the truth and the settings that a score is of."""
     if not task.truth:
         return ""
     stamp, place = storage.stamp(task.truth), locations.of(task.truth)[1]
@@ -117,11 +117,11 @@ def write(
             score_key = _score_key(task, result, scoring, locations)
             row = _row(task, result, journal.scores.get((task.id, score_key)))
         elif reason := journal.failure(task, key):
-            row = {"status": "failed", "note": reason}
+            row = {"status": Status.FAILED, "note": reason}
             names = {"output": task.output, "residual": task.residual, "activity": task.activity}
             failures.append({"id": task.id, **inputs, **names, "reason": reason})
         else:
-            row = {"status": "pending", "note": ""}
+            row = {"status": Status.PENDING, "note": ""}
         places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
         outputs = {"estimate": places[AUDIO]} | {k: places.get(k) for k in (RESIDUAL, ACTIVITY)}
         rows.append({**row, "name": task.id, **inputs, **outputs})
@@ -149,33 +149,35 @@ def write(
                 groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name
             )
             with tempfile.TemporaryDirectory() as scratch:
-                run = batch_run(folder, settings.model.name, rows)
-                write_page([_with_sounds(run, plan, look, Path(scratch))], page, look)
+                system = batch_system(folder, settings.model.name, rows)
+                write_page([_with_sounds(system, plan, look, Path(scratch))], page, look)
     return document, record
 
 
-def _with_sounds(run: Run, plan: BatchPlan, look: PageSettings, scratch: Path) -> Run:
-    """A run that has on this disk the sounds of the cases that its page shows."""
+def _with_sounds(
+    system: SystemOutputs, plan: BatchPlan, look: PageSettings, scratch: Path
+) -> SystemOutputs:
+    """The outputs with copies on this disk of the sounds of the cases that their page shows."""
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
     if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
-        return run
-    shown = compare_runs([run], look).choose(EMBEDDED_CASES, look.seed)
-    cases = dict(run.outputs)
+        return system
+    shown = compare_systems([system], look).choose(EMBEDDED_CASES, look.seed)
+    cases = dict(system.outputs)
     for task in plan.tasks:
         if task.id in shown and (case := cases[task.id]).estimate:
             with suppress(McspexError):  # what cannot be fetched has an empty place on the page
                 own = _fetch(plan, task, scratch)
                 cases[task.id] = replace(
-                    case, estimate=own.estimate, truth=own.target, mixture=own.mixture
+                    case, estimate=own.estimate, truth=own.truth, mixture=own.mixture
                 )
-    return replace(run, outputs=cases)
+    return replace(system, outputs=cases)
 
 
 def _row(task: Task, done: Done, score: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is known of a task's result, and its score if there is one."""
     row = {name: value for name, value in done.row.items() if name not in _OF_THE_RUN}
     row["warnings"] = [text.replace(task.mixture, task.id) for text in row["warnings"]]
-    scores = score or {"status": "done", "note": ""}
+    scores = score or {"status": Status.DONE, "note": ""}
     return row | {name: v for name, v in scores.items() if v is not None or name not in row}
 
 

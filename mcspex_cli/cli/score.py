@@ -348,16 +348,16 @@ def say_remarks(report: Report, *, quiet: bool = False) -> None:
     With `quiet`, only what is wrong. If there is only one file, `conclude` says its reason.
     """
     from mcspex_cli.evaluation import summary
-    from mcspex_cli.evaluation.scoring import FLIPPED, REFUSED
+    from mcspex_cli.evaluation.scoring import Status
 
     for row in report.rows if len(report.rows) > 1 else ():
-        if row["status"] in REFUSED:
+        if row["status"] in Status.REFUSED:
             console.error(row["note"])
     for line in summary.remarks(report):
         console.warn(line)
     if quiet:
         return
-    if FLIPPED in report.summary.statuses:
+    if Status.FLIPPED in report.summary.statuses:
         console.say("Nobody hears a flipped sign. --flipped-ok counts such files.")
     if line := summary.confusion(report):
         console.say(line)
@@ -372,9 +372,9 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
         BelowThreshold: a mean is past its limit.
     """
     from mcspex_cli.evaluation.metrics import METRICS
-    from mcspex_cli.evaluation.scoring import REFUSED
+    from mcspex_cli.evaluation.scoring import Status
 
-    refused = sum(row["status"] in REFUSED for row in report.rows)
+    refused = sum(row["status"] in Status.REFUSED for row in report.rows)
     if refused and len(report.rows) == 1:
         raise McspexError(report.rows[0]["note"])
     if refused:
@@ -437,11 +437,11 @@ def report(
     A RUN is a folder of estimates or one made by mcspex batch, or NAME=FOLDER to give it
     another name. Files are paired by name (a.target.wav with a.wav). The page needs no network.
     """
-    from mcspex_cli.evaluation.page import read_runs, write_page
+    from mcspex_cli.evaluation.page import read_systems, write_page
 
     with console.progress("comparing") as bar:
         page = write_page(
-            read_runs(runs), output, settings, lambda share: bar.update(completed=share)
+            read_systems(runs), output, settings, lambda share: bar.update(completed=share)
         )
     for warning in page.warnings:
         console.warn(warning)

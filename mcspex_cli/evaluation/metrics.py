@@ -1,7 +1,7 @@
 """How good an estimate is: every metric, and the table METRICS that names them.
 
 Some compare it with the target. The others need no truth: they are for real recordings, and
-`docs/scores-without-truth.md` tells what they can and cannot say. Sounds are [sample]. Functions
+`docs/scores-without-truth.md` says what they can and cannot tell. Sounds are [sample]. Functions
 that need a package raise ConfigError if it cannot be imported, and their values are nan where the
 package has none.
 
@@ -207,13 +207,13 @@ def word_error_rate(words: str, transcript: str) -> float:
 NOTHING = np.zeros(0, np.float32)
 
 Compare = Callable[[Samples, int], float]
-"""Tells how similar a sound [sample] at a rate is to the reference."""
+"""How similar a sound [sample] at a rate is to the reference."""
 
 CompareWith = Callable[[tuple[Path, ...]], Compare]
-"""Gives, for the references of a voice, what compares sounds with it."""
+"""What compares sounds with a voice, from the voice's references."""
 
 Transcribe = Callable[[Samples, int], str]
-"""Tells the words of a sound [sample] at a rate."""
+"""The words of a sound [sample] at a rate."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +258,14 @@ class Sounds:
         return dnsmos(self.estimate, self.rate_hz)
 
     @cached_property
+    def audible_mixture(self) -> Samples:
+        """The mixture without what is too low to be heard."""
+        return np.concatenate([*without_rumble([self.mixture[None]], self.rate_hz)], axis=-1)[0]
+
+    @cached_property
     def of_mixture(self) -> Sounds:
-        """The same with the mixture, without what nobody hears, in the estimate's place."""
-        audible = np.concatenate([*without_rumble([self.mixture[None]], self.rate_hz)], axis=-1)[0]
-        return replace(self, estimate=audible)
+        """The same with the mixture in the estimate's place."""
+        return replace(self, estimate=self.audible_mixture)
 
 
 @dataclass(frozen=True)
@@ -286,8 +290,8 @@ class Metric:
     """The extra of mcspex that installs them."""
     better: Literal["higher", "lower", "neither"] = "higher"
     """Which values are good ones."""
-    of_mixture: bool = False
-    """Whether it is a mixture's value, for comparison with the estimate's."""
+    is_of_input: bool = False
+    """Whether it is the mixture's value, a row of `INPUT_METRICS`."""
 
     @property
     def column(self) -> str:
@@ -314,22 +318,23 @@ class Metric:
         return "-" if value is None else f"{value:{sign}.{self.digits}f}"
 
 
-TARGET, MIXTURE, OTHERS = ("target",), ("target", "mixture"), ("target", "interferers")
+TARGET = ("target",)
+WITH_MIXTURE, WITH_INTERFERERS = (*TARGET, "mixture"), (*TARGET, "interferers")
 BSS, STOI, MOS = ("fast_bss_eval",), ("pystoi",), ("speechmos",)
 
 # fmt: off
 METRICS = {metric.name: metric for metric in (
     Metric("si_sdr", "SI-SDR", "dB", 2, lambda s: s.si_sdr_db, TARGET,
            "the target against everything else in the output; its level does not count"),
-    Metric("si_sdr_i", "SI-SDRi", "dB", 2, lambda s: s.si_sdr_db - s.input_si_sdr_db, MIXTURE,
+    Metric("si_sdr_i", "SI-SDRi", "dB", 2, lambda s: s.si_sdr_db - s.input_si_sdr_db, WITH_MIXTURE,
            "by how much the output's SI-SDR exceeds the mixture's"),
     Metric("snr", "SNR", "dB", 2, lambda s: snr(s.estimate, s.target), TARGET,
            "like SI-SDR, but a wrong level or sign counts as an error"),
     Metric("sdr", "SDR", "dB", 2, lambda s: s.bss_eval[0], TARGET,
            "like SI-SDR, but a short filter on the target does not count", BSS),
-    Metric("sir", "SIR", "dB", 2, lambda s: s.bss_eval[1], OTHERS,
+    Metric("sir", "SIR", "dB", 2, lambda s: s.bss_eval[1], WITH_INTERFERERS,
            "the target against what is left of the other talkers", BSS),
-    Metric("sar", "SAR", "dB", 2, lambda s: s.bss_eval[2], OTHERS,
+    Metric("sar", "SAR", "dB", 2, lambda s: s.bss_eval[2], WITH_INTERFERERS,
            "all talkers against what the system has added", BSS),
     Metric("pesq", "PESQ", "", 2, lambda s: pesq(s.estimate, s.target, s.rate_hz), TARGET,
            "predicted rating of the quality by listeners, 1 to 4.6", ("pesq",)),
@@ -346,7 +351,7 @@ METRICS = {metric.name: metric for metric in (
     Metric("similarity", "Similarity", "", 2, lambda s: s.similarity, ("reference",),
            "how like the reference the voice is to the model, -1 to 1"),
     Metric("speech_left", "Speech left", "", 2,
-           lambda s: speech_left(s.estimate, s.of_mixture.estimate, s.rate_hz), ("mixture",),
+           lambda s: speech_left(s.estimate, s.audible_mixture, s.rate_hz), ("mixture",),
            "share of the mixture's speech in which the output is heard, 0 to 1", better="neither"),
     Metric("dnsmos_sig", "SIG", "", 2, lambda s: s.dnsmos.get("sig_mos", math.nan), (),
            "DNSMOS: predicted rating of the speech, 1 to 5", MOS),
@@ -368,25 +373,29 @@ BUILT_IN = ("si_sdr", "si_sdr_i", "snr")
 """The metrics with the truth that are computed here, at the cost of reading the files."""
 
 
-def _of_mixture(metric: Metric) -> Metric:
+def _of_input(metric: Metric) -> Metric:
     return replace(
         metric,
         name=f"input_{metric.name}",
         label=f"{metric.label} of the mixture",
         function=lambda sounds: metric.function(sounds.of_mixture),
         needs=(*metric.needs, "mixture"),
-        of_mixture=True,
+        is_of_input=True,
     )
 
 
-OF_MIXTURES = {
-    name: _of_mixture(metric)
+INPUT_METRICS = {
+    name: _of_input(metric)
     for name, metric in METRICS.items()
     if name in ("similarity", "wer") or name.startswith("dnsmos")
 }
-"""What is measured of the mixture too, by the name of the metric."""
+"""What is measured of the mixture too, by the name of the metric; none of it needs the target.
 
-BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *OF_MIXTURES.values())}
+The mixture's SI-SDR is not here but in `Row.input_si_sdr_db`: a row has it whichever metrics are
+chosen, since it also decides whether the estimate is confused.
+"""
+
+BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *INPUT_METRICS.values())}
 
 
 def check_installed(names: Sequence[str]) -> None:

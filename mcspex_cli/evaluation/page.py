@@ -24,15 +24,15 @@ from markupsafe import Markup
 from mcspex_cli import __version__, audio, files
 from mcspex_cli.errors import McspexError, OutputError, PairingError, line
 from mcspex_cli.evaluation import scoring, spectrogram, summary
-from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, OF_MIXTURES, Metric
-from mcspex_cli.evaluation.scoring import FLIPPED, Pairing
+from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, INPUT_METRICS, METRICS, Metric
+from mcspex_cli.evaluation.scoring import Pairing, Status
 from mcspex_cli.evaluation.spectrogram import RANGE_DB, SHADES
 from mcspex_cli.evaluation.summary import numbers
 
-NO_ESTIMATE = ("failed", "pending")
+NO_ESTIMATE = (Status.FAILED, Status.PENDING)
 """Statuses of a batch's files that have no estimate."""
 
-OTHERS = "Other cases"
+OTHER_CASES = "Other cases"
 """The section of cases that are in no group."""
 
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
@@ -104,34 +104,34 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A system's outputs by the name of the case."""
+class SystemOutputs:
+    """What one system made, a RUN on the command line; `outputs` by the name of the case."""
 
     label: str
     folder: Path
     outputs: Mapping[str, Output]
 
 
-def read_runs(words: Sequence[str]) -> list[Run]:
+def read_systems(words: Sequence[str]) -> list[SystemOutputs]:
     """Read `FOLDER` or `NAME=FOLDER` each, under different labels.
 
     A path that exists is never taken apart.
     """
-    runs: dict[str, Run] = {}
+    systems: dict[str, SystemOutputs] = {}
     for word in words:
         label, equals, folder = word.partition("=")
         is_path = not equals or Path(word).exists()
-        run = read_run(Path(word)) if is_path else read_run(Path(folder), label)
-        if run.label in runs:
+        system = read_system(Path(word)) if is_path else read_system(Path(folder), label)
+        if system.label in systems:
             raise PairingError(
-                f"{runs[run.label].folder} and {run.folder}: both are called {run.label}. "
-                f"Name one: NAME={run.folder}"
+                f"{systems[system.label].folder} and {system.folder}: both are called "
+                f"{system.label}. Name one: NAME={system.folder}"
             )
-        runs[run.label] = run
-    return list(runs.values())
+        systems[system.label] = system
+    return list(systems.values())
 
 
-def read_run(folder: Path, label: str = "") -> Run:
+def read_system(folder: Path, label: str = "") -> SystemOutputs:
     """Read a folder of estimates or of `mcspex batch`; without a label it has its own name.
 
     Raises:
@@ -140,11 +140,11 @@ def read_run(folder: Path, label: str = "") -> Run:
     """
     label = label.strip() or folder.resolve().name
     if rows := summary.read_batch(folder):
-        return batch_run(folder, label, rows)
+        return batch_system(folder, label, rows)
     outputs = {name: Output(path) for name, path in _files(folder, " of estimates").items()}
     if not outputs:
         raise PairingError(f"{folder}: no sound files in this folder.")
-    return Run(label, folder, outputs)
+    return SystemOutputs(label, folder, outputs)
 
 
 def _files(folder: Path, kind: str = "") -> dict[str, Path]:
@@ -154,8 +154,8 @@ def _files(folder: Path, kind: str = "") -> dict[str, Path]:
     return scoring.files_by_name(folder)
 
 
-def batch_run(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> Run:
-    """The run of a batch in `folder`, by the rows of its report."""
+def batch_system(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> SystemOutputs:
+    """The outputs of a batch in `folder`, by the rows of its report."""
     outputs = {}
     for row in rows:
         estimate, mixture, truth = (
@@ -167,11 +167,12 @@ def batch_run(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> Ru
         else:
             if any(row.get(column) is not None for column in BY_COLUMN):
                 score = {"confused": None, **row, "note": note}
-                if row["status"] == FLIPPED:
-                    score |= {"status": "ok", "note": f"{FLIPPED}. {note}".strip()}
+                if row["status"] == Status.FLIPPED:
+                    note = f"{Status.FLIPPED}. {note}".strip()
+                    score |= {"status": Status.OK, "note": note}
             output = Output(estimate, mixture, truth, row=score)
         outputs[row["name"]] = output
-    return Run(label, folder, outputs)
+    return SystemOutputs(label, folder, outputs)
 
 
 @dataclass
@@ -184,7 +185,7 @@ class ComparisonCase:
     mixture: Path | None
     truth: Path | None
     outputs: list[Output]
-    """In the order of the runs."""
+    """In the order of the systems."""
     inputs: Mapping[str, float] = field(default_factory=dict)
     """What is measured of the mixture, by the column that the estimates have it in."""
 
@@ -196,9 +197,9 @@ class ComparisonCase:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cases of all runs."""
+    """All cases of all systems."""
 
-    runs: Sequence[Run]
+    systems: Sequence[SystemOutputs]
     cases: Sequence[ComparisonCase]
     settings: PageSettings = PageSettings()
 
@@ -248,14 +249,14 @@ class Comparison:
     def warnings(self) -> list[str]:
         """Which outputs, truths and mixtures are missing, and which files cannot be scored."""
         lines = []
-        for number, run in enumerate(self.runs):
+        for number, system in enumerate(self.systems):
             outputs = [case.outputs[number] for case in self.cases]
-            lines += self._missing(f"{run.label}: no output", [o.estimate for o in outputs])
-            flipped = sum(o.row["note"].startswith(FLIPPED) for o in outputs if o.row)
+            lines += self._missing(f"{system.label}: no output", [o.estimate for o in outputs])
+            flipped = sum(o.row["note"].startswith(Status.FLIPPED) for o in outputs if o.row)
             if flipped:
                 lines.append(
-                    f"{run.label}: sign-flipped outputs: {flipped}. They count here; mcspex score "
-                    "counts them with --flipped-ok."
+                    f"{system.label}: sign-flipped outputs: {flipped}. They count here; "
+                    "mcspex score counts them with --flipped-ok."
                 )
         if any(case.truth for case in self.cases):
             lines += self._missing("no truth", [case.truth for case in self.cases])
@@ -263,8 +264,8 @@ class Comparison:
             content = "only what needs none" if self.rows() else "no scores"
             lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
-        lines += [row["note"] for row in self.rows() if row["status"] in scoring.REFUSED]
-        if self.settings.groups and all(case.group == OTHERS for case in self.cases):
+        lines += [row["note"] for row in self.rows() if row["status"] in Status.REFUSED]
+        if self.settings.groups and all(case.group == OTHER_CASES for case in self.cases):
             lines.append(f"{self.settings.groups}: names none of the cases.")
         return lines
 
@@ -274,18 +275,18 @@ class Comparison:
         return [f"{what} for {len(names)} of {len(paths)} cases: {listed}"] if names else []
 
 
-def compare_runs(
-    runs: Sequence[Run],
+def compare_systems(
+    systems: Sequence[SystemOutputs],
     settings: PageSettings,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Comparison:
-    """Put runs side by side and score what has no score yet.
+    """Put systems side by side and score what has no score yet.
 
-    The cases are those of all runs, in the order of the groups' file. A case's mixture and truth
-    are the files of its name in the settings' folders, else what the first run that has them says.
+    The cases are those of all systems, in the order of the groups' file. A case's mixture and truth
+    are the files of its name in the settings' folders, else those that the first system has.
     `advance` is called with the share that is done.
     """
-    cases = _gather(runs, settings)
+    cases = _gather(systems, settings)
     unscored = []
     for case in cases:
         for number, output in enumerate(case.outputs):
@@ -306,10 +307,10 @@ def compare_runs(
         advance(done / len(unscored))
     for case in cases:
         case.inputs = _inputs(case)
-    return Comparison(runs, cases, settings)
+    return Comparison(systems, cases, settings)
 
 
-def _gather(runs: Sequence[Run], settings: PageSettings) -> list[ComparisonCase]:
+def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[ComparisonCase]:
     truths, mixtures = (
         _files(folder) if folder else {} for folder in (settings.truth, settings.mixtures)
     )
@@ -317,27 +318,27 @@ def _gather(runs: Sequence[Run], settings: PageSettings) -> list[ComparisonCase]
     if settings.groups:
         groups = summary.read_groups(settings.groups, settings.group_by)
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
-    names = {name for run in runs for name in run.outputs}
+    names = {name for system in systems for name in system.outputs}
     cases = []
     for name in sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)):
-        outputs = [run.outputs.get(name, Output()) for run in runs]
+        outputs = [system.outputs.get(name, Output()) for system in systems]
         group = groups.of(name)
         cases.append(
             ComparisonCase(
                 name,
                 groups.titles.get(name, name),
-                OTHERS if group == summary.NO_GROUP else group,
+                OTHER_CASES if group == summary.NO_GROUP else group,
                 mixtures.get(name) or next((o.mixture for o in outputs if o.mixture), None),
                 truths.get(name) or next((o.truth for o in outputs if o.truth), None),
                 outputs,
             )
         )
-    return sorted(cases, key=lambda case: case.group == OTHERS)
+    return sorted(cases, key=lambda case: case.group == OTHER_CASES)
 
 
 def _has_score(output: Output, case: ComparisonCase) -> bool:
-    """Whether an output's run has scored it, with the case's mixture and, if it has one, truth."""
-    if output.row is None or (case.truth and output.row["status"] == "done"):
+    """Whether an output has been scored, with the case's mixture and, if it has one, truth."""
+    if output.row is None or (case.truth and output.row["status"] == Status.DONE):
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
@@ -393,12 +394,12 @@ class Cell:
 
 
 def write_page(
-    runs: Sequence[Run],
+    systems: Sequence[SystemOutputs],
     output: Path,
     settings: PageSettings | None = None,
     progress: Callable[[float], object] = lambda _: None,
 ) -> Page:
-    """Write the page of some runs, whole or not at all.
+    """Write the page of some systems, whole or not at all.
 
     Memory holds one case's sounds at a time. A file that cannot be read leaves its place on the
     page empty. `progress` is called with the share that is done.
@@ -409,8 +410,8 @@ def write_page(
         PairingError: two files have one name.
     """
     settings = settings or PageSettings()
-    _check_place(output, runs, settings)
-    comparison = compare_runs(runs, settings, lambda share: progress(share / 2))
+    _check_place(output, systems, settings)
+    comparison = compare_systems(systems, settings, lambda share: progress(share / 2))
     cases, count = comparison.cases, settings.max_cases
     if count is None:
         count = EMBEDDED_CASES if settings.embed else len(cases)
@@ -419,7 +420,7 @@ def write_page(
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
         def show(case: ComparisonCase) -> dict[str, Any]:
-            cells = _cells(case, [run.label for run in runs], store)
+            cells = _cells(case, [system.label for system in systems], store)
             warnings.extend(cell.problem for cell in cells if cell.path and cell.problem)
             _hide_folders(cells)
             progress(0.5 + 0.5 * (names.index(case.name) + 1) / len(names))
@@ -491,22 +492,22 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     best, summaries = comparison.ranking, comparison.summaries(cases)
     metrics = [metric for metric in METRICS.values() if numbers(rows, metric.column)]
     has_truth = any(case.truth for case in cases)
-    of_mixtures = METRICS["si_sdr"] if has_truth else best
+    input_metric = METRICS["si_sdr"] if has_truth else best
     values, shades_db = ("input_si_sdr_db", "si_sdr_i_db"), np.linspace(-RANGE_DB, 0, SHADES)
     return {
         "title": settings.title,
         "version": __version__,
         "seed": settings.seed,
-        "labels": [run.label for run in comparison.runs],
+        "labels": [system.label for system in comparison.systems],
         "cases": cases,
         "reasons": REASONS,
         "metrics": metrics,
-        "input_metrics": [METRICS["si_sdr"], *(m for m in metrics if m.name in OF_MIXTURES)],
+        "input_metrics": [METRICS["si_sdr"], *(m for m in metrics if m.name in INPUT_METRICS)],
         "ranking": best,
         "si_sdr": METRICS["si_sdr"],
         "has_truth": has_truth,
-        "of_mixtures": of_mixtures
-        if of_mixtures and any(of_mixtures.column in case.inputs for case in cases)
+        "input_metric": input_metric
+        if input_metric and any(input_metric.column in case.inputs for case in cases)
         else None,
         "summaries": summaries if metrics or has_truth else [],
         "verdicts": any(system.confused is not None for system in summaries),
@@ -571,7 +572,7 @@ def _value(value: float | None, metric: Metric) -> str:
     return "–" if value is None else metric.text(value).replace("-", "−")
 
 
-def _check_place(output: Path, runs: Sequence[Run], settings: PageSettings) -> None:
+def _check_place(output: Path, systems: Sequence[SystemOutputs], settings: PageSettings) -> None:
     """Refuse a page that would destroy something or has no folder."""
     if output.suffix.lower() != ".html":
         raise OutputError(f"{output}: a page's name must end in .html.")
@@ -580,7 +581,7 @@ def _check_place(output: Path, runs: Sequence[Run], settings: PageSettings) -> N
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     folder = _media_folder(output)
-    inputs = [*(run.folder for run in runs), settings.truth, settings.mixtures, settings.groups]
+    inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]
     taken = [path.resolve() for path in inputs if path]
     for path in (output,) if settings.embed else (output, folder):
         if any(path.resolve() in (place, *place.parents) for place in taken):

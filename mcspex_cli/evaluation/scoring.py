@@ -23,9 +23,9 @@ from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, PairingEr
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
+    INPUT_METRICS,
     METRICS,
     NOTHING,
-    OF_MIXTURES,
     CompareWith,
     Sounds,
     Transcribe,
@@ -50,16 +50,27 @@ PADDING = 2048
 EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
-REFUSED = ("unreadable", "not finite", "rate differs", "length differs", "channels differ")
-"""Statuses of files that were not scored; the row's note says why."""
-
-FLIPPED = "sign flipped"
-
-CUT = "cut to"
-"""How the note begins of files that were cut to one length."""
+CUT, DAMAGED = "cut to", ": "
+"""What the notes have of files that were cut to one length, and of those that are damaged: only a
+reader's warnings begin with a file's name and a colon."""
 
 CHUNK = 8
 """Files that a process scores before it asks for more."""
+
+
+class Status:
+    """What has become of a file: all statuses that a row may have."""
+
+    OK, DONE = "ok", "done"
+    """Scored; or, in a batch, extracted and not scored. No other rows are in means."""
+    FAILED, PENDING = "failed", "pending"
+    """Not extracted by a batch, which failed at it or has not come to it."""
+    SILENT_TRUTH, SILENT_ESTIMATE, EXACT = "silent truth", "silent estimate", "exact"
+    """There is no finite SI-SDR; "exact" is a copy of the truth."""
+    FLIPPED = "sign flipped"
+    REFUSED = ("unreadable", "not finite", "rate differs", "length differs", "channels differ")
+    UNREADABLE, NOT_FINITE, RATE_DIFFERS, LENGTH_DIFFERS, CHANNELS_DIFFER = REFUSED
+    """The files could not be compared; the note says why."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class Pairing:
 
     name: str
     estimate: Path
-    target: Path | None = None
+    truth: Path | None = None
+    """The target alone: the `target` of metrics."""
     mixture: Path | None = None
     interferers: tuple[Path, ...] = ()
     """The other talkers of the mixture, each alone."""
@@ -163,21 +175,19 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class Row:
-    """One estimate's scores.
-
-    The status is "ok", or says why the row is in no mean: "silent truth", "silent estimate",
-    "exact" (a copy of the truth), "sign flipped", or one of `REFUSED`.
-    """
+    """One estimate's scores."""
 
     name: str
     status: str
+    """One of `Status`."""
     note: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     """By column, those that exist."""
     input_si_sdr_db: float | None = None
     confused: bool | None = None
-    """Whether the wrong talker was extracted: the estimate is worse than the mixture, or nearer
-    to an interferer than to the truth. None where neither is known."""
+    """Target confusion, that is, whether the wrong talker was extracted: the estimate is worse than
+    the mixture, or nearer to an interferer than to the truth. None where neither is known.
+    (Without a truth `extraction.presence` guesses it: `wrong_speaker`.)"""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as reports have it: every metric's column, None where there is no value."""
@@ -217,9 +227,9 @@ def score_file(
     except _RefusedError as refused:
         return Row(pairing.name, refused.status, str(refused))
     except NonFiniteError as error:
-        return Row(pairing.name, "not finite", str(error))
+        return Row(pairing.name, Status.NOT_FINITE, str(error))
     except (AudioError, OSError) as error:
-        return Row(pairing.name, "unreadable", str(error))
+        return Row(pairing.name, Status.UNREADABLE, str(error))
     if transcribe:
         channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
     row, *more = [_score_channel(pairing.name, sounds, note, settings) for sounds in channels]
@@ -298,8 +308,8 @@ class _RefusedError(Exception):
 
 def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]:
     """The sounds of each channel of the estimate, at the truth's rate and cut alike, and a note."""
-    measure = pairing.target or pairing.estimate
-    others = (pairing.target, pairing.mixture, *pairing.interferers)
+    measure = pairing.truth or pairing.estimate
+    others = (pairing.truth, pairing.mixture, *pairing.interferers)
     paths = (pairing.estimate, *(path for path in others if path))
     readers = {path: audio.Reader(path, channel="all") for path in paths}
     rate_hz = readers[measure].info.sample_rate_hz
@@ -309,7 +319,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
         own_hz, reader.sample_rate_hz = reader.info.sample_rate_hz, rate_hz
         if own_hz != rate_hz and not settings.resample:
             raise _RefusedError(
-                "rate differs",
+                Status.RATE_DIFFERS,
                 f"{path}: {own_hz} Hz, but {measure} has {rate_hz} Hz. Use --resample.",
             )
         sound = reader.read()
@@ -324,7 +334,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
                 else "Give both the same channels, or make this one mono."
             )
             raise _RefusedError(
-                "channels differ",
+                Status.CHANNELS_DIFFER,
                 f"{path}: {len(sound)} channels, but {pairing.estimate} has {channels}. {hint}",
             )
         sounds[path] = sound
@@ -334,7 +344,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
         difference = max(lengths[measure] - length, length - padding - lengths[measure])
         if difference > TRIM * max(length, lengths[measure]):
             raise _RefusedError(
-                "length differs",
+                Status.LENGTH_DIFFERS,
                 f"{path}: {length} samples, but {measure} has {lengths[measure]}. "
                 "Are they of the same mixture?",
             )
@@ -351,7 +361,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
         Sounds(
             rate_hz,
             channel(pairing.estimate, number),
-            channel(pairing.target, number),
+            channel(pairing.truth, number),
             channel(pairing.mixture, number),
             tuple(channel(path, number) for path in pairing.interferers),
             transcript=pairing.transcript,
@@ -364,20 +374,21 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
 def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
     has_truth = sounds.target.size > 0
     if has_truth and is_silent(sounds.target):
-        return Row(name, "silent truth", note)
+        return Row(name, Status.SILENT_TRUTH, note)
     if is_silent(sounds.estimate):
-        return Row(name, "silent estimate", note)
+        return Row(name, Status.SILENT_ESTIMATE, note)
     if not has_truth:
-        return Row(name, "ok", note, _values(sounds, settings))
+        return Row(name, Status.OK, note, _values(sounds, settings))
     value = sounds.si_sdr_db
     if value == -math.inf:
-        return Row(name, "silent estimate", "it has nothing of the truth in it.")
+        # One can hear it; but of the truth, all that counts here, it is as empty as silence.
+        return Row(name, Status.SILENT_ESTIMATE, "it has nothing of the truth in it.")
     if value >= EXACT_DB:
-        return Row(name, "exact", note)
-    status, gain_db = "ok", value - sounds.input_si_sdr_db
+        return Row(name, Status.EXACT, note)
+    status, gain_db = Status.OK, value - sounds.input_si_sdr_db
     if value > 0 and is_flipped(sounds.estimate, sounds.target):
-        status = "ok" if settings.flipped_ok else FLIPPED
-        note = f"{FLIPPED}. {note}".strip() if settings.flipped_ok else note
+        status = Status.OK if settings.flipped_ok else Status.FLIPPED
+        note = f"{Status.FLIPPED}. {note}".strip() if settings.flipped_ok else note
     has_mixture = math.isfinite(gain_db)
     nearer = any(si_sdr(sounds.estimate, other) > value for other in sounds.interferers)
     return Row(
@@ -394,15 +405,15 @@ def _values(sounds: Sounds, settings: ScoreSettings) -> dict[str, float]:
     """By column, what the settings ask for and has a value, of the mixture too."""
     chosen = [METRICS[name] for name in settings.metrics]
     if sounds.mixture.size:
-        chosen += [OF_MIXTURES[name] for name in settings.metrics if name in OF_MIXTURES]
+        chosen += [INPUT_METRICS[name] for name in settings.metrics if name in INPUT_METRICS]
     values = {metric.column: float(metric.function(sounds)) for metric in chosen}
     return {column: value for column, value in values.items() if math.isfinite(value)}
 
 
 def _average(rows: Sequence[Row]) -> Row:
     """One row for the channels of a file: mean values, and the first status that is not "ok"."""
-    number, row = next(((n, r) for n, r in enumerate(rows) if r.status != "ok"), (0, rows[0]))
-    where = f"mean of {len(rows)} channels." if row.status == "ok" else f"channel {number}."
+    number, row = next(((n, r) for n, r in enumerate(rows) if r.status != Status.OK), (0, rows[0]))
+    where = f"mean of {len(rows)} channels." if row.status == Status.OK else f"channel {number}."
     columns = [column for column in row.values if all(column in r.values for r in rows)]
     inputs = [r.input_si_sdr_db for r in rows if r.input_si_sdr_db is not None]
     verdicts = [r.confused for r in rows if r.confused is not None]

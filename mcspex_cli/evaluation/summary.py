@@ -21,11 +21,11 @@ import numpy as np
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import CUT, case_name
+from mcspex_cli.evaluation.scoring import CUT, DAMAGED, Status, case_name
 
 Rows = Sequence[Mapping[str, Any]]
 
-COUNTED = ("ok", "done")
+COUNTED = (Status.OK, Status.DONE)
 """The statuses of rows that are in means, see `scored`."""
 
 FORMAT = 1
@@ -64,7 +64,7 @@ class Summary:
     scored: int
     statuses: dict[str, int]
     confused: int | None
-    """Rows in which the wrong talker was extracted, None where no row can tell."""
+    """Rows with target confusion (`Row.confused`); None where no row can say."""
     missing_estimates: int
     metrics: dict[str, Distribution]
     """By column, those with a value."""
@@ -362,7 +362,7 @@ def tables(report: Report, *, every: bool = False, hidden: Collection[str] = ())
     means = [metric for column, metric in shown.items() if column in summary.metrics]
     valued = [metric for column, metric in shown.items() if numbers(report.rows, column)]
     every = every or summary.files <= FEW or not report.worst
-    parts = [_files(report, [m for m in valued if not m.of_mixture], every=every)]
+    parts = [_files(report, [m for m in valued if not m.is_of_input], every=every)]
     if summary.scored > 1:
         parts.append(_means("Means", means, summary.metrics))
     if report.groups:
@@ -387,7 +387,7 @@ def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
         cells = [str(row["name"]), *(metric.text(row.get(metric.column)) for metric in metrics)]
         if ranked and changes:
             cells.append(ranked.text(changes.get(row["name"]), "+"))
-        confused = row["status"] == "ok" and row.get("confused")
+        confused = row["status"] == Status.OK and row.get("confused")
         lines.append((*cells, "confused" if confused else str(row["status"])))
     change = ["change"] if changes else []
     headings = ("file", *(metric.heading for metric in metrics), *change, "status")
@@ -430,12 +430,12 @@ def _mean_cells(summary: Summary, metrics: Sequence[Metric]) -> list[str]:
 def remarks(report: Report) -> list[str]:
     """What a reader of the means has to know; nothing where all is well."""
     summary = report.summary
-    others = {status: n for status, n in summary.statuses.items() if status != "ok"}
+    others = {status: n for status, n in summary.statuses.items() if status != Status.OK}
     left_out, missing = sum(others.values()), summary.missing_estimates
     reasons = ", ".join(f"{number} {status}" for status, number in others.items())
     notes = [str(row.get("note") or "") for row in scored(report.rows)]
     cut = sum(CUT in note for note in notes)
-    odd = sum(": " in note for note in notes)  # only a reader's warnings name a file like this
+    damaged = sum(DAMAGED in note for note in notes)
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
     short = "They were a little longer or shorter."
     where = "The column note of the JSON or CSV report says which."
@@ -443,14 +443,14 @@ def remarks(report: Report) -> list[str]:
         (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
         (missing, f"truths without an estimate: {missing}. The means do not include them."),
         (cut, f"files cut to the length of their truth: {cut}. {short}"),
-        (odd, f"files that are damaged but could be read: {odd}. {where}"),
+        (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
     return [line for number, line in lines if number]
 
 
 def confusion(report: Report) -> str:
-    """How often the wrong talker was extracted, and where; "" if that is not known."""
+    """How many files have target confusion, and which; "" if that is not known."""
     summary = report.summary
     if summary.confused is None:
         return ""

@@ -9,15 +9,15 @@ import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
 from mcspex_cli.evaluation.page import (
-    OTHERS,
+    OTHER_CASES,
     Comparison,
     ComparisonCase,
     Output,
     PageSettings,
-    Run,
-    compare_runs,
-    read_run,
-    read_runs,
+    SystemOutputs,
+    compare_systems,
+    read_system,
+    read_systems,
 )
 from mcspex_cli.evaluation.scoring import Row
 from tests.evaluation.conftest import stage
@@ -38,7 +38,7 @@ def batch(folder: Path, scores: object, version: object = 1) -> Path:
 
 def test_a_folder_is_read_by_name(scene: Path) -> None:
     (scene / "good" / "a.wav").rename(scene / "good" / "a.target.wav")
-    run = read_run(scene / "good")
+    run = read_system(scene / "good")
     assert run.label == "good"
     assert set(run.outputs) == {"a", "deep/b"}
     assert run.outputs["a"].estimate == scene / "good" / "a.target.wav"
@@ -49,7 +49,7 @@ def test_a_batch_brings_its_mixtures_and_truths(scene: Path) -> None:
     failed = {**row, "name": "b", "status": "failed", "note": "too short"}
     pending = {**row, "name": "c", "status": "pending", "truth": None}
     folder = batch(scene / "good", [{**row, "truth": "t/a.wav"}, failed, pending])
-    outputs = read_run(folder).outputs
+    outputs = read_system(folder).outputs
     assert outputs["a"].estimate == folder / "a.wav"
     assert (outputs["a"].mixture, outputs["a"].truth) == (folder / "m/a.wav", folder / "t/a.wav")
     assert (outputs["b"].estimate, outputs["b"].problem) == (None, "too short")
@@ -64,7 +64,7 @@ def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
         '{"format": 1, "scores": [{"name": "a", "status": "ok"}]}',
     ):
         (scene / "good" / "report.json").write_text(text)
-        assert len(read_run(scene / "good").outputs) == 2
+        assert len(read_system(scene / "good").outputs) == 2
 
 
 @pytest.mark.parametrize(
@@ -84,40 +84,40 @@ def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
 def test_a_damaged_batch_is_refused(scene: Path, text: str, message: str) -> None:
     (scene / "good" / "report.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_run(scene / "good")
+        read_system(scene / "good")
 
 
 def test_what_is_not_a_run_is_refused(scene: Path) -> None:
     (scene / "none").mkdir()
     with pytest.raises(AudioError, match="nowhere: no such file or folder"):
-        read_run(scene / "nowhere")
+        read_system(scene / "nowhere")
     with pytest.raises(PairingError, match=r"a.wav: is a file. Name a folder of estimates"):
-        read_run(scene / "good" / "a.wav")
+        read_system(scene / "good" / "a.wav")
     with pytest.raises(PairingError, match="none: no sound files in this folder"):
-        read_run(scene / "none")
+        read_system(scene / "none")
 
 
 def test_a_label_can_be_given_but_a_path_wins(scene: Path) -> None:
     (scene / "x=good").mkdir()
     (scene / "good" / "a.wav").rename(scene / "x=good" / "a.wav")
     words = [f"ours={scene / 'good'}", str(scene / "x=good"), f"={scene / 'bad'}"]
-    assert [run.label for run in read_runs(words)] == ["ours", "x=good", "bad"]
+    assert [run.label for run in read_systems(words)] == ["ours", "x=good", "bad"]
 
 
 def test_one_label_for_two_runs_is_refused(scene: Path) -> None:
     with pytest.raises(PairingError, match=r"both are called bad. Name one: NAME=.*bad$"):
-        read_runs([f"bad={scene / 'good'}", str(scene / "bad")])
+        read_systems([f"bad={scene / 'good'}", str(scene / "bad")])
 
 
 def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
     (scene / "good" / "a.wav").unlink()
     groups = scene / "groups.csv"
     groups.write_text("id,group,title\nunknown,one,\ndeep/b,two,B\n")
-    runs = read_runs([str(scene / "good"), str(scene / "bad")])
+    runs = read_systems([str(scene / "good"), str(scene / "bad")])
     settings = PageSettings(scene / "truth", scene / "mixtures", groups)
-    first, second = compare_runs(runs, settings).cases
+    first, second = compare_systems(runs, settings).cases
     assert (first.name, first.title, first.group) == ("deep/b", "B", "two")
-    assert (second.name, second.group) == ("a", OTHERS)
+    assert (second.name, second.group) == ("a", OTHER_CASES)
     assert second.outputs[0].estimate is None
     assert second.outputs[1].estimate
     assert second.truth == scene / "truth" / "a.wav"
@@ -125,18 +125,18 @@ def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
 
 def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
     rows = [{"name": n, "status": "ok", "estimate": "a.wav", "mixture": f"m/{n}.wav"} for n in "az"]
-    runs = [read_run(batch(scene / "good", rows))]
-    first, second = compare_runs(runs, PageSettings(scene / "truth", scene / "mixtures")).cases
+    runs = [read_system(batch(scene / "good", rows))]
+    first, second = compare_systems(runs, PageSettings(scene / "truth", scene / "mixtures")).cases
     assert (first.mixture, first.truth) == (scene / "mixtures/a.wav", scene / "truth/a.wav")
     assert (second.mixture, second.truth) == (scene / "good/m/z.wav", None)
 
 
 def test_a_missing_truth_is_refused(scene: Path) -> None:
-    runs = [read_run(scene / "good")]
+    runs = [read_system(scene / "good")]
     with pytest.raises(AudioError, match="nowhere: no such file or folder"):
-        compare_runs(runs, PageSettings(scene / "nowhere"))
+        compare_systems(runs, PageSettings(scene / "nowhere"))
     with pytest.raises(PairingError, match=r"is a file. Name a folder"):
-        compare_runs(runs, PageSettings(mixtures=scene / "truth" / "a.wav"))
+        compare_systems(runs, PageSettings(mixtures=scene / "truth" / "a.wav"))
 
 
 def comparison(gains: list[float | None]) -> Comparison:
@@ -148,7 +148,7 @@ def comparison(gains: list[float | None]) -> Comparison:
         row = Row("", status, "", values, 0.0, (gain or 0) < 0).to_dict()
         name = f"c{number:02d}"
         cases.append(ComparisonCase(name, name, "", Path("m"), Path("t"), [Output(row=row)]))
-    return Comparison([Run("x", Path(), {})], cases)
+    return Comparison([SystemOutputs("x", Path(), {})], cases)
 
 
 def test_a_third_is_best_a_third_worst_a_third_drawn() -> None:
@@ -183,13 +183,13 @@ def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     names = {key: f"../{key}/a.wav" for key in ("truth", "mixture")}
     (scene / "mixtures").rename(scene / "mixture")
     row = Row("a", "sign flipped", "", {"pesq": 2.5}).to_dict()
-    runs = [read_run(batch(scene / "good", [{**row, "estimate": "a.wav", **names}]))]
-    (case,) = compare_runs(runs, PageSettings()).cases
+    runs = [read_system(batch(scene / "good", [{**row, "estimate": "a.wav", **names}]))]
+    (case,) = compare_systems(runs, PageSettings()).cases
     assert case.rows[0]
     assert [case.rows[0][key] for key in ("pesq", "status", "note")] == [2.5, "ok", "sign flipped."]
-    (case,) = compare_runs(runs, PageSettings(scene / "bad")).cases
+    (case,) = compare_systems(runs, PageSettings(scene / "bad")).cases
     assert case.rows[0]
     assert (case.rows[0]["pesq"], case.rows[0]["snr_db"] is None) == (None, False)
     damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}
     with pytest.raises(ConfigError, match="its scores are damaged"):
-        read_run(batch(scene / "good", [damaged]))
+        read_system(batch(scene / "good", [damaged]))

@@ -21,8 +21,8 @@ from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import (
     BY_COLUMN,
+    INPUT_METRICS,
     METRICS,
-    OF_MIXTURES,
     Sounds,
     bss_eval,
     check_installed,
@@ -214,7 +214,7 @@ def test_dnsmos_is_speechmoss_at_16_khz() -> None:
         assert value == pytest.approx(expected[f"{name}_mos"])
         assert 1 < value < 5
         silent = replace(sounds, mixture=0 * sound)
-        assert math.isnan(OF_MIXTURES[f"dnsmos_{name}"].function(silent))
+        assert math.isnan(INPUT_METRICS[f"dnsmos_{name}"].function(silent))
     assert len(dnsmos(3 * sound / np.abs(sound).max(), RATE_HZ)) == 4
     assert dnsmos(0 * sound, RATE_HZ) == {}
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mcspex_cli import audio
 from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation.page import Page, PageSettings, read_run, read_runs, write_page
+from mcspex_cli.evaluation.page import Page, PageSettings, read_system, read_systems, write_page
 from mcspex_cli.evaluation.spectrogram import COLUMNS, RANGE_DB, ROWS, SHADES, draw, measure
 from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
 from tests.evaluation.conftest import stage
@@ -32,7 +32,7 @@ def scene(tmp_path: Path) -> Path:
 def make(scene: Path, settings: PageSettings | None = None) -> tuple[Page, str]:
     """The page of the scene's systems and its text."""
     default = PageSettings(scene / "truth", scene / "mixtures")
-    runs = read_runs([str(scene / "good"), str(scene / "bad")])
+    runs = read_systems([str(scene / "good"), str(scene / "bad")])
     page = write_page(runs, scene / "page.html", settings or default)
     return page, page.path.read_text("utf-8")
 
@@ -201,7 +201,7 @@ def test_a_batch_needs_no_more_than_its_folder(scene: Path) -> None:
     ]
     rows.append({"name": "d", "status": "failed", "note": "the reference is silent"})
     (scene / "good" / "report.json").write_text(json.dumps({"format": 1, "scores": rows}))
-    page = write_page([read_run(scene / "good")], scene / "good" / "report.html")
+    page = write_page([read_system(scene / "good")], scene / "good" / "report.html")
     assert (page.cases, page.warnings[0]) == (3, "good: no output for 1 of 3 cases: d")
     text = page.path.read_text("utf-8")
     assert text.count('data-metric="si_sdr_i"') == 2
@@ -216,7 +216,7 @@ def test_a_batch_without_truth_shows_what_needs_none_and_what_is_better(scene: P
         row = {"name": "a", "status": "done", "estimate": "a.wav", "note": "", **row, **more}
         report = {"format": 1, "scores": [row]}
         (scene / system / "report.json").write_text(json.dumps(report))
-        runs.append(read_run(scene / system))
+        runs.append(read_system(scene / system))
     page = write_page(runs, scene / "page.html")
     assert page.warnings == (
         "no truth is known, so the page has only what needs none. Add --truth DIR.",
@@ -232,7 +232,7 @@ def test_a_batch_without_truth_shows_what_needs_none_and_what_is_better(scene: P
     assert "No truth is known: these numbers are hints" in text
     assert re.findall(r'data-metric="wer">(.*?) <', text) == ["0.750", "0.200", "0.400"]
     assert '<svg class="plot"' not in text
-    runs[0] = read_runs([f"good={scene / 'good'}"])[0]
+    runs[0] = read_systems([f"good={scene / 'good'}"])[0]
     page = write_page(runs, scene / "with.html", PageSettings(scene / "truth"))
     text = page.path.read_text("utf-8")
     assert text.count('data-metric="presence"') == text.count('data-metric="si_sdr_i"') == 2
@@ -251,7 +251,7 @@ def test_names_are_only_ever_text(tmp_path: Path) -> None:
     groups = scene / "groups.csv"
     label = "</title><script>alert(3)</script>\u202e\x1b"
     groups.write_text(f"id,group,title\n{HOSTILE[0]},{label},{label}\n", "utf-8")
-    run = read_runs([f"{label}={scene / 'good'}"])
+    run = read_systems([f"{label}={scene / 'good'}"])
     settings = PageSettings(scene / "truth", scene / "mixtures", groups, title=label)
     text = write_page(run, scene / "page.html", settings).path.read_text("utf-8")
     assert "<img src=x" not in text
@@ -274,7 +274,7 @@ def test_a_name_that_is_no_text_is_shown_somehow(tmp_path: Path) -> None:
         (tmp_path / "good" / "a.wav").rename(path)
     except OSError:
         pytest.skip("this file system has only names that are text")
-    write_page([read_run(tmp_path / "good")], tmp_path / "page.html")
+    write_page([read_system(tmp_path / "good")], tmp_path / "page.html")
 
 
 def test_without_embedding_files_lie_beside_the_page(scene: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_folder_with_other_files_is_kept(scene: Path) -> None:
     with pytest.raises(OutputError, match=r"page_files: has files that are not of a report. Move"):
         make(scene, settings)
     (scene / "good").rename(scene / "page_files" / "good")
-    runs = [read_run(scene / "page_files" / "good")]
+    runs = [read_system(scene / "page_files" / "good")]
     with pytest.raises(OutputError, match="page_files: is an input and is not overwritten"):
         write_page(runs, scene / "page.html", settings)
 
@@ -321,7 +321,7 @@ def test_a_failure_leaves_nothing(scene: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_page_is_not_written_just_anywhere(scene: Path) -> None:
-    runs = [read_run(scene / "good")]
+    runs = [read_system(scene / "good")]
     (scene / "folder.html").mkdir()
     groups = scene / "groups.html"
     groups.write_text("id,group\n")
@@ -357,7 +357,7 @@ def test_only_some_cases_are_shown_but_all_count(scene: Path) -> None:
 
 def test_progress_ends_at_one(scene: Path) -> None:
     heard: list[float] = []
-    write_page([read_run(scene / "good")], scene / "page.html", None, heard.append)
+    write_page([read_system(scene / "good")], scene / "page.html", None, heard.append)
     assert heard == sorted(heard)
     assert heard[-1] == 1.0
 

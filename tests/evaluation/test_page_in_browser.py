@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.evaluation.page import PageSettings, read_runs, write_page
+from mcspex_cli.evaluation.page import PageSettings, read_systems, write_page
 from tests.evaluation.conftest import stage
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -64,7 +64,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(scene: Path, name: str, *, embed: bool) -> str:
     """Write the page; its address."""
-    runs = read_runs([f"{LABEL}={scene / 'good'}", f"{'long ' * 12}={scene / 'bad'}"])
+    runs = read_systems([f"{LABEL}={scene / 'good'}", f"{'long ' * 12}={scene / 'bad'}"])
     settings = PageSettings(
         scene / "truth", scene / "mixtures", scene / "groups.csv", embed=embed, title=LABEL
     )

@@ -90,7 +90,7 @@ def test_folders_are_paired_by_name(folder: Path) -> None:
         folder / "mix/a.wav",
         (folder / "other/a.wav",) * 2,
     )
-    assert (second.name, second.target) == ("deep/b", folder / "truth/deep/b.flac")
+    assert (second.name, second.truth) == ("deep/b", folder / "truth/deep/b.flac")
 
 
 @pytest.mark.parametrize("suffix", [".m4a", ".mp4", ".webm", ".mka", ".MP3"])
