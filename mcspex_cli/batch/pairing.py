@@ -46,9 +46,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
 _LISTS = ("reference", "references", "span")
 
-NOT_USED = "reason"
-"""A column that is not used and needs no warning: `failed.jsonl` has it."""
-
 _FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template like `{speaker}_{n}`."""
 
@@ -187,7 +184,7 @@ def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> l
             both = f"{first[column]!r} and {heading!r}"
             raise PairingError(f"{path}: {both} both name the {column}. Remove one.")
         first[column] = heading
-        if not column and heading.strip().lower() != NOT_USED:
+        if not column and heading.strip().lower() != "reason":  # which failed.jsonl has
             unknown[heading.strip()] = None
     return columns
 

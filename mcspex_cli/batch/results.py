@@ -22,15 +22,7 @@ from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations
 from mcspex_cli.batch.workers import BatchSettings
 from mcspex_cli.errors import McspexError
-from mcspex_cli.evaluation import summary
-from mcspex_cli.evaluation.page import (
-    EMBEDDED_CASES,
-    PageSettings,
-    SystemOutputs,
-    batch_system,
-    compare_systems,
-    write_page,
-)
+from mcspex_cli.evaluation import page, summary
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
 from mcspex_cli.evaluation.summary import Report, read_groups
 
@@ -137,31 +129,31 @@ def write(
         for name, text in texts.items():
             with files.whole(folder / name) as partial:
                 partial.write_bytes(text.encode())
-        page, path = folder / "report.html", folder / "report.json"
+        html, path = folder / "report.html", folder / "report.json"
         if not path.is_file() or path.read_bytes() != summary.as_json(document).encode():
-            page.unlink(missing_ok=True)  # so that none is left that belongs to another report
+            html.unlink(missing_ok=True)  # so that none is left that belongs to another report
         summary.write(path, document)
         # When a voice speaks is too long for a cell of a table.
         short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
         summary.write(folder / "report.csv", replace(document, rows=short))
-        if done and not page.exists():
-            look = PageSettings(
+        if done and not html.exists():
+            look = page.PageSettings(
                 groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name
             )
             with tempfile.TemporaryDirectory() as scratch:
-                system = batch_system(folder, settings.model.name, rows)
-                write_page([_with_sounds(system, plan, look, Path(scratch))], page, look)
+                system = page.batch_system(folder, settings.model.name, rows)
+                page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
     return document, record
 
 
 def _with_sounds(
-    system: SystemOutputs, plan: BatchPlan, look: PageSettings, scratch: Path
-) -> SystemOutputs:
+    system: page.SystemOutputs, plan: BatchPlan, look: page.PageSettings, scratch: Path
+) -> page.SystemOutputs:
     """The outputs with copies on this disk of the sounds of the cases that their page shows."""
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
     if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
         return system
-    shown = compare_systems([system], look).choose(EMBEDDED_CASES, look.seed)
+    shown = page.compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
     cases = dict(system.outputs)
     for task in plan.tasks:
         if task.id in shown and (case := cases[task.id]).estimate:

@@ -260,7 +260,10 @@ class Sounds:
     @cached_property
     def audible_mixture(self) -> Samples:
         """The mixture without what is too low to be heard."""
-        return np.concatenate([*without_rumble([self.mixture[None]], self.rate_hz)], axis=-1)[0]
+        audible: Samples = np.concatenate(
+            [*without_rumble([self.mixture[None]], self.rate_hz)], axis=-1
+        )[0]
+        return audible
 
     @cached_property
     def of_mixture(self) -> Sounds:

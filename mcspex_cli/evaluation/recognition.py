@@ -33,11 +33,8 @@ def open_verifier(
 
     A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
     A sound of the other polarity than the reference is inverted before, see `presence.Polarity`.
-    A voice (clips, folders or profiles) is embedded once.
-
-    Args:
-        extractor: the model.
-        warn: is told what may be wrong with a reference.
+    A voice (clips, folders or profiles) is embedded once. `warn` is called with what may be wrong
+    with a reference.
 
     Raises:
         CheckpointError: the model is not calibrated: its similarities mean nothing.
@@ -75,8 +72,7 @@ def _similarity(meter: PresenceMeter, signal: Samples) -> float:
 def open_transcriber(model: str) -> Transcribe:
     """Load a Whisper model from this disk; it recognises words in whichever language they are.
 
-    Args:
-        model: its folder, or its name if faster-whisper has downloaded it before.
+    `model` is its folder, or its name if faster-whisper has downloaded it before.
 
     Raises:
         ConfigError: faster-whisper cannot be imported, or the model is not here or damaged.

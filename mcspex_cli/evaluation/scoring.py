@@ -211,12 +211,7 @@ def score_file(
 
     An estimate with several channels is scored channel by channel and has the mean of their
     values. The other files need as many channels, or one, which then counts for every channel.
-
-    Args:
-        pairing: the files.
-        settings: what to compute.
-        compare_with: needed for similarities.
-        transcribe: needed for word error rates.
+    Similarities need `compare_with`, word error rates `transcribe`.
     """
     settings = settings or ScoreSettings()
     try:

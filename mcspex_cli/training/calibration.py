@@ -43,7 +43,7 @@ MIN_CASES = 50
 """Recordings below which nothing can be measured."""
 
 MIN_COMPARED_S = 4.0
-"""Seconds of speech from which a clip tells what clips of one voice have in common."""
+"""Seconds of speech that a clip must have to be compared with others of its voice."""
 
 SPEAKING, SILENT = 0.15, 0.02
 """The target's share of the energy from which a segment has it, and up to which it has not."""
@@ -87,8 +87,9 @@ class Trial:
     that is not in the recording."""
     present: bool
     speaker: str
-    swapped: bool = False
-    """Whether more of another voice came out than of the one that was asked for."""
+    confused: bool = False
+    """Target confusion: the estimate is nearer to the interferer than to the target. As in
+    `evaluation.scoring.Row`, which also looks at SI-SDRi; not judged where people take turns."""
     turns: bool = False
     seconds: float = 0.0
 
@@ -220,18 +221,18 @@ class Calibrator:
             ConfigError: there are too few voices, or none of them came out.
         """
         present = np.array([trial.present for trial in trials])
-        swapped = np.array([trial.swapped for trial in trials])
+        confused = np.array([trial.confused for trial in trials])
         turns = np.array([trial.turns for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
         if len(speakers) < FOLDS:
             raise ConfigError(f"{len(speakers)} voices are too few. Give {FOLDS} or more.")
-        if swapped[present].all():
+        if confused[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         odds, segments_with, segments_without = self._cross_validate(trials, speakers)
         fitted = _fitted(self._unfitted, trials)
         with_target, without = _segment_odds(fitted, trials)
         excess = np.array([trial.excess for trial in trials], np.float64)  # nan for None
-        right = excess[present & ~swapped & np.isfinite(excess)]
+        right = excess[present & ~confused & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - UNLIKE)) if len(right) else 1.0
         parts, clips = self._same_voice()
         false = odds[~present] >= np.quantile(odds[present], LOST)
@@ -249,16 +250,16 @@ class Calibrator:
                 "speakers": len(speakers),
                 "auc": round(area(odds[present], odds[~present]), 4),
                 "equal_error_rate": round(equal_error(odds[present], odds[~present])[0], 4),
-                "absent_taken_for_present": _share(false),
+                "absent_taken_for_present": _true_share(false),
                 "segment_auc": round(area(segments_with, segments_without), 4),
                 **{
                     kind: round(area(odds[present & own], odds[~present & own]), 4)
                     for kind, own in kinds.items()
                     if own.any()
                 },
-                "swapped": int((present & swapped).sum()),
-                "wrong_speaker_hits": _share(excess[present & swapped] > wrong),
-                "wrong_speaker_false_alarms": _share(excess[present & ~swapped] > wrong),
+                "swapped": int((present & confused).sum()),
+                "wrong_speaker_hits": _true_share(excess[present & confused] > wrong),
+                "wrong_speaker_false_alarms": _true_share(excess[present & ~confused] > wrong),
             },
         )
 
@@ -317,14 +318,14 @@ class Calibrator:
             )
             if segment.similarity is not None:
                 shares.append(target / max(mixture, 1e-12) if present else 0.0)
-        swapped = si_sdr(estimate, one.interferer) > si_sdr(estimate, one.target)
+        confused = si_sdr(estimate, one.interferer) > si_sdr(estimate, one.target)
         return Trial(
             features_of(result.segments),
             np.array(shares),
             result.excess,
             present,
             speaker,
-            present and swapped and not case.turns,
+            present and confused and not case.turns,
             case.turns,
             len(one.mixture) / rate_hz,
         )
@@ -361,7 +362,7 @@ def _probability(odds: float) -> float:
     return float(np.floor(1e4 / (1 + np.exp(-odds))) / 1e4)
 
 
-def _share(flags: npt.NDArray[np.bool_]) -> float | None:
+def _true_share(flags: npt.NDArray[np.bool_]) -> float | None:
     """The share that is true; None of none."""
     return round(float(flags.mean()), 4) if flags.size else None
 

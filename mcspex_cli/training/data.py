@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +119,7 @@ def list_librimix(folder: Path) -> list[LibriMixture]:
 
 
 def _talkers(folder: Path, mixture: Path) -> tuple[Utterance, ...]:
-    """The talkers of a mixture, whose utterances its name tells."""
+    """The talkers of a mixture, by the utterances in its name."""
     roles = [role for role in _LIBRIMIX_TALKERS if (folder / role).is_dir()]
     utterances = mixture.stem.split("_")
     unknown = [name for name in utterances if not _LIBRISPEECH.fullmatch(name)]
@@ -226,7 +227,10 @@ def _read_lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Speaker:
-    """One talker's utterances, laid end to end in the corpus as a loop."""
+    """One talker's utterances, laid end to end in the corpus.
+
+    They are a loop: a stretch that begins in the last utterance runs on into the first.
+    """
 
     name: str
     start: int
@@ -235,8 +239,8 @@ class Speaker:
     sentences: Sequence[str]
     """What each utterance says; never mixed with another that says the same."""
 
-    def bound(self, utterance: int) -> int:
-        """Where an utterance begins, counted on past the loop's end."""
+    def start_of(self, utterance: int) -> int:
+        """Where an utterance begins; in a second turn of the loop, numbers and samples count on."""
         loops, index = divmod(utterance, len(self.sentences))
         return loops * self.bounds[-1] + self.bounds[index]
 
@@ -251,7 +255,7 @@ class Stretch:
     first: int
     """The utterance it begins in."""
     last: int
-    """The utterance it ends in, counted on past the loop's end."""
+    """The utterance it ends in, numbered as in `Speaker.start_of`."""
     repeated: bool = False
     """Whether it starts over where it is too short; otherwise silence follows."""
     speed: float = 1.0
@@ -263,8 +267,11 @@ class Stretch:
         return {names[k % len(names)] for k in range(self.first, self.last + 1)}
 
 
-Place = tuple[int, int]
-"""An utterance in a corpus: its speaker's index and its own among the speaker's."""
+class Place(NamedTuple):
+    """An utterance in a corpus: its speaker's index, and its own among the speaker's."""
+
+    speaker: int
+    utterance: int
 
 
 @dataclass(eq=False)
@@ -274,16 +281,16 @@ class Corpus:
     samples: Tensor
     speakers: Sequence[Speaker]
     sample_rate_hz: int
-    given: Sequence[tuple[Place, ...]] = ()
+    mixtures: Sequence[tuple[Place, ...]] = ()
     """The talkers of each mixture of LibriMix sets, the target first: once for each talker who
-    also says something else."""
+    also says something else. Empty where mixtures are drawn."""
 
     @classmethod
-    def read(cls, folders: Sequence[Path], sample_rate_hz: int, *, given: bool = False) -> Corpus:
+    def read(cls, folders: Sequence[Path], sample_rate_hz: int, *, mixed: bool = False) -> Corpus:
         """Decode the clips under each folder (see `list_utterances`), once.
 
         A speaker with a single clip has it cut in two; one whose clip is too short for
-        that is left out. If `given` is set, the folders are LibriMix sets, and the corpus knows
+        that is left out. If `mixed` is set, the folders are LibriMix sets, and the corpus knows
         which talkers are mixed in them.
 
         Raises:
@@ -291,12 +298,12 @@ class Corpus:
             AudioError: a file cannot be read.
         """
         names = ", ".join(map(str, folders))
-        mixtures = [m for folder in folders if given for m in list_librimix(folder)]
+        mixtures = [m for folder in folders if mixed for m in list_librimix(folder)]
         in_mixtures = [clip for mixture in mixtures for clip in mixture.talkers]
         by_speaker: dict[str, dict[object, Utterance]] = {}
         for clip in in_mixtures or list_utterances(folders):
-            # Of what a speaker says twice the last is kept, but for given mixtures.
-            by_speaker.setdefault(clip.speaker, {})[clip if given else clip.sentence] = clip
+            # Of a sentence in several files the last is kept. Mixtures each need their own.
+            by_speaker.setdefault(clip.speaker, {})[clip if mixed else clip.sentence] = clip
         pieces: list[npt.NDArray[np.int16]] = []
         speakers: list[Speaker] = []
         places: dict[Path, Place] = {}
@@ -305,12 +312,12 @@ class Corpus:
                 clips = list(own.values())
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
                 sentences = [clip.sentence for clip in clips]
-                if len(clips) == 1 and not given:
+                if len(clips) == 1 and not mixed:
                     if len(sounds[0]) < 2 * MIN_HALF_S * sample_rate_hz:
                         continue
                     sounds = np.array_split(sounds[0], 2)
                     sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
-                places |= {clip.path: (len(speakers), k) for k, clip in enumerate(clips)}
+                places |= {clip.path: Place(len(speakers), k) for k, clip in enumerate(clips)}
                 start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
                 bounds = np.cumsum([0, *map(len, sounds)]).tolist()
                 speakers.append(Speaker(name, start, bounds, sentences))
@@ -324,9 +331,9 @@ class Corpus:
         for mixture in mixtures:
             talkers = [places[clip.path] for clip in mixture.talkers]
             for role, target in enumerate(talkers):
-                if len(set(speakers[target[0]].sentences)) > 1:
+                if len(set(speakers[target.speaker].sentences)) > 1:
                     orders.append((target, *talkers[:role], *talkers[role + 1 :]))
-        if given and not orders:
+        if mixed and not orders:
             raise ConfigError(f"{names}: no talker has a second utterance for a reference.")
         samples = torch.from_numpy(np.concatenate(pieces))
         if not samples.any():
@@ -377,21 +384,21 @@ def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
 
 
 def draw_stretch(speaker: Speaker, length: int, speed: float, rng: np.random.Generator) -> Stretch:
-    """Draw `length` samples at most of a speaker, leaving one utterance untouched.
+    """Draw `length` samples at most of a speaker, for a mixture.
 
-    Unless there is only one.
+    One utterance, if there are two or more, is left untouched, for the reference.
     """
     count, loop = len(speaker.sentences), speaker.bounds[-1]
     first = int(rng.integers(count))
     start, end = speaker.bounds[first], speaker.bounds[first + 1]
     needed = round(length * speed)
     # Late in the utterance only if what follows can still fill the segment.
-    before = speaker.bound(first + max(1, count - 1))
-    latest = max(start, min(end - 1, before - needed))
+    untouched = speaker.start_of(first + max(1, count - 1))
+    latest = max(start, min(end - 1, untouched - needed))
     offset = int(rng.integers(start, latest + 1))
-    stop = min(offset + needed, before)
+    stop = min(offset + needed, untouched)
     last = first
-    while speaker.bound(last + 1) < stop:
+    while speaker.start_of(last + 1) < stop:
         last += 1
     return Stretch(speaker, offset % loop, stop - offset, first, last, speed=speed)
 
@@ -418,8 +425,8 @@ def draw_reference(target: Stretch, length: int, rng: np.random.Generator) -> St
     if not runs:
         raise ConfigError(f"{speaker.name}: has no second utterance to take a reference from.")
     run = runs[int(rng.integers(len(runs)))]
-    start, stop = speaker.bound(run[0]), speaker.bound(run[-1] + 1)
+    start, stop = speaker.start_of(run[0]), speaker.start_of(run[-1] + 1)
     start += int(rng.integers((stop - start) // 2 + 1))
     stop = min(start + round(length * target.speed), stop)
-    touched = [k for k in run if speaker.bound(k + 1) > start and speaker.bound(k) < stop]
+    touched = [k for k in run if speaker.start_of(k + 1) > start and speaker.start_of(k) < stop]
     return Stretch(speaker, start, stop - start, touched[0], touched[-1], True, target.speed)

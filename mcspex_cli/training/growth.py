@@ -159,7 +159,7 @@ def _widened(system: System, config: SystemConfig) -> dict[str, Tensor]:
             index = torch.cat([index + part * sizes[0] for part in range(times)])
             tensor = tensor.index_select(axis, index)
             if axis == inputs:
-                tensor = tensor * _shares(index, axis, tensor.shape)
+                tensor = tensor * _random_shares(index, axis, tensor.shape)
         widened[key] = tensor
     return widened
 
@@ -201,7 +201,7 @@ def _copies(units: int, wider: int) -> Tensor:
     return torch.cat([torch.arange(units).repeat(whole), torch.randperm(units)[:left]])
 
 
-def _shares(index: Tensor, axis: int, shape: torch.Size) -> Tensor:
+def _random_shares(index: Tensor, axis: int, shape: torch.Size) -> Tensor:
     """Random shares [shape] for inputs that are copies of `index`; those of a unit sum to 1."""
     share = 1 + _SPREAD * (2 * torch.rand(shape) - 1)
     total = torch.zeros(shape).index_add_(axis, index, share)

@@ -49,10 +49,10 @@ class Surroundings:
     noise_stretch: NoiseStretch | None = None
     room: Room | None = None
     """Of computed responses."""
-    room_files: tuple[int, ...] = ()
-    """Recorded responses, one for each talker."""
+    responses: tuple[int, ...] = ()
+    """The numbers of recorded ones in `RoomFiles.responses`, one for each talker."""
     highest_hz: float = 0.0
-    """Of a narrow band; 0 where it is not."""
+    """Of a narrow band; 0 if the band is not narrow."""
     lowest_hz: float = 0.0
 
 
@@ -68,7 +68,7 @@ class Plan:
     reference_length: int
     """In samples."""
     snr_db: tuple[float, ...]
-    """For each interferer; empty if the talkers are as loud as they were given."""
+    """For each interferer; empty if the talkers are as loud as in their files."""
     target_speaks: Span
     interferers_speak: Span
     present: bool
@@ -127,10 +127,10 @@ class MixtureSampler:
                 [other for other, sex in enumerate(sexes) if own and sex == own and other != who]
                 for who, own in enumerate(sexes)
             ]
-        self.given: dict[int, list[tuple[Place, ...]]] = {}
-        """The given mixtures of each target speaker."""
-        for places in corpus.given:
-            self.given.setdefault(places[0][0], []).append(places)
+        self.mixtures_of: dict[int, list[tuple[Place, ...]]] = {}
+        """The corpus's mixtures by their target speaker."""
+        for places in corpus.mixtures:
+            self.mixtures_of.setdefault(places[0].speaker, []).append(places)
 
     def draw(self, seed: int, step: int, rows: range) -> Batch:
         """Draw some rows of a step's batch, whole groups of `mixtures_per_reference`."""
@@ -163,7 +163,7 @@ class MixtureSampler:
         With `like`, the mixture is another one of that plan's target speaker, for the same
         reference, of which `reference_length` samples are used.
         """
-        settings, given = self.settings, bool(self.corpus.given)
+        settings, given = self.settings, bool(self.corpus.mixtures)
         draw_talkers = self._draw_given_talkers if given else self._draw_talkers
         who, target, interferers = draw_talkers(rng, like)
         # One of them may come late or end early.
@@ -230,10 +230,11 @@ class MixtureSampler:
         self, rng: np.random.Generator, like: Plan | None
     ) -> tuple[int, Stretch, tuple[Stretch, ...]]:
         """A given mixture's target, from a random place on, and those who talk beside it."""
-        mixtures, speakers = self.corpus.given, self.corpus.speakers
+        mixtures, speakers = self.corpus.mixtures, self.corpus.speakers
         if like:
             sentences, avoided = like.target.speaker.sentences, like.reference.sentences()
-            mixtures = [m for m in self.given[like.speaker] if sentences[m[0][1]] not in avoided]
+            own = self.mixtures_of[like.speaker]
+            mixtures = [m for m in own if sentences[m[0].utterance] not in avoided]
         places = mixtures[int(rng.integers(len(mixtures)))]
         who, utterance = places[0]
         bounds = speakers[who].bounds
@@ -242,10 +243,10 @@ class MixtureSampler:
 
         def cut(place: Place) -> Stretch:
             """At most a segment of an utterance, from `skip` on."""
-            speaker, utterance = speakers[place[0]], place[1]
-            start = speaker.bounds[utterance] + skip
-            left = max(0, speaker.bounds[utterance + 1] - start)
-            return Stretch(speaker, start, min(self.length, left), utterance, utterance)
+            speaker, k = speakers[place.speaker], place.utterance
+            start = speaker.bounds[k] + skip
+            left = max(0, speaker.bounds[k + 1] - start)
+            return Stretch(speaker, start, min(self.length, left), k, k)
 
         target, *interferers = map(cut, places)
         return who, target, tuple(interferers)
@@ -279,7 +280,7 @@ class MixtureSampler:
             seed=int(rng.integers(2**31)),
             noise_stretch=stretch,
             room=acoustics.draw_room(t60_s, MAX_TALKERS, rng) if computed_room else None,
-            room_files=responses,
+            responses=responses,
             highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
             lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
         )
@@ -353,7 +354,7 @@ class MixtureSampler:
         reverberant, early = talkers.clone(), talkers[:, 0].clone()
         rate, count = self.corpus.sample_rate_hz, talkers.shape[1]
         computed = {row: a.room for row, a in enumerate(arounds) if a.room}
-        recorded = {row: a.room_files[:count] for row, a in enumerate(arounds) if a.room_files}
+        recorded = {row: a.responses[:count] for row, a in enumerate(arounds) if a.responses}
         rooms: list[tuple[list[int], Tensor]] = []
         if computed:
             length = round(self.settings.t60_s[1] * rate)
@@ -379,8 +380,8 @@ class MixtureSampler:
         count = energy.shape[1] - 1
         ratios_db = [[*p.snr_db, *[0.0] * (count - len(p.snr_db))] for p in plans]
         snr_db = torch.tensor(ratios_db).to(talkers.device, non_blocking=True)
-        given = self._column([not p.snr_db for p in plans]).bool()
-        gains = torch.where(given, 1.0, (ratio / 10 ** (snr_db / 10)).sqrt())
+        as_recorded = self._column([not p.snr_db for p in plans]).bool()
+        gains = torch.where(as_recorded, 1.0, (ratio / 10 ** (snr_db / 10)).sqrt())
         return gains.unsqueeze(-1)
 
     def _noise(self, arounds: Sequence[Surroundings], speech: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def multi_scale_loss(
         estimates: [scale, batch, sample], short first.
         logits: [batch, speaker].
         batch: what went in and should come out.
-        true_level: whether the level counts.
+        true_level: whether the network learns the level.
     """
     estimates, target, present = estimates.float(), batch.target, batch.present
     scored = si_sdr_db(estimates, target)

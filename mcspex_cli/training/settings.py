@@ -99,10 +99,12 @@ class MixtureSettings:
     noise_kinds: Annotated[tuple[Noise, ...], msgspec.Meta(min_length=1)] = get_args(Noise)
     noise_folder: Path | None = None
     noise_files: Probability = 0.5
+    """That a noise is from `noise_folder`, where one is named, and not computed."""
     room: Probability = 0.0
     t60_s: Annotated[Range, Limits(0.05, 5)] = (0.1, 0.6)
     room_folder: Path | None = None
     room_files: Probability = 0.3
+    """The same for rooms and `room_folder`."""
     narrow_band: Probability = 0.0
     band_hz: Annotated[Range, Limits(100, 96_000)] = (2000.0, 4000.0)
     band_from_hz: Annotated[Range, Limits(0, 96_000)] = (50.0, 350.0)
@@ -289,7 +291,7 @@ def _check(path: Path, settings: TrainSettings) -> None:
 
 
 def _check_sexes(path: Path, mixtures: MixtureSettings) -> None:
-    """Refuse to mix people of one sex where nothing tells it."""
+    """Refuse to mix people of one sex where nothing says who is of which."""
     if mixtures.same_sex and not mixtures.speakers_csv:
         raise ConfigError(
             f"{path}: [mixtures] same_sex needs to know the speakers. Add speakers_csv, "

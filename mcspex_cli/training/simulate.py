@@ -250,7 +250,7 @@ def _labels(plan: Plan, sampler: MixtureSampler) -> dict[str, str]:
         "noise": noises.names[recorded.file] if noises and recorded else around.noise,
         "noise_db": f"{around.noise_db:.1f}" if around.noise else "",
         "t60_s": f"{around.room.t60_s:.2f}" if around.room else "",
-        "room_file": rooms.names[around.room_files[0]] if rooms and around.room_files else "",
+        "room_file": rooms.names[around.responses[0]] if rooms and around.responses else "",
         "lowest_hz": f"{around.lowest_hz:.0f}" if narrow else "",
         "highest_hz": f"{around.highest_hz:.0f}" if narrow else "",
     }

@@ -70,7 +70,7 @@ class Trainer:
         rate = settings.model.sample_rate_hz or NEW_SAMPLE_RATE_HZ
         if self.start and not settings.model.sample_rate_hz:
             rate = self.start.config.sample_rate_hz
-        corpus = Corpus.read(settings.data.train, rate, given=settings.data.mixing == "given")
+        corpus = Corpus.read(settings.data.train, rate, mixed=settings.data.mixing == "given")
         corpus.samples = corpus.samples.to(self.device)
         self.sampler = MixtureSampler(corpus, settings.mixtures)
         part = slice(self.team.rank, None, self.team.size)
@@ -79,7 +79,8 @@ class Trainer:
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.system.config.true_level and not state:
             match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
-        self.average = deepcopy(self.system).eval().requires_grad_(False)
+        self.averaged = deepcopy(self.system).eval().requires_grad_(False)
+        """The system with a moving average of its weights, which is validated and saved."""
         if settings.run.compile:  # uncompiled, its passes are slower than torch's own modules
             accelerate(self.system, compiled=True)
         self.network: nn.Module = self.system
@@ -94,16 +95,16 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the schedule is at its end."""
-        return self._share() >= 1
+        return self._done_share() >= 1
 
     @property
     def left_s(self) -> float:
         """Seconds to the end of the schedule at the pace so far; infinite before the first step."""
-        share = self._share()
+        share = self._done_share()
         spent_s = self.elapsed_s - self.decay_from_s
         return max(0.0, spent_s / share - spent_s) if share else math.inf
 
-    def _share(self) -> float:
+    def _done_share(self) -> float:
         """How much of the run is done: by the clock if it has minutes, else by steps."""
         settings = self.settings.optimiser
         if minutes := settings.decay_minutes or settings.minutes:
@@ -117,27 +118,28 @@ class Trainer:
         """
         run = self.settings.run
         pending: list[Losses] = []
-        reported_s = self.elapsed_s
-        began = time.monotonic() - self.elapsed_s
+        # The run's clock, `time.monotonic() - zero`, stands still during validation and while a
+        # report is with the caller: afterwards `zero` is later by as much.
+        zero, reported_s = time.monotonic() - self.elapsed_s, self.elapsed_s
         ending = self.finished
         while not ending:
             pending.append(self._step())
             self.step += 1
-            ending = self._agree(time.monotonic() - began)
+            ending = self._agree(time.monotonic() - zero)
             due = self.step % run.validate_every_steps == 0
             if run.validate_every_minutes:
                 due = self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
             due = due or self.finished
             if due or self.step % run.log_every_steps == 0:
-                progress = self._report(pending, began + reported_s)
+                progress = self._report(pending, zero + reported_s)
                 paused = time.monotonic()
                 if due:
                     progress = replace(progress, validation_db=self._validate_and_save())
                 if self.log:
                     self.log.add(progress)
                 yield progress
-                pending, reported_s = [], paused - began
-                began += time.monotonic() - paused
+                pending, reported_s = [], paused - zero
+                zero += time.monotonic() - paused
                 ending = self._agree(self.elapsed_s)
             if self.elapsed_s - self.saved_s >= 60 * run.save_every_minutes:
                 self._save_state()
@@ -159,14 +161,14 @@ class Trainer:
             self.system.zero_grad()
             losses.loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
-            self.optimiser.step(rate_factor(settings, self.step, self._share()))
+            self.optimiser.step(rate_factor(settings, self.step, self._done_share()))
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."
             ) from error
         # The averaged weights, and running statistics, move towards the present ones.
         keep = min(settings.average, (1 + self.step) / (10 + self.step))
-        present, average = self.system.state_dict(), self.average.state_dict()
+        present, average = self.system.state_dict(), self.averaged.state_dict()
         names = [name for name, tensor in average.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([average[n] for n in names], [present[n] for n in names], 1 - keep)
         return replace(losses, loss=losses.loss.detach())
@@ -191,7 +193,7 @@ class Trainer:
         audio_s = mixtures * settings.mixtures.segment_s
         return Progress(
             step=self.step,
-            share=min(1.0, self._share()),
+            share=min(1.0, self._done_share()),
             **means,
             learning_rate=self.optimiser.adam.param_groups[0]["lr"],
             audio_s_per_s=audio_s / (time.monotonic() - since),
@@ -223,7 +225,7 @@ class Trainer:
                 torch.from_numpy(signal).to(self.device)[None]
                 for signal in (item.mixture, item.reference)
             )
-            estimate = self.average.extract(mixture, self.average.embed(reference))[0]
+            estimate = self.averaged.extract(mixture, self.averaged.embed(reference))[0]
             after = si_sdr(estimate.cpu().numpy(), item.target)
             gains.append(after - si_sdr(item.mixture, item.target))
         gains = [gain for gain in gains if not math.isnan(gain)]
@@ -246,7 +248,7 @@ class Trainer:
         }
         if self.start:
             provenance["started_from"] = {"model": self.start.label, "sha256": self.start.sha256}
-        save_checkpoint(self.out / name, self.average, provenance)
+        save_checkpoint(self.out / name, self.averaged, provenance)
 
     def _save_state(self) -> None:
         """Write all that `resume` needs, whole or not at all."""
@@ -255,7 +257,7 @@ class Trainer:
             return
         state = {
             "system": self.system.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
@@ -269,7 +271,7 @@ class Trainer:
             partial.write_bytes(data.getbuffer())
 
     def _read_state(self) -> dict[str, Any]:
-        """The saved state to go on from."""
+        """The saved state to resume from."""
         path = self.out / "state.pt"
         if not path.is_file():
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
@@ -280,10 +282,10 @@ class Trainer:
         return state
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Put a saved state back."""
+        """Resume from a saved state."""
         try:
             self.system.load_state_dict(state["system"])
-            self.average.load_state_dict(state["average"])
+            self.averaged.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ConfigError(

@@ -155,7 +155,7 @@ def test_an_ideal_network_is_told_without_error() -> None:
     calibrator = Calibrator(engine(), cases())
     trials = list(calibrator.trials())
     assert [trial.present for trial in trials] == [True, False] * 56
-    assert not any(trial.swapped for trial in trials)
+    assert not any(trial.confused for trial in trials)
     for case, asked in zip(calibrator.cases, trials[1::2], strict=True):
         assert asked.speaker not in {case.speaker, *case.others}
     made = calibrator.calibration(trials)
@@ -187,10 +187,10 @@ def test_a_network_that_follows_nobody_is_no_use() -> None:
     inverted.runtime.inverted = True
     calibrator = Calibrator(inverted, cases())
     trials = list(calibrator.trials())
-    assert all(trial.swapped for trial in trials[::2])
+    assert all(trial.confused for trial in trials[::2])
     with pytest.raises(ConfigError, match="the wrong voice came out of every mixture"):
         calibrator.calibration(trials)
-    mended = [replace(t, swapped=t.swapped and k % 4 == 0) for k, t in enumerate(trials)]
+    mended = [replace(t, confused=t.confused and k % 4 == 0) for k, t in enumerate(trials)]
     assert calibrator.calibration(mended).measured["swapped"] == 28
 
 

@@ -165,8 +165,8 @@ def test_a_set_of_three_talkers_has_three_targets(three_talkers: Path) -> None:
     assert [c.path.parent.name for c in mixture.talkers] == ["s1", "s2", "s3"]
     assert [c.speaker[12:] for c in mixture.talkers] == ["84", "174", "61"]
     assert len(list_utterances([three_talkers])) == 6
-    read = Corpus.read([three_talkers], RATE_HZ, given=True)
-    assert [len(given) for given in read.given] == [3] * 6
+    read = Corpus.read([three_talkers], RATE_HZ, mixed=True)
+    assert [len(given) for given in read.mixtures] == [3] * 6
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(8))
     parts = batch.target + batch.interferer
     np.testing.assert_allclose(batch.mixture, parts, atol=1e-6)
@@ -302,7 +302,7 @@ def test_a_corpus_holds_every_utterance_once(corpus: Path) -> None:
     np.testing.assert_array_equal(read.samples.numpy() / 32768, np.concatenate(files))
     assert [s.start for s in read.speakers] == [0, 28800, 57600]
     assert read.speakers[2].bounds == [0, 8000, 17600, 28800]
-    assert not read.given
+    assert not read.mixtures
 
 
 def test_another_rate_is_resampled(corpus: Path) -> None:
@@ -363,31 +363,31 @@ def test_what_a_speaker_says_in_two_mixtures_counts_once(librimix: Path) -> None
     read = Corpus.read([folder], RATE_HZ)
     assert [len(set(s.sentences)) for s in read.speakers] == [2, 2]  # halved
     with pytest.raises(ConfigError, match=r"dev: no talker has a second utterance"):
-        Corpus.read([folder], RATE_HZ, given=True)
+        Corpus.read([folder], RATE_HZ, mixed=True)
 
 
 def test_given_mixtures_are_pairs_in_both_roles(librimix: Path) -> None:
-    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
-    said = [tuple(read.speakers[who].sentences[k] for who, k in m) for m in read.given]
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, mixed=True)
+    said = [tuple(read.speakers[who].sentences[k] for who, k in m) for m in read.mixtures]
     one, other, third = (tuple(name.split("_")) for name in LIBRIMIX["train-100"])
     both = {one, one[::-1], other, other[::-1]}
     assert set(said) == {*both, third[::-1]}  # 27 says nothing else, so it is no target
     assert len(said) == 5
-    assert not Corpus.read([librimix / "train-100"], RATE_HZ).given
+    assert not Corpus.read([librimix / "train-100"], RATE_HZ).mixtures
 
 
 def test_several_sets_are_given_together(librimix: Path) -> None:
     folders = [librimix / "train-100", librimix / "dev"]
-    read = Corpus.read(folders, RATE_HZ, given=True)
-    assert len(read.given) == 5 + 4
+    read = Corpus.read(folders, RATE_HZ, mixed=True)
+    assert len(read.mixtures) == 5 + 4
     assert len(read.speakers) == 5
 
 
 def test_a_folder_without_mixtures_gives_none(librimix: Path, corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"speech: is not a LibriMix set.* leave out mixing = "):
-        Corpus.read([librimix / "dev", corpus], RATE_HZ, given=True)
+        Corpus.read([librimix / "dev", corpus], RATE_HZ, mixed=True)
     with pytest.raises(ConfigError, match=r"zoe: is not a LibriMix set"):
-        Corpus.read([librimix / "zoe"], RATE_HZ, given=True)
+        Corpus.read([librimix / "zoe"], RATE_HZ, mixed=True)
 
 
 def place(part: audio.Samples, whole: audio.Samples) -> tuple[float, int]:
@@ -407,7 +407,7 @@ def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) ->
         name: [audio.read(folder / f / f"{name}.wav", RATE_HZ) for f in ("mix_clean", "s1", "s2")]
         for name in LIBRIMIX["train-100"]
     }
-    read = Corpus.read([folder], RATE_HZ, given=True)
+    read = Corpus.read([folder], RATE_HZ, mixed=True)
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(32))
     found = set()
     for mixture, target, interferer in zip(
@@ -430,7 +430,7 @@ def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) ->
 
 
 def test_given_references_are_of_the_target_in_another_utterance(librimix: Path) -> None:
-    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, mixed=True)
     sampler = MixtureSampler(read, replace(SHORT, mixtures_per_reference=2))
     for step in range(20):
         plans = sampler.plan(0, step, range(8))
@@ -444,7 +444,7 @@ def test_given_references_are_of_the_target_in_another_utterance(librimix: Path)
 
 
 def test_given_mixtures_can_have_babble_around_them(librimix: Path) -> None:
-    read = Corpus.read([librimix / "train-100"], RATE_HZ, given=True)  # with 27's one utterance
+    read = Corpus.read([librimix / "train-100"], RATE_HZ, mixed=True)  # with 27's one utterance
     settings = replace(SHORT, noise=1.0, noise_kinds=("babble",), noise_db=(5.0, 5.0))
     batch = MixtureSampler(read, settings).draw(0, 0, range(8))
     speech, noise = (s.square().mean(-1) for s in (batch.target + batch.interferer, batch.noise))
@@ -455,7 +455,7 @@ def test_a_talker_cut_short_is_followed_by_silence(librimix: Path) -> None:
     name = LIBRIMIX["dev"][0]
     path = librimix / "dev" / "s2" / f"{name}.wav"
     audio.write(path, audio.read(path, RATE_HZ)[:800], RATE_HZ)
-    read = Corpus.read([librimix / "dev"], RATE_HZ, given=True)
+    read = Corpus.read([librimix / "dev"], RATE_HZ, mixed=True)
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(16))
     assert batch.mixture.isfinite().all()
     assert not batch.interferer[:, 800:].any(-1).all()

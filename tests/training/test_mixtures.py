@@ -259,14 +259,14 @@ def test_files_are_taken_as_often_as_asked(talkers: Corpus, noises: Path, rooms:
     plans = [MixtureSampler(talkers, settings).plan(0, k, range(100)) for k in range(4)]
     arounds = [plan.around for plans_ in plans for plan in plans_]
     noisy = [a.noise == "file" for a in arounds if a.noise]
-    echoing = [bool(a.room_files) for a in arounds if a.room or a.room_files]
+    echoing = [bool(a.responses) for a in arounds if a.room or a.responses]
     assert 150 < len(noisy) < 250 and 150 < len(echoing) < 250
     assert np.mean(noisy) == pytest.approx(0.4, abs=0.1)
     assert np.mean(echoing) == pytest.approx(0.3, abs=0.1)
-    assert not any(a.room and a.room_files for a in arounds)
+    assert not any(a.room and a.responses for a in arounds)
     computed = replace(settings, noise_folder=None, room_folder=None)
     for plan in MixtureSampler(talkers, computed).plan(0, 0, range(100)):
-        assert plan.around.noise != "file" and not plan.around.room_files
+        assert plan.around.noise != "file" and not plan.around.responses
 
 
 def test_rooms_are_drawn_from_a_folder(talkers: Corpus, rooms: Path) -> None:
@@ -278,7 +278,7 @@ def test_rooms_are_drawn_from_a_folder(talkers: Corpus, rooms: Path) -> None:
     files = sampler.rooms
     assert files
     for row, plan in enumerate(plans):
-        names = [files.names[k] for k in plan.around.room_files]
+        names = [files.names[k] for k in plan.around.responses]
         assert len({name.split("/")[0] for name in names}) == 1
         assert len(set(names)) == (3 if names[0].startswith("hall") else 1)
         echo = 0.2 if names[0] == "car/0.flac" else 0.3 + 0.1 * int(names[0][5])
