@@ -81,8 +81,7 @@ _RAY_STORE_BYTES = 100 * 2**20
 def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
     """Do a work list on its engine, beginning no other task once `stopping` is set.
 
-    Yields:
-        What came of each task, which is in the journal by then.
+    What came of a task is yielded once the journal has it.
 
     Raises:
         DiskFullError: nothing more can be written.
@@ -486,11 +485,7 @@ class BatchEngine:
     """What it needs on the PATH."""
 
     def check(self) -> None:
-        """Refuse an engine that this machine does not have.
-
-        Raises:
-            EngineError: what is missing, and how to get it.
-        """
+        """Refuse an engine that this machine does not have, with an EngineError."""
         if self.module and not find_spec(self.module):
             raise EngineError(
                 f"--engine {self.name} needs {self.module}. Install it: pip install "

@@ -98,7 +98,9 @@ class Journal:
             if known.settings == settings and unchanged(known.inputs, task.inputs):
                 places = task.outputs(self.folder).items()
                 stamps = {kind: storage.stamp(path) for kind, path in places}
-                if all(now and known.files.get(kind) == [*now[:2]] for kind, now in stamps.items()):
+                if all(
+                    now and known.files.get(kind) == [*now.version] for kind, now in stamps.items()
+                ):
                     return known
         return None
 
@@ -119,7 +121,9 @@ class Journal:
             lines = self.done.get(task.id, [])
             if len(lines) > 1:  # whose estimate is there?
                 now = storage.stamp(task.outputs(self.folder)[AUDIO])
-                lines = [one for one in lines if now and one.files[AUDIO] == [*now[:2]]] or lines
+                lines = [
+                    one for one in lines if now and one.files[AUDIO] == [*now.version]
+                ] or lines
             same = [one for one in lines if same_place(one.inputs, task.inputs)]
             if lines and not any(one.settings == settings for one in same):
                 what = "another model or other settings" if same else "another mixture or reference"
@@ -183,7 +187,7 @@ class JournalWriter:
         written = {}
         for kind, path in task.outputs(self.folder).items():
             stamp = storage.stamp(path, anew=True)
-            written[kind] = stamp and stamp[:2]
+            written[kind] = stamp and stamp.version
         line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
         self._append({**line, "row": row})
 

@@ -49,7 +49,7 @@ _LISTS = ("reference", "references", "span")
 _FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template like `{speaker}_{n}`."""
 
-Row = tuple[int, dict[str, Any] | str]
+Line = tuple[int, dict[str, Any] | str]
 """A line's number, and its values by column, or what is wrong with it."""
 
 
@@ -125,7 +125,7 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
     return tasks
 
 
-def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row]:
+def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for delimiter in (usual, *",;\t".replace(usual, "")):
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -150,7 +150,7 @@ def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row]:
         yield rows.line_num, f"{error}."
 
 
-def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row]:
+def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
@@ -164,7 +164,7 @@ def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Row
             yield number, 'not an object like {"mixture": "a.wav"}.'
 
 
-def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Row]:
+def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         words = line.split(maxsplit=1)
         if len(words) == 1:

@@ -23,17 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mcspex_cli import audio
-from mcspex_cli.batch import storage
+from mcspex_cli.batch import pairing, storage
 from mcspex_cli.batch.journal import Journal, fingerprint, unchanged
-from mcspex_cli.batch.pairing import (
-    ACTIVITY,
-    AUDIO,
-    RESIDUAL,
-    Task,
-    files_by_name,
-    list_references,
-    read_manifest,
-)
+from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
@@ -195,7 +187,7 @@ class _Planner:
                 f"{manifest}: is in the output folder, so the reports there would be replaced by "
                 "reports of this list only. To try what failed again, repeat the first command."
             )
-        return read_manifest(manifest, self.problems, self.warnings)
+        return pairing.read_manifest(manifest, self.problems, self.warnings)
 
     def _search(self) -> Iterator[Task]:
         """The files named, and those in the folders named but for what is no mixture."""
@@ -233,7 +225,7 @@ class _Planner:
         request, known = self.request, None
         shared = tuple(map(str, self._clips()))
         if request.reference_folder:
-            known = list_references(
+            known = pairing.list_references(
                 request.reference_folder, request.pattern, self.problems, self.warnings
             )
         paired = []
@@ -262,7 +254,7 @@ class _Planner:
         truth = self.request.truth
         if truth is None:
             return list(tasks)
-        known = files_by_name(truth, "truths", self.problems, self.warnings)
+        known = pairing.files_by_name(truth, "truths", self.problems, self.warnings)
         for task in tasks:
             if not task.truth and task.id not in known:
                 self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")
@@ -364,7 +356,7 @@ class _Planner:
     def _inputs_key(self, task: Task) -> str:
         """Hashes of the mixture and references, see `Task.inputs`."""
         inputs = (task.mixture, *task.references)
-        stamps = [known[:2] if (known := self._stamp(path)) else None for path in inputs]
+        stamps = [known.version if (known := self._stamp(path)) else None for path in inputs]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
         parts = (stamps, [absolute, task.spans], [relative, task.spans])
         return "-".join(map(fingerprint, parts))

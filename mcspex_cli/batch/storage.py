@@ -42,6 +42,11 @@ class Stamp(NamedTuple):
     identity: int
     """Device and inode as one number; of an object, a number made of its URL."""
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Size and time, one of which changes with the content."""
+        return self.size, self.time_ns
+
 
 def place(text: str | Path) -> Path:
     """What a user wrote as a path; of a URL of this disk, `file:///a`, it is the file's path.

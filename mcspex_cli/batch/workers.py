@@ -481,7 +481,7 @@ def _after_death(
     if deaths[suspects[0].id] < DEATHS_PER_FILE:
         return outcomes, [*parcels, [left[0]]]
     if len(suspects) > 1:
-        return outcomes, [*parcels, *([unit] for unit in zip(suspects, strict=True))]
+        return outcomes, [*parcels, *([(task,)] for task in suspects)]
     (task,) = suspects
     reason = (
         f"{storage.name(task.mixture)}: {DEATHS_PER_FILE} processes that worked on it were killed, "

@@ -260,9 +260,8 @@ class Sounds:
     @cached_property
     def audible_mixture(self) -> Samples:
         """The mixture without what is too low to be heard."""
-        audible: Samples = np.concatenate(
-            [*without_rumble([self.mixture[None]], self.rate_hz)], axis=-1
-        )[0]
+        blocks = without_rumble([self.mixture[None]], self.rate_hz)
+        audible: Samples = np.concatenate([*blocks], axis=-1)[0]
         return audible
 
     @cached_property

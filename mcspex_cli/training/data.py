@@ -227,10 +227,7 @@ def _read_lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Speaker:
-    """One talker's utterances, laid end to end in the corpus.
-
-    They are a loop: a stretch that begins in the last utterance runs on into the first.
-    """
+    """One talker's utterances, end to end in the corpus; a stretch runs on from last to first."""
 
     name: str
     start: int

@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.training import acoustics
+from mcspex_cli.training import acoustics, data
 from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles
-from mcspex_cli.training.data import (
-    Corpus,
-    Place,
-    Stretch,
-    draw_reference,
-    draw_stretch,
-    read_sexes,
-)
+from mcspex_cli.training.data import Corpus, Place, Stretch, draw_reference, draw_stretch
 from mcspex_cli.training.settings import MixtureSettings
 
 MAX_TALKERS = 3
@@ -122,7 +115,7 @@ class MixtureSampler:
         self.same_sex: list[list[int]] = [[] for _ in corpus.speakers]
         """For each speaker, the others of the same sex; none where it is not known."""
         if settings.same_sex:
-            sexes = read_sexes(settings.speakers_csv, [s.name for s in corpus.speakers])
+            sexes = data.read_sexes(settings.speakers_csv, [s.name for s in corpus.speakers])
             self.same_sex = [
                 [other for other, sex in enumerate(sexes) if own and sex == own and other != who]
                 for who, own in enumerate(sexes)

@@ -170,11 +170,7 @@ class Optimiser:
         return {"adam": self.adam.state_dict(), "momenta": self.momenta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            ValueError: it is of other parameters.
-        """
+        """Resume from a saved state; one of other parameters raises a ValueError."""
         self.adam.load_state_dict(state["adam"])
         for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
             momentum.copy_(saved)

@@ -257,11 +257,7 @@ def _labels(plan: Plan, sampler: MixtureSampler) -> dict[str, str]:
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds files, unless they may be overwritten.
-
-    Raises:
-        OutputError: it holds files.
-    """
+    """Refuse a folder that holds files, with an OutputError, unless they may be overwritten."""
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
 
