@@ -99,7 +99,7 @@ class Journal:
                 places = task.outputs(self.folder).items()
                 stamps = {kind: storage.stamp(path) for kind, path in places}
                 if all(
-                    now and known.files.get(kind) == [*now.version] for kind, now in stamps.items()
+                    now and known.files.get(kind) == now.version for kind, now in stamps.items()
                 ):
                     return known
         return None
@@ -121,9 +121,7 @@ class Journal:
             lines = self.done.get(task.id, [])
             if len(lines) > 1:  # whose estimate is there?
                 now = storage.stamp(task.outputs(self.folder)[AUDIO])
-                lines = [
-                    one for one in lines if now and one.files[AUDIO] == [*now.version]
-                ] or lines
+                lines = [one for one in lines if now and one.files[AUDIO] == now.version] or lines
             same = [one for one in lines if same_place(one.inputs, task.inputs)]
             if lines and not any(one.settings == settings for one in same):
                 what = "another model or other settings" if same else "another mixture or reference"

@@ -356,7 +356,7 @@ class _Planner:
     def _inputs_key(self, task: Task) -> str:
         """Hashes of the mixture and references, see `Task.inputs`."""
         inputs = (task.mixture, *task.references)
-        stamps = [known.version if (known := self._stamp(path)) else None for path in inputs]
+        stamps = [known and tuple(known.version) for known in map(self._stamp, inputs)]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
         parts = (stamps, [absolute, task.spans], [relative, task.spans])
         return "-".join(map(fingerprint, parts))

@@ -43,9 +43,9 @@ class Stamp(NamedTuple):
     """Device and inode as one number; of an object, a number made of its URL."""
 
     @property
-    def version(self) -> tuple[int, int]:
+    def version(self) -> list[int]:
         """Size and time, one of which changes with the content."""
-        return self.size, self.time_ns
+        return [self.size, self.time_ns]
 
 
 def place(text: str | Path) -> Path:

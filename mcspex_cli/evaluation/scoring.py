@@ -51,8 +51,8 @@ EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
 CUT, DAMAGED = "cut to", ": "
-"""What the notes have of files that were cut to one length, and of those that are damaged: only a
-reader's warnings begin with a file's name and a colon."""
+"""What a note has in it if files were cut to one length, and if one is damaged: of all that notes
+say, only a reader's warnings have a file's name and a colon."""
 
 CHUNK = 8
 """Files that a process scores before it asks for more."""
