@@ -75,7 +75,7 @@ _TIMEOUTS = 100
 """How often a task of Slurm's array is queued again when its time is over."""
 
 _RAY_STORE_BYTES = 100 * 2**20
-"""What a Ray of this machine's own sets aside for objects: units and rows are small."""
+"""The object store of a Ray that is started here: units and rows are small."""
 
 
 def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
@@ -264,7 +264,7 @@ def connect(settings: BatchSettings) -> BatchSettings:
 
 
 def _initialise_ray(address: str) -> dict[str, float]:
-    """Connect this process to Ray; what the cluster has."""
+    """Connect this process to Ray, and return what the cluster has."""
     ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
     if ours:  # or SIGTERM prints a trace of Ray's C++
         os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
@@ -442,7 +442,7 @@ def _submit(work: WorkList) -> str:
 
 
 def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
-    """Submit a work list as an array, or find that which works on it, and follow the journal."""
+    """Submit a work list as an array, or find the one that works on it, and follow the journal."""
     folder, left = work.plan.folder, {task.id: task for task in work.todo}
     if storage.url(folder):
         raise EngineError(

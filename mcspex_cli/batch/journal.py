@@ -34,7 +34,7 @@ _LARGEST_OBJECT = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A task that is done; what is known of its result stays text until it is asked for."""
+    """A task that is done. Its result stays text until `row` is read, which saves memory."""
 
     inputs: str
     """As `Task.inputs` was then."""
@@ -178,7 +178,7 @@ class JournalWriter:
     def _begin(self) -> None:
         self._path = self.folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
         self._object = b""
-        """What is in the object of this name, in a store: none of them can append."""
+        """The content of the object, in a store: since none can append, each line writes all."""
 
     def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""

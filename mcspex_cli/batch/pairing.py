@@ -41,7 +41,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "activity": (),
     "id": ("name", "mixture_id", "key", "utt", "utterance"),
 }
-"""What a manifest may say of a mixture, and the names that other programs have for it."""
+"""The columns of a manifest, and what other programs call them."""
 
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
 _LISTS = ("reference", "references", "span")
@@ -84,7 +84,7 @@ class Task:
         return {kind: name for kind, name in names.items() if name}
 
     def outputs(self, folder: Path) -> dict[str, Path]:
-        """The files that it writes below a batch's `folder`, likewise."""
+        """The files that it writes below a batch's `folder`, by the same folders."""
         return {kind: folder / kind / name for kind, name in self.names().items()}
 
 
@@ -238,13 +238,13 @@ def _can_be_a_name(text: str) -> bool:
 
 
 class References(NamedTuple):
-    """Clips by the names that mixtures may ask for them by."""
+    """Clips by the names under which mixtures find their reference."""
 
     source: Path
     clips: Mapping[str, tuple[str, ...]]
-    """A file by its path in the folder without suffix, a folder by its own."""
+    """By path in the folder: one file for a path without suffix, all files for a folder's."""
     by_stem: Mapping[str, Sequence[str]]
-    """The names in `clips` that end in a stem."""
+    """For the last part of a name, all names in `clips` that end in it."""
     pattern: re.Pattern[str] | None
     template: str | None
     """The pattern as the user wrote it."""

@@ -42,7 +42,7 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is asked of a batch: mixtures by folders, files or a manifest, and whose voices."""
+    """What a user asks for: mixtures by folders, files or a manifest, and whose voices."""
 
     output: Path
     mixtures: Sequence[Path] = ()
@@ -190,7 +190,7 @@ class _Planner:
         return pairing.read_manifest(manifest, self.problems, self.warnings)
 
     def _search(self) -> Iterator[Task]:
-        """The files named, and those in the folders named but for what is no mixture."""
+        """The files named, and those in the folders named but references, truths and outputs."""
         request, output = self.request, self.request.output
         others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder)
         roots = {root.resolve() for root in request.mixtures}

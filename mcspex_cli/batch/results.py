@@ -181,7 +181,7 @@ def _record(
     done: Sequence[Done],
     failed: int,
 ) -> dict[str, Any]:
-    """What was done, by what, where: the content of run.json."""
+    """The content of run.json: what was done, by which versions and model, and how fast."""
     rows = [one.row for one in done]
     worked_s = sum(run["audio_s"] for run in journal.runs)
     wall_s = sum(run["wall_s"] for run in journal.runs)

@@ -27,7 +27,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(.+)")
 """A scheme has two letters or more: one is a drive of Windows."""
 
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.]+:/+[^/:]*:(?!\d*(?:/|$)).*@")
-"""Of a URL that begins with a user and a password, and not only with a host and its port."""
+"""The start of a URL with a user and a password; a host and its port do not match."""
 
 _VERSION = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
 """What changes when an object does, by the names that stores have for it."""
@@ -76,7 +76,7 @@ def name(path: str | Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder, or there are objects whose keys begin so."""
+    """Whether there is such a folder, or in a store any object whose key begins so."""
     if not url(path):
         return path.is_dir()
     with _reaching(path) as (store, key):
@@ -154,7 +154,7 @@ def _stamp(info: dict[str, Any]) -> Stamp:
 
 
 def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
-    """A small file's bytes; an error of the kind says that it cannot be read."""
+    """A small file's bytes; if it cannot be read, an error of this `kind` says so."""
     if url(path):
         with _reaching(path, kind) as (store, key):
             return bytes(store.cat_file(key))

@@ -90,7 +90,7 @@ class BatchSettings:
     jobs: int = 0
     """Processes, actors or array tasks; 0 for as many as the engine finds useful."""
     shard: tuple[int, int] = (1, 1)
-    """(i, n): the i-th of n shares of about equal duration, i from 1."""
+    """(i, n): the i-th of n parts of about equal duration, i from 1."""
     fail_fast: bool = False
     engine: str = "local"
     """Where it is computed, by its name in `engines.ENGINES`; the rest is for Ray and Slurm."""
@@ -146,7 +146,7 @@ class Outcome:
 
 Outcomes = Generator[Outcome, None, None]
 Answer = Future[list[Outcome] | McspexError]
-"""What a member will have done of a parcel, or the error that keeps all members from working."""
+"""The outcomes of a parcel, once it is done, or an error that stops the whole batch."""
 
 
 class WorkList:
@@ -296,7 +296,7 @@ class Worker:
                 yield outcome
 
     def _voice(self, task: Task) -> Voice:
-        """The voice of a task's references and spans; a bad one fails each time."""
+        """The voice of a task's references and spans; one that failed once fails at once."""
         voice = self._enroll(task.references, task.spans, task.mixture if task.spans else None)
         if isinstance(voice, McspexError):
             raise voice

@@ -244,7 +244,7 @@ class Sounds:
 
     @cached_property
     def bss_eval(self) -> tuple[float, float, float]:
-        """SDR, SIR and SAR, which have most of their work in common."""
+        """SDR, SIR and SAR, which are computed together."""
         return bss_eval(self.estimate, self.target, self.interferers)
 
     @cached_property
@@ -312,7 +312,7 @@ class Metric:
 
     @property
     def badness(self) -> int:
-        """What a value is multiplied by, so that the worst is the highest; 0 if none is worse."""
+        """The sign that makes the worst value the highest; 0 if no value is worse than another."""
         return {"higher": -1, "lower": 1, "neither": 0}[self.better]
 
     def text(self, value: float | None, sign: str = "") -> str:
@@ -372,7 +372,7 @@ METRICS = {metric.name: metric for metric in (
 """Every metric by its name, in the order of tables."""
 
 BUILT_IN = ("si_sdr", "si_sdr_i", "snr")
-"""The metrics with the truth that are computed here, at the cost of reading the files."""
+"""The metrics with the truth that need no package and hardly more time than reading files."""
 
 
 def _of_input(metric: Metric) -> Metric:

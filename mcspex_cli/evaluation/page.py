@@ -39,7 +39,7 @@ REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
 
 SETTINGS = scoring.ScoreSettings(BUILT_IN, flipped_ok=True)
-"""How outputs without a score are scored: quickly, and by what can be heard."""
+"""How outputs without a score are scored: quickly, and without regard to the sign."""
 
 NAMED = 5
 """Cases that a warning names."""
@@ -187,7 +187,7 @@ class ComparisonCase:
     outputs: list[Output]
     """In the order of the systems."""
     inputs: Mapping[str, float] = field(default_factory=dict)
-    """What is measured of the mixture, by the column that the estimates have it in."""
+    """What is measured of the mixture, by the column that estimates have the same in."""
 
     @property
     def rows(self) -> list[Mapping[str, Any] | None]:
@@ -345,7 +345,7 @@ def _has_score(output: Output, case: ComparisonCase) -> bool:
 
 
 def _inputs(case: ComparisonCase) -> dict[str, float]:
-    """What is measured of a case's mixture, by the scores of its outputs or measured now."""
+    """What is measured of a case's mixture: from its outputs' scores, or measured now."""
     rows = [row for row in case.rows if row]
     values = {column: numbers(rows, f"input_{column}") for column in BY_COLUMN}
     inputs = {column: of[0] for column, of in values.items() if of}
@@ -389,7 +389,7 @@ class Cell:
 
     @property
     def length(self) -> str:
-        """How long at which rate, empty without a sound."""
+        """The duration and sample rate in words, empty without a sound."""
         return f"{self.seconds:.2f} s at {self.rate_hz / 1000:.4g} kHz" if self.sound else ""
 
 

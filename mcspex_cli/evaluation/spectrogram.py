@@ -67,7 +67,7 @@ def height(levels: Levels, loudest_db: float) -> float:
 
 
 def why_black(ceiling_hz: float, mixture_hz: float) -> str:
-    """Why an output has nothing above a frequency, up to which its mixture does not end."""
+    """Why an output has nothing above a frequency; empty if its mixture ends there too."""
     if not 0 < ceiling_hz < CEILING * mixture_hz:
         return ""
     for rate_hz in (8000, 16000, 24000, 32000):

@@ -39,7 +39,7 @@ _BLOCK = 2**20
 """Values drawn at once: all resamples of many rows would not fit into memory."""
 
 FEW = 50
-"""Up to so many files a table shows them all."""
+"""Tables show all files if there are no more than this."""
 
 _FIRST = ("name", "group", *BY_COLUMN, "input_si_sdr_db", "confused", "status", "note")
 """The order of columns in CSV; others come after."""
@@ -293,7 +293,7 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
 
 
 def read_batch(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the report that `mcspex batch` left in a folder; none if it left none there."""
+    """The rows of the report that `mcspex batch` left in a folder; none without a report."""
     path = folder / "report.json"
     rows = read_rows(path, "Run mcspex batch again.") if path.is_file() else None
     return rows if rows and any("estimate" in row for row in rows) else []

@@ -46,7 +46,7 @@ MIN_COMPARED_S = 4.0
 """Seconds of speech that a clip must have to be compared with others of its voice."""
 
 SPEAKING, SILENT = 0.15, 0.02
-"""The target's share of the energy from which a segment has it, and up to which it has not."""
+"""Shares of a segment's energy: above the first the target is in it, below the second not."""
 
 TURNS_S = (4.0, 30.0)
 """The length of a drawn recording with turns."""
@@ -76,7 +76,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A voice that was asked for, and what came out."""
+    """One extraction from a case: whose voice, and what came out."""
 
     features: Vector
     """[segment, 2], see `presence.features_of`."""
@@ -283,7 +283,7 @@ class Calibrator:
         return odds, with_target, without
 
     def _same_voice(self) -> tuple[float, float]:
-        """What parts of a clip, and clips, of one voice have in common; see `Calibration`."""
+        """How similar at least parts of a clip are, and clips of a voice; see `Calibration`."""
         rate_hz, parts, clips = self._engine.sample_rate_hz, [], []
         for case, voice in zip(self.cases, self._voices, strict=True):
             one = case.rendering
@@ -301,7 +301,7 @@ class Calibrator:
         )
 
     def _trial(self, case: Case, place: int) -> Trial:
-        """Extract from a recording the target of the case at a place."""
+        """Extract from a case's recording the target of the case number `place`."""
         engine, one, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
         speaker, voice = self.cases[place].speaker, self._voices[place]
         present = speaker == case.speaker
@@ -363,7 +363,7 @@ def _probability(odds: float) -> float:
 
 
 def _true_share(flags: npt.NDArray[np.bool_]) -> float | None:
-    """The share that is true; None of none."""
+    """The share of the flags that are set; None without any."""
     return round(float(flags.mean()), 4) if flags.size else None
 
 

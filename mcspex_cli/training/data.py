@@ -21,7 +21,7 @@ from mcspex_cli.errors import AudioError, ConfigError
 from mcspex_cli.training.acoustics import as_int16, change_speed
 
 MIN_HALF_S = 1.0
-"""The only clip of a speaker is cut in two, one half for the reference, if they are this long."""
+"""A speaker's only clip is cut in two, one half for the reference, if each is this long."""
 
 _LIBRIMIX_TALKERS = ("s1", "s2", "s3")
 

@@ -365,7 +365,7 @@ class MixtureSampler:
         return reverberant, early
 
     def _gains(self, plans: Sequence[Plan], talkers: Tensor) -> Tensor:
-        """What brings each interferer to its SNR [batch, talker, 1], by power while speaking."""
+        """Gains [batch, talker, 1] that bring interferers to their SNR, by power while speaking."""
         energy = talkers.square().sum(-1)
         spans = self._column([p.target_speaks[1] - p.target_speaks[0] for p in plans])
         others = self._column([p.interferers_speak[1] - p.interferers_speak[0] for p in plans])
@@ -378,7 +378,7 @@ class MixtureSampler:
         return gains.unsqueeze(-1)
 
     def _noise(self, arounds: Sequence[Surroundings], speech: Tensor) -> Tensor:
-        """The noise around `speech` [batch, sample], so far below it as drawn."""
+        """The noise around `speech` [batch, sample], as far below it as was drawn."""
         length, rate = speech.shape[-1], self.corpus.sample_rate_hz
         noise = torch.zeros_like(speech)
         computed = [row for row, a in enumerate(arounds) if a.noise not in ("", "babble", "file")]

@@ -23,7 +23,7 @@ CLASSIFIER_WEIGHT = 0.5
 """Of the speaker classifier's cross-entropy. Source: SpEx+, section 3.2."""
 
 FLOOR = 1e-3
-"""The share of energy under which less error (or an absent target's estimate) stops to pay."""
+"""The share of energy below which less error, or an estimate nearer silence, no longer pays."""
 
 MOMENTUM = 0.95
 """Of Muon, in Nesterov's form. Source: Jordan et al., 2024, as the coefficients below."""

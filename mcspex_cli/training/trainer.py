@@ -380,7 +380,7 @@ class Team:
 
     @classmethod
     def join(cls, device: str) -> Team:
-        """Meet the others, if torchrun started this process.
+        """Join the other processes, if torchrun started this one.
 
         "auto" and "cuda" then mean a GPU for each.
 
@@ -404,7 +404,7 @@ class Team:
         return cls(distributed.get_rank(), distributed.get_world_size(), chosen)
 
     def leave(self) -> None:
-        """Part from the others; nobody may hold a network that they share any more.
+        """Leave the other processes; no network that is shared with them may be in use any more.
 
         What still does when the interpreter ends takes threads with it, and now and then aborts.
         """
@@ -418,7 +418,7 @@ class Team:
         return self.rank == 0
 
     def highest(self, values: Sequence[float]) -> list[float]:
-        """Each value's maximum over the team, so that all take the same turn."""
+        """Each value's maximum over the team, so that all decide alike."""
         return self._reduce(values, "MAX")
 
     def mean(self, values: Sequence[float]) -> list[float]:
