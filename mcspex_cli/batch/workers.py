@@ -40,9 +40,9 @@ from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import (
-    ON_GPU,
+    GPU_BATCH,
+    LENGTH_SPREAD,
     SHIFTS,
-    SPREAD,
     EngineSettings,
     choose_device,
     keep_memory,
@@ -192,7 +192,7 @@ class WorkList:
         tasks, (index, count) = self.plan.tasks, self.settings.shard
         size, on_gpu = self.settings.batch_size, self.settings.on_gpu()
         if not size:  # few enough together for shards of equal duration
-            size = ON_GPU if count == 1 else max(1, min(ON_GPU, len(tasks) // (4 * count)))
+            size = GPU_BATCH if count == 1 else max(1, min(GPU_BATCH, len(tasks) // (4 * count)))
         shard = equal_parts(units(tasks, size), count)[index - 1]
         if on_gpu or self.settings.batch_size:
             return shard
@@ -352,7 +352,7 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
         window_s = windows_s[task.id]
         if room <= 0 or window_s < least_s:
             joined.append([])
-            room, least_s = float(size), (1 - SPREAD) * window_s
+            room, least_s = float(size), (1 - LENGTH_SPREAD) * window_s
         joined[-1].append(task)
         room -= max(1.0, (task.seconds or 0.0) / WINDOW_S)
     alone = [(task,) for task in tasks if task.id not in windows_s]

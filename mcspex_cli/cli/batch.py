@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mcspex_cli.evaluation.summary import Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
-LISTED = 20
-"""Files that --dry-run lists for people, and warnings of references; --json has all files."""
+MAX_LISTED = 20
+"""How many files --dry-run lists, and how many warnings of references are shown, for people."""
 
 
 def _resources(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, float]:
@@ -205,7 +205,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     from mcspex_cli.batch import engines, journal, plan, results, storage, workers
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.summary import read_groups
-    from mcspex_cli.extraction.job import check_presence
+    from mcspex_cli.extraction.job import check_calibrated
 
     shown = not (request.quiet or request.as_json)
     values = vars(request)
@@ -221,8 +221,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     for text in batch_plan.warnings:
         console.warn(text)
     model = options.find_model(request.model, offline=request.offline, quiet=not shown)
-    check_presence(model, model.calibration, request.extraction.absent)
-    runtime = "torch" if request.runtime == "auto" else request.runtime
+    check_calibrated(model, model.calibration, request.extraction.absent)
+    runtime = "torch" if request.runtime == "auto" else request.runtime  # as `EngineSettings` says
     decided = {
         **{"model": model, "runtime": runtime, "options": request.extraction},
         "cpus": request.resources.get("cpu", 2.0),
@@ -308,7 +308,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
             ", ".join((*task.references, *task.spans)),
             "unreadable" if task.seconds is None else f"{task.seconds:.1f}",
         )
-        for task in work.todo[:LISTED]
+        for task in work.todo[:MAX_LISTED]
     ]
     more = len(work.todo) - len(listed)
     footer = (f"and {more} more" if more else "", "", "", f"{seconds(work.todo):.1f}")
@@ -320,7 +320,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 
 
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
-    """Do what is left, saying what fails; the number of files that did."""
+    """Do what is left, and show failures; return how many files failed."""
     from mcspex_cli import files
     from mcspex_cli.batch import engines, journal, workers
 
@@ -343,8 +343,8 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
         ) from error
     finally:
         files.sweep(work.plan.folder)  # what processes left that were ended in their work
-    if len(warned) > LISTED:
-        console.warn(f"{len(warned) - LISTED} more warnings of references; -v shows them all.")
+    if len(warned) > MAX_LISTED:
+        console.warn(f"{len(warned) - MAX_LISTED} more warnings of references; -v shows them all.")
     left = len(work.todo) - done - failed
     if left and work.settings.engine == "slurm" and (job := engines.find_array(work.plan.folder)):
         without = "" if work.settings.wait else ", without --no-wait,"
@@ -363,7 +363,7 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
 def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
     """Report one file: why it failed, what may be wrong with its references and, in full, all."""
     for text in outcome.warnings:
-        if text not in warned and (verbose or len(warned) < LISTED):
+        if text not in warned and (verbose or len(warned) < MAX_LISTED):
             console.warn(text)
         warned.add(text)
     row = outcome.row

@@ -43,7 +43,7 @@ _bars: list[Progress] = []
 """Progress bars on the terminal now: messages go above them."""
 
 _names: dict[str, str] = {}
-"""What messages call a path, where that is not the path itself."""
+"""The names that messages show instead of some paths."""
 
 
 class _Terminal(logging.Handler):
@@ -124,7 +124,7 @@ logger.addHandler(_Terminal())
 logger.addFilter(_with_names)
 
 say, warn, error = logger.info, logger.warning, logger.error
-"""Tell a person something; warn of something that may be wrong; say why something failed."""
+"""Show a message; a warning of what may be wrong; an error, with the reason of a failure."""
 
 
 def log(level: int, text: str) -> None:
@@ -167,7 +167,7 @@ def coloured(value: str) -> None:
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:
-    """Print what there is to know of a thing to stdout: a line for each fact, its name first."""
+    """Print facts to stdout: a line for each, its name first."""
     text("".join(f"{name:9}{value}\n" for name, value in rows))
 
 
@@ -233,7 +233,7 @@ def duration(seconds: float) -> str:
 
 
 def figures(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what people are told of a row of `Result.to_dict`: how fast, and what came out."""
+    """Return two texts about a row of `Result.to_dict`: on its speed, and on its sound."""
     speed = (
         f"{row['seconds']:.1f} s in {row['elapsed_s']:.1f} s, "
         f"real-time factor {row['real_time_factor']:.3f}"
@@ -245,7 +245,7 @@ def figures(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 class Bar(NamedTuple):
-    """A progress bar."""
+    """What moves a progress bar."""
 
     advance: Callable[[float], None]
     """Adds to what is done."""
@@ -305,7 +305,7 @@ def track(
 
 @contextmanager
 def ending_gently(stop: Callable[[], object]) -> Iterator[None]:
-    """Have the first Ctrl-C (or SIGTERM) call `stop`, and a second one end everything at once."""
+    """Let the first Ctrl-C (or SIGTERM) call `stop`, and the second one end the program at once."""
 
     def handle(number: int, _: object) -> None:
         stop()

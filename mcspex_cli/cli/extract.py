@@ -26,15 +26,7 @@ from mcspex_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    from mcspex_cli import (
-        EngineSettings,
-        ExtractionOptions,
-        Extractor,
-        Job,
-        Result,
-        Span,
-        Voice,
-    )
+    from mcspex_cli import EngineSettings, ExtractionOptions, Extractor, Job, Result, Span, Voice
     from mcspex_cli.extraction.profile import Profile, ReferenceQuality
 
 STREAM = Path("-")
@@ -79,7 +71,7 @@ class ExtractRequest:
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
-    engine: EngineSettings = options.ENGINE_FOR_MIXTURES
+    engine_settings: EngineSettings = options.ENGINE_FOR_MIXTURES
     extraction: ExtractionOptions = options.EXTRACTION
     overwrite: bool = flag("Replace existing outputs.")
     as_json: bool = options.JSON
@@ -88,7 +80,7 @@ class ExtractRequest:
 
     @property
     def is_silent(self) -> bool:
-        """Whether a person is told nothing but warnings and errors."""
+        """Whether the terminal shows nothing but warnings and errors."""
         return self.quiet or self.as_json
 
 
@@ -111,12 +103,12 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     if not from_stdin and not to_stdout:
         _extract(request)
         return
-    # Of the outermost context, so that errors are told by the streams' names as well.
-    keep = click.get_current_context().find_root().with_resource
-    folder = keep(_temporary_folder())
+    # In the outermost context, so that errors are shown with the streams' names as well.
+    enter = click.get_current_context().find_root().with_resource
+    folder = enter(_temporary_folder())
     stdin, stdout = folder / "stdin", folder / "stdout.wav"
-    keep(console.shown_as(stdin, "standard input"))
-    keep(console.shown_as(stdout, "standard output"))
+    enter(console.shown_as(stdin, "standard input"))
+    enter(console.shown_as(stdout, "standard output"))
     request = replace(
         request,
         mixtures=tuple(stdin if mixture == STREAM else mixture for mixture in request.mixtures),
@@ -130,31 +122,30 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
 def _check_usage(request: ExtractRequest) -> None:
     """Refuse combinations of options that mean nothing."""
     several = len(request.mixtures) > 1
-    for message, is_wrong in {
-        "whose voice? Add --ref FILE, or --ref-span FROM-TO.": not (
-            request.references or request.spans
-        ),
-        "--ref-span is a span of one MIXTURE; name one only.": request.spans and several,
-        "standard input can be read once; name - once only.": request.mixtures.count(STREAM) > 1,
-        "a MIXTURE from standard input needs -o FILE, or -o -.": STREAM in request.mixtures
-        and request.output is None,
-        "-o - is for the sound of one MIXTURE, without --json.": request.output == STREAM
-        and (several or request.as_json),
-        "only -o can be standard output.": STREAM in (request.residual, request.activity),
-    }.items():
-        if is_wrong:
-            raise click.UsageError(message)
+    if not (request.references or request.spans):
+        raise click.UsageError("whose voice? Add --ref FILE, or --ref-span FROM-TO.")
+    if request.spans and several:
+        raise click.UsageError("--ref-span is a span of one MIXTURE; name one only.")
+    if request.mixtures.count(STREAM) > 1:
+        raise click.UsageError("standard input can be read once; name - once only.")
+    if STREAM in request.mixtures and request.output is None:
+        raise click.UsageError("a MIXTURE from standard input needs -o FILE, or -o -.")
+    if request.output == STREAM and (several or request.as_json):
+        raise click.UsageError("-o - is for the sound of one MIXTURE, without --json.")
+    if STREAM in (request.residual, request.activity):
+        raise click.UsageError("only -o can be standard output.")
 
 
 def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
+    from concurrent.futures import Future
+
     from mcspex_cli import Extractor, audio
     from mcspex_cli.extraction import job, profile, reference
 
-    settings = request.extraction
-    voices: list[Voice] = []
+    settings, enrolled = request.extraction, Future["Voice"]()
     references, places = reference.list_sources(request.references), job.Places()
-    jobs = _plan(request, stdin, lambda: voices[0])
+    jobs = _plan(request, stdin, enrolled.result)
     for one in jobs:
         job.check_references(one, references)
         places.add(one)
@@ -164,7 +155,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     for place, one in enumerate(jobs):
         try:
             jobs[place] = replace(one, reader=one.open(settings))
-        except McspexError:  # one of several is told when it is its turn
+        except McspexError:  # one of several fails when it is its turn
             if len(jobs) == 1:
                 raise
     first = jobs[0]
@@ -172,29 +163,28 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
         reference.check_spans(first.reader, request.spans)
     seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
     info = options.find_model(request.model, offline=request.offline, quiet=request.is_silent)
-    job.check_presence(info, info.calibration, settings.absent)
+    job.check_calibrated(info, info.calibration, settings.absent)
     for source_path, source in sources.items():
         if isinstance(source, profile.Profile):
             source.enrolment_for(info, source_path)
-    engine = options.open_engine(info, request.engine, seconds, quiet=request.is_silent)
+    engine = options.start_engine(info, request.engine_settings, seconds, quiet=request.is_silent)
     extractor = Extractor(info, engine)
-    voices.append(
-        extractor.enroll(
-            [one if isinstance(one, audio.Reader) else path for path, one in sources.items()],
-            spans=request.spans,
-            mixture=first.mixture,
-            channel=settings.channel,
-            track=settings.track,
-            damaged=settings.damaged,
-        )
+    voice = extractor.enroll(
+        [one if isinstance(one, audio.Reader) else path for path, one in sources.items()],
+        spans=request.spans,
+        mixture=first.mixture,
+        channel=settings.channel,
+        track=settings.track,
+        damaged=settings.damaged,
     )
-    for line in voices[0].warnings:
+    enrolled.set_result(voice)
+    for line in voice.warnings:
         console.warn(line)
     _work(request, extractor, jobs, seconds)
 
 
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
-    """Which files are to be written: beside a mixture, in a folder, or the one file named."""
+    """A job for each mixture: its outputs are beside it, in a folder, or the file named."""
     from mcspex_cli import Job, Outputs, files
 
     alone = len(request.references) == 1 and not request.spans
@@ -220,7 +210,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
 
 
 def _place(place: Path, mixture: Path, ending: str) -> Path:
-    """A place itself if it names a file, else the name of `mixture` with an ending in it."""
+    """The file that `place` names, or one in the folder `place`, called like the mixture."""
     from mcspex_cli.audio import FORMATS
     from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 
@@ -238,7 +228,7 @@ def _work(
     name = jobs[0].id or jobs[0].mixture.name if len(jobs) == 1 else f"{len(jobs)} mixtures"
     with (
         console.progress(name, seconds or None, shown=not request.is_silent) as bar,
-        # Closed, so that an interrupt here does not write what is left.
+        # It is closed, so that nothing more is written after an interrupt.
         closing(extractor.extract_files(jobs, request.extraction, bar.advance)) as results,
     ):
         for job, result in results:
@@ -264,7 +254,7 @@ def _show(request: ExtractRequest, job: Job, result: Result) -> None:
         is_of_mixture = line.startswith(str(job.mixture))
         console.warn(line if is_of_mixture else f"{output}: {line}")
     if request.as_json:
-        if job.id:  # the temporary file of standard input is nobody's business
+        if job.id:  # not the name of the temporary file of standard input
             for key in ("references", "warnings"):
                 row[key] = [line.replace(str(job.mixture), job.id) for line in row[key]]
         console.data(row)
@@ -333,7 +323,7 @@ def _copy_to_stdout(path: Path) -> None:
 
 
 class _Name(click.types.StringParamType):
-    """A model's name, in which MCSPEX_MODEL may have spaces, as a folder's has."""
+    """A model's name, which may have spaces in MCSPEX_MODEL, since a folder's may."""
 
     envvar_list_splitter = "\0"
 
@@ -354,7 +344,7 @@ def enroll(
         shell_complete=options.complete_models,
     ),
     offline: bool = options.OFFLINE,
-    engine: EngineSettings = options.ENGINE,
+    engine_settings: EngineSettings = options.ENGINE,
     overwrite: bool = flag("Replace an existing profile."),
     listed: bool = flag("List the profiles in the folders REF, or here.", "--list"),
     shown: bool = flag("Show what is in the profiles REF.", "--show"),
@@ -392,7 +382,7 @@ def enroll(
         job.check_no_input(output, job.identities(clip))
     reference.check_sources(clips, *infos)
     voices = [
-        reference.enroll(clips, options.open_engine(info, engine, 0.0, quiet=quiet), info)
+        reference.enroll(clips, options.start_engine(info, engine_settings, 0.0, quiet=quiet), info)
         for info in infos
     ]
     enrolments = tuple(v.enrolment(info) for info, v in zip(infos, voices, strict=True))
@@ -405,15 +395,15 @@ def enroll(
         file = Path(quality.path).name
         warning = quality.warning and quality.warning.replace(quality.path, file, 1)
         qualities.append(replace(quality, path=file, warning=warning))
-    made = profile.Profile(name or output.stem, enrolments, tuple(qualities))
-    profile.write_profile(output, made, overwrite=overwrite)
+    enrolled = profile.Profile(name or output.stem, enrolments, tuple(qualities))
+    profile.write_profile(output, enrolled, overwrite=overwrite)
     for line in best.warnings:
         console.warn(line)
     if as_json:
-        console.data(made.to_dict(output), indent=2)
+        console.data(enrolled.to_dict(output), indent=2)
     elif not quiet:
-        _show_qualities(made.qualities)
-        known = " and ".join(one.name for one in made.models)
+        _show_qualities(enrolled.qualities)
+        known = " and ".join(one.name for one in enrolled.models)
         console.say(f"{output}: {console.duration(best.seconds)} of speech, for {known}")
 
 

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.streaming import LiveExtractor
 
 ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", "f32": "FLOAT"}
-"""How raw samples may be written down, little-endian: libsndfile's names."""
+"""The encodings of raw samples, all little-endian, with libsndfile's names for them."""
 
 _READ_BYTES = 2**14
-_HELD_BLOCKS = 2**12
-"""Blocks that may wait. A pipe is then read no further, and a sound card's sound would be lost."""
+_MAX_WAITING_BLOCKS = 2**12
+"""If so many blocks wait, a pipe is read no further, and recording from a sound card fails."""
 
 _UNKNOWN_BYTES = 0x7FFFF000
-"""Programs that write to a pipe give this length or a larger one, as they do not know it."""
+"""A WAV header that announces this length or a larger one is a pipe's, whose length is unknown."""
 
 _OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa3": "Matroska"}
 
 _LATE_S = 0.25
-"""Lateness that is told; and then each time that it has doubled."""
+"""How late the output is when the first warning comes; another comes whenever that has doubled."""
 
 _FASTER = "Use a longer --latency, or a smaller model."
 
@@ -95,7 +95,7 @@ class LiveRequest:
     list_devices: bool = flag("List the sound cards, and end.")
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
-    engine: EngineSettings = options.ENGINE
+    engine_settings: EngineSettings = options.ENGINE
     quiet: bool = options.QUIET
     verbose: bool = flag("Say when the voice comes and goes.", "-v", "--verbose")
 
@@ -124,31 +124,32 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     references, raw = list_sources(request.references), None
     if request.rate_hz:
         raw = SoundFormat(request.rate_hz, request.channels, request.encoding)
-    microphone, loudspeaker = None, None
-    if request.input_device is not None:
-        microphone = SoundCard(request.input_device, "input", request.rate_hz)
-        form = SoundFormat(microphone.sample_rate_hz, 1, request.encoding)
+    if request.input_device is None:
+        microphone, (format_in, inflow) = None, _open_stdin(raw)
     else:
-        form, inflow = _open_stdin(raw)
-    form_out = replace(form, channels=1)
+        microphone = SoundCard(request.input_device, "input", request.rate_hz)
+        format_in = SoundFormat(microphone.sample_rate_hz, 1, request.encoding)
+        inflow = Inflow("the sound card", microphone.sample_rate_hz)
+    format_out = replace(format_in, channels=1)
+    loudspeaker = None
     if request.output_device is not None:
-        loudspeaker = SoundCard(request.output_device, "output", form.sample_rate_hz)
-    write = loudspeaker.write if loudspeaker else _stdout_writer(form_out)
+        loudspeaker = SoundCard(request.output_device, "output", format_in.sample_rate_hz)
+    write = loudspeaker.write if loudspeaker else _stdout_writer(format_out)
     if not request.quiet:
-        mixed = ", which are mixed" if form.channels > 1 else ""
-        console.say(f"in: {microphone or form}{mixed}; out: {loudspeaker or form_out}")
+        mixed = ", which are mixed" if format_in.channels > 1 else ""
+        console.say(f"in: {microphone or format_in}{mixed}; out: {loudspeaker or format_out}")
     extractor, voice = _load(request, references)
     extraction = extractor.live(
         voice,
         latency_s=request.latency_s,
-        sample_rate_hz=form.sample_rate_hz,
+        sample_rate_hz=format_in.sample_rate_hz,
         absent=request.absent,
     )
     interrupted = threading.Event()
     with ExitStack() as stack:
         if microphone is not None:
             stack.callback(microphone.close)
-            inflow = microphone.record()
+            microphone.record(inflow)
         if loudspeaker is not None:
             stack.callback(loudspeaker.close)
         skipped_s = 0.0 if request.from_start else inflow.skip_backlog()
@@ -174,13 +175,13 @@ def _load(request: LiveRequest, references: list[Path]) -> tuple[Extractor, Voic
     import numpy as np
 
     from mcspex_cli import Extractor
-    from mcspex_cli.extraction.job import check_presence
+    from mcspex_cli.extraction.job import check_calibrated
     from mcspex_cli.extraction.reference import check_sources
 
     info = options.find_model(request.model, offline=request.offline, quiet=request.quiet)
-    check_presence(info, info.calibration, request.absent)
+    check_calibrated(info, info.calibration, request.absent)
     check_sources(references, info)
-    engine = options.open_engine(info, request.engine, math.inf, quiet=request.quiet)
+    engine = options.start_engine(info, request.engine_settings, math.inf, quiet=request.quiet)
     extractor = Extractor(info, engine)
     voice = extractor.enroll(references)
     for line in voice.warnings:
@@ -198,7 +199,7 @@ def _work(
     write: Callable[[Samples], None],
     threshold: float | None,
 ) -> None:
-    """Push each block as it arrives, pass on what is due, and say what a person should know."""
+    """Push each block as it arrives, write what is due, and show messages and warnings."""
     clock, samples, rate_hz = _Clock(), 0, extraction.sample_rate_hz
     present = mix_told = False
 
@@ -216,8 +217,8 @@ def _work(
     for arrival, block in inflow:
         samples += block.shape[1]
         due = extraction.push(block)
-        clock.tell(arrival, samples / rate_hz)
-        clock.wait(write, due)
+        clock.check(arrival, samples / rate_hz)
+        clock.pause(write, due)
         warn()
         presence = extraction.presence
         if request.verbose and threshold is not None and presence is not None:
@@ -236,20 +237,20 @@ def _work(
 
 
 class _Clock:
-    """Tells when this machine is too slow for sound that arrives in real time.
+    """Warns when this machine is too slow for sound that arrives in real time.
 
-    A sample is due when it arrives, or when it would have arrived in real time if it came sooner,
-    from a file. The time that others take to receive our output does not count.
+    Sound should be done when it arrives. A file arrives at once, so its sound has as much time as
+    in real time. Time in which the output waits for its reader does not count.
     """
 
     def __init__(self) -> None:
         self._ready = time.monotonic()
         self._start = -math.inf
-        """When the sound began, or would have begun if it had always come as the latest did."""
+        """The time from which on the sound would have arrived as the latest did, in real time."""
         self._limit_s = _LATE_S
 
-    def tell(self, arrival: float, seconds: float) -> None:
-        """Warn if the sound up to `seconds`, which came at `arrival`, is done late."""
+    def check(self, arrival: float, seconds: float) -> None:
+        """Warn if the sound up to `seconds`, which arrived at `arrival`, is done late."""
         self._start = max(self._start, max(arrival, self._ready) - seconds)
         late_s = time.monotonic() - self._start - seconds
         if late_s > self._limit_s:
@@ -259,8 +260,8 @@ class _Clock:
                 f"delay grows. {_FASTER}"
             )
 
-    def wait(self, write: Callable[[Samples], None], samples: Samples) -> None:
-        """Write, which may take as long as it likes."""
+    def pause(self, write: Callable[[Samples], None], samples: Samples) -> None:
+        """Write samples, and do not count the time that it takes."""
         before = time.monotonic()
         write(samples)
         self._start += time.monotonic() - before
@@ -268,25 +269,25 @@ class _Clock:
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """What the bytes of a stream are."""
+    """The format of a stream of sound."""
 
     sample_rate_hz: int
     channels: int
     encoding: str
-    """Of `ENCODINGS`."""
+    """One of `ENCODINGS`."""
     wav: bool = False
     """Whether a WAV header comes first."""
     data_bytes: int | None = None
-    """How many bytes of sound come; None for as many as there are."""
+    """How many bytes of sound there are; None if that is not known."""
 
     @property
     def bits(self) -> int:
-        """Of one sample of one channel."""
+        """The bits of one sample of one channel."""
         return int(self.encoding[1:])
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one sample of all channels."""
+        """The bytes of one sample of all channels."""
         return self.channels * self.bits // 8
 
     def __str__(self) -> str:
@@ -295,7 +296,7 @@ class SoundFormat:
         return f"{form} {self.encoding}, {self.sample_rate_hz} Hz, {channels}"
 
     def decode(self, data: bytes) -> Samples:
-        """Whole frames as [channel, sample]."""
+        """Decode bytes of whole frames to [channel, sample]."""
         import soundfile
 
         shape = {"samplerate": self.sample_rate_hz, "channels": self.channels}
@@ -305,7 +306,7 @@ class SoundFormat:
         return samples
 
     def encode(self, samples: Samples) -> bytes:
-        """Samples [sample] as bytes."""
+        """Encode samples [sample] as bytes."""
         import soundfile
 
         out = io.BytesIO()
@@ -314,7 +315,7 @@ class SoundFormat:
         return out.getvalue()
 
     def header(self) -> bytes:
-        """A WAV header for a stream whose length is not known; nothing for raw samples."""
+        """A WAV header for a stream whose length is not known; empty for raw samples."""
         if not self.wav:
             return b""
         rate_hz, unknown = self.sample_rate_hz, 0xFFFFFFFF
@@ -329,7 +330,7 @@ class SoundFormat:
 
 
 class Inflow:
-    """Sound that arrives in a thread of its own; iterate over it for its blocks.
+    """Sound that another thread puts in as it arrives; iterate over it for its blocks.
 
     Yields:
         Each block [channel, sample] with the time, of `time.monotonic`, at which it arrived.
@@ -337,15 +338,15 @@ class Inflow:
 
     def __init__(self, name: str, sample_rate_hz: int) -> None:
         self.name, self.sample_rate_hz = name, sample_rate_hz
-        self._queue: queue.Queue[tuple[float, Samples]] = queue.Queue(_HELD_BLOCKS)
+        self._queue: queue.Queue[tuple[float, Samples]] = queue.Queue(_MAX_WAITING_BLOCKS)
         self._ended = threading.Event()
         self._error: McspexError | None = None
         self._arrived = 0
         self.warnings: list[str] = []
-        """What is wrong with it, and has not been told yet."""
+        """What is wrong with it, and has not been shown yet."""
 
     def put(self, block: Samples, *, waits: bool = True) -> None:
-        """Add a block; where too many wait, wait too, or end with an error."""
+        """Add a block; if too many wait already, wait, or without `waits` end with an error."""
         import numpy as np
 
         if not np.isfinite(block).all():
@@ -362,15 +363,15 @@ class Inflow:
                     self.end(AudioError(f"{self.name}: {slow}"))
 
     def end(self, error: McspexError | None = None) -> None:
-        """Take no more blocks; those that wait are still given, and then the error is raised."""
+        """Take no more blocks. Those that wait are still given; then the error is raised."""
         self._error = self._error or error
         self._ended.set()
 
     def skip_backlog(self) -> float:
-        """Forget what arrived before now, if the source is live; say how many seconds.
+        """Drop what has arrived, if the source is live; return how many seconds that were.
 
-        A live source sends a second in a second, up to this moment. A file, or a program that
-        writes what it has and then waits, does not, and nothing of it is forgotten.
+        A source is live if a second of sound arrived in the last second. Nothing is dropped of a
+        file, or of a program that writes all that it has and then waits.
         """
         now = time.monotonic()
         with self._queue.mutex:
@@ -395,7 +396,7 @@ class Inflow:
 
 
 def _open_stdin(raw: SoundFormat | None) -> tuple[SoundFormat, Inflow]:
-    """Begin to read standard input: WAV, or without a WAV header samples that are like `raw`."""
+    """Begin to read standard input: WAV or, without a WAV header, samples in the format `raw`."""
     console.check_sound_input("Pipe sound into it, or use --input-device.")
     descriptor = sys.stdin.fileno()  # its buffer would be locked by a thread that waits for sound
     start = _read(descriptor, 4)
@@ -425,7 +426,7 @@ def _open_stdin(raw: SoundFormat | None) -> tuple[SoundFormat, Inflow]:
 
 
 def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> None:
-    """Read standard input to its end; what has arrived is passed on at once."""
+    """Read standard input to its end, and put what arrives into `inflow` at once."""
     left = sys.maxsize if form.data_bytes is None else form.data_bytes
     try:
         while True:
@@ -471,7 +472,7 @@ def _read(descriptor: int, size: int) -> bytes:
 
 
 def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
-    """Read up to the first sample."""
+    """Read a WAV header, up to the first sample."""
     from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
     broken = AudioError("standard input: its WAV header is broken. Pipe raw samples with --rate.")
@@ -488,7 +489,7 @@ def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
             return SoundFormat(*form, wav=True, data_bytes=size if known else None)
         left = size + size % 2
         body = _read(descriptor, min(left, _READ_BYTES))
-        for at in range(_READ_BYTES, left, _READ_BYTES):  # the rest of a note of any length
+        for at in range(_READ_BYTES, left, _READ_BYTES):  # the rest of a long chunk
             _read(descriptor, min(_READ_BYTES, left - at))
         if name == b"ds64" and len(body) >= 16:
             (long_bytes,) = struct.unpack("<8xQ", body[:16])
@@ -508,7 +509,7 @@ def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
 
 
 def _stdout_writer(form: SoundFormat) -> Callable[[Samples], None]:
-    """A function that writes samples [sample] to standard output at once.
+    """Return a function that writes samples [sample] to standard output at once.
 
     It raises a BrokenPipeError if the program that reads them has ended.
     """
@@ -531,7 +532,7 @@ def _stdout_writer(form: SoundFormat) -> Callable[[Samples], None]:
 
 
 def _load_sounddevice() -> Any:
-    """The package that plays and records."""
+    """Import the package that plays and records."""
     try:
         import sounddevice
     except ImportError as error:
@@ -583,9 +584,8 @@ class SoundCard:
             self._stream = kind(self.sample_rate_hz, 0, self.device, 1, "float32", **options)
             self._stream.start()
 
-    def record(self) -> Inflow:
+    def record(self, inflow: Inflow) -> None:
         """Begin to record."""
-        inflow = Inflow("the sound card", self.sample_rate_hz)
 
         def take(block: Samples, _: int, __: object, status: Any) -> None:
             if status.input_overflow:
@@ -593,7 +593,6 @@ class SoundCard:
             inflow.put(block.T.copy(), waits=False)
 
         self._start(self._library.InputStream, callback=take)
-        return inflow
 
     def write(self, samples: Samples) -> None:
         """Play samples [sample]; waits until the card takes them."""
@@ -611,7 +610,7 @@ class SoundCard:
 
 @contextmanager
 def _card_errors(device: int | str) -> Iterator[None]:
-    """Turn PortAudio's errors into ours."""
+    """Turn PortAudio's errors into `McspexError`."""
     try:
         yield
     except Exception as error:

@@ -1,14 +1,14 @@
-"""How commands declare their options, and the options that several of them share.
+"""What commands share: how they declare options, common options, and how models are opened.
 
-A command is a function. The default of each of its parameters says what that parameter is on the
-command line: an option, an argument, or a group of several, of which an object is made.
+A command is a function. The default of each of its parameters declares what that parameter is on
+the command line: an option, an argument, or a group of several, of which an object is made.
 
 ```
 @options.command()
 def play(
     sound: Path = argument("FILE", type=PATH),
     loudly: bool = flag("Louder than usual."),
-    engine: EngineSettings = options.ENGINE,
+    engine_settings: EngineSettings = options.ENGINE,
 ) -> None:
     ...
 ```
@@ -32,13 +32,7 @@ from click.shell_completion import CompletionItem
 import mcspex_cli
 from mcspex_cli.cli import console
 from mcspex_cli.errors import CheckpointError, McspexError
-from mcspex_cli.extraction.runtime import (
-    MOST_SHIFTS,
-    PRECISIONS,
-    RUNTIMES,
-    SHIFTS,
-    EngineSettings,
-)
+from mcspex_cli.extraction.runtime import MOST_SHIFTS, PRECISIONS, RUNTIMES, SHIFTS, EngineSettings
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.card import Card
@@ -51,7 +45,7 @@ Settings = TypeVar("Settings")
 
 
 class NamedPath(click.Path):
-    """A path that has a name: an empty one would mean the working folder."""
+    """A path that is not empty: an empty one would mean the working folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse an empty text, and read any other."""
@@ -63,7 +57,8 @@ class NamedPath(click.Path):
 PATH = NamedPath(path_type=Path)
 
 
-# Declarations. They are `Any`, as they stand where values of other types will be.
+# Declarations: functions that make click's decorator from the parameter's name, and groups. They
+# are typed `Any`, as they are defaults of parameters of other types.
 
 
 class Group(NamedTuple):
@@ -148,9 +143,10 @@ def choice(rows: Callable[[], Mapping[str, str]], text: str, *names: str, **sett
 
 
 def table(module: str, name: str) -> Callable[[], dict[str, str]]:
-    """The rows of a table of the package for `choice`, like ("extraction.levels", "LEVELS").
+    """The `rows` of a `choice`, from a table of the package like ("extraction.levels", "LEVELS").
 
-    It is a mapping whose values may have a `help`, or a sequence; a dot before a name is left out.
+    The table is a mapping, whose values may have a `help`, or a sequence. A dot before a name is
+    left out.
     """
 
     def rows() -> dict[str, str]:
@@ -170,7 +166,7 @@ def _declarations(command: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 
 def fill(make: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
-    """Make an object, its parameters filled from the values of their names, or from a group."""
+    """Make an object: each parameter gets the value of its name, or what its group makes."""
     defaults = {name: one.default for name, one in signature(make).parameters.items()}
     return make(
         **{
@@ -226,7 +222,7 @@ def command(
 def complete_models(
     _: click.Context, __: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """What a shell offers as a model: those that are here by name, else folders.
+    """What a shell offers as a model: the names of those that are here, else folders.
 
     The item for folders has to be the first: at it, bash forgets those before.
     """
@@ -234,7 +230,7 @@ def complete_models(
 
     try:
         names = {info.name for info in available()[0]}
-    except (OSError, McspexError):  # what is wrong is not told in the middle of typing
+    except (OSError, McspexError):  # no message in the middle of typing
         names = set()
     here = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="dir"), *here]
@@ -295,10 +291,10 @@ def _engine_for_mixtures(
 
 
 ENGINE = group(_engine)
-"""How the network is computed: `EngineSettings`."""
+"""`EngineSettings`: how the network is run."""
 
 ENGINE_FOR_MIXTURES = group(_engine_for_mixtures)
-"""The same, with the number of shifts."""
+"""`EngineSettings` with the number of shifts."""
 
 
 def _extraction(
@@ -338,7 +334,7 @@ def _extraction(
         "DB", "Gain of the voice.", "--wet", type=click.FloatRange(-120, 40), default=0.0
     ),
 ) -> ExtractionOptions:
-    values = locals()
+    values = locals()  # the options are called like the fields of `ExtractionOptions`
     if level == "raw" and dry_db is not None:
         raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     from mcspex_cli.extraction.job import ExtractionOptions
@@ -350,7 +346,7 @@ def _extraction(
 
 
 EXTRACTION = group(_extraction)
-"""How files are read, and what is made of an estimate before it is written: `ExtractionOptions`."""
+"""`ExtractionOptions`: how mixtures are read and estimates are written."""
 
 
 def examples() -> Path:
@@ -412,10 +408,10 @@ def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
         onnx.prepare(info)
 
 
-def open_engine(
+def start_engine(
     info: CheckpointInfo, settings: EngineSettings, seconds: float, *, quiet: bool = False
 ) -> Engine:
-    """Load a model with the runtime that is best for `seconds` of audio, made ready if need be."""
+    """Let `choose_runtime` decide, make graphs if it needs them, and load the model."""
     from mcspex_cli.extraction import engine, runtime
 
     settings = runtime.choose_runtime(info, settings, seconds)

@@ -27,10 +27,10 @@ NEEDS = {
     "transcript": "--transcripts",
     "batch": "the estimates of mcspex batch in its output folder",
 }
-"""What gives a metric what it needs."""
+"""The option or input that has what a metric needs, by the names of `Metric.needs`."""
 
-ASKED_FOR = {"target", "reference", "transcript"}
-"""What, if it is given, says that the metrics that need it are wanted."""
+DECISIVE_NEEDS = {"target", "reference", "transcript"}
+"""If one of these is given, the metrics that need it are computed without being named."""
 
 
 class MetricsOption(click.Option):
@@ -56,7 +56,7 @@ def _formats() -> dict[str, str]:
 
 
 class Limit(NamedTuple):
-    """A mean that a metric's may not be "under", or "over"."""
+    """A value of a metric's mean; the command fails if the mean is "under" it, or "over" it."""
 
     side: str
     metric: str
@@ -246,24 +246,20 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
 def _check_usage(request: ScoreRequest) -> None:
     """Refuse combinations of options that mean nothing."""
     by_reference = request.references or request.reference_folder
-    given = request.truth or by_reference or request.transcripts or request.metrics
     channel = request.channel
-    for message, is_wrong in {
-        "score by what? Add --truth, or for scores without a truth --ref, --refs, --transcripts "
-        "or --metrics.": not given,
-        "--ref is one voice for all, --refs one for each: not both.": request.references
-        and request.reference_folder,
-        "--pattern says which of --refs belongs to an estimate; add --refs.": request.pattern
-        is not None
-        and not request.reference_folder,
-        "--interferers are compared with the truth; add --truth.": request.interferers
-        and not request.truth,
-        f"--channel {channel}: is none of mix, 0, 1, ...": channel
-        and channel != "mix"
-        and not channel.isdecimal(),
-    }.items():
-        if is_wrong:
-            raise click.UsageError(message)
+    if not (request.truth or by_reference or request.transcripts or request.metrics):
+        raise click.UsageError(
+            "score by what? Add --truth, or for scores without a truth --ref, --refs, "
+            "--transcripts or --metrics."
+        )
+    if request.references and request.reference_folder:
+        raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
+    if request.pattern is not None and not request.reference_folder:
+        raise click.UsageError("--pattern says which of --refs belongs to an estimate; add --refs.")
+    if request.interferers and not request.truth:
+        raise click.UsageError("--interferers are compared with the truth; add --truth.")
+    if channel and channel != "mix" and not channel.isdecimal():
+        raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
 
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
@@ -308,7 +304,7 @@ def choose_metrics(
             name
             for name, metric in METRICS.items()
             if given.issuperset(metric.needs)
-            and ("target" not in given or ASKED_FOR.intersection(metric.needs))
+            and ("target" not in given or DECISIVE_NEEDS.intersection(metric.needs))
         ]
         return tuple(name for name in meant if METRICS[name].is_installed)
     chosen = [name.strip().removesuffix("_db") for name in names.split(",")]
@@ -399,8 +395,7 @@ def _page_settings(
     truth: Path | None = path("DIR", "The targets' speech alone."),
     mixtures: Path | None = path("DIR", "What the estimates were extracted from."),
     groups: Path | None = path(
-        "CSV",
-        "Cases (id or name) and groups, which make sections; a column title names the cases.",
+        "CSV", "Cases (id or name) and groups, which make sections; a column title names the cases."
     ),
     group_by: str | None = options.GROUP_BY,
     max_cases: int | None = option(
@@ -420,7 +415,7 @@ def _page_settings(
     ),
     overwrite: bool = flag("Replace an existing page and its files."),
 ) -> PageSettings:
-    values = locals()
+    values = locals()  # the options are called like the fields of `PageSettings`
     from mcspex_cli.evaluation.page import PageSettings
 
     return PageSettings(**values)

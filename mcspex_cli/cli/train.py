@@ -22,8 +22,7 @@ _DEFAULT_COUNT = 100
 def simulate(
     sources: tuple[Path, ...] = argument("[SPEAKERS...]", nargs=-1, type=options.PATH),
     recipe: Path | None = path(
-        "CSV",
-        "Mix the rows of a table instead: columns id, target, interferer, reference, snr_db.",
+        "CSV", "Mix the rows of a table instead: columns id, target, interferer, reference, snr_db."
     ),
     output: Path = path(
         "DIR",

@@ -23,8 +23,8 @@ from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.levels import SILENCE_DB, check_length, check_level
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import (
-    ON_GPU,
-    SPREAD,
+    GPU_BATCH,
+    LENGTH_SPREAD,
     EngineSettings,
     choose_device,
     choose_precision,
@@ -63,9 +63,9 @@ class Runtime(ABC):
     device: str
     precision: str
     batch: int
-    """How many signals at once pay off here."""
+    """How many signals are computed at once, unless the settings say otherwise."""
     spread: float = 0.0
-    """As `SPREAD`; 0 if the signals of a batch must be equally long."""
+    """As `LENGTH_SPREAD`; 0 if the signals of a batch must be equally long."""
     embedding: int = 0
     """The length of an embedding; 0 if it is not known."""
 
@@ -77,12 +77,12 @@ class Runtime(ABC):
     def embed(self, references: Samples) -> Samples:
         """Embed references [signal, sample] as [signal, embedding].
 
-        An OutOfMemoryError says that they are too many, or too long, for the device.
+        It raises an OutOfMemoryError if they are too many, or too long, for the device.
         """
 
     @abstractmethod
-    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
-        """Extract from mixtures [sample], each for its voice [signal, embedding]; fails as `embed`.
+    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
+        """Extract from mixtures [sample] with embeddings [signal, embedding]; fails as `embed`.
 
         Every estimate is as long as its mixture, and the same as if it were computed alone.
         """
@@ -92,7 +92,7 @@ class TorchRuntime(Runtime):
     """A `System` in torch: folded on a CPU, under autocast on other devices."""
 
     name = "torch"
-    spread = SPREAD
+    spread = LENGTH_SPREAD
 
     def __init__(self, system: System, settings: EngineSettings) -> None:
         import torch
@@ -106,7 +106,7 @@ class TorchRuntime(Runtime):
         self.sample_rate_hz, self.hop = system.config.sample_rate_hz, system.config.hop
         self.true_level = system.config.true_level
         self.embedding = system.config.embedding
-        self.batch = ON_GPU if device.type == "cuda" else 1
+        self.batch = GPU_BATCH if device.type == "cuda" else 1
         dtype = getattr(torch, self.precision)
         folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
         self.system = fold(system, dtype) if folded else system.to(device).eval()
@@ -125,7 +125,7 @@ class TorchRuntime(Runtime):
             embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
             return embeddings
 
-    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
+    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
         """As `Runtime.extract`."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
@@ -135,7 +135,7 @@ class TorchRuntime(Runtime):
         padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
         with self._computing():
             lengths = None if equal else torch.tensor(counts, device=self._device)
-            estimates = self.system.extract(self._tensor(padded), self._tensor(voices), lengths)
+            estimates = self.system.extract(self._tensor(padded), self._tensor(embeddings), lengths)
             rows = estimates.float().cpu().numpy()
         return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
@@ -205,7 +205,7 @@ class Engine:
         self._process = os.getpid()
 
     def embed(self, references: Sequence[Samples]) -> Samples:
-        """Embed one voice from one or more clips [sample] at `sample_rate_hz`.
+        """Embed one person from one or more clips [sample] at `sample_rate_hz`.
 
         Clips are embedded unpadded, those over 30 s in equal parts, and averaged by duration.
 
@@ -251,7 +251,7 @@ class Engine:
         return embeddings
 
     def extract(self, mixture: Samples, embedding: Samples) -> Samples:
-        """Extract the voice of `embedding` [embedding] from `mixture` [sample].
+        """Extract the target of `embedding` [embedding] from `mixture` [sample].
 
         Returns:
             [sample], as long as the mixture, at the network's own, arbitrary level.
@@ -315,24 +315,26 @@ class Engine:
     ) -> list[Samples]:
         """Run the network on mixtures [channel, sample], each with its [embedding].
 
-        They are about equally long, as `batches` has them. Where memory is short this goes on by
-        halves, and from then on in smaller batches; that even one signal is too much is an
-        EngineError. `shifts` is the settings' if it is None. The estimates [channel, sample] are
-        left to `check_finite`.
+        They are about equally long, as `batches` makes them. If memory is short, halves of them
+        are computed, and smaller batches from then on; if it is for one signal, that is an
+        EngineError. `shifts` is the settings' if it is None. The caller passes the estimates
+        [channel, sample] to `check_finite`.
         """
         self._check_process()
         signals = [signal for mixture, _ in pairs for signal in mixture]
         counts = [len(mixture) for mixture, _ in pairs]
-        voices = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
-        estimates = iter(self._estimates(signals, voices, shifts or self.shifts))
+        embeddings = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
+        estimates = iter(self._estimates(signals, embeddings, shifts or self.shifts))
         return [np.stack(list(islice(estimates, count))) for count in counts]
 
-    def _estimates(self, signals: Sequence[Samples], voices: Samples, shifts: int) -> list[Samples]:
-        """What the network gives for signals [sample]; silence for silence, where it would hum."""
+    def _estimates(
+        self, signals: Sequence[Samples], embeddings: Samples, shifts: int
+    ) -> list[Samples]:
+        """What the network gives for signals [sample]; for silence, where it would hum, silence."""
         gains = [to_level(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
         try:
-            estimates = self._mean_of_shifts(levelled, voices, shifts)
+            estimates = self._mean_of_shifts(levelled, embeddings, shifts)
         except OutOfMemoryError as error:
             if len(signals) == 1:
                 raise self._short_of_memory() from error
@@ -342,7 +344,7 @@ class Engine:
             return [
                 estimate
                 for part in parts
-                for estimate in self._estimates(signals[part], voices[part], shifts)
+                for estimate in self._estimates(signals[part], embeddings[part], shifts)
             ]
         return [
             np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
@@ -350,18 +352,18 @@ class Engine:
         ]
 
     def _mean_of_shifts(
-        self, signals: Sequence[Samples], voices: Samples, shifts: int
+        self, signals: Sequence[Samples], embeddings: Samples, shifts: int
     ) -> list[Samples]:
         """The mean of what the network gives for signals [sample] at several shifts.
 
-        A network's masks depend on where in a sound its frames fall, which is chance; these errors
-        differ from shift to shift, so that the mean has less of them.
+        A network's errors depend on where in a sound its frames fall. They differ from shift to
+        shift, so that the mean has less of them.
         """
-        sums = list(self.runtime.extract(signals, voices))
+        sums = list(self.runtime.extract(signals, embeddings))
         for number in range(1, shifts):
             shift = round(number * self.runtime.hop / shifts)
             shifted = [np.pad(signal, (shift, 0)) for signal in signals]
-            estimates = self.runtime.extract(shifted, voices)
+            estimates = self.runtime.extract(shifted, embeddings)
             sums = [a + b[shift:] for a, b in zip(sums, estimates, strict=True)]
         return sums if shifts == 1 else [total / np.float32(shifts) for total in sums]
 
@@ -399,7 +401,7 @@ class Engine:
 
 
 def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) -> Engine:
-    """Load a checkpoint with the runtime that `settings` name; "auto" is torch.
+    """Load a checkpoint with the runtime that `settings` name.
 
     Raises:
         CheckpointError: the weights, graphs or calibration are damaged, or do not fit.

@@ -43,7 +43,7 @@ from mcspex_cli.extraction.job import (
     Outputs,
     Places,
     Result,
-    check_presence,
+    check_calibrated,
     check_references,
     check_voice,
     open_mixture,
@@ -51,6 +51,7 @@ from mcspex_cli.extraction.job import (
 from mcspex_cli.extraction.presence import (
     Polarity,
     PresenceMeter,
+    PresenceResult,
     join_channels,
     mute_gains,
     write_activity,
@@ -66,16 +67,13 @@ _logger = logging.getLogger("mcspex")
 
 T = TypeVar("T")
 
-AHEAD = 4
-"""Windows that are read before they are needed, and estimates that may wait to be written: so
-many, or as many as the engine computes at once."""
-
-MUTE_FADE_S = 0.05
-"""From the voice to silence where it is absent, and back."""
+LOOKAHEAD = 4
+"""How many windows are read before they are needed, and how many files may wait to be written; it
+is more if the engine computes more windows at once."""
 
 
 class Extractor:
-    """A loaded model that extracts voices from files and arrays.
+    """A loaded model that extracts targets from files and arrays.
 
     ```python
     extractor = Extractor.load()
@@ -85,7 +83,7 @@ class Extractor:
 
     Args:
         model: the checkpoint.
-        engine: it, loaded; see `load`.
+        engine: the engine that it was loaded into; `load` makes one.
     """
 
     def __init__(self, model: CheckpointInfo, engine: Engine) -> None:
@@ -105,8 +103,8 @@ class Extractor:
     ) -> Extractor:
         """Load a model: a folder, a bundled name, or org/name[@revision] on the Hugging Face Hub.
 
-        Without a model it is the bundled default. The Hub is never asked if `offline` is set;
-        `EngineSettings` says what all others mean.
+        Without a model it is the bundled default. The Hub is never asked if `offline` is set.
+        `EngineSettings` explains the other arguments.
 
         Raises:
             CheckpointError: there is no such model, or it is damaged.
@@ -128,7 +126,7 @@ class Extractor:
         damaged: audio.Damaged = "fail",
         advance: Callable[[float], object] = lambda _: None,
     ) -> Voice:
-        """Embed one voice from clips, folders of clips, profiles, and spans of the mixture.
+        """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
 
         A clip over 10 s is cut to its speech, of at most 60 s; a shorter one only loses silence at
         its ends. Only 10 min of a clip are read, from its first speech on.
@@ -137,9 +135,9 @@ class Extractor:
             references: files, folders and open files, all of one person alone.
             spans: when the person speaks alone in `mixture`.
             mixture: the recording that the spans are of.
-            channel: how the mixture is read, as in `ExtractionOptions`; so are the next two.
-            track: its sound track.
-            damaged: what is done if it is damaged.
+            channel: of the mixture, as in `ExtractionOptions`.
+            track: of the mixture, as in `ExtractionOptions`.
+            damaged: what is done with a damaged mixture, as in `ExtractionOptions`.
             advance: called with the seconds of sound read since its last call. What it raises
                 ends the work.
 
@@ -169,8 +167,8 @@ class Extractor:
             sources += read_spans(reader, spans, self.sample_rate_hz, advance)
         return enroll(sources, self.engine, self.model, advance)
 
-    def check_voice(self, name: str, voice: Voice) -> None:
-        """Refuse a voice of another model, or a damaged one; `name` is what asks for it."""
+    def check_embedding(self, name: str, voice: Voice) -> None:
+        """Refuse a voice that another model embedded, or a damaged one; for `name`'s sake."""
         embedding = np.asarray(voice.embedding)
         is_known = embedding.shape == (self.model.config.embedding,) and embedding.dtype.kind == "f"
         if not is_known or not np.isfinite(embedding).all():
@@ -188,22 +186,22 @@ class Extractor:
         sample_rate_hz: int | None = None,
         options: ExtractionOptions | None = None,
     ) -> Result:
-        """Extract a voice from samples in memory.
+        """Extract a target from samples in memory.
 
         Args:
             samples: [sample] or [channel, sample], of one second or an hour.
-            voice: of `enroll`, by the same model.
+            voice: the target's, of `enroll` by the same model.
             sample_rate_hz: of the samples; None if it is the network's own.
             options: how; `channel` decides what is made of several channels.
 
         Returns:
-            The result with its `estimate` at `sample_rate_hz`, as long as the samples, at the level
-            of the level policy, and never so loud that a file would clip.
+            The result with its `estimate`, at `sample_rate_hz` and as long as the samples. It has
+            the level of the level policy, and is never so loud that a file would clip.
 
         Raises:
             McspexError: as `extract_file`.
-            TypeError, ValueError: the samples are not [sample] or [channel, sample], not finite,
-                or the rate is no rate.
+            TypeError, ValueError: the samples are not [sample] or [channel, sample], or not
+                finite, or the rate is not from 1 kHz to 1 MHz.
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         block = np.atleast_2d(check_samples("the mixture", samples, 1, 2))
@@ -228,27 +226,27 @@ class Extractor:
         sample_rate_hz: int | None = None,
         absent: str = "keep",
     ) -> LiveExtractor:
-        """Extract a voice from sound that is still arriving.
+        """Extract a target from sound that is still arriving.
 
         Args:
-            voice: of `enroll`, by the same model.
+            voice: the target's, of `enroll` by the same model.
             latency_s: how much later a sample comes out than it went in, 0.1 to 3 s. With a
                 longer one the result is better, and costs less computing.
             sample_rate_hz: of the sound, in and out; None if it is the network's own.
-            absent: "keep", or "mute" for silence where the voice is absent.
+            absent: "keep", or "mute" for silence where the target is absent.
 
         Raises:
-            CheckpointError: the model cannot tell whether a voice is absent.
+            CheckpointError: the model cannot tell whether a target is absent.
             McspexError: the voice is not of this model.
-            ValueError: the latency, rate or policy is none.
+            ValueError: the latency, rate or policy is not one of those that are possible.
         """
         from mcspex_cli.extraction.streaming import LiveExtractor, Timing
 
-        self.check_voice("live", check_voice(voice))
+        self.check_embedding("live", check_voice(voice))
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         timing = Timing.for_latency(latency_s, rate_hz)
         live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
-        check_presence(self.model, self.engine.calibration, absent)
+        check_calibrated(self.model, self.engine.calibration, absent)
         return live
 
     def extract_file(
@@ -259,20 +257,20 @@ class Extractor:
         options: ExtractionOptions | None = None,
         advance: Callable[[float], object] = lambda _: None,
     ) -> Result:
-        """Extract a voice from a file to files of the same rate and length.
+        """Extract a target from a file to files of the same rate and length.
 
         Every file appears when it is whole, or not at all.
 
         Args:
             mixture: any sound file or video.
-            voice: of `enroll`, by the same model.
+            voice: the target's, of `enroll` by the same model.
             outputs: where to; a path alone is the estimate's.
             options: how.
             advance: called with the seconds of audio done since its last call.
 
         Raises:
             AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
-            AbsentError: the voice is absent, and the options say that this is to fail.
+            AbsentError: the target is absent, and the options say that this is to fail.
             CheckpointError: the options need to know whether it is, and the model cannot tell.
             OutputError: an output exists, is an input, or cannot be written.
             EngineError: the precision gave numbers that are not finite, or memory is short.
@@ -297,10 +295,11 @@ class Extractor:
             advance: called with the seconds of audio done since its last call.
 
         Yields:
-            Each job, in order, with its result or the error that it failed of. An error costs its
-            own job only.
+            Each job, in order, with its result or its error. A job that fails does not stop the
+            others.
         """
-        options, places, ahead = self._checked(options), Places(), max(AHEAD, self.engine.batch)
+        options, places = self._checked(options), Places()
+        lookahead = max(LOOKAHEAD, self.engine.batch)
         opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
@@ -320,7 +319,7 @@ class Extractor:
                     for work in computed:
                         assert work.job is not None
                         pending.append((work.job, writer.submit(work.outcome)))
-                        while pending and (len(pending) > ahead or pending[0][1].done()):
+                        while pending and (len(pending) > lookahead or pending[0][1].done()):
                             job, ready = pending.popleft()
                             yield job, ready.result()
                             opened.popleft()
@@ -338,26 +337,24 @@ class Extractor:
         if options is not None and not isinstance(options, ExtractionOptions):
             raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
         options = options or ExtractionOptions()
-        check_presence(self.model, self.engine.calibration, options.absent)
+        check_calibrated(self.model, self.engine.calibration, options.absent)
         return options
 
     def _computed(
         self, works: Iterable[_Extraction], advance: Callable[[float], object]
     ) -> Generator[_Extraction, None, None]:
-        """Read every mixture ahead and run the network on it; what is yielded is done."""
+        """Read every mixture ahead, and run the network on it; yield each that is computed."""
         began = time.monotonic()
-        ahead = max(AHEAD, self.engine.batch)
-        with closing(_prefetched(_windows(works), ahead)) as windows:
+        with closing(_prefetched(_windows(works), max(LOOKAHEAD, self.engine.batch))) as windows:
             for batch in self.engine.batches(windows):
                 for work, window in batch:
                     if window.start == 0:
                         work.attempt(work.begin)
                 live = [(one, window) for one, window in batch if one.error is None]
                 signals = [one.polarity.signals(window.samples) for one, window in live]
-                voices = (one.embedding for one, _ in live)
                 pairs = [
-                    (signal, voice)
-                    for both, voice in zip(signals, voices, strict=True)
+                    (signal, work.embedding)
+                    for (work, _), both in zip(live, signals, strict=True)
                     for signal in both
                 ]
                 try:
@@ -387,7 +384,7 @@ def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Windo
 
 
 def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """Make every item up to `depth` ahead of its use, in another thread."""
+    """Make items in another thread, up to `depth` of them before they are used."""
     end = object()
     with ThreadPoolExecutor(1, "mcspex-read") as reader:
         pending = deque(reader.submit(next, items, end) for _ in range(depth))
@@ -401,17 +398,42 @@ def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, Non
 
 
 class _Extraction:
-    """One mixture on its way: `read`, `begin` and `add`, `outcome`.
+    """One mixture on its way, in four steps that set the fields below.
 
-    Each of the three is in a thread of its own. What goes wrong in one step is kept as `error`, and
-    the steps after it are not taken.
+    `read` is called in the reading thread, `begin` and `add` in the thread of the network, and
+    `outcome` in the writing thread. If a step fails, its error is kept as `error`, and the steps
+    after it are not taken. Gains are linear.
     """
 
+    # From the beginning on:
+    job: Job | None  # None for samples in memory
+    name: str  # what messages call the mixture
+    error: McspexError | None = None
+    elapsed_s: float = 0.0  # set when all is computed
+    _voice: Voice | Callable[[], Voice]  # a Voice from `begin` on
+    # From `read` on:
     _mixture: Mixture
-    embedding: Samples
-    """[embedding], of the voice; known from `begin` on."""
+    _mixture_store: _Store | None = None  # only where the residual or a mix needs the mixture
+    _sounds: Sequence[Path] = ()  # the files for the estimate and, if there is one, the residual
+    # From `begin` on:
+    embedding: Samples  # [embedding], of the voice
     polarity: Polarity
-    """Of the mixture; from `begin` on."""
+    _joiner: Joiner
+    _matcher: levels.LevelMatcher
+    _meters: list[PresenceMeter]  # one for each channel
+    _back: audio.Resampler  # from the network's sample rate to the mixture's
+    _estimate_store: _Store  # the network's estimate at the mixture's sample rate
+    # From the last `add` on:
+    _channel_presences: list[PresenceResult]
+    # In `outcome`:
+    _presence: PresenceResult  # of all channels together
+    _match_gain: npt.NDArray[np.float64]  # [channel], to its level in the mixture
+    _wet_gain: npt.NDArray[np.float64]  # [channel], of the estimate, before the level policy's
+    _level_gain: float  # the level policy's, of the estimate and all that is mixed with it
+    _limit_db: float  # how much `_level_gain` is below what the policy asks for, against clipping
+    _residual_gain: float  # 1, or less against clipping
+    _residual_limit_db: float
+    _silent: bool  # whether the estimate is silent as it is written
 
     def __init__(
         self,
@@ -425,16 +447,10 @@ class _Extraction:
             self.job, self._mixture, self.name = None, source, source.name
         else:
             self.job, self.name = source, str(source.mixture)
-        self.elapsed_s = 0.0
-        self.error: McspexError | None = None
         self._extractor, self._engine = extractor, extractor.engine
         self._options, self._voice, self._places = options, voice, places
         self._policy = ABSENT[options.absent]
-        self._outputs: list[Path] = []
-        """The estimate's file and, if it is asked for, the residual's."""
         self._stores = ExitStack()
-        self._whole: _Store | None = None
-        """The mixture, where the residual or a mix needs it."""
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
         """Take a step, unless one before it failed."""
@@ -446,7 +462,7 @@ class _Extraction:
         return None
 
     def fail(self, error: Exception) -> None:
-        """Keep what went wrong; of a bug, the traceback is logged."""
+        """Keep an error; if it is a bug, log its traceback."""
         if isinstance(error, EngineError):
             self.error = EngineError(f"{self.name}: {error}")
         elif isinstance(error, McspexError):
@@ -463,7 +479,7 @@ class _Extraction:
         job, options = self.job, self._options
         if job and self._places:
             self._places.add(job)
-            self._outputs = job.outputs.sounds()
+            self._sounds = job.outputs.sounds()
             reader = job.reader or job.open(options)
             job.outputs.make_folders()
             self._mixture = Mixture(
@@ -473,11 +489,10 @@ class _Extraction:
                 reader,
                 reader.info.seconds,
                 reader.info.start_s,
-                warnings=lambda: reader.warnings,
             )
-        if options.dry_db is not None or self._outputs[1:]:
-            self._whole = self._store()
-            self._mixture.keep = self._whole.append
+        if options.dry_db is not None or self._sounds[1:]:
+            self._mixture_store = self._open_store()
+            self._mixture.keep = self._mixture_store.append
         yield from self._mixture.windows(self._engine.sample_rate_hz, self._engine.windowing)
 
     def begin(self) -> None:
@@ -489,24 +504,24 @@ class _Extraction:
             clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
             lengths_s = {one.path: one.seconds for one in voice.qualities}
             check_references(self.job, clips, lengths_s | {self.name: mixture.announced_s})
-        self._extractor.check_voice(self.name, voice)
+        self._extractor.check_embedding(self.name, voice)
         self.embedding = voice.embedding.astype(np.float32)
         self.polarity = Polarity(engine, self.embedding)
-        self._kept = self._store()
+        self._estimate_store = self._open_store()
         self._joiner, self._matcher = Joiner(engine.windowing), levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
         self._meters = [PresenceMeter(engine, self.embedding) for _ in range(channels)]
 
-    def _store(self) -> _Store:
-        """A new store, on the disk that gets the outputs."""
+    def _open_store(self) -> _Store:
+        """Open a store on the disk that gets the outputs."""
         folder = self.job.outputs.estimate.parent if self.job else None
         return self._stores.enter_context(closing(_Store(folder)))
 
     def add(self, window: Window, estimates: Sequence[Samples]) -> float:
-        """Take what the network made of the next window's signals, each [channel, sample].
+        """Take the estimates [channel, sample] of the next window's `Polarity.signals`.
 
         Returns:
-            The seconds of sound that are done by it.
+            The seconds of sound that it adds to what is computed.
         """
         for samples in estimates:
             self._engine.check_finite(samples)
@@ -515,14 +530,14 @@ class _Extraction:
         self._matcher.add(estimate, mixture)
         for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
             meter.add(*(self.polarity.sign * signal for signal in signals))
-        self._kept.append(self._back.step(estimate, last=window.last))
+        self._estimate_store.append(self._back.step(estimate, last=window.last))
         if window.last:
             levels.check_level(self.name, self._matcher.mixture_mean_square())
-            self._presences = [meter.result() for meter in self._meters]
+            self._channel_presences = [meter.result() for meter in self._meters]
         return float(estimate.shape[1] / self._engine.sample_rate_hz)
 
     def outcome(self) -> Result | McspexError:
-        """Write what is to be written, and tell what was done."""
+        """Write the files, and return the result or the error of any step; then `close`."""
         with closing(self):
             return self.attempt(self.result) or cast(McspexError, self.error)
 
@@ -531,7 +546,7 @@ class _Extraction:
         self._stores.close()
 
     def result(self) -> Result:
-        """As `outcome`, but what went wrong is raised."""
+        """Do the work of `outcome`, but raise the error."""
         if self.error is not None:
             raise self.error
         job, mixture, voice, model = self.job, self._mixture, self._voice, self._extractor.model
@@ -550,9 +565,9 @@ class _Extraction:
             seconds=mixture.samples / mixture.sample_rate_hz,
             sample_rate_hz=mixture.sample_rate_hz,
             elapsed_s=self.elapsed_s,
-            gain_db=levels.gain_db(self._gain * self._factor),
-            limited=self._down_db > 0,
-            residual_gain_db=round(0.0 - self._residual_down_db, 2),
+            gain_db=levels.gain_db(self._wet_gain * self._level_gain),
+            limited=self._limit_db > 0,
+            residual_gain_db=round(0.0 - self._residual_limit_db, 2),
             silent=self._silent,
             presence=presence.presence,
             present=presence.present,
@@ -573,17 +588,15 @@ class _Extraction:
         )
 
     def _judge(self) -> None:
-        """Find out whether the voice is there, and when.
+        """Find out whether the target is there, and when.
 
         Raises:
             AbsentError: it is not, and the options say that this is to fail.
         """
-        self._matched: npt.NDArray[np.float64] = np.ones(self._mixture.channels)
-        """What the network's estimate is multiplied by to match the mixture [channel]."""
-        if not self._engine.runtime.true_level:
-            self._matched = self._matcher.gain()
-        matched_db = levels.gain_db(self._matched)
-        presence = join_channels(self._presences, matched_db, self._mixture.start_s)
+        has_level = self._engine.runtime.true_level
+        self._match_gain = np.ones(self._mixture.channels) if has_level else self._matcher.gain()
+        match_gains_db = levels.gain_db(self._match_gain)
+        presence = join_channels(self._channel_presences, match_gains_db, self._mixture.start_s)
         self._presence = presence
         if self._policy.fails and presence.present is False:
             raise AbsentError(
@@ -592,12 +605,13 @@ class _Extraction:
             )
 
     def _choose_level(self) -> None:
-        """Run through all once, for the factors of estimate and residual."""
+        """Read all that is to be written once, and choose the gains by its peak and loudness."""
         options, level, meter = self._options, levels.Level.parse(self._options.level), None
         if level.policy.needs_loudness:
             meter = levels.LoudnessMeter(self._mixture.sample_rate_hz, self._mixture.channels)
-        matched = self._matched if level.policy.matched else np.ones_like(self._matched)
-        self._gain = matched * 10 ** (options.wet_db / 20)
+        self._wet_gain = np.full(self._mixture.channels, 10 ** (options.wet_db / 20))
+        if level.policy.matched:
+            self._wet_gain *= self._match_gain
         peak = residual_peak = 0.0
         for estimate, residual in self._blocks():
             peak = max(peak, float(np.abs(estimate).max(initial=0)))
@@ -606,65 +620,63 @@ class _Extraction:
             if meter:
                 meter.add(estimate)
         loudness_lufs = meter.loudness_lufs() if meter else -np.inf
-        clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._outputs]
-        self._factor, self._down_db = level.factor(
+        clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
+        self._level_gain, self._limit_db = level.gain(
             peak, loudness_lufs, clips=clips[0] if clips else True
         )
-        self._residual_factor, self._residual_down_db = levels.Level.parse("raw").factor(
+        self._residual_gain, self._residual_limit_db = levels.Level.parse("raw").gain(
             residual_peak, -np.inf, clips=clips[1:] == [True]
         )
-        self._silent = bool(peak * self._factor < 10 ** (levels.SILENCE_DB / 20))
+        self._silent = bool(peak * self._level_gain < 10 ** (levels.SILENCE_DB / 20))
 
     def _samples(self) -> Samples:
         """The estimate [channel, sample]."""
-        factor = np.float32(self._factor)
-        return np.concatenate([estimate * factor for estimate, _ in self._blocks()], axis=-1)
+        gain = np.float32(self._level_gain)
+        return np.concatenate([estimate * gain for estimate, _ in self._blocks()], axis=-1)
 
     def _write(self, job: Job) -> None:
         """Write the files, all of them or none."""
-        mixture, factors = self._mixture, (self._factor, self._residual_factor)
+        mixture, gains = self._mixture, (self._level_gain, self._residual_gain)
         shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
         with files.together(), ExitStack() as stack:
             writers = [
-                stack.enter_context(audio.open_writer(path, *shape)) for path in self._outputs
+                stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
             ]
             for blocks in self._blocks():
                 if self.error:  # it was interrupted
                     raise self.error
-                for writer, block, factor in zip(writers, blocks, factors, strict=False):
+                for writer, block, gain in zip(writers, blocks, gains, strict=False):
                     assert block is not None
-                    writer.write(block * np.float32(factor))
+                    writer.write(block * np.float32(gain))
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
                 write_activity(path, self._presence, job.name, file, job.outputs.speaker)
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
-        """The estimate before its level is set and, if it is asked for, the residual."""
+        """Blocks of the estimate before `_level_gain` and, if it is asked for, of the residual."""
         channels, samples = self._mixture.channels, self._mixture.samples
-        mixture = self._whole.read(channels, samples) if self._whole else None
+        mixtures = self._mixture_store.read(channels, samples) if self._mixture_store else None
         dry_db = self._options.dry_db
-        dry = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
-        gain, matched = np.array([self._gain, self._matched], np.float32)[:, :, None]
+        dry_gain = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
+        wet_gain, match_gain = np.array([self._wet_gain, self._match_gain], np.float32)[:, :, None]
         start = 0
-        for block in self._kept.read(channels, samples):
-            voice = self._gated(block, start)
+        for block in self._estimate_store.read(channels, samples):
+            estimate = self._gated(block, start)
             start += block.shape[1]
-            if mixture is None:
-                yield voice * gain, None
+            if mixtures is None:
+                yield estimate * wet_gain, None
             else:
-                whole = next(mixture)
-                yield voice * gain + dry * whole, whole - voice * matched
+                mixture = next(mixtures)
+                yield estimate * wet_gain + dry_gain * mixture, mixture - estimate * match_gain
 
     def _gated(self, block: Samples, start: int) -> Samples:
-        """A block that begins at sample `start`, silent where its voice is absent."""
+        """A block that begins at sample `start`, silent where the target is absent."""
         if not self._policy.mutes or self._presence.present is None:
             return block
         at_s = (start + np.arange(block.shape[1])) / self._mixture.sample_rate_hz
         gates = [
-            np.interp(at_s, *mute_gains(one.segments, MUTE_FADE_S))
-            if one.present
-            else np.zeros_like(at_s)
-            for one in self._presences
+            np.interp(at_s, *mute_gains(one.segments)) if one.present else np.zeros_like(at_s)
+            for one in self._channel_presences
         ]
         return block * np.array(gates, np.float32)
 
@@ -672,15 +684,15 @@ class _Extraction:
         """What may be wrong with it, a line each."""
         presence, options = self._presence, self._options
         yield from self._mixture.warnings()
-        if self._down_db:
-            yield f"turned down by {self._down_db:.1f} dB so that it does not clip."
-        if self._residual_down_db:
+        if self._limit_db:
+            yield f"turned down by {self._limit_db:.1f} dB so that it does not clip."
+        if self._residual_limit_db:
             yield (
-                f"the residual was turned down by {self._residual_down_db:.1f} dB so that it does "
+                f"the residual was turned down by {self._residual_limit_db:.1f} dB so that it does "
                 "not clip."
             )
         as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
-        if self._outputs[1:] and (self._down_db or self._residual_down_db or not as_mixed):
+        if self._sounds[1:] and (self._limit_db or self._residual_limit_db or not as_mixed):
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:
             content = "silence" if self._policy.mutes else "another voice, or a remnant"
@@ -698,7 +710,7 @@ class _Extraction:
 
 
 class _Store:
-    """Blocks [channel, sample] until they are needed again: in memory, or on the disk if long."""
+    """Keeps blocks [channel, sample] until they are needed: in memory or, if long, on the disk."""
 
     IN_MEMORY_BYTES = 2**24
     READ_SAMPLES = 2**18
@@ -717,7 +729,7 @@ class _Store:
             raise self._failure(error) from error
 
     def read(self, channels: int, samples: int) -> Iterator[Samples]:
-        """Give all back, cut or completed to `samples`: resampling there and back may be off."""
+        """Give all back, cut or padded to `samples`: resampling there and back may differ."""
         try:
             self._file.seek(0)
         except OSError as error:

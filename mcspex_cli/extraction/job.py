@@ -1,4 +1,4 @@
-"""What an extraction is asked for and gives: options, files, jobs, results, and their checks."""
+"""What goes into an extraction and comes out: options, files, jobs, results, and their checks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from mcspex_cli.extraction.reference import Voice
 
 @dataclass(frozen=True)
 class AbsentPolicy:
-    """What is done where the voice is not in the mixture; a row of `ABSENT`."""
+    """What is done where the target is not in the mixture; a row of `ABSENT`."""
 
     name: str
     help: str
     mutes: bool = False
-    """Whether the estimate is silent where the voice is absent."""
+    """Whether the estimate is silent where the target is absent."""
     fails: bool = False
-    """Whether a mixture without the voice is an error."""
+    """Whether a mixture without the target is an error."""
 
 
 ABSENT = {
@@ -44,13 +44,12 @@ ABSENT = {
         AbsentPolicy("fail", "exit code 5", fails=True),
     )
 }
-"""Every policy for a voice that is absent, by its name."""
+"""Every policy for a target that is absent, by its name."""
 
-LOWEST_DB, HIGHEST_DB = -120, 40
-"""The gains of voice and mixture that are of use."""
+LOWEST_GAIN_DB, HIGHEST_GAIN_DB = -120, 40
 
-_SAME_LENGTH_S, _SAME_SOUND = 0.2, 0.98
-"""How far two files of the same sound may differ: in length, and by their correlation."""
+_SAME_LENGTH_S, _SAME_CORRELATION = 0.2, 0.98
+"""Two files have the same sound if their lengths differ by less, and they correlate by more."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ class ExtractionOptions:
     subtype: str = "PCM_16"
     """The sample format of the files, of `audio.SUBTYPES`."""
     absent: str = "keep"
-    """What is done where the voice is absent, of `ABSENT`."""
+    """What is done where the target is absent, of `ABSENT`."""
     wet_db: float = 0.0
-    """The gain of the voice."""
+    """The gain of the estimate."""
     dry_db: float | None = None
-    """The gain of the mixture that is added to the voice; None adds nothing."""
+    """The gain of the mixture that is added to the estimate; None adds nothing."""
     track: str | None = None
     """The sound track of a file that has several: a number from 1, or a language ("eng")."""
     damaged: audio.Damaged = "fail"
@@ -94,11 +93,12 @@ class ExtractionOptions:
         Level.parse(self.level)
         if self.channel not in ("mix", "all") and not audio.is_channel_number(self.channel):
             raise ValueError(f"channel {self.channel!r:.80} is none of mix, all, 0, 1, ...")
-        for gain in (self.wet_db, self.dry_db or 0.0):
-            if not isinstance(gain, Real) or isinstance(gain, bool):
-                raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain!r:.80}")
-            if not LOWEST_DB <= gain <= HIGHEST_DB:
-                raise ValueError(f"wet_db and dry_db are from {LOWEST_DB} to {HIGHEST_DB} dB")
+        limits = f"from {LOWEST_GAIN_DB} to {HIGHEST_GAIN_DB} dB"
+        for gain_db in (self.wet_db, self.dry_db or 0.0):
+            if not isinstance(gain_db, Real) or isinstance(gain_db, bool):
+                raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain_db!r:.80}")
+            if not LOWEST_GAIN_DB <= gain_db <= HIGHEST_GAIN_DB:
+                raise ValueError(f"wet_db and dry_db are {limits}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ class Outputs:
     residual: Path | None = None
     """What is left of the mixture."""
     activity: Path | None = None
-    """When the voice speaks: .json, .rttm or .srt."""
+    """When the target speaks: .json, .rttm or .srt."""
     speaker: str = "target"
-    """What the voice is called in `activity`."""
+    """What `activity` calls the target."""
     overwrite: bool = False
     """Whether files that exist are replaced."""
 
@@ -129,20 +129,20 @@ class Outputs:
         return [path for path in (*self.sounds(), self.activity) if path]
 
     def make_folders(self) -> None:
-        """Make the folders that they are in."""
+        """Make the folders of these files."""
         files.make_folders(*{path.parent for path in self.paths()})
 
 
 @dataclass(frozen=True)
 class Job:
-    """One mixture, the voice to extract, and where to."""
+    """One mixture, the voice of its target, and the files to write."""
 
     mixture: Path
     voice: Voice | Callable[[], Voice]
-    """A voice, or a function that gives it, or raises a `McspexError`, when it is needed."""
+    """The voice, or a function that is called when it is needed, and may raise `McspexError`."""
     outputs: Outputs
     id: str = ""
-    """What messages and rows call it; its path if that is empty."""
+    """What messages and rows call the mixture; if it is empty, they show the path."""
     reader: audio.Reader | None = field(default=None, repr=False, compare=False)
     """The mixture, if it was opened before by `open`."""
 
@@ -155,7 +155,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What messages and rows call it."""
+        """What messages and rows call the mixture."""
         return self.id or str(self.mixture)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:
@@ -194,7 +194,7 @@ _DIGITS = {
     **{"reference_seconds": 2, "start_s": 3, "seconds": 6, "elapsed_s": 4, "real_time_factor": 4},
     **{"presence": 4, "similarity": 4, "speech_left": 4},
 }
-"""To how many digits `Result.to_dict` rounds."""
+"""How many digits `Result.to_dict` keeps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,22 +206,22 @@ class Result:
     """Clips, spans and profiles that the voice was made of."""
     reference_seconds: float
     outputs: Outputs | None
-    """None of `Extractor.extract`, which writes nothing."""
+    """None for `Extractor.extract`, which writes nothing."""
     start_s: float
     """Where the sound begins in its container; times count from the container's beginning."""
     seconds: float
     sample_rate_hz: int
     elapsed_s: float
     gain_db: tuple[float, ...]
-    """What the network's estimate was multiplied by, for each channel."""
+    """The gain that the network's estimate got, for each channel."""
     limited: bool
-    """Whether the level that was asked for would have clipped, so that all was turned down."""
+    """Whether that gain is lower than the level policy asks for, so that nothing clips."""
     residual_gain_db: float
-    """What the residual was turned down by, not to clip."""
+    """The gain that the residual got: 0, or less so that it does not clip."""
     silent: bool
     """Whether the estimate is silent."""
     presence: float | None
-    """How sure it is, 0 to 1, that the voice is in the mixture; None if the model cannot tell."""
+    """How likely, 0 to 1, the target is in the mixture; None if the model cannot tell."""
     present: bool | None
     wrong_speaker: bool | None
     """Whether the estimate may follow another person."""
@@ -230,7 +230,7 @@ class Result:
     speech_left: float | None
     """The share, 0 to 1, of the mixture's speech in which the estimate is heard too."""
     active_s: float
-    """How long the voice speaks."""
+    """How long the target speaks."""
     segments: tuple[Segment, ...]
     warnings: tuple[str, ...]
     """What may be wrong with it, a line each."""
@@ -242,7 +242,7 @@ class Result:
     model_revision: str | None
     model_sha256: str
     estimate: Samples | None = field(default=None, repr=False)
-    """The target, of `Extractor.extract` only: [sample], or [channel, sample] for "all"."""
+    """[sample], or [channel, sample] for "all"; only of `Extractor.extract`."""
 
     @property
     def real_time_factor(self) -> float:
@@ -273,19 +273,19 @@ class Result:
 
 
 class Places:
-    """Files that are read and written, so that none is written twice, or written over a mixture."""
+    """Files that jobs read and write, to refuse one that is written twice or over a mixture."""
 
     def __init__(self) -> None:
         self._inputs: set[object] = set()
         self._outputs: dict[object, str] = {}
 
     def add(self, job: Job) -> None:
-        """Take account of a job; what it would harm, or cannot write, is an OutputError."""
+        """Add the files of a job, or raise an OutputError if it would harm or cannot write one."""
         mixture = identities(job.mixture)
-        for writer in (self._outputs[key] for key in mixture & self._outputs.keys()):
+        if writers := [self._outputs[key] for key in mixture & self._outputs.keys()]:
             raise OutputError(
-                f"{job.mixture}: would be overwritten by the output for {writer}. Leave it out, or "
-                "choose another -o."
+                f"{job.mixture}: would be overwritten by the output for {writers[0]}. Leave it out, "
+                "or choose another -o."
             )
         self._inputs |= mixture
         own: set[object] = set()
@@ -298,14 +298,15 @@ class Places:
             check_no_input(path, self._inputs)
             if keys & own:
                 raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
-            for other in (self._outputs[key] for key in keys & self._outputs.keys()):
-                if other == job.name:
-                    raise OutputError(
-                        f"{other}: would be written twice to {path}. Leave one out, or give each "
-                        "its own output."
-                    )
+            writers = [self._outputs[key] for key in keys & self._outputs.keys()]
+            if job.name in writers:
                 raise OutputError(
-                    f"{other} and {job.name} would both be written to {path}. "
+                    f"{job.name}: would be written twice to {path}. Leave one out, or give each "
+                    "its own output."
+                )
+            if writers:
+                raise OutputError(
+                    f"{writers[0]} and {job.name} would both be written to {path}. "
                     "Rename one, or extract them one at a time with -o FILE."
                 )
             own |= keys
@@ -317,7 +318,7 @@ class Places:
 def check_references(
     job: Job, references: Sequence[Path], lengths_s: Mapping[str, float] | None = None
 ) -> None:
-    """Refuse references that are the mixture of a job (`check_distinct`), or one of its outputs."""
+    """Refuse references that are an output of a job, or its mixture (`check_distinct`)."""
     for reference in references:
         for path in job.outputs.paths():
             check_no_input(path, identities(reference))
@@ -330,8 +331,8 @@ def check_distinct(
     """Refuse a mixture that is its own reference, in this or another file.
 
     `lengths_s` has lengths of files by their names. A reference that is as long as the mixture is
-    listened to, for it may be the same sound in another format. A reference that is no file is left
-    to whoever reads it.
+    compared with it, for it may be the same sound in another format. A reference that cannot be
+    read is refused where it is enrolled.
     """
     lengths_s = lengths_s or {}
     length_s = lengths_s.get(str(mixture), math.inf)
@@ -357,7 +358,7 @@ def _sounds_same(one: Path, other: Path) -> bool:
         signals.append(samples / max(float(np.sqrt(np.sum(samples**2))), 1e-9))
     size = 2 * max(map(len, signals))  # coders move the sound by some milliseconds
     one_spectrum, other_spectrum = (np.fft.rfft(signal, size) for signal in signals)
-    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_SOUND)
+    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_CORRELATION)
 
 
 def check_no_input(path: Path, inputs: Set[object]) -> None:
@@ -369,7 +370,7 @@ def check_no_input(path: Path, inputs: Set[object]) -> None:
 
 
 def identities(path: Path) -> set[object]:
-    """What tells that two names are one file's: its path and, if it exists, its inode."""
+    """What two names of one file have in common: its path and, if it exists, its inode."""
     real = os.path.realpath(path)  # which, unlike Path.resolve, can follow links in a circle
     try:
         state = path.stat()
@@ -378,8 +379,8 @@ def identities(path: Path) -> set[object]:
     return {real, (state.st_dev, state.st_ino)}
 
 
-def check_presence(model: CheckpointInfo, calibration: object, absent: str) -> None:
-    """Refuse to mute or fail by the presence of a model that has no `calibration`."""
+def check_calibrated(model: CheckpointInfo, calibration: object, absent: str) -> None:
+    """Refuse a policy that needs presence for a model that has no `calibration`."""
     if absent != "keep" and calibration is None:
         raise CheckpointError(
             f"{model.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
@@ -388,7 +389,7 @@ def check_presence(model: CheckpointInfo, calibration: object, absent: str) -> N
 
 
 def check_voice(voice: object) -> Voice:
-    """Refuse what is no voice."""
+    """Refuse an object that is not a `Voice`."""
     if not isinstance(voice, Voice):
         raise TypeError(f"a voice is what Extractor.enroll gives, not {voice!r:.80}")
     return voice

@@ -17,7 +17,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import AudioError
 
 MIN_SIGNAL_S = 0.3
-"""Seconds below which neither a mixture nor a reference is of any use."""
+"""A mixture or a reference that is shorter than this is of no use."""
 
 SILENCE_DB = -90.0
 """RMS level, dB of full scale, below which a signal counts as silent."""
@@ -69,17 +69,17 @@ def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
 
 
 _CUT_DB = 60.0
-"""What is this far below the loud frames is neither speech nor a room's noise: it was cut out."""
+"""Frames this far below the loud ones are neither speech nor noise: sound was cut out there."""
 
 _CONTRAST_DB = 8.0
 """With less than this between its quiet and its loud parts, a recording has no pauses."""
 
 _SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
 _PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
-_SMOOTHED_FRAMES = 5
+_SMOOTHED_FRAMES = 5  # over which a level is averaged
 
 MIN_SHARE_DB = -20.0
-"""What is softer than this in its mixture is a remnant of others."""
+"""A frame of an estimate that is so far below its mixture is a remnant of other people."""
 
 
 def detect_speech(levels_db: FrameLevels) -> Activity:
@@ -164,10 +164,11 @@ def _levels_db(mean_squares: npt.ArrayLike) -> FrameLevels:
 
 
 PEAK = 0.891
-"""Highest sample of "peak", and of what would clip (-1 dBFS): room for a player's resampler."""
+"""The highest sample of "peak", and of an estimate that would clip: -1 dBFS, since a player's
+resampler may make samples higher."""
 
 FULL_SCALE = 0.999
-"""Highest sample that is left as it is."""
+"""A sample above this counts as clipping."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ class LevelPolicy:
     name: str
     help: str
     """What the estimate becomes, for `--help`."""
-    factor: Callable[[float, float, float], float] = lambda *_: 1.0
-    """What to multiply the estimate by, from its peak, its loudness in LUFS and the number."""
+    gain: Callable[[float, float, float], float] = lambda *_: 1.0
+    """The gain for the estimate, from its peak, its loudness in LUFS and the number."""
     number: tuple[float, float] | None = None
     """The lowest and highest number that goes with the name, as in "lufs=-23"; None for none."""
     matched: bool = True
@@ -233,21 +234,21 @@ class Level:
         )
         raise ValueError(f"level {text!r} is not one of {choices}")
 
-    def factor(self, peak: float, loudness_lufs: float, *, clips: bool) -> tuple[float, float]:
-        """What to multiply an estimate by, from its highest sample and its loudness.
+    def gain(self, peak: float, loudness_lufs: float, *, clips: bool) -> tuple[float, float]:
+        """The gain for an estimate, from its highest sample and its loudness.
 
         Returns:
-            The factor, and by how many dB it is less than the policy asks for. It is less only
+            The gain, and by how many dB it is less than the policy asks for. It is less only
             where the file format `clips` samples over full scale.
         """
-        factor = self.policy.factor(peak, loudness_lufs, self.number)
-        if clips and factor * peak > FULL_SCALE:
-            return PEAK / peak, level_db((factor * peak / PEAK) ** 2)
-        return factor, 0.0
+        gain = self.policy.gain(peak, loudness_lufs, self.number)
+        if clips and gain * peak > FULL_SCALE:
+            return PEAK / peak, level_db((gain * peak / PEAK) ** 2)
+        return gain, 0.0
 
 
 class LevelMatcher:
-    """Measures how loud a voice is in its mixture, by least squares, for each channel.
+    """Measures how loud an estimate is in its mixture, by least squares, for each channel.
 
     The products <m, m>, <e, e> and <m, e> are of all blocks so far.
     """
@@ -269,22 +270,22 @@ class LevelMatcher:
         return float(self._mixture.max()) / max(1, self._samples)
 
     def gain(self) -> npt.NDArray[np.float64]:
-        """What to multiply the network's estimate by [channel]; 1 where the estimate is silent."""
+        """The gains [channel] for the network's estimate; 1 where the estimate is silent."""
         gain = np.ones_like(self._estimate)
         np.divide(self._shared, self._estimate, out=gain, where=self._estimate > 0)
         return gain
 
 
 def gain_db(gain: npt.NDArray[np.float64]) -> tuple[float, ...]:
-    """Gains [channel] in dB."""
+    """Linear gains [channel] in dB."""
     return tuple(round(level_db(float(one) ** 2), 2) for one in gain)
 
 
 _STEP_S = 0.1  # gating blocks of four steps overlap by three
-_HISTORY, _STEPS = 5, 25
-"""Steps that the weighting remembers, and steps of one FFT; its response is gone by then."""
+_HISTORY_STEPS, _FFT_STEPS = 5, 25
+"""How long the weighting's response is at most, and how long one FFT is."""
 _ABSOLUTE_LUFS, _RELATIVE_LU = -70.0, -10.0
-"""What is softer than this, or than this under the mean of the rest, does not count."""
+"""What is softer than the first does not count, nor what is so far below the mean of the rest."""
 _OFFSET_DB = -0.691  # makes a full-scale sine of 997 Hz in one channel -3.01 LUFS
 
 
@@ -300,9 +301,9 @@ class LoudnessMeter:
 
     def __init__(self, sample_rate_hz: int, channels: int) -> None:
         self._step = round(sample_rate_hz * _STEP_S)
-        self._length = _STEPS * self._step
+        self._length = _FFT_STEPS * self._step
         self._response = _k_weighting(self._length, sample_rate_hz)
-        self._held: Samples = np.zeros((channels, _HISTORY * self._step), np.float32)
+        self._held: Samples = np.zeros((channels, _HISTORY_STEPS * self._step), np.float32)
         self._energies: list[npt.NDArray[np.float64]] = []
         self._samples = 0
 
@@ -312,7 +313,7 @@ class LoudnessMeter:
         self._held = np.concatenate([self._held, block], axis=1)
         while self._held.shape[1] >= self._length:
             self._energies.append(self._weigh(self._held[:, : self._length]))
-            self._held = self._held[:, self._length - _HISTORY * self._step :]
+            self._held = self._held[:, self._length - _HISTORY_STEPS * self._step :]
 
     def loudness_lufs(self) -> float:
         """Loudness of all so far; -inf where nothing is louder than -70 LUFS.
@@ -335,7 +336,7 @@ class LoudnessMeter:
     def _weigh(self, samples: Samples) -> npt.NDArray[np.float64]:
         """The weighted energy [step] of all channels, of what comes after the history."""
         weighted = np.fft.irfft(np.fft.rfft(samples) * self._response, self._length)
-        fresh = weighted[:, _HISTORY * self._step :].reshape(len(samples), -1, self._step)
+        fresh = weighted[:, _HISTORY_STEPS * self._step :].reshape(len(samples), -1, self._step)
         energies: npt.NDArray[np.float64] = np.square(fresh).sum(axis=(0, 2))
         return energies
 

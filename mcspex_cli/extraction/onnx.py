@@ -34,7 +34,7 @@ from mcspex_cli.checkpoint.checkpoint import GRAPHS, CheckpointInfo, load_checkp
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, WEIGHTS, checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError
 from mcspex_cli.extraction.engine import OutOfMemoryError, Runtime
-from mcspex_cli.extraction.runtime import ON_GPU, EngineSettings
+from mcspex_cli.extraction.runtime import GPU_BATCH, EngineSettings
 
 if TYPE_CHECKING:
     from mcspex_cli.model.config import SystemConfig
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 EMBED, EXTRACT = "embed.onnx", "extract.onnx"
 
 VERSION = 1
-"""Of how graphs are made; older graphs are made again."""
+"""The version of how graphs are made; graphs of an older one are made again."""
 
 RUNNER, EXPORTER = "onnxruntime", ("onnx", "onnxscript")
 """The packages that run graphs, and that make them."""
@@ -58,7 +58,7 @@ _OPSET = 18  # the version of ONNX's operators, of 2022: what the exporter write
 _TOLERANCE = 1e-4  # how far a graph may be from torch, as a part of the largest value
 _CUDA = "CUDAExecutionProvider"
 
-_FATAL = 4  # the level below which ONNX Runtime is silent: its errors are raised, and ours to tell
+_FATAL = 4  # the level below which ONNX Runtime logs nothing: we raise its errors
 
 
 class OnnxRuntime(Runtime):
@@ -108,7 +108,7 @@ class OnnxRuntime(Runtime):
                 f"{RUNNER} cannot load {folder} ({reason}). Update it, or use --runtime torch."
             ) from error
         if len(providers) > 1 and _CUDA in self._sessions[EXTRACT].get_providers():
-            self.device, self.batch = f"cuda:{number or 0}", ON_GPU
+            self.device, self.batch = f"cuda:{number or 0}", GPU_BATCH
         elif kind == "cuda":  # it takes the CPU without a word
             raise _refusal("device", settings.device, ("auto", "cpu"))
 
@@ -116,12 +116,12 @@ class OnnxRuntime(Runtime):
         """As `Runtime.embed`."""
         return self.run(EMBED, references)
 
-    def extract(self, mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
+    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
         """As `Runtime.extract`."""
         batch = np.stack(mixtures)
         length = batch.shape[1]
         completed = np.pad(batch, ((0, 0), (0, max(0, self._min_samples - length))))
-        return list(self.run(EXTRACT, completed, voices)[:, :length])
+        return list(self.run(EXTRACT, completed, embeddings)[:, :length])
 
     def run(self, graph: str, *inputs: Samples) -> Samples:
         """Run `EMBED` or `EXTRACT` on its inputs."""
@@ -154,9 +154,9 @@ def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
 
 
 def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
-    """Whether ONNX Runtime is the better choice of "auto" for `seconds` of audio in all.
+    """Whether ONNX Runtime is done sooner than torch with `seconds` of audio in all.
 
-    It is for little audio on a CPU where it is installed and the graphs are there.
+    It is with little audio on a CPU, if it is installed and the graphs are there.
     """
     if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
         return False
@@ -364,8 +364,8 @@ def _compare(system: System, runtime: OnnxRuntime) -> None:
     shortest = system.least_reference_samples
     for batch, length in ((1, shortest), (3, system.config.sample_rate_hz + shortest + 7)):
         signals = 0.1 * rng.standard_normal((batch, length), np.float32)
-        voices = rng.standard_normal((batch, system.config.embedding), np.float32)
-        for name, inputs in ((EMBED, [signals]), (EXTRACT, [signals, voices])):
+        embeddings = rng.standard_normal((batch, system.config.embedding), np.float32)
+        for name, inputs in ((EMBED, [signals]), (EXTRACT, [signals, embeddings])):
             use = system.embed if name == EMBED else system.extract
             with torch.inference_mode():
                 expected = use(*map(torch.from_numpy, inputs)).numpy()

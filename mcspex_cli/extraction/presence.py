@@ -6,10 +6,10 @@ estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─
                                                    soft maximum of all of them ──┴─▶ presence
 ```
 
-A network returns some voice whichever it is asked for. Whether that is the right one shows in the
-embedding of the estimate and, less surely, in how loud the network made it. How much each of these
-weighs is measured for a model by `training.calibration`. One stretch in which the target surely
-speaks makes the file present, whatever is in the rest: people take turns. Ours.
+A network returns somebody's speech even if the target is absent. Whether it is the target's shows
+in the embedding of the estimate and, less surely, in how loud the network made it. How much each of
+these weighs is measured for a model by `training.calibration`. If the target surely speaks in one
+segment, it is present in the file: people take turns. Not from the paper.
 
 Activity is when the target speaks, to 10 ms: where the estimate is as loud as speech in it, no more
 than 20 dB below the mixture, and in a segment in which the target is present.
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("mcspex")
 
 SEGMENT_S = 2.0
-"""Seconds that are embedded and judged at once. A turn is often no longer, and a segment that two
-people share is hard to judge."""
+"""The length of a segment, which is embedded and judged as one. It is short because turns are, and
+a segment in which two people take turns is hard to judge."""
 
 STEP_S = 0.5
 """The last segment's length is a multiple of this: each new length costs a CPU's libraries time."""
 
 SHARPNESS = 2.0
-"""How much a file's best stretches count for more than the rest: 0 is their mean, infinity their
-maximum. Chosen, as `SEGMENT_S`, on recordings of 4 to 60 s with turns and with overlap."""
+"""How much more a file's best segments count: with 0 its odds are the mean of theirs, with infinity
+the maximum. Chosen, as `SEGMENT_S`, on recordings of 4 to 60 s with turns and with overlap."""
 
-SURE = 0.98
-"""A presence from which the estimate is not suspected to be another person."""
+SURE_PRESENCE = 0.98
+"""A presence from which the estimate is not suspected to be another person's speech."""
 
-MIN_RESIDUAL = 0.2
-"""The residual's share of the mixture's energy if somebody else speaks too, even 5 dB softer."""
+MIN_RESIDUAL_SHARE = 0.2
+"""The residual has at least this share of the mixture's energy if somebody else speaks too."""
 
 POLARITY_SIMILARITY = 0.6
 """The cosine to the reference that an estimate needs to decide the polarity of a mixture."""
@@ -67,12 +67,14 @@ led by 0.07 or more in 77 mixtures of 78, and was 0.03 behind in the last."""
 KNOWN_SIMILARITY = 0.7
 """The cosine from which the polarity is not tried again."""
 
-TOGETHER = 8
-"""Segments that are embedded in one call."""
+SEGMENTS_AT_ONCE = 8  # in one call of the speaker encoder
 
-MIN_SPEECH_S, MIN_PAUSE_S = 0.3, 0.5
-"""In activity, shorter pauses are filled, then shorter speech is dropped. Chosen on recordings of
-90 s in which the target speaks at times among others."""
+SHORTEST_PAUSE_S, SHORTEST_SPEECH_S = 0.5, 0.3
+"""In activity, shorter pauses are filled, and then shorter speech is dropped. Chosen on recordings
+of 90 s in which the target speaks at times among others."""
+
+MUTE_FADE_S = 0.05
+"""How long the fade to silence takes where the target is absent, and the fade back."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -82,32 +84,32 @@ class Calibration:
     """What the similarities of a model mean, from `training.calibration`, kept in config.json."""
 
     centre: tuple[float, ...]
-    """[embedding], the mean over many voices. Similarity is the cosine about it."""
+    """[embedding], the mean over many people. It is subtracted before a similarity is taken."""
     segment_weights: tuple[float, float, float]
     """Of similarity, gain and 1, for the log odds that the target speaks in a segment."""
     file_weights: tuple[float, float]
     """Of the soft maximum of a file's segments and 1, for the log odds of the file."""
     threshold: float
-    """The presence from which a file has the target: 3 % of the files with it are below."""
+    """From this presence on a file has the target. 3 % of the files with the target are below."""
     segment_threshold: float
-    """The same for a segment: as many misses as false alarms."""
+    """From this presence on a segment has the target. It gives as many misses as false alarms."""
     mute_threshold: float
-    """The presence under which a segment may be muted: 3 % of those with the target are below."""
+    """Below this presence a segment may be muted. 3 % of those with the target are below."""
     wrong_speaker: float
     """How much more similar to the reference the residual may be than the estimate."""
     same_voice_parts: float
-    """The mean similarity of two parts of a clip that 95 % of the clips of one voice have."""
+    """95 % of the clips of one person alone have parts with at least this mean similarity."""
     same_voice_clips: float
-    """The similarity of one clip to the others that 95 % of the clips of one voice have."""
+    """95 % of the clips of one person have at least this similarity to the person's others."""
     measured: dict[str, Any] = field(default_factory=dict)
-    """On what it was measured, and how well it works: AUC, equal error rate."""
+    """What it was measured on, and how well it works: AUC, equal error rate."""
 
     @cached_property
     def _centre(self) -> Samples:
         return np.array(self.centre, np.float32)
 
     def similarity(self, one: Samples, other: Samples) -> float:
-        """How similar two voices [embedding] are, -1 to 1."""
+        """How similar two embeddings [embedding] are, -1 to 1."""
         a, b = one - self._centre, other - self._centre
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
@@ -119,7 +121,7 @@ class Calibration:
     def file_odds(self, features: Vector) -> float:
         """The log odds that the target speaks in a file, from the features of its segments.
 
-        Segments count by the soft maximum of their odds. Without any, it is surely absent.
+        They are the soft maximum of its segments' odds. Without segments it is surely absent.
         """
         if not len(features):
             return -np.inf
@@ -136,7 +138,7 @@ def probability(odds: float) -> float:
 def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | None:
     """Check a config's calibration; None, for a model without one, stays None.
 
-    One made by mcspex 0.6 or older cannot be used. The model works, but does not tell presence.
+    A calibration by mcspex 0.6 or older counts as none, with a warning.
 
     Raises:
         CheckpointError: it is malformed, or not for embeddings of this length.
@@ -169,13 +171,13 @@ class Segment:
     end_s: float
     presence: float = 0.0
     present: bool = False
-    """Whether presence reaches the calibration's threshold of a segment."""
+    """Whether presence reaches the calibration's `segment_threshold`."""
     surely_absent: bool = False
-    """Whether presence is so low that the segment may be muted."""
+    """Whether presence is below the calibration's `mute_threshold`."""
     similarity: float | None = None
     """Of the estimate to the reference; None where the estimate or the mixture is silent."""
-    gain: float = 0.0
-    """Decades by which the estimate had to be turned up to match the mixture."""
+    gain_decades: float = 0.0
+    """Of the gain, as a power of ten, that the network's estimate needs to match the mixture."""
     residual_similarity: float | None = None
     """Of the residual to the reference; measured only where another person may be followed."""
 
@@ -191,14 +193,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class PresenceResult:
-    """What a `PresenceMeter` measured of a file; presence only for a calibrated model."""
+    """What a `PresenceMeter` measured of a channel, or `join_channels` of a whole mixture."""
 
     estimate_db: FrameLevels
-    """[frame] of 10 ms, of the network's own estimate."""
+    """[frame], levels of the network's own estimate."""
     mixture_db: FrameLevels
     presence: float | None = None
     present: bool | None = None
-    """Whether presence reaches the calibration's threshold."""
+    """Whether presence reaches the calibration's `threshold`."""
     wrong_speaker: bool | None = None
     """Whether the residual is more similar to the reference than right estimates leave it."""
     segments: tuple[Segment, ...] = ()
@@ -207,9 +209,9 @@ class PresenceResult:
     excess: float | None = None
     """How much more similar to the reference residuals are than estimates, where measured."""
     spans: tuple[tuple[float, float], ...] = ()
-    """When the target speaks: from and to, in seconds; of `join_channels`, as `speech_left`."""
+    """When the target speaks, as (start_s, end_s); only `join_channels` finds it."""
     speech_left: float | None = None
-    """The share of the mixture's speech in which the estimate is heard too."""
+    """In what share of the mixture's speech the estimate is heard; only of `join_channels`."""
 
     @property
     def active_s(self) -> float:
@@ -218,8 +220,8 @@ class PresenceResult:
 
 
 def features_of(segments: Sequence[Segment]) -> Vector:
-    """Similarity and gain [segment, 2] of the segments that are audible."""
-    pairs = [(one.similarity, one.gain) for one in segments if one.similarity is not None]
+    """Similarity and gain in decades [segment, 2] of the segments that are audible."""
+    pairs = [(s.similarity, s.gain_decades) for s in segments if s.similarity is not None]
     return np.array(pairs, np.float64).reshape(-1, 2)
 
 
@@ -237,9 +239,10 @@ class Polarity:
     """Whether a mixture has the polarity of the reference, or the inverse one.
 
     Microphones and amplifiers may invert sound. Nobody hears it, but a network that learned from
-    references and mixtures of the same microphone hardly finds the voice then: SI-SDRi fell from
-    7.5 to -0.7 dB on 45 mixtures. So until it is known, each window is computed both ways, and the
-    estimate is taken that is clearly more similar to the reference. Ours.
+    references and mixtures of the same microphone hardly finds the target then: SI-SDRi fell from
+    7.5 to -0.7 dB on 45 mixtures. So until the polarity is known, each window is computed both
+    ways, and the estimate that is clearly more similar to the reference is taken. Not from the
+    paper.
 
     Args:
         engine: embeds estimates.
@@ -250,55 +253,55 @@ class Polarity:
         self.sign = 1.0
         """1 or -1: what the mixture is multiplied by to have the reference's polarity."""
         self._engine, self._embedding = engine, embedding
-        self._known = False
+        self._is_known = False
 
     def signals(self, mixture: Samples) -> list[Samples]:
-        """What the network is to be given for a window [channel, sample]: it, inverted, or both."""
+        """The network's input for a window [channel, sample]: with `sign`, or both ways."""
         too_short = mixture.shape[-1] < levels.MIN_SIGNAL_S * self._engine.sample_rate_hz
-        return [self.sign * mixture] if self._known or too_short else [mixture, -mixture]
+        return [self.sign * mixture] if self._is_known or too_short else [mixture, -mixture]
 
     def choose(self, mixture: Samples, estimates: Sequence[Samples]) -> Samples:
-        """The better one of what the network made of `signals`, in the mixture's polarity."""
+        """The better one of the estimates of `signals`, in the mixture's polarity."""
         if len(estimates) == 1:
             return self.sign * estimates[0]
-        if not self._known:
+        if not self._is_known:
             pairs = zip((mixture, -mixture), estimates, strict=True)
             same, inverse = (self._similarity(*pair) for pair in pairs)
             if leads(same, inverse):
-                self.sign, self._known = 1.0, same >= KNOWN_SIMILARITY
+                self.sign, self._is_known = 1.0, same >= KNOWN_SIMILARITY
             elif leads(inverse, same):
-                self.sign, self._known = -1.0, inverse >= KNOWN_SIMILARITY
+                self.sign, self._is_known = -1.0, inverse >= KNOWN_SIMILARITY
         return estimates[0] if self.sign > 0 else -estimates[1]
 
     def _similarity(self, mixture: Samples, estimate: Samples) -> float:
-        """The cosine of the embeddings of reference and estimate, in the closest channel."""
+        """The cosine of the embeddings of reference and estimate, in the most similar channel."""
         signs = np.sign((estimate * mixture).sum(-1, keepdims=True))
         embeddings = self._engine.embed_parts(signs * estimate)
         return max(cosine(one, self._embedding) for one in embeddings)
 
 
 class PresenceMeter:
-    """Takes a channel of an estimate and of its mixture in blocks, and keeps what it measures.
+    """Measures a channel of an estimate and of its mixture, which it takes in blocks.
 
-    The speaker encoder runs once for each segment, and once more for its residual where the wrong
-    person may have been followed; it gets several segments in one call.
+    It embeds each segment of the estimate, and also its residual if the estimate may be another
+    person's speech.
 
     Args:
         engine: of the model. Without a calibration only levels are measured.
         embedding: [embedding], of the reference.
-        residuals: whether residuals are embedded, which show that the wrong person is followed.
+        residuals: whether residuals may be embedded, for `PresenceResult.wrong_speaker`.
     """
 
     def __init__(self, engine: Engine, embedding: Samples, *, residuals: bool = True) -> None:
         self._segments: list[Segment] = []
-        """What is measured so far."""
+        """Those that are measured."""
         self._engine, self._embedding, self._residuals = engine, embedding, residuals
         self._segment_samples = round(SEGMENT_S * engine.sample_rate_hz)
         self._last = self._fresh = np.zeros((2, 0), np.float32)
         """Estimate and mixture [2, sample]: the last segment, and what is in no segment yet."""
         self._pending: list[tuple[Samples, Samples]] = []
         """Segments [2, sample] that are not measured yet, and what is new in each."""
-        self._done = 0
+        self._measured_samples = 0
         self._levels_db: list[FrameLevels] = [np.zeros((2, 0))]
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
@@ -307,11 +310,11 @@ class PresenceMeter:
         while self._fresh.shape[-1] >= self._segment_samples:
             self._last, self._fresh = np.split(self._fresh, [self._segment_samples], axis=-1)
             self._pending.append((self._last, self._last))
-            if len(self._pending) == TOGETHER:
+            if len(self._pending) == SEGMENTS_AT_ONCE:
                 self._measure()
 
     def result(self) -> PresenceResult:
-        """Measure the rest, by the last 2 s if there are so many, and judge the whole file."""
+        """Measure the rest, as the end of a segment of 2 s if possible, and judge the file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
             step, length = round(STEP_S * self._engine.sample_rate_hz), self._segment_samples
@@ -337,7 +340,7 @@ class PresenceMeter:
             mixture_db,
             presence,
             presence >= calibration.threshold,
-            presence < SURE and is_wrong,
+            presence < SURE_PRESENCE and is_wrong,
             tuple(self._segments),
             float(features[:, 0].mean()) if len(features) else None,
             mean_excess,
@@ -355,8 +358,8 @@ class PresenceMeter:
         self._pending = []
         calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
         self._levels_db.append(levels.frame_levels_db(np.concatenate(fresh, axis=-1), rate_hz))
-        ends = self._done + np.cumsum([new.shape[-1] for new in fresh])
-        starts, self._done = [self._done, *ends[:-1]], ends[-1]
+        ends = self._measured_samples + np.cumsum([new.shape[-1] for new in fresh])
+        starts, self._measured_samples = [self._measured_samples, *ends[:-1]], ends[-1]
         if calibration is None:
             return
         estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
@@ -371,8 +374,8 @@ class PresenceMeter:
         odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
         presences = np.where(audible, [probability(one) for one in odds], 0.0)
         residuals = mixtures - matched
-        unsure = self._residuals & audible & (presences < SURE)
-        unsure &= np.square(residuals).sum(-1) >= MIN_RESIDUAL * wholes
+        unsure = self._residuals & audible & (presences < SURE_PRESENCE)
+        unsure &= np.square(residuals).sum(-1) >= MIN_RESIDUAL_SHARE * wholes
         residual_similarities = self._similarities(residuals, unsure, calibration)
         for k, presence in enumerate(presences.tolist()):
             self._segments.append(
@@ -391,11 +394,13 @@ class PresenceMeter:
     def _similarities(
         self, signals: Vector, chosen: npt.NDArray[np.bool_], calibration: Calibration
     ) -> Vector:
-        """How similar the chosen ones of signals [signal, sample] are to the reference, else 0."""
+        """How similar the `chosen` signals [signal, sample] are to the reference; 0 for others."""
         similarities = np.zeros(len(signals))
         if chosen.any():
-            voices = self._engine.embed_parts(signals[chosen].astype(np.float32))
-            similarities[chosen] = [calibration.similarity(one, self._embedding) for one in voices]
+            similarities[chosen] = [
+                calibration.similarity(embedding, self._embedding)
+                for embedding in self._engine.embed_parts(signals[chosen].astype(np.float32))
+            ]
         return similarities
 
 
@@ -404,8 +409,8 @@ def join_channels(
 ) -> PresenceResult:
     """Judge a mixture by its channels: the target is present if it is in one of them.
 
-    Each channel's gain brings the network's estimate to its level in the mixture. `start_s` is
-    added to all times.
+    `gains_db` bring the network's estimate to its level in the mixture, for each channel.
+    `start_s` is added to all times.
     """
     segments = []
     for channels in zip(*(result.segments for result in results), strict=True):
@@ -427,10 +432,7 @@ def join_channels(
 def find_spans(
     results: Sequence[PresenceResult], gains_db: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """List when the target speaks in any channel, as (start_s, end_s).
-
-    Each channel's gain brings the network's estimate to its level in the mixture.
-    """
+    """List when the target speaks in any channel, as (start_s, end_s); see `join_channels`."""
     speaks = np.zeros(len(results[0].estimate_db), np.bool_)
     for result, gain_db in zip(results, gains_db, strict=True):
         if result.present is False:
@@ -440,16 +442,17 @@ def find_spans(
             if not segment.present:
                 here[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
         speaks |= here
-    return levels.list_spans(levels.smooth_activity(speaks, MIN_SPEECH_S, MIN_PAUSE_S))
+    return levels.list_spans(levels.smooth_activity(speaks, SHORTEST_SPEECH_S, SHORTEST_PAUSE_S))
 
 
-def mute_gains(segments: Sequence[Segment], fade_s: float) -> tuple[list[float], list[float]]:
+def mute_gains(segments: Sequence[Segment]) -> tuple[list[float], list[float]]:
     """Points in time, in seconds, and the gains there that mute segments without the target."""
+    half_s = MUTE_FADE_S / 2
     kept = [float(not one.surely_absent) for one in segments]
     times, gains = [0.0], [kept[0]]
     for one, before, after in zip(segments, kept, kept[1:], strict=False):
         if before != after:
-            times += [one.end_s - fade_s / 2, one.end_s + fade_s / 2]
+            times += [one.end_s - half_s, one.end_s + half_s]
             gains += [before, after]
     return times, gains
 

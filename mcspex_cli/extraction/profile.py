@@ -1,4 +1,4 @@
-"""Voice profiles: one voice as one or more models embed it, in a small file without any sound.
+"""Voice profiles: a voice as one or more models embed it, in a small file without any sound.
 
 It is a safetensors file: a tensor for each embedding, and the rest as JSON in the metadata.
 """
@@ -44,17 +44,17 @@ class ReferenceQuality:
     seconds: float
     """Of the whole clip."""
     used_s: float
-    """What is left of it without long pauses; this is embedded."""
+    """How much of it is embedded: it without long pauses."""
     speech_s: float
     level_db: float
     """Of the speech, dB of full scale; -120 without speech."""
     clipped: float
     """Share of the samples that are at full scale, in runs of 3 or more."""
     snr_db: float | None
-    """Speech over what is in the pauses, at most 60; None without pauses."""
+    """The level of speech over that of pauses, at most 60; None without pauses."""
     two_voices: bool | None
-    """Whether parts of it sound like two people; None if that cannot be told: by a model without
-    calibration, or from under 3 s of speech. Two people who speak at once are not noticed."""
+    """Whether its parts sound like two people, who do not speak at once. It is None for a model
+    without calibration, and for less than 3 s of speech."""
     warning: Text | None = None
     """What is worst about it, in a line."""
 
@@ -69,7 +69,7 @@ class Enrolment:
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     """Of the model's weights."""
     seconds: Annotated[float, Meta(gt=0)]
-    """Of the speech that it was made from."""
+    """How much speech it was made of."""
     embedding: npt.NDArray[np.float32] = field(compare=False)
     """[embedding]."""
 
@@ -91,7 +91,7 @@ class Profile:
     created: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] = field(
         default_factory=lambda: date.today().isoformat()
     )
-    """The day: 2026-01-31."""
+    """The day, as in 2026-01-31."""
 
     def enrolment_for(self, model: CheckpointInfo, path: Path) -> Enrolment:
         """The voice as a model embeds it.

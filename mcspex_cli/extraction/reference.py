@@ -1,4 +1,4 @@
-"""From what a user has of somebody's voice to a `Voice`: clips, folders, spans and profiles.
+"""From recordings of one person, or profiles, to a `Voice`.
 
 ```
 clip ──▶ cut to its speech ──▶ embedded ──┐
@@ -36,40 +36,40 @@ from mcspex_cli.extraction.profile import (
 from mcspex_cli.extraction.windows import without_rumble
 
 LONGEST_READ_S = 600.0
-"""Seconds of a clip that are looked at, from its first speech on: memory must not grow with it."""
+"""How much of a clip is read, from its first speech on: memory must not grow with the clip."""
 
 LONG_CLIP_S = 10.0
 """A clip longer than this is cut to its speech; a shorter one only loses silence at its ends."""
 
 LONGEST_USED_S = 60.0
-"""Seconds of one clip that are embedded. More do not make a voice clearer."""
+"""How much of one clip is embedded. More does not make the embedding better."""
 
 MIN_SPEECH_S = 1.5
-"""Speech in all under which a voice is not followed well: with 1 s a decibel is lost, with 0.5 s
+"""With less speech in all, a target is not extracted well: with 1 s a decibel is lost, with 0.5 s
 nearly everything."""
 
-MAX_CLIPPED = 0.01
+MAX_CLIPPED_SHARE = 0.01
 
 MIN_SNR_DB = 5.0
-"""White noise 5 dB below the speech costs 0.2 dB, as loud as the speech 0.6 dB."""
+"""White noise 5 dB below the speech costs 0.2 dB; noise as loud as the speech costs 0.6 dB."""
 
 MIN_RANGE_DB = 6.0
-"""The range of the middle 90 % of the levels of 10 ms: of speech 20 dB and more, of noise 3."""
+"""The range of the middle 90 % of the levels of frames: speech has 20 dB and more, noise 3."""
 
 MIN_LEVEL_DB = -75.0
 """Speech below this has lost its detail in a 16-bit file. Above it, loudness does not matter."""
 
 _LONG_PAUSE_S = 0.5  # pauses longer than this are cut out of a long clip
 _SHORT_PAUSE_S = 0.2  # pauses longer than this are not counted as speech
-_END_S = 1.0  # silence longer than this is cut off the ends of a short clip
-_MARGIN_S = 0.1  # kept on both sides of speech, for what is quiet at the ends of words
+_END_SILENCE_S = 1.0  # silence longer than this is cut off the ends of a short clip
+_MARGIN_S = 0.1  # kept on both sides of speech, as the ends of words are quiet
 _BURST_S = 0.05  # shorter sounds are not speech
-_FULL_SCALE = 0.995  # samples from here on count as clipped, if they are not alone
-_SLACK_S = 0.5  # a span may reach this far over the end of its file, as players round lengths
-_MIN_WEIGHT_S = 0.1  # a clip in which no speech is found counts as so much
+_CLIPPED_FROM = 0.995  # samples from here on count as clipped, if they are not alone
+_SPAN_SLACK_S = 0.5  # a span may reach this far over the end of its file: players round lengths
+_MIN_WEIGHT_S = 0.1  # the weight of a clip in which no speech is found
 
 _PART_S = 1.5
-"""A voice is compared with itself over parts this long, or longer where there would be many."""
+"""A clip is compared with itself in parts this long, or longer if there would be too many."""
 
 _MAX_PARTS = 16
 
@@ -82,7 +82,7 @@ _UNREAD = "{}: only {} are read, and of their speech no more than 60 s are used.
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a recording where one voice is alone.
+    """A stretch of a recording in which one person speaks alone.
 
     Raises:
         ValueError: it ends before it starts, or a time is negative or NaN.
@@ -178,8 +178,9 @@ class Clip:
             return self.samples
         if self.seconds <= LONG_CLIP_S:
             start_s, end_s = spans[0][0], spans[-1][1]
-            start_s = start_s if start_s > _END_S else 0.0
-            spans = [(start_s, end_s if self.seconds - end_s > _END_S else self.seconds)]
+            start_s = start_s if start_s > _END_SILENCE_S else 0.0
+            has_silence = self.seconds - end_s > _END_SILENCE_S
+            spans = [(start_s, end_s if has_silence else self.seconds)]
         return self._joined(spans, _MARGIN_S)
 
     def only_speech(self) -> Samples:
@@ -195,10 +196,10 @@ class Clip:
         return joined[: round(LONGEST_USED_S * rate_hz)]
 
     def similarity_of_parts(self, engine: Engine) -> float | None:
-        """The mean similarity of any two parts of its speech, as a calibrated model hears them.
+        """The mean similarity of any two parts of its speech.
 
-        If two people speak in it, one after the other or in turns, it is low. With less than 3 s of
-        speech it is None.
+        It is low if two people speak in turns. It is None with less than 3 s of speech, or without
+        a calibration.
         """
         speech, calibration = self.only_speech(), engine.calibration
         count = min(_MAX_PARTS, int(len(speech) / (_PART_S * self.sample_rate_hz)))
@@ -212,14 +213,14 @@ class Clip:
     def quality(self, used_s: float, two_voices: bool | None) -> ReferenceQuality:
         """How good it is, with a warning of what is worst about it.
 
-        Little speech in one clip is not a reason to warn: see `join_voices`.
+        `join_voices` warns of too little speech, since it knows all clips.
         """
         speech_db, snr_db = _mean_db(self.levels_db[self.speech]), self._snr_db()
         range_db = float(np.ptp(np.percentile(self.levels_db, (5, 95))))
         reason = None
         if two_voices:
             reason = "sounds like two voices. Give clips, or spans, of one voice alone."
-        elif self.clipped > MAX_CLIPPED:
+        elif self.clipped > MAX_CLIPPED_SHARE:
             share = f"{100 * self.clipped:.1f} %"
             reason = f"{share} of its samples are clipped. Record it with less gain."
         elif snr_db is not None and snr_db < MIN_SNR_DB:
@@ -241,7 +242,7 @@ class Clip:
         )
 
     def _snr_db(self) -> float | None:
-        """Speech over noise, which is in both; None with less than 0.2 s of pauses."""
+        """The level of speech over that of noise; None with less than 0.2 s of pauses."""
         # Words fade: what is next to them is not a pause yet.
         near = np.convolve(self.speech, np.ones(11), "same")[: len(self.speech)] > 0.5
         speech_db, pauses_db = self.levels_db[self.speech], self.levels_db[~near]
@@ -266,7 +267,7 @@ def read_clip(
     sample_rate_hz: int,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Clip:
-    """Read a clip, of a long one 10 min from its first speech on.
+    """Read a clip; of a long one, only 10 min from its first speech on.
 
     A reader has to be at the file's own rate. `advance` is called with the seconds of each block.
 
@@ -361,7 +362,7 @@ def _check_end(path: Path, span: Span, end_s: float) -> None:
     """Refuse a span of a recording that ends before it, or leaves too little of it."""
     needed_s = span.start_s + levels.MIN_SIGNAL_S
     if not math.isinf(span.end_s):
-        needed_s = max(needed_s, span.end_s - _SLACK_S)
+        needed_s = max(needed_s, span.end_s - _SPAN_SLACK_S)
     if end_s < needed_s:
         raise AudioError(f"{path}: ends at {end_s:.2f} s, before the span {span} does.")
 
@@ -377,7 +378,7 @@ def _join(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterabl
 def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
     """The pieces from the first with speech on; none if no piece has any.
 
-    What is equally loud all the time is not taken for speech.
+    A piece that is equally loud throughout does not count as speech.
     """
     for place, (block, _) in enumerate(pieces):
         activity = levels.detect_speech(levels.frame_levels_db(block[0], rate_hz))
@@ -387,8 +388,8 @@ def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
 
 
 def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:
-    """Which of samples [channel, sample] any channel has at full scale, in runs of 3 or more."""
-    full = np.abs(samples) >= _FULL_SCALE
+    """Which samples [channel, sample] are clipped in any channel, in runs of 3 or more."""
+    full = np.abs(samples) >= _CLIPPED_FROM
     runs: npt.NDArray[np.bool_] = np.any(full[:, :-2] & full[:, 1:-1] & full[:, 2:], axis=0)
     clipped = np.zeros(samples.shape[1], np.bool_)
     for shift in range(3):
@@ -398,18 +399,18 @@ def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """Somebody's voice, as one model embeds it."""
+    """A person's voice, as one model embeds it."""
 
     embedding: Samples
     """[embedding]."""
     qualities: tuple[ReferenceQuality, ...]
-    """Of each clip, also of those that a profile was made from."""
+    """Of each clip, also of those that a profile was made of."""
     seconds: float
-    """Of the speech that it was made from."""
+    """How much speech it was made of."""
     warnings: tuple[str, ...]
     """What is wrong with its clips, a line each."""
     sources: tuple[str, ...]
-    """Clips, spans and profiles, as messages name them."""
+    """The clips, spans and profiles that it was made of, as messages name them."""
 
     def enrolment(self, model: CheckpointInfo) -> Enrolment:
         """What a profile keeps of it."""
@@ -423,7 +424,7 @@ def enroll(
     model: CheckpointInfo,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Voice:
-    """Embed one voice from clips, folders of clips and profiles, weighted by their speech.
+    """Make a voice of clips, folders of clips and profiles, weighted by their speech.
 
     `advance` is called with the seconds of each block that is read, and with 0 before each source.
 
@@ -447,11 +448,11 @@ def enroll(
     return join_voices(voices, engine.calibration)
 
 
-def embed_clip(clip: Clip, engine: Engine, voice: Samples | None = None) -> Voice:
+def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voice:
     """Embed one clip, of whose speech 0.3 s or more must be left after trimming.
 
-    If it is closer to what is known of the `voice` [embedding] that way, its polarity is inverted:
-    clips of one person may come from several microphones. See `presence.Polarity`.
+    Its polarity is inverted if that makes it more similar to the embedding of the `others`
+    [embedding]: one person's clips may be from several microphones. See `presence.Polarity`.
     """
     used, two_voices = clip.trimmed(), None
     used_s = len(used) / clip.sample_rate_hz
@@ -462,9 +463,9 @@ def embed_clip(clip: Clip, engine: Engine, voice: Samples | None = None) -> Voic
     quality = clip.quality(used_s, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
     embedding = engine.embed([used])
-    if voice is not None:
+    if others is not None:
         inverse = engine.embed([-used])
-        if leads(cosine(inverse, voice), cosine(embedding, voice)):
+        if leads(cosine(inverse, others), cosine(embedding, others)):
             embedding = inverse
     return Voice(embedding, (quality,), seconds, clip.warnings, (clip.name,))
 
@@ -472,7 +473,7 @@ def embed_clip(clip: Clip, engine: Engine, voice: Samples | None = None) -> Voic
 def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:
     """Join voices of one person, each weighted by its seconds of speech.
 
-    With a calibration, those that do not sound like the others are warned of.
+    With a calibration, there is a warning of those that do not sound like the others.
     """
     if not voices:
         raise AudioError("no reference was given. Name a clip of the voice alone.")
@@ -496,7 +497,7 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
 
 
 def _find_others(voices: Sequence[Voice], calibration: Calibration) -> list[Voice]:
-    """The voices that do not sound like the rest, the least similar one first."""
+    """The voices that are not similar to the rest, the least similar one first."""
     rest, others = list(voices), []
 
     def similarity(place: int) -> float:
@@ -513,14 +514,14 @@ def _find_others(voices: Sequence[Voice], calibration: Calibration) -> list[Voic
 
 
 def _mean(voices: Sequence[Voice]) -> Samples:
-    """The mean embedding [embedding], weighted by seconds of speech."""
+    """The mean of the voices' embeddings, [embedding], weighted by seconds of speech."""
     weights = [voice.seconds for voice in voices]
     mean: Samples = np.average([voice.embedding for voice in voices], axis=0, weights=weights)
     return mean
 
 
 def list_sources(sources: Iterable[Path]) -> list[Path]:
-    """List sources with the sound files of each folder, however deep, in its place.
+    """Replace each folder among sources by the sound files in it, however deep.
 
     Raises:
         AudioError: a source does not exist, or a folder has no sound files.
@@ -538,7 +539,7 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
 def check_sources(
     sources: Iterable[Path], *models: CheckpointInfo
 ) -> dict[Path, Profile | audio.Reader]:
-    """Read headers only, to refuse before any work what cannot be enrolled for some models.
+    """Read headers, and refuse what cannot be enrolled for all of some models.
 
     Returns:
         The profiles and, for the clips, readers. They are open, unless there are very many.

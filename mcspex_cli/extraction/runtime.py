@@ -24,12 +24,13 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MIN_WINDOW_S = 0.3
 
 SHIFTS, MOST_SHIFTS = 2, 16
+"""How many shifts `EngineSettings` has by itself, and at most."""
 
-ON_GPU = 16
-"""Signals at once on a GPU, if nothing else is asked for."""
+GPU_BATCH = 16
+"""Signals that a GPU computes at once, unless `EngineSettings.batch` says otherwise."""
 
-SPREAD = 0.1
-"""By how much signals may be shorter than the longest of their batch, as a part of its length."""
+LENGTH_SPREAD = 0.1
+"""How much shorter than the longest of its batch a signal may be, as a part of that length."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, by <malloc.h>
 _KEPT_BYTES = 2**30  # freed memory up to which glibc keeps it
@@ -39,7 +40,7 @@ _SPINS = "2000"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to compute; but for `shifts`, nothing here changes more than rounding and seams.
+    """How a network is run; only `shifts` changes the result by more than rounding and seams.
 
     Raises:
         EngineError: a precision or a runtime is unknown.
@@ -58,9 +59,10 @@ class EngineSettings:
     threads: int = 0
     """CPU threads of the whole process; 0 for as many as the runtime chooses."""
     runtime: str = "auto"
-    """What runs the network, one of `RUNTIMES`; "auto" is torch."""
+    """What runs the network, one of `RUNTIMES`. "auto" is torch, except for commands that let
+    `choose_runtime` decide first."""
     shifts: int = SHIFTS
-    """How often each window is computed, each time shifted by another part of a hop; the mean of
+    """How often each window is computed, each time shifted by another part of a hop. The mean of
     all is better than one alone, and takes as many times as long."""
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class EngineSettings:
 def choose_runtime(
     info: CheckpointInfo, settings: EngineSettings, seconds: float
 ) -> EngineSettings:
-    """Settle what "auto" means for a single command with `seconds` of audio in all."""
+    """Decide what "auto" runs, for a command that extracts `seconds` of audio in all."""
     if settings.runtime != "auto":
         return settings
     from mcspex_cli.extraction import onnx

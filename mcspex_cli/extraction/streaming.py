@@ -1,4 +1,4 @@
-"""A voice from sound that is still arriving: samples in, as many samples out, a fixed time later.
+"""A target from sound that is still arriving: samples in, as many samples out, some time later.
 
 ```
             |◀────────────────── window ───────────────────▶|
@@ -13,8 +13,8 @@ The networks are not causal: they need to know what comes before and after a sam
 norms see a whole window. So the network runs anew on the last seconds each time a hop of new sound
 has arrived, and gives a hop of output that lies a while before the window's end. Two windows are
 joined by a cross-fade. `reserve` is the time that the network may take to compute. Each window is
-resampled as a whole, which adds no delay: a streaming resampler would add 0.1 s, and one more on
-the way back. Ours.
+resampled as a whole, which adds no delay: a streaming resampler would add 0.1 s, and another one
+on the way back. Not from the paper.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import Engine, check_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
-from mcspex_cli.extraction.presence import SEGMENT_S, Polarity, PresenceMeter
+from mcspex_cli.extraction.presence import MUTE_FADE_S, SEGMENT_S, Polarity, PresenceMeter
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.windows import without_rumble
 
@@ -42,27 +42,25 @@ LONGEST_HOP_S = 0.56
 
 FADE_S = 0.02
 
-MEMORY_S = 20.0
-"""How long the level remembers, while the voice speaks."""
+LEVEL_MEMORY_S = 20.0
+"""Speech of the target that is longer ago than this hardly counts for its level."""
 
 PRESENCE_STEP_S = 0.4
-"""Presence is measured no more often, as each time costs about an eighth of a window."""
+"""Presence is measured no more often than this, as it costs about an eighth of a window."""
 
 MIN_JUDGED_S = 1.0
-"""Less than this is too little to judge."""
+"""Presence is not measured by less sound than this."""
 
 MUTED_AFTER_S = 1.2
-"""A voice is muted when presence was too low for so long."""
+"""The output is muted when presence was too low for so long."""
 
-MUTE_FADE_S = 0.05
-
-_WAITING = 4
-"""Windows that may wait to be computed, so that a long block does not fill the memory."""
+_WAITING_WINDOWS = 4
+"""How many windows may wait to be computed, so that a long block does not fill the memory."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The lengths of everything, in samples at the rate of the sound."""
+    """The lengths in the drawing above, in samples at the rate of the sound."""
 
     window: int
     hop: int
@@ -108,7 +106,7 @@ class _WindowEstimate:
 
 
 class LiveExtractor:
-    """Extracts one voice from a stream of blocks; `Extractor.live` makes one.
+    """Extracts one target from a stream of blocks; `Extractor.live` makes one.
 
     ```python
     live = extractor.live(voice, latency_s=1.0, sample_rate_hz=16000)
@@ -129,10 +127,10 @@ class LiveExtractor:
             raise ValueError(f"absent {absent!r} is none of {', '.join(policies)}")
         self.timing, self.sample_rate_hz = timing, sample_rate_hz
         self.presence: float | None = None
-        """How likely, 0 to 1, the voice speaks in about the 2 s before what came out last; None at
-        first, and for a model that cannot tell."""
+        """How likely, 0 to 1, the target speaks in about the 2 s before what came out last; None
+        at first, and for a model that cannot tell."""
         self.limited = False
-        """Whether something was turned down because it would have clipped."""
+        """Whether anything was turned down so that it does not clip."""
         self._mix = audio.MixMeter()
         self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
@@ -140,7 +138,7 @@ class LiveExtractor:
         self._held: list[Samples] = []
         """The newest sound, a window or more once there is so much."""
         self._received = self._computed = self._given = 0
-        """Samples so far."""
+        """How many samples came in, were computed, and came out so far."""
         self._window_end = timing.hop + timing.fade + timing.future
         self._ready: list[Samples] = []
         """Output that is not due yet."""
@@ -200,7 +198,7 @@ class LiveExtractor:
         self._held = [held]
         start = self._received - len(held)
         self._waiting.append(self._worker.submit(self._stream.add, start, held, last=last))
-        while len(self._waiting) > _WAITING:
+        while len(self._waiting) > _WAITING_WINDOWS:
             self._collect()
 
     def _collect(self) -> None:
@@ -233,18 +231,18 @@ class _Stream:
         self._rate_hz, self._mutes = sample_rate_hz, mutes
         self._polarity = Polarity(engine, voice.embedding)
         self._done = 0
-        """Samples that are in the output already."""
+        """How many samples are in the output already."""
         self._tail: Samples = np.zeros(0, np.float32)
-        """What the window before has for the next samples, to be faded out."""
+        """The last window's estimate of the next samples, which is faded out."""
         self._products = np.zeros(3)
-        """<mixture, estimate>, <estimate, estimate> and their seconds, remembered."""
+        """<mixture, estimate>, <estimate, estimate> and seconds, of what counts for the level."""
         self._presence: float | None = None
         hop_s = timing.hop / sample_rate_hz
         step_s = hop_s * np.ceil(PRESENCE_STEP_S / hop_s - 1e-6)
         self._presences: deque[float] = deque(maxlen=max(1, round(MUTED_AFTER_S / step_s)))
-        """Of the last times in which there was something to hear."""
+        """The last ones that were measured where the estimate was not silent."""
         self._measured_at = -np.inf
-        self._gate = 1.0
+        self._gate_gain = 1.0
 
     def add(self, start: int, window: Samples, *, last: bool) -> _WindowEstimate:
         """Compute a window, the first sample of which is number `start`."""
@@ -281,11 +279,12 @@ class _Stream:
         return _WindowEstimate(samples, self._presence, limited)
 
     def _gain(self, estimate: Samples, mixture: Samples, seconds: float) -> float:
-        """What brings a window's estimate, of which `seconds` are output, to the mixture's level.
+        """The gain that brings a window's estimate to its level in the mixture.
 
-        It is the least squares over the window and what is remembered, so that it is steady. Where
-        the estimate is soft there are pauses, or only remnants of others; by itself, least squares
-        would turn them up. So they count little, by their energy, and little is forgotten then.
+        It is the least squares over the window and what came before, so that it is steady. Where
+        the estimate is soft there are pauses, or only remnants of other people, which least squares
+        alone would turn up. So they count by their energy, and then little is forgotten. `seconds`
+        of the window are output.
         """
         if self._engine.runtime.true_level:
             return 1.0
@@ -294,7 +293,7 @@ class _Stream:
         loudness = 1.0
         if self._products[1] > 0:
             loudness = min(1.0, window[1] / window[2] * self._products[2] / self._products[1])
-        self._products *= np.exp(-seconds / MEMORY_S * loudness)
+        self._products *= np.exp(-seconds / LEVEL_MEMORY_S * loudness)
         self._products += window * seconds / window[2]
         shared, energy, _ = self._products + window
         return float(shared / energy) if energy > 0 else 1.0
@@ -309,17 +308,17 @@ class _Stream:
         meter.add(estimate[0, newest], mixture[0, newest])
         segment = meter.result().segments[-1]
         self._presence = segment.presence
-        if segment.similarity is not None:  # after silence, the gate is as it was before
+        if segment.similarity is not None:  # in silence the gate stays as it is
             self._presences.append(self._presence)
 
     def _gated(self, samples: Samples) -> Samples:
-        """Samples as the policy for an absent voice wants them, a change of it faded."""
-        calibration, before = self._engine.calibration, self._gate
+        """Samples as the policy for an absent target says, with a fade where that changes."""
+        calibration, before = self._engine.calibration, self._gate_gain
         if calibration is None or not self._mutes:
             return samples
         present = max(self._presences, default=1.0) >= calibration.mute_threshold
-        self._gate = float(present)
+        self._gate_gain = float(present)
         fade = min(len(samples), round(MUTE_FADE_S * self._rate_hz))
-        gate = np.full(len(samples), self._gate, np.float32)
-        gate[:fade] = np.linspace(before, self._gate, fade)
-        return samples * gate
+        gains = np.full(len(samples), self._gate_gain, np.float32)
+        gains[:fade] = np.linspace(before, self._gate_gain, fade)
+        return samples * gains

@@ -10,10 +10,10 @@ window k+1                                      |fade|        keep ...
 joined        ...           keep of k           |k→k+1|  keep of k+1 ...
 ```
 
-A network lacks context near the edges of a window, so those samples are dropped instead of
-blended; the cross-fade lies where both windows know what surrounds it. The last window is moved
-back so that it ends with the signal. It is never padded: padding changes what the networks' global
-norms see, and with it the answer. A signal shorter than a window is one window of its own length.
+A network lacks context near the edges of a window, so the samples there are not used. The
+cross-fade lies where both windows have context on both sides. The last window is moved back so that
+it ends with the signal. It is never padded: padding changes the statistics of the networks' global
+norms, and with them the estimate. A signal shorter than a window is one window of its own length.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mcspex_cli.audio import Resampler, Samples
+from mcspex_cli.audio import Reader, Resampler, Samples
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length
 
 LOWEST_HZ = 20.0
-"""What is below this cannot be heard, and is not shown to a network."""
+"""What is below this cannot be heard, and is taken out before a network gets the sound."""
 
-_FILTER_S = 0.4  # the length of the filter for it, which decides how steep it is
+_FILTER_S = 0.4  # the length of that filter, which decides how steep it is
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,12 @@ class Mixture:
     """Where its sound begins in its container."""
     keep: Callable[[Samples], object] | None = None
     """Gets every block."""
-    warnings: Callable[[], list[str]] = list
-    """What is wrong with it though it can be read; complete once all is read."""
     samples: int = field(default=0, init=False)
     """Read so far, of each channel."""
+
+    def warnings(self) -> list[str]:
+        """What is wrong with its file though it can be read; complete once all is read."""
+        return self.blocks.warnings if isinstance(self.blocks, Reader) else []
 
     def windows(self, sample_rate_hz: int, windowing: Windowing) -> Iterator[Window]:
         """Read it as windows at the rate of a network.

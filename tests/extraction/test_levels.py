@@ -43,7 +43,7 @@ def test_a_silent_estimate_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "peak", "lufs", "clips", "factor", "down_db"),
+    ("text", "peak", "lufs", "clips", "gain", "down_db"),
     [
         ("match", 0.5, 0, True, 1.0, 0.0),
         ("match", 2.0, 0, True, PEAK / 2, 7.02),
@@ -59,10 +59,10 @@ def test_a_silent_estimate_is_left_as_it_is() -> None:
     ],
 )
 def test_policies(
-    text: str, peak: float, lufs: float, clips: bool, factor: float, down_db: float
+    text: str, peak: float, lufs: float, clips: bool, gain: float, down_db: float
 ) -> None:
-    expected = pytest.approx((factor, down_db), abs=0.005)
-    assert Level.parse(text).factor(peak, lufs, clips=clips) == expected
+    expected = pytest.approx((gain, down_db), abs=0.005)
+    assert Level.parse(text).gain(peak, lufs, clips=clips) == expected
 
 
 @pytest.mark.parametrize(

@@ -425,11 +425,11 @@ def test_spans_are_where_the_voice_is_loud(
 
 def test_the_gate_closes_over_surely_absent_segments_and_fades() -> None:
     """0.3 is under the threshold, but not surely absent."""
-    times, gains = mute_gains(measured(presences=(0.9, 0.1, 0.3)).segments, 0.05)
+    times, gains = mute_gains(measured(presences=(0.9, 0.1, 0.3)).segments)
     assert times == pytest.approx([0.0, 3.975, 4.025, 7.975, 8.025])
     assert gains == [1.0, 1.0, 0.0, 0.0, 1.0]
-    assert mute_gains(measured(presences=(0.1, 0.1, 0.1)).segments, 0.05) == ([0.0], [0.0])
-    assert mute_gains(measured(presences=(0.9,), seconds=3.0).segments, 0.05) == ([0.0], [1.0])
+    assert mute_gains(measured(presences=(0.1, 0.1, 0.1)).segments) == ([0.0], [0.0])
+    assert mute_gains(measured(presences=(0.9,), seconds=3.0).segments) == ([0.0], [1.0])
 
 
 def written(
