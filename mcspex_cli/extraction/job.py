@@ -284,8 +284,8 @@ class Places:
         mixture = identities(job.mixture)
         if writers := [self._outputs[key] for key in mixture & self._outputs.keys()]:
             raise OutputError(
-                f"{job.mixture}: would be overwritten by the output for {writers[0]}. Leave it out, "
-                "or choose another -o."
+                f"{job.mixture}: would be overwritten by the output for {writers[0]}. Leave it "
+                "out, or choose another -o."
             )
         self._inputs |= mixture
         own: set[object] = set()
