@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("mcspex")
 
 SEGMENT_S = 2.0
-"""The length of a segment, which is embedded and judged as one. It is short because turns are, and
-a segment in which two people take turns is hard to judge."""
+"""The length of a segment, which is embedded and judged as one. A turn is often no longer, and a
+segment in which two people speak by turns is hard to judge."""
 
 STEP_S = 0.5
 """The last segment's length is a multiple of this: each new length costs a CPU's libraries time."""
@@ -177,7 +177,7 @@ class Segment:
     similarity: float | None = None
     """Of the estimate to the reference; None where the estimate or the mixture is silent."""
     gain_decades: float = 0.0
-    """Of the gain, as a power of ten, that the network's estimate needs to match the mixture."""
+    """The decimal logarithm of the gain that the network's estimate needs in the mixture."""
     residual_similarity: float | None = None
     """Of the residual to the reference; measured only where another person may be followed."""
 
