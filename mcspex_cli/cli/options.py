@@ -145,8 +145,7 @@ def choice(rows: Callable[[], Mapping[str, str]], text: str, *names: str, **sett
 def table(module: str, name: str) -> Callable[[], dict[str, str]]:
     """The `rows` of a `choice`, from a table of the package like ("extraction.levels", "LEVELS").
 
-    The table is a mapping, whose values may have a `help`, or a sequence. A dot before a name is
-    left out.
+    It is a mapping whose values may have a `help`, or a sequence; a dot before a name is left out.
     """
 
     def rows() -> dict[str, str]:

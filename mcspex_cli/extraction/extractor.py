@@ -295,8 +295,7 @@ class Extractor:
             advance: called with the seconds of audio done since its last call.
 
         Yields:
-            Each job, in order, with its result or its error. A job that fails does not stop the
-            others.
+            Each job, in order, with its result or its error, which does not stop the others.
         """
         options, places = self._checked(options), Places()
         lookahead = max(LOOKAHEAD, self.engine.batch)
