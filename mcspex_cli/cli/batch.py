@@ -73,7 +73,7 @@ def _suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | No
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What `mcspex batch` is asked for; the batch's own settings have the same names."""
+    """The arguments of `mcspex batch`; the batch's own settings have the same names."""
 
     mixtures: tuple[Path, ...] = options.argument("[MIXTURES...]", nargs=-1, type=options.PATH)
     manifest: Path | None = path(

@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 
 OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
 
-_OLDEST, _NEWEST = (3, 10), (3, 13)
-"""Versions of Python that the tests run on."""
+_OLDEST_PYTHON, _NEWEST_PYTHON = (3, 10), (3, 13)
+"""The oldest and the newest Python that the tests run on."""
 
-_HUB_S = 3.0
+_HUB_TIMEOUT_S = 3.0
 """Seconds for each step to the Hub."""
 
-_ROOM = 200e6
-"""Bytes that should be free."""
+_ROOM_BYTES = 200e6
+"""How much of a disk should be free."""
 
-_LEAST_DB = 5.0
+_MIN_SI_SDR_I_DB = 5.0
 """By how much the self-test has to improve SI-SDR; the bundled model does twice that."""
 
 _EXTRA = re.compile(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
 """A package that an extra asks for, in a distribution's metadata."""
 
-_AGAIN = "Install mcspex again."
-_STILL = "Models that are on this disk still work."
+_REPAIR = "Install mcspex again."
+_OFFLINE_USE = "Models that are on this disk still work."
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def check_up(*, offline: bool = False) -> Iterator[Finding]:
     try:
         models = bundled()
     except OSError as error:
-        yield Finding("models", FAILED, in_words(error), _AGAIN)
+        yield Finding("models", FAILED, in_words(error), _REPAIR)
     else:
         if not models:
-            yield Finding("models", FAILED, "no bundled model is installed", _AGAIN)
+            yield Finding("models", FAILED, "no bundled model is installed", _REPAIR)
         for name, folder in models.items():
             yield guarded(name, partial(check_model, folder))
     yield guarded("self-test", run_self_test)
@@ -197,9 +197,9 @@ def check_mcspex() -> tuple[str, ...]:
 def check_python() -> tuple[str, ...]:
     """Whether this Python is one that is tested."""
     running = f"{platform.python_version()} ({sys.executable})"
-    if _OLDEST <= sys.version_info[:2] <= _NEWEST:
+    if _OLDEST_PYTHON <= sys.version_info[:2] <= _NEWEST_PYTHON:
         return OK, running
-    span = " to ".join(f"{major}.{minor}" for major, minor in (_OLDEST, _NEWEST))
+    span = " to ".join(f"{major}.{minor}" for major, minor in (_OLDEST_PYTHON, _NEWEST_PYTHON))
     return WARNING, f"{running} is untested", f"Use Python {span}."
 
 
@@ -328,7 +328,9 @@ def check_temporary() -> tuple[str, ...]:
     if chosen and Path(chosen).resolve() != place.resolve():
         detail += f"; TMPDIR={chosen} cannot be written"
         return WARNING, detail, "Set TMPDIR to a folder that can be written."
-    return (WARNING, detail, "Free some space, or set TMPDIR.") if free < _ROOM else (OK, detail)
+    if free < _ROOM_BYTES:
+        return WARNING, detail, "Free some space, or set TMPDIR."
+    return OK, detail
 
 
 def check_cache() -> tuple[str, ...]:
@@ -349,7 +351,9 @@ def check_cache() -> tuple[str, ...]:
     if damaged:
         problem, remedy = _parts(damaged[0])
         return WARNING, f"{detail}; {problem}", remedy
-    return (WARNING, detail, "Free some space, or set HF_HOME.") if free < _ROOM else (OK, detail)
+    if free < _ROOM_BYTES:
+        return WARNING, detail, "Free some space, or set HF_HOME."
+    return OK, detail
 
 
 def check_graphs() -> tuple[str, ...]:
@@ -393,19 +397,19 @@ def check_hub(*, offline: bool) -> tuple[str, ...]:
 
     def ask() -> None:
         try:
-            answers.append((OK, f"{hub.reach(_HUB_S)} answers"))
+            answers.append((OK, f"{hub.reach(_HUB_TIMEOUT_S)} answers"))
         except HubError as error:
             detail, remedy = _parts(error)
-            advice = f"{_STILL} {remedy.partition(';')[0].rstrip('.')}."
+            advice = f"{_OFFLINE_USE} {remedy.partition(';')[0].rstrip('.')}."
             answers.append((WARNING, detail.removeprefix("the Hub: "), advice))
         except Exception as error:  # which in a thread would be a traceback
-            answers.append((WARNING, in_words(error), _STILL))
+            answers.append((WARNING, in_words(error), _OFFLINE_USE))
 
     # A thread that may be left behind: no timeout of the client's holds for a name's look-up.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(_HUB_S + 1)
-    return answers[0] if answers else (WARNING, "no answer in time", _STILL)
+    asking.join(_HUB_TIMEOUT_S + 1)
+    return answers[0] if answers else (WARNING, "no answer in time", _OFFLINE_USE)
 
 
 def check_model(folder: Path) -> tuple[str, ...]:
@@ -415,9 +419,9 @@ def check_model(folder: Path) -> tuple[str, ...]:
     try:
         info = find_checkpoint(folder)
     except CheckpointError as error:
-        return FAILED, _parts(error)[0], _AGAIN
+        return FAILED, _parts(error)[0], _REPAIR
     if problems := verify(info, offline=True).problems:
-        return FAILED, problems[0].partition(". ")[0], _AGAIN
+        return FAILED, problems[0].partition(". ")[0], _REPAIR
     return OK, f"bundled, {info.weight_bytes / 1e6:.1f} MB, checksum good"
 
 
@@ -427,12 +431,12 @@ def run_self_test() -> tuple[str, ...]:
 
     began, folder = time.monotonic(), options.examples()
     if not folder.is_dir():
-        return FAILED, "its recordings are missing", _AGAIN
+        return FAILED, "its recordings are missing", _REPAIR
     mixture, truth = folder / "mixture.flac", folder / "truth.flac"
     try:
         extractor = Extractor.load()
     except CheckpointError as error:
-        return FAILED, _parts(error)[0], _AGAIN
+        return FAILED, _parts(error)[0], _REPAIR
     with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as place:
         estimate = Path(place) / "estimate.wav"
         voice = extractor.enroll(folder / "reference.flac")
@@ -444,7 +448,7 @@ def run_self_test() -> tuple[str, ...]:
         )
     runtime = f"{result.runtime}, {result.precision} on {result.device}"
     detail = f"SI-SDR {before_db:.1f} dB before, {after_db:.1f} dB after ({runtime})"
-    if not after_db - before_db >= _LEAST_DB:
+    if not after_db - before_db >= _MIN_SI_SDR_I_DB:
         remedy = "Try --precision float32 and --device cpu with extract; install mcspex again."
         return FAILED, f"the voice was not extracted: {detail}", remedy
     seconds, elapsed_s = len(target) / rate_hz, time.monotonic() - began

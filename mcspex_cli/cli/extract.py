@@ -46,7 +46,7 @@ def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple
 
 @dataclass(frozen=True)
 class ExtractRequest:
-    """What `mcspex extract` is asked for."""
+    """The arguments of `mcspex extract`."""
 
     mixtures: tuple[Path, ...] = argument("MIXTURE...", nargs=-1, required=True, type=options.PATH)
     references: tuple[Path, ...] = options.references()

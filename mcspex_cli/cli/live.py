@@ -42,7 +42,7 @@ _OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa
 _LATE_S = 0.25
 """How late the output is when the first warning comes; another comes whenever that has doubled."""
 
-_FASTER = "Use a longer --latency, or a smaller model."
+_SPEED_ADVICE = "Use a longer --latency, or a smaller model."
 
 
 def _policies() -> dict[str, str]:
@@ -53,7 +53,7 @@ def _policies() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LiveRequest:
-    """What `mcspex live` is asked for."""
+    """The arguments of `mcspex live`."""
 
     references: tuple[Path, ...] = options.references()
     latency_s: float = option(
@@ -257,7 +257,7 @@ class _Clock:
             self._limit_s = 2 * late_s
             console.warn(
                 f"this machine is too slow: it is {late_s:.1f} s behind. Nothing is lost, but the "
-                f"delay grows. {_FASTER}"
+                f"delay grows. {_SPEED_ADVICE}"
             )
 
     def pause(self, write: Callable[[Samples], None], samples: Samples) -> None:
@@ -359,7 +359,7 @@ class Inflow:
                 return
             except queue.Full:
                 if not waits:
-                    slow = "this machine is too slow, and too much sound waits. " + _FASTER
+                    slow = "this machine is too slow, and too much sound waits. " + _SPEED_ADVICE
                     self.end(AudioError(f"{self.name}: {slow}"))
 
     def end(self, error: McspexError | None = None) -> None:

@@ -89,7 +89,7 @@ def _limits(
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What `mcspex score` is asked for."""
+    """The arguments of `mcspex score`."""
 
     estimates: Path = options.argument("ESTIMATES", type=options.PATH)
     truth: Path | None = path("FILE|DIR", "The target's speech alone, as it was recorded.")

@@ -168,7 +168,7 @@ class Extractor:
         return enroll(sources, self.engine, self.model, advance)
 
     def check_embedding(self, name: str, voice: Voice) -> None:
-        """Refuse a voice that another model embedded, or a damaged one; for `name`'s sake."""
+        """Refuse a voice of another model, or a damaged one; the message begins with `name`."""
         embedding = np.asarray(voice.embedding)
         is_known = embedding.shape == (self.model.config.embedding,) and embedding.dtype.kind == "f"
         if not is_known or not np.isfinite(embedding).all():

@@ -164,8 +164,7 @@ def _levels_db(mean_squares: npt.ArrayLike) -> FrameLevels:
 
 
 PEAK = 0.891
-"""The highest sample of "peak", and of an estimate that would clip: -1 dBFS, since a player's
-resampler may make samples higher."""
+"""The highest sample of "peak", and of what would clip: -1 dBFS, room for players to resample."""
 
 FULL_SCALE = 0.999
 """A sample above this counts as clipping."""

@@ -48,7 +48,7 @@ VERSION = 1
 RUNNER, EXPORTER = "onnxruntime", ("onnx", "onnxscript")
 """The packages that run graphs, and that make them."""
 
-SHORT_S = 8.0
+SHORT_AUDIO_S = 8.0
 """Seconds of audio up to which a start without torch saves more than torch's speed does."""
 
 _INPUTS = {EMBED: ("reference",), EXTRACT: ("mixture", "embedding")}
@@ -58,7 +58,7 @@ _OPSET = 18  # the version of ONNX's operators, of 2022: what the exporter write
 _TOLERANCE = 1e-4  # how far a graph may be from torch, as a part of the largest value
 _CUDA = "CUDAExecutionProvider"
 
-_FATAL = 4  # the level below which ONNX Runtime logs nothing: we raise its errors
+_FATAL_SEVERITY = 4  # the level below which ONNX Runtime logs nothing: we raise its errors
 
 
 class OnnxRuntime(Runtime):
@@ -96,7 +96,7 @@ class OnnxRuntime(Runtime):
             providers.insert(0, (_CUDA, {"device_id": number or "0"}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
-        options.log_severity_level = _FATAL
+        options.log_severity_level = _FATAL_SEVERITY
         try:
             self._sessions = {
                 name: onnxruntime.InferenceSession(folder / name, options, providers)
@@ -128,7 +128,7 @@ class OnnxRuntime(Runtime):
         import onnxruntime
 
         options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL
+        options.log_severity_level = _FATAL_SEVERITY
         arrays = (np.ascontiguousarray(array, np.float32) for array in inputs)
         feeds = dict(zip(_INPUTS[graph], arrays, strict=True))
         try:
@@ -161,7 +161,7 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
     if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
         return False
     alone = info.has_only_graphs
-    if not (alone or seconds <= SHORT_S) or not find_spec(RUNNER):
+    if not (alone or seconds <= SHORT_AUDIO_S) or not find_spec(RUNNER):
         return False
     try:
         return alone or find(info) is not None

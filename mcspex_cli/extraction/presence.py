@@ -44,7 +44,7 @@ SEGMENT_S = 2.0
 """The length of a segment, which is embedded and judged as one. A turn is often no longer, and a
 segment in which two people speak by turns is hard to judge."""
 
-STEP_S = 0.5
+LENGTH_STEP_S = 0.5
 """The last segment's length is a multiple of this: each new length costs a CPU's libraries time."""
 
 SHARPNESS = 2.0
@@ -239,10 +239,9 @@ class Polarity:
     """Whether a mixture has the polarity of the reference, or the inverse one.
 
     Microphones and amplifiers may invert sound. Nobody hears it, but a network that learned from
-    references and mixtures of the same microphone hardly finds the target then: SI-SDRi fell from
-    7.5 to -0.7 dB on 45 mixtures. So until the polarity is known, each window is computed both
-    ways, and the estimate that is clearly more similar to the reference is taken. Not from the
-    paper.
+    references and mixtures of one microphone hardly finds the target then: SI-SDRi fell from 7.5
+    to -0.7 dB on 45 mixtures. Until polarity is known, each window is computed both ways, and the
+    estimate that is clearly more similar to the reference is taken. Not from the paper.
 
     Args:
         engine: embeds estimates.
@@ -317,7 +316,7 @@ class PresenceMeter:
         """Measure the rest, as the end of a segment of 2 s if possible, and judge the file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
-            step, length = round(STEP_S * self._engine.sample_rate_hz), self._segment_samples
+            step, length = round(LENGTH_STEP_S * self._engine.sample_rate_hz), self._segment_samples
             if not self._last.size:
                 length = max(1, held.shape[-1] // step) * step
             self._pending.append((held[:, -length:], self._fresh))
@@ -447,12 +446,11 @@ def find_spans(
 
 def mute_gains(segments: Sequence[Segment]) -> tuple[list[float], list[float]]:
     """Points in time, in seconds, and the gains there that mute segments without the target."""
-    half_s = MUTE_FADE_S / 2
     kept = [float(not one.surely_absent) for one in segments]
     times, gains = [0.0], [kept[0]]
     for one, before, after in zip(segments, kept, kept[1:], strict=False):
         if before != after:
-            times += [one.end_s - half_s, one.end_s + half_s]
+            times += [one.end_s - MUTE_FADE_S / 2, one.end_s + MUTE_FADE_S / 2]
             gains += [before, after]
     return times, gains
 

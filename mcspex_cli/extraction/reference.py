@@ -179,8 +179,7 @@ class Clip:
         if self.seconds <= LONG_CLIP_S:
             start_s, end_s = spans[0][0], spans[-1][1]
             start_s = start_s if start_s > _END_SILENCE_S else 0.0
-            has_silence = self.seconds - end_s > _END_SILENCE_S
-            spans = [(start_s, end_s if has_silence else self.seconds)]
+            spans = [(start_s, end_s if self.seconds - end_s > _END_SILENCE_S else self.seconds)]
         return self._joined(spans, _MARGIN_S)
 
     def only_speech(self) -> Samples:

@@ -34,7 +34,7 @@ LENGTH_SPREAD = 0.1
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, by <malloc.h>
 _KEPT_BYTES = 2**30  # freed memory up to which glibc keeps it
-_SPINS = "2000"
+_SPIN_COUNT = "2000"
 """How often a thread looks for work before it sleeps; GCC's OpenMP would look 300,000 times."""
 
 
@@ -151,7 +151,7 @@ def share_cores() -> None:
     programs of our own: a library leaves the settings of its host alone.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
 
 
 def keep_memory() -> None:

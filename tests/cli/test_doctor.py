@@ -289,7 +289,7 @@ def test_an_address_that_is_none_is_a_warning(
 
 
 def test_a_hub_that_hangs_is_left(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_HUB_S", 0.2)
+    monkeypatch.setattr(checks, "_HUB_TIMEOUT_S", 0.2)
     fault = hub.fail("/api/models", wait_s=30)
     found = run(checks.check_hub, offline=False)
     assert found.status == WARNING
