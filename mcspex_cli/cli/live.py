@@ -239,14 +239,14 @@ def _work(
 class _Clock:
     """Warns when this machine is too slow for sound that arrives in real time.
 
-    Sound should be done when it arrives. A file arrives at once, so its sound has as much time as
+    A block is due when it arrives; a file's, which all arrive at once, when they would have arrived
     in real time. Time in which the output waits for its reader does not count.
     """
 
     def __init__(self) -> None:
         self._ready = time.monotonic()
         self._start = -math.inf
-        """The time from which on the sound would have arrived as the latest did, in real time."""
+        """When the sound began, if it all came in real time."""
         self._limit_s = _LATE_S
 
     def check(self, arrival: float, seconds: float) -> None:
