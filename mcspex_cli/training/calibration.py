@@ -21,7 +21,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration, PresenceMeter, features_of
+from mcspex_cli.extraction.presence import Calibration, Polarity, PresenceMeter, features_of
 from mcspex_cli.extraction.reference import Clip
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
@@ -306,8 +306,10 @@ class Calibrator:
         speaker, voice = self.cases[place].speaker, self._voices[place]
         present = speaker == case.speaker
         meter = PresenceMeter(engine, voice, residuals=present)
-        estimate = engine.extract(one.mixture, voice)
-        meter.add(estimate, one.mixture)
+        polarity, block = Polarity(engine, voice), one.mixture[None]
+        estimates = [engine.extract(each[0], voice)[None] for each in polarity.signals(block)]
+        estimate = polarity.choose(block, estimates)[0]
+        meter.add(polarity.sign * estimate, polarity.sign * one.mixture)
         result = meter.result()
         shares = []
         for segment in result.segments:
