@@ -47,6 +47,8 @@ class Surroundings:
     highest_hz: float = 0.0
     """Of a narrow band; 0 if the band is not narrow."""
     lowest_hz: float = 0.0
+    inverted: bool = False
+    """Whether the microphone has the other polarity."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ class MixtureSampler:
             responses=responses,
             highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
             lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
+            inverted=settings.inverted > 0 and bool(rng.random() < settings.inverted),
         )
 
     def compose(self, plans: Sequence[Plan]) -> Batch:
@@ -287,7 +290,7 @@ class MixtureSampler:
         target, reverberant = target * present, talkers[:, 0] * present
         noise = self._noise(arounds, reverberant + interferer)
         signals = torch.stack((reverberant + interferer + noise, target, interferer, noise))
-        signals = self._in_bands(arounds, signals)
+        signals = self._by_microphones(arounds, signals)
         level_db = self._column([p.level_db for p in plans])
         mixture, target, interferer, noise = signals * _gain_to_level(signals[0], level_db)
         leads = plans[:: self.settings.mixtures_per_reference]
@@ -312,7 +315,8 @@ class MixtureSampler:
             arounds = [plans[row].around_reference for row in rows]
             dry = self.corpus.gather([plans[row].reference for row in rows], length)
             reverberant = self._in_rooms(arounds, dry.unsqueeze(1))[0].squeeze(1)
-            noisy = self._in_bands(arounds, reverberant + self._noise(arounds, reverberant))
+            noisy = reverberant + self._noise(arounds, reverberant)
+            noisy = self._by_microphones(arounds, noisy)
             level_db = self._column([plans[row].reference_level_db for row in rows])
             references[rows, :length] = noisy * _gain_to_level(noisy, level_db)
         if len(set(lengths)) == 1:
@@ -395,8 +399,9 @@ class MixtureSampler:
         below = 10 ** (-self._column([a.noise_db for a in arounds]) / 20)
         return noise * below * speech.square().mean(-1, keepdim=True).sqrt()
 
-    def _in_bands(self, arounds: Sequence[Surroundings], signals: Tensor) -> Tensor:
-        """Signals [..., batch, sample] with the narrow bands that were drawn."""
+    def _by_microphones(self, arounds: Sequence[Surroundings], signals: Tensor) -> Tensor:
+        """Signals [..., batch, sample] in the polarities and narrow bands that were drawn."""
+        signals = signals * self._column([-1.0 if a.inverted else 1.0 for a in arounds])
         rows = [row for row, a in enumerate(arounds) if a.highest_hz]
         if not rows:
             return signals

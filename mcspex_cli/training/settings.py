@@ -108,6 +108,7 @@ class MixtureSettings:
     narrow_band: Probability = 0.0
     band_hz: Annotated[Range, Limits(100, 96_000)] = (2000.0, 4000.0)
     band_from_hz: Annotated[Range, Limits(0, 96_000)] = (50.0, 350.0)
+    inverted: Probability = 0.0
     reference_noise: Probability = 0.0
     reference_room: Probability = 0.0
     reference_narrow_band: Probability = 0.0

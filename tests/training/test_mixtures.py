@@ -198,6 +198,28 @@ def test_a_narrow_band_holds_for_mixture_and_target(talkers: Corpus) -> None:
         assert spectrum[:, 900:].sum() < 1e-6 * spectrum.sum()
 
 
+def test_mixtures_and_references_are_inverted_each_by_itself(talkers: Corpus) -> None:
+    sampler = MixtureSampler(talkers, replace(PLAIN, inverted=0.5))
+    plans = sampler.plan(0, 0, range(32))
+    kinds = {(plan.around.inverted, plan.around_reference.inverted) for plan in plans}
+    assert len(kinds) == 4
+    upright = [
+        replace(
+            plan,
+            around=replace(plan.around, inverted=False),
+            around_reference=replace(plan.around_reference, inverted=False),
+        )
+        for plan in plans
+    ]
+    drawn, expected = sampler.compose(plans), sampler.compose(upright)
+    for row, plan in enumerate(plans):
+        sign = -1 if plan.around.inverted else 1
+        for name in ("mixture", "target", "interferer"):
+            assert torch.equal(getattr(drawn, name)[row], sign * getattr(expected, name)[row])
+        sign = -1 if plan.around_reference.inverted else 1
+        assert torch.equal(drawn.reference[row], sign * expected.reference[row])
+
+
 def test_references_have_surroundings_of_their_own(talkers: Corpus) -> None:
     plain = draw(talkers, PLAIN)
     for name in ("reference_noise", "reference_room", "reference_narrow_band"):
