@@ -1,7 +1,26 @@
 """Every failure that a user can cause or repair; text of unknown origin, made safe to show.
 
-A message says in one line which file or value, why, and what to do now. Exit code 2 is a wrong
-command line (Click's own), 130 an interruption.
+```
+McspexError             exit 1
+├── AudioError          a sound file that cannot be used
+│   ├── DamagedError    it is damaged or cut off: part of its sound cannot be read
+│   └── NonFiniteError  it has NaN or infinite samples
+├── OutputError         a place that cannot, or must not, be written
+│   └── DiskFullError   nothing more fits on it: no other file will either
+├── CheckpointError     a model that cannot be found or loaded
+│   ├── ForeignModel    it is another program's
+│   └── HubError        the Hugging Face Hub does not give it, or take it
+├── EngineError         a device or precision that does not work here
+├── PairingError        files that do not belong together
+│   └── PlanError       the same of a whole batch, every reason listed
+├── ConfigError         a configuration file with an impossible value
+├── PartialFailure      exit 3: some of many files failed, the rest are done
+├── BelowThreshold      exit 4: everything was scored, and is not good enough
+└── AbsentError         exit 5: the voice is not in the mixture, and that is not accepted
+```
+
+Exit code 2 is a wrong command line (Click's own), 130 an interruption. A message says which file or
+value, why, and what to do now, in one line.
 """
 
 from __future__ import annotations

@@ -311,7 +311,8 @@ def test_a_voice_is_found_whatever_polarity_mixture_and_references_have(
     """A loudspeaker that moves in where it should move out sounds the same."""
     rate_hz = bundled.sample_rate_hz
     reference, mixture, target = (
-        audio.read(EXAMPLES / f"{name}.flac", rate_hz) for name in ("reference", "mixture", "truth")
+        audio.read(EXAMPLES / "set" / f"{name}.flac", rate_hz)
+        for name in ("references/rms", "mixtures/rms_1", "truth/rms_1")
     )
     clips = tmp_path / "same.wav", tmp_path / "inverse.wav"
     for clip, sign in zip(clips, (1, -1), strict=True):
