@@ -351,7 +351,7 @@ class _Actor:
     def end(self, *, now: bool) -> None:  # noqa: ARG002 (what it has done is in the journal)
         import ray
 
-        if self._handle:
+        if self._handle and ray.is_initialized():  # else Ray would be started anew
             ray.kill(self._handle)
 
 
