@@ -334,14 +334,16 @@ def _extraction(
     ),
 ) -> ExtractionOptions:
     values = locals()  # the options are called like the fields of `ExtractionOptions`
-    if level == "raw" and dry_db is not None:
-        raise click.UsageError("--level raw is far louder than the mixture; leave --dry out.")
     from mcspex_cli.extraction.job import ExtractionOptions
+    from mcspex_cli.extraction.levels import Level
 
     try:
-        return ExtractionOptions(**values)
+        extraction = ExtractionOptions(**values)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
+    if dry_db is not None and not Level.parse(level).policy.matched:
+        raise click.UsageError(f"--level {level} is far louder than the mixture; leave --dry out.")
+    return extraction
 
 
 EXTRACTION = group(_extraction)
