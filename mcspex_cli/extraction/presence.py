@@ -266,7 +266,7 @@ class Polarity:
             same, inverse = (self._similarity(*pair) for pair in pairs)
             if leads(inverse, same):
                 self.sign = -1.0
-            self._is_known = leads(same, inverse) or leads(inverse, same)
+            self._is_known = max(same, inverse) >= POLARITY_SIMILARITY
         return estimates[0] if self.sign > 0 else -estimates[1]
 
     def _similarity(self, mixture: Samples, estimate: Samples) -> float:
