@@ -473,6 +473,7 @@ class Page:
 
         self.wait_for("#mixture .play", "is_enabled")
         wave = self("#mixture .wave")
+        until(lambda: wave.get_attribute("aria-valuemax"), "the waveform is drawn")
         width, seconds = wave.size["width"], float(wave.get_attribute("aria-valuemax"))
         start, end = (round(width * s / seconds) for s in (start_s, end_s))
         actions = ActionChains(self.browser, duration=50)
