@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -15,8 +16,22 @@ from mcspex_cli.model.config import SystemConfig, sized
 from mcspex_cli.model.layers import TCNBlock
 from mcspex_cli.model.separator import ConSM
 from mcspex_cli.model.systems import System, build
-from mcspex_cli.training.mixtures import Batch
+from mcspex_cli.training.mixtures import Batch, MixtureSampler
 from mcspex_cli.training.settings import TrainSettings
+
+REFERENCES_PER_SPEAKER = 4
+"""How many references, on average, a classifier is computed from."""
+
+_REFERENCES_AT_ONCE = 16
+
+_SHRINKAGE = 0.05
+"""The share of an equal variance in all directions in the covariance of a speaker's embeddings."""
+
+_PRIOR_COUNT = 0.6
+"""As how many references the mean of all speakers counts in each speaker's mean."""
+
+_LOGIT_SCALE = 0.25
+"""The analysis is too sure of itself, since it knows so few references of each speaker."""
 
 _SPREAD = 0.2
 """How unequally, relative to an equal share, the copies of a unit share its outgoing weights."""
@@ -67,6 +82,37 @@ def match_level(system: System, batch: Batch) -> None:
         gain = (power / estimate[batch.present].square().mean().clamp_min(1e-12)).sqrt()
         for parameter in bank.parameters():
             parameter.mul_(gain)
+
+
+@torch.no_grad()
+def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
+    """Compute the speaker classifier, by linear discriminant analysis of embedded references.
+
+    The references are drawn as in training, `REFERENCES_PER_SPEAKER` on average. A classifier that
+    begins at random learns slowly at the low rates that suit a trained network. Source: ours; the
+    constants were chosen for `mcspex-16k` (docs/lab-book.md).
+    """
+    was_training, speakers = system.training, system.config.speakers
+    system.eval()
+    embedded, named = [], []
+    for step in range(math.ceil(REFERENCES_PER_SPEAKER * speakers / _REFERENCES_AT_ONCE)):
+        rows = range(_REFERENCES_AT_ONCE * sampler.settings.mixtures_per_reference)
+        references, lengths, speaker = sampler.compose_references(sampler.plan(seed, step, rows))
+        embedded.append(system.embed(references, lengths).double().cpu())
+        named.append(speaker.cpu())
+    system.train(was_training)
+    embeddings, speaker = torch.cat(embedded), torch.cat(named)
+    counts = speaker.bincount(minlength=speakers)[:, None].double()
+    sums = embeddings.new_zeros(speakers, embeddings.shape[1]).index_add(0, speaker, embeddings)
+    deviations = embeddings - (sums / counts.clamp_min(1))[speaker]
+    covariance = deviations.T @ deviations / max(1, len(speaker) - int((counts > 0).sum()))
+    variance = covariance.diagonal().mean().clamp_min(1e-12)
+    covariance = torch.lerp(covariance, variance * torch.eye(len(covariance)).double(), _SHRINKAGE)
+    means = (sums + _PRIOR_COUNT * embeddings.mean(0)) / (counts + _PRIOR_COUNT)
+    weight = _LOGIT_SCALE * torch.linalg.solve(covariance, means.T).T
+    bias = -0.5 * (weight * means).sum(1)
+    system.classifier.weight.copy_(weight)
+    system.classifier.bias.copy_(bias - bias.mean())
 
 
 def larger(config: SystemConfig, width: float, stacks: int, blocks: int) -> SystemConfig:

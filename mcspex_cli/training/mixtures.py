@@ -293,8 +293,7 @@ class MixtureSampler:
         signals = self._by_microphones(arounds, signals)
         level_db = self._column([p.level_db for p in plans])
         mixture, target, interferer, noise = signals * _gain_to_level(signals[0], level_db)
-        leads = plans[:: self.settings.mixtures_per_reference]
-        reference, lengths = self._references(leads)
+        reference, lengths, speaker = self.compose_references(plans)
         return Batch(
             mixture=mixture,
             target=target,
@@ -302,12 +301,14 @@ class MixtureSampler:
             noise=noise,
             reference=reference,
             reference_lengths=lengths,
-            speaker=self._column([p.speaker for p in leads]).squeeze(1).long(),
+            speaker=speaker,
             present=present.squeeze(1).bool(),
         )
 
-    def _references(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor | None]:
-        """The references in their own surroundings, and their lengths, as `Batch` has them."""
+    def compose_references(self, plans: Sequence[Plan]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The references in their own surroundings, their lengths and speakers, as in `Batch`."""
+        plans = plans[:: self.settings.mixtures_per_reference]
+        speaker = self._column([plan.speaker for plan in plans]).squeeze(1).long()
         lengths = [plan.reference_length for plan in plans]
         references = torch.zeros(len(plans), max(lengths), device=self.corpus.samples.device)
         for length in sorted(set(lengths)):
@@ -320,8 +321,9 @@ class MixtureSampler:
             level_db = self._column([plans[row].reference_level_db for row in rows])
             references[rows, :length] = noisy * _gain_to_level(noisy, level_db)
         if len(set(lengths)) == 1:
-            return references, None
-        return references, torch.tensor(lengths).to(references.device, non_blocking=True)
+            return references, None, speaker
+        own_lengths = torch.tensor(lengths).to(references.device, non_blocking=True)
+        return references, own_lengths, speaker
 
     def _talkers(self, plans: Sequence[Plan]) -> Tensor:
         """What each plan's talkers say [batch, talker, sample], the target first.

@@ -26,7 +26,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.training.data import Corpus
-from mcspex_cli.training.growth import build_system, match_level
+from mcspex_cli.training.growth import build_system, fit_classifier, match_level
 from mcspex_cli.training.mixtures import MixtureSampler
 from mcspex_cli.training.optimisation import Losses, Optimiser, multi_scale_loss, rate_factor
 from mcspex_cli.training.settings import TrainSettings
@@ -77,6 +77,8 @@ class Trainer:
         self.renderings = read_validation(settings.data, rate, part)
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
+        if self.start and self.start.config.speakers != len(corpus.speakers) and not state:
+            fit_classifier(self.system, self.sampler, settings.run.seed)
         if self.system.config.true_level and not state:
             match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
         self.averaged = deepcopy(self.system).eval().requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from mcspex_cli.model.decoder import INTERMGS
 from mcspex_cli.model.encoder import FUSERS
 from mcspex_cli.model.separator import CONSMS
 from mcspex_cli.model.systems import System, build
-from mcspex_cli.training.growth import grow, larger
+from mcspex_cli.training.data import Corpus
+from mcspex_cli.training.growth import fit_classifier, grow, larger
+from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
 
 TINY = sized("mcspex", "tiny", RATE_HZ, 5)
@@ -95,3 +99,14 @@ def test_growth_is_the_same_for_the_same_seed() -> None:
 def test_a_network_does_not_shrink(sizes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"only add to what there is: 2 stacks of 4 blocks"):
         grow(trained(TINY), **sizes)
+
+
+def test_a_computed_classifier_names_speakers_by_references_that_it_has_not_seen(
+    corpus: Path,
+) -> None:
+    sampler = MixtureSampler(Corpus.read([corpus], RATE_HZ), MixtureSettings(segment_s=0.5))
+    system = trained(replace(TINY, speakers=3))
+    fit_classifier(system, sampler, seed=0)
+    references, lengths, speakers = sampler.compose_references(sampler.plan(1, 0, range(60)))
+    named = system.classifier(system.embed(references, lengths)).argmax(1)
+    assert (named == speakers).double().mean() > 0.6  # by chance: 0.33
