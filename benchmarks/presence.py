@@ -19,15 +19,9 @@ import numpy as np
 from mcspex_cli import EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import Engine, open_engine
-from mcspex_cli.extraction.levels import (
-    FRAME_S,
-    LevelMatcher,
-    detect_speech,
-    frame_levels_db,
-    gain_db,
-    smooth_activity,
-)
+from mcspex_cli.extraction.levels import LevelMatcher, gain_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult, find_spans
+from mcspex_cli.extraction.speech import FRAME_S, detect_speech, frame_levels_db, smooth_activity
 from mcspex_cli.training.calibration import SILENT, SPEAKING, Case, area, read_cases
 
 LENGTHS_S = (4, 8, 16, 31)

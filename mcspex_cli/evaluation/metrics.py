@@ -27,7 +27,7 @@ import soxr
 
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.extraction.levels import frame_levels_db, share_of_speech
+from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 from mcspex_cli.extraction.windows import without_rumble
 
 SILENCE = 1e-10

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from mcspex_cli.audio import LOUDEST, MOST_CHANNELS, Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.levels import SILENCE_DB, check_length, check_level
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import (
     GPU_BATCH,
@@ -29,6 +28,7 @@ from mcspex_cli.extraction.runtime import (
     choose_device,
     choose_precision,
 )
+from mcspex_cli.extraction.speech import SILENCE_DB, check_length, check_level
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:

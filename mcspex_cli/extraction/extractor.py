@@ -34,7 +34,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
-from mcspex_cli.extraction import levels
+from mcspex_cli.extraction import levels, speech
 from mcspex_cli.extraction.engine import Engine, check_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
@@ -428,10 +428,8 @@ class _Extraction:
     _presence: PresenceResult  # of all channels together
     _match_gain: npt.NDArray[np.float64]  # [channel], to its level in the mixture
     _wet_gain: npt.NDArray[np.float64]  # [channel], of the estimate, before the level policy's
-    _level_gain: float  # the level policy's, of the estimate and all that is mixed with it
-    _limit_db: float  # how much `_level_gain` is below what the policy asks for, against clipping
-    _residual_gain: float  # 1, or less against clipping
-    _residual_limit_db: float
+    _level_gain: levels.LevelGain  # of the estimate and all that is mixed with it
+    _residual_gain: levels.LevelGain  # 1, or less against clipping
     _silent: bool  # whether the estimate is silent as it is written
 
     def __init__(
@@ -531,7 +529,7 @@ class _Extraction:
             meter.add(*(self.polarity.sign * signal for signal in signals))
         self._estimate_store.append(self._back.step(estimate, last=window.last))
         if window.last:
-            levels.check_level(self.name, self._matcher.mixture_mean_square())
+            speech.check_level(self.name, self._matcher.mixture_mean_square())
             self._channel_presences = [meter.result() for meter in self._meters]
         return float(estimate.shape[1] / self._engine.sample_rate_hz)
 
@@ -564,9 +562,9 @@ class _Extraction:
             seconds=mixture.samples / mixture.sample_rate_hz,
             sample_rate_hz=mixture.sample_rate_hz,
             elapsed_s=self.elapsed_s,
-            gain_db=levels.gain_db(self._wet_gain * self._level_gain),
-            limited=self._limit_db > 0,
-            residual_gain_db=round(0.0 - self._residual_limit_db, 2),
+            gain_db=levels.gain_db(self._wet_gain * self._level_gain.gain),
+            limited=self._level_gain.limit_db > 0,
+            residual_gain_db=round(0.0 - self._residual_gain.limit_db, 2),
             silent=self._silent,
             presence=presence.presence,
             present=presence.present,
@@ -604,38 +602,32 @@ class _Extraction:
             )
 
     def _choose_level(self) -> None:
-        """Read all that is to be written once, and choose the gains by its peak and loudness."""
-        options, level, meter = self._options, levels.Level.parse(self._options.level), None
-        if level.policy.needs_loudness:
-            meter = levels.LoudnessMeter(self._mixture.sample_rate_hz, self._mixture.channels)
+        """Read all that is to be written once, and choose the gains by how loud it is."""
+        options, level = self._options, levels.Level.parse(self._options.level)
+        meter, residual_meter = (
+            levels.GainMeter(each, self._mixture.sample_rate_hz, self._mixture.channels)
+            for each in (level, levels.Level.parse("raw"))
+        )
         self._wet_gain = np.full(self._mixture.channels, 10 ** (options.wet_db / 20))
         if level.policy.matched:
             self._wet_gain *= self._match_gain
-        peak = residual_peak = 0.0
         for estimate, residual in self._blocks():
-            peak = max(peak, float(np.abs(estimate).max(initial=0)))
+            meter.add(estimate)
             if residual is not None:
-                residual_peak = max(residual_peak, float(np.abs(residual).max(initial=0)))
-            if meter:
-                meter.add(estimate)
-        loudness_lufs = meter.loudness_lufs() if meter else -np.inf
+                residual_meter.add(residual)
         clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
-        self._level_gain, self._limit_db = level.gain(
-            peak, loudness_lufs, clips=clips[0] if clips else True
-        )
-        self._residual_gain, self._residual_limit_db = levels.Level.parse("raw").gain(
-            residual_peak, -np.inf, clips=clips[1:] == [True]
-        )
-        self._silent = bool(peak * self._level_gain < 10 ** (levels.SILENCE_DB / 20))
+        self._level_gain = meter.gain(clips=clips[0] if clips else True)
+        self._residual_gain = residual_meter.gain(clips=clips[1:] == [True])
+        self._silent = bool(meter.peak * self._level_gain.gain < 10 ** (speech.SILENCE_DB / 20))
 
     def _samples(self) -> Samples:
         """The estimate [channel, sample]."""
-        gain = np.float32(self._level_gain)
+        gain = np.float32(self._level_gain.gain)
         return np.concatenate([estimate * gain for estimate, _ in self._blocks()], axis=-1)
 
     def _write(self, job: Job) -> None:
         """Write the files, all of them or none."""
-        mixture, gains = self._mixture, (self._level_gain, self._residual_gain)
+        mixture, gains = self._mixture, (self._level_gain.gain, self._residual_gain.gain)
         shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
         with files.together(), ExitStack() as stack:
             writers = [
@@ -683,15 +675,18 @@ class _Extraction:
         """What may be wrong with it, a line each."""
         presence, options = self._presence, self._options
         yield from self._mixture.warnings()
-        if self._limit_db:
-            yield f"turned down by {self._limit_db:.1f} dB so that it does not clip."
-        if self._residual_limit_db:
+        limit_db, residual_limit_db = self._level_gain.limit_db, self._residual_gain.limit_db
+        if limit_db:
+            yield f"turned down by {limit_db:.1f} dB so that it does not clip."
+        if residual_limit_db:
             yield (
-                f"the residual was turned down by {self._residual_limit_db:.1f} dB so that it does "
-                "not clip."
+                f"the residual was turned down by {residual_limit_db:.1f} dB so that it does not "
+                "clip."
             )
+        if self._level_gain.too_soft and not self._silent:
+            yield f"too soft to be measured, so that the level {options.level} changes nothing."
         as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
-        if self._sounds[1:] and (self._limit_db or self._residual_limit_db or not as_mixed):
+        if self._sounds[1:] and (limit_db or residual_limit_db or not as_mixed):
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:
             content = "silence" if self._policy.mutes else "another voice, or a remnant"

@@ -19,9 +19,10 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputError
-from mcspex_cli.extraction.levels import Level, check_length
+from mcspex_cli.extraction.levels import Level
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS, Segment
 from mcspex_cli.extraction.reference import Voice
+from mcspex_cli.extraction.speech import check_length
 
 
 @dataclass(frozen=True)

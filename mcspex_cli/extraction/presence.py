@@ -32,8 +32,8 @@ import numpy.typing as npt
 from mcspex_cli import files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError
-from mcspex_cli.extraction import levels
-from mcspex_cli.extraction.levels import FRAME_S, FrameLevels
+from mcspex_cli.extraction import speech
+from mcspex_cli.extraction.speech import FRAME_S, FrameLevels
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.engine import Engine
@@ -254,7 +254,7 @@ class Polarity:
 
     def signals(self, mixture: Samples) -> list[Samples]:
         """The network's input for a window [channel, sample]: with `sign`, or both ways."""
-        too_short = mixture.shape[-1] < levels.MIN_SIGNAL_S * self._engine.sample_rate_hz
+        too_short = mixture.shape[-1] < speech.MIN_SIGNAL_S * self._engine.sample_rate_hz
         return [self.sign * mixture] if self._is_known or too_short else [mixture, -mixture]
 
     def choose(self, mixture: Samples, estimates: Sequence[Samples]) -> Samples:
@@ -353,7 +353,7 @@ class PresenceMeter:
         parts, fresh = zip(*self._pending, strict=True)
         self._pending = []
         calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
-        self._levels_db.append(levels.frame_levels_db(np.concatenate(fresh, axis=-1), rate_hz))
+        self._levels_db.append(speech.frame_levels_db(np.concatenate(fresh, axis=-1), rate_hz))
         ends = self._measured_samples + np.cumsum([new.shape[-1] for new in fresh])
         starts, self._measured_samples = [self._measured_samples, *ends[:-1]], ends[-1]
         if calibration is None:
@@ -361,8 +361,8 @@ class PresenceMeter:
         estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
         energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
         shared, samples = (estimates * mixtures).sum(-1), estimates.shape[-1]
-        audible = (energies > 0) & (shared != 0) & (samples >= levels.MIN_SIGNAL_S * rate_hz)
-        audible &= wholes >= samples * 10 ** (levels.SILENCE_DB / 10)
+        audible = (energies > 0) & (shared != 0) & (samples >= speech.MIN_SIGNAL_S * rate_hz)
+        audible &= wholes >= samples * 10 ** (speech.SILENCE_DB / 10)
         gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
         decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
         matched = estimates * gains[:, None]
@@ -421,7 +421,7 @@ def join_channels(
         best,
         segments=tuple(segments),
         spans=tuple((round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans),
-        speech_left=levels.share_of_speech(best.estimate_db + gain_db, best.mixture_db),
+        speech_left=speech.share_of_speech(best.estimate_db + gain_db, best.mixture_db),
     )
 
 
@@ -433,12 +433,12 @@ def find_spans(
     for result, gain_db in zip(results, gains_db, strict=True):
         if result.present is False:
             continue
-        here = levels.detect_target(result.estimate_db + gain_db, result.mixture_db)
+        here = speech.detect_target(result.estimate_db + gain_db, result.mixture_db)
         for segment in result.segments:
             if not segment.present:
                 here[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
         speaks |= here
-    return levels.list_spans(levels.smooth_activity(speaks, SHORTEST_SPEECH_S, SHORTEST_PAUSE_S))
+    return speech.list_spans(speech.smooth_activity(speaks, SHORTEST_SPEECH_S, SHORTEST_PAUSE_S))
 
 
 def mute_gains(segments: Sequence[Segment]) -> tuple[list[float], list[float]]:

@@ -23,7 +23,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
-from mcspex_cli.extraction import levels
+from mcspex_cli.extraction import speech
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import Calibration, cosine, leads
 from mcspex_cli.extraction.profile import (
@@ -114,7 +114,7 @@ class Span:
             raise AudioError(f"{text}: this span is empty. Give two different times.")
         if end_s < start_s:
             raise AudioError(f"{text}: this span ends before it starts. Swap the two times.")
-        levels.check_length(text, round(end_s - start_s, 6))
+        speech.check_length(text, round(end_s - start_s, 6))
         return cls(start_s, end_s)
 
     def __str__(self) -> str:
@@ -151,19 +151,19 @@ class Clip:
     ) -> None:
         self.name, self.sample_rate_hz, self.warnings = name, sample_rate_hz, tuple(warnings)
         self.seconds = len(samples) / sample_rate_hz
-        levels.check_length(name, self.seconds)
+        speech.check_length(name, self.seconds)
         self.clipped = float(_clipped(samples[None]).mean()) if clipped is None else clipped
         blocks = list(without_rumble([samples[None]], sample_rate_hz))
         self.samples: Samples = np.concatenate(blocks, axis=-1)[0]
         """[sample], without what is below 20 Hz."""
-        levels.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
-        self.levels_db = levels.frame_levels_db(self.samples, sample_rate_hz)
-        activity = levels.detect_speech(self.levels_db)
-        self.speech = levels.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
+        speech.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
+        self.levels_db = speech.frame_levels_db(self.samples, sample_rate_hz)
+        activity = speech.detect_speech(self.levels_db)
+        self.speech = speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
         """Whether there is speech [frame], pauses of 0.2 s left out."""
-        self.speech_s = min(float(self.speech.sum()) * levels.FRAME_S, self.seconds)
-        words = levels.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
-        self.stretches = levels.list_spans(words)
+        self.speech_s = min(float(self.speech.sum()) * speech.FRAME_S, self.seconds)
+        words = speech.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
+        self.stretches = speech.list_spans(words)
         """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
 
     def trimmed(self) -> Samples:
@@ -184,7 +184,7 @@ class Clip:
 
     def only_speech(self) -> Samples:
         """Its speech [sample] of up to 60 s, short pauses left out too."""
-        return self._joined(levels.list_spans(self.speech), 0.0)
+        return self._joined(speech.list_spans(self.speech), 0.0)
 
     def _joined(self, spans: Iterable[tuple[float, float]], margin_s: float) -> Samples:
         rate_hz, pieces = self.sample_rate_hz, [self.samples[:0]]
@@ -200,12 +200,12 @@ class Clip:
         It is low if two people speak in turns. It is None with less than 3 s of speech, or without
         a calibration.
         """
-        speech, calibration = self.only_speech(), engine.calibration
-        count = min(_MAX_PARTS, int(len(speech) / (_PART_S * self.sample_rate_hz)))
+        samples, calibration = self.only_speech(), engine.calibration
+        count = min(_MAX_PARTS, int(len(samples) / (_PART_S * self.sample_rate_hz)))
         if count < 2 or calibration is None:
             return None
-        length = len(speech) // count
-        embeddings = engine.embed_parts(speech[: count * length].reshape(count, length))
+        length = len(samples) // count
+        embeddings = engine.embed_parts(samples[: count * length].reshape(count, length))
         pairs = combinations(embeddings, 2)
         return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
 
@@ -251,7 +251,7 @@ class Clip:
         return round(min(60.0, 10 * math.log10(max(ratio, 1e-3))), 1)
 
 
-def _mean_db(levels_db: levels.FrameLevels) -> float:
+def _mean_db(levels_db: speech.FrameLevels) -> float:
     """The level of some frames together, no less than -120 dB."""
     power = float(np.mean(10 ** (levels_db / 10))) if len(levels_db) else 0.0
     return 10 * math.log10(max(power, 1e-12))
@@ -359,7 +359,7 @@ def check_spans(reader: audio.Reader, spans: Iterable[Span]) -> None:
 
 def _check_end(path: Path, span: Span, end_s: float) -> None:
     """Refuse a span of a recording that ends before it, or leaves too little of it."""
-    needed_s = span.start_s + levels.MIN_SIGNAL_S
+    needed_s = span.start_s + speech.MIN_SIGNAL_S
     if not math.isinf(span.end_s):
         needed_s = max(needed_s, span.end_s - _SPAN_SLACK_S)
     if end_s < needed_s:
@@ -380,8 +380,8 @@ def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
     A piece that is equally loud throughout does not count as speech.
     """
     for place, (block, _) in enumerate(pieces):
-        activity = levels.detect_speech(levels.frame_levels_db(block[0], rate_hz))
-        if not activity.all() and levels.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
+        activity = speech.detect_speech(speech.frame_levels_db(block[0], rate_hz))
+        if not activity.all() and speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
             return pieces[place:]
     return []
 
@@ -455,7 +455,7 @@ def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voi
     """
     used, two_voices = clip.trimmed(), None
     used_s = len(used) / clip.sample_rate_hz
-    levels.check_length(f"{clip.name}: its speech", used_s)
+    speech.check_length(f"{clip.name}: its speech", used_s)
     similarity = clip.similarity_of_parts(engine)
     if similarity is not None and engine.calibration:
         two_voices = similarity < engine.calibration.same_voice_parts
@@ -555,5 +555,5 @@ def check_sources(
                 profile.enrolment_for(model, path)
         else:
             checked[path] = reader = audio.Reader(path)
-            levels.check_length(str(path), reader.info.seconds)
+            speech.check_length(str(path), reader.info.seconds)
     return checked

@@ -25,7 +25,7 @@ import numpy as np
 
 from mcspex_cli.audio import Reader, Resampler, Samples
 from mcspex_cli.errors import AudioError
-from mcspex_cli.extraction.levels import MIN_SIGNAL_S, check_length
+from mcspex_cli.extraction.speech import MIN_SIGNAL_S, check_length
 
 LOWEST_HZ = 20.0
 """What is below this cannot be heard, and is taken out before a network gets the sound."""

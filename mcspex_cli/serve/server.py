@@ -210,7 +210,7 @@ class Pages:
             local=self._only_local,
             version=__version__,
             models=list(self._sessions.extractions.models),
-            levels=[row for row in LEVELS.values() if row.number is None],
+            levels=[row.example or (row.name, row.help) for row in LEVELS.values()],
             absent=[row for row in ABSENT.values() if not row.fails],
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY.format(nonce=nonce)})

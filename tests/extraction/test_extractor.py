@@ -286,6 +286,12 @@ def test_what_would_clip_is_turned_down_but_not_in_float_files(
     assert peak == pytest.approx(PEAK, abs=1e-4) if result.limited else peak > 1
 
 
+def test_what_is_too_soft_for_a_loudness_keeps_its_level_and_says_so(run: Run) -> None:
+    result = run({}, level="lufs=-23", wet_db=-60)
+    assert "too soft to be measured, so that the level lufs=-23 changes nothing." in result.warnings
+    assert max(result.gain_db) < -50
+
+
 @pytest.mark.parametrize("options", [{}, {"dry_db": -15.0}, {"subtype": "FLOAT"}])
 @pytest.mark.parametrize(("rate_hz", "lufs"), [(8000, -33.0), (44_100, -27.5)])
 def test_loudness_is_as_asked_for_by_another_meter(

@@ -1,4 +1,4 @@
-"""How loud estimates become, and where speech is by its level, in quiet rooms and in noise."""
+"""How loud estimates become."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from benchmarks.voices import talk
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.levels import (
-    FRAME_S,
     PEAK,
+    GainMeter,
     Level,
     LevelMatcher,
     LoudnessMeter,
-    detect_speech,
-    frame_levels_db,
     gain_db,
-    list_spans,
-    smooth_activity,
 )
-from tests.conftest import RATE_HZ
 
 
 def test_the_voice_is_matched_by_least_squares_in_every_channel() -> None:
@@ -43,15 +37,15 @@ def test_a_silent_estimate_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "peak", "lufs", "clips", "gain", "down_db"),
+    ("text", "peak", "measured", "clips", "gain", "down_db"),
     [
         ("match", 0.5, 0, True, 1.0, 0.0),
         ("match", 2.0, 0, True, PEAK / 2, 7.02),
         ("match", 2.0, 0, False, 1.0, 0.0),
         ("raw", 2.0, 0, True, PEAK / 2, 7.02),
         ("raw", 2.0, 0, False, 1.0, 0.0),
-        ("peak", 0.1, 0, True, PEAK / 0.1, 0.0),
-        ("peak", 0.0, 0, True, 1.0, 0.0),
+        ("peak", 0.1, -20.0, True, PEAK / 0.1, 0.0),
+        ("peak", 0.0, -np.inf, True, 1.0, 0.0),
         ("lufs=-23", 0.5, -29.0, True, 10 ** (6 / 20), 0.0),
         ("lufs=-23", 0.25, -29.0, True, 10 ** (6 / 20), 0.0),
         ("lufs=-40", 0.5, -20.0, True, 0.1, 0.0),
@@ -59,10 +53,24 @@ def test_a_silent_estimate_is_left_as_it_is() -> None:
     ],
 )
 def test_policies(
-    text: str, peak: float, lufs: float, clips: bool, gain: float, down_db: float
+    text: str, peak: float, measured: float, clips: bool, gain: float, down_db: float
 ) -> None:
-    expected = pytest.approx((gain, down_db), abs=0.005)
-    assert Level.parse(text).gain(peak, lufs, clips=clips) == expected
+    level_gain = Level.parse(text).gain(measured, peak, clips=clips)
+    assert level_gain.gain == pytest.approx(gain, abs=0.005)
+    assert level_gain.limit_db == pytest.approx(down_db, abs=0.005)
+    assert level_gain.too_soft == np.isinf(measured)
+
+
+@pytest.mark.parametrize(("text", "level_db"), [("peak", -1), ("lufs=-30", -30)])
+def test_a_policy_measures_what_it_brings_to_its_level(text: str, level_db: float) -> None:
+    """A sine of 997 Hz, whose loudness is 3.01 dB below its peak."""
+    meter = GainMeter(Level.parse(text), 48000, 1)
+    for block in np.split(sine(997, -12, 2, 48000)[None], 4, axis=1):
+        meter.add(block)
+    below_peak_db = 3.01 if text.startswith("lufs") else 0
+    assert meter.peak == pytest.approx(10 ** (-12 / 20), abs=1e-3)
+    expected = 10 ** ((level_db + 12 + below_peak_db) / 20)
+    assert meter.gain(clips=True).gain == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,7 @@ def loudness(samples: Samples, rate_hz: int, blocks: int = 1) -> float:
     meter = LoudnessMeter(rate_hz, len(samples))
     for block in np.array_split(samples.astype(np.float32), blocks, axis=1):
         meter.add(block)
-    return meter.loudness_lufs()
+    return meter.level()
 
 
 def sine(hertz: float, level_db: float, seconds: float, rate_hz: int) -> Samples:
@@ -130,74 +138,3 @@ def test_less_than_a_gating_block_is_one() -> None:
 )
 def test_silence_has_no_loudness(samples: Samples) -> None:
     assert loudness(samples, 8000) == -np.inf
-
-
-def found(samples: Samples) -> list[tuple[float, float]]:
-    return list_spans(smooth_activity(detect_speech(frame_levels_db(samples, RATE_HZ)), 0.1, 0.6))
-
-
-def noise(seconds: float, level_db: float, seed: int = 0) -> Samples:
-    rng = np.random.default_rng(seed)
-    return (10 ** (level_db / 20) * rng.standard_normal(round(seconds * RATE_HZ))).astype(
-        np.float32
-    )
-
-
-def padded(seconds: float = 2.0) -> Samples:
-    """Speech between two silences of 1 s."""
-    silence = np.zeros(RATE_HZ, np.float32)
-    return np.concatenate([silence, talk(1, 0, seconds, RATE_HZ), silence])
-
-
-def test_levels_are_of_10_ms() -> None:
-    samples = np.concatenate([np.ones(80), np.zeros(80), np.full(20, 0.1)]).astype(np.float32)
-    assert frame_levels_db(samples, RATE_HZ) == pytest.approx([0, -120, -20], abs=1e-4)
-    assert len(frame_levels_db(samples[:0], RATE_HZ)) == 0
-    assert not detect_speech(np.zeros(0)).size
-
-
-@pytest.mark.parametrize("noise_db", [None, -70.0, -50.0, -35.0])
-def test_speech_is_found_between_silences(noise_db: float | None) -> None:
-    """-35 dB is 11 dB below the voice, digital silence 97 dB."""
-    samples = padded()
-    if noise_db is not None:
-        samples = samples + noise(4, noise_db)
-    ((start_s, end_s),) = found(samples)
-    assert start_s == pytest.approx(1.0, abs=0.15)
-    assert end_s == pytest.approx(3.0, abs=0.3)
-
-
-def test_noise_is_no_speech_where_there_is_also_digital_silence() -> None:
-    quiet = noise(3, -45)
-    samples = np.concatenate([np.zeros(RATE_HZ, np.float32), quiet, talk(1, 0, 2, RATE_HZ)])
-    ((start_s, _),) = found(samples)
-    assert start_s == pytest.approx(4.0, abs=0.15)
-
-
-def test_what_has_no_pauses_is_active_throughout() -> None:
-    assert detect_speech(frame_levels_db(noise(2, -30), RATE_HZ)).all()
-    sound = talk(1, 0, 4, RATE_HZ)
-    said = detect_speech(frame_levels_db(sound, RATE_HZ))
-    dense = sound[np.repeat(said, 80)]
-    assert smooth_activity(detect_speech(frame_levels_db(dense, RATE_HZ)), 0.1, 0.3).mean() > 0.97
-
-
-@pytest.mark.parametrize("level_db", [-300.0, -95.0])
-def test_silence_is_active_nowhere(level_db: float) -> None:
-    assert not detect_speech(frame_levels_db(noise(1, level_db), RATE_HZ)).any()
-
-
-def test_the_level_of_a_recording_does_not_matter() -> None:
-    samples = padded() + noise(4, -50)
-    assert found(samples * 0.1) == found(samples)
-
-
-def test_gaps_are_filled_before_bursts_are_dropped() -> None:
-    marks = "..xx.xx....x......xxxxx.."
-    said = np.array([mark == "x" for mark in marks])
-    both = smooth_activity(said, 0.04, 0.03)
-    assert "".join("x" if frame else "." for frame in both) == "..xxxxx...........xxxxx.."
-    assert (smooth_activity(said, 0.0, 0.0) == said).all()
-    assert list_spans(both) == [(0.02, 0.07), (0.18, 0.23)]
-    assert list_spans(np.zeros(3, np.bool_)) == []
-    assert FRAME_S == 0.01

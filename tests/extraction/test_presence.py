@@ -20,7 +20,6 @@ from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError, OutputError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.extractor import Extractor
-from mcspex_cli.extraction.levels import frame_levels_db
 from mcspex_cli.extraction.presence import (
     Calibration,
     PresenceMeter,
@@ -34,6 +33,7 @@ from mcspex_cli.extraction.presence import (
     write_activity,
 )
 from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.speech import frame_levels_db
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import build
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration

@@ -1,0 +1,160 @@
+"""Where a signal has speech, by its levels; and what is too short or too soft to have any.
+
+Speech is told from pauses (voice activity detection, VAD) by its level alone.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from mcspex_cli.audio import Samples
+from mcspex_cli.errors import AudioError
+
+MIN_SIGNAL_S = 0.3
+"""A mixture or a reference that is shorter than this is of no use."""
+
+SILENCE_DB = -90.0
+"""RMS level, dB of full scale, below which a signal counts as silent."""
+
+FRAME_S = 0.01
+_FRAMES_PER_S = 100
+
+FrameLevels = npt.NDArray[np.float64]
+"""dB of full scale [frame]; of digital silence -120."""
+
+Activity = npt.NDArray[np.bool_]
+"""Whether there is speech [frame]."""
+
+
+def level_db(mean_square: float) -> float:
+    """The level of a mean square, in dB of full scale."""
+    return 10 * float(np.log10(max(mean_square, 1e-30)))
+
+
+def check_length(name: str, seconds: float) -> None:
+    """Refuse a signal shorter than 0.3 s with an `AudioError`."""
+    if seconds < MIN_SIGNAL_S:
+        shown_s = min(seconds, MIN_SIGNAL_S - 0.01)  # "0.30 s is too short" would be odd
+        raise AudioError(f"{name}: {shown_s:.2f} s is too short. Give {MIN_SIGNAL_S} s or more.")
+
+
+def check_level(name: str, mean_square: float) -> None:
+    """Refuse a silent signal with an `AudioError`."""
+    if level_db(mean_square) < SILENCE_DB:
+        raise AudioError(f"{name}: is silent. Check the recording and its channels.")
+
+
+def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
+    """Measure the mean-square level of every 10 ms of `samples` [..., sample].
+
+    Frame k begins at k times 10 ms: where these are not a whole number of samples, frames differ
+    by one sample. The last frame may be shorter.
+
+    Returns:
+        [..., frame], dB of full scale, no less than -120.
+    """
+    length = samples.shape[-1]
+    if not length:
+        return np.zeros(samples.shape)
+    frames = -(-length * _FRAMES_PER_S // sample_rate_hz)
+    starts = np.arange(frames) * sample_rate_hz // _FRAMES_PER_S
+    energies = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=-1)
+    return _levels_db(energies / np.diff(np.append(starts, length)))
+
+
+_CUT_DB = 60.0
+"""Frames this far below the loud ones are neither speech nor noise: sound was cut out there."""
+
+_CONTRAST_DB = 8.0
+"""With less than this between its quiet and its loud parts, a recording has no pauses."""
+
+_SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
+_PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
+_SMOOTHED_FRAMES = 5  # over which a level is averaged
+
+MIN_SHARE_DB = -20.0
+"""A frame of an estimate that is so far below its mixture is a remnant of other people."""
+
+
+def detect_speech(levels_db: FrameLevels) -> Activity:
+    """Tell frames [frame] with speech from frames without, by a threshold that fits the recording.
+
+    The threshold lies a quarter of the way from the level of the quietest 0.2 s to that of the
+    loud frames; in a quiet room, 35 dB below the loud frames. Digital silence is never speech.
+
+    A recording without pauses is active throughout. So are constant noise and music, which
+    cannot be told from it by their level. A silent recording is active nowhere.
+    """
+    levels_db = np.asarray(levels_db, np.float64)
+    audible = levels_db[levels_db > SILENCE_DB]
+    if not len(audible):
+        return np.zeros(len(levels_db), np.bool_)
+    loud_db = float(np.percentile(audible, 95))
+    sounding = levels_db > max(SILENCE_DB, loud_db - _CUT_DB)
+    powers = 10 ** (levels_db / 10)
+    shortest = min(_PAUSE_FRAMES, int(sounding.sum()))
+    pauses = np.convolve(powers[sounding], np.ones(shortest) / shortest, "valid")
+    quiet_db = float(_levels_db(pauses.min()))
+    if loud_db - quiet_db < _CONTRAST_DB:
+        return sounding
+    threshold_db = max(quiet_db + max(4.0, (loud_db - quiet_db) / 4), loud_db - _SOFTEST_DB)
+    # Every frame is averaged with its neighbours, so that no single one decides.
+    window = np.ones(min(_SMOOTHED_FRAMES, len(levels_db)))
+    neighbours = np.convolve(np.ones(len(levels_db)), window, "same")
+    smoothed_db = _levels_db(np.convolve(powers, window, "same") / neighbours)
+    activity: Activity = sounding & (smoothed_db > threshold_db)
+    return activity
+
+
+def detect_target(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
+    """Tell frames [frame] of an estimate with the target from those with pauses and remnants.
+
+    The estimate is at its level in the mixture.
+    """
+    return detect_speech(estimate_db) & (estimate_db > mixture_db + MIN_SHARE_DB)
+
+
+def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float | None:
+    """The share of the mixture's speech [frame] in which the estimate is heard too, 0 to 1.
+
+    The estimate is at its level in the mixture. Without speech in the mixture it is None.
+    """
+    speech = detect_speech(mixture_db)
+    return float(detect_target(estimate_db, mixture_db)[speech].mean()) if speech.any() else None
+
+
+def smooth_activity(activity: Activity, min_speech_s: float, min_pause_s: float) -> Activity:
+    """Fill pauses shorter than `min_pause_s`, then drop speech shorter than `min_speech_s`.
+
+    What comes before the first and after the last speech of `activity` [frame] is not a pause.
+    """
+    result = np.array(activity, np.bool_)
+    # A frame more or less by rounding does not count.
+    shortest_pause, shortest_speech = (s / FRAME_S - 1e-7 for s in (min_pause_s, min_speech_s))
+    for (_, end), (start, _) in pairwise(_runs(result)):
+        if start - end < shortest_pause:
+            result[end:start] = True
+    for start, end in _runs(result):
+        if end - start < shortest_speech:
+            result[start:end] = False
+    return result
+
+
+def list_spans(activity: Activity) -> list[tuple[float, float]]:
+    """List the stretches of speech in `activity` [frame] as (start_s, end_s), in order."""
+    return [(round(start * FRAME_S, 2), round(end * FRAME_S, 2)) for start, end in _runs(activity)]
+
+
+def _runs(activity: Activity) -> list[tuple[int, int]]:
+    """The stretches of True, as (first frame, frame behind the last)."""
+    edges = np.diff(np.concatenate(([0], np.asarray(activity, np.int8), [0])))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def _levels_db(mean_squares: npt.ArrayLike) -> FrameLevels:
+    levels: FrameLevels = 10 * np.log10(np.maximum(mean_squares, 1e-12))
+    return levels
