@@ -107,6 +107,11 @@ class AbsentError(McspexError):
     exit_code = 5
 
 
+def install_extra(extra: str) -> str:
+    """What to do where the packages of an extra are missing, as the end of a message."""
+    return f"Run in a checkout of mcspex: pip install '.[{extra}]'"
+
+
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls other than tab, line feed, carriage return
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reverse the order of what follows

@@ -408,7 +408,10 @@ def test_a_wrong_start_is_one_line(server: Server, monkeypatch: pytest.MonkeyPat
         assert code == 1
         assert line.startswith(f"error: --host {host}: ")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert run() == (1, "error: serve needs uvicorn. Run: pip install 'mcspex[serve]'")
+    assert run() == (
+        1,
+        "error: serve needs uvicorn. Run in a checkout of mcspex: pip install '.[serve]'",
+    )
 
 
 # The page

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
@@ -37,24 +37,27 @@ import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter
-from mcspex_cli.batch.workers import (
+from mcspex_cli.batch.journal import (
     WINDOW_S,
+    Journal,
+    JournalWriter,
+    Unit,
+    WorkList,
+    equal_parts,
+    seconds,
+)
+from mcspex_cli.batch.plan import BatchSettings
+from mcspex_cli.batch.workers import (
     Answer,
-    BatchSettings,
     Outcome,
     Outcomes,
     RemoteWorker,
-    Unit,
     Worker,
-    WorkList,
     deal,
-    equal_parts,
     error_line,
-    seconds,
 )
-from mcspex_cli.errors import EngineError, McspexError
-from mcspex_cli.extraction.runtime import cores
+from mcspex_cli.errors import EngineError, McspexError, install_extra
+from mcspex_cli.extraction.runtime import cores, leave_signals
 
 CORES_EACH, MEMORY_EACH = 2, 1.5e9
 """Of a process, in cores (with one it takes 2.5 times as long) and in bytes (torch and a model)."""
@@ -158,7 +161,7 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
         return _accounted(work, worker.extract(work.units, work.done, stopping.is_set))
-    with _left_to_this_process("SIGHUP"):
+    with leave_signals("SIGHUP"):
         resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
     members = [_Process(work, devices[i % len(devices)], threads) for i in range(count)]
     return _accounted(work, deal(work, members, stopping))
@@ -183,7 +186,7 @@ class _Process:
 
     def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
         assert self._pool
-        with _left_to_this_process("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
+        with leave_signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
             return self._pool.submit(_extract, parcel, done)
 
     def stop(self) -> None:
@@ -217,20 +220,6 @@ def _end_with_parent() -> None:
     if parent:
         parent.join()
         os._exit(1)
-
-
-@contextmanager
-def _left_to_this_process(*names: str) -> Iterator[None]:
-    """Have processes that start in this block leave signals, such as Ctrl-C, to this one."""
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows a worker is ended by its pipe
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # Clusters.
@@ -487,10 +476,8 @@ class BatchEngine:
     def check(self) -> None:
         """Refuse an engine that this machine does not have, with an EngineError."""
         if self.module and not find_spec(self.module):
-            raise EngineError(
-                f"--engine {self.name} needs {self.module}. Install it: pip install "
-                f"'mcspex[{self.name}]'"
-            )
+            need = f"--engine {self.name} needs {self.module}."
+            raise EngineError(f"{need} {install_extra(self.name)}")
         if self.program and not shutil.which(self.program):
             raise EngineError(
                 f"--engine {self.name}: {self.program} is not here. Start the command on a machine "

@@ -1,21 +1,21 @@
-"""A batch's memory: a line for each task that ended, so that it can be resumed.
+"""What of a batch is done, and what is left: here it is resumed.
 
-Every process that works on a batch appends to a file of its own in `journal/`, each line in one
-write, so that a killed one spoils no more than its own last line, on any file system.
+Every process that works on a batch appends to a file of its own in `journal/`: a line for each task
+that ended, in one write. So a killed process spoils no more than its own last line, on any disk.
 
 Who reads the journal merges the files. The clocks of machines differ, so no line is older or newer
-than that of another file: a line counts if it agrees with the files that are there now. What is
-left to do by these lines is decided in `workers.WorkList`.
+than that of another file: a line counts if it agrees with the files that are there now. `WorkList`
+has what is left to do by these lines.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
+import heapq
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,22 @@ from typing import Any, NamedTuple
 from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.pairing import AUDIO, Task
+from mcspex_cli.batch.plan import BatchPlan, BatchSettings, same_place, unchanged
 from mcspex_cli.errors import OutputError
+from mcspex_cli.extraction.runtime import GPU_BATCH, LENGTH_SPREAD, EngineSettings
 
 FOLDER = "journal"
+
+Unit = tuple[Task, ...]
+"""Tasks whose windows share a GPU's batches; of one task where each window is computed alone.
+
+The last bit of an estimate may depend on what shares its batch. A resumed batch must write the same
+bytes as one that was never interrupted. So units are made of the whole plan, not of what is left of
+it, and a unit is resumed as a whole: its finished tasks are computed again and thrown away.
+"""
+
+WINDOW_S = EngineSettings().window_s
+"""Mixtures up to here are one window, and share a batch only if they are about equally long."""
 
 _LARGEST_OBJECT = 2**16
 """Bytes of an object after which another is begun, since each line writes all of it again."""
@@ -223,21 +236,84 @@ class JournalWriter:
         self._is_torn = False
 
 
-def same_place(one: str, other: str) -> bool:
-    """Whether two `Task.inputs` are of files in the same places, whatever is in those now.
+class WorkList:
+    """What is left to do of a measured plan, in this shard.
 
-    It is enough that they lie in the same way from the output folder: all was moved together.
+    Attributes:
+        key: the settings' fingerprint.
+        done: the ids of all tasks of the plan that are done.
+        todo: the tasks that are left, in the plan's order.
+        skipped: the tasks of this shard that were done before.
+        units: those with a task that is left; see `Unit` for why they also have finished tasks.
+        seconds: audio of this shard, done or not.
+
+    Raises:
+        EngineError: a device is not available.
     """
-    places = zip(one.split("-")[1:], other.split("-")[1:], strict=False)
-    return one == other or any(place == other_place for place, other_place in places)
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        journal: Journal,
+        settings: BatchSettings,
+        units: Sequence[Unit] | None = None,
+    ) -> None:
+        self.plan, self.settings, self.key = plan, settings, settings.fingerprint()
+        self.done = {task.id for task in plan.tasks if journal.result(task, self.key)}
+        if units is None:
+            # Where nothing is left, units do not matter, and to look for devices takes seconds.
+            all_done = len(self.done) == len(plan.tasks)
+            units = [tuple(plan.tasks)] if all_done else self._shard()
+        tasks = [task for unit in units for task in unit]
+        self.seconds = seconds(tasks)
+        self.skipped = [task for task in tasks if task.id in self.done]
+        self.todo = [task for task in tasks if task.id not in self.done]
+        self.units = [unit for unit in units if any(task.id not in self.done for task in unit)]
+
+    def _shard(self) -> list[Unit]:
+        """This shard's units.
+
+        Machines with and without a GPU must agree on the shards. So those are made of units for a
+        GPU, which a CPU then splits into single tasks.
+        """
+        tasks, (index, count) = self.plan.tasks, self.settings.shard
+        size, on_gpu = self.settings.engine_settings.batch, self.settings.on_gpu()
+        # Few enough together for shards of equal duration.
+        few = GPU_BATCH if count == 1 else max(1, min(GPU_BATCH, len(tasks) // (4 * count)))
+        shard = equal_parts(units(tasks, size or few), count)[index - 1]
+        if on_gpu or size:
+            return shard
+        ids = {task.id for unit in shard for task in unit}
+        return [(task,) for task in tasks if task.id in ids]
 
 
-def unchanged(one: str, other: str) -> bool:
-    """Whether two `Task.inputs` are of files in the same places, with the same sizes and times."""
-    same_stamps = one.partition("-")[0] == other.partition("-")[0]
-    return one == other or (same_stamps and same_place(one, other))
+def units(tasks: Sequence[Task], size: int) -> list[Unit]:
+    """Put tasks together whose windows can share batches of `size`: those about equally long."""
+    if size == 1:
+        return [(task,) for task in tasks]
+    known = [(min(task.seconds, WINDOW_S), task) for task in tasks if task.seconds is not None]
+    joined: list[list[Task]] = []
+    room = least_s = 0.0
+    for window_s, task in sorted(known, key=lambda pair: pair[0], reverse=True):
+        if room <= 0 or window_s < least_s:
+            joined.append([])
+            room, least_s = float(size), (1 - LENGTH_SPREAD) * window_s
+        joined[-1].append(task)
+        room -= max(1.0, (task.seconds or 0.0) / WINDOW_S)
+    return [*map(tuple, joined), *((task,) for task in tasks if task.seconds is None)]
 
 
-def fingerprint(value: object) -> str:
-    """A hash of a value made of texts, numbers, lists and tuples."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+def equal_parts(work: Sequence[Unit], count: int) -> list[list[Unit]]:
+    """Split units into `count` parts of about equal duration, each in the order of `work`."""
+    loads = [(0.0, number) for number in range(count)]
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(range(len(work)), key=lambda index: seconds(work[index]), reverse=True):
+        load, number = heapq.heappop(loads)
+        dealt[number].append(index)
+        heapq.heappush(loads, (load + seconds(work[index]) + 1e-3, number))
+    return [[work[index] for index in sorted(indices)] for indices in dealt]
+
+
+def seconds(tasks: Iterable[Task]) -> float:
+    """The audio of some tasks; those whose length is not known count as nothing."""
+    return sum(task.seconds or 0.0 for task in tasks)

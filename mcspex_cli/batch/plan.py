@@ -1,4 +1,4 @@
-"""A batch's plan: every mixture with its reference, truth and outputs, all checked before the work.
+"""A batch's settings and plan: every mixture with its reference, truth and outputs, all checked.
 
 ```
 folders, files, manifest ──▶ references ──▶ truths ──▶ files there? ──▶ outputs ──▶ lengths
@@ -12,6 +12,7 @@ Everything that is wrong is collected, so that one try names it all; nothing is 
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
 import posixpath
 import re
@@ -19,18 +20,23 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcspex_cli import audio
 from mcspex_cli.batch import pairing, storage
-from mcspex_cli.batch.journal import Journal, fingerprint, unchanged
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
+from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
 from mcspex_cli.extraction.reference import Span, list_sources
+from mcspex_cli.extraction.runtime import EngineSettings, choose_device
+
+if TYPE_CHECKING:
+    from mcspex_cli.batch.journal import Journal
 
 _SUFFIXES = {
     **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),
@@ -59,6 +65,55 @@ class BatchRequest:
     activity: str | None = None
     """The suffix of the files that say when the voice speaks; None for no such files."""
     allow_unused: bool = False
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How a batch is computed."""
+
+    model: CheckpointInfo
+    options: ExtractionOptions = field(default_factory=ExtractionOptions)
+    engine_settings: EngineSettings = field(default_factory=EngineSettings)
+    """How each worker runs the network; its device and its threads are the worker's own."""
+    devices: tuple[str, ...] = ("auto",)
+    jobs: int = 0
+    """Processes, actors or array tasks; 0 for as many as the engine finds useful."""
+    shard: tuple[int, int] = (1, 1)
+    """(i, n): the i-th of n parts of about equal duration, i from 1."""
+    fail_fast: bool = False
+    engine: str = "local"
+    """Where it is computed, by its name in `engines.ENGINES`; the rest is for Ray and Slurm."""
+    cpus: float = 2.0
+    """Cores of each worker. How many threads it has may decide an estimate's last bit."""
+    gpus: float | None = None
+    """GPUs of each worker; None for one if the cluster says that it has any."""
+    address: str | None = None
+    """Ray's: "auto", or "ray://HOST:PORT"; None for a Ray of this machine's own."""
+    partition: str | None = None
+    """Slurm's; None for its default."""
+    time_min: int = 60
+    """Slurm's limit for each task of the array, which is requeued to go on."""
+    parallelism: int = 256
+    """Tasks of Slurm's array that run at once."""
+    wait: bool = True
+    """Whether to wait for Slurm's array."""
+
+    def fingerprint(self) -> str:
+        """A hash of the settings that an estimate depends on; equal only if they are."""
+        engine = replace(self.engine_settings, device="auto", batch=0, threads=0)
+        # Where nothing is done about an absent voice, presence changes no estimate.
+        calibration = None if self.options.absent == "keep" else self.model.calibration
+        return fingerprint((self.model.sha256, astuple(engine), astuple(self.options), calibration))
+
+    def on_gpu(self) -> bool:
+        """Whether it is computed on GPUs; every device of torch's is tried."""
+        if self.engine != "local":
+            return bool(self.gpus)
+        if self.engine_settings.runtime == "onnx":
+            return all(device.startswith("cuda") for device in self.devices)
+        if self.devices == ("cpu",):
+            return False  # without torch, which takes seconds to import
+        return "cpu" not in [choose_device(device).type for device in self.devices]
 
 
 @dataclass(frozen=True)
@@ -400,3 +455,23 @@ def _plain_wav_seconds(path: str) -> float | None:
     if head[36:40] != b"data" or data + 44 != size or not rate_hz or not align:
         return None
     return float(data // align / rate_hz)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two `Task.inputs` are of files in the same places, whatever is in those now.
+
+    It is enough that they lie in the same way from the output folder: all was moved together.
+    """
+    places = zip(one.split("-")[1:], other.split("-")[1:], strict=False)
+    return one == other or any(place == other_place for place, other_place in places)
+
+
+def unchanged(one: str, other: str) -> bool:
+    """Whether two `Task.inputs` are of files in the same places, with the same sizes and times."""
+    same_stamps = one.partition("-")[0] == other.partition("-")[0]
+    return one == other or (same_stamps and same_place(one, other))
+
+
+def fingerprint(value: object) -> str:
+    """A hash of a value made of texts, numbers, lists and tuples."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -8,25 +8,29 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Done, Journal, JournalWriter, fingerprint
+from mcspex_cli.batch.journal import FOLDER, Done, Journal, JournalWriter
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
-from mcspex_cli.batch.plan import BatchPlan, Locations
-from mcspex_cli.batch.workers import BatchSettings
+from mcspex_cli.batch.plan import BatchPlan, BatchSettings, Locations, fingerprint
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import page, summary
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
 from mcspex_cli.evaluation.summary import Report, read_groups
 
 RECORD, FAILED = "run.json", "failed.jsonl"
+
+_WRITING_S = 600
+"""How long a shard waits for another that writes its reports."""
 
 _SCORED_AT_ONCE = 1000
 """Files that are copied from an object store before they are scored."""
@@ -81,6 +85,21 @@ def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
     return Pairing(task.id, estimate, truth, storage.fetch(task.mixture, scratch))
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Have shards that end together write their reports in turn: the last one knows of all."""
+    if storage.url(folder):  # which has no locks
+        yield
+        return
+    lock = FileLock(folder / FOLDER / "reports.lock", timeout=_WRITING_S)
+    with suppress(Timeout, NotImplementedError, OSError):  # on a disk without locks, say
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write(
     plan: BatchPlan,
     settings: BatchSettings,
@@ -94,32 +113,32 @@ def write(
     Returns:
         The report, and the content of run.json.
     """
-    journal, key = Journal(plan.folder), settings.fingerprint()
-    locations = Locations(plan.folder)
+    key, locations = settings.fingerprint(), Locations(plan.folder)
     done, rows, failures = list[Done](), list[dict[str, Any]](), list[dict[str, Any]]()
-    for task in plan.tasks:
-        inputs = {
-            "mixture": locations.of(task.mixture)[1],
-            "references": [locations.of(path)[1] for path in task.references],
-            **({"span": list(task.spans)} if task.spans else {}),
-            "truth": locations.of(task.truth)[1] if task.truth else None,
-        }
-        if result := journal.result(task, key):
-            done.append(result)
-            score_key = _score_key(task, result, scoring, locations)
-            row = _row(task, result, journal.scores.get((task.id, score_key)))
-        elif reason := journal.failure(task, key):
-            row = {"status": Status.FAILED, "note": reason}
-            names = {"output": task.output, "residual": task.residual, "activity": task.activity}
-            failures.append({"id": task.id, **inputs, **names, "reason": reason})
-        else:
-            row = {"status": Status.PENDING, "note": ""}
-        places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
-        outputs = {"estimate": places[AUDIO]} | {k: places.get(k) for k in (RESIDUAL, ACTIVITY)}
-        rows.append({**row, "name": task.id, **inputs, **outputs})
-    record = _record(plan, journal, settings, command, done, len(failures))
-    document = summary.report(rows, groups=read_groups(groups, group_by) if groups else None)
-    with storage.on_disk(plan.folder) as folder:
+    with _one_at_a_time(plan.folder), storage.on_disk(plan.folder) as folder:
+        journal = Journal(plan.folder)
+        for task in plan.tasks:
+            inputs = {
+                "mixture": locations.of(task.mixture)[1],
+                "references": [locations.of(path)[1] for path in task.references],
+                **({"span": list(task.spans)} if task.spans else {}),
+                "truth": locations.of(task.truth)[1] if task.truth else None,
+            }
+            if result := journal.result(task, key):
+                done.append(result)
+                score_key = _score_key(task, result, scoring, locations)
+                row = _row(task, result, journal.scores.get((task.id, score_key)))
+            elif reason := journal.failure(task, key):
+                row = {"status": Status.FAILED, "note": reason}
+                names = {"output": task.output, RESIDUAL: task.residual, ACTIVITY: task.activity}
+                failures.append({"id": task.id, **inputs, **names, "reason": reason})
+            else:
+                row = {"status": Status.PENDING, "note": ""}
+            places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
+            outputs = {"estimate": places[AUDIO]} | {k: places.get(k) for k in (RESIDUAL, ACTIVITY)}
+            rows.append({**row, "name": task.id, **inputs, **outputs})
+        record = _record(plan, journal, settings, command, done, len(failures))
+        document = summary.report(rows, groups=read_groups(groups, group_by) if groups else None)
         texts = {RECORD: json.dumps(record, indent=2) + "\n"}
         # In a store, where nothing is removed, an empty list says that nothing failed.
         if failures or folder != plan.folder:
@@ -195,7 +214,7 @@ def _record(
         "model_revision": settings.model.revision,
         "model_sha256": settings.model.sha256,
         **{name: sorted({r[name] for r in rows}) for name in ("device", "precision", "runtime")},
-        "shifts": settings.shifts,
+        "shifts": settings.engine_settings.shifts,
         **asdict(settings.options),
         "files": len(plan.tasks),
         "done": len(done),

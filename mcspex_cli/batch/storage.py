@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from urllib.request import url2pathname
 
 from mcspex_cli import files
-from mcspex_cli.errors import AudioError, McspexError, OutputError
+from mcspex_cli.errors import AudioError, McspexError, OutputError, install_extra
 
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(.+)")
 """A scheme has two letters or more: one is a drive of Windows."""
@@ -220,10 +220,8 @@ def _reaching(path: str | Path, kind: type[McspexError] = AudioError) -> Iterato
         yield fsspec.core.url_to_fs(url(path))
     except ImportError as error:
         scheme = str(path).partition(":")[0]
-        raise kind(
-            f"{url(path)}: needs another package ({error}). Install it: pip install "
-            f"'mcspex[{scheme}]'"
-        ) from error
+        need = f"{url(path)}: needs another package ({error})."
+        raise kind(f"{need} {install_extra(scheme)}") from error
     except Exception as error:  # of botocore, aiohttp, ...: each store has its own
         if isinstance(error, OSError) and error.errno in files.FULL:
             raise  # of this disk

@@ -1,4 +1,4 @@
-"""What a batch resumes with, the worker that does it, and how it is dealt out among workers.
+"""The workers of a batch, and how its work is dealt out among them.
 
 ```
 WorkList: plan − done, this shard's, in units
@@ -14,50 +14,30 @@ Member: a process or an actor, as `deal` sees it ──▶ RemoteWorker: in it �
 
 from __future__ import annotations
 
-import heapq
 import os
 import shutil
 import socket
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, fingerprint
+from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList, seconds
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
-from mcspex_cli.batch.plan import BatchPlan
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
-from mcspex_cli.extraction.job import ExtractionOptions, Job, Outputs
+from mcspex_cli.extraction.job import Job, Outputs
 from mcspex_cli.extraction.reference import Span, Voice
-from mcspex_cli.extraction.runtime import (
-    GPU_BATCH,
-    LENGTH_SPREAD,
-    SHIFTS,
-    EngineSettings,
-    choose_device,
-    keep_memory,
-)
-
-Unit = tuple[Task, ...]
-"""Tasks whose windows share a GPU's batches; of one task where each window is computed alone.
-
-The last bit of an estimate may depend on what shares its batch. A resumed batch must write the same
-bytes as one that was never interrupted. So units are made of the whole plan, not of what is left of
-it, and a unit is resumed as a whole: its finished tasks are computed again and thrown away.
-"""
-
-WINDOW_S = EngineSettings().window_s
-"""Mixtures up to here are one window, and share a batch only if they are about equally long."""
+from mcspex_cli.extraction.runtime import keep_memory
 
 _KNOWN_VOICES = 1000
 
@@ -71,66 +51,6 @@ DEATHS_IN_A_ROW = 10
 """A batch ends when this many members, plus as many as it has, die without a file done in between.
 
 The members come on top because a machine that is lost may take all of them with it."""
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """How a batch is computed."""
-
-    model: CheckpointInfo
-    options: ExtractionOptions = field(default_factory=ExtractionOptions)
-    devices: tuple[str, ...] = ("auto",)
-    precision: str = "auto"
-    runtime: str = "torch"
-    """Not "auto": what is done must not depend on what is installed."""
-    batch_size: int = 0
-    """Signals at once; 0 for one on a CPU, sixteen on a GPU, fewer where memory is short."""
-    shifts: int = SHIFTS
-    """As in `EngineSettings`."""
-    jobs: int = 0
-    """Processes, actors or array tasks; 0 for as many as the engine finds useful."""
-    shard: tuple[int, int] = (1, 1)
-    """(i, n): the i-th of n parts of about equal duration, i from 1."""
-    fail_fast: bool = False
-    engine: str = "local"
-    """Where it is computed, by its name in `engines.ENGINES`; the rest is for Ray and Slurm."""
-    cpus: float = 2.0
-    """Cores of each worker. How many threads it has may decide an estimate's last bit."""
-    gpus: float | None = None
-    """GPUs of each worker; None for one if the cluster says that it has any."""
-    address: str | None = None
-    """Ray's: "auto", or "ray://HOST:PORT"; None for a Ray of this machine's own."""
-    partition: str | None = None
-    """Slurm's; None for its default."""
-    time_min: int = 60
-    """Slurm's limit for each task of the array, which is requeued to go on."""
-    parallelism: int = 256
-    """Tasks of Slurm's array that run at once."""
-    wait: bool = True
-    """Whether to wait for Slurm's array."""
-
-    def fingerprint(self) -> str:
-        """A hash of the settings that an estimate depends on; equal only if they are."""
-        engine = EngineSettings()
-        return fingerprint(
-            (
-                *(self.model.sha256, self.precision, self.runtime, self.shifts),
-                *(engine.window_s, engine.context_s, engine.fade_s),
-                *astuple(self.options),
-                # Where nothing is done about an absent voice, presence changes no estimate.
-                None if self.options.absent == "keep" else self.model.calibration,
-            )
-        )
-
-    def on_gpu(self) -> bool:
-        """Whether it is computed on GPUs; every device of torch's is tried."""
-        if self.engine != "local":
-            return bool(self.gpus)
-        if self.runtime != "torch":
-            return all(device.startswith("cuda") for device in self.devices)
-        if self.devices == ("cpu",):
-            return False  # without torch, which takes seconds to import
-        return "cpu" not in [choose_device(device).type for device in self.devices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,57 +69,6 @@ Answer = Future[list[Outcome] | McspexError]
 """The outcomes of a parcel, once it is done, or an error that stops the whole batch."""
 
 
-class WorkList:
-    """What is left to do of a measured plan, in this shard: here it is decided what to resume with.
-
-    Attributes:
-        key: the settings' fingerprint.
-        done: the ids of all tasks of the plan that are done.
-        todo: the tasks that are left, in the plan's order.
-        skipped: the tasks of this shard that were done before.
-        units: those with a task that is left; see `Unit` for why they also have finished tasks.
-        seconds: audio of this shard, done or not.
-
-    Raises:
-        EngineError: a device is not available.
-    """
-
-    def __init__(
-        self,
-        plan: BatchPlan,
-        journal: Journal,
-        settings: BatchSettings,
-        units: Sequence[Unit] | None = None,
-    ) -> None:
-        self.plan, self.settings, self.key = plan, settings, settings.fingerprint()
-        self.done = {task.id for task in plan.tasks if journal.result(task, self.key)}
-        if units is None:
-            # Where nothing is left, units do not matter, and to look for devices takes seconds.
-            all_done = len(self.done) == len(plan.tasks)
-            units = [tuple(plan.tasks)] if all_done else self._shard()
-        tasks = [task for unit in units for task in unit]
-        self.seconds = seconds(tasks)
-        self.skipped = [task for task in tasks if task.id in self.done]
-        self.todo = [task for task in tasks if task.id not in self.done]
-        self.units = [unit for unit in units if any(task.id not in self.done for task in unit)]
-
-    def _shard(self) -> list[Unit]:
-        """This shard's units.
-
-        Machines with and without a GPU must agree on the shards. So those are made of units for a
-        GPU, which a CPU then splits into single tasks.
-        """
-        tasks, (index, count) = self.plan.tasks, self.settings.shard
-        size, on_gpu = self.settings.batch_size, self.settings.on_gpu()
-        if not size:  # few enough together for shards of equal duration
-            size = GPU_BATCH if count == 1 else max(1, min(GPU_BATCH, len(tasks) // (4 * count)))
-        shard = equal_parts(units(tasks, size), count)[index - 1]
-        if on_gpu or self.settings.batch_size:
-            return shard
-        ids = {task.id for unit in shard for task in unit}
-        return [(task,) for task in tasks if task.id in ids]
-
-
 class Worker:
     """A loaded model that extracts the units it is given, and writes to a file of the journal.
 
@@ -212,14 +81,7 @@ class Worker:
     ) -> None:
         keep_memory()
         self._folder, self._key, self._options = folder, settings.fingerprint(), settings.options
-        engine = EngineSettings(
-            device,
-            settings.precision,
-            batch=settings.batch_size,
-            threads=threads,
-            runtime=settings.runtime,
-            shifts=settings.shifts,
-        )
+        engine = replace(settings.engine_settings, device=device, threads=threads)
         self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
         self._writer = JournalWriter(folder)
         self._enroll = lru_cache(_KNOWN_VOICES)(self._enroll_or_error)
@@ -338,41 +200,6 @@ def _outputs(task: Task, folder: Path) -> Outputs:
         speaker=(Path(task.references[0]).stem if is_one_clip else "") or "target",
         overwrite=True,
     )
-
-
-def units(tasks: Sequence[Task], size: int) -> list[Unit]:
-    """Put tasks together whose windows can share batches of `size`: those about equally long."""
-    if size == 1:
-        return [(task,) for task in tasks]
-    windows_s = {task.id: min(task.seconds, WINDOW_S) for task in tasks if task.seconds is not None}
-    joined: list[list[Task]] = []
-    room = least_s = 0.0
-    known = (task for task in tasks if task.id in windows_s)
-    for task in sorted(known, key=lambda task: windows_s[task.id], reverse=True):
-        window_s = windows_s[task.id]
-        if room <= 0 or window_s < least_s:
-            joined.append([])
-            room, least_s = float(size), (1 - LENGTH_SPREAD) * window_s
-        joined[-1].append(task)
-        room -= max(1.0, (task.seconds or 0.0) / WINDOW_S)
-    alone = [(task,) for task in tasks if task.id not in windows_s]
-    return [tuple(unit) for unit in joined] + alone
-
-
-def equal_parts(work: Sequence[Unit], count: int) -> list[list[Unit]]:
-    """Split units into `count` parts of about equal duration, each in the order of `work`."""
-    loads = [(0.0, number) for number in range(count)]
-    dealt: list[list[int]] = [[] for _ in range(count)]
-    for index in sorted(range(len(work)), key=lambda index: seconds(work[index]), reverse=True):
-        load, number = heapq.heappop(loads)
-        dealt[number].append(index)
-        heapq.heappush(loads, (load + seconds(work[index]) + 1e-3, number))
-    return [[work[index] for index in sorted(indices)] for indices in dealt]
-
-
-def seconds(tasks: Iterable[Task]) -> float:
-    """The audio of some tasks; those whose length is not known count as nothing."""
-    return sum(task.seconds or 0.0 for task in tasks)
 
 
 def error_line(error: Exception, line: int = 0) -> str:

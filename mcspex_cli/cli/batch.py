@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from click.core import ParameterSource
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
 from mcspex_cli.errors import DiskFullError, PartialFailure
+from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
-    from mcspex_cli.batch.workers import Outcome, WorkList
+    from mcspex_cli.batch.journal import WorkList
+    from mcspex_cli.batch.workers import Outcome
     from mcspex_cli.evaluation.summary import Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
@@ -44,6 +47,20 @@ def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
     if text != "auto" and (not text.isdecimal() or int(text) < 1):
         raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
     return 0 if text == "auto" else int(text)
+
+
+def _engine_settings(
+    precision: str = options.PRECISION,
+    runtime: str = options.RUNTIME,
+    shifts: int = options.SHIFTS_OPTION,
+    batch_size: int = option(
+        "auto|N",
+        "Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
+        default="auto",
+        callback=_batch_size,
+    ),
+) -> EngineSettings:
+    return EngineSettings(precision=precision, batch=batch_size, runtime=runtime, shifts=shifts)
 
 
 def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int]:
@@ -129,16 +146,8 @@ class BatchOptions:
         default="auto",
         callback=lambda _, __, text: tuple(name.strip() for name in text.split(",")),
     )
-    precision: str = options.PRECISION
-    runtime: str = options.RUNTIME
-    shifts: int = options.SHIFTS_OPTION
+    engine_settings: EngineSettings = options.group(_engine_settings)
     extraction: ExtractionOptions = options.EXTRACTION
-    batch_size: int = option(
-        "auto|N",
-        "Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
-        default="auto",
-        callback=_batch_size,
-    )
     jobs: int = option(
         None,
         "Processes, actors or tasks of an array.  [default: one per GPU, or per two cores with a "
@@ -202,7 +211,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     mcspex batch --manifest plan.csv -o out --shard 2/8
     mcspex batch --manifest plan.csv -o out --engine ray --address auto
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch import engines, journal, plan, results, storage, workers
+    from mcspex_cli.batch import engines, journal, plan, results, storage
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.evaluation.summary import read_groups
     from mcspex_cli.extraction.job import check_calibrated
@@ -222,15 +231,17 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         console.warn(text)
     model = options.find_model(request.model, offline=request.offline, quiet=not shown)
     check_calibrated(model, model.calibration, request.extraction.absent)
-    runtime = "torch" if request.runtime == "auto" else request.runtime  # as `EngineSettings` says
+    # What is done must not depend on how much is to be done: "auto" is as for a very long mixture.
+    engine = replace(request.engine_settings, device=request.devices[0])
+    engine = choose_runtime(model, engine, math.inf)
     decided = {
-        **{"model": model, "runtime": runtime, "options": request.extraction},
+        **{"model": model, "engine_settings": engine, "options": request.extraction},
         "cpus": request.resources.get("cpu", 2.0),
         "gpus": request.resources.get("gpu", request.gpus),
     }
-    settings = options.fill(workers.BatchSettings, values | decided)
+    settings = options.fill(plan.BatchSettings, values | decided)
     plan.check_profiles(batch_plan, model)
-    options.prepare(model, runtime, quiet=not shown)
+    options.prepare(model, engine.runtime, quiet=not shown)
     folder = batch_plan.folder
     if request.dry_run:
         log = journal.Journal(folder)
@@ -240,7 +251,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     batch_plan = plan.measure(batch_plan, log)
     if not request.overwrite:
         log.check(batch_plan.tasks, settings.fingerprint())
-    work = workers.WorkList(batch_plan, log, settings)
+    work = journal.WorkList(batch_plan, log, settings)
     del log  # of 100,000 files it takes as much memory as the plan
     if request.dry_run:
         _show_plan(work, as_json=request.as_json)
@@ -282,8 +293,8 @@ def _check_usage(request: BatchOptions) -> None:
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.engines import estimate_s
+    from mcspex_cli.batch.journal import seconds
     from mcspex_cli.batch.pairing import AUDIO
-    from mcspex_cli.batch.workers import seconds
 
     time_s = estimate_s(work)
     if as_json:
@@ -322,13 +333,13 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
     """Do what is left, and show failures; return how many files failed."""
     from mcspex_cli import files
-    from mcspex_cli.batch import engines, journal, workers
+    from mcspex_cli.batch import engines, journal
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
     try:
         with (
-            console.progress("extracting", workers.seconds(work.todo), shown=shown) as bar,
+            console.progress("extracting", journal.seconds(work.todo), shown=shown) as bar,
             console.ending_gently(stopping.set),
         ):
             for outcome in engines.run(work, stopping):

@@ -27,7 +27,7 @@ import click
 
 import mcspex_cli
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import CheckpointError, HubError, McspexError, line
+from mcspex_cli.errors import CheckpointError, HubError, McspexError, install_extra, line
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -311,7 +311,7 @@ def check_extras() -> tuple[str, ...]:
     detail = f"{', '.join(name for name in known if name not in absent) or 'none'} installed"
     if not absent:
         return OK, detail
-    remedy = f"If you want them: pip install 'mcspex[{','.join(absent)}]'"
+    remedy = f"If you want them: {install_extra(','.join(absent))}"
     return OK, f"{detail}; not installed: {', '.join(absent)}", remedy
 
 

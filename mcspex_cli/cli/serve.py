@@ -12,7 +12,7 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import flag, option
-from mcspex_cli.errors import McspexError
+from mcspex_cli.errors import McspexError, install_extra
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -59,7 +59,7 @@ def serve(
         import starlette  # noqa: F401 (the page's server needs it)
         import uvicorn
     except ImportError as error:
-        raise McspexError(f"serve needs {error.name}. Run: pip install 'mcspex[serve]'") from error
+        raise McspexError(f"serve needs {error.name}. {install_extra('serve')}") from error
     import webbrowser
 
     from mcspex_cli.checkpoint.checkpoint import available

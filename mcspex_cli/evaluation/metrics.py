@@ -26,7 +26,7 @@ import numpy.typing as npt
 import soxr
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, install_extra
 from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 from mcspex_cli.extraction.windows import without_rumble
 
@@ -239,8 +239,9 @@ class Sounds:
 
     @cached_property
     def input_si_sdr_db(self) -> float:
-        """SI-SDR of the mixture, nan without one."""
-        return si_sdr(self.mixture, self.target) if self.mixture.size else math.nan
+        """SI-SDR of the mixture, nan without one or without a target."""
+        is_known = self.mixture.size and self.target.size
+        return si_sdr(self.mixture, self.target) if is_known else math.nan
 
     @cached_property
     def bss_eval(self) -> tuple[float, float, float]:
@@ -391,11 +392,11 @@ INPUT_METRICS = {
     for name, metric in METRICS.items()
     if name in ("similarity", "wer") or name.startswith("dnsmos")
 }
-"""What is measured of the mixture too, by the name of the metric; none of it needs the target.
+"""What is measured of the mixture too, by the name of the metric."""
 
-The mixture's SI-SDR is not here but in `Row.input_si_sdr_db`: a row has it whichever metrics are
-chosen, since it also decides whether the estimate is confused.
-"""
+INPUT_METRICS["si_sdr"] = replace(
+    _of_input(METRICS["si_sdr"]), function=lambda sounds: sounds.input_si_sdr_db
+)
 
 BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *INPUT_METRICS.values())}
 
@@ -405,10 +406,8 @@ def check_installed(names: Sequence[str]) -> None:
     absent = [METRICS[name] for name in names if not METRICS[name].is_installed]
     if absent:
         listed = ", ".join(metric.name for metric in absent)
-        raise ConfigError(
-            f"{listed}: the package for it is not installed. "
-            f"Run: pip install 'mcspex[{absent[0].extra}]'"
-        )
+        reason = f"{listed}: the package for it is not installed."
+        raise ConfigError(f"{reason} {install_extra(absent[0].extra)}")
 
 
 def _in_float64(
@@ -431,9 +430,8 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, ValueError) as error:  # ValueError: built for another numpy
-        raise ConfigError(
-            f"{name} cannot be imported ({error}). Run: pip install 'mcspex[metrics]'"
-        ) from error
+        reason = f"{name} cannot be imported ({error})."
+        raise ConfigError(f"{reason} {install_extra('metrics')}") from error
 
 
 def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:

@@ -502,7 +502,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "cases": cases,
         "reasons": REASONS,
         "metrics": metrics,
-        "input_metrics": [METRICS["si_sdr"], *(m for m in metrics if m.name in INPUT_METRICS)],
+        "input_metrics": [metric for metric in METRICS.values() if metric.name in INPUT_METRICS],
         "ranking": best,
         "si_sdr": METRICS["si_sdr"],
         "has_truth": has_truth,

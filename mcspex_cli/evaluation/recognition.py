@@ -14,7 +14,7 @@ import soxr
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import CheckpointError, ConfigError, PairingError
+from mcspex_cli.errors import CheckpointError, ConfigError, PairingError, install_extra
 from mcspex_cli.evaluation.metrics import Compare, CompareWith, Transcribe
 from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, files_by_name
 from mcspex_cli.evaluation.summary import read_batch
@@ -80,9 +80,8 @@ def open_transcriber(model: str) -> Transcribe:
     try:
         from faster_whisper import WhisperModel
     except (ImportError, OSError) as error:
-        raise ConfigError(
-            f"faster_whisper cannot be imported ({error}). Run: pip install 'mcspex[transcripts]'"
-        ) from error
+        reason = f"faster_whisper cannot be imported ({error})."
+        raise ConfigError(f"{reason} {install_extra('transcripts')}") from error
     is_folder = Path(model).is_dir()
     try:
         # Without a tokenizer the package would fetch one from the network.
@@ -148,9 +147,8 @@ def read_transcript(path: Path) -> str:
     try:
         import webvtt
     except ImportError as error:
-        raise ConfigError(
-            f"{path}: webvtt cannot be imported. Run: pip install 'mcspex[transcripts]'"
-        ) from error
+        reason = f"{path}: webvtt cannot be imported."
+        raise ConfigError(f"{reason} {install_extra('transcripts')}") from error
     try:
         return "\n".join(caption.text for caption in webvtt.from_string(content).captions)
     except webvtt.errors.MalformedFileError as error:

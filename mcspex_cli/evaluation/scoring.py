@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,13 +26,14 @@ from mcspex_cli.evaluation.metrics import (
     METRICS,
     NOTHING,
     CompareWith,
+    Metric,
     Sounds,
     Transcribe,
     is_flipped,
     is_silent,
     si_sdr,
 )
-from mcspex_cli.extraction.runtime import cores
+from mcspex_cli.extraction.runtime import cores, leave_signals
 
 TRANSCRIPTS = (".txt", ".vtt")
 """The formats of transcripts, by the suffix of the file."""
@@ -49,10 +49,6 @@ PADDING = 2048
 
 EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
-
-CUT, DAMAGED = "cut to", ": "
-"""What a note has in it if files were cut to one length, and if one is damaged: of all that notes
-say, only a reader's warnings have a file's name and a colon."""
 
 CHUNK = 8
 """Files that a process scores before it asks for more."""
@@ -183,11 +179,14 @@ class Row:
     note: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     """By column, those that exist."""
-    input_si_sdr_db: float | None = None
     confused: bool | None = None
     """Target confusion, that is, whether the wrong talker was extracted: the estimate is worse than
     the mixture, or nearer to an interferer than to the truth. None where neither is known.
     (Without a truth `extraction.presence` guesses it: `wrong_speaker`.)"""
+    cut: bool = False
+    """Whether files were cut to one length."""
+    damaged: bool = False
+    """Whether a file is damaged, but could be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as reports have it: every metric's column, None where there is no value."""
@@ -196,8 +195,9 @@ class Row:
             "status": self.status,
             "note": self.note,
             **{column: self.values.get(column) for column in BY_COLUMN},
-            "input_si_sdr_db": self.input_si_sdr_db,
             "confused": self.confused,
+            "cut": self.cut or None,
+            "damaged": self.damaged or None,
         }
 
 
@@ -215,7 +215,7 @@ def score_file(
     """
     settings = settings or ScoreSettings()
     try:
-        channels, note = _read(pairing, settings)
+        known, channels = _read(pairing, settings)
         if compare_with:
             compare = compare_with(pairing.references)
             channels = [replace(sounds, compare=compare) for sounds in channels]
@@ -227,7 +227,7 @@ def score_file(
         return Row(pairing.name, Status.UNREADABLE, str(error))
     if transcribe:
         channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
-    row, *more = [_score_channel(pairing.name, sounds, note, settings) for sounds in channels]
+    row, *more = [_score_channel(known, sounds, settings) for sounds in channels]
     return _average([row, *more]) if more else row
 
 
@@ -282,13 +282,10 @@ def _prepared_for_workers() -> Iterator[None]:
     """Have processes that start in this block leave Ctrl-C to this one, and use one thread each."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
-    masked = hasattr(signal, "pthread_sigmask")  # not on Windows
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else None
     try:
-        yield
+        with leave_signals("SIGINT"):
+            yield
     finally:
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name, value in threads.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -301,8 +298,11 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]:
-    """The sounds of each channel of the estimate, at the truth's rate and cut alike, and a note."""
+def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]:
+    """A row with what is known of the files, and their sounds for each channel of the estimate.
+
+    All sounds have the truth's rate and one length.
+    """
     measure = pairing.truth or pairing.estimate
     others = (pairing.truth, pairing.mixture, *pairing.interferers)
     paths = (pairing.estimate, *(path for path in others if path))
@@ -344,15 +344,15 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
                 "Are they of the same mixture?",
             )
     shortest = min(lengths.values())
-    if max(lengths.values()) != shortest:
-        notes.insert(0, f"{CUT} {shortest} samples.")
+    is_cut = max(lengths.values()) > shortest
+    note = " ".join([*([f"cut to {shortest} samples."] if is_cut else []), *notes])
 
     def channel(path: Path | None, number: int) -> Samples:
         if path is None:
             return NOTHING
         return sounds[path][number if len(sounds[path]) > 1 else 0, :shortest]
 
-    return [
+    return Row(pairing.name, Status.OK, note, cut=is_cut, damaged=bool(notes)), [
         Sounds(
             rate_hz,
             channel(pairing.estimate, number),
@@ -363,45 +363,46 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[list[Sounds], str]
             presence=math.nan if pairing.presence is None else pairing.presence,
         )
         for number in range(len(sounds[pairing.estimate]))
-    ], " ".join(notes)
+    ]
 
 
-def _score_channel(name: str, sounds: Sounds, note: str, settings: ScoreSettings) -> Row:
+def _score_channel(row: Row, sounds: Sounds, settings: ScoreSettings) -> Row:
+    """The scores of one channel; `row` has what is known of the files."""
     has_truth = sounds.target.size > 0
     if has_truth and is_silent(sounds.target):
-        return Row(name, Status.SILENT_TRUTH, note)
+        return replace(row, status=Status.SILENT_TRUTH)
     if is_silent(sounds.estimate):
-        return Row(name, Status.SILENT_ESTIMATE, note)
+        return replace(row, status=Status.SILENT_ESTIMATE)
+    chosen = [METRICS[name] for name in settings.metrics]
+    if sounds.mixture.size:
+        # SI-SDR of the mixture always: it also decides whether the estimate is confused.
+        chosen += [
+            one for name, one in INPUT_METRICS.items() if name in ("si_sdr", *settings.metrics)
+        ]
     if not has_truth:
-        return Row(name, Status.OK, note, _values(sounds, settings))
+        return replace(row, values=_values(chosen, sounds))
     value = sounds.si_sdr_db
     if value == -math.inf:
         # One can hear it; but of the truth, all that counts here, it is as empty as silence.
-        return Row(name, Status.SILENT_ESTIMATE, "it has nothing of the truth in it.")
+        note = "it has nothing of the truth in it."
+        return replace(row, status=Status.SILENT_ESTIMATE, note=note)
     if value >= EXACT_DB:
-        return Row(name, Status.EXACT, note)
-    status, gain_db = Status.OK, value - sounds.input_si_sdr_db
+        return replace(row, status=Status.EXACT)
     if value > 0 and is_flipped(sounds.estimate, sounds.target):
-        status = Status.OK if settings.flipped_ok else Status.FLIPPED
-        note = f"{Status.FLIPPED}. {note}".strip() if settings.flipped_ok else note
+        if settings.flipped_ok:
+            row = replace(row, note=f"{Status.FLIPPED}. {row.note}".strip())
+        else:
+            row = replace(row, status=Status.FLIPPED)
+    gain_db = value - sounds.input_si_sdr_db
     has_mixture = math.isfinite(gain_db)
     nearer = any(si_sdr(sounds.estimate, other) > value for other in sounds.interferers)
-    return Row(
-        name,
-        status,
-        note,
-        _values(sounds, settings),
-        sounds.input_si_sdr_db if has_mixture else None,
-        nearer or gain_db < 0 if has_mixture or sounds.interferers else None,
-    )
+    confused = nearer or gain_db < 0 if has_mixture or sounds.interferers else None
+    return replace(row, values=_values(chosen, sounds), confused=confused)
 
 
-def _values(sounds: Sounds, settings: ScoreSettings) -> dict[str, float]:
-    """By column, what the settings ask for and has a value, of the mixture too."""
-    chosen = [METRICS[name] for name in settings.metrics]
-    if sounds.mixture.size:
-        chosen += [INPUT_METRICS[name] for name in settings.metrics if name in INPUT_METRICS]
-    values = {metric.column: float(metric.function(sounds)) for metric in chosen}
+def _values(metrics: Sequence[Metric], sounds: Sounds) -> dict[str, float]:
+    """By column, the values that exist."""
+    values = {metric.column: float(metric.function(sounds)) for metric in metrics}
     return {column: value for column, value in values.items() if math.isfinite(value)}
 
 
@@ -410,13 +411,10 @@ def _average(rows: Sequence[Row]) -> Row:
     number, row = next(((n, r) for n, r in enumerate(rows) if r.status != Status.OK), (0, rows[0]))
     where = f"mean of {len(rows)} channels." if row.status == Status.OK else f"channel {number}."
     columns = [column for column in row.values if all(column in r.values for r in rows)]
-    inputs = [r.input_si_sdr_db for r in rows if r.input_si_sdr_db is not None]
     verdicts = [r.confused for r in rows if r.confused is not None]
-    return Row(
-        row.name,
-        row.status,
-        f"{where} {row.note}".strip(),
-        {column: float(np.mean([r.values[column] for r in rows])) for column in columns},
-        float(np.mean(inputs)) if len(inputs) == len(rows) else None,
-        any(verdicts) if len(verdicts) == len(rows) else None,
+    return replace(
+        row,
+        note=f"{where} {row.note}".strip(),
+        values={column: float(np.mean([r.values[column] for r in rows])) for column in columns},
+        confused=any(verdicts) if len(verdicts) == len(rows) else None,
     )

@@ -21,7 +21,7 @@ import numpy as np
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import CUT, DAMAGED, Status, case_name
+from mcspex_cli.evaluation.scoring import Status, case_name
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,7 +41,7 @@ _BLOCK = 2**20
 FEW = 50
 """Tables show all files if there are no more than this."""
 
-_FIRST = ("name", "group", *BY_COLUMN, "input_si_sdr_db", "confused", "status", "note")
+_FIRST = ("name", "group", *BY_COLUMN, "confused", "status", "note")
 """The order of columns in CSV; others come after."""
 
 
@@ -303,7 +303,7 @@ def _is_row(row: Any) -> bool:
     """Whether a row has a name and a status, and finite numbers and texts, or None, elsewhere."""
     if not isinstance(row, dict):
         return False
-    values = [row.get(key) for key in (*BY_COLUMN, "input_si_sdr_db")]
+    values = [row.get(key) for key in BY_COLUMN]
     texts = [row.get(key) for key in ("note", "estimate", "mixture", "truth")]
     return (
         isinstance(row.get("name"), str)
@@ -433,9 +433,9 @@ def remarks(report: Report) -> list[str]:
     others = {status: n for status, n in summary.statuses.items() if status != Status.OK}
     left_out, missing = sum(others.values()), summary.missing_estimates
     reasons = ", ".join(f"{number} {status}" for status, number in others.items())
-    notes = [str(row.get("note") or "") for row in scored(report.rows)]
-    cut = sum(CUT in note for note in notes)
-    damaged = sum(DAMAGED in note for note in notes)
+    cut, damaged = (
+        sum(bool(row.get(key)) for row in scored(report.rows)) for key in ("cut", "damaged")
+    )
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
     short = "They were a little longer or shorter."
     where = "The column note of the JSON or CSV report says which."

@@ -8,6 +8,9 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -164,6 +167,20 @@ def keep_memory() -> None:
     if mallopt:
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+@contextmanager
+def leave_signals(*names: str) -> Iterator[None]:
+    """Have processes that start in this block leave signals, such as Ctrl-C, to this one."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def cores() -> int:

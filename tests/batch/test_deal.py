@@ -11,12 +11,13 @@ from threading import Event
 
 import pytest
 
-from mcspex_cli.batch.journal import Journal, JournalWriter
+from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList
 from mcspex_cli.batch.pairing import Task
-from mcspex_cli.batch.plan import BatchPlan
-from mcspex_cli.batch.workers import DEATHS_PER_FILE, BatchSettings, Outcome, Unit, WorkList, deal
+from mcspex_cli.batch.plan import BatchPlan, BatchSettings
+from mcspex_cli.batch.workers import DEATHS_PER_FILE, Outcome, deal
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
+from mcspex_cli.extraction.runtime import EngineSettings
 
 COUNT = 20
 
@@ -54,7 +55,8 @@ class Mortal:
 def dealt(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Outcome]:
     (folder / "audio").mkdir()
     tasks = [Task(f"{n}", f"{n}.wav", output=f"{n}.wav", seconds=1.0) for n in range(COUNT)]
-    settings = BatchSettings(find_checkpoint(model), devices=("cpu",), batch_size=size)
+    engine = EngineSettings(batch=size)
+    settings = BatchSettings(find_checkpoint(model), engine_settings=engine, devices=("cpu",))
     work = WorkList(BatchPlan(folder, tasks), Journal(folder), settings)
     return list(deal(work, [Mortal(work, deadly) for _ in range(2)], Event()))
 

@@ -21,9 +21,8 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import engines
-from mcspex_cli.batch.journal import Journal, open_folder
-from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
-from mcspex_cli.batch.workers import BatchSettings, WorkList
+from mcspex_cli.batch.journal import Journal, WorkList, open_folder
+from mcspex_cli.batch.plan import BatchRequest, BatchSettings, measure, plan_batch
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.slurm import Slurm, free_port, is_here
@@ -299,7 +298,7 @@ def test_a_share_runs_under_submitit(whole: Path, tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ray", "--engine ray needs ray. Install it: pip install 'mcspex[ray]'"),
+        ("ray", "--engine ray needs ray. Run in a checkout of mcspex: pip install '.[ray]'"),
         ("slurm", "--engine slurm: sbatch is not here. Start the command on a machine that can"),
     ],
 )

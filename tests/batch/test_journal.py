@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, fingerprint
+from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter
 from mcspex_cli.batch.pairing import Task
-from mcspex_cli.batch.plan import BatchRequest, plan_batch
+from mcspex_cli.batch.plan import BatchRequest, fingerprint, plan_batch
 from mcspex_cli.errors import DiskFullError, OutputError
 from tests.conftest import ROOT
 

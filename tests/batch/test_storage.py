@@ -15,8 +15,8 @@ from mcspex_cli.__main__ import main
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
 from mcspex_cli.batch.pairing import Task
-from mcspex_cli.batch.plan import BatchRequest, plan_batch
-from mcspex_cli.batch.workers import BatchSettings, Worker
+from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
+from mcspex_cli.batch.workers import Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from tests.conftest import RATE_HZ, buzz
@@ -209,8 +209,8 @@ def test_a_store_that_nothing_here_can_reach_says_what_to_install(
     done = batch(tiny_folder, "gs://nix/mix", "--refs", "refs", "-o", "out")
     assert done.exit_code == 1
     assert done.stderr == (
-        "error: gs://nix/mix: needs another package (Please install no_such_package). Install it: "
-        "pip install 'mcspex[gs]'\n"
+        "error: gs://nix/mix: needs another package (Please install no_such_package). Run in a "
+        "checkout of mcspex: pip install '.[gs]'\n"
     )
 
 

@@ -15,21 +15,22 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.batch import engines
 from mcspex_cli.batch.engines import estimate_s
-from mcspex_cli.batch.journal import Journal, open_folder
-from mcspex_cli.batch.pairing import Task
-from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
-from mcspex_cli.batch.workers import (
+from mcspex_cli.batch.journal import (
     WINDOW_S,
-    BatchSettings,
-    Outcome,
+    Journal,
     Unit,
     WorkList,
     equal_parts,
+    open_folder,
     units,
 )
+from mcspex_cli.batch.pairing import Task
+from mcspex_cli.batch.plan import BatchPlan, BatchRequest, BatchSettings, measure, plan_batch
+from mcspex_cli.batch.workers import Outcome
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, OutputError
 from mcspex_cli.extraction.job import ExtractionOptions
+from mcspex_cli.extraction.runtime import EngineSettings
 from tests.conftest import AUTO, RATE_HZ, buzz
 
 LENGTHS = [4000, 5000] * 5
@@ -103,7 +104,7 @@ def test_every_outcome_is_in_the_journal_before_it_is_told(
 def test_going_on_gives_what_an_uninterrupted_run_gives(
     set_: Path, settings: BatchSettings, batch_size: int, stop: str, moments: tuple[int, ...]
 ) -> None:
-    settings = replace(settings, batch_size=batch_size)
+    settings = replace(settings, engine_settings=EngineSettings(batch=batch_size))
     asked: dict[str, Any] = {"residual": True, "activity": ".rttm"}
     assert len(list(run(opened(set_, settings, "whole", **asked)))) == len(IDS)
     for told in moments:
@@ -132,7 +133,7 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(
 def test_shards_together_give_what_one_run_gives(
     set_: Path, settings: BatchSettings, batch_size: int
 ) -> None:
-    settings = replace(settings, batch_size=batch_size)
+    settings = replace(settings, engine_settings=EngineSettings(batch=batch_size))
     list(run(opened(set_, settings, "whole")))
     done: list[str] = []
     for index in (2, 3, 1):
@@ -188,7 +189,12 @@ def test_a_bad_reference_costs_only_its_own_mixtures(
     set_: Path, settings: BatchSettings, batch_size: int
 ) -> None:
     audio.write(set_ / "bob.wav", np.zeros(9000, np.float32), RATE_HZ)
-    made = {o.task.id: o for o in run(opened(set_, replace(settings, batch_size=batch_size)))}
+    made = {
+        o.task.id: o
+        for o in run(
+            opened(set_, replace(settings, engine_settings=EngineSettings(batch=batch_size)))
+        )
+    }
     failed = {id_: outcome.reason for id_, outcome in made.items() if outcome.row is None}
     reason = f"{set_}/bob.wav: is silent."
     assert failed.keys() == {"03", "07"}
@@ -201,7 +207,7 @@ def test_a_bad_reference_costs_only_its_own_mixtures(
 def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
     set_: Path, settings: BatchSettings, batch_size: int
 ) -> None:
-    settings = replace(settings, batch_size=batch_size)
+    settings = replace(settings, engine_settings=EngineSettings(batch=batch_size))
     list(run(opened(set_, settings, "whole")))
     data = (set_ / "04.wav").read_bytes()
     (set_ / "04.wav").write_bytes(data[:3000])
@@ -271,8 +277,10 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
 
 
 OTHER: list[dict[str, Any]] = [
-    {"precision": "bfloat16"},
-    {"runtime": "onnx"},
+    *({"engine_settings": one} for one in (
+        EngineSettings(precision="bfloat16"), EngineSettings(runtime="onnx"),
+        EngineSettings(shifts=1),
+    )),
     *({"options": replace(FINE, **change)} for change in (
         {"level": "raw"}, {"channel": "0"}, {"subtype": "PCM_16"}, {"absent": "fail"},
         {"wet_db": -3.0}, {"dry_db": -20.0}, {"track": "2"}, {"damaged": "keep"},
@@ -281,8 +289,12 @@ OTHER: list[dict[str, Any]] = [
 """What changes an estimate."""
 
 SAME: list[dict[str, Any]] = [
-    {"devices": ("cpu",)}, {"batch_size": 4}, {"jobs": 3}, {"shard": (2, 3)}, {"fail_fast": True},
-]  # fmt: skip
+    {"devices": ("cpu",)},
+    {"engine_settings": EngineSettings(batch=4, threads=3)},
+    {"jobs": 3},
+    {"shard": (2, 3)},
+    {"fail_fast": True},
+]
 """What only says how."""
 
 

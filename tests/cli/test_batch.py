@@ -604,15 +604,20 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     batch: Run, tiny_folder: Path
 ) -> None:
     from mcspex_cli.batch import results
-    from mcspex_cli.batch.journal import Journal
-    from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
-    from mcspex_cli.batch.workers import BatchSettings, WorkList
+    from mcspex_cli.batch.journal import Journal, WorkList
+    from mcspex_cli.batch.plan import BatchRequest, BatchSettings, measure, plan_batch
     from mcspex_cli.evaluation.scoring import ScoreSettings
+    from mcspex_cli.extraction.runtime import EngineSettings
 
     batch(*ASKED, "--shard", "1/2")
     request = BatchRequest(Path("out"), [Path("mix")], reference_folder=Path("refs"))
     plan = measure(plan_batch(request), Journal(Path("out")))
-    settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), shard=(1, 2))
+    settings = BatchSettings(
+        find_checkpoint(tiny_folder),
+        engine_settings=EngineSettings(runtime="torch"),
+        devices=("cpu",),
+        shard=(1, 2),
+    )
     assert WorkList(plan, Journal(Path("out")), settings).todo == []
     batch(*ASKED, "--shard", "2/2")
     results.write(plan, settings, ScoreSettings(), [])

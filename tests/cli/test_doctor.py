@@ -227,7 +227,7 @@ def test_extras_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     found = run(checks.check_extras)
     assert (found.status, found.detail) == (OK, "sound installed; not installed: dream")
-    assert found.remedy == "If you want them: pip install 'mcspex[dream]'"
+    assert found.remedy == "If you want them: Run in a checkout of mcspex: pip install '.[dream]'"
     assert run(checks.check_mcspex).status == OK
 
 

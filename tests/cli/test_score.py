@@ -240,7 +240,8 @@ def test_without_the_extra_its_columns_are_absent_and_only_a_wish_for_them_is_re
         done = without_extra(*words, *wish)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "error: stoi: the package for it is not installed. Run: pip install 'mcspex[metrics]'\n"
+            "error: stoi: the package for it is not installed. Run in a checkout of mcspex: "
+            "pip install '.[metrics]'\n"
         )
 
 
@@ -383,7 +384,8 @@ def test_transcripts_without_a_recogniser_are_one_line(scene: Path) -> None:
     done = run(scene / "truth.wav", "--transcripts", scene / "t.txt")
     assert (done.exit_code, done.stderr) == (
         1,
-        "error: wer: the package for it is not installed. Run: pip install 'mcspex[transcripts]'\n",
+        "error: wer: the package for it is not installed. Run in a checkout of mcspex: "
+        "pip install '.[transcripts]'\n",
     )
 
 

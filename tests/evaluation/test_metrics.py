@@ -271,5 +271,6 @@ def test_what_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(ConfigError) as error:
             check_installed(["snr", name])
         assert str(error.value) == (
-            f"{name}: the package for it is not installed. Run: pip install 'mcspex[{extra}]'"
+            f"{name}: the package for it is not installed. Run in a checkout of mcspex: "
+            f"pip install '.[{extra}]'"
         )

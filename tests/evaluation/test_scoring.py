@@ -145,25 +145,26 @@ def test_a_row_has_the_value_of_each_metric(folder: Path) -> None:
     assert (row.name, row.status, row.note, row.confused) == ("a", "ok", "", False)
     sounds = Sounds(RATE_HZ, estimate, target, mixture, (other,))
     expected = {METRICS[n].column: METRICS[n].function(sounds) for n in ALL.metrics}
+    expected["input_si_sdr_db"] = si_sdr(mixture, target)
     assert row.values == pytest.approx(expected, abs=1e-9)
-    assert row.input_si_sdr_db == si_sdr(mixture, target)
+    assert row.values["input_si_sdr_db"] == si_sdr(mixture, target)
     assert row.values["si_sdr_i_db"] == pytest.approx(20, abs=0.5)
     assert all(type(value) is float for value in row.values.values())
 
 
 def test_only_what_is_asked_for_is_computed(folder: Path) -> None:
     row = score(folder, interferers=1, settings=ScoreSettings(("snr", "sir", "stoi")))
-    assert set(row.values) == {"snr_db", "sir_db", "stoi"}
+    assert set(row.values) == {"snr_db", "sir_db", "stoi", "input_si_sdr_db"}
     row = score(folder)
-    assert set(row.values) == {"si_sdr_db", "si_sdr_i_db", "snr_db"}
+    assert set(row.values) == {"si_sdr_db", "si_sdr_i_db", "snr_db", "input_si_sdr_db"}
     row = score(folder, settings=ScoreSettings(("sdr", "sir", "sar")))
-    assert set(row.values) == {"sdr_db"}  # there is no interferer
+    assert set(row.values) == {"sdr_db", "input_si_sdr_db"}  # there is no interferer
 
 
 def test_a_row_of_a_report_has_every_column(folder: Path) -> None:
     row = score(folder, settings=ScoreSettings(("snr",)))
     known = row.to_dict()
-    assert list(known) == ["name", "status", "note", *BY_COLUMN, "input_si_sdr_db", "confused"]
+    assert list(known) == ["name", "status", "note", *BY_COLUMN, "confused", "cut", "damaged"]
     assert known["pesq"] is None
 
 
@@ -177,8 +178,8 @@ def test_settings_and_rows_can_be_sent_to_a_process(folder: Path) -> None:
 
 def test_without_mixtures_there_is_no_improvement(folder: Path) -> None:
     row = score(folder, mixture=False)
-    assert "si_sdr_i_db" not in row.values
-    assert (row.input_si_sdr_db, row.confused) == (None, None)
+    assert not {"si_sdr_i_db", "input_si_sdr_db"} & row.values.keys()
+    assert row.confused is None
 
 
 def test_worse_than_the_mixture_is_confused(folder: Path) -> None:
@@ -257,6 +258,7 @@ def test_a_small_difference_in_length_is_cut(folder: Path, cut: int) -> None:
     put(folder, sound(folder, COMPARED[0])[:-cut])
     row = score(folder, interferers=1)
     assert (row.status, row.note) == ("ok", f"cut to {RATE_HZ - cut} samples.")
+    assert (row.cut, row.damaged) == (True, False)
 
 
 @pytest.mark.parametrize("which", COMPARED)
@@ -345,7 +347,7 @@ def test_what_is_wrong_with_a_file_that_can_be_read_is_noted(folder: Path) -> No
     content[at : at + 4] = bytes(4)  # as in a recording that was never finished
     path.write_bytes(content)
     row = score(folder)
-    assert row.status == "ok"
+    assert (row.status, row.damaged, row.cut) == ("ok", True, False)
     assert row.note.startswith(f"{path}: ")
 
 
@@ -372,7 +374,7 @@ def test_an_estimate_with_two_channels_has_the_mean_of_its_channels(folder: Path
     mixture = stereo(folder, "mix/a.wav", 0.5)
     row = score(folder)
     inputs = [si_sdr(channel, target) for channel in mixture]
-    assert row.input_si_sdr_db == pytest.approx(np.mean(inputs))
+    assert row.values["input_si_sdr_db"] == pytest.approx(np.mean(inputs))
 
 
 def test_a_channel_that_is_not_ok_gives_the_file_its_status(folder: Path) -> None:

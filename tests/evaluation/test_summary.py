@@ -257,7 +257,7 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
     made = [
         *rows(2),
         row("c", None, "silent truth"),
-        row("d", 1.0, note="cut to 9 samples. d.wav: odd."),
+        row("d", 1.0, note="cut to 9 samples. d.wav: odd.", cut=True, damaged=True),
     ]
     lines = summary.remarks(report(made, ["gone", "lost"], Groups({"case0": "x"})))
     assert lines == [
