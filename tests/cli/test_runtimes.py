@@ -216,6 +216,9 @@ def test_an_exported_folder_is_a_model_without_weights(
     monkeypatch.chdir(scene)
     row = json.loads(extract("--model", exported, "--json").stdout)
     assert (row["runtime"], row["model"]) == ("onnx", "onnx")
+    words = ("batch", "mixture.wav", "--ref", "reference.wav", "--model", exported, "-o", "out")
+    assert run(*words, "--devices", "cpu").exit_code == 0
+    assert json.loads(Path("out/run.json").read_text())["runtime"] == ["onnx"]
     done = extract("--model", exported, "--runtime", "torch")
     assert (done.exit_code, done.stderr) == (
         1,

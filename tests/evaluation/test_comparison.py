@@ -143,9 +143,10 @@ def comparison(gains: list[float | None]) -> Comparison:
     """Cases c00, c01, ... of one system with these SI-SDRi."""
     cases = []
     for number, gain in enumerate(gains):
-        values = {} if gain is None else {"si_sdr_db": gain, "si_sdr_i_db": gain}
+        columns = {"si_sdr_db": gain, "si_sdr_i_db": gain, "input_si_sdr_db": 0.0}
+        values = {} if gain is None else columns
         status = "unreadable" if gain is None else "ok"
-        row = Row("", status, "", values, 0.0, (gain or 0) < 0).to_dict()
+        row = Row("", status, "", values, (gain or 0) < 0).to_dict()
         name = f"c{number:02d}"
         cases.append(ComparisonCase(name, name, "", Path("m"), Path("t"), [Output(row=row)]))
     return Comparison([SystemOutputs("x", Path(), {})], cases)

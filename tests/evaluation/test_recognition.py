@@ -199,5 +199,5 @@ def test_a_whisper_model_that_is_not_there_is_one_line(
     bool(importlib.util.find_spec("faster_whisper")), reason="faster-whisper is installed"
 )
 def test_without_faster_whisper_the_line_says_what_to_install() -> None:
-    with pytest.raises(ConfigError, match=r"pip install 'mcspex\[transcripts\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '.\[transcripts\]'"):
         open_transcriber("base")
