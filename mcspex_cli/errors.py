@@ -120,6 +120,9 @@ _UNSAFE = re.compile(
     "\u2028\u2029]"  # line and paragraph separators
 )
 
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
+"""The user and password of a URL."""
+
 _BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))")
@@ -140,6 +143,11 @@ def line(text: str, longest: int | None = None) -> str:
     r"""The same on one line, with `\n` for a line end, cut after `longest` characters."""
     text = printable(text).translate(_BREAKS)
     return text if longest is None or len(text) <= longest else f"{text[:longest]}..."
+
+
+def without_passwords(text: str) -> str:
+    """The same text, in which URLs have no users and passwords."""
+    return _PASSWORD.sub("", text)
 
 
 def markdown(text: str) -> str:

@@ -20,6 +20,7 @@ import soundfile
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.errors import install_extra
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.test_live import blocks
 
@@ -362,7 +363,7 @@ def test_sound_cards_need_their_libraries(run: Run) -> None:
     try:
         import sounddevice  # noqa: F401
     except ImportError:
-        message = "sound cards need the package sounddevice: pip install 'mcspex[live]'"
+        message = f"sound cards need the package sounddevice. {install_extra('live')}"
     except OSError:
         message = "sound cards need the library PortAudio (on Debian: apt install libportaudio2)."
     else:

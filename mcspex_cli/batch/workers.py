@@ -168,7 +168,6 @@ class Worker:
     def _enroll_or_error(
         self, references: Sequence[str], spans: Sequence[str], mixture: str | None
     ) -> Voice | McspexError:
-        options = self._options
         with tempfile.TemporaryDirectory() as scratch:
             copies = Path(scratch)
             try:
@@ -176,9 +175,7 @@ class Worker:
                     [storage.fetch(path, copies) for path in references],
                     spans=[Span.parse(span) for span in spans],
                     mixture=storage.fetch(mixture, copies) if mixture else None,
-                    channel=options.channel,
-                    track=options.track,
-                    damaged=options.damaged,
+                    options=self._options,
                 )
             except McspexError as error:
                 return type(error)(storage.with_urls(str(error), copies))

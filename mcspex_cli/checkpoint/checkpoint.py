@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mcspex-16k"
 
-GRAPHS = "graphs.json"
-"""Lists the ONNX graphs in the folder of an exported model; see `mcspex_cli.extraction.onnx`."""
+GRAPHS, EMBED, EXTRACT = "graphs.json", "embed.onnx", "extract.onnx"
+"""The ONNX graphs of an exported model, and their list; see `mcspex_cli.extraction.onnx`."""
 
 FORMAT = 1
 """Version of config.json; a newer one needs a newer mcspex."""
@@ -450,7 +450,7 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
     problems = []
     try:
         if info.has_only_graphs:
-            _check_graphs(info.folder)
+            read_graphs(info.folder)
         else:
             load_checkpoint(info)
     except CheckpointError as error:
@@ -469,17 +469,23 @@ def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
     return Verdict(tuple(problems), compared, hub_error)
 
 
-def _check_graphs(folder: Path) -> None:
-    """Compare the graphs of an exported model with their checksums."""
+def read_graphs(folder: Path) -> dict[str, Any]:
+    """Read what graphs.json says of the graphs beside it, and compare their checksums with it.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
     path, remedy = folder / GRAPHS, "Export the model again."
-    data = read_bytes(path, remedy)
     try:
-        sums = msgspec.convert(msgspec.json.decode(data)["sha256"], dict[str, str])
+        facts = msgspec.json.decode(read_bytes(path, remedy), type=dict[str, Any])
+        sums = {name: str(facts["sha256"][name]) for name in (EMBED, EXTRACT)}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged. {remedy}") from error
     for name, sha256 in sums.items():
-        if hashlib.sha256(read_bytes(folder / name, remedy)).hexdigest() != sha256:
+        check_regular(folder / name, remedy)
+        if hub.checksum(folder / name) != sha256:
             raise CheckpointError(f"{folder / name}: damaged. {remedy}")
+    return facts
 
 
 def _describe(
@@ -525,7 +531,7 @@ def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Confi
     if raw["format"] != FORMAT:
         raise CheckpointError(
             f"{label}: has format {str(raw['format'])[:20]}, and this mcspex reads {FORMAT}. "
-            "Update mcspex: pip install -U mcspex"
+            "Update mcspex."
         )
     keys = raw["system"] if isinstance(raw["system"], dict) else ()
     if unknown := [key for key in keys if key not in SystemConfig.__dataclass_fields__]:

@@ -28,7 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.errors import CheckpointError, HubError, McspexError, OutputError
+from mcspex_cli.errors import (
+    CheckpointError,
+    HubError,
+    McspexError,
+    OutputError,
+    without_passwords,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -365,7 +371,7 @@ def endpoint() -> str:
     """The Hub's address, without a password."""
     from huggingface_hub import constants
 
-    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
+    return without_passwords(constants.ENDPOINT)
 
 
 def _client() -> HfApi:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 import click
 
-from mcspex_cli.errors import AudioError, OutputError, line, printable
+from mcspex_cli.errors import AudioError, OutputError, line, printable, without_passwords
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,8 +93,8 @@ class LogFile(logging.FileHandler):
         self.setFormatter(formatter)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line, which no message can forge."""
-        record.text = line(record.getMessage())
+        """Return the record as one line, which no message can forge, and without passwords."""
+        record.text = without_passwords(line(record.getMessage()))
         return super().format(record)
 
     def handleError(self, _: logging.LogRecord) -> None:  # noqa: N802 (logging's name)

@@ -173,9 +173,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
         [one if isinstance(one, audio.Reader) else path for path, one in sources.items()],
         spans=request.spans,
         mixture=first.mixture,
-        channel=settings.channel,
-        track=settings.track,
-        damaged=settings.damaged,
+        options=settings,
     )
     enrolled.set_result(voice)
     for line in voice.warnings:

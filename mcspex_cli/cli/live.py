@@ -20,7 +20,13 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import choice, flag, option
-from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, OutputError
+from mcspex_cli.errors import (
+    AudioError,
+    McspexError,
+    NonFiniteError,
+    OutputError,
+    install_extra,
+)
 
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings, Extractor, Voice
@@ -86,11 +92,11 @@ class LiveRequest:
         "Also use what arrives while the model is loaded; the delay is longer by that."
     )
     input_device: str | None = option(
-        "N|NAME", "Record from this sound card instead of standard input; needs mcspex[live]."
+        "N|NAME", "Record from this sound card instead of standard input; needs the extra live."
     )
     output_device: str | None = option(
         "N|NAME",
-        "Play on this sound card instead of writing to standard output; needs mcspex[live].",
+        "Play on this sound card instead of writing to standard output; needs the extra live.",
     )
     list_devices: bool = flag("List the sound cards, and end.")
     model: str | None = options.MODEL
@@ -536,11 +542,12 @@ def _load_sounddevice() -> Any:
     try:
         import sounddevice
     except ImportError as error:
-        advice = "the package sounddevice: pip install 'mcspex[live]'"
-        raise McspexError(f"sound cards need {advice}") from error
+        advice = install_extra("live")
+        raise McspexError(f"sound cards need the package sounddevice. {advice}") from error
     except OSError as error:
-        advice = "the library PortAudio (on Debian: apt install libportaudio2)."
-        raise McspexError(f"sound cards need {advice}") from error
+        raise McspexError(
+            "sound cards need the library PortAudio (on Debian: apt install libportaudio2)."
+        ) from error
     return sounddevice
 
 

@@ -265,7 +265,7 @@ def export(
     onnx.check_free(output, info, overwrite=overwrite)
     onnx.export_model(info, output)
     if not quiet:
-        size = sum((output / file).stat().st_size for file in (onnx.EMBED, onnx.EXTRACT))
+        size = sum(graph.stat().st_size for graph in output.glob("*.onnx"))
         console.say(f"{output}  ({info.label} as {form.upper()}, {console.size(size)})")
 
 

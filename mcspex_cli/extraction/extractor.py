@@ -121,9 +121,7 @@ class Extractor:
         *,
         spans: Sequence[Span] = (),
         mixture: Path | None = None,
-        channel: str = "mix",
-        track: str | None = None,
-        damaged: audio.Damaged = "fail",
+        options: ExtractionOptions | None = None,
         advance: Callable[[float], object] = lambda _: None,
     ) -> Voice:
         """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
@@ -135,9 +133,8 @@ class Extractor:
             references: files, folders and open files, all of one person alone.
             spans: when the person speaks alone in `mixture`.
             mixture: the recording that the spans are of.
-            channel: of the mixture, as in `ExtractionOptions`.
-            track: of the mixture, as in `ExtractionOptions`.
-            damaged: what is done with a damaged mixture, as in `ExtractionOptions`.
+            options: how the mixture is read: its channel (for "all" the mix), its track, and what
+                is done if it is damaged.
             advance: called with the seconds of sound read since its last call. What it raises
                 ends the work.
 
@@ -158,12 +155,12 @@ class Extractor:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
-        channel = "mix" if channel == "all" else channel
-        options = ExtractionOptions(channel, track=track, damaged=damaged)
         if spans:
             if mixture is None:
                 raise ValueError("spans need the mixture that they are of")
-            reader = open_mixture(Path(mixture), options)
+            options = options or ExtractionOptions()
+            channel = "mix" if options.channel == "all" else options.channel
+            reader = open_mixture(Path(mixture), replace(options, channel=channel))
             sources += read_spans(reader, spans, self.sample_rate_hz, advance)
         return enroll(sources, self.engine, self.model, advance)
 

@@ -30,17 +30,22 @@ import numpy as np
 
 from mcspex_cli import __version__, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.checkpoint.checkpoint import GRAPHS, CheckpointInfo, load_checkpoint
+from mcspex_cli.checkpoint.checkpoint import (
+    EMBED,
+    EXTRACT,
+    GRAPHS,
+    CheckpointInfo,
+    load_checkpoint,
+    read_graphs,
+)
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, WEIGHTS, checksum
-from mcspex_cli.errors import CheckpointError, EngineError, OutputError
+from mcspex_cli.errors import CheckpointError, EngineError, OutputError, install_extra
 from mcspex_cli.extraction.engine import OutOfMemoryError, Runtime
 from mcspex_cli.extraction.runtime import GPU_BATCH, EngineSettings
 
 if TYPE_CHECKING:
     from mcspex_cli.model.config import SystemConfig
     from mcspex_cli.model.systems import System
-
-EMBED, EXTRACT = "embed.onnx", "extract.onnx"
 
 VERSION = 1
 """The version of how graphs are made; graphs of an older one are made again."""
@@ -183,7 +188,7 @@ def check_installed(*packages: str) -> None:
     if absent := [package for package in packages if find_spec(package) is None]:
         verb = "is" if len(absent) == 1 else "are"
         names = ", ".join(absent)
-        raise EngineError(f"onnx: {names} {verb} not installed. pip install 'mcspex[onnx]'")
+        raise EngineError(f"onnx: {names} {verb} not installed. {install_extra('onnx')}")
 
 
 def cache() -> Path:
@@ -225,19 +230,10 @@ def find(info: CheckpointInfo) -> Path | None:
 
 def check_graphs(folder: Path, info: CheckpointInfo) -> None:
     """Refuse graphs that are not whole, or not of this model."""
-    again = "Export the model again."
-    try:
-        facts = json.loads((folder / GRAPHS).read_bytes())
-        if facts["fingerprint"] != fingerprint(info):
-            raise CheckpointError(f"{folder}: graphs of another model or mcspex. {again}")
-        for name in (EMBED, EXTRACT):
-            if checksum(folder / name) != facts["sha256"][name]:
-                raise CheckpointError(f"{folder / name}: damaged. {again}")
-    except OSError as error:
-        path = error.filename or folder
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). {again}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / GRAPHS}: damaged. {again}") from error
+    if read_graphs(folder).get("fingerprint") != fingerprint(info):
+        raise CheckpointError(
+            f"{folder}: graphs of another model or mcspex. Export the model again."
+        )
 
 
 def check_free(folder: Path, info: CheckpointInfo, *, overwrite: bool) -> None:

@@ -259,9 +259,7 @@ class Extraction:
                 for start, end in self.request.spans
             ],
             mixture=mixture,
-            channel=options.channel,
-            track=options.track,
-            damaged=options.damaged,
+            options=options,
             advance=lambda _: self._check_cancelled(),
         )
         estimate, residual = (self.folder / f"{name}.wav" for name in SOUNDS)

@@ -22,6 +22,9 @@ from mcspex_cli.training.settings import TrainSettings
 REFERENCES_PER_SPEAKER = 4
 """How many references, on average, a classifier is computed from."""
 
+_MOST_REFERENCES = 4096
+"""They take some minutes on a CPU."""
+
 _REFERENCES_AT_ONCE = 16
 
 _SHRINKAGE = 0.05
@@ -95,7 +98,8 @@ def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
     was_training, speakers = system.training, system.config.speakers
     system.eval()
     embedded, named = [], []
-    for step in range(math.ceil(REFERENCES_PER_SPEAKER * speakers / _REFERENCES_AT_ONCE)):
+    count = min(_MOST_REFERENCES, REFERENCES_PER_SPEAKER * speakers)
+    for step in range(math.ceil(count / _REFERENCES_AT_ONCE)):
         rows = range(_REFERENCES_AT_ONCE * sampler.settings.mixtures_per_reference)
         references, lengths, speaker = sampler.compose_references(sampler.plan(seed, step, rows))
         embedded.append(system.embed(references, lengths).double().cpu())

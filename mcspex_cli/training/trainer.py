@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import io
+import logging
 import math
 import pickle
 import time
@@ -21,7 +22,7 @@ from torch import distributed, nn
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
-from mcspex_cli.errors import ConfigError, EngineError, OutputError
+from mcspex_cli.errors import ConfigError, EngineError, OutputError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
@@ -78,6 +79,8 @@ class Trainer:
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.start and self.start.config.speakers != len(corpus.speakers) and not state:
+            if self.team.leads:
+                logging.getLogger("mcspex").info("computing a classifier of the new speakers")
             fit_classifier(self.system, self.sampler, settings.run.seed)
         if self.system.config.true_level and not state:
             match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
@@ -337,9 +340,9 @@ class ProgressLog:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
+                advice = install_extra("tensorboard")
                 raise ConfigError(
-                    "[run] tensorboard needs the package of that name: "
-                    "pip install mcspex[tensorboard]."
+                    f"[run] tensorboard needs the package of that name. {advice}"
                 ) from error
             purge_step = step + 1 if step else None
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)

@@ -174,3 +174,10 @@ def test_one_commands_log_is_not_the_nexts(tmp_path: Path) -> None:
     before = path.read_bytes()
     assert CliRunner().invoke(main, ["models", "path", "nonsense"]).exit_code == 1
     assert path.read_bytes() == before
+
+
+def test_passwords_of_urls_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    run("models", "path", "s3://ann:secret@store/model", "--log-file", path)
+    assert "secret" not in path.read_text()
+    assert "s3://store/model" in path.read_text()

@@ -17,6 +17,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch.journal import Journal
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
+from mcspex_cli.errors import install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
@@ -140,7 +141,7 @@ def test_an_extra_that_is_not_there_is_one_line(
     monkeypatch.chdir(tmp_path)
     words = ("models", "export", "mcspex-16k", "-o", "out")
     done = mcspex(*words, hook=WITHOUT.format(["onnx", "onnxscript"]))
-    said = "error: onnx: onnx, onnxscript are not installed. pip install 'mcspex[onnx]'\n"
+    said = f"error: onnx: onnx, onnxscript are not installed. {install_extra('onnx')}\n"
     assert (done.returncode, done.stderr) == (1, said)
     assert not names(tmp_path)
 
@@ -241,7 +242,7 @@ def test_a_runtime_that_is_not_installed_is_one_line(
         "extract", "mixture.wav", "--ref", "reference.wav", "--model", tiny_folder,
         "--runtime", "onnx", hook=WITHOUT.format([graphs.RUNNER]),
     )  # fmt: skip
-    message = "error: onnx: onnxruntime is not installed. pip install 'mcspex[onnx]'\n"
+    message = f"error: onnx: onnxruntime is not installed. {install_extra('onnx')}\n"
     assert (done.returncode, done.stderr) == (1, message)
 
 

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from mcspex_cli.checkpoint.checkpoint import GRAPHS, CheckpointInfo, find_checkpoint
+from mcspex_cli.checkpoint.checkpoint import (
+    EMBED,
+    EXTRACT,
+    GRAPHS,
+    CheckpointInfo,
+    find_checkpoint,
+)
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.engine import Engine, OutOfMemoryError, TorchRuntime, open_engine
-from mcspex_cli.extraction.onnx import EMBED, EXTRACT, OnnxRuntime
+from mcspex_cli.extraction.onnx import OnnxRuntime
 from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, share_cores
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import System, build
