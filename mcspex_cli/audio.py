@@ -291,12 +291,10 @@ def _open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise AudioError(f"{path}: is a directory. Name a sound file in it.")
     if not stat.S_ISREG(mode):
         raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
-    try:
+    with files.reading(path):
         stream = path.open("rb", buffering=0)
         is_empty = not stream.read(1)
         stream.seek(0)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {files.explain(error)}") from error
     with stream:
         if is_empty:
             raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
-from mcspex_cli.errors import AudioError, DiskFullError, OutputError
+from mcspex_cli.errors import AudioError, DiskFullError, McspexError, OutputError
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .spx .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .sph "
@@ -74,6 +74,17 @@ def explain(error: OSError) -> str:
     if error.errno in _REASONS:
         return _REASONS[error.errno]
     return f"{error.strerror or error}. Check this path."
+
+
+@contextmanager
+def reading(path: Path, kind: type[McspexError] = AudioError) -> Iterator[None]:
+    """Have an error of this `kind` say why the system does not give what is at `path`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise kind(f"{path}: no such file or folder.") from error
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {explain(error)}") from error
 
 
 def output_error(path: Path, error: OSError, action: str = "cannot be written") -> OutputError:
@@ -131,12 +142,8 @@ def check_exists(path: Path) -> os.stat_result:
     Raises:
         AudioError: there is no such file or folder, or it cannot be reached.
     """
-    try:
+    with reading(path):
         return path.stat()
-    except FileNotFoundError as error:
-        raise AudioError(f"{path}: no such file or folder.") from error
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {explain(error)}") from error
 
 
 def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:

@@ -483,8 +483,9 @@ def read_graphs(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged. {remedy}") from error
     for name, sha256 in sums.items():
         check_regular(folder / name, remedy)
-        if hub.checksum(folder / name) != sha256:
-            raise CheckpointError(f"{folder / name}: damaged. {remedy}")
+        with files.reading(folder / name, CheckpointError):
+            if hub.checksum(folder / name) != sha256:
+                raise CheckpointError(f"{folder / name}: damaged. {remedy}")
     return facts
 
 
@@ -570,11 +571,10 @@ def read_bytes(path: Path, remedy: str) -> bytes:
     """Read a regular file; errors say `remedy`."""
     check_regular(path, remedy)
     try:
-        return path.read_bytes()
+        with files.reading(path, CheckpointError):
+            return path.read_bytes()
     except MemoryError as error:
         raise CheckpointError(f"{path}: is larger than the memory. {remedy}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {files.explain(error)}") from error
 
 
 def first_names(names: list[str]) -> str:

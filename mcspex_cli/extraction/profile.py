@@ -224,11 +224,8 @@ def _read(path: Path) -> tuple[str | None, dict[str, Any]]:
 
     if path.exists() and not path.is_file():  # opening a pipe would wait forever
         raise CheckpointError(f"{path}: is not a file. Name a voice profile.")
-    try:
-        with path.open("rb"):
-            size = path.stat().st_size
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    with files.reading(path, CheckpointError), path.open("rb"):
+        size = path.stat().st_size
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_KEY)

@@ -52,8 +52,6 @@ def read_recipes(path: Path) -> list[Recipe]:
     Raises:
         ConfigError: the file or a row cannot be used.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such recipe.")
     recipes: dict[str, Recipe] = {}
     for line, row in read_rows(path, ("id", "target", "interferer", "reference", "snr_db")):
         where, name = f"{path} line {line}", row["id"]

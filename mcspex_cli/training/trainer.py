@@ -22,7 +22,7 @@ from torch import distributed, nn
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
-from mcspex_cli.errors import ConfigError, EngineError, OutputError, install_extra
+from mcspex_cli.errors import ConfigError, EngineError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
@@ -366,8 +366,7 @@ class ProgressLog:
             with self.path.open("a", newline="") as file:
                 csv.writer(file).writerow("" if v is None else v for v in row.values())
         except OSError as error:
-            reason = error.strerror
-            raise OutputError(f"{self.path}: cannot be written ({reason}).") from error
+            raise files.output_error(self.path, error) from error
         if self.writer:
             for name, value in row.items():
                 if value is not None:

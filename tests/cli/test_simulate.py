@@ -226,7 +226,7 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "min: holds several LibriMix sets. Name one of them, for",
         ),
         (["speech", "broken"], "a.wav: not a readable sound file"),
-        (["speech", "--mixtures", "none.toml"], "none.toml: cannot be read"),
+        (["speech", "--mixtures", "none.toml"], "none.toml: no such file"),
         (
             ["speech", "--mixtures", "wrong.toml"],
             "noise = 2.0 must be a number, from 0 to 1.",
@@ -235,9 +235,9 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (["Libri2Mix/wav8k/min/test", "--enrolments", "map"], "map line 1: must have three words"),
         (
             ["Libri2Mix/wav8k/min/test", "--enrolments", "none"],
-            "none: cannot be read (No such",
+            "none: no such file",
         ),
-        (["--recipe", "none.csv"], "none.csv: there is no such recipe."),
+        (["--recipe", "none.csv"], "none.csv: no such file or folder."),
     ],
 )
 @pytest.mark.usefixtures("spoilt")

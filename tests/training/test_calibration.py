@@ -330,7 +330,7 @@ def test_a_calibration_that_cannot_be_made_changes_nothing(model: Path, speakers
     assert (done.exit_code, done.stderr) == (1, message)
     done = calibrate(model, speakers / "none.csv")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert "none.csv: there is no such recipe" in done.stderr
+    assert "none.csv: no such file" in done.stderr
     assert calibrate(model).exit_code == 2
     assert calibrate(model, speakers, "-n", 0).exit_code == 2
     assert (model / "config.json").read_bytes() == before

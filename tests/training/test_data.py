@@ -243,7 +243,7 @@ def test_a_wrong_enrolment_is_named_by_its_line(librimix: Path, line: str, messa
 
 def test_unreadable_enrolments_are_named(librimix: Path) -> None:
     path = librimix / "test" / "map"
-    with pytest.raises(ConfigError, match=r"map: cannot be read \(No such file"):
+    with pytest.raises(ConfigError, match=r"map: no such file"):
         read_enrolments(path, librimix / "test")
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"map: is not text in UTF-8"):

@@ -390,5 +390,5 @@ def test_a_table_without_the_speakers_is_refused(many: Corpus, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"csv: column 'speaker' is missing"):
         MixtureSampler(many, settings)
     path.unlink()
-    with pytest.raises(ConfigError, match=r"csv: cannot be read \(No such file"):
+    with pytest.raises(ConfigError, match=r"csv: no such file"):
         MixtureSampler(many, settings)

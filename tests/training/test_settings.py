@@ -141,7 +141,7 @@ def test_a_mistake_is_named_with_what_is_allowed(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml: cannot be read \(No such file"):
+    with pytest.raises(ConfigError, match=r"none.toml: no such file"):
         TrainSettings.read(tmp_path / "none.toml")
 
 
