@@ -485,15 +485,18 @@ class BatchEngine:
             )
 
 
-_SLURM = ("partition", "time_min", "parallelism", "wait")
-_CLUSTER = ("resources", "gpus")
 ENGINES = {
     engine.name: engine
     for engine in (
         BatchEngine("local", "processes of this machine", _run_here, ("devices",)),
-        BatchEngine("ray", "a Ray cluster", _run_on_ray, (*_CLUSTER, "address"), "ray"),
         BatchEngine(
-            *("slurm", "an array of Slurm jobs", _run_on_slurm, (*_CLUSTER, *_SLURM)),
+            "ray", "a Ray cluster", _run_on_ray, ("resources", "gpus", "address"), module="ray"
+        ),
+        BatchEngine(
+            "slurm",
+            "an array of Slurm jobs",
+            _run_on_slurm,
+            ("resources", "gpus", "partition", "time_min", "parallelism", "wait"),
             module="submitit",
             program="sbatch",
         ),

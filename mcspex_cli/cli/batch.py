@@ -277,10 +277,7 @@ def _check_usage(request: BatchOptions) -> None:
 
     if bool(request.mixtures) == bool(request.manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
-    if request.references and request.reference_folder:
-        raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
-    if request.pattern is not None and not request.reference_folder:
-        raise click.UsageError("--pattern says which of --refs belongs to a mixture; add --refs.")
+    score.check_reference_usage(request.references, request.reference_folder, request.pattern)
     context = click.get_current_context()
     for each in context.command.params:
         users = [engine.name for engine in ENGINES.values() if each.name in engine.options]

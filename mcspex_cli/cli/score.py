@@ -252,14 +252,21 @@ def _check_usage(request: ScoreRequest) -> None:
             "score by what? Add --truth, or for scores without a truth --ref, --refs, "
             "--transcripts or --metrics."
         )
-    if request.references and request.reference_folder:
-        raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
-    if request.pattern is not None and not request.reference_folder:
-        raise click.UsageError("--pattern says which of --refs belongs to an estimate; add --refs.")
+    check_reference_usage(request.references, request.reference_folder, request.pattern)
     if request.interferers and not request.truth:
         raise click.UsageError("--interferers are compared with the truth; add --truth.")
     if channel and channel != "mix" and not channel.isdecimal():
         raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
+
+
+def check_reference_usage(
+    references: Sequence[Path], folder: Path | None, pattern: str | None
+) -> None:
+    """Refuse --ref beside --refs, and --pattern without --refs."""
+    if references and folder:
+        raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
+    if pattern is not None and not folder:
+        raise click.UsageError("--pattern says which of --refs belongs to which file; add --refs.")
 
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:

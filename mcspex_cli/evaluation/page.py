@@ -151,7 +151,7 @@ def _files(folder: Path, kind: str = "") -> dict[str, Path]:
     files.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder{kind}.")
-    return scoring.files_by_name(folder)
+    return scoring.files_by_case(folder)
 
 
 def batch_system(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> SystemOutputs:

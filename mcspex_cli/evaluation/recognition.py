@@ -16,7 +16,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError, ConfigError, PairingError, install_extra
 from mcspex_cli.evaluation.metrics import Compare, CompareWith, Transcribe
-from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, files_by_name
+from mcspex_cli.evaluation.scoring import TRANSCRIPTS, Pairing, case_name, find_partners
 from mcspex_cli.evaluation.summary import read_batch
 from mcspex_cli.extraction.presence import PresenceMeter, leads
 
@@ -112,22 +112,17 @@ def add_transcripts(pairings: Sequence[Pairing], place: Path) -> list[Pairing]:
         PairingError: a transcript is missing, or two have one name.
     """
     files.check_exists(place)
+    estimates = {case_name(pairing.name): pairing.estimate for pairing in pairings}
     if place.is_dir():
-        named = files_by_name(place, TRANSCRIPTS)
+        named = find_partners(estimates, place, TRANSCRIPTS)
     elif len(pairings) == 1:
-        named = {case_name(pairings[0].name): place}
+        named = dict.fromkeys(estimates, place)
     else:
         raise PairingError(f"{place}: is a file. Name a folder with a transcript for each.")
-    with_transcripts = []
-    for pairing in pairings:
-        name = case_name(pairing.name)
-        if name not in named:
-            raise PairingError(
-                f"{pairing.estimate}: no transcript {name} ({', '.join(TRANSCRIPTS)}) in {place}. "
-                "Add it, or remove the estimate."
-            )
-        with_transcripts.append(replace(pairing, transcript=read_transcript(named[name])))
-    return with_transcripts
+    return [
+        replace(pairing, transcript=read_transcript(named[case_name(pairing.name)]))
+        for pairing in pairings
+    ]
 
 
 def read_transcript(path: Path) -> str:

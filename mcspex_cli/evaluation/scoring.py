@@ -97,7 +97,7 @@ def case_name(path: str | Path) -> str:
     return str(path).removesuffix(".target")
 
 
-def files_by_name(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
+def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
     """All files of some formats under a folder by `case_name`; two of one name are refused."""
     named: dict[str, Path] = {}
     for path in files.find(folder, also=suffixes):
@@ -107,6 +107,24 @@ def files_by_name(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> d
             if other != path:
                 raise PairingError(f"{other} and {path}: both have the name {name}. Move one.")
     return named
+
+
+def find_partners(
+    estimates: Mapping[str, Path],
+    folder: Path | None,
+    suffixes: Collection[str] = files.SUFFIXES,
+) -> dict[str, Path]:
+    """The files of a folder by the names of estimates, each of which has to have one."""
+    if folder is None:
+        return {}
+    partners = files_by_case(folder, suffixes)
+    for name, path in estimates.items():
+        if name not in partners:
+            kind = f"transcript {name} ({', '.join(TRANSCRIPTS)})"
+            if suffixes is not TRANSCRIPTS:
+                kind = f"file {name} (.wav, .flac, ...)"
+            raise PairingError(f"{path}: no {kind} in {folder}. Add it, or remove the estimate.")
+    return partners
 
 
 def pair(
@@ -128,32 +146,22 @@ def pair(
         )
     if not estimates.is_dir():
         return [Pairing(estimates.name, estimates, truth, mixtures, tuple(interferers))]
-    named = files_by_name(estimates)
+    named = files_by_case(estimates)
     if not named:
         raise PairingError(f"{estimates}: no sound files in this folder.")
-    folders = {folder: files_by_name(folder) for folder in others}
-    pairings = []
-    for name, path in named.items():
-        namesakes: dict[Path | None, Path] = {}
-        for folder, members in folders.items():
-            if name not in members:
-                raise PairingError(
-                    f"{path}: no file {name} (.wav, .flac, ...) in {folder}. Add it, or remove "
-                    "the estimate."
-                )
-            namesakes[folder] = members[name]
-        of_others = tuple(namesakes[folder] for folder in interferers)
-        pairings.append(
-            Pairing(name, path, namesakes.get(truth), namesakes.get(mixtures), of_others)
-        )
-    return pairings
+    truths, mixed = find_partners(named, truth), find_partners(named, mixtures)
+    talkers = [find_partners(named, folder) for folder in interferers]
+    return [
+        Pairing(name, path, truths.get(name), mixed.get(name), tuple(by[name] for by in talkers))
+        for name, path in named.items()
+    ]
 
 
 def missing_estimates(estimates: Path, truth: Path) -> list[str]:
     """Names of the truths without an estimate; none where both are files."""
     if not estimates.is_dir():
         return []
-    return sorted(files_by_name(truth).keys() - files_by_name(estimates).keys())
+    return sorted(files_by_case(truth).keys() - files_by_case(estimates).keys())
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,7 @@ def score_file(
     """
     settings = settings or ScoreSettings()
     try:
-        known, channels = _read(pairing, settings)
+        unscored, channels = _read(pairing, settings)
         if compare_with:
             compare = compare_with(pairing.references)
             channels = [replace(sounds, compare=compare) for sounds in channels]
@@ -227,7 +235,7 @@ def score_file(
         return Row(pairing.name, Status.UNREADABLE, str(error))
     if transcribe:
         channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
-    row, *more = [_score_channel(known, sounds, settings) for sounds in channels]
+    row, *more = [_score_channel(unscored, sounds, settings) for sounds in channels]
     return _average([row, *more]) if more else row
 
 

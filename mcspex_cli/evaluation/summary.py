@@ -22,6 +22,7 @@ from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import Status, case_name
+from mcspex_cli.extraction.job import check_no_input, identities
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -517,15 +518,15 @@ REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
-    """Refuse files for reports whose suffix names no format, and inputs and folders."""
-    taken = [path.resolve() for path in inputs if path]
+    """Refuse files for reports whose suffix names no format, inputs, and what cannot be written."""
+    taken = set[object]().union(*(identities(path) for path in inputs if path))
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:
         if path.suffix.lower() not in suffixes:
-            known = ", ".join(suffixes)
-            raise OutputError(f"{path}: unknown format. The name must end in {known}.")
-        if path.is_dir() or path.resolve() in taken:
-            raise OutputError(f"{path}: is an input or a folder. Choose another name.")
+            endings = ", ".join(suffixes)
+            raise OutputError(f"{path}: unknown format. The name must end in {endings}.")
+        check_no_input(path, taken)
+        files.check_output(path, overwrite=True)
 
 
 def write(path: Path, report: Report) -> None:

@@ -377,8 +377,8 @@ def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"The name must end in .json, .csv, .md"):
         summary.check_outputs([tmp_path / "report.txt"], [])
     (tmp_path / "folder.csv").mkdir()
-    for path in ("base.json", "folder.csv"):
-        with pytest.raises(OutputError, match="is an input or a folder"):
+    for path, message in (("base.json", "is an input"), ("folder.csv", "is a folder")):
+        with pytest.raises(OutputError, match=message):
             summary.check_outputs([tmp_path / path], [None, tmp_path / "base.json"])
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make this folder"):
