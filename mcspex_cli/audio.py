@@ -38,8 +38,8 @@ LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000
 
 MOST_CHANNELS = 256
 
-LOUDEST = 1e30
-"""Samples beyond this are no sound, and would soon be infinite."""
+LOUDEST = 1e12
+"""Samples beyond this are no sound; sums over the squares of those below it are finite."""
 
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""

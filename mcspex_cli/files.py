@@ -1,4 +1,4 @@
-"""Finding sound files; files and folders that appear whole or not at all.
+"""Finding sound files; reading text; files and folders that appear whole or not at all.
 
 What is being written has a hidden name beside its own (`.NAME.MACHINE-PROCESS-NUMBER.partial`)
 until it is complete. What a killed process leaves under such a name is removed by the next run
@@ -7,21 +7,23 @@ that writes to the same folder.
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import errno
 import hashlib
+import io
 import itertools
 import os
 import re
 import shutil
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
-from mcspex_cli.errors import AudioError, DiskFullError, McspexError, OutputError
+from mcspex_cli.errors import AudioError, ConfigError, DiskFullError, McspexError, OutputError
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .spx .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .sph "
@@ -146,6 +148,52 @@ def check_exists(path: Path) -> os.stat_result:
         return path.stat()
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        with reading(path, ConfigError):
+            return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8. Save it again as UTF-8.") from error
+
+
+CsvRow = tuple[int, list[str] | str]
+"""A row's line number, and its cells or what is wrong with it."""
+
+
+def parse_csv(
+    text: str, is_key: Callable[[str], bool], usual: str = ","
+) -> tuple[list[str], Iterator[CsvRow]]:
+    """The headings of a CSV, and its rows; empty ones are left out.
+
+    Commas, semicolons or tabs separate it: the first of them, `usual` before the others, that makes
+    a heading for which `is_key` is true. Without such a heading it is read as `usual`.
+    """
+    for delimiter in (usual, *",;\t".replace(usual, ""), usual):
+        rows = _csv_rows(text, delimiter)
+        _, first = next(rows, (0, ""))
+        headings = [] if isinstance(first, str) else [cell.strip() for cell in first]
+        if any(map(is_key, headings)):
+            break
+    return headings, rows
+
+
+def _csv_rows(text: str, delimiter: str) -> Iterator[CsvRow]:
+    rows, width = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 0
+    try:
+        for cells in rows:
+            if any(map(str.strip, cells)):
+                width = width or len(cells)
+                problem = f"has {len(cells)} columns, not {width}."
+                yield rows.line_num, cells if len(cells) == width else problem
+    except csv.Error as error:
+        yield rows.line_num, f"{error}."
+
+
 def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
     """Refuse a file that cannot be written, or must not be replaced.
 
@@ -167,11 +215,12 @@ def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
             raise OutputError(
                 f"{path}: exists already. Add --overwrite to replace it{replacement}."
             )
-        folder = next(one for one in path.parents if one.exists())
+        folder = next(one for one in path.parents if os.path.lexists(one))
     except OSError as error:  # a name that is too long, say
         raise output_error(path, error) from error
     if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is a file, not a folder. Choose another place.")
+        what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
+        raise OutputError(f"{path}: {folder} is {what}, not a folder. Choose another place.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
 

@@ -175,7 +175,7 @@ def make_bad(folder: Path, kind: str) -> Path:
         sound[4000] = np.inf
         soundfile.write(path, sound, 8000, "FLOAT")
     elif kind == "loud":
-        sound[4000] = 3e38
+        sound[4000] = 1e13
         soundfile.write(path, sound, 8000, "FLOAT")
     elif kind == "directory":
         path.mkdir()

@@ -134,6 +134,14 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         partial.write_text("new")
 
 
+@pytest.mark.parametrize("target", ["nowhere", "place"])
+def test_a_link_to_nothing_is_no_folder_for_outputs(tmp_path: Path, target: str) -> None:
+    (tmp_path / "place").symlink_to(target)
+    message = r"b.wav: .*place is a link to nothing, not a folder\. Choose another place\."
+    with pytest.raises(OutputError, match=message):
+        files.check_output(tmp_path / "place" / "a" / "b.wav", overwrite=False)
+
+
 def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
 

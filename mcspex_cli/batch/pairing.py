@@ -12,8 +12,6 @@ name, by its folder's name, or by the part of its name that a pattern picks.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -23,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.errors import AudioError, PairingError
 from mcspex_cli.extraction.profile import SUFFIX
@@ -107,7 +106,9 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
     try:
         text = storage.read(path, PairingError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PairingError(f"{storage.name(path)}: cannot be read (not UTF-8 text).") from error
+        raise PairingError(
+            f"{storage.name(path)}: cannot be read (not UTF-8 text). Save it again as UTF-8."
+        ) from error
     tasks: list[Task] = []
     unknown, shared = dict[str, None](), dict[str, str]()
     for line, row in read(path, text, unknown):
@@ -127,33 +128,30 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
 
 def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    for delimiter in (usual, *",;\t".replace(usual, "")):
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        headings = next(rows, [])
-        if any(_HEADINGS.get(heading.strip().lower()) == "mixture" for heading in headings):
-            break
-    else:
+    headings, rows = files.parse_csv(text, _is_mixture, usual)
+    if not any(map(_is_mixture, headings)):
         first = text.partition("\n")[0].strip()
         raise PairingError(
             f"{path}: has no column 'mixture' in its first line, which is {first[:80]!r}. "
             f"The columns are {', '.join(COLUMNS)}."
         )
     columns = _columns(path, headings, unknown)
-    try:
-        for cells in rows:
-            if len(cells) == len(columns):
-                pairs = zip(columns, cells, strict=True)
-                yield rows.line_num, {column: cell.strip() for column, cell in pairs if column}
-            elif cells:
-                yield rows.line_num, f"has {len(cells)} columns, not {len(columns)}."
-    except csv.Error as error:
-        yield rows.line_num, f"{error}."
+    for number, cells in rows:
+        if isinstance(cells, str):
+            yield number, cells
+        else:
+            pairs = zip(columns, cells, strict=True)
+            yield number, {column: cell.strip() for column, cell in pairs if column}
+
+
+def _is_mixture(heading: str) -> bool:
+    return _HEADINGS.get(heading.lower()) == "mixture"
 
 
 def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            row = json.loads(line) if line.strip() else None
+            row = json.loads(line, object_pairs_hook=_unique) if line.strip() else None
         except (ValueError, RecursionError) as error:
             yield number, f"not JSON ({error})."
             continue
@@ -162,6 +160,14 @@ def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Lin
             yield number, {column: value for column, value in values if column}
         elif line.strip():
             yield number, 'not an object like {"mixture": "a.wav"}.'
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which no key may be there twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("it has a key twice")
+    return row
 
 
 def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Line]:

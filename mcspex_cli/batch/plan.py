@@ -17,6 +17,7 @@ import os
 import posixpath
 import re
 import struct
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +43,9 @@ _SUFFIXES = {
     **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),
     ACTIVITY: tuple(ACTIVITY_FORMATS),
 }
+_LONGEST_NAME = 255
+"""Bytes of a file's or folder's name that nearly all disks allow."""
+
 _AT_ONCE = 256
 """Mixtures whose lengths one thread reads in one go."""
 
@@ -184,7 +188,9 @@ def refuse(problems: Sequence[str]) -> None:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", text)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+    # A number is compared by its length first: `int` refuses those of more than 4300 digits.
+    numbers = [part.lstrip("0") if part.isdecimal() else "" for part in parts]
+    return [(len(n), n) if n else (0, part) for n, part in zip(numbers, parts, strict=True)]
 
 
 class Locations:
@@ -359,6 +365,7 @@ class _Planner:
         request = self.request
         inputs = {stamp.identity for stamp in self._stamps.values() if stamp}
         taken: dict[str, Task] = {}
+        folders = {""}
         ids: dict[str, Task] = {}
         planned = []
         for bare in tasks:
@@ -376,8 +383,13 @@ class _Planner:
                     what = "output" if kind == AUDIO else kind
                     self._note(task, f"{what} {name!r} {reason}. Give it another id or name.")
                     break
-                # One name in two cases is one file on many disks.
-                first = taken.setdefault(f"{kind}/{posixpath.normpath(name)}".casefold(), task)
+                # One name in two cases or normal forms is one file on many disks.
+                plain = unicodedata.normalize("NFC", f"{kind}/{posixpath.normpath(name)}")
+                first = taken.setdefault(plain.casefold(), task)
+                parent = posixpath.dirname(plain.casefold())
+                while parent not in folders:
+                    folders.add(parent)
+                    parent = posixpath.dirname(parent)
                 if kind == AUDIO and first is task:
                     first = ids.setdefault(id_, task)
                 if first is not task:
@@ -389,6 +401,8 @@ class _Planner:
                 if (old := storage.stamp(path)) and old.identity in inputs:
                     self._note(task, f"would be written over {storage.name(path)}, an input.")
             planned.append(task)
+        for name in taken.keys() & folders:
+            self._note(taken[name], "other outputs need a folder of this output's name. Rename it.")
         return planned
 
     def _wrong_name(self, kind: str, name: str) -> str | None:
@@ -401,6 +415,8 @@ class _Planner:
             return "leaves the output folder"
         if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
             return f"does not end in {', '.join(_SUFFIXES[kind])}"
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):
+            return f"is too long: disks allow {_LONGEST_NAME} bytes"
         root = f"{self.request.output}/{kind}"
         parent = os.path.dirname(f"{root}/{name}")  # noqa: PTH120
         if parent not in self._inside:

@@ -82,7 +82,11 @@ class LogFile(logging.FileHandler):
                 with path.open("rb") as file:
                     if b"\0" in file.read(4096):
                         raise OutputError(f"{path}: is not text. Choose another --log-file.")
+            # Opening a pipe that nobody reads would wait forever; this fails.
+            pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK) if path.is_fifo() else None
             super().__init__(path, encoding="utf-8")
+            if pipe is not None:
+                os.close(pipe)
         except OSError as error:
             raise OutputError(
                 f"{path}: cannot be written ({error.strerror}). Choose another --log-file."

@@ -17,6 +17,7 @@ def play(
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from click.shell_completion import CompletionItem
 
 import mcspex_cli
 from mcspex_cli.cli import console
-from mcspex_cli.errors import CheckpointError, McspexError
+from mcspex_cli.errors import CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction.runtime import MOST_SHIFTS, PRECISIONS, RUNTIMES, SHIFTS, EngineSettings
 
 if TYPE_CHECKING:
@@ -177,8 +178,14 @@ def fill(make: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
 
 def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None and not ctx.resilient_parsing:
+        words = ctx.meta.get("mcspex.arguments", ())
+        places = [os.path.realpath(word.removeprefix("--log-file=")) for word in words]
+        if places.count(os.path.realpath(path)) > 1:
+            raise OutputError(
+                f"{path}: has another use in this command. Choose another --log-file."
+            )
         console.logger.addHandler(console.LogFile(path))
-        arguments = shlex.join(["mcspex", *ctx.meta.get("mcspex.arguments", ())])
+        arguments = shlex.join(["mcspex", *words])
         version, python = mcspex_cli.__version__, platform.python_version()
         console.log(logging.INFO, f"mcspex {version}, Python {python}: {arguments}")
 

@@ -133,10 +133,7 @@ def read_transcript(path: Path) -> str:
     """
     if path.suffix.lower() not in TRANSCRIPTS:
         raise ConfigError(f"{path}: is no transcript. Its name must end in .txt or .vtt.")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({error}).") from error
+    content = files.read_text(path)
     if path.suffix.lower() == ".txt":
         return content
     try:

@@ -130,17 +130,11 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     Without a `column`, the groups are in `group`, or in the only other one.
 
     Raises:
-        ConfigError: it cannot be read, a case is in two groups, or the column is not clear.
+        ConfigError: it cannot be read, a case is in two groups, or a column is not clear.
     """
     files.check_exists(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
-    key = next((name for name in columns if name.strip().lower() in ("id", "name")), None)
+    columns, rows = files.parse_csv(files.read_text(path), _is_case)
+    key = next(filter(_is_case, columns), None)
     others = [name for name in columns if name != key]
     listed = ", ".join(others) or "none"
     if key is None:
@@ -152,10 +146,16 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
             f"has no column {column}" if column else "does not say which column has the groups"
         )
         raise ConfigError(f"{path}: {problem}. Name one with --group-by: {listed}.")
+    for name in (key, column):
+        if columns.count(name) > 1:
+            raise ConfigError(f"{path}: has two columns {name}. Remove one.")
     by_name: dict[str, str] = {}
     titles = {}
-    for row in rows:
-        name, group = case_name(row[key] or ""), row[column]
+    for number, cells in rows:
+        if isinstance(cells, str):
+            raise ConfigError(f"{path} line {number}: {cells}")
+        row = dict(zip(columns, cells, strict=True))
+        name, group = case_name(row[key]), row[column]
         if group and by_name.setdefault(name, group) != group:
             raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
         if row.get("title"):
@@ -164,6 +164,10 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     for name, group in by_name.items():
         by_file.setdefault(PurePath(name).name, set()).add(group)
     return Groups(by_name, {file: g.pop() for file, g in by_file.items() if len(g) == 1}, titles)
+
+
+def _is_case(heading: str) -> bool:
+    return heading.lower() in ("id", "name")
 
 
 def report(
@@ -277,7 +281,7 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
         ConfigError: it is damaged or of another version; `advice` says what to do.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON ({error}). {advice}") from error
     if not isinstance(document, dict) or "format" not in document:

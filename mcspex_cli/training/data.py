@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +158,7 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
             of another speaker, or the target's own utterance.
     """
     enrolments = {}
-    for number, words in enumerate(map(str.split, _read_lines(path)), 1):
+    for number, words in enumerate(map(str.split, files.read_text(path).splitlines()), 1):
         if not words:
             continue
         where = f"{path} line {number}"
@@ -202,26 +201,18 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
     """The rows of a CSV, which has these columns, with their line numbers.
 
     Raises:
-        ConfigError: it cannot be read, or a column is missing, in the first line or in a row.
+        ConfigError: it cannot be read, a column is missing or there twice, or a row has more or
+            fewer columns than the first line.
     """
-    reader = csv.DictReader(_read_lines(path))
+    headings, rows = files.parse_csv(files.read_text(path), lambda name: name == columns[0])
     for column in columns:
-        if column not in (reader.fieldnames or ()):
-            raise ConfigError(f"{path}: column {column!r} is missing in its first line.")
-    for row in reader:
-        if any(row[column] is None for column in columns):
-            raise ConfigError(
-                f"{path} line {reader.line_num}: has fewer columns than the first line."
-            )
-        yield reader.line_num, row
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        with files.reading(path, ConfigError):
-            return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text in UTF-8. Save it again as UTF-8.") from error
+        if headings.count(column) != 1:
+            problem = "is there twice" if column in headings else "is missing"
+            raise ConfigError(f"{path}: column {column!r} {problem} in its first line.")
+    for line, cells in rows:
+        if isinstance(cells, str):
+            raise ConfigError(f"{path} line {line}: {cells}")
+        yield line, dict(zip(headings, cells, strict=True))
 
 
 @dataclass(frozen=True)

@@ -195,9 +195,8 @@ class TrainSettings:
 
 def _read_tables(path: Path) -> dict[str, Any]:
     try:
-        with files.reading(path, ConfigError):
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(files.read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not TOML ({error}).") from error
 
 

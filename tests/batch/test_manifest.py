@@ -137,6 +137,11 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         ("m.jsonl", line({"id": "1"}), "line 1: names no mixture."),
         (
             "m.jsonl",
+            '{"mixture": "a.wav", "mixture": "b.wav"}',
+            "line 1: not JSON (it has a key twice).",
+        ),
+        (
+            "m.jsonl",
             "\n{mixture: a.wav}\n",
             "line 2: not JSON (Expecting property name enclosed in double quotes: "
             "line 1 column 2 (char 1)).",
@@ -213,9 +218,11 @@ def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path:
             "in its first line, which is 'a.wav,r.wav'. The columns are mix",
         ),
         ("m.csv", "mixture\n\n", "m.csv: lists no files."),
+        ("m.csv", f"mixture,{'x' * 200_000}\na.wav,1\n", "has no column 'mixture' in its first"),
         ("m.jsonl", "\n\n", "m.jsonl: lists no files."),
         ("m.scp", "", "m.scp: lists no files."),
-        ("m.jsonl", b'{"mixture": "\xff"}', r"m.jsonl: cannot be read \(not UTF-8 text\)."),
+        ("m.jsonl", b'{"mixture": "\xff"}', r"m.jsonl: cannot be read \(not UTF-8 text\). Save"),
+        ("m.csv", "mixture\na.wav\n".encode("utf-16"), r"cannot be read \(not UTF-8 text\). Save"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_refused(

@@ -177,6 +177,9 @@ def test_all_that_is_wrong_with_a_manifest_is_said_at_once(folder: Path) -> None
         ("x.mp3", "does not end in .wav, .flac, .ogg"),
         ("x", "does not end in .wav, .flac, .ogg"),
         (".wav", "does not end in .wav, .flac, .ogg"),
+        (f"a/{'x' * 252}.wav", "is too long: disks allow 255 bytes"),
+        (f"{'é' * 126}.wav", "is too long: disks allow 255 bytes"),
+        (f"{'9' * 5000}/x.wav", "is too long: disks allow 255 bytes"),
     ],
 )
 def test_an_output_stays_in_its_folder_and_has_a_format(
@@ -374,9 +377,17 @@ def test_a_reference_of_the_mixtures_size_is_not_taken_for_it(folder: Path) -> N
     assert plan("mix/a.wav", references=(Path("same.wav"),))
 
 
-@pytest.mark.parametrize("other", ["./x.wav", "a/../x.wav", "X.wav"])
-def test_one_output_by_two_spellings_is_refused(folder: Path, other: str) -> None:
-    text = f"mixture,reference,output,id\nmix/a.wav,r.wav,x.wav,1\nmix/a.wav,refs/a.wav,{other},2\n"
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("x.wav", other) for other in ("./x.wav", "a/../x.wav", "X.wav", "x.wav/y/z.wav")),
+        ("\u00e9.wav", "e\u0301.wav"),
+    ],
+)
+def test_two_outputs_for_which_there_is_one_place_are_refused(
+    folder: Path, one: str, other: str
+) -> None:
+    text = f"mixture,reference,output,id\nmix/a.wav,r.wav,{one},1\nmix/a.wav,refs/a.wav,{other},2\n"
     with pytest.raises(PlanError):
         listed(text)
 

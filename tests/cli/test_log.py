@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -181,3 +182,25 @@ def test_passwords_of_urls_are_not_kept(tmp_path: Path) -> None:
     run("models", "path", "s3://ann:secret@store/model", "--log-file", path)
     assert "secret" not in path.read_text()
     assert "s3://store/model" in path.read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_a_pipe_that_nobody_reads_is_no_log(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = run("models", "list", "--log-file", tmp_path / "pipe")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"error: {tmp_path / 'pipe'}: cannot be written (")
+
+
+@pytest.mark.parametrize("option", [("--log-file", "{}"), ("--log-file={}",)])
+def test_an_input_or_output_is_no_log(tmp_path: Path, option: tuple[str, ...]) -> None:
+    plan = tmp_path / "plan.csv"
+    plan.write_text("mixture,reference\n")
+    words = [word.format(tmp_path / "x" / ".." / "plan.csv") for word in option]
+    (tmp_path / "x").mkdir()
+    done = run("batch", "--manifest", plan, "-o", tmp_path / "out", *words)
+    assert done.exit_code == 1
+    assert done.stderr.endswith(
+        "plan.csv: has another use in this command. Choose another --log-file.\n"
+    )
+    assert plan.read_text() == "mixture,reference\n"

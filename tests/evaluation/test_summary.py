@@ -166,6 +166,7 @@ def test_groups_may_have_titles(tmp_path: Path) -> None:
         ),
         ("id,sex\na,f\n", "age", "has no column age. Name one with --group-by: sex."),
         ("id,sex\na,f\na.wav,m\n", None, "a is in two groups. Remove one of its lines."),
+        ("id,sex,sex\na,f,m\n", "sex", "has two columns sex. Remove one."),
     ],
 )
 def test_a_csv_that_does_not_say_the_groups_is_one_line(
@@ -176,9 +177,22 @@ def test_a_csv_that_does_not_say_the_groups_is_one_line(
     assert str(error.value) == f"{tmp_path / 'g.csv'}: {message}"
 
 
+@pytest.mark.parametrize(("row", "count"), [("a", 1), ("a,f,x", 3)])
+def test_a_row_of_groups_with_too_many_or_few_columns_is_named(
+    tmp_path: Path, row: str, count: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"g.csv line 3: has {count} columns, not 2\.$"):
+        read_groups(write(tmp_path / "g.csv", f"id,sex\n\n{row}\n"))
+
+
+@pytest.mark.parametrize("text", ["\n id ; Sex\n\na;f\n;\n", "id\tSex\r\na\tf\r\n"])
+def test_groups_are_separated_like_manifests(tmp_path: Path, text: str) -> None:
+    assert read_groups(write(tmp_path / "g.csv", text)).by_name == {"a": "f"}
+
+
 def test_groups_that_are_not_text_or_not_there_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "g.csv").write_bytes(b"id,group\n\xff\xfe,x\n")
-    with pytest.raises(ConfigError, match="cannot be read as CSV"):
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
         read_groups(tmp_path / "g.csv")
     with pytest.raises(AudioError, match="no such file"):
         read_groups(tmp_path / "none.csv")

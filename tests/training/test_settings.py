@@ -64,6 +64,9 @@ def test_the_shipped_examples_are_valid() -> None:
     ("text", "message"),
     [
         ("[data", "is not TOML"),
+        ("a = " + 100_000 * "[", "is not TOML"),
+        ("a = " + 5_000 * "9", "is not TOML"),
+        ("\ufeff[dada]\n", r"there is no table \[dada\]"),
         ("[dada]\n", r"there is no table \[dada\]. Tables: model, data, mixtures, optimiser, run"),
         ("data = 3", r"data must be a table, \[data\]"),
         ("[data]\ntrain = [3]", r"train = \[3\] must be a list of paths in brackets"),

@@ -61,7 +61,7 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,loud,d", "line 2: snr_db 'loud' is not a number"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,nan,d", "line 2: snr_db 'nan' is not a number"),
         ("../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '../x' cannot be the"),
-        ("x,ann/a.flac", "line 2: has fewer columns than the first line"),
+        ("x,ann/a.flac", "line 2: has 2 columns, not 6"),
         (2 * "x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\n", "line 3: id 'x' is used twice"),
         ("", "has no rows"),
     ],
@@ -79,13 +79,18 @@ def test_a_bad_file_is_named(corpus: Path, recipe: Path) -> None:
     recipe.write_text("id,target\nx,y\n")
     with pytest.raises(ConfigError, match="column 'interferer' is missing"):
         read_recipes(recipe)
+    for width in (1, 200_000):
+        recipe.write_text(HEADER.replace("id,", f"id,{'x' * width},id,"))
+        with pytest.raises(ConfigError, match=r"column 'id' is (there twice|missing)"):
+            read_recipes(recipe)
     recipe.write_bytes(b"\xff\xfe" + recipe.read_bytes())
     with pytest.raises(ConfigError, match="is not text in UTF-8"):
         read_recipes(recipe)
 
 
-def test_a_spreadsheets_byte_order_mark_is_no_matter(recipe: Path) -> None:
-    recipe.write_bytes(b"\xef\xbb\xbf" + recipe.read_bytes())
+def test_how_a_spreadsheet_saves_a_recipe_does_not_matter(recipe: Path) -> None:
+    content = recipe.read_bytes().replace(b",", b";").replace(b"\n", b"\r\n")
+    recipe.write_bytes(b"\xef\xbb\xbf\r\n" + content + b";;;;;\r\n")
     assert [r.id for r in read_recipes(recipe)] == ["one", "two"]
 
 
