@@ -157,22 +157,22 @@ def shown_as(path: Path, name: str) -> Iterator[None]:
 
 def data(value: Any, *, indent: int | None = None) -> None:
     """Print a value without NaN and infinity as JSON to stdout."""
-    click.echo(json.dumps(value, indent=indent, allow_nan=False), file=_stdout())
+    click.echo(json.dumps(value, indent=indent, allow_nan=False), file=stdout())
 
 
 def text(value: str) -> None:
     """Print text that is data to stdout."""
-    click.echo(printable(value), file=_stdout(), nl=False)
+    click.echo(printable(value), file=stdout(), nl=False)
 
 
 def coloured(value: str) -> None:
     """Print a line with `click.style` in it to stdout; its colours are only for terminals."""
-    click.echo(value, file=_stdout(), color=_is_coloured(sys.stdout))
+    click.echo(value, file=stdout(), color=_is_coloured(sys.stdout))
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Print facts to stdout: a line for each, its name first."""
-    text("".join(f"{name:9}{value}\n" for name, value in rows))
+    text("".join(f"{name:9}{line(value)}\n" for name, value in rows))
 
 
 def table(
@@ -188,7 +188,7 @@ def table(
     """
     from rich.table import Table
 
-    console = _rich(_stdout())
+    console = _rich(stdout())
     if not console.is_terminal:
         console.width = 10_000
     grid = Table(
@@ -211,7 +211,7 @@ def table(
     for row in rows:
         grid.add_row(*map(line, row))
     if title:
-        click.echo(f"\n{line(title)}", file=_stdout())
+        click.echo(f"\n{line(title)}", file=stdout())
     console.print(grid)
 
 
@@ -341,8 +341,8 @@ def _unusable(stream: TextIO | None) -> str:
     return "a terminal" if stream.isatty() else ""
 
 
-def _stdout() -> TextIO:
-    """Standard output, which a caller may have closed."""
+def stdout() -> TextIO:
+    """Standard output, or an error if the caller has closed it."""
     if sys.stdout is None:
         raise OutputError("standard output is closed. Redirect it to a file or a program.")
     return sys.stdout

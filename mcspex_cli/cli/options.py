@@ -179,7 +179,7 @@ def fill(make: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
 def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None and not ctx.resilient_parsing:
         words = ctx.meta.get("mcspex.arguments", ())
-        places = [os.path.realpath(word.removeprefix("--log-file=")) for word in words]
+        places = [os.path.realpath(word.removeprefix("--log-file=")) for word in words[1:]]
         if places.count(os.path.realpath(path)) > 1:
             raise OutputError(
                 f"{path}: has another use in this command. Choose another --log-file."
@@ -188,6 +188,13 @@ def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None
         arguments = shlex.join(["mcspex", *words])
         version, python = mcspex_cli.__version__, platform.python_version()
         console.log(logging.INFO, f"mcspex {version}, Python {python}: {arguments}")
+
+
+def _check_stdout(_: click.Context, __: click.Parameter, is_wanted: bool) -> bool:
+    """Refuse to print data to a standard output that is closed, before any work."""
+    if is_wanted:
+        console.stdout()
+    return is_wanted
 
 
 _LOG_FILE = click.option(
@@ -268,7 +275,7 @@ SHIFTS_OPTION = option(
     default=SHIFTS,
 )
 SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
-JSON = flag("Print data as JSON to stdout.", "--json")
+JSON = option(None, "Print data as JSON to stdout.", "--json", is_flag=True, callback=_check_stdout)
 QUIET = flag("Say nothing but warnings and errors.", "-q", "--quiet")
 GROUPS = path("CSV", "A table of cases and their groups.")
 GROUP_BY = option("COLUMN", "The column of --groups to use.  [default: group, or the only one]")

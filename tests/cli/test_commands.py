@@ -184,8 +184,11 @@ def test_no_file_takes_the_place_of_a_closed_stderr(tmp_path: Path) -> None:
     assert subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=False).returncode == 0
 
 
-def test_a_closed_stdout_is_an_error() -> None:
-    command = f"{shlex.quote(sys.executable)} -m mcspex_cli models path mcspex-16k >&-"
+@pytest.mark.parametrize(
+    "words", ["models path mcspex-16k", "extract none.wav --ref none.wav --json"]
+)
+def test_a_closed_stdout_is_an_error_before_any_work(words: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m mcspex_cli {words} >&-"
     done = subprocess.run(
         ["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
     )

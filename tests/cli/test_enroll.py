@@ -115,13 +115,17 @@ def test_what_cannot_be_enrolled(run: Run, tmp_path: Path) -> None:
 
 
 def test_profiles_are_listed_and_shown(run: Run, tmp_path: Path) -> None:
-    assert run("enroll", "reference.flac", "-o", "alice.safetensors").exit_code == 0
+    assert (
+        run("enroll", "reference.flac", "-o", "alice.safetensors", "--name", "Al\nice").exit_code
+        == 0
+    )
     listed = run("enroll", "--list")
     assert listed.exit_code == 0
-    assert listed.stdout.split("\n")[1].split()[:2] == ["alice.safetensors", "alice"]
+    assert listed.stdout.split("\n")[1].split()[:2] == ["alice.safetensors", "Al\\nice"]
     (row,) = json.loads(run("enroll", "--list", ".", "--json").stdout)
     assert row["models"][0]["name"] == "tiny"
     shown = run("enroll", "--show", "alice.safetensors")
+    assert "name     Al\\nice" in shown.stdout.splitlines()
     assert "model    tiny (sha256 " in shown.stdout
     assert "reference.flac" in shown.stdout
     assert json.loads(run("enroll", "--show", "alice.safetensors", "--json").stdout) == [row]

@@ -141,7 +141,7 @@ def test_transcripts_belong_to_estimates_by_name(tmp_path: Path) -> None:
             PairingError,
             r"a.txt and .*a.vtt: both have the name a. Move one",
         ),
-        (lambda f: (f / "t/b.txt").write_bytes(b"\xff"), "t", ConfigError, "be read as text"),
+        (lambda f: (f / "t/b.txt").write_bytes(b"\xff"), "t", ConfigError, "text in UTF-8"),
         (
             lambda f: (f / "t/b.vtt").write_text("two"),
             "t",
