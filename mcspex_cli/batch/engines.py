@@ -96,8 +96,8 @@ def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
             yield from outcomes
 
 
-def _accounted(work: WorkList, outcomes: Outcomes) -> Outcomes:
-    """Outcomes (up to the first failure, with --fail-fast); the journal gets how many, how fast."""
+def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
+    """Pass outcomes on, with --fail-fast to the first failure; the journal gets how fast it was."""
     began, audio_s, counts = time.time(), 0.0, [0, 0]
     with closing(outcomes):
         try:
@@ -160,11 +160,11 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     count = min(count, len(work.units))
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
-        return _accounted(work, worker.extract(work.units, work.done, stopping.is_set))
+        return _record_run(work, worker.extract(work.units, work.done, stopping.is_set))
     with leave_signals("SIGHUP"):
         resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
     members = [_Process(work, devices[i % len(devices)], threads) for i in range(count)]
-    return _accounted(work, deal(work, members, stopping))
+    return _record_run(work, deal(work, members, stopping))
 
 
 class _Process:
@@ -298,7 +298,7 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     try:
         fit = work.settings.jobs or _room(work.settings, ray.cluster_resources())
         count = max(1, min(fit, len(work.units)))
-        yield from _accounted(work, deal(work, [_Actor(work) for _ in range(count)], stopping))
+        yield from _record_run(work, deal(work, [_Actor(work) for _ in range(count)], stopping))
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a member's death, but of the cluster's
@@ -356,7 +356,7 @@ class SlurmTask:
         device, threads = _resources(self._settings)  # not all threads of the machine
         settings = replace(self._settings, engine="local", devices=(device,), jobs=1)
         work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
-        for _ in _accounted(work, deal(work, [_Process(work, device, threads)], Event())):
+        for _ in _record_run(work, deal(work, [_Process(work, device, threads)], Event())):
             pass
 
     def checkpoint(self) -> Any:

@@ -98,7 +98,7 @@ class Journal:
         place = folder / FOLDER
         storage.listed.cache_clear()
         is_object = storage.url(place)
-        names = storage.listed(str(place)) if is_object else [one.name for one in place.glob("*")]
+        names = storage.listed(str(place)) if is_object else [path.name for path in place.glob("*")]
         for name in sorted(name for name in names if name.endswith(".jsonl")):
             for data in storage.read(place / name, OutputError).splitlines():
                 with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
@@ -107,14 +107,12 @@ class Journal:
 
     def result(self, task: Task, settings: str) -> Done | None:
         """The line that agrees with inputs, settings and output files; None if there is none."""
-        for known in self.done.get(task.id, ()):
-            if known.settings == settings and unchanged(known.inputs, task.inputs):
+        for line in self.done.get(task.id, ()):
+            if line.settings == settings and unchanged(line.inputs, task.inputs):
                 places = task.outputs(self.folder).items()
                 stamps = {kind: storage.stamp(path) for kind, path in places}
-                if all(
-                    now and known.files.get(kind) == now.version for kind, now in stamps.items()
-                ):
-                    return known
+                if all(now and line.files.get(kind) == now.version for kind, now in stamps.items()):
+                    return line
         return None
 
     def failure(self, task: Task, settings: str, job: str | None = None) -> str | None:
@@ -122,21 +120,21 @@ class Journal:
 
         Whether it was done before or after that is not looked at.
         """
-        for known in reversed(self.failed.get(task.id, ())):
-            is_same = known.settings == settings and unchanged(known.inputs, task.inputs)
-            if is_same and job in (None, known.job):
-                return known.reason
+        for line in reversed(self.failed.get(task.id, ())):
+            is_same = line.settings == settings and unchanged(line.inputs, task.inputs)
+            if is_same and job in (None, line.job):
+                return line.reason
         return None
 
     def check(self, tasks: Sequence[Task], settings: str) -> None:
         """Refuse to replace estimates that were made of other files or with other settings."""
         for task in tasks:
             lines = self.done.get(task.id, [])
-            if len(lines) > 1:  # whose estimate is there?
-                now = storage.stamp(task.outputs(self.folder)[AUDIO])
-                lines = [one for one in lines if now and one.files[AUDIO] == now.version] or lines
-            same = [one for one in lines if same_place(one.inputs, task.inputs)]
-            if lines and not any(one.settings == settings for one in same):
+            now = storage.stamp(task.outputs(self.folder)[AUDIO]) if len(lines) > 1 else None
+            if now:  # whose estimate is there?
+                lines = [line for line in lines if line.files[AUDIO] == now.version] or lines
+            same = [line for line in lines if same_place(line.inputs, task.inputs)]
+            if lines and not any(line.settings == settings for line in same):
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
                     f"{storage.name(self.folder)}: its {task.id} was made with {what}. Choose "

@@ -158,8 +158,10 @@ def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
         tasks = []
         for task in plan.tasks[start : start + _AT_ONCE]:
             lines = journal.done.get(task.id, ())
-            known = [one.seconds for one in lines if unchanged(one.inputs, task.inputs)]
-            tasks.append(replace(task, seconds=known[0] if known else _seconds(task.mixture)))
+            lengths_s = (line.seconds for line in lines if unchanged(line.inputs, task.inputs))
+            length_s = next(lengths_s, None)
+            seconds = _seconds(task.mixture) if length_s is None else length_s
+            tasks.append(replace(task, seconds=seconds))
         return tasks
 
     with ThreadPoolExecutor(4) as readers:
@@ -201,20 +203,20 @@ class Locations:
 
     def __init__(self, folder: Path) -> None:
         self._folder = None if storage.url(folder) else os.path.realpath(folder)
-        self._known: dict[str, tuple[str, str]] = {}
+        self._folders: dict[str, tuple[str, str]] = {}
 
     def of(self, path: str) -> tuple[str, str]:
         """A file's absolute path, and that from the folder; on another drive both are absolute."""
         if url := storage.url(path):
             return url, url
         parent, name = os.path.split(path)
-        if parent not in self._known:
+        if parent not in self._folders:
             real = relative = os.path.realpath(parent)
             if self._folder is not None:
                 with suppress(ValueError):
                     relative = os.path.relpath(real, self._folder).replace(os.sep, "/")
-            self._known[parent] = real, relative
-        real, relative = self._known[parent]
+            self._folders[parent] = real, relative
+        real, relative = self._folders[parent]
         return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")
 
 
@@ -283,10 +285,10 @@ class _Planner:
 
     def with_references(self, tasks: Sequence[Task]) -> list[Task]:
         """Give each task that names none the references that the request has for it."""
-        request, known = self.request, None
+        request, listed = self.request, None
         shared = tuple(map(str, self._clips()))
         if request.reference_folder:
-            known = pairing.list_references(
+            listed = pairing.list_references(
                 request.reference_folder, request.pattern, self.problems, self.warnings
             )
         paired = []
@@ -294,18 +296,18 @@ class _Planner:
             clips = task.references
             if not clips and not task.spans:
                 try:
-                    clips = known.find(task.id) if known else shared
+                    clips = listed.find(task.id) if listed else shared
                     if not clips:
                         raise PairingError("has no reference. Add one, or use --ref or --refs.")
                 except PairingError as error:
                     self._note(task, str(error))
             paired.append(replace(task, references=clips))
-        if known and not request.allow_unused:
+        if listed and not request.allow_unused:
             used = {task.references for task in paired}
             real = {os.path.realpath(path) for clips in used for path in clips}
             self.problems += [
                 f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
-                for path in sorted({path for clips in known.clips.values() for path in clips})
+                for path in sorted({path for clips in listed.clips.values() for path in clips})
                 if os.path.realpath(path) not in real
             ]
         return paired
@@ -315,11 +317,11 @@ class _Planner:
         truth = self.request.truth
         if truth is None:
             return list(tasks)
-        known = pairing.files_by_name(truth, "truths", self.problems, self.warnings)
+        truths = pairing.files_by_name(truth, "truths", self.problems, self.warnings)
         for task in tasks:
-            if not task.truth and task.id not in known:
+            if not task.truth and task.id not in truths:
                 self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")
-        return [replace(task, truth=task.truth or known.get(task.id)) for task in tasks]
+        return [replace(task, truth=task.truth or truths.get(task.id)) for task in tasks]
 
     def check_inputs(self, tasks: Sequence[Task]) -> None:
         """Note files that are not there, tasks that are there twice, and wrong spans.
@@ -427,7 +429,7 @@ class _Planner:
     def _inputs_key(self, task: Task) -> str:
         """Hashes of the mixture and references, see `Task.inputs`."""
         inputs = (task.mixture, *task.references)
-        stamps = [known and tuple(known.version) for known in map(self._stamp, inputs)]
+        stamps = [stamp and tuple(stamp.version) for stamp in map(self._stamp, inputs)]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
         parts = (stamps, [absolute, task.spans], [relative, task.spans])
         return "-".join(map(fingerprint, parts))

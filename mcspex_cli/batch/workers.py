@@ -35,7 +35,7 @@ from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
-from mcspex_cli.extraction.job import Job, Outputs
+from mcspex_cli.extraction.job import Job, Outputs, speaker_name
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import keep_memory
 
@@ -122,7 +122,7 @@ class Worker:
                 begun.append((task, copies, None))
                 try:
                     mixture = storage.fetch(mixture, copies)
-                except McspexError as error:
+                except McspexError as error:  # the extraction then fails, too, but cannot say why
                     begun[-1] = task, copies, error
                 is_aside = task.id in done or storage.url(self._folder)
                 outputs = _outputs(task, copies if is_aside else self._folder)
@@ -189,12 +189,11 @@ class Worker:
 
 def _outputs(task: Task, folder: Path) -> Outputs:
     places = task.outputs(folder)
-    is_one_clip = len(task.references) == 1 and not task.spans
     return Outputs(
         places[AUDIO],
         places.get(RESIDUAL),
         places.get(ACTIVITY),
-        speaker=(Path(task.references[0]).stem if is_one_clip else "") or "target",
+        speaker=speaker_name(task.references, task.spans),
         overwrite=True,
     )
 

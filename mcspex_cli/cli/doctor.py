@@ -299,16 +299,16 @@ def check_resampler() -> tuple[str, ...]:
 
 def check_extras() -> tuple[str, ...]:
     """Which of the extras meant for users are installed, going by the package's own metadata."""
-    known: dict[str, list[str]] = {}
+    extras: dict[str, list[str]] = {}
     installed = _distribution()
     for requirement in (installed.requires if installed else None) or ():
         match = _EXTRA.match(requirement)
         if match and match[2] != "test":
-            known.setdefault(match[2], []).append(match[1])
-    if not known:
+            extras.setdefault(match[2], []).append(match[1])
+    if not extras:
         return OK, "unknown: pip has no list of them"
-    absent = [name for name, packages in known.items() if not all(map(_distribution, packages))]
-    detail = f"{', '.join(name for name in known if name not in absent) or 'none'} installed"
+    absent = [name for name, packages in extras.items() if not all(map(_distribution, packages))]
+    detail = f"{', '.join(name for name in extras if name not in absent) or 'none'} installed"
     if not absent:
         return OK, detail
     remedy = f"If you want them: {install_extra(','.join(absent))}"

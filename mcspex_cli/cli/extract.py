@@ -184,9 +184,8 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
     """A job for each mixture: its outputs are beside it, in a folder, or the file named."""
     from mcspex_cli import Job, Outputs, files
+    from mcspex_cli.extraction.job import speaker_name
 
-    alone = len(request.references) == 1 and not request.spans
-    speaker = request.references[0].stem if alone else "target"
     jobs = []
     for mixture in request.mixtures:
         if mixture != stdin:
@@ -200,7 +199,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
             _place(request.output or mixture.parent, mixture, ".target.wav"),
             request.residual and _place(request.residual, mixture, ".residual.wav"),
             request.activity and _place(request.activity, mixture, ".activity.json"),
-            speaker,
+            speaker_name(request.references, request.spans),
             request.overwrite,
         )
         jobs.append(Job(mixture, voice, outputs, "stdin" if mixture == stdin else ""))
@@ -401,8 +400,8 @@ def enroll(
         console.data(enrolled.to_dict(output), indent=2)
     elif not quiet:
         _show_qualities(enrolled.qualities)
-        known = " and ".join(one.name for one in enrolled.models)
-        console.say(f"{output}: {console.duration(best.seconds)} of speech, for {known}")
+        names = " and ".join(model.name for model in enrolled.models)
+        console.say(f"{output}: {console.duration(best.seconds)} of speech, for {names}")
 
 
 def _show_qualities(qualities: Sequence[ReferenceQuality]) -> None:

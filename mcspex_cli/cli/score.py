@@ -281,13 +281,13 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
         return [replace(pairing, references=sources) for pairing in pairings]
     problems: list[str] = []
     warnings: list[str] = []
-    known = list_references(request.reference_folder, request.pattern, problems, warnings)
+    listed = list_references(request.reference_folder, request.pattern, problems, warnings)
     for text in warnings:
         console.warn(text)
     results = []
     for pairing in pairings:
         try:
-            clips = known.find(Path(case_name(pairing.name)).as_posix())
+            clips = listed.find(Path(case_name(pairing.name)).as_posix())
             results.append(replace(pairing, references=tuple(map(Path, clips))))
         except PairingError as error:
             problems.append(f"{pairing.estimate}: {error}")

@@ -152,9 +152,11 @@ def add_presences(pairings: Sequence[Pairing], estimates: Path) -> list[Pairing]
 
     From a file alone it cannot be told: it also takes the level that the network chose.
     """
-    known: dict[Path, float | None] = {}
+    presences: dict[Path, float | None] = {}
     for folder in estimates.resolve().parents[:2]:
         for row in read_batch(folder):
             if row.get("estimate"):
-                known[(folder / row["estimate"]).resolve()] = row.get("presence")
-    return [replace(one, presence=known.get(one.estimate.resolve())) for one in pairings]
+                presences[(folder / row["estimate"]).resolve()] = row.get("presence")
+    return [
+        replace(pairing, presence=presences.get(pairing.estimate.resolve())) for pairing in pairings
+    ]

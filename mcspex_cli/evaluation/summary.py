@@ -247,14 +247,14 @@ def distribution(values: Sequence[float]) -> Distribution:
     return Distribution(len(array), float(array.mean()), low, high, float(np.median(array)))
 
 
-def worst(rows: Rows, count: int = 10) -> list[str]:
-    """Names of the worst rows, the very worst first, by `ranking`."""
+def worst(rows: Rows) -> list[str]:
+    """Names of the ten worst rows, the very worst first, by `ranking`."""
     metric = ranking(rows)
     if metric is None:
         return []
     values = {row["name"]: row.get(metric.column) for row in scored(rows)}
     ranked = {name: metric.badness * value for name, value in values.items() if value is not None}
-    return sorted(ranked, key=lambda name: -ranked[name])[:count]
+    return sorted(ranked, key=lambda name: -ranked[name])[:10]
 
 
 def ranking(rows: Rows) -> Metric | None:
@@ -335,8 +335,8 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
     differences = []
     for name in both:
         now, before = here[name], there[name]
-        known = [c for c in BY_COLUMN if now.get(c) is not None and before.get(c) is not None]
-        differences.append({"name": name, **{c: now[c] - before[c] for c in known}})
+        both_have = [c for c in BY_COLUMN if now.get(c) is not None and before.get(c) is not None]
+        differences.append({"name": name, **{c: now[c] - before[c] for c in both_have}})
     return Change(
         str(baseline.path),
         both=len(both),

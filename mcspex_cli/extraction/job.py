@@ -134,6 +134,12 @@ class Outputs:
         files.make_folders(*{path.parent for path in self.paths()})
 
 
+def speaker_name(references: Sequence[str | Path], spans: Sequence[object]) -> str:
+    """What activity files call the target: the only clip's name, if the voice is of one clip."""
+    is_one_clip = len(references) == 1 and not spans
+    return (Path(references[0]).stem if is_one_clip else "") or "target"
+
+
 @dataclass(frozen=True)
 class Job:
     """One mixture, the voice of its target, and the files to write."""
