@@ -114,7 +114,7 @@ class CheckpointInfo:
     def remedy(self) -> str:
         """What helps if its files are damaged."""
         if self.revision:
-            return f"Get it again: {hub.HubName(self.name, self.revision).pull_command}"
+            return hub.HubName(self.name, self.revision).remedy
         return COPY_AGAIN if self.source == "folder" else "Install mcspex again."
 
 
@@ -330,7 +330,7 @@ def _largest_bytes(system: System) -> int:
     return 2**16 + sum(256 + 8 * int(t.numel()) for t in system.state_dict().values())
 
 
-def read_tensors(path: Path, remedy: str = "Copy it again.") -> tuple[dict[str, Tensor], str]:
+def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> tuple[dict[str, Tensor], str]:
     """Read any safetensors file: its tensors by name, and its sha256."""
     from safetensors.torch import load
 
@@ -494,7 +494,7 @@ def _describe(
 ) -> CheckpointInfo:
     label, remedy = "", COPY_AGAIN
     if commit:
-        label, remedy = commit.label, f"Get it again: {commit.pull_command}"
+        label, remedy = commit.label, commit.remedy
     config = read_config(folder, label, remedy)
     return CheckpointInfo(
         name=commit.repo if commit else folder.resolve().name,

@@ -78,6 +78,11 @@ class HubName:
         return f"mcspex models pull {self.repo}{revision}"
 
     @property
+    def remedy(self) -> str:
+        """What helps if its files are damaged."""
+        return f"Get it again: {self.pull_command}"
+
+    @property
     def folder(self) -> Path:
         """Where the cache has the files, or would have them; of a commit only."""
         repo = f"models--{self.repo.replace('/', '--')}"
