@@ -187,18 +187,18 @@ class Level:
     def parse(cls, text: str) -> Level:
         """Read "match", "peak", "raw" or "lufs=-23", or raise a ValueError."""
         name, equals, digits = text.partition("=")
-        policy = LEVELS.get(name)
-        goal = policy and policy.goal
-        if policy and isinstance(goal, tuple):
-            with suppress(ValueError):
-                if goal[0] <= float(digits) <= goal[1]:
-                    return cls(policy, float(digits))
-        elif policy and isinstance(goal, float) and not equals:
-            return cls(policy, goal)
-        goals = {row.name: row.goal for row in LEVELS.values()}
+        if policy := LEVELS.get(name):
+            if isinstance(policy.goal, tuple):
+                with suppress(ValueError):
+                    if policy.goal[0] <= float(digits) <= policy.goal[1]:
+                        return cls(policy, float(digits))
+            elif not equals:
+                return cls(policy, policy.goal)
         choices = ", ".join(
-            f"{name}={goal[0]:g} to {name}={goal[1]:g}" if isinstance(goal, tuple) else name
-            for name, goal in goals.items()
+            f"{row.name}={row.goal[0]:g} to {row.name}={row.goal[1]:g}"
+            if isinstance(row.goal, tuple)
+            else row.name
+            for row in LEVELS.values()
         )
         raise ValueError(f"level {text!r} is not one of {choices}")
 
