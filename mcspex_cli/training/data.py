@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -326,6 +327,12 @@ class Corpus:
         if not samples.any():
             raise ConfigError(f"{names}: all of it is silent.")
         return cls(samples, speakers, sample_rate_hz, orders)
+
+    @property
+    def speakers_sha256(self) -> str:
+        """A checksum of the speakers' names, in their order, which a classifier of them keeps."""
+        names = [Path(speaker.name).name for speaker in self.speakers]
+        return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def seconds(self) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import choose_device
@@ -78,7 +78,7 @@ class Trainer:
         self.renderings = read_validation(settings.data, rate, part)
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
-        if self.start and self.start.config.speakers != len(corpus.speakers) and not state:
+        if self.start and not state and not _has_classifier_of(self.start, corpus):
             if self.team.leads:
                 logging.getLogger("mcspex").info("computing a classifier of the new speakers")
             fit_classifier(self.system, self.sampler, settings.run.seed)
@@ -248,6 +248,7 @@ class Trainer:
             "minutes": round(self.elapsed_s / 60, 1),
             "validation_si_sdr_i_db": finite,
             "speech_h": round(self.sampler.corpus.seconds / 3600, 2),
+            "speakers_sha256": self.sampler.corpus.speakers_sha256,
             "mixtures": settings.mixtures.to_dict(),
             "optimiser": asdict(settings.optimiser),
         }
@@ -301,6 +302,12 @@ class Trainer:
         self.best_db = state["best_db"]
         if self.settings.optimiser.decay_minutes:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
+
+
+def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:
+    """Whether a checkpoint's classifier knows these speakers; older ones only say how many."""
+    known = start.provenance.get("speakers_sha256", corpus.speakers_sha256)
+    return start.config.speakers == len(corpus.speakers) and known == corpus.speakers_sha256
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,24 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     assert said == {"model": origin.label, "sha256": origin.sha256}
 
 
+def test_the_classifier_is_kept_for_the_same_speakers_and_computed_for_others(
+    corpus: Path,
+) -> None:
+    chosen = settings(corpus, "first")
+    list(Trainer(chosen).run())
+    model = replace(chosen.model, start_from=str(corpus.parent / "first" / "last"))
+    before = load_checkpoint(corpus.parent / "first" / "last").classifier.weight
+    chosen = replace(chosen, model=model, data=replace(chosen.data, validation=None))
+
+    def begin(out: str) -> torch.Tensor:
+        run = replace(chosen.run, out=corpus.parent / out)
+        return Trainer(replace(chosen, run=run)).system.classifier.weight
+
+    assert torch.equal(begin("same"), before)
+    (corpus / "cyn").rename(corpus / "dan")
+    assert not torch.equal(begin("other"), before)
+
+
 def test_a_checkpoint_can_be_resampled_and_grown(corpus: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "high", build(sized("mcspex", "tiny", 16000, 4)), {})
     chosen = settings(corpus, "out")
