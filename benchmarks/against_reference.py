@@ -82,7 +82,7 @@ class Ours:
     def open(self, threads: int) -> Extract:
         """Make it ready as the commands do, but with each window computed once, as theirs is."""
         keep_memory()
-        settings = EngineSettings("cpu", self.precision, threads=threads, shifts=1)
+        settings = EngineSettings("cpu", self.precision, threads=threads, passes=1)
         engine = open_engine(self.info, settings)
         # The runtime's own `embed` computes it anew each time.
         return lambda mixture, reference: engine.extract(

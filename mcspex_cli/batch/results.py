@@ -36,7 +36,7 @@ _SCORED_AT_ONCE = 1000
 """Files that are copied from an object store before they are scored."""
 
 _OF_THE_RUN = (
-    *("elapsed_s", "real_time_factor", "device", "precision", "runtime", "shifts"),
+    *("elapsed_s", "real_time_factor", "device", "precision", "runtime", "passes"),
     *("model", "model_revision", "model_sha256", "output"),
 )
 """What a result's row has that differs from run to run, or is in `run.json` for all."""
@@ -214,7 +214,7 @@ def _record(
         "model_revision": settings.model.revision,
         "model_sha256": settings.model.sha256,
         **{name: sorted({r[name] for r in rows}) for name in ("device", "precision", "runtime")},
-        "shifts": settings.engine_settings.shifts,
+        "passes": settings.engine_settings.passes,
         **asdict(settings.options),
         "files": len(plan.tasks),
         "done": len(done),

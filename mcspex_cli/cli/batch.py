@@ -52,7 +52,7 @@ def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
 def _engine_settings(
     precision: str = options.PRECISION,
     runtime: str = options.RUNTIME,
-    shifts: int = options.SHIFTS_OPTION,
+    passes: int = options.PASSES_OPTION,
     batch_size: int = option(
         "auto|N",
         "Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
@@ -60,7 +60,7 @@ def _engine_settings(
         callback=_batch_size,
     ),
 ) -> EngineSettings:
-    return EngineSettings(precision=precision, batch=batch_size, runtime=runtime, shifts=shifts)
+    return EngineSettings(precision=precision, batch=batch_size, runtime=runtime, passes=passes)
 
 
 def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int]:

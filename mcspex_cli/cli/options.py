@@ -33,7 +33,7 @@ from click.shell_completion import CompletionItem
 import mcspex_cli
 from mcspex_cli.cli import console
 from mcspex_cli.errors import CheckpointError, McspexError, OutputError
-from mcspex_cli.extraction.runtime import MOST_SHIFTS, PRECISIONS, RUNTIMES, SHIFTS, EngineSettings
+from mcspex_cli.extraction.runtime import MOST_PASSES, PASSES, PRECISIONS, RUNTIMES, EngineSettings
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.card import Card
@@ -267,12 +267,11 @@ RUNTIME = option(
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
 )
-SHIFTS_OPTION = option(
+PASSES_OPTION = option(
     None,
-    "Compute each window so many times, each a little later, and take the mean: 1 is the fastest, "
-    "4 the best.",
-    type=click.IntRange(1, MOST_SHIFTS),
-    default=SHIFTS,
+    "How often to run the network over each window: 1 is the fastest, 4 about the best.",
+    type=click.IntRange(1, MOST_PASSES),
+    default=PASSES,
 )
 SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
 JSON = option(None, "Print data as JSON to stdout.", "--json", is_flag=True, callback=_check_stdout)
@@ -298,16 +297,16 @@ def _engine_for_mixtures(
     device: str = DEVICE,
     precision: str = PRECISION,
     runtime: str = RUNTIME,
-    shifts: int = SHIFTS_OPTION,
+    passes: int = PASSES_OPTION,
 ) -> EngineSettings:
-    return EngineSettings(device, precision, runtime=runtime, shifts=shifts)
+    return EngineSettings(device, precision, runtime=runtime, passes=passes)
 
 
 ENGINE = group(_engine)
 """`EngineSettings`: how the network is run."""
 
 ENGINE_FOR_MIXTURES = group(_engine_for_mixtures)
-"""`EngineSettings` with the number of shifts."""
+"""`EngineSettings` with the number of passes."""
 
 
 def _extraction(

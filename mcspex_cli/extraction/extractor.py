@@ -57,7 +57,7 @@ from mcspex_cli.extraction.presence import (
     write_activity,
 )
 from mcspex_cli.extraction.reference import Clip, Span, Voice, enroll, read_spans
-from mcspex_cli.extraction.runtime import SHIFTS, EngineSettings
+from mcspex_cli.extraction.runtime import PASSES, EngineSettings
 from mcspex_cli.extraction.windows import Joiner, Mixture, Window
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Extractor:
         device: str = "auto",
         precision: str = "auto",
         runtime: str = "auto",
-        shifts: int = SHIFTS,
+        passes: int = PASSES,
         offline: bool = False,
     ) -> Extractor:
         """Load a model: a folder, a bundled name, or org/name[@revision] on the Hugging Face Hub.
@@ -112,7 +112,7 @@ class Extractor:
         """
         if not isinstance(model, CheckpointInfo):
             model = find_checkpoint(model, offline=offline)
-        settings = EngineSettings(device, precision, runtime=runtime, shifts=shifts)
+        settings = EngineSettings(device, precision, runtime=runtime, passes=passes)
         return cls(model, open_engine(model, settings))
 
     def enroll(
@@ -347,26 +347,40 @@ class Extractor:
                     if window.start == 0:
                         work.attempt(work.begin)
                 live = [(one, window) for one, window in batch if one.error is None]
-                signals = [one.polarity.signals(window.samples) for one, window in live]
-                pairs = [
-                    (signal, work.embedding)
-                    for (work, _), both in zip(live, signals, strict=True)
-                    for signal in both
-                ]
                 try:
-                    estimates = iter(self.engine.compute(pairs) if pairs else [])
+                    signs = self._polarities(live)
+                    pairs = [
+                        (sign * window.samples, work.embedding)
+                        for sign, (work, window) in zip(signs, live, strict=True)
+                    ]
+                    estimates = self.engine.compute(pairs)
                 except Exception as error:  # the network failed, and all of them with it
-                    estimates = iter([])
                     for work, _ in live:
                         work.fail(error)
-                for (work, window), both in zip(live, signals, strict=True):
-                    own = list(islice(estimates, len(both)))
-                    advance(work.attempt(work.add, window, own) or 0.0)
+                else:
+                    for sign, (work, window), estimate in zip(signs, live, estimates, strict=True):
+                        advance(work.attempt(work.add, window, sign * estimate) or 0.0)
                 for work, window in batch:
                     if window.last:
                         work.elapsed_s = time.monotonic() - began
                         yield work
                         began = time.monotonic()
+
+    def _polarities(self, batch: Sequence[tuple[_Extraction, Window]]) -> list[float]:
+        """The sign of each window; where it is not known yet, a single pass each way decides."""
+        signals = [work.polarity.signals(window.samples) for work, window in batch]
+        tries = [
+            (signal, work.embedding)
+            for (work, _), both in zip(batch, signals, strict=True)
+            for signal in both
+            if len(both) > 1
+        ]
+        estimates, signs = iter(self.engine.compute(tries, passes=1)), []
+        for (work, window), both in zip(batch, signals, strict=True):
+            if len(both) > 1:
+                work.attempt(work.polarity.choose, window.samples, list(islice(estimates, 2)))
+            signs.append(work.polarity.sign)
+        return signs
 
 
 def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Window], None, None]:
@@ -511,15 +525,13 @@ class _Extraction:
         folder = self.job.outputs.estimate.parent if self.job else None
         return self._stores.enter_context(closing(_Store(folder)))
 
-    def add(self, window: Window, estimates: Sequence[Samples]) -> float:
-        """Take the estimates [channel, sample] of the next window's `Polarity.signals`.
+    def add(self, window: Window, estimate: Samples) -> float:
+        """Take the estimate [channel, sample] of the next window.
 
         Returns:
             The seconds of sound that it adds to what is computed.
         """
-        for samples in estimates:
-            self._engine.check_finite(samples)
-        estimate = self.polarity.choose(window.samples, estimates)
+        self._engine.check_finite(estimate)
         estimate, mixture = self._joiner.add(window, estimate)
         self._matcher.add(estimate, mixture)
         for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
@@ -574,7 +586,7 @@ class _Extraction:
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
-            shifts=self._engine.shifts,
+            passes=self._engine.passes,
             model=model.name,
             model_revision=model.revision,
             model_sha256=model.sha256,

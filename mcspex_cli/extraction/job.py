@@ -244,7 +244,7 @@ class Result:
     device: str
     precision: str
     runtime: str
-    shifts: int
+    passes: int
     model: str
     model_revision: str | None
     model_sha256: str

@@ -26,8 +26,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 MIN_WINDOW_S = 0.3
 
-SHIFTS, MOST_SHIFTS = 2, 16
-"""How many shifts `EngineSettings` has by itself, and at most."""
+PASSES, MOST_PASSES = 3, 16
+"""How many passes `EngineSettings` has by itself, and at most."""
 
 GPU_BATCH = 16
 """Signals that a GPU computes at once, unless `EngineSettings.batch` says otherwise."""
@@ -43,7 +43,7 @@ _SPIN_COUNT = "2000"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How a network is run; only `shifts` changes the result by more than rounding and seams.
+    """How a network is run; only `passes` changes the result by more than rounding and seams.
 
     Raises:
         EngineError: a precision or a runtime is unknown.
@@ -64,9 +64,10 @@ class EngineSettings:
     runtime: str = "auto"
     """What runs the network, one of `RUNTIMES`. "auto" is torch, except for commands that let
     `choose_runtime` decide first."""
-    shifts: int = SHIFTS
-    """How often each window is computed, each time shifted by another part of a hop. The mean of
-    all is better than one alone, and takes as many times as long."""
+    passes: int = PASSES
+    """How often the network computes each window, each time shifted by another part of a hop: once
+    for the target, once for the other voices, and so on by turns. More is better and slower; with
+    1, the result is the network's own estimate."""
 
     def __post_init__(self) -> None:
         for what, names in (("precision", PRECISIONS), ("runtime", ("auto", *RUNTIMES))):
@@ -86,8 +87,8 @@ class EngineSettings:
             )
         if not all(isinstance(count, int) and count >= 0 for count in (self.batch, self.threads)):
             raise ValueError("batch and threads must be whole numbers, 0 or more")
-        if not isinstance(self.shifts, int) or not 1 <= self.shifts <= MOST_SHIFTS:
-            raise ValueError(f"shifts must be a whole number from 1 to {MOST_SHIFTS}")
+        if not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
+            raise ValueError(f"passes must be a whole number from 1 to {MOST_PASSES}")
 
 
 def choose_runtime(

@@ -255,7 +255,7 @@ class _Stream:
         polarity, waited = self._polarity, (end - self._measured_at) / self._rate_hz
         is_due = waited >= PRESENCE_STEP_S
         signals = polarity.signals(mixture) if is_due else [polarity.sign * mixture]
-        estimates = self._engine.compute([(one, self._embedding) for one in signals], shifts=1)
+        estimates = self._engine.compute([(one, self._embedding) for one in signals], passes=1)
         for one in estimates:
             self._engine.check_finite(one)
         estimate = polarity.choose(mixture, estimates)

@@ -307,8 +307,9 @@ class Calibrator:
         present = speaker == case.speaker
         meter = PresenceMeter(engine, voice, residuals=present)
         polarity, block = Polarity(engine, voice), one.mixture[None]
-        estimates = [engine.extract(each[0], voice)[None] for each in polarity.signals(block)]
-        estimate = polarity.choose(block, estimates)[0]
+        tries = [(signal, voice) for signal in polarity.signals(block)]
+        polarity.choose(block, engine.compute(tries, passes=1))
+        estimate = polarity.sign * engine.extract(polarity.sign * one.mixture, voice)
         meter.add(polarity.sign * estimate, polarity.sign * one.mixture)
         result = meter.result()
         shares = []

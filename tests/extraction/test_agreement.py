@@ -50,7 +50,7 @@ def reference(mixture: Path) -> Path:
 
 
 def engine(system: System, precision: str = "float32", window_s: float = WHOLE_S) -> Engine:
-    return Engine(system, EngineSettings("cpu", precision, window_s, shifts=1))
+    return Engine(system, EngineSettings("cpu", precision, window_s, passes=1))
 
 
 def extracted(engine: Engine, case: Case) -> Samples:

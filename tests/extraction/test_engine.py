@@ -13,7 +13,13 @@ from torch.nn.functional import pad
 
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.errors import AudioError, EngineError
-from mcspex_cli.extraction.engine import LEVEL_DB, Engine, OutOfMemoryError, TorchRuntime
+from mcspex_cli.extraction.engine import (
+    LEVEL_DB,
+    Engine,
+    OutOfMemoryError,
+    Runtime,
+    TorchRuntime,
+)
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System
@@ -22,19 +28,62 @@ from tests.conftest import RATE_HZ, buzz
 SHORT = EngineSettings("cpu", "float32", window_s=1.0, context_s=0.2, fade_s=0.1)
 
 
-@pytest.mark.parametrize("shifts", [1, 2, 3])
-def test_a_short_mixture_is_the_mean_of_the_networks_answers_at_each_shift(
-    tiny: System, shifts: int
-) -> None:
+def test_a_single_pass_gives_the_networks_own_answer(tiny: System) -> None:
     mixture, reference = (at_level(buzz(*one)) for one in ((100, 0.9), (200, 1.5)))
-    engine = Engine(tiny, replace(SHORT, shifts=shifts))
+    engine = Engine(tiny, replace(SHORT, passes=1))
     voice = tiny.embed(torch.from_numpy(reference)[None])
-    late = [round(number * tiny.config.hop / shifts) for number in range(shifts)]
-    answers = [tiny.extract(pad(torch.from_numpy(mixture), (n, 0))[None], voice)[0] for n in late]
-    expected = sum(answer[n:] for n, answer in zip(late, answers, strict=True)) / shifts
+    expected = tiny.extract(torch.from_numpy(mixture)[None], voice)[0]
     np.testing.assert_allclose(
         engine.extract(mixture, engine.embed([reference])), expected, atol=1e-5
     )
+
+
+def test_shifted_passes_are_shifted_back(tiny: System) -> None:
+    mixture, reference = (at_level(buzz(*one)) for one in ((100, 0.9), (200, 1.5)))
+    tiny.config = replace(tiny.config, true_level=True)  # all passes are for the target then
+    engine = Engine(tiny, replace(SHORT, passes=3))
+    voice = tiny.embed(torch.from_numpy(reference)[None])
+    late = [round(number * tiny.config.hop / 3) for number in range(3)]
+    answers = [tiny.extract(pad(torch.from_numpy(mixture), (n, 0))[None], voice)[0] for n in late]
+    expected = sum(answer[n:] for n, answer in zip(late, answers, strict=True)) / 3
+    np.testing.assert_allclose(
+        engine.extract(mixture, engine.embed([reference])), expected, atol=1e-5
+    )
+
+
+class Lossy(Runtime):
+    """A network for two voices, one below and one above 500 Hz, that loses all below 150 Hz."""
+
+    name, device, precision, batch = "torch", "cpu", "float32", 1
+    sample_rate_hz, hop, true_level = RATE_HZ, 1, False
+
+    def embed(self, references: audio.Samples) -> audio.Samples:
+        """How much lies above 500 Hz."""
+        powers = np.abs(np.fft.rfft(references)) ** 2
+        upper = powers[:, powers.shape[1] // 8 :].sum(-1, keepdims=True)
+        return (upper / powers.sum(-1, keepdims=True)).astype(np.float32)
+
+    def extract(
+        self, mixtures: Sequence[audio.Samples], embeddings: audio.Samples
+    ) -> list[audio.Samples]:
+        """One of the two bands, at a level of its own."""
+        estimates = []
+        for mixture, voice in zip(mixtures, embeddings, strict=True):
+            spectrum = np.fft.rfft(mixture)
+            hz = np.fft.rfftfreq(len(mixture), 1 / RATE_HZ)
+            band = (hz > 500) if voice[0] > 0.5 else (hz > 150) & (hz < 500)
+            estimates.append(np.fft.irfft(7 * band * spectrum, len(mixture)).astype(np.float32))
+        return estimates
+
+
+def test_the_target_gets_a_third_of_what_the_estimates_of_all_voices_leave() -> None:
+    lost, voice, other = (
+        peak * np.sin(2 * np.pi * hz * np.arange(RATE_HZ) / RATE_HZ, dtype=np.float32)
+        for hz, peak in ((100, 0.02), (200, 0.05), (1000, 0.05))
+    )
+    engine = Engine(Lossy(), replace(SHORT, passes=2))
+    estimate = engine.extract(lost + voice + other, engine.embed([voice]))
+    np.testing.assert_allclose(estimate, 7 * (voice + lost / 3), atol=1e-4)
 
 
 def at_level(samples: audio.Samples) -> audio.Samples:
@@ -175,7 +224,7 @@ def test_the_rate_is_the_systems(tiny: System) -> None:
 
 
 def batched(batch: int) -> EngineSettings:
-    return EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch, shifts=1)
+    return EngineSettings("cpu", "float32", 1.0, 0.2, 0.1, batch, passes=1)
 
 
 class Cramped(TorchRuntime):
@@ -273,7 +322,7 @@ def test_what_is_no_mixture_is_refused(
         *({"window_s": value} for value in (0.0, -1.0, 1e-4, np.nan, np.inf)),
         *({"fade_s": value} for value in (-1.0, np.nan)),
         *({name: value} for name in ("batch", "threads") for value in (-1, 1.5, None)),
-        *({"shifts": value} for value in (0, 17, 1.5)),
+        *({"passes": value} for value in (0, 17, 1.5)),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> None:

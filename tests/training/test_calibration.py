@@ -105,7 +105,7 @@ class Bands(Runtime):
     """An ideal network where every voice has a band of its own: it lets the voice's pass."""
 
     name, device, precision, batch = "torch", "cpu", "float32", 1
-    sample_rate_hz, true_level = RATE_HZ, False
+    sample_rate_hz, hop, true_level = RATE_HZ, 1, False
     inverted = False
 
     def embed(self, references: audio.Samples) -> audio.Samples:
@@ -148,7 +148,7 @@ def cases(count: int = 56, voices: int = VOICES) -> Iterator[Case]:
 
 
 def engine() -> Engine:
-    return Engine(Bands(), EngineSettings(shifts=1))
+    return Engine(Bands(), EngineSettings(passes=1))
 
 
 def test_an_ideal_network_is_told_without_error() -> None:
