@@ -13,8 +13,9 @@ import pytest
 from mcspex_cli import Extractor, si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import CheckpointError, McspexError
-from mcspex_cli.extraction.engine import Engine, Runtime
+from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.reference import Voice
+from mcspex_cli.extraction.runtime import Runtime
 from mcspex_cli.extraction.streaming import Timing
 from tests.conftest import RATE_HZ, buzz, calibration
 

@@ -40,8 +40,7 @@ from mcspex_cli.checkpoint.checkpoint import (
 )
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, WEIGHTS, checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError, install_extra
-from mcspex_cli.extraction.engine import OutOfMemoryError, Runtime
-from mcspex_cli.extraction.runtime import GPU_BATCH, EngineSettings
+from mcspex_cli.extraction.runtime import GPU_BATCH, EngineSettings, OutOfMemoryError, Runtime
 
 if TYPE_CHECKING:
     from mcspex_cli.model.config import SystemConfig

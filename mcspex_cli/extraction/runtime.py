@@ -1,5 +1,6 @@
 """How a network is run: settings, runtimes, devices, precisions, and this process's own setup.
 
+A `Runtime` is a network that is ready to run: `TorchRuntime` is here, ONNX Runtime's in `onnx`.
 Nothing here needs torch or NumPy to be imported: the command line takes its choices from here.
 """
 
@@ -9,7 +10,8 @@ import ctypes
 import math
 import os
 import signal
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,7 +21,9 @@ from mcspex_cli.errors import EngineError
 if TYPE_CHECKING:
     import torch
 
+    from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+    from mcspex_cli.model.systems import System
 
 RUNTIMES = ("torch", "onnx")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -89,6 +93,118 @@ class EngineSettings:
             raise ValueError("batch and threads must be whole numbers, 0 or more")
         if not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
             raise ValueError(f"passes must be a whole number from 1 to {MOST_PASSES}")
+
+
+class OutOfMemoryError(Exception):
+    """The device has too little memory for so many samples at once."""
+
+
+class Runtime(ABC):
+    """A network that is ready to run; signals are float32 at `sample_rate_hz`."""
+
+    name: str
+    """Of `RUNTIMES`."""
+    sample_rate_hz: int
+    hop: int
+    """Samples from one of the network's frames to the next."""
+    true_level: bool
+    """Whether an estimate has the target's own level; else its level is arbitrary."""
+    device: str
+    precision: str
+    batch: int
+    """How many signals are computed at once, unless the settings say otherwise."""
+    spread: float = 0.0
+    """As `LENGTH_SPREAD`; 0 if the signals of a batch must be equally long."""
+    embedding: int = 0
+    """The length of an embedding; 0 if it is not known."""
+
+    def has_finite_weights(self) -> bool:
+        """Whether all weights of the model are finite, as far as this runtime can tell."""
+        return True
+
+    @abstractmethod
+    def embed(self, references: Samples) -> Samples:
+        """Embed references [signal, sample] as [signal, embedding].
+
+        It raises an OutOfMemoryError if they are too many, or too long, for the device.
+        """
+
+    @abstractmethod
+    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
+        """Extract from mixtures [sample] with embeddings [signal, embedding]; fails as `embed`.
+
+        Every estimate is as long as its mixture, and the same as if it were computed alone.
+        """
+
+
+class TorchRuntime(Runtime):
+    """A `System` in torch: folded on a CPU, under autocast on other devices."""
+
+    name = "torch"
+    spread = LENGTH_SPREAD
+
+    def __init__(self, system: System, settings: EngineSettings) -> None:
+        import torch
+
+        from mcspex_cli.model.fused import can_fold, fold
+
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = choose_device(settings.device)
+        self.device, self.precision = str(device), choose_precision(settings.precision, device)
+        self.sample_rate_hz, self.hop = system.config.sample_rate_hz, system.config.hop
+        self.true_level = system.config.true_level
+        self.embedding = system.config.embedding
+        self.batch = GPU_BATCH if device.type == "cuda" else 1
+        dtype = getattr(torch, self.precision)
+        folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
+        self.system = fold(system, dtype) if folded else system.to(device).eval()
+        self._autocast = torch.autocast(
+            device.type, dtype, enabled=not folded and dtype != torch.float32
+        )
+        self._device, self._dtype = device, dtype if folded else torch.float32
+
+    def has_finite_weights(self) -> bool:
+        """As `Runtime.has_finite_weights`."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
+
+    def embed(self, references: Samples) -> Samples:
+        """As `Runtime.embed`."""
+        with self._computing():
+            embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
+            return embeddings
+
+    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
+        """As `Runtime.extract`."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        counts = [len(mixture) for mixture in mixtures]
+        equal = min(counts) == max(counts)
+        padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
+        with self._computing():
+            lengths = None if equal else torch.tensor(counts, device=self._device)
+            estimates = self.system.extract(self._tensor(padded), self._tensor(embeddings), lengths)
+            rows = estimates.float().cpu().numpy()
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]
+
+    def _tensor(self, values: Samples | torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.as_tensor(values).to(self._device, self._dtype)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The precision, and lack of memory told from other errors."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._autocast:
+                yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemoryError from error
+            raise
 
 
 def choose_runtime(

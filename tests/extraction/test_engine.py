@@ -13,14 +13,8 @@ from torch.nn.functional import pad
 
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.errors import AudioError, EngineError
-from mcspex_cli.extraction.engine import (
-    LEVEL_DB,
-    Engine,
-    OutOfMemoryError,
-    Runtime,
-    TorchRuntime,
-)
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.engine import LEVEL_DB, Engine
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
 from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System
 from tests.conftest import RATE_HZ, buzz

@@ -23,7 +23,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, AudioError, CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction import presence
-from mcspex_cli.extraction.engine import Engine, Runtime, open_engine
+from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import (
     ExtractionOptions,
@@ -37,7 +37,7 @@ from mcspex_cli.extraction.levels import PEAK
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import ReferenceQuality
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 from mcspex_cli.extraction.windows import without_rumble
 from tests import conftest
 from tests.conftest import RATE_HZ, buzz

@@ -21,9 +21,15 @@ from mcspex_cli.checkpoint.checkpoint import (
 )
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
-from mcspex_cli.extraction.engine import Engine, OutOfMemoryError, TorchRuntime, open_engine
+from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.onnx import OnnxRuntime
-from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime, share_cores
+from mcspex_cli.extraction.runtime import (
+    EngineSettings,
+    OutOfMemoryError,
+    TorchRuntime,
+    choose_runtime,
+    share_cores,
+)
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import System, build
 from tests.conftest import RATE_HZ, buzz

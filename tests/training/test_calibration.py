@@ -19,9 +19,9 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled, read_config
 from mcspex_cli.errors import ConfigError
-from mcspex_cli.extraction.engine import Engine, Runtime
+from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import parse_calibration, probability
-from mcspex_cli.extraction.runtime import EngineSettings
+from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 from mcspex_cli.training import calibration as calibration_module
 from mcspex_cli.training.calibration import (
     MIN_CASES,
