@@ -452,7 +452,7 @@ def test_a_place_that_is_no_batchs_is_refused(batch: Run, output: str, message: 
 
 def test_a_bad_plan_lists_all_and_writes_nothing(batch: Run) -> None:
     Path("plan.csv").write_text(
-        "mixture,reference,id\nnone.wav,refs/ann.wav,1\nmix/ann/0.wav,none.wav,2\n,,\n"
+        "mixture,reference,id\nnone.wav,refs/ann.wav,1\nmix/ann/0.wav,none.wav,2\n,refs/ann.wav,\n"
         "mix/ann/1.wav,refs/ann.wav,../3\n"
     )
     before = listing(".")
