@@ -148,6 +148,18 @@ def check_exists(path: Path) -> os.stat_result:
         return path.stat()
 
 
+def read_bytes(path: Path, kind: type[McspexError]) -> bytes:
+    """All of a small file, or an error of this `kind`: also for a device or a named pipe.
+
+    Reading one of those may never end. A pipe without a name, as `<(...)` makes, is read.
+    """
+    with reading(path, kind):
+        place = Path(os.path.realpath(path))
+        if place.exists() and not (place.is_file() or place.is_dir()):
+            raise kind(f"{path}: is not a regular file. Save its content to one first.")
+        return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
@@ -155,8 +167,7 @@ def read_text(path: Path) -> str:
         ConfigError: it cannot be read, or is not UTF-8.
     """
     try:
-        with reading(path, ConfigError):
-            return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, ConfigError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8. Save it again as UTF-8.") from error
 

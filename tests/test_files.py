@@ -13,7 +13,7 @@ import pytest
 
 from mcspex_cli import files
 from mcspex_cli.batch.pairing import files_by_name
-from mcspex_cli.errors import AudioError, DiskFullError, OutputError
+from mcspex_cli.errors import AudioError, ConfigError, DiskFullError, OutputError
 from tests.conftest import ROOT
 
 
@@ -140,6 +140,20 @@ def test_a_link_to_nothing_is_no_folder_for_outputs(tmp_path: Path, target: str)
     message = r"b.wav: .*place is a link to nothing, not a folder\. Choose another place\."
     with pytest.raises(OutputError, match=message):
         files.check_output(tmp_path / "place" / "a" / "b.wav", overwrite=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_what_may_never_end_is_not_read_but_a_pipe_without_a_name_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"is not a regular file\. Save its content to one"):
+            files.read_text(path)
+    end, start = os.pipe()
+    os.write(start, "\ufeffa\r\n".encode())
+    os.close(start)
+    assert files.read_text(Path(f"/dev/fd/{end}")) == "a\r\n"
+    os.close(end)
 
 
 def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ class Server:
 
     def start(self) -> Server:
         command = [sys.executable, "-m", "mcspex_cli", "serve", "--port", "0", "--no-browser"]
+        if os.name == "posix":  # without a standard output, as a daemon may be started
+            command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
         self.process = subprocess.Popen(
             [*command, "--max-upload", "20M"],
             stderr=subprocess.PIPE,

@@ -158,10 +158,7 @@ def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
     if url(path):
         with _reaching(path, kind) as (store, key):
             return bytes(store.cat_file(key))
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise kind(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return files.read_bytes(path, kind)
 
 
 def write(path: Path, data: bytes) -> None:

@@ -150,6 +150,8 @@ def find_checkpoint(
     known = bundled()
     if model is None:
         return _describe(known[DEFAULT_MODEL])
+    if not isinstance(model, str | Path):
+        raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
     name = None if isinstance(model, Path) else hub.parse_name(model)
     folder, is_name = Path(model), name is not None or str(model) in known
     if str(model) and folder.is_dir() and (not is_name or (folder / CONFIG).is_file()):

@@ -66,7 +66,7 @@ class LiveRequest:
         "SECONDS",
         "How much later the voice comes out. A longer one sounds better and costs less.",
         "--latency",
-        type=click.FloatRange(0.1, 3.0),
+        type=options.FiniteRange(0.1, 3.0),
         default=1.0,
     )
     absent: str = choice(_policies, "What to do while the voice is absent", default="keep")

@@ -17,6 +17,7 @@ def play(
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import shlex
@@ -56,6 +57,17 @@ class NamedPath(click.Path):
 
 
 PATH = NamedPath(path_type=Path)
+
+
+class FiniteRange(click.FloatRange):
+    """Finite numbers from `min` to `max`; NaN would pass, as it is neither below nor above."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse NaN and infinity, and read any other number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 # Declarations: functions that make click's decorator from the parameter's name, and groups. They
@@ -340,10 +352,10 @@ def _extraction(
         "DB",
         "Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
         "--dry",
-        type=click.FloatRange(-120, 40),
+        type=FiniteRange(-120, 40),
     ),
     wet_db: float = option(
-        "DB", "Gain of the voice.", "--wet", type=click.FloatRange(-120, 40), default=0.0
+        "DB", "Gain of the voice.", "--wet", type=FiniteRange(-120, 40), default=0.0
     ),
 ) -> ExtractionOptions:
     values = locals()  # the options are called like the fields of `ExtractionOptions`

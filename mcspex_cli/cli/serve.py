@@ -99,6 +99,7 @@ def serve(
             loop="asyncio",
             log_level="warning",
             access_log=False,
+            use_colors=False,  # asked for colours, it would fail without a standard output
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=1,

@@ -110,7 +110,7 @@ def train(
     minutes: float | None = option(
         None,
         "End after this much training, the schedule sized to it.",
-        type=click.FloatRange(0, min_open=True),
+        type=options.FiniteRange(0, min_open=True),
     ),
 ) -> None:
     """Train MC-SpEx or SpEx+ on folders of speakers, LibriSpeech trees or LibriMix sets.

@@ -281,8 +281,8 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
         ConfigError: it is damaged or of another version; `advice` says what to do.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = json.loads(files.read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON ({error}). {advice}") from error
     if not isinstance(document, dict) or "format" not in document:
         return None

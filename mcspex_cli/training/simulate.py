@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,12 +67,13 @@ def read_recipes(path: Path) -> list[Recipe]:
             raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number.")
         if not name or Path(name).name != name:
             raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
-        if name in recipes:
+        key = unicodedata.normalize("NFC", name).casefold()  # one file on many disks
+        if key in recipes:
             raise ConfigError(f"{where}: id {name!r} is used twice. Rename one.")
         for file in sources:
             if not file.is_file():
                 raise ConfigError(f"{where}: {file} does not exist.")
-        recipes[name] = Recipe(name, target, (interferer,), reference, snr_db)
+        recipes[key] = Recipe(name, target, (interferer,), reference, snr_db)
     if not recipes:
         raise ConfigError(f"{path}: has no rows.")
     return list(recipes.values())

@@ -218,7 +218,7 @@ def test_a_journal_that_cannot_be_read_or_written_says_so(tmp_path: Path, task: 
     with pytest.raises(OutputError, match=r"none/journal/.*: cannot be written: its folder does"):
         JournalWriter(tmp_path / "none").add_done(task, "s", row())
     (tmp_path / FOLDER / "x.jsonl").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"x.jsonl: cannot be read \(Is a directory\)"):
+    with pytest.raises(OutputError, match=r"x.jsonl: cannot be read: it is a folder"):
         Journal(tmp_path)
 
 

@@ -89,6 +89,12 @@ def test_bundled_models_are_found_by_name_and_fit_their_config() -> None:
         assert (folder / "model.safetensors").stat().st_size < 30 * 2**20
 
 
+@pytest.mark.parametrize("model", [5, b"mcspex-16k", ["mcspex-16k"]])
+def test_a_model_is_a_name_or_a_folder(model: object) -> None:
+    with pytest.raises(TypeError, match=r"^a model is a name or a folder, not "):
+        find_checkpoint(model)  # type: ignore[arg-type]
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     names = ", ".join(bundled())
     with pytest.raises(CheckpointError, match=f"nobody: no such model. Bundled: {names}; or name"):

@@ -143,14 +143,20 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--dry", "--wet"])
-@pytest.mark.parametrize("command", ["extract", "batch"])
-def test_a_gain_is_a_number(command: str, option: str, scene: Path) -> None:
-    words = (scene / "mixture.wav", "--ref", scene / "reference.wav", "-o", scene / "out")
-    done = run(command, *words, option, "nan")
+@pytest.mark.parametrize("value", ["nan", "1e400"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *((command, option) for command in ("extract", "batch") for option in ("--dry", "--wet")),
+        ("live", "--latency"),
+        ("train", "--minutes"),
+    ],
+)
+def test_a_number_is_finite(command: str, option: str, value: str, tmp_path: Path) -> None:
+    inputs = () if command == "live" else (tmp_path / "input",)
+    done = run(command, *inputs, option, value)
     assert done.exit_code == 2
-    assert "wet_db and dry_db are from -120 to 40 dB." in done.stderr
-    assert not (scene / "out").exists()
+    assert f"Invalid value for '{option}': " in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is always full here")
