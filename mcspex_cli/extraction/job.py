@@ -305,6 +305,8 @@ class Places:
             check_no_input(path, self._inputs)
             if keys & own:
                 raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
+            if not {*path.parents}.isdisjoint(job.outputs.paths()):
+                raise OutputError(f"{path}: its folder has the name of another output. Rename one.")
             writers = [self._outputs[key] for key in keys & self._outputs.keys()]
             if job.name in writers:
                 raise OutputError(

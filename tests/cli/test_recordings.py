@@ -251,6 +251,10 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
             "mixture.wav.",
         ),
         (("--residual", "o.wav"), "o.wav: is named for two outputs. Give each its own name."),
+        (
+            ("--residual", "o.wav/r.wav"),
+            "o.wav/r.wav: its folder has the name of another output. Rename one.",
+        ),
     ],
 )
 def test_a_bad_place_is_one_line_before_any_work(
