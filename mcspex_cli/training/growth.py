@@ -102,7 +102,7 @@ def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
     for step in range(math.ceil(count / _REFERENCES_AT_ONCE)):
         rows = range(_REFERENCES_AT_ONCE * sampler.settings.mixtures_per_reference)
         references, lengths, speaker = sampler.compose_references(sampler.plan(seed, step, rows))
-        embedded.append(system.embed(references, lengths).double().cpu())
+        embedded.append(system.embed(references, lengths).cpu().double())
         named.append(speaker.cpu())
     system.train(was_training)
     embeddings, speaker = torch.cat(embedded), torch.cat(named)
