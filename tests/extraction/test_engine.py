@@ -85,7 +85,7 @@ def at_level(samples: audio.Samples) -> audio.Samples:
     return samples * 10 ** (LEVEL_DB / 20) / np.sqrt(np.mean(samples**2))
 
 
-@pytest.mark.parametrize("gain", [1e-3, 0.03, 10.0, 1e30])
+@pytest.mark.parametrize("gain", [1e-3, 0.03, 10.0, 1e11])
 def test_levels_do_not_matter(tiny: System, gain: float) -> None:
     mixture, reference = buzz(100, 2.5), buzz(200, 1.5)
     engine = Engine(tiny, SHORT)
