@@ -275,7 +275,7 @@ PRECISION = option(
 )
 RUNTIME = option(
     None,
-    "What runs the network; onnx needs mcspex[onnx] and prepares a model once.",
+    "What runs the network; onnx needs ONNX Runtime, and prepares a model once.",
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
 )
