@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
+from typing import Any
+
+
+def _end_at_once(*_: Any) -> None:
+    """End the process quietly, though it may be in the middle of an import."""
+    with suppress(OSError):
+        os.write(2, b"error: interrupted before anything was begun.\n")
+    os._exit(130)
+
+
+# The imports below may take a second. In one, a KeyboardInterrupt would be a long traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, _end_at_once)
+
 import errno
 import io
 import logging
-import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -144,6 +159,9 @@ def main() -> None:
 commands = (extract, batch, live, serve, enroll, score, report, models, simulate, train, doctor)
 for command in commands:
     main.add_command(command)
+
+if signal.getsignal(signal.SIGINT) is _end_at_once:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     main(prog_name="mcspex")

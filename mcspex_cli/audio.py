@@ -53,6 +53,9 @@ _WRITE_FRAMES = 2**16
 _LARGEST_WAV = 2**32 - 2**16
 """Bytes of samples; RF64 is the same for more."""
 
+_CLIPPED_PEAK = 1 + 2**-12
+"""Samples up to this are clipped by less than anybody hears, as rounding makes them."""
+
 _CANCELLED_DB, WEAKENED_DB = 60.0, 20.0
 """How far below its channels a mix is where they cancel each other out, or nearly so."""
 
@@ -356,7 +359,7 @@ def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str 
 
     Raises:
         TypeError: the samples are not real floating-point numbers.
-        ValueError: their shape or the rate is impossible.
+        ValueError: their shape or the rate is impossible, or they would be clipped.
         NonFiniteError, OutputError: as `open_writer`.
     """
     array = np.asarray(samples)
@@ -364,6 +367,12 @@ def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str 
         raise TypeError(f"samples are floats in -1..1, not {array.dtype}; divide integers by 2**15")
     if array.ndim not in (1, 2):
         raise ValueError(f"samples are [sample] or [channel, sample], not of shape {array.shape}")
+    peak = np.abs(array).max(initial=0)
+    if _CLIPPED_PEAK < peak < np.inf and not holds_over_full_scale(Path(path), subtype):
+        raise ValueError(
+            f"samples are in -1..1, but these reach {peak:.4g} and would be clipped; turn them "
+            'down, or write a WAV with subtype="FLOAT"'
+        )
     frames = np.atleast_2d(array)
     shape = (sample_rate_hz, len(frames), subtype, frames.shape[1])
     with open_writer(Path(path), *shape) as writer:

@@ -64,7 +64,7 @@ _SHORT_PAUSE_S = 0.2  # pauses longer than this are not counted as speech
 _END_SILENCE_S = 1.0  # silence longer than this is cut off the ends of a short clip
 _MARGIN_S = 0.1  # kept on both sides of speech, as the ends of words are quiet
 _BURST_S = 0.05  # shorter sounds are not speech
-_CLIPPED_FROM = 0.995  # samples from here on count as clipped, if they are not alone
+_FULL_SCALE_SLACK = 0.005  # samples so near to full scale count as being at it
 _SPAN_SLACK_S = 0.5  # a span may reach this far over the end of its file: players round lengths
 _MIN_WEIGHT_S = 0.1  # the weight of a clip in which no speech is found
 
@@ -387,9 +387,14 @@ def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
 
 
 def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:
-    """Which samples [channel, sample] are clipped in any channel, in runs of 3 or more."""
-    full = np.abs(samples) >= _CLIPPED_FROM
-    runs: npt.NDArray[np.bool_] = np.any(full[:, :-2] & full[:, 1:-1] & full[:, 2:], axis=0)
+    """Which samples [channel, sample] are clipped in any channel, in runs of 3 or more.
+
+    Floats may be beyond full scale. They are clipped only where they stand at one level.
+    """
+    levels = np.abs(samples)
+    levels[np.abs(levels - 1) <= _FULL_SCALE_SLACK] = 1
+    same = (levels[:, 1:] == levels[:, :-1]) & (levels[:, 1:] >= 1)
+    runs: npt.NDArray[np.bool_] = np.any(same[:, 1:] & same[:, :-1], axis=0)
     clipped = np.zeros(samples.shape[1], np.bool_)
     for shift in range(3):
         clipped[shift : shift + len(runs)] |= runs

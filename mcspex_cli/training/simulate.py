@@ -147,6 +147,8 @@ class Rendering:
 def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     """Render a recipe: cut to the shortest talker, set the SNR, keep the peak under 0.9.
 
+    No signal exceeds full scale, as a file of floats, or one that is resampled, may.
+
     Raises:
         AudioError: a file cannot be read.
         ConfigError: a talker is silent, so no gain sets the SNR.
@@ -166,14 +168,18 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     mixture = target + interferer
     if recipe.mixture:
         mixture = audio.read(recipe.mixture, sample_rate_hz)[:length]
-    peak = float(np.abs(mixture).max(initial=0))
+    reference = audio.read(recipe.reference, sample_rate_hz)
+    peak, target_peak, interferer_peak, reference_peak = (
+        float(np.abs(signal).max(initial=0)) for signal in (mixture, target, interferer, reference)
+    )
+    peak = max(peak, PEAK * target_peak, PEAK * interferer_peak)
     scale = np.float32(PEAK / peak if peak > PEAK else 1.0)
     return Rendering(
         recipe.id,
         mixture * scale,
         target * scale,
         interferer * scale,
-        audio.read(recipe.reference, sample_rate_hz),
+        reference / np.float32(max(1.0, reference_peak)),
         labels={
             "target": str(recipe.target),
             "interferer": " + ".join(map(str, recipe.interferers)),

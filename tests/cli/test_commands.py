@@ -238,3 +238,22 @@ def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(before: str, afte
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'mcspex_cli.cli.live': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "import mcspex_cli.__main__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: interrupted before anything was begun.\n"
+    code = (
+        "import signal\nbefore = signal.getsignal(signal.SIGINT)\n"
+        "import mcspex_cli.__main__\nassert signal.getsignal(signal.SIGINT) is before"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -183,11 +183,14 @@ def test_poor_clips_have_a_warning(engine: Engine) -> None:
         assert re.match(warning, line), line
 
 
-def test_clipping_counts_runs_at_full_scale() -> None:
-    samples = np.tile(np.float32([0.1, -0.1]), 4000)
+@pytest.mark.parametrize("gain", [1, 50])
+def test_clipping_counts_runs_at_one_level_from_full_scale_on(gain: float) -> None:
+    samples = np.tile(np.float32([0.01, -0.01]), 4000)
     samples[10:14] = 1.0
     samples[20:22] = -1.0
-    assert Clip("x.wav", samples, RATE_HZ).clipped == 4 / 8000
+    assert Clip("x.wav", samples * gain, RATE_HZ).clipped == 4 / 8000
+    loud = gain * 3 * talk(1, 0, 4, RATE_HZ)
+    assert Clip("x.wav", loud.astype(np.float32), RATE_HZ).clipped < 0.001
 
 
 def test_clipping_is_counted_in_the_file_before_it_is_mixed_and_resampled(tmp_path: Path) -> None:

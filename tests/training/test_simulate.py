@@ -197,6 +197,22 @@ def test_a_peak_over_0_9_turns_all_down(recipes: list[Recipe], corpus: Path) -> 
     np.testing.assert_allclose(made.mixture, made.target + made.interferer, atol=1e-6)
 
 
+def test_no_signal_of_a_rendering_exceeds_full_scale(recipes: list[Recipe], corpus: Path) -> None:
+    for name, gain in (("ann/a", 40), ("bob/b", -40), ("ann/b", 40)):
+        sound = audio.read(corpus / f"{name}.flac", RATE_HZ)
+        audio.write(corpus / f"{name}.wav", gain * sound, RATE_HZ, "FLOAT")
+    one = replace(
+        recipes[0],
+        target=corpus / "ann/a.wav",
+        interferers=(corpus / "bob/b.wav",),
+        reference=corpus / "ann/b.wav",
+        mixture=corpus / "ann/b.flac",
+    )
+    made = render(one, RATE_HZ)
+    for signal in (made.target, made.interferer, made.reference):
+        assert np.abs(signal).max() <= 1
+
+
 def test_a_silent_interferer_is_refused(recipes: list[Recipe], corpus: Path) -> None:
     audio.write(corpus / "bob/b.flac", np.zeros(9000, np.float32), RATE_HZ)
     with pytest.raises(ConfigError, match=r"one: .*b.flac is silent"):
