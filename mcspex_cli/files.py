@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -35,8 +36,11 @@ SUFFIXES = frozenset(
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 """Tells this machine from others that write to the same folder."""
 
-_LONGEST_NAME = 200
-"""Bytes of a file's name that leave room for the rest of a hidden name: most disks allow 255."""
+LONGEST_NAME = 255
+"""Bytes of a file's or folder's name that nearly all disks allow."""
+
+_LONGEST_WITHIN = 200
+"""Bytes of a file's name that leave room for the rest of a hidden name."""
 
 _PARTIAL = re.compile(rf"\..+\.{_MACHINE}-(\d+)(?:-\d+)?\.partial")
 """The hidden name of what a process of this machine has not finished."""
@@ -84,7 +88,8 @@ def reading(path: Path, kind: type[McspexError] = AudioError) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise kind(f"{path}: no such file or folder.") from error
+        advice = " Only a mixture of extract may be standard input." if str(path) == "-" else ""
+        raise kind(f"{path}: no such file or folder.{advice}") from error
     except OSError as error:
         raise kind(f"{path}: cannot be read: {explain(error)}") from error
 
@@ -205,8 +210,13 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[CsvRow]:
         yield rows.line_num, f"{error}."
 
 
+def name_key(name: str) -> str:
+    """What names have in common that are one file on many disks: in two cases or normal forms."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
-    """Refuse a file that cannot be written, or must not be replaced.
+    """Refuse a file that cannot be written, which is tried, or must not be replaced.
 
     Args:
         path: the file.
@@ -234,6 +244,16 @@ def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
         raise OutputError(f"{path}: {folder} is {what}, not a folder. Choose another place.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
+    trial = partial(folder / path.name)
+    try:
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except FileNotFoundError as error:  # in /proc, say
+        raise OutputError(
+            f"{path}: the system makes no files in {folder}. Choose another place."
+        ) from error
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def make_folders(*folders: Path) -> None:
@@ -260,7 +280,7 @@ def partial(path: Path) -> Path:
         with suppress(OSError):
             sweep(path.parent, ".*.partial")
     name = os.fsencode(path.name)
-    if len(name) > _LONGEST_NAME:
+    if len(name) > _LONGEST_WITHIN:
         name = hashlib.sha256(name).hexdigest().encode()
     owner = f"{_MACHINE}-{os.getpid()}-{next(_numbers)}"
     return path.with_name(f".{os.fsdecode(name)}.{owner}.partial")

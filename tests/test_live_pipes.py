@@ -20,6 +20,7 @@ import soundfile
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.cli.live import SoundFormat
 from mcspex_cli.errors import install_extra
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.test_live import blocks
@@ -239,6 +240,11 @@ STDIN_ERRORS = [
     (b"", [], "is empty. Pipe sound into it."),
     (PCM_16, [], "has no WAV header. Pipe WAV, or raw samples with --rate: ffmpeg -i INPUT"),
     (b"fLaC" + PCM_16, ["--rate", "8000"], "is FLAC. Pipe WAV, or raw samples with --rate"),
+    (
+        SoundFormat(8000, 1, "s16", wav=True).header(),
+        ["-q"],
+        "holds no samples. Pipe sound into it.",
+    ),
     (b"RIFF\0\0\0\0WAVE", [], ": its WAV header is broken. Pipe raw samples with --rate."),
     (
         struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 6, 1, 8000, 8000, 1, 8),

@@ -17,7 +17,6 @@ import os
 import posixpath
 import re
 import struct
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +24,7 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcspex_cli import audio
+from mcspex_cli import audio, files
 from mcspex_cli.batch import pairing, storage
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
@@ -43,9 +42,6 @@ _SUFFIXES = {
     **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),
     ACTIVITY: tuple(ACTIVITY_FORMATS),
 }
-_LONGEST_NAME = 255
-"""Bytes of a file's or folder's name that nearly all disks allow."""
-
 _AT_ONCE = 256
 """Mixtures whose lengths one thread reads in one go."""
 
@@ -385,10 +381,9 @@ class _Planner:
                     what = "output" if kind == AUDIO else kind
                     self._note(task, f"{what} {name!r} {reason}. Give it another id or name.")
                     break
-                # One name in two cases or normal forms is one file on many disks.
-                plain = unicodedata.normalize("NFC", f"{kind}/{posixpath.normpath(name)}")
-                first = taken.setdefault(plain.casefold(), task)
-                parent = posixpath.dirname(plain.casefold())
+                key = files.name_key(f"{kind}/{posixpath.normpath(name)}")
+                first = taken.setdefault(key, task)
+                parent = posixpath.dirname(key)
                 while parent not in folders:
                     folders.add(parent)
                     parent = posixpath.dirname(parent)
@@ -417,8 +412,8 @@ class _Planner:
             return "leaves the output folder"
         if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
             return f"does not end in {', '.join(_SUFFIXES[kind])}"
-        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):
-            return f"is too long: disks allow {_LONGEST_NAME} bytes"
+        if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in name.split("/")):
+            return f"is too long: disks allow {files.LONGEST_NAME} bytes"
         root = f"{self.request.output}/{kind}"
         parent = os.path.dirname(f"{root}/{name}")  # noqa: PTH120
         if parent not in self._inside:

@@ -88,6 +88,14 @@ def _suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | No
     return f".{name}" if name else None
 
 
+def _devices(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
+    """The names in --devices."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise click.BadParameter(f"{text!r} has an empty name. Write cpu, or cuda:0,cuda:1.")
+    return names
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """The arguments of `mcspex batch`; the batch's own settings have the same names."""
@@ -144,7 +152,7 @@ class BatchOptions:
         "TEXT",
         "cpu, cuda, or several: cuda:0,cuda:1.",
         default="auto",
-        callback=lambda _, __, text: tuple(name.strip() for name in text.split(",")),
+        callback=_devices,
     )
     engine_settings: EngineSettings = options.group(_engine_settings)
     extraction: ExtractionOptions = options.EXTRACTION
@@ -240,6 +248,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         "gpus": request.resources.get("gpu", request.gpus),
     }
     settings = options.fill(plan.BatchSettings, values | decided)
+    if engine.precision == "float16" and request.engine == "local" and not settings.on_gpu():
+        console.warn(options.SLOW_PRECISION)
     plan.check_profiles(batch_plan, model)
     options.prepare(model, engine.runtime, quiet=not shown)
     folder = batch_plan.folder

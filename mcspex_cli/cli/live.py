@@ -347,7 +347,8 @@ class Inflow:
         self._queue: queue.Queue[tuple[float, Samples]] = queue.Queue(_MAX_WAITING_BLOCKS)
         self._ended = threading.Event()
         self._error: McspexError | None = None
-        self._arrived = 0
+        self.arrived = 0
+        """Samples per channel that were put in so far."""
         self.warnings: list[str] = []
         """What is wrong with it, and has not been shown yet."""
 
@@ -356,9 +357,9 @@ class Inflow:
         import numpy as np
 
         if not np.isfinite(block).all():
-            at_s = self._arrived / self.sample_rate_hz
+            at_s = self.arrived / self.sample_rate_hz
             self.end(NonFiniteError(f"{self.name}: NaN or infinite samples at {at_s:.1f} s."))
-        self._arrived += block.shape[1]
+        self.arrived += block.shape[1]
         while not self._ended.is_set():
             try:
                 self._queue.put((time.monotonic(), block), timeout=0.1 if waits else 0)
@@ -457,7 +458,8 @@ def _pump(descriptor: int, held: bytes, form: SoundFormat, inflow: Inflow) -> No
                 f"standard input ended in the middle of a sample: {len(held)} bytes are left out. "
                 "Check --format and --channels."
             )
-        inflow.end()
+        nothing = AudioError("standard input holds no samples. Pipe sound into it.")
+        inflow.end(None if inflow.arrived else nothing)
         if not left and b"WAVEfmt " in os.read(descriptor, _READ_BYTES):
             inflow.warnings.append(
                 "standard input: another WAV follows the first and is not read. Pipe one alone."

@@ -338,17 +338,22 @@ def calibrate(
     \b
     mcspex models calibrate runs/best held-out-speakers/
     """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli import files
     from mcspex_cli.checkpoint.checkpoint import bundled, write_calibration
-    from mcspex_cli.extraction.engine import open_engine
-    from mcspex_cli.training.calibration import Calibrator, read_cases
 
     quiet = quiet or as_json
     info = options.find_model(name, offline=True, quiet=quiet)
+    for source in sources:
+        files.check_exists(source)
     if info.revision or name in bundled():
         owner = "comes from the Hub" if info.revision else "comes with mcspex"
         raise CheckpointError(
             f"{info.label}: {owner}, and is not changed. Copy {info.folder} and calibrate the copy."
         )
+    # They import torch, which takes seconds.
+    from mcspex_cli.extraction.engine import open_engine
+    from mcspex_cli.training.calibration import Calibrator, read_cases
+
     engine = open_engine(replace(info, calibration=None))  # it may be damaged
     calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
     trials = console.track(

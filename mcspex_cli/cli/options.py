@@ -273,6 +273,9 @@ DEVICE = option("TEXT", "cpu, cuda, cuda:1, ...", default="auto")
 PRECISION = option(
     None, "Number format of the network.", type=click.Choice(PRECISIONS), default="auto"
 )
+SLOW_PRECISION = "float16 is many times slower than float32 on a CPU. Leave --precision out."
+"""A warning."""
+
 RUNTIME = option(
     None,
     "What runs the network; onnx needs ONNX Runtime, and prepares a model once.",
@@ -443,4 +446,7 @@ def start_engine(
     settings = runtime.choose_runtime(info, settings, seconds)
     prepare(info, settings.runtime, quiet=quiet)
     runtime.keep_memory()
-    return engine.open_engine(info, settings)
+    opened = engine.open_engine(info, settings)
+    if (opened.runtime.device, opened.runtime.precision) == ("cpu", "float16"):
+        console.warn(SLOW_PRECISION)
+    return opened

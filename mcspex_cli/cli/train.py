@@ -56,7 +56,12 @@ def simulate(
     (mix_clean/ s1/ s2/ and perhaps s3/). The mixtures of a LibriMix set are taken as they
     are, once for each talker as the target, unless -n is given.
     """
+    from mcspex_cli import files
+
     given = _are_given(sources, recipe, count, mixtures, enrolments)
+    for place in (recipe, mixtures, enrolments):
+        if place:
+            files.check_exists(place)
     from mcspex_cli.training import simulate as simulation
     from mcspex_cli.training.data import Corpus
     from mcspex_cli.training.settings import MixtureSettings, TrainSettings
@@ -91,6 +96,10 @@ def _are_given(
     """Whether the mixtures are given, by a recipe or by LibriMix sets, rather than drawn."""
     if bool(sources) == bool(recipe):
         raise click.UsageError("Name folders of speakers, or --recipe CSV.")
+    from mcspex_cli import files
+
+    for source in sources:
+        files.check_exists(source)
     given = bool(recipe)
     if not recipe and not count:
         from mcspex_cli.training.data import is_librimix

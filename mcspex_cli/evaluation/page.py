@@ -121,6 +121,8 @@ def read_systems(words: Sequence[str]) -> list[SystemOutputs]:
     for word in words:
         label, equals, folder = word.partition("=")
         is_path = not equals or Path(word).exists()
+        if not (word if is_path else label.strip() and folder):
+            raise PairingError(f"{word!r}: is neither FOLDER nor NAME=FOLDER. Name a folder.")
         system = read_system(Path(word)) if is_path else read_system(Path(folder), label)
         if system.label in systems:
             raise PairingError(
@@ -576,9 +578,7 @@ def _check_place(output: Path, systems: Sequence[SystemOutputs], settings: PageS
     """Refuse a page that would destroy something or has no folder."""
     if output.suffix.lower() != ".html":
         raise OutputError(f"{output}: a page's name must end in .html.")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder. Choose another name.")
-    if not output.parent.is_dir():
+    if not output.parent.exists():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     folder = _media_folder(output)
     inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]
@@ -588,6 +588,7 @@ def _check_place(output: Path, systems: Sequence[SystemOutputs], settings: PageS
             raise OutputError(f"{path}: is an input and is not overwritten. Choose another -o.")
         if path.exists() and not settings.overwrite:
             raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+    files.check_output(output, overwrite=settings.overwrite)
     if not settings.embed and folder.exists():
         ours = folder.is_dir() and all(_OURS.fullmatch(path.name) for path in folder.iterdir())
         if not ours:

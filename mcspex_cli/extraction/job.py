@@ -301,10 +301,16 @@ class Places:
             if path.suffix.lower() not in known:
                 choices = ", ".join(known)
                 raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
-            keys = identities(path)
+            same_name = ("name", files.name_key(os.path.realpath(path)))
+            keys = {*identities(path), same_name}
             check_no_input(path, self._inputs)
             if keys & own:
-                raise OutputError(f"{path}: is named for two outputs. Give each its own name.")
+                hint = (
+                    "" if identities(path) & own else "; upper and lower case are one on many disks"
+                )
+                raise OutputError(
+                    f"{path}: is named for two outputs. Give each its own name{hint}."
+                )
             if not {*path.parents}.isdisjoint(job.outputs.paths()):
                 raise OutputError(f"{path}: its folder has the name of another output. Rename one.")
             writers = [self._outputs[key] for key in keys & self._outputs.keys()]

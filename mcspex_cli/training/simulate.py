@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-import unicodedata
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +65,10 @@ def read_recipes(path: Path) -> list[Recipe]:
             snr_db = math.nan
         if not math.isfinite(snr_db):
             raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number.")
-        if not name or Path(name).name != name:
+        is_long = len(os.fsencode(f"{name}.wav")) > files.LONGEST_NAME
+        if not name or Path(name).name != name or is_long:
             raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
-        key = unicodedata.normalize("NFC", name).casefold()  # one file on many disks
+        key = files.name_key(name)
         if key in recipes:
             raise ConfigError(f"{where}: id {name!r} is used twice. Rename one.")
         for file in sources:

@@ -537,6 +537,13 @@ def test_wrong_usage_is_exit_2(batch: Run, arguments: tuple[str, ...], message: 
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("devices", ["", "cpu,,cuda"])
+def test_a_device_has_a_name(batch: Run, devices: str) -> None:
+    done = CliRunner().invoke(main, ["batch", *ASKED, "--devices", devices])
+    assert done.exit_code == 2
+    assert f"'{devices}' has an empty name." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -28,7 +28,18 @@ def run(*words: str) -> click.testing.Result:
     return CliRunner().invoke(main, [str(w) for w in words])
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["extract", "--help"], ["extract"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["extract", "--help"],
+        ["extract"],
+        ["models", "calibrate", "nobody", "speakers"],
+        ["simulate", "nobody", "-o", "out"],
+        ["simulate", "--recipe", "none.csv", "-o", "out"],
+    ],
+)
 def test_what_needs_no_network_needs_no_torch(words: list[str]) -> None:
     code = (
         "import sys\nfrom mcspex_cli.__main__ import main\n"

@@ -204,6 +204,12 @@ OUTPUTS = [
         (["pipe.wav", "--ref", "reference.wav"], "pipe.wav: is not a regular file."),
         (["mixture.wav", "--ref", "pipe.wav"], "pipe.wav: is not a regular file."),
         ([*ASKED, "--channel", "7"], "mixture.wav: has no channel 7"),
+        (["mixture.wav", "--ref", "-"], "-: no such file or folder. Only a mixture of extract may"),
+        pytest.param(
+            [*ASKED, "-o", "/proc/x.wav"],
+            "/proc/x.wav: ",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="has no /proc"),
+        ),
         pytest.param(
             [*ASKED, "-o", "locked/x.wav"],
             "locked/x.wav: locked is write-protected.",
@@ -227,15 +233,11 @@ def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
     assert {path: path.stat().st_mtime_ns for path in scene.iterdir()} == before
 
 
-def test_a_place_where_no_file_can_be_made_is_one_line(extract: Run, scene: Path) -> None:
-    before = listing(scene)
-    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "/proc/x.wav")
-    assert (done.exit_code, done.stderr) == (
-        1,
-        "error: /proc/x.wav: cannot be written: its folder does not exist. Make that folder first, "
-        "or correct the path.\n",
-    )
-    assert listing(scene) == before
+def test_a_precision_that_is_slow_on_a_cpu_is_a_warning(extract: Run) -> None:
+    words = ("mixture.wav", "--ref", "reference.wav", "-o", "o.wav", "--precision", "float16")
+    done = extract(*words, "--passes", "1", "-q")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("warning: float16 is many times slower than float32 on a CPU.")
 
 
 @pytest.mark.parametrize("target", ["o.wav", "none.wav", "none/none.wav"])

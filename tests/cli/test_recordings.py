@@ -252,6 +252,11 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
         ),
         (("--residual", "o.wav"), "o.wav: is named for two outputs. Give each its own name."),
         (
+            ("--residual", "O.wav"),
+            "O.wav: is named for two outputs. Give each its own name; upper and lower case are "
+            "one on many disks.",
+        ),
+        (
             ("--residual", "o.wav/r.wav"),
             "o.wav/r.wav: its folder has the name of another output. Rename one.",
         ),

@@ -218,7 +218,7 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none"], "none: there is no such folder of speakers."),
+        (["none"], "none: no such file or folder."),
         (["empty"], "empty: has no sound files in it. Name a folder of speakers."),
         (["speech/ann"], "two speakers or more are needed, with two files each or one of 2 s."),
         (

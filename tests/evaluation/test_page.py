@@ -327,7 +327,7 @@ def test_a_page_is_not_written_just_anywhere(scene: Path) -> None:
     groups.write_text("id,group\n")
     for name, message in (
         ("page.txt", r"page.txt: a page's name must end in .html"),
-        ("folder.html", "folder.html: is a folder. Choose another name"),
+        ("folder.html", "folder.html: is a folder. Name a file"),
         ("none/page.html", "none: no such folder. Make it"),
         ("groups.html", "groups.html: is an input and is not overwritten"),
     ):

@@ -847,6 +847,8 @@ def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -
     places.add(Job(tmp_path / "a.wav", voice, Outputs(tmp_path / "o.wav")))
     with pytest.raises(OutputError, match=r"a.wav and .*b.wav would both be written to .*o.wav"):
         places.add(Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "o.wav")))
+    with pytest.raises(OutputError, match=r"a.wav and .*b.wav would both be written to .*O.wav"):
+        places.add(Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "O.wav")))
     with pytest.raises(OutputError, match="is an input"):
         places.add(Job(tmp_path / "c.wav", voice, Outputs(tmp_path / "b.wav")))
     (tmp_path / "o.wav").touch()

@@ -61,6 +61,7 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,loud,d", "line 2: snr_db 'loud' is not a number"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,nan,d", "line 2: snr_db 'nan' is not a number"),
         ("../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '../x' cannot be the"),
+        (252 * "x" + ",ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '.*' cannot be the"),
         ("x,ann/a.flac", "line 2: has 2 columns, not 6"),
         (2 * "x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\n", "line 3: id 'x' is used twice"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\nX,ann/a.flac,bob/b.flac,ann/b.flac,1,d", "twice"),
