@@ -75,7 +75,7 @@ _PAUSE_S = 0.1
 """Gaps between time stamps from here on are silence in the recording; less is their inaccuracy."""
 
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
-"""How the notes begin that stand among or after an MP3's frames."""
+"""How the notes begin that stand among or after an MP3's frames, or after another file."""
 
 _DAMAGE = re.compile(
     r"ended prematurely|exceeds containing|\bcrc\b|truncat|partial file|packet_obj_size",
@@ -337,6 +337,8 @@ class PlainFile(Decoder):
         following = data.part(rest_at, 12)
         if any(magic in following for magic in _MAGIC):
             self._warn_of_another(f"sound file of {rest_s:.2f} s")
+            return
+        if following.lstrip(b"\0").startswith(_TAGS):
             return
         announced_s = self.frames / file.samplerate
         self.warnings.append(

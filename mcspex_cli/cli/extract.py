@@ -329,7 +329,9 @@ class _Name(click.types.StringParamType):
 def enroll(
     sources: tuple[Path, ...] = argument("[REF]...", nargs=-1, type=options.PATH),
     output: Path | None = path("FILE", "The profile to write.", "-o", "--output"),
-    name: str | None = option("TEXT", "Whose voice it is.  [default: the profile's file name]"),
+    name: str | None = option(
+        "TEXT", "Whose voice it is.  [default: the profile's file name]", type=options.TEXT
+    ),
     models: tuple[str, ...] = option(
         "NAME",
         "As for extract. Repeat it for a profile for several models.",

@@ -59,6 +59,19 @@ class NamedPath(click.Path):
 PATH = NamedPath(path_type=Path)
 
 
+class _Text(click.types.StringParamType):
+    """A text that is not empty: an empty one would mean the default."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty text, and take any other."""
+        if value == "":
+            self.fail("it is empty. Give a value, or leave the option out.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+TEXT = _Text()
+
+
 class FiniteRange(click.FloatRange):
     """Finite numbers from `min` to `max`; NaN would pass, as it is neither below nor above."""
 
@@ -292,7 +305,9 @@ SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
 JSON = option(None, "Print data as JSON to stdout.", "--json", is_flag=True, callback=_check_stdout)
 QUIET = flag("Say nothing but warnings and errors.", "-q", "--quiet")
 GROUPS = path("CSV", "A table of cases and their groups.")
-GROUP_BY = option("COLUMN", "The column of --groups to use.  [default: group, or the only one]")
+GROUP_BY = option(
+    "COLUMN", "The column of --groups to use.  [default: group, or the only one]", type=TEXT
+)
 
 
 def references(
@@ -329,7 +344,9 @@ def _extraction(
         "mix|0|1|..|all", "Channel of the mixture; all keeps them apart.", default="mix"
     ),
     track: str | None = option(
-        "N|LANG", "Sound track of a video that has several: a number from 1, or eng, deu, ..."
+        "N|LANG",
+        "Sound track of a video that has several: a number from 1, or eng, deu, ...",
+        type=TEXT,
     ),
     damaged: str = option(
         None,

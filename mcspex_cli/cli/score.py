@@ -143,6 +143,7 @@ class ScoreRequest:
     channel: str | None = option(
         "mix|0|1|..",
         "What a mono estimate was extracted from, if the other files have several channels.",
+        type=options.TEXT,
     )
     resample: bool = flag(
         "Convert other sample rates to the truth's, or without one to the estimate's."

@@ -143,6 +143,7 @@ def test_a_span_of_no_use_is_one_line(
         (("-", "-", "--ref", "reference.wav", "-o", "x"), "name - once only."),
         ((*PLAIN[:3], "-o", "-", "--json"), "-o - is for the sound of one MIXTURE, without"),
         (("truth.wav", *PLAIN[:3], "-o", "-"), "-o - is for the sound of one MIXTURE"),
+        ((*PLAIN, "--track", ""), "'--track': it is empty."),
         ((*PLAIN, "--level", "lufs"), "level 'lufs' is not one of match"),
         ((*PLAIN, "--level", "lufs=3"), "level 'lufs=3' is not one of match"),
         ((*PLAIN, "--absent", "ignore"), "'ignore' is none of keep, mute, fail"),

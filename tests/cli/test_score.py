@@ -351,6 +351,8 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
         (["--ref", "r.wav", "--pattern", "{speaker}"], 2, "--pattern says which of --refs"),
         (["--ref", "r.wav", "--interferers", "x"], 2, "--interferers are compared with the truth"),
         (["--ref", "r.wav", "--channel", "left"], 2, "--channel left: is none of mix, 0, 1, ..."),
+        (["--ref", "r.wav", "--channel", ""], 2, "'--channel': it is empty."),
+        (["--ref", "r.wav", "--group-by", ""], 2, "'--group-by': it is empty."),
         (["--ref", "r.wav", "--metrics", "si_sdr"], 2, "--metrics si_sdr needs --truth."),
         (["--ref", "r.wav", "--metrics", "presence"], 2, "needs the estimates of mcspex batch"),
         (["--metrics", "similarity"], 2, "--metrics similarity needs --ref or --refs."),
