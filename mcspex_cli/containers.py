@@ -339,6 +339,10 @@ class PlainFile(Decoder):
             self._warn_of_another(f"sound file of {rest_s:.2f} s")
             return
         if following.lstrip(b"\0").startswith(_TAGS):
+            self.warnings.append(
+                f"{self._path}: {size - rest_at:,} bytes of notes (tags) follow its sound and are "
+                "not read."
+            )
             return
         announced_s = self.frames / file.samplerate
         self.warnings.append(
