@@ -364,7 +364,8 @@ def test_a_bad_calibration_is_one_line(
 
 
 def test_the_wrong_speaker_is_a_warning(extract: Run) -> None:
-    done = extract(*PLAIN, "--json", model="wrong")
+    # Of random networks, several passes leave nothing in the residual.
+    done = extract(*PLAIN, "--json", "--passes", "1", model="wrong")
     assert done.exit_code == 0
     assert done.stderr == (
         "warning: o.wav: may follow the wrong person: what is left sounds like the reference. "
