@@ -31,9 +31,9 @@ LEVEL_DB = -28.0
 """The RMS level at which a network gets every reference and window, whatever their level in the
 file: a network does worse at levels that it did not train on."""
 
-SHARE = np.float32(1 / 3)
-"""How much of what two estimates leave of a mixture goes to the target's. Of 0.25 to 0.45, shares
-around this one were best: more is better on clean mixtures, less on noisy ones."""
+SHARE = 0.45
+"""What the target gets of what all estimates leave of a mixture, times its part of their energies.
+Chosen on quiet and noisy mixtures, and on single voices in noise: more is better in quiet."""
 
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once, so that memory does not grow with a clip."""
@@ -119,17 +119,20 @@ class Engine:
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
         self._check_process()
-        levelled = parts * to_level(parts)
-        at_once = max(1, round(LONGEST_EMBEDDED_S * self.sample_rate_hz) // parts.shape[1])
-        starts = range(0, len(parts), at_once)
         try:
-            embeddings = np.concatenate(
-                [self.runtime.embed(levelled[start : start + at_once]) for start in starts]
-            )
+            embeddings = self._embed(parts)
         except OutOfMemoryError as error:
             raise self._short_of_memory() from error
         self.check_finite(embeddings)
         return embeddings
+
+    def _embed(self, parts: Samples) -> Samples:
+        levelled = parts * to_level(parts)
+        at_once = max(1, round(LONGEST_EMBEDDED_S * self.sample_rate_hz) // parts.shape[1])
+        starts = range(0, len(parts), at_once)
+        return np.concatenate(
+            [self.runtime.embed(levelled[start : start + at_once]) for start in starts]
+        )
 
     def extract(self, mixture: Samples, embedding: Samples) -> Samples:
         """Extract the target of `embedding` [embedding] from `mixture` [sample].
@@ -239,35 +242,23 @@ class Engine:
     ) -> list[Samples]:
         """Estimates from several passes of the network over signals [sample].
 
-        In every second pass the network extracts the other voices, by the embedding of what the
-        first estimate leaves of the mixture. Both estimates together are the mixture, but for
-        their errors and noise; a share of this rest goes to the target's estimate, as in "mixture
-        consistency" (Wisdom et al., "Differentiable consistency constraints for improved deep
-        speech enhancement", 2019), where all of it is shared.
+        Half of the passes, rounded up, are for the target. The others are for the other voices;
+        their reference is what the mean of the former leaves of the mixture. See `_refine`.
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
-        if passes == 1 or self.runtime.true_level:
-            return self._mean_of_shifts(signals, embeddings, shifts)
         estimates = self._mean_of_shifts(signals, embeddings, shifts[::2])
-        gains = [_fit(*pair) for pair in zip(estimates, signals, strict=True)]
-        matched = [gain * estimate for gain, estimate in zip(gains, estimates, strict=True)]
-        rests = [signal - one for signal, one in zip(signals, matched, strict=True)]
+        if passes == 1:
+            return estimates
+        rests = [_rest(*pair) for pair in zip(signals, estimates, strict=True)]
         others = self._mean_of_shifts(signals, self._voices(rests), shifts[1::2])
-        unexplained = [
-            rest - _fit(other, rest) * other for rest, other in zip(rests, others, strict=True)
-        ]
-        return [
-            (one + SHARE * left) / gain if gain else one
-            for one, left, gain in zip(matched, unexplained, gains, strict=True)
-        ]
+        return [_refine(*three) for three in zip(estimates, signals, others, strict=True)]
 
     def _voices(self, signals: Sequence[Samples]) -> Samples:
         """Embed each of signals [sample], as [signal, embedding]; short ones are repeated."""
         shortest = round(MIN_SIGNAL_S * self.sample_rate_hz)
-        levelled = (signal * to_level(signal) for signal in signals)
-        lengthened = (np.resize(one, max(len(one), shortest)) for one in levelled)
+        lengthened = (np.resize(signal, max(len(signal), shortest)) for signal in signals)
         groups = groupby(lengthened, len)
-        return np.concatenate([self.runtime.embed(np.stack(list(group))) for _, group in groups])
+        return np.concatenate([self._embed(np.stack(list(group))) for _, group in groups])
 
     def _mean_of_shifts(
         self, signals: Sequence[Samples], embeddings: Samples, shifts: Sequence[int]
@@ -373,6 +364,34 @@ def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = T
 
 _SILENT = 10 ** (SILENCE_DB / 10)
 """The mean square up to which a signal is silent."""
+
+
+def _refine(estimate: Samples, signal: Samples, other: Samples) -> Samples:
+    """Give an estimate its share of what it and that of the `other` voices leave of the signal.
+
+    All voices together are the mixture, but for noise. In "mixture consistency" (Wisdom et al.,
+    "Differentiable consistency constraints for improved deep speech enhancement", 2019) the
+    estimates get all that they leave; here, where it may be noise, the target gets a part.
+
+    Returns:
+        [sample], at the estimate's own level.
+    """
+    rest = _rest(signal, estimate)
+    left = _rest(rest, other)
+    target, others = signal - rest, rest - left
+    energy, *energies = (
+        float(np.square(one, dtype=np.float64).sum()) for one in (target, others, left)
+    )
+    if not energy:
+        return estimate
+    share = np.float32(SHARE * energy / (energy + sum(energies)))
+    refined: Samples = (target + share * left) / _fit(estimate, signal)
+    return refined
+
+
+def _rest(signal: Samples, estimate: Samples) -> Samples:
+    """What an estimate [sample] of any level leaves of a signal [sample]."""
+    return signal - _fit(estimate, signal) * estimate
 
 
 def _fit(estimate: Samples, signal: Samples) -> np.float32:
