@@ -297,7 +297,7 @@ RUNTIME = option(
 )
 PASSES_OPTION = option(
     None,
-    "How often to run the network over each window: 1 is the fastest, 4 about the best.",
+    "How often to run the network over each window: 1 is the fastest, 3 about the best.",
     type=click.IntRange(1, MOST_PASSES),
     default=PASSES,
 )

@@ -385,8 +385,7 @@ def _refine(estimate: Samples, signal: Samples, other: Samples) -> Samples:
     if not energy:
         return estimate
     share = np.float32(SHARE * energy / (energy + sum(energies)))
-    refined: Samples = (target + share * left) / _fit(estimate, signal)
-    return refined
+    return np.divide(target + share * left, _fit(estimate, signal), dtype=np.float32)
 
 
 def _rest(signal: Samples, estimate: Samples) -> Samples:

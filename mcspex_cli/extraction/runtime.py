@@ -69,9 +69,9 @@ class EngineSettings:
     """What runs the network, one of `RUNTIMES`. "auto" is torch, except for commands that let
     `choose_runtime` decide first."""
     passes: int = PASSES
-    """How often the network computes each window, each time shifted by another part of a hop: once
-    for the target, once for the other voices, and so on by turns. More is better and slower; with
-    1, the result is the network's own estimate."""
+    """How often the network computes each window, each time shifted by another part of a hop. Half
+    of the passes, rounded up, are for the target, the others for the other voices, as `Engine`
+    explains. With 1, the result is the network's own estimate."""
 
     def __post_init__(self) -> None:
         for what, names in (("precision", PRECISIONS), ("runtime", ("auto", *RUNTIMES))):
