@@ -113,7 +113,7 @@ def main() -> None:
         first: Samples | None = None
         for runtime, precision in product(options.runtime, options.precision):
             settings = EngineSettings(
-                options.device, precision, threads=options.threads, runtime=runtime
+                options.device, precision, threads=options.threads, runtime=runtime, passes=1
             )
             with ProcessPoolExecutor(1, spawn) as pool:
                 work = pool.submit(measure, options.model, settings, seconds, options.repeat)

@@ -226,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     model = find_checkpoint(options.model)
-    engine = open_engine(model, EngineSettings())
+    engine = open_engine(model, EngineSettings(passes=1))
     corpus = Corpus.read(options.speakers, engine.sample_rate_hz)
     plans = draw_plans(corpus, options.count, options.seed)
     bench = Bench(engine, MixtureSampler(corpus, EVERYTHING), plans)
