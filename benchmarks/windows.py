@@ -34,7 +34,7 @@ def cases(folders: list[Path], rate_hz: int) -> Iterator[tuple[Samples, ...]]:
 
 def estimates(system: System, setting: tuple[float, ...], folders: list[Path]) -> list[Samples]:
     """What a setting makes of every mixture."""
-    engine = Engine(system, EngineSettings("cpu", "auto", setting[0], setting[1], setting[2], passes=1))
+    engine = Engine(system, EngineSettings("cpu", "auto", *setting[:3], passes=1))
     return [
         engine.extract(mixture, engine.embed([reference]))
         for mixture, reference, _ in cases(folders, engine.sample_rate_hz)
