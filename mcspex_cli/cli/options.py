@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -201,16 +202,35 @@ def fill(make: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
     )
 
 
+class LogFileOption(click.Option):
+    """An option for a file that no other parameter of the command may name."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Compare the file with all other values, which are known though this option is eager."""
+        texts = {name: [*_texts(value)] for name, value in opts.items()}
+        for path in texts.pop(str(self.name), ()):
+            if os.path.realpath(path) in map(os.path.realpath, chain(*texts.values())):
+                raise OutputError(
+                    f"{path}: has another use in this command. Choose another --log-file."
+                )
+        return super().handle_parse_result(ctx, opts, args)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, which may have several, of several parts each."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+
+
 def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None and not ctx.resilient_parsing:
-        words = ctx.meta.get("mcspex.arguments", ())
-        places = [os.path.realpath(word.removeprefix("--log-file=")) for word in words[1:]]
-        if places.count(os.path.realpath(path)) > 1:
-            raise OutputError(
-                f"{path}: has another use in this command. Choose another --log-file."
-            )
         console.logger.addHandler(console.LogFile(path))
-        arguments = shlex.join(["mcspex", *words])
+        arguments = shlex.join(["mcspex", *ctx.meta.get("mcspex.arguments", ())])
         version, python = mcspex_cli.__version__, platform.python_version()
         console.log(logging.INFO, f"mcspex {version}, Python {python}: {arguments}")
 
@@ -224,6 +244,7 @@ def _check_stdout(_: click.Context, __: click.Parameter, is_wanted: bool) -> boo
 
 _LOG_FILE = click.option(
     "--log-file",
+    cls=LogFileOption,
     type=click.Path(path_type=Path),
     metavar="FILE",
     expose_value=False,

@@ -192,13 +192,25 @@ def test_a_pipe_that_nobody_reads_is_no_log(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path / 'pipe'}: cannot be written (")
 
 
-@pytest.mark.parametrize("option", [("--log-file", "{}"), ("--log-file={}",)])
-def test_an_input_or_output_is_no_log(tmp_path: Path, option: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("log", [("--log-file", "{log}"), ("--log-file={log}",)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        ("batch", "--manifest", "{plan}", "-o", "out"),
+        ("batch", "--manifest={plan}", "-o", "out"),
+        ("extract", "mixture.wav", "--ref", "a.wav", "-o{plan}"),
+        ("extract", "mixture.wav", "--ref", "a.wav", "--ref={plan}"),
+        ("report", "{plan}"),
+    ],
+)
+def test_an_input_or_output_is_no_log(
+    tmp_path: Path, use: tuple[str, ...], log: tuple[str, ...]
+) -> None:
     plan = tmp_path / "plan.csv"
     plan.write_text("mixture,reference\n")
-    words = [word.format(tmp_path / "x" / ".." / "plan.csv") for word in option]
     (tmp_path / "x").mkdir()
-    done = run("batch", "--manifest", plan, "-o", tmp_path / "out", *words)
+    other_name = tmp_path / "x" / ".." / "plan.csv"
+    done = run(*(word.format(plan=plan, log=other_name) for word in (*use, *log)))
     assert done.exit_code == 1
     assert done.stderr.endswith(
         "plan.csv: has another use in this command. Choose another --log-file.\n"
