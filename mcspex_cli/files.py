@@ -184,7 +184,7 @@ CsvRow = tuple[int, list[str] | str]
 def parse_csv(
     text: str, is_key: Callable[[str], bool], usual: str = ","
 ) -> tuple[list[str], Iterator[CsvRow]]:
-    """The headings of a CSV, and its rows; empty ones are left out.
+    """The headings of a CSV, and its rows, with stripped cells; empty rows are left out.
 
     Commas, semicolons or tabs separate it: the first of them, `usual` before the others, that makes
     a heading for which `is_key` is true. Without such a heading it is read as `usual`.
@@ -192,22 +192,24 @@ def parse_csv(
     for delimiter in (usual, *",;\t".replace(usual, ""), usual):
         rows = _csv_rows(text, delimiter)
         _, first = next(rows, (0, ""))
-        headings = [] if isinstance(first, str) else [cell.strip() for cell in first]
+        headings = [] if isinstance(first, str) else first
         if any(map(is_key, headings)):
             break
     return headings, rows
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[CsvRow]:
-    rows, width = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 0
+    file, number, width = io.StringIO(text, newline=""), 0, 0
+    rows = csv.reader(file, delimiter=delimiter, strict=True)
     try:
-        for cells in rows:
-            if any(map(str.strip, cells)):
+        for row in rows:
+            cells, number = [cell.strip() for cell in row], rows.line_num
+            if any(cells):
                 width = width or len(cells)
                 problem = f"has {len(cells)} columns, not {width}."
-                yield rows.line_num, cells if len(cells) == width else problem
-    except csv.Error as error:
-        yield rows.line_num, f"{error}."
+                yield number, cells if len(cells) == width else problem
+    except csv.Error as error:  # a quote without its end reaches to the end of the file
+        yield number + 1, f"{error}. Check its quotes."
 
 
 def name_key(name: str) -> str:

@@ -141,7 +141,7 @@ def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
             yield number, cells
         else:
             pairs = zip(columns, cells, strict=True)
-            yield number, {column: cell.strip() for column, cell in pairs if column}
+            yield number, {column: cell for column, cell in pairs if column}
 
 
 def _is_mixture(heading: str) -> bool:

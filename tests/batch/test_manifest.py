@@ -132,7 +132,12 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         (
             "m.csv",
             f'mixture\n"{"x" * 200_000}"\n',
-            "line 2: field larger than field limit (131072).",
+            "line 2: field larger than field limit (131072). Check its quotes.",
+        ),
+        (
+            "m.csv",
+            'mixture,id\n"a.wav,1\nb.wav,2\n',
+            "line 2: unexpected end of data. Check its quotes.",
         ),
         ("m.jsonl", line({"id": "1"}), "line 1: names no mixture."),
         (

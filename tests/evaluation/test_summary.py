@@ -185,7 +185,7 @@ def test_a_row_of_groups_with_too_many_or_few_columns_is_named(
         read_groups(write(tmp_path / "g.csv", f"id,sex\n\n{row}\n"))
 
 
-@pytest.mark.parametrize("text", ["\n id ; Sex\n\na;f\n;\n", "id\tSex\r\na\tf\r\n"])
+@pytest.mark.parametrize("text", ["\n id ; Sex\n\na ; f\n;\n", "id\tSex\r\na\tf\r\n"])
 def test_groups_are_separated_like_manifests(tmp_path: Path, text: str) -> None:
     assert read_groups(write(tmp_path / "g.csv", text)).by_name == {"a": "f"}
 
