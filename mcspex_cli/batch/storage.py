@@ -29,6 +29,9 @@ _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(.+)")
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.]+:/+[^/:]*:(?!\d*(?:/|$)).*@")
 """The start of a URL with a user and a password; a host and its port do not match."""
 
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+"""The extra of mcspex that has a store's package, by the scheme of its URLs."""
+
 _VERSION = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
 """What changes when an object does, by the names that stores have for it."""
 
@@ -216,9 +219,9 @@ def _reaching(path: str | Path, kind: type[McspexError] = AudioError) -> Iterato
     try:
         yield fsspec.core.url_to_fs(url(path))
     except ImportError as error:
-        scheme = str(path).partition(":")[0]
-        need = f"{url(path)}: needs another package ({error})."
-        raise kind(f"{need} {install_extra(scheme)}") from error
+        extra = _EXTRAS.get(str(path).partition(":")[0])
+        advice = f" {install_extra(extra)}" if extra else ""
+        raise kind(f"{url(path)}: needs another package ({error}).{advice}") from error
     except Exception as error:  # of botocore, aiohttp, ...: each store has its own
         if isinstance(error, OSError) and error.errno in files.FULL:
             raise  # of this disk

@@ -198,19 +198,23 @@ def test_what_is_not_in_a_store_is_one_line(set_: Path, store: str, tiny_folder:
     assert (done.exit_code, done.stderr) == (1, f"error: {store}/nix: no such file or folder.\n")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "advice"),
+    [("gs", " Run in a checkout of mcspex: pip install '.[gs]'"), ("abfs", "")],
+)
 def test_a_store_that_nothing_here_can_reach_says_what_to_install(
-    set_: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    set_: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, advice: str
 ) -> None:
     from fsspec.registry import known_implementations
 
-    monkeypatch.setitem(known_implementations, "gs", {
+    monkeypatch.setitem(known_implementations, scheme, {
         "class": "no_such_package.Store", "err": "Please install no_such_package",
     })  # fmt: skip
-    done = batch(tiny_folder, "gs://nix/mix", "--refs", "refs", "-o", "out")
+    done = batch(tiny_folder, f"{scheme}://nix/mix", "--refs", "refs", "-o", "out")
     assert done.exit_code == 1
     assert done.stderr == (
-        "error: gs://nix/mix: needs another package (Please install no_such_package). Run in a "
-        "checkout of mcspex: pip install '.[gs]'\n"
+        f"error: {scheme}://nix/mix: needs another package (Please install no_such_package)."
+        f"{advice}\n"
     )
 
 
