@@ -6,6 +6,7 @@ Paths in these files start from the batch's folder, so that a set can be moved a
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,10 +28,12 @@ from mcspex_cli.evaluation import page, summary
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
 from mcspex_cli.evaluation.summary import Report, read_groups
 
+_logger = logging.getLogger("mcspex")
+
 RECORD, FAILED = "run.json", "failed.jsonl"
 
-_WRITING_S = 600
-"""How long a shard waits for another that writes its reports."""
+_QUIET_S, _WRITING_S = 2, 600
+"""How long a shard waits for another that writes its reports: before it says so, and then."""
 
 _SCORED_AT_ONCE = 1000
 """Files that are copied from an object store before they are scored."""
@@ -86,14 +89,26 @@ def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
     """Have shards that end together write their reports in turn: the last one knows of all."""
     if storage.url(folder):  # which has no locks
         yield
         return
-    lock = FileLock(folder / FOLDER / "reports.lock", timeout=_WRITING_S)
-    with suppress(Timeout, NotImplementedError, OSError):  # on a disk without locks, say
-        lock.acquire()
+    lock = FileLock(folder / FOLDER / "reports.lock")
+    try:
+        try:
+            lock.acquire(timeout=_QUIET_S)
+        except Timeout:
+            if not quiet:
+                _logger.info(f"waiting for another run, which writes the reports of {folder}")
+            lock.acquire(timeout=_WRITING_S)
+    except Timeout:
+        _logger.warning(
+            f"{folder}: another run has been writing the reports for {_WRITING_S} s, so this one "
+            "does not wait longer. If a file that is done is missing in them, run this again."
+        )
+    except (NotImplementedError, OSError):  # on a disk without locks, say
+        pass
     try:
         yield
     finally:
@@ -107,6 +122,8 @@ def write(
     command: Sequence[str],
     groups: Path | None = None,
     group_by: str | None = None,
+    *,
+    quiet: bool = False,
 ) -> tuple[Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
@@ -115,7 +132,7 @@ def write(
     """
     key, locations = settings.fingerprint(), Locations(plan.folder)
     done, rows, failures = list[Done](), list[dict[str, Any]](), list[dict[str, Any]]()
-    with _one_at_a_time(plan.folder), storage.on_disk(plan.folder) as folder:
+    with _one_at_a_time(plan.folder, quiet=quiet), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
         for task in plan.tasks:
             inputs = {

@@ -270,7 +270,13 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     with console.progress("scoring", shown=shown) as bar:
         results.score(batch_plan, settings, scoring, lambda share: bar.update(completed=share))
     report, record = results.write(
-        batch_plan, settings, scoring, sys.argv, request.groups, request.group_by
+        batch_plan,
+        settings,
+        scoring,
+        sys.argv,
+        request.groups,
+        request.group_by,
+        quiet=not shown,
     )
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)

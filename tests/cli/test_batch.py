@@ -631,6 +631,30 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     assert {row["status"] for row in rows("out").values()} == {"done"}
 
 
+def test_who_waits_for_the_reports_of_another_says_so(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    from mcspex_cli.batch import results
+
+    assert "waiting" not in batch(*ASKED).stderr
+    monkeypatch.setattr(results, "_QUIET_S", 0.1)
+    monkeypatch.setattr(results, "_WRITING_S", 0.2)
+    with FileLock("out/journal/reports.lock"):
+        done, quiet = batch(*ASKED), batch(*ASKED, "-q")
+    assert (done.exit_code, quiet.exit_code) == (0, 0)
+    warning = (
+        "warning: out: another run has been writing the reports for 0.2 s, so this one does not "
+        "wait longer. If a file that is done is missing in them, run this again."
+    )
+    assert said(done)[:2] == [
+        "waiting for another run, which writes the reports of out",
+        warning,
+    ]
+    assert said(quiet) == [warning]
+
+
 def test_residuals_and_activities_have_folders_of_their_own(batch: Run) -> None:
     done = batch(*ASKED, "--residual", "--activity", "rttm", "-v")
     assert done.exit_code == 0, done.output
