@@ -398,7 +398,7 @@ class _Planner:
                 if (old := storage.stamp(path)) and old.identity in inputs:
                     self._note(task, f"would be written over {storage.name(path)}, an input.")
             planned.append(task)
-        for name in taken.keys() & folders:
+        for name in sorted(taken.keys() & folders):
             self._note(taken[name], "other outputs need a folder of this output's name. Rename it.")
         return planned
 

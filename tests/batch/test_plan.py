@@ -229,6 +229,17 @@ def test_an_audio_folder_may_be_a_link_itself(folder: Path) -> None:
     assert len(plan("mix")) == 3
 
 
+def test_outputs_with_the_names_of_folders_are_listed_in_order(folder: Path) -> None:
+    names = [f"{number}.wav" for number in range(5)]
+    rows = [f"mix/a.wav,{name}\nmix/x/b.flac,{name}/b.wav\n" for name in names]
+    with pytest.raises(PlanError) as caught:
+        listed("mixture,output\n" + "".join(rows))
+    clashes = [text for text in caught.value.problems if "other outputs need a folder" in text]
+    assert [text.partition(":")[0] for text in clashes] == [
+        f"m.csv line {line}" for line in range(2, 12, 2)
+    ]
+
+
 @pytest.mark.parametrize("role", ["mixture", "reference", "truth"])
 def test_an_input_is_never_written_over(folder: Path, role: str) -> None:
     touch("out/audio/x/b.wav")
