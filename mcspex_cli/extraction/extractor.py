@@ -120,7 +120,7 @@ class Extractor:
         references: Path | str | Sequence[Path | str | audio.Reader] = (),
         *,
         spans: Sequence[Span] = (),
-        mixture: Path | None = None,
+        mixture: Path | str | None = None,
         options: ExtractionOptions | None = None,
         advance: Callable[[float], object] = lambda _: None,
     ) -> Voice:

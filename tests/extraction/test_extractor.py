@@ -36,7 +36,7 @@ from mcspex_cli.extraction.job import (
 from mcspex_cli.extraction.levels import PEAK
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import ReferenceQuality
-from mcspex_cli.extraction.reference import Voice
+from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 from mcspex_cli.extraction.windows import without_rumble
 from tests import conftest
@@ -539,6 +539,14 @@ def test_arguments_of_another_type_are_refused(
 ) -> None:
     with pytest.raises(TypeError, match=message):
         use(soft, named(np.ones(8, np.float32)))
+
+
+def test_paths_may_be_text(soft: Extractor, mixture: Samples, tmp_path: Path) -> None:
+    path, spans = tmp_path / "mixture.wav", [Span(1.0, 3.0)]
+    texts = (soft.enroll(str(path)), soft.enroll(spans=spans, mixture=str(path)))
+    paths = (soft.enroll(path), soft.enroll(spans=spans, mixture=path))
+    for one, other in zip(texts, paths, strict=True):
+        np.testing.assert_array_equal(one.embedding, other.embedding)
 
 
 # --- several files -----------------------------------------------------------------------------
