@@ -114,7 +114,8 @@ def add_transcripts(pairings: Sequence[Pairing], place: Path) -> list[Pairing]:
     files.check_exists(place)
     estimates = {case_name(pairing.name): pairing.estimate for pairing in pairings}
     if place.is_dir():
-        named = find_partners(estimates, place, TRANSCRIPTS)
+        kind = f"transcript ({', '.join(TRANSCRIPTS)})"
+        named = find_partners(estimates, place, TRANSCRIPTS, kind)
     elif len(pairings) == 1:
         named = dict.fromkeys(estimates, place)
     else:

@@ -113,17 +113,20 @@ def find_partners(
     estimates: Mapping[str, Path],
     folder: Path | None,
     suffixes: Collection[str] = files.SUFFIXES,
+    kind: str = "file (.wav, .flac, ...)",
 ) -> dict[str, Path]:
-    """The files of a folder by the names of estimates, each of which has to have one."""
+    """The files of a folder by the names of estimates, each of which has to have one.
+
+    `kind` is what an error calls the one that is missing.
+    """
     if folder is None:
         return {}
     partners = files_by_case(folder, suffixes)
     for name, path in estimates.items():
         if name not in partners:
-            kind = f"transcript {name} ({', '.join(TRANSCRIPTS)})"
-            if suffixes is not TRANSCRIPTS:
-                kind = f"file {name} (.wav, .flac, ...)"
-            raise PairingError(f"{path}: no {kind} in {folder}. Add it, or remove the estimate.")
+            raise PairingError(
+                f"{path}: no {kind} called {name} in {folder}. Add it, or remove the estimate."
+            )
     return partners
 
 
