@@ -48,6 +48,9 @@ _OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa
 _LATE_S = 0.25
 """How late the output is when the first warning comes; another comes whenever that has doubled."""
 
+_NEED = "needs sounddevice (in a checkout: pip install '.[live]')"
+"""What the help says of options for sound cards."""
+
 _SPEED_ADVICE = "Use a longer --latency, or a smaller model."
 
 
@@ -92,11 +95,11 @@ class LiveRequest:
         "Also use what arrives while the model is loaded; the delay is longer by that."
     )
     input_device: str | None = option(
-        "N|NAME", "Record from this sound card instead of standard input; needs the extra live."
+        "N|NAME", f"Record from this sound card instead of standard input; {_NEED}."
     )
     output_device: str | None = option(
         "N|NAME",
-        "Play on this sound card instead of writing to standard output; needs the extra live.",
+        f"Play on this sound card instead of writing to standard output; {_NEED}.",
     )
     list_devices: bool = flag("List the sound cards, and end.")
     model: str | None = options.MODEL
