@@ -182,19 +182,25 @@ CsvRow = tuple[int, list[str] | str]
 
 
 def parse_csv(
-    text: str, is_key: Callable[[str], bool], usual: str = ","
+    path: Path,
+    text: str,
+    is_key: Callable[[str], bool],
+    usual: str = ",",
+    kind: type[McspexError] = ConfigError,
 ) -> tuple[list[str], Iterator[CsvRow]]:
     """The headings of a CSV, and its rows, with stripped cells; empty rows are left out.
 
     Commas, semicolons or tabs separate it: the first of them, `usual` before the others, that makes
-    a heading for which `is_key` is true. Without such a heading it is read as `usual`.
+    a heading for which `is_key` is true. Without such a heading it is read as `usual`. If it cannot
+    be read so, an error of this `kind` says what is wrong at `path`.
     """
     for delimiter in (usual, *",;\t".replace(usual, ""), usual):
         rows = _csv_rows(text, delimiter)
-        _, first = next(rows, (0, ""))
-        headings = [] if isinstance(first, str) else first
-        if any(map(is_key, headings)):
+        number, headings = next(rows, (0, []))
+        if not isinstance(headings, str) and any(map(is_key, headings)):
             break
+    if isinstance(headings, str):
+        raise kind(f"{path} line {number}: {headings}")
     return headings, rows
 
 

@@ -128,7 +128,7 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
 
 def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    headings, rows = files.parse_csv(text, _is_mixture, usual)
+    headings, rows = files.parse_csv(path, text, _is_mixture, usual, PairingError)
     if not any(map(_is_mixture, headings)):
         first = text.partition("\n")[0].strip()
         raise PairingError(

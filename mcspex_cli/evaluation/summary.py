@@ -133,7 +133,7 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
         ConfigError: it cannot be read, a case is in two groups, or a column is not clear.
     """
     files.check_exists(path)
-    columns, rows = files.parse_csv(files.read_text(path), _is_case)
+    columns, rows = files.parse_csv(path, files.read_text(path), _is_case)
     key = next(filter(_is_case, columns), None)
     others = [name for name in columns if name != key]
     listed = ", ".join(others) or "none"

@@ -205,7 +205,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
         ConfigError: it cannot be read, a column is missing or there twice, or a row has more or
             fewer columns than the first line.
     """
-    headings, rows = files.parse_csv(files.read_text(path), lambda name: name == columns[0])
+    text = files.read_text(path)
+    headings, rows = files.parse_csv(path, text, lambda name: name == columns[0])
     for column in columns:
         if headings.count(column) != 1:
             problem = "is there twice" if column in headings else "is missing"

@@ -177,12 +177,20 @@ def test_a_csv_that_does_not_say_the_groups_is_one_line(
     assert str(error.value) == f"{tmp_path / 'g.csv'}: {message}"
 
 
-@pytest.mark.parametrize(("row", "count"), [("a", 1), ("a,f,x", 3)])
-def test_a_row_of_groups_with_too_many_or_few_columns_is_named(
-    tmp_path: Path, row: str, count: int
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,sex\n\na\n", "3: has 1 columns, not 2."),
+        ("id,sex\n\na,f,x\n", "3: has 3 columns, not 2."),
+        ('id,sex\n"a,f\nb,m\n', "2: unexpected end of data. Check its quotes."),
+        ('id,"sex\na,f\nb,m\n', "1: unexpected end of data. Check its quotes."),
+    ],
+)
+def test_a_row_of_groups_that_cannot_be_read_is_named(
+    tmp_path: Path, text: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"g.csv line 3: has {count} columns, not 2\.$"):
-        read_groups(write(tmp_path / "g.csv", f"id,sex\n\n{row}\n"))
+    with pytest.raises(ConfigError, match=rf"g.csv line {message}$"):
+        read_groups(write(tmp_path / "g.csv", text))
 
 
 @pytest.mark.parametrize("text", ["\n id ; Sex\n\na ; f\n;\n", "id\tSex\r\na\tf\r\n"])
