@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -209,12 +208,14 @@ class LogFileOption(click.Option):
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
         """Compare the file with all other values, which are known though this option is eager."""
-        texts = {name: [*_texts(value)] for name, value in opts.items()}
-        for path in texts.pop(str(self.name), ()):
-            if os.path.realpath(path) in map(os.path.realpath, chain(*texts.values())):
-                raise OutputError(
-                    f"{path}: has another use in this command. Choose another --log-file."
-                )
+        path, others = opts.get("log_file"), [opts[name] for name in opts if name != "log_file"]
+        is_used = isinstance(path, str) and os.path.realpath(path) in map(
+            os.path.realpath, _texts(others)
+        )
+        if is_used and not ctx.resilient_parsing:  # which is completion in a shell
+            raise OutputError(
+                f"{path}: has another use in this command. Choose another --log-file."
+            )
         return super().handle_parse_result(ctx, opts, args)
 
 
