@@ -81,9 +81,10 @@ def test_a_bad_file_is_named(corpus: Path, recipe: Path) -> None:
     recipe.write_text("id,target\nx,y\n")
     with pytest.raises(ConfigError, match="column 'interferer' is missing"):
         read_recipes(recipe)
-    for width in (1, 200_000):
+    problems = {1: "column 'id' is there twice", 200_000: "line 1: field larger than field limit"}
+    for width, problem in problems.items():
         recipe.write_text(HEADER.replace("id,", f"id,{'x' * width},id,"))
-        with pytest.raises(ConfigError, match=r"column 'id' is (there twice|missing)"):
+        with pytest.raises(ConfigError, match=problem):
             read_recipes(recipe)
     recipe.write_bytes(b"\xff\xfe" + recipe.read_bytes())
     with pytest.raises(ConfigError, match="is not text in UTF-8"):
