@@ -34,7 +34,9 @@ def cases(folders: list[Path], rate_hz: int) -> Iterator[tuple[Samples, ...]]:
 
 def estimates(system: System, setting: tuple[float, ...], folders: list[Path]) -> list[Samples]:
     """What a setting makes of every mixture."""
-    engine = Engine(system, EngineSettings("cpu", "auto", *setting[:3], passes=1))
+    window_s, context_s, fade_s, *_ = setting
+    settings = EngineSettings("cpu", "auto", window_s, context_s, fade_s, passes=1)
+    engine = Engine(system, settings)
     return [
         engine.extract(mixture, engine.embed([reference]))
         for mixture, reference, _ in cases(folders, engine.sample_rate_hz)

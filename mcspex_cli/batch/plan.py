@@ -100,7 +100,8 @@ class BatchSettings:
 
     def fingerprint(self) -> str:
         """A hash of the settings that an estimate depends on; equal only if they are."""
-        engine = replace(self.engine_settings, device="auto", batch=0, threads=0)
+        runtime = "onnx" if self.engine_settings.runtime == "onnx" else "torch"  # also for "auto"
+        engine = replace(self.engine_settings, device="auto", batch=0, threads=0, runtime=runtime)
         # Where nothing is done about an absent voice, presence changes no estimate.
         calibration = None if self.options.absent == "keep" else self.model.calibration
         return fingerprint((self.model.sha256, astuple(engine), astuple(self.options), calibration))

@@ -279,7 +279,7 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
 OTHER: list[dict[str, Any]] = [
     *({"engine_settings": one} for one in (
         EngineSettings(precision="bfloat16"), EngineSettings(runtime="onnx"),
-        EngineSettings(shifts=1),
+        EngineSettings(passes=1),
     )),
     *({"options": replace(FINE, **change)} for change in (
         {"level": "raw"}, {"channel": "0"}, {"subtype": "PCM_16"}, {"absent": "fail"},
