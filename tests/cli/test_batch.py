@@ -30,7 +30,7 @@ from tests.media import SoundTrack, make
 
 Run = Callable[..., Result]
 
-LONG = 20
+LONG = 30
 """Mixtures in the batches that are interrupted."""
 
 REPORTS = {"report.csv", "report.json", "run.json"}
