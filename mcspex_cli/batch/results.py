@@ -24,7 +24,7 @@ from mcspex_cli.batch.journal import FOLDER, Done, Journal, JournalWriter
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, Locations, fingerprint
 from mcspex_cli.errors import McspexError
-from mcspex_cli.evaluation import page, summary
+from mcspex_cli.evaluation import comparison, page, summary
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
 from mcspex_cli.evaluation.summary import Report, read_groups
 
@@ -177,19 +177,19 @@ def write(
                 groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name
             )
             with tempfile.TemporaryDirectory() as scratch:
-                system = page.batch_system(folder, settings.model.name, rows)
+                system = comparison.batch_system(folder, settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
     return document, record
 
 
 def _with_sounds(
-    system: page.SystemOutputs, plan: BatchPlan, look: page.PageSettings, scratch: Path
-) -> page.SystemOutputs:
+    system: comparison.SystemOutputs, plan: BatchPlan, look: page.PageSettings, scratch: Path
+) -> comparison.SystemOutputs:
     """The outputs with copies on this disk of the sounds of the cases that their page shows."""
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
     if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
         return system
-    shown = page.compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
+    shown = comparison.compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
     cases = dict(system.outputs)
     for task in plan.tasks:
         if task.id in shown and (case := cases[task.id]).estimate:

@@ -440,7 +440,8 @@ def report(
     A RUN is a folder of estimates or one made by mcspex batch, or NAME=FOLDER to give it
     another name. Files are paired by name (a.target.wav with a.wav). The page needs no network.
     """
-    from mcspex_cli.evaluation.page import read_systems, write_page
+    from mcspex_cli.evaluation.comparison import read_systems
+    from mcspex_cli.evaluation.page import write_page
 
     with console.progress("comparing") as bar:
         page = write_page(

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, PairingError
-from mcspex_cli.evaluation.page import (
+from mcspex_cli.evaluation.comparison import (
     OTHER_CASES,
+    CaseSettings,
     Comparison,
     ComparisonCase,
     Output,
-    PageSettings,
     SystemOutputs,
     compare_systems,
     read_system,
@@ -114,7 +114,7 @@ def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
     groups = scene / "groups.csv"
     groups.write_text("id,group,title\nunknown,one,\ndeep/b,two,B\n")
     runs = read_systems([str(scene / "good"), str(scene / "bad")])
-    settings = PageSettings(scene / "truth", scene / "mixtures", groups)
+    settings = CaseSettings(scene / "truth", scene / "mixtures", groups)
     first, second = compare_systems(runs, settings).cases
     assert (first.name, first.title, first.group) == ("deep/b", "B", "two")
     assert (second.name, second.group) == ("a", OTHER_CASES)
@@ -126,7 +126,7 @@ def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
 def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
     rows = [{"name": n, "status": "ok", "estimate": "a.wav", "mixture": f"m/{n}.wav"} for n in "az"]
     runs = [read_system(batch(scene / "good", rows))]
-    first, second = compare_systems(runs, PageSettings(scene / "truth", scene / "mixtures")).cases
+    first, second = compare_systems(runs, CaseSettings(scene / "truth", scene / "mixtures")).cases
     assert (first.mixture, first.truth) == (scene / "mixtures/a.wav", scene / "truth/a.wav")
     assert (second.mixture, second.truth) == (scene / "good/m/z.wav", None)
 
@@ -134,9 +134,9 @@ def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
 def test_a_missing_truth_is_refused(scene: Path) -> None:
     runs = [read_system(scene / "good")]
     with pytest.raises(AudioError, match="nowhere: no such file or folder"):
-        compare_systems(runs, PageSettings(scene / "nowhere"))
+        compare_systems(runs, CaseSettings(scene / "nowhere"))
     with pytest.raises(PairingError, match=r"is a file. Name a folder"):
-        compare_systems(runs, PageSettings(mixtures=scene / "truth" / "a.wav"))
+        compare_systems(runs, CaseSettings(mixtures=scene / "truth" / "a.wav"))
 
 
 def comparison(gains: list[float | None]) -> Comparison:
@@ -185,10 +185,10 @@ def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     (scene / "mixtures").rename(scene / "mixture")
     row = Row("a", "sign flipped", "", {"pesq": 2.5}).to_dict()
     runs = [read_system(batch(scene / "good", [{**row, "estimate": "a.wav", **names}]))]
-    (case,) = compare_systems(runs, PageSettings()).cases
+    (case,) = compare_systems(runs, CaseSettings()).cases
     assert case.rows[0]
     assert [case.rows[0][key] for key in ("pesq", "status", "note")] == [2.5, "ok", "sign flipped."]
-    (case,) = compare_systems(runs, PageSettings(scene / "bad")).cases
+    (case,) = compare_systems(runs, CaseSettings(scene / "bad")).cases
     assert case.rows[0]
     assert (case.rows[0]["pesq"], case.rows[0]["snr_db"] is None) == (None, False)
     damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}

@@ -18,7 +18,8 @@ from PIL import Image
 
 from mcspex_cli import audio
 from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation.page import Page, PageSettings, read_system, read_systems, write_page
+from mcspex_cli.evaluation.comparison import read_system, read_systems
+from mcspex_cli.evaluation.page import Page, PageSettings, write_page
 from mcspex_cli.evaluation.spectrogram import COLUMNS, RANGE_DB, ROWS, SHADES, draw, measure
 from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
 from tests.evaluation.conftest import stage

@@ -1,0 +1,311 @@
+"""What several systems made of the same recordings, side by side: files, scores and warnings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcspex_cli import files
+from mcspex_cli.errors import PairingError
+from mcspex_cli.evaluation import scoring, summary
+from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, INPUT_METRICS, METRICS, Metric
+from mcspex_cli.evaluation.scoring import Pairing, Status
+from mcspex_cli.evaluation.summary import numbers
+
+OTHER_CASES = "Other cases"
+"""The section of cases that are in no group."""
+
+REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
+"""Why a case is shown."""
+
+SETTINGS = scoring.ScoreSettings(BUILT_IN, flipped_ok=True)
+"""How outputs without a score are scored: quickly, and without regard to the sign."""
+
+NAMED = 5
+"""Cases that a warning names."""
+
+
+@dataclass(frozen=True)
+class CaseSettings:
+    """What is known of the cases beside what the systems know of them.
+
+    `truth` and `mixtures` are folders, `groups` is a CSV (`summary.read_groups`) and `group_by`
+    its column.
+    """
+
+    truth: Path | None = None
+    mixtures: Path | None = None
+    groups: Path | None = None
+    group_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one system has for a case."""
+
+    estimate: Path | None = None
+    mixture: Path | None = None
+    truth: Path | None = None
+    problem: str = "No output for this case."
+    """Why there is no estimate."""
+    row: Mapping[str, Any] | None = None
+    """Its scores, as `Row.to_dict` has them."""
+
+
+@dataclass(frozen=True)
+class SystemOutputs:
+    """What one system made, a RUN on the command line; `outputs` by the name of the case."""
+
+    label: str
+    folder: Path
+    outputs: Mapping[str, Output]
+
+
+def read_systems(words: Sequence[str]) -> list[SystemOutputs]:
+    """Read `FOLDER` or `NAME=FOLDER` each, under different labels.
+
+    A path that exists is never taken apart.
+    """
+    systems: dict[str, SystemOutputs] = {}
+    for word in words:
+        label, equals, folder = word.partition("=")
+        is_path = not equals or Path(word).exists()
+        if not (word if is_path else label.strip() and folder):
+            raise PairingError(f"{word!r}: is neither FOLDER nor NAME=FOLDER. Name a folder.")
+        system = read_system(Path(word)) if is_path else read_system(Path(folder), label)
+        if system.label in systems:
+            raise PairingError(
+                f"{systems[system.label].folder} and {system.folder}: both are called "
+                f"{system.label}. Name one: NAME={system.folder}"
+            )
+        systems[system.label] = system
+    return list(systems.values())
+
+
+def read_system(folder: Path, label: str = "") -> SystemOutputs:
+    """Read a folder of estimates or of `mcspex batch`; without a label it has its own name.
+
+    Raises:
+        AudioError, PairingError: there is no such folder, or it has no sound files.
+        ConfigError: its report.json is damaged or of another version.
+    """
+    label = label.strip() or folder.resolve().name
+    if rows := summary.read_batch(folder):
+        return batch_system(folder, label, rows)
+    outputs = {name: Output(path) for name, path in _files(folder, " of estimates").items()}
+    if not outputs:
+        raise PairingError(f"{folder}: no sound files in this folder.")
+    return SystemOutputs(label, folder, outputs)
+
+
+def batch_system(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> SystemOutputs:
+    """The outputs of a batch in `folder`, by the rows of its report."""
+    return SystemOutputs(label, folder, {row["name"]: _batch_output(folder, row) for row in rows})
+
+
+def _batch_output(folder: Path, row: Mapping[str, Any]) -> Output:
+    estimate, mixture, truth = (
+        folder / row[key] if row.get(key) else None for key in ("estimate", "mixture", "truth")
+    )
+    status, note = row["status"], row.get("note") or ""
+    if status in (Status.FAILED, Status.PENDING):
+        return Output(None, mixture, truth, note or status)
+    if all(row.get(column) is None for column in BY_COLUMN):
+        return Output(estimate, mixture, truth)
+    if status == Status.FLIPPED:  # which counts here, see SETTINGS
+        status, note = Status.OK, f"{Status.FLIPPED}. {note}".strip()
+    row = {"confused": None, **row, "status": status, "note": note}
+    return Output(estimate, mixture, truth, row=row)
+
+
+def _files(folder: Path, kind: str = "") -> dict[str, Path]:
+    files.check_exists(folder)
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: is a file. Name a folder{kind}.")
+    return scoring.files_by_case(folder)
+
+
+@dataclass
+class ComparisonCase:
+    """One mixture, its truth, and what each system made of it."""
+
+    name: str
+    title: str
+    group: str
+    mixture: Path | None
+    truth: Path | None
+    outputs: list[Output]
+    """In the order of the systems."""
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    """What is measured of the mixture, by the column that estimates have the same in."""
+
+    @property
+    def rows(self) -> list[Mapping[str, Any] | None]:
+        """The scores, None where there are none."""
+        return [output.row for output in self.outputs]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cases of all systems."""
+
+    systems: Sequence[SystemOutputs]
+    cases: Sequence[ComparisonCase]
+    settings: CaseSettings = CaseSettings()
+
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The scores of all outputs that have some."""
+        return [row for case in self.cases for row in case.rows if row]
+
+    @property
+    def ranking(self) -> Metric | None:
+        """The metric that says which case is best: SI-SDRi if there is one."""
+        return summary.ranking(self.rows())
+
+    def summaries(self, cases: Sequence[ComparisonCase]) -> list[summary.Summary]:
+        """Each system over some cases."""
+        by_system = zip(*(case.rows for case in cases), strict=True)
+        return [summary.summarise([row for row in rows if row]) for rows in by_system]
+
+    def by_group(self) -> dict[str, list[ComparisonCase]]:
+        """The cases of each group, groups and cases in order."""
+        groups: dict[str, list[ComparisonCase]] = {}
+        for case in self.cases:
+            groups.setdefault(case.group, []).append(case)
+        return groups
+
+    def choose(self, count: int, seed: int) -> Mapping[str, str]:
+        """Which cases to show, by name, and why: "best", "worst" or "drawn at random".
+
+        A third each; best and worst by the mean of `ranking` over the systems. Without scores all
+        are drawn. If there are not more than `count`, all are shown and the reason is empty.
+        """
+        if len(self.cases) <= count:
+            return {case.name: "" for case in self.cases}
+        badness: dict[str, float] = {}
+        if metric := self.ranking:
+            for case in self.cases:
+                ok = summary.scored([row for row in case.rows if row])
+                if values := numbers(ok, metric.column):
+                    badness[case.name] = metric.badness * float(np.mean(values))
+        ranked = sorted(badness, key=lambda name: badness[name])
+        best = ranked[: (count + 2) // 3]
+        worst = ranked[len(best) :][::-1][: (count + 1) // 3]
+        reasons = dict.fromkeys(best, BEST) | dict.fromkeys(worst, WORST)
+        others = [case.name for case in self.cases if case.name not in reasons]
+        drawn = random.Random(seed).sample(others, count - len(reasons))
+        return reasons | dict.fromkeys(drawn, DRAWN)
+
+    def warnings(self) -> list[str]:
+        """Which outputs, truths and mixtures are missing, and which files cannot be scored."""
+        lines = []
+        for number, system in enumerate(self.systems):
+            outputs = [case.outputs[number] for case in self.cases]
+            lines += self._missing(f"{system.label}: no output", [o.estimate for o in outputs])
+            flipped = sum(o.row["note"].startswith(Status.FLIPPED) for o in outputs if o.row)
+            if flipped:
+                lines.append(
+                    f"{system.label}: sign-flipped outputs: {flipped}. They count here; "
+                    "mcspex score counts them with --flipped-ok."
+                )
+        if any(case.truth for case in self.cases):
+            lines += self._missing("no truth", [case.truth for case in self.cases])
+        else:
+            content = "only what needs none" if self.rows() else "no scores"
+            lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
+        lines += self._missing("no mixture", [case.mixture for case in self.cases])
+        lines += [row["note"] for row in self.rows() if row["status"] in Status.REFUSED]
+        if self.settings.groups and all(case.group == OTHER_CASES for case in self.cases):
+            lines.append(f"{self.settings.groups}: names none of the cases.")
+        return lines
+
+    def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
+        names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
+        listed = ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
+        return [f"{what} for {len(names)} of {len(paths)} cases: {listed}"] if names else []
+
+
+def compare_systems(
+    systems: Sequence[SystemOutputs],
+    settings: CaseSettings,
+    advance: Callable[[float], object] = lambda _: None,
+) -> Comparison:
+    """Put systems side by side and score what has no score yet.
+
+    The cases are those of all systems, in the order of the groups' file. A case's mixture and truth
+    are the files of its name in the settings' folders, else those that the first system has.
+    `advance` is called with the share that is done.
+    """
+    cases = _gather(systems, settings)
+    unscored = []
+    for case in cases:
+        for number, output in enumerate(case.outputs):
+            if not _has_score(output, case):
+                case.outputs[number] = replace(output, row=None)
+                if output.estimate and case.truth:
+                    pairing = Pairing(case.name, output.estimate, case.truth, case.mixture)
+                    unscored.append((case, number, output, pairing))
+    scores = scoring.score_files([pairing for *_, pairing in unscored], SETTINGS)
+    scored = zip(unscored, scores, strict=True)
+    for done, ((case, number, output, _), score) in enumerate(scored, 1):
+        row, own = score.to_dict(), output.row or {}
+        for column, metric in BY_COLUMN.items():
+            # What its own row says without a truth holds whatever the truth is.
+            if "target" not in metric.needs and own.get(column) is not None:
+                row[column] = own[column]
+        case.outputs[number] = replace(output, row=row)
+        advance(done / len(unscored))
+    for case in cases:
+        case.inputs = _inputs(case)
+    return Comparison(systems, cases, settings)
+
+
+def _gather(systems: Sequence[SystemOutputs], settings: CaseSettings) -> list[ComparisonCase]:
+    truths, mixtures = (
+        _files(folder) if folder else {} for folder in (settings.truth, settings.mixtures)
+    )
+    groups = summary.Groups()
+    if settings.groups:
+        groups = summary.read_groups(settings.groups, settings.group_by)
+    ranks = {name: rank for rank, name in enumerate(groups.by_name)}
+    cases = []
+    for name in {name for system in systems for name in system.outputs}:
+        outputs = [system.outputs.get(name, Output()) for system in systems]
+        group = groups.of(name)
+        cases.append(
+            ComparisonCase(
+                name,
+                groups.titles.get(name, name),
+                OTHER_CASES if group == summary.NO_GROUP else group,
+                mixtures.get(name) or next((o.mixture for o in outputs if o.mixture), None),
+                truths.get(name) or next((o.truth for o in outputs if o.truth), None),
+                outputs,
+            )
+        )
+    last = len(ranks)
+    return sorted(cases, key=lambda c: (c.group == OTHER_CASES, ranks.get(c.name, last), c.name))
+
+
+def _has_score(output: Output, case: ComparisonCase) -> bool:
+    """Whether an output has been scored, with the case's mixture and, if it has one, truth."""
+    if output.row is None or (case.truth and output.row["status"] == Status.DONE):
+        return False
+    pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
+    return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
+
+
+def _inputs(case: ComparisonCase) -> dict[str, float]:
+    """What is measured of a case's mixture: from its outputs' scores, or measured now."""
+    rows = [row for row in case.rows if row]
+    values = {METRICS[name].column: numbers(rows, m.column) for name, m in INPUT_METRICS.items()}
+    inputs = {column: of[0] for column, of in values.items() if of}
+    if "si_sdr_db" not in inputs and case.truth and case.mixture:
+        settings = replace(SETTINGS, metrics=("si_sdr",))
+        pairing = Pairing(case.name, case.mixture, case.truth)
+        inputs |= scoring.score_file(pairing, settings).values
+    return inputs
