@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -195,32 +195,52 @@ class Engine:
             yield batch
 
     def compute(
-        self, pairs: Sequence[tuple[Samples, Samples]], passes: int | None = None
+        self,
+        pairs: Sequence[tuple[Samples, Samples]],
+        passes: int | None = None,
+        firsts: Sequence[Samples | None] | None = None,
     ) -> list[Samples]:
         """Run the network on mixtures [channel, sample], each with its [embedding].
 
         They are about equally long, as `batches` makes them. If memory is short, halves of them
         are computed, and smaller batches from then on; if it is for one signal, that is an
-        EngineError. `passes` is the settings' if it is None. The caller passes the estimates
-        [channel, sample] to `check_finite`.
+        EngineError. The caller passes the estimates [channel, sample] to `check_finite`.
+
+        Args:
+            pairs: the mixtures and embeddings.
+            passes: how often, as `EngineSettings.passes`; None for the engine's own.
+            firsts: for each pair its estimate from a single pass, if there is one already.
         """
         self._check_process()
         if not pairs:
             return []
-        signals = [signal for mixture, _ in pairs for signal in mixture]
         counts = [len(mixture) for mixture, _ in pairs]
+        signals = [signal for mixture, _ in pairs for signal in mixture]
         embeddings = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
-        estimates = iter(self._estimates(signals, embeddings, passes or self.passes))
+        known = [
+            signal
+            for first, count in zip(firsts or [None] * len(pairs), counts, strict=True)
+            for signal in (repeat(None, count) if first is None else first)
+        ]
+        estimates = iter(self._estimates(signals, embeddings, passes or self.passes, known))
         return [np.stack(list(islice(estimates, count))) for count in counts]
 
     def _estimates(
-        self, signals: Sequence[Samples], embeddings: Samples, passes: int
+        self,
+        signals: Sequence[Samples],
+        embeddings: Samples,
+        passes: int,
+        firsts: Sequence[Samples | None],
     ) -> list[Samples]:
         """What the network gives for signals [sample]; for silence, where it would hum, silence."""
         gains = [to_level(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
+        known = [
+            None if first is None else first * gain
+            for first, gain in zip(firsts, gains, strict=True)
+        ]
         try:
-            estimates = self._passes(levelled, embeddings, passes)
+            estimates = self._passes(levelled, embeddings, passes, known)
         except OutOfMemoryError as error:
             if len(signals) == 1:
                 raise self._short_of_memory() from error
@@ -230,7 +250,9 @@ class Engine:
             return [
                 estimate
                 for part in parts
-                for estimate in self._estimates(signals[part], embeddings[part], passes)
+                for estimate in self._estimates(
+                    signals[part], embeddings[part], passes, firsts[part]
+                )
             ]
         return [
             np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
@@ -238,7 +260,11 @@ class Engine:
         ]
 
     def _passes(
-        self, signals: Sequence[Samples], embeddings: Samples, passes: int
+        self,
+        signals: Sequence[Samples],
+        embeddings: Samples,
+        passes: int,
+        firsts: Sequence[Samples | None],
     ) -> list[Samples]:
         """Estimates from several passes of the network over signals [sample].
 
@@ -246,7 +272,10 @@ class Engine:
         their reference is what the mean of the former leaves of the mixture. See `_refine`.
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
-        estimates = self._mean_of_shifts(signals, embeddings, shifts[::2])
+        missing = [number for number, first in enumerate(firsts) if first is None]
+        fresh = iter(self._shifted([signals[k] for k in missing], embeddings[missing], 0))
+        known = [next(fresh) if first is None else first for first in firsts]
+        estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], known)
         if passes == 1:
             return estimates
         rests = [_rest(*pair) for pair in zip(signals, estimates, strict=True)]
@@ -261,19 +290,28 @@ class Engine:
         return np.concatenate([self._embed(np.stack(list(group))) for _, group in groups])
 
     def _mean_of_shifts(
-        self, signals: Sequence[Samples], embeddings: Samples, shifts: Sequence[int]
+        self,
+        signals: Sequence[Samples],
+        embeddings: Samples,
+        shifts: Sequence[int],
+        *known: Sequence[Samples],
     ) -> list[Samples]:
-        """The mean of what the network gives for signals [sample] that begin some samples later.
+        """The mean of the `known` estimates of signals [sample] and of those at some shifts.
 
         A network's errors depend on where in a sound its frames fall. They differ from shift to
         shift, so that the mean has less of them.
         """
-        sums = [np.zeros_like(signal) for signal in signals]
-        for shift in shifts:
-            shifted = [np.pad(signal, (shift, 0)) for signal in signals]
-            estimates = self.runtime.extract(shifted, embeddings)
-            sums = [a + b[shift:] for a, b in zip(sums, estimates, strict=True)]
-        return [total / np.float32(len(shifts)) for total in sums]
+        passes = [*known, *(self._shifted(signals, embeddings, shift) for shift in shifts)]
+        return [np.mean(estimates, axis=0) for estimates in zip(*passes, strict=True)]
+
+    def _shifted(
+        self, signals: Sequence[Samples], embeddings: Samples, shift: int
+    ) -> Sequence[Samples]:
+        """What the network gives for signals [sample] that begin `shift` samples later."""
+        if not signals:
+            return []
+        estimates = self.runtime.extract([np.pad(one, (shift, 0)) for one in signals], embeddings)
+        return [estimate[shift:] for estimate in estimates]
 
     def check_finite(self, values: Samples) -> None:
         """Refuse numbers that are not finite, and say if the precision or the model is to blame."""

@@ -23,7 +23,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -52,6 +51,7 @@ from mcspex_cli.extraction.presence import (
     Polarity,
     PresenceMeter,
     PresenceResult,
+    find_polarities,
     join_channels,
     mute_gains,
     write_activity,
@@ -348,39 +348,25 @@ class Extractor:
                         work.attempt(work.begin)
                 live = [(one, window) for one, window in batch if one.error is None]
                 try:
-                    signs = self._polarities(live)
+                    signals = [window.samples for _, window in live]
+                    polarities = [work.polarity for work, _ in live]
+                    firsts = find_polarities(self.engine, polarities, signals)
                     pairs = [
-                        (sign * window.samples, work.embedding)
-                        for sign, (work, window) in zip(signs, live, strict=True)
+                        (one.sign * signal, one.embedding)
+                        for one, signal in zip(polarities, signals, strict=True)
                     ]
-                    estimates = self.engine.compute(pairs)
+                    estimates = self.engine.compute(pairs, firsts=firsts)
                 except Exception as error:  # the network failed, and all of them with it
                     for work, _ in live:
                         work.fail(error)
                 else:
-                    for sign, (work, window), estimate in zip(signs, live, estimates, strict=True):
-                        advance(work.attempt(work.add, window, sign * estimate) or 0.0)
+                    for (work, window), estimate in zip(live, estimates, strict=True):
+                        advance(work.attempt(work.add, window, estimate) or 0.0)
                 for work, window in batch:
                     if window.last:
                         work.elapsed_s = time.monotonic() - began
                         yield work
                         began = time.monotonic()
-
-    def _polarities(self, batch: Sequence[tuple[_Extraction, Window]]) -> list[float]:
-        """The sign of each window; where it is not known yet, a single pass each way decides."""
-        signals = [work.polarity.signals(window.samples) for work, window in batch]
-        tries = [
-            (signal, work.embedding)
-            for (work, _), both in zip(batch, signals, strict=True)
-            for signal in both
-            if len(both) > 1
-        ]
-        estimates, signs = iter(self.engine.compute(tries, passes=1)), []
-        for (work, window), both in zip(batch, signals, strict=True):
-            if len(both) > 1:
-                work.attempt(work.polarity.choose, window.samples, list(islice(estimates, 2)))
-            signs.append(work.polarity.sign)
-        return signs
 
 
 def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Window], None, None]:
@@ -426,7 +412,6 @@ class _Extraction:
     _mixture_store: _Store | None = None  # only where the residual or a mix needs the mixture
     _sounds: Sequence[Path] = ()  # the files for the estimate and, if there is one, the residual
     # From `begin` on:
-    embedding: Samples  # [embedding], of the voice
     polarity: Polarity
     _joiner: Joiner
     _matcher: levels.LevelMatcher
@@ -513,12 +498,12 @@ class _Extraction:
             lengths_s = {one.path: one.seconds for one in voice.qualities}
             check_references(self.job, clips, lengths_s | {self.name: mixture.announced_s})
         self._extractor.check_embedding(self.name, voice)
-        self.embedding = voice.embedding.astype(np.float32)
-        self.polarity = Polarity(engine, self.embedding)
+        embedding = voice.embedding.astype(np.float32)
+        self.polarity = Polarity(engine, embedding)
         self._estimate_store = self._open_store()
         self._joiner, self._matcher = Joiner(engine.windowing), levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
-        self._meters = [PresenceMeter(engine, self.embedding) for _ in range(channels)]
+        self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
 
     def _open_store(self) -> _Store:
         """Open a store on the disk that gets the outputs."""
@@ -526,16 +511,17 @@ class _Extraction:
         return self._stores.enter_context(closing(_Store(folder)))
 
     def add(self, window: Window, estimate: Samples) -> float:
-        """Take the estimate [channel, sample] of the next window.
+        """Take the estimate [channel, sample] of the next window times the polarity's sign.
 
         Returns:
             The seconds of sound that it adds to what is computed.
         """
         self._engine.check_finite(estimate)
-        estimate, mixture = self._joiner.add(window, estimate)
+        sign = self.polarity.sign
+        estimate, mixture = self._joiner.add(window, sign * estimate)
         self._matcher.add(estimate, mixture)
         for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
-            meter.add(*(self.polarity.sign * signal for signal in signals))
+            meter.add(*(sign * signal for signal in signals))
         self._estimate_store.append(self._back.step(estimate, last=window.last))
         if window.last:
             speech.check_level(self.name, self._matcher.mixture_mean_square())

@@ -238,8 +238,7 @@ class Polarity:
 
     Microphones and amplifiers may invert sound. Nobody hears it, but a network that learned from
     references and mixtures of one microphone hardly finds the target then: SI-SDRi fell from 7.5
-    to -0.7 dB on 45 mixtures. Until polarity is known, each window is computed both ways, and the
-    estimate that is clearly more similar to the reference is taken. Not from the paper.
+    to -0.7 dB on 45 mixtures. `find_polarities` decides it. Not from the paper.
 
     Args:
         engine: embeds estimates.
@@ -249,31 +248,56 @@ class Polarity:
     def __init__(self, engine: Engine, embedding: Samples) -> None:
         self.sign = 1.0
         """1 or -1: what the mixture is multiplied by to have the reference's polarity."""
-        self._engine, self._embedding = engine, embedding
+        self.embedding = embedding
+        self._engine = engine
         self._is_known = False
+        self._similarity = -1.0
+        """Of the last window's estimate to the reference, with the window as it is."""
 
-    def signals(self, mixture: Samples) -> list[Samples]:
-        """The network's input for a window [channel, sample]: with `sign`, or both ways."""
-        too_short = mixture.shape[-1] < speech.MIN_SIGNAL_S * self._engine.sample_rate_hz
-        return [self.sign * mixture] if self._is_known or too_short else [mixture, -mixture]
+    def is_open(self, window: Samples) -> bool:
+        """Whether a window [channel, sample] is still needed, and long enough, to decide it."""
+        shortest = speech.MIN_SIGNAL_S * self._engine.sample_rate_hz
+        return not self._is_known and window.shape[-1] >= shortest
 
-    def choose(self, mixture: Samples, estimates: Sequence[Samples]) -> Samples:
-        """The better one of the estimates of `signals`, in the mixture's polarity."""
-        if len(estimates) == 1:
-            return self.sign * estimates[0]
-        if not self._is_known:
-            pairs = zip((mixture, -mixture), estimates, strict=True)
-            same, inverse = (self._similarity(*pair) for pair in pairs)
-            if leads(inverse, same):
-                self.sign = -1.0
-            self._is_known = max(same, inverse) >= POLARITY_SIMILARITY
-        return estimates[0] if self.sign > 0 else -estimates[1]
+    def accept(self, sign: float, window: Samples, estimate: Samples) -> bool:
+        """Take `sign` if the estimate of `sign * window` shows that it is the right one.
 
-    def _similarity(self, mixture: Samples, estimate: Samples) -> float:
-        """The cosine of the embeddings of reference and estimate, in the most similar channel."""
-        signs = np.sign((estimate * mixture).sum(-1, keepdims=True))
-        embeddings = self._engine.embed_parts(signs * estimate)
-        return max(cosine(one, self._embedding) for one in embeddings)
+        Both are [channel, sample]; the most similar channel decides. As long as there is no such
+        estimate, the sign is 1.
+        """
+        if not np.isfinite(estimate).all():
+            return False  # whoever takes the estimate says why
+        same_way = np.sign((estimate * sign * window).sum(-1, keepdims=True))
+        embeddings = self._engine.embed_parts(same_way * estimate)
+        similarity = max(cosine(one, self.embedding) for one in embeddings)
+        is_right = sign > 0 or leads(similarity, self._similarity)
+        if is_right:
+            self.sign, self._similarity = sign, similarity
+        self._is_known = similarity >= POLARITY_SIMILARITY
+        return is_right
+
+
+def find_polarities(
+    engine: Engine, polarities: Sequence[Polarity], windows: Sequence[Samples]
+) -> list[Samples | None]:
+    """Decide each of the polarities by its window [channel, sample], unless it is known.
+
+    A single pass tries the window as it is, and another one inverts it if the first estimate does
+    not have the voice of the reference. In 78 mixtures the wrong polarity was taken for the right
+    one in this way once.
+
+    Returns:
+        For each window the estimate [channel, sample] of `sign * window`, where one was computed.
+    """
+    estimates: list[Samples | None] = [None] * len(windows)
+    for sign in (1.0, -1.0):
+        pairs = list(zip(polarities, windows, strict=True))
+        places = [place for place, pair in enumerate(pairs) if pair[0].is_open(pair[1])]
+        tries = [(sign * windows[place], polarities[place].embedding) for place in places]
+        for place, estimate in zip(places, engine.compute(tries, passes=1), strict=True):
+            if polarities[place].accept(sign, windows[place], estimate):
+                estimates[place] = estimate
+    return estimates
 
 
 class PresenceMeter:

@@ -31,7 +31,13 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import Engine, check_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
-from mcspex_cli.extraction.presence import MUTE_FADE_S, SEGMENT_S, Polarity, PresenceMeter
+from mcspex_cli.extraction.presence import (
+    MUTE_FADE_S,
+    SEGMENT_S,
+    Polarity,
+    PresenceMeter,
+    find_polarities,
+)
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.windows import without_rumble
 
@@ -227,7 +233,7 @@ class _Stream:
         self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, mutes: bool
     ) -> None:
         self.computed_s = 0.0
-        self._engine, self._embedding, self._timing = engine, voice.embedding, timing
+        self._engine, self._timing = engine, timing
         self._rate_hz, self._mutes = sample_rate_hz, mutes
         self._polarity = Polarity(engine, voice.embedding)
         self._done = 0
@@ -254,11 +260,11 @@ class _Stream:
         mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
         polarity, waited = self._polarity, (end - self._measured_at) / self._rate_hz
         is_due = waited >= PRESENCE_STEP_S
-        signals = polarity.signals(mixture) if is_due else [polarity.sign * mixture]
-        estimates = self._engine.compute([(one, self._embedding) for one in signals], passes=1)
-        for one in estimates:
-            self._engine.check_finite(one)
-        estimate = polarity.choose(mixture, estimates)
+        firsts = find_polarities(self._engine, [polarity], [mixture]) if is_due else [None]
+        pairs = [(polarity.sign * mixture, polarity.embedding)]
+        (estimate,) = self._engine.compute(pairs, passes=1, firsts=firsts)
+        self._engine.check_finite(estimate)
+        estimate = polarity.sign * estimate
         if is_due:
             self._measure_presence(polarity.sign * estimate, polarity.sign * mixture)
             self._measured_at = end
@@ -303,7 +309,7 @@ class _Stream:
         rate_hz = self._engine.sample_rate_hz
         if self._engine.calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
             return
-        meter = PresenceMeter(self._engine, self._embedding, residuals=False)
+        meter = PresenceMeter(self._engine, self._polarity.embedding, residuals=False)
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
         segment = meter.result().segments[-1]

@@ -21,7 +21,13 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration, Polarity, PresenceMeter, features_of
+from mcspex_cli.extraction.presence import (
+    Calibration,
+    Polarity,
+    PresenceMeter,
+    features_of,
+    find_polarities,
+)
 from mcspex_cli.extraction.reference import Clip
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
@@ -306,9 +312,8 @@ class Calibrator:
         speaker, voice = self.cases[place].speaker, self._voices[place]
         present = speaker == case.speaker
         meter = PresenceMeter(engine, voice, residuals=present)
-        polarity, block = Polarity(engine, voice), one.mixture[None]
-        tries = [(signal, voice) for signal in polarity.signals(block)]
-        polarity.choose(block, engine.compute(tries, passes=1))
+        polarity = Polarity(engine, voice)
+        find_polarities(engine, [polarity], [one.mixture[None]])
         estimate = polarity.sign * engine.extract(polarity.sign * one.mixture, voice)
         meter.add(polarity.sign * estimate, polarity.sign * one.mixture)
         result = meter.result()

@@ -52,6 +52,16 @@ def test_passes_of_the_identity_are_the_identity(passes: int, length: int) -> No
     np.testing.assert_allclose(estimate, mixture, atol=1e-6)
 
 
+@pytest.mark.parametrize("passes", range(1, 4))
+def test_a_single_pass_that_was_computed_before_changes_nothing(tiny: System, passes: int) -> None:
+    engine = Engine(tiny, replace(SHORT, passes=passes))
+    voice = engine.embed([buzz(200, 1)])
+    pairs = [(buzz(hz, 1)[None] * 3, voice) for hz in (100, 150)]
+    first, _ = engine.compute(pairs, passes=1)
+    expected, estimates = engine.compute(pairs), engine.compute(pairs, firsts=[first, None])
+    np.testing.assert_allclose(estimates, expected, atol=1e-4)
+
+
 class Lossy(Runtime):
     """A network for two voices, one below and one above 500 Hz, that loses all below 150 Hz."""
 
