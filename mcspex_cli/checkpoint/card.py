@@ -111,7 +111,7 @@ def make_card(
 
 # {name}
 
-{title(info)}, {weights / 1e6:.1f} M weights, {info.config.sample_rate_hz} Hz. {origin}
+{info.title}, {weights / 1e6:.1f} M weights, {info.config.sample_rate_hz} Hz. {origin}
 sha256 of `{WEIGHTS}`: `{info.sha256}`
 
 Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which
@@ -129,12 +129,6 @@ mcspex extract mixture.wav --ref reference.wav --model {name}
 
 {sources or "Not stated."}
 """
-
-
-def title(info: CheckpointInfo) -> str:
-    """Return the system's name, as its paper writes it."""
-    titles = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
-    return titles.get(info.config.system, info.config.system)
 
 
 def prepare_publication(

@@ -30,7 +30,7 @@ from msgspec import Meta
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint import hub
-from mcspex_cli.checkpoint.hub import CARD, CONFIG, FILES, WEIGHTS
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, FILES, WEIGHTS, HubName
 from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError
 from mcspex_cli.model.config import SystemConfig
 
@@ -82,6 +82,8 @@ class CheckpointInfo:
     """How its presence score is measured, unchecked; see `mcspex_cli.extraction.presence`."""
     refs: tuple[str, ...] = ()
     """The branches and tags that pointed to its commit when the Hub was last asked."""
+    remedy: str = COPY_AGAIN
+    """What helps if its files are damaged."""
 
     @property
     def weights(self) -> Path:
@@ -101,7 +103,7 @@ class CheckpointInfo:
     @property
     def label(self) -> str:
         """Its name, with its commit if it comes from the Hub."""
-        return hub.HubName(self.name, self.revision).label
+        return HubName(self.name, self.revision).label
 
     @property
     def source(self) -> str:
@@ -111,11 +113,10 @@ class CheckpointInfo:
         return "bundled" if bundled().get(self.name) == self.folder else "folder"
 
     @property
-    def remedy(self) -> str:
-        """What helps if its files are damaged."""
-        if self.revision:
-            return hub.HubName(self.name, self.revision).remedy
-        return COPY_AGAIN if self.source == "folder" else "Install mcspex again."
+    def title(self) -> str:
+        """The name of its system, as its paper writes it."""
+        titles = {"mcspex": "MC-SpEx", "spexplus": "SpEx+"}
+        return titles.get(self.config.system, self.config.system)
 
 
 def bundled() -> dict[str, Path]:
@@ -131,7 +132,7 @@ def find_checkpoint(
     model: str | Path | None = None,
     *,
     offline: bool = False,
-    download: Callable[[hub.HubName], CheckpointInfo] | None = None,
+    download: Callable[[HubName], CheckpointInfo] | None = None,
 ) -> CheckpointInfo:
     """Find a model: an existing folder, a bundled name, or org/name[@revision] on the Hub.
 
@@ -152,7 +153,7 @@ def find_checkpoint(
         return _describe(known[DEFAULT_MODEL])
     if not isinstance(model, str | Path):
         raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
-    name = None if isinstance(model, Path) else hub.parse_name(model)
+    name = None if isinstance(model, Path) else HubName.parse(model)
     folder, is_name = Path(model), name is not None or str(model) in known
     if str(model) and folder.is_dir() and (not is_name or (folder / CONFIG).is_file()):
         return _describe(folder)
@@ -173,7 +174,7 @@ def find_checkpoint(
     )
 
 
-def pull(name: hub.HubName, progress: Callable[[int, int], None] | None = None) -> CheckpointInfo:
+def pull(name: HubName, progress: Callable[[int, int], None] | None = None) -> CheckpointInfo:
     """Ask the Hub for `name` and download what is not on this disk yet.
 
     The config is checked before the weights are asked for. The weights must have the size that
@@ -235,7 +236,7 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
     return models, damaged
 
 
-def downloads_of(name: hub.HubName) -> list[hub.HubName]:
+def downloads_of(name: HubName) -> list[HubName]:
     """List the downloaded commits that a name stands for, damaged ones too.
 
     It means them by no revision, a branch, a tag, or seven digits of a commit.
@@ -249,7 +250,7 @@ def downloads_of(name: hub.HubName) -> list[hub.HubName]:
     return commits
 
 
-def _downloads() -> Iterator[tuple[hub.HubName, list[str], CheckpointInfo | CheckpointError]]:
+def _downloads() -> Iterator[tuple[HubName, list[str], CheckpointInfo | CheckpointError]]:
     """What is in the cache, but for models of other programs; an error for what is damaged."""
     for commit, refs in hub.downloads().items():
         try:
@@ -432,43 +433,22 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: has a model. Name another folder, or add --overwrite.")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result of a check of a checkpoint's files."""
+def verify(info: CheckpointInfo) -> str:
+    """Load a checkpoint, and return what is wrong with it; nothing if it is good.
 
-    problems: tuple[str, ...]
-    """A line for each file that is wrong."""
-    compared: str
-    """What the files were compared with, in words."""
-    hub_error: str = ""
-    """Why they could not be compared with the Hub."""
-
-
-def verify(info: CheckpointInfo, *, offline: bool = False) -> Verdict:
-    """Load a checkpoint, and compare its checksums with those in its config and on the Hub.
-
-    Without torch only the checksum is compared, and `offline` only the one in the config.
+    Without torch only the checksum of the weights is compared.
     """
-    problems = []
     try:
         if info.has_only_graphs:
             read_graphs(info.folder)
         else:
             load_checkpoint(info)
     except CheckpointError as error:
-        problems.append(str(error).removeprefix(f"{info.folder}{os.sep}"))
+        return str(error).removeprefix(f"{info.folder}{os.sep}")
     except (ImportError, OSError):  # torch is missing or broken: its absence is not the model's
         if not info.weights.is_file() or hub.checksum(info.weights) != info.sha256:
-            problems.append(f"{WEIGHTS}: its sha256 is not the one in {CONFIG}. {info.remedy}")
-    compared, hub_error = "its config", ""
-    if info.revision and not offline:
-        try:
-            wrong = hub.mismatches(hub.HubName(info.name, info.revision))
-            problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
-            compared = "its config and the Hub"
-        except CheckpointError as error:
-            hub_error = str(error)
-    return Verdict(tuple(problems), compared, hub_error)
+            return f"{WEIGHTS}: its sha256 is not the one in {CONFIG}. {info.remedy}"
+    return ""
 
 
 def read_graphs(folder: Path) -> dict[str, Any]:
@@ -492,12 +472,12 @@ def read_graphs(folder: Path) -> dict[str, Any]:
 
 
 def _describe(
-    folder: Path, commit: hub.HubName | None = None, refs: tuple[str, ...] = ()
+    folder: Path, commit: HubName | None = None, refs: tuple[str, ...] = ()
 ) -> CheckpointInfo:
-    label, remedy = "", COPY_AGAIN
+    remedy = "Install mcspex again." if folder in bundled().values() else COPY_AGAIN
     if commit:
-        label, remedy = commit.label, commit.remedy
-    config = read_config(folder, label, remedy)
+        remedy = f"Get it again: {commit.pull_command}"
+    config = read_config(folder, commit.label if commit else "", remedy)
     return CheckpointInfo(
         name=commit.repo if commit else folder.resolve().name,
         folder=folder,
@@ -507,6 +487,7 @@ def _describe(
         revision=commit.revision if commit else None,
         calibration=config.calibration,
         refs=refs,
+        remedy=remedy,
     )
 
 

@@ -15,7 +15,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,14 +148,31 @@ _MISSING = "missing (the name is ours). Copy the file again, whole."
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted checkpoint."""
+    """A network made of another one, with what a folder has beside it."""
 
     system: System
     """float32, in evaluation mode."""
-    layout: str
-    """The program whose names the layers had."""
-    notes: tuple[str, ...]
+    summary: str
+    """What it is, in a few words."""
+    origin: str
+    """The same in sentences, for its card."""
+    provenance: dict[str, Any]
+    calibration: Any = None
+    licence: str | None = None
+    notes: tuple[str, ...] = ()
     """What a person should know, a line each."""
+    more: str = ""
+    """What follows in the card."""
+
+    def save(self, folder: Path, licence: str | None, *, half: bool) -> None:
+        """Write it to a folder as a checkpoint; a `licence` replaces its own."""
+        checkpoint.save_checkpoint(
+            folder, self.system, self.provenance, half=half, calibration=self.calibration
+        )
+        info = checkpoint.find_checkpoint(folder)
+        card = make_card(info, info.name, licence or self.licence, origin=self.origin)
+        with files.whole(folder / hub.CARD) as partial:
+            partial.write_text(card + self.more, "utf-8")
 
 
 def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) -> Conversion:
@@ -170,7 +187,7 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         CheckpointError: The file cannot be read as tensors, or is of a network that ours cannot be.
     """
     state = _read_state(path)
-    for name, layout in LAYOUTS.items():  # noqa: B007
+    for program, layout in LAYOUTS.items():  # noqa: B007
         if any(key.startswith(layout.mark) for key in state):
             break
     else:
@@ -184,67 +201,45 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         if key in weights.tensors:
             raise weights.refusal([theirs, key], "the same layer twice. Keep the one in use.")
         weights.tensors[key], weights.names[key] = tensor, theirs
-    classified = any(key.startswith("classifier.") for key in weights.tensors)
     sizes = _sizes(weights, layout, sample_rate_hz)
     notes = [f"Taken to work at {sample_rate_hz} Hz, which weights do not show."]
     if config:
-        _compare(config, layout, sizes, classified)
+        _compare(config, layout, sizes, classified=weights.classified)
     elif not layout.causal_norm:
         notes.append("Assumed to be non-causal with ReLU masks: the weights do not say.")
-    if not classified:
+    if not weights.classified:
         notes.append(
             "It has no speaker classifier; the model gets one for a single speaker, with zeros."
         )
-    return Conversion(_assemble(weights, sizes, classified), name, tuple(notes))
-
-
-def save_conversion(
-    conversion: Conversion, source: Path, folder: Path, licence: str | None, *, half: bool
-) -> None:
-    """Write a conversion of the file `source` to a folder, with a card that says so."""
-    origin = {"file": source.name, "sha256": hub.checksum(source), "layout": conversion.layout}
-    checkpoint.save_checkpoint(folder, conversion.system, {"converted_from": origin}, half=half)
-    text = (
-        f"Converted from `{source.name}` (sha256 `{origin['sha256']}`), whose layers are named as "
-        f"in {conversion.layout}."
+    system, sha256 = _assemble(weights, sizes), hub.checksum(path)
+    return Conversion(
+        system,
+        f"SpEx+, from the layers of {program}",
+        f"Converted from `{path.name}` (sha256 `{sha256}`), whose layers are named as in "
+        f"{program}.",
+        {"converted_from": {"file": path.name, "sha256": sha256, "layout": program}},
+        notes=tuple(notes),
     )
-    _write_card(folder, licence, text)
 
 
-def save_at_sample_rate(
-    info: checkpoint.CheckpointInfo,
-    sample_rate_hz: int,
-    folder: Path,
-    licence: str | None,
-    *,
-    half: bool,
-) -> None:
-    """Write a checkpoint of ours, taken to another sample rate, to a folder.
+def resample(info: checkpoint.CheckpointInfo, sample_rate_hz: int) -> Conversion:
+    """Take a checkpoint of ours to another sample rate, as `at_sample_rate` does.
 
-    Its provenance and calibration are copied, and its card with a note above it.
-
-    Raises:
-        CheckpointError: As `load_checkpoint` and `at_sample_rate`.
+    Its provenance, calibration and card are kept.
     """
     system = at_sample_rate(checkpoint.load_checkpoint(info), sample_rate_hz)
-    origin = {"model": info.label, "sha256": info.sha256}
-    provenance = {**info.provenance, "resampled_from": origin}
-    checkpoint.save_checkpoint(folder, system, provenance, half=half, calibration=info.calibration)
-    text = (
+    card = read_card(info.folder)
+    return Conversion(
+        system,
+        f"{info.label} at {sample_rate_hz} Hz",
         f"{info.label} (sha256 `{info.sha256}`), taken from {info.config.sample_rate_hz} Hz to "
         f"{sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
-        "output is the same; above, it has learned nothing."
+        "output is the same; above, it has learned nothing.",
+        {**info.provenance, "resampled_from": {"model": info.label, "sha256": info.sha256}},
+        info.calibration,
+        licence=card.licence if card else None,
+        more=f"\n## The card of {info.label}\n\n{card.text}\n" if card else "",
     )
-    card, more = read_card(info.folder), ""
-    if card:
-        licence, more = licence or card.licence, f"\n## The card of {info.label}\n\n{card.text}\n"
-    _write_card(folder, licence, text, more)
-
-
-def _write_card(folder: Path, licence: str | None, origin: str, more: str = "") -> None:
-    info = checkpoint.find_checkpoint(folder)
-    with files.whole(folder / hub.CARD) as partial:
-        partial.write_text(make_card(info, info.name, licence, origin=origin) + more, "utf-8")
 
 
 def at_sample_rate(system: System, sample_rate_hz: int) -> System:
@@ -274,13 +269,13 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
             f"{old.hop} at {old.sample_rate_hz} Hz have no whole number of samples there. "
             f"Use a multiple of {old.sample_rate_hz} Hz."
         )
-    exact = {
-        **asdict(old),
-        "sample_rate_hz": sample_rate_hz,
-        "windows_ms": [1000 * length / old.sample_rate_hz for length in old.windows],
-        "hop_ms": 1000 * old.hop / old.sample_rate_hz,
-    }
-    config = checkpoint.check_fields(exact, SystemConfig, f"{sample_rate_hz} Hz")
+    short, middle, long = (1000 * length / old.sample_rate_hz for length in old.windows)
+    config = replace(
+        old,
+        sample_rate_hz=sample_rate_hz,
+        windows_ms=(short, middle, long),
+        hop_ms=1000 * old.hop / old.sample_rate_hz,
+    )
 
     def resampled(filters: Tensor) -> Tensor:
         """Interpolate filters [..., tap] by sinc functions to `ratio` times as many taps."""
@@ -361,6 +356,11 @@ class _Weights:
         names = checkpoint.first_names([self.names.get(key, key) for key in keys])
         return CheckpointError(f"{self.path}: {names}: {reason}")
 
+    @property
+    def classified(self) -> bool:
+        """Whether there is a classifier of speakers."""
+        return any(key.startswith("classifier.") for key in self.tensors)
+
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a convolution's weight: three axes."""
         if key not in self.tensors:
@@ -423,7 +423,7 @@ def _norm(weights: _Weights, layout: Layout) -> str:
     return kind
 
 
-def _compare(path: Path, layout: Layout, config: SystemConfig, classified: bool) -> None:
+def _compare(path: Path, layout: Layout, config: SystemConfig, *, classified: bool) -> None:
     """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
     remedy = "Give the mdl.json of the training."
     try:
@@ -445,13 +445,13 @@ def _compare(path: Path, layout: Layout, config: SystemConfig, classified: bool)
             )
 
 
-def _assemble(weights: _Weights, config: SystemConfig, classified: bool) -> System:
+def _assemble(weights: _Weights, config: SystemConfig) -> System:
     """Fill our whole network with all of these tensors."""
     import torch
 
     system = checkpoint.new_system(config, weights.path)
     expected, tensors = system.state_dict(), dict(weights.tensors)
-    if not classified:
+    if not weights.classified:
         tensors |= {
             k: torch.zeros(t.shape) for k, t in expected.items() if k.startswith("classifier.")
         }

@@ -15,7 +15,6 @@ headers would lead the client outside its cache is refused.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -26,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import constants
 
 from mcspex_cli import __version__, files
 from mcspex_cli.errors import (
@@ -47,6 +48,7 @@ FILES = (CONFIG, WEIGHTS, CARD)
 LARGEST = {CONFIG: 2**20, CARD: 2**24}
 """Bytes; how large the weights can be follows from the config."""
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _ETAG = re.compile(rf'(?:W/)?"?(?:{_DIGEST.pattern})"?')
@@ -62,6 +64,14 @@ class HubName:
     repo: str
     revision: str | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> HubName | None:
+        """Read `org/name` or `org/name@revision`; None if it cannot be a name on the Hub."""
+        match = _NAME.fullmatch(text)
+        if not match or len(match[1]) > 96 or re.search(r"--|\.git$", match[1]) or ".." in text:
+            return None
+        return cls(match[1], match[2])
+
     def __str__(self) -> str:
         """Return the name as users write it."""
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
@@ -76,11 +86,6 @@ class HubName:
         """The command that downloads it."""
         revision = f" --revision {self.revision}" if self.revision else ""
         return f"mcspex models pull {self.repo}{revision}"
-
-    @property
-    def remedy(self) -> str:
-        """What helps if its files are damaged."""
-        return f"Get it again: {self.pull_command}"
 
     @property
     def folder(self) -> Path:
@@ -100,7 +105,11 @@ class RemoteFile:
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` is this one."""
         is_git = len(self.digest) == 40
-        return path.stat().st_size == self.size and checksum(path, git=is_git) == self.digest
+        return (
+            path.is_file()
+            and path.stat().st_size == self.size
+            and checksum(path, git=is_git) == self.digest
+        )
 
 
 @dataclass(frozen=True)
@@ -112,39 +121,20 @@ class Listing:
     files: dict[str, RemoteFile]
 
 
-def parse_name(text: str) -> HubName | None:
-    """Read `org/name` or `org/name@revision`; None if it cannot be a name on the Hub."""
-    match = _NAME.fullmatch(text)
-    if not match or len(match[1]) > 96 or re.search(r"--|\.git$", match[1]) or ".." in text:
-        return None
-    return HubName(match[1], match[2])
-
-
 def checksum(path: Path, *, git: bool = False) -> str:
-    """Return a regular file's sha256, or git's sha1 of it, as hexadecimal digits."""
-    if path.exists() and not path.is_file():
-        raise OSError(0, "not a regular file", str(path))
+    """Return a file's sha256, or git's sha1 of it, as hexadecimal digits."""
+    from huggingface_hub.utils import sha
+
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        if git:
-            digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha.git_hash(file.read()) if git else sha.sha_fileobj(file).hex()
+
+
+# The cache.
 
 
 def location() -> Path:
     """The folder of the cache, which may not exist yet."""
-    from huggingface_hub import constants
-
     return Path(constants.HF_HUB_CACHE)
-
-
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids asking the Hub."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def cached(name: HubName) -> HubName | None:
@@ -189,24 +179,31 @@ def remove(commits: Sequence[HubName]) -> int:
     Raises:
         OutputError: The system refuses.
     """
-    names, folder = [str(commit.revision) for commit in commits], commits[0].folder.parents[1]
-    kept, gone = set[Path](), set[Path]()
+    names, folder = {str(commit.revision) for commit in commits}, commits[0].folder.parents[1]
+
+    def blobs() -> dict[Path, int]:
+        """The files in the folder that commits lead to, with their sizes."""
+        paths = {path.resolve() for path in folder.rglob("snapshots/*/**/*") if path.is_file()}
+        own = (path for path in paths if path.is_relative_to(folder.resolve()))
+        return {path: path.stat().st_size for path in own}
+
     try:
-        for snapshot in folder.glob("snapshots/*"):
-            blobs = {path.resolve() for path in snapshot.rglob("*") if path.is_file()}
-            own = {blob for blob in blobs if blob.is_relative_to(folder.resolve())}
-            (gone if snapshot.name in names else kept).update(own)
-        gone -= kept
-        size = sum(path.stat().st_size for path in gone)
-        for path in gone.union(ref for ref, commit in _refs(folder).items() if commit in names):
-            path.unlink()
+        before = blobs()
         for commit in commits:
             shutil.rmtree(commit.folder)
+        for ref in [ref for ref, commit in _refs(folder).items() if commit in names]:
+            ref.unlink()
+        gone = before.keys() - blobs().keys()
+        for path in gone:
+            path.unlink(missing_ok=True)
         if not any(folder.glob("snapshots/*")):
             shutil.rmtree(folder)
     except OSError as error:
         raise files.output_error(folder, error, "cannot be deleted") from error
-    return size
+    return sum(before[path] for path in gone)
+
+
+# Downloads.
 
 
 def look_up(name: HubName) -> Listing:
@@ -216,10 +213,8 @@ def look_up(name: HubName) -> Listing:
         HubError: It cannot be reached, has no such model, or does not give it.
         CheckpointError: The repository has no mcspex model.
     """
-    from huggingface_hub import constants
-
-    with explained(name):
-        info = _client().model_info(
+    with _asking(name) as api:
+        info = api.model_info(
             name.repo,
             revision=name.revision,
             files_metadata=True,
@@ -232,14 +227,12 @@ def look_up(name: HubName) -> Listing:
                 digest = str(fact.lfs.sha256 if fact.lfs else fact.blob_id)
                 remote[file] = RemoteFile(int(fact.size or 0), digest)
         commit = str(info.sha)
-    missing = " and ".join(file for file in (CONFIG, WEIGHTS) if file not in remote)
-    pickles = (".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl")
-    if WEIGHTS not in remote and any(file.endswith(pickles) for file in siblings):
+    if WEIGHTS not in remote and any(file.endswith(_PICKLES) for file in siblings):
         raise CheckpointError(
             f"{name}: has only pickled weights, which can run code. Download them yourself, then "
             "mcspex models convert FILE -o FOLDER"
         )
-    if missing:
+    if missing := " and ".join(file for file in (CONFIG, WEIGHTS) if file not in remote):
         raise CheckpointError(f"{name}: not an mcspex model, because it has no {missing}.")
     if not _COMMIT.fullmatch(commit) or not all(
         file.size > 0 and _DIGEST.fullmatch(file.digest) for file in remote.values()
@@ -254,8 +247,8 @@ def look_up(name: HubName) -> Listing:
 def mismatches(commit: HubName) -> list[str]:
     """Return the files of a downloaded commit that differ from what the Hub lists."""
     remote = look_up(commit).files
-    here = {name: path for name in remote if (path := commit.folder / name).is_file()}
-    return [name for name, path in here.items() if not remote[name].matches(path)]
+    here = [file for file in remote if (commit.folder / file).is_file()]
+    return [file for file in here if not remote[file].matches(commit.folder / file)]
 
 
 def missing_bytes(listing: Listing) -> int:
@@ -287,9 +280,7 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     from huggingface_hub.utils.tqdm import tqdm
 
     name, remote, path = listing.name, listing.files[file], listing.commit.folder / file
-    is_there, received = path.is_file(), 0
-    if is_there and remote.matches(path):
-        return path
+    received = 0
 
     class Counter(tqdm):
         """Counts bytes instead of showing them, and ends a download that does not end."""
@@ -307,9 +298,14 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
         def update_transfer(self, n: float) -> None:
             """Of bytes on the way, which `update` gets as well."""
 
-    for again in (is_there, True):
-        with explained(name), _checked_answers(name):
-            _client().hf_hub_download(
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
+            """Of how fast they come."""
+
+    if remote.matches(path):
+        return path
+    for again in (path.is_file(), True):
+        with _asking(name) as api:
+            api.hf_hub_download(
                 name.repo,
                 file,
                 revision=listing.commit.revision,
@@ -341,13 +337,13 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     Raises:
         HubError: There is no token, it may not write there, or the Hub does not answer.
     """
-    from huggingface_hub import CommitOperationAdd, constants
+    from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
-    with explained(name, writing=True):
-        api, timeout = _client(), constants.HF_HUB_ETAG_TIMEOUT
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    with _asking(name, writing=True) as api:
         if name.revision:
             api.model_info(name.repo, revision=name.revision, timeout=timeout)
         api.create_repo(name.repo, private=private, exist_ok=True)
@@ -361,44 +357,44 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     return commit.commit_url
 
 
+# What the Hub answers.
+
+
 def reach(timeout_s: float) -> str:
     """Ask the Hub for anything at all, and return its address."""
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import get_session
 
-    with explained(HubName("the Hub")):
+    hub = HubName("the Hub")
+    try:
         answer = get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s)
-    if answer.status_code >= 500:
-        raise HubError(f"the Hub has a problem ({answer.status_code}). Try again later.")
-    return endpoint()
+    except Exception as error:
+        raise _explained(hub, error) from error
+    if busy := _busy(answer):
+        raise HubError(f"{hub}: {busy}")
+    return _endpoint()
 
 
-def endpoint() -> str:
+def _endpoint() -> str:
     """The Hub's address, without a password."""
-    from huggingface_hub import constants
-
     return without_passwords(constants.ENDPOINT)
 
 
-def _client() -> HfApi:
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="mcspex", library_version=__version__)
-
-
 @contextmanager
-def _checked_answers(name: HubName) -> Iterator[None]:
-    """Check each answer to the client within the block before the client uses it.
+def _asking(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
+    """Give the Hub's client, whose answers are checked and whose errors become ours.
 
     Raises:
-        HubError: A header of which the client makes a path is not a checksum; or the Hub is too
-            busy, where the client would try again for as long as the Hub likes.
+        HubError: The Hub does not give or take what is asked for. It is busy, where the client
+            would try again for as long as the Hub likes. Or a header, of which the client makes
+            a path, is not a checksum.
+        OutputError: The reason is this disk.
     """
-    from huggingface_hub import set_client_factory
+    from huggingface_hub import HfApi, set_client_factory
     from huggingface_hub.utils import _http
 
     def check(response: Any) -> None:
-        headers = response.headers
-        if busy := _busy(response):
+        headers, busy = response.headers, _busy(response)
+        if busy and not writing:
             raise HubError(f"{name}: {busy}")
         commit = headers.get("X-Repo-Commit")
         etag = headers.get("X-Linked-Etag") or headers.get("ETag")
@@ -415,26 +411,14 @@ def _checked_answers(name: HubName) -> Iterator[None]:
     factory = _http._GLOBAL_CLIENT_FACTORY
     set_client_factory(checked)
     try:
-        yield
-    finally:
-        set_client_factory(factory)
-
-
-@contextmanager
-def explained(name: HubName, *, writing: bool = False) -> Iterator[None]:
-    """Turn whatever the Hub's client raises in the block into one of our errors.
-
-    Raises:
-        HubError: The reason is the Hub, or the connection to it.
-        OutputError: The reason is this disk.
-    """
-    try:
         with silenced():
-            yield
+            yield HfApi(library_name="mcspex", library_version=__version__)
     except McspexError:
         raise
     except Exception as error:
-        raise _explanation(name, error, writing=writing) from error
+        raise _explained(name, error, writing=writing) from error
+    finally:
+        set_client_factory(factory)
 
 
 @contextmanager
@@ -452,13 +436,13 @@ def silenced() -> Iterator[None]:
         client_logging.set_verbosity(verbosity)
 
 
-def _explanation(name: HubName, error: BaseException, *, writing: bool) -> McspexError:
+def _explained(name: HubName, error: BaseException, *, writing: bool = False) -> McspexError:
     """Return our error for one of the client's."""
     from huggingface_hub import errors
 
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or type(error) is RuntimeError
     if wrapped and error.__cause__:
-        return _explanation(name, error.__cause__, writing=writing)
+        return _explained(name, error.__cause__, writing=writing)
     reason = str(error).partition("\n")[0] or type(error).__name__
     match error:
         case errors.HfHubHTTPError():
@@ -474,7 +458,7 @@ def _explanation(name: HubName, error: BaseException, *, writing: bool) -> Mcspe
         case _ if reason.startswith("Consistency check"):
             text = "a file came with another size than announced. Try again later."
         case OSError() | ImportError() | errors.HTTPError():  # type: ignore[attr-defined]
-            text = f"cannot reach {endpoint()} ({reason}). Check the connection. Models on this "
+            text = f"cannot reach {_endpoint()} ({reason}). Check the connection. Models on this "
             text += "disk work without it."
         case _:
             text = _not_a_hub()
@@ -485,18 +469,17 @@ def _refusal(name: HubName, error: HfHubHTTPError, *, writing: bool) -> str:
     """Say what an answer with an error status means."""
     from huggingface_hub import errors, get_token
 
-    status = error.response.status_code
-    is_unknown = isinstance(error, errors.RepositoryNotFoundError)
+    status, unknown = error.response.status_code, isinstance(error, errors.RepositoryNotFoundError)
     match error:
         case errors.GatedRepoError():
-            text = f"gated. Ask for access at {endpoint()}/{name.repo}, then {_LOG_IN}."
+            text = f"gated. Ask for access at {_endpoint()}/{name.repo}, then {_LOG_IN}."
         case errors.RevisionNotFoundError():
             text = f"has no revision {name.revision or 'main'}. Leave it out, or name another."
-        case _ if status == 401 and not is_unknown and get_token() is not None:
+        case _ if status == 401 and not unknown and get_token() is not None:
             text = "the Hub rejects your token (401). Remove it, or set another."
         case _ if writing and status in {401, 403, 404}:
             text = f"you may not write there ({status}). With a token that may, {_LOG_IN}."
-        case errors.RepositoryNotFoundError():
+        case _ if unknown:
             text = "no such folder, and no such model on the Hub. Check the name; if it is "
             text += f"private, {_LOG_IN}."
         case _ if status in {401, 403}:
@@ -518,4 +501,4 @@ def _busy(response: Any) -> str:
 
 
 def _not_a_hub() -> str:
-    return f"{endpoint()} does not answer as the Hub does. Check HF_ENDPOINT, proxy and firewall."
+    return f"{_endpoint()} does not answer as the Hub does. Check HF_ENDPOINT, proxy and firewall."

@@ -388,9 +388,11 @@ CHECKS: dict[str, Check] = {
 
 def check_hub(*, offline: bool) -> tuple[str, ...]:
     """Whether the Hugging Face Hub answers."""
+    from huggingface_hub import constants
+
     from mcspex_cli.checkpoint import hub
 
-    if offline or hub.is_offline():
+    if offline or constants.HF_HUB_OFFLINE:
         reason = "--offline" if offline else "HF_HUB_OFFLINE is set"
         return OK, f"not asked: {reason}. Models on this disk work"
     answers: list[tuple[str, ...]] = []
@@ -420,8 +422,8 @@ def check_model(folder: Path) -> tuple[str, ...]:
         info = find_checkpoint(folder)
     except CheckpointError as error:
         return FAILED, _parts(error)[0], _REPAIR
-    if problems := verify(info, offline=True).problems:
-        return FAILED, problems[0].partition(". ")[0], _REPAIR
+    if problem := verify(info):
+        return FAILED, problem.partition(". ")[0], _REPAIR
     return OK, f"bundled, {info.weight_bytes / 1e6:.1f} MB, checksum good"
 
 

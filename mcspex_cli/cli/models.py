@@ -103,13 +103,13 @@ def pull(
     HF_TOKEN and HF_HUB_OFFLINE mean what they mean to other programs.
     """
     from mcspex_cli.checkpoint.checkpoint import bundled
-    from mcspex_cli.checkpoint.hub import parse_name
+    from mcspex_cli.checkpoint.hub import HubName
 
     if name in bundled():
         raise CheckpointError(f"{name}: comes with mcspex, so there is nothing to download.")
-    parsed = parse_name(name if revision is None else f"{name}@{revision}")
+    parsed = HubName.parse(name if revision is None else f"{name}@{revision}")
     if parsed is None:
-        wrong = f"--revision {revision}" if revision and parse_name(name) else name
+        wrong = f"--revision {revision}" if revision and HubName.parse(name) else name
         raise click.UsageError(f"{wrong} is not of the form org/name[@revision].")
     options.download(parsed, quiet=quiet)
 
@@ -125,7 +125,7 @@ def verify(
 
     Without a NAME: every model of `mcspex models list`.
     """
-    from mcspex_cli.checkpoint import checkpoint
+    from mcspex_cli.checkpoint import checkpoint, hub
 
     infos, damaged = ([], []) if names else checkpoint.available()
     for name in names:
@@ -137,14 +137,20 @@ def verify(
         console.error(str(failure))
     bad = len(damaged)
     for info in infos:
-        verdict = checkpoint.verify(info, offline=offline)
-        bad += bool(verdict.problems)
-        for problem in verdict.problems:
+        problem, compared = checkpoint.verify(info), "its config"
+        problems = [problem] if problem else []
+        if info.revision and not offline:
+            try:
+                wrong = hub.mismatches(hub.HubName(info.name, info.revision))
+                problems += [f"{file}: differs from the Hub's. {info.remedy}" for file in wrong]
+                compared = "its config and the Hub"
+            except CheckpointError as error:
+                console.warn(f"not compared with the Hub. {error}")
+        for problem in problems:
             console.error(f"{info.label}: {problem}")
-        if verdict.hub_error:
-            console.warn(f"not compared with the Hub. {verdict.hub_error}")
-        if not verdict.problems:
-            console.text(f"{info.label}: good, compared with {verdict.compared}\n")
+        if not problems:
+            console.text(f"{info.label}: good, compared with {compared}\n")
+        bad += bool(problems)
     if bad:
         total = console.count(len(infos) + len(damaged), "model")
         raise CheckpointError(f"{bad} of {total} damaged or missing, see above.")
@@ -164,7 +170,7 @@ def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
     from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.checkpoint import downloads_of
 
-    parsed = hub.parse_name(name)
+    parsed = hub.HubName.parse(name)
     commits = downloads_of(parsed) if parsed else []
     if not commits:
         raise CheckpointError(
@@ -216,28 +222,25 @@ def convert(
     from mcspex_cli.checkpoint.checkpoint import check_replaceable
 
     file = Path(source)
-    if file.exists() and not file.is_dir():
-        if file.parent.resolve() == output.resolve():
-            raise OutputError(f"{output}: is the folder of {file.name}. Name another folder.")
-        check_replaceable(output, overwrite=overwrite)
-        beside = file.parent / "mdl.json"
-        config = config or (beside if beside.is_file() else None)
-        converted = conversion.convert(file, config, sample_rate or 8000)
-        conversion.save_conversion(converted, file, output, licence, half=half)
-        for note in converted.notes:
-            console.say(note)
-        console.say(f"{output}  (SpEx+, from the layers of {converted.layout})")
-        return
-    if sample_rate is None or config is not None:
+    is_file = file.exists() and not file.is_dir()
+    if not is_file and (sample_rate is None or config is not None):
         raise click.UsageError(
             f"{source} is not a file. For a model, give --sample-rate and no --config."
         )
     check_replaceable(output, overwrite=overwrite)
-    info = options.find_model(source, offline=offline)
-    if info.folder.resolve() == output.resolve():
-        raise OutputError(f"{output}: is the model itself. Name another folder.")
-    conversion.save_at_sample_rate(info, sample_rate, output, licence, half=half)
-    console.say(f"{output}  ({info.label} at {sample_rate} Hz)")
+    info = None if is_file else options.find_model(source, offline=offline)
+    if (info.folder if info else file.parent).resolve() == output.resolve():
+        raise OutputError(f"{output}: {source} is in it. Name another folder.")
+    if info and sample_rate:
+        made = conversion.resample(info, sample_rate)
+    else:
+        beside = file.with_name("mdl.json")
+        config = config or (beside if beside.is_file() else None)
+        made = conversion.convert(file, config, sample_rate or 8000)
+    made.save(output, licence, half=half)
+    for note in made.notes:
+        console.say(note)
+    console.say(f"{output}  ({made.summary})")
 
 
 @options.command(models)
@@ -292,7 +295,7 @@ def push(
     from mcspex_cli.checkpoint.card import prepare_publication
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
-    target = hub.parse_name(name)
+    target = hub.HubName.parse(name)
     if target is None:
         raise click.UsageError(f"{name} is not of the form org/name[@branch].")
     info = find_checkpoint(model, offline=True)
@@ -388,7 +391,6 @@ def _facts(info: CheckpointInfo) -> dict[str, Any]:
 
 def _columns(info: CheckpointInfo) -> tuple[str, str, str, str]:
     """Return its system, sample rate, size and source, for people."""
-    from mcspex_cli.checkpoint.card import title
     from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 
     rate = f"{info.config.sample_rate_hz / 1000:g} kHz"
@@ -398,4 +400,4 @@ def _columns(info: CheckpointInfo) -> tuple[str, str, str, str]:
         source = ", ".join(["the Hub", *info.refs, info.revision[:12]])
     elif source == "bundled" and info.name == DEFAULT_MODEL:
         source += ", the default"
-    return title(info), rate, size, source
+    return info.title, rate, size, source

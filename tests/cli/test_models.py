@@ -964,9 +964,9 @@ def test_convert_keeps_its_source_and_the_current_folder(
     model = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     for words, message in (
         ((best, "-o", best), "is a file. Name a folder."),
-        ((best, "-o", best.parent, "--overwrite"), "is the folder of best.pt.tar."),
+        ((best, "-o", best.parent, "--overwrite"), "best.pt.tar is in it. Name another folder."),
         ((best, "-o", "."), ".: is the current folder, or above it."),
-        ((model, "-o", model, "--sample-rate", 16000, "--overwrite"), "is the model itself."),
+        ((model, "-o", model, "--sample-rate", 16000, "--overwrite"), f"{model} is in it."),
     ):
         done = run("models", "convert", *words)
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
