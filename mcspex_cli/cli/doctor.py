@@ -27,7 +27,7 @@ import click
 
 import mcspex_cli
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import CheckpointError, HubError, McspexError, install_extra, line
+from mcspex_cli.errors import CheckpointError, McspexError, install_extra, line
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -175,13 +175,25 @@ def _reinstall(package: str) -> str:
     return f"Install it again: pip install --force-reinstall {package}"
 
 
-def _free_bytes(folder: Path) -> int:
-    """Write a byte where a folder is, or would be made, and count the bytes free there."""
-    there = next(above for above in (folder, *folder.parents) if above.exists())
-    with tempfile.TemporaryFile(dir=there) as file:
-        file.write(b"0")
-        file.flush()
-    return shutil.disk_usage(there).free
+def _room(place: Path, lost: str, setting: str, *, unwritable: str = WARNING) -> tuple[str, ...]:
+    """Whether a folder can be written, where it is or would be made, and has room.
+
+    If it cannot be written, its status is `unwritable`, and what is `lost` does not work. The
+    environment variable `setting` names another folder.
+    """
+    there = next(above for above in (place, *place.parents) if above.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        detail = f"{place} cannot be written ({error.strerror}): {lost}"
+        return unwritable, detail, f"Set {setting} to a folder that can be written."
+    free = shutil.disk_usage(there).free
+    detail = f"{place}, {free / 1e9:.1f} GB free"
+    if free < _ROOM_BYTES:
+        return WARNING, detail, f"Free some space, or set {setting}."
+    return OK, detail
 
 
 def check_mcspex() -> tuple[str, ...]:
@@ -317,56 +329,37 @@ def check_extras() -> tuple[str, ...]:
 
 def check_temporary() -> tuple[str, ...]:
     """Whether temporary files can be made in the folder that TMPDIR names."""
-    chosen = os.environ.get("TMPDIR")
+    lost, chosen = "no temporary files can be made", os.environ.get("TMPDIR")
     try:
         place = Path(tempfile.gettempdir())
-        free = _free_bytes(place)
     except OSError as error:
-        detail = f"no folder for temporary files ({error.strerror})"
-        return FAILED, detail, "Set TMPDIR to a folder, or free some space."
-    detail = f"{place}, {free / 1e9:.1f} GB free"
-    if chosen and Path(chosen).resolve() != place.resolve():
+        return FAILED, f"{lost} ({error.strerror})", "Set TMPDIR to a folder, or free some space."
+    status, detail, *remedy = _room(place, lost, "TMPDIR", unwritable=FAILED)
+    if status != FAILED and chosen and Path(chosen).resolve() != place.resolve():
         detail += f"; TMPDIR={chosen} cannot be written"
         return WARNING, detail, "Set TMPDIR to a folder that can be written."
-    if free < _ROOM_BYTES:
-        return WARNING, detail, "Free some space, or set TMPDIR."
-    return OK, detail
+    return status, detail, *remedy
 
 
 def check_cache() -> tuple[str, ...]:
     """Where downloaded models go: whether it can be written, what is in it, what is free."""
     from mcspex_cli.checkpoint import checkpoint, hub
 
-    place = hub.location()
-    try:
-        free = _free_bytes(place)
-    except OSError as error:
-        detail = f"{place} cannot be written ({error.strerror}): no model can be downloaded"
-        return WARNING, detail, "Set HF_HOME to a folder that can be written."
+    status, detail, *remedy = _room(hub.location(), "no model can be downloaded", "HF_HOME")
     models, damaged = checkpoint.available()
     sizes = [info.weight_bytes for info in models if info.revision]
-    detail = (
-        f"{place}: {len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
-    )
-    if damaged:
-        problem, remedy = _parts(damaged[0])
-        return WARNING, f"{detail}; {problem}", remedy
-    if free < _ROOM_BYTES:
-        return WARNING, detail, "Free some space, or set HF_HOME."
-    return OK, detail
+    detail += f"; {len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB"
+    if damaged and status == OK:
+        problem, *remedy = _parts(damaged[0])
+        return WARNING, f"{detail}; {problem}", *remedy
+    return status, detail, *remedy
 
 
 def check_graphs() -> tuple[str, ...]:
     """Where graphs for ONNX Runtime go."""
     from mcspex_cli.extraction import onnx
 
-    place = onnx.cache()
-    try:
-        _free_bytes(place)
-    except OSError as error:
-        detail = f"{place} cannot be written ({error.strerror}): ONNX graphs cannot be kept"
-        return WARNING, detail, "Set MCSPEX_CACHE to a folder that can be written."
-    return OK, str(place)
+    return _room(onnx.cache(), "ONNX graphs cannot be kept", "MCSPEX_CACHE")
 
 
 CHECKS: dict[str, Check] = {
@@ -400,12 +393,10 @@ def check_hub(*, offline: bool) -> tuple[str, ...]:
     def ask() -> None:
         try:
             answers.append((OK, f"{hub.reach(_HUB_TIMEOUT_S)} answers"))
-        except HubError as error:
+        except McspexError as error:
             detail, remedy = _parts(error)
             advice = f"{_OFFLINE_USE} {remedy.partition(';')[0].rstrip('.')}."
             answers.append((WARNING, detail.removeprefix("the Hub: "), advice))
-        except Exception as error:  # which in a thread would be a traceback
-            answers.append((WARNING, in_words(error), _OFFLINE_USE))
 
     # A thread that may be left behind: no timeout of the client's holds for a name's look-up.
     asking = threading.Thread(target=ask, daemon=True)

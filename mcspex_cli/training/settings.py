@@ -114,6 +114,13 @@ class MixtureSettings:
     reference_room: Probability = 0.0
     reference_narrow_band: Probability = 0.0
 
+    def __post_init__(self) -> None:
+        if self.same_sex and not self.speakers_csv:
+            raise ValueError(
+                "same_sex needs to know the speakers. Add speakers_csv, a list of CSV files with "
+                "the columns speaker and sex."
+            )
+
     def to_dict(self) -> dict[str, object]:
         """The settings for a checkpoint's provenance: of paths, only the last name."""
         settings: dict[str, object] = msgspec.to_builtins(self, enc_hook=lambda path: path.name)
@@ -188,9 +195,7 @@ class TrainSettings:
     @classmethod
     def read_mixtures(cls, path: Path) -> MixtureSettings:
         """Read the table [mixtures] of a TOML file as `read` does, whatever else is in it."""
-        settings = _convert(path, _read_tables(path), "mixtures", MixtureSettings)
-        _check_sexes(path, settings)
-        return settings
+        return _convert(path, _read_tables(path), "mixtures", MixtureSettings)
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
@@ -232,7 +237,10 @@ def _convert(path: Path, tables: dict[str, Any], name: str, kind: type[_Table]) 
     for key, hint in hints.items():
         if hint is Path and key not in values:
             values[key] = path.parent / getattr(kind(), key)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{path}: [{name}] {error}") from error
 
 
 def _limits(hint: Any) -> Limits | None:
@@ -274,7 +282,6 @@ def _check(path: Path, settings: TrainSettings) -> None:
                 f'{path}: [model] {key} = "{value}" must be one of {", ".join(known)}.'
             )
     defaults, mixtures = MixtureSettings(), settings.mixtures
-    _check_sexes(path, mixtures)
     changed = [key for key in _ONLY_DRAWN if getattr(mixtures, key) != getattr(defaults, key)]
     if settings.data.mixing == "given" and changed:
         raise ConfigError(
@@ -288,12 +295,3 @@ def _check(path: Path, settings: TrainSettings) -> None:
         )
     if not settings.data.train:
         raise ConfigError(f"{path}: [data] train must name one or more folders of speakers.")
-
-
-def _check_sexes(path: Path, mixtures: MixtureSettings) -> None:
-    """Refuse to mix people of one sex where nothing says who is of which."""
-    if mixtures.same_sex and not mixtures.speakers_csv:
-        raise ConfigError(
-            f"{path}: [mixtures] same_sex needs to know the speakers. Add speakers_csv, "
-            "a list of CSV files with the columns speaker and sex."
-        )

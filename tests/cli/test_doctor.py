@@ -312,7 +312,7 @@ def test_a_cache_says_what_it_has(hub: Hub, tiny_folder: Path) -> None:
     info = checkpoint.find_checkpoint("ann/tiny")
     found = run(checks.check_cache)
     assert found.status == OK
-    assert f": 1 downloaded, {info.weight_bytes / 1e6:.1f} MB; " in found.detail
+    assert found.detail.endswith(f"GB free; 1 downloaded, {info.weight_bytes / 1e6:.1f} MB")
     (info.folder / "model.safetensors").unlink()
     found = run(checks.check_cache)
     assert (found.status, "is missing" in found.detail) == (WARNING, True)
