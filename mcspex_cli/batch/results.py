@@ -24,9 +24,9 @@ from mcspex_cli.batch.journal import FOLDER, Done, Journal, JournalWriter
 from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, Locations, fingerprint
 from mcspex_cli.errors import McspexError
-from mcspex_cli.evaluation import comparison, page, summary
+from mcspex_cli.evaluation import page, report, summary
+from mcspex_cli.evaluation.comparison import SystemOutputs, batch_system, compare_systems
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
-from mcspex_cli.evaluation.summary import Report, read_groups
 
 _logger = logging.getLogger("mcspex")
 
@@ -37,6 +37,9 @@ _QUIET_S, _WRITING_S = 2, 600
 
 _SCORED_AT_ONCE = 1000
 """Files that are copied from an object store before they are scored."""
+
+_INPUTS = ("mixture", "references", "span", "truth")
+"""What rows and the list of failures have of a task's inputs."""
 
 _OF_THE_RUN = (
     *("elapsed_s", "real_time_factor", "device", "precision", "runtime", "passes"),
@@ -124,39 +127,35 @@ def write(
     group_by: str | None = None,
     *,
     quiet: bool = False,
-) -> tuple[Report, dict[str, Any]]:
+) -> tuple[summary.Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
     Returns:
         The report, and the content of run.json.
     """
-    key, locations = settings.fingerprint(), Locations(plan.folder)
-    done, rows, failures = list[Done](), list[dict[str, Any]](), list[dict[str, Any]]()
     with _one_at_a_time(plan.folder, quiet=quiet), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
-        for task in plan.tasks:
-            inputs = {
-                "mixture": locations.of(task.mixture)[1],
-                "references": [locations.of(path)[1] for path in task.references],
-                **({"span": list(task.spans)} if task.spans else {}),
-                "truth": locations.of(task.truth)[1] if task.truth else None,
+        done, rows = _rows(plan, journal, settings, scoring)
+        failures = [
+            {
+                **{"id": task.id, **{key: row[key] for key in _INPUTS if key in row}},
+                **{"output": task.output, RESIDUAL: task.residual, ACTIVITY: task.activity},
+                "reason": row["note"],
             }
-            if result := journal.result(task, key):
-                done.append(result)
-                score_key = _score_key(task, result, scoring, locations)
-                row = _row(task, result, journal.scores.get((task.id, score_key)))
-            elif reason := journal.failure(task, key):
-                row = {"status": Status.FAILED, "note": reason}
-                names = {"output": task.output, RESIDUAL: task.residual, ACTIVITY: task.activity}
-                failures.append({"id": task.id, **inputs, **names, "reason": reason})
-            else:
-                row = {"status": Status.PENDING, "note": ""}
-            places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
-            outputs = {"estimate": places[AUDIO]} | {k: places.get(k) for k in (RESIDUAL, ACTIVITY)}
-            rows.append({**row, "name": task.id, **inputs, **outputs})
+            for task, row in zip(plan.tasks, rows, strict=True)
+            if row["status"] == Status.FAILED
+        ]
         record = _record(plan, journal, settings, command, done, len(failures))
-        document = summary.report(rows, groups=read_groups(groups, group_by) if groups else None)
-        texts = {RECORD: json.dumps(record, indent=2) + "\n"}
+        by_group = summary.read_groups(groups, group_by) if groups else None
+        document = summary.report(rows, groups=by_group)
+        texts = {
+            RECORD: json.dumps(record, indent=2) + "\n",
+            "report.json": report.as_json(document),
+            "report.csv": report.as_csv(document),
+        }
+        html, last = folder / "report.html", folder / "report.json"
+        if not last.is_file() or last.read_bytes() != texts[last.name].encode():
+            html.unlink(missing_ok=True)  # so that none is left that belongs to another report
         # In a store, where nothing is removed, an empty list says that nothing failed.
         if failures or folder != plan.folder:
             texts[FAILED] = "".join(json.dumps(failure) + "\n" for failure in failures)
@@ -164,32 +163,59 @@ def write(
             (folder / FAILED).unlink(missing_ok=True)
         for name, text in texts.items():
             with files.whole(folder / name) as partial:
-                partial.write_bytes(text.encode())
-        html, path = folder / "report.html", folder / "report.json"
-        if not path.is_file() or path.read_bytes() != summary.as_json(document).encode():
-            html.unlink(missing_ok=True)  # so that none is left that belongs to another report
-        summary.write(path, document)
-        # When a voice speaks is too long for a cell of a table.
-        short = [{k: v for k, v in row.items() if k != "segments"} for row in document.rows]
-        summary.write(folder / "report.csv", replace(document, rows=short))
+                partial.write_bytes(text.encode("utf-8", "surrogateescape"))
         if done and not html.exists():
-            look = page.PageSettings(
-                groups=groups, group_by=group_by, overwrite=True, title=plan.folder.resolve().name
-            )
+            title = plan.folder.resolve().name
+            look = page.PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
             with tempfile.TemporaryDirectory() as scratch:
-                system = comparison.batch_system(folder, settings.model.name, rows)
+                system = batch_system(folder, settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
     return document, record
 
 
+def _rows(
+    plan: BatchPlan, journal: Journal, settings: BatchSettings, scoring: ScoreSettings
+) -> tuple[list[Done], list[dict[str, Any]]]:
+    """The results that there are, and a row of the report for each task."""
+    key, locations = settings.fingerprint(), Locations(plan.folder)
+    results, rows = list[Done](), list[dict[str, Any]]()
+    for task in plan.tasks:
+        row: dict[str, Any] = {"status": Status.PENDING, "note": ""}
+        if done := journal.result(task, key):
+            results.append(done)
+            score = journal.scores.get((task.id, _score_key(task, done, scoring, locations)))
+            row = _row(task, done, score or {"status": Status.DONE, "note": ""})
+        elif reason := journal.failure(task, key):
+            row = {"status": Status.FAILED, "note": reason}
+        places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
+        row |= {
+            "name": task.id,
+            "mixture": locations.of(task.mixture)[1],
+            "references": [locations.of(path)[1] for path in task.references],
+            **({"span": list(task.spans)} if task.spans else {}),
+            "truth": locations.of(task.truth)[1] if task.truth else None,
+            "estimate": places[AUDIO],
+            **{kind: places.get(kind) for kind in (RESIDUAL, ACTIVITY)},
+        }
+        rows.append(row)
+    return results, rows
+
+
+def _row(task: Task, done: Done, score: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a task's result, and its score."""
+    row = {name: value for name, value in done.row.items() if name not in _OF_THE_RUN}
+    row["warnings"] = [text.replace(task.mixture, task.id) for text in row.get("warnings", ())]
+    return row | {name: v for name, v in score.items() if v is not None or name not in row}
+
+
 def _with_sounds(
-    system: comparison.SystemOutputs, plan: BatchPlan, look: page.PageSettings, scratch: Path
-) -> comparison.SystemOutputs:
+    system: SystemOutputs, plan: BatchPlan, look: page.PageSettings, scratch: Path
+) -> SystemOutputs:
     """The outputs with copies on this disk of the sounds of the cases that their page shows."""
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
     if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
         return system
-    shown = comparison.compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
+    shown = compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
     cases = dict(system.outputs)
     for task in plan.tasks:
         if task.id in shown and (case := cases[task.id]).estimate:
@@ -201,14 +227,6 @@ def _with_sounds(
     return replace(system, outputs=cases)
 
 
-def _row(task: Task, done: Done, score: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is known of a task's result, and its score if there is one."""
-    row = {name: value for name, value in done.row.items() if name not in _OF_THE_RUN}
-    row["warnings"] = [text.replace(task.mixture, task.id) for text in row["warnings"]]
-    scores = score or {"status": Status.DONE, "note": ""}
-    return row | {name: v for name, v in scores.items() if v is not None or name not in row}
-
-
 def _record(
     plan: BatchPlan,
     journal: Journal,
@@ -218,7 +236,7 @@ def _record(
     failed: int,
 ) -> dict[str, Any]:
     """The content of run.json: what was done, by which versions and model, and how fast."""
-    rows = [one.row for one in done]
+    rows = [result.row for result in done]
     worked_s = sum(run["audio_s"] for run in journal.runs)
     wall_s = sum(run["wall_s"] for run in journal.runs)
     return {
@@ -236,7 +254,7 @@ def _record(
         "files": len(plan.tasks),
         "done": len(done),
         "failed": failed,
-        "audio_s": round(sum(one.seconds for one in done), 3),
+        "audio_s": round(sum(result.seconds for result in done), 3),
         "wall_s": round(wall_s, 3),
         "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
         "runs": journal.runs,

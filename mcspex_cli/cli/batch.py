@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -280,7 +281,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     )
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
-    _show_results(work, report, record, shown=shown, quiet=request.quiet)
+    _show_results(work, report, record, scoring.metrics, shown=shown, quiet=request.quiet)
     if failed:
         place = f"{storage.name(folder)}/{results.FAILED}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {place}.")
@@ -400,12 +401,18 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
 
 
 def _show_results(
-    work: WorkList, report: Report, record: dict[str, Any], *, shown: bool, quiet: bool
+    work: WorkList,
+    report: Report,
+    record: dict[str, Any],
+    metrics: Sequence[str],
+    *,
+    shown: bool,
+    quiet: bool,
 ) -> None:
     """Say what was done, how good it is, what the means leave out, and what is left to do."""
     from mcspex_cli.batch import storage
     from mcspex_cli.evaluation.metrics import BY_COLUMN
-    from mcspex_cli.evaluation.summary import absences
+    from mcspex_cli.evaluation.report import absences
 
     has_truth = any(task.truth for task in work.plan.tasks)
     if shown and report.summary.metrics:
@@ -423,7 +430,7 @@ def _show_results(
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
     if has_truth:
-        score.say_remarks(report, quiet=quiet)
+        score.say_remarks(report, metrics, quiet=quiet)
     if pending := report.summary.statuses.get("pending", 0):
         left = console.count(pending, "file")
         console.warn(f"{left} left to do, by other shards or another run.")

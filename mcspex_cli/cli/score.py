@@ -39,7 +39,7 @@ class MetricsOption(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option and its help."""
         from mcspex_cli.evaluation.metrics import METRICS
-        from mcspex_cli.evaluation.summary import REPORT_FORMATS
+        from mcspex_cli.evaluation.report import REPORT_FORMATS
 
         self.help = (self.help or "").format(
             metrics=",".join(METRICS),
@@ -50,7 +50,7 @@ class MetricsOption(click.Option):
 
 
 def _formats() -> dict[str, str]:
-    from mcspex_cli.evaluation.summary import REPORT_FORMATS
+    from mcspex_cli.evaluation.report import REPORT_FORMATS
 
     return dict.fromkeys(["table", *REPORT_FORMATS], "")
 
@@ -183,65 +183,43 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli import Extractor, files
-    from mcspex_cli.evaluation import metrics, recognition, scoring, summary
+    from mcspex_cli import Extractor
+    from mcspex_cli.evaluation import metrics, report, scoring, summary
     from mcspex_cli.extraction.reference import check_sources
 
     _check_usage(request)
     limits = (*request.fail_under, *request.fail_over)
+    of_words = [m.name for m in metrics.METRICS.values() if "transcript" in m.needs]
     metrics.check_installed(
-        [*(["wer"] if request.transcripts else []), *(limit.metric for limit in limits)]
+        [*(of_words if request.transcripts else ()), *(limit.metric for limit in limits)]
     )
-    inputs = [
-        place
-        for place in (
-            *(request.estimates, request.truth, request.mixtures, *request.interferers),
-            *(*request.references, request.reference_folder, request.transcripts),
-        )
-        if place
-    ]
-    for place in inputs:
-        files.check_exists(place)
-    summary.check_outputs(request.outputs, [*inputs, request.groups, request.baseline])
+    report.check_outputs(request.outputs, [*_inputs(request), request.groups, request.baseline])
     groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
-    baseline = summary.read_baseline(request.baseline) if request.baseline else None
-    pairings = scoring.pair(request.estimates, request.truth, request.mixtures, request.interferers)
-    if request.references or request.reference_folder:
-        pairings = _add_references(pairings, request)
-    if not request.truth or pairings[0].references:
-        pairings = recognition.add_presences(pairings, request.estimates)
-    if request.transcripts:
-        pairings = recognition.add_transcripts(pairings, request.transcripts)
-    sources = {
-        "target": request.truth,
-        "mixture": request.mixtures,
-        "interferers": request.interferers,
-        "reference": pairings[0].references,
-        "transcript": request.transcripts,
-        "batch": any(pairing.presence is not None for pairing in pairings),
-    }
-    chosen = choose_metrics(request.metrics, {need for need, source in sources.items() if source})
+    baseline = report.read_baseline(request.baseline) if request.baseline else None
+    pairings = _pair(request)
+    chosen = choose_metrics(request.metrics, _given(request, pairings))
     settings = scoring.ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
+    needs = {need for name in chosen for need in metrics.METRICS[name].needs}
     compare_with = transcribe = None
-    if "wer" in chosen:
-        transcribe = recognition.open_transcriber(request.whisper)
-    if {"similarity", "similarity_i"}.intersection(chosen):
+    if "transcript" in needs:
+        transcribe = metrics.open_transcriber(request.whisper)
+    if "reference" in needs:
         model = options.find_model(request.model, offline=request.offline)
         clips = dict.fromkeys(clip for pairing in pairings for clip in pairing.references)
         check_sources(clips, model)
-        compare_with = recognition.open_verifier(Extractor.load(model), console.warn)
+        compare_with = metrics.open_verifier(Extractor.load(model), console.warn)
     scores = scoring.score_files(pairings, settings, request.workers, compare_with, transcribe)
     rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
     missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
     result = summary.report(rows, missing, groups, baseline)
     show(result, "json" if request.as_json else request.form, every=request.every)
-    say_remarks(result)
+    say_remarks(result, chosen)
     if not request.truth:
         console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
     for place in request.outputs:
-        summary.write(place, result)
+        report.write(place, result)
         console.say(str(place))
-    conclude(result, limits)
+    conclude(result, limits, chosen)
 
 
 def _check_usage(request: ScoreRequest) -> None:
@@ -254,6 +232,7 @@ def _check_usage(request: ScoreRequest) -> None:
             "--transcripts or --metrics."
         )
     check_reference_usage(request.references, request.reference_folder, request.pattern)
+    check_group_usage(request.groups, request.group_by)
     if request.interferers and not request.truth:
         raise click.UsageError("--interferers are compared with the truth; add --truth.")
     if channel and channel != "mix" and not channel.isdecimal():
@@ -268,6 +247,41 @@ def check_reference_usage(
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
     if pattern is not None and not folder:
         raise click.UsageError("--pattern says which of --refs belongs to which file; add --refs.")
+
+
+def check_group_usage(groups: Path | None, column: str | None) -> None:
+    """Refuse --group-by without --groups."""
+    if column and not groups:
+        raise click.UsageError("--group-by names a column of --groups; add --groups.")
+
+
+def _inputs(request: ScoreRequest) -> list[Path]:
+    """The files and folders to compare, each of which has to be there."""
+    from mcspex_cli.files import check_exists
+
+    places = [
+        *(request.estimates, request.truth, request.mixtures, *request.interferers),
+        *(*request.references, request.reference_folder, request.transcripts),
+    ]
+    inputs = [place for place in places if place]
+    for place in inputs:
+        check_exists(place)
+    return inputs
+
+
+def _pair(request: ScoreRequest) -> list[Pairing]:
+    """Each estimate with the files that it is compared with, its words and its presence."""
+    from mcspex_cli.evaluation import report, scoring
+
+    pairings = scoring.pair(request.estimates, request.truth, request.mixtures, request.interferers)
+    if request.references or request.reference_folder:
+        pairings = _add_references(pairings, request)
+    if not request.truth or pairings[0].references:
+        presences = report.read_presences(request.estimates)
+        pairings = [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
+    if request.transcripts:
+        pairings = scoring.add_transcripts(pairings, request.transcripts)
+    return pairings
 
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
@@ -294,6 +308,19 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
             problems.append(f"{pairing.estimate}: {error}")
     refuse(problems)
     return results
+
+
+def _given(request: ScoreRequest, pairings: Sequence[Pairing]) -> set[str]:
+    """What there is to compare with, as `Metric.needs` names it."""
+    sources = {
+        "target": request.truth,
+        "mixture": request.mixtures,
+        "interferers": request.interferers,
+        "reference": pairings[0].references,
+        "transcript": request.transcripts,
+        "batch": any(pairing.presence is not None for pairing in pairings),
+    }
+    return {need for need, source in sources.items() if source}
 
 
 def choose_metrics(
@@ -337,38 +364,41 @@ def show(
 
     `hidden` are columns that the table leaves out.
     """
-    from mcspex_cli.evaluation import summary
+    from mcspex_cli.evaluation.report import REPORT_FORMATS, tables
 
     if form != "table":
-        console.text(summary.REPORT_FORMATS[form][1](report))
+        console.text(REPORT_FORMATS[form][1](report))
         return
-    for table in summary.tables(report, every=every, hidden=hidden):
+    for table in tables(report, every=every, hidden=hidden):
         console.table(table.headings, table.rows, table.footer, table.title)
 
 
-def say_remarks(report: Report, *, quiet: bool = False) -> None:
+def say_remarks(report: Report, metrics: Sequence[str], *, quiet: bool = False) -> None:
     """Say on stderr which files were not scored, and what a reader of the means has to know.
 
-    With `quiet`, only what is wrong. If there is only one file, `conclude` says its reason.
+    `metrics` are the names of those that were to be computed. With `quiet`, only what is wrong is
+    said. If there is only one file, `conclude` says its reason.
     """
-    from mcspex_cli.evaluation import summary
+    from mcspex_cli.evaluation.report import confusion, remarks
     from mcspex_cli.evaluation.scoring import Status
 
     for row in report.rows if len(report.rows) > 1 else ():
         if row["status"] in Status.REFUSED:
             console.error(row["note"])
-    for line in summary.remarks(report):
+    for line in remarks(report, metrics):
         console.warn(line)
     if quiet:
         return
     if Status.FLIPPED in report.summary.statuses:
         console.say("Nobody hears a flipped sign. --flipped-ok counts such files.")
-    if line := summary.confusion(report):
+    if line := confusion(report):
         console.say(line)
 
 
-def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
+def conclude(report: Report, limits: Sequence[Limit] = (), metrics: Sequence[str] = ()) -> None:
     """End a command as its scores deserve, after everything is printed.
+
+    `metrics` are the names of those that were to be computed.
 
     Raises:
         McspexError: no file could be scored, or a limit is on a metric without a value.
@@ -378,23 +408,23 @@ def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
     from mcspex_cli.evaluation.metrics import METRICS
     from mcspex_cli.evaluation.scoring import Status
 
-    refused = sum(row["status"] in Status.REFUSED for row in report.rows)
-    if refused and len(report.rows) == 1:
-        raise McspexError(report.rows[0]["note"])
+    count = len(report.rows)
+    refused = [row["note"] for row in report.rows if row["status"] in Status.REFUSED]
+    if refused and count == 1:
+        raise McspexError(refused[0])
     if refused:
-        kind = McspexError if refused == len(report.rows) else PartialFailure
-        raise kind(f"{refused} of {len(report.rows)} files could not be scored, see above.")
+        kind = McspexError if len(refused) == count else PartialFailure
+        raise kind(f"{len(refused)} of {count} files could not be scored, see above.")
     reasons = []
     for limit in limits:
         metric = METRICS[limit.metric]
-        if metric.column not in report.summary.metrics:
-            raise McspexError(
-                f"--fail-{limit.side} {limit.metric}: no file has a value. Is it in --metrics?"
-            )
-        mean = report.summary.metrics[metric.column].mean
-        if mean > limit.value if limit.side == "over" else mean < limit.value:
-            text = f"mean {metric.heading} {metric.text(mean)} is {limit.side} {limit.value:g}"
-            reasons.append(text)
+        spread = report.summary.metrics.get(metric.column)
+        if spread is None:
+            advice = "See above." if limit.metric in metrics else "Is it in --metrics?"
+            raise McspexError(f"--fail-{limit.side} {limit.metric}: no file has a value. {advice}")
+        if spread.mean > limit.value if limit.side == "over" else spread.mean < limit.value:
+            mean = f"mean {metric.heading} {metric.text(spread.mean)}"
+            reasons.append(f"{mean} is {limit.side} {limit.value:g}")
     if reasons:
         raise BelowThreshold(f"{'; '.join(reasons)}.")
 
@@ -426,6 +456,7 @@ def _page_settings(
     values = locals()  # the options are called like the fields of `PageSettings`
     from mcspex_cli.evaluation.page import PageSettings
 
+    check_group_usage(groups, group_by)
     return PageSettings(**values)
 
 

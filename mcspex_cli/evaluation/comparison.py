@@ -14,6 +14,7 @@ from mcspex_cli import files
 from mcspex_cli.errors import PairingError
 from mcspex_cli.evaluation import scoring, summary
 from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, INPUT_METRICS, METRICS, Metric
+from mcspex_cli.evaluation.report import listed, read_batch
 from mcspex_cli.evaluation.scoring import Pairing, Status
 from mcspex_cli.evaluation.summary import numbers
 
@@ -25,9 +26,6 @@ REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 
 SETTINGS = scoring.ScoreSettings(BUILT_IN, flipped_ok=True)
 """How outputs without a score are scored: quickly, and without regard to the sign."""
-
-NAMED = 5
-"""Cases that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def read_system(folder: Path, label: str = "") -> SystemOutputs:
         ConfigError: its report.json is damaged or of another version.
     """
     label = label.strip() or folder.resolve().name
-    if rows := summary.read_batch(folder):
+    if rows := read_batch(folder):
         return batch_system(folder, label, rows)
     outputs = {name: Output(path) for name, path in _files(folder, " of estimates").items()}
     if not outputs:
@@ -226,8 +224,7 @@ class Comparison:
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
         names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
-        listed = ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
-        return [f"{what} for {len(names)} of {len(paths)} cases: {listed}"] if names else []
+        return [f"{what} for {len(names)} of {len(paths)} cases: {listed(names)}"] if names else []
 
 
 def compare_systems(
@@ -303,7 +300,7 @@ def _inputs(case: ComparisonCase) -> dict[str, float]:
     """What is measured of a case's mixture: from its outputs' scores, or measured now."""
     rows = [row for row in case.rows if row]
     values = {METRICS[name].column: numbers(rows, m.column) for name, m in INPUT_METRICS.items()}
-    inputs = {column: of[0] for column, of in values.items() if of}
+    inputs = {column: several[0] for column, several in values.items() if several}
     if "si_sdr_db" not in inputs and case.truth and case.mixture:
         settings = replace(SETTINGS, metrics=("si_sdr",))
         pairing = Pairing(case.name, case.mixture, case.truth)

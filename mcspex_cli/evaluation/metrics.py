@@ -15,20 +15,24 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import ConfigError, install_extra
+from mcspex_cli.errors import CheckpointError, ConfigError, install_extra
+from mcspex_cli.extraction.presence import PresenceMeter, leads
 from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 from mcspex_cli.extraction.windows import without_rumble
+
+if TYPE_CHECKING:
+    from mcspex_cli.extraction.extractor import Extractor
 
 SILENCE = 1e-10
 """Mean square below which a signal counts as silent (-100 dBFS)."""
@@ -36,8 +40,8 @@ SILENCE = 1e-10
 ROUNDING = 1e-24
 """Share of a signal's energy that float64 leaves of a constant after its mean is removed."""
 
-DNSMOS_HZ = 16_000
-"""The only rate that DNSMOS knows."""
+DNSMOS_HZ = WHISPER_HZ = 16_000
+"""The only rate that these networks know."""
 
 PESQ_MODES = {8000: "nb", 16000: "wb"}
 """PESQ's mode by sample rate; there is none for other rates."""
@@ -118,7 +122,7 @@ def bss_eval(
 
     Source: Vincent et al., IEEE TASLP 2006; Scheibler, arXiv:2110.06440.
     """
-    package = _package("fast_bss_eval")
+    package = import_package("fast_bss_eval")
     sources = [target, *(sound for sound in interferers if not is_silent(sound))]
     e, s = (np.stack([np.asarray(x, np.float64) for x in xs]) for xs in ([estimate], sources))
     if len(sources) == 1:
@@ -144,7 +148,7 @@ def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
     """
     if rate_hz not in PESQ_MODES or len(target) > PESQ_S * rate_hz:
         return math.nan
-    package = _package("pesq")
+    package = import_package("pesq")
     return float(_attempt(lambda: package.pesq(rate_hz, target, estimate, PESQ_MODES[rate_hz])))
 
 
@@ -155,7 +159,7 @@ def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = F
 
     Source: Taal et al., IEEE TASLP 2011; Jensen and Taal, IEEE TASLP 2016.
     """
-    package = _package("pystoi")
+    package = import_package("pystoi")
     e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
     return float(_attempt(lambda: package.stoi(t, e, rate_hz, extended=extended)))
 
@@ -172,7 +176,7 @@ def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
 
     Source: Reddy et al., ICASSP 2021 (P.808) and ICASSP 2022 (P.835).
     """
-    package = _package("speechmos.dnsmos")
+    package = import_package("speechmos.dnsmos")
     if is_silent(samples):
         return {}
     sound = soxr.resample(samples, rate_hz, DNSMOS_HZ)
@@ -190,12 +194,94 @@ def speech_left(estimate: Samples, mixture: Samples, rate_hz: int) -> float:
     return math.nan if share is None else share
 
 
+Compare = Callable[[Samples, int], float]
+"""How similar a sound [sample] at a rate is to the reference."""
+
+CompareWith = Callable[[tuple[Path, ...]], Compare]
+"""What compares sounds with a voice, from the voice's references."""
+
+Transcribe = Callable[[Samples, int], str]
+"""The words of a sound [sample] at a rate."""
+
+
+def open_verifier(
+    extractor: Extractor, warn: Callable[[str], object] = lambda _: None
+) -> CompareWith:
+    """Return what compares sounds with voices, by the speaker encoder of a model.
+
+    A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
+    A sound of the other polarity than the reference is inverted before, see `presence.Polarity`.
+    A voice (clips, folders or profiles) is embedded once. `warn` is called with what may be wrong
+    with a reference.
+
+    Raises:
+        CheckpointError: the model is not calibrated: its similarities mean nothing.
+    """
+    engine = extractor.engine
+    if engine.calibration is None:
+        raise CheckpointError(
+            f"{extractor.model.label}: cannot tell how similar voices are. Calibrate it: "
+            f"mcspex models calibrate {extractor.model.folder} SPEAKERS"
+        )
+
+    @cache
+    def compare_with(references: tuple[Path, ...]) -> Compare:
+        voice = extractor.enroll(references)
+        for text in voice.warnings:
+            warn(text)
+
+        def measure(signal: Samples) -> float:
+            meter = PresenceMeter(engine, voice.embedding)
+            meter.add(signal, signal)
+            similarity = meter.result().similarity
+            return math.nan if similarity is None else similarity
+
+        def compare(sound: Samples, rate_hz: int) -> float:
+            signal = soxr.resample(sound, rate_hz, engine.sample_rate_hz)
+            same, inverse = measure(signal), measure(-signal)
+            return inverse if leads(inverse, same) else same
+
+        return compare
+
+    return compare_with
+
+
+def open_transcriber(model: str) -> Transcribe:
+    """Load a Whisper model from this disk; it recognises words in whichever language they are.
+
+    `model` is its folder, or its name if faster-whisper has downloaded it before.
+
+    Raises:
+        ConfigError: faster-whisper cannot be imported, or the model is not here or damaged.
+    """
+    package, is_folder = import_package("faster_whisper", "transcripts"), Path(model).is_dir()
+    try:
+        # Without a tokenizer the package would fetch one from the network.
+        if is_folder and not (Path(model) / "tokenizer.json").is_file():
+            raise FileNotFoundError("it has no tokenizer.json")
+        whisper = package.WhisperModel(model, local_files_only=True)
+    except Exception as error:  # the package raises all kinds of errors on what is no model
+        reason = " ".join(str(error).split())
+        problem = f"cannot be loaded ({reason})" if is_folder else "is not on this disk"
+        raise ConfigError(
+            f"--whisper {model}: {problem}. Name the folder of a faster-whisper model, or get "
+            "one: hf download Systran/faster-whisper-base"
+        ) from error
+
+    def transcribe(sound: Samples, rate_hz: int) -> str:
+        signal = soxr.resample(sound, rate_hz, WHISPER_HZ).astype(np.float32)
+        segments, _ = whisper.transcribe(signal, condition_on_previous_text=False)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe
+
+
 def word_error_rate(words: str, transcript: str) -> float:
     """Words that are wrong, missing or too many, as a share of those in the transcript.
 
     Upper case and punctuation do not count. It may exceed 1. It is nan for an empty transcript.
     """
-    jiwer = _package("jiwer")
+    jiwer = import_package("jiwer", "transcripts")
     without_punctuation = jiwer.RemovePunctuation()
     # Words are separated by single spaces: jiwer takes the two around a line break for one.
     expected, recognised = (
@@ -205,15 +291,6 @@ def word_error_rate(words: str, transcript: str) -> float:
 
 
 NOTHING = np.zeros(0, np.float32)
-
-Compare = Callable[[Samples, int], float]
-"""How similar a sound [sample] at a rate is to the reference."""
-
-CompareWith = Callable[[tuple[Path, ...]], Compare]
-"""What compares sounds with a voice, from the voice's references."""
-
-Transcribe = Callable[[Samples, int], str]
-"""The words of a sound [sample] at a rate."""
 
 
 @dataclass(frozen=True)
@@ -376,27 +453,26 @@ BUILT_IN = ("si_sdr", "si_sdr_i", "snr")
 """The metrics with the truth that need no package and hardly more time than reading files."""
 
 
-def _of_input(metric: Metric) -> Metric:
+def _of_input(metric: Metric, function: Callable[[Sounds], float] | None = None) -> Metric:
     return replace(
         metric,
         name=f"input_{metric.name}",
         label=f"{metric.label} of the mixture",
-        function=lambda sounds: metric.function(sounds.of_mixture),
+        function=function or (lambda sounds: metric.function(sounds.of_mixture)),
         needs=(*metric.needs, "mixture"),
         is_of_input=True,
     )
 
 
 INPUT_METRICS = {
-    name: _of_input(metric)
-    for name, metric in METRICS.items()
-    if name in ("similarity", "wer") or name.startswith("dnsmos")
+    **{
+        name: _of_input(metric)
+        for name, metric in METRICS.items()
+        if {"reference", "transcript"}.issuperset(metric.needs)
+    },
+    "si_sdr": _of_input(METRICS["si_sdr"], lambda sounds: sounds.input_si_sdr_db),
 }
 """What is measured of the mixture too, by the name of the metric."""
-
-INPUT_METRICS["si_sdr"] = replace(
-    _of_input(METRICS["si_sdr"]), function=lambda sounds: sounds.input_si_sdr_db
-)
 
 BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *INPUT_METRICS.values())}
 
@@ -426,12 +502,13 @@ def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     return float(np.einsum("i,i", a, b))
 
 
-def _package(name: str) -> Any:
+def import_package(name: str, extra: str = "metrics") -> Any:
+    """A package of an extra of mcspex, or a ConfigError that says how to install it."""
     try:
         return import_module(name)
-    except (ImportError, ValueError) as error:  # ValueError: built for another numpy
+    except (ImportError, OSError, ValueError) as error:  # ValueError: built for another numpy
         reason = f"{name} cannot be imported ({error})."
-        raise ConfigError(f"{reason} {install_extra('metrics')}") from error
+        raise ConfigError(f"{reason} {install_extra(extra)}") from error
 
 
 def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:

@@ -33,6 +33,7 @@ from mcspex_cli.evaluation.comparison import (
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
 from mcspex_cli.evaluation.spectrogram import RANGE_DB, SHADES
+from mcspex_cli.extraction.job import check_no_input, identities
 
 EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
@@ -293,21 +294,21 @@ def _check_place(output: Path, systems: Sequence[SystemOutputs], settings: PageS
         raise OutputError(f"{output}: a page's name must end in .html.")
     if not output.parent.exists():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
-    folder = _media_folder(output)
     inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]
-    taken = [path.resolve() for path in inputs if path]
-    for path in (output,) if settings.embed else (output, folder):
-        if any(path.resolve() in (place, *place.parents) for place in taken):
-            raise OutputError(f"{path}: is an input and is not overwritten. Choose another -o.")
-        if path.exists() and not settings.overwrite:
-            raise OutputError(f"{path}: exists already. Add --overwrite to replace it.")
+    places = {place for path in inputs if path for place in (path, *path.resolve().parents)}
+    taken = set[object]().union(*map(identities, places))
+    check_no_input(output, taken)
     files.check_output(output, overwrite=settings.overwrite)
-    if not settings.embed and folder.exists():
-        ours = folder.is_dir() and all(_OURS.fullmatch(path.name) for path in folder.iterdir())
-        if not ours:
-            raise OutputError(
-                f"{folder}: has files that are not of a report. Move it, or choose another -o."
-            )
+    folder = _media_folder(output)
+    if settings.embed or not folder.exists():
+        return
+    check_no_input(folder, taken)
+    if not settings.overwrite:
+        raise OutputError(f"{folder}: exists already. Add --overwrite to replace it.")
+    if not folder.is_dir() or not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):
+        raise OutputError(
+            f"{folder}: has files that are not of a report. Move it, or choose another -o."
+        )
 
 
 def _media_folder(output: Path) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, McspexError, NonFiniteError, PairingError
+from mcspex_cli.errors import AudioError, ConfigError, McspexError, NonFiniteError, PairingError
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
@@ -29,6 +29,7 @@ from mcspex_cli.evaluation.metrics import (
     Metric,
     Sounds,
     Transcribe,
+    import_package,
     is_flipped,
     is_silent,
     si_sdr,
@@ -165,6 +166,46 @@ def missing_estimates(estimates: Path, truth: Path) -> list[str]:
     if not estimates.is_dir():
         return []
     return sorted(files_by_case(truth).keys() - files_by_case(estimates).keys())
+
+
+def add_transcripts(pairings: Sequence[Pairing], place: Path) -> list[Pairing]:
+    """Give each pairing the transcript of its name: `place` is a folder, or the one file.
+
+    Raises:
+        ConfigError: a transcript cannot be read.
+        PairingError: a transcript is missing, or two have one name.
+    """
+    files.check_exists(place)
+    estimates = {case_name(pairing.name): pairing.estimate for pairing in pairings}
+    if place.is_dir():
+        kind = f"transcript ({', '.join(TRANSCRIPTS)})"
+        named = find_partners(estimates, place, TRANSCRIPTS, kind)
+    elif len(pairings) == 1:
+        named = dict.fromkeys(estimates, place)
+    else:
+        raise PairingError(f"{place}: is a file. Name a folder with a transcript for each.")
+    return [
+        replace(pairing, transcript=read_transcript(named[case_name(pairing.name)]))
+        for pairing in pairings
+    ]
+
+
+def read_transcript(path: Path) -> str:
+    """Read the words of a text file, or of a WebVTT file without its times, tags and notes.
+
+    Raises:
+        ConfigError: it is not text, or its suffix says WebVTT and it is not.
+    """
+    if path.suffix.lower() not in TRANSCRIPTS:
+        raise ConfigError(f"{path}: is no transcript. Its name must end in .txt or .vtt.")
+    content = files.read_text(path)
+    if path.suffix.lower() == ".txt":
+        return content
+    webvtt = import_package("webvtt", "transcripts")
+    try:
+        return "\n".join(caption.text for caption in webvtt.from_string(content).captions)
+    except webvtt.errors.MalformedFileError as error:
+        raise ConfigError(f"{path}: is not WebVTT ({error}). Name plain text .txt.") from error
 
 
 @dataclass(frozen=True)
@@ -324,36 +365,25 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]
     for path, reader in readers.items():
         own_hz, reader.sample_rate_hz = reader.info.sample_rate_hz, rate_hz
         if own_hz != rate_hz and not settings.resample:
-            raise _RefusedError(
-                Status.RATE_DIFFERS,
-                f"{path}: {own_hz} Hz, but {measure} has {rate_hz} Hz. Use --resample.",
-            )
+            reason = f"{path}: {own_hz} Hz, but {measure} has {rate_hz} Hz. Use --resample."
+            raise _RefusedError(Status.RATE_DIFFERS, reason)
         sound = reader.read()
         notes += reader.warnings
         channels = len(sounds.get(pairing.estimate, sound))
         if channels == 1 and settings.channel:
             sound = audio.select(sound, settings.channel if len(sound) > 1 else "mix", path)
         if len(sound) not in (1, channels):
+            reason = f"{path}: {len(sound)} channels, but {pairing.estimate} has {channels}."
             hint = (
                 "Say with --channel what of it was extracted: mix, 0, 1, ..."
                 if channels == 1
                 else "Give both the same channels, or make this one mono."
             )
-            raise _RefusedError(
-                Status.CHANNELS_DIFFER,
-                f"{path}: {len(sound)} channels, but {pairing.estimate} has {channels}. {hint}",
-            )
+            raise _RefusedError(Status.CHANNELS_DIFFER, f"{reason} {hint}")
         sounds[path] = sound
     lengths = {path: sound.shape[1] for path, sound in sounds.items()}
     for path, length in lengths.items():
-        padding = 0 if path.suffix.lower() in LOSSLESS else PADDING
-        difference = max(lengths[measure] - length, length - padding - lengths[measure])
-        if difference > TRIM * max(length, lengths[measure]):
-            raise _RefusedError(
-                Status.LENGTH_DIFFERS,
-                f"{path}: {length} samples, but {measure} has {lengths[measure]}. "
-                "Are they of the same mixture?",
-            )
+        _check_length(path, length, measure, lengths[measure])
     shortest = min(lengths.values())
     is_cut = max(lengths.values()) > shortest
     note = " ".join([*([f"cut to {shortest} samples."] if is_cut else []), *notes])
@@ -377,6 +407,14 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]
     ]
 
 
+def _check_length(path: Path, length: int, measure: Path, expected: int) -> None:
+    """Refuse a file that is not about as long as the truth, or as what it is measured by."""
+    padding = 0 if path.suffix.lower() in LOSSLESS else PADDING
+    if max(expected - length, length - padding - expected) > TRIM * max(length, expected):
+        reason = f"{path}: {length} samples, but {measure} has {expected}."
+        raise _RefusedError(Status.LENGTH_DIFFERS, f"{reason} Are they of the same mixture?")
+
+
 def _score_channel(row: Row, sounds: Sounds, settings: ScoreSettings) -> Row:
     """The scores of one channel; `row` has what is known of the files."""
     has_truth = sounds.target.size > 0
@@ -387,9 +425,8 @@ def _score_channel(row: Row, sounds: Sounds, settings: ScoreSettings) -> Row:
     chosen = [METRICS[name] for name in settings.metrics]
     if sounds.mixture.size:
         # SI-SDR of the mixture always: it also decides whether the estimate is confused.
-        chosen += [
-            one for name, one in INPUT_METRICS.items() if name in ("si_sdr", *settings.metrics)
-        ]
+        names = ("si_sdr", *settings.metrics)
+        chosen += [metric for name, metric in INPUT_METRICS.items() if name in names]
     if not has_truth:
         return replace(row, values=_values(chosen, sounds))
     value = sounds.si_sdr_db

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.evaluation.summary import absences
+from mcspex_cli.evaluation.report import absences
 from tests.cli.test_recordings import SET, calibrated
 from tests.conftest import RATE_HZ, buzz
 

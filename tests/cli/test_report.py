@@ -93,6 +93,8 @@ def test_failures_are_one_line(
 def test_neither_a_run_nor_an_output_is_left_out(scene: Path) -> None:
     assert report("-o", scene / "page.html").exit_code == 2
     assert report(scene / "good").exit_code == 2
+    done = report(scene / "good", "-o", scene / "page.html", "--group-by", "sex")
+    assert (done.exit_code, "--group-by names a column of --groups" in done.stderr) == (2, True)
 
 
 def test_torch_is_not_needed(scene: Path) -> None:

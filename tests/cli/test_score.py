@@ -178,10 +178,20 @@ def test_groups_and_baseline_and_threshold_in_one_go(
     assert done.exit_code == 0
 
 
-def test_a_threshold_without_a_value_is_an_error(words: list[Path | str]) -> None:
+def test_a_threshold_without_a_value_is_an_error(words: list[Path | str], tmp_path: Path) -> None:
     done = run(*words, *FAST, "--fail-under", "pesq=2")
     assert done.exit_code == 1
-    assert "error: --fail-under pesq: no file has a value." in done.stderr
+    assert "error: --fail-under pesq: no file has a value. Is it in --metrics?" in done.stderr
+    for name in "abc":
+        audio.write(tmp_path / f"e/{name}.target.wav", np.zeros(RATE_HZ, np.float32), RATE_HZ)
+    done = run(*words, *FAST, "--fail-under", "si_sdr=2")
+    assert "error: --fail-under si_sdr: no file has a value. See above." in done.stderr
+
+
+def test_a_metric_that_no_file_has_a_value_of_is_said(words: list[Path | str]) -> None:
+    done = run(*words[:3], "--mixtures", words[2], *FAST)
+    assert done.exit_code == 0
+    assert done.stderr.startswith("warning: no file has a value of SI-SDRi. docs/batch-and-score")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +203,7 @@ def test_a_threshold_without_a_value_is_an_error(words: list[Path | str]) -> Non
         (["--metrics", "si_sdr,mos"], "--metrics mos: unknown. Use si_sdr, si_sdr_i"),
         (["--metrics", "sir"], "--metrics sir needs --interferers"),
         (["--workers", "0"], "--workers"),
+        (["--group-by", "sex"], "--group-by names a column of --groups; add --groups."),
         (["--format", "xml"], "--format"),
     ],
 )

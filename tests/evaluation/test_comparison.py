@@ -73,6 +73,10 @@ def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
         ("{", r"report.json: cannot be read as JSON .*Run mcspex batch again"),
         ('{"format": 2}', "is a report in format 2, but .* reads format 1. Run mcspex batch"),
         ('{"format": 1}', r"its scores are damaged. Run"),
+        (
+            r'{"format": 1, "scores": [{"name": "a", "status": "ok", "estimate": "a\u0000"}]}',
+            "its scores are damaged",
+        ),
         ('{"format": 1, "scores": [3]}', "its scores are damaged"),
         ('{"format": 1, "scores": [{"estimate": "a"}]}', "its scores are damaged. Run"),
         (

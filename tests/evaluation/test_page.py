@@ -305,7 +305,9 @@ def test_a_folder_with_other_files_is_kept(scene: Path) -> None:
         make(scene, settings)
     (scene / "good").rename(scene / "page_files" / "good")
     runs = [read_system(scene / "page_files" / "good")]
-    with pytest.raises(OutputError, match="page_files: is an input and is not overwritten"):
+    with pytest.raises(
+        OutputError, match="page_files: is an input, and inputs are never overwritten"
+    ):
         write_page(runs, scene / "page.html", settings)
 
 
@@ -330,7 +332,7 @@ def test_a_page_is_not_written_just_anywhere(scene: Path) -> None:
         ("page.txt", r"page.txt: a page's name must end in .html"),
         ("folder.html", "folder.html: is a folder. Name a file"),
         ("none/page.html", "none: no such folder. Make it"),
-        ("groups.html", "groups.html: is an input and is not overwritten"),
+        ("groups.html", "groups.html: is an input, and inputs are never overwritten"),
     ):
         with pytest.raises(OutputError, match=message):
             write_page(runs, scene / name, PageSettings(groups=groups, overwrite=True))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli.errors import AudioError, ConfigError, OutputError, PairingError
+from mcspex_cli.evaluation import report as reports
 from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.metrics import METRICS
 from mcspex_cli.evaluation.summary import (
@@ -22,7 +23,6 @@ from mcspex_cli.evaluation.summary import (
     Distribution,
     Groups,
     Summary,
-    read_baseline,
     read_groups,
     report,
 )
@@ -159,6 +159,7 @@ def test_groups_may_have_titles(tmp_path: Path) -> None:
     [
         ("case,group\na,x\n", None, "has no column id or name. Its columns: case, group."),
         ("", None, "has no column id or name. Its columns: none."),
+        ("ID\na\n", "sex", "has no column but ID. Add one with the groups."),
         (
             "id,sex,age\na,f,3\n",
             None,
@@ -214,9 +215,9 @@ def test_a_paired_interval_holds_the_known_shift_and_is_narrow(tmp_path: Path) -
     for number, each in enumerate(now):
         each["si_sdr_db"] += 0.2 * (-1) ** number
     before = report([*rows(40), row("gone", None), row("flipped", 3.0, "sign flipped")])
-    summary.write(tmp_path / "report.json", before)
+    reports.write(tmp_path / "report.json", before)
     now += [row("new", None), row("flipped", 3.0)]
-    change = report(now, baseline=read_baseline(tmp_path / "report.json")).baseline
+    change = report(now, baseline=reports.read_baseline(tmp_path / "report.json")).baseline
     assert change
     assert (change.both, change.only_here, change.only_there) == (40, 2, 1)
     gain = change.metrics["si_sdr_db"]
@@ -241,18 +242,21 @@ def test_a_paired_interval_holds_the_known_shift_and_is_narrow(tmp_path: Path) -
         ('{"format": 1, "scores": [{"name": "a"}]}', "its scores are damaged"),
         ('{"format": 1, "scores": [{"name": "a", "status": "ok", "snr_db": NaN}]}', "damaged"),
         ('{"format": 1, "scores": [{"name": "a", "status": "ok", "pesq": "3"}]}', "damaged"),
+        (f'{{"format": 1, "scores": [{{"name": "a", "status": "ok", "snr_db": {10**400}}}]}}', "d"),
+        ('{"format": 1, "scores": [{"name": "a", "status": "ok", "confused": "no"}]}', "damaged"),
+        (json.dumps({"format": 1, "scores": [row("a", 1.0)] * 3}), "has a 3 times"),
     ],
 )
 def test_what_is_not_a_baseline_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
-        read_baseline(write(tmp_path / "b.json", text))
+        reports.read_baseline(write(tmp_path / "b.json", text))
     assert str(error.value).startswith(f"{tmp_path / 'b.json'}: ")
     assert "\n" not in str(error.value)
 
 
 def test_a_baseline_that_is_missing_or_of_other_cases_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="no such file"):
-        read_baseline(tmp_path / "none.json")
+        reports.read_baseline(tmp_path / "none.json")
     with pytest.raises(PairingError, match="has none of these cases"):
         report(rows(), baseline=Baseline(Path("b.json"), [row("else", 1.0)]))
 
@@ -265,7 +269,7 @@ def test_a_report_has_everything_and_no_nan(tmp_path: Path) -> None:
     made[1]["seconds"] = math.nan
     made[2] |= {"seconds": 1.5, "references": ["r.wav"], "group": "overwritten"}
     groups = read_groups(write(tmp_path / "g.csv", "id,group\ncase0,x\ncase1,x\ngone,y\n"))
-    known = json.loads(summary.as_json(report(made, ["gone"], groups)))
+    known = json.loads(reports.as_json(report(made, ["gone"], groups)))
     assert list(known) == ["format", "summary", "groups", "worst", "baseline", "scores"]
     assert list(known["groups"]) == [NO_GROUP, "x", "y"]
     assert known["groups"]["x"].keys() == known["summary"].keys()
@@ -281,7 +285,7 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
         row("c", None, "silent truth"),
         row("d", 1.0, note="cut to 9 samples. d.wav: odd.", cut=True, damaged=True),
     ]
-    lines = summary.remarks(report(made, ["gone", "lost"], Groups({"case0": "x"})))
+    lines = reports.remarks(report(made, ["gone", "lost"], Groups({"case0": "x"})))
     assert lines == [
         "not in the means: 1 of 4 files (1 silent truth).",
         "truths without an estimate: 2. The means do not include them.",
@@ -290,14 +294,26 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
         "says which.",
         f"files in no group: 3. The tables show them as {NO_GROUP}.",
     ]
-    assert summary.remarks(report(rows())) == []
+    assert reports.remarks(report(rows()), ["si_sdr"]) == []
+
+
+def test_what_was_to_be_computed_or_compared_and_has_no_value_is_said() -> None:
+    made = report(rows(2), baseline=Baseline(Path("b.json"), [row("case0", None, stoi=0.5)]))
+    assert reports.remarks(made, ["si_sdr", "si_sdr_i", "pesq", "wer"]) == [
+        "no file has a value of SI-SDRi, PESQ. docs/batch-and-score.md says where there is none.",
+        "no file has a value of WER. docs/scores-without-truth.md says where there is none.",
+        "b.json: has no value of these metrics. Nothing is compared with it.",
+    ]
+    assert [table.title for table in reports.tables(made)] == ["", "Means"]
+    silent = report([row("a", None, "silent estimate")])
+    assert len(reports.remarks(silent, ["si_sdr"])) == 1
 
 
 def test_csv_has_known_columns_first_and_none_that_are_empty() -> None:
     made = rows(2)
-    made[0] |= {"seconds": 2.5, "references": ["r, s.wav"], "confused": False}
+    made[0] |= {"seconds": 2.5, "references": ["r, s.wav"], "confused": False, "segments": [1]}
     made.append({"name": "broken", "status": "failed", "note": "no memory"})
-    read = list(csv.DictReader(io.StringIO(summary.as_csv(report(made)))))
+    read = list(csv.DictReader(io.StringIO(reports.as_csv(report(made)))))
     head = ["name", "si_sdr_db", "confused", "status", "note", "seconds", "references"]
     assert list(read[0]) == head
     assert float(read[0]["si_sdr_db"]) == made[0]["si_sdr_db"]
@@ -321,7 +337,7 @@ HOSTILE = [
 
 def test_names_run_nothing_in_a_spreadsheet_and_stay_on_their_line() -> None:
     made = [row(name, -1.5) for name in HOSTILE]
-    text = summary.as_csv(report(made))
+    text = reports.as_csv(report(made))
     assert text.count("\n") == len(made) + 1
     read = list(csv.DictReader(io.StringIO(text)))
     shown = [each["name"] for each in read]
@@ -332,7 +348,7 @@ def test_names_run_nothing_in_a_spreadsheet_and_stay_on_their_line() -> None:
 
 def test_names_make_no_html_and_no_rows_in_markdown() -> None:
     names = [*HOSTILE, "a|b", "[x](http://y)", "![x](http://y)", "`c`", "a_b"]
-    text = summary.as_markdown(report([row(name, 1.0, confused=True) for name in names]))
+    text = reports.as_markdown(report([row(name, 1.0, confused=True) for name in names]))
     lines = text.splitlines()
     table = lines[2 : lines.index("")]
     assert len(table) == len(names) + 1  # the means
@@ -349,7 +365,7 @@ def test_markdown_has_tables_and_remarks() -> None:
     made[0] |= {"name": "a", "confused": True}
     made[1] |= {"confused": False}
     made.append(row("c", None, "silent truth"))
-    lines = summary.as_markdown(report(made)).splitlines()
+    lines = reports.as_markdown(report(made)).splitlines()
     assert lines[0] == "| file | SI-SDR dB | status |"
     assert lines[1] == "| --- | ---: | ---: |"
     assert lines[2].startswith("| a | ")
@@ -363,15 +379,15 @@ def test_markdown_has_tables_and_remarks() -> None:
 
 def test_many_files_are_listed_only_if_asked_for() -> None:
     known = report(rows(60))
-    short, full = summary.tables(known)[0], summary.tables(known, every=True)[0]
+    short, full = reports.tables(known)[0], reports.tables(known, every=True)[0]
     assert [line[0] for line in short.rows] == known.worst
     assert short.title == "The worst 10 of 60 files by SI-SDR dB"
     assert len(full.rows) == 60
-    assert "case59" in summary.as_markdown(known)
+    assert "case59" in reports.as_markdown(known)
 
 
 def test_a_baseline_shows_as_a_column_and_a_table() -> None:
-    parts = summary.tables(report(rows(4, -2.0), baseline=Baseline(Path("old.json"), rows(4))))
+    parts = reports.tables(report(rows(4, -2.0), baseline=Baseline(Path("old.json"), rows(4))))
     assert parts[0].headings == ("file", "SI-SDR dB", "change", "status")
     assert parts[0].rows[0][2] == "-2.00"
     title = "Change since old.json (files in both: 4, only here: 0, only there: 0)"
@@ -383,25 +399,25 @@ def test_a_baseline_shows_as_a_column_and_a_table() -> None:
 def test_a_file_has_the_format_of_its_suffix(tmp_path: Path, suffix: str) -> None:
     known = report(rows())
     path = tmp_path / "new" / f"report{suffix}"
-    summary.check_outputs([path], [])
-    summary.write(path, known)
-    texts = {end: form(known) for end, form in summary.REPORT_FORMATS.values()}
+    reports.check_outputs([path], [])
+    reports.write(path, known)
+    texts = {end: form(known) for end, form in reports.REPORT_FORMATS.values()}
     assert path.read_text() == texts[suffix.lower()]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
-    summary.write(tmp_path / "r.csv", report([row("caf\udce9", 1.0)]))
+    reports.write(tmp_path / "r.csv", report([row("caf\udce9", 1.0)]))
     assert b"caf\xe9" in (tmp_path / "r.csv").read_bytes()
 
 
 def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"The name must end in .json, .csv, .md"):
-        summary.check_outputs([tmp_path / "report.txt"], [])
+        reports.check_outputs([tmp_path / "report.txt"], [])
     (tmp_path / "folder.csv").mkdir()
     for path, message in (("base.json", "is an input"), ("folder.csv", "is a folder")):
         with pytest.raises(OutputError, match=message):
-            summary.check_outputs([tmp_path / path], [None, tmp_path / "base.json"])
+            reports.check_outputs([tmp_path / path], [None, tmp_path / "base.json"])
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make this folder"):
-        summary.write(tmp_path / "file" / "r.csv", report(rows()))
+        reports.write(tmp_path / "file" / "r.csv", report(rows()))

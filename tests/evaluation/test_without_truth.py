@@ -12,15 +12,15 @@ import pytest
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.errors import AudioError, CheckpointError, ConfigError, McspexError, PairingError
-from mcspex_cli.evaluation.metrics import word_error_rate
-from mcspex_cli.evaluation.recognition import (
-    add_presences,
+from mcspex_cli.evaluation.metrics import open_transcriber, open_verifier, word_error_rate
+from mcspex_cli.evaluation.report import read_presences
+from mcspex_cli.evaluation.scoring import (
+    Pairing,
+    ScoreSettings,
     add_transcripts,
-    open_transcriber,
-    open_verifier,
     read_transcript,
+    score_file,
 )
-from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, score_file
 from tests.conftest import EXAMPLES
 
 VTT = """WEBVTT
@@ -81,14 +81,13 @@ def test_presence_is_that_of_the_batch_that_made_the_file(tmp_path: Path) -> Non
     rows = [{"name": name, "status": "done", "estimate": f"audio/{name}.wav"} for name in "ab"]
     rows[0]["presence"] = 0.5
     (tmp_path / "report.json").write_text(json.dumps({"format": 1, "scores": rows}))
-    pairings = [Pairing(name, tmp_path / "audio" / f"{name}.wav") for name in "abc"]
-    assert [p.presence for p in add_presences(pairings, tmp_path / "audio")] == [0.5, None, None]
-    (one,) = add_presences(pairings[:1], tmp_path / "audio/a.wav")
-    assert one.presence == 0.5
-    assert add_presences(pairings[:1], tmp_path)[0].presence is None  # it is not beside the report
+    presences = {tmp_path / "audio/a.wav": 0.5, tmp_path / "audio/b.wav": None}
+    assert read_presences(tmp_path / "audio") == presences
+    assert read_presences(tmp_path / "audio/a.wav") == presences
+    assert read_presences(tmp_path) == {}  # it is not beside the report
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(ConfigError, match=r"cannot be read as JSON .* Run mcspex batch again"):
-        add_presences(pairings, tmp_path / "audio")
+        read_presences(tmp_path / "audio")
 
 
 # What is said.

@@ -1,0 +1,320 @@
+"""A report of many scores: read and written as files, shown as tables and remarks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mcspex_cli import errors, files
+from mcspex_cli.errors import ConfigError, OutputError
+from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
+from mcspex_cli.evaluation.scoring import Status
+from mcspex_cli.evaluation.summary import (
+    NO_GROUP,
+    Baseline,
+    Distribution,
+    Report,
+    Rows,
+    Summary,
+    numbers,
+    ranking,
+    scored,
+)
+from mcspex_cli.extraction.job import check_no_input, identities
+
+FORMAT = 1
+"""The version of reports in JSON."""
+
+LARGEST = sys.float_info.max
+"""No number in a report is beyond it: JSON has none that are infinite."""
+
+FEW = 50
+"""Tables show all files if there are no more than this."""
+
+_FIRST = ("name", "group", *BY_COLUMN, "confused", "status", "note")
+"""The order of columns in CSV; others come after."""
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read what `score -o report.json` or `batch` wrote; anything else is refused."""
+    advice = "Make one with: mcspex score ... -o report.json"
+    files.check_exists(path)
+    rows = read_rows(path, advice)
+    if rows is None:
+        raise ConfigError(f"{path}: is not a report of mcspex. {advice}")
+    return Baseline(path, rows)
+
+
+def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
+    """The rows of a report in JSON; None if it is JSON of something else.
+
+    Raises:
+        ConfigError: it is damaged or of another version; `advice` says what to do.
+    """
+    try:
+        document = json.loads(files.read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}). {advice}") from error
+    if not isinstance(document, dict) or "format" not in document:
+        return None
+    if document["format"] != FORMAT:
+        raise ConfigError(
+            f"{path}: is a report in format {document['format']}, but this version of mcspex reads "
+            f"format {FORMAT}. {advice}"
+        )
+    rows = document.get("scores")
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise ConfigError(f"{path}: its scores are damaged. {advice}")
+    for name, times in Counter(row["name"] for row in rows).items():
+        if times > 1:
+            raise ConfigError(f"{path}: has {name} {times} times. {advice}")
+    return rows
+
+
+def read_batch(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the report that `mcspex batch` left in a folder; none without a report."""
+    path = folder / "report.json"
+    rows = read_rows(path, "Run mcspex batch again.") if path.is_file() else None
+    return rows if rows and any("estimate" in row for row in rows) else []
+
+
+def read_presences(estimates: Path) -> dict[Path, float | None]:
+    """The presences that `mcspex batch` measured, by resolved estimate, if it made these estimates.
+
+    From a file alone presence cannot be told: it also takes the level that the network chose.
+    """
+    return {
+        (folder / row["estimate"]).resolve(): row.get("presence")
+        for folder in estimates.resolve().parents[:2]
+        for row in read_batch(folder)
+        if row.get("estimate")
+    }
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a row has a name and a status, and what reports have elsewhere, or None."""
+    if not isinstance(row, dict):
+        return False
+    values = [row.get(key) for key in BY_COLUMN]
+    texts = [row.get(key) for key in ("note", "estimate", "mixture", "truth")]
+    return (
+        isinstance(row.get("name"), str)
+        and isinstance(row.get("status"), str)
+        and row.get("confused") in (None, True, False)
+        and all(v is None or (type(v) in (int, float) and abs(v) <= LARGEST) for v in values)
+        and all(v is None or (isinstance(v, str) and "\0" not in v) for v in texts)
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text for people; `footer` is empty or has a cell for each heading."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    footer: tuple[str, ...] = ()
+
+
+def tables(report: Report, *, every: bool = False, hidden: Collection[str] = ()) -> list[Table]:
+    """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline.
+
+    `hidden` are columns that are left out.
+    """
+    summary, change = report.summary, report.baseline
+    shown = {column: metric for column, metric in BY_COLUMN.items() if column not in hidden}
+    means = [metric for column, metric in shown.items() if column in summary.metrics]
+    valued = [metric for column, metric in shown.items() if numbers(report.rows, column)]
+    every = every or summary.files <= FEW or not report.worst
+    parts = [_files(report, [m for m in valued if not m.is_of_input], every=every)]
+    if summary.scored > 1:
+        parts.append(_means("Means", means, summary.metrics))
+    if report.groups:
+        parts.append(_groups(report.groups, means))
+    if change and change.metrics:
+        title = (
+            f"Change since {change.path} (files in both: {change.both}, only here: "
+            f"{change.only_here}, only there: {change.only_there})"
+        )
+        parts.append(_means(title, means, change.metrics, sign="+"))
+    return parts
+
+
+def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
+    by_name = {row["name"]: row for row in report.rows}
+    rows = report.rows if every else [by_name[name] for name in report.worst]
+    ranked = ranking(report.rows)
+    differences = report.baseline.differences if ranked and report.baseline else []
+    changes = {row["name"]: row.get(ranked.column) for row in differences if ranked}
+    lines = []
+    for row in rows:
+        cells = [str(row["name"]), *(metric.text(row.get(metric.column)) for metric in metrics)]
+        if ranked and changes:
+            cells.append(ranked.text(changes.get(row["name"]), "+"))
+        confused = row["status"] == Status.OK and row.get("confused")
+        lines.append((*cells, "confused" if confused else str(row["status"])))
+    change = ["change"] if changes else []
+    headings = ("file", *(metric.heading for metric in metrics), *change, "status")
+    if not every:
+        by = ranked.heading if ranked else ""
+        return Table(f"The worst {len(rows)} of {len(report.rows)} files by {by}", headings, lines)
+    means = _mean_cells(report.summary, metrics)
+    footer = (f"mean of {report.summary.scored}", *means, *("" for _ in change), "")
+    return Table("", headings, lines, footer)
+
+
+def _means(
+    title: str, metrics: Sequence[Metric], spreads: Mapping[str, Distribution], sign: str = ""
+) -> Table:
+    rows = []
+    for metric in metrics:
+        if spread := spreads.get(metric.column):
+            values = (spread.mean, spread.low, spread.high, spread.median)
+            mean, low, high, median = (metric.text(value, sign) for value in values)
+            between = "-" if spread.low is None else f"{low} to {high}"
+            rows.append((metric.heading, mean, between, median, str(spread.count)))
+    return Table(title, ("metric", "mean", "95 % interval", "median", "files"), rows)
+
+
+def _groups(groups: Mapping[str, Summary], metrics: Sequence[Metric]) -> Table:
+    rows = []
+    for name, group in groups.items():
+        confused = "-" if group.confused is None else str(group.confused)
+        cells = _mean_cells(group, metrics)
+        rows.append((name, str(group.files), str(group.scored), confused, *cells))
+    headings = ("group", "files", "scored", "confused", *(metric.heading for metric in metrics))
+    return Table("Means by group", headings, rows)
+
+
+def _mean_cells(summary: Summary, metrics: Sequence[Metric]) -> list[str]:
+    means = {column: spread.mean for column, spread in summary.metrics.items()}
+    return [metric.text(means.get(metric.column)) for metric in metrics]
+
+
+def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
+    """What a reader of the means has to know; nothing where all is well.
+
+    `metrics` are the names of those that were to be computed.
+    """
+    summary, change, ok = report.summary, report.baseline, scored(report.rows)
+    others = {status: n for status, n in summary.statuses.items() if status != Status.OK}
+    left_out, missing = sum(others.values()), summary.missing_estimates
+    reasons = ", ".join(f"{number} {status}" for status, number in others.items())
+    cut, damaged = (sum(bool(row.get(key)) for row in ok) for key in ("cut", "damaged"))
+    loose = sum(row.get("group") == NO_GROUP for row in report.rows)
+    short = "They were a little longer or shorter."
+    where = "The column note of the JSON or CSV report says which."
+    lines = (
+        (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
+        (missing, f"truths without an estimate: {missing}. The means do not include them."),
+        (cut, f"files cut to the length of their truth: {cut}. {short}"),
+        (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
+        (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
+    )
+    texts = [line for number, line in lines if number]
+    chosen = [METRICS[name] for name in metrics if Status.OK in summary.statuses]
+    empty = [metric for metric in chosen if metric.column not in summary.metrics]
+    for needs_truth, page in ((True, "batch-and-score"), (False, "scores-without-truth")):
+        if labels := [m.label for m in empty if ("target" in m.needs) == needs_truth]:
+            advice = f"docs/{page}.md says where there is none."
+            texts.append(f"no file has a value of {', '.join(labels)}. {advice}")
+    if change and change.both and not change.metrics:
+        texts.append(f"{change.path}: has no value of these metrics. Nothing is compared with it.")
+    return texts
+
+
+def confusion(report: Report) -> str:
+    """How many files have target confusion, and which; "" if that is not known."""
+    summary = report.summary
+    if summary.confused is None:
+        return ""
+    names = [row["name"] for row in scored(report.rows) if row.get("confused")]
+    share = 100 * summary.confused / summary.scored
+    which = f": {listed(names)}" if names else ""
+    return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"
+
+
+def absences(rows: Rows) -> str:
+    """Which voices are probably not in their mixtures; "" for none."""
+    judged = [row for row in rows if row.get("present") is not None]
+    names = [row["name"] for row in judged if not row["present"]]
+    verb = "is" if len(names) == 1 else "are"
+    counts = f"{len(names)} of {len(judged)} voices {verb} probably absent"
+    return f"{counts}: {listed(names)}" if names else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for people, those after the tenth as a number."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
+
+
+def as_json(report: Report) -> str:
+    """A report as JSON without NaN or infinity."""
+    document = {"format": FORMAT, **vars(report)}
+    document["scores"] = document.pop("rows")
+    return json.dumps(document, default=asdict, indent=2, allow_nan=False) + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """A report's rows as CSV: known columns first, those without any value left out."""
+    # When a voice speaks is too long for a cell.
+    keys = dict.fromkeys(key for row in report.rows for key in row if key != "segments")
+    ordered = [key for key in _FIRST if key in keys] + [key for key in keys if key not in _FIRST]
+    columns = [key for key in ordered if any(row.get(key) not in (None, "") for row in report.rows)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([errors.csv_cell(row.get(key)) for key in columns] for row in report.rows)
+    return file.getvalue()
+
+
+def as_markdown(report: Report) -> str:
+    """A report's tables with all files, and the remarks, as Markdown."""
+    parts = []
+    for table in tables(report, every=True):
+        heading, *rows = [map(errors.markdown, row) for row in (table.headings, *table.rows)]
+        rule = ["---", *["---:"] * (len(table.headings) - 1)]
+        footer = [f"**{errors.markdown(cell)}**" if cell else "" for cell in table.footer]
+        parts.append(f"## {errors.markdown(table.title)}\n\n" if table.title else "")
+        for row in (heading, rule, *rows, *([footer] if footer else [])):
+            parts.append("| " + " | ".join(row) + " |\n")
+        parts.append("\n")
+    lines = [line for line in (*remarks(report), confusion(report)) if line]
+    return "".join(parts) + "".join(f"- {errors.markdown(line)}\n" for line in lines)
+
+
+REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "json": (".json", as_json),
+    "csv": (".csv", as_csv),
+    "markdown": (".md", as_markdown),
+}
+"""By name, what a report can be written as: the suffix of a file, and how."""
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
+    """Refuse files for reports whose suffix names no format, inputs, and what cannot be written."""
+    taken = set[object]().union(*(identities(path) for path in inputs if path))
+    suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
+    for path in outputs:
+        if path.suffix.lower() not in suffixes:
+            endings = ", ".join(suffixes)
+            raise OutputError(f"{path}: unknown format. The name must end in {endings}.")
+        check_no_input(path, taken)
+        files.check_output(path, overwrite=True)
+
+
+def write(path: Path, report: Report) -> None:
+    """Write a report in the format of the file's suffix, whole or not at all."""
+    content = dict(REPORT_FORMATS.values())[path.suffix.lower()](report)
+    files.make_folders(path.parent)
+    with files.whole(path) as partial:
+        # A file name that is not UTF-8 comes out as the bytes it is.
+        partial.write_bytes(content.encode("utf-8", "surrogateescape"))
