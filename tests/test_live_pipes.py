@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ import soundfile
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.cli.live import SoundFormat
+from mcspex_cli.cli.live_audio import SoundFormat
 from mcspex_cli.errors import install_extra
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.test_live import blocks
@@ -363,6 +365,102 @@ def test_a_terminal_is_no_place_for_sound(run: Run) -> None:
 def test_a_full_disk_costs_one_line(run: Run) -> None:
     said = run("--rate", "8000", "-q", data=PCM_16, stdout="/dev/full")[1]
     assert said == "error: standard output: writing failed (No space left on device).\n"
+
+
+@pytest.fixture
+def sound_cards(monkeypatch: pytest.MonkeyPatch) -> list[audio.Samples]:
+    """Sound cards: 1 records the mixture until Ctrl-C, and 4 plays; what it plays is the list."""
+    library, played = types.ModuleType("sounddevice"), []
+
+    class Stream:
+        def __init__(self, *shape: Any, callback: Any = None) -> None:
+            assert shape == (RATE_HZ, 0, 1 if callback else 4, 1, "float32")
+            self.callback, self.is_open = callback, False
+
+        def start(self) -> None:
+            self.is_open = True
+            if self.callback:
+                threading.Thread(target=self.feed).start()
+
+        def feed(self) -> None:
+            for number, block in enumerate(blocks(MIXTURE, 800)):
+                status = types.SimpleNamespace(input_overflow=number == 2)
+                self.callback(block[:, None], len(block), None, status)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def write(self, samples: audio.Samples) -> None:
+            played.append(samples[:, 0])
+
+        def __enter__(self) -> Any:
+            assert self.is_open
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.is_open = False
+
+    def query_devices(device: Any = None, kind: str = "") -> Any:
+        if device not in (None, 1, 4):
+            raise ValueError(f"No {kind} device matching {device!r}")
+        row = {"max_input_channels": 1, "max_output_channels": 2, "default_samplerate": 8000.0}
+        return [{"name": "built-in"} | row, {"name": "USB"} | row] if device is None else row
+
+    def check(device: int, samplerate: int, channels: int, dtype: str) -> None:
+        if samplerate != RATE_HZ:
+            raise PortAudioError("Invalid sample rate")
+
+    class PortAudioError(Exception):
+        pass
+
+    for name in ("InputStream", "OutputStream"):
+        setattr(library, name, Stream)
+    for name in ("check_input_settings", "check_output_settings"):
+        setattr(library, name, check)
+    for one in (PortAudioError, query_devices):
+        setattr(library, one.__name__, one)
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+    return played
+
+
+@posix
+def test_sound_cards_record_and_play(
+    run: Run, options: list[str], sound_cards: list[audio.Samples]
+) -> None:
+    out, said, code = run("--input-device", "1", "--output-device", "4")
+    assert (out, code) == (b"", 130)
+    assert said.splitlines() == [
+        "in: sound card 1, 8000 Hz, mono; out: sound card 4, 8000 Hz, mono",
+        "ready, 1 s of latency",
+        "warning: the sound card lost some sound: this machine was too busy.",
+        said.splitlines()[-2],
+        "error: interrupted. All sound that had arrived before is done.",
+    ]
+    np.testing.assert_array_equal(np.concatenate(sound_cards), expected(options, MIXTURE))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (["--input-device", "micro"], "micro: No input device matching 'micro'"),
+        (["--input-device", "1", "--rate", "9000"], "1: Invalid sample rate"),
+        (["--output-device", "7", "--rate", "8000"], "7: No output device matching 7"),
+    ],
+)
+def test_sound_cards_that_cannot_be_used_are_told(
+    run: Run, sound_cards: list[audio.Samples], form: list[str], message: str
+) -> None:
+    message = f"error: sound card {message}. mcspex live --list-devices lists all.\n"
+    data = PCM_16[:4] if "--output-device" in form else b""
+    assert run(*form, data=data) == (b"", message, 1)
+
+
+def test_sound_cards_are_listed(run: Run, sound_cards: list[audio.Samples]) -> None:
+    out, _, code = run("--list-devices")
+    assert [line.split() for line in out.decode().splitlines()] == [
+        "name number in out rate Hz".split(),
+        "built-in 0 1 2 8000".split(),
+        "USB 1 1 2 8000".split(),
+    ]
+    assert code == 0
 
 
 def test_sound_cards_need_their_libraries(run: Run) -> None:

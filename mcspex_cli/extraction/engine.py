@@ -166,7 +166,7 @@ class Engine:
             raise ValueError(
                 f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
             )
-        joiner = Joiner(self.windowing)
+        joiner = Joiner(self.windowing.context, self.windowing.fade)
         checked = (check_samples("a block", block, 2, whole=False) for block in blocks)
         for batch in self.batches((None, window) for window in cut(checked, self.windowing)):
             estimates = self.compute([(window.samples, embedding) for _, window in batch])

@@ -501,7 +501,8 @@ class _Extraction:
         embedding = voice.embedding.astype(np.float32)
         self.polarity = Polarity(engine, embedding)
         self._estimate_store = self._open_store()
-        self._joiner, self._matcher = Joiner(engine.windowing), levels.LevelMatcher(channels)
+        self._joiner = Joiner(engine.windowing.context, engine.windowing.fade)
+        self._matcher = levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
         self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
 

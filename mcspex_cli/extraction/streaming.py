@@ -23,6 +23,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,10 +37,11 @@ from mcspex_cli.extraction.presence import (
     SEGMENT_S,
     Polarity,
     PresenceMeter,
+    Segment,
     find_polarities,
 )
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.windows import without_rumble
+from mcspex_cli.extraction.windows import Joiner, Window, without_rumble
 
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""
@@ -102,15 +104,6 @@ class Timing:
         return cls(window, hop, fade, future, reserve)
 
 
-@dataclass(frozen=True)
-class _WindowEstimate:
-    """What one window adds to the output."""
-
-    samples: Samples
-    presence: float | None
-    limited: bool
-
-
 class LiveExtractor:
     """Extracts one target from a stream of blocks; `Extractor.live` makes one.
 
@@ -135,12 +128,14 @@ class LiveExtractor:
         self.presence: float | None = None
         """How likely, 0 to 1, the target speaks in about the 2 s before what came out last; None
         at first, and for a model that cannot tell."""
+        self.present: bool | None = None
+        """Whether presence is high enough to say that it does."""
         self.limited = False
         """Whether anything was turned down so that it does not clip."""
         self._mix = audio.MixMeter()
         self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
-        self._waiting: deque[Future[_WindowEstimate]] = deque()
+        self._waiting: deque[Future[_Output]] = deque()
         self._held: list[Samples] = []
         """The newest sound, a window or more once there is so much."""
         self._received = self._computed = self._given = 0
@@ -202,19 +197,20 @@ class LiveExtractor:
         """Have the newest window computed."""
         held = np.concatenate(self._held)[-self.timing.window :]
         self._held = [held]
-        start = self._received - len(held)
-        self._waiting.append(self._worker.submit(self._stream.add, start, held, last=last))
+        window = Window(self._received - len(held), held[None], last)
+        self._waiting.append(self._worker.submit(self._stream.add, window))
         while len(self._waiting) > _WAITING_WINDOWS:
             self._collect()
 
     def _collect(self) -> None:
         """Take in what the oldest window adds, and wait for it if it is not ready."""
-        estimate = self._waiting[0].result()
+        output = self._waiting[0].result()
         self._waiting.popleft()
-        self._ready.append(estimate.samples)
-        self._computed += len(estimate.samples)
-        self.limited = self.limited or estimate.limited
-        self.presence = estimate.presence
+        self._ready.append(output.samples)
+        self._computed += len(output.samples)
+        self.limited = self.limited or output.limited
+        if output.segment:
+            self.presence, self.present = output.segment.presence, output.segment.present
 
     def _take(self, until: int) -> Samples:
         """The output from what was given before up to sample `until`."""
@@ -224,6 +220,16 @@ class LiveExtractor:
         taken, rest = np.split(ready, [until - self._given])
         self._ready, self._given = [rest], until
         return taken
+
+
+class _Output(NamedTuple):
+    """What one window adds to the output."""
+
+    samples: Samples
+    """[sample]."""
+    segment: Segment | None
+    """The last one in which presence was measured."""
+    limited: bool
 
 
 class _Stream:
@@ -236,13 +242,12 @@ class _Stream:
         self._engine, self._timing = engine, timing
         self._rate_hz, self._mutes = sample_rate_hz, mutes
         self._polarity = Polarity(engine, voice.embedding)
+        self._joiner = Joiner(timing.future, timing.fade)
         self._done = 0
         """How many samples are in the output already."""
-        self._tail: Samples = np.zeros(0, np.float32)
-        """The last window's estimate of the next samples, which is faded out."""
         self._products = np.zeros(3)
         """<mixture, estimate>, <estimate, estimate> and seconds, of what counts for the level."""
-        self._presence: float | None = None
+        self._segment: Segment | None = None
         hop_s = timing.hop / sample_rate_hz
         step_s = hop_s * np.ceil(PRESENCE_STEP_S / hop_s - 1e-6)
         self._presences: deque[float] = deque(maxlen=max(1, round(MUTED_AFTER_S / step_s)))
@@ -250,39 +255,41 @@ class _Stream:
         self._measured_at = -np.inf
         self._gate_gain = 1.0
 
-    def add(self, start: int, window: Samples, *, last: bool) -> _WindowEstimate:
-        """Compute a window, the first sample of which is number `start`."""
+    def add(self, window: Window) -> _Output:
+        """Compute a window, whose samples are [1, sample]."""
         began, timing = time.perf_counter(), self._timing
-        network_hz, end = self._engine.sample_rate_hz, start + len(window)
-        mixture = audio.Resampler(self._rate_hz, network_hz, 1).step(window[None], last=True)
+        network_hz, length = self._engine.sample_rate_hz, window.samples.shape[1]
+        mixture = audio.Resampler(self._rate_hz, network_hz, 1).step(window.samples, last=True)
         if not mixture.size:  # the whole stream is shorter than one sample of the network
-            return _WindowEstimate(np.zeros_like(window), None, limited=False)
+            return _Output(np.zeros_like(window.samples[0]), None, limited=False)
         mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
-        polarity, waited = self._polarity, (end - self._measured_at) / self._rate_hz
-        is_due = waited >= PRESENCE_STEP_S
+        estimate = self._extract(mixture, window.start + length)
+        back = audio.Resampler(network_hz, self._rate_hz, 1).step(estimate, last=True)
+        back = np.pad(back, ((0, 0), (0, max(0, length - back.shape[1]))))[:, :length]
+        end = length if window.last else length - timing.future
+        peak = float(np.abs(back[0, self._done - window.start : end]).max(initial=0))
+        final = window.start + end - self._done - (0 if window.last else timing.fade)
+        gain = self._gain(estimate[0], mixture[0], final / self._rate_hz)
+        limited = peak * abs(gain) > FULL_SCALE
+        gain = gain * FULL_SCALE / (peak * abs(gain)) if limited else gain
+        joined, _ = self._joiner.add(window, back * np.float32(gain))
+        self._done += joined.shape[1]
+        samples = self._gated(joined[0])
+        self.computed_s += time.perf_counter() - began
+        return _Output(samples, self._segment, limited)
+
+    def _extract(self, mixture: Samples, end: int) -> Samples:
+        """The estimate [1, sample] of a window at the network's rate; `end` is its end outside."""
+        polarity = self._polarity
+        is_due = (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S
         firsts = find_polarities(self._engine, [polarity], [mixture]) if is_due else [None]
         pairs = [(polarity.sign * mixture, polarity.embedding)]
         (estimate,) = self._engine.compute(pairs, passes=1, firsts=firsts)
         self._engine.check_finite(estimate)
-        estimate = polarity.sign * estimate
         if is_due:
-            self._measure_presence(polarity.sign * estimate, polarity.sign * mixture)
+            self._measure_presence(estimate, pairs[0][0])
             self._measured_at = end
-        back = audio.Resampler(network_hz, self._rate_hz, 1).step(estimate, last=True)[0]
-        back = np.pad(back, (0, max(0, len(window) - len(back))))[self._done - start : len(window)]
-        final = len(back) if last else end - timing.future - timing.fade - self._done
-        peak = float(np.abs(back[: final + timing.fade]).max(initial=0))
-        gain = self._gain(estimate[0], mixture[0], final / self._rate_hz)
-        limited = peak * abs(gain) > FULL_SCALE
-        fresh = back * np.float32(gain * FULL_SCALE / (peak * abs(gain)) if limited else gain)
-        fade = min(len(self._tail), len(fresh))
-        ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
-        fresh[:fade] = self._tail[:fade] * (1 - ramp) + fresh[:fade] * ramp
-        self._tail = fresh[final : final + timing.fade]
-        self._done += final
-        samples = self._gated(fresh[:final])
-        self.computed_s += time.perf_counter() - began
-        return _WindowEstimate(samples, self._presence, limited)
+        return polarity.sign * estimate
 
     def _gain(self, estimate: Samples, mixture: Samples, seconds: float) -> float:
         """The gain that brings a window's estimate to its level in the mixture.
@@ -312,10 +319,9 @@ class _Stream:
         meter = PresenceMeter(self._engine, self._polarity.embedding, residuals=False)
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
-        segment = meter.result().segments[-1]
-        self._presence = segment.presence
-        if segment.similarity is not None:  # in silence the gate stays as it is
-            self._presences.append(self._presence)
+        self._segment = meter.result().segments[-1]
+        if self._segment.similarity is not None:  # in silence the gate stays as it is
+            self._presences.append(self._segment.presence)
 
     def _gated(self, samples: Samples) -> Samples:
         """Samples as the policy for an absent target says, with a fade where that changes."""

@@ -85,12 +85,13 @@ def cut(blocks: Iterable[Samples], windowing: Windowing) -> Iterator[Window]:
 class Joiner:
     """Puts the estimates of one signal's windows together again, in order.
 
-    All blocks together are exactly as long as the signal that was cut.
+    All blocks together are exactly as long as the signal that was cut. `context` and `fade` are
+    those of the `Windowing`.
     """
 
-    def __init__(self, windowing: Windowing) -> None:
-        self._windowing = windowing
-        self._ramp = (np.arange(windowing.fade, dtype=np.float32) + 0.5) / max(1, windowing.fade)
+    def __init__(self, context: int, fade: int) -> None:
+        self._context, self._fade = context, fade
+        self._ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
         self._done = 0
         self._tail: Samples | None = None
 
@@ -100,15 +101,15 @@ class Joiner:
         Returns:
             The samples of the estimate that are final now, and the same samples of the mixture.
         """
-        windowing, begin = self._windowing, self._done - window.start
+        begin = self._done - window.start
         fresh, mixture = estimate[..., begin:].copy(), window.samples[..., begin:]
         if self._tail is not None:
-            faded = slice(0, windowing.fade)
+            faded = slice(0, self._fade)
             fresh[..., faded] = self._tail * (1 - self._ramp) + fresh[..., faded] * self._ramp
         if window.last:
             return fresh, mixture
-        keep = windowing.window - windowing.context - windowing.fade - begin
-        self._tail = fresh[..., keep : keep + windowing.fade]
+        keep = fresh.shape[-1] - self._context - self._fade
+        self._tail = fresh[..., keep : keep + self._fade]
         self._done += keep
         return fresh[..., :keep], mixture[..., :keep]
 

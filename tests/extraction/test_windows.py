@@ -27,7 +27,7 @@ def blocks_of(signal: Samples, size: int) -> list[Samples]:
 def test_the_identity_is_the_identity_at_every_length(windowing: Windowing, size: int) -> None:
     for length in range(1, 70):
         signal = np.arange(2 * length, dtype=np.float32).reshape(2, length)
-        joiner = Joiner(windowing)
+        joiner = Joiner(windowing.context, windowing.fade)
         pairs = [joiner.add(w, w.samples) for w in cut(blocks_of(signal, size), windowing)]
         estimate, mixture = (np.concatenate(parts, axis=1) for parts in zip(*pairs, strict=True))
         np.testing.assert_allclose(estimate, signal, rtol=1e-6)
@@ -52,7 +52,7 @@ def test_windows_are_equally_long_and_the_last_ends_with_the_signal(windowing: W
 @pytest.mark.parametrize("length", [25, 30, 31, 40, 47])
 def test_what_is_near_the_edges_of_a_window_is_discarded(length: int) -> None:
     windowing, signal = Windowing(12, 3, 2), np.ones((1, length), np.float32)
-    joiner, joined = Joiner(windowing), []
+    joiner, joined = Joiner(windowing.context, windowing.fade), []
     for window in cut([signal], windowing):
         spoiled = window.samples.copy()
         if window.start:
