@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mcspex_cli import files
 from mcspex_cli.containers import SAMPLE_BYTES, Decoder, open_decoder
+from mcspex_cli.containers import AudioInfo as AudioInfo  # noqa: PLC0414
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
@@ -109,25 +110,6 @@ MIXTURE_ADVICE = Advice(
 """There are options for mixtures, and none for references and scored files."""
 
 
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file's header says."""
-
-    sample_rate_hz: int
-    channels: int
-    frames: int
-    """Samples per channel; in compressed files, approximately."""
-    start_s: float = 0.0
-    """When the sound begins in its container's time: a video's sound may start late."""
-    tracks: tuple[str, ...] = ()
-    """All sound tracks of the file, of which one is read, such as "2 (1 ch, eng)"."""
-
-    @property
-    def seconds(self) -> float:
-        """Its length."""
-        return self.frames / self.sample_rate_hz
-
-
 def probe(path: Path | str, track: str | None = None) -> AudioInfo:
     """Read a file's header; see `Reader.info`."""
     return Reader(path, track=track).info
@@ -212,9 +194,11 @@ class Reader:
                 or channel, or its rate or number of channels is none that anybody records with.
         """
         with self._open("keep") as decoder:
-            rate_hz, frames = decoder.sample_rate_hz, decoder.frames
-            frames = frames or sum(block.shape[1] for block in decoder.blocks(rate_hz))
-            return AudioInfo(rate_hz, decoder.channels, frames, decoder.start_s, decoder.tracks)
+            info = decoder.info
+            if info.frames:
+                return info
+            frames = sum(block.shape[1] for block in decoder.blocks(info.sample_rate_hz))
+            return replace(info, frames=frames)
 
     def read(self) -> Samples:
         """Read all of it: [sample] for one channel or the mix, [channel, sample] for "all"."""
@@ -225,41 +209,39 @@ class Reader:
         """Read the file from its beginning."""
         with self._open(self._damaged) as decoder:
             self.frames, self.warnings = 0, decoder.warnings
-            self.sample_rate_hz = self.sample_rate_hz or decoder.sample_rate_hz
-            kept = decoder.channels if self.channel == "all" else 1
-            resampler = Resampler(decoder.sample_rate_hz, self.sample_rate_hz, kept)
+            info = decoder.info
+            self.sample_rate_hz = self.sample_rate_hz or info.sample_rate_hz
+            kept = info.channels if self.channel == "all" else 1
+            resampler = Resampler(info.sample_rate_hz, self.sample_rate_hz, kept)
             yield from resampler.run(self._blocks(decoder))
         self.original = self.original[:, :0].copy()
 
     @contextmanager
     def _open(self, damaged: Damaged) -> Iterator[Decoder]:
-        path, track = self.path, self._track
-        with _open_bytes(path) as stream:
+        with _open_file(self.path) as stream:
             cure = self._advice.damaged if damaged == "fail" else None
-            decoder = open_decoder(path, stream, track, cure)
-            rate_hz, channels, tracks = decoder.sample_rate_hz, decoder.channels, decoder.tracks
-            if not LOWEST_HZ <= rate_hz <= HIGHEST_HZ:
-                raise AudioError(
-                    f"{path}: its header says {rate_hz} Hz, but only 1 kHz to 1 MHz are read. The "
-                    "header may be damaged: export it again."
-                )
-            if not 1 <= channels <= MOST_CHANNELS:
-                raise AudioError(
-                    f"{path}: its header says {channels} channels, but only 1 to {MOST_CHANNELS} "
-                    "are read. Export it again."
-                )
-            _check_channel(self.channel, channels, path)
-            if len(tracks) > 1 and track is None:
-                decoder.warnings.append(
-                    f"{path}: has {len(tracks)} sound tracks: {', '.join(tracks)}. The first is "
+            decoder = open_decoder(self.path, stream, self._track, cure)
+            info, problem = decoder.info, ""
+            if not LOWEST_HZ <= info.sample_rate_hz <= HIGHEST_HZ:
+                problem = f"{info.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are read. The header "
+                problem += "may be damaged: export it"
+            elif not 1 <= info.channels <= MOST_CHANNELS:
+                problem = f"{info.channels} channels, but only 1 to {MOST_CHANNELS} are read. "
+                problem += "Export it"
+            if problem:
+                raise AudioError(f"{self.path}: its header says {problem} again.")
+            _check_channel(self.channel, info.channels, self.path)
+            if len(info.tracks) > 1 and self._track is None:
+                decoder.warn(
+                    f"has {len(info.tracks)} sound tracks: {', '.join(info.tracks)}. The first is "
                     f"used. {self._advice.tracks}"
                 )
             yield decoder
 
     def _blocks(self, decoder: Decoder) -> Iterator[Samples]:
         """Blocks of the chosen channels at the file's rate, every sample checked."""
-        path, rate_hz = self.path, decoder.sample_rate_hz
-        size = min(round(BLOCK_S * rate_hz), _BLOCK_SAMPLES // decoder.channels)
+        path, rate_hz = self.path, decoder.info.sample_rate_hz
+        size = min(round(BLOCK_S * rate_hz), _BLOCK_SAMPLES // decoder.info.channels)
         meter = MixMeter()
         for block in decoder.blocks(size):
             usable = (np.abs(block) <= LOUDEST).all(axis=0)  # false for NaN too
@@ -287,20 +269,21 @@ class Reader:
 
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[BinaryIO]:
+def _open_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file, in which there is at least one byte."""
-    mode = files.check_exists(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise AudioError(f"{path}: is a directory. Name a sound file in it.")
-    if not stat.S_ISREG(mode):
-        raise AudioError(f"{path}: is not a regular file. Save the sound to one first.")
+    status = files.check_exists(path)
+    problem = ""
+    if stat.S_ISDIR(status.st_mode):
+        problem = "is a directory. Name a sound file in it."
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "is not a regular file. Save the sound to one first."
+    elif not status.st_size:
+        problem = "the file is empty (0 bytes). Copy or record it again."
+    if problem:
+        raise AudioError(f"{path}: {problem}")
     with files.reading(path):
         stream = path.open("rb", buffering=0)
-        is_empty = not stream.read(1)
-        stream.seek(0)
     with stream:
-        if is_empty:
-            raise AudioError(f"{path}: the file is empty (0 bytes). Copy or record it again.")
         yield stream
 
 

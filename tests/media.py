@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -27,10 +28,25 @@ class SoundTrack:
 
 
 def make(
-    path: Path, *tracks: SoundTrack, picture_s: float = 0.0, options: dict[str, str] | None = None
+    path: Path,
+    *tracks: SoundTrack,
+    picture_s: float = 0.0,
+    options: dict[str, str] | None = None,
+    pipe_format: str | None = None,
 ) -> Path:
-    """Write a container; its kind is that of the suffix, its picture, if any, a grey square."""
-    with av.open(str(path), "w", options=options or {}) as container:
+    """Write a container; its kind is that of the suffix, its picture, if any, a grey square.
+
+    With a `pipe_format` it is written as to a pipe, so that its header is never completed.
+    """
+    with (
+        path.open("wb") as file,
+        av.open(
+            SimpleNamespace(write=file.write) if pipe_format else str(path),
+            "w",
+            format=pipe_format,
+            options=options or {},
+        ) as container,
+    ):
         video = None
         if picture_s:
             video = container.add_stream("mpeg4", rate=5)

@@ -241,6 +241,71 @@ def test_a_header_without_a_length_is_measured(tmp_path: Path) -> None:
         assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=400), [])
 
 
+# --- odd files of which nothing is lost --------------------------------------------------------
+
+
+def aac_in_avi(folder: Path) -> Path:
+    """AVI has no time stamps, and FFmpeg counts a chunk of more than 768 bytes twice."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 2 * len(SIX_S)).astype(np.float32)
+    sound = SoundTrack(noise, 2 * RATE_HZ, "aac", options={"b": "96000"})
+    return make(folder / "a.avi", sound, picture_s=12)
+
+
+def piped(name: str, codec: str, form: str) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        sound = SoundTrack(np.repeat(SIX_S, 2), 2 * RATE_HZ, codec, options={"b": "64000"})
+        return make(folder / name, sound, pipe_format=form)
+
+    return made
+
+
+def voc_of_sox(folder: Path) -> Path:
+    """Sox counts 8 bytes too few in the header of a block."""
+    path = plain("voc", "VOC", "PCM_16")(folder)
+    data = bytearray(path.read_bytes())
+    data[27:30] = (int.from_bytes(data[27:30], "little") - 8).to_bytes(3, "little")
+    path.write_bytes(data)
+    return path
+
+
+def short_packet(folder: Path) -> Path:
+    """FFmpeg before 8 announced whole packets of 4096 samples for all of a CAF."""
+    announced = (b"pakt", 20, struct.pack(">QII", 24 * 4096, 0, 0))
+    sound = SoundTrack(np.repeat(SIX_S[:47_200], 2), 2 * RATE_HZ, "alac")
+    return patched(folder, lambda folder: make(folder / "a.caf", sound), announced)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        aac_in_avi,
+        short_packet,
+        piped("a.wma", "wmav2", "asf"),
+        piped("a.avi", "pcm_s16le", "avi"),
+        piped("b.avi", "libmp3lame", "avi"),
+        voc_of_sox,
+    ],
+    ids=["aac in avi", "alac in caf", "piped wma", "piped avi", "piped mp3 in avi", "voc"],
+)
+def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path], Path]) -> None:
+    path = whole(tmp_path)
+    samples, warnings = read(path)
+    assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=1200), [])
+    assert audio.probe(path).seconds == pytest.approx(6, abs=1.3)
+    assert np.abs(samples[2000:42_000].reshape(-1, 100)).max(axis=1).min() > 0.01  # no holes
+
+
+def test_a_flac_that_was_cut_without_encoding_it_again_is_whole(tmp_path: Path) -> None:
+    path = flac(tmp_path)
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(audio=0) if packet.size]
+    data = path.read_bytes()
+    path.write_bytes(data[: starts[0]] + data[starts[2] :])
+    samples, (warning,) = read(path)
+    assert len(samples) == len(SIX_S) - 2 * 4096
+    assert "announces 6.00 s, but its sound begins at 1.02 s (cut without encoding" in warning
+
+
 # --- nothing is lost without a word ----------------------------------------------------------
 
 
@@ -554,6 +619,12 @@ def integers_of_64_bits(folder: Path) -> Path:
     return patched(folder, plain("wav", "WAV"), (b"fmt ", 22, b"\x40"), (b"fmt ", 20, b"\x08"))
 
 
+def no_samples(folder: Path) -> Path:
+    path = plain("wav", "WAV")(folder)
+    path.write_bytes(path.read_bytes()[:44])
+    return path
+
+
 def no_channels(folder: Path) -> Path:
     return patched(folder, plain("wav", "WAV"), (b"fmt ", 10, b"\0"))
 
@@ -574,6 +645,7 @@ def wrong_rate(hertz: int) -> Callable[[Path], Path]:
         (noise, "not a readable sound file"),
         (not_numbers, r"NaN or infinite sample at 1\.00 s"),
         (integers_of_64_bits, "its sound is of another kind there"),
+        (no_samples, "holds no samples|nothing can be read"),
         (no_channels, "its header says 0 channels, but only 1 to 256 are read"),
         (wrong_rate(1), "its header says 1 Hz, but only 1 kHz to 1 MHz are read"),
         (wrong_rate(999), "its header says 999 Hz"),
