@@ -72,14 +72,16 @@ class Format:
     """What its samples can be; where there is only one, it takes the place of any other."""
     highest_hz: int = HIGHEST_HZ
     most_channels: int = MOST_CHANNELS
+    exact_hz: int = HIGHEST_HZ
+    """Above this rate only multiples of 10 Hz can be written."""
 
 
 FORMATS = {
     form.suffix: form
     for form in (
         Format(".wav", "WAV", ("PCM_16", "PCM_24", "FLOAT")),
-        Format(".flac", "FLAC", ("PCM_16", "PCM_24"), 655_350, most_channels=8),
-        Format(".ogg", "OGG", ("VORBIS",), 192_000, most_channels=255),
+        Format(".flac", "FLAC", ("PCM_16", "PCM_24"), 655_350, 8, 65_535),
+        Format(".ogg", "OGG", ("VORBIS",), 192_000, 255),
     )
 }
 """The output formats by suffix."""
@@ -153,6 +155,7 @@ class Reader:
         advice: what messages tell the user to do.
 
     Raises:
+        TypeError: the channel or track is not text, or the rate is not a number.
         ValueError: the rate is not from 1 kHz to 1 MHz, or `damaged` is neither word.
         AudioError: as `info`; also while reading, for channels that cancel each other out.
         DamagedError: the file is damaged or cut off.
@@ -169,6 +172,8 @@ class Reader:
         damaged: Damaged = "fail",
         advice: Advice = FILE_ADVICE,
     ) -> None:
+        if not isinstance(channel, str) or not isinstance(track, str | None):
+            raise TypeError(f'channel and track are text, such as "1", not {channel!r}, {track!r}')
         if damaged not in ("fail", "keep"):
             raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
         if sample_rate_hz is not None:
@@ -390,6 +395,8 @@ class Writer:
         if block.ndim != 2 or len(block) != self._file.channels:
             shape = f"[{self._file.channels}, sample]"
             raise ValueError(f"a block is {shape}, not of shape {block.shape}")
+        with np.errstate(over="ignore"):
+            block = block.astype(np.float32, copy=False)
         if not np.isfinite(block).all():
             raise NonFiniteError(f"{self._path}: NaN or infinite samples are not written.")
         with _failures(self._path, self._stream):
@@ -422,7 +429,7 @@ def open_writer(
     with files.whole(path) as partial, partial.open("w+b") as stream:
         target = str(partial) if os.name == "nt" else stream.fileno()
         with _failures(path, stream):
-            shape = (sample_rate_hz, channels, subtype, None, container)
+            shape = (int(sample_rate_hz), channels, subtype, None, container)
             file = soundfile.SoundFile(target, "w", *shape, closefd=False)
         writer = Writer(path, file, stream)
         try:
@@ -473,6 +480,8 @@ def check_format(
     problem = ""
     if sample_rate_hz > form.highest_hz:
         problem = f"holds at most {form.highest_hz} Hz, not {sample_rate_hz}. Write WAV."
+    elif sample_rate_hz > form.exact_hz and sample_rate_hz % 10:
+        problem = f"cannot hold {sample_rate_hz} Hz. Write WAV."
     elif channels > form.most_channels:
         problem = f"holds at most {form.most_channels} channels, not {channels}. "
         problem += "Write WAV, or choose a channel."
@@ -495,6 +504,8 @@ def check_rate(sample_rate_hz: float) -> None:
         raise TypeError(f"a sample rate is a number, not {sample_rate_hz!r:.80}")
     if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
         raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
+    if sample_rate_hz % 1:
+        raise ValueError(f"a sample rate is a whole number of Hz, not {sample_rate_hz}")
 
 
 class Resampler:

@@ -320,7 +320,7 @@ class PlainFile(Decoder):
             here_s = frames / file.samplerate
             whole_s = here_s * (end - begin) / (data.size - begin)
             self._missing = f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
-        elif end and frame_bytes:
+        elif begin <= end <= data.size and frame_bytes:
             frames = min(frames, (end - begin) // frame_bytes)  # libsndfile may read on
             rest = data.size - max(one for one in ends if one <= data.size)
             if rest >= max(2 * frame_bytes, 64):
@@ -610,9 +610,9 @@ class Container(Decoder):
         """After the last sample: report what is missing, or what is more than announced."""
         rate_hz, damages = self.info.sample_rate_hz, self._damages
         announced_s, done_s = self.info.seconds, self._done / rate_hz
+        self.check_read()
         if not self._done:
             reason = f" ({damages[0][1]})" if damages else ""
-            self.check_read()
             raise AudioError(f"{self._path}: holds no samples{reason}. Copy or record it again.")
         late_s = (self._origin or 0) / rate_hz if self._kind == "flac" else 0.0
         missing_s = announced_s - late_s - done_s if self._is_exact else 0.0

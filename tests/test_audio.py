@@ -128,14 +128,16 @@ def test_the_suffix_and_the_subtype_decide_what_is_written(
         ("a.wav", "PCM_99", "WAV has no PCM_99 samples. Use --subtype PCM_16 or PCM_24 or FLOAT"),
         ("a.flac", "FLOAT", "FLAC has no FLOAT samples. Use --subtype PCM_16 or PCM_24"),
         ("a.ogg", "PCM_16", "OGG holds at most 192000 Hz, not 250000. Write WAV"),
+        ("a.flac", "PCM_16", "FLAC cannot hold 250001 Hz. Write WAV"),
         ("none/a.wav", "PCM_16", r"cannot be written: its folder does not exist"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
     tmp_path: Path, name: str, subtype: str, message: str
 ) -> None:
+    rate_hz = 250_001 if "250001" in message else 250_000
     with pytest.raises(OutputError, match=message):
-        audio.write(tmp_path / name, tone(8000, 300), 250_000, subtype)
+        audio.write(tmp_path / name, tone(8000, 300), rate_hz, subtype)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -276,14 +278,30 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path: Path, name: str) ->
         (np.zeros(100, np.complex64), TypeError, "not complex64"),
         (np.array([0, np.nan], np.float32), NonFiniteError, "NaN or infinite samples are not"),
         (np.array([0, np.inf]), NonFiniteError, "NaN or infinite samples are not written"),
+        (np.full(100, 1e300), NonFiniteError, "NaN or infinite samples are not written"),
     ],
 )
 def test_arrays_that_are_no_sound_are_not_written(
     tmp_path: Path, samples: np.ndarray, error: type[Exception], message: str
 ) -> None:
+    subtype = "FLOAT" if np.abs(samples).max() > 10 else "PCM_16"
     with pytest.raises(error, match=message):
-        audio.write(tmp_path / "a.wav", samples, 8000)
+        audio.write(tmp_path / "a.wav", samples, 8000, subtype)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.longdouble])
+def test_floats_of_any_precision_are_written(tmp_path: Path, kind: type) -> None:
+    audio.write(tmp_path / "a.wav", tone(8000, 300).astype(kind), 8000.0)  # type: ignore[arg-type]
+    np.testing.assert_allclose(audio.read(tmp_path / "a.wav", 8000), tone(8000, 300), atol=1e-3)
+    with pytest.raises(ValueError, match=r"a whole number of Hz, not 8000\.5"):
+        audio.write(tmp_path / "a.wav", tone(8000, 300), 8000.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("argument", [{"channel": 1}, {"channel": None}, {"track": 2}])
+def test_channels_and_tracks_are_text(tmp_path: Path, argument: dict[str, object]) -> None:
+    with pytest.raises(TypeError, match=r'channel and track are text, such as "1", not'):
+        audio.read(tmp_path / "a.wav", 8000, **argument)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rate_hz", [0, -1, 999, 1_000_001, float("nan")])
