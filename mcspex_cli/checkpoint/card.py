@@ -82,7 +82,7 @@ def make_card(
     from huggingface_hub import EvalResult, ModelCardData
 
     gain_db = info.provenance.get("validation_si_sdr_i_db")
-    results = []
+    result, number = None, "None yet."
     if isinstance(gain_db, float):
         result = EvalResult(
             task_type="audio-to-audio",
@@ -93,16 +93,15 @@ def make_card(
             metric_name="SI-SDRi (dB)",
             metric_value=round(gain_db, 2),
         )
-        results.append(result)
+        number = f"{result.metric_name} on {result.dataset_name}: {result.metric_value}"
     metadata = ModelCardData(
         license=licence,
         library_name="mcspex",
         pipeline_tag="audio-to-audio",
         tags=["target-speaker-extraction", "speech-separation", info.config.system],
         model_name=name,
-        eval_results=results or None,
+        eval_results=[result] if result else None,
     ).to_yaml()
-    measured = "\n".join(f"{r.metric_name} on {r.dataset_name}: {r.metric_value}" for r in results)
     sources = "\n".join(f"- {line}" for line in data)
     weights = count_weights(info)
     return f"""---
@@ -123,7 +122,7 @@ mcspex extract mixture.wav --ref reference.wav --model {name}
 
 ## Numbers
 
-{measured or "None yet."}
+{number}
 
 ## Training data
 

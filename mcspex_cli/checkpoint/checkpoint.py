@@ -183,11 +183,6 @@ def pull(name: HubName, progress: Callable[[int, int], None] | None = None) -> C
     Args:
         name: What to get.
         progress: Gets the bytes received since the last call, and the bytes to be received in all.
-
-    Raises:
-        HubError: The Hub does not give it.
-        CheckpointError: It is not a model for this program, or it is incomplete.
-        OutputError: The disk is full.
     """
     listing = hub.look_up(name)
     total = hub.missing_bytes(listing)
@@ -373,9 +368,6 @@ def save_checkpoint(
     Whenever the process is killed, the folder has a whole checkpoint, the old or the new one.
 
     `half` rounds the weights to half precision, all that it can hold.
-
-    Raises:
-        OutputError: It cannot be written.
     """
     import torch
     from safetensors.torch import save
@@ -452,11 +444,7 @@ def verify(info: CheckpointInfo) -> str:
 
 
 def read_graphs(folder: Path) -> dict[str, Any]:
-    """Read what graphs.json says of the graphs beside it, and compare their checksums with it.
-
-    Raises:
-        CheckpointError: A file is missing or damaged.
-    """
+    """Read what graphs.json says of the graphs beside it, and compare their checksums with it."""
     path, remedy = folder / GRAPHS, "Export the model again."
     try:
         facts = msgspec.json.decode(read_bytes(path, remedy), type=dict[str, Any])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -33,49 +33,53 @@ if TYPE_CHECKING:
 
     from mcspex_cli.model.systems import System
 
-_SCALES = ("short", "middle", "long")
-_STACKS = range(32)  # as many as a network of ours can have
 
-_PREFIXES = {
-    **{f"encoder_1d_{scale}.": f"encoder.banks.{k}." for k, scale in enumerate(_SCALES)},
-    "ln.": "fusion.mixture.norm.",
-    "proj.": "fusion.mixture.project.",
-    "aux_enc3.0.": "fusion.reference.norm.",
-    "aux_enc3.1.": "fusion.reference.project.",
-    **{f"aux_enc3.{k + 2}.": f"speaker.blocks.{k}." for k in range(3)},
-    "aux_enc3.5.": "speaker.project.",
-    "pred_linear.": "classifier.",
-    **{f"conv_block_{k + 1}.": f"extractor.stacks.{k}.condition." for k in _STACKS},
-    **{f"conv_block_{k + 1}_other.": f"extractor.stacks.{k}.blocks." for k in _STACKS},
-    **{f"mask{k + 1}.": f"masks.heads.{k}." for k in range(3)},
-    **{f"decoder_1d_{k + 1}.": f"decoder.banks.{k}." for k in range(3)},
-}
-"""How names of SpEx+'s authors begin, and ours; other programs' names become theirs first."""
+def _numbered(ours: str, first: int, step: int = 1) -> Callable[[re.Match[str]], str]:
+    """Put their number, counted from `first`, into our name, where it is counted from 0."""
+    return lambda match: ours.format((int(match[1]) - first) // step)
 
-_PARTS = {
-    ".conv1x1.": ".widen.",
-    ".dconv.": ".depthwise.",
-    ".sconv.": ".narrow.",
-    ".conv_downsample.": ".shortcut.",
-    **{f".conv{k}.": f".conv_{k}." for k in (1, 2)},
-    **{f".prelu{k}.": f".activation_{k}." for k in (1, 2)},
-    **{f".lnorm{k}.gamma": f".norm_{k}.weight" for k in (1, 2)},
-    **{f".lnorm{k}.beta": f".norm_{k}.bias" for k in (1, 2)},
-    **{f".{norm}{k}.": f".norm_{k}." for norm in ("lnorm", "batch_norm") for k in (1, 2)},
+
+_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"^(?:encoder|decoder|spk_model)\.": "",
+    r"^(en|de)coder_1d_(?:short|1)\.": r"\1coder.banks.0.",
+    r"^(en|de)coder_1d_(?:middle|2)\.": r"\1coder.banks.1.",
+    r"^(en|de)coder_1d_(?:long|3)\.": r"\1coder.banks.2.",
+    r"^ln\.": "fusion.mixture.norm.",
+    r"^proj\.": "fusion.mixture.project.",
+    r"^spk_encoder\.": "aux_enc3.",
+    r"^aux_enc3\.0\.": "fusion.reference.norm.",
+    r"^aux_enc3\.1\.": "fusion.reference.project.",
+    r"^aux_enc3\.([234])\.": _numbered("speaker.blocks.{}.", 2),
+    r"^aux_enc3\.5\.": "speaker.project.",
+    r"^pred_linear\.": "classifier.",
+    r"^conv_block_(\d{1,3})\.": _numbered("extractor.stacks.{}.condition.", 1),
+    r"^conv_block_(\d{1,3})_other\.": _numbered("extractor.stacks.{}.blocks.", 1),
+    r"^separation\.separation\.(\d{0,2}[02468])\.": _numbered(
+        "extractor.stacks.{}.condition.", 0, 2
+    ),
+    r"^separation\.separation\.(\d{0,2}[13579])\.separation\.": _numbered(
+        "extractor.stacks.{}.blocks.", 0, 2
+    ),
+    r"^mask([123])\.": _numbered("masks.heads.{}.", 1),
+    r"\.conv1x1\.": ".widen.",
+    r"\.(?:dconv|dwconv)\.": ".depthwise.",
+    r"\.(?:sconv|Output)\.": ".narrow.",
+    r"\.conv_downsample\.": ".shortcut.",
+    r"\.conv([12])\.": r".conv_\1.",
+    r"\.(?:prelu|PReLU_)([12])\.": r".activation_\1.",
+    r"\.(?:lnorm|batch_norm|norm_?)([12])\.": r".norm_\1.",
+    r"(\.norm_[12])\.gamma$": r"\1.weight",
+    r"(\.norm_[12])\.beta$": r"\1.bias",
 }
-"""What is within their names, and within ours."""
+"""From the names of all programs to ours: each pattern, in this order, is replaced."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What one program calls the layers of SpEx+, and its sizes in the JSON beside them."""
+class Program:
+    """A program whose SpEx+ is understood: what shows that a file is its, and its JSON."""
 
     mark: str
     """How some of its names begin, and no other program's."""
-    prefixes: dict[str, str]
-    """How its names begin, and those of SpEx+'s authors."""
-    parts: dict[str, str]
-    """What is within its names, and within theirs."""
     letters: dict[str, str]
     """From the JSON's keys to our fields."""
     fixed: dict[str, object] = field(default_factory=dict)
@@ -83,16 +87,8 @@ class Layout:
     causal_norm: str = ""
     """The norm that only its causal network has, if its weights show everything else."""
 
-    def our_name(self, name: str) -> str:
-        """Return our name of a tensor; something that fits nothing of ours if there is none."""
-        for prefixes, parts in ((self.prefixes, self.parts), (_PREFIXES, _PARTS)):
-            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-            name = prefixes.get(prefix, "") + name.removeprefix(prefix)
-            for old, new in parts.items():
-                name = name.replace(old, new)
-        return name
 
-
+_SCALES = ("short", "middle", "long")
 _LETTERS = {
     **{"L": "short", "N": "filters", "X": "blocks", "R": "stacks", "B": "channels", "H": "hidden"},
     **{"P": "kernel", "norm": "norm"},
@@ -100,22 +96,15 @@ _LETTERS = {
 _FIXED: dict[str, object] = {"causal": False, "non_linear": "relu", "activate": "relu"}
 """What weights cannot show, and what our network has."""
 
-LAYOUTS = {
-    "gemengtju/SpEx_Plus": Layout(
+PROGRAMS = {
+    "gemengtju/SpEx_Plus": Program(
         mark="aux_enc3.",
-        prefixes={},
-        parts={},
         # Its JSON has an R that no line of its network reads: there are always four stacks.
         letters={letter: fact for letter, fact in _LETTERS.items() if letter != "R"},
         fixed={"num_spks": 1},
     ),
-    "xuchenglin28/speaker_extraction_SpEx": Layout(
+    "xuchenglin28/speaker_extraction_SpEx": Program(
         mark="spk_encoder.",
-        prefixes={
-            "spk_encoder.": "aux_enc3.",
-            **{f"decoder_1d_{scale}.": f"decoder_1d_{k}." for k, scale in enumerate(_SCALES, 1)},
-        },
-        parts={f".norm{k}.": f".lnorm{k}." for k in (1, 2)},
         letters={
             **{"L1": "short", "L2": "middle", "L3": "long", "N": "filters", "B": "blocks"},
             **{"O": "channels", "P": "hidden", "Q": "kernel"},
@@ -123,25 +112,11 @@ LAYOUTS = {
         },
         causal_norm="cLN",
     ),
-    "wenet-e2e/wesep": Layout(
+    "wenet-e2e/wesep": Program(
         mark="spk_model.aux_enc3.",
-        prefixes={
-            **{"encoder.": "", "decoder.": "", "spk_model.": ""},
-            **{f"separation.separation.{2 * k}.": f"conv_block_{k + 1}." for k in _STACKS},
-            **{
-                f"separation.separation.{2 * k + 1}.separation.": f"conv_block_{k + 1}_other."
-                for k in _STACKS
-            },
-        },
-        parts={
-            **{f".PReLU_{k}.": f".prelu{k}." for k in (1, 2)},
-            **{f".norm_{k}.": f".lnorm{k}." for k in (1, 2)},
-            **{".dwconv.": ".dconv.", ".Output.": ".sconv."},
-        },
         letters={**_LETTERS, "spk_emb_dim": "embedding", "spksInTrain": "speakers"},
     ),
 }
-"""The programs whose SpEx+ is understood."""
 
 _MISSING = "missing (the name is ours). Copy the file again, whole."
 
@@ -187,25 +162,20 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         CheckpointError: The file cannot be read as tensors, or is of a network that ours cannot be.
     """
     state = _read_state(path)
-    for program, layout in LAYOUTS.items():  # noqa: B007
-        if any(key.startswith(layout.mark) for key in state):
+    for name, program in PROGRAMS.items():  # noqa: B007
+        if any(key.startswith(program.mark) for key in state):
             break
     else:
         raise CheckpointError(
             f"{path}: its layers ({checkpoint.first_names(list(state))}) are not those of a known "
-            f"SpEx+. Known: {', '.join(LAYOUTS)}."
+            f"SpEx+. Known: {', '.join(PROGRAMS)}."
         )
-    weights = _Weights(path, {}, {})
-    for theirs, tensor in state.items():
-        key = layout.our_name(theirs)
-        if key in weights.tensors:
-            raise weights.refusal([theirs, key], "the same layer twice. Keep the one in use.")
-        weights.tensors[key], weights.names[key] = tensor, theirs
-    sizes = _sizes(weights, layout, sample_rate_hz)
+    weights = _Weights(path, state)
+    sizes = _sizes(weights, program, sample_rate_hz)
     notes = [f"Taken to work at {sample_rate_hz} Hz, which weights do not show."]
     if config:
-        _compare(config, layout, sizes, classified=weights.classified)
-    elif not layout.causal_norm:
+        _compare(config, program, sizes, classified=weights.classified)
+    elif not program.causal_norm:
         notes.append("Assumed to be non-causal with ReLU masks: the weights do not say.")
     if not weights.classified:
         notes.append(
@@ -214,10 +184,9 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
     system, sha256 = _assemble(weights, sizes), hub.checksum(path)
     return Conversion(
         system,
-        f"SpEx+, from the layers of {program}",
-        f"Converted from `{path.name}` (sha256 `{sha256}`), whose layers are named as in "
-        f"{program}.",
-        {"converted_from": {"file": path.name, "sha256": sha256, "layout": program}},
+        f"SpEx+, from the layers of {name}",
+        f"Converted from `{path.name}` (sha256 `{sha256}`), whose layers are named as in {name}.",
+        {"converted_from": {"file": path.name, "sha256": sha256, "layout": name}},
         notes=tuple(notes),
     )
 
@@ -343,23 +312,26 @@ def _read_pickle(path: Path) -> Any:
             raise CheckpointError(f"{path}: {text}") from error
 
 
-@dataclass(frozen=True)
 class _Weights:
     """A foreign state dict by our names, with its own names for error messages."""
 
-    path: Path
-    tensors: dict[str, Tensor]
-    names: dict[str, str]
+    def __init__(self, path: Path, state: dict[str, Tensor]) -> None:
+        self.path = path
+        self.tensors: dict[str, Tensor] = {}
+        self.names: dict[str, str] = {}
+        for theirs, tensor in state.items():
+            key = theirs
+            for pattern, ours in _NAMES.items():
+                key = re.sub(pattern, ours, key)
+            if key in self.tensors:
+                raise self.refusal([theirs, key], "the same layer twice. Keep the one in use.")
+            self.tensors[key], self.names[key] = tensor, theirs
+        self.classified = any(key.startswith("classifier.") for key in self.tensors)
 
     def refusal(self, keys: Iterable[str], reason: str) -> CheckpointError:
         """Return an error about these tensors, by their own names where they have one."""
         names = checkpoint.first_names([self.names.get(key, key) for key in keys])
         return CheckpointError(f"{self.path}: {names}: {reason}")
-
-    @property
-    def classified(self) -> bool:
-        """Whether there is a classifier of speakers."""
-        return any(key.startswith("classifier.") for key in self.tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a convolution's weight: three axes."""
@@ -375,7 +347,7 @@ class _Weights:
         return len({m[1] for key in self.tensors if (m := re.match(pattern, key))})
 
 
-def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConfig:
+def _sizes(weights: _Weights, program: Program, sample_rate_hz: int) -> SystemConfig:
     """Read all sizes from the tensors' shapes; `_assemble` sees whether they agree."""
     filters = [weights.shape(f"encoder.banks.{k}.weight") for k in range(3)]
     first = "extractor.stacks.0"
@@ -394,7 +366,7 @@ def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConf
         "kernel": weights.shape(f"{first}.condition.depthwise.weight")[2],
         "blocks": 1 + weights.count(rf"{first}\.blocks\.(\d+)\."),
         "stacks": weights.count(r"extractor\.stacks\.(\d+)\."),
-        "norm": _norm(weights, layout),
+        "norm": _norm(weights, program),
         "reference_channels": 0 if reference == channels else reference,
         "embedding": weights.shape("speaker.project.weight")[0],
         "speaker_channels": [
@@ -405,7 +377,7 @@ def _sizes(weights: _Weights, layout: Layout, sample_rate_hz: int) -> SystemConf
     return checkpoint.check_fields(sizes, SystemConfig, weights.path)
 
 
-def _norm(weights: _Weights, layout: Layout) -> str:
+def _norm(weights: _Weights, program: Program) -> str:
     """Return which of `NORMS` the blocks have. A gLN is a column or has a gamma."""
     kinds: dict[str, str] = {}
     for key, tensor in weights.tensors.items():
@@ -416,28 +388,28 @@ def _norm(weights: _Weights, layout: Layout) -> str:
     if len(kinds) > 1:
         raise weights.refusal(kinds.values(), f"norms of several kinds ({', '.join(kinds)}).")
     kind = next(iter(kinds), "gLN")
-    if kind == layout.causal_norm:
+    if kind == program.causal_norm:
         raise weights.refusal(
             kinds.values(), f"{kind} is the norm of a causal network, and ours is not causal."
         )
     return kind
 
 
-def _compare(path: Path, layout: Layout, config: SystemConfig, *, classified: bool) -> None:
+def _compare(path: Path, program: Program, config: SystemConfig, *, classified: bool) -> None:
     """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
     remedy = "Give the mdl.json of the training."
     try:
         raw = msgspec.json.decode(checkpoint.read_bytes(path, remedy), type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON object. {remedy}") from error
-    for key, value in {**_FIXED, **layout.fixed}.items():
+    for key, value in {**_FIXED, **program.fixed}.items():
         if raw.get(key, value) != value:
             theirs, fixed = (msgspec.json.encode(v).decode()[:60] for v in (raw[key], value))
             raise CheckpointError(f"{path}: {key} is {theirs}; mcspex has SpEx+ with {fixed} only.")
     facts = {**asdict(config), **dict(zip(_SCALES, config.windows, strict=True))}
     if not classified:
         del facts["speakers"]
-    for letter, fact in layout.letters.items():
+    for letter, fact in program.letters.items():
         if fact in facts and raw.get(letter, facts[fact]) != facts[fact]:
             raise CheckpointError(
                 f"{path}: has {letter} = {str(raw[letter])[:60]}, and the weights have "

@@ -174,16 +174,12 @@ def _refs(folder: Path) -> dict[Path, str]:
 
 
 def remove(commits: Sequence[HubName]) -> int:
-    """Delete commits of one repository from the cache, and return how many bytes that frees.
-
-    Raises:
-        OutputError: The system refuses.
-    """
+    """Delete commits of one repository from the cache, and return how many bytes that frees."""
     names, folder = {str(commit.revision) for commit in commits}, commits[0].folder.parents[1]
 
     def blobs() -> dict[Path, int]:
         """The files in the folder that commits lead to, with their sizes."""
-        paths = {path.resolve() for path in folder.rglob("snapshots/*/**/*") if path.is_file()}
+        paths = {path.resolve() for path in folder.glob("snapshots/*/**/*") if path.is_file()}
         own = (path for path in paths if path.is_relative_to(folder.resolve()))
         return {path: path.stat().st_size for path in own}
 
@@ -207,12 +203,7 @@ def remove(commits: Sequence[HubName]) -> int:
 
 
 def look_up(name: HubName) -> Listing:
-    """Ask the Hub what it has under `name`.
-
-    Raises:
-        HubError: It cannot be reached, has no such model, or does not give it.
-        CheckpointError: The repository has no mcspex model.
-    """
+    """Ask the Hub what it has under `name`, and refuse what is no mcspex model."""
     with _asking(name) as api:
         info = api.model_info(
             name.repo,
@@ -332,11 +323,7 @@ def point_to(listing: Listing) -> None:
 
 
 def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
-    """Make one commit of a model's files, and the repository if need be; return its address.
-
-    Raises:
-        HubError: There is no token, it may not write there, or the Hub does not answer.
-    """
+    """Make one commit of a model's files, and the repository if need be; return its address."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -383,10 +370,11 @@ def _endpoint() -> str:
 def _asking(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
     """Give the Hub's client, whose answers are checked and whose errors become ours.
 
+    Headers of which the client makes paths must be checksums. A busy Hub is an error at once,
+    unless `writing`; the client would wait for as long as the Hub likes.
+
     Raises:
-        HubError: The Hub does not give or take what is asked for. It is busy, where the client
-            would try again for as long as the Hub likes. Or a header, of which the client makes
-            a path, is not a checksum.
+        HubError: The reason is the Hub, or the connection to it.
         OutputError: The reason is this disk.
     """
     from huggingface_hub import HfApi, set_client_factory

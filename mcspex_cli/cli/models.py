@@ -78,22 +78,22 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
         return
     system, rate, size, source = _columns(info)
     kind = f"{weights / 1e6:.1f} M weights, {size}" if weights else "ONNX, for --runtime"
-    rows = {
-        "model": info.label,
-        "from": f"{source}, {info.folder}",
-        "system": f"{system}, {kind}",
-        "rate": rate,
-        "sha256": info.sha256,
-        "licence": licence or "not stated: ask its author",
-        "numbers": f"\n{'':9}".join(numbers) or "none stated",
-    }
-    console.facts(rows.items())
+    rows = [
+        ("model", info.label),
+        ("from", f"{source}, {info.folder}"),
+        ("system", f"{system}, {kind}"),
+        ("rate", rate),
+        ("sha256", info.sha256),
+        ("licence", licence or "not stated: ask its author"),
+        *(("" if row else "numbers", text) for row, text in enumerate(numbers or ["none stated"])),
+    ]
+    console.facts(rows)
     console.text(f"\n{card.text}\n" if card else "\nIt has no card.\n")
 
 
 @options.command(models)
 def pull(
-    name: str = argument("ORG/NAME"),
+    name: str = argument("ORG/NAME", type=options.TEXT),
     revision: str | None = option("REV", "Branch, tag or commit.  [default: main]"),
     quiet: bool = options.QUIET,
 ) -> None:
@@ -165,7 +165,7 @@ def print_folder(name: str = NAME) -> None:
 
 
 @options.command(models)
-def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
+def rm(name: str = argument("ORG/NAME[@REV]", type=options.TEXT), yes: bool = YES) -> None:
     """Delete a downloaded model: all of its commits, or the one that you name."""
     from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.checkpoint import downloads_of
@@ -186,7 +186,7 @@ def rm(name: str = argument("ORG/NAME[@REV]"), yes: bool = YES) -> None:
 
 @options.command(models)
 def convert(
-    source: str = argument("MODEL|FILE", shell_complete=options.complete_models),
+    source: str = argument("MODEL|FILE", type=options.TEXT, shell_complete=options.complete_models),
     output: Path = NEW_FOLDER,
     sample_rate: int | None = option(
         "HZ",

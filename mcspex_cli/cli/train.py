@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,19 @@ def simulate(
     """
     from mcspex_cli import files
 
-    given = _are_given(sources, recipe, count, mixtures, enrolments)
+    if bool(sources) == bool(recipe):
+        raise click.UsageError("Name folders of speakers, or --recipe CSV.")
+    for source in sources:
+        files.check_exists(source)
+    are_sets = False
+    if not recipe and not count:
+        from mcspex_cli.training.data import is_librimix
+
+        are_sets = all(map(is_librimix, sources))
+    if enrolments and not (are_sets and len(sources) == 1):
+        raise click.UsageError("--enrolments is for one LibriMix set, without -n.")
+    if (recipe or are_sets) and (count or mixtures):
+        raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
     for place in (recipe, mixtures, enrolments):
         if place:
             files.check_exists(place)
@@ -67,7 +79,7 @@ def simulate(
     from mcspex_cli.training.settings import MixtureSettings, TrainSettings
 
     simulation.check_free(output, overwrite=overwrite)
-    if given:
+    if recipe or are_sets:
         recipes = simulation.read_recipes(recipe) if recipe else []
         for source in sources:
             recipes += simulation.librimix_recipes(source, enrolments)
@@ -84,32 +96,6 @@ def simulate(
     for _ in console.track(written, "rendering", count):
         pass
     console.say(f"{output}: {console.count(count, 'mixture')} at {sample_rate_hz} Hz")
-
-
-def _are_given(
-    sources: Sequence[Path],
-    recipe: Path | None,
-    count: int | None,
-    mixtures: Path | None,
-    enrolments: Path | None,
-) -> bool:
-    """Whether the mixtures are given, by a recipe or by LibriMix sets, rather than drawn."""
-    if bool(sources) == bool(recipe):
-        raise click.UsageError("Name folders of speakers, or --recipe CSV.")
-    from mcspex_cli import files
-
-    for source in sources:
-        files.check_exists(source)
-    given = bool(recipe)
-    if not recipe and not count:
-        from mcspex_cli.training.data import is_librimix
-
-        given = all(is_librimix(source) for source in sources)
-    if enrolments and (recipe or count or len(sources) > 1 or not given):
-        raise click.UsageError("--enrolments is for one LibriMix set, without -n.")
-    if given and (count or mixtures):
-        raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
-    return given
 
 
 @options.command()

@@ -12,11 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import file_download
 
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint import hub as cache
@@ -217,6 +220,29 @@ def test_a_download_that_breaks_goes_on_where_it_broke(
     first, second = (r.headers.get("range") for r in hub.asked("GET", "model.safetensors"))
     assert first is None
     assert second == f"bytes={len(files['model.safetensors']) // 2 // 2**14 * 2**14}-"
+
+
+def test_what_comes_by_xet_is_counted_once(
+    hub: Hub, commit: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
+
+    def get(url: str, file: Any, *, expected_size: int, tqdm_class: Any, **settings: Any) -> None:
+        """Report as the client does for a download by Xet."""
+        rates = {"total_bytes_completion_rate": 1.0, "total_transfer_bytes_completion_rate": 1.0}
+        with reporting.XetDownloadProgressReporter(
+            reconstruction_desc="", total=expected_size, log_level=20, tqdm_class=tqdm_class
+        ) as reporter:
+            for done in (expected_size // 2, expected_size):
+                counts = ("total_bytes", "total_bytes_completed", "total_transfer_bytes_completed")
+                reporter.update_progress(SimpleNamespace(**dict.fromkeys(counts, done), **rates))
+        http_get(url, file, expected_size=expected_size, **settings)
+
+    http_get = file_download.http_get
+    monkeypatch.setattr(file_download, "http_get", get)
+    done = run("models", "pull", REPO)
+    size = sum(map(len, files.values())) / 1e3
+    assert f"({size:.1f} kB downloaded; licence: mit)" in done.stderr
 
 
 def test_file_names_of_a_server_do_not_leave_the_cache(
@@ -579,7 +605,8 @@ def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
     said = run("models", "show", DEFAULT_MODEL).stdout
     for words in ("MC-SpEx, 3.0 M weights, 6.1 MB", "licence  cc-by-4.0", "LibriSpeech", "16 kHz"):
         assert words in said
-    assert "numbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
+    assert "\nnumbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
+    assert f"\n{'':9}200 mixtures with noise and half of them with rooms: SI-SDRi (dB) " in said
     data = json.loads(run("models", "show", REPO, "--json").stdout)
     assert (data["licence"], data["revision"], data["card"]) == ("mit", commit, "# Voices")
     assert data["config"]["system"] == "mcspex"
