@@ -21,7 +21,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 import mcspex_cli
@@ -277,6 +278,20 @@ def command(
 
 
 # What several commands share.
+
+
+def check_needs(needs: Mapping[str, Sequence[str]]) -> None:
+    """Refuse options of the command line that mean nothing without one of some others.
+
+    `needs` has these others by the name of the option, each as its parameter is called.
+    """
+    context = click.get_current_context()
+    flags = {each.name: max(each.opts, key=len) for each in context.command.params}
+    for name, others in needs.items():
+        is_given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        if is_given and not any(context.params.get(other) for other in others):
+            listed = " or ".join(flags[other] for other in others)
+            raise click.UsageError(f"{flags[name]} means nothing without {listed}. Add it.")
 
 
 def complete_models(

@@ -232,9 +232,17 @@ def _check_usage(request: ScoreRequest) -> None:
             "--transcripts or --metrics."
         )
     check_reference_usage(request.references, request.reference_folder, request.pattern)
-    check_group_usage(request.groups, request.group_by)
-    if request.interferers and not request.truth:
-        raise click.UsageError("--interferers are compared with the truth; add --truth.")
+    options.check_needs(
+        {
+            "interferers": ("truth",),
+            "flipped_ok": ("truth",),
+            "model": ("references", "reference_folder"),
+            "whisper": ("transcripts",),
+            "group_by": ("groups",),
+        }
+    )
+    if request.as_json and request.form not in ("table", "json"):
+        raise click.UsageError(f"--json and --format {request.form} are two formats: name one.")
     if channel and channel != "mix" and not channel.isdecimal():
         raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
 
@@ -247,12 +255,6 @@ def check_reference_usage(
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
     if pattern is not None and not folder:
         raise click.UsageError("--pattern says which of --refs belongs to which file; add --refs.")
-
-
-def check_group_usage(groups: Path | None, column: str | None) -> None:
-    """Refuse --group-by without --groups."""
-    if column and not groups:
-        raise click.UsageError("--group-by names a column of --groups; add --groups.")
 
 
 def _inputs(request: ScoreRequest) -> list[Path]:
@@ -345,7 +347,8 @@ def choose_metrics(
     chosen = [name.strip().removesuffix("_db") for name in names.split(",")]
     for name in chosen:
         if name not in METRICS:
-            raise click.UsageError(f"--metrics {name}: unknown. Use {', '.join(METRICS)}.")
+            text = name or repr(names)
+            raise click.UsageError(f"--metrics {text}: unknown. Use {', '.join(METRICS)}.")
         if only_truth and "target" not in METRICS[name].needs:
             raise click.UsageError(
                 f"--metrics {name} needs no truth. Use mcspex score on the folder audio/."
@@ -456,7 +459,6 @@ def _page_settings(
     values = locals()  # the options are called like the fields of `PageSettings`
     from mcspex_cli.evaluation.page import PageSettings
 
-    check_group_usage(groups, group_by)
     return PageSettings(**values)
 
 
@@ -474,6 +476,7 @@ def report(
     from mcspex_cli.evaluation.comparison import read_systems
     from mcspex_cli.evaluation.page import write_page
 
+    options.check_needs({"group_by": ("groups",)})
     with console.progress("comparing") as bar:
         page = write_page(
             read_systems(runs), output, settings, lambda share: bar.update(completed=share)

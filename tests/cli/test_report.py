@@ -94,7 +94,7 @@ def test_neither_a_run_nor_an_output_is_left_out(scene: Path) -> None:
     assert report("-o", scene / "page.html").exit_code == 2
     assert report(scene / "good").exit_code == 2
     done = report(scene / "good", "-o", scene / "page.html", "--group-by", "sex")
-    assert (done.exit_code, "--group-by names a column of --groups" in done.stderr) == (2, True)
+    assert (done.exit_code, "--group-by means nothing without --groups" in done.stderr) == (2, True)
 
 
 def test_torch_is_not_needed(scene: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_metric_that_no_file_has_a_value_of_is_said(words: list[Path | str]) -
         (["--metrics", "si_sdr,mos"], "--metrics mos: unknown. Use si_sdr, si_sdr_i"),
         (["--metrics", "sir"], "--metrics sir needs --interferers"),
         (["--workers", "0"], "--workers"),
-        (["--group-by", "sex"], "--group-by names a column of --groups; add --groups."),
+        (["--group-by", "sex"], "--group-by means nothing without --groups. Add it."),
         (["--format", "xml"], "--format"),
     ],
 )
@@ -360,7 +360,18 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
         ([], 2, "score by what? Add --truth, or for scores without a truth --ref, --refs, --tr"),
         (["--ref", "r.wav", "--refs", "refs"], 2, "--ref is one voice for all, --refs one for"),
         (["--ref", "r.wav", "--pattern", "{speaker}"], 2, "--pattern says which of --refs"),
-        (["--ref", "r.wav", "--interferers", "x"], 2, "--interferers are compared with the truth"),
+        (
+            ["--ref", "r.wav", "--interferers", "x"],
+            2,
+            "--interferers means nothing without --truth",
+        ),
+        (
+            ["--metrics", "dnsmos_sig", "--model", "x"],
+            2,
+            "--model means nothing without --ref or --",
+        ),
+        (["--ref", "r.wav", "--whisper", "x"], 2, "--whisper means nothing without --transcripts."),
+        (["--ref", "r.wav", "--json", "--format", "csv"], 2, "--json and --format csv are two"),
         (["--ref", "r.wav", "--channel", "left"], 2, "--channel left: is none of mix, 0, 1, ..."),
         (["--ref", "r.wav", "--channel", ""], 2, "'--channel': it is empty."),
         (["--ref", "r.wav", "--group-by", ""], 2, "'--group-by': it is empty."),
