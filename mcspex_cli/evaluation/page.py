@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import math
 import os
 import re
@@ -12,17 +13,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
+from PIL import Image
 
 from mcspex_cli import __version__, audio, files
+from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError, OutputError, line
-from mcspex_cli.evaluation import spectrogram, summary
+from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.comparison import (
     REASONS,
     CaseSettings,
@@ -32,7 +37,6 @@ from mcspex_cli.evaluation.comparison import (
     compare_systems,
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
-from mcspex_cli.evaluation.spectrogram import RANGE_DB, SHADES
 from mcspex_cli.extraction.job import check_no_input, identities
 
 EMBEDDED_CASES = 12
@@ -56,6 +60,29 @@ _TYPES = {".flac": "audio/flac", ".png": "image/png"}
 
 _OURS = re.compile(r"\d{5,}\.(flac|png)")
 """Names of the files beside a page: numbers, since nothing that a user named is safe."""
+
+WINDOW_S = 0.032
+HOP_S = 0.008
+COLUMNS, ROWS = 512, 160
+"""The largest spectrogram; longer sounds and finer spectra are averaged into it."""
+
+RANGE_DB = 80.0
+"""From the brightest colour down to black."""
+
+QUIET_DB = -100.0
+"""The brightest colour is never below this, so that silence is black."""
+
+SHADES = 64
+"""Colours in use: 1.25 dB each, no step is seen and the file is a third smaller than with 256."""
+
+ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+"""From silent to loud: lightness rises evenly, as in matplotlib's magma."""
+
+CEILING = 0.85
+"""An output that is black above this share of the mixture's range lacks the rest."""
+
+Levels = npt.NDArray[np.float64]
+"""A spectrogram in dB, [row, column]; the first row is the highest frequency."""
 
 Store = Callable[[bytes, str], Markup]
 """Stores data of a suffix and returns its URL."""
@@ -184,19 +211,19 @@ def _cells(
             cell.problem = str(error)
             warnings.append(cell.problem)
             continue
-        levels = spectrogram.measure(samples, cell.rate_hz)
+        levels = spectrogram(samples, cell.rate_hz)
         if loudest_db is None:
-            loudest_db = max(float(levels.max()), spectrogram.QUIET_DB)
-        ceiling_hz = spectrogram.height(levels, loudest_db) * cell.rate_hz / 2
+            loudest_db = max(float(levels.max()), QUIET_DB)
+        ceiling_hz = _height(levels, loudest_db) * cell.rate_hz / 2
         if cell is cells[0]:
             mixture_ceiling_hz = ceiling_hz
         elif mixture_ceiling_hz and cell.system is not None:
             highest_hz = min(mixture_ceiling_hz, cell.rate_hz / 2)
-            cell.why_black = spectrogram.why_black(ceiling_hz, highest_hz)
+            cell.why_black = _why_black(ceiling_hz, highest_hz)
         peak = max(1.0, float(np.abs(samples).max()))
         cell.quieter_db, cell.seconds = 20 * math.log10(peak), len(samples) / cell.rate_hz
         cell.sound = store(audio.encode(samples / peak, cell.rate_hz), ".flac")
-        cell.picture = store(spectrogram.draw(levels, loudest_db), ".png")
+        cell.picture = store(draw_spectrogram(levels, loudest_db), ".png")
     # Names for paths in all texts: a page is published, a folder's place is not.
     for path in [cell.path for cell in cells if cell.path]:
         for cell in cells:
@@ -204,6 +231,63 @@ def _cells(
             if cell.row:
                 cell.row = {**cell.row, "note": cell.row["note"].replace(str(path), path.name)}
     return cells
+
+
+def spectrogram(samples: Samples, rate_hz: int) -> Levels:
+    """The power of `samples` [sample] over time and frequency, at most ROWS x COLUMNS.
+
+    A full-scale sine is at about -6 dB at any rate. A sound shorter than a window is padded.
+    """
+    size = max(16, round(WINDOW_S * rate_hz))
+    hop = max(1, round(HOP_S * rate_hz))
+    window = np.hanning(size) / np.hanning(size).sum()
+    padded = np.pad(samples, (size // 2, size - size // 2))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+    times = np.linspace(0, len(frames), min(len(frames), COLUMNS) + 1).astype(int)
+    bins = np.linspace(0, size // 2 + 1, min(size // 2 + 1, ROWS) + 1).astype(int)
+    power = np.empty((len(bins) - 1, len(times) - 1))
+    for column, (start, end) in enumerate(pairwise(times)):
+        spectrum = np.abs(np.fft.rfft(frames[start:end] * window)) ** 2
+        pooled = np.add.reduceat(spectrum.mean(axis=0), bins[:-1])
+        power[::-1, column] = pooled / np.diff(bins)
+    levels: Levels = 10 * np.log10(power + 1e-20)
+    return levels
+
+
+def _height(levels: Levels, loudest_db: float) -> float:
+    """The share of a picture's height above which it is black, but for a few moments.
+
+    Where a sound begins or ends it may click, which has all frequencies.
+    """
+    inner = levels[:, 3:-3] if levels.shape[1] > 6 else levels
+    bright = np.flatnonzero((inner > loudest_db - RANGE_DB).mean(axis=1) > 0.02)
+    return float(1 - bright[0] / len(levels)) if bright.size else 0.0
+
+
+def _why_black(ceiling_hz: float, mixture_hz: float) -> str:
+    """Why an output has nothing above a frequency; empty if its mixture ends there too."""
+    if not 0 < ceiling_hz < CEILING * mixture_hz:
+        return ""
+    for rate_hz in (8000, 16000, 24000, 32000):
+        if -0.05 < 2 * ceiling_hz / rate_hz - 1 < 0.1:  # the window blurs the edge upwards
+            return (
+                f"Black above {rate_hz / 2000:g} kHz: a model for {rate_hz / 1000:g} kHz returns "
+                "nothing higher."
+            )
+    return f"Black above {ceiling_hz / 1000:.1f} kHz: this output has no sound there."
+
+
+def draw_spectrogram(levels: Levels, loudest_db: float) -> bytes:
+    """A PNG of a spectrogram: `loudest_db` is the brightest colour, RANGE_DB below it black."""
+    share = np.clip(1 + (levels - loudest_db) / RANGE_DB, 0, 1)
+    picture = Image.fromarray(np.rint(share * (SHADES - 1)).astype(np.uint8))
+    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS.split()])
+    places = np.linspace(0, len(anchors) - 1, SHADES)
+    colours = [np.interp(places, range(len(anchors)), channel) for channel in anchors.T]
+    picture.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:
@@ -241,7 +325,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "reasons": REASONS,
         "shapes": SHAPES,
         "range_db": RANGE_DB,
-        "scale": _data_url(spectrogram.draw(shades_db[None], 0.0), ".png"),
+        "scale": _data_url(draw_spectrogram(shades_db[None], 0.0), ".png"),
         "players": PLAYERS,
     }
 

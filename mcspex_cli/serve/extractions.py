@@ -15,7 +15,14 @@ import numpy as np
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import McspexError, OutputError
-from mcspex_cli.evaluation import spectrogram
+from mcspex_cli.evaluation.page import (
+    COLUMNS,
+    QUIET_DB,
+    WINDOW_S,
+    Levels,
+    draw_spectrogram,
+    spectrogram,
+)
 from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result, open_mixture
 from mcspex_cli.extraction.reference import Span, Voice
 
@@ -157,10 +164,10 @@ def draw_part(path: Path, mixture: Path, start_s: float, end_s: float) -> bytes:
     """
     loudest_db = float(_part_levels(mixture, start_s, end_s).max())
     levels = _part_levels(path, start_s, end_s)
-    return spectrogram.draw(levels, max(loudest_db, spectrogram.QUIET_DB))
+    return draw_spectrogram(levels, max(loudest_db, QUIET_DB))
 
 
-def _part_levels(path: Path, start_s: float, end_s: float) -> spectrogram.Levels:
+def _part_levels(path: Path, start_s: float, end_s: float) -> Levels:
     import soundfile
 
     with path.open("rb") as stream, soundfile.SoundFile(stream) as file:
@@ -168,7 +175,7 @@ def _part_levels(path: Path, start_s: float, end_s: float) -> spectrogram.Levels
         first, last = (min(max(0, round(s * rate_hz)), frames) for s in (start_s, end_s))
         count, length = 1, max(last - first, 1)
         if length > LONGEST_WHOLE_S * rate_hz:
-            count, length = spectrogram.COLUMNS, math.ceil(2 * spectrogram.WINDOW_S * rate_hz)
+            count, length = COLUMNS, math.ceil(2 * WINDOW_S * rate_hz)
         pieces = []
         for start in np.linspace(first, max(first, last - length), count).astype(int):
             file.seek(start)
@@ -177,7 +184,7 @@ def _part_levels(path: Path, start_s: float, end_s: float) -> spectrogram.Levels
     if rate_hz > PICTURE_HZ:
         resampler = audio.Resampler(rate_hz, PICTURE_HZ, 1)
         samples = np.concatenate(list(resampler.run([samples[None]])), axis=-1)[0]
-    return spectrogram.measure(samples, min(rate_hz, PICTURE_HZ))
+    return spectrogram(samples, min(rate_hz, PICTURE_HZ))
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,17 @@ from PIL import Image
 from mcspex_cli import audio
 from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation.comparison import read_system, read_systems
-from mcspex_cli.evaluation.page import Page, PageSettings, write_page
-from mcspex_cli.evaluation.spectrogram import COLUMNS, RANGE_DB, ROWS, SHADES, draw, measure
+from mcspex_cli.evaluation.page import (
+    COLUMNS,
+    RANGE_DB,
+    ROWS,
+    SHADES,
+    Page,
+    PageSettings,
+    draw_spectrogram,
+    spectrogram,
+    write_page,
+)
 from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
 from tests.evaluation.conftest import stage
 
@@ -424,16 +433,16 @@ def tone(hz: float, seconds: float, rate_hz: int = RATE_HZ) -> np.ndarray:
 @pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_tone_is_at_its_height(rate_hz: int, share: float) -> None:
-    levels = measure(tone(share * rate_hz / 2, 1, rate_hz), rate_hz)
+    levels = spectrogram(tone(share * rate_hz / 2, 1, rate_hz), rate_hz)
     row = np.argmax(levels.mean(axis=1))
     assert 1 - (row + 0.5) / len(levels) == pytest.approx(share, abs=0.01)
     for at_hz in (8000, 16000):
-        assert measure(tone(1000, 1, at_hz), at_hz).max() == pytest.approx(-6, abs=0.5)
+        assert spectrogram(tone(1000, 1, at_hz), at_hz).max() == pytest.approx(-6, abs=0.5)
 
 
 @pytest.mark.parametrize("samples", [1, 10, 255, 8000, 8000 * 100])
 def test_a_picture_is_small_whatever_the_length(samples: int) -> None:
-    levels = measure(np.ones(samples, np.float32), RATE_HZ)
+    levels = spectrogram(np.ones(samples, np.float32), RATE_HZ)
     assert 1 <= levels.shape[0] <= ROWS
     assert 1 <= levels.shape[1] <= COLUMNS
     assert np.isfinite(levels).all()
@@ -441,18 +450,18 @@ def test_a_picture_is_small_whatever_the_length(samples: int) -> None:
 
 def test_a_long_sound_is_averaged_not_cut() -> None:
     sound = np.concatenate([tone(1000, 30), np.zeros(30 * RATE_HZ, np.float32)])
-    columns = measure(sound, RATE_HZ).max(axis=0)
+    columns = spectrogram(sound, RATE_HZ).max(axis=0)
     assert (columns[:254] > -10).all()
     assert (columns[258:] < -100).all()
 
 
 def test_a_drawing_decodes_to_its_size_and_colours_that_get_lighter_evenly() -> None:
-    levels = measure(tone(1000, 1), RATE_HZ)
+    levels = spectrogram(tone(1000, 1), RATE_HZ)
     levels[0, 0], levels[0, 1] = levels.max() + 20, levels.max() - RANGE_DB
-    picture = pixels(draw(levels, levels.max() - 20))
+    picture = pixels(draw_spectrogram(levels, levels.max() - 20))
     assert picture.shape[:2] == levels.shape
     light = picture.sum(axis=-1)
     assert light[0, 0] == light.max() > 2.5
     assert light[0, 1] == light.min() < 0.1
-    scale = pixels(draw(np.linspace(-RANGE_DB, 0, SHADES)[None], 0.0))[0]
+    scale = pixels(draw_spectrogram(np.linspace(-RANGE_DB, 0, SHADES)[None], 0.0))[0]
     assert (np.diff(scale @ [0.2126, 0.7152, 0.0722]) > 0).all()
