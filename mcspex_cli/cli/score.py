@@ -446,7 +446,9 @@ def _page_settings(
         type=click.IntRange(min=0),
     ),
     seed: int = option(None, "For the cases drawn at random.", default=0),
-    title: str = option(None, "The page's heading.", default="Target speaker extraction"),
+    title: str = option(
+        "TEXT", "The page's heading.", type=options.TEXT, default="Target speaker extraction"
+    ),
     embed: bool = option(
         None,
         "Put sounds and pictures into the page (default), or into PAGE_files/ beside it.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,8 +31,8 @@ from mcspex_cli.extraction.job import check_no_input, identities
 FORMAT = 1
 """The version of reports in JSON."""
 
-LARGEST = sys.float_info.max
-"""No number in a report is beyond it: JSON has none that are infinite."""
+LARGEST = 1e6
+"""No score is beyond it."""
 
 FEW = 50
 """Tables show all files if there are no more than this."""

@@ -95,6 +95,8 @@ def test_neither_a_run_nor_an_output_is_left_out(scene: Path) -> None:
     assert report(scene / "good").exit_code == 2
     done = report(scene / "good", "-o", scene / "page.html", "--group-by", "sex")
     assert (done.exit_code, "--group-by means nothing without --groups" in done.stderr) == (2, True)
+    done = report(scene / "good", "-o", scene / "page.html", "--title", "")
+    assert (done.exit_code, "'--title': it is empty." in done.stderr) == (2, True)
 
 
 def test_torch_is_not_needed(scene: Path) -> None:

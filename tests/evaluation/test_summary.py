@@ -243,6 +243,7 @@ def test_a_paired_interval_holds_the_known_shift_and_is_narrow(tmp_path: Path) -
         ('{"format": 1, "scores": [{"name": "a", "status": "ok", "snr_db": NaN}]}', "damaged"),
         ('{"format": 1, "scores": [{"name": "a", "status": "ok", "pesq": "3"}]}', "damaged"),
         (f'{{"format": 1, "scores": [{{"name": "a", "status": "ok", "snr_db": {10**400}}}]}}', "d"),
+        ('{"format": 1, "scores": [{"name": "a", "status": "ok", "snr_db": 1e300}]}', "damaged"),
         ('{"format": 1, "scores": [{"name": "a", "status": "ok", "confused": "no"}]}', "damaged"),
         (json.dumps({"format": 1, "scores": [row("a", 1.0)] * 3}), "has a 3 times"),
     ],
