@@ -41,6 +41,7 @@ from mcspex_cli.batch.journal import (
     WINDOW_S,
     Journal,
     JournalWriter,
+    Run,
     Unit,
     WorkList,
     equal_parts,
@@ -110,9 +111,8 @@ def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
         finally:
             if any(counts):
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
-                line = {"began": at, "wall_s": round(time.time() - began, 3)}
-                line |= {"audio_s": round(audio_s, 3), "done": counts[0], "failed": counts[1]}
-                JournalWriter(work.plan.folder).add_run(line)
+                run = Run(at, round(time.time() - began, 3), round(audio_s, 3), *counts)
+                JournalWriter(work.plan.folder).add_run(run)
 
 
 # This machine.

@@ -17,11 +17,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mcspex_cli import files
+import msgspec
+
+from mcspex_cli import audio, files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.pairing import AUDIO, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, same_place, unchanged
@@ -29,6 +31,9 @@ from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.runtime import GPU_BATCH, LENGTH_SPREAD, EngineSettings
 
 FOLDER = "journal"
+
+_MEANINGLESS = (ValueError, KeyError, TypeError, RecursionError, msgspec.MsgspecError)
+"""How a line fails that a killed process cut, or that is of another version."""
 
 Unit = tuple[Task, ...]
 """Tasks whose windows share a GPU's batches; of one task where each window is computed alone.
@@ -66,7 +71,8 @@ class Done:
         return row
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Failure:
     """A task that failed."""
 
     inputs: str
@@ -74,6 +80,18 @@ class Failure(NamedTuple):
     reason: str
     job: str
     """Slurm's number of the array, or job, that it failed in."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How much a command did, and how fast."""
+
+    began: str
+    """When, as "2026-08-30T09:15:02Z"."""
+    wall_s: float
+    audio_s: float
+    done: int
+    failed: int
 
 
 class Journal:
@@ -94,16 +112,16 @@ class Journal:
         self.done: dict[str, list[Done]] = {}
         self.failed: dict[str, list[Failure]] = {}
         self.scores: dict[tuple[str, str], dict[str, Any]] = {}
-        self.runs: list[dict[str, Any]] = []
+        self.runs: list[Run] = []
         place = folder / FOLDER
         storage.listed.cache_clear()
         is_object = storage.url(place)
         names = storage.listed(str(place)) if is_object else [path.name for path in place.glob("*")]
         for name in sorted(name for name in names if name.endswith(".jsonl")):
             for data in storage.read(place / name, OutputError).splitlines():
-                with suppress(ValueError, KeyError, TypeError):  # of a process killed at it
+                with suppress(*_MEANINGLESS):
                     self._take(json.loads(data), data)
-        self.runs.sort(key=lambda run: str(run.get("began")))
+        self.runs.sort(key=lambda run: run.began)
 
     def result(self, task: Task, settings: str) -> Done | None:
         """The line that agrees with inputs, settings and output files; None if there is none."""
@@ -127,12 +145,22 @@ class Journal:
         return None
 
     def check(self, tasks: Sequence[Task], settings: str) -> None:
-        """Refuse to replace estimates that were made of other files or with other settings."""
+        """Refuse to replace estimates that were made of other files or with other settings.
+
+        One of another format would not be replaced: it would stay beside the new one.
+        """
         for task in tasks:
-            lines = self.done.get(task.id, [])
-            now = storage.stamp(task.outputs(self.folder)[AUDIO]) if len(lines) > 1 else None
+            lines, path = self.done.get(task.id, []), task.outputs(self.folder)[AUDIO]
+            now = storage.stamp(path) if lines else None
             if now:  # whose estimate is there?
-                lines = [line for line in lines if line.files[AUDIO] == now.version] or lines
+                lines = [line for line in lines if line.files.get(AUDIO) == now.version] or lines
+            for other in map(path.with_suffix, audio.FORMATS) if lines and not now else ():
+                stamp = storage.stamp(other)
+                if stamp and any(line.files.get(AUDIO) == stamp.version for line in lines):
+                    raise OutputError(
+                        f"{storage.name(self.folder)}: has {task.id} as a {other.suffix} file "
+                        "already. Choose another -o, or add --overwrite to have both."
+                    )
             same = [line for line in lines if same_place(line.inputs, task.inputs)]
             if lines and not any(line.settings == settings for line in same):
                 what = "another model or other settings" if same else "another mixture or reference"
@@ -143,16 +171,16 @@ class Journal:
 
     def _take(self, line: dict[str, Any], data: bytes) -> None:
         if "run" in line:
-            self.runs.append(dict(line["run"]))
+            self.runs.append(msgspec.convert(line["run"], Run))
         elif "scored" in line:
-            self.scores[line["scored"], line["key"]] = line["row"]
+            row = msgspec.convert(line["row"], dict[str, Any])
+            self.scores[line["scored"], line["key"]] = row
         elif "failed" in line:
-            failure = Failure(line["inputs"], line["settings"], line["reason"], line["job"])
+            failure = msgspec.convert(line, Failure)
             self.failed.setdefault(line["failed"], []).append(failure)
         else:
-            seconds = line["row"]["seconds"]
-            done = Done(line["inputs"], line["settings"], line["files"], seconds, data)
-            self.done.setdefault(line["done"], []).append(done)
+            known = line | {"seconds": line["row"]["seconds"], "line": data}
+            self.done.setdefault(line["done"], []).append(msgspec.convert(known, Done))
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:
@@ -210,9 +238,9 @@ class JournalWriter:
         """Remember a task's score; `key` is a hash of what was scored, and how."""
         self._append({"scored": id_, "key": key, "row": row})
 
-    def add_run(self, run: Mapping[str, Any]) -> None:
+    def add_run(self, run: Run) -> None:
         """Remember how much a command did, and how fast."""
-        self._append({"run": run})
+        self._append({"run": asdict(run)})
 
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; after one that was cut short, begin a new one."""

@@ -31,8 +31,10 @@ AUDIO, RESIDUAL, ACTIVITY = "audio", "residual", "activity"
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "mixture": ("mix", "mixtures", "mixture_path", "noisy"),
-    "reference": ("ref", "enrollment", "enrolment", "enroll", "enrollment_path", "reference_path"),
-    "references": ("refs", "enrollments", "enrolments"),
+    "reference": (
+        *("references", "ref", "refs", "enrollment", "enrollments", "enrolment", "enrolments"),
+        *("enroll", "enrollment_path", "reference_path"),
+    ),
     "span": ("spans", "ref_span"),
     "truth": ("target", "target_path", "clean"),
     "output": ("estimate", "out"),
@@ -43,7 +45,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """The columns of a manifest, and what other programs call them."""
 
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
-_LISTS = ("reference", "references", "span")
+_LISTS = ("reference", "span")
 
 _FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template like `{speaker}_{n}`."""
@@ -122,7 +124,7 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
         raise PairingError(f"{path}: lists no files.")
     if unknown:
         names = ", ".join(map(repr, unknown))
-        warnings.append(f"{path}: {names} is not used. The columns are {', '.join(COLUMNS)}.")
+        warnings.append(f"{path}: not used: {names}. The columns are {', '.join(COLUMNS)}.")
     return tasks
 
 
@@ -210,7 +212,7 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
     mixture, truth = row.get("mixture"), row.get("truth")
     if not mixture:
         raise PairingError("names no mixture.")
-    clips = (_place(root, name) for name in _several(row.get("references") or row.get("reference")))
+    clips = (_place(root, name) for name in _several(row.get("reference")))
     outside = storage.url(mixture) or os.path.isabs(mixture) or ".." in mixture.split("/")  # noqa: PTH117
     name = row.get("output") or (os.path.basename(mixture) if outside else mixture)  # noqa: PTH119
     return Task(

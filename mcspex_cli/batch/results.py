@@ -237,8 +237,8 @@ def _record(
 ) -> dict[str, Any]:
     """The content of run.json: what was done, by which versions and model, and how fast."""
     rows = [result.row for result in done]
-    worked_s = sum(run["audio_s"] for run in journal.runs)
-    wall_s = sum(run["wall_s"] for run in journal.runs)
+    worked_s = sum(run.audio_s for run in journal.runs)
+    wall_s = sum(run.wall_s for run in journal.runs)
     return {
         "mcspex": __version__,
         "torch": metadata.version("torch"),
@@ -248,7 +248,10 @@ def _record(
         "model": settings.model.name,
         "model_revision": settings.model.revision,
         "model_sha256": settings.model.sha256,
-        **{name: sorted({r[name] for r in rows}) for name in ("device", "precision", "runtime")},
+        **{
+            name: sorted({row[name] for row in rows if name in row})
+            for name in ("device", "precision", "runtime")
+        },
         "passes": settings.engine_settings.passes,
         **asdict(settings.options),
         "files": len(plan.tasks),
@@ -257,5 +260,5 @@ def _record(
         "audio_s": round(sum(result.seconds for result in done), 3),
         "wall_s": round(wall_s, 3),
         "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
-        "runs": journal.runs,
+        "runs": [asdict(run) for run in journal.runs],
     }

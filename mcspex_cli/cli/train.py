@@ -83,11 +83,14 @@ def simulate(
         recipes = simulation.read_recipes(recipe) if recipe else []
         for source in sources:
             recipes += simulation.librimix_recipes(source, enrolments)
+        inputs = ((one.target, *one.interferers, one.reference) for one in recipes)
+        simulation.check_apart(output, (path.parent for paths in inputs for path in paths))
         count = len(recipes)
         renderings: Iterator[Rendering] = (
             simulation.render(each, sample_rate_hz) for each in recipes
         )
     else:
+        simulation.check_apart(output, sources)
         settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
         count = count or _DEFAULT_COUNT
         corpus = Corpus.read(sources, sample_rate_hz)

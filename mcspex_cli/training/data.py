@@ -314,7 +314,7 @@ class Corpus:
         if len(speakers) < 2:
             raise ConfigError(
                 f"{names}: two speakers or more are needed, with two files each or one of "
-                f"{2 * MIN_HALF_S:g} s. Add speakers."
+                f"{2 * MIN_HALF_S:g} s. Add speakers, each in a folder of its own."
             )
         orders: list[tuple[Place, ...]] = []
         for mixture in mixtures:

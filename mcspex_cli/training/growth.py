@@ -78,7 +78,10 @@ def match_level(system: System, batch: Batch) -> None:
 
     Where the level counts, a network that begins 40 dB too loud would unlearn to speak at
     all: its masks are rectified, and what is zero everywhere learns nothing any more.
+    Where nobody in the batch is present, they stay as they are.
     """
+    if not batch.present.any():
+        return
     estimates, _ = system(batch.mixture, batch.reference, batch.reference_lengths)
     for bank, estimate in zip(system.decoder.banks, estimates, strict=True):
         power = batch.target[batch.present].square().mean()

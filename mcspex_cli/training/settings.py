@@ -120,6 +120,11 @@ class MixtureSettings:
                 "same_sex needs to know the speakers. Add speakers_csv, a list of CSV files with "
                 "the columns speaker and sex."
             )
+        if self.band_from_hz[0] >= self.band_hz[1]:
+            raise ValueError(
+                "band_from_hz is where a narrow band begins, and band_hz where it ends. Lower the "
+                "one, or raise the other."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """The settings for a checkpoint's provenance: of paths, only the last name."""
@@ -195,7 +200,10 @@ class TrainSettings:
     @classmethod
     def read_mixtures(cls, path: Path) -> MixtureSettings:
         """Read the table [mixtures] of a TOML file as `read` does, whatever else is in it."""
-        return _convert(path, _read_tables(path), "mixtures", MixtureSettings)
+        tables = _read_tables(path)
+        if tables and "mixtures" not in tables:
+            raise ConfigError(f"{path}: has no table [mixtures], so it does not say what to draw.")
+        return _convert(path, tables, "mixtures", MixtureSettings)
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
@@ -282,6 +290,10 @@ def _check(path: Path, settings: TrainSettings) -> None:
                 f'{path}: [model] {key} = "{value}" must be one of {", ".join(known)}.'
             )
     defaults, mixtures = MixtureSettings(), settings.mixtures
+    if mixtures.absent == 1:
+        raise ConfigError(
+            f"{path}: [mixtures] absent = 1 leaves no target to learn from. Lower it."
+        )
     changed = [key for key in _ONLY_DRAWN if getattr(mixtures, key) != getattr(defaults, key)]
     if settings.data.mixing == "given" and changed:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,12 @@ from mcspex_cli.training.settings import DataSettings, MixtureSettings
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
+
+MOST_SNR_DB = 100
+"""As in `MixtureSettings`."""
+
+PARTS = ("mix_clean", "mix_both", "s1", "s2", "noise", "references")
+"""The folders of what is written."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,12 @@ def read_recipes(path: Path) -> list[Recipe]:
             snr_db = float(row["snr_db"])
         except ValueError:
             snr_db = math.nan
-        if not math.isfinite(snr_db):
-            raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number.")
+        if not abs(snr_db) <= MOST_SNR_DB:
+            limits = f"from -{MOST_SNR_DB} to {MOST_SNR_DB}"
+            raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number {limits}.")
         is_long = len(os.fsencode(f"{name}.wav")) > files.LONGEST_NAME
-        if not name or Path(name).name != name or is_long:
+        is_hidden = name.startswith(".")  # which no search of the folder finds again
+        if is_long or is_hidden or Path(name).name != name or min(name, default="") < " ":
             raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
         key = files.name_key(name)
         if key in recipes:
@@ -269,6 +278,23 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
 
 
+def check_apart(folder: Path, sources: Iterable[Path]) -> None:
+    """Refuse to write a set into one of the folders that its sounds come from."""
+    own = {path.resolve() for path in (folder, *(folder / part for part in PARTS))}
+    for source in set(sources):
+        if source.resolve() in own:
+            raise OutputError(f"{source}: has the files that are mixed. Choose another -o.")
+
+
+def _earlier_ids(table: Path) -> set[str]:
+    """The mixtures of a set that was written before, if the table is that of one."""
+    try:
+        ids = {row["id"] for _, row in read_rows(table, ["id"])}
+    except ConfigError:
+        return set()
+    return {id_ for id_ in ids if Path(id_).name == id_}
+
+
 def write_renderings(
     renderings: Iterable[Rendering], folder: Path, sample_rate_hz: int, *, overwrite: bool = False
 ) -> Iterator[str]:
@@ -276,7 +302,8 @@ def write_renderings(
 
     Written: `mix_clean/ID.wav` (without noise), `s1/ID.wav` (target), `s2/ID.wav`
     (interferer), `references/ID.wav`; where there is noise, `mix_both/ID.wav` (with it) and
-    `noise/ID.wav`; and `mixtures.csv`, with a row for each.
+    `noise/ID.wav`; and `mixtures.csv`, with a row for each. Of a set that was there before, the
+    mixtures go that are not replaced.
 
     Raises:
         OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
@@ -284,6 +311,8 @@ def write_renderings(
     """
     check_free(folder, overwrite=overwrite)
     files.make_folders(folder)
+    earlier = _earlier_ids(folder / "mixtures.csv")
+    signals: dict[str, Samples] = {}
     with (
         files.whole(folder / "mixtures.csv") as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -310,3 +339,6 @@ def write_renderings(
                 files.make_folders(folder / part)
                 audio.write(folder / part / f"{name}.wav", signal, sample_rate_hz)
             yield name
+        for name, part in itertools.product(earlier, PARTS):
+            if name not in written or part not in signals:
+                (folder / part / f"{name}.wav").unlink(missing_ok=True)

@@ -7,8 +7,8 @@ import gc
 import io
 import logging
 import math
-import pickle
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
@@ -282,10 +282,16 @@ class Trainer:
         if not path.is_file():
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file that is not torch's
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            step, elapsed_s, best_db = (state[name] for name in ("step", "elapsed_s", "best_db"))
+            state |= {"step": int(step), "elapsed_s": float(elapsed_s), "best_db": float(best_db)}
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {files.explain(error)}") from error
+        except Exception as error:  # whatever the bytes of a damaged file lead to
             raise ConfigError(f"{path}: is damaged. Begin anew with another out.") from error
-        return state
+        return dict(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Resume from a saved state."""
@@ -293,7 +299,7 @@ class Trainer:
             self.system.load_state_dict(state["system"])
             self.averaged.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.out / 'state.pt'}: belongs to another network, corpus or optimiser. "
                 "Set [run] out to another folder."
@@ -355,14 +361,18 @@ class ProgressLog:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
         kept = []
         if step and self.path.is_file():
-            with self.path.open(newline="") as file:
-                kept = [
-                    row
-                    for row in csv.DictReader(file)
-                    if row["step"].isdigit() and row["elapsed_s"] and int(row["step"]) <= step
-                ]
+            # A crash of the machine may leave zeros in its place.
+            lines = self.path.read_text(errors="replace").replace("\0", "").splitlines()
+            kept = [
+                row
+                for row in csv.DictReader(lines, restval="")
+                if row.get("elapsed_s")
+                and row.get("step", "").isdecimal()
+                and int(row["step"]) <= step
+            ]
         with files.whole(self.path) as partial, partial.open("w", newline="") as file:
-            table = csv.DictWriter(file, [field.name for field in fields(Progress)])
+            names = [field.name for field in fields(Progress)]
+            table = csv.DictWriter(file, names, extrasaction="ignore")
             table.writeheader()
             table.writerows(kept)
 

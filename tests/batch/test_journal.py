@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter
+from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, Run
 from mcspex_cli.batch.pairing import Task
 from mcspex_cli.batch.plan import BatchRequest, fingerprint, plan_batch
 from mcspex_cli.errors import DiskFullError, OutputError
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None
     failed = replace(task, id="b")
     writer.add_failed(failed, "s", "b.wav: no.")
     writer.add_score(task.id, "k", {"si_sdr_db": 3.5})
-    writer.add_run({"done": 1})
+    writer.add_run(run := Run("2026-08-30T09:15:02Z", 1.5, 60.0, 3, 1))
     journal = Journal(tmp_path)
     done = journal.result(task, "s")
     assert done
@@ -59,7 +59,7 @@ def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None
     assert journal.failure(failed, "other settings") is None
     assert journal.failure(replace(failed, inputs="other-inputs"), "s") is None
     assert journal.scores == {("a", "k"): {"si_sdr_db": 3.5}}
-    assert journal.runs == [{"done": 1}]
+    assert journal.runs == [run]
 
 
 def test_what_is_done_is_done_whatever_fails_later_by_whatever_clock(
@@ -126,7 +126,9 @@ def test_a_line_cut_anywhere_costs_only_itself(tmp_path: Path, task: Task) -> No
     "line",
     [b"\xff\xfe", b"\0" * 40, b"nonsense", b"{}", b"[]", b"3", b"null", b'"done"', b'{"done": 3}',
      b'{"done": {}}', b'{"other": "a"}', b'{"done": "a"}', b'{"run": 3}', b'{"scored": "a"}',
-     b'{"failed": "a"}', b'{"failed": []}'],
+     b'{"failed": "a"}', b'{"failed": []}', b'{"run": {}}', b'{"run": {"began": 1}}', b"[" * 99_999,
+     *(b'{"done": "z", "inputs": %s, "settings": "s", "files": %s, "row": {"seconds": %s}}' % values
+       for values in ((b"1", b"{}", b"1"), (b'"i"', b"[1]", b"1"), (b'"i"', b"{}", b'"1"')))],
 )  # fmt: skip
 def test_lines_that_say_nothing_are_passed_over(tmp_path: Path, task: Task, line: bytes) -> None:
     JournalWriter(tmp_path).add_done(task, "s", row())
@@ -134,7 +136,7 @@ def test_lines_that_say_nothing_are_passed_over(tmp_path: Path, task: Task, line
         file.write(line)
     JournalWriter(tmp_path).add_failed(replace(task, id="b"), "s", "no.")
     journal = Journal(tmp_path)
-    assert (list(journal.done), list(journal.failed)) == (["a"], ["b"])
+    assert (list(journal.done), list(journal.failed), journal.runs) == (["a"], ["b"], [])
 
 
 WRITER = """

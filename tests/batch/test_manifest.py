@@ -64,7 +64,7 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
         warnings: list[str] = []
         read_manifest(tmp_path / name, [], warnings)
         columns = ", ".join(COLUMNS)
-        said = f"{tmp_path / name}: {unused} is not used. The columns are {columns}."
+        said = f"{tmp_path / name}: not used: {unused}. The columns are {columns}."
         assert warnings == [said]
 
 
@@ -109,7 +109,6 @@ def test_an_id_is_given_or_the_outputs_or_the_mixtures(
         ("m.csv", "mixture,reference\na.wav,r.wav;s.wav\n"),
         ("m.jsonl", line({"mixture": "a.wav", "references": ["r.wav", "s.wav"]})),
         ("m.jsonl", line({"mixture": "a.wav", "reference": ["r.wav", "s.wav"]})),
-        ("m.jsonl", line({"mixture": "a.wav", "references": "r.wav;s.wav", "reference": "q.wav"})),
     ],
 )
 def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) -> None:
@@ -163,22 +162,22 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         (
             "m.jsonl",
             line({"mixture": "a.wav", "references": ["r.wav", 3]}),
-            "line 1: references is 3, not text.",
+            "line 1: reference is 3, not text.",
         ),
         (
             "m.jsonl",
             line({"mixture": "a.wav", "references": ["r.wav", None]}),
-            "line 1: references is None, not text.",
+            "line 1: reference is None, not text.",
         ),
         (
             "m.jsonl",
             line({"mixture": "a.wav", "references": {"r": 1}}),
-            "line 1: references is {'r': 1}, not text.",
+            "line 1: reference is {'r': 1}, not text.",
         ),
         (
             "m.jsonl",
             line({"mixture": "a.wav", "references": ["r\n.wav"]}),
-            r"line 1: references 'r\n.wav' cannot be a file's name.",
+            r"line 1: reference 'r\n.wav' cannot be a file's name.",
         ),
         (
             "m.jsonl",

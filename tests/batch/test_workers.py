@@ -95,8 +95,8 @@ def test_every_outcome_is_in_the_journal_before_it_is_told(
         assert outcome.task.outputs(set_ / "out")["audio"].exists()
     assert seen == IDS
     (line,) = Journal(set_ / "out").runs
-    assert (line["done"], line["failed"]) == (len(IDS), 0)
-    assert line["audio_s"] == pytest.approx(sum(LENGTHS) / RATE_HZ)
+    assert (line.done, line.failed) == (len(IDS), 0)
+    assert line.audio_s == pytest.approx(sum(LENGTHS) / RATE_HZ)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -405,6 +405,19 @@ def test_other_settings_are_refused_in_the_same_folder(batch: Run) -> None:
     assert json.loads(Path("out/run.json").read_text())["level"] == "peak"
 
 
+def test_another_format_is_refused_beside_the_first(batch: Run) -> None:
+    batch(*ASKED)
+    done = batch(*ASKED, "--format", "flac")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "error: out: has ann/0 as a .wav file already. Choose another -o, or add --overwrite to "
+        "have both.\n",
+    )
+    shutil.rmtree("out/audio")
+    assert batch(*ASKED, "--format", "flac").exit_code == 0
+    assert {Path(name).suffix for name in sounds("out")} == {".flac"}
+
+
 def test_another_voice_does_not_replace_the_first(batch: Run) -> None:
     assert batch("mix", "--ref", "refs/ann.wav", "-o", "out").exit_code == 0
     before = sounds("out")
@@ -523,7 +536,10 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         ((*ASKED, "--batch-size", "-1"), "'-1' is neither auto nor a number from 1."),
         ((*ASKED, "--jobs", "0"), "0 is not in the range x>=1"),
         ((*ASKED, "--format", "mp3"), "'mp3' is none of wav"),
-        ((*ASKED, "--metrics", "loudness"), "--metrics loudness: unknown"),
+        ((*ASKED, "--metrics", "loudness", "--truth", "truth"), "--metrics loudness: unknown"),
+        ((*ASKED, "--metrics", "si_sdr"), "--metrics is for scores by a truth; add --truth."),
+        ((*ASKED, "--resample"), "--resample is for scores by a truth; add --truth."),
+        ((*ASKED, "--group-by", "sex"), "--group-by names a column of --groups; add --groups."),
         *(
             ((*ASKED, "--shard", shard), f"'{shard}' is not I/N with I from 1 to N, like 2/8.")
             for shard in ("0/2", "3/2", "1", "1/", "/2", "a/b", "-1/2", "1/2/3", "1.5/2")
@@ -737,7 +753,7 @@ def test_columns_that_are_not_used_and_links_in_a_circle_are_warned_of(
     Path("plan.csv").write_text("Mixture;enrollment;age\nmix/ann/0.wav;refs/ann.wav;7\n")
     done = batch("--manifest", "plan.csv", "-o", "out")
     assert done.exit_code == 0, done.output
-    assert "warning: plan.csv: 'age' is not used. The columns are mixture, " in done.stderr
+    assert "warning: plan.csv: not used: 'age'. The columns are mixture, " in done.stderr
     Path("mix/ann/loop").symlink_to(folder / "mix")
     done = batch("mix", "--ref", "refs/ann.wav", "-o", "two")
     assert done.exit_code == 0, done.output

@@ -167,6 +167,32 @@ def test_a_folder_with_files_needs_overwrite(corpus: Path, out: Path) -> None:
     assert contents(out) != before
 
 
+def test_nothing_of_a_set_that_was_overwritten_is_left(corpus: Path, toml: Path, out: Path) -> None:
+    assert simulate(corpus, "-o", out, "-n", 2, "--mixtures", toml).exit_code == 0
+    (out / "s1" / "mine.wav").touch()
+    toml.write_text("[mixtures]\nsegment_s = 1.0\n")
+    assert simulate(corpus, "-o", out, "-n", 1, "--mixtures", toml, "--overwrite").exit_code == 0
+    sounds = [str(path.relative_to(out)) for path in sorted(out.rglob("*.wav"))]
+    parts = ("mix_clean", "references", "s1", "s2")
+    assert sounds == sorted([*(f"{part}/00000.wav" for part in parts), "s1/mine.wav"])
+
+
+def test_sources_are_not_overwritten(corpus: Path, librimix: Path) -> None:
+    """Whether they are speakers, a LibriMix set or the files of a recipe."""
+    folder = librimix / "test"
+    recipe = folder / "r.csv"
+    name = f"{LIBRIMIX['test'][0]}.wav"
+    recipe.write_text(
+        f"id,target,interferer,reference,snr_db\nx,s1/{name},{corpus}/ann/a.flac,s2/{name},0\n"
+    )
+    before = contents(folder)
+    for words in ([corpus, "-o", corpus], [folder], ["--recipe", recipe]):
+        done = simulate("-o", folder, *words, "--overwrite")
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert "has the files that are mixed. Choose another -o." in done.stderr
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -134,6 +134,12 @@ def test_a_mistake_in_the_tables_or_the_data_is_named(
         ("mixtures", 'noise_kinds = "pink"', "noise_kinds = .* must be a list of one or more of"),
         ("mixtures", "noise_folder = 3", "noise_folder = 3 must be a path in quotes"),
         ("mixtures", "same_sex = 0.5", "same_sex needs to know the speakers. Add speakers_csv"),
+        ("mixtures", "absent = 1", "absent = 1 leaves no target to learn from. Lower it."),
+        (
+            "mixtures",
+            "band_hz = [100, 300]\nband_from_hz = [300, 4000]",
+            "band_from_hz is where a narrow band begins, and band_hz where it ends. Lower",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(
@@ -154,6 +160,9 @@ def test_the_mixtures_of_a_file_can_be_read_alone(tmp_path: Path) -> None:
     assert TrainSettings.read_mixtures(path).noise == 0.5
     path.write_text("[mixtures]\nnoise = 5\n")
     with pytest.raises(ConfigError, match="noise = 5 must be a number, from 0 to 1"):
+        TrainSettings.read_mixtures(path)
+    path.write_text("[mixture]\nnoise = 0.5\n")
+    with pytest.raises(ConfigError, match=r"has no table \[mixtures\], so it does not say"):
         TrainSettings.read_mixtures(path)
     path.write_text("")
     assert TrainSettings.read_mixtures(path) == MixtureSettings()

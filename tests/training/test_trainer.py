@@ -109,9 +109,11 @@ def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"state.pt: belongs to another network, corpus or"):
         Trainer(settings(corpus, "out", "spexplus"), resume=True)
     state = corpus.parent / "out" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
-        Trainer(chosen, resume=True)
+    torch.save({"step": 3}, other := corpus.parent / "other.pt")
+    for data in (state.read_bytes()[:1000], b"", b"hello", b"\x80\x04.", other.read_bytes()):
+        state.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
+            Trainer(chosen, resume=True)
 
 
 def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
