@@ -15,6 +15,7 @@ An engine is here what users choose with --engine. `extraction.engine.Engine` ru
 from __future__ import annotations
 
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -59,6 +60,8 @@ from mcspex_cli.batch.workers import (
 )
 from mcspex_cli.errors import EngineError, McspexError, install_extra
 from mcspex_cli.extraction.runtime import cores, leave_signals
+
+_logger = logging.getLogger("mcspex")
 
 CORES_EACH, MEMORY_EACH = 2, 1.5e9
 """Of a process, in cores (with one it takes 2.5 times as long) and in bytes (torch and a model)."""
@@ -123,9 +126,7 @@ def workers_here(work: WorkList) -> tuple[int, int]:
 
     There is a process for each GPU, or for two cores each.
     """
-    settings, memory = work.settings, math.inf
-    with suppress(AttributeError, ValueError, OSError):  # where the system does not say
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    settings = work.settings
     if settings.jobs:
         count = settings.jobs
     elif settings.on_gpu():
@@ -134,8 +135,15 @@ def workers_here(work: WorkList) -> tuple[int, int]:
         # By all of the shard, not by what is left: resumed, each process must have as many threads
         # as before, since their number may decide an estimate's last bit.
         worth = 1 + int(work.seconds / WORTH_A_PROCESS_S)
-        count = int(max(1, min(cores() // CORES_EACH, worth, memory // MEMORY_EACH)))
+        count = int(max(1, min(cores() // CORES_EACH, worth, _memory() // MEMORY_EACH)))
     return count, max(1, cores() // count) if count > 1 else 0
+
+
+def _memory() -> float:
+    """This machine's, in bytes; infinite where the system does not say."""
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
 
 
 def estimate_s(work: WorkList) -> float:
@@ -158,6 +166,11 @@ def estimate_s(work: WorkList) -> float:
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     (count, threads), devices = workers_here(work), work.settings.devices
     count = min(count, len(work.units))
+    if count > (most := _memory() // MEMORY_EACH):
+        _logger.warning(
+            f"the memory of this machine may not suffice for {count} processes of about "
+            f"{MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {max(1, int(most))}."
+        )
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
         return _record_run(work, worker.extract(work.units, work.done, stopping.is_set))

@@ -180,7 +180,8 @@ class Journal:
             self.failed.setdefault(line["failed"], []).append(failure)
         else:
             known = line | {"seconds": line["row"]["seconds"], "line": data}
-            self.done.setdefault(line["done"], []).append(msgspec.convert(known, Done))
+            done = msgspec.convert(known, Done)
+            self.done.setdefault(line["done"], []).append(done)
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -266,6 +267,7 @@ class References(NamedTuple):
         Raises:
             PairingError: there is none, or two that fit equally well.
         """
+        name = normal(name)
         path, hint = PurePosixPath(name), "Add it, or leave this mixture out."
         if self.pattern:
             match = self.pattern.search(name)
@@ -329,23 +331,30 @@ def files_by_name(
 ) -> dict[str, str]:
     """The files of a folder by their paths in it without suffix, or those of an scp by their ids.
 
+    The names are `normal`, and so must be what is looked up.
     Of several files of one name the first counts, and `problems` gets a line for each other.
     """
     named: dict[str, str] = {}
     if storage.is_folder(source):
         for path in storage.find(source, also=also, warnings=warnings):
-            first = named.setdefault(path.relative_to(source).with_suffix("").as_posix(), str(path))
+            name = normal(path.relative_to(source).with_suffix("").as_posix())
+            first = named.setdefault(name, str(path))
             if first != str(path):
                 _note_same_name(first, str(path), problems)
     elif source.suffix.lower() == ".scp":
         for task in read_manifest(source, problems, []):
-            if task.id in named:
+            if normal(task.id) in named:
                 twice = f"{task.id} is there twice. Remove one line."
                 problems.append(f"{source} line {task.line}: {twice}")
-            named[task.id] = task.mixture
+            named[normal(task.id)] = task.mixture
     else:
         raise PairingError(f"{storage.name(source)}: is neither a folder of {kind} nor an scp.")
     return named
+
+
+def normal(name: str) -> str:
+    """A name as it is compared: some systems write an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _note_same_name(first: str, second: str, problems: list[str]) -> None:

@@ -315,18 +315,21 @@ class _Planner:
         if truth is None:
             return list(tasks)
         truths = pairing.files_by_name(truth, "truths", self.problems, self.warnings)
-        for task in tasks:
-            if not task.truth and task.id not in truths:
+        paired = [
+            replace(task, truth=task.truth or truths.get(pairing.normal(task.id))) for task in tasks
+        ]
+        for task in paired:
+            if not task.truth:
                 self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")
-        return [replace(task, truth=task.truth or truths.get(task.id)) for task in tasks]
+        return paired
 
     def check_inputs(self, tasks: Sequence[Task]) -> None:
         """Note files that are not there, tasks that are there twice, and wrong spans.
 
-        A mixture that is its own reference is noted once for all: it is one mistake.
+        A mixture that is its own reference or truth is noted once for all: it is one mistake.
         """
         first_of: dict[tuple[str, ...], Task] = {}
-        own = []
+        own: dict[str, list[Task]] = {}
         for task in tasks:
             for path in (task.mixture, *task.references, task.truth):
                 if path is not None and self._stamp(path) is None:
@@ -342,14 +345,12 @@ class _Planner:
                 where = self._where(first)
                 self._note(task, f"has the mixture and references of {where}. Remove one.")
             if any(self._are_same(task.mixture, path) for path in task.references):
-                own.append(task)
-        more = f" So it is for {len(own) - 1} more." if len(own) > 1 else ""
-        for task in own[:1]:
-            self._note(
-                task,
-                "is its own reference. Name a recording in which the wanted person speaks alone."
-                + more,
-            )
+                own.setdefault("reference", []).append(task)
+            if task.truth and self._stamp(task.mixture) == self._stamp(task.truth):
+                own.setdefault("truth", []).append(task)
+        for role, (first, *others) in own.items():
+            what = f"is its own {role}. Name a recording in which the wanted person speaks alone."
+            self._note(first, what + f" So it is for {len(others)} more." * bool(others))
 
     def _are_same(self, one: str, other: str) -> bool:
         first, second = self._stamp(one), self._stamp(other)

@@ -357,10 +357,16 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
 
     stopping, warned = Event(), set[str]()
     failed = done = 0
+
+    def stop() -> None:
+        stopping.set()
+        if work.settings.engine != "slurm":  # whose array goes on
+            console.say("ending after the files in hand. Press Ctrl-C again to end at once.")
+
     try:
         with (
             console.progress("extracting", journal.seconds(work.todo), shown=shown) as bar,
-            console.ending_gently(stopping.set),
+            console.ending_gently(stop),
         ):
             for outcome in engines.run(work, stopping):
                 _show(outcome, warned, verbose=verbose)

@@ -124,18 +124,22 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
 
 def simulated_recipes(folder: Path) -> list[Recipe]:
     """The mixtures of a folder that `mcspex simulate` made, noise included, by id."""
-    name = "mix_both" if (folder / "mix_both").is_dir() else "mix_clean"
+    listed = {row["id"] for _, row in read_rows(folder / "mixtures.csv", ["id"])}
     recipes = []
-    for mixture in files.find(folder / name):
+    for clean in files.find(folder / "mix_clean"):
+        if csv_cell(clean.stem) not in listed:
+            continue  # left of another set
         target, interferer, reference = sources = [
-            folder / part / mixture.name for part in ("s1", "s2", "references")
+            folder / part / clean.name for part in ("s1", "s2", "references")
         ]
         for file in sources:
             if not file.is_file():
                 raise ConfigError(f"{file}: is missing. Simulate the folder again.")
-        recipes.append(Recipe(mixture.stem, target, (interferer,), reference, mixture=mixture))
+        noisy = folder / "mix_both" / clean.name
+        mixture = noisy if noisy.is_file() else clean
+        recipes.append(Recipe(clean.stem, target, (interferer,), reference, mixture=mixture))
     if not recipes:
-        raise ConfigError(f"{folder}: has no mixtures in {name}. Simulate the folder again.")
+        raise ConfigError(f"{folder}: has no mixtures in mix_clean. Simulate the folder again.")
     return recipes
 
 
@@ -312,7 +316,6 @@ def write_renderings(
     check_free(folder, overwrite=overwrite)
     files.make_folders(folder)
     earlier = _earlier_ids(folder / "mixtures.csv")
-    signals: dict[str, Samples] = {}
     with (
         files.whole(folder / "mixtures.csv") as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -338,7 +341,8 @@ def write_renderings(
             for part, signal in signals.items():
                 files.make_folders(folder / part)
                 audio.write(folder / part / f"{name}.wav", signal, sample_rate_hz)
-            yield name
-        for name, part in itertools.product(earlier, PARTS):
-            if name not in written or part not in signals:
+            for part in set(PARTS) - signals.keys():
                 (folder / part / f"{name}.wav").unlink(missing_ok=True)
+            yield name
+        for name, part in itertools.product(earlier - written, PARTS):
+            (folder / part / f"{name}.wav").unlink(missing_ok=True)

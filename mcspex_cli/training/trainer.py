@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -18,11 +19,12 @@ from threading import Event
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import distributed, nn
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
-from mcspex_cli.errors import ConfigError, EngineError, install_extra
+from mcspex_cli.errors import ConfigError, EngineError, McspexError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
@@ -61,6 +63,10 @@ class Trainer:
         if not resume and (self.out / "state.pt").is_file():
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
         files.make_folders(self.out)
+        # For as long as this object lives; several in one process share it.
+        self._lock = FileLock(self.out / "run.lock", is_singleton=True)
+        if self.team.leads:
+            self._keep_others_out()
         self.log: ProgressLog | None = None
         """Where reports are kept, if this process keeps them."""
         if self.team.leads:
@@ -95,6 +101,7 @@ class Trainer:
         self.optimiser = Optimiser(self.system, settings.optimiser)
         if state:
             self._restore(state)
+            self._check_speakers(corpus)
         self.saved_s = self.validated_s = self.elapsed_s
 
     @property
@@ -308,6 +315,27 @@ class Trainer:
         self.best_db = state["best_db"]
         if self.settings.optimiser.decay_minutes:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
+
+    def _keep_others_out(self) -> None:
+        """Refuse a run that another process trains now: each would replace the other's files."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(
+                f"{self.out}: another process is training this run. End it first, or set [run] "
+                "out to another folder."
+            ) from error
+        except (NotImplementedError, OSError):  # on a disk without locks, say
+            pass
+
+    def _check_speakers(self, corpus: Corpus) -> None:
+        """Warn where the model that was saved last knows other speakers than the corpus has."""
+        with suppress(McspexError):  # none was saved yet
+            if not _has_classifier_of(find_checkpoint(self.out / "last"), corpus):
+                logging.getLogger("mcspex").warning(
+                    f"{self.out}: has learned other speakers, or in another order. It learns anew "
+                    "who is who. Name the folders of [data] train as before to avoid that."
+                )
 
 
 def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:

@@ -383,6 +383,23 @@ def test_a_mixture_that_is_its_own_reference_is_refused(folder: Path, way: str) 
     )
 
 
+def test_a_mixture_that_is_its_own_truth_is_refused(folder: Path) -> None:
+    (said,) = problems("mix", truth=Path("mix"))
+    assert "is its own truth. Name a recording in which" in said
+    assert said.endswith(" So it is for 2 more.")
+
+
+def test_accents_of_two_forms_are_one_name(folder: Path) -> None:
+    for name in ("mixed/caf\u00e9_1.wav", "voices/cafe\u0301.wav", "true/cafe\u0301_1.wav"):
+        touch(name)
+    named = {"refs": "voices", "truth": Path("true")}
+    (task,) = plan("mixed", pattern="{speaker}_{n}", **named)
+    assert (task.references, task.truth) == (
+        ("voices/cafe\u0301.wav",),
+        "true/cafe\u0301_1.wav",
+    )
+
+
 def test_a_reference_of_the_mixtures_size_is_not_taken_for_it(folder: Path) -> None:
     Path("same.wav").write_text("MIX/A.WAV")
     assert plan("mix/a.wav", references=(Path("same.wav"),))

@@ -1017,9 +1017,10 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
     _, text = running.communicate(timeout=60)
     assert running.returncode == 130, text
     lines = [line for line in text.splitlines() if not line.startswith("warning: ref.wav")]
-    assert len(lines) == 1, text
+    assert lines[0] == "ending after the files in hand. Press Ctrl-C again to end at once."
+    assert len(lines) == 2, text
     found = re.fullmatch(
-        r"error: stopped, (\d+) files? left. Go on with the same command.", lines[0]
+        r"error: stopped, (\d+) files? left. Go on with the same command.", lines[1]
     )
     assert found, text
     done = journal(long)

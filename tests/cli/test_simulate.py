@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.training.simulate import simulated_recipes
 from tests.conftest import LIBRIMIX, RATE_HZ, buzz
 
 TOML = """
@@ -175,6 +176,18 @@ def test_nothing_of_a_set_that_was_overwritten_is_left(corpus: Path, toml: Path,
     sounds = [str(path.relative_to(out)) for path in sorted(out.rglob("*.wav"))]
     parts = ("mix_clean", "references", "s1", "s2")
     assert sounds == sorted([*(f"{part}/00000.wav" for part in parts), "s1/mine.wav"])
+
+
+def test_what_a_killed_simulate_left_is_not_validated_on(
+    corpus: Path, toml: Path, out: Path
+) -> None:
+    assert simulate(corpus, "-o", out, "-n", 3, "--mixtures", toml).exit_code == 0
+    (out / "mixtures.csv").unlink()  # which comes last
+    toml.write_text("[mixtures]\nsegment_s = 1.0\n")
+    assert simulate(corpus, "-o", out, "-n", 2, "--mixtures", toml, "--overwrite").exit_code == 0
+    chosen = [(one.id, one.mixture) for one in simulated_recipes(out)]
+    names = ("00000", "00001")
+    assert chosen == [(name, out / "mix_clean" / f"{name}.wav") for name in names]
 
 
 def test_sources_are_not_overwritten(corpus: Path, librimix: Path) -> None:

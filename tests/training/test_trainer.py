@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
@@ -114,6 +115,29 @@ def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
         state.write_bytes(data)
         with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
             Trainer(chosen, resume=True)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    (corpus.parent / "out").mkdir()
+    with (
+        FileLock(corpus.parent / "out" / "run.lock"),
+        pytest.raises(ConfigError, match=r"out: another process is training this run. End it"),
+    ):
+        Trainer(chosen)
+    assert [report.step for report in Trainer(chosen).run()] == [2, 3, 4, 6]
+
+
+def test_other_speakers_in_a_resumed_run_are_warned_of(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = settings(corpus, "out")
+    list(Trainer(chosen).run())
+    Trainer(chosen, resume=True)
+    assert capsys.readouterr().err == ""
+    (corpus / "cyn").rename(corpus / "dan")
+    Trainer(chosen, resume=True)
+    assert "out: has learned other speakers, or in another order." in capsys.readouterr().err
 
 
 def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
