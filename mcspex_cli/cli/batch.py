@@ -295,17 +295,13 @@ def _check_usage(request: BatchOptions) -> None:
     if bool(request.mixtures) == bool(request.manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
     score.check_reference_usage(request.references, request.reference_folder, request.pattern)
-    if request.group_by and not request.groups:
-        raise click.UsageError("--group-by names a column of --groups; add --groups.")
-    has_truth = request.truth or request.manifest
+    truth = ("truth", "manifest")
+    options.check_needs({"metrics": truth, "resample": truth, "group_by": ("groups",)})
     context = click.get_current_context()
     for each in context.command.params:
-        if context.get_parameter_source(each.name or "") != ParameterSource.COMMANDLINE:
-            continue
-        if each.name in ("metrics", "resample") and not has_truth:
-            raise click.UsageError(f"{each.opts[0]} is for scores by a truth; add --truth.")
         users = [engine.name for engine in ENGINES.values() if each.name in engine.options]
-        if users and request.engine not in users:
+        given = context.get_parameter_source(each.name or "") == ParameterSource.COMMANDLINE
+        if given and users and request.engine not in users:
             raise click.UsageError(f"{each.opts[0]} is for --engine {' or '.join(users)}.")
     ENGINES[request.engine].check()
 

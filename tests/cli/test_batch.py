@@ -537,9 +537,9 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         ((*ASKED, "--jobs", "0"), "0 is not in the range x>=1"),
         ((*ASKED, "--format", "mp3"), "'mp3' is none of wav"),
         ((*ASKED, "--metrics", "loudness", "--truth", "truth"), "--metrics loudness: unknown"),
-        ((*ASKED, "--metrics", "si_sdr"), "--metrics is for scores by a truth; add --truth."),
-        ((*ASKED, "--resample"), "--resample is for scores by a truth; add --truth."),
-        ((*ASKED, "--group-by", "sex"), "--group-by names a column of --groups; add --groups."),
+        ((*ASKED, "--metrics", "si_sdr"), "--metrics means nothing without --truth or --manifest."),
+        ((*ASKED, "--resample"), "--resample means nothing without --truth or --manifest."),
+        ((*ASKED, "--group-by", "sex"), "--group-by means nothing without --groups. Add it."),
         *(
             ((*ASKED, "--shard", shard), f"'{shard}' is not I/N with I from 1 to N, like 2/8.")
             for shard in ("0/2", "3/2", "1", "1/", "/2", "a/b", "-1/2", "1/2/3", "1.5/2")

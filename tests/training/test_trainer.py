@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -129,15 +130,17 @@ def test_a_run_is_trained_by_one_process_at_a_time(corpus: Path) -> None:
 
 
 def test_other_speakers_in_a_resumed_run_are_warned_of(
-    corpus: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("mcspex"), "propagate", True)
     chosen = settings(corpus, "out")
     list(Trainer(chosen).run())
     Trainer(chosen, resume=True)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     (corpus / "cyn").rename(corpus / "dan")
     Trainer(chosen, resume=True)
-    assert "out: has learned other speakers, or in another order." in capsys.readouterr().err
+    (message,) = caplog.messages
+    assert "out: has learned other speakers, or in another order." in message
 
 
 def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
