@@ -12,6 +12,7 @@ may open nothing else, so that playlists and the like lead nowhere.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import struct
@@ -63,9 +64,6 @@ _PLAIN += (b"\x64\xa3\1\0", b"\0\1\xa3\x64")
 
 _BIG_ENDIAN = ("AIFF", "CAF", "AU")
 
-_SAMPLE_COUNTS = {"NIST": rb"sample_count -i (\d+)", "AVR": rb"Frames +: (\d+)"}
-"""Where a header, or libsndfile's log of it, has the samples per channel."""
-
 _FILE_SIZE = re.compile(
     rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
     rb"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\0\xc0\x0c\x20\x53\x65.{24}(.{8}))",
@@ -73,6 +71,9 @@ _FILE_SIZE = re.compile(
 )
 """Where Flash and Windows Media files say how long they are."""
 
+_NIST_NUMBERS = re.compile(
+    rb"(?:^NIST_1A\s+|(?:sample_count|channel_count|sample_n_bytes) -i )(\d{1,18})"
+)
 _ASF = b"\x30\x26\xb2\x75"
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 """How the notes begin that stand among or after an MP3's frames, or after another file."""
@@ -189,6 +190,12 @@ def _find_ends(data: _Bytes) -> list[int]:
     if head.startswith(b".snd"):
         begin, length = struct.unpack_from(">II", head, 4)
         return [begin + length] if length < _UNKNOWN_LENGTH else []
+    if head.startswith(b"2BIT"):
+        is_stereo, bits, frames = struct.unpack_from(">HH10xI", head, 12)
+        return [128 + frames * (bits // 8) * (2 if is_stereo else 1)]
+    if head.startswith(b"NIST"):  # the bytes of its header, and what makes the bytes of its sound
+        numbers = [int(number) for number in _NIST_NUMBERS.findall(head)]
+        return [numbers[0] + math.prod(numbers[1:])] if len(numbers) == 4 else []
     if head[:4] not in _CHUNKS:
         return []
     at, layout, uncounted, alignment, unknown = _CHUNKS[head[:4]]
@@ -312,17 +319,14 @@ class PlainFile(Decoder):
         super().__init__(path, data, cure)
         self._file, self._missing, frames = file, "", file.frames
         begin, frame_bytes = data.tell(), SAMPLE_BYTES.get(file.subtype, 0) * file.channels
-        header, ends = data.part(0, 1024) + file.extra_info.encode(), data.ends
-        if count := re.search(_SAMPLE_COUNTS.get(file.format, b"$^"), header):
-            ends = [begin + int(count[1]) * frame_bytes]
-        end = next((end for end in ends if end >= begin), 0)
+        end = next((end for end in data.ends if end >= begin), 0)
         if end > data.size > begin:
             here_s = frames / file.samplerate
             whole_s = here_s * (end - begin) / (data.size - begin)
             self._missing = f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
         elif begin <= end <= data.size and frame_bytes:
             frames = min(frames, (end - begin) // frame_bytes)  # libsndfile may read on
-            rest = data.size - max(one for one in ends if one <= data.size)
+            rest = data.size - max(one for one in data.ends if one <= data.size)
             if rest >= max(2 * frame_bytes, 64):
                 announced_s, rest_s = (
                     count / frame_bytes / file.samplerate for count in (end - begin, rest)
@@ -482,7 +486,7 @@ class Container(Decoder):
         if kind == "avi":
             self._is_timed = source.codec_context.name.startswith("pcm")
             if self._is_timed:
-                length_s = source.frames / rate_hz  # FFmpeg's is an estimate
+                length_s, self._is_exact = source.frames / rate_hz, self._is_alone
             if max(source.frames, source.duration or 0) >= _AVI_UNKNOWN:
                 length_s = end_s = 0.0
         if _Trait.FROM_ZERO not in self._traits:
@@ -614,7 +618,7 @@ class Container(Decoder):
         if not self._done:
             reason = f" ({damages[0][1]})" if damages else ""
             raise AudioError(f"{self._path}: holds no samples{reason}. Copy or record it again.")
-        late_s = (self._origin or 0) / rate_hz if self._kind == "flac" else 0.0
+        late_s = (self._origin or 0) / rate_hz if self._kind == "flac" and not damages else 0.0
         missing_s = announced_s - late_s - done_s if self._is_exact else 0.0
         inaccuracy_s = max(0.15, (4096 if self._kind == "caf" else 2500) / rate_hz)
         rest = self._unread()
@@ -630,7 +634,7 @@ class Container(Decoder):
             self.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
         elif self._missing:
             self.report(f"truncated after {done_s:.2f} s: {self._missing}")
-        elif rest > 0.5 * self._end / done_s:
+        elif rest > (64 if self._kind == "voc" else 0.5 * self._end / done_s):
             self.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
         elif _Trait.BARE in self._traits and (rest or self._is_last_cut()):
             self.warn(
