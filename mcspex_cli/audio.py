@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.containers import SAMPLE_BYTES, Decoder, open_decoder
+from mcspex_cli.containers import SAMPLE_BYTES, Container, PlainFile, SoundBytes, open_decoder
 from mcspex_cli.containers import AudioInfo as AudioInfo  # noqa: PLC0414
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
@@ -213,8 +213,7 @@ class Reader:
     def __iter__(self) -> Generator[Samples, None, None]:
         """Read the file from its beginning."""
         with self._open(self._damaged) as decoder:
-            self.frames, self.warnings = 0, decoder.warnings
-            info = decoder.info
+            self.frames, self.warnings, info = 0, decoder.data.warnings, decoder.info
             self.sample_rate_hz = self.sample_rate_hz or info.sample_rate_hz
             kept = info.channels if self.channel == "all" else 1
             resampler = Resampler(info.sample_rate_hz, self.sample_rate_hz, kept)
@@ -222,10 +221,11 @@ class Reader:
         self.original = self.original[:, :0].copy()
 
     @contextmanager
-    def _open(self, damaged: Damaged) -> Iterator[Decoder]:
+    def _open(self, damaged: Damaged) -> Iterator[PlainFile | Container]:
         with _open_file(self.path) as stream:
             cure = self._advice.damaged if damaged == "fail" else None
-            decoder = open_decoder(self.path, stream, self._track, cure)
+            data = SoundBytes(self.path, stream, cure)
+            decoder = open_decoder(data, self._track)
             info, problem = decoder.info, ""
             if not LOWEST_HZ <= info.sample_rate_hz <= HIGHEST_HZ:
                 problem = f"{info.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are read. The header "
@@ -237,13 +237,13 @@ class Reader:
                 raise AudioError(f"{self.path}: its header says {problem} again.")
             _check_channel(self.channel, info.channels, self.path)
             if len(info.tracks) > 1 and self._track is None:
-                decoder.warn(
+                data.warn(
                     f"has {len(info.tracks)} sound tracks: {', '.join(info.tracks)}. The first is "
                     f"used. {self._advice.tracks}"
                 )
             yield decoder
 
-    def _blocks(self, decoder: Decoder) -> Iterator[Samples]:
+    def _blocks(self, decoder: PlainFile | Container) -> Iterator[Samples]:
         """Blocks of the chosen channels at the file's rate, every sample checked."""
         path, rate_hz = self.path, decoder.info.sample_rate_hz
         size = min(round(BLOCK_S * rate_hz), _BLOCK_SAMPLES // decoder.info.channels)

@@ -62,8 +62,6 @@ _PLAIN = (*_CHUNKS, *(b".snd", b"dns.", b"NIST", b"2BIT", b" paf", b"fap "))
 _PLAIN += (b"\x64\xa3\1\0", b"\0\1\xa3\x64")
 """How the files begin whose plain samples libsndfile reads: these, and AU, SPHERE, AVR, ..."""
 
-_BIG_ENDIAN = ("AIFF", "CAF", "AU")
-
 _FILE_SIZE = re.compile(
     rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
     rb"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\0\xc0\x0c\x20\x53\x65.{24}(.{8}))",
@@ -139,34 +137,48 @@ class AudioInfo:
         return self.frames / self.sample_rate_hz
 
 
-class _Bytes:
-    """A part of an open file, for decoders: bytes without a name, and none beyond its end.
+class SoundBytes:
+    """An open sound file, for decoders: bytes without a name, of which a part may be left out.
 
-    Nothing is raised into a decoder, which would print it; `error` is for those who look later.
+    Nothing is raised into a decoder, which would print it; `check_read` tells of it later.
+
+    Args:
+        path: its name, for messages.
+        stream: the open file.
+        cure: what to do about damage, of which a `DamagedError` tells. If it is None, what can be
+            read is kept, with silence where a part is lost in the middle, and a warning tells.
     """
 
-    def __init__(self, stream: BinaryIO, begin: int = 0) -> None:
-        self.stream, self.begin = stream, begin
-        self.size = os.fstat(stream.fileno()).st_size - begin
-        self.error: OSError | None = None
-        self.ends: list[int] = []
-        """Where its parts end by its own account; see `_find_ends`."""
+    def __init__(self, path: Path, stream: BinaryIO, cure: str | None) -> None:
+        self.path, self._stream, self.cure = path, stream, cure
+        self._begin, self.size = 0, os.fstat(stream.fileno()).st_size
+        self._error: OSError | None = None
+        self.warnings: list[str] = []
+        self.ends = _find_ends(self)
+        """Where the parts of the file end by its own account."""
+
+    def crop(self, begin: int, end: int) -> None:
+        """Leave out what is before `begin`, and what is from `end` on."""
+        self._begin, self.size = self._begin + begin, end - begin
         self.seek(0)
 
     def tell(self) -> int:
-        return self.stream.tell() - self.begin
+        """The place of the next byte."""
+        return self._stream.tell() - self._begin
 
     def read(self, size: int) -> bytes:
+        """Up to `size` bytes from there on."""
         try:
-            return self.stream.read(max(0, min(size, self.size - self.tell())))
+            return self._stream.read(max(0, min(size, self.size - self.tell())))
         except OSError as error:
-            self.error = error
+            self._error = error
             return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, and give it; -1 if there is none such."""
         offset += {os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}.get(whence, 0)
         try:
-            return self.stream.seek(self.begin + offset) - self.begin
+            return self._stream.seek(self._begin + offset) - self._begin
         except (OSError, ValueError, OverflowError):  # a damaged file leads nowhere
             return -1
 
@@ -175,8 +187,24 @@ class _Bytes:
         self.seek(start)
         return self.read(size)
 
+    def warn(self, text: str) -> None:
+        """Tell what is wrong with the file though it can be read."""
+        self.warnings.append(f"{self.path}: {text}")
 
-def _find_ends(data: _Bytes) -> list[int]:
+    def report(self, damage: str) -> None:
+        """Raise an error that tells of damage, or warn of it where what is left is kept."""
+        self.check_read()
+        if self.cure is not None:
+            raise DamagedError(f"{self.path}: {damage}. {self.cure}")
+        self.warn(f"{damage}.")
+
+    def check_read(self) -> None:
+        """Raise what the system had against reading the file, if anything."""
+        if self._error:
+            raise AudioError(f"{self.path}: cannot be read: {explain(self._error)}")
+
+
+def _find_ends(data: SoundBytes) -> list[int]:
     """Where the parts of a file end by its own account, in order: its chunks, or the whole of it.
 
     The last end may be beyond the end of the file. After a chunk of unknown length, and after what
@@ -212,7 +240,7 @@ def _find_ends(data: _Bytes) -> list[int]:
     return ends
 
 
-def _find_missing(data: _Bytes) -> str:
+def _find_missing(data: SoundBytes) -> str:
     """What is missing at the end of a file by its own account, if anything is."""
     size, head = data.size, data.part(0, 2**9)
     if head.startswith(b"OggS"):
@@ -230,21 +258,74 @@ def _find_missing(data: _Bytes) -> str:
     return ""
 
 
-class Decoder:
-    """An open sound file, of which one track is decoded, once.
+def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
+    """Choose what decodes a file, of which `track` is a sound track's number or language.
 
-    Args:
-        path: its name, for messages.
-        data: its bytes.
-        cure: what to do about damage, of which a `DamagedError` tells. If it is None, what can be
-            read is kept, with silence where a part is lost in the middle, and a warning tells.
+    Raises:
+        AudioError: it is not a sound file, or has no such track.
     """
+    import soundfile
 
-    info: AudioInfo
+    head = data.part(0, 12)
+    rest_at = max((end for end in data.ends if end <= data.size), default=data.size)
+    following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
+    if any(magic in following for magic in (head[:4], *_PLAIN)) and head[8:] != b"AVI ":
+        data.warn(f"another file of {rest} {_FOLLOWS}")
+    elif following.lstrip(b"\0").startswith(_TAGS):
+        data.warn(f"{rest} of notes (tags) follow its sound and are not read.")
+    if data.warnings:
+        data.crop(0, rest_at)
+    start = data.part(0, 2**18) if head.startswith(b"OggS") else b""
+    is_short = start.count(b"OggS") == 3 and len(start) < 2**18  # FFmpeg would not be exact
+    if head.startswith(_PLAIN) or is_short:
+        data.seek(0)
+        with suppress(soundfile.LibsndfileError):
+            file = soundfile.SoundFile(data)
+            if file.subtype in (*SAMPLE_BYTES, *_CODED):
+                if track not in (None, "1"):
+                    raise AudioError(f"{data.path}: has no sound track {track}. It has only one.")
+                return PlainFile(data, file)
+    return Container(data, track)
 
-    def __init__(self, path: Path, data: _Bytes, cure: str | None) -> None:
-        self._path, self._data, self._cure = path, data, cure
-        self.warnings: list[str] = []
+
+class PlainFile:
+    """A file that libsndfile decodes, once."""
+
+    def __init__(self, data: SoundBytes, file: soundfile.SoundFile) -> None:
+        import soundfile
+
+        self.data, self._file, self._missing = data, file, ""
+        begin, size, rate_hz = data.tell(), data.size, file.samplerate
+        frames, frame_bytes = file.frames, SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+        end = next((end for end in data.ends if end >= begin), 0)
+        rest = size - max((end for end in data.ends if end <= size), default=size)
+        if end > size > begin:
+            here_s = frames / rate_hz
+            whole_s = here_s * (end - begin) / (size - begin)
+            self._missing = f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
+        elif begin <= end <= size and frame_bytes:
+            frames = min(frames, (end - begin) // frame_bytes)  # libsndfile may read on
+            if rest >= max(2 * frame_bytes, 64):
+                data.warn(
+                    f"its header announces {frames / rate_hz:.2f} s, but "
+                    f"{rest / frame_bytes / rate_hz:.2f} s more follow (an unfinished recording?). "
+                    "All was read, to the end of the file."
+                )
+                data.crop(begin, size)
+                is_big = file.endian == "FILE" and file.format in ("AIFF", "CAF", "AU")
+                self._file = soundfile.SoundFile(
+                    data,
+                    samplerate=rate_hz,
+                    channels=file.channels,
+                    subtype=file.subtype,
+                    endian="BIG" if is_big or file.endian == "BIG" else "LITTLE",
+                    format="RAW",
+                )
+                frames = self._file.frames
+        if not frames:
+            raise AudioError(f"{data.path}: holds no samples. Copy or record it again.")
+        tracks = (f"1 ({file.channels} ch)",)
+        self.info = AudioInfo(rate_hz, file.channels, frames, tracks=tracks)
 
     def blocks(self, size: int) -> Blocks:
         """Decode to blocks [channel, sample] of `size` samples, the last shorter.
@@ -252,156 +333,47 @@ class Decoder:
         Raises:
             DamagedError: the file is damaged or truncated, and there is a cure.
         """
-        raise NotImplementedError
-
-    def warn(self, text: str) -> None:
-        """Tell what is wrong with the file though it can be read."""
-        self.warnings.append(f"{self._path}: {text}")
-
-    def report(self, damage: str) -> None:
-        """Raise an error that tells of damage, or warn of it where what is left is kept."""
-        self.check_read()
-        if self._cure is not None:
-            raise DamagedError(f"{self._path}: {damage}. {self._cure}")
-        self.warn(f"{damage}.")
-
-    def check_read(self) -> None:
-        """Raise what the system had against reading the file."""
-        if self._data.error:
-            raise AudioError(f"{self._path}: cannot be read: {explain(self._data.error)}")
-
-
-def open_decoder(path: Path, stream: BinaryIO, track: str | None, cure: str | None) -> Decoder:
-    """Choose what decodes a file, of which `track` is a sound track's number or language.
-
-    Raises:
-        AudioError: it is not a sound file, or has no such track.
-    """
-    data = _Bytes(stream)
-    data.ends = _find_ends(data)
-    head, warning = data.part(0, 12), ""
-    rest_at = max((end for end in data.ends if end <= data.size), default=data.size)
-    following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
-    if any(magic in following for magic in (head[:4], *_PLAIN)) and head[8:] != b"AVI ":
-        warning = f"another file of {rest} {_FOLLOWS}"
-    elif following.lstrip(b"\0").startswith(_TAGS):
-        warning = f"{rest} of notes (tags) follow its sound and are not read."
-    if warning:
-        data.size = rest_at
-    decoder = _open_plain(path, data, cure, track) or Container(path, data, cure, track)
-    if warning:
-        decoder.warn(warning)
-    return decoder
-
-
-def _open_plain(path: Path, data: _Bytes, cure: str | None, track: str | None) -> Decoder | None:
-    import soundfile
-
-    start = data.part(0, 4)
-    if start == b"OggS":
-        start = data.part(0, 2**18)
-    is_short = start.count(b"OggS") == 3 and len(start) < 2**18  # FFmpeg would not be exact
-    if start in _PLAIN or is_short:
-        data.seek(0)
-        with suppress(soundfile.LibsndfileError):
-            file = soundfile.SoundFile(data)
-            if file.subtype in (*SAMPLE_BYTES, *_CODED):
-                if track not in (None, "1"):
-                    raise AudioError(f"{path}: has no sound track {track}. It has only one.")
-                return PlainFile(path, data, cure, file)
-    return None
-
-
-class PlainFile(Decoder):
-    """A file that libsndfile decodes."""
-
-    def __init__(self, path: Path, data: _Bytes, cure: str | None, file: soundfile.SoundFile):
-        super().__init__(path, data, cure)
-        self._file, self._missing, frames = file, "", file.frames
-        begin, frame_bytes = data.tell(), SAMPLE_BYTES.get(file.subtype, 0) * file.channels
-        end = next((end for end in data.ends if end >= begin), 0)
-        if end > data.size > begin:
-            here_s = frames / file.samplerate
-            whole_s = here_s * (end - begin) / (data.size - begin)
-            self._missing = f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
-        elif begin <= end <= data.size and frame_bytes:
-            frames = min(frames, (end - begin) // frame_bytes)  # libsndfile may read on
-            rest = data.size - max(one for one in data.ends if one <= data.size)
-            if rest >= max(2 * frame_bytes, 64):
-                announced_s, rest_s = (
-                    count / frame_bytes / file.samplerate for count in (end - begin, rest)
-                )
-                self.warn(
-                    f"its header announces {announced_s:.2f} s, but {rest_s:.2f} s more follow "
-                    "(an unfinished recording?). All was read, to the end of the file."
-                )
-                self._file = self._open_raw(begin)
-                frames = self._file.frames
-        if not frames:
-            raise AudioError(f"{path}: holds no samples. Copy or record it again.")
-        tracks = (f"1 ({file.channels} ch)",)
-        self.info = AudioInfo(file.samplerate, file.channels, frames, tracks=tracks)
-        data.seek(begin)  # where libsndfile expects it
-
-    def _open_raw(self, begin: int) -> soundfile.SoundFile:
-        """Open all from `begin` on as samples of the same kind."""
-        import soundfile
-
-        file = self._file
-        is_big = file.endian == "BIG" or (file.endian == "FILE" and file.format in _BIG_ENDIAN)
-        return soundfile.SoundFile(
-            _Bytes(self._data.stream, begin),
-            samplerate=file.samplerate,
-            channels=file.channels,
-            subtype=file.subtype,
-            endian="BIG" if is_big else "LITTLE",
-            format="RAW",
-        )
-
-    def blocks(self, size: int) -> Blocks:
-        """As `Decoder.blocks`."""
         import soundfile
 
         if self._missing:
-            self.report(self._missing)
-        frames, done = self.info.frames, 0
+            self.data.report(self._missing)
+        info, done = self.info, 0
         with suppress(soundfile.LibsndfileError):  # what is missing is reported below
-            while done < frames:
-                count = min(size, frames - done)
+            while done < info.frames:
+                count = min(size, info.frames - done)
                 block = self._file.read(count, dtype="float32", always_2d=True).T
                 if not block.size:
                     break
                 done += block.shape[1]
                 yield block
-        if done < frames:
-            done_s, announced_s = done / self.info.sample_rate_hz, self.info.seconds
-            self.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
+        if done < info.frames:
+            done_s = done / info.sample_rate_hz
+            self.data.report(f"truncated: {done_s:.2f} of {info.seconds:.2f} s can be read")
 
 
-class Container(Decoder):
-    """A file that FFmpeg decodes.
+class Container:
+    """A file that FFmpeg decodes, once.
 
     Pauses in a recording, as its time stamps tell them, become silence.
     """
 
-    def __init__(self, path: Path, data: _Bytes, cure: str | None, track: str | None) -> None:
+    def __init__(self, data: SoundBytes, track: str | None) -> None:
         import av
 
-        super().__init__(path, data, cure)
         if (av.logging.get_level() or 0) < av.logging.WARNING:  # its log is for our messages alone
             av.logging.set_level(av.logging.WARNING)
             av.logging.set_skip_repeated(False)
             logging.getLogger("libav").addHandler(logging.NullHandler())
             logging.getLogger("libav").propagate = False
-        self._missing = _find_missing(data)
+        self.data, self._missing = data, _find_missing(data)
         self._container, log = self._open()
         self._kind = self._container.format.name.split(",")[0]
         self._traits = _KINDS[self._kind]
-        self._choose(track)
-        self._announce(log)
+        self._source, tracks = self._choose(track)
+        self.info = self._announce(tracks, log)
         self._is_joined = "concatenated file" in log
         if "duplicated MOOV" in log:
-            self.warn(f"another file {_FOLLOWS}")
+            data.warn(f"another file {_FOLLOWS}")
         self._done = 0  # samples per channel, of which some are silence for gaps
         self._silent = 0
         self._lost = 0  # those of the silent ones that are for damaged parts
@@ -416,14 +388,16 @@ class Container(Decoder):
         """Open the file, and give what FFmpeg logs of it."""
         import av
 
-        options = {"format_whitelist": ",".join(_KINDS), "protocol_whitelist": ""}
-        self._data.seek(0)
+        self.data.seek(0)
         with av.logging.Capture() as log:
             try:
                 container = av.open(
-                    self._data,
+                    self.data,
                     "r",
-                    container_options=options,
+                    container_options={
+                        "format_whitelist": ",".join(_KINDS),
+                        "protocol_whitelist": "",
+                    },
                     io_open=_refuse_to_open,
                     metadata_errors="replace",
                 )
@@ -435,13 +409,14 @@ class Container(Decoder):
                 text = f"not a readable sound file ({text}). Export it again as WAV."
                 if missing:
                     text = f"truncated: {missing}, so that nothing can be read. Copy it again."
-                raise AudioError(f"{self._path}: {text}") from error
+                self.data.check_read()
+                raise AudioError(f"{self.data.path}: {text}") from error
 
-    def _choose(self, track: str | None) -> None:
+    def _choose(self, track: str | None) -> tuple[av.AudioStream, tuple[str, ...]]:
         """Find the sound tracks and take one."""
         from av.stream import Discard
 
-        path, sources = self._path, self._container.streams.audio
+        path, sources = self.data.path, self._container.streams.audio
         streams = [source for source in sources if source.codec_context is not None]
         if not sources:
             raise AudioError(f"{path}: has no sound track. Name a file that has one.")
@@ -455,14 +430,14 @@ class Container(Decoder):
                 chosen.append(source)
         if not chosen:
             raise AudioError(f"{path}: has no sound track {track}. It has: {', '.join(tracks)}.")
-        self._tracks, self._source = tuple(tracks), chosen[0]
-        self._source.codec_context.thread_count = 1  # its log must come from this thread
-        self._source.codec_context.options = {"err_detect": "crccheck"}
+        chosen[0].codec_context.thread_count = 1  # its log must come from this thread
+        chosen[0].codec_context.options = {"err_detect": "crccheck"}
         for other in self._container.streams:
-            if other is not self._source:
+            if other is not chosen[0]:
                 other.discard = Discard.all
+        return chosen[0], tuple(tracks)
 
-    def _announce(self, log: str) -> None:
+    def _announce(self, tracks: tuple[str, ...], log: str) -> AudioInfo:
         """Find out when the sound starts, and how long it is by the header."""
         from av.stream import Disposition
 
@@ -493,10 +468,10 @@ class Container(Decoder):
             start_s -= (container.start_time or 0) / 1e6
         start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0
         frames = round((length_s or end_s) * rate_hz)
-        self.info = AudioInfo(rate_hz, channels, frames, start_s, self._tracks)
+        return AudioInfo(rate_hz, channels, frames, start_s, tracks)
 
     def blocks(self, size: int) -> Blocks:
-        """As `Decoder.blocks`."""
+        """As `PlainFile.blocks`."""
         held: list[npt.NDArray[np.float32]] = []
         count = 0
         for piece in self._pieces(size):
@@ -580,8 +555,8 @@ class Container(Decoder):
     def _note(self, reason: str) -> None:
         """Remember a damage at this place, or raise it."""
         at_s = self._done / self.info.sample_rate_hz
-        if self._cure is not None:
-            self.report(f"damaged after {at_s:.2f} s ({reason})")
+        if self.data.cure is not None:
+            self.data.report(f"damaged after {at_s:.2f} s ({reason})")
         self._damages.append((at_s, reason))
         self._is_after_damage = True
 
@@ -612,12 +587,13 @@ class Container(Decoder):
 
     def _check_end(self) -> None:
         """After the last sample: report what is missing, or what is more than announced."""
-        rate_hz, damages = self.info.sample_rate_hz, self._damages
-        announced_s, done_s = self.info.seconds, self._done / rate_hz
-        self.check_read()
+        data, info, damages = self.data, self.info, self._damages
+        rate_hz, announced_s = info.sample_rate_hz, info.seconds
+        done_s = self._done / rate_hz
+        data.check_read()
         if not self._done:
             reason = f" ({damages[0][1]})" if damages else ""
-            raise AudioError(f"{self._path}: holds no samples{reason}. Copy or record it again.")
+            raise AudioError(f"{data.path}: holds no samples{reason}. Copy or record it again.")
         late_s = (self._origin or 0) / rate_hz if self._kind == "flac" and not damages else 0.0
         missing_s = announced_s - late_s - done_s if self._is_exact else 0.0
         inaccuracy_s = max(0.15, (4096 if self._kind == "caf" else 2500) / rate_hz)
@@ -629,33 +605,32 @@ class Container(Decoder):
                 text += f"; {self._lost / rate_hz:.2f} s could not be read and are silent"
             if missing_s > 0.02:
                 text += f"; {missing_s:.2f} of {announced_s:.2f} s are missing"
-            self.report(text)
+            data.report(text)
         elif missing_s > inaccuracy_s + 0.001 * announced_s:
-            self.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
+            data.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
         elif self._missing:
-            self.report(f"truncated after {done_s:.2f} s: {self._missing}")
+            data.report(f"truncated after {done_s:.2f} s: {self._missing}")
         elif rest > (64 if self._kind == "voc" else 0.5 * self._end / done_s):
-            self.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
+            data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
         elif _Trait.BARE in self._traits and (rest or self._is_last_cut()):
-            self.warn(
+            data.warn(
                 f"ends in the middle of a frame, after {done_s:.2f} s: it may have been cut off."
             )
-        elif self._is_joined and self._end + 128 >= self._data.size:
-            self.warn("several files are joined into one. All was read.")
-        more = self._done - self._silent - self.info.frames
-        differs = ""
-        if self._is_exact and self.info.frames and more > 0.01 * self.info.frames + rate_hz:
+        elif self._is_joined and self._end + 128 >= data.size:
+            data.warn("several files are joined into one. All was read.")
+        more, differs = self._done - self._silent - info.frames, ""
+        if self._is_exact and info.frames and more > 0.01 * info.frames + rate_hz:
             differs = f"{done_s:.2f} s follow (several files joined into one?)"
-        elif late_s > _PAUSE_S and self._is_exact:
+        elif self._is_exact and late_s > _PAUSE_S:
             differs = f"its sound begins at {late_s:.2f} s (cut without encoding it again?)"
         if differs:
-            self.warn(f"its header announces {announced_s:.2f} s, but {differs}. All was read.")
+            data.warn(f"its header announces {announced_s:.2f} s, but {differs}. All was read.")
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
         if _Trait.LAST not in self._traits or not self._is_alone:
             return 0
-        part, size = self._data.part, self._data.size
+        part, size = self.data.part, self.data.size
         notes, rest = part(max(self._end, size - 160), 160), part(self._end, 2**24)
         noted = any(tag in rest[:64] + notes for tag in _TAGS)
         return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
