@@ -3,7 +3,7 @@
 Nothing is lost without a word. What a file announces and what comes out of it are compared, and a
 difference is a `DamagedError`, or a warning that says how much is missing. Decoders do not tell
 where a file ends by its own account; `_find_ends` reads that from its chunks. FFmpeg's formats
-differ in what they announce, and in what their time stamps mean: `_KINDS` says how.
+differ in what they announce, and in what their time stamps mean: `KINDS` says how.
 
 FFmpeg gets an open file and never a name, reads only formats that hold their sound themselves, and
 may open nothing else, so that playlists and the like lead nowhere.
@@ -77,7 +77,7 @@ _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 """How the notes begin that stand among or after an MP3's frames, or after another file."""
 
 
-class _Trait(Flag):
+class Trait(Flag):
     """What holds of a format."""
 
     EXACT = auto()  # its header announces how long its sound is, to a frame or so
@@ -87,19 +87,22 @@ class _Trait(Flag):
     PAUSING = auto()  # a recording may pause; elsewhere a gap in the time stamps is damage
 
 
-_VIDEO = _Trait.FROM_ZERO | _Trait.PAUSING
-_KINDS = {
-    **dict.fromkeys("3gp au qcp w64".split(), _Trait(0)),
-    **dict.fromkeys("aac ac3 eac3 dts amr amrnb amrwb gsm loas".split(), _Trait.BARE | _Trait.LAST),
-    "mp3": _Trait.EXACT | _Trait.BARE | _Trait.LAST,
-    **dict.fromkeys("flac wav ogg caf aiff tak mpc mpc8".split(), _Trait.EXACT),
-    **dict.fromkeys("tta wv ape".split(), _Trait.EXACT | _Trait.LAST),
-    **dict.fromkeys("mov avi asf".split(), _VIDEO | _Trait.EXACT),
-    "flv": _VIDEO | _Trait.EXACT | _Trait.LAST,
-    "matroska": _VIDEO,
-    **dict.fromkeys("mpegts mpeg".split(), _Trait.PAUSING | _Trait.LAST),
-    "voc": _Trait.LAST,
-    **dict.fromkeys("mxf rm wtv".split(), _Trait.PAUSING),
+KINDS = {
+    kind: traits
+    for kinds, traits in (
+        ("mov avi asf", Trait.EXACT | Trait.FROM_ZERO | Trait.PAUSING),
+        ("flv", Trait.EXACT | Trait.FROM_ZERO | Trait.PAUSING | Trait.LAST),
+        ("matroska", Trait.FROM_ZERO | Trait.PAUSING),
+        ("mpegts mpeg", Trait.PAUSING | Trait.LAST),
+        ("mxf rm wtv", Trait.PAUSING),
+        ("flac wav ogg caf aiff tak mpc mpc8", Trait.EXACT),
+        ("tta wv ape", Trait.EXACT | Trait.LAST),
+        ("mp3", Trait.EXACT | Trait.LAST | Trait.BARE),
+        ("aac ac3 eac3 dts amr amrnb amrwb gsm loas", Trait.LAST | Trait.BARE),
+        ("voc", Trait.LAST),
+        ("3gp au qcp w64", Trait(0)),
+    )
+    for kind in kinds.split()
 }
 """FFmpeg's formats that hold their sound themselves; playlists name other files, or servers."""
 
@@ -368,7 +371,7 @@ class Container:
         self.data, self._missing = data, _find_missing(data)
         self._container, log = self._open()
         self._kind = self._container.format.name.split(",")[0]
-        self._traits = _KINDS[self._kind]
+        self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
         self.info = self._announce(tracks, log)
         self._is_joined = "concatenated file" in log
@@ -395,7 +398,7 @@ class Container:
                     self.data,
                     "r",
                     container_options={
-                        "format_whitelist": ",".join(_KINDS),
+                        "format_whitelist": ",".join(KINDS),
                         "protocol_whitelist": "",
                     },
                     io_open=_refuse_to_open,
@@ -449,7 +452,7 @@ class Container:
         end_s, length_s = (container.duration or 0) / 1e6, (source.duration or 0) * self._tick_s
         others = [s for s in container.streams if not s.disposition & Disposition.attached_pic]
         self._is_alone = len(others) == 1  # so that the length announced is the sound's
-        self._is_exact = _Trait.EXACT in self._traits and (self._is_alone or kind in ("mov", "ogg"))
+        self._is_exact = Trait.EXACT in self._traits and (self._is_alone or kind in ("mov", "ogg"))
         if kind == "matroska":
             clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
             if clock:
@@ -464,7 +467,7 @@ class Container:
                 length_s, self._is_exact = source.frames / rate_hz, self._is_alone
             if max(source.frames, source.duration or 0) >= _AVI_UNKNOWN:
                 length_s = end_s = 0.0
-        if _Trait.FROM_ZERO not in self._traits:
+        if Trait.FROM_ZERO not in self._traits:
             start_s -= (container.start_time or 0) / 1e6
         start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0
         frames = round((length_s or end_s) * rate_hz)
@@ -533,7 +536,7 @@ class Container:
                     self._early = self._unskipped(packet)
                 if frames:
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
-                if _Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
+                if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes there are no sound"
                     end = packet.pos + packet.size
@@ -569,7 +572,7 @@ class Container:
         self._origin = at if self._origin is None else self._origin
         gap = at - self._origin - self._done
         longest = 3600 * rate_hz - self._silent
-        if announced and (self._is_exact or _Trait.FROM_ZERO in self._traits):
+        if announced and (self._is_exact or Trait.FROM_ZERO in self._traits):
             longest = round(1.2 * announced) + 10 * rate_hz - self._done
         longest = max(longest, pause)
         if gap > longest:
@@ -578,7 +581,7 @@ class Container:
         if gap > longest or gap < -pause:  # what follows is joined to what was before
             self._origin += gap
             return 0
-        if gap > pause and not self._is_after_damage and _Trait.PAUSING not in self._traits:
+        if gap > pause and not self._is_after_damage and Trait.PAUSING not in self._traits:
             self._note(f"{gap / rate_hz:.2f} s are missing there")
         if not self._is_after_damage:
             return gap if gap > pause else 0
@@ -612,7 +615,7 @@ class Container:
             data.report(f"truncated after {done_s:.2f} s: {self._missing}")
         elif rest > (64 if self._kind == "voc" else 0.5 * self._end / done_s):
             data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
-        elif _Trait.BARE in self._traits and (rest or self._is_last_cut()):
+        elif Trait.BARE in self._traits and (rest or self._is_last_cut()):
             data.warn(
                 f"ends in the middle of a frame, after {done_s:.2f} s: it may have been cut off."
             )
@@ -628,7 +631,7 @@ class Container:
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
-        if _Trait.LAST not in self._traits or not self._is_alone:
+        if Trait.LAST not in self._traits or not self._is_alone:
             return 0
         part, size = self.data.part, self.data.size
         notes, rest = part(max(self._end, size - 160), 160), part(self._end, 2**24)

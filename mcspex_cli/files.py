@@ -235,23 +235,24 @@ def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
         OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
             or written.
     """
+    problem = ""
     try:
+        folder = next((one for one in path.parents if os.path.lexists(one)), path)
         if path.is_dir():
-            raise OutputError(f"{path}: is a folder. Name a file.")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is not a regular file. Choose another name.")
-        if os.path.lexists(path) and not overwrite:
-            raise OutputError(
-                f"{path}: exists already. Add --overwrite to replace it{replacement}."
-            )
-        folder = next(one for one in path.parents if os.path.lexists(one))
+            problem = "is a folder. Name a file."
+        elif path.exists() and not path.is_file():
+            problem = "is not a regular file. Choose another name."
+        elif os.path.lexists(path) and not overwrite:
+            problem = f"exists already. Add --overwrite to replace it{replacement}."
+        elif not folder.is_dir():
+            what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
+            problem = f"{folder} is {what}, not a folder. Choose another place."
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = f"{folder} is write-protected. Choose another place."
     except OSError as error:  # a name that is too long, say
         raise output_error(path, error) from error
-    if not folder.is_dir():
-        what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
-        raise OutputError(f"{path}: {folder} is {what}, not a folder. Choose another place.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: {folder} is write-protected. Choose another place.")
+    if problem:
+        raise OutputError(f"{path}: {problem}")
     trial = partial(folder / path.name)
     try:
         trial.touch(exist_ok=False)
