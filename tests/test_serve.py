@@ -252,8 +252,9 @@ def test_a_recording_that_is_not_decoded_to_its_end_leaves_no_sound(
     from mcspex_cli.serve.extractions import Recording, Upload
 
     path = Path(shutil.copy(INTERVIEW, tmp_path / "upload-1.flac"))
-    info = replace(audio.probe(path), frames=1)
-    recording = Recording(Upload("long.flac", path), info, ExtractionOptions(), max_bytes)
+    reader = audio.Reader(path)
+    reader.info = replace(reader.info, frames=1)
+    recording = Recording(Upload("long.flac", path), reader, ExtractionOptions(), max_bytes)
     recording.decode(lambda: is_current)
     assert (recording.is_decoded, recording.error) == (True, error)
     assert list(tmp_path.iterdir()) == [path]
@@ -294,7 +295,7 @@ def test_an_extraction_can_be_cancelled_while_it_listens(tiny_folder: Path, tmp_
     extractor = Extractor.load(tiny_folder, device="cpu")
     mixture, clip = Upload("a", INTERVIEW), Upload("b", EXAMPLES / "reference.flac")
     for spans, clips in (((), [clip]), (((0.0, 3.0),), [])):
-        recording = Recording(mixture, audio.probe(INTERVIEW), ExtractionOptions(), 10**9)
+        recording = Recording(mixture, audio.Reader(INTERVIEW), ExtractionOptions(), 10**9)
         request = ExtractionRequest(spans)
         one = Extraction(request, recording, clips, extractor.model, tmp_path)
 

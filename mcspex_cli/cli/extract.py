@@ -389,12 +389,9 @@ def enroll(
     best = next(
         (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
     )
-    qualities = []
-    for quality in best.qualities:  # a profile does not tell where its clips were
-        file = Path(quality.path).name
-        warning = quality.warning and quality.warning.replace(quality.path, file, 1)
-        qualities.append(replace(quality, path=file, warning=warning))
-    enrolled = profile.Profile(name or output.stem, enrolments, tuple(qualities))
+    # A profile does not tell where its clips were.
+    qualities = tuple(quality.rename(Path(quality.path).name) for quality in best.qualities)
+    enrolled = profile.Profile(name or output.stem, enrolments, qualities)
     profile.write_profile(output, enrolled, overwrite=overwrite)
     for line in best.warnings:
         console.warn(line)

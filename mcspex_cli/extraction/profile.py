@@ -6,7 +6,7 @@ It is a safetensors file: a tensor for each embedding, and the rest as JSON in t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +57,11 @@ class ReferenceQuality:
     without calibration, and for less than 3 s of speech."""
     warning: Text | None = None
     """What is worst about it, in a line."""
+
+    def rename(self, name: str) -> ReferenceQuality:
+        """The same of a clip of another name."""
+        warning = self.warning and self.warning.replace(self.path, name, 1)
+        return replace(self, path=name, warning=warning)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from mcspex_cli.evaluation.page import (
     draw_spectrogram,
     spectrogram,
 )
-from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result, open_mixture
+from mcspex_cli.extraction.job import ExtractionOptions, Outputs, Result
 from mcspex_cli.extraction.reference import Span, Voice
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class Recording:
     """
 
     def __init__(
-        self, upload: Upload, info: audio.AudioInfo, options: ExtractionOptions, max_bytes: int
+        self, upload: Upload, reader: audio.Reader, options: ExtractionOptions, max_bytes: int
     ) -> None:
-        self.upload, self.info, self.options = upload, info, options
-        self._max_bytes = max_bytes
-        self._check_size(info.frames)
+        self.upload, self.info, self.options = upload, reader.info, options
+        self._reader, self._max_bytes = reader, max_bytes
+        self._check_size(self.info.frames)
         self.playable = upload.path.with_name("mixture.wav")
         self.peaks = bytearray()
         """Of what is decoded so far, see `find_peaks`."""
@@ -84,21 +84,21 @@ class Recording:
     def decode(self, is_current: Callable[[], bool]) -> None:
         """Decode it all, or as long as `is_current`; what goes wrong is its `error`."""
 
-        def written(reader: audio.Reader) -> Iterator[audio.Samples]:
+        def written() -> Iterator[audio.Samples]:
             rate_hz, frames = self.info.sample_rate_hz, self.info.frames
             with audio.open_writer(self.playable, rate_hz, 1, "PCM_16", frames) as writer:
-                for block in reader:
+                for block in self._reader:
                     if not is_current():
                         raise CancelledError("cancelled.")  # so that no file appears
-                    self._check_size(reader.frames)  # a header may announce less than there is
+                    # A header may announce less than there is.
+                    self._check_size(self._reader.frames)
                     writer.write(block)
                     yield block[0]
 
         try:
-            reader = open_mixture(self.upload.path, self.options)
-            for peaks in find_peaks(written(reader), _peak_samples(self.info)):
+            for peaks in find_peaks(written(), _peak_samples(self.info)):
                 self.peaks += peaks
-            self.warnings = list(reader.warnings)
+            self.warnings = list(self._reader.warnings)
         except Exception as error:
             self.error = _reason(error)
         finally:
@@ -363,15 +363,9 @@ class Extractions:
 
     def add(self, extraction: Extraction) -> None:
         """Put one at the end of the queue."""
-
-        def run() -> None:
-            try:
-                extraction.run(self._load)
-            finally:
-                self._queue.remove(extraction)
-
         self._queue.append(extraction)
-        self._worker.submit(run)
+        work = self._worker.submit(extraction.run, self._load)
+        work.add_done_callback(lambda _: self._queue.remove(extraction))
 
     def place(self, extraction: Extraction) -> int:
         """How many come before one."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import ipaddress
 import os
 import re
@@ -144,8 +145,9 @@ def is_this_machine(host: str) -> bool:
         return False
 
 
-Endpoint = Callable[[Session, Request], Awaitable[Response | None]]
-"""Answers a request of a page; with the state of its session if it returns nothing."""
+Endpoint = Callable[[Session, Request], Awaitable[Response | None] | Response | None]
+"""Answers a request of a page, in a thread if it is no coroutine; with the state of its session if
+it returns nothing."""
 
 
 class Pages:
@@ -193,7 +195,11 @@ class Pages:
             if session is None:
                 return _refuse("This page was closed or out of reach for long. Load it again.", 404)
             try:
-                return await answer(session, request) or JSONResponse(session.to_dict())
+                if inspect.iscoroutinefunction(answer):
+                    response = await answer(session, request)
+                else:
+                    response = await run_in_threadpool(answer, session, request)
+                return response or JSONResponse(session.to_dict())
             except ClientDisconnect:
                 return Response(status_code=400)
             except McspexError as error:
@@ -242,18 +248,8 @@ class Pages:
         upload = await session.receive(self._example.name, 0, body())
         await run_in_threadpool(session.receive_recording, upload)
 
-    async def _choose_part(self, session: Session, request: Request) -> None:
-        if session.recording is None:
-            raise FileNotFoundError
-        query, upload = request.query_params, session.recording.upload
-        part = query.get("channel", "mix"), query.get("track", "")
-        await run_in_threadpool(session.receive_recording, upload, *part)
-
     async def _receive_reference(self, session: Session, request: Request) -> None:
         await run_in_threadpool(session.receive_reference, await _upload(session, request))
-
-    async def _remove_reference(self, session: Session, request: Request) -> None:
-        session.remove_reference(request.path_params["key"])
 
     async def _extract(self, session: Session, request: Request) -> Response | None:
         body = b""
@@ -268,34 +264,41 @@ class Pages:
         await run_in_threadpool(session.extract, order)
         return None
 
-    async def _cancel(self, session: Session, _: Request) -> None:
+    def _choose_part(self, session: Session, request: Request) -> None:
+        if session.recording is None:
+            raise FileNotFoundError
+        query, upload = request.query_params, session.recording.upload
+        session.receive_recording(upload, query.get("channel", "mix"), query.get("track", ""))
+
+    def _remove_reference(self, session: Session, request: Request) -> None:
+        session.remove_reference(request.path_params["key"])
+
+    def _cancel(self, session: Session, _: Request) -> None:
         if session.extraction:
             session.extraction.cancel()
 
-    async def _sound(self, session: Session, request: Request) -> Response:
+    def _sound(self, session: Session, request: Request) -> Response:
         path = session.sound(request.path_params["name"])
         return send_file(path, {"Content-Type": "audio/wav"}, request.headers.get("range", ""))
 
-    async def _peaks(self, session: Session, request: Request) -> Response:
+    def _peaks(self, session: Session, request: Request) -> Response:
         name = request.path_params["name"]
         if name == "mixture" and session.recording:
             return StreamingResponse(_stream_peaks(session.recording), media_type=BYTES)
-        peaks = await run_in_threadpool(read_peaks, session.sound(name))
-        return Response(peaks, media_type=BYTES)
+        return Response(read_peaks(session.sound(name)), media_type=BYTES)
 
-    async def _picture(self, session: Session, request: Request) -> Response:
+    def _picture(self, session: Session, request: Request) -> Response:
         path, mixture = session.sound(request.path_params["name"]), session.sound("mixture")
         start_s, end_s = (_number(request.query_params, name) for name in ("from", "to"))
-        picture = await run_in_threadpool(draw_part, path, mixture, start_s, end_s)
-        return Response(picture, media_type="image/png")
+        return Response(draw_part(path, mixture, start_s, end_s), media_type="image/png")
 
-    async def _save(self, session: Session, request: Request) -> Response:
-        path, name = await run_in_threadpool(session.export, request.path_params["name"])
+    def _save(self, session: Session, request: Request) -> Response:
+        path, name = session.export(request.path_params["name"])
         disposition = f"attachment; filename*=utf-8''{quote(name)}"
         return send_file(path, {"Content-Type": BYTES, "Content-Disposition": disposition})
 
-    async def _close(self, session: Session, _: Request) -> Response:
-        await run_in_threadpool(self._sessions.close, session)
+    def _close(self, session: Session, _: Request) -> Response:
+        self._sessions.close(session)
         return Response(status_code=204)
 
 

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,7 +116,7 @@ class Session:
         is_new = before is None or before.upload != upload
         try:
             reader = job.open_mixture(upload.path, options)
-            self.recording = Recording(upload, reader.info, options, self._max_bytes)
+            self.recording = Recording(upload, reader, options, self._max_bytes)
         except McspexError:
             if is_new:
                 upload.path.unlink(missing_ok=True)
@@ -224,22 +223,12 @@ class Session:
             return path, f"{name}.{kind}"
         name = extraction.request.name or name
         if not path.exists():
-            self._write_profile(extraction, name, path)
+            voice = extraction.voice
+            assert voice
+            models = (voice.enrolment(extraction.model),)
+            qualities = tuple(one.rename(self.reword(one.path)) for one in voice.qualities)
+            profile.write_profile(path, profile.Profile(name, models, qualities))
         return path, f"{name}{profile.SUFFIX}"
-
-    def _write_profile(self, extraction: Extraction, name: str, path: Path) -> None:
-        """Save the voice of an extraction, without the places where its clips were."""
-        voice = extraction.voice
-        assert voice
-        qualities = tuple(
-            replace(
-                one, path=self.reword(one.path), warning=one.warning and self.reword(one.warning)
-            )
-            for one in voice.qualities
-        )
-        profile.write_profile(
-            path, profile.Profile(name, (voice.enrolment(extraction.model),), qualities)
-        )
 
     def reword(self, message: str) -> str:
         """Put a message into the words of the page and the user's names for files, on one line."""
