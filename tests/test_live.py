@@ -224,6 +224,8 @@ def test_what_is_wrong_is_said(extractor: Extractor) -> None:
     for latency_s in (0.05, 4.0):
         with pytest.raises(ValueError, match=f"^a latency of {latency_s:g} s is not from 0.1 to 3"):
             extractor.live(voice, latency_s=latency_s)
+    with pytest.raises(TypeError, match=r"^a latency is a number of seconds, not '1'$"):
+        extractor.live(voice, latency_s="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^a sample rate is from 1000 to 1000000 Hz, not 500$"):
         extractor.live(voice, sample_rate_hz=500)
     with pytest.raises(ValueError, match=r"^absent 'fail' is none of keep, mute$"):

@@ -241,7 +241,18 @@ def test_a_machine_that_is_too_slow_says_so(capsys: pytest.CaptureFixture[str]) 
 STDIN_ERRORS = [
     (b"", [], "is empty. Pipe sound into it."),
     (PCM_16, [], "has no WAV header. Pipe WAV, or raw samples with --rate: ffmpeg -i INPUT"),
-    (b"fLaC" + PCM_16, ["--rate", "8000"], "is FLAC. Pipe WAV, or raw samples with --rate"),
+    *(
+        (start + PCM_16, ["--rate", "8000"], f"is {kind}. Pipe WAV, or raw samples with --rate")
+        for start, kind in (
+            (b"fLaC", "FLAC"),
+            (b"ID3\4", "MP3"),
+            (b"FORM", "AIFF"),
+            (b"caff", "CAF"),
+            (b"\0\0\0 ftyp", "MP4"),
+            (b"RIFX....WAVE", "WAV with the other order of bytes"),
+            (b"RIFF....AVI ", "RIFF, but not WAV"),
+        )
+    ),
     (
         SoundFormat(8000, 1, "s16", wav=True).header(),
         ["-q"],
@@ -275,7 +286,7 @@ def test_what_is_no_sound_is_refused(run: Run, data: bytes, form: list[str], mes
 def test_sound_that_is_damaged_is_told(run: Run) -> None:
     out, said, code = run("--rate", "8000", data=PCM_16[:8000] + b"\0")
     assert (len(out), code) == (8000, 0)
-    assert "warning: standard input ended in the middle of a sample: 1 bytes are left out." in said
+    assert "warning: standard input ended in the middle of a sample: 1 byte left out." in said
     wav = io.BytesIO()
     soundfile.write(wav, MIXTURE[:8000], RATE_HZ, "PCM_16", format="WAV")
     picture = b"LIST" + struct.pack("<I", 99_999) + bytes(100_000)
@@ -318,6 +329,8 @@ def test_channels_that_cancel_each_other_out_are_told_once(run: Run) -> None:
         (["--format", "s8"], "'s8' is none of s16, s24, s32, u8, f32.\n"),
         (["--latency", "9"], "9.0 is not in the range 0.1<=x<=3.0.\n"),
         (["--input-device", "1", "--channels", "2"], "a sound card records mono here.\n"),
+        (["--input-device", ""], "it is empty. Give a value, or leave the option out.\n"),
+        (["--output-device", ""], "it is empty. Give a value, or leave the option out.\n"),
     ],
 )
 def test_usage_errors(run: Run, form: list[str], message: str) -> None:
@@ -331,11 +344,25 @@ def test_a_voice_is_needed(run: Run, options: list[str]) -> None:
     assert run()[1].endswith("Error: whose voice? Add --ref FILE.\n")
 
 
-def test_wav_and_rate_must_agree(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("--rate", "16000", "8000 Hz, not 16000 Hz. Leave --rate out."),
+        ("--channels", "2", "1 ch, not 2 ch. Leave --channels out."),
+        ("--format", "f32", "s16, not f32. Leave --format out."),
+    ],
+)
+def test_wav_and_options_must_agree(run: Run, name: str, value: str, message: str) -> None:
     wav = io.BytesIO()
-    soundfile.write(wav, MIXTURE, RATE_HZ, "PCM_16", format="WAV")
-    message = "error: standard input is WAV of 8000 Hz, not 16000 Hz. Leave --rate out.\n"
-    assert run("--rate", "16000", data=wav.getvalue()) == (b"", message, 1)
+    soundfile.write(wav, MIXTURE[:8000], RATE_HZ, "PCM_16", format="WAV")
+    assert run(name, value, data=wav.getvalue()) == (
+        b"",
+        f"error: standard input is WAV of {message}\n",
+        1,
+    )
+    if name == "--channels":
+        agree = ("--rate", "8000", "--channels", "1", "--format", "s16", "-q")
+        assert run(*agree, data=wav.getvalue())[1:] == ("", 0)
 
 
 @posix

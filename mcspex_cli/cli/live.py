@@ -62,27 +62,28 @@ class LiveRequest:
         "--rate",
         type=click.IntRange(1000, 1_000_000),
     )
-    channels: int = option(
+    channels: int | None = option(
         "N",
-        "Channels of raw samples; several are mixed to one.",
+        "Channels of raw samples; several are mixed to one.  [default: 1]",
         type=click.IntRange(1, 1024),
-        default=1,
     )
-    encoding: str = choice(
+    encoding: str | None = choice(
         options.table("cli.live_audio", "ENCODINGS"),
-        "Raw samples, little-endian",
+        f"Raw samples, little-endian, {live_audio.DEFAULT_ENCODING} by default",
         "--format",
-        default="s16",
     )
     from_start: bool = flag(
         "Also use what arrives while the model is loaded; the delay is longer by that."
     )
     input_device: str | None = option(
-        "N|NAME", f"Record from this sound card instead of standard input; {_NEED}."
+        "N|NAME",
+        f"Record from this sound card instead of standard input; {_NEED}.",
+        type=options.TEXT,
     )
     output_device: str | None = option(
         "N|NAME",
         f"Play on this sound card instead of writing to standard output; {_NEED}.",
+        type=options.TEXT,
     )
     list_devices: bool = flag("List the sound cards, and end.")
     model: str | None = options.MODEL
@@ -109,17 +110,16 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         return
     if not request.references:
         raise click.UsageError("whose voice? Add --ref FILE.")
-    if request.input_device is not None and request.channels > 1:
+    if request.input_device is not None and (request.channels or 1) > 1:
         raise click.UsageError("--channels is of raw samples; a sound card records mono here.")
     from mcspex_cli.extraction.reference import list_sources
 
     references = list_sources(request.references)
-    rate_hz, encoding = request.rate_hz, request.encoding
     if request.input_device is None:
-        raw = SoundFormat(rate_hz, request.channels, encoding) if rate_hz else None
-        inflow = live_audio.open_stdin(raw)
+        inflow = live_audio.open_stdin(request.rate_hz, request.channels, request.encoding)
     else:
-        inflow = live_audio.Microphone(request.input_device, rate_hz, encoding)
+        encoding = request.encoding or live_audio.DEFAULT_ENCODING
+        inflow = live_audio.Microphone(request.input_device, request.rate_hz, encoding)
     form = replace(inflow.format, channels=1)
     if request.output_device is None:
         output = live_audio.stdout(form)

@@ -33,6 +33,8 @@ ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", 
 """The encodings of samples, all little-endian, with libsndfile's names for them. The number is the
 bits of a sample."""
 
+DEFAULT_ENCODING = "s16"
+
 SPEED_ADVICE = "Use a longer --latency, or a smaller model."
 
 _READ_BYTES = 2**14
@@ -45,7 +47,18 @@ _UNKNOWN_BYTES = 0x7FFFF000
 _WAV_KINDS = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32": (3, 32)}
 """What a WAV header says of each encoding: whether samples are integers (1), and their bits."""
 
-_OTHER_FORMATS = {b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\x1aE\xdf\xa3": "Matroska"}
+_OTHER_FORMATS = {
+    **{
+        b"fLaC": "FLAC",
+        b"OggS": "Ogg",
+        b"ID3": "MP3",
+        b"\x1aE\xdf\xa3": "Matroska",
+        b"ftyp": "MP4",
+    },
+    **{b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF", b"riff": "W64", b"wvpk": "WavPack"},
+    **{b"RIFX": "WAV with the other order of bytes", b"RIFF": "RIFF, but not WAV"},
+}
+"""How streams begin that would be noise if they were taken for raw samples; MP4 from byte 4 on."""
 
 
 @dataclass(frozen=True)
@@ -163,33 +176,41 @@ class Inflow:
 # --- standard input and output -------------------------------------------------------------------
 
 
-def open_stdin(raw: SoundFormat | None) -> Inflow:
-    """Begin to read standard input: WAV or, without a WAV header, samples in the format `raw`.
+def open_stdin(sample_rate_hz: int | None, channels: int | None, encoding: str | None) -> Inflow:
+    """Begin to read standard input: WAV or, without a WAV header, raw samples of this format.
+
+    Of raw samples the rate has to be known; by default they are mono, `DEFAULT_ENCODING`.
 
     Raises:
-        AudioError: it has no sound that can be read live, or WAV of another rate than `raw`.
+        AudioError: it has no sound that can be read live, or WAV of another format.
     """
     console.check_sound_input("Pipe sound into it, or use --input-device.")
     descriptor = sys.stdin.fileno()  # its buffer would be locked by a thread that waits for sound
-    start = _read(descriptor, 4)
+    start = _read(descriptor, 12)
     if not start:
         raise AudioError("standard input is empty. Pipe sound into it.")
-    if start in (b"RIFF", b"RF64"):
-        form, start = _read_wav_header(descriptor, start), b""
-        if raw and raw.sample_rate_hz != form.sample_rate_hz:
-            raise AudioError(
-                f"standard input is WAV of {form.sample_rate_hz} Hz, not {raw.sample_rate_hz} Hz. "
-                "Leave --rate out."
-            )
+    if start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE":
+        form = _read_wav_header(descriptor, is_long=start[:4] == b"RF64")
+        start = b""
+        for name, value, own, unit in (
+            ("--rate", sample_rate_hz, form.sample_rate_hz, " Hz"),
+            ("--channels", channels, form.channels, " ch"),
+            ("--format", encoding, form.encoding, ""),
+        ):
+            if value not in (None, own):
+                raise AudioError(
+                    f"standard input is WAV of {own}{unit}, not {value}{unit}. Leave {name} out."
+                )
     else:
-        kind = next((k for magic, k in _OTHER_FORMATS.items() if start.startswith(magic)), None)
-        if kind or raw is None:
+        begins = {start[:3], start[:4], start[4:8]}
+        kind = next((kind for magic, kind in _OTHER_FORMATS.items() if magic in begins), None)
+        if kind or sample_rate_hz is None:
             what = f"is {kind}" if kind else "has no WAV header"
             raise AudioError(
                 f"standard input {what}. Pipe WAV, or raw samples with --rate: "
                 "ffmpeg -i INPUT -f wav - | mcspex live ..."
             )
-        form = raw
+        form = SoundFormat(sample_rate_hz, channels or 1, encoding or DEFAULT_ENCODING)
     inflow = Inflow("standard input", form)
     arguments = (descriptor, start, inflow)
     threading.Thread(target=_pump, args=arguments, name="mcspex-stdin", daemon=True).start()
@@ -211,12 +232,11 @@ def _read(descriptor: int, size: int) -> bytes:
     return data
 
 
-def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
-    """Read a WAV header, up to the first sample."""
+def _read_wav_header(descriptor: int, *, is_long: bool) -> SoundFormat:
+    """Read the chunks of a WAV up to the first sample; one that `is_long` is an RF64."""
     from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
     broken = AudioError("standard input: its WAV header is broken. Pipe raw samples with --rate.")
-    _read(descriptor, 8)  # the length of all, and "WAVE"
     chunks: dict[bytes, bytes] = {}
     size = 0
     while b"data" not in chunks and len(head := _read(descriptor, 8)) == 8:
@@ -237,9 +257,9 @@ def _read_wav_header(descriptor: int, start: bytes) -> SoundFormat:
         )
     if b"data" not in chunks:
         raise broken
-    if start == b"RF64" and size == 0xFFFFFFFF:
+    if is_long and size == 0xFFFFFFFF:
         size = int.from_bytes(chunks.get(b"ds64", b"")[8:16], "little")
-    elif start == b"RIFF" and size >= _UNKNOWN_BYTES:
+    elif not is_long and size >= _UNKNOWN_BYTES:
         size = 0
     return SoundFormat(rate_hz, channels, encoding, wav=True, data_bytes=size or None)
 
@@ -267,8 +287,8 @@ def _pump(descriptor: int, held: bytes, inflow: Inflow) -> None:
             )
         if held:
             console.warn(
-                f"standard input ended in the middle of a sample: {len(held)} bytes are left out. "
-                "Check --format and --channels."
+                "standard input ended in the middle of a sample: "
+                f"{console.count(len(held), 'byte')} left out. Check --format and --channels."
             )
         nothing = AudioError("standard input holds no samples. Pipe sound into it.")
         inflow.end(None if inflow.arrived else nothing)

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -90,9 +91,12 @@ class Timing:
         compromise between quality and computing time; docs/live.md has both.
 
         Raises:
+            TypeError: one of them is no number.
             ValueError: the latency is out of `LATENCIES_S`, or the rate not from 1 kHz to 1 MHz.
         """
         audio.check_rate(sample_rate_hz)
+        if not isinstance(latency_s, Real):
+            raise TypeError(f"a latency is a number of seconds, not {latency_s!r:.80}")
         if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
             low, high = LATENCIES_S
             raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
