@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -82,6 +82,8 @@ class CheckpointInfo:
     """How its presence score is measured, unchecked; see `mcspex_cli.extraction.presence`."""
     refs: tuple[str, ...] = ()
     """The branches and tags that pointed to its commit when the Hub was last asked."""
+    source: Literal["bundled", "hub", "folder"] = "folder"
+    """Where it comes from."""
     remedy: str = COPY_AGAIN
     """What helps if its files are damaged."""
 
@@ -104,13 +106,6 @@ class CheckpointInfo:
     def label(self) -> str:
         """Its name, with its commit if it comes from the Hub."""
         return HubName(self.name, self.revision).label
-
-    @property
-    def source(self) -> str:
-        """Where it comes from: "bundled", "hub" or "folder"."""
-        if self.revision:
-            return "hub"
-        return "bundled" if bundled().get(self.name) == self.folder else "folder"
 
     @property
     def title(self) -> str:
@@ -402,17 +397,17 @@ def _as_json(config: Config | dict[str, Any]) -> bytes:
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder for a checkpoint in which something else would be replaced.
+    """Refuse a folder for a checkpoint or graphs in which something else would be replaced.
 
-    Raises:
-        OutputError: It is a file or the current folder; or has a checkpoint, unless `overwrite`;
-            or has files of the same names that are not a checkpoint's.
+    A checkpoint or graphs are replaced with `overwrite`, and files of such names that are not
+    part of a checkpoint never.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file. Name a folder.")
     if folder.resolve() in {Path.cwd(), *Path.cwd().parents}:
         raise OutputError(f"{folder}: is the current folder, or above it. Name another folder.")
-    existing = [folder / file for file in FILES if (folder / file).exists()]
+    names = (*FILES, GRAPHS, EMBED, EXTRACT)
+    existing = [folder / name for name in names if (folder / name).exists()]
     if not existing:
         return
     try:
@@ -462,9 +457,11 @@ def read_graphs(folder: Path) -> dict[str, Any]:
 def _describe(
     folder: Path, commit: HubName | None = None, refs: tuple[str, ...] = ()
 ) -> CheckpointInfo:
-    remedy = "Install mcspex again." if folder in bundled().values() else COPY_AGAIN
+    source, remedy = CheckpointInfo.source, CheckpointInfo.remedy
     if commit:
-        remedy = f"Get it again: {commit.pull_command}"
+        source, remedy = "hub", f"Get it again: {commit.pull_command}"
+    elif folder in bundled().values():
+        source, remedy = "bundled", "Install mcspex again."
     config = read_config(folder, commit.label if commit else "", remedy)
     return CheckpointInfo(
         name=commit.repo if commit else folder.resolve().name,
@@ -475,6 +472,7 @@ def _describe(
         revision=commit.revision if commit else None,
         calibration=config.calibration,
         refs=refs,
+        source=source,
         remedy=remedy,
     )
 

@@ -88,10 +88,14 @@ class HubName:
         return f"mcspex models pull {self.repo}{revision}"
 
     @property
+    def repository(self) -> Path:
+        """Where the cache has the repository, or would have it."""
+        return location() / f"models--{self.repo.replace('/', '--')}"
+
+    @property
     def folder(self) -> Path:
-        """Where the cache has the files, or would have them; of a commit only."""
-        repo = f"models--{self.repo.replace('/', '--')}"
-        return location() / repo / "snapshots" / str(self.revision)
+        """Where the cache has the files of a commit, or would have them."""
+        return self.repository / "snapshots" / str(self.revision)
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,8 @@ class RemoteFile:
 
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` is this one."""
-        is_git = len(self.digest) == 40
-        return (
-            path.is_file()
-            and path.stat().st_size == self.size
-            and checksum(path, git=is_git) == self.digest
-        )
+        is_alike = path.is_file() and path.stat().st_size == self.size
+        return is_alike and checksum(path, git=len(self.digest) == 40) == self.digest
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,10 @@ def location() -> Path:
 
 def cached(name: HubName) -> HubName | None:
     """Return the downloaded commit that a name stands for; None unless it is all there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
-    if not isinstance(config, str) or not Path(config).with_name(WEIGHTS).is_file():
-        return None
-    return HubName(name.repo, Path(config).parent.name)
+    revision = name.revision or "main"
+    commit = HubName(name.repo, _refs(name.repository).get(revision, revision))
+    is_whole = all((commit.folder / file).is_file() for file in (CONFIG, WEIGHTS))
+    return commit if is_whole else None
 
 
 def downloads() -> dict[HubName, list[str]]:
@@ -161,21 +159,25 @@ def downloads() -> dict[HubName, list[str]]:
         repo, refs = "/".join(folder.name.split("--")[1:]), _refs(folder)
         for path in sorted(folder.glob("snapshots/*"), key=lambda path: path.lstat().st_mtime):
             if _COMMIT.fullmatch(path.name) and os.path.lexists(path / CONFIG):
-                pointing = (ref for ref, commit in refs.items() if commit == path.name)
-                names = [ref.relative_to(folder / "refs").as_posix() for ref in pointing]
+                names = [ref for ref, commit in refs.items() if commit == path.name]
                 commits[HubName(repo, path.name)] = names
     return commits
 
 
-def _refs(folder: Path) -> dict[Path, str]:
-    """The files of the branches and tags in a repository's folder, each with its commit."""
-    paths = sorted(path for path in (folder / "refs").rglob("*") if path.is_file())
-    return {path: path.read_text().strip() for path in paths}
+def _refs(repository: Path) -> dict[str, str]:
+    """The branches and tags of a repository in the cache, each with its commit."""
+    folder = repository / "refs"
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {
+        name: path.read_text(errors="replace").strip()
+        for name, path in paths.items()
+        if path.is_file()
+    }
 
 
 def remove(commits: Sequence[HubName]) -> int:
     """Delete commits of one repository from the cache, and return how many bytes that frees."""
-    names, folder = {str(commit.revision) for commit in commits}, commits[0].folder.parents[1]
+    names, folder = {str(commit.revision) for commit in commits}, commits[0].repository
 
     def blobs() -> dict[Path, int]:
         """The files in the folder that commits lead to, with their sizes."""
@@ -187,8 +189,9 @@ def remove(commits: Sequence[HubName]) -> int:
         before = blobs()
         for commit in commits:
             shutil.rmtree(commit.folder)
-        for ref in [ref for ref, commit in _refs(folder).items() if commit in names]:
-            ref.unlink()
+        for ref, revision in _refs(folder).items():
+            if revision in names:
+                (folder / "refs" / ref).unlink()
         gone = before.keys() - blobs().keys()
         for path in gone:
             path.unlink(missing_ok=True)
@@ -316,7 +319,7 @@ def point_to(listing: Listing) -> None:
     """Have the branch or tag of a listing's name mean its commit from now on."""
     revision, commit = listing.name.revision or "main", listing.commit
     if revision != commit.revision:
-        ref = commit.folder.parents[1] / "refs" / revision
+        ref = commit.repository / "refs" / revision
         files.make_folders(ref.parent)
         with files.whole(ref) as partial:
             partial.write_text(str(commit.revision))

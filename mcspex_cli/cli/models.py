@@ -261,11 +261,15 @@ def export(
     mcspex models export mcspex-16k --to onnx -o small-onnx
     mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
     """  # noqa: D301 (click needs the character itself)
+    from mcspex_cli.checkpoint.checkpoint import check_replaceable, find_checkpoint
+    from mcspex_cli.checkpoint.hub import WEIGHTS
     from mcspex_cli.extraction import onnx
 
     onnx.check_installed(*onnx.EXPORTER)
+    check_replaceable(output, overwrite=overwrite)
     info = options.find_model(name, offline=offline, quiet=quiet)
-    onnx.check_free(output, info, overwrite=overwrite)
+    if (output / WEIGHTS).exists() and find_checkpoint(output).sha256 != info.sha256:
+        raise OutputError(f"{output}: has the weights of another model. Name another -o.")
     onnx.export_model(info, output)
     if not quiet:
         size = sum(graph.stat().st_size for graph in output.glob("*.onnx"))

@@ -38,7 +38,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     load_checkpoint,
     read_graphs,
 )
-from mcspex_cli.checkpoint.hub import CARD, CONFIG, WEIGHTS, checksum
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, checksum
 from mcspex_cli.errors import CheckpointError, EngineError, OutputError, install_extra
 from mcspex_cli.extraction.runtime import GPU_BATCH, EngineSettings, OutOfMemoryError, Runtime
 
@@ -233,17 +233,6 @@ def check_graphs(folder: Path, info: CheckpointInfo) -> None:
         raise CheckpointError(
             f"{folder}: graphs of another model or mcspex. Export the model again."
         )
-
-
-def check_free(folder: Path, info: CheckpointInfo, *, overwrite: bool) -> None:
-    """Refuse a folder in which graphs would replace something, or be mixed up with something."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file. Name a folder.")
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder}: exists already. Name another -o, or add --overwrite.")
-    weights = folder / WEIGHTS
-    if weights.exists() and checksum(weights) != info.sha256:
-        raise OutputError(f"{folder}: has the weights of another model. Name another -o.")
 
 
 def export_model(info: CheckpointInfo, folder: Path) -> None:

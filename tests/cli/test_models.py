@@ -728,9 +728,12 @@ def test_a_hostile_cache_hides_no_model(hub: Hub, files: dict[str, bytes], tmp_p
         folder.mkdir(parents=True)
         (folder / "config.json").write_bytes(config)
         (folder / "model.safetensors").write_bytes(b"x")
+        (folder.parents[1] / "refs").mkdir()
+        (folder.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
     done = run("models", "list")
     assert (done.exit_code, done.stderr.count("\n")) == (0, 4)
     assert DEFAULT_MODEL in done.stdout
+    assert "has not been downloaded" in run("models", "path", "ann/v0").stderr
 
 
 def test_rm_knows_repositories_of_one_commit_apart(

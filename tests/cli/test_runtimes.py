@@ -96,23 +96,38 @@ def test_an_export_has_all_that_others_need(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("out", (), "out: exists already. Name another -o, or add --overwrite."),
-        ("file", (), "file: is a file. Name a folder."),
+        (
+            "out",
+            ("--overwrite",),
+            "is there, and not part of an mcspex model. Name another folder.",
+        ),
+        (".", ("--overwrite",), ".: is the current folder, or above it. Name another folder."),
         ("other", ("--overwrite",), "other: has the weights of another model. Name another -o."),
+        ("other", (), "other: has a model. Name another folder, or add --overwrite."),
+        ("file", (), "file: is a file. Name a folder."),
     ],
 )
 def test_an_export_harms_nothing(
-    tiny_folder: Path, tmp_path: Path, name: str, words: tuple[str, ...], said: str
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    words: tuple[str, ...],
+    said: str,
 ) -> None:
-    for folder in ("out", "other"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.safetensors").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_text("precious")
     (tmp_path / "file").touch()
-    done = run("models", "export", tiny_folder, "-o", tmp_path / name, *words)
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "sha256": 64 * "0"}))
+    monkeypatch.chdir(tmp_path)
+    done = run("models", "export", tiny_folder, "-o", name, *words)
     assert done.exit_code == 1
     assert done.stderr.endswith(f"{said}\n")
     assert names(tmp_path) == {"out", "other", "file"}
     assert names(tmp_path / "out") == {"model.safetensors"}
+    assert names(other) == names(tiny_folder)
 
 
 def test_graphs_can_lie_beside_their_weights(
