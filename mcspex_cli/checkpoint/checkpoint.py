@@ -145,12 +145,17 @@ def find_checkpoint(
     """
     known = bundled()
     if model is None:
+        if DEFAULT_MODEL not in known:
+            raise CheckpointError(
+                f"{DEFAULT_MODEL}: is not where it belongs. Install mcspex again."
+            )
         return _describe(known[DEFAULT_MODEL])
     if not isinstance(model, str | Path):
         raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
     name = None if isinstance(model, Path) else HubName.parse(model)
     folder, is_name = Path(model), name is not None or str(model) in known
-    if str(model) and folder.is_dir() and (not is_name or (folder / CONFIG).is_file()):
+    is_folder = str(model) != "" and os.path.isdir(folder)  # noqa: PTH112 (too long is no error)
+    if is_folder and (not is_name or (folder / CONFIG).is_file()):
         return _describe(folder)
     if str(model) in known:
         return _describe(known[str(model)])

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import constants
-
 from mcspex_cli import __version__, files
 from mcspex_cli.errors import (
     CheckpointError,
@@ -134,6 +132,8 @@ def checksum(path: Path, *, git: bool = False) -> str:
 
 def location() -> Path:
     """The folder of the cache, which may not exist yet."""
+    from huggingface_hub import constants
+
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -207,6 +207,8 @@ def remove(commits: Sequence[HubName]) -> int:
 
 def look_up(name: HubName) -> Listing:
     """Ask the Hub what it has under `name`, and refuse what is no mcspex model."""
+    from huggingface_hub import constants
+
     with _asking(name) as api:
         info = api.model_info(
             name.repo,
@@ -327,7 +329,7 @@ def point_to(listing: Listing) -> None:
 
 def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     """Make one commit of a model's files, and the repository if need be; return its address."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
@@ -352,7 +354,7 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
 
 def reach(timeout_s: float) -> str:
     """Ask the Hub for anything at all, and return its address."""
-    from huggingface_hub import get_session
+    from huggingface_hub import constants, get_session
 
     hub = HubName("the Hub")
     try:
@@ -366,6 +368,8 @@ def reach(timeout_s: float) -> str:
 
 def _endpoint() -> str:
     """The Hub's address, without a password."""
+    from huggingface_hub import constants
+
     return without_passwords(constants.ENDPOINT)
 
 

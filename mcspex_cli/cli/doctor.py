@@ -27,7 +27,7 @@ import click
 
 import mcspex_cli
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import CheckpointError, McspexError, install_extra, line
+from mcspex_cli.errors import CheckpointError, HubError, McspexError, install_extra, line
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -120,6 +120,8 @@ def check_up(*, offline: bool = False) -> Iterator[Finding]:
             yield Finding("models", FAILED, "no bundled model is installed", _REPAIR)
         for name, folder in models.items():
             yield guarded(name, partial(check_model, folder))
+    if chosen := os.environ.get("MCSPEX_MODEL"):
+        yield guarded("MCSPEX_MODEL", partial(check_chosen_model, chosen))
     yield guarded("self-test", run_self_test)
 
 
@@ -395,7 +397,7 @@ def check_hub(*, offline: bool) -> tuple[str, ...]:
             answers.append((OK, f"{hub.reach(_HUB_TIMEOUT_S)} answers"))
         except McspexError as error:
             detail, remedy = _parts(error)
-            advice = f"{_OFFLINE_USE} {remedy.partition(';')[0].rstrip('.')}."
+            advice = f"{_OFFLINE_USE} {re.split('[.;]', remedy)[0]}."
             answers.append((WARNING, detail.removeprefix("the Hub: "), advice))
 
     # A thread that may be left behind: no timeout of the client's holds for a name's look-up.
@@ -416,6 +418,18 @@ def check_model(folder: Path) -> tuple[str, ...]:
     if problem := verify(info):
         return FAILED, problem.partition(". ")[0], _REPAIR
     return OK, f"bundled, {info.weight_bytes / 1e6:.1f} MB, checksum good"
+
+
+def check_chosen_model(name: str) -> tuple[str, ...]:
+    """Whether the model that MCSPEX_MODEL names is there, which commands use without --model."""
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+
+    try:
+        return OK, f"{find_checkpoint(name, offline=True).label} is used without --model"
+    except HubError:
+        return NOTE, f"{name} will be downloaded", f"Do it now: mcspex models pull {name}"
+    except CheckpointError as error:
+        return FAILED, _parts(error)[0], "Correct MCSPEX_MODEL, or unset it."
 
 
 def run_self_test() -> tuple[str, ...]:

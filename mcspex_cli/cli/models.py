@@ -399,7 +399,7 @@ def _columns(info: CheckpointInfo) -> tuple[str, str, str, str]:
 
     rate = f"{info.config.sample_rate_hz / 1000:g} kHz"
     size = console.size(info.weight_bytes) if info.weight_bytes else "no weights"
-    source = info.source
+    source: str = info.source
     if info.revision:
         source = ", ".join(["the Hub", *info.refs, info.revision[:12]])
     elif source == "bundled" and info.name == DEFAULT_MODEL:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.checkpoint.checkpoint import (
     bundled,
     find_checkpoint,
@@ -99,6 +100,18 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     names = ", ".join(bundled())
     with pytest.raises(CheckpointError, match=f"nobody: no such model. Bundled: {names}; or name"):
         find_checkpoint("nobody")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "a/" * 3000])
+def test_a_name_that_no_file_can_have_is_unknown(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such model"):
+        find_checkpoint(name)
+
+
+def test_a_package_without_its_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "bundled", dict)
+    with pytest.raises(CheckpointError, match=r"mcspex-16k: .* Install mcspex again"):
+        find_checkpoint()
 
 
 def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mcspex_cli import audio
 from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from mcspex_cli.cli import doctor as checks
-from mcspex_cli.cli.doctor import FAILED, OK, WARNING, Finding, guarded, works
+from mcspex_cli.cli.doctor import FAILED, NOTE, OK, WARNING, Finding, guarded, works
 from mcspex_cli.errors import AudioError
 from tests.conftest import ROOT
 from tests.hub import Hub
@@ -274,6 +274,7 @@ def test_the_hub_answers(hub: Hub) -> None:
     hub.fail("/api/models", status=503)
     found = run(checks.check_hub, offline=False)
     assert (found.status, found.detail) == (WARNING, "the Hub has a problem (503)")
+    assert found.remedy == "Models that are on this disk still work. Try again later."
 
 
 def test_an_address_that_is_none_is_a_warning(
@@ -358,6 +359,23 @@ def test_a_damaged_config_is_a_failure(
     (folder / "config.json").write_bytes(b"{")
     found = run(checks.check_model, folder)
     assert (found.status, found.remedy) == (FAILED, "Install mcspex again.")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "detail"),
+    [
+        (DEFAULT_MODEL, OK, f"{DEFAULT_MODEL} is used without --model"),
+        ("nonsense", FAILED, "nonsense: no such model"),
+        ("ann/voices", NOTE, "ann/voices will be downloaded"),
+    ],
+)
+def test_the_model_that_is_used_without_an_option_is_checked(
+    hub: Hub, name: str, status: str, detail: str
+) -> None:
+    found = run(checks.check_chosen_model, name)
+    assert (found.status, found.detail) == (status, detail)
+    assert bool(found.remedy) == (status != OK)
+    assert not hub.requests
 
 
 def test_a_model_that_extracts_nothing_fails_the_self_test(
