@@ -48,15 +48,18 @@ _WAV_KINDS = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32
 """What a WAV header says of each encoding: whether samples are integers (1), and their bits."""
 
 _OTHER_FORMATS = {
-    **{
-        b"fLaC": "FLAC",
-        b"OggS": "Ogg",
-        b"ID3": "MP3",
-        b"\x1aE\xdf\xa3": "Matroska",
-        b"ftyp": "MP4",
-    },
-    **{b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF", b"riff": "W64", b"wvpk": "WavPack"},
-    **{b"RIFX": "WAV with the other order of bytes", b"RIFF": "RIFF, but not WAV"},
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"ID3": "MP3",
+    b"ftyp": "MP4",
+    b"\x1aE\xdf\xa3": "Matroska",
+    b"FORM": "AIFF",
+    b".snd": "AU",
+    b"caff": "CAF",
+    b"riff": "W64",
+    b"wvpk": "WavPack",
+    b"RIFX": "WAV with the other order of bytes",
+    b"RIFF": "RIFF, but not WAV",
 }
 """How streams begin that would be noise if they were taken for raw samples; MP4 from byte 4 on."""
 

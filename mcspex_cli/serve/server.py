@@ -274,8 +274,8 @@ class Pages:
         session.remove_reference(request.path_params["key"])
 
     def _cancel(self, session: Session, _: Request) -> None:
-        if session.extraction:
-            session.extraction.cancel()
+        if extraction := session.extraction:
+            extraction.cancel()
 
     def _sound(self, session: Session, request: Request) -> Response:
         path = session.sound(request.path_params["name"])

@@ -246,7 +246,8 @@ class Session:
         recording, extraction = self.recording, self.extraction
         state = {
             "recording": recording and recording.to_dict(),
-            "references": {key: upload.name for key, upload in self.references.items()},
+            # A copy, as other threads add and remove some meanwhile.
+            "references": {key: upload.name for key, upload in self.references.copy().items()},
             "extraction": extraction and extraction.to_dict(self._extractions.place(extraction)),
             "devices": self._extractions.devices,
         }
