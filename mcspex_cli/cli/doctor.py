@@ -351,7 +351,7 @@ def check_cache() -> tuple[str, ...]:
     models, damaged = checkpoint.available()
     sizes = [info.weight_bytes for info in models if info.revision]
     detail += f"; {len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB"
-    if damaged and status == OK:
+    if damaged:
         problem, *remedy = _parts(damaged[0])
         return WARNING, f"{detail}; {problem}", *remedy
     return status, detail, *remedy
