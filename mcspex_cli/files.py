@@ -218,9 +218,14 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[CsvRow]:
         yield number + 1, f"{error}. Check its quotes."
 
 
+def normal(name: str) -> str:
+    """A name as it is compared: some systems write an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
 def name_key(name: str) -> str:
     """What names have in common that are one file on many disks: in two cases or normal forms."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return normal(name).casefold()
 
 
 def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:

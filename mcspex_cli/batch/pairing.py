@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -267,7 +266,7 @@ class References(NamedTuple):
         Raises:
             PairingError: there is none, or two that fit equally well.
         """
-        name = normal(name)
+        name = files.normal(name)
         path, hint = PurePosixPath(name), "Add it, or leave this mixture out."
         if self.pattern:
             match = self.pattern.search(name)
@@ -337,24 +336,19 @@ def files_by_name(
     named: dict[str, str] = {}
     if storage.is_folder(source):
         for path in storage.find(source, also=also, warnings=warnings):
-            name = normal(path.relative_to(source).with_suffix("").as_posix())
+            name = files.normal(path.relative_to(source).with_suffix("").as_posix())
             first = named.setdefault(name, str(path))
             if first != str(path):
                 _note_same_name(first, str(path), problems)
     elif source.suffix.lower() == ".scp":
         for task in read_manifest(source, problems, []):
-            if normal(task.id) in named:
+            if files.normal(task.id) in named:
                 twice = f"{task.id} is there twice. Remove one line."
                 problems.append(f"{source} line {task.line}: {twice}")
-            named[normal(task.id)] = task.mixture
+            named[files.normal(task.id)] = task.mixture
     else:
         raise PairingError(f"{storage.name(source)}: is neither a folder of {kind} nor an scp.")
     return named
-
-
-def normal(name: str) -> str:
-    """A name as it is compared: some systems write an accent as a character of its own."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _note_same_name(first: str, second: str, problems: list[str]) -> None:

@@ -316,7 +316,7 @@ class _Planner:
             return list(tasks)
         truths = pairing.files_by_name(truth, "truths", self.problems, self.warnings)
         paired = [
-            replace(task, truth=task.truth or truths.get(pairing.normal(task.id))) for task in tasks
+            replace(task, truth=task.truth or truths.get(files.normal(task.id))) for task in tasks
         ]
         for task in paired:
             if not task.truth:

@@ -218,10 +218,11 @@ def _with_sounds(
     shown = compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
     cases = dict(system.outputs)
     for task in plan.tasks:
-        if task.id in shown and (case := cases[task.id]).estimate:
+        name = files.normal(task.id)
+        if name in shown and (case := cases[name]).estimate:
             with suppress(McspexError):  # what cannot be fetched has an empty place on the page
                 own = _fetch(plan, task, scratch)
-                cases[task.id] = replace(
+                cases[name] = replace(
                     case, estimate=own.estimate, truth=own.truth, mixture=own.mixture
                 )
     return replace(system, outputs=cases)

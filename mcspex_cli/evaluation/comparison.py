@@ -103,7 +103,8 @@ def read_system(folder: Path, label: str = "") -> SystemOutputs:
 
 def batch_system(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> SystemOutputs:
     """The outputs of a batch in `folder`, by the rows of its report."""
-    return SystemOutputs(label, folder, {row["name"]: _batch_output(folder, row) for row in rows})
+    outputs = {files.normal(row["name"]): _batch_output(folder, row) for row in rows}
+    return SystemOutputs(label, folder, outputs)
 
 
 def _batch_output(folder: Path, row: Mapping[str, Any]) -> Output:

@@ -59,22 +59,24 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
     ```
 
     Args:
-        estimate: [sample].
+        estimate: [sample], of real numbers.
         target: [sample], equally long.
 
     Returns:
         dB; +inf for a scaled copy of the target, -inf for a silent estimate or one
-        orthogonal to the target, nan for a silent target, which has no SI-SDR.
-        A sign flip does not change the value.
+        orthogonal to the target, nan for a silent target, which has no SI-SDR, and for samples
+        that are not finite. A sign flip does not change the value.
 
     Raises:
+        TypeError: the samples are complex numbers, truth values or no numbers.
         ValueError: the shapes differ or are not [sample].
 
     Source: Le Roux et al., SDR - half-baked or well done?, ICASSP 2019.
     """
     e, t = _in_float64(estimate, target)
-    if is_silent(t):
+    if is_silent(t) or not _are_finite(e, t):
         return math.nan
+    e, t = _scaled(e)[0], _scaled(t)[0]
     power = _dot(e, e)
     e, t = e - e.mean(), t - t.mean()
     if _dot(e, e) <= ROUNDING * power:
@@ -93,13 +95,12 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 
     Returns:
         dB; +inf for the target itself, 0 for a silent estimate, at most -6 for a target with
-        its sign flipped, nan for a silent target.
+        its sign flipped, nan for a silent target and for samples that are not finite.
     """
     e, t = _in_float64(estimate, target)
-    if is_silent(t):
+    if is_silent(t) or not _are_finite(e, t):
         return math.nan
-    error = _dot(t - e, t - e)
-    return 10 * math.log10(_dot(t, t) / error) if error > 0 else math.inf
+    return _energy_db(t) - _energy_db(t - e) if (t != e).any() else math.inf
 
 
 def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
@@ -110,7 +111,8 @@ def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
 
 def is_silent(samples: npt.NDArray[np.floating]) -> bool:
     """Whether `samples` [sample] vary by less than -100 dBFS (or are empty)."""
-    return samples.size == 0 or float(np.var(samples, dtype=np.float64)) < SILENCE
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not silent
+        return samples.size == 0 or float(np.var(samples, dtype=np.float64)) < SILENCE
 
 
 def bss_eval(
@@ -489,12 +491,30 @@ def check_installed(names: Sequence[str]) -> None:
 def _in_float64(
     estimate: npt.ArrayLike, target: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    for samples in map(np.asarray, (estimate, target)):
+        if samples.dtype.kind not in "fiu":
+            raise TypeError(f"samples are real numbers, not {samples.dtype}")
     e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
     if e.ndim != 1 or e.shape != t.shape:
         raise ValueError(
             f"estimate {e.shape} and target {t.shape} must both be [sample] and equally long"
         )
     return e, t
+
+
+def _are_finite(*signals: npt.NDArray[np.float64]) -> bool:
+    return all(bool(np.isfinite(signal).all()) for signal in signals)
+
+
+def _scaled(signal: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], int]:
+    """A signal divided by a power of two, so that no square is too large or too small; its log."""
+    exponent = int(np.frexp(np.abs(signal).max(initial=0.0))[1])
+    return np.ldexp(signal, -exponent), exponent
+
+
+def _energy_db(signal: npt.NDArray[np.float64]) -> float:
+    scaled, exponent = _scaled(signal)
+    return 10 * math.log10(_dot(scaled, scaled)) + 20 * exponent * math.log10(2)
 
 
 def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

@@ -95,7 +95,7 @@ def case_name(path: str | Path) -> str:
     for suffixes in (TRANSCRIPTS, files.SUFFIXES):
         if path.suffix.lower() in suffixes:
             path = path.with_suffix("")
-    return str(path).removesuffix(".target")
+    return files.normal(str(path).removesuffix(".target"))
 
 
 def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:

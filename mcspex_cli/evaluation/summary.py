@@ -156,7 +156,8 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
         PairingError: no case is in both.
     """
     here, there = (
-        {row["name"]: row for row in scored(several)} for several in (rows, baseline.rows)
+        {files.normal(row["name"]): row for row in scored(several)}
+        for several in (rows, baseline.rows)
     )
     both = [name for name in here if name in there]
     if here and not both:
@@ -167,7 +168,7 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
     for name in both:
         now, before = here[name], there[name]
         both_have = [c for c in BY_COLUMN if now.get(c) is not None and before.get(c) is not None]
-        differences.append({"name": name, **{c: now[c] - before[c] for c in both_have}})
+        differences.append({"name": now["name"], **{c: now[c] - before[c] for c in both_have}})
     return Change(
         str(baseline.path),
         both=len(both),

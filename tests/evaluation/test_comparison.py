@@ -55,6 +55,8 @@ def test_a_batch_brings_its_mixtures_and_truths(scene: Path) -> None:
     assert (outputs["b"].estimate, outputs["b"].problem) == (None, "too short")
     assert (outputs["c"].estimate, outputs["c"].problem) == (None, "pending")
     assert outputs["c"].truth is None
+    accented = read_system(batch(scene / "bad", [{**row, "name": "cafe\u0301"}]))
+    assert list(accented.outputs) == ["caf\u00e9"]
 
 
 def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:

@@ -6,6 +6,7 @@ import builtins
 import math
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -99,6 +100,29 @@ def test_snr_sees_level_sign_and_offset() -> None:
     assert snr(np.zeros(N), TARGET) == 0
     assert snr(TARGET, TARGET) == math.inf
     assert math.isnan(snr(TARGET, np.zeros(N)))
+
+
+@pytest.mark.parametrize("measure", [si_sdr, snr])
+def test_samples_that_are_not_finite_have_no_value_and_others_than_numbers_are_refused(
+    measure: Callable[[Any, Any], float],
+) -> None:
+    for value in (math.nan, math.inf):
+        assert math.isnan(measure(TARGET * value, TARGET))
+        assert math.isnan(measure(TARGET, np.where(TARGET > 0.5, value, TARGET)))
+    for wrong in (TARGET + 1j, TARGET > 0, np.array(["a"] * N)):
+        with pytest.raises(TypeError, match="samples are real numbers, not"):
+            measure(wrong, TARGET)
+    assert measure((1000 * TARGET).astype(np.int16), 1000 * TARGET) > 50
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_no_level_is_too_high_or_too_low(scale: float) -> None:
+    estimate = TARGET + 0.1 * ORTHOGONAL
+    assert si_sdr(scale * estimate, TARGET) == pytest.approx(20.0)
+    assert snr(scale * estimate, TARGET) == pytest.approx(min(0, -20 * math.log10(scale)), abs=0.1)
+    if scale > 1:
+        assert si_sdr(estimate, scale * TARGET) == pytest.approx(20.0)
+        assert snr(scale * estimate, scale * TARGET) == pytest.approx(20.0)
 
 
 def test_a_flip_is_an_inner_product_below_zero_whatever_the_offset() -> None:

@@ -93,6 +93,16 @@ def test_folders_are_paired_by_name(folder: Path) -> None:
     assert (second.name, second.truth) == ("deep/b", folder / "truth/deep/b.flac")
 
 
+def test_names_in_two_forms_of_unicode_are_one(folder: Path) -> None:
+    for place, name in (("est/a.target.wav", "cafe\u0301.wav"), ("truth/a.flac", "caf\u00e9.flac")):
+        (folder / place).rename((folder / place).with_name(name))
+    assert [pairing.name for pairing in pair(folder / "est", folder / "truth")] == [
+        "caf\u00e9",
+        "deep/b",
+    ]
+    assert missing_estimates(folder / "est", folder / "truth") == []
+
+
 @pytest.mark.parametrize("suffix", [".m4a", ".mp4", ".webm", ".mka", ".MP3"])
 def test_estimates_in_any_format_are_paired(folder: Path, suffix: str) -> None:
     estimate = folder / "est/a.target.wav"
