@@ -107,7 +107,7 @@ def test_samples_that_are_not_finite_have_no_value_and_others_than_numbers_are_r
     measure: Callable[[Any, Any], float],
 ) -> None:
     for value in (math.nan, math.inf):
-        assert math.isnan(measure(TARGET * value, TARGET))
+        assert math.isnan(measure(np.full(N, value), TARGET))
         assert math.isnan(measure(TARGET, np.where(TARGET > 0.5, value, TARGET)))
     for wrong in (TARGET + 1j, TARGET > 0, np.array(["a"] * N)):
         with pytest.raises(TypeError, match="samples are real numbers, not"):
