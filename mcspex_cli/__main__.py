@@ -59,6 +59,8 @@ class Commands(click.Group):
             # What is still buffered would fail once more as the interpreter ends.
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
             sys.exit(1)
+        finally:
+            _expect_end()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the arguments for the log's first line."""
@@ -82,6 +84,8 @@ class Commands(click.Group):
             console.log(logging.ERROR, "aborted")
             raise
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                _expect_end()
             code, *messages = _explain(error)
             for message in messages:
                 console.error(message)
@@ -122,6 +126,17 @@ class _Stderr(io.FileIO):
             return super().write(data)
         except OSError:
             return len(data)
+
+
+def _expect_end() -> None:
+    """Let an interrupt end the process at once; in what is left to do, it would be a traceback."""
+    if not isinstance(getattr(sys.stderr, "buffer", None), _Stderr):
+        return  # in tests, whose process goes on
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(130))
+    # Where an interrupt came within `exec`, Python notes that and ends by a signal, not by an exit
+    # code. The next `exec` takes the note away.
+    exec("")
 
 
 def _set_up_process() -> None:

@@ -307,7 +307,9 @@ class WorkList:
         size, on_gpu = self.settings.engine_settings.batch, self.settings.on_gpu()
         # Few enough together for shards of equal duration.
         few = GPU_BATCH if count == 1 else max(1, min(GPU_BATCH, len(tasks) // (4 * count)))
-        shard = equal_parts(units(tasks, size or few), count)[index - 1]
+        work = units(tasks, size or few)
+        # Shards beyond the units are empty.
+        shard = equal_parts(work, min(count, len(work)))[index - 1] if index <= len(work) else []
         if on_gpu or size:
             return shard
         ids = {task.id for unit in shard for task in unit}

@@ -30,6 +30,10 @@ MAX_LISTED = 20
 """How many files --dry-run lists, and how many warnings of references are shown, for people."""
 
 
+MOST_AT_ONCE = 4096
+"""The largest --batch-size: so many windows are read ahead of the network."""
+
+
 def _resources(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, float]:
     """--resources as amounts of "cpu" and "gpu"."""
     amounts = {}
@@ -45,9 +49,12 @@ def _resources(_: click.Context, __: click.Parameter, text: str | None) -> dict[
 
 def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
     """--batch-size as a number, 0 for auto."""
-    if text != "auto" and (not text.isdecimal() or int(text) < 1):
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1.")
-    return 0 if text == "auto" else int(text)
+    if text == "auto":
+        return 0
+    size = int(text) if re.fullmatch(r"\d{1,9}", text) else 0
+    if not 1 <= size <= MOST_AT_ONCE:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to {MOST_AT_ONCE}.")
+    return size
 
 
 def _engine_settings(
@@ -67,7 +74,7 @@ def _engine_settings(
 def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int]:
     """--shard as (I, N); without one, this task's place in its Slurm array, or all."""
     if text is not None:
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N, like 2/8.")
         return int(match[1]), int(match[2])
@@ -78,7 +85,7 @@ def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
     if not all(text.isdecimal() for text in texts):
         raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is no number; name I/N.")
     task, first, step, count = map(int, texts)
-    index = (task - first) // step + 1
+    index = (task - first) // max(1, step) + 1
     if not 1 <= index <= count:
         raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); name I/N.")
     return index, count

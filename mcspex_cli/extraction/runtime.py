@@ -95,6 +95,10 @@ class EngineSettings:
             raise ValueError(f"passes must be a whole number from 1 to {MOST_PASSES}")
 
 
+OUT_OF_MEMORY = "can't allocate memory"
+"""How torch says on a CPU, with any RuntimeError, that memory is short."""
+
+
 class OutOfMemoryError(Exception):
     """The device has too little memory for so many samples at once."""
 
@@ -202,7 +206,7 @@ class TorchRuntime(Runtime):
             with torch.inference_mode(), self._autocast:
                 yield
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error):
                 raise OutOfMemoryError from error
             raise
 

@@ -26,7 +26,7 @@ from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.errors import ConfigError, EngineError, McspexError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.runtime import choose_device
+from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, choose_device
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.growth import build_system, fit_classifier, match_level
@@ -174,7 +174,9 @@ class Trainer:
             losses.loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
             self.optimiser.step(rate_factor(settings, self.step, self._done_share()))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error)):
+                raise
             raise EngineError(
                 f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."
             ) from error

@@ -531,9 +531,13 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         ((*ASKED, "--manifest", "m.csv"), "name MIXTURES, or a --manifest, and not both."),
         ((*ASKED, "--ref", "refs/ann.wav"), "--ref is one voice for all, --refs one for each"),
         (("mix", "-o", "out", "--pattern", "{speaker}"), "add --refs."),
-        ((*ASKED, "--batch-size", "0"), "'0' is neither auto nor a number from 1."),
-        ((*ASKED, "--batch-size", "many"), "'many' is neither auto nor a number from 1."),
-        ((*ASKED, "--batch-size", "-1"), "'-1' is neither auto nor a number from 1."),
+        ((*ASKED, "--batch-size", "0"), "'0' is neither auto nor a number from 1 to 4096."),
+        ((*ASKED, "--batch-size", "many"), "'many' is neither auto nor a number from 1 to 4096."),
+        *(
+            ((*ASKED, "--batch-size", size), "is neither auto nor a number from 1 to 4096.")
+            for size in ("4097", "9" * 5000)
+        ),
+        ((*ASKED, "--batch-size", "-1"), "'-1' is neither auto nor a number from 1 to 4096."),
         ((*ASKED, "--jobs", "0"), "0 is not in the range x>=1"),
         ((*ASKED, "--format", "mp3"), "'mp3' is none of wav"),
         ((*ASKED, "--metrics", "loudness", "--truth", "truth"), "--metrics loudness: unknown"),
@@ -542,7 +546,18 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         ((*ASKED, "--group-by", "sex"), "--group-by means nothing without --groups. Add it."),
         *(
             ((*ASKED, "--shard", shard), f"'{shard}' is not I/N with I from 1 to N, like 2/8.")
-            for shard in ("0/2", "3/2", "1", "1/", "/2", "a/b", "-1/2", "1/2/3", "1.5/2")
+            for shard in (
+                "0/2",
+                "3/2",
+                "1",
+                "1/",
+                "/2",
+                "a/b",
+                "-1/2",
+                "1/2/3",
+                "1.5/2",
+                "1/9999999999",
+            )
         ),
     ],
 )
@@ -595,7 +610,7 @@ def test_shards_one_after_the_other_are_one_run(batch: Run) -> None:
     ("slurm", "shard"),
     [
         ({"ID": "1", "MIN": "0", "COUNT": "2"}, "2/2"),
-        ({"ID": "4", "MIN": "4", "COUNT": "3", "MAX": "6"}, "1/3"),
+        ({"ID": "4", "MIN": "4", "COUNT": "3", "MAX": "6", "STEP": "0"}, "1/3"),
         ({"ID": "7", "MIN": "3", "COUNT": "3", "STEP": "2", "MAX": "7"}, "3/3"),
     ],
 )

@@ -268,3 +268,13 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
         "import mcspex_cli.__main__\nassert signal.getsignal(signal.SIGINT) is before"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ctrl_c_after_a_command_is_quiet() -> None:
+    code = (
+        "import atexit, os, signal\nfrom mcspex_cli.__main__ import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\nmain(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.startswith("mcspex, version ")

@@ -226,11 +226,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path)
     assert Trainer(settings(corpus, "out"), resume=True).step == 3
 
 
-def test_too_large_a_batch_is_one_line(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")],
+)
+def test_too_large_a_batch_is_one_line(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     trainer = Trainer(settings(corpus, "out"))
 
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(trainer.sampler, "draw", full)
     with pytest.raises(EngineError, match=r"out of memory on cpu. Lower \[optimiser\] batch"):
