@@ -301,9 +301,14 @@ def _check_usage(request: BatchOptions) -> None:
 
     if bool(request.mixtures) == bool(request.manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
-    score.check_reference_usage(request.references, request.reference_folder, request.pattern)
-    truth = ("truth", "manifest")
-    options.check_needs({"metrics": truth, "resample": truth, "group_by": ("groups",)})
+    score.check_reference_usage(request.references, request.reference_folder)
+    options.check_needs(
+        {
+            **dict.fromkeys(("metrics", "resample"), ("truth", "manifest")),
+            "group_by": ("groups",),
+            "pattern": ("reference_folder",),
+        }
+    )
     context = click.get_current_context()
     for each in context.command.params:
         users = [engine.name for engine in ENGINES.values() if each.name in engine.options]

@@ -231,7 +231,7 @@ def _check_usage(request: ScoreRequest) -> None:
             "score by what? Add --truth, or for scores without a truth --ref, --refs, "
             "--transcripts or --metrics."
         )
-    check_reference_usage(request.references, request.reference_folder, request.pattern)
+    check_reference_usage(request.references, request.reference_folder)
     options.check_needs(
         {
             "interferers": ("truth",),
@@ -239,6 +239,7 @@ def _check_usage(request: ScoreRequest) -> None:
             "model": ("references", "reference_folder"),
             "whisper": ("transcripts",),
             "group_by": ("groups",),
+            "pattern": ("reference_folder",),
         }
     )
     if request.as_json and request.form not in ("table", "json"):
@@ -247,14 +248,10 @@ def _check_usage(request: ScoreRequest) -> None:
         raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
 
 
-def check_reference_usage(
-    references: Sequence[Path], folder: Path | None, pattern: str | None
-) -> None:
-    """Refuse --ref beside --refs, and --pattern without --refs."""
+def check_reference_usage(references: Sequence[Path], folder: Path | None) -> None:
+    """Refuse --ref beside --refs."""
     if references and folder:
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
-    if pattern is not None and not folder:
-        raise click.UsageError("--pattern says which of --refs belongs to which file; add --refs.")
 
 
 def _inputs(request: ScoreRequest) -> list[Path]:

@@ -530,7 +530,7 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         (("-o", "out", "--refs", "refs"), "name MIXTURES, or a --manifest, and not both."),
         ((*ASKED, "--manifest", "m.csv"), "name MIXTURES, or a --manifest, and not both."),
         ((*ASKED, "--ref", "refs/ann.wav"), "--ref is one voice for all, --refs one for each"),
-        (("mix", "-o", "out", "--pattern", "{speaker}"), "add --refs."),
+        (("mix", "-o", "out", "--pattern", "{speaker}"), "--pattern means nothing without --refs."),
         ((*ASKED, "--batch-size", "0"), "'0' is neither auto nor a number from 1 to 4096."),
         ((*ASKED, "--batch-size", "many"), "'many' is neither auto nor a number from 1 to 4096."),
         *(

@@ -359,7 +359,7 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
     [
         ([], 2, "score by what? Add --truth, or for scores without a truth --ref, --refs, --tr"),
         (["--ref", "r.wav", "--refs", "refs"], 2, "--ref is one voice for all, --refs one for"),
-        (["--ref", "r.wav", "--pattern", "{speaker}"], 2, "--pattern says which of --refs"),
+        (["--ref", "r.wav", "--pattern", "{speaker}"], 2, "--pattern means nothing without --refs"),
         (
             ["--ref", "r.wav", "--interferers", "x"],
             2,
