@@ -261,6 +261,18 @@ def _find_missing(data: SoundBytes) -> str:
     return ""
 
 
+def _find_second_mp4(data: SoundBytes) -> int:
+    """Where another MP4 follows the first, by their outermost boxes."""
+    here, first, at = data.tell(), data.part(4, 4), 0
+    while at < data.size:
+        length, name, long_length = struct.unpack(">I4sQ", data.part(at, 16).ljust(16, b"\0"))
+        if at and name == first:
+            break
+        at += max(8, long_length if length == 1 else length)
+    data.seek(here)  # where FFmpeg, which reads on, expects it
+    return min(at, data.size)
+
+
 def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
     """Choose what decodes a file, of which `track` is a sound track's number or language.
 
@@ -376,7 +388,7 @@ class Container:
         self.info = self._announce(tracks, log)
         self._is_joined = "concatenated file" in log
         if "duplicated MOOV" in log:
-            data.warn(f"another file {_FOLLOWS}")
+            data.warn(f"another file of {data.size - _find_second_mp4(data):,} bytes {_FOLLOWS}")
         self._done = 0  # samples per channel, of which some are silence for gaps
         self._silent = 0
         self._lost = 0  # those of the silent ones that are for damaged parts
