@@ -363,6 +363,10 @@ def enroll(
     """  # noqa: D301 (click needs the character itself)
     if listed and shown:
         raise click.UsageError("--list or --show, not both.")
+    if (listed or shown) and (output or name or overwrite):
+        raise click.UsageError(
+            "--list and --show write nothing; leave -o, --name, --overwrite out."
+        )
     if not sources and not listed:
         raise click.UsageError("name a REF: a clip of the voice alone, or a folder of clips.")
     if listed or shown:

@@ -158,7 +158,7 @@ class Extractor:
         if spans:
             if mixture is None:
                 raise ValueError("spans need the mixture that they are of")
-            options = options or ExtractionOptions()
+            options = self._checked(options)
             channel = "mix" if options.channel == "all" else options.channel
             reader = open_mixture(Path(mixture), replace(options, channel=channel))
             sources += read_spans(reader, spans, self.sample_rate_hz, advance)
@@ -203,6 +203,7 @@ class Extractor:
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         block = np.atleast_2d(check_samples("the mixture", samples, 1, 2))
         audio.check_rate(rate_hz)
+        rate_hz = int(rate_hz)  # which may be NumPy's, and then JSON would not take it
         options = self._checked(options)
         block = audio.select(block, options.channel, "the mixture")
         mixture = Mixture("the mixture", rate_hz, len(block), [block])
@@ -302,7 +303,7 @@ class Extractor:
         def works() -> Iterator[_Extraction]:
             for job in jobs:
                 if not isinstance(job, Job):
-                    raise TypeError(f"extract_files takes Jobs, not {job!r}")
+                    raise TypeError(f"extract_files takes Jobs, not {job!r:.80}")
                 opened.append(_Extraction(self, options, job.voice, job, places))
                 yield opened[-1]
 
@@ -491,7 +492,7 @@ class _Extraction:
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
         mixture, engine, channels = self._mixture, self._engine, self._mixture.channels
-        self._voice = voice = self._voice() if callable(self._voice) else self._voice
+        self._voice = voice = check_voice(self._voice() if callable(self._voice) else self._voice)
         if self.job:
             # A span is no file, and Path.is_file would raise if its name is too long for one.
             clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
@@ -625,19 +626,21 @@ class _Extraction:
         """Write the files, all of them or none."""
         mixture, gains = self._mixture, (self._level_gain.gain, self._residual_gain.gain)
         shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
-        with files.together(), ExitStack() as stack:
-            writers = [
-                stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
-            ]
-            for blocks in self._blocks():
-                if self.error:  # it was interrupted
-                    raise self.error
-                for writer, block, gain in zip(writers, blocks, gains, strict=False):
-                    assert block is not None
-                    writer.write(block * np.float32(gain))
+        with files.together():
+            with ExitStack() as stack:
+                writers = [
+                    stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
+                ]
+                for blocks in self._blocks():
+                    if self.error:  # it was interrupted
+                        raise self.error
+                    for writer, block, gain in zip(writers, blocks, gains, strict=False):
+                        assert block is not None
+                        writer.write(block * np.float32(gain))
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
                 write_activity(path, self._presence, job.name, file, job.outputs.speaker)
+            job.check_outputs()  # again: another program may have written one in the meantime
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """Blocks of the estimate before `_level_gain` and, if it is asked for, of the residual."""

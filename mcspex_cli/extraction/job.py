@@ -117,8 +117,10 @@ class Outputs:
     """Whether files that exist are replaced."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.speaker, str):
+            raise TypeError(f"speaker is text, not {self.speaker!r:.80}")
         for name in ("estimate", "residual", "activity"):
-            if getattr(self, name) is not None:
+            if name == "estimate" or getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
 
     def sounds(self) -> list[Path]:
@@ -157,13 +159,19 @@ class Job:
         object.__setattr__(self, "mixture", Path(self.mixture))
         if not callable(self.voice):
             check_voice(self.voice)
-        if isinstance(self.outputs, str | os.PathLike):
-            object.__setattr__(self, "outputs", Outputs(Path(self.outputs)))
+        if not isinstance(self.outputs, Outputs):
+            object.__setattr__(self, "outputs", Outputs(self.outputs))
 
     @property
     def name(self) -> str:
         """What messages and rows call the mixture."""
         return self.id or str(self.mixture)
+
+    def check_outputs(self) -> None:
+        """Refuse outputs that cannot be written, or exist and may not be replaced."""
+        replacement = f" by the output for {self.name}"
+        for path in self.outputs.paths():
+            files.check_output(path, overwrite=self.outputs.overwrite, replacement=replacement)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:
         """Open the mixture, and check all that can be checked without a model.
@@ -325,8 +333,7 @@ class Places:
                     "Rename one, or extract them one at a time with -o FILE."
                 )
             own |= keys
-            replacement = f" by the output for {job.name}"
-            files.check_output(path, overwrite=job.outputs.overwrite, replacement=replacement)
+        job.check_outputs()
         self._outputs |= dict.fromkeys(own, job.name)
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class Span:
     """A stretch of a recording in which one person speaks alone.
 
     Raises:
-        ValueError: it ends before it starts, or a time is negative or NaN.
+        TypeError, ValueError: it ends before it starts, or a time is negative, NaN or no number.
     """
 
     start_s: float
@@ -93,6 +94,9 @@ class Span:
     """`math.inf` for the end of the recording."""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.start_s, Real) and isinstance(self.end_s, Real)):
+            times = f"{self.start_s!r:.40} and {self.end_s!r:.40}"
+            raise TypeError(f"a span is of two numbers of seconds, not {times}")
         if not 0 <= self.start_s < self.end_s:
             raise ValueError(f"a span from {self.start_s} to {self.end_s} s is none")
 
@@ -535,7 +539,7 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
         files.check_exists(source)
         clips = files.find(source) if source.is_dir() else [source]
         if not clips:
-            raise AudioError(f"{source}: no sound files in this folder.")
+            raise AudioError(f"{source}: no sound files in this folder. Name a clip or a profile.")
         listed += clips
     return listed
 

@@ -95,6 +95,7 @@ def test_what_cannot_be_enrolled(run: Run, tmp_path: Path) -> None:
         (["reference.flac"], "say with -o where the profile goes"),
         (["-o", "a.safetensors"], "name a REF"),
         (["--list", "--show"], "--list or --show, not both"),
+        (["--list", "-o", "a.safetensors"], "--list and --show write nothing; leave -o"),
         (["reference.flac", "-o", "a.safetensors", "--name", ""], "'--name': it is empty."),
     ]
     errors = [

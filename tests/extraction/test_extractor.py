@@ -532,6 +532,14 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message:
         (lambda x, v: x.enroll([MIXTURE]), "references are paths of files"),
         (lambda x, v: x.enroll(None), "references are paths of files"),
         (lambda x, v: x.enroll(spans=["0-1"], mixture="m.wav"), "spans are Spans"),
+        (
+            lambda x, v: x.enroll(spans=[Span(0, 1)], mixture="m.wav", options="all"),
+            "options are ExtractionOptions",
+        ),
+        (lambda x, v: Span("0", "3"), "a span is of two numbers of seconds, not '0' and '3'"),
+        (lambda x, v: Job("m.wav", v, None), "not NoneType"),
+        (lambda x, v: Outputs(None), "not NoneType"),
+        (lambda x, v: Outputs("o.wav", speaker=None), "speaker is text, not None"),
     ],
 )
 def test_arguments_of_another_type_are_refused(
@@ -547,6 +555,12 @@ def test_paths_may_be_text(soft: Extractor, mixture: Samples, tmp_path: Path) ->
     paths = (soft.enroll(path), soft.enroll(spans=spans, mixture=path))
     for one, other in zip(texts, paths, strict=True):
         np.testing.assert_array_equal(one.embedding, other.embedding)
+
+
+def test_a_rate_of_numpy_can_be_json(soft: Extractor) -> None:
+    rate_hz: Any = np.int32(RATE_HZ)
+    result = soft.extract(MIXTURE, named(np.ones(8, np.float32)), sample_rate_hz=rate_hz)
+    assert json.loads(json.dumps(result.to_dict()))["sample_rate_hz"] == RATE_HZ
 
 
 # --- several files -----------------------------------------------------------------------------
@@ -848,6 +862,24 @@ def test_what_exists_is_replaced_only_if_that_is_asked_for(
         soft.extract_file(path, voice, str(tmp_path / "o.wav"))
     soft.extract_file(path, voice, Outputs(str(tmp_path / "o.wav"), overwrite=True))  # type: ignore[arg-type]
     assert get(tmp_path / "o.wav").shape == (1, len(mixture))
+
+
+@pytest.mark.parametrize("kind", ["estimate", "residual", "activity"])
+def test_what_another_program_writes_meanwhile_is_not_replaced(
+    soft: Extractor, mixture: Samples, tmp_path: Path, kind: str
+) -> None:
+    places = [tmp_path / name for name in ("o.wav", "r.wav", "a.json")]
+    new = dict(zip(("estimate", "residual", "activity"), places, strict=True))[kind]
+    voice = named(np.ones(8, np.float32))
+    with pytest.raises(OutputError, match=rf"{new.name}: exists already. Add --overwrite"):
+        soft.extract_file(
+            tmp_path / "mixture.wav",
+            voice,
+            Outputs(*places),
+            advance=lambda _: new.write_text("mine") and None,
+        )
+    assert new.read_text() == "mine"
+    assert listing(tmp_path) == sorted(["mixture.wav", new.name])
 
 
 def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -> None:
