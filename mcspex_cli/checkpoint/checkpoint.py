@@ -159,6 +159,8 @@ def find_checkpoint(
         return _describe(folder)
     if str(model) in known:
         return _describe(known[str(model)])
+    if os.path.isfile(folder):  # noqa: PTH113 (too long is no error)
+        raise CheckpointError(f"{model}: is a file. A model is a folder; name the one that has it.")
     if name is None:
         raise CheckpointError(
             f"{model or repr(model)}: no such model. Bundled: {', '.join(known) or 'none'}; or "

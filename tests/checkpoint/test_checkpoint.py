@@ -108,6 +108,17 @@ def test_a_name_that_no_file_can_have_is_unknown(name: str) -> None:
         find_checkpoint(name)
 
 
+def test_the_file_of_the_weights_is_not_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "voice").mkdir()
+    for name in ("model.safetensors", "voice/model.safetensors"):  # one might be org/name
+        (tmp_path / name).write_bytes(b"weights")
+        with pytest.raises(CheckpointError, match=r"model.safetensors: is a file. A model is a"):
+            find_checkpoint(name, offline=True)
+
+
 def test_a_package_without_its_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "bundled", dict)
     with pytest.raises(CheckpointError, match=r"mcspex-16k: .* Install mcspex again"):
