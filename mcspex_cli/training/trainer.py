@@ -333,7 +333,8 @@ class Trainer:
     def _check_speakers(self, corpus: Corpus) -> None:
         """Warn where the model that was saved last knows other speakers than the corpus has."""
         with suppress(McspexError):  # none was saved yet
-            if not _has_classifier_of(find_checkpoint(self.out / "last"), corpus):
+            last = find_checkpoint(self.out / "last")
+            if self.team.leads and not _has_classifier_of(last, corpus):
                 logging.getLogger("mcspex").warning(
                     f"{self.out}: has learned other speakers, or in another order. It learns anew "
                     "who is who. Name the folders of [data] train as before to avoid that."
