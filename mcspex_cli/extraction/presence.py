@@ -251,53 +251,58 @@ class Polarity:
         self.embedding = embedding
         self._engine = engine
         self._is_known = False
-        self._similarity = -1.0
-        """Of the last window's estimate to the reference, with the window as it is."""
+        self._upright_similarity = -1.0
+        """Of the estimate of the last window, as it was, to the reference."""
 
     def is_open(self, window: Samples) -> bool:
         """Whether a window [channel, sample] is still needed, and long enough, to decide it."""
         shortest = speech.MIN_SIGNAL_S * self._engine.sample_rate_hz
         return not self._is_known and window.shape[-1] >= shortest
 
-    def accept(self, sign: float, window: Samples, estimate: Samples) -> bool:
-        """Take `sign` if the estimate of `sign * window` shows that it is the right one.
+    def judge(self, sign: float, window: Samples, estimate: Samples) -> None:
+        """Decide by the estimate of `sign * window`, both [channel, sample], if it has the voice.
 
-        Both are [channel, sample]; the most similar channel decides. As long as there is no such
-        estimate, the sign is 1.
+        Each window is judged as it is before it is judged inverted. The most similar channel
+        counts.
         """
         if not np.isfinite(estimate).all():
-            return False  # whoever takes the estimate says why
+            return  # whoever uses the estimate says why
         same_way = np.sign((estimate * sign * window).sum(-1, keepdims=True))
         embeddings = self._engine.embed_parts(same_way * estimate)
         similarity = max(cosine(one, self.embedding) for one in embeddings)
-        is_right = sign > 0 or leads(similarity, self._similarity)
-        if is_right:
-            self.sign, self._similarity = sign, similarity
+        if sign > 0:
+            self._upright_similarity = similarity
+        elif leads(similarity, self._upright_similarity):
+            self.sign = -1.0
         self._is_known = similarity >= POLARITY_SIMILARITY
-        return is_right
 
 
 def find_polarities(
     engine: Engine, polarities: Sequence[Polarity], windows: Sequence[Samples]
 ) -> list[Samples | None]:
-    """Decide each of the polarities by its window [channel, sample], unless it is known.
+    """Decide each of the polarities by its windows [channel, sample], unless it is known.
 
-    A single pass tries the window as it is, and another one inverts it if the first estimate does
-    not have the voice of the reference. In 78 mixtures the wrong polarity was taken for the right
-    one in this way once.
+    A single pass tries a window as it is, and another one inverts it if the first estimate does not
+    have the voice of the reference. In 78 mixtures the wrong polarity was taken for the right one
+    in this way once. Windows of one mixture have one `Polarity` and are tried one after the other.
 
     Returns:
         For each window the estimate [channel, sample] of `sign * window`, where one was computed.
     """
-    estimates: list[Samples | None] = [None] * len(windows)
-    for sign in (1.0, -1.0):
-        pairs = list(zip(polarities, windows, strict=True))
-        places = [place for place, pair in enumerate(pairs) if pair[0].is_open(pair[1])]
-        tries = [(sign * windows[place], polarities[place].embedding) for place in places]
-        for place, estimate in zip(places, engine.compute(tries, passes=1), strict=True):
-            if polarities[place].accept(sign, windows[place], estimate):
-                estimates[place] = estimate
-    return estimates
+    rounds: dict[int, list[int]] = {}
+    """The places of the first window of each mixture, of the second of each, and so on."""
+    for place, polarity in enumerate(polarities):
+        rounds.setdefault(list(polarities[:place]).count(polarity), []).append(place)
+    estimates: list[dict[float, Samples]] = [{} for _ in windows]
+    for places in rounds.values():
+        for sign in (1.0, -1.0):
+            tried = [place for place in places if polarities[place].is_open(windows[place])]
+            pairs = [(sign * windows[place], polarities[place].embedding) for place in tried]
+            for place, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
+                polarities[place].judge(sign, windows[place], estimate)
+                estimates[place][sign] = estimate
+    signs = [polarity.sign for polarity in polarities]
+    return [computed.get(sign) for computed, sign in zip(estimates, signs, strict=True)]
 
 
 class PresenceMeter:
