@@ -64,7 +64,8 @@ from mcspex_cli.extraction.runtime import cores, leave_signals
 _logger = logging.getLogger("mcspex")
 
 CORES_EACH, MEMORY_EACH = 2, 1.5e9
-"""Of a process, in cores (with one it takes 2.5 times as long) and in bytes (torch and a model)."""
+"""What each process gets: cores (with one, it takes 2.5 times as long), and bytes of memory (for
+torch and a model)."""
 
 WORTH_A_PROCESS_S, WORTH_A_TASK_S = 60.0, 3600.0
 """Seconds of audio that make up for the start of a process, or of a task of Slurm's array."""
@@ -86,7 +87,7 @@ _RAY_STORE_BYTES = 100 * 2**20
 
 
 def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
-    """Do a work list on its engine, beginning no other task once `stopping` is set.
+    """Do a work list on its engine, beginning no other unit once `stopping` is set.
 
     What came of a task is yielded once the journal has it.
 

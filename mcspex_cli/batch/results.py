@@ -33,7 +33,8 @@ _logger = logging.getLogger("mcspex")
 RECORD, FAILED = "run.json", "failed.jsonl"
 
 _QUIET_S, _WRITING_S = 2, 600
-"""How long a shard waits for another that writes its reports: before it says so, and then."""
+"""How long a shard waits for another that writes its reports: seconds before it says so, and
+seconds before it gives up."""
 
 _SCORED_AT_ONCE = 1000
 """Files that are copied from an object store before they are scored."""

@@ -92,7 +92,8 @@ class Worker:
     ) -> Outcomes:
         """Extract every task of the units that is not done, beginning no other once `stopping()`.
 
-        Each outcome is in the journal before it is yielded.
+        On a GPU, whose results depend a little on what else is in a batch, a unit that was begun
+        is finished. Each outcome is in the journal before it is yielded.
 
         Raises:
             DiskFullError: nothing more can be written.

@@ -22,6 +22,7 @@ from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.journal import WorkList
+    from mcspex_cli.batch.pairing import Task
     from mcspex_cli.batch.workers import Outcome
     from mcspex_cli.evaluation.summary import Report
     from mcspex_cli.extraction.job import ExtractionOptions
@@ -247,7 +248,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         console.warn(text)
     model = options.find_model(request.model, offline=request.offline, quiet=not shown)
     check_calibrated(model, model.calibration, request.extraction.absent)
-    # What is done must not depend on how much is to be done: "auto" is as for a very long mixture.
+    # Whether a file is extracted alone or with others must not change its result. So "auto" always
+    # chooses as it does for a very long mixture.
     engine = replace(request.engine_settings, device=request.devices[0])
     engine = choose_runtime(model, engine, math.inf)
     decided = {
@@ -345,17 +347,28 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
             task.id,
             task.mixture,
             ", ".join((*task.references, *task.spans)),
-            "unreadable" if task.seconds is None else f"{task.seconds:.1f}",
+            _length(task),
         )
         for task in work.todo[:MAX_LISTED]
     ]
     more = len(work.todo) - len(listed)
+    is_known = all(task.seconds is not None for task in work.todo)
+    unknown = "" if is_known else ", without the files whose length is not known"
     footer = (f"and {more} more" if more else "", "", "", f"{seconds(work.todo):.1f}")
     console.table(("id", "mixture", "reference", "seconds"), listed, footer)
     console.say(
         f"{console.count(len(work.todo), 'file')} to do, {len(work.skipped)} done before; "
-        f"about {console.duration(time_s)} here. Nothing was started."
+        f"about {console.duration(time_s)} here{unknown}. Nothing was started."
     )
+
+
+def _length(task: Task) -> str:
+    """The seconds of a mixture, or why they are not known: those in object stores are not read."""
+    from mcspex_cli.batch.storage import url
+
+    if task.seconds is None:
+        return "not read" if url(task.mixture) else "unreadable"
+    return f"{task.seconds:.1f}"
 
 
 def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
@@ -406,7 +419,7 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
 
 
 def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
-    """Report one file: why it failed, what may be wrong with its references and, in full, all."""
+    """Show a file's warnings, why it failed and, if `verbose`, what came out."""
     for text in outcome.warnings:
         if text not in warned and (verbose or len(warned) < MAX_LISTED):
             console.warn(text)

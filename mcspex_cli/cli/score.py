@@ -100,11 +100,12 @@ class ScoreRequest:
         "FILE|DIR", "Another talker's speech alone, for SIR, SAR and target confusion. Repeatable."
     )
     references: tuple[Path, ...] = options.references(
-        "Without a truth: a clip, or a profile, of the one voice in all estimates. Repeatable."
+        "A clip, or a profile, of the one voice in all estimates; for scores that need no truth. "
+        "Repeatable."
     )
     reference_folder: Path | None = path(
         "DIR|SCP",
-        "Without a truth: a reference for each estimate, by name, as for batch.",
+        "A reference for each estimate, by name, as for batch; for scores that need no truth.",
         "--refs",
     )
     pattern: str | None = option(
@@ -275,9 +276,8 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
     pairings = scoring.pair(request.estimates, request.truth, request.mixtures, request.interferers)
     if request.references or request.reference_folder:
         pairings = _add_references(pairings, request)
-    if not request.truth or pairings[0].references:
-        presences = report.read_presences(request.estimates)
-        pairings = [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
+    presences = report.read_presences(request.estimates)
+    pairings = [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
     if request.transcripts:
         pairings = scoring.add_transcripts(pairings, request.transcripts)
     return pairings

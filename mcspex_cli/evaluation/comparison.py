@@ -30,7 +30,7 @@ SETTINGS = scoring.ScoreSettings(BUILT_IN, flipped_ok=True)
 
 @dataclass(frozen=True)
 class CaseSettings:
-    """What is known of the cases beside what the systems know of them.
+    """Where truths, mixtures and groups of the cases are, if the systems' folders do not say.
 
     `truth` and `mixtures` are folders, `groups` is a CSV (`summary.read_groups`) and `group_by`
     its column.
@@ -206,7 +206,7 @@ class Comparison:
         for number, system in enumerate(self.systems):
             outputs = [case.outputs[number] for case in self.cases]
             lines += self._missing(f"{system.label}: no output", [o.estimate for o in outputs])
-            flipped = sum(o.row["note"].startswith(Status.FLIPPED) for o in outputs if o.row)
+            flipped = sum(f"{Status.FLIPPED}." in o.row["note"] for o in outputs if o.row)
             if flipped:
                 lines.append(
                     f"{system.label}: sign-flipped outputs: {flipped}. They count here; "

@@ -79,7 +79,7 @@ ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 """From silent to loud: lightness rises evenly, as in matplotlib's magma."""
 
 CEILING = 0.85
-"""An output that is black above this share of the mixture's range lacks the rest."""
+"""If an output has nothing above this share of the mixture's frequencies, a remark says so."""
 
 Levels = npt.NDArray[np.float64]
 """A spectrogram in dB, [row, column]; the first row is the highest frequency."""

@@ -203,17 +203,17 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     `metrics` are the names of those that were to be computed.
     """
     summary, change, ok = report.summary, report.baseline, scored(report.rows)
-    others = {status: n for status, n in summary.statuses.items() if status != Status.OK}
+    counted = {row["status"] for row in ok}
+    others = {status: n for status, n in summary.statuses.items() if status not in counted}
     left_out, missing = sum(others.values()), summary.missing_estimates
     reasons = ", ".join(f"{number} {status}" for status, number in others.items())
     cut, damaged = (sum(bool(row.get(key)) for row in ok) for key in ("cut", "damaged"))
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
-    short = "They were a little longer or shorter."
     where = "The column note of the JSON or CSV report says which."
     lines = (
         (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
         (missing, f"truths without an estimate: {missing}. The means do not include them."),
-        (cut, f"files cut to the length of their truth: {cut}. {short}"),
+        (cut, f"files cut to one length with their truth: {cut}. They differed a little."),
         (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )

@@ -241,7 +241,8 @@ class Groups:
         if name in self.by_name:
             return self.by_name[name]
         last = PurePath(name).name
-        # A folder that only one of the two names has says nothing; two that differ do.
+        # If both names have folders and these differ, they are different cases; if only one has a
+        # folder, the last parts of the names decide.
         return (self.by_name if last != name else self.by_file).get(last, NO_GROUP)
 
 

@@ -8,8 +8,8 @@ estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─
 
 A network returns somebody's speech even if the target is absent. Whether it is the target's shows
 in the embedding of the estimate and, less surely, in how loud the network made it. How much each of
-these weighs is measured for a model by `training.calibration`. If the target surely speaks in one
-segment, it is present in the file: people take turns. Not from the paper.
+these weighs is measured for a model by `training.calibration`. The best segments of a file count
+most, because people take turns; see `SHARPNESS`. Not from the paper.
 
 Activity is when the target speaks, to 10 ms: where the estimate is as loud as speech in it, no more
 than 20 dB below the mixture, and in a segment in which the target is present.
@@ -119,7 +119,8 @@ class Calibration:
     def file_odds(self, features: Vector) -> float:
         """The log odds that the target speaks in a file, from the features of its segments.
 
-        They are the soft maximum of its segments' odds. Without segments it is surely absent.
+        A linear function of the soft maximum of its segments' odds: a mean in which the best count
+        most. Without segments it is surely absent.
         """
         if not len(features):
             return -np.inf

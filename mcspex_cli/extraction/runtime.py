@@ -47,7 +47,10 @@ _SPIN_COUNT = "2000"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How a network is run; only `passes` changes the result by more than rounding and seams.
+    """How a network is run.
+
+    `passes` changes the result, and so do windows of other lengths a little, since a network's
+    norms see a whole window. The rest changes it by rounding only.
 
     Raises:
         EngineError: a precision or a runtime is unknown.
@@ -70,8 +73,9 @@ class EngineSettings:
     `choose_runtime` decide first."""
     passes: int = PASSES
     """How often the network computes each window, each time shifted by another part of a hop. Half
-    of the passes, rounded up, are for the target, the others for the other voices, as `Engine`
-    explains. With 1, the result is the network's own estimate."""
+    of the passes, rounded up, are for the target. The others are for the other voices, and the
+    target gets a part of what all estimates leave of the mixture. With 1, the result is the
+    network's own estimate."""
 
     def __post_init__(self) -> None:
         for what, names in (("precision", PRECISIONS), ("runtime", ("auto", *RUNTIMES))):

@@ -52,7 +52,7 @@ LONGEST_HOP_S = 0.56
 FADE_S = 0.02
 
 LEVEL_MEMORY_S = 20.0
-"""Speech of the target that is longer ago than this hardly counts for its level."""
+"""The time constant by which the level forgets: speech of so long ago counts 37 %."""
 
 PRESENCE_STEP_S = 0.4
 """Presence is measured no more often than this, as it costs about an eighth of a window."""
@@ -130,8 +130,8 @@ class LiveExtractor:
             raise ValueError(f"absent {absent!r} is none of {', '.join(policies)}")
         self.timing, self.sample_rate_hz = timing, sample_rate_hz
         self.presence: float | None = None
-        """How likely, 0 to 1, the target speaks in about the 2 s before what came out last; None
-        at first, and for a model that cannot tell."""
+        """How likely, 0 to 1, the target speaks in the last 2 s that went in (when it was measured
+        last, see `PRESENCE_STEP_S`); None at first, and for a model that cannot tell."""
         self.present: bool | None = None
         """Whether presence is high enough to say that it does."""
         self.limited = False

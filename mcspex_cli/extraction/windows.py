@@ -85,8 +85,8 @@ def cut(blocks: Iterable[Samples], windowing: Windowing) -> Iterator[Window]:
 class Joiner:
     """Puts the estimates of one signal's windows together again, in order.
 
-    All blocks together are exactly as long as the signal that was cut. `context` and `fade` are
-    those of the `Windowing`.
+    All blocks together are exactly as long as the signal that was cut. `context` is what is
+    dropped at both ends of a window, but for `fade` samples, in which two windows are cross-faded.
     """
 
     def __init__(self, context: int, fade: int) -> None:

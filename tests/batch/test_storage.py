@@ -91,6 +91,9 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     upload(store, "mix", "refs", "truth")
     asked = [f"{store}/mix", "--refs", f"{store}/refs", "--truth", f"{store}/truth"]
     asked += ["-o", f"{store}/out"]
+    planned = batch(tiny_folder, *asked, "--dry-run")
+    assert planned.stdout.count("not read") == 3
+    assert "about 0.0 s here, without the files whose length is not known." in planned.stderr
     done = batch(tiny_folder, *asked)
     assert done.exit_code == 0, done.output
     assert f"{store}/out: 3 of 3 files done" in done.stderr

@@ -494,7 +494,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(batch: Run) -> None:
     assert lines[6] == ["bob/2", "mix/bob/2.wav", "refs/bob.wav", "0.8"]
     assert lines[7] == ["3.6"]
     assert re.match(
-        r"6 files to do, 0 done before; about [\d.]+ s here. Nothing was started.\n$", done.stderr
+        r"6 files to do, 0 done before; about [\d.]+ s here, without the files whose length is not "
+        r"known. Nothing was started.\n$",
+        done.stderr,
     )
     assert listing(".") == before
     assert not Path("out").exists()

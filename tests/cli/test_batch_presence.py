@@ -91,6 +91,17 @@ def test_presence_is_in_the_reports(whole: tuple[Path, Result]) -> None:
         assert "segments" not in table[name]
 
 
+def test_presence_is_also_scored_beside_a_truth(whole: tuple[Path, Result]) -> None:
+    root, _ = whole
+    truth = Path(f"{SET}/truth/rms_1.flac").absolute()
+    estimate = next((root / "out" / "audio").glob("rms_1-rms.*"))
+    words = ("score", str(estimate), "--truth", str(truth), "--metrics", "si_sdr,presence")
+    done = CliRunner().invoke(main, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)["scores"]
+    assert row["presence"] == rows(f"{root}/out")["rms_1-rms"]["presence"]
+
+
 def test_absent_voices_are_silenced_if_asked_for(absent: str) -> None:
     done = batch(*ASKED, "--absent", "mute", model=absent)
     assert done.exit_code == 0, done.output

@@ -290,7 +290,7 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
     assert lines == [
         "not in the means: 1 of 4 files (1 silent truth).",
         "truths without an estimate: 2. The means do not include them.",
-        "files cut to the length of their truth: 1. They were a little longer or shorter.",
+        "files cut to one length with their truth: 1. They differed a little.",
         "files that are damaged but could be read: 1. The column note of the JSON or CSV report "
         "says which.",
         f"files in no group: 3. The tables show them as {NO_GROUP}.",
