@@ -73,6 +73,10 @@ _NIST_NUMBERS = re.compile(
     rb"(?:^NIST_1A\s+|(?:sample_count|channel_count|sample_n_bytes) -i )(\d{1,18})"
 )
 _ASF = b"\x30\x26\xb2\x75"
+_VOC = b"Creative Voice File\x1a"
+_BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx styp pdin".split()
+"""The outermost boxes of an MP4; cameras append others, whose lengths may be anything."""
+
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 """How the notes begin that stand among or after an MP3's frames, or after another file."""
 
@@ -208,7 +212,7 @@ class SoundBytes:
 
 
 def _find_ends(data: SoundBytes) -> list[int]:
-    """Where the parts of a file end by its own account, in order: its chunks, or the whole of it.
+    """Where the parts of a file end by its own account, in order: its chunks, boxes, or all of it.
 
     The last end may be beyond the end of the file. After a chunk of unknown length, and after what
     is no chunk of this file, none are known.
@@ -228,7 +232,7 @@ def _find_ends(data: SoundBytes) -> list[int]:
         numbers = [int(number) for number in _NIST_NUMBERS.findall(head)]
         return [numbers[0] + math.prod(numbers[1:])] if len(numbers) == 4 else []
     if head[:4] not in _CHUNKS:
-        return []
+        return _find_box_ends(data) if head[4:8] == b"ftyp" else _find_voc_ends(data, head)
     at, layout, uncounted, alignment, unknown = _CHUNKS[head[:4]]
     ends: list[int] = []
     while at < data.size:
@@ -240,6 +244,32 @@ def _find_ends(data: SoundBytes) -> list[int]:
             break
         ends.append(at + uncounted + length)
         at = ends[-1] + -ends[-1] % alignment
+    return ends
+
+
+def _find_voc_ends(data: SoundBytes, head: bytes) -> list[int]:
+    """Where the first sound of a VOC ends; what follows is not known, as sox counts too few."""
+    if not head.startswith(_VOC):
+        return []
+    at, kind = int.from_bytes(head[20:22], "little"), 2
+    while 1 < kind < 9 and at < data.size:  # blocks that are no sound
+        kind, *length = data.part(at, 4).ljust(4, b"\0")
+        at += 4 + int.from_bytes(bytes(length), "little")
+    return [at] if kind in (1, 9) else []
+
+
+def _find_box_ends(data: SoundBytes) -> list[int]:
+    """Where the outermost boxes of an MP4 end, up to another MP4 or to what is no box."""
+    ends: list[int] = []
+    at = 0
+    while at < data.size:
+        length, name, long_length = struct.unpack(">I4sQ", data.part(at, 16).ljust(16, b"\0"))
+        length = long_length if length == 1 else length
+        is_foreign = name not in _BOXES and at + length > data.size
+        if length < 8 or is_foreign or (at and name == b"ftyp"):
+            break
+        at += length
+        ends.append(at)
     return ends
 
 
@@ -284,14 +314,15 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
     head = data.part(0, 12)
     rest_at = max((end for end in data.ends if end <= data.size), default=data.size)
     following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
-    if any(magic in following for magic in (head[:4], *_PLAIN)) and head[8:] != b"AVI ":
+    start = b"ftyp" if head[4:8] == b"ftyp" else head[:4]
+    if any(magic in following for magic in (start, *_PLAIN)) and head[8:] != b"AVI ":
         data.warn(f"another file of {rest} {_FOLLOWS}")
     elif following.lstrip(b"\0").startswith(_TAGS):
         data.warn(f"{rest} of notes (tags) follow its sound and are not read.")
     if data.warnings:
         data.crop(0, rest_at)
-    start = data.part(0, 2**18) if head.startswith(b"OggS") else b""
-    is_short = start.count(b"OggS") == 3 and len(start) < 2**18  # FFmpeg would not be exact
+    pages = data.part(0, 2**18) if head.startswith(b"OggS") else b""
+    is_short = pages.count(b"OggS") == 3 and len(pages) < 2**18  # FFmpeg would not be exact
     if head.startswith(_PLAIN) or is_short:
         data.seek(0)
         with suppress(soundfile.LibsndfileError):

@@ -360,6 +360,11 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
         samples, warnings = read(joined(tmp_path, suffix, subtype=subtype))
         assert len(samples) == pytest.approx(24_000, abs=600)
         assert ["follows the first in it and is not read" in text for text in warnings] == [True]
+    voc = plain("voc", "VOC", "PCM_16")(tmp_path)
+    voc.write_bytes(voc.read_bytes() * 2)
+    samples, (warning,) = read(voc)
+    assert len(samples) == len(SIX_S)
+    assert "another file of 96,044 bytes follows the first" in warning
     for name, codec in (("a.mp4", "aac"), ("a.wma", "wmav2"), ("a.flv", "libmp3lame")):
         path = encoded(name, codec, 44_100)(tmp_path)
         whole, data = len(read(path)[0]), path.read_bytes()
@@ -368,6 +373,31 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
         assert len(samples) == whole
         expected = f"another file of {len(data):,} bytes follows the first in it and is not read"
         assert expected in warning
+
+
+def test_one_after_another_of_two_kinds_of_mp4_is_not_read(tmp_path: Path) -> None:
+    whole, parts = (
+        encoded(name, "aac", movflags=flags)(tmp_path).read_bytes()
+        for name, flags in (("a.mp4", "faststart"), ("b.mp4", "frag_every_frame+empty_moov"))
+    )
+    for first, second in ((parts, parts), (whole, parts), (parts, whole)):
+        (tmp_path / "c.mp4").write_bytes(first + second)
+        samples, (warning,) = read(tmp_path / "c.mp4")
+        assert len(samples) == pytest.approx(len(SIX_S), abs=2048)
+        assert f"another file of {len(second):,} bytes follows the first" in warning
+
+
+def test_a_file_that_is_cut_where_a_part_begins_is_truncated(tmp_path: Path) -> None:
+    parts = encoded("a.mp4", "aac", movflags="frag_every_frame+empty_moov")(tmp_path)
+    data = parts.read_bytes()
+    parts.write_bytes(data[: data.index(b"moof", len(data) // 2) + 9])
+    voc = plain("voc", "VOC", "PCM_16")(tmp_path)
+    with av.open(str(voc)) as container:
+        starts = [packet.pos for packet in container.demux(audio=0) if packet.size]
+    voc.write_bytes(voc.read_bytes()[: starts[20]])
+    for path in (parts, voc):
+        with pytest.raises(DamagedError, match=r"truncated after \d\.\d\d s: .* bytes are missing"):
+            read(path)
 
 
 def test_what_a_camera_appends_to_an_mp4_is_no_damage(tmp_path: Path) -> None:
