@@ -217,12 +217,12 @@ class Engine:
         counts = [len(mixture) for mixture, _ in pairs]
         signals = [signal for mixture, _ in pairs for signal in mixture]
         embeddings = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
-        known = [
-            signal
+        by_signal = [
+            estimate
             for first, count in zip(firsts or [None] * len(pairs), counts, strict=True)
-            for signal in (repeat(None, count) if first is None else first)
+            for estimate in (repeat(None, count) if first is None else first)
         ]
-        estimates = iter(self._estimates(signals, embeddings, passes or self.passes, known))
+        estimates = iter(self._estimates(signals, embeddings, passes or self.passes, by_signal))
         return [np.stack(list(islice(estimates, count))) for count in counts]
 
     def _estimates(
@@ -235,12 +235,12 @@ class Engine:
         """What the network gives for signals [sample]; for silence, where it would hum, silence."""
         gains = [to_level(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
-        known = [
+        levelled_firsts = [
             None if first is None else first * gain
             for first, gain in zip(firsts, gains, strict=True)
         ]
         try:
-            estimates = self._passes(levelled, embeddings, passes, known)
+            estimates = self._run_passes(levelled, embeddings, passes, levelled_firsts)
         except OutOfMemoryError as error:
             if len(signals) == 1:
                 raise self._short_of_memory() from error
@@ -259,7 +259,7 @@ class Engine:
             for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
         ]
 
-    def _passes(
+    def _run_passes(
         self,
         signals: Sequence[Samples],
         embeddings: Samples,
@@ -273,9 +273,9 @@ class Engine:
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
         missing = [number for number, first in enumerate(firsts) if first is None]
-        fresh = iter(self._shifted([signals[k] for k in missing], embeddings[missing], 0))
-        known = [next(fresh) if first is None else first for first in firsts]
-        estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], known)
+        computed = iter(self._shifted([signals[k] for k in missing], embeddings[missing], 0))
+        unshifted = [next(computed) if first is None else first for first in firsts]
+        estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], unshifted)
         if passes == 1:
             return estimates
         rests = [_rest(*pair) for pair in zip(signals, estimates, strict=True)]
@@ -294,15 +294,15 @@ class Engine:
         signals: Sequence[Samples],
         embeddings: Samples,
         shifts: Sequence[int],
-        *known: Sequence[Samples],
+        *others: Sequence[Samples],
     ) -> list[Samples]:
-        """The mean of the `known` estimates of signals [sample] and of those at some shifts.
+        """The mean of what the network gives for signals [sample] at some shifts, and of `others`.
 
         A network's errors depend on where in a sound its frames fall. They differ from shift to
         shift, so that the mean has less of them.
         """
-        passes = [*known, *(self._shifted(signals, embeddings, shift) for shift in shifts)]
-        return [np.mean(estimates, axis=0) for estimates in zip(*passes, strict=True)]
+        runs = [*others, *(self._shifted(signals, embeddings, shift) for shift in shifts)]
+        return [np.mean(estimates, axis=0) for estimates in zip(*runs, strict=True)]
 
     def _shifted(
         self, signals: Sequence[Samples], embeddings: Samples, shift: int

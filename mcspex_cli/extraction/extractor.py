@@ -210,7 +210,7 @@ class Extractor:
         with closing(_Extraction(self, options, check_voice(voice), mixture)) as work:
             for _ in self._computed([work], lambda _: None):
                 pass
-            result = work.result()
+            result = work.finish()
         if options.channel == "all" and samples.ndim == 2:
             return result
         assert result.estimate is not None
@@ -315,7 +315,7 @@ class Extractor:
                 try:
                     for work in computed:
                         assert work.job is not None
-                        pending.append((work.job, writer.submit(work.outcome)))
+                        pending.append((work.job, writer.submit(work.finish_or_fail)))
                         while pending and (len(pending) > lookahead or pending[0][1].done()):
                             job, ready = pending.popleft()
                             yield job, ready.result()
@@ -347,21 +347,21 @@ class Extractor:
                 for work, window in batch:
                     if window.start == 0:
                         work.attempt(work.begin)
-                live = [(one, window) for one, window in batch if one.error is None]
+                intact = [(work, window) for work, window in batch if work.error is None]
                 try:
-                    signals = [window.samples for _, window in live]
-                    polarities = [work.polarity for work, _ in live]
+                    signals = [window.samples for _, window in intact]
+                    polarities = [work.polarity for work, _ in intact]
                     firsts = find_polarities(self.engine, polarities, signals)
                     pairs = [
-                        (one.sign * signal, one.embedding)
-                        for one, signal in zip(polarities, signals, strict=True)
+                        (polarity.sign * signal, polarity.embedding)
+                        for polarity, signal in zip(polarities, signals, strict=True)
                     ]
                     estimates = self.engine.compute(pairs, firsts=firsts)
                 except Exception as error:  # the network failed, and all of them with it
-                    for work, _ in live:
+                    for work, _ in intact:
                         work.fail(error)
                 else:
-                    for (work, window), estimate in zip(live, estimates, strict=True):
+                    for (work, window), estimate in zip(intact, estimates, strict=True):
                         advance(work.attempt(work.add, window, estimate) or 0.0)
                 for work, window in batch:
                     if window.last:
@@ -398,7 +398,7 @@ class _Extraction:
     """One mixture on its way, in four steps that set the fields below.
 
     `read` is called in the reading thread, `begin` and `add` in the thread of the network, and
-    `outcome` in the writing thread. If a step fails, its error is kept as `error`, and the steps
+    `finish` in the writing thread. If a step fails, its error is kept as `error`, and the steps
     after it are not taken. Gains are linear.
     """
 
@@ -421,7 +421,7 @@ class _Extraction:
     _estimate_store: _Store  # the network's estimate at the mixture's sample rate
     # From the last `add` on:
     _channel_presences: list[PresenceResult]
-    # In `outcome`:
+    # In `finish`:
     _presence: PresenceResult  # of all channels together
     _match_gain: npt.NDArray[np.float64]  # [channel], to its level in the mixture
     _wet_gain: npt.NDArray[np.float64]  # [channel], of the estimate, before the level policy's
@@ -530,17 +530,12 @@ class _Extraction:
             self._channel_presences = [meter.result() for meter in self._meters]
         return float(estimate.shape[1] / self._engine.sample_rate_hz)
 
-    def outcome(self) -> Result | McspexError:
-        """Write the files, and return the result or the error of any step; then `close`."""
-        with closing(self):
-            return self.attempt(self.result) or cast(McspexError, self.error)
-
     def close(self) -> None:
         """Give memory and disk back."""
         self._stores.close()
 
-    def result(self) -> Result:
-        """Do the work of `outcome`, but raise the error."""
+    def finish(self) -> Result:
+        """Judge presence, choose the level and write the files; raise the error of any step."""
         if self.error is not None:
             raise self.error
         job, mixture, voice, model = self.job, self._mixture, self._voice, self._extractor.model
@@ -580,6 +575,11 @@ class _Extraction:
             model_sha256=model.sha256,
             estimate=None if job else self._samples(),
         )
+
+    def finish_or_fail(self) -> Result | McspexError:
+        """As `finish`, but return the error, and `close`."""
+        with closing(self):
+            return self.attempt(self.finish) or cast(McspexError, self.error)
 
     def _judge(self) -> None:
         """Find out whether the target is there, and when.

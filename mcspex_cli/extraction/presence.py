@@ -364,12 +364,12 @@ class PresenceMeter:
         return PresenceResult(
             estimate_db,
             mixture_db,
-            presence,
-            presence >= calibration.threshold,
-            presence < SURE_PRESENCE and is_wrong,
-            tuple(self._segments),
-            float(features[:, 0].mean()) if len(features) else None,
-            mean_excess,
+            presence=presence,
+            present=presence >= calibration.threshold,
+            wrong_speaker=presence < SURE_PRESENCE and is_wrong,
+            segments=tuple(self._segments),
+            similarity=float(features[:, 0].mean()) if len(features) else None,
+            excess=mean_excess,
         )
 
     def _measure(self) -> None:
@@ -406,14 +406,14 @@ class PresenceMeter:
         for k, presence in enumerate(presences.tolist()):
             self._segments.append(
                 Segment(
-                    float(starts[k] / rate_hz),
-                    float(ends[k] / rate_hz),
-                    presence,
-                    presence >= calibration.segment_threshold,
-                    presence < calibration.mute_threshold,
-                    float(similarities[k]) if audible[k] else None,
-                    float(decades[k]),
-                    float(residual_similarities[k]) if unsure[k] else None,
+                    start_s=float(starts[k] / rate_hz),
+                    end_s=float(ends[k] / rate_hz),
+                    presence=presence,
+                    present=presence >= calibration.segment_threshold,
+                    surely_absent=presence < calibration.mute_threshold,
+                    similarity=float(similarities[k]) if audible[k] else None,
+                    gain_decades=float(decades[k]),
+                    residual_similarity=float(residual_similarities[k]) if unsure[k] else None,
                 )
             )
 
