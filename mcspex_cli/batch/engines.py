@@ -167,10 +167,10 @@ def estimate_s(work: WorkList) -> float:
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     (count, threads), devices = workers_here(work), work.settings.devices
     count = min(count, len(work.units))
-    if count > (most := _memory() // MEMORY_EACH):
+    if count > (most := max(1, _memory() // MEMORY_EACH)):
         _logger.warning(
             f"the memory of this machine may not suffice for {count} processes of about "
-            f"{MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {max(1, int(most))}."
+            f"{MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {int(most)}."
         )
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)

@@ -346,7 +346,8 @@ class _Planner:
                 self._note(task, f"has the mixture and references of {where}. Remove one.")
             if any(self._are_same(task.mixture, path) for path in task.references):
                 own.setdefault("reference", []).append(task)
-            if task.truth and self._stamp(task.mixture) == self._stamp(task.truth):
+            stamp = self._stamp(task.mixture)
+            if task.truth and stamp and stamp == self._stamp(task.truth):
                 own.setdefault("truth", []).append(task)
         for role, (first, *others) in own.items():
             what = f"is its own {role}. Name a recording in which the wanted person speaks alone."

@@ -183,15 +183,15 @@ def _room(place: Path, lost: str, setting: str, *, unwritable: str = WARNING) ->
     If it cannot be written, its status is `unwritable`, and what is `lost` does not work. The
     environment variable `setting` names another folder.
     """
-    there = next(above for above in (place, *place.parents) if above.exists())
     try:
+        there = next(above for above in (place, *place.parents) if above.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0")
             file.flush()
+        free = shutil.disk_usage(there).free
     except OSError as error:
         detail = f"{place} cannot be written ({error.strerror}): {lost}"
         return unwritable, detail, f"Set {setting} to a folder that can be written."
-    free = shutil.disk_usage(there).free
     detail = f"{place}, {free / 1e9:.1f} GB free"
     if free < _ROOM_BYTES:
         return WARNING, detail, f"Free some space, or set {setting}."
@@ -348,7 +348,12 @@ def check_cache() -> tuple[str, ...]:
     from mcspex_cli.checkpoint import checkpoint, hub
 
     status, detail, *remedy = _room(hub.location(), "no model can be downloaded", "HF_HOME")
-    models, damaged = checkpoint.available()
+    try:
+        models, damaged = checkpoint.available()
+    except OSError:  # what cannot be written often cannot be read either
+        if status == OK:
+            raise
+        return status, detail, *remedy
     sizes = [info.weight_bytes for info in models if info.revision]
     detail += f"; {len(sizes)} downloaded, {sum(sizes) / 1e6:.1f} MB"
     if damaged:

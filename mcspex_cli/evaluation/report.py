@@ -222,7 +222,7 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     empty = [metric for metric in chosen if metric.column not in summary.metrics]
     for needs_truth, page in ((True, "batch-and-score"), (False, "scores-without-truth")):
         if labels := [m.label for m in empty if ("target" in m.needs) == needs_truth]:
-            advice = f"docs/{page}.md says where there is none."
+            advice = f"docs/{page}.md says when there is none."
             texts.append(f"no file has a value of {', '.join(labels)}. {advice}")
     if change and change.both and not change.metrics:
         texts.append(f"{change.path}: has no value of these metrics. Nothing is compared with it.")

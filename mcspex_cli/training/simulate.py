@@ -124,10 +124,12 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
 
 def simulated_recipes(folder: Path) -> list[Recipe]:
     """The mixtures of a folder that `mcspex simulate` made, noise included, by id."""
-    listed = {row["id"] for _, row in read_rows(folder / "mixtures.csv", ["id"])}
+    listed = {files.normal(row["id"]) for _, row in read_rows(folder / "mixtures.csv", ["id"])}
     recipes = []
     for clean in files.find(folder / "mix_clean"):
-        if csv_cell(clean.stem) not in listed:
+        # As cells are read; those of mcspex 0.6 and earlier are the names themselves.
+        names = {files.normal(name).strip() for name in (clean.stem, csv_cell(clean.stem))}
+        if listed.isdisjoint(names):
             continue  # left of another set
         target, interferer, reference = sources = [
             folder / part / clean.name for part in ("s1", "s2", "references")

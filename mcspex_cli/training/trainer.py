@@ -59,14 +59,13 @@ class Trainer:
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
+        if not resume:
+            files.make_folders(self.out)
+        if self.team.leads and self.out.is_dir():
+            self._keep_others_out()  # before the state is read, which they may still replace
         state = self._read_state() if resume else None
         if not resume and (self.out / "state.pt").is_file():
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
-        files.make_folders(self.out)
-        # For as long as this object lives; several in one process share it.
-        self._lock = FileLock(self.out / "run.lock", is_singleton=True)
-        if self.team.leads:
-            self._keep_others_out()
         self.log: ProgressLog | None = None
         """Where reports are kept, if this process keeps them."""
         if self.team.leads:
@@ -320,6 +319,8 @@ class Trainer:
 
     def _keep_others_out(self) -> None:
         """Refuse a run that another process trains now: each would replace the other's files."""
+        # For as long as this object lives; several in one process share it.
+        self._lock = FileLock(self.out / "run.lock", is_singleton=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:

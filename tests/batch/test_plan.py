@@ -389,6 +389,14 @@ def test_a_mixture_that_is_its_own_truth_is_refused(folder: Path) -> None:
     assert said.endswith(" So it is for 2 more.")
 
 
+def test_a_mixture_and_a_truth_that_are_both_missing_are_not_one_file(folder: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        listed("mixture,truth\nmix/none.wav,truth/none.wav\n")
+    assert [said.partition(": ")[2] for said in caught.value.problems] == [
+        f"{name}/none.wav does not exist, or is not a file." for name in ("mix", "truth")
+    ]
+
+
 def test_accents_of_two_forms_are_one_name(folder: Path) -> None:
     for name in ("mixed/caf\u00e9_1.wav", "voices/cafe\u0301.wav", "true/cafe\u0301_1.wav"):
         touch(name)

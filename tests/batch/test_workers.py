@@ -369,3 +369,22 @@ def test_shares_are_even_within_a_tenth(count: int, size: int) -> None:
         loads = [sum(task.seconds or 0 for unit in share for task in unit) for share in dealt]
         assert max(loads) <= 1.1 * min(loads)
     assert [len(share) for share in equal_parts([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "memory", "remedy"), [(3, 3.5e9, "--jobs 2."), (2, 3.5e9, ""), (1, 1e9, "")]
+)
+def test_more_processes_than_the_memory_holds_are_warned_of(
+    set_: Path,
+    settings: BatchSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    memory: float,
+    remedy: str,
+) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(engines, "_memory", lambda: memory)
+    monkeypatch.setattr(engines._logger, "warning", messages.append)
+    engines._run_here(opened(set_, replace(settings, jobs=jobs)), Event())
+    assert len(messages) == bool(remedy)
+    assert all(message.endswith(remedy) for message in messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -328,9 +329,25 @@ def test_caches_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
     found = run(checks.check_cache)
     assert (found.status, "HF_HOME" in found.remedy) == (WARNING, True)
-    monkeypatch.setenv("MCSPEX_CACHE", str(place))
-    found = run(checks.check_graphs)
-    assert (found.status, "MCSPEX_CACHE" in found.remedy) == (WARNING, True)
+    for wrong in (place, tmp_path / ("a" * 300) / "cache"):  # of which even asking fails
+        monkeypatch.setenv("MCSPEX_CACHE", str(wrong))
+        found = run(checks.check_graphs)
+        assert (found.status, "MCSPEX_CACHE" in found.remedy) == (WARNING, True)
+
+
+def test_a_cache_that_cannot_even_be_read_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    def fail() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / ("a" * 300)))
+    monkeypatch.setattr(checkpoint, "available", fail)
+    found = run(checks.check_cache)
+    assert (found.status, "cannot be written" in found.detail) == (WARNING, True)
+    assert found.remedy == "Set HF_HOME to a folder that can be written."
 
 
 def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,18 @@ def test_what_a_killed_simulate_left_is_not_validated_on(
     assert chosen == [(name, out / "mix_clean" / f"{name}.wav") for name in names]
 
 
+@pytest.mark.parametrize("cell", ["-caf\u00e9", "'-cafe\u0301"])
+def test_a_table_may_be_of_an_earlier_version_or_of_another_system(
+    corpus: Path, out: Path, cell: str
+) -> None:
+    assert simulate(corpus, "-o", out, "-n", 1).exit_code == 0
+    for path in [*out.rglob("00000.wav")]:
+        path.rename(path.with_stem("-caf\u00e9"))
+    table = (out / "mixtures.csv").read_text()
+    (out / "mixtures.csv").write_text(table.replace("00000", cell), "utf-8")
+    assert [one.id for one in simulated_recipes(out)] == ["-caf\u00e9"]
+
+
 def test_sources_are_not_overwritten(corpus: Path, librimix: Path) -> None:
     """Whether they are speakers, a LibriMix set or the files of a recipe."""
     folder = librimix / "test"
