@@ -189,7 +189,7 @@ class Comparison:
         badness: dict[str, float] = {}
         if metric := self.ranking:
             for case in self.cases:
-                ok = summary.scored([row for row in case.rows if row])
+                ok = summary.in_means([row for row in case.rows if row])
                 if values := numbers(ok, metric.column):
                     badness[case.name] = metric.badness * float(np.mean(values))
         ranked = sorted(badness, key=lambda name: badness[name])

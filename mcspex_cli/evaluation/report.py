@@ -22,9 +22,9 @@ from mcspex_cli.evaluation.summary import (
     Report,
     Rows,
     Summary,
+    in_means,
     numbers,
     ranking,
-    scored,
 )
 from mcspex_cli.extraction.job import check_no_input, identities
 
@@ -202,7 +202,7 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
 
     `metrics` are the names of those that were to be computed.
     """
-    summary, change, ok = report.summary, report.baseline, scored(report.rows)
+    summary, change, ok = report.summary, report.baseline, in_means(report.rows)
     counted = {row["status"] for row in ok}
     others = {status: n for status, n in summary.statuses.items() if status not in counted}
     left_out, missing = sum(others.values()), summary.missing_estimates
@@ -234,7 +234,7 @@ def confusion(report: Report) -> str:
     summary = report.summary
     if summary.confused is None:
         return ""
-    names = [row["name"] for row in scored(report.rows) if row.get("confused")]
+    names = [row["name"] for row in in_means(report.rows) if row.get("confused")]
     share = 100 * summary.confused / summary.scored
     which = f": {listed(names)}" if names else ""
     return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"

@@ -59,7 +59,8 @@ class Status:
     """What has become of a file: all statuses that a row may have."""
 
     OK, DONE = "ok", "done"
-    """Scored; or, in a batch, extracted and not scored. No other rows are in means."""
+    """Scored; or, in a batch without scores, extracted. No other rows are in means, see
+    `summary.in_means`."""
     FAILED, PENDING = "failed", "pending"
     """Not extracted by a batch, which failed at it or has not come to it."""
     SILENT_TRUTH, SILENT_ESTIMATE, EXACT = "silent truth", "silent estimate", "exact"

@@ -62,7 +62,7 @@ class Summary:
 
 def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
     """Count and average rows."""
-    ok = scored(rows)
+    ok = in_means(rows)
     verdicts = [row["confused"] for row in ok if row.get("confused") is not None]
     return Summary(
         files=len(rows),
@@ -74,7 +74,7 @@ def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
     )
 
 
-def scored(rows: Rows) -> Rows:
+def in_means(rows: Rows) -> Rows:
     """The rows that count in means: those "ok", or "done" where no row has scores of a truth."""
     by_status = [[row for row in rows if row["status"] == status] for status in COUNTED]
     return next(filter(None, by_status), [])
@@ -113,14 +113,14 @@ def worst(rows: Rows) -> list[str]:
     metric = ranking(rows)
     if metric is None:
         return []
-    values = {row["name"]: row.get(metric.column) for row in scored(rows)}
+    values = {row["name"]: row.get(metric.column) for row in in_means(rows)}
     ranked = {name: metric.badness * value for name, value in values.items() if value is not None}
     return sorted(ranked, key=lambda name: -ranked[name])[:10]
 
 
 def ranking(rows: Rows) -> Metric | None:
     """The metric that ranks rows: SI-SDRi, else the first of METRICS that can and has a value."""
-    ok = scored(rows)
+    ok = in_means(rows)
     able = [metric for metric in METRICS.values() if metric.badness]
     return next((m for m in (METRICS["si_sdr_i"], *able) if numbers(ok, m.column)), None)
 
@@ -156,7 +156,7 @@ def compare(rows: Rows, baseline: Baseline) -> Change:
         PairingError: no case is in both.
     """
     here, there = (
-        {files.normal(row["name"]): row for row in scored(several)}
+        {files.normal(row["name"]): row for row in in_means(several)}
         for several in (rows, baseline.rows)
     )
     both = [name for name in here if name in there]
