@@ -223,8 +223,8 @@ class Reader:
     @contextmanager
     def _open(self, damaged: Damaged) -> Iterator[PlainFile | Container]:
         with _open_file(self.path) as stream:
-            cure = self._advice.damaged if damaged == "fail" else None
-            data = SoundBytes(self.path, stream, cure)
+            advice = self._advice.damaged if damaged == "fail" else None
+            data = SoundBytes(self.path, stream, advice)
             decoder = open_decoder(data, self._track)
             info, problem = decoder.info, ""
             if not LOWEST_HZ <= info.sample_rate_hz <= HIGHEST_HZ:
@@ -264,12 +264,12 @@ class Reader:
                 meter.add(block, chosen)
             yield chosen
         if meter.loss_db > WEAKENED_DB:
-            cure = self._advice.channels
+            advice = self._advice.channels
             if meter.loss_db > _CANCELLED_DB:
-                raise AudioError(f"{path}: its channels cancel each other out in the mix. {cure}")
+                raise AudioError(f"{path}: its channels cancel each other out in the mix. {advice}")
             self.warnings.append(
                 f"{path}: its channels nearly cancel each other out in the mix, which is "
-                f"{meter.loss_db:.0f} dB below them. {cure}"
+                f"{meter.loss_db:.0f} dB below them. {advice}"
             )
 
 

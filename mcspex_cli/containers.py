@@ -152,12 +152,12 @@ class SoundBytes:
     Args:
         path: its name, for messages.
         stream: the open file.
-        cure: what to do about damage, of which a `DamagedError` tells. If it is None, what can be
+        advice: what to do about damage, which is a `DamagedError`. If it is None, what can be
             read is kept, with silence where a part is lost in the middle, and a warning tells.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, cure: str | None) -> None:
-        self.path, self._stream, self.cure = path, stream, cure
+    def __init__(self, path: Path, stream: BinaryIO, advice: str | None) -> None:
+        self.path, self._stream, self.advice = path, stream, advice
         self._begin, self.size = 0, os.fstat(stream.fileno()).st_size
         self._error: OSError | None = None
         self.warnings: list[str] = []
@@ -201,8 +201,8 @@ class SoundBytes:
     def report(self, damage: str) -> None:
         """Raise an error that tells of damage, or warn of it where what is left is kept."""
         self.check_read()
-        if self.cure is not None:
-            raise DamagedError(f"{self.path}: {damage}. {self.cure}")
+        if self.advice is not None:
+            raise DamagedError(f"{self.path}: {damage}. {self.advice}")
         self.warn(f"{damage}.")
 
     def check_read(self) -> None:
@@ -377,7 +377,7 @@ class PlainFile:
         """Decode to blocks [channel, sample] of `size` samples, the last shorter.
 
         Raises:
-            DamagedError: the file is damaged or truncated, and there is a cure.
+            DamagedError: the file is damaged or truncated, and what is left is not to be kept.
         """
         import soundfile
 
@@ -601,7 +601,7 @@ class Container:
     def _note(self, reason: str) -> None:
         """Remember a damage at this place, or raise it."""
         at_s = self._done / self.info.sample_rate_hz
-        if self.data.cure is not None:
+        if self.data.advice is not None:
             self.data.report(f"damaged after {at_s:.2f} s ({reason})")
         self._damages.append((at_s, reason))
         self._is_after_damage = True
