@@ -226,6 +226,7 @@ class Reader:
             advice = self._advice.damaged if damaged == "fail" else None
             data = SoundBytes(self.path, stream, advice)
             decoder = open_decoder(data, self._track)
+            data.check_read()
             info, problem = decoder.info, ""
             if not LOWEST_HZ <= info.sample_rate_hz <= HIGHEST_HZ:
                 problem = f"{info.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are read. The header "

@@ -159,7 +159,7 @@ class SoundBytes:
     def __init__(self, path: Path, stream: BinaryIO, advice: str | None) -> None:
         self.path, self._stream, self.advice = path, stream, advice
         self._begin, self.size = 0, os.fstat(stream.fileno()).st_size
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self.warnings: list[str] = []
         self.ends = _find_ends(self)
         """Where the parts of the file end by its own account."""
@@ -177,7 +177,7 @@ class SoundBytes:
         """Up to `size` bytes from there on."""
         try:
             return self._stream.read(max(0, min(size, self.size - self.tell())))
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             self._error = error
             return b""
 
@@ -192,7 +192,9 @@ class SoundBytes:
     def part(self, start: int, size: int) -> bytes:
         """Up to `size` bytes from `start` on."""
         self.seek(start)
-        return self.read(size)
+        part = self.read(size)
+        self.check_read()
+        return part
 
     def warn(self, text: str) -> None:
         """Tell what is wrong with the file though it can be read."""
@@ -206,9 +208,11 @@ class SoundBytes:
         self.warn(f"{damage}.")
 
     def check_read(self) -> None:
-        """Raise what the system had against reading the file, if anything."""
-        if self._error:
+        """Raise what the system had against reading the file, if anything, or a Ctrl-C."""
+        if isinstance(self._error, OSError):
             raise AudioError(f"{self.path}: cannot be read: {explain(self._error)}")
+        if self._error:
+            raise self._error
 
 
 def _find_ends(data: SoundBytes) -> list[int]:
@@ -388,6 +392,7 @@ class PlainFile:
             while done < info.frames:
                 count = min(size, info.frames - done)
                 block = self._file.read(count, dtype="float32", always_2d=True).T
+                self.data.check_read()
                 if not block.size:
                     break
                 done += block.shape[1]
@@ -568,6 +573,7 @@ class Container:
                     return
                 except (av.FFmpegError, OSError, ValueError, IndexError) as error:
                     damage = _reason(error, log)
+            self.data.check_read()
             if packet is not None and packet.size:
                 is_cut = packet.is_corrupt and self._kind not in ("wav", "caf")  # chunks tell
                 if is_cut or any(frame.is_corrupt for frame in frames):

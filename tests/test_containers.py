@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import re
 import shutil
@@ -398,6 +400,27 @@ def test_a_file_that_is_cut_where_a_part_begins_is_truncated(tmp_path: Path) -> 
     for path in (parts, voc):
         with pytest.raises(DamagedError, match=r"truncated after \d\.\d\d s: .* bytes are missing"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("a.wav", 0), ("a.wav", 5), ("a.wav", 12), ("a.tta", 0), ("a.tta", 5)]
+)
+def test_ctrl_c_while_a_decoder_reads_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    path = (encoded(name, "tta") if name == "a.tta" else plain("wav", "WAV", "PCM_16"))(tmp_path)
+    count = itertools.count()
+
+    class Stream(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if next(count) == number:
+                raise KeyboardInterrupt
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Stream(self))
+    with pytest.raises(KeyboardInterrupt):
+        read(path)
+    assert next(count) < number + 20
 
 
 def test_what_a_camera_appends_to_an_mp4_is_no_damage(tmp_path: Path) -> None:
