@@ -303,7 +303,7 @@ def list_references(
 
     What cannot be used goes to `problems`, links that were not followed to `warnings`.
     """
-    compiled = None if pattern is None else compile_pattern(pattern)
+    compiled = None if pattern is None else compile_pattern(files.normal(pattern))
     named = files_by_name(source, "references", problems, warnings, also=(SUFFIX,))
     folders: dict[str, list[str]] = defaultdict(list)
     for name, path in named.items() if storage.is_folder(source) else ():

@@ -312,8 +312,8 @@ def ending_gently(stop: Callable[[], object]) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) call `stop`, and the second one end the program at once."""
 
     def handle(number: int, _: object) -> None:
-        stop()
         signal.signal(number, before[number])
+        stop()
 
     before = {int(n): signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

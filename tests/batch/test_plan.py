@@ -401,11 +401,12 @@ def test_accents_of_two_forms_are_one_name(folder: Path) -> None:
     for name in ("mixed/caf\u00e9_1.wav", "voices/cafe\u0301.wav", "true/cafe\u0301_1.wav"):
         touch(name)
     named = {"refs": "voices", "truth": Path("true")}
-    (task,) = plan("mixed", pattern="{speaker}_{n}", **named)
-    assert (task.references, task.truth) == (
-        ("voices/cafe\u0301.wav",),
-        "true/cafe\u0301_1.wav",
-    )
+    for pattern in ("{speaker}_{n}", "(?P<speaker>caf\u00e9)_", "(?P<speaker>cafe\u0301)_"):
+        (task,) = plan("mixed", pattern=pattern, **named)
+        assert (task.references, task.truth) == (
+            ("voices/cafe\u0301.wav",),
+            "true/cafe\u0301_1.wav",
+        )
 
 
 def test_a_reference_of_the_mixtures_size_is_not_taken_for_it(folder: Path) -> None:
