@@ -224,7 +224,9 @@ def _find_ends(data: SoundBytes) -> list[int]:
     head = data.part(0, 2**13).ljust(64, b"\0")
     if file_size := _FILE_SIZE.match(head):  # Flash's is a floating-point number
         flash, windows = file_size.groups(bytes(8))
-        end = max(int(struct.unpack(">d", flash)[0]), int.from_bytes(windows, "little"))
+        (flash_bytes,) = struct.unpack(">d", flash)
+        flash_end = int(flash_bytes) if math.isfinite(flash_bytes) else 0
+        end = max(flash_end, int.from_bytes(windows, "little"))
         return [end] if end else []
     if head.startswith(b".snd"):
         begin, length = struct.unpack_from(">II", head, 4)

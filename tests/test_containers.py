@@ -423,6 +423,13 @@ def test_ctrl_c_while_a_decoder_reads_is_not_lost(
     assert next(count) < number + 20
 
 
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), -1.0])
+def test_a_flash_file_of_an_impossible_size_is_read(tmp_path: Path, size: float) -> None:
+    source = encoded("a.flv", "libmp3lame", 44_100)
+    path = patched(tmp_path, source, (b"filesize", 9, struct.pack(">d", size)))
+    assert len(read(path)[0]) == pytest.approx(5.46 * RATE_HZ, abs=400)
+
+
 def test_what_a_camera_appends_to_an_mp4_is_no_damage(tmp_path: Path) -> None:
     path = encoded("a.mp4", "aac")(tmp_path)
     path.write_bytes(path.read_bytes() + b"SEFHe\0\0\0" * 40)
