@@ -36,6 +36,10 @@ LONG = 30
 REPORTS = {"report.csv", "report.json", "run.json"}
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+unless_nohup = pytest.mark.skipif(
+    signal.getsignal(getattr(signal, "SIGHUP", signal.SIGINT)) is signal.SIG_IGN,
+    reason="under nohup, programs ignore it when their terminal closes",
+)
 
 
 @pytest.fixture
@@ -973,6 +977,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
 
 @linux
+@unless_nohup
 def test_a_terminal_that_closes_leaves_nothing_and_says_one_line(
     long: str, start: Callable[..., subprocess.Popen[str]], two_cores: None, finish: Run
 ) -> None:
