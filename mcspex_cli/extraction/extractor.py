@@ -640,7 +640,9 @@ class _Extraction:
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
                 write_activity(path, self._presence, job.name, file, job.outputs.speaker)
-            job.check_outputs()  # again: another program may have written one in the meantime
+            # Again: another program may have written one in the meantime. Ours only get their names
+            # as `together` ends.
+            job.check_outputs()
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """Blocks of the estimate before `_level_gain` and, if it is asked for, of the residual."""
