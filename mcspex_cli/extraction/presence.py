@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -290,18 +291,22 @@ def find_polarities(
     Returns:
         For each window the estimate [channel, sample] of `sign * window`, where one was computed.
     """
-    rounds: dict[int, list[int]] = {}
-    """The places of the first window of each mixture, of the second of each, and so on."""
-    for place, polarity in enumerate(polarities):
-        rounds.setdefault(list(polarities[:place]).count(polarity), []).append(place)
+    rounds: list[list[int]] = []
+    """The indices of the first window of each mixture, of the second of each, and so on."""
+    earlier: Counter[Polarity] = Counter()
+    for index, polarity in enumerate(polarities):
+        if earlier[polarity] == len(rounds):
+            rounds.append([])
+        rounds[earlier[polarity]].append(index)
+        earlier[polarity] += 1
     estimates: list[dict[float, Samples]] = [{} for _ in windows]
-    for places in rounds.values():
+    for indices in rounds:
         for sign in (1.0, -1.0):
-            tried = [place for place in places if polarities[place].is_open(windows[place])]
-            pairs = [(sign * windows[place], polarities[place].embedding) for place in tried]
-            for place, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
-                polarities[place].judge(sign, windows[place], estimate)
-                estimates[place][sign] = estimate
+            tried = [index for index in indices if polarities[index].is_open(windows[index])]
+            pairs = [(sign * windows[index], polarities[index].embedding) for index in tried]
+            for index, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
+                polarities[index].judge(sign, windows[index], estimate)
+                estimates[index][sign] = estimate
     signs = [polarity.sign for polarity in polarities]
     return [computed.get(sign) for computed, sign in zip(estimates, signs, strict=True)]
 
