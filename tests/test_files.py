@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli import files
-from mcspex_cli.batch.pairing import files_by_name
+from mcspex_cli.batch.manifest import files_by_name
 from mcspex_cli.errors import AudioError, ConfigError, DiskFullError, OutputError
 from tests.conftest import ROOT
 

@@ -25,8 +25,8 @@ import msgspec
 
 from mcspex_cli import audio, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.pairing import AUDIO, Task
-from mcspex_cli.batch.plan import BatchPlan, BatchSettings, same_place, unchanged
+from mcspex_cli.batch.manifest import AUDIO, Task
+from mcspex_cli.batch.plan import BatchPlan, BatchSettings, same_places, unchanged
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.runtime import GPU_BATCH, LENGTH_SPREAD, EngineSettings
 
@@ -51,46 +51,47 @@ _LARGEST_OBJECT = 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A task that is done. Its result stays text until `row` is read, which saves memory."""
+class ResultLine:
+    """That a task was finished. Its result stays text until it is read, which saves memory."""
 
-    inputs: str
-    """As `Task.inputs` was then."""
+    input_key: str
+    """As `Task.input_key` was then."""
     settings: str
     """As `BatchSettings.fingerprint` was then."""
     files: dict[str, list[int] | None]
     """Size and time of each file written, by the folder that it is in."""
-    seconds: float
-    """The mixture's length."""
+    length_s: float
+    """The mixture's."""
     line: bytes
 
     @property
-    def row(self) -> dict[str, Any]:
-        """What is known of the result (`Result.to_dict`)."""
-        row: dict[str, Any] = json.loads(self.line)["row"]
-        return row
+    def result(self) -> dict[str, Any]:
+        """What is known of it (`Result.to_dict`)."""
+        result: dict[str, Any] = json.loads(self.line)["row"]
+        return result
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A task that failed."""
+class FailureLine:
+    """That a task failed."""
 
-    inputs: str
+    input_key: str
     settings: str
     reason: str
-    job: str
-    """Slurm's number of the array, or job, that it failed in."""
+    slurm_job: str
+    """Slurm's number of the array, or job, that it failed in; empty without Slurm."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """How much a command did, and how fast."""
+    """How much a command did, and how fast; one of the runs in run.json."""
 
     began: str
     """When, as "2026-08-30T09:15:02Z"."""
     wall_s: float
     audio_s: float
     done: int
+    """Tasks that it finished."""
     failed: int
 
 
@@ -98,8 +99,8 @@ class Journal:
     """What the files of a journal say, read once.
 
     Attributes:
-        done: the lines of each task that was done, by id: one for each time.
-        failed: likewise of each task that failed.
+        results: for each task that was ever finished, by id: a line for each time.
+        failures: likewise for each task that failed.
         scores: scores by id and key, as `add_score` got them.
         runs: how much each command did here and how fast, the first one first.
 
@@ -109,38 +110,40 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.done: dict[str, list[Done]] = {}
-        self.failed: dict[str, list[Failure]] = {}
+        self.results: dict[str, list[ResultLine]] = {}
+        self.failures: dict[str, list[FailureLine]] = {}
         self.scores: dict[tuple[str, str], dict[str, Any]] = {}
         self.runs: list[Run] = []
-        place = folder / FOLDER
-        storage.listed.cache_clear()
-        is_object = storage.url(place)
-        names = storage.listed(str(place)) if is_object else [path.name for path in place.glob("*")]
+        lines = folder / FOLDER
+        storage.objects.cache_clear()
+        is_object = storage.url(lines)
+        names = (
+            storage.objects(str(lines)) if is_object else [path.name for path in lines.glob("*")]
+        )
         for name in sorted(name for name in names if name.endswith(".jsonl")):
-            for data in storage.read(place / name, OutputError).splitlines():
+            for data in storage.read(lines / name, OutputError).splitlines():
                 with suppress(*_MEANINGLESS):
                     self._take(json.loads(data), data)
         self.runs.sort(key=lambda run: run.began)
 
-    def result(self, task: Task, settings: str) -> Done | None:
+    def result(self, task: Task, settings: str) -> ResultLine | None:
         """The line that agrees with inputs, settings and output files; None if there is none."""
-        for line in self.done.get(task.id, ()):
-            if line.settings == settings and unchanged(line.inputs, task.inputs):
-                places = task.outputs(self.folder).items()
-                stamps = {kind: storage.stamp(path) for kind, path in places}
+        for line in self.results.get(task.id, ()):
+            if line.settings == settings and unchanged(line.input_key, task.input_key):
+                outputs = task.outputs(self.folder).items()
+                stamps = {kind: storage.stamp(path) for kind, path in outputs}
                 if all(now and line.files.get(kind) == now.version for kind, now in stamps.items()):
                     return line
         return None
 
-    def failure(self, task: Task, settings: str, job: str | None = None) -> str | None:
-        """Why a task failed with these files and settings, and in that `job`; None if it did not.
+    def failure(self, task: Task, settings: str, slurm_job: str | None = None) -> str | None:
+        """Why a task failed with these files and settings, if it did: in that job, if one is named.
 
-        Whether it was done before or after that is not looked at.
+        Whether it was finished before or after that is not looked at.
         """
-        for line in reversed(self.failed.get(task.id, ())):
-            is_same = line.settings == settings and unchanged(line.inputs, task.inputs)
-            if is_same and job in (None, line.job):
+        for line in reversed(self.failures.get(task.id, ())):
+            is_same = line.settings == settings and unchanged(line.input_key, task.input_key)
+            if is_same and slurm_job in (None, line.slurm_job):
                 return line.reason
         return None
 
@@ -150,24 +153,33 @@ class Journal:
         One of another format would not be replaced: it would stay beside the new one.
         """
         for task in tasks:
-            lines, path = self.done.get(task.id, []), task.outputs(self.folder)[AUDIO]
-            now = storage.stamp(path) if lines else None
-            if now:  # whose estimate is there?
-                lines = [line for line in lines if line.files.get(AUDIO) == now.version] or lines
-            for other in map(path.with_suffix, audio.FORMATS) if lines and not now else ():
-                stamp = storage.stamp(other)
-                if stamp and any(line.files.get(AUDIO) == stamp.version for line in lines):
-                    raise OutputError(
-                        f"{storage.name(self.folder)}: has {task.id} as a {other.suffix} file "
-                        "already. Choose another -o, or add --overwrite to have both."
-                    )
-            same = [line for line in lines if same_place(line.inputs, task.inputs)]
+            lines = self._lines_of_estimate(task)
+            same = [line for line in lines if same_places(line.input_key, task.input_key)]
             if lines and not any(line.settings == settings for line in same):
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
                     f"{storage.name(self.folder)}: its {task.id} was made with {what}. Choose "
                     "another -o, or add --overwrite to replace it."
                 )
+
+    def _lines_of_estimate(self, task: Task) -> list[ResultLine]:
+        """The lines that wrote the estimate that is there now, or all of the task's if none did.
+
+        An estimate in another format is refused.
+        """
+        lines = self.results.get(task.id, [])
+        path = task.outputs(self.folder)[AUDIO]
+        now = storage.stamp(path) if lines else None
+        if now:
+            return [line for line in lines if line.files.get(AUDIO) == now.version] or lines
+        for other in map(path.with_suffix, audio.FORMATS) if lines else ():
+            stamp = storage.stamp(other)
+            if stamp and any(line.files.get(AUDIO) == stamp.version for line in lines):
+                raise OutputError(
+                    f"{storage.name(self.folder)}: has {task.id} as a {other.suffix} file "
+                    "already. Choose another -o, or add --overwrite to have both."
+                )
+        return lines
 
     def _take(self, line: dict[str, Any], data: bytes) -> None:
         if "run" in line:
@@ -176,12 +188,14 @@ class Journal:
             row = msgspec.convert(line["row"], dict[str, Any])
             self.scores[line["scored"], line["key"]] = row
         elif "failed" in line:
-            failure = msgspec.convert(line, Failure)
-            self.failed.setdefault(line["failed"], []).append(failure)
+            known = line | {"input_key": line["inputs"], "slurm_job": line["job"]}
+            failure = msgspec.convert(known, FailureLine)
+            self.failures.setdefault(line["failed"], []).append(failure)
         else:
-            known = line | {"seconds": line["row"]["seconds"], "line": data}
-            done = msgspec.convert(known, Done)
-            self.done.setdefault(line["done"], []).append(done)
+            length_s = line["row"]["seconds"]
+            known = line | {"input_key": line["inputs"], "length_s": length_s, "line": data}
+            result = msgspec.convert(known, ResultLine)
+            self.results.setdefault(line["done"], []).append(result)
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> Journal:
@@ -220,19 +234,19 @@ class JournalWriter:
         self._object = b""
         """The content of the object, in a store: since none can append, each line writes all."""
 
-    def add_done(self, task: Task, settings: str, row: Mapping[str, Any]) -> None:
+    def add_result(self, task: Task, settings: str, result: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
         written = {}
         for kind, path in task.outputs(self.folder).items():
             stamp = storage.stamp(path, anew=True)
             written[kind] = stamp and stamp.version
-        line = {"done": task.id, "inputs": task.inputs, "settings": settings, "files": written}
-        self._append({**line, "row": row})
+        line = {"done": task.id, "inputs": task.input_key, "settings": settings, "files": written}
+        self._append({**line, "row": result})
 
-    def add_failed(self, task: Task, settings: str, reason: str) -> None:
+    def add_failure(self, task: Task, settings: str, reason: str) -> None:
         """Remember a task that failed; it will be tried again."""
         job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
-        line = {"failed": task.id, "inputs": task.inputs, "settings": settings, "job": job}
+        line = {"failed": task.id, "inputs": task.input_key, "settings": settings, "job": job}
         self._append({**line, "reason": reason})
 
     def add_score(self, id_: str, key: str, row: Mapping[str, Any]) -> None:
@@ -268,11 +282,12 @@ class WorkList:
 
     Attributes:
         key: the settings' fingerprint.
-        done: the ids of all tasks of the plan that are done.
-        todo: the tasks that are left, in the plan's order.
-        skipped: the tasks of this shard that were done before.
+        finished_ids: the ids of all tasks of the plan, in this shard or not, that are finished;
+            `deal` adds those that a worker finished before it died.
+        todo: the tasks of this shard that are left, in the plan's order.
+        skipped: the tasks of this shard that were finished before.
         units: those with a task that is left; see `Unit` for why they also have finished tasks.
-        seconds: audio of this shard, done or not.
+        audio_s: audio of this shard, finished or not.
 
     Raises:
         EngineError: a device is not available.
@@ -286,16 +301,18 @@ class WorkList:
         units: Sequence[Unit] | None = None,
     ) -> None:
         self.plan, self.settings, self.key = plan, settings, settings.fingerprint()
-        self.done = {task.id for task in plan.tasks if journal.result(task, self.key)}
+        self.finished_ids = {task.id for task in plan.tasks if journal.result(task, self.key)}
         if units is None:
             # Where nothing is left, units do not matter, and to look for devices takes seconds.
-            all_done = len(self.done) == len(plan.tasks)
-            units = [tuple(plan.tasks)] if all_done else self._shard()
+            all_finished = len(self.finished_ids) == len(plan.tasks)
+            units = [tuple(plan.tasks)] if all_finished else self._shard()
         tasks = [task for unit in units for task in unit]
-        self.seconds = seconds(tasks)
-        self.skipped = [task for task in tasks if task.id in self.done]
-        self.todo = [task for task in tasks if task.id not in self.done]
-        self.units = [unit for unit in units if any(task.id not in self.done for task in unit)]
+        self.audio_s = total_s(tasks)
+        self.skipped = [task for task in tasks if task.id in self.finished_ids]
+        self.todo = [task for task in tasks if task.id not in self.finished_ids]
+        self.units = [
+            unit for unit in units if not self.finished_ids.issuperset(task.id for task in unit)
+        ]
 
     def _shard(self) -> list[Unit]:
         """This shard's units.
@@ -320,7 +337,7 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
     """Put tasks together whose windows can share batches of `size`: those about equally long."""
     if size == 1:
         return [(task,) for task in tasks]
-    known = [(min(task.seconds, WINDOW_S), task) for task in tasks if task.seconds is not None]
+    known = [(min(task.length_s, WINDOW_S), task) for task in tasks if task.length_s is not None]
     joined: list[list[Task]] = []
     room = least_s = 0.0
     for window_s, task in sorted(known, key=lambda pair: pair[0], reverse=True):
@@ -328,21 +345,21 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
             joined.append([])
             room, least_s = float(size), (1 - LENGTH_SPREAD) * window_s
         joined[-1].append(task)
-        room -= max(1.0, (task.seconds or 0.0) / WINDOW_S)
-    return [*map(tuple, joined), *((task,) for task in tasks if task.seconds is None)]
+        room -= max(1.0, (task.length_s or 0.0) / WINDOW_S)
+    return [*map(tuple, joined), *((task,) for task in tasks if task.length_s is None)]
 
 
 def equal_parts(work: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Split units into `count` parts of about equal duration, each in the order of `work`."""
     loads = [(0.0, number) for number in range(count)]
     dealt: list[list[int]] = [[] for _ in range(count)]
-    for index in sorted(range(len(work)), key=lambda index: seconds(work[index]), reverse=True):
+    for index in sorted(range(len(work)), key=lambda index: total_s(work[index]), reverse=True):
         load, number = heapq.heappop(loads)
         dealt[number].append(index)
-        heapq.heappush(loads, (load + seconds(work[index]) + 1e-3, number))
+        heapq.heappush(loads, (load + total_s(work[index]) + 1e-3, number))
     return [[work[index] for index in sorted(indices)] for indices in dealt]
 
 
-def seconds(tasks: Iterable[Task]) -> float:
+def total_s(tasks: Iterable[Task]) -> float:
     """The audio of some tasks; those whose length is not known count as nothing."""
-    return sum(task.seconds or 0.0 for task in tasks)
+    return sum(task.length_s or 0.0 for task in tasks)

@@ -25,8 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcspex_cli import audio, files
-from mcspex_cli.batch import pairing, storage
-from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
+from mcspex_cli.batch import storage
+from mcspex_cli.batch.manifest import (
+    ACTIVITY,
+    AUDIO,
+    RESIDUAL,
+    Task,
+    files_by_name,
+    list_references,
+    read_manifest,
+)
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
 from mcspex_cli.extraction.job import ExtractionOptions
@@ -58,7 +66,7 @@ class BatchRequest:
     reference_folder: Path | None = None
     """Or a folder (or scp) with a reference for each mixture or speaker."""
     pattern: str | None = None
-    """Which part of a mixture's name is the reference's (`pairing.compile_pattern`)."""
+    """Which part of a mixture's name is the reference's (`manifest.compile_pattern`)."""
     truth: Path | None = None
     suffix: str = ".wav"
     residual: bool = False
@@ -77,16 +85,17 @@ class BatchSettings:
     """How each worker runs the network; its device and its threads are the worker's own."""
     devices: tuple[str, ...] = ("auto",)
     jobs: int = 0
-    """Processes, actors or array tasks; 0 for as many as the engine finds useful."""
+    """Processes, actors or array tasks; 0 for as many as the backend finds useful."""
     shard: tuple[int, int] = (1, 1)
     """(i, n): the i-th of n parts of about equal duration, i from 1."""
     fail_fast: bool = False
-    engine: str = "local"
-    """Where it is computed, by its name in `engines.ENGINES`; the rest is for Ray and Slurm."""
+    backend: str = "local"
+    """Where it is computed (--engine), by its name in `backends.BACKENDS`; the rest is for Ray and
+    Slurm."""
     cpus: float = 2.0
     """Cores of each worker. How many threads it has may decide an estimate's last bit."""
     gpus: float | None = None
-    """GPUs of each worker; None for one if the cluster says that it has any."""
+    """GPUs of each worker; None for one if Ray has any, and on Slurm for none."""
     address: str | None = None
     """Ray's: "auto", or "ray://HOST:PORT"; None for a Ray of this machine's own."""
     partition: str | None = None
@@ -108,7 +117,7 @@ class BatchSettings:
 
     def on_gpu(self) -> bool:
         """Whether it is computed on GPUs; every device of torch's is tried."""
-        if self.engine != "local":
+        if self.backend != "local":
             return bool(self.gpus)
         if self.engine_settings.runtime == "onnx":
             return all(device.startswith("cuda") for device in self.devices)
@@ -154,11 +163,11 @@ def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
     def measured(start: int) -> list[Task]:
         tasks = []
         for task in plan.tasks[start : start + _AT_ONCE]:
-            lines = journal.done.get(task.id, ())
-            lengths_s = (line.seconds for line in lines if unchanged(line.inputs, task.inputs))
-            length_s = next(lengths_s, None)
-            seconds = _seconds(task.mixture) if length_s is None else length_s
-            tasks.append(replace(task, seconds=seconds))
+            lines = journal.results.get(task.id, ())
+            same = (line for line in lines if unchanged(line.input_key, task.input_key))
+            line = next(same, None)
+            length_s = line.length_s if line else _length_s(task.mixture)
+            tasks.append(replace(task, length_s=length_s))
         return tasks
 
     with ThreadPoolExecutor(4) as readers:
@@ -247,7 +256,7 @@ class _Planner:
                 f"{manifest}: is in the output folder, so the reports there would be replaced by "
                 "reports of this list only. To try what failed again, repeat the first command."
             )
-        return pairing.read_manifest(manifest, self.problems, self.warnings)
+        return read_manifest(manifest, self.problems, self.warnings)
 
     def _search(self) -> Iterator[Task]:
         """The files named, and those in the folders named but references, truths and outputs."""
@@ -282,10 +291,10 @@ class _Planner:
 
     def with_references(self, tasks: Sequence[Task]) -> list[Task]:
         """Give each task that names none the references that the request has for it."""
-        request, listed = self.request, None
+        request, by_name = self.request, None
         shared = tuple(map(str, self._clips()))
         if request.reference_folder:
-            listed = pairing.list_references(
+            by_name = list_references(
                 request.reference_folder, request.pattern, self.problems, self.warnings
             )
         paired = []
@@ -293,18 +302,18 @@ class _Planner:
             clips = task.references
             if not clips and not task.spans:
                 try:
-                    clips = listed.find(task.id) if listed else shared
+                    clips = by_name.find(task.id) if by_name else shared
                     if not clips:
                         raise PairingError("has no reference. Add one, or use --ref or --refs.")
                 except PairingError as error:
                     self._note(task, str(error))
             paired.append(replace(task, references=clips))
-        if listed and not request.allow_unused:
+        if by_name and not request.allow_unused:
             used = {task.references for task in paired}
             real = {os.path.realpath(path) for clips in used for path in clips}
             self.problems += [
                 f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
-                for path in sorted({path for clips in listed.clips.values() for path in clips})
+                for path in sorted({path for clips in by_name.clips.values() for path in clips})
                 if os.path.realpath(path) not in real
             ]
         return paired
@@ -314,7 +323,7 @@ class _Planner:
         truth = self.request.truth
         if truth is None:
             return list(tasks)
-        truths = pairing.files_by_name(truth, "truths", self.problems, self.warnings)
+        truths = files_by_name(truth, "truths", self.problems, self.warnings)
         paired = [
             replace(task, truth=task.truth or truths.get(files.normal(task.id))) for task in tasks
         ]
@@ -376,7 +385,7 @@ class _Planner:
                 output=bare.output or id_ + request.suffix,
                 residual=bare.residual or (id_ + request.suffix if request.residual else ""),
                 activity=bare.activity or (id_ + request.activity if request.activity else ""),
-                inputs=self._inputs_key(bare),
+                input_key=self._input_key(bare),
             )
             for kind, name in task.names().items():
                 path = f"{request.output}/{kind}/{name}"
@@ -424,8 +433,7 @@ class _Planner:
             self._inside[parent] = real.is_relative_to(os.path.realpath(root))
         return None if self._inside[parent] else "leaves the output folder by a link"
 
-    def _inputs_key(self, task: Task) -> str:
-        """Hashes of the mixture and references, see `Task.inputs`."""
+    def _input_key(self, task: Task) -> str:
         inputs = (task.mixture, *task.references)
         stamps = [stamp and tuple(stamp.version) for stamp in map(self._stamp, inputs)]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
@@ -447,17 +455,17 @@ class _Planner:
         self.problems.append(f"{self._where(task)}: {problem}")
 
 
-def _seconds(mixture: str) -> float | None:
+def _length_s(mixture: str) -> float | None:
     if storage.url(mixture):
         return None
     try:
-        seconds = _plain_wav_seconds(mixture)
-        return audio.probe(mixture).seconds if seconds is None else seconds
+        length_s = _plain_wav_s(mixture)
+        return audio.probe(mixture).seconds if length_s is None else length_s
     except (McspexError, OSError):
         return None
 
 
-def _plain_wav_seconds(path: str) -> float | None:
+def _plain_wav_s(path: str) -> float | None:
     """The length of a plain WAV file by its first 44 bytes, 8 times as fast as a library does it.
 
     None for any other file.
@@ -473,19 +481,19 @@ def _plain_wav_seconds(path: str) -> float | None:
     return float(data // align / rate_hz)
 
 
-def same_place(one: str, other: str) -> bool:
-    """Whether two `Task.inputs` are of files in the same places, whatever is in those now.
+def same_places(one: str, other: str) -> bool:
+    """Whether two keys (`Task.input_key`) are of files in the same places, whatever they hold now.
 
     It is enough that they lie in the same way from the output folder: all was moved together.
     """
-    places = zip(one.split("-")[1:], other.split("-")[1:], strict=False)
-    return one == other or any(place == other_place for place, other_place in places)
+    pairs = zip(one.split("-")[1:], other.split("-")[1:], strict=False)
+    return one == other or any(place == other_place for place, other_place in pairs)
 
 
 def unchanged(one: str, other: str) -> bool:
-    """Whether two `Task.inputs` are of files in the same places, with the same sizes and times."""
+    """Whether two keys are of files in the same places, with the same sizes and times."""
     same_stamps = one.partition("-")[0] == other.partition("-")[0]
-    return one == other or (same_stamps and same_place(one, other))
+    return one == other or (same_stamps and same_places(one, other))
 
 
 def fingerprint(value: object) -> str:

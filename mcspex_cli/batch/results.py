@@ -1,6 +1,7 @@
 """What a batch leaves behind: scores, reports, the list of failures and the record of the run.
 
-Paths in these files start from the batch's folder, so that a set can be moved as a whole.
+Paths in these files start from the batch's folder, so that a set can be moved as a whole, and
+estimates and scores are kept if their files have the same sizes and times there.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import FOLDER, Done, Journal, JournalWriter
-from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
+from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, ResultLine
+from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, Locations, fingerprint
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import page, report, summary
@@ -39,23 +40,23 @@ seconds before it gives up."""
 _SCORED_AT_ONCE = 1000
 """Files that are copied from an object store before they are scored."""
 
-_INPUTS = ("mixture", "references", "span", "truth")
-"""What rows and the list of failures have of a task's inputs."""
+_INPUT_KEYS = ("mixture", "references", "span", "truth")
+"""The keys under which the list of failures has a task's inputs, as rows have them."""
 
-_OF_THE_RUN = (
+_RUN_KEYS = (
     *("elapsed_s", "real_time_factor", "device", "precision", "runtime", "passes"),
     *("model", "model_revision", "model_sha256", "output"),
 )
-"""What a result's row has that differs from run to run, or is in `run.json` for all."""
+"""The keys of a result that rows lack: they differ from run to run, or `run.json` has them."""
 
 
 def score(
     plan: BatchPlan,
     settings: BatchSettings,
-    scoring: ScoreSettings,
+    score_settings: ScoreSettings,
     advance: Callable[[float], object] = lambda _: None,
 ) -> None:
-    """Score the tasks that are done, have a truth and have no such score in the journal yet.
+    """Score the tasks that are finished, have a truth and have no such score in the journal yet.
 
     `advance` is called with the share that is done.
     """
@@ -63,26 +64,30 @@ def score(
     locations, settings_key = Locations(plan.folder), settings.fingerprint()
     unscored: list[tuple[Task, str]] = []
     for task in plan.tasks:
-        if task.truth and (done := journal.result(task, settings_key)):
-            key = _score_key(task, done, scoring, locations)
+        if task.truth and (line := journal.result(task, settings_key)):
+            key = _score_key(task, line, score_settings, locations)
             if (task.id, key) not in journal.scores:
                 unscored.append((task, key))
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
         with tempfile.TemporaryDirectory() as scratch:
             pairings = [_fetch(plan, task, Path(scratch)) for task, _ in part]
-            rows = zip(part, score_files(pairings, scoring), strict=True)
+            rows = zip(part, score_files(pairings, score_settings), strict=True)
             for number, ((task, key), row) in enumerate(rows, start + 1):
                 writer.add_score(task.id, key, row.to_dict())
                 advance(number / len(unscored))
 
 
-def _score_key(task: Task, done: Done, scoring: ScoreSettings, locations: Locations) -> str:
+def _score_key(
+    task: Task, line: ResultLine, score_settings: ScoreSettings, locations: Locations
+) -> str:
     """A hash of the estimate, the truth and the settings that a score is of."""
     if not task.truth:
         return ""
-    stamp, place = storage.stamp(task.truth), locations.of(task.truth)[1]
-    return fingerprint((done.files[AUDIO], done.inputs, stamp, astuple(scoring), place))
+    stamp, truth = storage.stamp(task.truth), locations.of(task.truth)[1]
+    version = stamp and stamp.version
+    estimate = (line.files[AUDIO], line.input_key)
+    return fingerprint((*estimate, version, truth, astuple(score_settings)))
 
 
 def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
@@ -122,7 +127,7 @@ def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
 def write(
     plan: BatchPlan,
     settings: BatchSettings,
-    scoring: ScoreSettings,
+    score_settings: ScoreSettings,
     command: Sequence[str],
     groups: Path | None = None,
     group_by: str | None = None,
@@ -136,17 +141,17 @@ def write(
     """
     with _one_at_a_time(plan.folder, quiet=quiet), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
-        done, rows = _rows(plan, journal, settings, scoring)
+        results, rows = _rows(plan, journal, settings, score_settings)
         failures = [
             {
-                **{"id": task.id, **{key: row[key] for key in _INPUTS if key in row}},
+                **{"id": task.id, **{key: row[key] for key in _INPUT_KEYS if key in row}},
                 **{"output": task.output, RESIDUAL: task.residual, ACTIVITY: task.activity},
                 "reason": row["note"],
             }
             for task, row in zip(plan.tasks, rows, strict=True)
             if row["status"] == Status.FAILED
         ]
-        record = _record(plan, journal, settings, command, done, len(failures))
+        record = _record(plan, journal, settings, command, results, len(failures))
         by_group = summary.read_groups(groups, group_by) if groups else None
         document = summary.report(rows, groups=by_group)
         texts = {
@@ -165,7 +170,7 @@ def write(
         for name, text in texts.items():
             with files.whole(folder / name) as partial:
                 partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-        if done and not html.exists():
+        if results and not html.exists():
             title = plan.folder.resolve().name
             look = page.PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
             with tempfile.TemporaryDirectory() as scratch:
@@ -175,36 +180,37 @@ def write(
 
 
 def _rows(
-    plan: BatchPlan, journal: Journal, settings: BatchSettings, scoring: ScoreSettings
-) -> tuple[list[Done], list[dict[str, Any]]]:
-    """The results that there are, and a row of the report for each task."""
+    plan: BatchPlan, journal: Journal, settings: BatchSettings, score_settings: ScoreSettings
+) -> tuple[list[ResultLine], list[dict[str, Any]]]:
+    """The results that there are, and a row of the report for each task (see `summary.Rows`)."""
     key, locations = settings.fingerprint(), Locations(plan.folder)
-    results, rows = list[Done](), list[dict[str, Any]]()
+    results, rows = list[ResultLine](), list[dict[str, Any]]()
     for task in plan.tasks:
         row: dict[str, Any] = {"status": Status.PENDING, "note": ""}
-        if done := journal.result(task, key):
-            results.append(done)
-            score = journal.scores.get((task.id, _score_key(task, done, scoring, locations)))
-            row = _row(task, done, score or {"status": Status.DONE, "note": ""})
+        if line := journal.result(task, key):
+            results.append(line)
+            score_key = _score_key(task, line, score_settings, locations)
+            score = journal.scores.get((task.id, score_key))
+            row = _row(task, line, score or {"status": Status.UNSCORED, "note": ""})
         elif reason := journal.failure(task, key):
             row = {"status": Status.FAILED, "note": reason}
-        places = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
+        outputs = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
         row |= {
             "name": task.id,
             "mixture": locations.of(task.mixture)[1],
             "references": [locations.of(path)[1] for path in task.references],
             **({"span": list(task.spans)} if task.spans else {}),
             "truth": locations.of(task.truth)[1] if task.truth else None,
-            "estimate": places[AUDIO],
-            **{kind: places.get(kind) for kind in (RESIDUAL, ACTIVITY)},
+            "estimate": outputs[AUDIO],
+            **{kind: outputs.get(kind) for kind in (RESIDUAL, ACTIVITY)},
         }
         rows.append(row)
     return results, rows
 
 
-def _row(task: Task, done: Done, score: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a task's result, and its score."""
-    row = {name: value for name, value in done.row.items() if name not in _OF_THE_RUN}
+def _row(task: Task, line: ResultLine, score: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's result, and its score: what both have is the score's, unless that has no value."""
+    row = {name: value for name, value in line.result.items() if name not in _RUN_KEYS}
     row["warnings"] = [text.replace(task.mixture, task.id) for text in row.get("warnings", ())]
     return row | {name: v for name, v in score.items() if v is not None or name not in row}
 
@@ -234,11 +240,11 @@ def _record(
     journal: Journal,
     settings: BatchSettings,
     command: Sequence[str],
-    done: Sequence[Done],
+    lines: Sequence[ResultLine],
     failed: int,
 ) -> dict[str, Any]:
     """The content of run.json: what was done, by which versions and model, and how fast."""
-    rows = [result.row for result in done]
+    results = [line.result for line in lines]
     worked_s = sum(run.audio_s for run in journal.runs)
     wall_s = sum(run.wall_s for run in journal.runs)
     return {
@@ -251,15 +257,15 @@ def _record(
         "model_revision": settings.model.revision,
         "model_sha256": settings.model.sha256,
         **{
-            name: sorted({row[name] for row in rows if name in row})
+            name: sorted({result[name] for result in results if name in result})
             for name in ("device", "precision", "runtime")
         },
         "passes": settings.engine_settings.passes,
         **asdict(settings.options),
         "files": len(plan.tasks),
-        "done": len(done),
+        "done": len(lines),
         "failed": failed,
-        "audio_s": round(sum(result.seconds for result in done), 3),
+        "audio_s": round(sum(line.length_s for line in lines), 3),
         "wall_s": round(wall_s, 3),
         "real_time_factor": round(wall_s / worked_s, 5) if worked_s else None,
         "runs": [asdict(run) for run in journal.runs],

@@ -126,7 +126,7 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
             store.invalidate_cache()
             return _stamp(store.info(key))
     if url(path):
-        return listed(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
+        return objects(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
     try:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
@@ -137,8 +137,8 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
 
 
 @cache
-def listed(folder: str) -> dict[str, Stamp]:
-    """The objects of a folder itself, by name, until `listed.cache_clear()`."""
+def objects(folder: str) -> dict[str, Stamp]:
+    """The objects of a folder itself, by name, until `objects.cache_clear()`."""
     with _reaching(folder) as (store, key):
         try:
             store.invalidate_cache()

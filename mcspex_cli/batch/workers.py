@@ -1,7 +1,7 @@
 """The workers of a batch, and how its work is dealt out among them.
 
 ```
-WorkList: plan − done, this shard's, in units
+WorkList: what of the plan is left, this shard's, in units
   ──▶ parcels, the longest first ──▶ members as they become free ──▶ Worker ──▶ files, journal
                  ▲                              │
                  └── what a dead one had left ◀─┘
@@ -9,7 +9,7 @@ WorkList: plan − done, this shard's, in units
 Member: a process or an actor, as `deal` sees it ──▶ RemoteWorker: in it ──▶ Worker: loads, extracts
 ```
 
-`engines` decides where the members are; with one process there are none, only a `Worker`.
+`backends` decides where the members are; with one process there are none, only a `Worker`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from threading import Event
 from typing import Any, Protocol
 
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList, seconds
-from mcspex_cli.batch.pairing import ACTIVITY, AUDIO, RESIDUAL, Task
+from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList, total_s
+from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
@@ -45,7 +45,8 @@ PARCEL_S, PARCEL_UNITS = 30.0, 16
 """The most seconds of audio, and the most units, in a parcel: what a member is given at once."""
 
 DEATHS_PER_FILE = 3
-"""A file has failed when this many members, one after the other, have died while they did it."""
+"""A file has failed when this many members, one after the other, have died while they did it: one
+more for files that were done with others, since each of those is then tried alone."""
 
 DEATHS_IN_A_ROW = 10
 """A batch ends when this many members, plus as many as it has, die without a file done in between.
@@ -55,10 +56,10 @@ The members come on top because a machine that is lost may take all of them with
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one task: its row (`Result.to_dict`), or why it failed."""
+    """What came of one task: its result (`Result.to_dict`), or why it failed."""
 
     task: Task
-    row: dict[str, Any] | None
+    result: dict[str, Any] | None
     reason: str = ""
     warnings: tuple[str, ...] = ()
     """Of its references."""
@@ -88,9 +89,9 @@ class Worker:
         self._warnings: dict[str, tuple[str, ...]] = {}
 
     def extract(
-        self, units: Sequence[Unit], done: set[str], stopping: Callable[[], bool]
+        self, units: Sequence[Unit], finished_ids: set[str], stopping: Callable[[], bool]
     ) -> Outcomes:
-        """Extract every task of the units that is not done, beginning no other once `stopping()`.
+        """Extract what is not finished of some units, beginning no other task once `stopping()`.
 
         On a GPU, whose results depend a little on what else is in a batch, a unit that was begun
         is finished. Each outcome is in the journal before it is yielded.
@@ -99,17 +100,17 @@ class Worker:
             DiskFullError: nothing more can be written.
         """
         if self.extractor.engine.batch == 1:
-            tasks = [task for unit in units for task in unit if task.id not in done]
-            yield from self._extract(tasks, done, stopping)
+            tasks = [task for unit in units for task in unit if task.id not in finished_ids]
+            yield from self._extract(tasks, finished_ids, stopping)
             return
         for unit in units:
             if not stopping():
-                yield from self._extract(unit, done, lambda: False)
+                yield from self._extract(unit, finished_ids, lambda: False)
 
     def _extract(
-        self, tasks: Sequence[Task], done: set[str], stopping: Callable[[], bool]
+        self, tasks: Sequence[Task], finished_ids: set[str], stopping: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        """Extract tasks in one go, and throw away what comes of those that are done (see `Unit`).
+        """Extract tasks in one go, and throw away what comes of finished ones (see `Unit`).
 
         A file that cannot be written has failed. A journal that cannot be written ends all.
         """
@@ -125,7 +126,7 @@ class Worker:
                     mixture = storage.fetch(mixture, copies)
                 except McspexError as error:  # the extraction then fails, too, but cannot say why
                     begun[-1] = task, copies, error
-                is_aside = task.id in done or storage.url(self._folder)
+                is_aside = task.id in finished_ids or storage.url(self._folder)
                 outputs = _outputs(task, copies if is_aside else self._folder)
                 yield Job(mixture, partial(self._voice, task), outputs)
 
@@ -136,24 +137,25 @@ class Worker:
             for _, end in results:
                 task, copies, not_fetched = begun.popleft()
                 result = not_fetched or end
-                if task.id in done and not isinstance(result, DiskFullError):
+                if task.id in finished_ids and not isinstance(result, DiskFullError):
                     continue
                 warnings = self._warnings.pop(task.id, ())
                 try:
                     if isinstance(result, McspexError):
                         raise result
                     if storage.url(self._folder):
-                        for kind, place in task.outputs(self._folder).items():
-                            storage.send(task.outputs(copies)[kind], place)
-                    row = result.to_dict()
-                    row["warnings"] = [storage.with_urls(one, copies) for one in row["warnings"]]
-                    self._writer.add_done(task, self._key, row)
-                    outcome = Outcome(task, row, "", warnings)
+                        for kind, path in task.outputs(self._folder).items():
+                            storage.send(task.outputs(copies)[kind], path)
+                    values = result.to_dict()
+                    texts = [storage.with_urls(text, copies) for text in values["warnings"]]
+                    values["warnings"] = texts
+                    self._writer.add_result(task, self._key, values)
+                    outcome = Outcome(task, values, "", warnings)
                 except DiskFullError:
                     raise
                 except McspexError as error:
                     reason = storage.with_urls(str(error), copies)
-                    self._writer.add_failed(task, self._key, reason)
+                    self._writer.add_failure(task, self._key, reason)
                     outcome = Outcome(task, None, reason, warnings)
                 shutil.rmtree(copies, ignore_errors=True)
                 yield outcome
@@ -189,11 +191,11 @@ class Worker:
 
 
 def _outputs(task: Task, folder: Path) -> Outputs:
-    places = task.outputs(folder)
+    paths = task.outputs(folder)
     return Outputs(
-        places[AUDIO],
-        places.get(RESIDUAL),
-        places.get(ACTIVITY),
+        paths[AUDIO],
+        paths.get(RESIDUAL),
+        paths.get(ACTIVITY),
         speaker=speaker_name(task.references, task.spans),
         overwrite=True,
     )
@@ -213,8 +215,8 @@ class Member(Protocol):
     def start(self) -> Answer:
         """Begin, or begin anew after a death; it answers like `submit` to an empty parcel."""
 
-    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
-        """Hand out units; `done` has the ids of those of their tasks that are done (see `Unit`)."""
+    def submit(self, parcel: Sequence[Unit], finished_ids: set[str]) -> Answer:
+        """Hand out units; some of their tasks may be finished (see `Unit`)."""
 
     def stop(self) -> None:
         """Have it begin no other file."""
@@ -226,7 +228,7 @@ class Member(Protocol):
 def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes:
     """Hand a work list out to members as they become free, the longest units first."""
     waiting = deque[Sequence[Unit]](_parcels(work.units, len(members)))
-    writer, deaths, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
+    writer, deaths_by_task, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
     nothing: Sequence[Unit] = ()
     running = {member.start(): (member, nothing) for member in members}
     idle: list[Member] = []
@@ -240,16 +242,16 @@ def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes
                     member.stop()
             while idle and waiting:
                 member, parcel = idle.pop(), waiting.popleft()
-                done = {task.id for unit in parcel for task in unit} & work.done
-                running[member.submit(parcel, done)] = (member, parcel)
+                finished_ids = work.finished_ids.intersection(t.id for unit in parcel for t in unit)
+                running[member.submit(parcel, finished_ids)] = (member, parcel)
             for future in wait(running, 0.2, FIRST_COMPLETED).done:
                 member, parcel = running.pop(future)
                 try:
                     outcomes = future.result()
                 except member.deaths as death:
-                    outcomes, left = _after_death(work, parcel, deaths, writer)
+                    outcomes, left = _after_death(work, parcel, deaths_by_task, writer)
                     waiting.extendleft(() if stopping.is_set() else left)
-                    in_a_row = 0 if any(outcome.row for outcome in outcomes) else in_a_row + 1
+                    in_a_row = 0 if any(outcome.result for outcome in outcomes) else in_a_row + 1
                     if in_a_row >= DEATHS_IN_A_ROW + len(members):
                         raise EngineError(
                             f"{in_a_row} processes in a row died before they finished a file (the "
@@ -270,48 +272,48 @@ def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes
 
 def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Units as they are handed out to `count` members: the longest first, short ones together."""
-    most_s = min(PARCEL_S, sum(map(seconds, units)) / (4 * count))
+    most_s = min(PARCEL_S, sum(map(total_s, units)) / (4 * count))
     parcels: list[list[Unit]] = []
     length_s = 0.0
-    for unit in sorted(units, key=seconds, reverse=True):
+    for unit in sorted(units, key=total_s, reverse=True):
         full = not parcels or len(parcels[-1]) >= PARCEL_UNITS
-        if full or length_s + seconds(unit) > most_s:
+        if full or length_s + total_s(unit) > most_s:
             parcels.append([])
             length_s = 0.0
         parcels[-1].append(unit)
-        length_s += seconds(unit)
+        length_s += total_s(unit)
     return parcels
 
 
 def _after_death(
-    work: WorkList, parcel: Sequence[Unit], deaths: Counter[str], writer: JournalWriter
+    work: WorkList, parcel: Sequence[Unit], deaths_by_task: Counter[str], writer: JournalWriter
 ) -> tuple[list[Outcome], list[Sequence[Unit]]]:
-    """What a dead member did of a parcel, and the parcels that are left of it for others.
+    """What a dead member finished of a parcel, and the parcels that are left of it for others.
 
-    The first unit that was not done is suspected, and tried again alone. After `DEATHS_PER_FILE`
+    The first unit that is not finished is suspected, and tried again alone. After `DEATHS_PER_FILE`
     deaths its files are tried one by one, and each that another member dies of has failed.
     """
     journal = Journal(work.plan.folder)
-    lost = [task for unit in parcel for task in unit if task.id not in work.done]
-    results = [(task, journal.result(task, work.key)) for task in lost]
-    outcomes = [Outcome(task, done.row) for task, done in results if done]
-    work.done.update(outcome.task.id for outcome in outcomes)
-    left = [unit for unit in parcel if any(task.id not in work.done for task in unit)]
+    lost = [task for unit in parcel for task in unit if task.id not in work.finished_ids]
+    lines = [(task, journal.result(task, work.key)) for task in lost]
+    outcomes = [Outcome(task, line.result) for task, line in lines if line]
+    work.finished_ids.update(outcome.task.id for outcome in outcomes)
+    left = [unit for unit in parcel if any(task.id not in work.finished_ids for task in unit)]
     if not left:
         return outcomes, []
-    suspects = [task for task in left[0] if task.id not in work.done]
-    deaths.update(task.id for task in suspects)
+    suspects = [task for task in left[0] if task.id not in work.finished_ids]
+    deaths_by_task.update(task.id for task in suspects)
     parcels: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
-    if deaths[suspects[0].id] < DEATHS_PER_FILE:
+    if deaths_by_task[suspects[0].id] < DEATHS_PER_FILE:
         return outcomes, [*parcels, [left[0]]]
     if len(suspects) > 1:
         return outcomes, [*parcels, *([(task,)] for task in suspects)]
     (task,) = suspects
     reason = (
-        f"{storage.name(task.mixture)}: {DEATHS_PER_FILE} processes that worked on it were killed, "
-        "one after the other. Run the command again, with fewer --jobs if memory is short."
+        f"{storage.name(task.mixture)}: {deaths_by_task[task.id]} processes that worked on it were "
+        "killed, one after the other. Run the command again, with fewer --jobs if memory is short."
     )
-    writer.add_failed(task, work.key, reason)
+    writer.add_failure(task, work.key, reason)
     return [*outcomes, Outcome(task, None, reason)], parcels
 
 
@@ -331,7 +333,9 @@ class RemoteWorker:
         self._load = partial(Worker, folder, settings, device, threads)
         self._worker: Worker | None = None
 
-    def extract(self, parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
+    def extract(
+        self, parcel: Sequence[Unit], finished_ids: set[str]
+    ) -> list[Outcome] | McspexError:
         """Do a parcel. An error is returned, not raised: Ray would wrap it in one of its own."""
         with suppress(OSError):
             os.chdir(self._cwd)
@@ -342,7 +346,7 @@ class RemoteWorker:
             )
         try:
             self._worker = self._worker or self._load()
-            return list(self._worker.extract(parcel, done, self._stopping.is_set))
+            return list(self._worker.extract(parcel, finished_ids, self._stopping.is_set))
         except McspexError as error:
             return error
 

@@ -22,7 +22,7 @@ from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.journal import WorkList
-    from mcspex_cli.batch.pairing import Task
+    from mcspex_cli.batch.manifest import Task
     from mcspex_cli.batch.workers import Outcome
     from mcspex_cli.evaluation.summary import Report
     from mcspex_cli.extraction.job import ExtractionOptions
@@ -177,7 +177,9 @@ class BatchOptions:
         "Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
         callback=_shard,
     )
-    engine: str = choice(table("batch.engines", "ENGINES"), "What does the work", default="local")
+    backend: str = choice(
+        table("batch.backends", "BACKENDS"), "What does the work", "--engine", default="local"
+    )
     resources: dict[str, float] = option(
         "cpu=N,gpu=N",
         "What each Ray actor or Slurm task has.  [default: a GPU if Ray has any, and two cores]",
@@ -228,61 +230,32 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     mcspex batch --manifest plan.csv -o out --shard 2/8
     mcspex batch --manifest plan.csv -o out --engine ray --address auto
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch import engines, journal, plan, results, storage
+    from mcspex_cli.batch import results, storage
     from mcspex_cli.evaluation.scoring import ScoreSettings
-    from mcspex_cli.evaluation.summary import read_groups
-    from mcspex_cli.extraction.job import check_calibrated
 
     shown = not (request.quiet or request.as_json)
-    values = vars(request)
     _check_usage(request)
-    scoring = ScoreSettings(
+    score_settings = ScoreSettings(
         score.choose_metrics(request.metrics, {"target", "mixture"}, only_truth=True),
         resample=request.resample,
         channel=None if request.extraction.channel == "all" else request.extraction.channel,
     )
-    if request.groups:
-        read_groups(request.groups, request.group_by)
-    batch_plan = plan.plan_batch(options.fill(plan.BatchRequest, values))
-    for text in batch_plan.warnings:
-        console.warn(text)
-    model = options.find_model(request.model, offline=request.offline, quiet=not shown)
-    check_calibrated(model, model.calibration, request.extraction.absent)
-    # Whether a file is extracted alone or with others must not change its result. So "auto" always
-    # chooses as it does for a very long mixture.
-    engine = replace(request.engine_settings, device=request.devices[0])
-    engine = choose_runtime(model, engine, math.inf)
-    decided = {
-        **{"model": model, "engine_settings": engine, "options": request.extraction},
-        "cpus": request.resources.get("cpu", 2.0),
-        "gpus": request.resources.get("gpu", request.gpus),
-    }
-    settings = options.fill(plan.BatchSettings, values | decided)
-    if engine.precision == "float16" and request.engine == "local" and not settings.on_gpu():
-        console.warn(options.SLOW_PRECISION)
-    plan.check_profiles(batch_plan, model)
-    options.prepare(model, engine.runtime, quiet=not shown)
-    folder = batch_plan.folder
-    if request.dry_run:
-        log = journal.Journal(folder)
-    else:
-        settings = engines.connect(settings)
-        log = journal.open_folder(folder, overwrite=request.overwrite)
-    batch_plan = plan.measure(batch_plan, log)
-    if not request.overwrite:
-        log.check(batch_plan.tasks, settings.fingerprint())
-    work = journal.WorkList(batch_plan, log, settings)
-    del log  # of 100,000 files it takes as much memory as the plan
+    work = _prepare(request, shown=shown)
     if request.dry_run:
         _show_plan(work, as_json=request.as_json)
         return
-    failed = _work(work, shown=shown, verbose=request.verbose)
+    finished_before, stopping = len(work.finished_ids), Event()
+    failed, left = _extract(work, stopping, shown=shown, verbose=request.verbose)
+    if left and _must_go_on_later(work, left, stopping):
+        click.get_current_context().exit(130 if stopping.is_set() else 0)
     with console.progress("scoring", shown=shown) as bar:
-        results.score(batch_plan, settings, scoring, lambda share: bar.update(completed=share))
+        results.score(
+            work.plan, work.settings, score_settings, lambda share: bar.update(completed=share)
+        )
     report, record = results.write(
-        batch_plan,
-        settings,
-        scoring,
+        work.plan,
+        work.settings,
+        score_settings,
         sys.argv,
         request.groups,
         request.group_by,
@@ -290,16 +263,18 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     )
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
-    _show_results(work, report, record, scoring.metrics, shown=shown, quiet=request.quiet)
+    if shown:
+        _show_results(work, report, record, finished_before)
+    _say_remarks(work, report, score_settings.metrics, quiet=request.quiet)
     if failed:
-        place = f"{storage.name(folder)}/{results.FAILED}"
-        raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {place}.")
+        path = f"{storage.name(work.plan.folder)}/{results.FAILED}"
+        raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {path}.")
     score.conclude(report)
 
 
 def _check_usage(request: BatchOptions) -> None:
-    """Refuse combinations of options that mean nothing, and an engine that is not here."""
-    from mcspex_cli.batch.engines import ENGINES
+    """Refuse combinations of options that mean nothing, and a backend that is not here."""
+    from mcspex_cli.batch.backends import BACKENDS
 
     if bool(request.mixtures) == bool(request.manifest):
         raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
@@ -313,18 +288,58 @@ def _check_usage(request: BatchOptions) -> None:
     )
     context = click.get_current_context()
     for each in context.command.params:
-        users = [engine.name for engine in ENGINES.values() if each.name in engine.options]
+        users = [name for name, backend in BACKENDS.items() if each.name in backend.options]
         given = context.get_parameter_source(each.name or "") == ParameterSource.COMMANDLINE
-        if given and users and request.engine not in users:
+        if given and users and request.backend not in users:
             raise click.UsageError(f"{each.opts[0]} is for --engine {' or '.join(users)}.")
-    ENGINES[request.engine].check()
+    BACKENDS[request.backend].check()
+
+
+def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
+    """Check the whole plan, and open the output folder unless it is a dry run."""
+    from mcspex_cli.batch import backends, journal, plan
+    from mcspex_cli.evaluation.summary import read_groups
+    from mcspex_cli.extraction.job import check_calibrated
+
+    values = vars(request)
+    if request.groups:
+        read_groups(request.groups, request.group_by)
+    batch_plan = plan.plan_batch(options.fill(plan.BatchRequest, values))
+    for text in batch_plan.warnings:
+        console.warn(text)
+    model = options.find_model(request.model, offline=request.offline, quiet=not shown)
+    check_calibrated(model, model.calibration, request.extraction.absent)
+    # Whether a file is extracted alone or with others must not change its result. So "auto" always
+    # chooses as it does for a very long mixture.
+    engine_settings = replace(request.engine_settings, device=request.devices[0])
+    engine_settings = choose_runtime(model, engine_settings, math.inf)
+    decided = {
+        **{"model": model, "engine_settings": engine_settings, "options": request.extraction},
+        "cpus": request.resources.get("cpu", 2.0),
+        "gpus": request.resources.get("gpu", request.gpus),
+    }
+    settings = options.fill(plan.BatchSettings, values | decided)
+    is_half = engine_settings.precision == "float16"
+    if is_half and request.backend == "local" and not settings.on_gpu():
+        console.warn(options.SLOW_PRECISION)
+    plan.check_profiles(batch_plan, model)
+    options.prepare(model, engine_settings.runtime, quiet=not shown)
+    if request.dry_run:
+        log = journal.Journal(batch_plan.folder)
+    else:
+        settings = backends.connect(settings)
+        log = journal.open_folder(batch_plan.folder, overwrite=request.overwrite)
+    batch_plan = plan.measure(batch_plan, log)
+    if not request.overwrite:
+        log.check(batch_plan.tasks, settings.fingerprint())
+    return journal.WorkList(batch_plan, log, settings)
 
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
-    from mcspex_cli.batch.engines import estimate_s
-    from mcspex_cli.batch.journal import seconds
-    from mcspex_cli.batch.pairing import AUDIO
+    from mcspex_cli.batch.backends import estimate_s
+    from mcspex_cli.batch.journal import total_s
+    from mcspex_cli.batch.manifest import AUDIO
 
     time_s = estimate_s(work)
     if as_json:
@@ -336,29 +351,28 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
                     "output" if kind == AUDIO else kind: str(path)
                     for kind, path in task.outputs(work.plan.folder).items()
                 },
-                "seconds": task.seconds,
+                "seconds": task.length_s,
             }
             for task in work.todo
         ]
         console.data({"done": len(work.skipped), "estimate_s": time_s, "jobs": rows}, indent=2)
         return
-    listed = [
-        (
-            task.id,
-            task.mixture,
-            ", ".join((*task.references, *task.spans)),
-            _length(task),
-        )
+    lines = [
+        (task.id, task.mixture, ", ".join((*task.references, *task.spans)), _length(task))
         for task in work.todo[:MAX_LISTED]
     ]
-    more = len(work.todo) - len(listed)
-    is_known = all(task.seconds is not None for task in work.todo)
-    unknown = "" if is_known else ", without the files whose length is not known"
-    footer = (f"and {more} more" if more else "", "", "", f"{seconds(work.todo):.1f}")
-    console.table(("id", "mixture", "reference", "seconds"), listed, footer)
+    more = len(work.todo) - len(lines)
+    footer = (f"and {more} more" if more else "", "", "", f"{total_s(work.todo):.1f}")
+    console.table(("id", "mixture", "reference", "seconds"), lines, footer)
+    if time_s is None:
+        time = "nobody can say how long it takes, since no length is known"
+    else:
+        is_known = all(task.length_s is not None for task in work.todo)
+        without = "" if is_known else ", without the files whose length is not known"
+        time = f"about {console.duration(time_s)} here{without}"
     console.say(
-        f"{console.count(len(work.todo), 'file')} to do, {len(work.skipped)} done before; "
-        f"about {console.duration(time_s)} here{unknown}. Nothing was started."
+        f"{console.count(len(work.todo), 'file')} to do, {len(work.skipped)} done before; {time}. "
+        "Nothing was started."
     )
 
 
@@ -366,33 +380,37 @@ def _length(task: Task) -> str:
     """The seconds of a mixture, or why they are not known: those in object stores are not read."""
     from mcspex_cli.batch.storage import url
 
-    if task.seconds is None:
+    if task.length_s is None:
         return "not read" if url(task.mixture) else "unreadable"
-    return f"{task.seconds:.1f}"
+    return f"{task.length_s:.1f}"
 
 
-def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
-    """Do what is left, and show failures; return how many files failed."""
+def _extract(work: WorkList, stopping: Event, *, shown: bool, verbose: bool) -> tuple[int, int]:
+    """Do what is left, and show failures; return how many files failed and how many are left.
+
+    Ctrl-C sets `stopping`.
+    """
     from mcspex_cli import files
-    from mcspex_cli.batch import engines, journal
+    from mcspex_cli.batch import backends, journal
 
-    stopping, warned = Event(), set[str]()
-    failed = done = 0
+    warned = set[str]()
+    failed = finished = 0
 
     def stop() -> None:
         stopping.set()
-        if work.settings.engine != "slurm":  # whose array goes on
+        if work.settings.backend != "slurm":  # whose array goes on
             console.say("ending after the files in hand. Press Ctrl-C again to end at once.")
 
     try:
         with (
-            console.progress("extracting", journal.seconds(work.todo), shown=shown) as bar,
+            console.progress("extracting", journal.total_s(work.todo), shown=shown) as bar,
             console.ending_gently(stop),
         ):
-            for outcome in engines.run(work, stopping):
+            for outcome in backends.run(work, stopping):
                 _show(outcome, warned, verbose=verbose)
-                failed, done = failed + (outcome.row is None), done + (outcome.row is not None)
-                bar.advance(outcome.task.seconds or 0.0)
+                has_failed = outcome.result is None
+                failed, finished = failed + has_failed, finished + (not has_failed)
+                bar.advance(outcome.task.length_s or 0.0)
     except DiskFullError as error:
         ended = journal.Journal(work.plan.folder)
         left = sum(not ended.result(task, work.key) for task in work.todo)
@@ -403,19 +421,24 @@ def _work(work: WorkList, *, shown: bool, verbose: bool) -> int:
         files.sweep(work.plan.folder)  # what processes left that were ended in their work
     if len(warned) > MAX_LISTED:
         console.warn(f"{len(warned) - MAX_LISTED} more warnings of references; -v shows them all.")
-    left = len(work.todo) - done - failed
-    if left and work.settings.engine == "slurm" and (job := engines.find_array(work.plan.folder)):
+    return failed, len(work.todo) - finished - failed
+
+
+def _must_go_on_later(work: WorkList, left: int, stopping: Event) -> bool:
+    """Whether Slurm's array works on the rest, or Ctrl-C ended the command; say how to go on."""
+    from mcspex_cli.batch.backends import find_array
+
+    array = find_array(work.plan.folder) if work.settings.backend == "slurm" else None
+    if array:
         without = "" if work.settings.wait else ", without --no-wait,"
         console.say(
-            f"Slurm's array {job} works on {console.count(left, 'file')}. Run the same "
+            f"Slurm's array {array} works on {console.count(left, 'file')}. Run the same "
             f"command again{without} to see its progress and, when it has ended, to write the "
-            f"reports. To end it: scancel {job}"
+            f"reports. To end it: scancel {array}"
         )
-        click.get_current_context().exit(130 if stopping.is_set() else 0)
-    if stopping.is_set() and left:
+    elif stopping.is_set():
         console.error(f"stopped, {console.count(left, 'file')} left. Go on with the same command.")
-        click.get_current_context().exit(130)
-    return failed
+    return bool(array) or stopping.is_set()
 
 
 def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
@@ -424,46 +447,47 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
         if text not in warned and (verbose or len(warned) < MAX_LISTED):
             console.warn(text)
         warned.add(text)
-    row = outcome.row
-    if row is None:
+    result = outcome.result
+    if result is None:
         console.error(outcome.reason)
     elif verbose:
-        for text in row["warnings"]:
+        for text in result["warnings"]:
             console.warn(f"{outcome.task.id}: {text}")
-        console.say(f"{outcome.task.id}  ({', '.join(console.figures(row))})")
+        console.say(f"{outcome.task.id}  ({', '.join(console.figures(result))})")
 
 
 def _show_results(
-    work: WorkList,
-    report: Report,
-    record: dict[str, Any],
-    metrics: Sequence[str],
-    *,
-    shown: bool,
-    quiet: bool,
+    work: WorkList, report: Report, record: dict[str, Any], finished_before: int
 ) -> None:
-    """Say what was done, how good it is, what the means leave out, and what is left to do."""
+    """Say how much of the whole plan is done, in how much time, and how good it is."""
     from mcspex_cli.batch import storage
     from mcspex_cli.evaluation.metrics import BY_COLUMN
+
+    if report.summary.metrics:
+        others = [name for name, one in BY_COLUMN.items() if "target" not in one.needs]
+        score.show(report, hidden=others if _has_truth(work) else ())
+    factor = record["real_time_factor"]
+    console.say(
+        f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
+        + (f", {finished_before} of them before" if finished_before else "")
+        + f"; {console.duration(record['audio_s'])} of audio"
+        + (f", real-time factor {factor:.3f}" if factor else "")
+    )
+
+
+def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str], *, quiet: bool) -> None:
+    """Say what is wrong with the results, what the means leave out, and what is left to do."""
     from mcspex_cli.evaluation.report import absences
 
-    has_truth = any(task.truth for task in work.plan.tasks)
-    if shown and report.summary.metrics:
-        others = [name for name, one in BY_COLUMN.items() if "target" not in one.needs]
-        score.show(report, hidden=others if has_truth else ())
-    if shown:
-        before, factor = len(work.skipped), record["real_time_factor"]
-        console.say(
-            f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
-            + (f", {before} of them before" if before else "")
-            + f"; {console.duration(record['audio_s'])} of audio"
-            + (f", real-time factor {factor:.3f}" if factor else "")
-        )
     if voices := absences(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
-    if has_truth:
+    if _has_truth(work):
         score.say_remarks(report, metrics, quiet=quiet)
     if pending := report.summary.statuses.get("pending", 0):
         left = console.count(pending, "file")
         console.warn(f"{left} left to do, by other shards or another run.")
+
+
+def _has_truth(work: WorkList) -> bool:
+    return any(task.truth for task in work.plan.tasks)

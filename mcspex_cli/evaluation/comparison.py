@@ -291,7 +291,7 @@ def _gather(systems: Sequence[SystemOutputs], settings: CaseSettings) -> list[Co
 
 def _has_score(output: Output, case: ComparisonCase) -> bool:
     """Whether an output has been scored, with the case's mixture and, if it has one, truth."""
-    if output.row is None or (case.truth and output.row["status"] == Status.DONE):
+    if output.row is None or (case.truth and output.row["status"] == Status.UNSCORED):
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)

@@ -58,9 +58,9 @@ CHUNK = 8
 class Status:
     """What has become of a file: all statuses that a row may have."""
 
-    OK, DONE = "ok", "done"
-    """Scored; or, in a batch without scores, extracted. No other rows are in means, see
-    `summary.in_means`."""
+    OK, UNSCORED = "ok", "done"
+    """Scored; or extracted by a batch and, since it has no truth, not scored. `summary.in_means`
+    says which of the two count in means; no others do."""
     FAILED, PENDING = "failed", "pending"
     """Not extracted by a batch, which failed at it or has not come to it."""
     SILENT_TRUTH, SILENT_ESTIMATE, EXACT = "silent truth", "silent estimate", "exact"

@@ -23,7 +23,7 @@ from mcspex_cli.evaluation.scoring import Status, case_name
 
 Rows = Sequence[Mapping[str, Any]]
 
-COUNTED = (Status.OK, Status.DONE)
+COUNTED = (Status.OK, Status.UNSCORED)
 """The statuses of rows that are in means, see `scored`."""
 
 RESAMPLES, SEED = 2000, 0

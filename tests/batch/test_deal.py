@@ -12,7 +12,7 @@ from threading import Event
 import pytest
 
 from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList
-from mcspex_cli.batch.pairing import Task
+from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings
 from mcspex_cli.batch.workers import DEATHS_PER_FILE, Outcome, deal
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -42,7 +42,7 @@ class Mortal:
                 future.set_exception(BrokenProcessPool("it was killed."))
                 return future
             task.outputs(self._work.plan.folder)["audio"].write_text(task.id)
-            self._writer.add_done(task, self._work.key, {"seconds": 1.0})
+            self._writer.add_result(task, self._work.key, {"seconds": 1.0})
             outcomes.append(Outcome(task, {"seconds": 1.0}))
         future.set_result(outcomes)
         return future
@@ -54,7 +54,7 @@ class Mortal:
 
 def dealt(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Outcome]:
     (folder / "audio").mkdir()
-    tasks = [Task(f"{n}", f"{n}.wav", output=f"{n}.wav", seconds=1.0) for n in range(COUNT)]
+    tasks = [Task(f"{n}", f"{n}.wav", output=f"{n}.wav", length_s=1.0) for n in range(COUNT)]
     engine = EngineSettings(batch=size)
     settings = BatchSettings(find_checkpoint(model), engine_settings=engine, devices=("cpu",))
     work = WorkList(BatchPlan(folder, tasks), Journal(folder), settings)
@@ -77,11 +77,11 @@ def test_only_what_members_die_of_again_and_again_fails(
 ) -> None:
     outcomes = dealt(tmp_path, tiny_folder, Counter(deadly), size)
     assert Counter(outcome.task.id for outcome in outcomes) == Counter(map(str, range(COUNT)))
-    reasons = {outcome.task.id: outcome.reason for outcome in outcomes if outcome.row is None}
-    assert reasons.keys() == failed == Journal(tmp_path).failed.keys()
+    reasons = {outcome.task.id: outcome.reason for outcome in outcomes if outcome.result is None}
+    assert reasons.keys() == failed == Journal(tmp_path).failures.keys()
     for id_, reason in reasons.items():
         assert reason.startswith(
-            f"{id_}.wav: {DEATHS_PER_FILE} processes that worked on it were killed, "
+            f"{id_}.wav: {DEATHS_PER_FILE + (size > 1)} processes that worked on it were killed, "
         )
 
 

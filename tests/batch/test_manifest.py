@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.pairing import COLUMNS, Task, files_by_name, read_manifest
+from mcspex_cli.batch.manifest import COLUMNS, Task, files_by_name, read_manifest
 from mcspex_cli.errors import PairingError
 
 

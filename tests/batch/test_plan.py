@@ -13,7 +13,7 @@ import pytest
 
 from mcspex_cli import audio
 from mcspex_cli.batch.journal import Journal
-from mcspex_cli.batch.pairing import Task, compile_pattern, list_references
+from mcspex_cli.batch.manifest import Task, compile_pattern, list_references
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, measure, plan_batch
 from mcspex_cli.errors import AudioError, PairingError, PlanError
 from tests.conftest import RATE_HZ, buzz
@@ -362,7 +362,7 @@ def test_lengths_are_measured_as_far_as_files_can_be_read(folder: Path) -> None:
         audio.write(Path("mix", name), buzz(100, seconds), RATE_HZ, subtype)
     Path("mix/cut.wav").write_bytes(Path("mix/a.wav").read_bytes()[:999])
     made = measure(whole_plan("mix"), Journal(Path("out"))).tasks
-    assert [(task.id, task.seconds) for task in made] == [
+    assert [(task.id, task.length_s) for task in made] == [
         *(("a", 1.5), ("cut", 477 / RATE_HZ), ("x/b", None), ("x/y/c", 0.5))
     ]
 

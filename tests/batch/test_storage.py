@@ -14,7 +14,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
-from mcspex_cli.batch.pairing import Task
+from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.batch.workers import Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -223,11 +223,11 @@ def test_a_store_that_nothing_here_can_reach_says_what_to_install(
 
 def test_a_store_in_use_is_refused_unless_told(store: str) -> None:
     folder = Path(f"{store}/out")
-    assert open_folder(folder, overwrite=False).done == {}
+    assert open_folder(folder, overwrite=False).results == {}
     fsspec.url_to_fs(store)[0].pipe_file(f"{store}/out/notes.txt", b"mine")
     with pytest.raises(OutputError, match=r"://set/out: is not empty and not the folder of a"):
         open_folder(folder, overwrite=False)
-    JournalWriter(folder).add_failed(a_task(), "s", "no.")
+    JournalWriter(folder).add_failure(a_task(), "s", "no.")
     assert open_folder(folder, overwrite=False).failure(a_task(), "s") == "no."
 
 
@@ -235,11 +235,11 @@ def test_a_journal_in_a_store_has_objects_of_a_bounded_size(store: str) -> None:
     folder = Path(f"{store}/out")
     writer = JournalWriter(folder)
     for _ in range(40):
-        writer.add_failed(a_task(), "s", "x" * 4000)
+        writer.add_failure(a_task(), "s", "x" * 4000)
     sizes = [len(data) for data in objects(store, "out/journal").values()]
     assert len(sizes) == 3
     assert max(sizes) < 75_000
-    assert len(Journal(folder).failed["a"]) == 40
+    assert len(Journal(folder).failures["a"]) == 40
 
 
 def a_task() -> Task:

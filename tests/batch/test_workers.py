@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.batch import engines
-from mcspex_cli.batch.engines import estimate_s
+from mcspex_cli.batch import backends
+from mcspex_cli.batch.backends import estimate_s
 from mcspex_cli.batch.journal import (
     WINDOW_S,
     Journal,
@@ -24,7 +24,7 @@ from mcspex_cli.batch.journal import (
     open_folder,
     units,
 )
-from mcspex_cli.batch.pairing import Task
+from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, BatchSettings, measure, plan_batch
 from mcspex_cli.batch.workers import Outcome
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -68,7 +68,7 @@ def opened(set_: Path, settings: BatchSettings, output: str = "out", **asked: An
 
 
 def run(work: WorkList, stopping: Event | None = None) -> Iterator[Outcome]:
-    return engines.run(work, stopping or Event())
+    return backends.run(work, stopping or Event())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -90,8 +90,8 @@ def test_every_outcome_is_in_the_journal_before_it_is_told(
     seen = []
     for outcome in run(opened(set_, settings)):
         seen.append(outcome.task.id)
-        assert outcome.row
-        assert list(Journal(set_ / "out").done)[: len(seen)] == seen
+        assert outcome.result
+        assert list(Journal(set_ / "out").results)[: len(seen)] == seen
         assert outcome.task.outputs(set_ / "out")["audio"].exists()
     assert seen == IDS
     (line,) = Journal(set_ / "out").runs
@@ -114,7 +114,7 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(
             next(outcomes)
         if stop == "asked":
             stopping.set()
-            assert all(outcome.row for outcome in outcomes)
+            assert all(outcome.result for outcome in outcomes)
         else:
             outcomes.close()  # type: ignore[attr-defined]
     before = times(set_)
@@ -195,7 +195,7 @@ def test_a_bad_reference_costs_only_its_own_mixtures(
             opened(set_, replace(settings, engine_settings=EngineSettings(batch=batch_size)))
         )
     }
-    failed = {id_: outcome.reason for id_, outcome in made.items() if outcome.row is None}
+    failed = {id_: outcome.reason for id_, outcome in made.items() if outcome.result is None}
     reason = f"{set_}/bob.wav: is silent."
     assert failed.keys() == {"03", "07"}
     assert all(text.startswith(reason) for text in failed.values())
@@ -212,8 +212,8 @@ def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
     data = (set_ / "04.wav").read_bytes()
     (set_ / "04.wav").write_bytes(data[:3000])
     made = list(run(opened(set_, settings)))
-    assert [outcome.task.id for outcome in made if outcome.row is None] == ["04"]
-    assert list(Journal(set_ / "out").failed) == ["04"]
+    assert [outcome.task.id for outcome in made if outcome.result is None] == ["04"]
+    assert list(Journal(set_ / "out").failures) == ["04"]
     (set_ / "04.wav").write_bytes(data)
     assert [outcome.task.id for outcome in run(opened(set_, settings))] == ["04"]
     assert not opened(set_, settings).todo
@@ -224,23 +224,26 @@ def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
 def test_fail_fast_stops_at_the_first(set_: Path, settings: BatchSettings) -> None:
     (set_ / "01.wav").write_text("no sound")
     outcomes = run(opened(set_, replace(settings, fail_fast=True)))
-    assert [outcome.row is None for outcome in outcomes] == [False, True]
-    assert list(Journal(set_ / "out").failed) == ["01"]
+    assert [outcome.result is None for outcome in outcomes] == [False, True]
+    assert list(Journal(set_ / "out").failures) == ["01"]
     assert not list((set_ / "out").rglob(".*"))
 
 
 def test_rows_say_what_was_done(set_: Path, settings: BatchSettings) -> None:
     outcome = next(run(opened(set_, settings)))
-    assert outcome.row
-    assert (outcome.row["seconds"], outcome.row["sample_rate_hz"]) == (0.5, 8000)
-    assert (outcome.row["device"], outcome.row["precision"]) == ("cpu", AUTO)
-    assert (outcome.row["limited"], outcome.row["silent"]) == (False, False)
-    assert outcome.row["elapsed_s"] > 0
+    assert outcome.result
+    assert (outcome.result["seconds"], outcome.result["sample_rate_hz"]) == (0.5, 8000)
+    assert (outcome.result["device"], outcome.result["precision"]) == ("cpu", AUTO)
+    assert (outcome.result["limited"], outcome.result["silent"]) == (False, False)
+    assert outcome.result["elapsed_s"] > 0
     assert any(text.startswith(f"{set_}/ann.wav: ") for text in outcome.warnings)
 
 
 def test_an_estimate_of_time_is_for_what_is_left(set_: Path, settings: BatchSettings) -> None:
-    assert estimate_s(opened(set_, settings)) > 0
+    work = opened(set_, settings)
+    assert (estimate_s(work) or 0) > 0
+    work.todo = [replace(task, length_s=None) for task in work.todo]
+    assert estimate_s(work) is None
     list(run(opened(set_, settings)))
     assert estimate_s(opened(set_, settings)) == 0
 
@@ -267,7 +270,7 @@ def test_a_folder_of_something_else_is_refused_unless_told(
 
 def test_a_folder_is_made_and_may_be_opened_again_before_anything_is_done(tmp_path: Path) -> None:
     for _ in range(2):
-        assert open_folder(tmp_path / "deep/er/out", overwrite=False).done == {}
+        assert open_folder(tmp_path / "deep/er/out", overwrite=False).results == {}
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_estimates_of_other_settings_are_not_mixed_in(set_: Path, settings: Batc
 
 
 def tasks(*seconds: float | None) -> list[Task]:
-    return [Task(str(i), f"{i}.wav", seconds=s) for i, s in enumerate(seconds)]
+    return [Task(str(i), f"{i}.wav", length_s=s) for i, s in enumerate(seconds)]
 
 
 def some(seed: int, count: int = 400) -> list[Task]:
@@ -332,8 +335,8 @@ def test_units_are_a_partition_and_hold_only_what_is_about_equally_long(size: in
         made = units(some(seed), size)
         assert sorted(ids_in(made)) == sorted(ids(some(seed)))
         for unit in made:
-            assert len(unit) == 1 or all(task.seconds for task in unit)
-            windows_s = [min(task.seconds or 0, WINDOW_S) for task in unit]
+            assert len(unit) == 1 or all(task.length_s for task in unit)
+            windows_s = [min(task.length_s or 0, WINDOW_S) for task in unit]
             assert min(windows_s) >= 0.9 * max(windows_s)
             assert len(unit) <= size
             assert windows_s == sorted(windows_s, reverse=True)
@@ -366,7 +369,7 @@ def test_shares_are_a_partition_in_order_and_always_the_same(count: int, size: i
 def test_shares_are_even_within_a_tenth(count: int, size: int) -> None:
     for seed in range(5):
         dealt = equal_parts(units(some(seed), size), count)
-        loads = [sum(task.seconds or 0 for unit in share for task in unit) for share in dealt]
+        loads = [sum(task.length_s or 0 for unit in share for task in unit) for share in dealt]
         assert max(loads) <= 1.1 * min(loads)
     assert [len(share) for share in equal_parts([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
 
@@ -383,8 +386,8 @@ def test_more_processes_than_the_memory_holds_are_warned_of(
     remedy: str,
 ) -> None:
     messages: list[str] = []
-    monkeypatch.setattr(engines, "_memory", lambda: memory)
-    monkeypatch.setattr(engines._logger, "warning", messages.append)
-    engines._run_here(opened(set_, replace(settings, jobs=jobs)), Event())
+    monkeypatch.setattr(backends, "_memory", lambda: memory)
+    monkeypatch.setattr(backends._logger, "warning", messages.append)
+    backends._run_here(opened(set_, replace(settings, jobs=jobs)), Event())
     assert len(messages) == bool(remedy)
     assert all(message.endswith(remedy) for message in messages)

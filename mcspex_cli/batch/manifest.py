@@ -73,11 +73,11 @@ class Task:
     """The name, below `activity/`, of the file that says when the voice speaks."""
     line: int = 0
     """The manifest's line; 0 if it is from no manifest."""
-    seconds: float | None = None
+    length_s: float | None = None
     """The mixture's length; None if it is not known."""
-    inputs: str = ""
+    input_key: str = ""
     """Hashes of the mixture and references, as "a-b-c": of their sizes and times, of their absolute
-    paths, and of their paths from the output folder; see `journal.same_place` and `unchanged`."""
+    paths, and of their paths from the output folder (`plan.same_places`, `plan.unchanged`)."""
 
     def names(self) -> dict[str, str]:
         """The names of the files that it writes, by the folder that they are in."""

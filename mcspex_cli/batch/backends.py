@@ -9,7 +9,8 @@ WorkList ──┼─▶ ray: actors, anywhere            ├─▶ Worker ─�
 All do the same units and write the same journal, so that any of them can resume a batch that
 another began. Processes and actors may die: `deal` gives what one had left to the others.
 
-An engine is here what users choose with --engine. `extraction.engine.Engine` runs a network.
+Users choose a backend with --engine. Each of its workers runs the network by an `Engine` of
+`extraction.engine`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from mcspex_cli.batch.journal import (
     Unit,
     WorkList,
     equal_parts,
-    seconds,
+    total_s,
 )
 from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.batch.workers import (
@@ -67,11 +68,12 @@ CORES_EACH, MEMORY_EACH = 2, 1.5e9
 """What each process gets: cores (with one, it takes 2.5 times as long), and bytes of memory (for
 torch and a model)."""
 
-WORTH_A_PROCESS_S, WORTH_A_TASK_S = 60.0, 3600.0
-"""Seconds of audio that make up for the start of a process, or of a task of Slurm's array."""
+WORTH_A_PROCESS_S, WORTH_AN_ARRAY_TASK_S = 60.0, 3600.0
+"""Seconds of audio that make up for the start of a process, or of a task of Slurm's array. Such a
+task is called an array task here: it does many of the `Task`s that a batch consists of."""
 
-MOST_TASKS = 1000
-"""Of an array, unless --jobs says otherwise: more than this Slurm refuses by default."""
+MOST_ARRAY_TASKS = 1000
+"""In an array, unless --jobs says otherwise: more than this Slurm refuses by default."""
 
 _POLL_S = 2.0
 """How often Slurm and the journal are asked."""
@@ -87,7 +89,7 @@ _RAY_STORE_BYTES = 100 * 2**20
 
 
 def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
-    """Do a work list on its engine, beginning no other unit once `stopping` is set.
+    """Do a work list on its backend, beginning no other unit once `stopping` is set.
 
     What came of a task is yielded once the journal has it.
 
@@ -97,26 +99,37 @@ def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
             again.
     """
     if work.todo:
-        with closing(ENGINES[work.settings.engine].run(work, stopping)) as outcomes:
+        with closing(BACKENDS[work.settings.backend].run(work, stopping)) as outcomes:
             yield from outcomes
 
 
 def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
-    """Pass outcomes on, with --fail-fast to the first failure; the journal gets how fast it was."""
-    began, audio_s, counts = time.time(), 0.0, [0, 0]
+    """Pass outcomes on and, at their end, write to the journal how many there were and how fast."""
+    began, audio_s, finished, failed = time.time(), 0.0, 0, 0
+    if work.settings.fail_fast:
+        outcomes = _until_failure(outcomes)
     with closing(outcomes):
         try:
             for outcome in outcomes:
-                counts[outcome.row is None] += 1
-                audio_s += outcome.row["seconds"] if outcome.row else 0.0
+                if outcome.result is None:
+                    failed += 1
+                else:
+                    finished, audio_s = finished + 1, audio_s + outcome.result["seconds"]
                 yield outcome
-                if outcome.row is None and work.settings.fail_fast:
-                    return
         finally:
-            if any(counts):
+            if finished or failed:
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
-                run = Run(at, round(time.time() - began, 3), round(audio_s, 3), *counts)
+                wall_s = round(time.time() - began, 3)
+                run = Run(at, wall_s, round(audio_s, 3), finished, failed)
                 JournalWriter(work.plan.folder).add_run(run)
+
+
+def _until_failure(outcomes: Outcomes) -> Outcomes:
+    with closing(outcomes):
+        for outcome in outcomes:
+            yield outcome
+            if outcome.result is None:
+                return
 
 
 # This machine.
@@ -135,7 +148,7 @@ def workers_here(work: WorkList) -> tuple[int, int]:
     else:
         # By all of the shard, not by what is left: resumed, each process must have as many threads
         # as before, since their number may decide an estimate's last bit.
-        worth = 1 + int(work.seconds / WORTH_A_PROCESS_S)
+        worth = 1 + int(work.audio_s / WORTH_A_PROCESS_S)
         count = int(max(1, min(cores() // CORES_EACH, worth, _memory() // MEMORY_EACH)))
     return count, max(1, cores() // count) if count > 1 else 0
 
@@ -147,10 +160,14 @@ def _memory() -> float:
     return math.inf
 
 
-def estimate_s(work: WorkList) -> float:
-    """How long a work list would take here, by trying the network on a few seconds."""
-    if not seconds(work.todo):
-        return 0.0
+def estimate_s(work: WorkList) -> float | None:
+    """How long a work list would take here, by trying the network on a few seconds.
+
+    Files whose length is not known count as nothing; None if there are no others.
+    """
+    audio_s = total_s(work.todo)
+    if not audio_s:
+        return None if work.todo else 0.0
     count, threads = workers_here(work)
     worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], threads)
     engine = worker.extractor.engine
@@ -161,7 +178,7 @@ def estimate_s(work: WorkList) -> float:
     began = time.perf_counter()
     engine.extract(mixture, voice)
     took_s = time.perf_counter() - began
-    return seconds(work.todo) * took_s / WINDOW_S / count
+    return audio_s * took_s / WINDOW_S / count
 
 
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
@@ -174,7 +191,7 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
         )
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
-        return _record_run(work, worker.extract(work.units, work.done, stopping.is_set))
+        return _record_run(work, worker.extract(work.units, work.finished_ids, stopping.is_set))
     with leave_signals("SIGHUP"):
         resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
     members = [_Process(work, devices[i % len(devices)], threads) for i in range(count)]
@@ -198,10 +215,10 @@ class _Process:
         self._pool = ProcessPoolExecutor(1, self._context, _begin, self._arguments)
         return self.submit([], set())
 
-    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
+    def submit(self, parcel: Sequence[Unit], finished_ids: set[str]) -> Answer:
         assert self._pool
         with leave_signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"):
-            return self._pool.submit(_extract, parcel, done)
+            return self._pool.submit(_extract, parcel, finished_ids)
 
     def stop(self) -> None:
         self._stop.set()
@@ -225,8 +242,8 @@ def _begin(*arguments: Any) -> None:
     _here.append(RemoteWorker(*arguments))
 
 
-def _extract(parcel: Sequence[Unit], done: set[str]) -> list[Outcome] | McspexError:
-    return _here[0].extract(parcel, done)
+def _extract(parcel: Sequence[Unit], finished_ids: set[str]) -> list[Outcome] | McspexError:
+    return _here[0].extract(parcel, finished_ids)
 
 
 def _end_with_parent() -> None:
@@ -250,7 +267,7 @@ def connect(settings: BatchSettings) -> BatchSettings:
     Raises:
         EngineError: it cannot be reached, or has less than a worker needs.
     """
-    if settings.engine != "ray":
+    if settings.backend != "ray":
         return settings
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     has = _initialise_ray(address)
@@ -344,8 +361,8 @@ class _Actor:
         self._handle = self._class.remote(*self._arguments)
         return self.submit([], set())
 
-    def submit(self, parcel: Sequence[Unit], done: set[str]) -> Answer:
-        answer: Answer = self._handle.extract.remote(parcel, done).future()
+    def submit(self, parcel: Sequence[Unit], finished_ids: set[str]) -> Answer:
+        answer: Answer = self._handle.extract.remote(parcel, finished_ids).future()
         return answer
 
     def stop(self) -> None:
@@ -358,7 +375,7 @@ class _Actor:
             ray.kill(self._handle)
 
 
-class SlurmTask:
+class ArrayTask:
     """A task of Slurm's array: some units of a work list. submitit pickles it."""
 
     def __init__(self, work: WorkList, units: Sequence[Unit]) -> None:
@@ -368,7 +385,7 @@ class SlurmTask:
     def __call__(self) -> None:
         """Do what is left of it in a process of its own, whose death this one can report."""
         device, threads = _resources(self._settings)  # not all threads of the machine
-        settings = replace(self._settings, engine="local", devices=(device,), jobs=1)
+        settings = replace(self._settings, backend="local", devices=(device,), jobs=1)
         work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
         for _ in _record_run(work, deal(work, [_Process(work, device, threads)], Event())):
             pass
@@ -431,11 +448,13 @@ def _submit(work: WorkList) -> str:
         **({"partition": settings.partition} if settings.partition else {}),
         **({"gpus_per_node": math.ceil(settings.gpus)} if settings.gpus else {}),
     )
-    count = settings.jobs or min(MOST_TASKS, math.ceil(seconds(work.todo) / WORTH_A_TASK_S))
+    count = settings.jobs or min(
+        MOST_ARRAY_TASKS, math.ceil(total_s(work.todo) / WORTH_AN_ARRAY_TASK_S)
+    )
     parts = equal_parts(work.units, max(1, min(count, len(work.units))))
     try:
         with executor.batch():
-            jobs = [executor.submit(SlurmTask(work, part)) for part in parts]
+            jobs = [executor.submit(ArrayTask(work, part)) for part in parts]
     except FailedJobError as error:
         raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
     job = str(jobs[0].job_id.partition("_")[0])
@@ -458,9 +477,9 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
         began = time.monotonic()
         journal = Journal(folder)
         reading_s = time.monotonic() - began
-        for id_ in left.keys() & (journal.done.keys() | journal.failed.keys()):
-            if done := journal.result(left[id_], work.key):
-                yield Outcome(left.pop(id_), done.row)
+        for id_ in left.keys() & (journal.results.keys() | journal.failures.keys()):
+            if line := journal.result(left[id_], work.key):
+                yield Outcome(left.pop(id_), line.result)
             elif reason := journal.failure(left[id_], work.key, job):
                 yield Outcome(left.pop(id_), None, reason)
         if not left:
@@ -474,21 +493,21 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
 
 
 @dataclass(frozen=True)
-class BatchEngine:
-    """What can do a batch; a row of `ENGINES`."""
+class Backend:
+    """What can do a batch, a choice of --engine; a row of `BACKENDS`."""
 
     name: str
     help: str
     run: Callable[[WorkList, Event], Outcomes]
     options: tuple[str, ...]
-    """Options of the command that mean something for it, and not for every engine."""
+    """Options of the command that mean something for it, and not for every backend."""
     module: str = ""
-    """What it needs to be installed, by the extra of the engine's name."""
+    """The package that it needs; the extra of mcspex that installs it has the backend's name."""
     program: str = ""
-    """What it needs on the PATH."""
+    """The program that it needs on the PATH."""
 
     def check(self) -> None:
-        """Refuse an engine that this machine does not have, with an EngineError."""
+        """Refuse a backend that this machine does not have, with an EngineError."""
         if self.module and not find_spec(self.module):
             need = f"--engine {self.name} needs {self.module}."
             raise EngineError(f"{need} {install_extra(self.name)}")
@@ -499,14 +518,14 @@ class BatchEngine:
             )
 
 
-ENGINES = {
-    engine.name: engine
-    for engine in (
-        BatchEngine("local", "processes of this machine", _run_here, ("devices",)),
-        BatchEngine(
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("local", "processes of this machine", _run_here, ("devices",)),
+        Backend(
             "ray", "a Ray cluster", _run_on_ray, ("resources", "gpus", "address"), module="ray"
         ),
-        BatchEngine(
+        Backend(
             "slurm",
             "an array of Slurm jobs",
             _run_on_slurm,
@@ -516,4 +535,4 @@ ENGINES = {
         ),
     )
 }
-"""Every engine by its name."""
+"""Every backend by its name."""

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.batch import engines
+from mcspex_cli.batch import backends
 from mcspex_cli.batch.journal import Journal, WorkList, open_folder
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, measure, plan_batch
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -105,7 +105,7 @@ def assert_like_whole(output: str) -> None:
 def ended(output: str) -> int:
     """How many tasks have ended."""
     journal = Journal(Path(output, "out"))
-    return len(journal.done) + len(journal.failed)
+    return len(journal.results) + len(journal.failures)
 
 
 def wait_for(there: Callable[[], object]) -> None:
@@ -216,8 +216,8 @@ def test_a_file_that_workers_die_of_has_failed(
         harming.join()
     assert done.exit_code == 3, done.output
     journal = Journal(Path("poison/out"))
-    assert journal.failed.keys() == {"poison"}
-    assert journal.done.keys() == {"0", "1", "2"}
+    assert journal.failures.keys() == {"poison"}
+    assert journal.results.keys() == {"0", "1", "2"}
     assert "few/poison.wav: 1 processes that worked on it were killed, one after" in done.stderr
 
 
@@ -251,12 +251,12 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     slurm: Slurm, whole: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ("slurm", tiny_folder, "--engine", "slurm", "--resources", "cpu=1")
-    monkeypatch.setattr(engines, "_POLL_S", 0.5)
-    settings = BatchSettings(find_checkpoint(tiny_folder), jobs=3, engine="slurm", cpus=1)
+    monkeypatch.setattr(backends, "_POLL_S", 0.5)
+    settings = BatchSettings(find_checkpoint(tiny_folder), jobs=3, backend="slurm", cpus=1)
     work = work_list("slurm", "mix", settings)
 
     with ThreadPoolExecutor(2) as commands:  # at once
-        (job,) = set(commands.map(engines.find_or_submit, [work, work]))
+        (job,) = set(commands.map(backends.find_or_submit, [work, work]))
     begun = run(*asked, "--no-wait")
     assert begun.exit_code == 0, begun.output
     assert "works on 60 files. Run the same command again, without --no-wait" in begun.stderr
@@ -285,9 +285,9 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
 @pytest.mark.skipif(is_here(), reason="a real Slurm has run shares just now")
 def test_a_share_runs_under_submitit(whole: Path, tiny_folder: Path) -> None:
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
-    settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), engine="slurm")
+    settings = BatchSettings(find_checkpoint(tiny_folder), devices=("cpu",), backend="slurm")
     work = work_list("share", "mix/01.wav", settings)
-    share = engines.SlurmTask(work, work.units)
+    share = backends.ArrayTask(work, work.units)
     submitit.LocalExecutor("share/logs").submit(share).result()
     assert (
         Path("share/out/audio/01.wav").read_bytes() == Path("whole/out/audio/01.wav").read_bytes()
@@ -307,7 +307,7 @@ def test_an_engine_that_is_not_here_says_what_is_missing(
 ) -> None:
     if name == "slurm":
         pytest.importorskip("submitit", reason="submitit is not installed")
-    monkeypatch.setattr(engines, "find_spec", lambda module: module != "ray")
+    monkeypatch.setattr(backends, "find_spec", lambda module: module != "ray")
     monkeypatch.setenv("PATH", "")
     done = run("absent", tiny_folder, "--engine", name)
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
