@@ -133,7 +133,7 @@ def write(
     group_by: str | None = None,
     *,
     quiet: bool = False,
-) -> tuple[summary.Report, dict[str, Any]]:
+) -> tuple[report.Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
     Returns:
@@ -153,11 +153,11 @@ def write(
         ]
         record = _record(plan, journal, settings, command, results, len(failures))
         by_group = summary.read_groups(groups, group_by) if groups else None
-        document = summary.report(rows, groups=by_group)
+        whole = report.make_report(rows, groups=by_group)
         texts = {
             RECORD: json.dumps(record, indent=2) + "\n",
-            "report.json": report.as_json(document),
-            "report.csv": report.as_csv(document),
+            "report.json": report.as_json(whole),
+            "report.csv": report.as_csv(whole),
         }
         html, last = folder / "report.html", folder / "report.json"
         if not last.is_file() or last.read_bytes() != texts[last.name].encode():
@@ -176,7 +176,7 @@ def write(
             with tempfile.TemporaryDirectory() as scratch:
                 system = batch_system(folder, settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
-    return document, record
+    return whole, record
 
 
 def _rows(

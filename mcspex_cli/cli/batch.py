@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mcspex_cli.batch.journal import WorkList
     from mcspex_cli.batch.manifest import Task
     from mcspex_cli.batch.workers import Outcome
-    from mcspex_cli.evaluation.summary import Report
+    from mcspex_cli.evaluation.report import Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
 MAX_LISTED = 20
@@ -132,7 +132,7 @@ class BatchOptions:
     truth: Path | None = path("DIR|SCP", "What the targets said: scores them.")
     metrics: str = option(
         "NAMES",
-        "With --truth: some of {of_truth}, those that need no interferers.",
+        "With --truth: some of {of_batch}.",
         cls=score.MetricsOption,
         default="si_sdr,si_sdr_i,snr",
     )
@@ -236,7 +236,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     shown = not (request.quiet or request.as_json)
     _check_usage(request)
     score_settings = ScoreSettings(
-        score.choose_metrics(request.metrics, {"target", "mixture"}, only_truth=True),
+        score.choose_metrics(request.metrics, {"target", "mixture"}, in_batch=True),
         resample=request.resample,
         channel=None if request.extraction.channel == "all" else request.extraction.channel,
     )

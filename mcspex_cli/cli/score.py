@@ -16,10 +16,10 @@ from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, Partial
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.page import PageSettings
+    from mcspex_cli.evaluation.report import Report
     from mcspex_cli.evaluation.scoring import Pairing
-    from mcspex_cli.evaluation.summary import Report
 
-NEEDS = {
+SOURCES = {
     "target": "--truth",
     "mixture": "--mixtures",
     "interferers": "--interferers",
@@ -28,9 +28,6 @@ NEEDS = {
     "batch": "the estimates of mcspex batch in its output folder",
 }
 """The option or input that has what a metric needs, by the names of `Metric.needs`."""
-
-DECISIVE_NEEDS = {"target", "reference", "transcript"}
-"""If one of these is given, the metrics that need it are computed without being named."""
 
 
 class MetricsOption(click.Option):
@@ -43,10 +40,18 @@ class MetricsOption(click.Option):
 
         self.help = (self.help or "").format(
             metrics=",".join(METRICS),
-            of_truth=",".join(name for name, m in METRICS.items() if "target" in m.needs),
+            of_batch=",".join(_metrics_of_batch()),
             suffixes=", ".join(suffix for suffix, _ in REPORT_FORMATS.values()),
         )
         return super().get_help_record(ctx)
+
+
+def _metrics_of_batch() -> list[str]:
+    """The metrics for which `mcspex batch` has all that they need, and with --truth alone."""
+    from mcspex_cli.evaluation.metrics import METRICS
+
+    of_truth = [metric for metric in METRICS.values() if "target" in metric.needs]
+    return [metric.name for metric in of_truth if {"target", "mixture"}.issuperset(metric.needs)]
 
 
 def _formats() -> dict[str, str]:
@@ -152,7 +157,8 @@ class ScoreRequest:
     flipped_ok: bool = flag("Count sign-flipped files: they sound the same.")
     workers: int | None = option(
         "N",
-        "Processes, where no network is used.  [default: one, or all cores for many files]",
+        "Processes; --ref, --refs and --transcripts need one.  [default: one, or all cores for many "
+        "files]",
         type=click.IntRange(min=1),
     )
     form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
@@ -194,32 +200,33 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     metrics.check_installed(
         [*(of_words if request.transcripts else ()), *(limit.metric for limit in limits)]
     )
-    report.check_outputs(request.outputs, [*_inputs(request), request.groups, request.baseline])
+    inputs = [*_compared_paths(request), request.groups, request.baseline]
+    report.check_outputs(request.outputs, inputs)
     groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
     baseline = report.read_baseline(request.baseline) if request.baseline else None
     pairings = _pair(request)
     chosen = choose_metrics(request.metrics, _given(request, pairings))
     settings = scoring.ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
     needs = {need for name in chosen for need in metrics.METRICS[name].needs}
-    compare_with = transcribe = None
+    verifier = transcribe = None
     if "transcript" in needs:
         transcribe = metrics.open_transcriber(request.whisper)
     if "reference" in needs:
         model = options.find_model(request.model, offline=request.offline)
         clips = dict.fromkeys(clip for pairing in pairings for clip in pairing.references)
         check_sources(clips, model)
-        compare_with = metrics.open_verifier(Extractor.load(model), console.warn)
-    scores = scoring.score_files(pairings, settings, request.workers, compare_with, transcribe)
+        verifier = metrics.open_verifier(Extractor.load(model), console.warn)
+    scores = scoring.score_files(pairings, settings, request.workers, verifier, transcribe)
     rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
     missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
-    result = summary.report(rows, missing, groups, baseline)
+    result = report.make_report(rows, missing, groups, baseline)
     show(result, "json" if request.as_json else request.form, every=request.every)
     say_remarks(result, chosen)
     if not request.truth:
         console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
-    for place in request.outputs:
-        report.write(place, result)
-        console.say(str(place))
+    for output in request.outputs:
+        report.write(output, result)
+        console.say(str(output))
     conclude(result, limits, chosen)
 
 
@@ -255,18 +262,18 @@ def check_reference_usage(references: Sequence[Path], folder: Path | None) -> No
         raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
 
 
-def _inputs(request: ScoreRequest) -> list[Path]:
+def _compared_paths(request: ScoreRequest) -> list[Path]:
     """The files and folders to compare, each of which has to be there."""
     from mcspex_cli.files import check_exists
 
-    places = [
+    named = [
         *(request.estimates, request.truth, request.mixtures, *request.interferers),
         *(*request.references, request.reference_folder, request.transcripts),
     ]
-    inputs = [place for place in places if place]
-    for place in inputs:
-        check_exists(place)
-    return inputs
+    paths = [path for path in named if path]
+    for path in paths:
+        check_exists(path)
+    return paths
 
 
 def _pair(request: ScoreRequest) -> list[Pairing]:
@@ -295,13 +302,13 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
         return [replace(pairing, references=sources) for pairing in pairings]
     problems: list[str] = []
     warnings: list[str] = []
-    listed = list_references(request.reference_folder, request.pattern, problems, warnings)
+    by_name = list_references(request.reference_folder, request.pattern, problems, warnings)
     for text in warnings:
         console.warn(text)
     results = []
     for pairing in pairings:
         try:
-            clips = listed.find(Path(case_name(pairing.name)).as_posix())
+            clips = by_name.find(Path(case_name(pairing.name)).as_posix())
             results.append(replace(pairing, references=tuple(map(Path, clips))))
         except PairingError as error:
             problems.append(f"{pairing.estimate}: {error}")
@@ -323,36 +330,38 @@ def _given(request: ScoreRequest, pairings: Sequence[Pairing]) -> set[str]:
 
 
 def choose_metrics(
-    names: str | None, given: set[str], *, only_truth: bool = False
+    names: str | None, given: set[str], *, in_batch: bool = False
 ) -> tuple[str, ...]:
-    """The metrics of a --metrics, or without one all that are installed and meant.
+    """The metrics that --metrics names; without it all that are installed and meant.
 
-    `given` is what there is to compare with, as `Metric.needs` names it. With a truth, metrics that
-    need none are only meant if they are named, or if references or transcripts are given for them.
-    With `only_truth`, they are refused.
+    `given` is what there is to compare with, as `Metric.needs` names it. Metrics that need nothing
+    but mixtures or a batch are only meant where nothing says better how good an estimate is: where
+    there is no truth.
     """
     from mcspex_cli.evaluation.metrics import METRICS, check_installed
 
     if names is None:
-        meant = [
+        telling = {"target", "reference", "transcript"}
+        return tuple(
             name
             for name, metric in METRICS.items()
             if given.issuperset(metric.needs)
-            and ("target" not in given or DECISIVE_NEEDS.intersection(metric.needs))
-        ]
-        return tuple(name for name in meant if METRICS[name].is_installed)
+            and ("target" not in given or telling.intersection(metric.needs))
+            and metric.is_installed
+        )
     chosen = [name.strip().removesuffix("_db") for name in names.split(",")]
     for name in chosen:
         if name not in METRICS:
             text = name or repr(names)
             raise click.UsageError(f"--metrics {text}: unknown. Use {', '.join(METRICS)}.")
-        if only_truth and "target" not in METRICS[name].needs:
+        if in_batch and name not in _metrics_of_batch():
+            known = ", ".join(_metrics_of_batch())
             raise click.UsageError(
-                f"--metrics {name} needs no truth. Use mcspex score on the folder audio/."
+                f"--metrics {name}: batch computes {known}. Use mcspex score on the folder audio/."
             )
         for need in METRICS[name].needs:
             if need not in given:
-                raise click.UsageError(f"--metrics {name} needs {NEEDS[need]}.")
+                raise click.UsageError(f"--metrics {name} needs {SOURCES[need]}.")
     check_installed(chosen)
     return tuple(chosen)
 

@@ -13,13 +13,13 @@ import numpy as np
 from mcspex_cli import files
 from mcspex_cli.errors import PairingError
 from mcspex_cli.evaluation import scoring, summary
-from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, INPUT_METRICS, METRICS, Metric
-from mcspex_cli.evaluation.report import listed, read_batch
+from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, MIXTURE_METRICS, Metric
+from mcspex_cli.evaluation.report import name_some, read_batch
 from mcspex_cli.evaluation.scoring import Pairing, Status
 from mcspex_cli.evaluation.summary import numbers
 
 OTHER_CASES = "Other cases"
-"""The section of cases that are in no group."""
+"""What pages call `summary.NO_GROUP`."""
 
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
@@ -49,10 +49,10 @@ class Output:
     estimate: Path | None = None
     mixture: Path | None = None
     truth: Path | None = None
-    problem: str = "No output for this case."
+    problem: str = ""
     """Why there is no estimate."""
     row: Mapping[str, Any] | None = None
-    """Its scores, as `Row.to_dict` has them."""
+    """Its row in the batch's report or, once it was scored here, `Score.to_dict`."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ def _batch_output(folder: Path, row: Mapping[str, Any]) -> Output:
         folder / row[key] if row.get(key) else None for key in ("estimate", "mixture", "truth")
     )
     status, note = row["status"], row.get("note") or ""
+    is_flipped = status == Status.FLIPPED
     if status in (Status.FAILED, Status.PENDING):
         return Output(None, mixture, truth, note or status)
     if all(row.get(column) is None for column in BY_COLUMN):
         return Output(estimate, mixture, truth)
-    if status == Status.FLIPPED:  # which counts here, see SETTINGS
+    if is_flipped:  # which counts here, see SETTINGS
         status, note = Status.OK, f"{Status.FLIPPED}. {note}".strip()
-    row = {"confused": None, **row, "status": status, "note": note}
+    row = {"confused": None, **row, "status": status, "note": note, "flipped": is_flipped}
     return Output(estimate, mixture, truth, row=row)
 
 
@@ -140,13 +141,13 @@ class ComparisonCase:
     truth: Path | None
     outputs: list[Output]
     """In the order of the systems."""
-    inputs: Mapping[str, float] = field(default_factory=dict)
+    mixture_values: Mapping[str, float] = field(default_factory=dict)
     """What is measured of the mixture, by the column that estimates have the same in."""
 
     @property
-    def rows(self) -> list[Mapping[str, Any] | None]:
-        """The scores, None where there are none."""
-        return [output.row for output in self.outputs]
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The rows of those outputs that have one."""
+        return [output.row for output in self.outputs if output.row]
 
 
 @dataclass(frozen=True)
@@ -157,19 +158,25 @@ class Comparison:
     cases: Sequence[ComparisonCase]
     settings: CaseSettings = CaseSettings()
 
+    @property
     def rows(self) -> list[Mapping[str, Any]]:
-        """The scores of all outputs that have some."""
-        return [row for case in self.cases for row in case.rows if row]
+        """The rows of all outputs that have one."""
+        return [row for case in self.cases for row in case.rows]
 
     @property
     def ranking(self) -> Metric | None:
         """The metric that says which case is best: SI-SDRi if there is one."""
-        return summary.ranking(self.rows())
+        return summary.ranking(self.rows)
+
+    def by_system(self, cases: Sequence[ComparisonCase]) -> list[list[Mapping[str, Any]]]:
+        """The rows of each system for some cases."""
+        systems = range(len(self.systems))
+        outputs = [[case.outputs[number] for case in cases] for number in systems]
+        return [[output.row for output in own if output.row] for own in outputs]
 
     def summaries(self, cases: Sequence[ComparisonCase]) -> list[summary.Summary]:
         """Each system over some cases."""
-        by_system = zip(*(case.rows for case in cases), strict=True)
-        return [summary.summarise([row for row in rows if row]) for rows in by_system]
+        return [summary.summarise(rows) for rows in self.by_system(cases)]
 
     def by_group(self) -> dict[str, list[ComparisonCase]]:
         """The cases of each group, groups and cases in order."""
@@ -189,7 +196,7 @@ class Comparison:
         badness: dict[str, float] = {}
         if metric := self.ranking:
             for case in self.cases:
-                ok = summary.in_means([row for row in case.rows if row])
+                ok = summary.in_means(case.rows)
                 if values := numbers(ok, metric.column):
                     badness[case.name] = metric.badness * float(np.mean(values))
         ranked = sorted(badness, key=lambda name: badness[name])
@@ -206,8 +213,7 @@ class Comparison:
         for number, system in enumerate(self.systems):
             outputs = [case.outputs[number] for case in self.cases]
             lines += self._missing(f"{system.label}: no output", [o.estimate for o in outputs])
-            flipped = sum(f"{Status.FLIPPED}." in o.row["note"] for o in outputs if o.row)
-            if flipped:
+            if flipped := sum(bool(o.row.get("flipped")) for o in outputs if o.row):
                 lines.append(
                     f"{system.label}: sign-flipped outputs: {flipped}. They count here; "
                     "mcspex score counts them with --flipped-ok."
@@ -215,17 +221,19 @@ class Comparison:
         if any(case.truth for case in self.cases):
             lines += self._missing("no truth", [case.truth for case in self.cases])
         else:
-            content = "only what needs none" if self.rows() else "no scores"
+            content = "only what needs none" if self.rows else "no scores"
             lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
-        lines += [row["note"] for row in self.rows() if row["status"] in Status.REFUSED]
+        lines += [row["note"] for row in self.rows if row["status"] in Status.REFUSED]
         if self.settings.groups and all(case.group == OTHER_CASES for case in self.cases):
             lines.append(f"{self.settings.groups}: names none of the cases.")
         return lines
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
         names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
-        return [f"{what} for {len(names)} of {len(paths)} cases: {listed(names)}"] if names else []
+        return (
+            [f"{what} for {len(names)} of {len(paths)} cases: {name_some(names)}"] if names else []
+        )
 
 
 def compare_systems(
@@ -259,7 +267,7 @@ def compare_systems(
         case.outputs[number] = replace(output, row=row)
         advance(done / len(unscored))
     for case in cases:
-        case.inputs = _inputs(case)
+        case.mixture_values = _mixture_values(case)
     return Comparison(systems, cases, settings)
 
 
@@ -271,9 +279,9 @@ def _gather(systems: Sequence[SystemOutputs], settings: CaseSettings) -> list[Co
     if settings.groups:
         groups = summary.read_groups(settings.groups, settings.group_by)
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
-    cases = []
+    cases, none = [], Output(problem="No output for this case.")
     for name in {name for system in systems for name in system.outputs}:
-        outputs = [system.outputs.get(name, Output()) for system in systems]
+        outputs = [system.outputs.get(name, none) for system in systems]
         group = groups.of(name)
         cases.append(
             ComparisonCase(
@@ -297,13 +305,13 @@ def _has_score(output: Output, case: ComparisonCase) -> bool:
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
 
 
-def _inputs(case: ComparisonCase) -> dict[str, float]:
-    """What is measured of a case's mixture: from its outputs' scores, or measured now."""
-    rows = [row for row in case.rows if row]
-    values = {METRICS[name].column: numbers(rows, m.column) for name, m in INPUT_METRICS.items()}
-    inputs = {column: several[0] for column, several in values.items() if several}
-    if "si_sdr_db" not in inputs and case.truth and case.mixture:
+def _mixture_values(case: ComparisonCase) -> dict[str, float]:
+    """What is measured of a case's mixture: from its outputs' rows, or measured now."""
+    columns = {METRICS[name].column: metric.column for name, metric in MIXTURE_METRICS.items()}
+    measured = {column: numbers(case.rows, other) for column, other in columns.items()}
+    values = {column: several[0] for column, several in measured.items() if several}
+    if "si_sdr_db" not in values and case.truth and case.mixture:
         settings = replace(SETTINGS, metrics=("si_sdr",))
         pairing = Pairing(case.name, case.mixture, case.truth)
-        inputs |= scoring.score_file(pairing, settings).values
-    return inputs
+        values |= scoring.score_file(pairing, settings).values
+    return values

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
 
 SILENCE = 1e-10
-"""Mean square below which a signal counts as silent (-100 dBFS)."""
+"""Variance below which a signal counts as silent (-100 dBFS)."""
 
 ROUNDING = 1e-24
-"""Share of a signal's energy that float64 leaves of a constant after its mean is removed."""
+"""A signal that keeps at most this share of its energy without its mean is a constant: float64
+leaves so much of one."""
 
 DNSMOS_HZ = WHISPER_HZ = 16_000
 """The only rate that these networks know."""
@@ -63,7 +64,7 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
         target: [sample], equally long.
 
     Returns:
-        dB; +inf for a scaled copy of the target, -inf for a silent estimate or one
+        dB; +inf for a scaled copy of the target, -inf for a constant estimate (as of zeros) or one
         orthogonal to the target, nan for a silent target, which has no SI-SDR, and for samples
         that are not finite. A sign flip does not change the value.
 
@@ -196,20 +197,18 @@ def speech_left(estimate: Samples, mixture: Samples, rate_hz: int) -> float:
     return math.nan if share is None else share
 
 
-Compare = Callable[[Samples, int], float]
-"""How similar a sound [sample] at a rate is to the reference."""
+MeasureSimilarity = Callable[[Samples, int], float]
+"""Measures how similar a sound [sample] at a rate is to a voice."""
 
-CompareWith = Callable[[tuple[Path, ...]], Compare]
-"""What compares sounds with a voice, from the voice's references."""
+Verifier = Callable[[tuple[Path, ...]], MeasureSimilarity]
+"""Embeds a voice's references once, and returns what measures the similarity to it."""
 
 Transcribe = Callable[[Samples, int], str]
 """The words of a sound [sample] at a rate."""
 
 
-def open_verifier(
-    extractor: Extractor, warn: Callable[[str], object] = lambda _: None
-) -> CompareWith:
-    """Return what compares sounds with voices, by the speaker encoder of a model.
+def open_verifier(extractor: Extractor, warn: Callable[[str], object] = lambda _: None) -> Verifier:
+    """Return a verifier that compares sounds with voices by the speaker encoder of a model.
 
     A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
     A sound of the other polarity than the reference is inverted before, see `presence.Polarity`.
@@ -227,25 +226,25 @@ def open_verifier(
         )
 
     @cache
-    def compare_with(references: tuple[Path, ...]) -> Compare:
+    def verifier(references: tuple[Path, ...]) -> MeasureSimilarity:
         voice = extractor.enroll(references)
         for text in voice.warnings:
             warn(text)
 
-        def measure(signal: Samples) -> float:
+        def mean_similarity(signal: Samples) -> float:
             meter = PresenceMeter(engine, voice.embedding)
             meter.add(signal, signal)
             similarity = meter.result().similarity
             return math.nan if similarity is None else similarity
 
-        def compare(sound: Samples, rate_hz: int) -> float:
+        def measure(sound: Samples, rate_hz: int) -> float:
             signal = soxr.resample(sound, rate_hz, engine.sample_rate_hz)
-            same, inverse = measure(signal), measure(-signal)
+            same, inverse = mean_similarity(signal), mean_similarity(-signal)
             return inverse if leads(inverse, same) else same
 
-        return compare
+        return measure
 
-    return compare_with
+    return verifier
 
 
 def open_transcriber(model: str) -> Transcribe:
@@ -297,14 +296,17 @@ NOTHING = np.zeros(0, np.float32)
 
 @dataclass(frozen=True)
 class Sounds:
-    """What metrics compare, each [sample], equally long; empty where it is not known."""
+    """What metrics look at: sounds [sample], all equally long, and what else is known of them.
+
+    What is not known is empty, and a function gives a value that means nothing.
+    """
 
     rate_hz: int
     estimate: Samples
     target: Samples = field(default_factory=lambda: NOTHING)
     mixture: Samples = field(default_factory=lambda: NOTHING)
     interferers: tuple[Samples, ...] = ()
-    compare: Compare = lambda *_: math.nan
+    measure_similarity: MeasureSimilarity = lambda *_: math.nan
     transcribe: Transcribe = lambda *_: ""
     transcript: str = ""
     """What the target says."""
@@ -330,7 +332,7 @@ class Sounds:
     @cached_property
     def similarity(self) -> float:
         """How similar the estimate is to the reference."""
-        return self.compare(self.estimate, self.rate_hz)
+        return self.measure_similarity(self.estimate, self.rate_hz)
 
     @cached_property
     def dnsmos(self) -> dict[str, float]:
@@ -346,7 +348,7 @@ class Sounds:
 
     @cached_property
     def of_mixture(self) -> Sounds:
-        """The same with the mixture in the estimate's place."""
+        """The same with the audible mixture in the estimate's place."""
         return replace(self, estimate=self.audible_mixture)
 
 
@@ -355,7 +357,7 @@ class Metric:
     """One metric: what people and files call it, and how its value comes about."""
 
     name: str
-    """What a user writes after --metrics."""
+    """What a user writes after --metrics; those of the mixture cannot be chosen."""
     label: str
     """What tables and pages call it."""
     unit: str
@@ -372,8 +374,10 @@ class Metric:
     """The extra of mcspex that installs them."""
     better: Literal["higher", "lower", "neither"] = "higher"
     """Which values are good ones."""
-    is_of_input: bool = False
-    """Whether it is the mixture's value, a row of `INPUT_METRICS`."""
+    also_of_mixture: bool = False
+    """Whether the mixture's value is computed too, where there is a mixture."""
+    is_of_mixture: bool = False
+    """Whether it is the mixture's value, a row of `MIXTURE_METRICS`."""
 
     @property
     def column(self) -> str:
@@ -407,7 +411,8 @@ BSS, STOI, MOS = ("fast_bss_eval",), ("pystoi",), ("speechmos",)
 # fmt: off
 METRICS = {metric.name: metric for metric in (
     Metric("si_sdr", "SI-SDR", "dB", 2, lambda s: s.si_sdr_db, TARGET,
-           "the target against everything else in the output; its level does not count"),
+           "the target against everything else in the output; its level does not count",
+           also_of_mixture=True),
     Metric("si_sdr_i", "SI-SDRi", "dB", 2, lambda s: s.si_sdr_db - s.input_si_sdr_db, WITH_MIXTURE,
            "by how much the output's SI-SDR exceeds the mixture's"),
     Metric("snr", "SNR", "dB", 2, lambda s: snr(s.estimate, s.target), TARGET,
@@ -431,22 +436,22 @@ METRICS = {metric.name: metric for metric in (
     Metric("presence", "Presence", "", 2, lambda s: s.presence, ("batch",),
            "how sure the extraction was that the voice is there, 0 to 1"),
     Metric("similarity", "Similarity", "", 2, lambda s: s.similarity, ("reference",),
-           "how like the reference the voice is to the model, -1 to 1"),
+           "how like the reference the voice is to the model, -1 to 1", also_of_mixture=True),
     Metric("speech_left", "Speech left", "", 2,
            lambda s: speech_left(s.estimate, s.audible_mixture, s.rate_hz), ("mixture",),
            "share of the mixture's speech in which the output is heard, 0 to 1", better="neither"),
     Metric("dnsmos_sig", "SIG", "", 2, lambda s: s.dnsmos.get("sig_mos", math.nan), (),
-           "DNSMOS: predicted rating of the speech, 1 to 5", MOS),
+           "DNSMOS: predicted rating of the speech, 1 to 5", MOS, also_of_mixture=True),
     Metric("dnsmos_bak", "BAK", "", 2, lambda s: s.dnsmos.get("bak_mos", math.nan), (),
-           "DNSMOS: predicted rating of the background, 1 to 5", MOS),
+           "DNSMOS: predicted rating of the background, 1 to 5", MOS, also_of_mixture=True),
     Metric("dnsmos_ovrl", "OVRL", "", 2, lambda s: s.dnsmos.get("ovrl_mos", math.nan), (),
-           "DNSMOS: predicted rating of all, 1 to 5", MOS),
+           "DNSMOS: predicted rating of all, 1 to 5", MOS, also_of_mixture=True),
     Metric("dnsmos_p808", "P808", "", 2, lambda s: s.dnsmos.get("p808_mos", math.nan), (),
-           "DNSMOS: predicted rating of all by another network, 1 to 5", MOS),
+           "DNSMOS: predicted rating of all by another network, 1 to 5", MOS, also_of_mixture=True),
     Metric("wer", "WER", "", 3,
            lambda s: word_error_rate(s.transcribe(s.estimate, s.rate_hz), s.transcript),
            ("transcript",), "share of the words that a recogniser gets wrong",
-           ("jiwer", "faster_whisper"), "transcripts", "lower"),
+           ("jiwer", "faster_whisper"), "transcripts", "lower", also_of_mixture=True),
 )}
 # fmt: on
 """Every metric by its name, in the order of tables."""
@@ -455,36 +460,35 @@ BUILT_IN = ("si_sdr", "si_sdr_i", "snr")
 """The metrics with the truth that need no package and hardly more time than reading files."""
 
 
-def _of_input(metric: Metric, function: Callable[[Sounds], float] | None = None) -> Metric:
+def _of_mixture(metric: Metric) -> Metric:
     return replace(
         metric,
         name=f"input_{metric.name}",
         label=f"{metric.label} of the mixture",
-        function=function or (lambda sounds: metric.function(sounds.of_mixture)),
+        function=lambda sounds: metric.function(sounds.of_mixture),
         needs=(*metric.needs, "mixture"),
-        is_of_input=True,
+        is_of_mixture=True,
     )
 
 
-INPUT_METRICS = {
-    **{
-        name: _of_input(metric)
-        for name, metric in METRICS.items()
-        if {"reference", "transcript"}.issuperset(metric.needs)
-    },
-    "si_sdr": _of_input(METRICS["si_sdr"], lambda sounds: sounds.input_si_sdr_db),
-}
-"""What is measured of the mixture too, by the name of the metric."""
+MIXTURE_METRICS = {m.name: _of_mixture(m) for m in METRICS.values() if m.also_of_mixture}
+"""What is measured of the mixture too, by the name of the metric of the estimate."""
 
-BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *INPUT_METRICS.values())}
+# The mixture's SI-SDR, to which SI-SDRi refers, is that of the whole mixture; it is the last column.
+MIXTURE_METRICS["si_sdr"] = replace(
+    MIXTURE_METRICS.pop("si_sdr"), function=lambda sounds: sounds.input_si_sdr_db
+)
+
+BY_COLUMN = {metric.column: metric for metric in (*METRICS.values(), *MIXTURE_METRICS.values())}
+"""Every metric, of the estimate or the mixture, by its column in reports."""
 
 
 def check_installed(names: Sequence[str]) -> None:
     """Refuse metrics whose package is not installed, with a ConfigError."""
     absent = [METRICS[name] for name in names if not METRICS[name].is_installed]
     if absent:
-        listed = ", ".join(metric.name for metric in absent)
-        reason = f"{listed}: the package for it is not installed."
+        which = ", ".join(metric.name for metric in absent)
+        reason = f"{which}: the package for it is not installed."
         raise ConfigError(f"{reason} {install_extra(absent[0].extra)}")
 
 

@@ -37,6 +37,7 @@ from mcspex_cli.evaluation.comparison import (
     compare_systems,
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
+from mcspex_cli.evaluation.scoring import Status
 from mcspex_cli.extraction.job import check_no_input, identities
 
 EMBEDDED_CASES = 12
@@ -61,8 +62,9 @@ _TYPES = {".flac": "audio/flac", ".png": "image/png"}
 _OURS = re.compile(r"\d{5,}\.(flac|png)")
 """Names of the files beside a page: numbers, since nothing that a user named is safe."""
 
-WINDOW_S = 0.032
-HOP_S = 0.008
+SPECTRUM_S, SPECTRUM_HOP_S = 0.032, 0.008
+"""Each spectrum of a picture is of so long a stretch, and they begin so far from each other."""
+
 COLUMNS, ROWS = 512, 160
 """The largest spectrogram; longer sounds and finer spectra are averaged into it."""
 
@@ -130,7 +132,7 @@ def write_page(
         PairingError: two files have one name.
     """
     settings = settings or PageSettings()
-    _check_place(output, systems, settings)
+    _check_page(output, systems, settings)
     comparison = compare_systems(systems, settings, lambda share: progress(share / 2))
     cases, count = comparison.cases, settings.max_cases
     if count is None:
@@ -194,7 +196,7 @@ def _cells(
 
     `warnings` gets a line for each file that cannot be read.
     """
-    cells = [Cell("Mixture", case.mixture, "No mixture is known.", case.inputs)]
+    cells = [Cell("Mixture", case.mixture, "No mixture is known.", case.mixture_values)]
     for number, (system, output) in enumerate(zip(systems, case.outputs, strict=True)):
         row = output.row
         cells.append(Cell(system.label, output.estimate, output.problem, row or {}, number, row))
@@ -238,8 +240,8 @@ def spectrogram(samples: Samples, rate_hz: int) -> Levels:
 
     A full-scale sine is at about -6 dB at any rate. A sound shorter than a window is padded.
     """
-    size = max(16, round(WINDOW_S * rate_hz))
-    hop = max(1, round(HOP_S * rate_hz))
+    size = max(16, round(SPECTRUM_S * rate_hz))
+    hop = max(1, round(SPECTRUM_HOP_S * rate_hz))
     window = np.hanning(size) / np.hanning(size).sum()
     padded = np.pad(samples, (size // 2, size - size // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
@@ -282,8 +284,8 @@ def draw_spectrogram(levels: Levels, loudest_db: float) -> bytes:
     share = np.clip(1 + (levels - loudest_db) / RANGE_DB, 0, 1)
     picture = Image.fromarray(np.rint(share * (SHADES - 1)).astype(np.uint8))
     anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS.split()])
-    places = np.linspace(0, len(anchors) - 1, SHADES)
-    colours = [np.interp(places, range(len(anchors)), channel) for channel in anchors.T]
+    shades = np.linspace(0, len(anchors) - 1, SHADES)
+    colours = [np.interp(shades, range(len(anchors)), channel) for channel in anchors.T]
     picture.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
@@ -292,12 +294,12 @@ def draw_spectrogram(levels: Levels, loudest_db: float) -> bytes:
 
 def _context(comparison: Comparison) -> dict[str, Any]:
     """What the template needs to know of all cases."""
-    cases, rows, ranking = comparison.cases, comparison.rows(), comparison.ranking
+    cases, rows, ranking = comparison.cases, comparison.rows, comparison.ranking
     metrics = [metric for metric in METRICS.values() if summary.numbers(rows, metric.column)]
     has_truth = any(case.truth for case in cases)
     summaries = comparison.summaries(cases) if metrics or has_truth else []
     of_mixture = METRICS["si_sdr"] if has_truth else ranking
-    if of_mixture and not any(of_mixture.column in case.inputs for case in cases):
+    if of_mixture and not any(of_mixture.column in case.mixture_values for case in cases):
         of_mixture = None
     plotted, shades_db = ("input_si_sdr_db", "si_sdr_i_db"), np.linspace(-RANGE_DB, 0, SHADES)
     return {
@@ -311,15 +313,16 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "all_metrics": METRICS.values(),
         "metrics": metrics,
         "ranking": ranking,
-        "input_metric": of_mixture,
+        "mixture_metric": of_mixture,
         "si_sdr": METRICS["si_sdr"],
         "has_truth": has_truth,
-        "counted": summary.COUNTED,
+        "statuses_in_means": [*map(summary.status_in_means, comparison.by_system(cases))],
+        "unscored": Status.UNSCORED,
         "points": [
-            (number, case, row)
+            (number, case, output.row)
             for case in cases
-            for number, row in enumerate(case.rows)
-            if row and all(row.get(column) is not None for column in plotted)
+            for number, output in enumerate(case.outputs)
+            if output.row and all(output.row.get(column) is not None for column in plotted)
         ],
         "best": _best,
         "reasons": REASONS,
@@ -372,15 +375,15 @@ def _value(value: float | None, metric: Metric) -> str:
     return "–" if value is None else metric.text(value).replace("-", "−")
 
 
-def _check_place(output: Path, systems: Sequence[SystemOutputs], settings: PageSettings) -> None:
+def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSettings) -> None:
     """Refuse a page that would destroy something or has no folder."""
     if output.suffix.lower() != ".html":
         raise OutputError(f"{output}: a page's name must end in .html.")
     if not output.parent.exists():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]
-    places = {place for path in inputs if path for place in (path, *path.resolve().parents)}
-    taken = set[object]().union(*map(identities, places))
+    paths = {each for path in inputs if path for each in (path, *path.resolve().parents)}
+    taken = set[object]().union(*map(identities, paths))
     check_no_input(output, taken)
     files.check_output(output, overwrite=settings.overwrite)
     folder = _media_folder(output)

@@ -1,10 +1,11 @@
-"""A report of many scores: read and written as files, shown as tables and remarks."""
+"""A report of many scores: made, read and written as files, shown as tables and remarks."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from mcspex_cli import errors, files
-from mcspex_cli.errors import ConfigError, OutputError
+from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import Status
 from mcspex_cli.evaluation.summary import (
     NO_GROUP,
-    Baseline,
     Distribution,
-    Report,
+    Groups,
     Rows,
     Summary,
+    distributions,
     in_means,
     numbers,
     ranking,
+    status_in_means,
+    summarise,
+    worst,
 )
 from mcspex_cli.extraction.job import check_no_input, identities
 
@@ -39,6 +43,96 @@ FEW = 50
 
 _FIRST = ("name", "group", *BY_COLUMN, "confused", "status", "note")
 """The order of columns in CSV; others come after."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The rows of an earlier report."""
+
+    path: Path
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Change:
+    """What has changed since a baseline, over the cases that are in the means of both."""
+
+    path: str
+    both: int
+    only_here: int
+    only_there: int
+    metrics: dict[str, Distribution]
+    """Of the differences, by column."""
+    differences: list[dict[str, Any]]
+    """For each case its name and, by column, how much has been gained."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is known of some rows."""
+
+    summary: Summary
+    groups: dict[str, Summary]
+    worst: list[str]
+    """Names of the ten worst rows."""
+    change: Change | None
+    """Since a baseline, if there is one."""
+    rows: Rows
+
+
+def make_report(
+    rows: Rows,
+    missing: Sequence[str] = (),
+    groups: Groups | None = None,
+    baseline: Baseline | None = None,
+) -> Report:
+    """Put everything that is known of rows into one report, other columns than METRICS' too.
+
+    `missing` are the names of truths without an estimate; `groups` add "group" to every row.
+
+    Raises:
+        PairingError: the baseline has none of the cases.
+    """
+    # JSON has no numbers that are not finite.
+    rows = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    parts: dict[str, Summary] = {}
+    if groups:
+        rows = [{**row, "group": groups.of(row["name"])} for row in rows]
+        absent = [groups.of(name) for name in missing]
+        for group in sorted({*(row["group"] for row in rows), *absent}):
+            members = [row for row in rows if row["group"] == group]
+            parts[group] = summarise(members, absent.count(group))
+    change = _change(rows, baseline) if baseline else None
+    return Report(summarise(rows, len(missing)), parts, worst(rows), change, rows)
+
+
+def _change(rows: Rows, baseline: Baseline) -> Change:
+    """The differences by case, and their means with intervals (a paired bootstrap)."""
+    here, there = (
+        {files.normal(row["name"]): row for row in in_means(several)}
+        for several in (rows, baseline.rows)
+    )
+    both = [name for name in here if name in there]
+    if here and not both:
+        raise PairingError(
+            f"{baseline.path}: has none of these cases. Is it a report of this test set?"
+        )
+    differences = []
+    for name in both:
+        now, before = here[name], there[name]
+        both_have = [c for c in BY_COLUMN if now.get(c) is not None and before.get(c) is not None]
+        differences.append({"name": now["name"], **{c: now[c] - before[c] for c in both_have}})
+    return Change(
+        str(baseline.path),
+        both=len(both),
+        only_here=len(here) - len(both),
+        only_there=len(there) - len(both),
+        metrics=distributions(differences),
+        differences=differences,
+    )
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -127,12 +221,12 @@ def tables(report: Report, *, every: bool = False, hidden: Collection[str] = ())
 
     `hidden` are columns that are left out.
     """
-    summary, change = report.summary, report.baseline
+    summary, change = report.summary, report.change
     shown = {column: metric for column, metric in BY_COLUMN.items() if column not in hidden}
     means = [metric for column, metric in shown.items() if column in summary.metrics]
     valued = [metric for column, metric in shown.items() if numbers(report.rows, column)]
     every = every or summary.files <= FEW or not report.worst
-    parts = [_files(report, [m for m in valued if not m.is_of_input], every=every)]
+    parts = [_files(report, [m for m in valued if not m.is_of_mixture], every=every)]
     if summary.scored > 1:
         parts.append(_means("Means", means, summary.metrics))
     if report.groups:
@@ -150,7 +244,7 @@ def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
     by_name = {row["name"]: row for row in report.rows}
     rows = report.rows if every else [by_name[name] for name in report.worst]
     ranked = ranking(report.rows)
-    differences = report.baseline.differences if ranked and report.baseline else []
+    differences = report.change.differences if ranked and report.change else []
     changes = {row["name"]: row.get(ranked.column) for row in differences if ranked}
     lines = []
     for row in rows:
@@ -202,9 +296,9 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
 
     `metrics` are the names of those that were to be computed.
     """
-    summary, change, ok = report.summary, report.baseline, in_means(report.rows)
-    counted = {row["status"] for row in ok}
-    others = {status: n for status, n in summary.statuses.items() if status not in counted}
+    summary, change, ok = report.summary, report.change, in_means(report.rows)
+    counted = status_in_means(report.rows)
+    others = {status: n for status, n in summary.statuses.items() if status != counted}
     left_out, missing = sum(others.values()), summary.missing_estimates
     reasons = ", ".join(f"{number} {status}" for status, number in others.items())
     cut, damaged = (sum(bool(row.get(key)) for row in ok) for key in ("cut", "damaged"))
@@ -213,7 +307,7 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     lines = (
         (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
         (missing, f"truths without an estimate: {missing}. The means do not include them."),
-        (cut, f"files cut to one length with their truth: {cut}. They differed a little."),
+        (cut, f"files cut to equal lengths: {cut}. Their lengths differed a little."),
         (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
@@ -236,7 +330,7 @@ def confusion(report: Report) -> str:
         return ""
     names = [row["name"] for row in in_means(report.rows) if row.get("confused")]
     share = 100 * summary.confused / summary.scored
-    which = f": {listed(names)}" if names else ""
+    which = f": {name_some(names)}" if names else ""
     return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"
 
 
@@ -246,19 +340,22 @@ def absences(rows: Rows) -> str:
     names = [row["name"] for row in judged if not row["present"]]
     verb = "is" if len(names) == 1 else "are"
     counts = f"{len(names)} of {len(judged)} voices {verb} probably absent"
-    return f"{counts}: {listed(names)}" if names else ""
+    return f"{counts}: {name_some(names)}" if names else ""
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names for people, those after the tenth as a number."""
+def name_some(names: Sequence[str]) -> str:
+    """Ten names at most, and how many more there are."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{', '.join(names[:10])}{more}"
 
 
 def as_json(report: Report) -> str:
     """A report as JSON without NaN or infinity."""
-    document = {"format": FORMAT, **vars(report)}
-    document["scores"] = document.pop("rows")
+    document = {
+        "format": FORMAT,
+        **{"summary": report.summary, "groups": report.groups, "worst": report.worst},
+        **{"baseline": report.change, "scores": report.rows},
+    }
     return json.dumps(document, default=asdict, indent=2, allow_nan=False) + "\n"
 
 

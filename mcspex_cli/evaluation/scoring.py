@@ -1,4 +1,4 @@
-"""Scores of files: which belong together, whether they can be compared, and a row for each."""
+"""Scores of files: which belong together, whether they can be compared, and a score for each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mcspex_cli.errors import AudioError, ConfigError, McspexError, NonFiniteErr
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
-    INPUT_METRICS,
     METRICS,
+    MIXTURE_METRICS,
     NOTHING,
-    CompareWith,
     Metric,
     Sounds,
     Transcribe,
+    Verifier,
     import_package,
     is_flipped,
     is_silent,
@@ -63,8 +63,10 @@ class Status:
     says which of the two count in means; no others do."""
     FAILED, PENDING = "failed", "pending"
     """Not extracted by a batch, which failed at it or has not come to it."""
-    SILENT_TRUTH, SILENT_ESTIMATE, EXACT = "silent truth", "silent estimate", "exact"
-    """There is no finite SI-SDR; "exact" is a copy of the truth."""
+    SILENT_TRUTH, SILENT_ESTIMATE = "silent truth", "silent estimate"
+    UNRELATED, EXACT = "unrelated estimate", "exact"
+    """There is no finite SI-SDR: a file is silent, one can hear the estimate but nothing of the
+    truth is in it, or it is a copy of the truth."""
     FLIPPED = "sign flipped"
     REFUSED = ("unreadable", "not finite", "rate differs", "length differs", "channels differ")
     UNREADABLE, NOT_FINITE, RATE_DIFFERS, LENGTH_DIFFERS, CHANNELS_DIFFER = REFUSED
@@ -223,8 +225,8 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One estimate's scores."""
+class Score:
+    """One estimate's values and status."""
 
     name: str
     status: str
@@ -236,19 +238,22 @@ class Row:
     """Target confusion, that is, whether the wrong talker was extracted: the estimate is worse than
     the mixture, or nearer to an interferer than to the truth. None where neither is known.
     (Without a truth `extraction.presence` guesses it: `wrong_speaker`.)"""
+    flipped: bool = False
+    """Whether its sign is flipped, be the status "sign flipped" or, if that is accepted, "ok"."""
     cut: bool = False
-    """Whether files were cut to one length."""
+    """Whether files were cut to the shortest of them."""
     damaged: bool = False
     """Whether a file is damaged, but could be read."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as reports have it: every metric's column, None where there is no value."""
+        """A row of a report: every metric's column, None where there is no value."""
         return {
             "name": self.name,
             "status": self.status,
             "note": self.note,
             **{column: self.values.get(column) for column in BY_COLUMN},
             "confused": self.confused,
+            "flipped": self.flipped or None,
             "cut": self.cut or None,
             "damaged": self.damaged or None,
         }
@@ -257,40 +262,40 @@ class Row:
 def score_file(
     pairing: Pairing,
     settings: ScoreSettings | None = None,
-    compare_with: CompareWith | None = None,
+    verifier: Verifier | None = None,
     transcribe: Transcribe | None = None,
-) -> Row:
-    """Score one estimate; files that cannot be compared give a row that says why.
+) -> Score:
+    """Score one estimate; if the files cannot be compared, status and note say why.
 
     An estimate with several channels is scored channel by channel and has the mean of their
     values. The other files need as many channels, or one, which then counts for every channel.
-    Similarities need `compare_with`, word error rates `transcribe`.
+    Similarities need a `verifier`, word error rates `transcribe`.
     """
     settings = settings or ScoreSettings()
     try:
         unscored, channels = _read(pairing, settings)
-        if compare_with:
-            compare = compare_with(pairing.references)
-            channels = [replace(sounds, compare=compare) for sounds in channels]
+        if verifier:
+            measure = verifier(pairing.references)
+            channels = [replace(sounds, measure_similarity=measure) for sounds in channels]
     except _RefusedError as refused:
-        return Row(pairing.name, refused.status, str(refused))
+        return Score(pairing.name, refused.status, str(refused))
     except NonFiniteError as error:
-        return Row(pairing.name, Status.NOT_FINITE, str(error))
+        return Score(pairing.name, Status.NOT_FINITE, str(error))
     except (AudioError, OSError) as error:
-        return Row(pairing.name, Status.UNREADABLE, str(error))
+        return Score(pairing.name, Status.UNREADABLE, str(error))
     if transcribe:
         channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
-    row, *more = [_score_channel(unscored, sounds, settings) for sounds in channels]
-    return _average([row, *more]) if more else row
+    scores = [_score_channel(unscored, sounds, settings) for sounds in channels]
+    return _average(scores) if len(scores) > 1 else scores[0]
 
 
 def score_files(
     pairings: Sequence[Pairing],
     settings: ScoreSettings | None = None,
     workers: int | None = None,
-    compare_with: CompareWith | None = None,
+    verifier: Verifier | None = None,
     transcribe: Transcribe | None = None,
-) -> Iterator[Row]:
+) -> Iterator[Score]:
     """Score each, in order, by as many processes; without a number, by as many as pay off.
 
     For similarities and word error rates there is one process: their networks use all cores.
@@ -300,17 +305,17 @@ def score_files(
     """
     settings = settings or ScoreSettings()
     workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
-    if workers <= 1 or compare_with or transcribe:
+    if workers <= 1 or verifier or transcribe:
         for pairing in pairings:
-            yield score_file(pairing, settings, compare_with, transcribe)
+            yield score_file(pairing, settings, verifier, transcribe)
         return
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     others = active_children()
     try:
         with _prepared_for_workers():
-            rows = pool.map(partial(score_file, settings=settings), pairings, chunksize=CHUNK)
-        yield from rows
+            scores = pool.map(partial(score_file, settings=settings), pairings, chunksize=CHUNK)
+        yield from scores
     except (KeyboardInterrupt, GeneratorExit):
         for process in set(active_children()) - set(others):
             process.terminate()  # nobody needs what it computes any more, and it writes nothing
@@ -351,22 +356,23 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]:
-    """A row with what is known of the files, and their sounds for each channel of the estimate.
+def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Score, list[Sounds]]:
+    """A score with what is known of the files, and their sounds for each channel of the estimate.
 
-    All sounds have the truth's rate and one length.
+    All sounds have the rate of the truth or, without one, of the estimate, and are cut to the
+    shortest of them.
     """
-    measure = pairing.truth or pairing.estimate
+    standard = pairing.truth or pairing.estimate
     others = (pairing.truth, pairing.mixture, *pairing.interferers)
     paths = (pairing.estimate, *(path for path in others if path))
     readers = {path: audio.Reader(path, channel="all") for path in paths}
-    rate_hz = readers[measure].info.sample_rate_hz
+    rate_hz = readers[standard].info.sample_rate_hz
     sounds: dict[Path, Samples] = {}
     notes: list[str] = []
     for path, reader in readers.items():
         own_hz, reader.sample_rate_hz = reader.info.sample_rate_hz, rate_hz
         if own_hz != rate_hz and not settings.resample:
-            reason = f"{path}: {own_hz} Hz, but {measure} has {rate_hz} Hz. Use --resample."
+            reason = f"{path}: {own_hz} Hz, but {standard} has {rate_hz} Hz. Use --resample."
             raise _RefusedError(Status.RATE_DIFFERS, reason)
         sound = reader.read()
         notes += reader.warnings
@@ -384,7 +390,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]
         sounds[path] = sound
     lengths = {path: sound.shape[1] for path, sound in sounds.items()}
     for path, length in lengths.items():
-        _check_length(path, length, measure, lengths[measure])
+        _check_length(path, length, standard, lengths[standard])
     shortest = min(lengths.values())
     is_cut = max(lengths.values()) > shortest
     note = " ".join([*([f"cut to {shortest} samples."] if is_cut else []), *notes])
@@ -394,7 +400,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]
             return NOTHING
         return sounds[path][number if len(sounds[path]) > 1 else 0, :shortest]
 
-    return Row(pairing.name, Status.OK, note, cut=is_cut, damaged=bool(notes)), [
+    return Score(pairing.name, Status.OK, note, cut=is_cut, damaged=bool(notes)), [
         Sounds(
             rate_hz,
             channel(pairing.estimate, number),
@@ -408,45 +414,45 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Row, list[Sounds]]
     ]
 
 
-def _check_length(path: Path, length: int, measure: Path, expected: int) -> None:
-    """Refuse a file that is not about as long as the truth, or as what it is measured by."""
+def _check_length(path: Path, length: int, standard: Path, expected: int) -> None:
+    """Refuse a file that is not about as long as the one that the others are compared with."""
     padding = 0 if path.suffix.lower() in LOSSLESS else PADDING
     if max(expected - length, length - padding - expected) > TRIM * max(length, expected):
-        reason = f"{path}: {length} samples, but {measure} has {expected}."
+        reason = f"{path}: {length} samples, but {standard} has {expected}."
         raise _RefusedError(Status.LENGTH_DIFFERS, f"{reason} Are they of the same mixture?")
 
 
-def _score_channel(row: Row, sounds: Sounds, settings: ScoreSettings) -> Row:
-    """The scores of one channel; `row` has what is known of the files."""
+def _score_channel(score: Score, sounds: Sounds, settings: ScoreSettings) -> Score:
+    """The score of one channel; `score` has what is known of the files."""
     has_truth = sounds.target.size > 0
     if has_truth and is_silent(sounds.target):
-        return replace(row, status=Status.SILENT_TRUTH)
+        return replace(score, status=Status.SILENT_TRUTH)
     if is_silent(sounds.estimate):
-        return replace(row, status=Status.SILENT_ESTIMATE)
-    chosen = [METRICS[name] for name in settings.metrics]
+        return replace(score, status=Status.SILENT_ESTIMATE)
+    metrics = [METRICS[name] for name in settings.metrics]
     if sounds.mixture.size:
         # SI-SDR of the mixture always: it also decides whether the estimate is confused.
         names = ("si_sdr", *settings.metrics)
-        chosen += [metric for name, metric in INPUT_METRICS.items() if name in names]
+        metrics += [metric for name, metric in MIXTURE_METRICS.items() if name in names]
     if not has_truth:
-        return replace(row, values=_values(chosen, sounds))
-    value = sounds.si_sdr_db
-    if value == -math.inf:
-        # One can hear it; but of the truth, all that counts here, it is as empty as silence.
-        note = "it has nothing of the truth in it."
-        return replace(row, status=Status.SILENT_ESTIMATE, note=note)
-    if value >= EXACT_DB:
-        return replace(row, status=Status.EXACT)
-    if value > 0 and is_flipped(sounds.estimate, sounds.target):
+        return replace(score, values=_values(metrics, sounds))
+    si_sdr_db = sounds.si_sdr_db
+    if si_sdr_db == -math.inf:
+        note = f"it has nothing of the truth in it. {score.note}".strip()
+        return replace(score, status=Status.UNRELATED, note=note)
+    if si_sdr_db >= EXACT_DB:
+        return replace(score, status=Status.EXACT)
+    if si_sdr_db > 0 and is_flipped(sounds.estimate, sounds.target):
+        score = replace(score, flipped=True)
         if settings.flipped_ok:
-            row = replace(row, note=f"{Status.FLIPPED}. {row.note}".strip())
+            score = replace(score, note=f"{Status.FLIPPED}. {score.note}".strip())
         else:
-            row = replace(row, status=Status.FLIPPED)
-    gain_db = value - sounds.input_si_sdr_db
+            score = replace(score, status=Status.FLIPPED)
+    gain_db = si_sdr_db - sounds.input_si_sdr_db
     has_mixture = math.isfinite(gain_db)
-    nearer = any(si_sdr(sounds.estimate, other) > value for other in sounds.interferers)
+    nearer = any(si_sdr(sounds.estimate, other) > si_sdr_db for other in sounds.interferers)
     confused = nearer or gain_db < 0 if has_mixture or sounds.interferers else None
-    return replace(row, values=_values(chosen, sounds), confused=confused)
+    return replace(score, values=_values(metrics, sounds), confused=confused)
 
 
 def _values(metrics: Sequence[Metric], sounds: Sounds) -> dict[str, float]:
@@ -455,15 +461,17 @@ def _values(metrics: Sequence[Metric], sounds: Sounds) -> dict[str, float]:
     return {column: value for column, value in values.items() if math.isfinite(value)}
 
 
-def _average(rows: Sequence[Row]) -> Row:
-    """One row for the channels of a file: mean values, and the first status that is not "ok"."""
-    number, row = next(((n, r) for n, r in enumerate(rows) if r.status != Status.OK), (0, rows[0]))
-    where = f"mean of {len(rows)} channels." if row.status == Status.OK else f"channel {number}."
-    columns = [column for column in row.values if all(column in r.values for r in rows)]
-    verdicts = [r.confused for r in rows if r.confused is not None]
+def _average(channels: Sequence[Score]) -> Score:
+    """One score for a file's channels: mean values, and the first status that is not "ok"."""
+    number = next((n for n, score in enumerate(channels) if score.status != Status.OK), None)
+    score = channels[number or 0]
+    where = f"mean of {len(channels)} channels." if number is None else f"channel {number}."
+    columns = [column for column in score.values if all(column in c.values for c in channels)]
+    verdicts = [channel.confused for channel in channels if channel.confused is not None]
     return replace(
-        row,
-        note=f"{where} {row.note}".strip(),
-        values={column: float(np.mean([r.values[column] for r in rows])) for column in columns},
-        confused=any(verdicts) if len(verdicts) == len(rows) else None,
+        score,
+        note=f"{where} {score.note}".strip(),
+        values={column: float(np.mean([c.values[column] for c in channels])) for column in columns},
+        confused=any(verdicts) if len(verdicts) == len(channels) else None,
+        flipped=any(channel.flipped for channel in channels),
     )

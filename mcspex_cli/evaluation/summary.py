@@ -1,8 +1,4 @@
-"""What many scores say together: means with intervals, ranks, groups, changes since a baseline.
-
-Rows are mappings: `scoring.Row.to_dict`, or any that have "name" and "status" and some of the
-columns of METRICS. Only rows with the status "ok" are in means, or "done" in a batch without truth.
-"""
+"""What many scores say together: means with intervals, ranks, groups."""
 
 from __future__ import annotations
 
@@ -22,9 +18,14 @@ from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import Status, case_name
 
 Rows = Sequence[Mapping[str, Any]]
+"""The rows of a report, by column. All have "name", "status", and some of these, or None there:
 
-COUNTED = (Status.OK, Status.UNSCORED)
-"""The statuses of rows that are in means, see `scored`."""
+- `scoring.Score.to_dict`: "note", a value for each of `metrics.BY_COLUMN`, "confused", "flipped",
+  "cut", "damaged";
+- from a batch: the result (`extraction.job.Result.to_dict`, which also measures some of these
+  values), "mixture", "references", "span", "truth", "estimate", "residual" and "activity";
+- with groups: "group".
+"""
 
 RESAMPLES, SEED = 2000, 0
 
@@ -48,14 +49,17 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Summary:
-    """Many rows in numbers; everything but `files` and `statuses` is of those in `COUNTED`."""
+    """Many rows in numbers."""
 
     files: int
     scored: int
+    """Rows that are in the means (`in_means`)."""
     statuses: dict[str, int]
+    """How many rows have each status."""
     confused: int | None
-    """Rows with target confusion (`Row.confused`); None where no row can say."""
+    """Of those in the means, rows with target confusion; None where no row can say."""
     missing_estimates: int
+    """Truths that have no estimate, and so no row."""
     metrics: dict[str, Distribution]
     """By column, those with a value."""
 
@@ -70,14 +74,20 @@ def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
         statuses=dict(Counter(str(row["status"]) for row in rows).most_common()),
         confused=sum(verdicts) if verdicts else None,
         missing_estimates=missing_estimates,
-        metrics=_distributions(ok),
+        metrics=distributions(ok),
     )
 
 
 def in_means(rows: Rows) -> Rows:
-    """The rows that count in means: those "ok", or "done" where no row has scores of a truth."""
-    by_status = [[row for row in rows if row["status"] == status] for status in COUNTED]
-    return next(filter(None, by_status), [])
+    """The rows that count in means: those "ok" or, if there is none, those that have no truth."""
+    status = status_in_means(rows)
+    return [row for row in rows if row["status"] == status]
+
+
+def status_in_means(rows: Rows) -> str:
+    """The status of the rows that count in means."""
+    is_scored = any(row["status"] == Status.OK for row in rows)
+    return Status.OK if is_scored else Status.UNSCORED
 
 
 def numbers(rows: Rows, column: str) -> list[float]:
@@ -85,7 +95,8 @@ def numbers(rows: Rows, column: str) -> list[float]:
     return [row[column] for row in rows if row.get(column) is not None]
 
 
-def _distributions(rows: Rows) -> dict[str, Distribution]:
+def distributions(rows: Rows) -> dict[str, Distribution]:
+    """By column, those that have a value in a row."""
     values = {column: numbers(rows, column) for column in BY_COLUMN}
     return {column: distribution(several) for column, several in values.items() if several}
 
@@ -126,100 +137,6 @@ def ranking(rows: Rows) -> Metric | None:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """The rows of an earlier report."""
-
-    path: Path
-    rows: Rows
-
-
-@dataclass(frozen=True)
-class Change:
-    """What has changed since a baseline, over the cases that are "ok" in both."""
-
-    path: str
-    both: int
-    only_here: int
-    only_there: int
-    metrics: dict[str, Distribution]
-    """Of the differences, by column."""
-    differences: list[dict[str, Any]]
-    """For each case its name and, by column, how much has been gained."""
-
-
-def compare(rows: Rows, baseline: Baseline) -> Change:
-    """What has changed since a baseline: differences by case, their means and intervals.
-
-    An interval is over the differences of the same cases (a paired bootstrap).
-
-    Raises:
-        PairingError: no case is in both.
-    """
-    here, there = (
-        {files.normal(row["name"]): row for row in in_means(several)}
-        for several in (rows, baseline.rows)
-    )
-    both = [name for name in here if name in there]
-    if here and not both:
-        raise PairingError(
-            f"{baseline.path}: has none of these cases. Is it a report of this test set?"
-        )
-    differences = []
-    for name in both:
-        now, before = here[name], there[name]
-        both_have = [c for c in BY_COLUMN if now.get(c) is not None and before.get(c) is not None]
-        differences.append({"name": now["name"], **{c: now[c] - before[c] for c in both_have}})
-    return Change(
-        str(baseline.path),
-        both=len(both),
-        only_here=len(here) - len(both),
-        only_there=len(there) - len(both),
-        metrics=_distributions(differences),
-        differences=differences,
-    )
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that is known of some rows."""
-
-    summary: Summary
-    groups: dict[str, Summary]
-    worst: list[str]
-    baseline: Change | None
-    rows: Rows
-
-
-def report(
-    rows: Rows,
-    missing: Sequence[str] = (),
-    groups: Groups | None = None,
-    baseline: Baseline | None = None,
-) -> Report:
-    """Put everything that is known of rows into one report, other columns than METRICS' too.
-
-    `missing` are the names of truths without an estimate; `groups` add "group" to every row.
-
-    Raises:
-        PairingError: the baseline has none of the cases.
-    """
-    # JSON has no numbers that are not finite.
-    rows = [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]
-    parts: dict[str, Summary] = {}
-    if groups:
-        rows = [{**row, "group": groups.of(row["name"])} for row in rows]
-        absent = [groups.of(name) for name in missing]
-        for group in sorted({*(row["group"] for row in rows), *absent}):
-            members = [row for row in rows if row["group"] == group]
-            parts[group] = summarise(members, absent.count(group))
-    change = compare(rows, baseline) if baseline else None
-    return Report(summarise(rows, len(missing)), parts, worst(rows), change, rows)
-
-
-@dataclass(frozen=True)
 class Groups:
     """Which group each case belongs to."""
 
@@ -236,13 +153,12 @@ class Groups:
         return {file: several.pop() for file, several in groups.items() if len(several) == 1}
 
     def of(self, name: str) -> str:
-        """A case's group; the file and the case may differ in leading folders and suffix."""
+        """A case's group; "x/a.wav" of the groups' file is also the case "a", and "a" is "x/a"."""
         name = case_name(name)
         if name in self.by_name:
             return self.by_name[name]
         last = PurePath(name).name
-        # If both names have folders and these differ, they are different cases; if only one has a
-        # folder, the last parts of the names decide.
+        # But "x/a" and "y/a" are two cases.
         return (self.by_name if last != name else self.by_file).get(last, NO_GROUP)
 
 

@@ -147,7 +147,7 @@ def test_missing_estimates_trimmed_files_and_flips_are_told(
     assert done.stderr.splitlines()[:4] == [
         "warning: not in the means: 1 of 2 files (1 sign flipped).",
         "warning: truths without an estimate: 1. The means do not include them.",
-        "warning: files cut to one length with their truth: 1. They differed a little.",
+        "warning: files cut to equal lengths: 1. Their lengths differed a little.",
         "Nobody hears a flipped sign. --flipped-ok counts such files.",
     ]
     done = run(*words, *FAST, "--json", "--flipped-ok")

@@ -19,7 +19,7 @@ from mcspex_cli.evaluation.comparison import (
     read_system,
     read_systems,
 )
-from mcspex_cli.evaluation.scoring import Row
+from mcspex_cli.evaluation.scoring import Score
 from tests.evaluation.conftest import stage
 
 
@@ -152,7 +152,7 @@ def comparison(gains: list[float | None]) -> Comparison:
         columns = {"si_sdr_db": gain, "si_sdr_i_db": gain, "input_si_sdr_db": 0.0}
         values = {} if gain is None else columns
         status = "unreadable" if gain is None else "ok"
-        row = Row("", status, "", values, (gain or 0) < 0).to_dict()
+        row = Score("", status, "", values, (gain or 0) < 0).to_dict()
         name = f"c{number:02d}"
         cases.append(ComparisonCase(name, name, "", Path("m"), Path("t"), [Output(row=row)]))
     return Comparison([SystemOutputs("x", Path(), {})], cases)
@@ -189,7 +189,7 @@ def test_summaries_count_and_average() -> None:
 def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     names = {key: f"../{key}/a.wav" for key in ("truth", "mixture")}
     (scene / "mixtures").rename(scene / "mixture")
-    row = Row("a", "sign flipped", "", {"pesq": 2.5}).to_dict()
+    row = Score("a", "sign flipped", "", {"pesq": 2.5}).to_dict()
     runs = [read_system(batch(scene / "good", [{**row, "estimate": "a.wav", **names}]))]
     (case,) = compare_systems(runs, CaseSettings()).cases
     assert case.rows[0]

@@ -22,7 +22,7 @@ from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import (
     BY_COLUMN,
-    INPUT_METRICS,
+    MIXTURE_METRICS,
     METRICS,
     Sounds,
     bss_eval,
@@ -238,7 +238,7 @@ def test_dnsmos_is_speechmoss_at_16_khz() -> None:
         assert value == pytest.approx(expected[f"{name}_mos"])
         assert 1 < value < 5
         silent = replace(sounds, mixture=0 * sound)
-        assert math.isnan(INPUT_METRICS[f"dnsmos_{name}"].function(silent))
+        assert math.isnan(MIXTURE_METRICS[f"dnsmos_{name}"].function(silent))
     assert len(dnsmos(3 * sound / np.abs(sound).max(), RATE_HZ)) == 4
     assert dnsmos(0 * sound, RATE_HZ) == {}
 

@@ -21,7 +21,7 @@ from mcspex_cli.evaluation import scoring
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Sounds, si_sdr
 from mcspex_cli.evaluation.scoring import (
     Pairing,
-    Row,
+    Score,
     ScoreSettings,
     missing_estimates,
     pair,
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 def score(
     folder: Path, *, mixture: bool = True, interferers: int = 0, settings: ScoreSettings = QUICK
-) -> Row:
+) -> Score:
     """Score case a."""
     return score_file(
         Pairing(
@@ -230,12 +230,12 @@ def test_silence_is_a_status_without_values(folder: Path) -> None:
     assert (summary.files, summary.scored, summary.metrics) == (2, 0, {})
 
 
-def test_an_estimate_with_nothing_of_the_truth_counts_as_silent(folder: Path) -> None:
+def test_an_estimate_with_nothing_of_the_truth_has_a_status_of_its_own(folder: Path) -> None:
     square = np.tile(np.array([0.5, 0.5, -0.5, -0.5], np.float32), 2000)
     audio.write(folder / "truth/a.flac", square, RATE_HZ)
     put(folder, np.tile(np.array([0.5, -0.5, -0.5, 0.5], np.float32), 2000))
     row = score(folder, mixture=False)
-    assert (row.status, row.values) == ("silent estimate", {})
+    assert (row.status, row.values) == ("unrelated estimate", {})
     assert row.note == "it has nothing of the truth in it."
 
 

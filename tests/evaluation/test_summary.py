@@ -17,15 +17,8 @@ from mcspex_cli.errors import AudioError, ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation import report as reports
 from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.metrics import METRICS
-from mcspex_cli.evaluation.summary import (
-    NO_GROUP,
-    Baseline,
-    Distribution,
-    Groups,
-    Summary,
-    read_groups,
-    report,
-)
+from mcspex_cli.evaluation.report import Baseline, make_report
+from mcspex_cli.evaluation.summary import NO_GROUP, Distribution, Groups, Summary, read_groups
 
 
 def row(name: str, si_sdr_db: float | None, status: str = "ok", **more: Any) -> dict[str, Any]:
@@ -214,10 +207,10 @@ def test_a_paired_interval_holds_the_known_shift_and_is_narrow(tmp_path: Path) -
     now = rows(40, 1.5)
     for number, each in enumerate(now):
         each["si_sdr_db"] += 0.2 * (-1) ** number
-    before = report([*rows(40), row("gone", None), row("flipped", 3.0, "sign flipped")])
+    before = make_report([*rows(40), row("gone", None), row("flipped", 3.0, "sign flipped")])
     reports.write(tmp_path / "report.json", before)
     now += [row("new", None), row("flipped", 3.0)]
-    change = report(now, baseline=reports.read_baseline(tmp_path / "report.json")).baseline
+    change = make_report(now, baseline=reports.read_baseline(tmp_path / "report.json")).change
     assert change
     assert (change.both, change.only_here, change.only_there) == (40, 2, 1)
     gain = change.metrics["si_sdr_db"]
@@ -259,7 +252,7 @@ def test_a_baseline_that_is_missing_or_of_other_cases_is_refused(tmp_path: Path)
     with pytest.raises(AudioError, match="no such file"):
         reports.read_baseline(tmp_path / "none.json")
     with pytest.raises(PairingError, match="has none of these cases"):
-        report(rows(), baseline=Baseline(Path("b.json"), [row("else", 1.0)]))
+        make_report(rows(), baseline=Baseline(Path("b.json"), [row("else", 1.0)]))
 
 
 # The report.
@@ -270,7 +263,7 @@ def test_a_report_has_everything_and_no_nan(tmp_path: Path) -> None:
     made[1]["seconds"] = math.nan
     made[2] |= {"seconds": 1.5, "references": ["r.wav"], "group": "overwritten"}
     groups = read_groups(write(tmp_path / "g.csv", "id,group\ncase0,x\ncase1,x\ngone,y\n"))
-    known = json.loads(reports.as_json(report(made, ["gone"], groups)))
+    known = json.loads(reports.as_json(make_report(made, ["gone"], groups)))
     assert list(known) == ["format", "summary", "groups", "worst", "baseline", "scores"]
     assert list(known["groups"]) == [NO_GROUP, "x", "y"]
     assert known["groups"]["x"].keys() == known["summary"].keys()
@@ -286,27 +279,27 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
         row("c", None, "silent truth"),
         row("d", 1.0, note="cut to 9 samples. d.wav: odd.", cut=True, damaged=True),
     ]
-    lines = reports.remarks(report(made, ["gone", "lost"], Groups({"case0": "x"})))
+    lines = reports.remarks(make_report(made, ["gone", "lost"], Groups({"case0": "x"})))
     assert lines == [
         "not in the means: 1 of 4 files (1 silent truth).",
         "truths without an estimate: 2. The means do not include them.",
-        "files cut to one length with their truth: 1. They differed a little.",
+        "files cut to equal lengths: 1. Their lengths differed a little.",
         "files that are damaged but could be read: 1. The column note of the JSON or CSV report "
         "says which.",
         f"files in no group: 3. The tables show them as {NO_GROUP}.",
     ]
-    assert reports.remarks(report(rows()), ["si_sdr"]) == []
+    assert reports.remarks(make_report(rows()), ["si_sdr"]) == []
 
 
 def test_what_was_to_be_computed_or_compared_and_has_no_value_is_said() -> None:
-    made = report(rows(2), baseline=Baseline(Path("b.json"), [row("case0", None, stoi=0.5)]))
+    made = make_report(rows(2), baseline=Baseline(Path("b.json"), [row("case0", None, stoi=0.5)]))
     assert reports.remarks(made, ["si_sdr", "si_sdr_i", "pesq", "wer"]) == [
         "no file has a value of SI-SDRi, PESQ. docs/batch-and-score.md says when there is none.",
         "no file has a value of WER. docs/scores-without-truth.md says when there is none.",
         "b.json: has no value of these metrics. Nothing is compared with it.",
     ]
     assert [table.title for table in reports.tables(made)] == ["", "Means"]
-    silent = report([row("a", None, "silent estimate")])
+    silent = make_report([row("a", None, "silent estimate")])
     assert len(reports.remarks(silent, ["si_sdr"])) == 1
 
 
@@ -314,7 +307,7 @@ def test_csv_has_known_columns_first_and_none_that_are_empty() -> None:
     made = rows(2)
     made[0] |= {"seconds": 2.5, "references": ["r, s.wav"], "confused": False, "segments": [1]}
     made.append({"name": "broken", "status": "failed", "note": "no memory"})
-    read = list(csv.DictReader(io.StringIO(reports.as_csv(report(made)))))
+    read = list(csv.DictReader(io.StringIO(reports.as_csv(make_report(made)))))
     head = ["name", "si_sdr_db", "confused", "status", "note", "seconds", "references"]
     assert list(read[0]) == head
     assert float(read[0]["si_sdr_db"]) == made[0]["si_sdr_db"]
@@ -338,7 +331,7 @@ HOSTILE = [
 
 def test_names_run_nothing_in_a_spreadsheet_and_stay_on_their_line() -> None:
     made = [row(name, -1.5) for name in HOSTILE]
-    text = reports.as_csv(report(made))
+    text = reports.as_csv(make_report(made))
     assert text.count("\n") == len(made) + 1
     read = list(csv.DictReader(io.StringIO(text)))
     shown = [each["name"] for each in read]
@@ -349,7 +342,7 @@ def test_names_run_nothing_in_a_spreadsheet_and_stay_on_their_line() -> None:
 
 def test_names_make_no_html_and_no_rows_in_markdown() -> None:
     names = [*HOSTILE, "a|b", "[x](http://y)", "![x](http://y)", "`c`", "a_b"]
-    text = reports.as_markdown(report([row(name, 1.0, confused=True) for name in names]))
+    text = reports.as_markdown(make_report([row(name, 1.0, confused=True) for name in names]))
     lines = text.splitlines()
     table = lines[2 : lines.index("")]
     assert len(table) == len(names) + 1  # the means
@@ -366,7 +359,7 @@ def test_markdown_has_tables_and_remarks() -> None:
     made[0] |= {"name": "a", "confused": True}
     made[1] |= {"confused": False}
     made.append(row("c", None, "silent truth"))
-    lines = reports.as_markdown(report(made)).splitlines()
+    lines = reports.as_markdown(make_report(made)).splitlines()
     assert lines[0] == "| file | SI-SDR dB | status |"
     assert lines[1] == "| --- | ---: | ---: |"
     assert lines[2].startswith("| a | ")
@@ -379,7 +372,7 @@ def test_markdown_has_tables_and_remarks() -> None:
 
 
 def test_many_files_are_listed_only_if_asked_for() -> None:
-    known = report(rows(60))
+    known = make_report(rows(60))
     short, full = reports.tables(known)[0], reports.tables(known, every=True)[0]
     assert [line[0] for line in short.rows] == known.worst
     assert short.title == "The worst 10 of 60 files by SI-SDR dB"
@@ -388,7 +381,7 @@ def test_many_files_are_listed_only_if_asked_for() -> None:
 
 
 def test_a_baseline_shows_as_a_column_and_a_table() -> None:
-    parts = reports.tables(report(rows(4, -2.0), baseline=Baseline(Path("old.json"), rows(4))))
+    parts = reports.tables(make_report(rows(4, -2.0), baseline=Baseline(Path("old.json"), rows(4))))
     assert parts[0].headings == ("file", "SI-SDR dB", "change", "status")
     assert parts[0].rows[0][2] == "-2.00"
     title = "Change since old.json (files in both: 4, only here: 0, only there: 0)"
@@ -398,7 +391,7 @@ def test_a_baseline_shows_as_a_column_and_a_table() -> None:
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".md", ".MD"])
 def test_a_file_has_the_format_of_its_suffix(tmp_path: Path, suffix: str) -> None:
-    known = report(rows())
+    known = make_report(rows())
     path = tmp_path / "new" / f"report{suffix}"
     reports.check_outputs([path], [])
     reports.write(path, known)
@@ -408,7 +401,7 @@ def test_a_file_has_the_format_of_its_suffix(tmp_path: Path, suffix: str) -> Non
 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
-    reports.write(tmp_path / "r.csv", report([row("caf\udce9", 1.0)]))
+    reports.write(tmp_path / "r.csv", make_report([row("caf\udce9", 1.0)]))
     assert b"caf\xe9" in (tmp_path / "r.csv").read_bytes()
 
 
@@ -421,4 +414,4 @@ def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
             reports.check_outputs([tmp_path / path], [None, tmp_path / "base.json"])
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make this folder"):
-        reports.write(tmp_path / "file" / "r.csv", report(rows()))
+        reports.write(tmp_path / "file" / "r.csv", make_report(rows()))

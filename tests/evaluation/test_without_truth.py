@@ -42,11 +42,11 @@ everybody.
 
 def test_a_voice_is_more_similar_to_its_own_reference_than_to_anothers() -> None:
     warnings: list[str] = []
-    compare_with = open_verifier(Extractor.load(), warnings.append)
+    verifier = open_verifier(Extractor.load(), warnings.append)
     folder = EXAMPLES / "set"
     truth = audio.read(folder / "truth/slt_1.flac", 16000)
-    own, other = (compare_with((folder / f"references/{n}.flac",)) for n in ("slt", "awb"))
-    assert compare_with((folder / "references/slt.flac",)) is own
+    own, other = (verifier((folder / f"references/{n}.flac",)) for n in ("slt", "awb"))
+    assert verifier((folder / "references/slt.flac",)) is own
     values = [similarity(truth, 16000) for similarity in (own, other)]
     assert values[0] > values[1] + 0.2
     wide = audio.read(folder / "truth/slt_1.flac", 44100)
@@ -59,13 +59,13 @@ def test_a_voice_is_more_similar_to_its_own_reference_than_to_anothers() -> None
         mixture=folder / "mixtures/slt_1.flac",
         references=(folder / "references/slt.flac",),
     )
-    row = score_file(pairing, ScoreSettings(("similarity", "similarity_i")), compare_with)
+    row = score_file(pairing, ScoreSettings(("similarity", "similarity_i")), verifier)
     gain = row.values["similarity"] - row.values["input_similarity"]
     assert row.values["similarity"] == pytest.approx(values[0])
     assert row.values["similarity_i"] == pytest.approx(gain)
     assert gain > 0.05
     missing = Pairing("a", pairing.estimate, references=(folder / "none.flac",))
-    row = score_file(missing, ScoreSettings(("similarity",)), compare_with)
+    row = score_file(missing, ScoreSettings(("similarity",)), verifier)
     assert (row.status, "none.flac: no such file" in row.note) == ("unreadable", True)
 
 
