@@ -466,7 +466,7 @@ def _submit(work: WorkList) -> str:
 def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
     """Submit a work list as an array, or find the one that works on it, and follow the journal."""
     folder, left = work.plan.folder, {task.id: task for task in work.todo}
-    if storage.url(folder):
+    if storage.is_url(folder):
         raise EngineError(
             f"{storage.url(folder)}: Slurm's logs cannot be written to an object store. Choose an "
             "-o on a disk that all nodes share."

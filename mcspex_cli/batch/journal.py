@@ -116,7 +116,7 @@ class Journal:
         self.runs: list[Run] = []
         lines = folder / FOLDER
         storage.objects.cache_clear()
-        is_object = storage.url(lines)
+        is_object = storage.is_url(lines)
         names = (
             storage.objects(str(lines)) if is_object else [path.name for path in lines.glob("*")]
         )
@@ -205,13 +205,13 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
         OutputError: it cannot be made, or holds files of no batch and `overwrite` is not set.
     """
     journal = folder / FOLDER
-    in_use = storage.is_folder(folder) and (storage.url(folder) or any(folder.iterdir()))
+    in_use = storage.is_folder(folder) and (storage.is_url(folder) or any(folder.iterdir()))
     if in_use and not storage.is_folder(journal) and not overwrite:
         raise OutputError(
             f"{storage.name(folder)}: is not empty and not the folder of a batch. Choose another "
             "-o, or add --overwrite."
         )
-    if not storage.url(folder):
+    if not storage.is_url(folder):
         # A process that is killed before its first file must not lock itself out.
         files.make_folders(folder, journal)
         files.sweep(folder)
@@ -260,7 +260,7 @@ class JournalWriter:
     def _append(self, line: dict[str, Any]) -> None:
         """Write a line at once; after one that was cut short, begin a new one."""
         data = b"\n" * self._is_torn + json.dumps({"at": time.time_ns(), **line}).encode() + b"\n"
-        if storage.url(self._path):
+        if storage.is_url(self._path):
             self._object += data
             storage.write(self._path, self._object)
             if len(self._object) > _LARGEST_OBJECT:

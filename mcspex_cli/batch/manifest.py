@@ -212,15 +212,15 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
     mixture, truth = row.get("mixture"), row.get("truth")
     if not mixture:
         raise PairingError("names no mixture.")
-    clips = (_place(root, name) for name in _several(row.get("reference")))
-    outside = storage.url(mixture) or os.path.isabs(mixture) or ".." in mixture.split("/")  # noqa: PTH117
+    clips = (_resolve(root, name) for name in _several(row.get("reference")))
+    outside = storage.is_url(mixture) or os.path.isabs(mixture) or ".." in mixture.split("/")  # noqa: PTH117
     name = row.get("output") or (os.path.basename(mixture) if outside else mixture)  # noqa: PTH119
     return Task(
         id=row.get("id") or os.path.splitext(os.path.normpath(name))[0],  # noqa: PTH122
-        mixture=_place(root, mixture),
+        mixture=_resolve(root, mixture),
         references=tuple(shared.setdefault(clip, clip) for clip in clips),
         spans=_several(row.get("span")),
-        truth=_place(root, truth) if truth else None,
+        truth=_resolve(root, truth) if truth else None,
         output=row.get("output") or "",
         residual=row.get("residual") or "",
         activity=row.get("activity") or "",
@@ -228,8 +228,8 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
     )
 
 
-def _place(root: str, text: str) -> str:
-    return str(storage.place(text)) if storage.url(text) else os.path.join(root, text)  # noqa: PTH118
+def _resolve(root: str, text: str) -> str:
+    return str(storage.to_path(text)) if storage.is_url(text) else os.path.join(root, text)  # noqa: PTH118
 
 
 def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -179,7 +179,7 @@ def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
     """Refuse a plan with profiles that cannot be used, or are for other models."""
     problems = []
     for path in map(Path, sorted({name for task in plan.tasks for name in task.references})):
-        if is_profile_name(path) and not storage.url(path):
+        if is_profile_name(path) and not storage.is_url(path):
             try:
                 read_profile(path).enrolment_for(model, path)
             except CheckpointError as error:
@@ -208,7 +208,7 @@ class Locations:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = None if storage.url(folder) else os.path.realpath(folder)
+        self._folder = None if storage.is_url(folder) else os.path.realpath(folder)
         self._folders: dict[str, tuple[str, str]] = {}
 
     def of(self, path: str) -> tuple[str, str]:
@@ -233,12 +233,12 @@ class _Planner:
         manifest, folder, truth = request.manifest, request.reference_folder, request.truth
         self.request = replace(  # with the paths that `file:///` URLs stand for
             request,
-            output=storage.place(request.output),
-            mixtures=[*map(storage.place, request.mixtures)],
-            manifest=manifest and storage.place(manifest),
-            references=tuple(map(storage.place, request.references)),
-            reference_folder=folder and storage.place(folder),
-            truth=truth and storage.place(truth),
+            output=storage.to_path(request.output),
+            mixtures=[*map(storage.to_path, request.mixtures)],
+            manifest=manifest and storage.to_path(manifest),
+            references=tuple(map(storage.to_path, request.references)),
+            reference_folder=folder and storage.to_path(folder),
+            truth=truth and storage.to_path(truth),
         )
         self.problems: list[str] = []
         self.warnings: list[str] = []
@@ -283,7 +283,7 @@ class _Planner:
         """The clips of the one voice for all, and those in the folders named for it."""
         clips: list[Path] = []
         for path in self.request.references:
-            if storage.url(path):
+            if storage.is_url(path):
                 clips += storage.find(path) if storage.is_folder(path) else [path]
             else:
                 clips += list_sources([path])
@@ -366,7 +366,7 @@ class _Planner:
         first, second = self._stamp(one), self._stamp(other)
         if not first or not second or first.size != second.size:
             return False
-        if storage.url(one) or storage.url(other):
+        if storage.is_url(one) or storage.is_url(other):
             return one == other
         return first.identity == second.identity or filecmp.cmp(one, other, shallow=False)
 
@@ -456,7 +456,7 @@ class _Planner:
 
 
 def _length_s(mixture: str) -> float | None:
-    if storage.url(mixture):
+    if storage.is_url(mixture):
         return None
     try:
         length_s = _plain_wav_s(mixture)

@@ -100,7 +100,7 @@ def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
 @contextmanager
 def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
     """Have shards that end together write their reports in turn: the last one knows of all."""
-    if storage.url(folder):  # which has no locks
+    if storage.is_url(folder):  # which has no locks
         yield
         return
     lock = FileLock(folder / FOLDER / "reports.lock")
@@ -220,7 +220,7 @@ def _with_sounds(
 ) -> SystemOutputs:
     """The outputs with copies on this disk of the sounds of the cases that their page shows."""
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
-    if not storage.url(plan.folder) and not any(map(storage.url, sounds)):
+    if not storage.is_url(plan.folder) and not any(map(storage.is_url, sounds)):
         return system
     shown = compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
     cases = dict(system.outputs)

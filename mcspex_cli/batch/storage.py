@@ -51,7 +51,7 @@ class Stamp(NamedTuple):
         return [self.size, self.time_ns]
 
 
-def place(text: str | Path) -> Path:
+def to_path(text: str | Path) -> Path:
     """What a user wrote as a path; of a URL of this disk, `file:///a`, it is the file's path.
 
     Raises:
@@ -73,6 +73,11 @@ def url(path: str | Path) -> str | None:
     return f"{match[1]}://{match[2]}" if match else None
 
 
+def is_url(path: str | Path) -> bool:
+    """Whether a path stands for a URL."""
+    return url(path) is not None
+
+
 def name(path: str | Path) -> str:
     """What people call a path."""
     return url(path) or str(path)
@@ -80,7 +85,7 @@ def name(path: str | Path) -> str:
 
 def is_folder(path: Path) -> bool:
     """Whether there is such a folder, or in a store any object whose key begins so."""
-    if not url(path):
+    if not is_url(path):
         return path.is_dir()
     with _reaching(path) as (store, key):
         return bool(store.isdir(key))
@@ -88,7 +93,7 @@ def is_folder(path: Path) -> bool:
 
 def check_exists(path: Path) -> None:
     """As `files.check_exists`."""
-    if not url(path):
+    if not is_url(path):
         files.check_exists(path)
     elif not is_folder(path) and stamp(path) is None:
         raise AudioError(f"{url(path)}: no such file or folder.")
@@ -102,7 +107,7 @@ def find(
     warnings: list[str] | None = None,
 ) -> list[Path]:
     """The recordings below a folder, as `files.find` lists them."""
-    if not url(folder):
+    if not is_url(folder):
         return files.find(folder, without, also, warnings=warnings)
     scheme = str(folder).partition(":")[0]
     with _reaching(folder) as (store, key):
@@ -121,11 +126,11 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
 
     Objects are known by a list of their folder, which was made once, or are asked for `anew`.
     """
-    if url(path) and anew:
+    if is_url(path) and anew:
         with _reaching(path) as (store, key):
             store.invalidate_cache()
             return _stamp(store.info(key))
-    if url(path):
+    if is_url(path):
         return objects(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -158,7 +163,7 @@ def _stamp(info: dict[str, Any]) -> Stamp:
 
 def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
     """A small file's bytes; if it cannot be read, an error of this `kind` says so."""
-    if url(path):
+    if is_url(path):
         with _reaching(path, kind) as (store, key):
             return bytes(store.cat_file(key))
     return files.read_bytes(path, kind)
@@ -172,7 +177,7 @@ def write(path: Path, data: bytes) -> None:
 
 def fetch(path: str | Path, scratch: Path) -> Path:
     """Where a file is on this disk: its own place, or that of a copy below `scratch`."""
-    if not url(path):
+    if not is_url(path):
         return Path(path)
     copy = scratch / path
     if not copy.exists():
@@ -197,7 +202,7 @@ def with_urls(text: str, scratch: Path) -> str:
 @contextmanager
 def on_disk(folder: Path) -> Iterator[Path]:
     """A folder to write files to: itself, or one whose files all become objects in the end."""
-    if not url(folder):
+    if not is_url(folder):
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -126,7 +126,7 @@ class Worker:
                     mixture = storage.fetch(mixture, copies)
                 except McspexError as error:  # the extraction then fails, too, but cannot say why
                     begun[-1] = task, copies, error
-                is_aside = task.id in finished_ids or storage.url(self._folder)
+                is_aside = task.id in finished_ids or storage.is_url(self._folder)
                 outputs = _outputs(task, copies if is_aside else self._folder)
                 yield Job(mixture, partial(self._voice, task), outputs)
 
@@ -143,7 +143,7 @@ class Worker:
                 try:
                     if isinstance(result, McspexError):
                         raise result
-                    if storage.url(self._folder):
+                    if storage.is_url(self._folder):
                         for kind, path in task.outputs(self._folder).items():
                             storage.send(task.outputs(copies)[kind], path)
                     values = result.to_dict()
@@ -339,7 +339,7 @@ class RemoteWorker:
         """Do a parcel. An error is returned, not raised: Ray would wrap it in one of its own."""
         with suppress(OSError):
             os.chdir(self._cwd)
-        if not (storage.url(self._folder) or self._folder.is_dir()):
+        if not (storage.is_url(self._folder) or self._folder.is_dir()):
             return EngineError(
                 f"{self._cwd / self._folder}: is not there on the machine {socket.gethostname()}. "
                 "All machines need the files under the same paths: use a shared folder."

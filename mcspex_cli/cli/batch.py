@@ -365,7 +365,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
     footer = (f"and {more} more" if more else "", "", "", f"{total_s(work.todo):.1f}")
     console.table(("id", "mixture", "reference", "seconds"), lines, footer)
     if time_s is None:
-        time = "nobody can say how long it takes, since no length is known"
+        time = "how long it takes is not known, because no length is"
     else:
         is_known = all(task.length_s is not None for task in work.todo)
         without = "" if is_known else ", without the files whose length is not known"
@@ -378,10 +378,10 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
 
 def _length(task: Task) -> str:
     """The seconds of a mixture, or why they are not known: those in object stores are not read."""
-    from mcspex_cli.batch.storage import url
+    from mcspex_cli.batch.storage import is_url
 
     if task.length_s is None:
-        return "not read" if url(task.mixture) else "unreadable"
+        return "not read" if is_url(task.mixture) else "unreadable"
     return f"{task.length_s:.1f}"
 
 

@@ -177,22 +177,22 @@ def _reinstall(package: str) -> str:
     return f"Install it again: pip install --force-reinstall {package}"
 
 
-def _room(place: Path, lost: str, setting: str, *, unwritable: str = WARNING) -> tuple[str, ...]:
+def _room(folder: Path, lost: str, setting: str, *, unwritable: str = WARNING) -> tuple[str, ...]:
     """Whether a folder can be written, where it is or would be made, and has room.
 
     If it cannot be written, its status is `unwritable`, and what is `lost` does not work. The
     environment variable `setting` names another folder.
     """
     try:
-        there = next(above for above in (place, *place.parents) if above.exists())
+        there = next(above for above in (folder, *folder.parents) if above.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0")
             file.flush()
         free = shutil.disk_usage(there).free
     except OSError as error:
-        detail = f"{place} cannot be written ({error.strerror}): {lost}"
+        detail = f"{folder} cannot be written ({error.strerror}): {lost}"
         return unwritable, detail, f"Set {setting} to a folder that can be written."
-    detail = f"{place}, {free / 1e9:.1f} GB free"
+    detail = f"{folder}, {free / 1e9:.1f} GB free"
     if free < _ROOM_BYTES:
         return WARNING, detail, f"Free some space, or set {setting}."
     return OK, detail
@@ -333,11 +333,11 @@ def check_temporary() -> tuple[str, ...]:
     """Whether temporary files can be made in the folder that TMPDIR names."""
     lost, chosen = "no temporary files can be made", os.environ.get("TMPDIR")
     try:
-        place = Path(tempfile.gettempdir())
+        folder = Path(tempfile.gettempdir())
     except OSError as error:
         return FAILED, f"{lost} ({error.strerror})", "Set TMPDIR to a folder, or free some space."
-    status, detail, *remedy = _room(place, lost, "TMPDIR", unwritable=FAILED)
-    if status != FAILED and chosen and Path(chosen).resolve() != place.resolve():
+    status, detail, *remedy = _room(folder, lost, "TMPDIR", unwritable=FAILED)
+    if status != FAILED and chosen and Path(chosen).resolve() != folder.resolve():
         detail += f"; TMPDIR={chosen} cannot be written"
         return WARNING, detail, "Set TMPDIR to a folder that can be written."
     return status, detail, *remedy
@@ -449,8 +449,8 @@ def run_self_test() -> tuple[str, ...]:
         extractor = Extractor.load()
     except CheckpointError as error:
         return FAILED, _parts(error)[0], _REPAIR
-    with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as place:
-        estimate = Path(place) / "estimate.wav"
+    with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as folder:
+        estimate = Path(folder) / "estimate.wav"
         voice = extractor.enroll(folder / "reference.flac")
         result = extractor.extract_file(mixture, voice, estimate)
         rate_hz = audio.probe(truth).sample_rate_hz

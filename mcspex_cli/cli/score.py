@@ -157,8 +157,7 @@ class ScoreRequest:
     flipped_ok: bool = flag("Count sign-flipped files: they sound the same.")
     workers: int | None = option(
         "N",
-        "Processes; --ref, --refs and --transcripts need one.  [default: one, or all cores for many "
-        "files]",
+        "Processes, unless voices or words are compared.  [default: one, or all cores for many]",
         type=click.IntRange(min=1),
     )
     form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
@@ -270,10 +269,10 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
         *(request.estimates, request.truth, request.mixtures, *request.interferers),
         *(*request.references, request.reference_folder, request.transcripts),
     ]
-    paths = [path for path in named if path]
-    for path in paths:
-        check_exists(path)
-    return paths
+    given = [each for each in named if each]
+    for each in given:
+        check_exists(each)
+    return given
 
 
 def _pair(request: ScoreRequest) -> list[Pairing]:

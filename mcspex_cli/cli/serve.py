@@ -140,8 +140,8 @@ def listen(host: str, port: int) -> Address:
     from mcspex_cli.serve.server import is_this_machine
 
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(place[:2], family=family)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family)
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no address"
         raise McspexError(f"--host {host}: {reason}. Give 127.0.0.1 or 0.0.0.0.") from error
@@ -150,7 +150,7 @@ def listen(host: str, port: int) -> Address:
             f"cannot listen on port {port} of {host}: {os.strerror(error.errno or 0)}. "
             "Choose another port, as in --port 7861, or end the program that uses it."
         ) from error
-    token = "" if is_this_machine(str(place[0])) else secrets.token_urlsafe(16)
+    token = "" if is_this_machine(str(address[0])) else secrets.token_urlsafe(16)
     return Address(listener, token)
 
 

@@ -474,7 +474,7 @@ def _of_mixture(metric: Metric) -> Metric:
 MIXTURE_METRICS = {m.name: _of_mixture(m) for m in METRICS.values() if m.also_of_mixture}
 """What is measured of the mixture too, by the name of the metric of the estimate."""
 
-# The mixture's SI-SDR, to which SI-SDRi refers, is that of the whole mixture; it is the last column.
+# The mixture's SI-SDR, to which SI-SDRi refers, is that of the whole mixture. It comes last.
 MIXTURE_METRICS["si_sdr"] = replace(
     MIXTURE_METRICS.pop("si_sdr"), function=lambda sounds: sounds.input_si_sdr_db
 )

@@ -171,22 +171,22 @@ def missing_estimates(estimates: Path, truth: Path) -> list[str]:
     return sorted(files_by_case(truth).keys() - files_by_case(estimates).keys())
 
 
-def add_transcripts(pairings: Sequence[Pairing], place: Path) -> list[Pairing]:
-    """Give each pairing the transcript of its name: `place` is a folder, or the one file.
+def add_transcripts(pairings: Sequence[Pairing], source: Path) -> list[Pairing]:
+    """Give each pairing the transcript of its name: `source` is a folder, or the one file.
 
     Raises:
         ConfigError: a transcript cannot be read.
         PairingError: a transcript is missing, or two have one name.
     """
-    files.check_exists(place)
+    files.check_exists(source)
     estimates = {case_name(pairing.name): pairing.estimate for pairing in pairings}
-    if place.is_dir():
+    if source.is_dir():
         kind = f"transcript ({', '.join(TRANSCRIPTS)})"
-        named = find_partners(estimates, place, TRANSCRIPTS, kind)
+        named = find_partners(estimates, source, TRANSCRIPTS, kind)
     elif len(pairings) == 1:
-        named = dict.fromkeys(estimates, place)
+        named = dict.fromkeys(estimates, source)
     else:
-        raise PairingError(f"{place}: is a file. Name a folder with a transcript for each.")
+        raise PairingError(f"{source}: is a file. Name a folder with a transcript for each.")
     return [
         replace(pairing, transcript=read_transcript(named[case_name(pairing.name)]))
         for pairing in pairings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli import files
-from mcspex_cli.errors import ConfigError, PairingError
+from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import Status, case_name
 

@@ -282,10 +282,10 @@ class NoiseFiles:
         repeated = offset + length > whole
         period = torch.where(repeated, whole - fade, whole)
         step = offset + torch.arange(length, device=device)
-        place = step % period
-        gathered = self.samples[start + place].float()
-        angle = (place / fade).clamp(max=1) * (torch.pi / 2)
-        ending = self.samples[start + (place + period).clamp(max=whole - 1)].float()
+        position = step % period
+        gathered = self.samples[start + position].float()
+        angle = (position / fade).clamp(max=1) * (torch.pi / 2)
+        ending = self.samples[start + (position + period).clamp(max=whole - 1)].float()
         crossfaded = gathered * angle.sin() + ending * angle.cos()
         return at_unit_rms(torch.where(repeated & (step >= period), crossfaded, gathered))
 
@@ -299,7 +299,7 @@ class RoomFiles:
         self.responses = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(device)
         folders = [Path(name).parent for name in self.names]
         self.neighbours = [
-            [other for other, place in enumerate(folders) if place == own] for own in folders
+            [other for other, folder in enumerate(folders) if folder == own] for own in folders
         ]
         """For each response, those of the same folder, itself among them."""
 

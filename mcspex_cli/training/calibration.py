@@ -95,7 +95,7 @@ class Trial:
     speaker: str
     confused: bool = False
     """Target confusion: the estimate is nearer to the interferer than to the target. As in
-    `evaluation.scoring.Row`, which also looks at SI-SDRi; not judged where people take turns."""
+    `evaluation.scoring.Score`, which also looks at SI-SDRi; not judged where people take turns."""
     turns: bool = False
     seconds: float = 0.0
 
@@ -210,8 +210,8 @@ class Calibrator:
         Raises:
             ConfigError: a recording has all the voices.
         """
-        for place, case in enumerate(self.cases):
-            yield self._trial(case, place)
+        for number, case in enumerate(self.cases):
+            yield self._trial(case, number)
             inside = {case.speaker, *case.others}
             absent = [k for k, other in enumerate(self.cases) if other.speaker not in inside]
             if not absent:
@@ -306,10 +306,10 @@ class Calibrator:
             float(np.quantile(clips, UNLIKE)) if clips else -1.0,
         )
 
-    def _trial(self, case: Case, place: int) -> Trial:
-        """Extract from a case's recording the target of the case number `place`."""
+    def _trial(self, case: Case, number: int) -> Trial:
+        """Extract from a case's recording the target of the case `number`."""
         engine, one, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
-        speaker, voice = self.cases[place].speaker, self._voices[place]
+        speaker, voice = self.cases[number].speaker, self._voices[number]
         present = speaker == case.speaker
         meter = PresenceMeter(engine, voice, residuals=present)
         polarity = Polarity(engine, voice)

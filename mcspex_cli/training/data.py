@@ -256,7 +256,7 @@ class Stretch:
         return {names[k % len(names)] for k in range(self.first, self.last + 1)}
 
 
-class Place(NamedTuple):
+class UtteranceIndex(NamedTuple):
     """An utterance in a corpus: its speaker's index, and its own among the speaker's."""
 
     speaker: int
@@ -270,7 +270,7 @@ class Corpus:
     samples: Tensor
     speakers: Sequence[Speaker]
     sample_rate_hz: int
-    mixtures: Sequence[tuple[Place, ...]] = ()
+    mixtures: Sequence[tuple[UtteranceIndex, ...]] = ()
     """The talkers of each mixture of LibriMix sets, the target first: once for each talker who
     also says something else. Empty where mixtures are drawn."""
 
@@ -295,7 +295,7 @@ class Corpus:
             by_speaker.setdefault(clip.speaker, {})[clip if mixed else clip.sentence] = clip
         pieces: list[npt.NDArray[np.int16]] = []
         speakers: list[Speaker] = []
-        places: dict[Path, Place] = {}
+        indices: dict[Path, UtteranceIndex] = {}
         with ThreadPoolExecutor() as pool:
             for name, own in by_speaker.items():
                 clips = list(own.values())
@@ -306,7 +306,9 @@ class Corpus:
                         continue
                     sounds = np.array_split(sounds[0], 2)
                     sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
-                places |= {clip.path: Place(len(speakers), k) for k, clip in enumerate(clips)}
+                indices |= {
+                    clip.path: UtteranceIndex(len(speakers), k) for k, clip in enumerate(clips)
+                }
                 start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
                 bounds = np.cumsum([0, *map(len, sounds)]).tolist()
                 speakers.append(Speaker(name, start, bounds, sentences))
@@ -316,9 +318,9 @@ class Corpus:
                 f"{names}: two speakers or more are needed, with two files each or one of "
                 f"{2 * MIN_HALF_S:g} s. Add speakers, each in a folder of its own."
             )
-        orders: list[tuple[Place, ...]] = []
+        orders: list[tuple[UtteranceIndex, ...]] = []
         for mixture in mixtures:
-            talkers = [places[clip.path] for clip in mixture.talkers]
+            talkers = [indices[clip.path] for clip in mixture.talkers]
             for role, target in enumerate(talkers):
                 if len(set(speakers[target.speaker].sentences)) > 1:
                     orders.append((target, *talkers[:role], *talkers[role + 1 :]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.training import acoustics, data
 from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles
-from mcspex_cli.training.data import Corpus, Place, Stretch, draw_reference, draw_stretch
+from mcspex_cli.training.data import Corpus, UtteranceIndex, Stretch, draw_reference, draw_stretch
 from mcspex_cli.training.settings import MixtureSettings
 
 MAX_TALKERS = 3
@@ -111,9 +111,9 @@ class MixtureSampler:
     def __init__(self, corpus: Corpus, settings: MixtureSettings) -> None:
         self.corpus, self.settings = corpus, settings
         self.length = round(settings.segment_s * corpus.sample_rate_hz)
-        place = corpus.sample_rate_hz, corpus.samples.device
-        self.noises = NoiseFiles(settings.noise_folder, *place) if settings.noise_folder else None
-        self.rooms = RoomFiles(settings.room_folder, *place) if settings.room_folder else None
+        form = corpus.sample_rate_hz, corpus.samples.device
+        self.noises = NoiseFiles(settings.noise_folder, *form) if settings.noise_folder else None
+        self.rooms = RoomFiles(settings.room_folder, *form) if settings.room_folder else None
         self.same_sex: list[list[int]] = [[] for _ in corpus.speakers]
         """For each speaker, the others of the same sex; none where it is not known."""
         if settings.same_sex:
@@ -122,10 +122,10 @@ class MixtureSampler:
                 [other for other, sex in enumerate(sexes) if own and sex == own and other != who]
                 for who, own in enumerate(sexes)
             ]
-        self.mixtures_of: dict[int, list[tuple[Place, ...]]] = {}
+        self.mixtures_of: dict[int, list[tuple[UtteranceIndex, ...]]] = {}
         """The corpus's mixtures by their target speaker."""
-        for places in corpus.mixtures:
-            self.mixtures_of.setdefault(places[0].speaker, []).append(places)
+        for indices in corpus.mixtures:
+            self.mixtures_of.setdefault(indices[0].speaker, []).append(indices)
 
     def draw(self, seed: int, step: int, rows: range) -> Batch:
         """Draw some rows of a step's batch, whole groups of `mixtures_per_reference`."""
@@ -230,20 +230,20 @@ class MixtureSampler:
             sentences, avoided = like.target.speaker.sentences, like.reference.sentences()
             own = self.mixtures_of[like.speaker]
             mixtures = [m for m in own if sentences[m[0].utterance] not in avoided]
-        places = mixtures[int(rng.integers(len(mixtures)))]
-        who, utterance = places[0]
+        indices = mixtures[int(rng.integers(len(mixtures)))]
+        who, utterance = indices[0]
         bounds = speakers[who].bounds
         whole = bounds[utterance + 1] - bounds[utterance]
         skip = int(rng.integers(max(0, whole - self.length) + 1))
 
-        def cut(place: Place) -> Stretch:
+        def cut(index: UtteranceIndex) -> Stretch:
             """At most a segment of an utterance, from `skip` on."""
-            speaker, k = speakers[place.speaker], place.utterance
+            speaker, k = speakers[index.speaker], index.utterance
             start = speaker.bounds[k] + skip
             left = max(0, speaker.bounds[k + 1] - start)
             return Stretch(speaker, start, min(self.length, left), k, k)
 
-        target, *interferers = map(cut, places)
+        target, *interferers = map(cut, indices)
         return who, target, tuple(interferers)
 
     def _draw_surroundings(
@@ -330,13 +330,13 @@ class MixtureSampler:
 
         There is silence where others have a third talker.
         """
-        rows, places, stretches, spans = [], [], [], []
+        rows, talkers, stretches, spans = [], [], [], []
         for row, plan in enumerate(plans):
-            for place, stretch in enumerate((plan.target, *plan.interferers)):
+            for talker, stretch in enumerate((plan.target, *plan.interferers)):
                 rows.append(row)
-                places.append(place)
+                talkers.append(talker)
                 stretches.append(stretch)
-                spans.append(plan.interferers_speak if place else plan.target_speaks)
+                spans.append(plan.interferers_speak if talker else plan.target_speaks)
         voices = self.corpus.gather(stretches, self.length)
         if any(span != (0.0, 1.0) for span in spans):
             time = torch.linspace(0, 1, self.length, device=voices.device)
@@ -344,9 +344,9 @@ class MixtureSampler:
             start, end = map(self._column, zip(*spans, strict=True))
             voices = voices * ((time - start) / ramp + (start == 0)).clamp(0, 1)
             voices = voices * ((end - time) / ramp + (end == 1)).clamp(0, 1)
-        talkers = voices.new_zeros(len(plans), 1 + max(places), self.length)
-        talkers[rows, places] = voices
-        return talkers
+        signals = voices.new_zeros(len(plans), 1 + max(talkers), self.length)
+        signals[rows, talkers] = voices
+        return signals
 
     def _in_rooms(self, arounds: Sequence[Surroundings], talkers: Tensor) -> tuple[Tensor, Tensor]:
         """Talkers [batch, talker, sample] in their rooms, and the first one's early part."""

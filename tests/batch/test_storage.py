@@ -93,7 +93,7 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     asked += ["-o", f"{store}/out"]
     planned = batch(tiny_folder, *asked, "--dry-run")
     assert planned.stdout.count("not read") == 3
-    assert "about 0.0 s here, without the files whose length is not known." in planned.stderr
+    assert "how long it takes is not known, because no length is. Nothing" in planned.stderr
     done = batch(tiny_folder, *asked)
     assert done.exit_code == 0, done.output
     assert f"{store}/out: 3 of 3 files done" in done.stderr
@@ -293,4 +293,4 @@ def test_a_url_of_this_disk_is_a_path(set_: Path) -> None:
     ],
 )
 def test_a_url_is_told_from_a_path(path: str, url: str | None) -> None:
-    assert storage.url(storage.place(path)) == url
+    assert storage.url(storage.to_path(path)) == url

@@ -22,8 +22,8 @@ from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import (
     BY_COLUMN,
-    MIXTURE_METRICS,
     METRICS,
+    MIXTURE_METRICS,
     Sounds,
     bss_eval,
     check_installed,
