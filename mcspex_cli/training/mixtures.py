@@ -12,7 +12,7 @@ from torch import Tensor
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.training import acoustics, data
 from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles
-from mcspex_cli.training.data import Corpus, UtteranceIndex, Stretch, draw_reference, draw_stretch
+from mcspex_cli.training.data import Corpus, Stretch, UtteranceIndex, draw_reference, draw_stretch
 from mcspex_cli.training.settings import MixtureSettings
 
 MAX_TALKERS = 3
