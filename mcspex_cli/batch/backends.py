@@ -24,7 +24,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -59,7 +59,7 @@ from mcspex_cli.batch.workers import (
     deal,
     error_line,
 )
-from mcspex_cli.errors import EngineError, McspexError, install_extra
+from mcspex_cli.errors import DiskFullError, EngineError, McspexError, install_extra
 from mcspex_cli.extraction.runtime import cores, leave_signals
 
 _logger = logging.getLogger("mcspex")
@@ -88,19 +88,28 @@ _RAY_STORE_BYTES = 100 * 2**20
 """The object store of a Ray that is started here: units and rows are small."""
 
 
-def run(work: WorkList, stopping: Event) -> Iterator[Outcome]:
+def run(work: WorkList, stopping: Event) -> Outcomes:
     """Do a work list on its backend, beginning no other unit once `stopping` is set.
 
     What came of a task is yielded once the journal has it.
 
     Raises:
-        DiskFullError: nothing more can be written.
+        DiskFullError: nothing more can be written; it says how much is left.
         McspexError: the model, a device or the cluster cannot be used, or workers die again and
             again.
     """
-    if work.todo:
+    if not work.todo:
+        return
+    try:
         with closing(BACKENDS[work.settings.backend].run(work, stopping)) as outcomes:
             yield from outcomes
+    except DiskFullError as error:
+        journal = Journal(work.plan.folder)
+        left = sum(not journal.result(task, work.key) for task in work.todo)
+        count = "1 file" if left == 1 else f"{left} files"
+        raise DiskFullError(f"{error} {count} left; then go on with the same command.") from error
+    finally:
+        files.sweep(work.plan.folder)  # what processes left that were ended in their work
 
 
 def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:

@@ -79,6 +79,18 @@ class Task:
     """Hashes of the mixture and references, as "a-b-c": of their sizes and times, of their absolute
     paths, and of their paths from the output folder (`plan.same_places`, `plan.unchanged`)."""
 
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """The task as a dry run shows it, with its outputs below a batch's `folder`."""
+        outputs = {kind: str(path) for kind, path in self.outputs(folder).items()}
+        return {
+            **{
+                key: getattr(self, key) for key in ("id", "mixture", "references", "spans", "truth")
+            },
+            "output": outputs.pop(AUDIO),
+            **outputs,
+            "seconds": self.length_s,
+        }
+
     def names(self) -> dict[str, str]:
         """The names of the files that it writes, by the folder that they are in."""
         names = {AUDIO: self.output, RESIDUAL: self.residual, ACTIVITY: self.activity}

@@ -16,13 +16,10 @@ import hashlib
 import os
 import posixpath
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mcspex_cli import audio, files
 from mcspex_cli.batch import storage
@@ -36,22 +33,17 @@ from mcspex_cli.batch.manifest import (
     read_manifest,
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import AudioError, CheckpointError, McspexError, PairingError, PlanError
+from mcspex_cli.errors import AudioError, CheckpointError, PairingError, PlanError
 from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
 from mcspex_cli.extraction.reference import Span, list_sources
 from mcspex_cli.extraction.runtime import EngineSettings, choose_device
 
-if TYPE_CHECKING:
-    from mcspex_cli.batch.journal import Journal
-
 _SUFFIXES = {
     **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),
     ACTIVITY: tuple(ACTIVITY_FORMATS),
 }
-_AT_ONCE = 256
-"""Mixtures whose lengths one thread reads in one go."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +126,19 @@ class BatchPlan:
     tasks: Sequence[Task]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """What people call the folder."""
+        return storage.name(self.folder)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether anything can be scored."""
+        return any(task.truth for task in self.tasks)
+
 
 def plan_batch(request: BatchRequest) -> BatchPlan:
-    """Make and check the whole plan, but for the mixtures' lengths (`measure`).
+    """Make and check the whole plan, but for the mixtures' lengths (`journal.measure`).
 
     Raises:
         PlanError: files are missing, used twice or without partner, a mixture would be its own
@@ -152,27 +154,6 @@ def plan_batch(request: BatchRequest) -> BatchPlan:
     tasks = planner.with_outputs(tasks)
     refuse(planner.problems)
     return BatchPlan(planner.request.output, tasks, tuple(planner.warnings))
-
-
-def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
-    """The plan with its mixtures' lengths, as far as they can be read.
-
-    What the journal knows of unchanged files is not read again.
-    """
-
-    def measured(start: int) -> list[Task]:
-        tasks = []
-        for task in plan.tasks[start : start + _AT_ONCE]:
-            lines = journal.results.get(task.id, ())
-            same = (line for line in lines if unchanged(line.input_key, task.input_key))
-            line = next(same, None)
-            length_s = line.length_s if line else _length_s(task.mixture)
-            tasks.append(replace(task, length_s=length_s))
-        return tasks
-
-    with ThreadPoolExecutor(4) as readers:
-        parts = readers.map(measured, range(0, len(plan.tasks), _AT_ONCE))
-        return replace(plan, tasks=[task for part in parts for task in part])
 
 
 def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
@@ -453,32 +434,6 @@ class _Planner:
 
     def _note(self, task: Task, problem: str) -> None:
         self.problems.append(f"{self._where(task)}: {problem}")
-
-
-def _length_s(mixture: str) -> float | None:
-    if storage.is_url(mixture):
-        return None
-    try:
-        length_s = _plain_wav_s(mixture)
-        return audio.probe(mixture).seconds if length_s is None else length_s
-    except (McspexError, OSError):
-        return None
-
-
-def _plain_wav_s(path: str) -> float | None:
-    """The length of a plain WAV file by its first 44 bytes, 8 times as fast as a library does it.
-
-    None for any other file.
-    """
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-        head, size = file.read(44), os.fstat(file.fileno()).st_size
-    if len(head) < 44 or head[:4] != b"RIFF" or head[8:20] != b"WAVEfmt \x10\0\0\0":
-        return None
-    rate_hz, align, data = (struct.unpack_from("<I", head, at)[0] for at in (24, 32, 40))
-    align &= 0xFFFF
-    if head[36:40] != b"data" or data + 44 != size or not rate_hz or not align:
-        return None
-    return float(data // align / rate_hz)
 
 
 def same_places(one: str, other: str) -> bool:

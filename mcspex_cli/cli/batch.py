@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -17,12 +18,11 @@ from click.core import ParameterSource
 
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
-from mcspex_cli.errors import DiskFullError, PartialFailure
+from mcspex_cli.errors import PartialFailure
 from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.journal import WorkList
-    from mcspex_cli.batch.manifest import Task
     from mcspex_cli.batch.workers import Outcome
     from mcspex_cli.evaluation.report import Report
     from mcspex_cli.extraction.job import ExtractionOptions
@@ -230,7 +230,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     mcspex batch --manifest plan.csv -o out --shard 2/8
     mcspex batch --manifest plan.csv -o out --engine ray --address auto
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli.batch import results, storage
+    from mcspex_cli.batch import results
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
     shown = not (request.quiet or request.as_json)
@@ -267,8 +267,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         _show_results(work, report, record, finished_before)
     _say_remarks(work, report, score_settings.metrics, quiet=request.quiet)
     if failed:
-        path = f"{storage.name(work.plan.folder)}/{results.FAILED}"
-        raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {path}.")
+        listed = f"{work.plan.label}/{results.FAILED}"
+        raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {listed}.")
     score.conclude(report)
 
 
@@ -324,46 +324,30 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
         console.warn(options.SLOW_PRECISION)
     plan.check_profiles(batch_plan, model)
     options.prepare(model, engine_settings.runtime, quiet=not shown)
-    if request.dry_run:
-        log = journal.Journal(batch_plan.folder)
-    else:
+    if not request.dry_run:
         settings = backends.connect(settings)
-        log = journal.open_folder(batch_plan.folder, overwrite=request.overwrite)
-    batch_plan = plan.measure(batch_plan, log)
-    if not request.overwrite:
-        log.check(batch_plan.tasks, settings.fingerprint())
-    return journal.WorkList(batch_plan, log, settings)
+    return journal.open_work(
+        batch_plan, settings, overwrite=request.overwrite, is_dry_run=request.dry_run
+    )
 
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.backends import estimate_s
-    from mcspex_cli.batch.journal import total_s
-    from mcspex_cli.batch.manifest import AUDIO
+    from mcspex_cli.batch.journal import show_length, total_s
 
     time_s = estimate_s(work)
     if as_json:
-        rows = [
-            {
-                **{key: getattr(task, key) for key in ("id", "mixture", "references", "spans")},
-                "truth": task.truth,
-                **{
-                    "output" if kind == AUDIO else kind: str(path)
-                    for kind, path in task.outputs(work.plan.folder).items()
-                },
-                "seconds": task.length_s,
-            }
-            for task in work.todo
-        ]
-        console.data({"done": len(work.skipped), "estimate_s": time_s, "jobs": rows}, indent=2)
+        tasks = [task.to_dict(work.plan.folder) for task in work.todo]
+        console.data({"done": len(work.skipped), "estimate_s": time_s, "jobs": tasks}, indent=2)
         return
-    lines = [
-        (task.id, task.mixture, ", ".join((*task.references, *task.spans)), _length(task))
+    rows = [
+        (task.id, task.mixture, ", ".join((*task.references, *task.spans)), show_length(task))
         for task in work.todo[:MAX_LISTED]
     ]
-    more = len(work.todo) - len(lines)
+    more = len(work.todo) - len(rows)
     footer = (f"and {more} more" if more else "", "", "", f"{total_s(work.todo):.1f}")
-    console.table(("id", "mixture", "reference", "seconds"), lines, footer)
+    console.table(("id", "mixture", "reference", "seconds"), rows, footer)
     if time_s is None:
         time = "how long it takes is not known, because no length is"
     else:
@@ -376,21 +360,11 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
     )
 
 
-def _length(task: Task) -> str:
-    """The seconds of a mixture, or why they are not known: those in object stores are not read."""
-    from mcspex_cli.batch.storage import is_url
-
-    if task.length_s is None:
-        return "not read" if is_url(task.mixture) else "unreadable"
-    return f"{task.length_s:.1f}"
-
-
 def _extract(work: WorkList, stopping: Event, *, shown: bool, verbose: bool) -> tuple[int, int]:
     """Do what is left, and show failures; return how many files failed and how many are left.
 
     Ctrl-C sets `stopping`.
     """
-    from mcspex_cli import files
     from mcspex_cli.batch import backends, journal
 
     warned = set[str]()
@@ -401,24 +375,16 @@ def _extract(work: WorkList, stopping: Event, *, shown: bool, verbose: bool) -> 
         if work.settings.backend != "slurm":  # whose array goes on
             console.say("ending after the files in hand. Press Ctrl-C again to end at once.")
 
-    try:
-        with (
-            console.progress("extracting", journal.total_s(work.todo), shown=shown) as bar,
-            console.ending_gently(stop),
-        ):
-            for outcome in backends.run(work, stopping):
-                _show(outcome, warned, verbose=verbose)
-                has_failed = outcome.result is None
-                failed, finished = failed + has_failed, finished + (not has_failed)
-                bar.advance(outcome.task.length_s or 0.0)
-    except DiskFullError as error:
-        ended = journal.Journal(work.plan.folder)
-        left = sum(not ended.result(task, work.key) for task in work.todo)
-        raise DiskFullError(
-            f"{error} {console.count(left, 'file')} left; then go on with the same command."
-        ) from error
-    finally:
-        files.sweep(work.plan.folder)  # what processes left that were ended in their work
+    with (
+        console.progress("extracting", journal.total_s(work.todo), shown=shown) as bar,
+        console.ending_gently(stop),
+        closing(backends.run(work, stopping)) as outcomes,
+    ):
+        for outcome in outcomes:
+            _show(outcome, warned, verbose=verbose)
+            has_failed = outcome.result is None
+            failed, finished = failed + has_failed, finished + (not has_failed)
+            bar.advance(outcome.task.length_s or 0.0)
     if len(warned) > MAX_LISTED:
         console.warn(f"{len(warned) - MAX_LISTED} more warnings of references; -v shows them all.")
     return failed, len(work.todo) - finished - failed
@@ -460,15 +426,11 @@ def _show_results(
     work: WorkList, report: Report, record: dict[str, Any], finished_before: int
 ) -> None:
     """Say how much of the whole plan is done, in how much time, and how good it is."""
-    from mcspex_cli.batch import storage
-    from mcspex_cli.evaluation.metrics import BY_COLUMN
-
     if report.summary.metrics:
-        others = [name for name, one in BY_COLUMN.items() if "target" not in one.needs]
-        score.show(report, hidden=others if _has_truth(work) else ())
+        score.show(report, only_of_truth=work.plan.has_truth)
     factor = record["real_time_factor"]
     console.say(
-        f"{storage.name(work.plan.folder)}: {record['done']} of {record['files']} files done"
+        f"{work.plan.label}: {record['done']} of {record['files']} files done"
         + (f", {finished_before} of them before" if finished_before else "")
         + f"; {console.duration(record['audio_s'])} of audio"
         + (f", real-time factor {factor:.3f}" if factor else "")
@@ -482,12 +444,8 @@ def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str], *, quie
     if voices := absences(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
-    if _has_truth(work):
+    if work.plan.has_truth:
         score.say_remarks(report, metrics, quiet=quiet)
     if pending := report.summary.statuses.get("pending", 0):
         left = console.count(pending, "file")
         console.warn(f"{left} left to do, by other shards or another run.")
-
-
-def _has_truth(work: WorkList) -> bool:
-    return any(task.truth for task in work.plan.tasks)

@@ -449,8 +449,8 @@ def run_self_test() -> tuple[str, ...]:
         extractor = Extractor.load()
     except CheckpointError as error:
         return FAILED, _parts(error)[0], _REPAIR
-    with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as folder:
-        estimate = Path(folder) / "estimate.wav"
+    with tempfile.TemporaryDirectory(prefix="mcspex-doctor-") as scratch:
+        estimate = Path(scratch) / "estimate.wav"
         voice = extractor.enroll(folder / "reference.flac")
         result = extractor.extract_file(mixture, voice, estimate)
         rate_hz = audio.probe(truth).sample_rate_hz

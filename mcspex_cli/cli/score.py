@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -366,18 +366,15 @@ def choose_metrics(
 
 
 def show(
-    report: Report, form: str = "table", *, every: bool = False, hidden: Collection[str] = ()
+    report: Report, form: str = "table", *, every: bool = False, only_of_truth: bool = False
 ) -> None:
-    """Print a report to stdout: as a table for people, or in one of the formats of files.
-
-    `hidden` are columns that the table leaves out.
-    """
+    """Print a report to stdout: its `tables` for people, or in one of the formats of files."""
     from mcspex_cli.evaluation.report import REPORT_FORMATS, tables
 
     if form != "table":
         console.text(REPORT_FORMATS[form][1](report))
         return
-    for table in tables(report, every=every, hidden=hidden):
+    for table in tables(report, every=every, only_of_truth=only_of_truth):
         console.table(table.headings, table.rows, table.footer, table.title)
 
 

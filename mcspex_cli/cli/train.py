@@ -71,9 +71,9 @@ def simulate(
         raise click.UsageError("--enrolments is for one LibriMix set, without -n.")
     if (recipe or are_sets) and (count or mixtures):
         raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
-    for source in (recipe, mixtures, enrolments):
-        if source:
-            files.check_exists(source)
+    for named in (recipe, mixtures, enrolments):
+        if named:
+            files.check_exists(named)
     from mcspex_cli.training import simulate as simulation
     from mcspex_cli.training.data import Corpus
     from mcspex_cli.training.settings import MixtureSettings, TrainSettings

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -216,15 +216,15 @@ class Table:
     footer: tuple[str, ...] = ()
 
 
-def tables(report: Report, *, every: bool = False, hidden: Collection[str] = ()) -> list[Table]:
+def tables(report: Report, *, every: bool = False, only_of_truth: bool = False) -> list[Table]:
     """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline.
 
-    `hidden` are columns that are left out.
+    With `only_of_truth`, metrics that need no truth are left out.
     """
     summary, change = report.summary, report.change
-    shown = {column: metric for column, metric in BY_COLUMN.items() if column not in hidden}
-    means = [metric for column, metric in shown.items() if column in summary.metrics]
-    valued = [metric for column, metric in shown.items() if numbers(report.rows, column)]
+    shown = [m for m in BY_COLUMN.values() if "target" in m.needs or not only_of_truth]
+    means = [metric for metric in shown if metric.column in summary.metrics]
+    valued = [metric for metric in shown if numbers(report.rows, metric.column)]
     every = every or summary.files <= FEW or not report.worst
     parts = [_files(report, [m for m in valued if not m.is_of_mixture], every=every)]
     if summary.scored > 1:

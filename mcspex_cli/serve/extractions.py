@@ -18,7 +18,7 @@ from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.evaluation.page import (
     COLUMNS,
     QUIET_DB,
-    WINDOW_S,
+    SPECTRUM_S,
     Levels,
     draw_spectrogram,
     spectrogram,
@@ -175,7 +175,7 @@ def _part_levels(path: Path, start_s: float, end_s: float) -> Levels:
         first, last = (min(max(0, round(s * rate_hz)), frames) for s in (start_s, end_s))
         count, length = 1, max(last - first, 1)
         if length > LONGEST_WHOLE_S * rate_hz:
-            count, length = COLUMNS, math.ceil(2 * WINDOW_S * rate_hz)
+            count, length = COLUMNS, math.ceil(2 * SPECTRUM_S * rate_hz)
         pieces = []
         for start in np.linspace(first, max(first, last - length), count).astype(int):
             file.seek(start)

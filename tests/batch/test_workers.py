@@ -21,11 +21,12 @@ from mcspex_cli.batch.journal import (
     Unit,
     WorkList,
     equal_parts,
+    measure,
     open_folder,
     units,
 )
 from mcspex_cli.batch.manifest import Task
-from mcspex_cli.batch.plan import BatchPlan, BatchRequest, BatchSettings, measure, plan_batch
+from mcspex_cli.batch.plan import BatchPlan, BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.batch.workers import Outcome
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, OutputError
