@@ -180,7 +180,8 @@ def test_only_what_is_asked_for_is_computed(folder: Path) -> None:
 def test_a_row_of_a_report_has_every_column(folder: Path) -> None:
     row = score(folder, settings=ScoreSettings(("snr",)))
     known = row.to_dict()
-    assert list(known) == ["name", "status", "note", *BY_COLUMN, "confused", "cut", "damaged"]
+    flags = ["confused", "flipped", "cut", "damaged"]
+    assert list(known) == ["name", "status", "note", *BY_COLUMN, *flags]
     assert known["pesq"] is None
 
 
@@ -261,6 +262,7 @@ def test_a_flipped_sign_shows_its_values_and_is_not_in_the_means(folder: Path) -
     assert summarise([row.to_dict()]).scored == 0
     allowed = score(folder, settings=ScoreSettings(flipped_ok=True))
     assert (allowed.status, allowed.note) == ("ok", "sign flipped.")
+    assert (before.flipped, row.flipped, allowed.flipped) == (False, True, True)
 
 
 def test_a_negative_inner_product_below_0_db_is_not_a_flip(folder: Path) -> None:
@@ -400,6 +402,7 @@ def test_a_channel_that_is_not_ok_gives_the_file_its_status(folder: Path) -> Non
     assert (row.status, row.values, row.note) == ("silent estimate", {}, "channel 1.")
     put(folder, np.stack([samples, -samples]))
     assert (score(folder).status, score(folder).note) == ("sign flipped", "channel 1.")
+    assert score(folder, settings=ScoreSettings(flipped_ok=True)).flipped
 
 
 @pytest.mark.parametrize("which", ["mix/a.wav", "truth/a.flac"])

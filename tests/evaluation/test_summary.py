@@ -85,6 +85,15 @@ def test_only_ok_rows_are_in_the_means_and_all_are_counted() -> None:
     assert (mean.count, mean.mean, mean.median) == (2, 2.5, 2.5)
 
 
+def test_rows_without_truth_are_in_the_means_only_where_no_row_has_one() -> None:
+    unscored = [row("a", None, "done", presence=0.5), row("b", None, "failed")]
+    assert [each["name"] for each in summary.in_means(unscored)] == ["a"]
+    both = [*unscored, row("c", 1.0)]
+    assert [each["name"] for each in summary.in_means(both)] == ["c"]
+    lines = reports.remarks(make_report(both))
+    assert lines == ["not in the means: 2 of 3 files (1 done, 1 failed)."]
+
+
 def test_nothing_is_known_of_nothing() -> None:
     assert summary.summarise([]) == Summary(0, 0, {}, None, 0, {})
     assert summary.worst([]) == []
