@@ -755,13 +755,16 @@ def test_a_moved_set_is_gone_on_with_and_its_reports_stay_right(
     for name in ("report.json", "report.csv", "failed.jsonl"):
         assert str(folder) not in Path("set/out", name).read_text()
     before = times("set/out")
-    Path("set").rename("moved")
+    shutil.copytree("set", "moved")  # other files, of the same sizes and times
+    shutil.rmtree("set")
     monkeypatch.chdir("moved")
     done = batch("mix", "--ref", "refs/ann.wav", "--truth", "truth", "-o", "out")
     assert done.exit_code == 3
     assert "6 of 7 files done, 6 of them before" in done.stderr
     assert Path("out", rows("out")["ann/0"]["truth"]).resolve() == Path("truth/ann/0.wav").resolve()
     assert sorted(times("out").values()) == sorted(before.values())
+    journals = [path.read_text() for path in Path("out/journal").glob("*.jsonl")]
+    assert sum(text.count('"scored": ') for text in journals) == 6
     assert CliRunner().invoke(main, ["report", "out", "-o", "page.html"]).exit_code == 0
     write("mix/ann/9.wav", buzz(150, 0.5))
     assert batch("--manifest", "out/failed.jsonl", "-o", "rest").exit_code == 0
