@@ -193,13 +193,13 @@ class Journal:
             row = msgspec.convert(line["row"], dict[str, Any])
             self.scores[line["scored"], line["key"]] = row
         elif "failed" in line:
-            known = line | {"input_key": line["inputs"], "slurm_job": line["job"]}
-            failure = msgspec.convert(known, FailureLine)
+            values = line | {"input_key": line["inputs"], "slurm_job": line["job"]}
+            failure = msgspec.convert(values, FailureLine)
             self.failures.setdefault(line["failed"], []).append(failure)
         else:
             length_s = line["row"]["seconds"]
-            known = line | {"input_key": line["inputs"], "length_s": length_s, "line": data}
-            result = msgspec.convert(known, ResultLine)
+            values = line | {"input_key": line["inputs"], "length_s": length_s, "line": data}
+            result = msgspec.convert(values, ResultLine)
             self.results.setdefault(line["done"], []).append(result)
 
 
@@ -414,10 +414,10 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
     """Put tasks together whose windows can share batches of `size`: those about equally long."""
     if size == 1:
         return [(task,) for task in tasks]
-    known = [(min(task.length_s, WINDOW_S), task) for task in tasks if task.length_s is not None]
+    pairs = [(min(task.length_s, WINDOW_S), task) for task in tasks if task.length_s is not None]
     joined: list[list[Task]] = []
     room = least_s = 0.0
-    for window_s, task in sorted(known, key=lambda pair: pair[0], reverse=True):
+    for window_s, task in sorted(pairs, key=lambda pair: pair[0], reverse=True):
         if room <= 0 or window_s < least_s:
             joined.append([])
             room, least_s = float(size), (1 - LENGTH_SPREAD) * window_s

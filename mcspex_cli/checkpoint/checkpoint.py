@@ -143,27 +143,27 @@ def find_checkpoint(
         CheckpointError: There is no such model, or its config.json cannot be used.
         HubError: It is not on this disk, and the Hub does not give it or must not be asked.
     """
-    known = bundled()
+    bundle = bundled()
     if model is None:
-        if DEFAULT_MODEL not in known:
+        if DEFAULT_MODEL not in bundle:
             raise CheckpointError(
                 f"{DEFAULT_MODEL}: is not where it belongs. Install mcspex again."
             )
-        return _describe(known[DEFAULT_MODEL])
+        return _describe(bundle[DEFAULT_MODEL])
     if not isinstance(model, str | Path):
         raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
     name = None if isinstance(model, Path) else HubName.parse(model)
-    folder, is_name = Path(model), name is not None or str(model) in known
+    folder, is_name = Path(model), name is not None or str(model) in bundle
     is_folder = str(model) != "" and os.path.isdir(folder)  # noqa: PTH112 (too long is no error)
     if is_folder and (not is_name or (folder / CONFIG).is_file()):
         return _describe(folder)
-    if str(model) in known:
-        return _describe(known[str(model)])
+    if str(model) in bundle:
+        return _describe(bundle[str(model)])
     if os.path.isfile(folder):  # noqa: PTH113 (too long is no error)
         raise CheckpointError(f"{model}: is a file. A model is a folder; name the one that has it.")
     if name is None:
         raise CheckpointError(
-            f"{model or repr(model)}: no such model. Bundled: {', '.join(known) or 'none'}; or "
+            f"{model or repr(model)}: no such model. Bundled: {', '.join(bundle) or 'none'}; or "
             f"name a folder with {CONFIG}, or org/name on the Hugging Face Hub."
         )
     if commit := hub.cached(name):

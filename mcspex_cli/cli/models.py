@@ -232,15 +232,15 @@ def convert(
     if (info.folder if info else file.parent).resolve() == output.resolve():
         raise OutputError(f"{output}: {source} is in it. Name another folder.")
     if info and sample_rate:
-        made = conversion.resample(info, sample_rate)
+        checkpoint = conversion.resample(info, sample_rate)
     else:
         beside = file.with_name("mdl.json")
         config = config or (beside if beside.is_file() else None)
-        made = conversion.convert(file, config, sample_rate or 8000)
-    made.save(output, licence, half=half)
-    for note in made.notes:
+        checkpoint = conversion.convert(file, config, sample_rate or 8000)
+    checkpoint.save(output, licence, half=half)
+    for note in checkpoint.notes:
         console.say(note)
-    console.say(f"{output}  ({made.summary})")
+    console.say(f"{output}  ({checkpoint.summary})")
 
 
 @options.command(models)

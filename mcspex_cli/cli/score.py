@@ -354,9 +354,9 @@ def choose_metrics(
             text = name or repr(names)
             raise click.UsageError(f"--metrics {text}: unknown. Use {', '.join(METRICS)}.")
         if in_batch and name not in _metrics_of_batch():
-            known = ", ".join(_metrics_of_batch())
+            possible = ", ".join(_metrics_of_batch())
             raise click.UsageError(
-                f"--metrics {name}: batch computes {known}. Use mcspex score on the folder audio/."
+                f"--metrics {name}: batch computes {possible}. Use mcspex score on the folder audio/."
             )
         for need in METRICS[name].needs:
             if need not in given:

@@ -83,7 +83,7 @@ def simulate(
         recipes = simulation.read_recipes(recipe) if recipe else []
         for source in sources:
             recipes += simulation.librimix_recipes(source, enrolments)
-        inputs = ((one.target, *one.interferers, one.reference) for one in recipes)
+        inputs = ((r.target, *r.interferers, r.reference) for r in recipes)
         simulation.check_apart(output, (path.parent for paths in inputs for path in paths))
         count = len(recipes)
         renderings: Iterator[Rendering] = (

@@ -304,14 +304,14 @@ class Extraction:
         """The result; its times count from the beginning of the sound."""
         assert self.result
         assert self.voice
-        row, start_s = self.result.to_dict(), self.result.start_s
+        values, start_s = self.result.to_dict(), self.result.start_s
         names = ("seconds", "elapsed_s", "presence", "present", "wrong_speaker", "active_s")
         return {
-            **{name: row[name] for name in names},
+            **{name: values[name] for name in names},
             "start_s": start_s,
             "segments": [
-                [one.start_s - start_s, one.end_s - start_s, one.presence, one.present]
-                for one in self.result.segments
+                [part.start_s - start_s, part.end_s - start_s, part.presence, part.present]
+                for part in self.result.segments
             ],
             "warnings": [*self.voice.warnings, *self.result.warnings],
         }
@@ -369,7 +369,7 @@ class Extractions:
 
     def place(self, extraction: Extraction) -> int:
         """How many come before one."""
-        queue = [one for one in self._queue if not one.is_cancelled]
+        queue = [other for other in self._queue if not other.is_cancelled]
         return queue.index(extraction) if extraction in queue else 0
 
     def close(self) -> None:

@@ -79,8 +79,8 @@ class Session:
         """Store a file as it comes; `size` is what is announced of its bytes."""
         name = line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
         suffix = Path(name).suffix.lower()
-        known = files.SUFFIXES | {profile.SUFFIX}
-        path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in known else ''}"
+        suffixes = files.SUFFIXES | {profile.SUFFIX}
+        path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in suffixes else ''}"
         self._names[str(path)] = name
         too_large = OutputError(
             f"{name}: is too large; a page may send {self._max_bytes / 2**20:,.0f} MB in all. "
@@ -88,7 +88,7 @@ class Session:
         )
         async with self._uploading:
             left = self._max_bytes - sum(
-                one.stat().st_size for one in self.folder.glob("upload-*") if one.is_file()
+                path.stat().st_size for path in self.folder.glob("upload-*") if path.is_file()
             )
             if size > left:
                 raise too_large
@@ -199,7 +199,7 @@ class Session:
                 "came out is kept, or another model."
             )
         references = list(self.references.values())
-        job.check_distinct(recording.upload.path, [one.path for one in references])
+        job.check_distinct(recording.upload.path, [reference.path for reference in references])
         folder = self.folder / f"extraction-{next(self._numbers)}"
         try:
             extraction = Extraction(request, recording, references, model, folder)
@@ -226,7 +226,7 @@ class Session:
             voice = extraction.voice
             assert voice
             models = (voice.enrolment(extraction.model),)
-            qualities = tuple(one.rename(self.reword(one.path)) for one in voice.qualities)
+            qualities = tuple(q.rename(self.reword(q.path)) for q in voice.qualities)
             profile.write_profile(path, profile.Profile(name, models, qualities))
         return path, f"{name}{profile.SUFFIX}"
 

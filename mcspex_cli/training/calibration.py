@@ -112,7 +112,7 @@ def read_cases(
         ConfigError: as `read_recipes`, `Corpus.read` and `draw_turns`.
     """
     folders = [path for path in sources if path.is_dir()]
-    recipes = [one for path in sources if path not in folders for one in read_recipes(path)]
+    recipes = [each for path in sources if path not in folders for each in read_recipes(path)]
     voices: dict[str, list[Samples]] = {}
     if recipes:
         for recipe in recipes:
@@ -124,9 +124,9 @@ def read_cases(
         yield from draw_turns(voices, len(recipes), sample_rate_hz, seed)
     if folders:
         corpus = Corpus.read(folders, sample_rate_hz)
-        for one in draw_renderings(corpus, MixtureSettings(segment_s=6.0), count, seed):
-            others = frozenset(one.labels["interferer"].split(" + "))
-            yield Case(one, one.labels["target"], others)
+        for rendering in draw_renderings(corpus, MixtureSettings(segment_s=6.0), count, seed):
+            others = frozenset(rendering.labels["interferer"].split(" + "))
+            yield Case(rendering, rendering.labels["target"], others)
         voices = {}
         for speaker in corpus.speakers:
             loop = corpus.samples[speaker.start : speaker.start + speaker.bounds[-1]].numpy()
@@ -292,12 +292,12 @@ class Calibrator:
         """How similar at least parts of a clip are, and clips of a voice; see `Calibration`."""
         rate_hz, parts, clips = self._engine.sample_rate_hz, [], []
         for case, voice in zip(self.cases, self._voices, strict=True):
-            one = case.rendering
-            clip = Clip(one.id, one.reference, rate_hz)
+            rendering = case.rendering
+            clip = Clip(rendering.id, rendering.reference, rate_hz)
             similarity = clip.similarity_of_parts(self._engine)
             if similarity is not None and clip.speech_s >= MIN_COMPARED_S:
                 parts.append(similarity)
-            speech = Clip(one.id, one.target, rate_hz).only_speech()
+            speech = Clip(rendering.id, rendering.target, rate_hz).only_speech()
             if len(speech) >= MIN_COMPARED_S * rate_hz:
                 other = self._engine.embed_parts(speech[None])[0]
                 clips.append(self._unfitted.similarity(voice, other))
@@ -308,25 +308,25 @@ class Calibrator:
 
     def _trial(self, case: Case, number: int) -> Trial:
         """Extract from a case's recording the target of the case `number`."""
-        engine, one, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
+        engine, rendering, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
         speaker, voice = self.cases[number].speaker, self._voices[number]
         present = speaker == case.speaker
         meter = PresenceMeter(engine, voice, residuals=present)
         polarity = Polarity(engine, voice)
-        find_polarities(engine, [polarity], [one.mixture[None]])
-        estimate = polarity.sign * engine.extract(polarity.sign * one.mixture, voice)
-        meter.add(polarity.sign * estimate, polarity.sign * one.mixture)
+        find_polarities(engine, [polarity], [rendering.mixture[None]])
+        estimate = polarity.sign * engine.extract(polarity.sign * rendering.mixture, voice)
+        meter.add(polarity.sign * estimate, polarity.sign * rendering.mixture)
         result = meter.result()
         shares = []
         for segment in result.segments:
             part = slice(round(segment.start_s * rate_hz), round(segment.end_s * rate_hz))
             target, mixture = (
                 float(np.square(signal[part], dtype=np.float64).sum())
-                for signal in (one.target, one.mixture)
+                for signal in (rendering.target, rendering.mixture)
             )
             if segment.similarity is not None:
                 shares.append(target / max(mixture, 1e-12) if present else 0.0)
-        confused = si_sdr(estimate, one.interferer) > si_sdr(estimate, one.target)
+        confused = si_sdr(estimate, rendering.interferer) > si_sdr(estimate, rendering.target)
         return Trial(
             features_of(result.segments),
             np.array(shares),
@@ -335,7 +335,7 @@ class Calibrator:
             speaker,
             present and confused and not case.turns,
             case.turns,
-            len(one.mixture) / rate_hz,
+            len(rendering.mixture) / rate_hz,
         )
 
 

@@ -238,14 +238,14 @@ def _axes(config: SystemConfig) -> dict[str, tuple[Axis, ...]]:
         speakers=1,
     )
     sizes |= {f"channels {width}": size for width, size in by_width.items()}
-    known = {
+    axes = {
         size * times: (name, times)
         for name, size in sizes.items()
         for times in (Fraction(1, 2), Fraction(1), Fraction(2), Fraction(3))
     }
     with torch.device("meta"):
         weights = build(probe).state_dict()
-    return {key: tuple(known.get(n) for n in weight.shape) for key, weight in weights.items()}
+    return {key: tuple(axes.get(n) for n in weight.shape) for key, weight in weights.items()}
 
 
 def _copies(units: int, wider: int) -> Tensor:

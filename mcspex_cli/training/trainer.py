@@ -344,8 +344,8 @@ class Trainer:
 
 def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:
     """Whether a checkpoint's classifier knows these speakers; older ones only say how many."""
-    known = start.provenance.get("speakers_sha256", corpus.speakers_sha256)
-    return start.config.speakers == len(corpus.speakers) and known == corpus.speakers_sha256
+    sha256 = start.provenance.get("speakers_sha256", corpus.speakers_sha256)
+    return start.config.speakers == len(corpus.speakers) and sha256 == corpus.speakers_sha256
 
 
 @dataclass(frozen=True)
