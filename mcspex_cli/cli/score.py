@@ -356,7 +356,7 @@ def choose_metrics(
         if in_batch and name not in _metrics_of_batch():
             possible = ", ".join(_metrics_of_batch())
             raise click.UsageError(
-                f"--metrics {name}: batch computes {possible}. Use mcspex score on the folder audio/."
+                f"--metrics {name}: batch computes {possible}. Use mcspex score on its audio/."
             )
         for need in METRICS[name].needs:
             if need not in given:
