@@ -547,6 +547,13 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         ((*ASKED, "--jobs", "0"), "0 is not in the range x>=1"),
         ((*ASKED, "--format", "mp3"), "'mp3' is none of wav"),
         ((*ASKED, "--metrics", "loudness", "--truth", "truth"), "--metrics loudness: unknown"),
+        *(
+            (
+                (*ASKED, "--metrics", name, "--truth", "truth"),
+                f"--metrics {name}: batch computes si_sdr, si_sdr_i, snr, sdr, pesq, stoi, estoi.",
+            )
+            for name in ("sir", "presence")
+        ),
         ((*ASKED, "--metrics", "si_sdr"), "--metrics means nothing without --truth or --manifest."),
         ((*ASKED, "--resample"), "--resample means nothing without --truth or --manifest."),
         ((*ASKED, "--group-by", "sex"), "--group-by means nothing without --groups. Add it."),
