@@ -87,7 +87,7 @@ def is_folder(path: Path) -> bool:
     """Whether there is such a folder, or in a store any object whose key begins so."""
     if not is_url(path):
         return path.is_dir()
-    with _reaching(path) as (store, key):
+    with _open_store(path) as (store, key):
         return bool(store.isdir(key))
 
 
@@ -110,7 +110,7 @@ def find(
     if not is_url(folder):
         return files.find(folder, without, also, warnings=warnings)
     scheme = str(folder).partition(":")[0]
-    with _reaching(folder) as (store, key):
+    with _open_store(folder) as (store, key):
         keys = store.find(key)
     return sorted(
         path
@@ -127,7 +127,7 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
     Objects are known by a list of their folder, which was made once, or are asked for `anew`.
     """
     if is_url(path) and anew:
-        with _reaching(path) as (store, key):
+        with _open_store(path) as (store, key):
             store.invalidate_cache()
             return _stamp(store.info(key))
     if is_url(path):
@@ -144,7 +144,7 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
 @cache
 def objects(folder: str) -> dict[str, Stamp]:
     """The objects of a folder itself, by name, until `objects.cache_clear()`."""
-    with _reaching(folder) as (store, key):
+    with _open_store(folder) as (store, key):
         try:
             store.invalidate_cache()
             infos = store.ls(key, detail=True)
@@ -164,14 +164,14 @@ def _stamp(info: dict[str, Any]) -> Stamp:
 def read(path: Path, kind: type[McspexError] = AudioError) -> bytes:
     """A small file's bytes; if it cannot be read, an error of this `kind` says so."""
     if is_url(path):
-        with _reaching(path, kind) as (store, key):
+        with _open_store(path, kind) as (store, key):
             return bytes(store.cat_file(key))
     return files.read_bytes(path, kind)
 
 
 def write(path: Path, data: bytes) -> None:
     """Replace a small object."""
-    with _reaching(path, OutputError) as (store, key):
+    with _open_store(path, OutputError) as (store, key):
         store.pipe_file(key, data)
 
 
@@ -182,14 +182,14 @@ def fetch(path: str | Path, scratch: Path) -> Path:
     copy = scratch / path
     if not copy.exists():
         files.make_folders(copy.parent)
-        with files.whole(copy) as partial, _reaching(path) as (store, key):
+        with files.whole(copy) as partial, _open_store(path) as (store, key):
             store.get_file(key, str(partial))
     return copy
 
 
 def send(copy: Path, path: Path) -> None:
     """Move a file of this disk to its object."""
-    with _reaching(path, OutputError) as (store, key):
+    with _open_store(path, OutputError) as (store, key):
         store.put_file(str(copy), key)
     copy.unlink()
 
@@ -213,7 +213,9 @@ def on_disk(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _reaching(path: str | Path, kind: type[McspexError] = AudioError) -> Iterator[tuple[Any, str]]:
+def _open_store(
+    path: str | Path, kind: type[McspexError] = AudioError
+) -> Iterator[tuple[Any, str]]:
     """The store and key of a URL; whatever goes wrong there is an error of a kind, with the URL.
 
     Raises:

@@ -236,7 +236,8 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
 def downloads_of(name: HubName) -> list[HubName]:
     """List the downloaded commits that a name stands for, damaged ones too.
 
-    It means them by no revision, a branch, a tag, or seven digits of a commit.
+    Without a revision these are all of the repository; else those of a branch, of a tag, or whose
+    commit begins with at least seven digits.
     """
     commits = []
     for commit, refs, _ in _downloads():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def _numbered(ours: str, first: int, step: int = 1) -> Callable[[re.Match[str]], str]:
-    """Put their number, counted from `first`, into our name, where it is counted from 0."""
+    """Put a layer's number into our name: theirs is counted from `first`, ours from 0."""
     return lambda match: ours.format((int(match[1]) - first) // step)
 
 

@@ -209,7 +209,7 @@ def look_up(name: HubName) -> Listing:
     """Ask the Hub what it has under `name`, and refuse what is no mcspex model."""
     from huggingface_hub import constants
 
-    with _asking(name) as api:
+    with _client(name) as api:
         info = api.model_info(
             name.repo,
             revision=name.revision,
@@ -292,15 +292,15 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
                 raise HubError(f"{name}: {file} is larger than the Hub listed. Try again later.")
 
         def update_transfer(self, n: float) -> None:
-            """Of bytes on the way, which `update` gets as well."""
+            """Ignore bytes on the way: `update` gets them as well."""
 
         def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
-            """Of how fast they come."""
+            """Ignore how fast they come."""
 
     if remote.matches(path):
         return path
     for again in (path.is_file(), True):
-        with _asking(name) as api:
+        with _client(name) as api:
             api.hf_hub_download(
                 name.repo,
                 file,
@@ -335,7 +335,7 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     disable_progress_bars()
     operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    with _asking(name, writing=True) as api:
+    with _client(name, writing=True) as api:
         if name.revision:
             api.model_info(name.repo, revision=name.revision, timeout=timeout)
         api.create_repo(name.repo, private=private, exist_ok=True)
@@ -374,7 +374,7 @@ def _endpoint() -> str:
 
 
 @contextmanager
-def _asking(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
+def _client(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
     """Give the Hub's client, whose answers are checked and whose errors become ours.
 
     Headers of which the client makes paths must be checksums. A busy Hub is an error at once,

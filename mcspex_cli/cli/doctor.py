@@ -178,7 +178,7 @@ def _reinstall(package: str) -> str:
 
 
 def _room(folder: Path, lost: str, setting: str, *, unwritable: str = WARNING) -> tuple[str, ...]:
-    """Whether a folder can be written, where it is or would be made, and has room.
+    """Whether a folder, or the one in which it would be made, can be written and has room.
 
     If it cannot be written, its status is `unwritable`, and what is `lost` does not work. The
     environment variable `setting` names another folder.

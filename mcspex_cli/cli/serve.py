@@ -155,7 +155,7 @@ def listen(host: str, port: int) -> Address:
 
 
 def _own_address() -> str:
-    """This machine's address for others; the one that it would send from, without sending."""
+    """Where others reach this machine: the address that it would send from. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

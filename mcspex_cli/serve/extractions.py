@@ -44,7 +44,7 @@ SOUNDS = "voice", "others"
 
 
 class CancelledError(McspexError):
-    """Its user wants it no more."""
+    """The user has cancelled the extraction."""
 
 
 def _reason(error: Exception) -> str:

@@ -59,7 +59,7 @@ IN_THE_PAGE = {
 class Session:
     """One open page: its recording, its references and its extraction, in a folder of its own.
 
-    All that is uploaded may have `max_bytes`.
+    Its uploads may have `max_bytes` together.
     """
 
     def __init__(self, folder: Path, extractions: Extractions, max_bytes: int) -> None:

@@ -221,7 +221,7 @@ class Calibrator:
             yield self._trial(case, int(self._rng.choice(absent)))
 
     def calibration(self, trials: Sequence[Trial]) -> Calibration:
-        """Fit all trials, and measure on each speaker what was fitted to others.
+        """Fit all trials; measure how well that works on speakers to whom it was not fitted.
 
         Raises:
             ConfigError: there are too few voices, or none of them came out.
@@ -274,7 +274,7 @@ class Calibrator:
     ) -> tuple[Vector, Vector, Vector]:
         """The log odds of files, and of segments with and without their target.
 
-        Each speaker's are of what was fitted to others.
+        Those of each speaker come from a fit to the other speakers.
         """
         places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
         fold = np.array([places[trial.speaker] % FOLDS for trial in trials])

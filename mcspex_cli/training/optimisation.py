@@ -98,7 +98,7 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
 def snr_db(estimate: Tensor, target: Tensor) -> Tensor:
     """SNR in dB over the last axis: unlike SI-SDR, a wrong level costs. Differentiable.
 
-    At most 30 dB, where a better estimate stops to pay.
+    At most 30 dB: beyond that a better estimate gains nothing.
     """
     energy = target.square().sum(-1)
     error = (estimate - target).square().sum(-1)
@@ -108,7 +108,7 @@ def snr_db(estimate: Tensor, target: Tensor) -> Tensor:
 def silence_db(estimate: Tensor, mixture: Tensor) -> Tensor:
     """How far an estimate is below the mixture, in dB over the last axis, at most 30.
 
-    What an absent target's estimate is judged by. Source: ours.
+    It is the quality of an estimate whose target is absent. Source: ours.
     """
     share = estimate.square().sum(-1) / mixture.square().sum(-1).clamp_min(1e-8)
     return -10 * torch.log10(share + FLOOR)

@@ -293,7 +293,7 @@ def check_apart(folder: Path, sources: Iterable[Path]) -> None:
 
 
 def _earlier_ids(table: Path) -> set[str]:
-    """The mixtures of a set that was written before, if the table is that of one."""
+    """The ids in a table, if it is that of a set that was written earlier."""
     try:
         ids = {row["id"] for _, row in read_rows(table, ["id"])}
     except ConfigError:
@@ -308,8 +308,8 @@ def write_renderings(
 
     Written: `mix_clean/ID.wav` (without noise), `s1/ID.wav` (target), `s2/ID.wav`
     (interferer), `references/ID.wav`; where there is noise, `mix_both/ID.wav` (with it) and
-    `noise/ID.wav`; and `mixtures.csv`, with a row for each. Of a set that was there before, the
-    mixtures go that are not replaced.
+    `noise/ID.wav`; and `mixtures.csv`, with a row for each. Mixtures of an earlier set that are
+    not replaced are deleted.
 
     Raises:
         OutputError: the folder cannot be written, or holds files and `overwrite` is not set.

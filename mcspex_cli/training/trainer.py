@@ -459,7 +459,7 @@ class Team:
     def leave(self) -> None:
         """Leave the other processes; no network that is shared with them may be in use any more.
 
-        What still does when the interpreter ends takes threads with it, and now and then aborts.
+        One that is still in use when the interpreter ends may abort it, since threads are left.
         """
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
