@@ -203,12 +203,12 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
         return _record_run(work, worker.extract(work.units, work.finished_ids, stopping.is_set))
     with leave_signals("SIGHUP"):
         resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
-    members = [_Process(work, devices[i % len(devices)], threads) for i in range(count)]
-    return _record_run(work, deal(work, members, stopping))
+    processes = [_LocalProcess(work, devices[i % len(devices)], threads) for i in range(count)]
+    return _record_run(work, deal(work, processes, stopping))
 
 
-class _Process:
-    """A member: a pool of one process, so that the death of one spares the others."""
+class _LocalProcess:
+    """A process of this machine, in a pool of its own: so its death spares the others."""
 
     deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
 
@@ -241,7 +241,7 @@ class _Process:
 
 
 _here: list[RemoteWorker] = []
-"""In a process of a `_Process`: its worker."""
+"""In a process of a `_LocalProcess`: its worker."""
 
 
 def _begin(*arguments: Any) -> None:
@@ -341,7 +341,7 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
         yield from _record_run(work, deal(work, [_Actor(work) for _ in range(count)], stopping))
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
-    except RayError as error:  # not of a member's death, but of the cluster's
+    except RayError as error:  # not of a process's death, but of the cluster's
         raise EngineError(
             f"Ray failed: {error_line(error)} Go on with the same command."
         ) from error
@@ -350,7 +350,7 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
 
 
 class _Actor:
-    """A member: an actor of Ray. Where it is lost, another is started as soon as there is room."""
+    """An actor of Ray. Where it is lost, another is started as soon as there is room."""
 
     def __init__(self, work: WorkList) -> None:
         import ray
@@ -396,7 +396,7 @@ class ArrayTask:
         device, threads = _resources(self._settings)  # not all threads of the machine
         settings = replace(self._settings, backend="local", devices=(device,), jobs=1)
         work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
-        for _ in _record_run(work, deal(work, [_Process(work, device, threads)], Event())):
+        for _ in _record_run(work, deal(work, [_LocalProcess(work, device, threads)], Event())):
             pass
 
     def checkpoint(self) -> Any:

@@ -2,14 +2,14 @@
 
 ```
 WorkList: what of the plan is left, this shard's, in units
-  ──▶ parcels, the longest first ──▶ members as they become free ──▶ Worker ──▶ files, journal
+  ──▶ parcels, the longest first ──▶ processes as they become free ──▶ Worker ──▶ files, journal
                  ▲                              │
                  └── what a dead one had left ◀─┘
 
-Member: a process or an actor, as `deal` sees it ──▶ RemoteWorker: in it ──▶ Worker: loads, extracts
+WorkerProcess: a process, as `deal` sees it ──▶ RemoteWorker: in it ──▶ Worker: loads, extracts
 ```
 
-`backends` decides where the members are; with one process there are none, only a `Worker`.
+`backends` decides where the processes are. A single one is not started: the `Worker` is in this.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from mcspex_cli.extraction.runtime import keep_memory
 _KNOWN_VOICES = 1000
 
 PARCEL_S, PARCEL_UNITS = 30.0, 16
-"""The most seconds of audio, and the most units, in a parcel: what a member is given at once."""
+"""The most seconds of audio, and the most units, in a parcel: what a process is given at once."""
 
 DEATHS_PER_FILE = 3
-"""A file has failed when this many members, one after the other, have died while they did it: one
+"""A file has failed when this many processes, one after the other, have died while they did it: one
 more for files that were done with others, since each of those is then tried alone."""
 
 DEATHS_IN_A_ROW = 10
-"""A batch ends when this many members, plus as many as it has, die without a file done in between.
+"""A batch ends when this many processes, plus as many as it has, die with no file done in between.
 
-The members come on top because a machine that is lost may take all of them with it."""
+As many as it has come on top because a machine that is lost may take all of them with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +206,8 @@ def error_line(error: Exception, line: int = 0) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[line]
 
 
-class Member(Protocol):
-    """A process, or an actor of Ray, with a `RemoteWorker` in it that does a parcel at a time."""
+class WorkerProcess(Protocol):
+    """A process (or actor of Ray) with a `RemoteWorker` in it, which does a parcel at a time."""
 
     deaths: tuple[type[Exception], ...]
     """What its parcels end with if it dies."""
@@ -225,53 +225,53 @@ class Member(Protocol):
         """End it; with `now`, in the middle of its work."""
 
 
-def deal(work: WorkList, members: Sequence[Member], stopping: Event) -> Outcomes:
-    """Hand a work list out to members as they become free, the longest units first."""
-    waiting = deque[Sequence[Unit]](_parcels(work.units, len(members)))
+def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) -> Outcomes:
+    """Hand a work list out to processes as they become free, the longest units first."""
+    waiting = deque[Sequence[Unit]](_parcels(work.units, len(processes)))
     writer, deaths_by_task, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
     nothing: Sequence[Unit] = ()
-    running = {member.start(): (member, nothing) for member in members}
-    idle: list[Member] = []
+    running = {process.start(): (process, nothing) for process in processes}
+    idle: list[WorkerProcess] = []
     stopped = False
     try:
         while waiting or any(parcel for _, parcel in running.values()):
             if stopping.is_set() and not stopped:
                 stopped = True
                 waiting.clear()
-                for member, _ in running.values():
-                    member.stop()
+                for process, _ in running.values():
+                    process.stop()
             while idle and waiting:
-                member, parcel = idle.pop(), waiting.popleft()
+                process, parcel = idle.pop(), waiting.popleft()
                 finished_ids = work.finished_ids.intersection(t.id for unit in parcel for t in unit)
-                running[member.submit(parcel, finished_ids)] = (member, parcel)
+                running[process.submit(parcel, finished_ids)] = (process, parcel)
             for future in wait(running, 0.2, FIRST_COMPLETED).done:
-                member, parcel = running.pop(future)
+                process, parcel = running.pop(future)
                 try:
                     outcomes = future.result()
-                except member.deaths as death:
+                except process.deaths as death:
                     outcomes, left = _after_death(work, parcel, deaths_by_task, writer)
                     waiting.extendleft(() if stopping.is_set() else left)
                     in_a_row = 0 if any(outcome.result for outcome in outcomes) else in_a_row + 1
-                    if in_a_row >= DEATHS_IN_A_ROW + len(members):
+                    if in_a_row >= DEATHS_IN_A_ROW + len(processes):
                         raise EngineError(
                             f"{in_a_row} processes in a row died before they finished a file (the "
                             f"last: {error_line(death, -1)}). If memory is short, use fewer --jobs."
                         ) from None
                     if waiting:
-                        running[member.start()] = (member, nothing)
+                        running[process.start()] = (process, nothing)
                 else:
                     if isinstance(outcomes, McspexError):
                         raise outcomes
                     in_a_row = 0 if parcel else in_a_row
-                    idle.append(member)
+                    idle.append(process)
                 yield from outcomes
     finally:
-        for member in members:
-            member.end(now=bool(running))
+        for process in processes:
+            process.end(now=bool(running))
 
 
 def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
-    """Units as they are handed out to `count` members: the longest first, short ones together."""
+    """Units as they are handed out to `count` processes: the longest first, short ones together."""
     most_s = min(PARCEL_S, sum(map(total_s, units)) / (4 * count))
     parcels: list[list[Unit]] = []
     length_s = 0.0
@@ -288,10 +288,10 @@ def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
 def _after_death(
     work: WorkList, parcel: Sequence[Unit], deaths_by_task: Counter[str], writer: JournalWriter
 ) -> tuple[list[Outcome], list[Sequence[Unit]]]:
-    """What a dead member finished of a parcel, and the parcels that are left of it for others.
+    """What a dead process finished of a parcel, and the parcels that are left of it for others.
 
     The first unit that is not finished is suspected, and tried again alone. After `DEATHS_PER_FILE`
-    deaths its files are tried one by one, and each that another member dies of has failed.
+    deaths its files are tried one by one, and each that another process dies of has failed.
     """
     journal = Journal(work.plan.folder)
     lost = [task for unit in parcel for task in unit if task.id not in work.finished_ids]
@@ -318,7 +318,7 @@ def _after_death(
 
 
 class RemoteWorker:
-    """A `Worker` in a member's process, here or elsewhere, which its first parcel loads."""
+    """A `Worker` in a process of its own, here or elsewhere, which its first parcel loads."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How work is dealt out to members that die: nothing is lost, and only what kills them fails."""
+"""How work is dealt out to processes that die: nothing is lost, and only what kills them fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT = 20
 
 
 class Mortal:
-    """A member in this process: it does a task by writing its name, or dies of it."""
+    """Takes the place of a process: it does a task by writing its name, or dies of it."""
 
     deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
 
