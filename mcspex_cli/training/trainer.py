@@ -67,7 +67,7 @@ class Trainer:
         if not resume and (self.out / "state.pt").is_file():
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
         self.log: ProgressLog | None = None
-        """Where reports are kept, if this process keeps them."""
+        """Where the progress is kept, if this process keeps it."""
         if self.team.leads:
             step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
             self.log = ProgressLog(self.out, step, tensorboard=tensorboard)
@@ -123,15 +123,15 @@ class Trainer:
         return self.step / settings.steps
 
     def run(self) -> Iterator[Progress]:
-        """Train to the end of the schedule, yielding reports; saves as it goes.
+        """Train to the end of the schedule, yielding the progress; saves as it goes.
 
-        In a team, every process gets the same reports and the leader writes.
+        In a team, every process yields the same and the leader writes.
         """
         run = self.settings.run
         pending: list[Losses] = []
-        # The run's clock, `time.monotonic() - zero`, stands still during validation and while a
-        # report is with the caller: afterwards `zero` is later by as much.
-        zero, reported_s = time.monotonic() - self.elapsed_s, self.elapsed_s
+        # The run's clock, `time.monotonic() - zero`, stands still during validation and while the
+        # caller has the progress: afterwards `zero` is later by as much.
+        zero, since_s = time.monotonic() - self.elapsed_s, self.elapsed_s
         ending = self.finished
         while not ending:
             pending.append(self._step())
@@ -142,14 +142,14 @@ class Trainer:
                 due = self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
             due = due or self.finished
             if due or self.step % run.log_every_steps == 0:
-                progress = self._report(pending, zero + reported_s)
+                progress = self._progress(pending, zero + since_s)
                 paused = time.monotonic()
                 if due:
                     progress = replace(progress, validation_db=self._validate_and_save())
                 if self.log:
                     self.log.add(progress)
                 yield progress
-                pending, reported_s = [], paused - zero
+                pending, since_s = [], paused - zero
                 zero += time.monotonic() - paused
                 ending = self._agree(self.elapsed_s)
             if self.elapsed_s - self.saved_s >= 60 * run.save_every_minutes:
@@ -191,8 +191,8 @@ class Trainer:
         self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping.is_set())])
         return self.finished or bool(stopping)
 
-    def _report(self, pending: list[Losses], since: float) -> Progress:
-        """A report on the pending steps, begun at `since`: means over them and the team."""
+    def _progress(self, pending: list[Losses], since: float) -> Progress:
+        """The progress by the pending steps, begun at `since`: means over them and the team."""
         settings = self.settings
         names = [field.name for field in fields(Losses)]
         rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
@@ -350,7 +350,7 @@ def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:
 
 @dataclass(frozen=True)
 class Progress:
-    """A report; numbers are means since the last one."""
+    """How far a run is, and means over the steps since the last `Progress`."""
 
     step: int
     share: float
@@ -365,14 +365,14 @@ class Progress:
     """Seconds of mixtures trained on, per second."""
     elapsed_s: float
     validation_db: float | None = None
-    """Mean SI-SDRi on the recipe, where this report follows a validation."""
+    """Mean SI-SDRi on the recipe, if the network was validated at this step."""
 
 
 class ProgressLog:
-    """Appends reports to `progress.csv` and, if asked to, for TensorBoard.
+    """Appends rows to `progress.csv` and, if asked to, for TensorBoard.
 
-    Reports of steps after `step`, from which the run goes on, are dropped, and so is a row that
-    a crash cut short.
+    Rows of steps after `step`, from which the run goes on, are dropped, and so is one that a
+    crash cut short.
 
     Raises:
         ConfigError: TensorBoard is asked for and not installed.
@@ -409,7 +409,7 @@ class ProgressLog:
             table.writerows(kept)
 
     def add(self, progress: Progress) -> None:
-        """Write one report."""
+        """Write one row."""
         row = asdict(progress)
         try:
             with self.path.open("a", newline="") as file:
