@@ -132,8 +132,10 @@ def _expect_end() -> None:
     """Let an interrupt end the process at once; in what is left to do, it would be a traceback."""
     if not isinstance(getattr(sys.stderr, "buffer", None), _Stderr):
         return  # in tests, whose process goes on
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(130))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(130))
     # Where an interrupt came within `exec`, Python notes that and ends by a signal, not by an exit
     # code. The next `exec` takes the note away.
     exec("")

@@ -33,8 +33,13 @@ SUFFIXES = frozenset(
 )
 """Suffixes taken for recordings when a folder is searched."""
 
-_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-"""Tells this machine from others that write to the same folder."""
+try:
+    _CONTAINER = Path("/proc/self/ns/pid").readlink()
+except OSError:  # not on Linux
+    _CONTAINER = Path()
+_MACHINE = hashlib.sha256(f"{socket.gethostname()}{_CONTAINER}".encode()).hexdigest()[:8]
+"""Tells this machine, or container, from others that write to the same folder: those of one name
+number their processes by themselves, too."""
 
 LONGEST_NAME = 255
 """Bytes of a file's or folder's name that nearly all disks allow."""

@@ -405,7 +405,7 @@ def _as_json(config: Config | dict[str, Any]) -> bytes:
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder for a checkpoint or graphs in which something else would be replaced.
+    """Refuse a folder for a checkpoint or graphs that has anything else.
 
     A checkpoint or graphs are replaced with `overwrite`, and files of such names that are not
     part of a checkpoint never.
@@ -417,6 +417,8 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
     names = (*FILES, GRAPHS, EMBED, EXTRACT)
     existing = [folder / name for name in names if (folder / name).exists()]
     if not existing:
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise OutputError(f"{folder}: is not empty, and no model. Name another folder.")
         return
     try:
         read_config(folder)

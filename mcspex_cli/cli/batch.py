@@ -140,7 +140,9 @@ class BatchOptions:
     groups: Path | None = options.GROUPS
     group_by: str | None = options.GROUP_BY
     output: Path = path(
-        "DIR", "Folder for audio/ and the reports.", "-o", "--output", required=True
+        *("DIR", "Folder for audio/ and the reports.", "-o", "--output"),
+        type=options.FOLDER,
+        required=True,
     )
     residual: bool = flag("Write what is left of each mixture, too, to residual/.")
     activity: str | None = choice(

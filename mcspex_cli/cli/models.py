@@ -25,7 +25,9 @@ def _complete_folders(
 
 
 NAME = argument("NAME", shell_complete=options.complete_models)
-NEW_FOLDER = options.path("DIR", "The folder to make.", "-o", "--output", required=True)
+NEW_FOLDER = option(
+    *("DIR", "The folder to make.", "-o", "--output"), type=options.FOLDER, required=True
+)
 YES = flag("Do not ask.", "-y", "--yes")
 
 
@@ -94,7 +96,9 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
 @options.command(models)
 def pull(
     name: str = argument("ORG/NAME", type=options.TEXT),
-    revision: str | None = option("REV", "Branch, tag or commit.  [default: main]"),
+    revision: str | None = option(
+        "REV", "Branch, tag or commit.  [default: main]", type=options.TEXT
+    ),
     quiet: bool = options.QUIET,
 ) -> None:
     """Download a model from the Hugging Face Hub, or update a downloaded one.
@@ -199,7 +203,9 @@ def convert(
     config: Path | None = options.path(
         "JSON", "Sizes to check a FILE's weights against.  [default: mdl.json beside it, if there]"
     ),
-    licence: str | None = option("ID", "Of the weights, for the card: mit, ...", "--license"),
+    licence: str | None = option(
+        "ID", "Of the weights, for the card: mit, ...", "--license", type=options.TEXT
+    ),
     half: bool = flag("Round the weights to half precision and half the size."),
     overwrite: bool = flag("Replace a model that is in DIR."),
     offline: bool = options.OFFLINE,
@@ -280,10 +286,13 @@ def export(
 def push(
     model: str = argument("FOLDER", shell_complete=_complete_folders),
     name: str = argument("ORG/NAME"),
-    licence: str | None = option("ID", "Of the weights, for a card: cc-by-4.0.", "--license"),
+    licence: str | None = option(
+        "ID", "Of the weights, for a card: cc-by-4.0.", "--license", type=options.TEXT
+    ),
     data: tuple[str, ...] = option(
         "TEXT",
         "A corpus it was trained on, with its licence, for a card. Repeatable.",
+        type=options.TEXT,
         multiple=True,
     ),
     private: bool = flag("Make the repository private."),

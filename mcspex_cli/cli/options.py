@@ -57,7 +57,18 @@ class NamedPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _NewFolder(NamedPath):
+    """The path of a folder to write to, which standard output cannot be."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what means standard output elsewhere, and read any other path."""
+        if value == "-":
+            self.fail("standard output is no folder. Name one; ./- is one called so.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 PATH = NamedPath(path_type=Path)
+FOLDER = _NewFolder(path_type=Path)
 
 
 class _Text(click.types.StringParamType):

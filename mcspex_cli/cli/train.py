@@ -29,6 +29,7 @@ def simulate(
         "Gets mix_clean/, s1/ (targets), s2/, references/, mixtures.csv; with noise, mix_both/.",
         "-o",
         "--output",
+        type=options.FOLDER,
         required=True,
     ),
     count: int | None = option(
@@ -83,6 +84,7 @@ def simulate(
         recipes = simulation.read_recipes(recipe) if recipe else []
         for source in sources:
             recipes += simulation.librimix_recipes(source, enrolments)
+        simulation.check_ids(recipes)
         inputs = ((r.target, *r.interferers, r.reference) for r in recipes)
         simulation.check_apart(output, (path.parent for paths in inputs for path in paths))
         count = len(recipes)

@@ -225,8 +225,13 @@ class Comparison:
             lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
         lines += [row["note"] for row in self.rows if row["status"] in Status.REFUSED]
-        if self.settings.groups and all(case.group == OTHER_CASES for case in self.cases):
-            lines.append(f"{self.settings.groups}: names none of the cases.")
+        settings = self.settings
+        if settings.groups and all(case.group == OTHER_CASES for case in self.cases):
+            lines.append(f"{settings.groups}: names none of the cases.")
+        for folder, kind in ((settings.truth, "truth"), (settings.mixtures, "mixture")):
+            paths = [getattr(case, kind) for case in self.cases]
+            if folder and not any(path.is_relative_to(folder) for path in paths if path):
+                lines.append(f"{folder}: has none of the cases.")
         return lines
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:

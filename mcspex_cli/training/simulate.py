@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,8 @@ from mcspex_cli.training.data import (
 )
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
 from mcspex_cli.training.settings import DataSettings, MixtureSettings
+
+_logger = logging.getLogger("mcspex")
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
@@ -73,9 +77,8 @@ def read_recipes(path: Path) -> list[Recipe]:
         if not abs(snr_db) <= MOST_SNR_DB:
             limits = f"from -{MOST_SNR_DB} to {MOST_SNR_DB}"
             raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number {limits}.")
-        is_long = len(os.fsencode(f"{name}.wav")) > files.LONGEST_NAME
         is_hidden = name.startswith(".")  # which no search of the folder finds again
-        if is_long or is_hidden or Path(name).name != name or min(name, default="") < " ":
+        if _is_long(name) or is_hidden or Path(name).name != name or min(name, default="") < " ":
             raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
         key = files.name_key(name)
         if key in recipes:
@@ -83,10 +86,16 @@ def read_recipes(path: Path) -> list[Recipe]:
         for file in sources:
             if not file.is_file():
                 raise ConfigError(f"{where}: {file} does not exist.")
+        if len({file.resolve() for file in sources}) < len(sources):
+            raise ConfigError(f"{where}: needs three different files. One is there twice.")
         recipes[key] = Recipe(name, target, (interferer,), reference, snr_db)
     if not recipes:
         raise ConfigError(f"{path}: has no rows.")
     return list(recipes.values())
+
+
+def _is_long(name: str) -> bool:
+    return len(os.fsencode(f"{name}.wav")) > files.LONGEST_NAME
 
 
 def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recipe]:
@@ -96,7 +105,7 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
     another utterance of the target in the set, drawn the same on every machine.
 
     Raises:
-        ConfigError: there is no reference for a target.
+        ConfigError: there is no reference for a target, or a mixture's name is too long.
     """
     mixtures = list_librimix(folder)
     enrolled = read_enrolments(enrolments, folder) if enrolments else {}
@@ -118,6 +127,10 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
                 )
             others = tuple(clip.path for clip in mixture.talkers if clip is not target)
             name = f"{mixture.id}_s{role}"
+            if _is_long(name):
+                raise ConfigError(
+                    f"{mixture.path}: its name is too long for a file {name}.wav. Rename the files."
+                )
             recipes.append(Recipe(name, target.path, others, reference, mixture=mixture.path))
     return recipes
 
@@ -211,12 +224,15 @@ def read_validation(data: DataSettings, sample_rate_hz: int, part: slice) -> lis
     They come from a recipe, a LibriMix set, or a folder that `mcspex simulate` made.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is none of these, or there are enrolments without a LibriMix set.
     """
     path = data.validation
+    is_simulated = bool(path and (path / "references").is_dir())
+    if data.enrolments and (is_simulated or not path or not is_librimix(path)):
+        raise ConfigError("[data] enrolments is for validation on a LibriMix set. Leave it out.")
     if not path:
         return []
-    if (path / "references").is_dir():
+    if is_simulated:
         recipes = simulated_recipes(path)
     elif is_librimix(path):
         recipes = librimix_recipes(path, data.enrolments)
@@ -278,6 +294,13 @@ def _labels(plan: Plan, sampler: MixtureSampler) -> dict[str, str]:
     }
 
 
+def check_ids(recipes: Iterable[Recipe]) -> None:
+    """Refuse two recipes of one id, with a ConfigError, as two LibriMix sets may have."""
+    for id_, times in Counter(recipe.id for recipe in recipes).items():
+        if times > 1:
+            raise ConfigError(f"two mixtures have the id {id_}. Name one of their sets.")
+
+
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds files, with an OutputError, unless they may be overwritten."""
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
@@ -313,7 +336,6 @@ def write_renderings(
 
     Raises:
         OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
-        ConfigError: two have the same id.
     """
     check_free(folder, overwrite=overwrite)
     files.make_folders(folder)
@@ -328,8 +350,6 @@ def write_renderings(
             name, mixture, noise = rendering.id, rendering.mixture, rendering.noise
             if not written:
                 table.writerow(["id", *rendering.labels])
-            if name in written:
-                raise ConfigError(f"{folder}: two mixtures have the id {name}. Rename one.")
             written.add(name)
             table.writerow(map(csv_cell, [name, *rendering.labels.values()]))
             signals = {
@@ -348,3 +368,9 @@ def write_renderings(
             yield name
         for name, part in itertools.product(earlier - written, PARTS):
             (folder / part / f"{name}.wav").unlink(missing_ok=True)
+    known = set(map(files.normal, written))
+    others = [p for p in files.find(folder / "mix_clean") if files.normal(p.stem) not in known]
+    if others:
+        _logger.warning(
+            f"{folder}: has sound files that are not of this set, such as {others[0]}. Remove them."
+        )

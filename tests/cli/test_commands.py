@@ -237,18 +237,24 @@ def test_completion_is_clicks_own() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals do not hang up here")
-@pytest.mark.parametrize(
-    ("before", "after"), [("SIG_DFL", "default_int_handler"), ("SIG_IGN", "SIG_IGN")]
-)
-def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(before: str, after: str) -> None:
+@pytest.mark.parametrize(("before", "exit_code"), [("SIG_DFL", 130), ("SIG_IGN", 0)])
+@pytest.mark.parametrize("during", [True, False], ids=["at work", "at the end"])
+def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(
+    before: str, exit_code: int, during: bool
+) -> None:
+    hang_up = "os.kill(os.getpid(), signal.SIGHUP)"
     code = (
-        "import signal\nfrom mcspex_cli.__main__ import main\n"
+        "import os, signal\nfrom mcspex_cli.__main__ import main\n"
+        "from mcspex_cli.checkpoint import checkpoint\n"
         f"signal.signal(signal.SIGHUP, signal.{before})\n"
-        "try: main(['models', 'path', 'mcspex-16k'])\nexcept SystemExit: pass\n"
-        f"assert signal.getsignal(signal.SIGHUP) == signal.{after}\n"
+        f"if {during}: checkpoint.bundled = lambda: {hang_up} or {{}}\n"
+        "code = 0\ntry: main(['models', 'list'])\nexcept SystemExit as end: code = end.code\n"
+        f"if not {during}: {hang_up}\n"
+        "os._exit(code)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == exit_code, done.stderr
+    assert done.stderr.count("\n") == (exit_code == 130 and during), done.stderr
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -971,19 +972,25 @@ def test_a_published_checkpoint_becomes_a_model(best: Path, scene: Path) -> None
         {"model.safetensors": "a voice profile"},
         {"config.json": '{"model_type": "bert"}', "model.safetensors": "of BERT"},
         {"config.json": "", "README.md": "precious"},
+        {"thesis.tex": "precious"},
     ],
-    ids=["card", "profile", "another program", "damaged"],
+    ids=["card", "profile", "another program", "damaged", "no model"],
 )
-def test_convert_replaces_nothing_but_a_model(
+def test_convert_and_export_replace_nothing_but_a_model(
     best: Path, tmp_path: Path, content: dict[str, str]
 ) -> None:
     (tmp_path / "out").mkdir()
     for name, text in content.items():
         (tmp_path / "out" / name).write_text(text)
-    for words in ((best,), (DEFAULT_MODEL, "--sample-rate", 16000)):
-        done = run("models", "convert", *words, "-o", tmp_path / "out", "--overwrite")
+    for words in (
+        ("convert", best),
+        ("convert", DEFAULT_MODEL, "--sample-rate", 16000),
+        ("export", DEFAULT_MODEL),
+    ):
+        done = run("models", *words, "-o", tmp_path / "out", "--overwrite")
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-        assert "is there, and not part of an mcspex model. Name another folder." in done.stderr
+        reason = "is (there, and not part of an mcspex|not empty, and no) model. Name another fol"
+        assert re.search(reason, done.stderr)
     assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir()} == content
 
 

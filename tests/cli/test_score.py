@@ -224,6 +224,9 @@ def test_an_output_that_is_an_input_is_refused_before_work(
     assert done.exit_code == 1
     assert "is an input" in done.stderr
     assert base.read_text() == "{}"
+    done = run(*words, "-o", tmp_path / "c.json", "-o", tmp_path / "e" / ".." / "c.json")
+    assert (done.exit_code, "c.json: is named twice. Leave out one -o." in done.stderr) == (1, True)
+    assert not (tmp_path / "c.json").exists()
 
 
 WITHOUT = (

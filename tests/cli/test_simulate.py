@@ -184,7 +184,9 @@ def test_what_a_killed_simulate_left_is_not_validated_on(
     assert simulate(corpus, "-o", out, "-n", 3, "--mixtures", toml).exit_code == 0
     (out / "mixtures.csv").unlink()  # which comes last
     toml.write_text("[mixtures]\nsegment_s = 1.0\n")
-    assert simulate(corpus, "-o", out, "-n", 2, "--mixtures", toml, "--overwrite").exit_code == 0
+    done = simulate(corpus, "-o", out, "-n", 2, "--mixtures", toml, "--overwrite")
+    assert (done.exit_code, "that are not of this set, such as" in done.stderr) == (0, True)
+    assert "mix_clean/00002.wav. Remove them." in done.stderr
     chosen = [(one.id, one.mixture) for one in simulated_recipes(out)]
     names = ("00000", "00001")
     assert chosen == [(name, out / "mix_clean" / f"{name}.wav") for name in names]
@@ -254,6 +256,24 @@ def test_somewhere_to_write_must_be_named(corpus: Path) -> None:
     assert "Missing option '-o'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("simulate", "."),
+        ("batch", ".", "--ref", "."),
+        ("models", "export", "mcspex-16k"),
+        ("models", "convert", "mcspex-16k", "--sample-rate", "8000"),
+    ],
+)
+def test_a_folder_is_not_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, [*words, "-o", "-"])
+    assert (done.exit_code, "standard output is no folder. Name one" in done.stderr) == (2, True)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture
 def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the failures below are about, in the working folder."""
@@ -263,6 +283,10 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("broken/a.wav").write_bytes(b"nonsense")
     Path("wrong.toml").write_text("[mixtures]\nnoise = 2.0\n")
     Path("map").write_text("one two\n")
+    for part in ("mix_clean", "s1", "s2"):
+        Path("long", part).mkdir(parents=True)
+        for number in "12":
+            Path("long", part, f"1-1-{118 * number}_2-1-{118 * number}.wav").touch()
     (librimix / "dev" / "s2" / f"{LIBRIMIX['dev'][1]}.wav").unlink()
 
 
@@ -289,6 +313,8 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "none: no such file",
         ),
         (["--recipe", "none.csv"], "none.csv: no such file or folder."),
+        (["Libri2Mix/wav8k/min/test"] * 2, "_s1. Name one of their sets."),
+        (["long"], "its name is too long for a file"),
     ],
 )
 @pytest.mark.usefixtures("spoilt")

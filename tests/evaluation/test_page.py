@@ -191,11 +191,14 @@ def test_groups_make_sections_with_means_and_titles(scene: Path) -> None:
     assert re.findall(r'row">(.*?)<', table[0]) == ["Second", "First", "Other cases"]
 
 
-def test_groups_of_other_cases_are_a_warning(scene: Path) -> None:
-    groups = scene / "groups.csv"
+def test_groups_and_sounds_of_other_cases_are_a_warning(scene: Path) -> None:
+    groups, others = scene / "groups.csv", scene / "others"
     groups.write_text("id,group\nz,First\n")
     page, _ = make(scene, PageSettings(scene / "truth", scene / "mixtures", groups))
     assert page.warnings == (f"{groups}: names none of the cases.",)
+    others.mkdir()
+    page, _ = make(scene, PageSettings(scene / "truth", others, overwrite=True))
+    assert page.warnings[-1] == f"{others}: has none of the cases."
 
 
 def test_a_batch_needs_no_more_than_its_folder(scene: Path) -> None:

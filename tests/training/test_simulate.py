@@ -68,6 +68,7 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
         ("x,ann/a.flac", "line 2: has 2 columns, not 6"),
         (2 * "x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\n", "line 3: id 'x' is used twice"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\nX,ann/a.flac,bob/b.flac,ann/b.flac,1,d", "twice"),
+        ("x,ann/a.flac,bob/b.flac,ann/../ann/a.flac,0,d", "line 2: needs three different files"),
         ("", "has no rows"),
     ],
 )
