@@ -346,6 +346,7 @@ def files_by_name(
     Of several files of one name the first counts, and `problems` gets a line for each other.
     """
     named: dict[str, str] = {}
+    storage.check_exists(source)
     if storage.is_folder(source):
         for path in storage.find(source, also=also, warnings=warnings):
             name = files.normal(path.relative_to(source).with_suffix("").as_posix())

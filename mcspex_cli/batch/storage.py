@@ -126,6 +126,8 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
 
     Objects are known by a list of their folder, which was made once, or are asked for `anew`.
     """
+    if is_url(path) and not is_url(os.path.dirname(path)):  # noqa: PTH120
+        return None  # a bucket
     if is_url(path) and anew:
         with _open_store(path) as (store, key):
             store.invalidate_cache()
@@ -232,4 +234,5 @@ def _open_store(
     except Exception as error:  # of botocore, aiohttp, ...: each store has its own
         if isinstance(error, OSError) and error.errno in files.FULL:
             raise  # of this disk
-        raise kind(f"{url(path)}: {str(error) or type(error).__name__}") from error
+        absent = "no such file or folder: " if isinstance(error, FileNotFoundError) else ""
+        raise kind(f"{url(path)}: {absent}{str(error) or type(error).__name__}") from error

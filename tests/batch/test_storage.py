@@ -141,6 +141,16 @@ def test_only_what_changed_in_a_store_is_done_again(
     assert len(objects(store, "out/audio")) == 3
 
 
+def test_what_is_not_in_a_store_is_said_by_its_url() -> None:
+    for words, url in (
+        (["memory://none"], "none"),
+        (["--manifest", "memory://none.csv"], "none.csv"),
+    ):
+        done = CliRunner().invoke(main, ["batch", *words, "--ref", "r.wav", "-o", "out"])
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
+        assert done.stderr.startswith(f"error: memory://{url}: no such file or folder")
+
+
 @pytest.mark.parametrize("store", ["memory://set"], indirect=True)
 def test_an_upload_that_fails_costs_only_its_own_file(
     set_: Path, store: str, tiny_folder: Path
