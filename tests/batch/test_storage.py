@@ -146,7 +146,7 @@ def test_what_is_not_in_a_store_is_said_by_its_url() -> None:
         (["memory://none"], "none"),
         (["--manifest", "memory://none.csv"], "none.csv"),
     ):
-        done = CliRunner().invoke(main, ["batch", *words, "--ref", "r.wav", "-o", "out"])
+        done = CliRunner().invoke(main, ["batch", *words, "--refs", ".", "-o", "out"])
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
         assert done.stderr.startswith(f"error: memory://{url}: no such file or folder")
 
