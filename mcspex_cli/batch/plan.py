@@ -380,12 +380,13 @@ class _Planner:
                 while parent not in folders:
                     folders.add(parent)
                     parent = posixpath.dirname(parent)
+                clash = f"would both be written to {storage.name(path)}"
                 if kind == AUDIO and first is task:
-                    first = ids.setdefault(id_, task)
+                    first, clash = ids.setdefault(id_, task), f"both have the id {id_}"
                 if first is not task:
                     self.problems.append(
-                        f"{self._where(task)} and {self._where(first)} would both be written to "
-                        f"{storage.name(path)}. Rename one, or give it another id."
+                        f"{self._where(task)} and {self._where(first)} {clash}. Rename one, or "
+                        "give it another id."
                     )
                     break
                 if (old := storage.stamp(path)) and old.identity in inputs:
