@@ -308,14 +308,20 @@ def track(
 
 
 @contextmanager
-def ending_gently(stop: Callable[[], object]) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) call `stop`, and the second one end the program at once."""
+def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) call `stop`, and the second one end the program at once.
+
+    So do the `others`, names of signals, unless they are ignored.
+    """
 
     def handle(number: int, _: object) -> None:
         signal.signal(number, before[number])
         stop()
 
-    before = {int(n): signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    known = [getattr(signal, name) for name in others if hasattr(signal, name)]
+    heeded = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+    numbers = (signal.SIGINT, signal.SIGTERM, *heeded)
+    before = {int(n): signal.signal(n, handle) for n in numbers}
     try:
         yield
     finally:

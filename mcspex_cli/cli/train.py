@@ -128,7 +128,7 @@ def train(
     if leads:
         console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
     with (
-        console.ending_gently(trainer.stopping.set),
+        console.ending_gently(trainer.stopping.set, "SIGHUP"),
         console.progress("training", shown=leads) as bar,
     ):
         for progress in trainer.run():

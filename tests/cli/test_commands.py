@@ -117,7 +117,8 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
     assert json.loads(done.stdout)["summary"]["scored"] == 1
 
 
-def test_interrupted_training_goes_on_where_it_stopped(corpus: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)])
+def test_interrupted_training_goes_on_where_it_stopped(corpus: Path, number: int) -> None:
     config = corpus.parent / "train.toml"
     text = (
         '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\n[mixtures]\nsegment_s = 0.5\n'
@@ -130,7 +131,7 @@ def test_interrupted_training_goes_on_where_it_stopped(corpus: Path) -> None:
     assert running.stderr
     while not running.stderr.readline().startswith("step 3 "):
         assert running.poll() is None
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     stopped = re.search(r"stopped after step (\d+)\. Continue with: mcspex train .* --resume", said)
