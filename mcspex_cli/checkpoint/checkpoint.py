@@ -404,6 +404,15 @@ def _as_json(config: Config | dict[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
 
 
+def owner(folder: Path) -> str:
+    """Where the model in a folder comes from, which must not be changed; "" for a user's own."""
+    resolved = folder.resolve()
+    if resolved.is_relative_to(hub.location().resolve()):
+        return "comes from the Hub"
+    is_bundled = resolved in {path.resolve() for path in bundled().values()}
+    return "comes with mcspex" if is_bundled else ""
+
+
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder for a checkpoint or graphs that has anything else.
 
@@ -426,6 +435,8 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{existing[0]}: is there, and not part of an mcspex model. Name another folder."
         ) from error
+    if source := owner(folder):
+        raise OutputError(f"{folder}: has a model that {source}. Name another folder.")
     if not overwrite:
         raise OutputError(f"{folder}: has a model. Name another folder, or add --overwrite.")
 

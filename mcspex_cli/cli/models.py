@@ -355,17 +355,19 @@ def calibrate(
     mcspex models calibrate runs/best held-out-speakers/
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import files
-    from mcspex_cli.checkpoint.checkpoint import bundled, write_calibration
+    from mcspex_cli.checkpoint.checkpoint import owner, write_calibration
+    from mcspex_cli.checkpoint.hub import CONFIG
 
     quiet = quiet or as_json
     info = options.find_model(name, offline=True, quiet=quiet)
     for source in sources:
         files.check_exists(source)
-    if info.revision or name in bundled():
-        owner = "comes from the Hub" if info.revision else "comes with mcspex"
+    if source := owner(info.folder):
         raise CheckpointError(
-            f"{info.label}: {owner}, and is not changed. Copy {info.folder} and calibrate the copy."
+            f"{info.label}: {source}, and is not changed. Copy {info.folder} and calibrate the "
+            "copy."
         )
+    files.check_output(info.folder / CONFIG, overwrite=True)
     # They import torch, which takes seconds.
     from mcspex_cli.extraction.engine import open_engine
     from mcspex_cli.training.calibration import Calibrator, read_cases

@@ -272,7 +272,7 @@ def test_one_id_of_two_outputs_is_refused(folder: Path) -> None:
     text = "mixture,output\nmix/a.wav,1.wav\nmix/x/b.flac,1.flac\n"
     with pytest.raises(PlanError, match="1 problem") as caught:
         listed(text)
-    assert "m.csv line 3 and m.csv line 2 would both" in caught.value.problems[0]
+    assert "m.csv line 3 and m.csv line 2 both have the id 1." in caught.value.problems[0]
 
 
 @pytest.mark.parametrize("mixtures", [("a.wav", "a.wav"), (".", "a.wav"), (".", ".")])

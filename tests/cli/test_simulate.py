@@ -286,7 +286,7 @@ def spoilt(corpus: Path, librimix: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for part in ("mix_clean", "s1", "s2"):
         Path("long", part).mkdir(parents=True)
         for number in "12":
-            Path("long", part, f"1-1-{118 * number}_2-1-{118 * number}.wav").touch()
+            Path("long", part, f"1-1-{121 * number}_2-1-{121 * number}.wav").touch()
     (librimix / "dev" / "s2" / f"{LIBRIMIX['dev'][1]}.wav").unlink()
 
 

@@ -340,16 +340,24 @@ def test_a_model_of_the_hub_is_not_changed(hub: Hub, tiny_folder: Path, speakers
     names = ("config.json", "model.safetensors")
     hub.add("ann/voices", {name: (tiny_folder / name).read_bytes() for name in names})
     assert run("models", "pull", "ann/voices").exit_code == 0
-    done = calibrate("ann/voices", speakers / "mixtures.csv")
-    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert "ann/voices@" in done.stderr
-    assert "comes from the Hub, and is not changed. Copy " in done.stderr
-    assert "and calibrate the copy.\n" in done.stderr
+    folder = run("models", "path", "ann/voices").stdout.strip()
+    for name in ("ann/voices", folder):
+        done = calibrate(name, speakers / "mixtures.csv")
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert name != "ann/voices" or "ann/voices@" in done.stderr
+        assert "comes from the Hub, and is not changed. Copy " in done.stderr
+        assert "and calibrate the copy.\n" in done.stderr
+    done = run("models", "export", folder, "-o", folder, "--overwrite")
+    assert f"{folder}: has a model that comes from the Hub. Name another folder." in done.stderr
 
 
-def test_the_installed_model_is_not_changed_by_its_name(speakers: Path) -> None:
+def test_the_installed_model_is_not_changed(speakers: Path) -> None:
     before = (bundled()[DEFAULT_MODEL] / "config.json").read_bytes()
-    done = calibrate(DEFAULT_MODEL, speakers / "mixtures.csv")
-    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert f"{DEFAULT_MODEL}: comes with mcspex, and is not changed. Copy " in done.stderr
+    for name in (DEFAULT_MODEL, bundled()[DEFAULT_MODEL]):
+        done = calibrate(name, speakers / "mixtures.csv")
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert f"{DEFAULT_MODEL}: comes with mcspex, and is not changed. Copy " in done.stderr
+    model = bundled()[DEFAULT_MODEL]
+    done = run("models", "convert", model, "--sample-rate", 8000, "-o", model, "--overwrite")
+    assert f"{model}: has a model that comes with mcspex. Name another folder." in done.stderr
     assert (bundled()[DEFAULT_MODEL] / "config.json").read_bytes() == before
