@@ -203,8 +203,10 @@ class Journal:
             self.results.setdefault(line["done"], []).append(result)
 
 
-def open_folder(folder: Path, *, overwrite: bool) -> Journal:
+def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> Journal:
     """Make a batch's output folder, or clear up what a process killed in it has left.
+
+    A dry run only refuses what cannot be used.
 
     Raises:
         OutputError: it cannot be made, or holds files of no batch and `overwrite` is not set.
@@ -216,7 +218,7 @@ def open_folder(folder: Path, *, overwrite: bool) -> Journal:
             f"{storage.name(folder)}: is not empty and not the folder of a batch. Choose another "
             "-o, or add --overwrite."
         )
-    if not storage.is_url(folder):
+    if not storage.is_url(folder) and not is_dry_run:
         # A process that is killed before its first file must not lock itself out.
         files.make_folders(folder, journal)
         files.sweep(folder)
@@ -403,7 +405,7 @@ def open_work(
             `overwrite` is not set.
     """
     folder = plan.folder
-    journal = Journal(folder) if is_dry_run else open_folder(folder, overwrite=overwrite)
+    journal = open_folder(folder, overwrite=overwrite, is_dry_run=is_dry_run)
     plan = measure(plan, journal)
     if not overwrite:
         journal.check(plan.tasks, settings.fingerprint())

@@ -263,8 +263,11 @@ def test_a_folder_of_something_else_is_refused_unless_told(
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(OutputError, match=r"is not empty and not the folder of a batch. Choose"):
-        open_folder(tmp_path, overwrite=False)
+    for is_dry_run in (True, False):
+        with pytest.raises(OutputError, match=r"is not empty and not the folder of a batch. Cho"):
+            open_folder(tmp_path, overwrite=False, is_dry_run=is_dry_run)
+        open_folder(tmp_path, overwrite=True, is_dry_run=True)
+    assert len([*tmp_path.iterdir()]) == 1
     open_folder(tmp_path, overwrite=True)
     assert all((tmp_path / name).exists() for name in names)
 
