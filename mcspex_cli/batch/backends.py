@@ -85,7 +85,7 @@ _TIMEOUTS = 100
 """How often a task of Slurm's array is queued again when its time is over."""
 
 _RAY_STORE_BYTES = 100 * 2**20
-"""The object store of a Ray that is started here: units and rows are small."""
+"""The object store of a Ray that is started here: units and results are small."""
 
 
 def run(work: WorkList, stopping: Event) -> Outcomes:

@@ -190,8 +190,8 @@ class Journal:
         if "run" in line:
             self.runs.append(msgspec.convert(line["run"], Run))
         elif "scored" in line:
-            row = msgspec.convert(line["row"], dict[str, Any])
-            self.scores[line["scored"], line["key"]] = row
+            score = msgspec.convert(line["row"], dict[str, Any])
+            self.scores[line["scored"], line["key"]] = score
         elif "failed" in line:
             values = line | {"input_key": line["inputs"], "slurm_job": line["job"]}
             failure = msgspec.convert(values, FailureLine)
@@ -310,9 +310,9 @@ class JournalWriter:
         line = {"failed": task.id, "inputs": task.input_key, "settings": settings, "job": job}
         self._append({**line, "reason": reason})
 
-    def add_score(self, id_: str, key: str, row: Mapping[str, Any]) -> None:
+    def add_score(self, id_: str, key: str, score: Mapping[str, Any]) -> None:
         """Remember a task's score; `key` is a hash of what was scored, and how."""
-        self._append({"scored": id_, "key": key, "row": row})
+        self._append({"scored": id_, "key": key, "row": score})
 
     def add_run(self, run: Run) -> None:
         """Remember how much a command did, and how fast."""

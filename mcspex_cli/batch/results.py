@@ -71,10 +71,10 @@ def score(
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
         with tempfile.TemporaryDirectory() as scratch:
-            pairings = [_fetch(plan, task, Path(scratch)) for task, _ in part]
-            rows = zip(part, score_files(pairings, score_settings), strict=True)
-            for number, ((task, key), row) in enumerate(rows, start + 1):
-                writer.add_score(task.id, key, row.to_dict())
+            pairings = [_fetch_pairing(plan, task, Path(scratch)) for task, _ in part]
+            scores = zip(part, score_files(pairings, score_settings), strict=True)
+            for number, ((task, key), score) in enumerate(scores, start + 1):
+                writer.add_score(task.id, key, score.to_dict())
                 advance(number / len(unscored))
 
 
@@ -90,7 +90,7 @@ def _score_key(
     return fingerprint((*estimate, version, truth, astuple(score_settings)))
 
 
-def _fetch(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
+def _fetch_pairing(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
     """A task's estimate, truth and mixture, on this disk."""
     estimate = storage.fetch(task.outputs(plan.folder)[AUDIO], scratch)
     truth = storage.fetch(task.truth, scratch) if task.truth else None
@@ -228,7 +228,7 @@ def _with_sounds(
         name = files.normal(task.id)
         if name in shown and (case := cases[name]).estimate:
             with suppress(McspexError):  # what cannot be fetched has an empty place on the page
-                own = _fetch(plan, task, scratch)
+                own = _fetch_pairing(plan, task, scratch)
                 cases[name] = replace(
                     case, estimate=own.estimate, truth=own.truth, mixture=own.mixture
                 )

@@ -236,16 +236,16 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
-def figures(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return two texts about a row of `Result.to_dict`: on its speed, and on its sound."""
+def figures(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return two texts about a `Result.to_dict`: on its speed, and on its sound."""
     speed = (
-        f"{row['seconds']:.1f} s in {row['elapsed_s']:.1f} s, "
-        f"real-time factor {row['real_time_factor']:.3f}"
+        f"{result['seconds']:.1f} s in {result['elapsed_s']:.1f} s, "
+        f"real-time factor {result['real_time_factor']:.3f}"
     )
-    if row["presence"] is not None:
-        speed += f", presence {row['presence']:.2f}"
-    gains = ", ".join(f"{gain:+.1f}" for gain in row["gain_db"])
-    return speed, f"gain {gains} dB, speaks {row['active_s']:.1f} s"
+    if result["presence"] is not None:
+        speed += f", presence {result['presence']:.2f}"
+    gains = ", ".join(f"{gain:+.1f}" for gain in result["gain_db"])
+    return speed, f"gain {gains} dB, speaks {result['active_s']:.1f} s"
 
 
 class Bar(NamedTuple):

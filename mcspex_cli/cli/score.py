@@ -216,7 +216,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
         check_sources(clips, model)
         verifier = metrics.open_verifier(Extractor.load(model), console.warn)
     scores = scoring.score_files(pairings, settings, request.workers, verifier, transcribe)
-    rows = [row.to_dict() for row in console.track(scores, "scoring", len(pairings))]
+    rows = [score.to_dict() for score in console.track(scores, "scoring", len(pairings))]
     missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
     result = report.make_report(rows, missing, groups, baseline)
     show(result, "json" if request.as_json else request.form, every=request.every)
