@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
-from mcspex_cli.errors import AudioError, PairingError
+from mcspex_cli.errors import AudioError, PairingError, PlanError
 from mcspex_cli.extraction.profile import SUFFIX
 
 AUDIO, RESIDUAL, ACTIVITY = "audio", "residual", "activity"
@@ -362,6 +362,20 @@ def files_by_name(
     else:
         raise PairingError(f"{storage.name(source)}: is neither a folder of {kind} nor an scp.")
     return named
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise a `PlanError` with all that is wrong, in the order of names and numbers, if any is."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", text)
+    # A number is compared by its length first: `int` refuses those of more than 4300 digits.
+    numbers = [part.lstrip("0") if part.isdecimal() else "" for part in parts]
+    return [(len(n), n) if n else (0, part) for n, part in zip(numbers, parts, strict=True)]
 
 
 def _note_same_name(first: str, second: str, problems: list[str]) -> None:

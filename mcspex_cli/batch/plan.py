@@ -31,9 +31,10 @@ from mcspex_cli.batch.manifest import (
     files_by_name,
     list_references,
     read_manifest,
+    refuse,
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import AudioError, CheckpointError, PairingError, PlanError
+from mcspex_cli.errors import AudioError, CheckpointError, PairingError
 from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
@@ -166,20 +167,6 @@ def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
             except CheckpointError as error:
                 problems.append(str(error))
     refuse(problems)
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise a `PlanError` with all that is wrong, in the order of names and numbers, if any is."""
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", text)
-    # A number is compared by its length first: `int` refuses those of more than 4300 digits.
-    numbers = [part.lstrip("0") if part.isdecimal() else "" for part in parts]
-    return [(len(n), n) if n else (0, part) for n, part in zip(numbers, parts, strict=True)]
 
 
 class Locations:

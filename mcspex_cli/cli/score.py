@@ -291,8 +291,7 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
     """Give each pairing its reference, found as `mcspex batch` finds it."""
-    from mcspex_cli.batch.manifest import list_references
-    from mcspex_cli.batch.plan import refuse
+    from mcspex_cli.batch.manifest import list_references, refuse
     from mcspex_cli.evaluation.scoring import case_name
     from mcspex_cli.extraction.reference import list_sources
 

@@ -21,6 +21,9 @@ from mcspex_cli.evaluation.summary import numbers
 OTHER_CASES = "Other cases"
 """What pages call `summary.NO_GROUP`."""
 
+VALUED = (Status.OK, Status.UNSCORED)
+"""The statuses of rows whose values tables show, be they in the means or not."""
+
 REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
 

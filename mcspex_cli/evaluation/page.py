@@ -30,6 +30,7 @@ from mcspex_cli.errors import McspexError, OutputError, line
 from mcspex_cli.evaluation import summary
 from mcspex_cli.evaluation.comparison import (
     REASONS,
+    VALUED,
     CaseSettings,
     Comparison,
     ComparisonCase,
@@ -37,7 +38,6 @@ from mcspex_cli.evaluation.comparison import (
     compare_systems,
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
-from mcspex_cli.evaluation.scoring import Status
 from mcspex_cli.extraction.job import check_no_input, identities
 
 EMBEDDED_CASES = 12
@@ -317,7 +317,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "si_sdr": METRICS["si_sdr"],
         "has_truth": has_truth,
         "statuses_in_means": [*map(summary.status_in_means, comparison.by_system(cases))],
-        "unscored": Status.UNSCORED,
+        "valued": VALUED,
         "points": [
             (number, case, output.row)
             for case in cases
