@@ -9,7 +9,7 @@ WorkList: what of the plan is left, this shard's, in units
 WorkerProcess: a process, as `deal` sees it ──▶ RemoteWorker: in it ──▶ Worker: loads, extracts
 ```
 
-`backends` decides where the processes are. A single one is not started: the `Worker` is in this.
+`backends` decides where the processes are. If one is enough, none is started: its `Worker` is here.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Worker:
     ) -> None:
         keep_memory()
         self._folder, self._key, self._options = folder, settings.fingerprint(), settings.options
-        engine = replace(settings.engine_settings, device=device, threads=threads)
-        self.extractor = Extractor(settings.model, open_engine(settings.model, engine))
+        engine_settings = replace(settings.engine_settings, device=device, threads=threads)
+        self.extractor = Extractor(settings.model, open_engine(settings.model, engine_settings))
         self._writer = JournalWriter(folder)
         self._enroll = lru_cache(_KNOWN_VOICES)(self._enroll_or_error)
         self._warnings: dict[str, tuple[str, ...]] = {}
