@@ -47,11 +47,13 @@ class MetricsOption(click.Option):
 
 
 def _metrics_of_batch() -> list[str]:
-    """The metrics for which `mcspex batch` has all that they need, and with --truth alone."""
+    """The metrics that `mcspex batch --truth` offers: those of the truth and the mixture."""
     from mcspex_cli.evaluation.metrics import METRICS
 
-    of_truth = [metric for metric in METRICS.values() if "target" in metric.needs]
-    return [metric.name for metric in of_truth if {"target", "mixture"}.issuperset(metric.needs)]
+    given = {"target", "mixture"}
+    return [
+        name for name, m in METRICS.items() if "target" in m.needs and given.issuperset(m.needs)
+    ]
 
 
 def _formats() -> dict[str, str]:
@@ -330,21 +332,20 @@ def _given(request: ScoreRequest, pairings: Sequence[Pairing]) -> set[str]:
 def choose_metrics(
     names: str | None, given: set[str], *, in_batch: bool = False
 ) -> tuple[str, ...]:
-    """The metrics that --metrics names; without it all that are installed and meant.
+    """The metrics that --metrics names; without it all that are installed and have what they need.
 
-    `given` is what there is to compare with, as `Metric.needs` names it. Metrics that need nothing
-    but mixtures or a batch are only meant where nothing says better how good an estimate is: where
-    there is no truth.
+    `given` is what there is to compare with, as `Metric.needs` names it. If a truth is given, those
+    that need neither it, nor references, nor transcripts have to be named: they say less than it.
     """
     from mcspex_cli.evaluation.metrics import METRICS, check_installed
 
     if names is None:
-        telling = {"target", "reference", "transcript"}
+        decisive = {"target", "reference", "transcript"}
         return tuple(
             name
             for name, metric in METRICS.items()
             if given.issuperset(metric.needs)
-            and ("target" not in given or telling.intersection(metric.needs))
+            and ("target" not in given or decisive.intersection(metric.needs))
             and metric.is_installed
         )
     chosen = [name.strip().removesuffix("_db") for name in names.split(",")]
