@@ -88,7 +88,7 @@ class Session:
         )
         async with self._uploading:
             left = self._max_bytes - sum(
-                path.stat().st_size for path in self.folder.glob("upload-*") if path.is_file()
+                other.stat().st_size for other in self.folder.glob("upload-*") if other.is_file()
             )
             if size > left:
                 raise too_large
