@@ -20,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, _end_at_once)
 
+import atexit
 import errno
 import io
 import logging
@@ -132,13 +133,18 @@ def _expect_end() -> None:
     """Let an interrupt end the process at once; in what is left to do, it would be a traceback."""
     if not isinstance(getattr(sys.stderr, "buffer", None), _Stderr):
         return  # in tests, whose process goes on
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: os._exit(130))
+    _on_interrupts(lambda *_: os._exit(130))
     # Where an interrupt came within `exec`, Python notes that and ends by a signal, not by an exit
     # code. The next `exec` takes the note away.
     exec("")
+
+
+def _on_interrupts(handler: Any) -> None:
+    """Let `handler` answer Ctrl-C, SIGTERM and SIGHUP, except those ignored, as under nohup."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _set_up_process() -> None:
@@ -151,15 +157,14 @@ def _set_up_process() -> None:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         stderr = _Stderr(2, "w", closefd=False)
         sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)
+        # Python gives up handlers as it ends, which takes long after torch: a signal would end it.
+        atexit.register(_on_interrupts, signal.SIG_IGN)
     try:
         Path.cwd()
     except OSError:
         console.error("the working folder no longer exists. Change to another folder.")
         sys.exit(1)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
-        signal.signal(hang_up, signal.default_int_handler)
+    _on_interrupts(signal.default_int_handler)
     share_cores()
 
 

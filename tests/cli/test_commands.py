@@ -277,11 +277,22 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_ctrl_c_after_a_command_is_quiet() -> None:
-    code = (
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("code", [130, 0], ids=["before the end", "at the end"])
+def test_ctrl_c_after_a_command_is_quiet(name: str, code: int) -> None:
+    """Python gives up handlers of signals before it clears its modules."""
+    script = (
         "import atexit, os, signal\nfrom mcspex_cli.__main__ import main\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\nmain(['--version'])\n"
+        "class Late:\n"
+        f"    def end(self, kill=os.kill, own=os.getpid()): kill(own, {int(getattr(signal, name))})\n"
+        "    __del__ = end\n"
+        "late = Late()\n"
+        "try: main(['--version'])\nexcept SystemExit: pass\n"
+        f"if {code}: atexit.register(late.end)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, "")
     assert done.stdout.startswith("mcspex, version ")
