@@ -148,7 +148,7 @@ def _on_interrupts(handler: Any) -> None:
 
 
 def _set_up_process() -> None:
-    """Check the working folder, make SIGTERM and SIGHUP act like Ctrl-C, and spare the cores."""
+    """Prepare streams and signals, check the working folder, and spare the cores."""
     if os.name == "posix" and sys.stderr is sys.__stderr__:  # which it is not in tests
         # No file may become what a closed stream was.
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -159,6 +159,8 @@ def _set_up_process() -> None:
         sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)
         # Python gives up handlers as it ends, which takes long after torch: a signal would end it.
         atexit.register(_on_interrupts, signal.SIG_IGN)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which it is not if it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # where names are not of its encoding
     try:
         Path.cwd()
     except OSError:

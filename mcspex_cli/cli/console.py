@@ -136,6 +136,15 @@ def log(level: int, text: str) -> None:
     logger.log(level, text, extra={"log_file_only": True})
 
 
+def check_log_files(outputs: Iterable[Path]) -> None:
+    """Refuse a log file that is one of the outputs, which would replace it."""
+    for handler in logger.handlers:
+        if isinstance(handler, LogFile) and os.path.realpath(handler.path) in map(
+            os.path.realpath, outputs
+        ):
+            raise OutputError(f"{handler.path}: is an output, too. Choose another --log-file.")
+
+
 def close_log_files() -> None:
     """Stop writing messages to files."""
     for handler in [h for h in logger.handlers if isinstance(h, LogFile)]:

@@ -23,14 +23,15 @@ from mcspex_cli.errors import (
     McspexError,
     OutputError,
     PartialFailure,
+    printable,
 )
 
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings, ExtractionOptions, Extractor, Job, Result, Span, Voice
     from mcspex_cli.extraction.profile import Profile, ReferenceQuality
 
-STREAM = Path("-")
-"""Standard input, as a mixture; standard output, as an output."""
+STREAM = "-"
+"""Standard input, as a mixture; standard output, as an output. A file called so is ./- instead."""
 
 _COPIED_BYTES = 2**20
 
@@ -48,7 +49,7 @@ def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple
 class ExtractRequest:
     """The arguments of `mcspex extract`."""
 
-    mixtures: tuple[Path, ...] = argument("MIXTURE...", nargs=-1, required=True, type=options.PATH)
+    mixtures: tuple[str, ...] = argument("MIXTURE...", nargs=-1, required=True, type=options.PATH_AS_TYPED)
     references: tuple[Path, ...] = options.references()
     spans: tuple[Span, ...] = option(
         "FROM-TO",
@@ -58,16 +59,22 @@ class ExtractRequest:
         multiple=True,
         callback=_spans,
     )
-    output: Path | None = path(
-        "FILE|DIR|-", "Default: MIXTURE.target.wav beside the mixture.", "-o", "--output"
+    output: str | None = option(
+        "FILE|DIR|-",
+        "Default: MIXTURE.target.wav beside the mixture.",
+        *("-o", "--output"),
+        type=options.PATH_AS_TYPED,
     )
-    residual: Path | None = path(
+    residual: str | None = option(
         "FILE|DIR",
         "Also write what is left of the mixture: with --level match, estimate and residual add up "
         "to the mixture.",
+        type=options.PATH_AS_TYPED,
     )
-    activity: Path | None = path(
-        "FILE|DIR", "Write when the voice speaks, too: .json, .rttm or .srt."
+    activity: str | None = option(
+        "FILE|DIR",
+        "Write when the voice speaks, too: .json, .rttm or .srt.",
+        type=options.PATH_AS_TYPED,
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
@@ -111,8 +118,8 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     enter(console.shown_as(stdout, "standard output"))
     request = replace(
         request,
-        mixtures=tuple(stdin if mixture == STREAM else mixture for mixture in request.mixtures),
-        output=stdout if to_stdout else request.output,
+        mixtures=tuple(str(stdin) if one == STREAM else one for one in request.mixtures),
+        output=str(stdout) if to_stdout else request.output,
     )
     _extract(request, stdin if from_stdin else None)
     if to_stdout:
@@ -148,6 +155,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     jobs = _plan(request, stdin, enrolled.result)
     for one in jobs:
         job.check_references(one, references)
+        console.check_log_files(one.outputs.paths())
         places.add(one)
     sources = reference.check_sources(references)
     if stdin:
@@ -187,7 +195,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
     from mcspex_cli.extraction.job import speaker_name
 
     jobs = []
-    for mixture in request.mixtures:
+    for mixture in map(Path, request.mixtures):
         if mixture != stdin:
             files.check_exists(mixture)
         if mixture.is_dir():
@@ -196,7 +204,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
                 "--ref FILE -o DIR"
             )
         outputs = Outputs(
-            _place(request.output or mixture.parent, mixture, ".target.wav"),
+            _place(request.output or str(mixture.parent), mixture, ".target.wav"),
             request.residual and _place(request.residual, mixture, ".residual.wav"),
             request.activity and _place(request.activity, mixture, ".activity.json"),
             speaker_name(request.references, request.spans),
@@ -206,12 +214,17 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
     return jobs
 
 
-def _place(place: Path, mixture: Path, ending: str) -> Path:
-    """The file that `place` names, or one in the folder `place`, called like the mixture."""
+def _place(name: str, mixture: Path, ending: str) -> Path:
+    """The file that `name` is of, or one in the folder of this name, called like the mixture.
+
+    A name that ends in a slash is a folder's, even if it does not exist yet.
+    """
     from mcspex_cli.audio import FORMATS
     from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 
-    is_folder = os.path.isdir(place)  # noqa: PTH112 (Path.is_dir raises if the name is too long)
+    place = Path(name)
+    # Path.is_dir would raise if the name is too long.
+    is_folder = not os.path.basename(name) or os.path.isdir(name)  # noqa: PTH112, PTH119
     if not is_folder and place.name.lower() in (*FORMATS, *ACTIVITY_FORMATS):
         raise OutputError(f"{place}: names no file. Put a name before the dot.")
     return place if place.suffix and not is_folder else place / f"{mixture.stem}{ending}"
@@ -376,11 +389,12 @@ def enroll(
         raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
     from mcspex_cli.extraction import job, profile, reference
 
-    profile.check_profile_output(output, overwrite=overwrite)
+    clips = reference.list_sources(sources)
+    name = printable(name or output.stem)
+    profile.check_profile_output(output, name, len(clips), overwrite=overwrite)
     quiet = quiet or as_json
     named = [options.find_model(one, offline=offline, quiet=quiet) for one in models or (None,)]
     infos = list({info.sha256: info for info in named}.values())
-    clips = reference.list_sources(sources)
     for clip in clips:
         job.check_no_input(output, job.identities(clip))
     reference.check_sources(clips, *infos)
@@ -393,9 +407,9 @@ def enroll(
     best = next(
         (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
     )
-    # A profile does not tell where its clips were.
-    qualities = tuple(quality.rename(Path(quality.path).name) for quality in best.qualities)
-    enrolled = profile.Profile(name or output.stem, enrolments, qualities)
+    # A profile does not tell where its clips were. It is text, which not all names of files are.
+    qualities = tuple(one.rename(printable(Path(one.path).name)) for one in best.qualities)
+    enrolled = profile.Profile(name, enrolments, qualities)
     profile.write_profile(output, enrolled, overwrite=overwrite)
     for line in best.warnings:
         console.warn(line)

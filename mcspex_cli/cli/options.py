@@ -67,8 +67,11 @@ class _NewFolder(NamedPath):
         return super().convert(value, param, ctx)
 
 
-PATH = NamedPath(path_type=Path)
-FOLDER = _NewFolder(path_type=Path)
+# Whether a file can be read, the command says itself: of several mixtures, only that one fails.
+PATH = NamedPath(path_type=Path, readable=False)
+FOLDER = _NewFolder(path_type=Path, readable=False)
+PATH_AS_TYPED = NamedPath(path_type=str, readable=False)
+"""A text: `Path` would make "-" of "./-", and leave out a slash at the end."""
 
 
 class _Text(click.types.StringParamType):
@@ -242,6 +245,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None and not ctx.resilient_parsing:
+        if str(path) == "-":
+            raise click.BadParameter("messages go to standard error anyway. Name a file.")
         console.logger.addHandler(console.LogFile(path))
         arguments = shlex.join(["mcspex", *ctx.meta.get("mcspex.arguments", ())])
         version, python = mcspex_cli.__version__, platform.python_version()
@@ -258,7 +263,7 @@ def _check_stdout(_: click.Context, __: click.Parameter, is_wanted: bool) -> boo
 _LOG_FILE = click.option(
     "--log-file",
     cls=LogFileOption,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     expose_value=False,
     is_eager=True,  # so that the log records what is wrong with other options

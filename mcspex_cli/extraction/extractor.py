@@ -690,7 +690,8 @@ class _Extraction:
         if self._sounds[1:] and (limit_db or residual_limit_db or not as_mixed):
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:
-            content = "silence" if self._policy.mutes else "another voice, or a remnant"
+            content = "silence" if options.dry_db is None else "the mixture alone"
+            content = content if self._policy.mutes else "another voice, or a remnant"
             yield (
                 f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
                 f"the result is {content}."

@@ -133,16 +133,11 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
     """Write a profile, whole or not at all.
 
     Raises:
-        OutputError: as `check_profile_output`; the disk is full; the profile is too large.
+        OutputError: as `check_profile_output`; the disk is full.
     """
     from safetensors.numpy import save
 
-    check_profile_output(path, overwrite=overwrite)
-    if len(profile.name) > _MAX_TEXT or len(profile.qualities) > _MAX_CLIPS:
-        raise OutputError(
-            f"{path}: too large. A profile's name has at most {_MAX_TEXT} characters, and a "
-            f"profile is made from at most {_MAX_CLIPS:,} clips."
-        )
+    check_profile_output(path, profile.name, len(profile.qualities), overwrite=overwrite)
     document = asdict(profile)
     tensors = {f"embedding.{one['sha256']}": one.pop("embedding") for one in document["models"]}
     header = {"format": FORMAT, "checksum": _checksum(document, tensors)}
@@ -153,13 +148,18 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
         partial.write_bytes(data)
 
 
-def check_profile_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place where a profile cannot be written.
+def check_profile_output(path: Path, name: str, clips: int, *, overwrite: bool) -> None:
+    """Refuse a place where a profile of this `name` and as many `clips` cannot be written.
 
     Raises:
         OutputError: as `files.check_output`; its name does not end in .safetensors; what would be
-            overwritten is no profile.
+            overwritten is no profile; the profile is too large.
     """
+    if len(name) > _MAX_TEXT or clips > _MAX_CLIPS:
+        raise OutputError(
+            f"{path}: too large. A profile's name has at most {_MAX_TEXT} characters, and a "
+            f"profile is made from at most {_MAX_CLIPS:,} clips."
+        )
     if not is_profile_name(path):
         raise OutputError(f"{path}: the name of a profile ends in {SUFFIX}. Rename it.")
     files.check_output(path, overwrite=overwrite)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +16,9 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.checkpoint import bundled
-from mcspex_cli.extraction.profile import read_profile
-from tests.conftest import EXAMPLES, RATE_HZ, buzz
+from mcspex_cli.checkpoint.checkpoint import bundled, find_checkpoint
+from mcspex_cli.extraction.profile import Enrolment, Profile, read_profile, write_profile
+from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
 
 Run = Callable[..., Result]
 
@@ -45,6 +48,33 @@ def test_a_profile_is_a_reference(run: Run, tmp_path: Path) -> None:
         done = run("extract", "mixture.flac", "--ref", reference, "-o", name)
         assert done.exit_code == 0, done.output
     assert (tmp_path / "1.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text here")
+def test_names_that_are_no_text_are_shown_with_escapes(run: Run, tmp_path: Path) -> None:
+    clip = tmp_path / os.fsdecode(b"\xe4.flac")
+    (tmp_path / "reference.flac").rename(clip)
+    place = str(clip.with_suffix(".safetensors"))
+    done = run("enroll", str(clip), "-o", place)
+    assert done.exit_code == 0, done.output
+    profile = read_profile(Path(place))
+    assert (profile.name, profile.qualities[0].path) == ("\\udce4", "\\udce4.flac")
+
+
+def test_a_terminal_without_a_letter_gets_an_escape(tmp_path: Path, tiny_folder: Path) -> None:
+    sha256 = find_checkpoint(tiny_folder).sha256
+    enrolment = Enrolment("tiny", None, sha256, 1.0, np.zeros(4, np.float32))
+    write_profile(tmp_path / "a.safetensors", Profile("Ä", (enrolment,)))
+    command = [sys.executable, "-m", "mcspex_cli", "enroll", "--list", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True)
+    assert b"a.safetensors  \\xc4  " in done.stdout
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_model_is_loaded(run: Run) -> None:
+    words = "--name", "n" * 1001, "--model", "none"
+    done = run("enroll", "reference.flac", "-o", "a.safetensors", *words)
+    assert done.stderr.startswith("error: a.safetensors: too large. A profile's name")
 
 
 def test_a_models_folder_may_have_spaces(

@@ -169,6 +169,7 @@ OUTPUTS = [
         "truth.wav: exists already. Add --overwrite to replace it by the output for mixture.wav.\n",
     ),
     (".wav", ".wav: names no file. Put a name before the dot.\n"),
+    ("truth.wav/", "truth.wav/mixture.target.wav: truth.wav is a file, not a folder."),
     (
         "/dev/null",
         "/dev/null/mixture.target.wav: /dev/null is a file, not a folder. Choose another place.\n",
@@ -217,6 +218,13 @@ OUTPUTS = [
                 os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere"
             ),
         ),
+        pytest.param(
+            ["unreadable.wav", "--ref", "reference.wav"],
+            "unreadable.wav: cannot be read: permission denied.",
+            marks=pytest.mark.skipif(
+                os.name != "posix" or os.geteuid() == 0, reason="root may read anything"
+            ),
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
@@ -226,6 +234,8 @@ def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
     (scene / "folder").mkdir()
     (scene / "locked").mkdir(mode=0o500)
     os.mkfifo(scene / "pipe.wav")
+    shutil.copy(scene / "mixture.wav", scene / "unreadable.wav")
+    (scene / "unreadable.wav").chmod(0)
     before = {path: path.stat().st_mtime_ns for path in scene.iterdir()}
     done = extract(*words, model="nobody")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
@@ -268,6 +278,16 @@ def test_a_name_does_not_steer_the_terminal(
     assert line(name) in done.stderr
     assert not set(done.output) & set("\x1b\u202e\u2028")
     assert "\nc.wav" not in done.output
+
+
+def test_names_mean_what_they_mean_elsewhere(extract: Run, scene: Path) -> None:
+    """`./-` is a file, and what ends in a slash a folder, which may have a dot in its name."""
+    shutil.copy(scene / "mixture.wav", scene / "-")
+    places = "-o", "v1.0/", "--residual", "others.wav/", "--activity", "."
+    done = extract("./-", "--ref", "reference.wav", *places)
+    assert done.exit_code == 0, done.output
+    for name in ("v1.0/-.target.wav", "others.wav/-.residual.wav", "-.activity.json"):
+        assert (scene / name).is_file()
 
 
 def test_a_long_name_has_room_for_a_span(extract: Run, scene: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.doctor import Finding, show
 from tests.cli.test_commands import COMMANDS, MODELS, run
+from tests.conftest import EXAMPLES
 
 LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (INFO|WARNING|ERROR) (.*)\n")
 FULL = Path("/dev/full")
@@ -33,6 +35,25 @@ def kept(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", [name for name, c in COMMANDS.items() if c is not MODELS])
 def test_every_command_has_it_once(name: str) -> None:
     assert [p.name for p in COMMANDS[name].params].count("log_file") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("-", 2, "Error: Invalid value for '--log-file': messages go to standard error anyway."),
+        ("", 2, "Error: Invalid value for '--log-file': the name is empty."),
+        ("m.target.wav", 1, "error: m.target.wav: is an output, too. Choose another --log-file."),
+    ],
+)
+def test_a_place_for_no_log_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLES / "mixture.flac", "m.flac")
+    reference = EXAMPLES / "reference.flac"
+    done = run("extract", "m.flac", "--ref", reference, "--log-file", name, "--overwrite")
+    assert done.exit_code == code
+    assert message in done.stderr
 
 
 def test_a_run_is_kept_from_start_to_end_after_those_before(

@@ -308,6 +308,8 @@ def test_an_absent_voice_is_silenced_if_asked_for(extract: Run) -> None:
     np.testing.assert_array_equal(get("r.wav"), get("mixture.wav"))
     row = json.loads(done.stdout)
     assert (row["silent"], row["present"]) == (True, False)
+    done = extract(*PLAIN, "--absent", "mute", "--dry", "-20", "--overwrite", model="absent")
+    assert done.stderr.splitlines()[0].endswith("; the result is the mixture alone.")
 
 
 def test_an_absent_voice_is_exit_5_if_asked_for(extract: Run, scene: Path) -> None:

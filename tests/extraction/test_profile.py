@@ -97,7 +97,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, profile: Profile) -> None:
         ("n" * 300 + ".safetensors", "its name is too long"),
     ):
         with pytest.raises(OutputError, match=message):
-            check_profile_output(tmp_path / name, overwrite=True)
+            check_profile_output(tmp_path / name, "Ann", 1, overwrite=True)
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
