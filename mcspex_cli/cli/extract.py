@@ -49,7 +49,9 @@ def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple
 class ExtractRequest:
     """The arguments of `mcspex extract`."""
 
-    mixtures: tuple[str, ...] = argument("MIXTURE...", nargs=-1, required=True, type=options.PATH_AS_TYPED)
+    mixtures: tuple[str, ...] = argument(
+        "MIXTURE...", nargs=-1, required=True, type=options.PATH_AS_TYPED
+    )
     references: tuple[Path, ...] = options.references()
     spans: tuple[Span, ...] = option(
         "FROM-TO",

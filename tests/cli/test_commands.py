@@ -282,10 +282,11 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
 @pytest.mark.parametrize("code", [130, 0], ids=["before the end", "at the end"])
 def test_ctrl_c_after_a_command_is_quiet(name: str, code: int) -> None:
     """Python gives up handlers of signals before it clears its modules."""
+    number = int(getattr(signal, name))
     script = (
         "import atexit, os, signal\nfrom mcspex_cli.__main__ import main\n"
         "class Late:\n"
-        f"    def end(self, kill=os.kill, own=os.getpid()): kill(own, {int(getattr(signal, name))})\n"
+        f"    def end(self, kill=os.kill, own=os.getpid()): kill(own, {number})\n"
         "    __del__ = end\n"
         "late = Late()\n"
         "try: main(['--version'])\nexcept SystemExit: pass\n"
