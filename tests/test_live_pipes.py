@@ -303,11 +303,13 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
         "warning: standard input: another WAV follows the first and is not read. Pipe one alone.\n"
     )
     assert run("-q", "--rate", "48000", data=PCM_16[:4]) == (bytes(4), "", 0)
-    samples = MIXTURE[:8000].copy()
-    samples[5000] = np.nan
-    out, said, code = run("--rate", "8000", "--format", "f32", data=samples.tobytes())
-    assert code == 1
-    assert said.splitlines()[-1].startswith("error: standard input: NaN or infinite samples at ")
+    for sample in (np.nan, 1e13):
+        samples = MIXTURE[:8000].copy()
+        samples[5000] = sample
+        out, said, code = run("--rate", "8000", "--format", "f32", data=samples.tobytes())
+        assert code == 1
+        message = "error: standard input: NaN, infinite or impossibly loud samples at "
+        assert said.splitlines()[-1].startswith(message)
 
 
 def test_channels_that_cancel_each_other_out_are_told_once(run: Run) -> None:

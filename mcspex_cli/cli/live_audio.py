@@ -129,9 +129,11 @@ class Inflow:
         """Add a block; if too many wait already, wait, or without `waits` end with an error."""
         import numpy as np
 
-        if not np.isfinite(block).all():
-            at_s = self.arrived / self.format.sample_rate_hz
-            self.end(NonFiniteError(f"{self.name}: NaN or infinite samples at {at_s:.1f} s."))
+        from mcspex_cli.audio import LOUDEST
+
+        if not (np.abs(block) <= LOUDEST).all():  # false for NaN, too
+            at = f"at {self.arrived / self.format.sample_rate_hz:.1f} s. Check --format."
+            self.end(NonFiniteError(f"{self.name}: NaN, infinite or impossibly loud samples {at}"))
         elif self._room.acquire(blocking=waits):
             self._queue.put((time.monotonic(), block))
             self.arrived += block.shape[1]

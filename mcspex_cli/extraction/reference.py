@@ -363,11 +363,11 @@ def check_spans(reader: audio.Reader, spans: Iterable[Span]) -> None:
 
 def _check_end(path: Path, span: Span, end_s: float) -> None:
     """Refuse a span of a recording that ends before it, or leaves too little of it."""
-    needed_s = span.start_s + speech.MIN_SIGNAL_S
-    if not math.isinf(span.end_s):
-        needed_s = max(needed_s, span.end_s - _SPAN_SLACK_S)
+    ends, needed_s = f"{path}: ends at {end_s:.2f} s,", span.start_s + speech.MIN_SIGNAL_S
+    if end_s < span.end_s - _SPAN_SLACK_S and not math.isinf(span.end_s):
+        raise AudioError(f"{ends} before the span {span} does.")
     if end_s < needed_s:
-        raise AudioError(f"{path}: ends at {end_s:.2f} s, before the span {span} does.")
+        raise AudioError(f"{ends} but the span {span} needs {needed_s:.2f} s or more.")
 
 
 def _join(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterable[str]) -> Clip:

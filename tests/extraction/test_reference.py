@@ -392,8 +392,8 @@ def test_a_span_may_reach_a_little_over_the_end(meeting: Path, text: str, second
     ("span", "channel", "message"),
     [
         (Span(20, 25.6), "mix", r"meeting.wav: ends at 25.00 s, before the span 20.0-25.6 s does"),
-        (Span(25, 25.4), "mix", r"meeting.wav: ends at 25.00 s, before the span 25.0-25.4 s does"),
-        (Span(26, np.inf), "mix", r"meeting.wav: ends at 25.00 s, before the span 26.0-end does"),
+        (Span(25, 25.4), "mix", r"ends at 25.00 s, but the span 25.0-25.4 s needs 25.30 s"),
+        (Span(26, np.inf), "mix", r"ends at 25.00 s, but the span 26.0-end needs 26.30 s"),
         (Span(1, 3), "mix", r"meeting.wav 1.0-3.0 s: is silent"),
         (Span(8, 9), "1", r"meeting.wav 8.0-9.0 s: is silent"),
         (Span(8, 9), "2", "has no channel 2"),
