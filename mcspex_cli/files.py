@@ -24,7 +24,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
-from mcspex_cli.errors import AudioError, ConfigError, DiskFullError, McspexError, OutputError
+from mcspex_cli.errors import (
+    AudioError,
+    ConfigError,
+    DiskFullError,
+    McspexError,
+    OutputError,
+    line,
+)
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .spx .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .sph "
@@ -148,12 +155,23 @@ def find(
     return sorted(paths)
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name that no file can have, with an AudioError: with a NUL, or what is no text."""
+    try:
+        is_possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise AudioError(f"{line(str(path))}: no file can have this name. Correct it.")
+
+
 def check_exists(path: Path) -> os.stat_result:
     """Refuse a path where there is nothing, and give the status of what is there.
 
     Raises:
         AudioError: there is no such file or folder, or it cannot be reached.
     """
+    check_name(path)
     with reading(path):
         return path.stat()
 

@@ -192,7 +192,7 @@ def _extract(
         clock.check(arrival, seconds)
         clock.pause(write, due)
         is_warned = is_warned or _warn_of_channels(extraction)
-        if request.verbose and bool(extraction.present) != present:
+        if request.verbose and bool(extraction.present) != present and not request.quiet:
             present = not present
             at_s, state = max(0.0, seconds - request.latency_s), "comes" if present else "goes"
             console.say(f"{at_s:.1f} s: the voice {state} (presence {extraction.presence:.2f})")

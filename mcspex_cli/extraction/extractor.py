@@ -499,7 +499,7 @@ class _Extraction:
             lengths_s = {one.path: one.seconds for one in voice.qualities}
             check_references(self.job, clips, lengths_s | {self.name: mixture.announced_s})
         self._extractor.check_embedding(self.name, voice)
-        embedding = voice.embedding.astype(np.float32)
+        embedding = np.asarray(voice.embedding, np.float32)
         self.polarity = Polarity(engine, embedding)
         self._estimate_store = self._open_store()
         self._joiner = Joiner(engine.windowing.context, engine.windowing.fade)

@@ -296,6 +296,8 @@ class Places:
 
     def add(self, job: Job) -> None:
         """Add the files of a job, or raise an OutputError if it would harm or cannot write one."""
+        for path in (job.mixture, *job.outputs.paths()):
+            files.check_name(path)
         mixture = identities(job.mixture)
         if writers := [self._outputs[key] for key in mixture & self._outputs.keys()]:
             raise OutputError(

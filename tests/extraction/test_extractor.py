@@ -549,6 +549,22 @@ def test_arguments_of_another_type_are_refused(
         use(soft, named(np.ones(8, np.float32)))
 
 
+@pytest.mark.parametrize("name", ["a\0.wav", "a\ud800.wav"])
+def test_a_name_that_no_file_can_have_is_one_line(soft: Extractor, name: str) -> None:
+    voice = named(np.ones(8, np.float32))
+    for outputs in (
+        Outputs("o.wav", name),
+        Outputs(name),
+        Outputs("o.wav", activity=f"{name}.srt"),
+    ):
+        with pytest.raises(McspexError, match="no file can have this name"):
+            soft.extract_file("m.wav", voice, outputs)
+    with pytest.raises(McspexError, match="no file can have this name"):
+        soft.extract_file(name, voice, "o.wav")
+    with pytest.raises(McspexError, match="no file can have this name"):
+        soft.enroll(name)
+
+
 def test_paths_may_be_text(soft: Extractor, mixture: Samples, tmp_path: Path) -> None:
     path, spans = tmp_path / "mixture.wav", [Span(1.0, 3.0)]
     texts = (soft.enroll(str(path)), soft.enroll(spans=spans, mixture=str(path)))
