@@ -207,8 +207,8 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
             )
         outputs = Outputs(
             _place(request.output or str(mixture.parent), mixture, ".target.wav"),
-            request.residual and _place(request.residual, mixture, ".residual.wav"),
-            request.activity and _place(request.activity, mixture, ".activity.json"),
+            _place(request.residual, mixture, ".residual.wav") if request.residual else None,
+            _place(request.activity, mixture, ".activity.json") if request.activity else None,
             speaker_name(request.references, request.spans),
             request.overwrite,
         )
