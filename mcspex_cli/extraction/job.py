@@ -119,6 +119,8 @@ class Outputs:
     def __post_init__(self) -> None:
         if not isinstance(self.speaker, str):
             raise TypeError(f"speaker is text, not {self.speaker!r:.80}")
+        if not isinstance(self.overwrite, bool):  # "no" would mean yes
+            raise TypeError(f"overwrite is True or False, not {self.overwrite!r:.80}")
         for name in ("estimate", "residual", "activity"):
             if name == "estimate" or getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
@@ -157,6 +159,8 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))
+        if not isinstance(self.id, str):
+            raise TypeError(f"id is text, not {self.id!r:.80}")
         if not callable(self.voice):
             check_voice(self.voice)
         if not isinstance(self.outputs, Outputs):

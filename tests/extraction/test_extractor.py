@@ -540,6 +540,8 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message:
         (lambda x, v: Job("m.wav", v, None), "not NoneType"),
         (lambda x, v: Outputs(None), "not NoneType"),
         (lambda x, v: Outputs("o.wav", speaker=None), "speaker is text, not None"),
+        (lambda x, v: Outputs("o.wav", overwrite="no"), "overwrite is True or False, not 'no'"),
+        (lambda x, v: Job("m.wav", v, "o.wav", id=3), "id is text, not 3"),
     ],
 )
 def test_arguments_of_another_type_are_refused(
