@@ -85,9 +85,9 @@ class Commands(click.Group):
             console.log(logging.ERROR, "aborted")
             raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                _expect_end()
             code, *messages = _explain(error)
+            if code == 130:
+                _expect_end()
             for message in messages:
                 console.error(message)
             if messages:
@@ -102,7 +102,7 @@ class Commands(click.Group):
             console.close_log_files()
 
 
-def _explain(error: BaseException) -> tuple[Any, ...]:
+def _explain(error: BaseException | None) -> tuple[Any, ...]:
     """The exit code of an error and what people are told of it: nothing, if it is a bug."""
     if isinstance(error, McspexError):
         problems = error.problems if isinstance(error, PlanError) else ()
@@ -114,7 +114,10 @@ def _explain(error: BaseException) -> tuple[Any, ...]:
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         # Of Path.resolve, before Python 3.13.
         return 1, f"{error}. Its links lead in a circle: remove one of them."
-    if isinstance(error, KeyboardInterrupt):
+    # Compiled modules that are interrupted as they are imported make an ImportError of it.
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    if error is not None:
         return 130, "interrupted. Finished files are kept; unfinished ones are removed."
     return (1,)
 

@@ -86,7 +86,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all; it comes after one that was killed, and ends as SIGTERM ends it."""
+    """One server for all; it comes after one that was killed, and ends as signals end it."""
     temporary = tmp_path_factory.mktemp("temporary")
     killed = Server(temporary).start()
     killed.ask("POST", "/sessions")
@@ -98,7 +98,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert len(list(temporary.glob(".mcspex*"))) == 1
     yield server
     server.session()
-    server.process.send_signal(signal.SIGTERM)
+    for name in ("SIGHUP", "SIGINT", "SIGINT", "SIGTERM"):
+        server.process.send_signal(getattr(signal, name, signal.SIGTERM))
     _, told = server.process.communicate(timeout=TIMEOUT_S)
     assert told == "ended; all files of the page are deleted.\n"
     assert server.process.returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
 from typing import NamedTuple
@@ -83,6 +84,10 @@ def serve(
             if has_display and not no_browser:
                 webbrowser.open(address.url)
 
+        def handle_exit(self, *_: object) -> None:
+            """End soon, however often that is asked for: ending by force shows tracebacks."""
+            self.should_exit = True
+
     sessions = Sessions(Extractions(models), max_bytes)
     try:
         sessions.extractions.warm_up()
@@ -104,7 +109,11 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=1,
         )
-        Server(config).run(sockets=[address.listener])
+        server = Server(config)
+        hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+            signal.signal(hang_up, server.handle_exit)
+        server.run(sockets=[address.listener])
     except KeyboardInterrupt:
         pass  # how it is meant to end
     finally:

@@ -277,6 +277,23 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_ctrl_c_while_a_compiled_module_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such modules make an ImportError of it."""
+
+    def available() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("mcspex_cli.checkpoint.checkpoint.bundled", available)
+    done = run("models", "list")
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.startswith("error: interrupted. Finished files are kept")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("code", [130, 0], ids=["before the end", "at the end"])
