@@ -362,9 +362,9 @@ def calibrate(
     info = options.find_model(name, offline=True, quiet=quiet)
     for source in sources:
         files.check_exists(source)
-    if source := owner(info.folder):
+    if its_owner := owner(info.folder):
         raise CheckpointError(
-            f"{info.label}: {source}, and is not changed. Copy {info.folder} and calibrate the "
+            f"{info.label}: {its_owner}, and is not changed. Copy {info.folder} and calibrate the "
             "copy."
         )
     files.check_output(info.folder / CONFIG, overwrite=True)
