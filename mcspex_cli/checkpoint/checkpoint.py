@@ -314,8 +314,8 @@ def new_system(config: SystemConfig, where: object) -> System:
     config = replace(config, consm=_FORMER_CONSMS.get(config.consm, config.consm))
     for key, choices in CHOICES.items():
         if (value := getattr(config, key)) not in choices:
-            known = ", ".join(choices)
-            raise CheckpointError(f"{where}: {key} {value[:60]!r} is unknown. Known: {known}.")
+            others = ", ".join(choices)
+            raise CheckpointError(f"{where}: {key} {value[:60]!r} is unknown. Known: {others}.")
     with torch.device("meta"):
         return build(config)
 

@@ -327,10 +327,10 @@ def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
         signal.signal(number, before[number])
         stop()
 
-    known = [getattr(signal, name) for name in others if hasattr(signal, name)]
-    heeded = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
-    numbers = (signal.SIGINT, signal.SIGTERM, *heeded)
-    before = {int(n): signal.signal(n, handle) for n in numbers}
+    numbers = [getattr(signal, name) for name in others if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    numbers += [signal.SIGINT, signal.SIGTERM]
+    before = {int(number): signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

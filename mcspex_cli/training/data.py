@@ -184,11 +184,11 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a file or a column is missing, or the tables know none of the speakers.
     """
-    known: dict[str, str] = {}
+    by_speaker: dict[str, str] = {}
     for path in tables:
         for _, row in read_rows(path, ("speaker", "sex")):
-            known[row["speaker"]] = _SEXES.get(row["sex"].strip().lower(), "")
-    sexes = [known.get(Path(name).name, "") for name in speakers]
+            by_speaker[row["speaker"]] = _SEXES.get(row["sex"].strip().lower(), "")
+    sexes = [by_speaker.get(Path(name).name, "") for name in speakers]
     if not any(sexes):
         names = ", ".join(map(str, tables))
         raise ConfigError(

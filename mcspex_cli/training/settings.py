@@ -283,11 +283,11 @@ def _check(path: Path, settings: TrainSettings) -> None:
     from mcspex_cli.model.config import SIZES
     from mcspex_cli.model.systems import CHOICES
 
-    for key, known in {**CHOICES, "size": SIZES}.items():
+    for key, choices in {**CHOICES, "size": SIZES}.items():
         value = getattr(settings.model, key, None)
-        if value is not None and value not in known:
+        if value is not None and value not in choices:
             raise ConfigError(
-                f'{path}: [model] {key} = "{value}" must be one of {", ".join(known)}.'
+                f'{path}: [model] {key} = "{value}" must be one of {", ".join(choices)}.'
             )
     defaults, mixtures = MixtureSettings(), settings.mixtures
     if mixtures.absent == 1:

@@ -368,8 +368,8 @@ def write_renderings(
             yield name
         for name, part in itertools.product(earlier - written, PARTS):
             (folder / part / f"{name}.wav").unlink(missing_ok=True)
-    known = set(map(files.normal, written))
-    others = [p for p in files.find(folder / "mix_clean") if files.normal(p.stem) not in known]
+    names = set(map(files.normal, written))
+    others = [p for p in files.find(folder / "mix_clean") if files.normal(p.stem) not in names]
     if others:
         _logger.warning(
             f"{folder}: has sound files that are not of this set, such as {others[0]}. Remove them."
