@@ -138,7 +138,7 @@ class OptimiserSettings:
 
     steps: Steps = 10_000
     minutes: Minutes = 0.0
-    batch: Annotated[int, Limits(2, 1e6)] = 8
+    batch: Annotated[int, Limits(2, 4096)] = 8
     learning_rate: Annotated[float, Limits(1e-12, 10)] = 1e-3
     muon_rate: Annotated[float, Limits(0, 10)] = 0.005
     warmup_steps: Annotated[int, Limits(0, 1e12)] = 200
