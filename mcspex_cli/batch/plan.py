@@ -389,10 +389,10 @@ class _Planner:
             return "is an absolute path"
         if ":" in name and os.name == "nt":
             return "has a colon, which Windows does not allow"
-        dotted = [part for part in re.split(r"[\\/]", name) if part.startswith(".") and part != "."]
-        if dotted:
+        parts = re.split(r"[\\/]", name)
+        if any(part.startswith(".") and part != "." for part in parts):
             hidden = "would be hidden, so that score and report do not find it"
-            return "leaves the output folder" if ".." in dotted else hidden
+            return "leaves the output folder" if ".." in parts else hidden
         if os.path.splitext(name)[1].lower() not in _SUFFIXES[kind]:  # noqa: PTH122
             return f"does not end in {', '.join(_SUFFIXES[kind])}"
         if any(len(os.fsencode(part)) > files.LONGEST_NAME for part in name.split("/")):

@@ -404,8 +404,8 @@ def _as_json(config: Config | dict[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
 
 
-def owner(folder: Path) -> str:
-    """Where the model in a folder comes from, which must not be changed; "" for a user's own."""
+def find_source(folder: Path) -> str:
+    """Say where a folder's model comes from, if it must not be changed; "" for a user's own."""
     resolved = folder.resolve()
     if resolved.is_relative_to(hub.location().resolve()):
         return "comes from the Hub"
@@ -435,7 +435,7 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{existing[0]}: is there, and not part of an mcspex model. Name another folder."
         ) from error
-    if source := owner(folder):
+    if source := find_source(folder):
         raise OutputError(f"{folder}: has a model that {source}. Name another folder.")
     if not overwrite:
         raise OutputError(f"{folder}: has a model. Name another folder, or add --overwrite.")

@@ -355,16 +355,16 @@ def calibrate(
     mcspex models calibrate runs/best held-out-speakers/
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import files
-    from mcspex_cli.checkpoint.checkpoint import owner, write_calibration
+    from mcspex_cli.checkpoint.checkpoint import find_source, write_calibration
     from mcspex_cli.checkpoint.hub import CONFIG
 
     quiet = quiet or as_json
     info = options.find_model(name, offline=True, quiet=quiet)
     for source in sources:
         files.check_exists(source)
-    if its_owner := owner(info.folder):
+    if origin := find_source(info.folder):
         raise CheckpointError(
-            f"{info.label}: {its_owner}, and is not changed. Copy {info.folder} and calibrate the "
+            f"{info.label}: {origin}, and is not changed. Copy {info.folder} and calibrate the "
             "copy."
         )
     files.check_output(info.folder / CONFIG, overwrite=True)

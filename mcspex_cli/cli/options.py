@@ -63,7 +63,7 @@ class _NewFolder(NamedPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse what means standard output elsewhere, and read any other path."""
         if value == "-":
-            self.fail("standard output is no folder. Name one; ./- is one called so.", param, ctx)
+            self.fail("a folder is needed, not standard output. Name one.", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -270,7 +270,7 @@ def test_a_folder_is_not_standard_output(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, [*words, "-o", "-"])
-    assert (done.exit_code, "standard output is no folder. Name one" in done.stderr) == (2, True)
+    assert (done.exit_code, "a folder is needed, not standard output." in done.stderr) == (2, True)
     assert not any(tmp_path.iterdir())
 
 
