@@ -12,7 +12,7 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import flag, option, path, paths
-from mcspex_cli.errors import BelowThreshold, McspexError, PairingError, PartialFailure
+from mcspex_cli.errors import BelowThreshold, ConfigError, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.page import PageSettings
@@ -284,7 +284,11 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
     pairings = scoring.pair(request.estimates, request.truth, request.mixtures, request.interferers)
     if request.references or request.reference_folder:
         pairings = _add_references(pairings, request)
-    presences = report.read_presences(request.estimates)
+    presences: dict[Path, float | None] = {}
+    try:
+        presences = report.read_presences(request.estimates)
+    except ConfigError as error:
+        console.warn(f"presence is not known: {error}")
     pairings = [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
     if request.transcripts:
         pairings = scoring.add_transcripts(pairings, request.transcripts)

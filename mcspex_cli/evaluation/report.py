@@ -155,7 +155,7 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
         document = json.loads(files.read_text(path))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON ({error}). {advice}") from error
-    if not isinstance(document, dict) or "format" not in document:
+    if not isinstance(document, dict) or not isinstance(document.get("format"), int):
         return None
     if document["format"] != FORMAT:
         raise ConfigError(

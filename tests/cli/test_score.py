@@ -188,6 +188,23 @@ def test_a_threshold_without_a_value_is_an_error(words: list[Path | str], tmp_pa
     assert "error: --fail-under si_sdr: no file has a value. See above." in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        ('{"format": "html", "scores": 3}', ""),
+        ('{"a": 1}\n{"a": 2}\n', "warning: presence is not known: {}: cannot be read as JSON"),
+        ('{"format": 9}', "warning: presence is not known: {}: is a report in format 9"),
+    ],
+)
+def test_another_report_beside_the_estimates_stops_no_scores(
+    words: list[Path | str], tmp_path: Path, content: str, warning: str
+) -> None:
+    (tmp_path / "report.json").write_text(content)
+    done = run(*words, *FAST)
+    assert (done.exit_code, "warning" in done.stderr) == (0, bool(warning)), done.output
+    assert done.stderr.startswith(warning.format(tmp_path / "report.json"))
+
+
 def test_a_metric_that_no_file_has_a_value_of_is_said(words: list[Path | str]) -> None:
     done = run(*words[:3], "--mixtures", words[2], *FAST)
     assert done.exit_code == 0
