@@ -271,6 +271,12 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     if failed:
         listed = f"{work.plan.label}/{results.FAILED}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {listed}.")
+    lost = report.summary.statuses.get("pending", 0)
+    if lost and not left and work.settings.shard == (1, 1):
+        raise PartialFailure(
+            f"{console.count(lost, 'file')} done, but replaced or removed since. If another batch "
+            "with other settings writes to this folder, end it; then use --overwrite."
+        )
     score.conclude(report)
 
 

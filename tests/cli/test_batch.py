@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 import mcspex_cli
 from mcspex_cli import audio, files
 from mcspex_cli.__main__ import main
+from mcspex_cli.batch import results
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 from tests.media import SoundTrack, make
@@ -369,6 +370,18 @@ def test_a_run_without_failures_removes_the_list_of_them(batch: Run, twenty: lis
     assert done.exit_code == 0
     assert "20 of 20 files done, 19 of them before" in done.stderr
     assert not Path("out/failed.jsonl").exists()
+
+
+def test_a_result_that_another_run_replaces_meanwhile_is_said(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(*_: object) -> None:
+        next(Path("out/audio").rglob("*.wav")).write_bytes(b"of another run")
+
+    monkeypatch.setattr(results, "score", score)
+    done = batch(*ASKED)
+    assert done.exit_code == 3
+    assert "error: 1 file done, but replaced or removed since. If another batch" in done.stderr
 
 
 def test_fail_fast_stops_and_the_rest_is_pending(batch: Run, twenty: list[str]) -> None:
