@@ -1001,7 +1001,7 @@ def test_convert_keeps_its_source_and_the_current_folder(
     model = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     for words, message in (
         ((best, "-o", best), "is a file. Name a folder."),
-        ((best, "-o", best.parent, "--overwrite"), "best.pt.tar is in it. Name another folder."),
+        ((best, "-o", best.parent, "--overwrite"), "is not empty, and no model."),
         ((best, "-o", "."), ".: is the current folder, or above it."),
         ((model, "-o", model, "--sample-rate", 16000, "--overwrite"), f"{model} is in it."),
     ):
