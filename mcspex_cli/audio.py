@@ -39,6 +39,12 @@ LOWEST_HZ, HIGHEST_HZ = 1_000, 1_000_000
 
 MOST_CHANNELS = 256
 
+MIN_SIGNAL_S = 0.3
+"""A mixture or a reference that is shorter than this is of no use."""
+
+SILENCE_DB = -90.0
+"""RMS level, dB of full scale, below which a signal counts as silent."""
+
 LOUDEST = 1e12
 """Samples beyond this are no sound; sums over the squares of those below it are finite."""
 
@@ -59,6 +65,10 @@ _CLIPPED_PEAK = 1 + 2**-12
 
 _CANCELLED_DB, WEAKENED_DB = 60.0, 20.0
 """How far below its channels a mix is where they cancel each other out, or nearly so."""
+
+_LOWEST_AUDIBLE_HZ = 20.0
+_RUMBLE_FILTER_S = 0.4
+"""The length of the filter that takes out what is lower, which decides how steep it is."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,7 @@ class Reader:
         damaged: "fail" raises at the first damage; "keep" reads what can be read, with silence
             where a part is lost in the middle, and a warning that says how much is missing.
         advice: what messages tell the user to do.
+        shortest_s: a file shorter than this is an error, by its header and when it has been read.
 
     Raises:
         TypeError: the channel or track is not text, or the rate is not a number.
@@ -171,6 +182,7 @@ class Reader:
         track: str | None = None,
         damaged: Damaged = "fail",
         advice: Advice = FILE_ADVICE,
+        shortest_s: float = 0.0,
     ) -> None:
         if not isinstance(channel, str) or not isinstance(track, str | None):
             raise TypeError(f'channel and track are text, such as "1", not {channel!r}, {track!r}')
@@ -181,6 +193,7 @@ class Reader:
         self.path, self.channel = Path(path), channel
         self.sample_rate_hz = sample_rate_hz or 0
         self._track, self._damaged, self._advice = track, damaged, advice
+        self._shortest_s = shortest_s
         self.frames = 0
         """Samples per channel read so far, at the file's own rate."""
         self.original: Samples = np.zeros((1, 0), np.float32)
@@ -195,15 +208,21 @@ class Reader:
         A file whose header has no length, as of a live recording, is decoded to measure it.
 
         Raises:
-            AudioError: the file is missing, a directory, empty or not sound, it has no such track
-                or channel, or its rate or number of channels is none that anybody records with.
+            AudioError: the file is missing, a directory, empty, too short or not sound, it has no
+                such track or channel, or its rate or number of channels is none that anybody
+                records with.
         """
         with self._open("keep") as decoder:
             info = decoder.info
-            if info.frames:
-                return info
-            frames = sum(block.shape[1] for block in decoder.blocks(info.sample_rate_hz))
-            return replace(info, frames=frames)
+            if not info.frames:
+                frames = sum(block.shape[1] for block in decoder.blocks(info.sample_rate_hz))
+                info = replace(info, frames=frames)
+        check_length(str(self.path), info.frames / info.sample_rate_hz, self._shortest_s)
+        return info
+
+    def check(self) -> None:
+        """Raise what `info` raises, if anything."""
+        _ = self.info
 
     def read(self) -> Samples:
         """Read all of it: [sample] for one channel or the mix, [channel, sample] for "all"."""
@@ -272,6 +291,28 @@ class Reader:
                 f"{path}: its channels nearly cancel each other out in the mix, which is "
                 f"{meter.loss_db:.0f} dB below them. {advice}"
             )
+        seconds = self.frames / rate_hz
+        if seconds < self._shortest_s and self.warnings:  # of a damaged file this much is left
+            raise AudioError(
+                f"{path}: is damaged, and only {seconds:.2f} s of it can be read, which is too "
+                "short. Export it again from the original."
+            )
+        check_length(str(path), seconds, self._shortest_s)
+
+
+class ArrayReader(Reader):
+    """Samples in memory, which are read as those of a file are."""
+
+    def __init__(self, name: str, samples: Samples, sample_rate_hz: int, channel: str) -> None:
+        super().__init__(name, sample_rate_hz, channel)
+        self.info = AudioInfo(sample_rate_hz, *samples.shape)
+        self._samples = select(samples, channel, name)
+        check_length(name, self.info.seconds)
+
+    def __iter__(self) -> Generator[Samples, None, None]:
+        """Give all of them as one block [channel, sample]."""
+        self.frames = self.info.frames
+        yield self._samples
 
 
 @contextmanager
@@ -509,6 +550,24 @@ def check_rate(sample_rate_hz: float) -> None:
         raise ValueError(f"a sample rate is a whole number of Hz, not {sample_rate_hz}")
 
 
+def level_db(mean_square: float) -> float:
+    """The level of a mean square, in dB of full scale."""
+    return 10 * float(np.log10(max(mean_square, 1e-30)))
+
+
+def check_length(name: str, seconds: float, shortest_s: float = MIN_SIGNAL_S) -> None:
+    """Refuse a signal shorter than `shortest_s` with an `AudioError`."""
+    if seconds < shortest_s:
+        shown_s = min(seconds, shortest_s - 0.01)  # "0.30 s is too short" would be odd
+        raise AudioError(f"{name}: {shown_s:.2f} s is too short. Give {shortest_s} s or more.")
+
+
+def check_level(name: str, mean_square: float) -> None:
+    """Refuse a silent signal with an `AudioError`."""
+    if level_db(mean_square) < SILENCE_DB:
+        raise AudioError(f"{name}: is silent. Check the recording and its channels.")
+
+
 class Resampler:
     """A streaming resampler for blocks [channel, sample]; the identity at equal rates."""
 
@@ -533,3 +592,41 @@ class Resampler:
             return block
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last)
         return out.T
+
+
+def without_rumble(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[Samples]:
+    """Take a constant offset, and what is below 20 Hz, out of a stream of blocks [channel, sample].
+
+    The filter is a linear-phase one whose delay is taken out, so that what is left stays where it
+    was. Both ends of the signal are mirrored, so that an offset makes no click there. As many
+    samples come out as went in, in other blocks.
+    """
+    half = round(_RUMBLE_FILTER_S / 2 * sample_rate_hz)
+    taps = _low_pass(half, sample_rate_hz)
+    begun, held = False, None
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block], axis=-1)
+        if not begun and held.shape[-1] > half:
+            held, begun = np.pad(held, ((0, 0), (half, 0)), mode="reflect"), True
+        if begun and held.shape[-1] > 2 * half:
+            yield held[..., half:-half] - _convolved(held, taps)
+            held = held[..., -2 * half :]
+    if held is not None and held.shape[-1]:
+        ends = (0 if begun else half, half)
+        held = np.pad(held, ((0, 0), ends), mode="reflect")
+        yield held[..., half:-half] - _convolved(held, taps)
+
+
+def _low_pass(half: int, sample_rate_hz: int) -> Samples:
+    """The taps [2 * half + 1] of a low-pass at `_LOWEST_AUDIBLE_HZ`: a sinc under a Hann window."""
+    times_s = np.arange(-half, half + 1) / sample_rate_hz
+    taps = np.sinc(2 * _LOWEST_AUDIBLE_HZ * times_s) * np.hanning(2 * half + 3)[1:-1]
+    return np.asarray(taps / taps.sum(), np.float32)
+
+
+def _convolved(samples: Samples, taps: Samples) -> Samples:
+    """Samples [channel, sample] under a filter, without the ends that the filter only half sees."""
+    size = 2 ** int(np.ceil(np.log2(samples.shape[-1])))
+    spectrum = np.fft.rfft(samples, size) * np.fft.rfft(taps, size)
+    valid = np.fft.irfft(spectrum, size)[..., len(taps) - 1 : samples.shape[-1]]
+    return valid.astype(np.float32)

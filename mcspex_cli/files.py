@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 import unicodedata
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -251,13 +251,13 @@ def name_key(name: str) -> str:
     return normal(name).casefold()
 
 
-def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
+def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
     """Refuse a file that cannot be written, which is tried, or must not be replaced.
 
     Args:
         path: the file.
         overwrite: whether it may be replaced.
-        replacement: what would replace it, for the message: " by the output for mixture.wav".
+        mixture: the one whose output would replace it, for the message.
 
     Raises:
         OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
@@ -271,7 +271,8 @@ def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
         elif path.exists() and not path.is_file():
             problem = "is not a regular file. Choose another name."
         elif os.path.lexists(path) and not overwrite:
-            problem = f"exists already. Add --overwrite to replace it{replacement}."
+            by = f" by the output for {mixture}" if mixture else ""
+            problem = f"exists already. Add --overwrite to replace it{by}."
         elif not folder.is_dir():
             what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
             problem = f"{folder} is {what}, not a folder. Choose another place."
@@ -291,6 +292,83 @@ def check_output(path: Path, *, overwrite: bool, replacement: str = "") -> None:
         ) from error
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def identities(*paths: Path) -> set[object]:
+    """What names of one file have in common: its path and, if it exists, its inode; of them all."""
+    known: set[object] = set()
+    for path in paths:
+        known.add(os.path.realpath(path))  # which, unlike Path.resolve, follows links in a circle
+        with suppress(OSError):
+            state = path.stat()
+            known.add((state.st_dev, state.st_ino))
+    return known
+
+
+def check_no_input(outputs: Iterable[Path], inputs: Set[object]) -> None:
+    """Refuse an output that is an input; `inputs` are the `identities` of all of them."""
+    for path in outputs:
+        if identities(path) & inputs:
+            raise OutputError(
+                f"{path}: is an input, and inputs are never overwritten. Choose another name."
+            )
+
+
+class Places:
+    """Files that are read and written, to refuse one that is written twice or over an input.
+
+    Args:
+        inputs: what is read for all mixtures.
+    """
+
+    def __init__(self, inputs: Iterable[Path] = ()) -> None:
+        self._inputs = identities(*inputs)
+        self._outputs: dict[object, str] = {}
+
+    def add(self, mixture: Path, outputs: Sequence[Path], name: str, *, overwrite: bool) -> None:
+        """Add a mixture, called `name`, and the files that are written for it.
+
+        Raises:
+            OutputError: one would be written over a mixture or by another mixture too, or as
+                `check_output`.
+        """
+        for path in (mixture, *outputs):
+            check_name(path)
+        source = identities(mixture)
+        if writers := [self._outputs[key] for key in source & self._outputs.keys()]:
+            raise OutputError(
+                f"{mixture}: would be overwritten by the output for {writers[0]}. Leave it out, "
+                "or choose another -o."
+            )
+        self._inputs |= source
+        own: set[object] = set()
+        for path in outputs:
+            keys = {*identities(path), ("name", name_key(os.path.realpath(path)))}
+            check_no_input([path], self._inputs)
+            if keys & own:
+                hint = (
+                    "" if identities(path) & own else "; upper and lower case are one on many disks"
+                )
+                raise OutputError(
+                    f"{path}: is named for two outputs. Give each its own name{hint}."
+                )
+            if not {*path.parents}.isdisjoint(outputs):
+                raise OutputError(f"{path}: its folder has the name of another output. Rename one.")
+            writers = [self._outputs[key] for key in keys & self._outputs.keys()]
+            if name in writers:
+                raise OutputError(
+                    f"{name}: would be written twice to {path}. Leave one out, or give each its "
+                    "own output."
+                )
+            if writers:
+                raise OutputError(
+                    f"{writers[0]} and {name} would both be written to {path}. "
+                    "Rename one, or extract them one at a time with -o FILE."
+                )
+            own |= keys
+        for path in outputs:
+            check_output(path, overwrite=overwrite, mixture=name)
+        self._outputs |= dict.fromkeys(own, name)
 
 
 def make_folders(*folders: Path) -> None:
@@ -376,11 +454,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(*, overwrite: bool = True, mixture: str = "") -> Iterator[None]:
     """Have the files that are written whole in the block appear at its end: all, or none of them.
 
     If one cannot get its name, those before it are taken back, and what they replaced is there
-    again.
+    again. Unless they may `overwrite`, they do not replace what another program has written in the
+    meantime; `mixture` is that of `check_output`.
 
     Raises:
         OutputError: one of them cannot be given its name.
@@ -391,6 +470,8 @@ def together() -> Iterator[None]:
     token = _waiting.set(waiting)
     try:
         yield
+        for path in () if overwrite else waiting:
+            check_output(path, overwrite=False, mixture=mixture)
         for path, unfinished in waiting.items():
             try:
                 if len(waiting) > 1 and path.is_file():

@@ -307,7 +307,6 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
     from mcspex_cli.batch import backends, journal, plan
     from mcspex_cli.evaluation.summary import read_groups
-    from mcspex_cli.extraction.job import check_calibrated
 
     values = vars(request)
     if request.groups:
@@ -315,8 +314,10 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     batch_plan = plan.plan_batch(options.fill(plan.BatchRequest, values))
     for text in batch_plan.warnings:
         console.warn(text)
-    model = options.find_model(request.model, offline=request.offline, quiet=not shown)
-    check_calibrated(model, model.calibration, request.extraction.absent)
+    absent = request.extraction.absent
+    model = options.find_model(
+        request.model, offline=request.offline, quiet=not shown, absent=absent
+    )
     # Whether a file is extracted alone or with others must not change its result. So "auto" always
     # chooses as it does for a very long mixture.
     engine_settings = replace(request.engine_settings, device=request.devices[0])
@@ -331,7 +332,8 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     if is_half and request.backend == "local" and not settings.on_gpu():
         console.warn(options.SLOW_PRECISION)
     plan.check_profiles(batch_plan, model)
-    options.prepare(model, engine_settings.runtime, quiet=not shown)
+    if engine_settings.runtime == "onnx":
+        options.prepare_onnx(model, quiet=not shown)
     if not request.dry_run:
         settings = backends.connect(settings)
     return journal.open_work(

@@ -28,6 +28,7 @@ from mcspex_cli.errors import (
 
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings, ExtractionOptions, Extractor, Job, Result, Span, Voice
+    from mcspex_cli.audio import Reader
     from mcspex_cli.extraction.profile import Profile, ReferenceQuality
 
 STREAM = "-"
@@ -37,7 +38,9 @@ _COPIED_BYTES = 2**20
 
 
 def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple[Span, ...]:
-    from mcspex_cli import Span
+    if not texts:
+        return ()
+    from mcspex_cli.extraction.reference import Span
 
     try:
         return tuple(map(Span.parse, texts))
@@ -149,16 +152,15 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
     from concurrent.futures import Future
 
-    from mcspex_cli import Extractor, audio
     from mcspex_cli.extraction import job, profile, reference
+    from mcspex_cli.extraction.extractor import Extractor
 
-    settings, enrolled = request.extraction, Future["Voice"]()
-    references, places = reference.list_sources(request.references), job.Places()
+    settings, quiet, enrolled = request.extraction, request.is_silent, Future["Voice"]()
+    references = reference.list_sources(request.references)
     jobs = _plan(request, stdin, enrolled.result)
     for one in jobs:
-        job.check_references(one, references)
         console.check_log_files(one.outputs.paths())
-        places.add(one)
+    job.check_jobs(jobs, references)
     sources = reference.check_sources(references)
     if stdin:
         _copy_stdin(stdin)
@@ -169,22 +171,22 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
             if len(jobs) == 1:
                 raise
     first = jobs[0]
-    if first.reader:
+    if first.reader and request.spans:
         reference.check_spans(first.reader, request.spans)
     seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
-    info = options.find_model(request.model, offline=request.offline, quiet=request.is_silent)
-    job.check_calibrated(info, info.calibration, settings.absent)
+    info = options.find_model(
+        request.model, offline=request.offline, quiet=quiet, absent=settings.absent
+    )
+    clips: list[Path | Reader] = []
     for source_path, source in sources.items():
         if isinstance(source, profile.Profile):
             source.enrolment_for(info, source_path)
-    engine = options.start_engine(info, request.engine_settings, seconds, quiet=request.is_silent)
+            clips.append(source_path)
+        else:
+            clips.append(source)
+    engine = options.start_engine(info, request.engine_settings, seconds, quiet=quiet)
     extractor = Extractor(info, engine)
-    voice = extractor.enroll(
-        [one if isinstance(one, audio.Reader) else path for path, one in sources.items()],
-        spans=request.spans,
-        mixture=first.mixture,
-        options=settings,
-    )
+    voice = extractor.enroll(clips, spans=request.spans, mixture=first.mixture, options=settings)
     enrolled.set_result(voice)
     for line in voice.warnings:
         console.warn(line)
@@ -193,8 +195,8 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
 
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
     """A job for each mixture: its outputs are beside it, in a folder, or the file named."""
-    from mcspex_cli import Job, Outputs, files
-    from mcspex_cli.extraction.job import speaker_name
+    from mcspex_cli import files
+    from mcspex_cli.extraction.job import Job, Outputs, speaker_name
 
     jobs = []
     for mixture in map(Path, request.mixtures):
@@ -278,8 +280,8 @@ def _show(request: ExtractRequest, job: Job, result: Result) -> None:
                 f"; {result.model}{revision} (sha256 {result.model_sha256[:12]}) on "
                 f"{result.device}, {result.precision}, {result.runtime}, {sound}"
             )
-        others = [str(path) for path in job.outputs.paths()[1:]]
-        console.say("  ".join([str(output), f"({speed})", *others]))
+        others = (row["residual"], row["activity"])
+        console.say("  ".join([str(output), f"({speed})", *filter(None, others)]))
 
 
 @contextmanager
@@ -389,7 +391,8 @@ def enroll(
         return
     if output is None:
         raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
-    from mcspex_cli.extraction import job, profile, reference
+    from mcspex_cli import files
+    from mcspex_cli.extraction import profile, reference
 
     clips = reference.list_sources(sources)
     name = printable(name or output.stem)
@@ -397,8 +400,7 @@ def enroll(
     quiet = quiet or as_json
     named = [options.find_model(one, offline=offline, quiet=quiet) for one in models or (None,)]
     infos = list({info.sha256: info for info in named}.values())
-    for clip in clips:
-        job.check_no_input(output, job.identities(clip))
+    files.check_no_input([output], files.identities(*clips))
     reference.check_sources(clips, *infos)
     voices = [
         reference.enroll(clips, options.start_engine(info, engine_settings, 0.0, quiet=quiet), info)

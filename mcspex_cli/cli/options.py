@@ -455,11 +455,21 @@ def examples() -> Path:
     return installed if installed.is_dir() else package.parent / "examples"
 
 
-def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
-    """Find what --model names, or the default model; a download is shown."""
+def find_model(
+    model: str | None, *, offline: bool, quiet: bool = False, absent: str = "keep"
+) -> CheckpointInfo:
+    """Find what --model names, or the default model; a download is shown.
+
+    A model that cannot do what `absent` asks for is refused.
+    """
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
-    return find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
+    info = find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
+    if absent != "keep" and info.calibration is None:
+        from mcspex_cli.extraction.job import uncalibrated_error
+
+        raise uncalibrated_error(info)
+    return info
 
 
 def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
@@ -495,15 +505,13 @@ def read_card(info: CheckpointInfo) -> Card | None:
         return None
 
 
-def prepare(info: CheckpointInfo, runtime: str, *, quiet: bool = False) -> None:
-    """Make the graphs that a runtime needs, if there are none yet."""
-    if runtime != "onnx":
-        return
+def prepare_onnx(info: CheckpointInfo, *, quiet: bool = False) -> None:
+    """Make the graphs that ONNX Runtime needs, if there are none yet."""
     from mcspex_cli.extraction import onnx
 
     if onnx.lacks_graphs(info):
         if not quiet:
-            console.say(f"{info.label}: making graphs for {runtime}, which is done once ...")
+            console.say(f"{info.label}: making graphs for onnx, which is done once ...")
         onnx.prepare(info)
 
 
@@ -514,7 +522,8 @@ def start_engine(
     from mcspex_cli.extraction import engine, runtime
 
     settings = runtime.choose_runtime(info, settings, seconds)
-    prepare(info, settings.runtime, quiet=quiet)
+    if settings.runtime == "onnx":
+        prepare_onnx(info, quiet=quiet)
     runtime.keep_memory()
     opened = engine.open_engine(info, settings)
     if (opened.runtime.device, opened.runtime.precision) == ("cpu", "float16"):

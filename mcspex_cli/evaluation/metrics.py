@@ -25,11 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import Samples, without_rumble
 from mcspex_cli.errors import CheckpointError, ConfigError, install_extra
 from mcspex_cli.extraction.presence import PresenceMeter, leads
 from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
-from mcspex_cli.extraction.windows import without_rumble
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor

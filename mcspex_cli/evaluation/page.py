@@ -38,7 +38,6 @@ from mcspex_cli.evaluation.comparison import (
     compare_systems,
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
-from mcspex_cli.extraction.job import check_no_input, identities
 
 EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
@@ -383,13 +382,13 @@ def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSe
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]
     paths = {each for path in inputs if path for each in (path, *path.resolve().parents)}
-    taken = set[object]().union(*map(identities, paths))
-    check_no_input(output, taken)
+    taken = files.identities(*paths)
+    files.check_no_input([output], taken)
     files.check_output(output, overwrite=settings.overwrite)
     folder = _media_folder(output)
     if settings.embed or not folder.exists():
         return
-    check_no_input(folder, taken)
+    files.check_no_input([folder], taken)
     if not settings.overwrite:
         raise OutputError(f"{folder}: exists already. Add --overwrite to replace it.")
     if not folder.is_dir() or not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):

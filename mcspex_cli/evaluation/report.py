@@ -30,7 +30,6 @@ from mcspex_cli.evaluation.summary import (
     summarise,
     worst,
 )
-from mcspex_cli.extraction.job import check_no_input, identities
 
 FORMAT = 1
 """The version of reports in JSON."""
@@ -397,14 +396,14 @@ REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
     """Refuse files for reports that are inputs, twice there, of no format or cannot be written."""
-    taken = set[object]().union(*(identities(path) for path in inputs if path))
+    taken = files.identities(*filter(None, inputs))
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for number, path in enumerate(outputs):
         if path.suffix.lower() not in suffixes:
             endings = ", ".join(suffixes)
             raise OutputError(f"{path}: unknown format. The name must end in {endings}.")
-        check_no_input(path, taken)
-        if any(identities(path) & identities(other) for other in outputs[:number]):
+        files.check_no_input([path], taken)
+        if any(files.identities(path) & files.identities(other) for other in outputs[:number]):
             raise OutputError(f"{path}: is named twice. Leave out one -o.")
         files.check_output(path, overwrite=True)
 

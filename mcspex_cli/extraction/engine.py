@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.audio import LOUDEST, MOST_CHANNELS, Samples
+from mcspex_cli.audio import (
+    LOUDEST,
+    MIN_SIGNAL_S,
+    MOST_CHANNELS,
+    SILENCE_DB,
+    Samples,
+    check_length,
+    check_level,
+)
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
-from mcspex_cli.extraction.speech import MIN_SIGNAL_S, SILENCE_DB, check_length, check_level
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
@@ -85,10 +92,11 @@ class Engine:
         self.windowing = Windowing(*(round(s * self.sample_rate_hz) for s in seconds))
         self._process = os.getpid()
 
-    def embed(self, references: Sequence[Samples]) -> Samples:
+    def embed(self, references: Sequence[Samples], name: str = "the reference") -> Samples:
         """Embed one person from one or more clips [sample] at `sample_rate_hz`.
 
         Clips are embedded unpadded, those over 30 s in equal parts, and averaged by duration.
+        Messages call them `name`.
 
         Returns:
             [embedding].
@@ -104,8 +112,8 @@ class Engine:
         for reference in references:
             clip = check_samples("a reference", reference, 1)
             mean_square = float(_power(clip)[0])
-            check_length("the reference", len(clip) / self.sample_rate_hz)
-            check_level("the reference", mean_square)
+            check_length(name, len(clip) / self.sample_rate_hz)
+            check_level(name, mean_square)
             parts += np.array_split(clip, -(-len(clip) // longest))
         embeddings = [self.embed_parts(part[None])[0] for part in parts]
         weights = [float(len(part)) for part in parts]
@@ -123,7 +131,8 @@ class Engine:
             embeddings = self._embed(parts)
         except OutOfMemoryError as error:
             raise self._short_of_memory() from error
-        self.check_finite(embeddings)
+        if not np.isfinite(embeddings).all():
+            raise self.overflow_error()
         return embeddings
 
     def _embed(self, parts: Samples) -> Samples:
@@ -171,7 +180,8 @@ class Engine:
         for batch in self.batches((None, window) for window in cut(checked, self.windowing)):
             estimates = self.compute([(window.samples, embedding) for _, window in batch])
             for (_, window), estimate in zip(batch, estimates, strict=True):
-                self.check_finite(estimate)
+                if not np.isfinite(estimate).all():
+                    raise self.overflow_error()
                 yield joiner.add(window, estimate)
 
     def batches(
@@ -204,7 +214,7 @@ class Engine:
 
         They are about equally long, as `batches` makes them. If memory is short, halves of them
         are computed, and smaller batches from then on; if it is for one signal, that is an
-        EngineError. The caller passes the estimates [channel, sample] to `check_finite`.
+        EngineError. The caller raises `overflow_error` where an estimate is not finite.
 
         Args:
             pairs: the mixtures and embeddings.
@@ -313,20 +323,18 @@ class Engine:
         estimates = self.runtime.extract([np.pad(one, (shift, 0)) for one in signals], embeddings)
         return [estimate[shift:] for estimate in estimates]
 
-    def check_finite(self, values: Samples) -> None:
-        """Refuse numbers that are not finite, and say if the precision or the model is to blame."""
-        if np.isfinite(values).all():
-            return
+    def overflow_error(self) -> EngineError:
+        """The error for numbers that are not finite: the precision or the model is to blame."""
         runtime = self.runtime
         if not runtime.has_finite_weights():
-            raise EngineError(
+            return EngineError(
                 f"{self.label}: its weights are not finite. Install or copy it again."
             )
         if runtime.precision != "float32":
-            raise EngineError(
+            return EngineError(
                 f"{runtime.precision} overflowed on {runtime.device}. Use --precision float32."
             )
-        raise EngineError(
+        return EngineError(
             f"{self.label}: gave numbers that are not finite. The model, or the profile of the "
             "voice, is damaged. Install the model, or enroll the voice, again."
         )

@@ -33,19 +33,19 @@ from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
-from mcspex_cli.extraction import levels, speech
+from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine, check_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
     ExtractionOptions,
     Job,
     Outputs,
-    Places,
     Result,
-    check_calibrated,
-    check_references,
+    check_embedding,
+    check_sources,
     check_voice,
     open_mixture,
+    uncalibrated_error,
 )
 from mcspex_cli.extraction.presence import (
     Polarity,
@@ -58,7 +58,7 @@ from mcspex_cli.extraction.presence import (
 )
 from mcspex_cli.extraction.reference import Clip, Span, Voice, enroll, read_spans
 from mcspex_cli.extraction.runtime import PASSES, EngineSettings
-from mcspex_cli.extraction.windows import Joiner, Mixture, Window
+from mcspex_cli.extraction.windows import Joiner, Window, cut
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.streaming import LiveExtractor
@@ -122,7 +122,7 @@ class Extractor:
         spans: Sequence[Span] = (),
         mixture: Path | str | None = None,
         options: ExtractionOptions | None = None,
-        advance: Callable[[float], object] = lambda _: None,
+        advance: Callable[[float], object] | None = None,
     ) -> Voice:
         """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
 
@@ -164,17 +164,6 @@ class Extractor:
             sources += read_spans(reader, spans, self.sample_rate_hz, advance)
         return enroll(sources, self.engine, self.model, advance)
 
-    def check_embedding(self, name: str, voice: Voice) -> None:
-        """Refuse a voice of another model, or a damaged one; the message begins with `name`."""
-        embedding = np.asarray(voice.embedding)
-        is_known = embedding.shape == (self.model.config.embedding,) and embedding.dtype.kind == "f"
-        if not is_known or not np.isfinite(embedding).all():
-            sources = f" ({', '.join(voice.sources)})" if voice.sources else ""
-            raise McspexError(
-                f"{name}: the voice{sources} is not one of this model, or is damaged. "
-                "Enroll it with the model that extracts it."
-            )
-
     def extract(
         self,
         samples: Samples,
@@ -205,8 +194,7 @@ class Extractor:
         audio.check_rate(rate_hz)
         rate_hz = int(rate_hz)  # which may be NumPy's, and then JSON would not take it
         options = self._checked(options)
-        block = audio.select(block, options.channel, "the mixture")
-        mixture = Mixture("the mixture", rate_hz, len(block), [block])
+        mixture = audio.ArrayReader("the mixture", block, rate_hz, options.channel)
         with closing(_Extraction(self, options, check_voice(voice), mixture)) as work:
             for _ in self._computed([work], lambda _: None):
                 pass
@@ -240,11 +228,12 @@ class Extractor:
         """
         from mcspex_cli.extraction.streaming import LiveExtractor, Timing
 
-        self.check_embedding("live", check_voice(voice))
+        check_embedding("live", check_voice(voice), self.model.config.embedding)
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         timing = Timing.for_latency(latency_s, rate_hz)
         live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
-        check_calibrated(self.model, self.engine.calibration, absent)
+        if absent != "keep" and self.engine.calibration is None:
+            raise uncalibrated_error(self.model)
         return live
 
     def extract_file(
@@ -295,7 +284,7 @@ class Extractor:
         Yields:
             Each job, in order, with its result or its error, which does not stop the others.
         """
-        options, places = self._checked(options), Places()
+        options, places = self._checked(options), files.Places()
         lookahead = max(LOOKAHEAD, self.engine.batch)
         opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
@@ -334,7 +323,8 @@ class Extractor:
         if options is not None and not isinstance(options, ExtractionOptions):
             raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
         options = options or ExtractionOptions()
-        check_calibrated(self.model, self.engine.calibration, options.absent)
+        if options.absent != "keep" and self.engine.calibration is None:
+            raise uncalibrated_error(self.model)
         return options
 
     def _computed(
@@ -374,7 +364,7 @@ def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Windo
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
     for work in works:
-        windows, window = work.read(), None
+        windows, window = work.attempt(work.read), None
         while window is None or not window.last:
             window = work.attempt(next, windows, nothing) or nothing
             yield work, window
@@ -409,7 +399,8 @@ class _Extraction:
     elapsed_s: float = 0.0  # set when all is computed
     _voice: Voice | Callable[[], Voice]  # a Voice from `begin` on
     # From `read` on:
-    _mixture: Mixture
+    _mixture: audio.Reader
+    _channels: int  # of the mixture that are extracted, each for itself
     _mixture_store: _Store | None = None  # only where the residual or a mix needs the mixture
     _sounds: Sequence[Path] = ()  # the files for the estimate and, if there is one, the residual
     # From `begin` on:
@@ -419,12 +410,12 @@ class _Extraction:
     _meters: list[PresenceMeter]  # one for each channel
     _back: audio.Resampler  # from the network's sample rate to the mixture's
     _estimate_store: _Store  # the network's estimate at the mixture's sample rate
-    # From the last `add` on:
-    _channel_presences: list[PresenceResult]
+    _channel_presences: list[PresenceResult]  # filled by the last `add`
     # In `finish`:
     _presence: PresenceResult  # of all channels together
     _match_gain: npt.NDArray[np.float64]  # [channel], to its level in the mixture
     _wet_gain: npt.NDArray[np.float64]  # [channel], of the estimate, before the level policy's
+    _gains_db: tuple[float, ...]  # [channel], of the estimate in all
     _level_gain: levels.LevelGain  # of the estimate and all that is mixed with it
     _residual_gain: levels.LevelGain  # 1, or less against clipping
     _silent: bool  # whether the estimate is silent as it is written
@@ -434,13 +425,13 @@ class _Extraction:
         extractor: Extractor,
         options: ExtractionOptions,
         voice: Voice | Callable[[], Voice],
-        source: Job | Mixture,
-        places: Places | None = None,
+        source: Job | audio.ArrayReader,
+        places: files.Places | None = None,
     ) -> None:
-        if isinstance(source, Mixture):
-            self.job, self._mixture, self.name = None, source, source.name
-        else:
+        if isinstance(source, Job):
             self.job, self.name = source, str(source.mixture)
+        else:
+            self.job, self._mixture, self.name = None, source, str(source.path)
         self._extractor, self._engine = extractor, extractor.engine
         self._options, self._voice, self._places = options, voice, places
         self._policy = ABSENT[options.absent]
@@ -469,43 +460,39 @@ class _Extraction:
             _logger.error("The traceback of the bug, for your report:", exc_info=error)
 
     def read(self) -> Iterator[Window]:
-        """Open the mixture, if it is a file, and give its windows."""
-        job, options = self.job, self._options
+        """Open the mixture, if it is a file, and give its windows at the network's rate."""
+        job, options, network_hz = self.job, self._options, self._engine.sample_rate_hz
         if job and self._places:
-            self._places.add(job)
+            if job.reader is None:
+                job.check_outputs(self._places)
+            self._mixture = job.reader or job.open(options)
             self._sounds = job.outputs.sounds()
-            reader = job.reader or job.open(options)
             job.outputs.make_folders()
-            self._mixture = Mixture(
-                self.name,
-                reader.info.sample_rate_hz,
-                reader.info.channels if options.channel == "all" else 1,
-                reader,
-                reader.info.seconds,
-                reader.info.start_s,
-            )
+        info = self._mixture.info
+        blocks: Iterable[Samples] = self._mixture
+        self._channels = info.channels if options.channel == "all" else 1
         if options.dry_db is not None or self._sounds[1:]:
             self._mixture_store = self._open_store()
-            self._mixture.keep = self._mixture_store.append
-        yield from self._mixture.windows(self._engine.sample_rate_hz, self._engine.windowing)
+            blocks = self._mixture_store.keep(blocks)
+        resampler = audio.Resampler(info.sample_rate_hz, network_hz, self._channels)
+        audible = audio.without_rumble(resampler.run(blocks), network_hz)
+        return cut(audible, self._engine.windowing)
 
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
-        mixture, engine, channels = self._mixture, self._engine, self._mixture.channels
+        engine, channels, info = self._engine, self._channels, self._mixture.info
         self._voice = voice = check_voice(self._voice() if callable(self._voice) else self._voice)
         if self.job:
-            # A span is no file, and Path.is_file would raise if its name is too long for one.
-            clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
-            lengths_s = {one.path: one.seconds for one in voice.qualities}
-            check_references(self.job, clips, lengths_s | {self.name: mixture.announced_s})
-        self._extractor.check_embedding(self.name, voice)
+            check_sources(self.job, voice, info.seconds)
+        check_embedding(self.name, voice, self._extractor.model.config.embedding)
         embedding = np.asarray(voice.embedding, np.float32)
-        self.polarity = Polarity(engine, embedding)
         self._estimate_store = self._open_store()
+        self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
+        self._channel_presences = []
+        self.polarity = Polarity(engine, embedding)
         self._joiner = Joiner(engine.windowing.context, engine.windowing.fade)
         self._matcher = levels.LevelMatcher(channels)
-        self._back = audio.Resampler(engine.sample_rate_hz, mixture.sample_rate_hz, channels)
-        self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
+        self._back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, channels)
 
     def _open_store(self) -> _Store:
         """Open a store on the disk that gets the outputs."""
@@ -518,16 +505,18 @@ class _Extraction:
         Returns:
             The seconds of sound that it adds to what is computed.
         """
-        self._engine.check_finite(estimate)
+        if not np.isfinite(estimate).all():
+            raise self._engine.overflow_error()
         sign = self.polarity.sign
         estimate, mixture = self._joiner.add(window, sign * estimate)
         self._matcher.add(estimate, mixture)
-        for meter, *signals in zip(self._meters, estimate, mixture, strict=True):
-            meter.add(*(sign * signal for signal in signals))
-        self._estimate_store.append(self._back.step(estimate, last=window.last))
         if window.last:
-            speech.check_level(self.name, self._matcher.mixture_mean_square())
-            self._channel_presences = [meter.result() for meter in self._meters]
+            audio.check_level(self.name, self._matcher.mixture_mean_square())
+        self._estimate_store.append(self._back.step(estimate, last=window.last))
+        for meter, channel, whole in zip(self._meters, estimate, mixture, strict=True):
+            meter.add(sign * channel, sign * whole)
+            if window.last:
+                self._channel_presences.append(meter.result())
         return float(estimate.shape[1] / self._engine.sample_rate_hz)
 
     def close(self) -> None:
@@ -550,11 +539,11 @@ class _Extraction:
             references=voice.sources,
             reference_seconds=voice.seconds,
             outputs=job.outputs if job else None,
-            start_s=mixture.start_s,
-            seconds=mixture.samples / mixture.sample_rate_hz,
-            sample_rate_hz=mixture.sample_rate_hz,
+            start_s=mixture.info.start_s,
+            seconds=mixture.frames / mixture.info.sample_rate_hz,
+            sample_rate_hz=mixture.info.sample_rate_hz,
             elapsed_s=self.elapsed_s,
-            gain_db=levels.gain_db(self._wet_gain * self._level_gain.gain),
+            gain_db=self._gains_db,
             limited=self._level_gain.limit_db > 0,
             residual_gain_db=round(0.0 - self._residual_gain.limit_db, 2),
             silent=self._silent,
@@ -588,9 +577,9 @@ class _Extraction:
             AbsentError: it is not, and the options say that this is to fail.
         """
         has_level = self._engine.runtime.true_level
-        self._match_gain = np.ones(self._mixture.channels) if has_level else self._matcher.gain()
-        match_gains_db = levels.gain_db(self._match_gain)
-        presence = join_channels(self._channel_presences, match_gains_db, self._mixture.start_s)
+        self._match_gain = np.ones(self._channels) if has_level else self._matcher.gain()
+        match_gains_db, start_s = levels.gain_db(self._match_gain), self._mixture.info.start_s
+        presence = join_channels(self._channel_presences, match_gains_db, start_s)
         self._presence = presence
         if self._policy.fails and presence.present is False:
             raise AbsentError(
@@ -600,22 +589,21 @@ class _Extraction:
 
     def _choose_level(self) -> None:
         """Read all that is to be written once, and choose the gains by how loud it is."""
-        options, level = self._options, levels.Level.parse(self._options.level)
-        meter, residual_meter = (
-            levels.GainMeter(each, self._mixture.sample_rate_hz, self._mixture.channels)
-            for each in (level, levels.Level.parse("raw"))
-        )
-        self._wet_gain = np.full(self._mixture.channels, 10 ** (options.wet_db / 20))
-        if level.policy.matched:
+        options, shape = self._options, (self._mixture.info.sample_rate_hz, self._channels)
+        clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
+        meter = levels.GainMeter(options.level, *shape)
+        residual_meter = levels.GainMeter("raw", *shape)
+        self._wet_gain = np.full(self._channels, 10 ** (options.wet_db / 20))
+        if meter.is_matched:
             self._wet_gain *= self._match_gain
         for estimate, residual in self._blocks():
             meter.add(estimate)
             if residual is not None:
                 residual_meter.add(residual)
-        clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
         self._level_gain = meter.gain(clips=clips[0] if clips else True)
         self._residual_gain = residual_meter.gain(clips=clips[1:] == [True])
-        self._silent = bool(meter.peak * self._level_gain.gain < 10 ** (speech.SILENCE_DB / 20))
+        self._gains_db = levels.gain_db(self._wet_gain * self._level_gain.gain)
+        self._silent = bool(meter.peak * self._level_gain.gain < 10 ** (audio.SILENCE_DB / 20))
 
     def _samples(self) -> Samples:
         """The estimate [channel, sample]."""
@@ -625,8 +613,9 @@ class _Extraction:
     def _write(self, job: Job) -> None:
         """Write the files, all of them or none."""
         mixture, gains = self._mixture, (self._level_gain.gain, self._residual_gain.gain)
-        shape = mixture.sample_rate_hz, mixture.channels, self._options.subtype, mixture.samples
-        with files.together():
+        rate_hz, subtype = mixture.info.sample_rate_hz, self._options.subtype
+        shape = rate_hz, self._channels, subtype, mixture.frames
+        with files.together(overwrite=job.outputs.overwrite, mixture=self.name):
             with ExitStack() as stack:
                 writers = [
                     stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
@@ -640,13 +629,10 @@ class _Extraction:
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
                 write_activity(path, self._presence, job.name, file, job.outputs.speaker)
-            # Again: another program may have written one in the meantime. Ours only get their names
-            # as `together` ends.
-            job.check_outputs()
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """Blocks of the estimate before `_level_gain` and, if it is asked for, of the residual."""
-        channels, samples = self._mixture.channels, self._mixture.samples
+        channels, samples = self._channels, self._mixture.frames
         mixtures = self._mixture_store.read(channels, samples) if self._mixture_store else None
         dry_db = self._options.dry_db
         dry_gain = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
@@ -665,7 +651,7 @@ class _Extraction:
         """A block that begins at sample `start`, silent where the target is absent."""
         if not self._policy.mutes or self._presence.present is None:
             return block
-        at_s = (start + np.arange(block.shape[1])) / self._mixture.sample_rate_hz
+        at_s = (start + np.arange(block.shape[1])) / self._mixture.info.sample_rate_hz
         gates = [
             np.interp(at_s, *mute_gains(one.segments)) if one.present else np.zeros_like(at_s)
             for one in self._channel_presences
@@ -675,7 +661,7 @@ class _Extraction:
     def _warnings(self) -> Iterator[str]:
         """What may be wrong with it, a line each."""
         presence, options = self._presence, self._options
-        yield from self._mixture.warnings()
+        yield from self._mixture.warnings
         limit_db, residual_limit_db = self._level_gain.limit_db, self._residual_gain.limit_db
         if limit_db:
             yield f"turned down by {limit_db:.1f} dB so that it does not clip."
@@ -723,6 +709,12 @@ class _Store:
             self._file.write(np.ascontiguousarray(block.T).data)
         except OSError as error:
             raise self._failure(error) from error
+
+    def keep(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        """Pass blocks on, and add each of them."""
+        for block in blocks:
+            self.append(block)
+            yield block
 
     def read(self, channels: int, samples: int) -> Iterator[Samples]:
         """Give all back, cut or padded to `samples`: resampling there and back may differ."""

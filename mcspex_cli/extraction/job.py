@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -22,7 +22,6 @@ from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputEr
 from mcspex_cli.extraction.levels import Level
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS, Segment
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.speech import check_length
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class Job:
     id: str = ""
     """What messages and rows call the mixture; if it is empty, they show the path."""
     reader: audio.Reader | None = field(default=None, repr=False, compare=False)
-    """The mixture, if it was opened before by `open`."""
+    """The mixture, if it was opened before by `open`, and its outputs were checked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))
@@ -171,11 +170,15 @@ class Job:
         """What messages and rows call the mixture."""
         return self.id or str(self.mixture)
 
-    def check_outputs(self) -> None:
-        """Refuse outputs that cannot be written, or exist and may not be replaced."""
-        replacement = f" by the output for {self.name}"
-        for path in self.outputs.paths():
-            files.check_output(path, overwrite=self.outputs.overwrite, replacement=replacement)
+    def check_outputs(self, places: files.Places) -> None:
+        """Refuse outputs that cannot be written, or would harm a file in `places`; add these."""
+        outputs = self.outputs
+        for path in outputs.paths():
+            known = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
+            if path.suffix.lower() not in known:
+                choices = ", ".join(known)
+                raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
+        places.add(self.mixture, outputs.paths(), self.name, overwrite=outputs.overwrite)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:
         """Open the mixture, and check all that can be checked without a model.
@@ -204,8 +207,9 @@ def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
         track=options.track,
         damaged=options.damaged,
         advice=audio.MIXTURE_ADVICE,
+        shortest_s=audio.MIN_SIGNAL_S,
     )
-    check_length(str(path), reader.info.seconds)
+    reader.check()
     return reader
 
 
@@ -291,66 +295,21 @@ class Result:
         return row
 
 
-class Places:
-    """Files that jobs read and write, to refuse one that is written twice or over a mixture."""
-
-    def __init__(self) -> None:
-        self._inputs: set[object] = set()
-        self._outputs: dict[object, str] = {}
-
-    def add(self, job: Job) -> None:
-        """Add the files of a job, or raise an OutputError if it would harm or cannot write one."""
-        for path in (job.mixture, *job.outputs.paths()):
-            files.check_name(path)
-        mixture = identities(job.mixture)
-        if writers := [self._outputs[key] for key in mixture & self._outputs.keys()]:
-            raise OutputError(
-                f"{job.mixture}: would be overwritten by the output for {writers[0]}. Leave it "
-                "out, or choose another -o."
-            )
-        self._inputs |= mixture
-        own: set[object] = set()
-        for path in job.outputs.paths():
-            known = ACTIVITY_FORMATS if path is job.outputs.activity else audio.FORMATS
-            if path.suffix.lower() not in known:
-                choices = ", ".join(known)
-                raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
-            same_name = ("name", files.name_key(os.path.realpath(path)))
-            keys = {*identities(path), same_name}
-            check_no_input(path, self._inputs)
-            if keys & own:
-                hint = (
-                    "" if identities(path) & own else "; upper and lower case are one on many disks"
-                )
-                raise OutputError(
-                    f"{path}: is named for two outputs. Give each its own name{hint}."
-                )
-            if not {*path.parents}.isdisjoint(job.outputs.paths()):
-                raise OutputError(f"{path}: its folder has the name of another output. Rename one.")
-            writers = [self._outputs[key] for key in keys & self._outputs.keys()]
-            if job.name in writers:
-                raise OutputError(
-                    f"{job.name}: would be written twice to {path}. Leave one out, or give each "
-                    "its own output."
-                )
-            if writers:
-                raise OutputError(
-                    f"{writers[0]} and {job.name} would both be written to {path}. "
-                    "Rename one, or extract them one at a time with -o FILE."
-                )
-            own |= keys
-        job.check_outputs()
-        self._outputs |= dict.fromkeys(own, job.name)
+def check_jobs(jobs: Iterable[Job], references: Sequence[Path]) -> None:
+    """Refuse jobs that would harm files of one another, or have one of these as their mixture."""
+    places = files.Places(references)
+    for job in jobs:
+        job.check_outputs(places)
+        check_distinct(job.mixture, references)
 
 
-def check_references(
-    job: Job, references: Sequence[Path], lengths_s: Mapping[str, float] | None = None
-) -> None:
-    """Refuse references that are an output of a job, or its mixture (`check_distinct`)."""
-    for reference in references:
-        for path in job.outputs.paths():
-            check_no_input(path, identities(reference))
-    check_distinct(job.mixture, references, lengths_s)
+def check_sources(job: Job, voice: Voice, mixture_s: float) -> None:
+    """Refuse a voice one of whose clips is an output of a job, or its mixture of this length."""
+    # A span is no file, and Path.is_file would raise if its name is too long for one.
+    clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
+    lengths_s = {one.path: one.seconds for one in voice.qualities}
+    files.check_no_input(job.outputs.paths(), files.identities(*clips))
+    check_distinct(job.mixture, clips, lengths_s | {str(job.mixture): mixture_s})
 
 
 def check_distinct(
@@ -365,9 +324,9 @@ def check_distinct(
     lengths_s = lengths_s or {}
     length_s = lengths_s.get(str(mixture), math.inf)
     for reference in references:
-        same = bool(identities(mixture) & identities(reference))
+        same = False
         with suppress(OSError, McspexError):
-            same = same or filecmp.cmp(mixture, reference, shallow=False)
+            same = mixture.samefile(reference) or filecmp.cmp(mixture, reference, shallow=False)
             if not same and abs(lengths_s.get(str(reference), 0.0) - length_s) < _SAME_LENGTH_S:
                 same = _sounds_same(mixture, reference)
         if same:
@@ -389,31 +348,12 @@ def _sounds_same(one: Path, other: Path) -> bool:
     return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_CORRELATION)
 
 
-def check_no_input(path: Path, inputs: Set[object]) -> None:
-    """Refuse an output that is an input; `inputs` are the `identities` of all of them."""
-    if identities(path) & inputs:
-        raise OutputError(
-            f"{path}: is an input, and inputs are never overwritten. Choose another name."
-        )
-
-
-def identities(path: Path) -> set[object]:
-    """What two names of one file have in common: its path and, if it exists, its inode."""
-    real = os.path.realpath(path)  # which, unlike Path.resolve, can follow links in a circle
-    try:
-        state = path.stat()
-    except OSError:
-        return {real}
-    return {real, (state.st_dev, state.st_ino)}
-
-
-def check_calibrated(model: CheckpointInfo, calibration: object, absent: str) -> None:
-    """Refuse a policy that needs presence for a model that has no `calibration`."""
-    if absent != "keep" and calibration is None:
-        raise CheckpointError(
-            f"{model.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
-            f"it: mcspex models calibrate {model.folder} SPEAKERS"
-        )
+def uncalibrated_error(model: CheckpointInfo) -> CheckpointError:
+    """The error for a policy that needs presence, which this model cannot tell."""
+    return CheckpointError(
+        f"{model.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
+        f"it: mcspex models calibrate {model.folder} SPEAKERS"
+    )
 
 
 def check_voice(voice: object) -> Voice:
@@ -421,3 +361,18 @@ def check_voice(voice: object) -> Voice:
     if not isinstance(voice, Voice):
         raise TypeError(f"a voice is what Extractor.enroll gives, not {voice!r:.80}")
     return voice
+
+
+def check_embedding(name: str, voice: Voice, length: int) -> None:
+    """Refuse a voice of another model, or a damaged one; the message begins with `name`.
+
+    Embeddings of the right model are of this `length`.
+    """
+    embedding = np.asarray(voice.embedding)
+    is_known = embedding.shape == (length,) and embedding.dtype.kind == "f"
+    if not is_known or not np.isfinite(embedding).all():
+        sources = f" ({', '.join(voice.sources)})" if voice.sources else ""
+        raise McspexError(
+            f"{name}: the voice{sources} is not one of this model, or is damaged. "
+            "Enroll it with the model that extracts it."
+        )

@@ -13,11 +13,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.speech import level_db
+from mcspex_cli.audio import Samples, level_db
 
 PEAK = 0.891
 """The highest sample of "peak", and of what would clip: -1 dBFS, room for players to resample."""
+
+_PEAK_DB = float(20 * np.log10(PEAK))
 
 FULL_SCALE = 0.999
 """A sample above this counts as clipping."""
@@ -151,7 +152,7 @@ LEVELS = {
     policy.name: policy
     for policy in (
         LevelPolicy("match", "as loud as in the mixture"),
-        LevelPolicy("peak", "highest sample at -1 dBFS", lambda *_: PeakMeter(), level_db(PEAK**2)),
+        LevelPolicy("peak", "highest sample at -1 dBFS", lambda *_: PeakMeter(), _PEAK_DB),
         LevelPolicy(
             "lufs",
             "this loud by ITU-R BS.1770, as in lufs=-23",
@@ -219,15 +220,20 @@ class Level:
 class GainMeter:
     """Measures a signal, and says which gain brings it to a level."""
 
-    def __init__(self, level: Level, sample_rate_hz: int, channels: int) -> None:
-        self._level, self._peaks = level, PeakMeter()
-        meter = level.policy.meter
+    def __init__(self, level: str, sample_rate_hz: int, channels: int) -> None:
+        self._level, self._peaks = Level.parse(level), PeakMeter()
+        meter = self._level.policy.meter
         self._meter = meter(sample_rate_hz, channels) if meter else None
 
     @property
     def peak(self) -> float:
         """The highest absolute sample so far."""
         return self._peaks.peak
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether the signal is first to get the level that it has in the mixture."""
+        return self._level.policy.matched
 
     def add(self, block: Samples) -> None:
         """Take account of a block [channel, sample]."""
@@ -272,4 +278,5 @@ class LevelMatcher:
 
 def gain_db(gain: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """Linear gains [channel] in dB."""
-    return tuple(round(level_db(float(one) ** 2), 2) for one in gain)
+    levels_db = 20 * np.log10(np.maximum(np.abs(gain), 1e-15))
+    return tuple(levels_db.round(2).tolist())

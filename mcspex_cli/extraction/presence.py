@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import MIN_SIGNAL_S, SILENCE_DB, Samples
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.extraction import speech
 from mcspex_cli.extraction.speech import FRAME_S, FrameLevels
@@ -111,6 +112,11 @@ class Calibration:
         """How similar two embeddings [embedding] are, -1 to 1."""
         a, b = one - self._centre, other - self._centre
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+    def mean_similarity(self, embeddings: Samples) -> float:
+        """The mean similarity of any two of some embeddings [voice, embedding]."""
+        pairs = combinations(embeddings, 2)
+        return float(np.mean([self.similarity(one, other) for one, other in pairs]))
 
     def segment_odds(self, features: Vector) -> Vector:
         """The log odds that the target speaks, from the features [segment, 2] of segments."""
@@ -258,7 +264,7 @@ class Polarity:
 
     def is_open(self, window: Samples) -> bool:
         """Whether a window [channel, sample] is still needed, and long enough, to decide it."""
-        shortest = speech.MIN_SIGNAL_S * self._engine.sample_rate_hz
+        shortest = MIN_SIGNAL_S * self._engine.sample_rate_hz
         return not self._is_known and window.shape[-1] >= shortest
 
     def judge(self, sign: float, window: Samples, estimate: Samples) -> None:
@@ -303,6 +309,8 @@ def find_polarities(
     for indices in rounds:
         for sign in (1.0, -1.0):
             tried = [index for index in indices if polarities[index].is_open(windows[index])]
+            if not tried:
+                break
             pairs = [(sign * windows[index], polarities[index].embedding) for index in tried]
             for index, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
                 polarities[index].judge(sign, windows[index], estimate)
@@ -396,8 +404,8 @@ class PresenceMeter:
         estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
         energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
         shared, samples = (estimates * mixtures).sum(-1), estimates.shape[-1]
-        audible = (energies > 0) & (shared != 0) & (samples >= speech.MIN_SIGNAL_S * rate_hz)
-        audible &= wholes >= samples * 10 ** (speech.SILENCE_DB / 10)
+        audible = (energies > 0) & (shared != 0) & (samples >= MIN_SIGNAL_S * rate_hz)
+        audible &= wholes >= samples * 10 ** (SILENCE_DB / 10)
         gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
         decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
         matched = estimates * gains[:, None]
@@ -443,20 +451,21 @@ def join_channels(
     `gains_db` bring the network's estimate to its level in the mixture, for each channel.
     `start_s` is added to all times.
     """
+    best, gain_db = max(
+        zip(results, gains_db, strict=True), key=lambda channel: channel[0].presence or 0.0
+    )
     segments = []
     for channels in zip(*(result.segments for result in results), strict=True):
         surest = max(channels, key=lambda segment: segment.presence)
         start, end = surest.start_s + start_s, surest.end_s + start_s
         segments.append(replace(surest, start_s=start, end_s=end))
     spans = find_spans(results, gains_db)
-    best, gain_db = max(
-        zip(results, gains_db, strict=True), key=lambda channel: channel[0].presence or 0.0
-    )
+    share = speech.share_of_speech(best.estimate_db + gain_db, best.mixture_db)
     return replace(
         best,
         segments=tuple(segments),
         spans=tuple((round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans),
-        speech_left=speech.share_of_speech(best.estimate_db + gain_db, best.mixture_db),
+        speech_left=share,
     )
 
 

@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from numbers import Real
 from pathlib import Path
 
@@ -34,7 +33,6 @@ from mcspex_cli.extraction.profile import (
     is_profile_name,
     read_profile,
 )
-from mcspex_cli.extraction.windows import without_rumble
 
 LONGEST_READ_S = 600.0
 """How much of a clip is read, from its first speech on: memory must not grow with the clip."""
@@ -118,7 +116,7 @@ class Span:
             raise AudioError(f"{text}: this span is empty. Give two different times.")
         if end_s < start_s:
             raise AudioError(f"{text}: this span ends before it starts. Swap the two times.")
-        speech.check_length(text, round(end_s - start_s, 6))
+        audio.check_length(text, round(end_s - start_s, 6))
         return cls(start_s, end_s)
 
     def __str__(self) -> str:
@@ -155,12 +153,12 @@ class Clip:
     ) -> None:
         self.name, self.sample_rate_hz, self.warnings = name, sample_rate_hz, tuple(warnings)
         self.seconds = len(samples) / sample_rate_hz
-        speech.check_length(name, self.seconds)
+        audio.check_length(name, self.seconds)
         self.clipped = float(_clipped(samples[None]).mean()) if clipped is None else clipped
-        blocks = list(without_rumble([samples[None]], sample_rate_hz))
+        blocks = list(audio.without_rumble([samples[None]], sample_rate_hz))
         self.samples: Samples = np.concatenate(blocks, axis=-1)[0]
         """[sample], without what is below 20 Hz."""
-        speech.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
+        audio.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
         self.levels_db = speech.frame_levels_db(self.samples, sample_rate_hz)
         activity = speech.detect_speech(self.levels_db)
         self.speech = speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
@@ -169,6 +167,8 @@ class Clip:
         words = speech.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
         self.stretches = speech.list_spans(words)
         """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
+        self.shorter_stretches = speech.list_spans(self.speech)
+        """Its speech with pauses of up to 0.2 s."""
 
     def trimmed(self) -> Samples:
         """The clip [sample] cut to its speech.
@@ -188,7 +188,7 @@ class Clip:
 
     def only_speech(self) -> Samples:
         """Its speech [sample] of up to 60 s, short pauses left out too."""
-        return self._joined(speech.list_spans(self.speech), 0.0)
+        return self._joined(self.shorter_stretches, 0.0)
 
     def _joined(self, spans: Iterable[tuple[float, float]], margin_s: float) -> Samples:
         rate_hz, pieces = self.sample_rate_hz, [self.samples[:0]]
@@ -210,8 +210,7 @@ class Clip:
             return None
         length = len(samples) // count
         embeddings = engine.embed_parts(samples[: count * length].reshape(count, length))
-        pairs = combinations(embeddings, 2)
-        return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
+        return calibration.mean_similarity(embeddings)
 
     def quality(self, used_s: float, two_voices: bool | None) -> ReferenceQuality:
         """How good it is, with a warning of what is worst about it.
@@ -268,7 +267,7 @@ Pieces = list[tuple[Samples, float]]
 def read_clip(
     file: Path | audio.Reader,
     sample_rate_hz: int,
-    advance: Callable[[float], object] = lambda _: None,
+    advance: Callable[[float], object] | None = None,
 ) -> Clip:
     """Read a clip; of a long one, only 10 min from its first speech on.
 
@@ -284,7 +283,8 @@ def read_clip(
     reader = file if isinstance(file, audio.Reader) else audio.Reader(file)
     name, warnings = str(reader.path), []
     for number, block in enumerate(reader):
-        advance(block.shape[1] / reader.sample_rate_hz)
+        if advance:
+            advance(block.shape[1] / reader.sample_rate_hz)
         if len(kept) == longest:
             beginning = beginning or kept
             kept = _from_speech(kept, reader.sample_rate_hz)
@@ -302,7 +302,7 @@ def read_spans(
     reader: audio.Reader,
     spans: Sequence[Span],
     sample_rate_hz: int,
-    advance: Callable[[float], object] = lambda _: None,
+    advance: Callable[[float], object] | None = None,
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
@@ -327,7 +327,8 @@ def read_spans(
     cuts: list[Pieces] = [[] for _ in spans]
     done, last = 0, max((end for _, end in bounds), default=0)
     for block in reader:
-        advance(block.shape[1] / rate_hz)
+        if advance:
+            advance(block.shape[1] / rate_hz)
         clipped = _clipped(reader.original if reader.channel == "mix" else block)
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             part = slice(max(0, start - done), max(0, end - done))
@@ -363,7 +364,7 @@ def check_spans(reader: audio.Reader, spans: Iterable[Span]) -> None:
 
 def _check_end(path: Path, span: Span, end_s: float) -> None:
     """Refuse a span of a recording that ends before it, or leaves too little of it."""
-    ends, needed_s = f"{path}: ends at {end_s:.2f} s,", span.start_s + speech.MIN_SIGNAL_S
+    ends, needed_s = f"{path}: ends at {end_s:.2f} s,", span.start_s + audio.MIN_SIGNAL_S
     if end_s < span.end_s - _SPAN_SLACK_S and not math.isinf(span.end_s):
         raise AudioError(f"{ends} before the span {span} does.")
     if end_s < needed_s:
@@ -371,10 +372,9 @@ def _check_end(path: Path, span: Span, end_s: float) -> None:
 
 
 def _join(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterable[str]) -> Clip:
-    resampler = audio.Resampler(from_hz, to_hz, 1)
-    samples = np.concatenate(list(resampler.run(piece for piece, _ in pieces)), axis=-1)[0]
-    lengths = [piece.shape[1] for piece, _ in pieces]
-    clipped = np.average([share for _, share in pieces], weights=lengths)
+    blocks, shares = zip(*pieces, strict=True)
+    clipped = np.average(shares, weights=[block.shape[1] for block in blocks])
+    samples = np.concatenate([*audio.Resampler(from_hz, to_hz, 1).run(blocks)], axis=-1)[0]
     return Clip(name, samples, to_hz, float(clipped), warnings)
 
 
@@ -430,7 +430,7 @@ def enroll(
     sources: Iterable[Path | audio.Reader | Clip],
     engine: Engine,
     model: CheckpointInfo,
-    advance: Callable[[float], object] = lambda _: None,
+    advance: Callable[[float], object] | None = None,
 ) -> Voice:
     """Make a voice of clips, folders of clips and profiles, weighted by their speech.
 
@@ -443,7 +443,8 @@ def enroll(
     voices = []
     for source in sources:
         for one in list_sources([source]) if isinstance(source, Path) else [source]:
-            advance(0.0)
+            if advance:
+                advance(0.0)
             if isinstance(one, Path) and is_profile_name(one):
                 profile = read_profile(one)
                 known = profile.enrolment_for(model, one)
@@ -463,14 +464,12 @@ def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voi
     [embedding]: one person's clips may be from several microphones. See `presence.Polarity`.
     """
     used, two_voices = clip.trimmed(), None
-    used_s = len(used) / clip.sample_rate_hz
-    speech.check_length(f"{clip.name}: its speech", used_s)
     similarity = clip.similarity_of_parts(engine)
     if similarity is not None and engine.calibration:
         two_voices = similarity < engine.calibration.same_voice_parts
-    quality = clip.quality(used_s, two_voices)
+    quality = clip.quality(len(used) / clip.sample_rate_hz, two_voices)
     seconds = min(max(_MIN_WEIGHT_S, quality.speech_s), LONGEST_USED_S)
-    embedding = engine.embed([used])
+    embedding = engine.embed([used], f"{clip.name}: its speech")
     if others is not None:
         inverse = engine.embed([-used])
         if leads(cosine(inverse, others), cosine(embedding, others)):
@@ -563,6 +562,6 @@ def check_sources(
             for model in models:
                 profile.enrolment_for(model, path)
         else:
-            checked[path] = reader = audio.Reader(path)
-            speech.check_length(str(path), reader.info.seconds)
+            checked[path] = reader = audio.Reader(path, shortest_s=audio.MIN_SIGNAL_S)
+            reader.check()
     return checked

@@ -1,4 +1,4 @@
-"""Where a signal has speech, by its levels; and what is too short or too soft to have any.
+"""Where a signal has speech, by its levels.
 
 Speech is told from pauses (voice activity detection, VAD) by its level alone.
 """
@@ -10,14 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError
-
-MIN_SIGNAL_S = 0.3
-"""A mixture or a reference that is shorter than this is of no use."""
-
-SILENCE_DB = -90.0
-"""RMS level, dB of full scale, below which a signal counts as silent."""
+from mcspex_cli.audio import SILENCE_DB, Samples
 
 FRAME_S = 0.01
 _FRAMES_PER_S = 100
@@ -27,24 +20,6 @@ FrameLevels = npt.NDArray[np.float64]
 
 Activity = npt.NDArray[np.bool_]
 """Whether there is speech [frame]."""
-
-
-def level_db(mean_square: float) -> float:
-    """The level of a mean square, in dB of full scale."""
-    return 10 * float(np.log10(max(mean_square, 1e-30)))
-
-
-def check_length(name: str, seconds: float) -> None:
-    """Refuse a signal shorter than 0.3 s with an `AudioError`."""
-    if seconds < MIN_SIGNAL_S:
-        shown_s = min(seconds, MIN_SIGNAL_S - 0.01)  # "0.30 s is too short" would be odd
-        raise AudioError(f"{name}: {shown_s:.2f} s is too short. Give {MIN_SIGNAL_S} s or more.")
-
-
-def check_level(name: str, mean_square: float) -> None:
-    """Refuse a silent signal with an `AudioError`."""
-    if level_db(mean_square) < SILENCE_DB:
-        raise AudioError(f"{name}: is silent. Check the recording and its channels.")
 
 
 def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:

@@ -42,7 +42,7 @@ from mcspex_cli.extraction.presence import (
     find_polarities,
 )
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.windows import Joiner, Window, without_rumble
+from mcspex_cli.extraction.windows import Joiner, Window
 
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""
@@ -266,7 +266,7 @@ class _Stream:
         mixture = audio.Resampler(self._rate_hz, network_hz, 1).step(window.samples, last=True)
         if not mixture.size:  # the whole stream is shorter than one sample of the network
             return _Output(np.zeros_like(window.samples[0]), None, limited=False)
-        mixture = np.concatenate(list(without_rumble([mixture], network_hz)), axis=-1)
+        mixture = np.concatenate(list(audio.without_rumble([mixture], network_hz)), axis=-1)
         estimate = self._extract(mixture, window.start + length)
         back = audio.Resampler(network_hz, self._rate_hz, 1).step(estimate, last=True)
         back = np.pad(back, ((0, 0), (0, max(0, length - back.shape[1]))))[:, :length]
@@ -289,7 +289,8 @@ class _Stream:
         firsts = find_polarities(self._engine, [polarity], [mixture]) if is_due else [None]
         pairs = [(polarity.sign * mixture, polarity.embedding)]
         (estimate,) = self._engine.compute(pairs, passes=1, firsts=firsts)
-        self._engine.check_finite(estimate)
+        if not np.isfinite(estimate).all():
+            raise self._engine.overflow_error()
         if is_due:
             self._measure_presence(estimate, pairs[0][0])
             self._measured_at = end

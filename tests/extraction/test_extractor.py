@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from mcspex_cli import audio
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import Samples, without_rumble
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, AudioError, CheckpointError, McspexError, OutputError
 from mcspex_cli.extraction import presence
@@ -29,16 +29,15 @@ from mcspex_cli.extraction.job import (
     ExtractionOptions,
     Job,
     Outputs,
-    Places,
     Result,
-    check_references,
+    check_distinct,
 )
 from mcspex_cli.extraction.levels import PEAK
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import ReferenceQuality
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
-from mcspex_cli.extraction.windows import without_rumble
+from mcspex_cli.files import Places
 from tests import conftest
 from tests.conftest import RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
@@ -902,16 +901,16 @@ def test_what_another_program_writes_meanwhile_is_not_replaced(
 
 def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -> None:
     voice, places = named(np.ones(8, np.float32)), Places()
-    places.add(Job(tmp_path / "a.wav", voice, Outputs(tmp_path / "o.wav")))
+    Job(tmp_path / "a.wav", voice, Outputs(tmp_path / "o.wav")).check_outputs(places)
     with pytest.raises(OutputError, match=r"a.wav and .*b.wav would both be written to .*o.wav"):
-        places.add(Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "o.wav")))
+        Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "o.wav")).check_outputs(places)
     with pytest.raises(OutputError, match=r"a.wav and .*b.wav would both be written to .*O.wav"):
-        places.add(Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "O.wav")))
+        Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "O.wav")).check_outputs(places)
     with pytest.raises(OutputError, match="is an input"):
-        places.add(Job(tmp_path / "c.wav", voice, Outputs(tmp_path / "b.wav")))
+        Job(tmp_path / "c.wav", voice, Outputs(tmp_path / "b.wav")).check_outputs(places)
     (tmp_path / "o.wav").touch()
     with pytest.raises(OutputError, match=r"o.wav: would be overwritten by the output for .*a.wav"):
-        places.add(Job(tmp_path / "o.wav", voice, Outputs(tmp_path / "p.wav")))
+        Job(tmp_path / "o.wav", voice, Outputs(tmp_path / "p.wav")).check_outputs(places)
 
 
 @pytest.mark.skipif(not hasattr(os, "setresuid"), reason="cannot become another user for a while")
@@ -928,11 +927,11 @@ def test_a_write_protected_folder_is_refused() -> None:
         if users[0] == 0:
             os.setresuid(65534, 65534, 0)
         try:
-            Places().add(job)
+            job.check_outputs(Places())
             for inner in ("locked", "locked/new"):
                 outputs = Outputs(folder / "free" / "f.wav", folder / inner / "r.wav")
                 with pytest.raises(OutputError, match="locked is write-protected"):
-                    Places().add(replace(job, outputs=outputs))
+                    replace(job, outputs=outputs).check_outputs(Places())
         finally:
             os.setresuid(*users)
 
@@ -988,13 +987,12 @@ def test_a_mixture_is_not_its_own_reference(
     elif how == "copy":
         reference.write_bytes(path.read_bytes())
     voice = named(np.ones(8, np.float32), str(reference))
-    job = Job(path, voice, Outputs(tmp_path / "o.wav"))
     with pytest.raises(AudioError, match="is its own reference"):
-        check_references(job, [reference])
+        check_distinct(path, [reference])
     with pytest.raises(AudioError, match="is its own reference"):
         soft.extract_file(path, voice, tmp_path / "o.wav")
     audio.write(tmp_path / "other.wav", MIXTURE[1:], RATE_HZ, "FLOAT")
-    check_references(job, [tmp_path / "other.wav", tmp_path / "none.wav"])
+    check_distinct(path, [tmp_path / "other.wav", tmp_path / "none.wav"])
 
 
 def test_a_wrong_format_is_refused_before_the_network_runs(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.windows import Joiner, Windowing, cut, without_rumble
+from mcspex_cli.audio import Samples, without_rumble
+from mcspex_cli.extraction.windows import Joiner, Windowing, cut
 
 RATE_HZ = 8000
 WINDOWINGS = [
