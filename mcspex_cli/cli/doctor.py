@@ -27,7 +27,14 @@ import click
 
 import mcspex_cli
 from mcspex_cli.cli import console, options
-from mcspex_cli.errors import CheckpointError, HubError, McspexError, install_extra, line
+from mcspex_cli.errors import (
+    CheckpointError,
+    EngineError,
+    HubError,
+    McspexError,
+    install_extra,
+    line,
+)
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -366,7 +373,11 @@ def check_graphs() -> tuple[str, ...]:
     """Where graphs for ONNX Runtime go."""
     from mcspex_cli.extraction import onnx
 
-    return _room(onnx.cache(), "ONNX graphs cannot be kept", "MCSPEX_CACHE")
+    try:
+        folder = onnx.cache()
+    except EngineError as error:
+        return WARNING, *_parts(error)
+    return _room(folder, "ONNX graphs cannot be kept", "MCSPEX_CACHE")
 
 
 CHECKS: dict[str, Check] = {

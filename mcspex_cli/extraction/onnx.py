@@ -169,7 +169,7 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
         return False
     try:
         return alone or find(info) is not None
-    except CheckpointError:
+    except (CheckpointError, EngineError):
         return False
 
 
@@ -194,7 +194,13 @@ def cache() -> Path:
     """The folder for what can be made again: MCSPEX_CACHE, or mcspex in the user's cache."""
     if own := os.environ.get("MCSPEX_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcspex"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcspex"
+    except RuntimeError as error:  # a user whom the system does not know, as in a container
+        raise EngineError(
+            "onnx: you have no home folder, where graphs could be kept. Let MCSPEX_CACHE name a "
+            "folder, or use --runtime torch."
+        ) from error
 
 
 def fingerprint(info: CheckpointInfo) -> str:
@@ -216,7 +222,7 @@ def find(info: CheckpointInfo) -> Path | None:
     Damaged ones in the model's own folder, or those of another model, are a CheckpointError.
     """
     folder = place(info)
-    if not (folder / GRAPHS).is_file():
+    if not os.path.isfile(folder / GRAPHS):  # noqa: PTH113  false also where one may not look
         return None
     try:
         check_graphs(folder, info)

@@ -19,6 +19,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     CheckpointInfo,
     find_checkpoint,
 )
+from mcspex_cli.cli import doctor
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction.engine import Engine, open_engine
@@ -233,6 +234,20 @@ def test_auto_takes_nothing_that_is_not_prepared(
 ) -> None:
     monkeypatch.setenv("MCSPEX_CACHE", str(no_cache))
     assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
+    monkeypatch.setenv("MCSPEX_CACHE", str(no_cache / ("n" * 300)))  # no folder may be called that
+    assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
+
+
+def test_without_a_home_folder_torch_runs_and_onnx_says_what_to_do(
+    info: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MCSPEX_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # knows nobody
+    assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
+    with pytest.raises(EngineError, match=r"no home folder.* Let MCSPEX_CACHE name a folder"):
+        open_engine(info, replace(SETTINGS, runtime="onnx"))
+    assert doctor.check_graphs()[0] == doctor.WARNING
 
 
 def test_auto_takes_nothing_that_is_not_installed(
