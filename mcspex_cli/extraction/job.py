@@ -92,7 +92,9 @@ class ExtractionOptions:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
         Level.parse(self.level)
         if self.channel not in ("mix", "all") and not audio.is_channel_number(self.channel):
-            raise ValueError(f"channel {self.channel!r:.80} is neither mix nor all nor a number from 0")
+            raise ValueError(
+                f"channel {self.channel!r:.80} is neither mix nor all nor a number from 0"
+            )
         limits = f"from {LOWEST_GAIN_DB} to {HIGHEST_GAIN_DB} dB"
         for gain_db in (self.wet_db, self.dry_db or 0.0):
             if not isinstance(gain_db, Real) or isinstance(gain_db, bool):
