@@ -538,15 +538,15 @@ def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        reason, _, where = str(error).partition(" - at `$")
+        reason, _, path = str(error).partition(" - at `$")
         if error.__cause__:  # of `SystemConfig`, which knows its own keys
             raise CheckpointError(f"{where}: {error.__cause__}") from error
         if field := re.search("required field `(.*)`", reason):
             raise CheckpointError(f"{where}: {field[1]} is a missing key. {_UPDATE}") from error
         value: Any = raw
-        for step in re.findall(r"\w+", where):
+        for step in re.findall(r"\w+", path):
             value = value[int(step) if isinstance(value, list | tuple) else step]
-        key, text = where.strip(".`").removeprefix("system."), reprlib.repr(value)
+        key, text = path.strip(".`").removeprefix("system."), reprlib.repr(value)
         raise CheckpointError(f"{where}: {key} is {text}. {reason}.") from error
 
 
