@@ -114,7 +114,7 @@ def _explain(error: BaseException | None) -> tuple[Any, ...]:
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         # Of Path.resolve, before Python 3.13.
         return 1, f"{error}. Its links lead in a circle: remove one of them."
-    # Compiled modules that are interrupted as they are imported make an ImportError of it.
+    # A compiled module whose import was interrupted raises an ImportError, caused by the interrupt.
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     if error is not None:

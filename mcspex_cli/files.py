@@ -45,8 +45,8 @@ try:
 except OSError:  # not on Linux
     _CONTAINER = Path()
 _MACHINE = hashlib.sha256(f"{socket.gethostname()}{_CONTAINER}".encode()).hexdigest()[:8]
-"""Tells this machine, or container, from others that write to the same folder: those of one name
-number their processes by themselves, too."""
+"""Tells this machine or container from others that write to the same folder. Containers may share
+the name of their host, but each numbers its processes from 1."""
 
 LONGEST_NAME = 255
 """Bytes of a file's or folder's name that nearly all disks allow."""
@@ -156,7 +156,7 @@ def find(
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that no file can have, with an AudioError: with a NUL, or what is no text."""
+    """Refuse, with an AudioError, a name that no file can have: it has a NUL or half a letter."""
     try:
         is_possible = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
@@ -295,14 +295,14 @@ def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
 
 
 def identities(*paths: Path) -> set[object]:
-    """What names of one file have in common: its path and, if it exists, its inode; of them all."""
-    known: set[object] = set()
+    """The real paths of files and, of those that exist, the inodes: what all names of one share."""
+    keys: set[object] = set()
     for path in paths:
-        known.add(os.path.realpath(path))  # which, unlike Path.resolve, follows links in a circle
+        keys.add(os.path.realpath(path))  # which, unlike Path.resolve, follows links in a circle
         with suppress(OSError):
             state = path.stat()
-            known.add((state.st_dev, state.st_ino))
-    return known
+            keys.add((state.st_dev, state.st_ino))
+    return keys
 
 
 def check_no_input(outputs: Iterable[Path], inputs: Set[object]) -> None:
