@@ -82,6 +82,7 @@ def match_level(system: System, batch: Batch) -> None:
     """
     if not batch.present.any():
         return
+    batch = batch.to(system.classifier.weight.device)
     estimates, _ = system(batch.mixture, batch.reference, batch.reference_lengths)
     for bank, estimate in zip(system.decoder.banks, estimates, strict=True):
         power = batch.target[batch.present].square().mean()
@@ -99,13 +100,15 @@ def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
     constants were chosen for `mcspex-16k` (docs/lab-book.md).
     """
     was_training, speakers = system.training, system.config.speakers
+    device = system.classifier.weight.device
     system.eval()
     embedded, named = [], []
     count = min(_MOST_REFERENCES, REFERENCES_PER_SPEAKER * speakers)
     for step in range(math.ceil(count / _REFERENCES_AT_ONCE)):
         rows = range(_REFERENCES_AT_ONCE * sampler.settings.mixtures_per_reference)
         references, lengths, speaker = sampler.compose_references(sampler.plan(seed, step, rows))
-        embedded.append(system.embed(references, lengths).cpu().double())
+        lengths = None if lengths is None else lengths.to(device)
+        embedded.append(system.embed(references.to(device), lengths).cpu().double())
         named.append(speaker.cpu())
     system.train(was_training)
     embeddings, speaker = torch.cat(embedded), torch.cat(named)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, EngineError, McspexError
 from mcspex_cli.training import acoustics, data
 from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles
 from mcspex_cli.training.data import Corpus, Stretch, UtteranceIndex, draw_reference, draw_stretch
@@ -94,6 +97,18 @@ class Batch:
     """[batch / k], the target's index among the corpus's speakers"""
     present: Tensor
     """[batch], whether the target is in the mixture"""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from without waiting; for a DataLoader."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(t) for k, t in tensors.items() if t is not None})
 
 
 class MixtureSampler:
@@ -424,3 +439,56 @@ def _gain_to_level(signals: Tensor, level_db: Tensor) -> Tensor:
     """The gains [batch, 1] that bring `signals` [batch, sample] to levels [batch, 1]."""
     rms = signals.square().mean(-1, keepdim=True).sqrt()
     return 10 ** (level_db / 20) / rms.clamp_min(1e-4)
+
+
+def draw_batches(
+    sampler: MixtureSampler, seed: int, first_step: int, rows: range, workers: int
+) -> Iterator[Batch]:
+    """Draw some rows of each step's batch, from a step on, without end.
+
+    With `workers`, so many processes draw ahead, from a corpus that lies on the CPU. The batches
+    are the same.
+
+    Raises:
+        ConfigError: no talkers can be drawn.
+        EngineError: one of the processes ended.
+    """
+    steps = itertools.count(first_step)
+    if not workers:
+        yield from (sampler.draw(seed, step, rows) for step in steps)
+    loader = DataLoader(
+        _Draws(sampler, seed, rows),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_interrupts,
+    )
+    try:
+        for drawn in loader:
+            if isinstance(drawn, McspexError):
+                raise drawn
+            yield drawn
+    except RuntimeError as error:
+        raise EngineError(
+            "a process that draws mixtures ended, probably for lack of memory. Lower [run] "
+            "workers, or give the machine, or its /dev/shm, more memory."
+        ) from error
+
+
+class _Draws(Dataset["Batch | McspexError"]):
+    """The steps' batches as torch's DataLoader wants them: an item for each number."""
+
+    def __init__(self, sampler: MixtureSampler, seed: int, rows: range) -> None:
+        self.sampler, self.seed, self.rows = sampler, seed, rows
+
+    def __getitem__(self, step: int) -> Batch | McspexError:
+        try:
+            return self.sampler.draw(self.seed, step, self.rows)
+        except McspexError as error:  # as it is: raised, it would come with a traceback in it
+            return error
+
+
+def _leave_interrupts(_: int) -> None:
+    """Have Ctrl-C end the training alone, which then ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

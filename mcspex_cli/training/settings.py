@@ -159,6 +159,8 @@ class RunSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """float16 would need its gradients scaled."""
     compile: bool = False
+    workers: Annotated[int, Limits(0, 1024)] = 0
+    """Processes that draw mixtures ahead, on the CPU; with 0, they are drawn where it trains."""
     tensorboard: bool = False
     seed: Annotated[int, Limits(0, 2**63)] = 0
     log_every_steps: Steps = 50

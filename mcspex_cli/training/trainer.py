@@ -30,7 +30,7 @@ from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, choose_device
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.growth import build_system, fit_classifier, match_level
-from mcspex_cli.training.mixtures import MixtureSampler
+from mcspex_cli.training.mixtures import Batch, MixtureSampler, draw_batches
 from mcspex_cli.training.optimisation import Losses, Optimiser, multi_scale_loss, rate_factor
 from mcspex_cli.training.settings import TrainSettings
 from mcspex_cli.training.simulate import read_validation
@@ -77,7 +77,8 @@ class Trainer:
         if self.start and not settings.model.sample_rate_hz:
             rate = self.start.config.sample_rate_hz
         corpus = Corpus.read(settings.data.train, rate, mixed=settings.data.mixing == "given")
-        corpus.samples = corpus.samples.to(self.device)
+        # Mixtures are drawn where the corpus lies.
+        corpus.samples = corpus.samples.to("cpu" if settings.run.workers else self.device)
         self.sampler = MixtureSampler(corpus, settings.mixtures)
         part = slice(self.team.rank, None, self.team.size)
         self.renderings = read_validation(settings.data, rate, part)
@@ -132,9 +133,12 @@ class Trainer:
         # The run's clock, `time.monotonic() - zero`, stands still during validation and while the
         # caller has the progress: afterwards `zero` is later by as much.
         zero, since_s = time.monotonic() - self.elapsed_s, self.elapsed_s
+        first = self.team.rank * self.settings.optimiser.batch
+        rows = range(first, first + self.settings.optimiser.batch)
+        batches = draw_batches(self.sampler, run.seed, self.step, rows, run.workers)
         ending = self.finished
         while not ending:
-            pending.append(self._step())
+            pending.append(self._step(batches))
             self.step += 1
             ending = self._agree(time.monotonic() - zero)
             due = self.step % run.validate_every_steps == 0
@@ -158,12 +162,12 @@ class Trainer:
         self.network = self.system
         self.team.leave()
 
-    def _step(self) -> Losses:
-        """Draw one batch and descend: forward in the run's precision, the loss in float32."""
-        settings, run = self.settings.optimiser, self.settings.run
-        first, dtype = self.team.rank * settings.batch, getattr(torch, run.precision)
+    def _step(self, batches: Iterator[Batch]) -> Losses:
+        """Descend by one batch: forward in the run's precision, the loss in float32."""
+        settings = self.settings.optimiser
+        dtype = getattr(torch, self.settings.run.precision)
         try:
-            batch = self.sampler.draw(run.seed, self.step, range(first, first + settings.batch))
+            batch = next(batches).to(self.device)
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 signals = batch.mixture, batch.reference, batch.reference_lengths
                 estimates, logits = self.network(*signals)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import pytest
 import torch
 
 from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, EngineError
 from mcspex_cli.training.data import Corpus, Speaker
-from mcspex_cli.training.mixtures import Batch, MixtureSampler, Surroundings
+from mcspex_cli.training.mixtures import Batch, MixtureSampler, Surroundings, draw_batches
 from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
 
@@ -392,3 +394,30 @@ def test_a_table_without_the_speakers_is_refused(many: Corpus, tmp_path: Path) -
     path.unlink()
     with pytest.raises(ConfigError, match=r"csv: no such file"):
         MixtureSampler(many, settings)
+
+
+def test_batches_that_processes_draw_are_those_drawn_here(talkers: Corpus) -> None:
+    sampler = MixtureSampler(talkers, EVERYTHING)
+    drawn = draw_batches(sampler, 3, 5, range(2), workers=2)
+    for step in range(5, 9):
+        ahead, here = next(drawn), sampler.draw(3, step, range(2))
+        for name, value in vars(here).items():
+            assert value is None or torch.equal(getattr(ahead, name), value)
+
+
+def test_a_process_that_cannot_draw_or_ends_is_one_line(
+    talkers: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = MixtureSampler(talkers, PLAIN)
+    error = ConfigError("files of the same name count as the same sentence.")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sampler, "draw", fail)
+    with pytest.raises(ConfigError) as refused:
+        next(draw_batches(sampler, 0, 0, range(2), workers=1))
+    assert str(refused.value) == str(error)
+    monkeypatch.setattr(sampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(EngineError, match=r"mixtures ended, .* Lower \[run\] workers"):
+        next(draw_batches(sampler, 0, 0, range(2), workers=1))

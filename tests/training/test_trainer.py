@@ -86,6 +86,14 @@ def test_a_stopped_and_resumed_run_is_an_uninterrupted_one(corpus: Path) -> None
         assert torch.equal(resumed.system.state_dict()[key], tensor), key
 
 
+def test_a_run_whose_mixtures_are_drawn_by_processes_is_the_same(corpus: Path) -> None:
+    alone = settings(corpus, "alone")
+    helped = settings(corpus, "helped")
+    helped = replace(helped, run=replace(helped.run, workers=2))
+    losses = [[r.loss for r in Trainer(each).run()] for each in (alone, helped)]
+    assert losses[0] == losses[1]
+
+
 def test_a_run_told_to_stop_saves_the_step_in_hand(corpus: Path) -> None:
     whole = Trainer(settings(corpus, "whole"))
     list(whole.run())
