@@ -27,12 +27,10 @@ import msgspec
 
 from mcspex_cli import audio, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.manifest import AUDIO, Task
+from mcspex_cli.batch.manifest import AUDIO, JOURNAL, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, same_places, unchanged
 from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.extraction.runtime import GPU_BATCH, LENGTH_SPREAD, EngineSettings
-
-FOLDER = "journal"
 
 _MEANINGLESS = (ValueError, KeyError, TypeError, RecursionError, msgspec.MsgspecError)
 """How a line fails that a killed process cut, or that is of another version."""
@@ -119,7 +117,7 @@ class Journal:
         self.failures: dict[str, list[FailureLine]] = {}
         self.scores: dict[tuple[str, str], dict[str, Any]] = {}
         self.runs: list[Run] = []
-        lines = folder / FOLDER
+        lines = folder / JOURNAL
         storage.objects.cache_clear()
         is_object = storage.is_url(lines)
         names = (
@@ -211,7 +209,7 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> J
     Raises:
         OutputError: it cannot be made, or holds files of no batch and `overwrite` is not set.
     """
-    journal = folder / FOLDER
+    journal = folder / JOURNAL
     in_use = storage.is_folder(folder) and (storage.is_url(folder) or any(folder.iterdir()))
     if in_use and not storage.is_folder(journal) and not overwrite:
         raise OutputError(
@@ -291,7 +289,7 @@ class JournalWriter:
         self._begin()
 
     def _begin(self) -> None:
-        self._path = self.folder / FOLDER / f"{time.time_ns():x}-{os.getpid()}.jsonl"
+        self._path = self.folder / JOURNAL / f"{time.time_ns():x}-{os.getpid()}.jsonl"
         self._object = b""
         """The content of the object, in a store: since none can append, each line writes all."""
 

@@ -26,7 +26,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.errors import AudioError, PairingError, PlanError
 from mcspex_cli.extraction.profile import SUFFIX
 
-AUDIO, RESIDUAL, ACTIVITY = "audio", "residual", "activity"
+AUDIO, RESIDUAL, ACTIVITY, JOURNAL = "audio", "residual", "activity", "journal"
 """The folders in a batch's output folder, by what is in them."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -26,6 +26,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.batch.manifest import (
     ACTIVITY,
     AUDIO,
+    JOURNAL,
     RESIDUAL,
     Task,
     files_by_name,
@@ -213,6 +214,8 @@ class _Planner:
         self._stamps: dict[str, storage.Stamp | None] = {}
         self._locations = Locations(self.request.output)
         self._inside: dict[str, bool] = {}
+        self._results: dict[Path, bool] = {}
+        """Whether a folder has the results of a batch."""
 
     def find_tasks(self) -> list[Task]:
         """The manifest's, or one for each file named or found in the folders named."""
@@ -241,11 +244,35 @@ class _Planner:
             names: Iterable[str] = map(str, storage.find(root, without, warnings=self.warnings))
             if references:
                 names = (name for name in names if os.path.realpath(name) not in references)
+            names = (name for name in names if not self._is_result(name, root))
             start, number = len(str(root / "x")) - 1, 0
             for number, name in enumerate(names, 1):  # noqa: B007
                 yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
+            if not number and any(self._results.values()):
+                raise AudioError(self.warnings[-1])
             if not number:
                 raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
+
+    def _is_result(self, name: str, root: Path) -> bool:
+        """Whether a file below `root` is what another batch extracted, by the batch's journal."""
+        if not any(f"{os.sep}{part}{os.sep}" in name for part in (AUDIO, RESIDUAL)):
+            return False
+        for folder in Path(name).parents:
+            if folder == root:
+                break
+            if folder.name not in {AUDIO, RESIDUAL}:
+                continue
+            results = folder.parent
+            if results not in self._results:
+                self._results[results] = (results / JOURNAL).is_dir()
+                if self._results[results]:
+                    self.warnings.append(
+                        f"{results}: has the results of another batch, which are left out. To "
+                        f"extract from them, name {results / AUDIO}."
+                    )
+            if self._results[results]:
+                return True
+        return False
 
     def _clips(self) -> list[Path]:
         """The clips of the one voice for all, and those in the folders named for it."""

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, ResultLine
-from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
+from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine
+from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, Locations, fingerprint
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import page, report, summary
@@ -103,7 +103,7 @@ def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
     if storage.is_url(folder):  # which has no locks
         yield
         return
-    lock = FileLock(folder / FOLDER / "reports.lock")
+    lock = FileLock(folder / JOURNAL / "reports.lock")
     try:
         try:
             lock.acquire(timeout=_QUIET_S)

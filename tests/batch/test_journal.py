@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.batch.journal import FOLDER, Journal, JournalWriter, Run
-from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.journal import Journal, JournalWriter, Run
+from mcspex_cli.batch.manifest import JOURNAL, Task
 from mcspex_cli.batch.plan import BatchRequest, fingerprint, plan_batch
 from mcspex_cli.errors import DiskFullError, OutputError
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def row(**more: object) -> dict[str, object]:
 
 
 def the_file(folder: Path) -> Path:
-    (path,) = (folder / FOLDER).glob("*.jsonl")
+    (path,) = (folder / JOURNAL).glob("*.jsonl")
     return path
 
 
@@ -72,7 +72,7 @@ def test_what_is_done_is_done_whatever_fails_later_by_whatever_clock(
     journal = Journal(tmp_path)
     assert journal.result(task, "s")
     assert journal.failure(task, "s") == "no more."
-    assert len(list((tmp_path / FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / JOURNAL).iterdir())) == 2
     (tmp_path / "audio/a.wav").unlink()
     assert not Journal(tmp_path).result(task, "s")
 
@@ -219,7 +219,7 @@ def test_a_fingerprint_tells_values_apart_and_is_always_the_same() -> None:
 def test_a_journal_that_cannot_be_read_or_written_says_so(tmp_path: Path, task: Task) -> None:
     with pytest.raises(OutputError, match=r"none/journal/.*: cannot be written: its folder does"):
         JournalWriter(tmp_path / "none").add_result(task, "s", row())
-    (tmp_path / FOLDER / "x.jsonl").mkdir(parents=True)
+    (tmp_path / JOURNAL / "x.jsonl").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"x.jsonl: cannot be read: it is a folder"):
         Journal(tmp_path)
 

@@ -102,6 +102,21 @@ def test_what_lies_among_the_mixtures_but_is_none_is_left_out(folder: Path) -> N
     assert [task.id for task in tasks] == ["a", "x/b", "x/y/c"]
 
 
+def test_what_another_batch_extracted_is_no_mixture_unless_it_is_named(folder: Path) -> None:
+    touch("mix/old/audio/x/a.wav", "mix/old/residual/a.wav", "mix/old/journal/1.jsonl")
+    touch("mix/new/audio/a.wav")
+    whole = whole_plan("mix")
+    assert [task.id for task in whole.tasks] == ["a", "new/audio/a", "x/b", "x/y/c"]
+    left_out = (
+        "mix/old: has the results of another batch, which are left out. To extract from them, "
+        "name mix/old/audio."
+    )
+    assert list(whole.warnings) == [left_out]
+    assert [task.id for task in plan("mix/old/audio")] == ["x/a"]
+    with pytest.raises(AudioError, match=re.escape(left_out)):
+        plan("mix/old")
+
+
 def test_a_manifests_paths_start_at_its_folder(folder: Path) -> None:
     (task,) = listed("mixture,reference\na.wav,../r.wav\n", "mix/m.csv")
     assert (task.mixture, task.output) == ("mix/a.wav", "a.wav")
