@@ -118,7 +118,7 @@ class Bench:
             return estimate
         match = LevelMatcher(1)
         match.add(estimate[None], case.mixture[None])
-        return estimate * np.float32(match.gain()[0])
+        return estimate * np.float32(match.gains()[0])
 
     def _judge(self, case: Case) -> Row:
         """How good the estimate is, and how loud where only one speaks, None if nowhere."""

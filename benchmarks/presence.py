@@ -19,7 +19,7 @@ import numpy as np
 from mcspex_cli import EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import Engine, open_engine
-from mcspex_cli.extraction.levels import LevelMatcher, gain_db
+from mcspex_cli.extraction.levels import LevelMatcher, gains_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult, find_spans
 from mcspex_cli.extraction.speech import FRAME_S, detect_speech, frame_levels_db, smooth_activity
 from mcspex_cli.training.calibration import SILENT, SPEAKING, Case, area, read_cases
@@ -33,7 +33,7 @@ def measure(engine: Engine, mixture: Samples, voice: Samples) -> tuple[PresenceR
     matcher, estimate = LevelMatcher(1), engine.extract(mixture, voice)[None]
     meter.add(estimate[0], mixture)
     matcher.add(estimate, mixture[None])
-    return meter.result(), gain_db(matcher.gain())[0]
+    return meter.result(), gains_db(matcher.gains())[0]
 
 
 def segments(result: PresenceResult, case: Case, rate_hz: int) -> Iterator[tuple[float, float]]:

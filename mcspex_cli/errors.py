@@ -2,12 +2,12 @@
 
 ```
 McspexError             exit 1
-├── AudioError          a sound file that cannot be used
+├── AudioError          a recording, or a span of one, that cannot be used
 │   ├── DamagedError    it is damaged or cut off: part of its sound cannot be read
 │   └── NonFiniteError  it has NaN or infinite samples
 ├── OutputError         a place that cannot, or must not, be written
 │   └── DiskFullError   nothing more fits on it: no other file will either
-├── CheckpointError     a model that cannot be found or loaded
+├── CheckpointError     a model, or a voice profile, that cannot be found or loaded
 │   ├── ForeignModel    it is another program's
 │   └── HubError        the Hugging Face Hub does not give it, or take it
 ├── EngineError         a device or precision that does not work here

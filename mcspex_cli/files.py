@@ -314,7 +314,7 @@ def check_no_input(outputs: Iterable[Path], inputs: Set[object]) -> None:
             )
 
 
-class Places:
+class UsedFiles:
     """Files that are read and written, to refuse one that is written twice or over an input.
 
     Args:

@@ -311,7 +311,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     values = vars(request)
     if request.groups:
         read_groups(request.groups, request.group_by)
-    batch_plan = plan.plan_batch(options.fill(plan.BatchRequest, values))
+    batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
     for text in batch_plan.warnings:
         console.warn(text)
     absent = request.extraction.absent
@@ -327,7 +327,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
         "cpus": request.resources.get("cpu", 2.0),
         "gpus": request.resources.get("gpu", request.gpus),
     }
-    settings = options.fill(plan.BatchSettings, values | decided)
+    settings = options.call(plan.BatchSettings, values | decided)
     is_half = engine_settings.precision == "float16"
     if is_half and request.backend == "local" and not settings.on_gpu():
         console.warn(options.SLOW_PRECISION)

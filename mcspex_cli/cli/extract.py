@@ -150,23 +150,21 @@ def _check_usage(request: ExtractRequest) -> None:
 
 def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
-    from concurrent.futures import Future
-
     from mcspex_cli.extraction import job, profile, reference
     from mcspex_cli.extraction.extractor import Extractor
 
-    settings, quiet, enrolled = request.extraction, request.is_silent, Future["Voice"]()
+    settings, quiet = request.extraction, request.is_silent
     references = reference.list_sources(request.references)
-    jobs = _plan(request, stdin, enrolled.result)
+    jobs = _plan(request, stdin, lambda: voice)  # which is enrolled below
     for one in jobs:
         console.check_log_files(one.outputs.paths())
     job.check_jobs(jobs, references)
-    sources = reference.check_sources(references)
+    sources = reference.open_sources(references)
     if stdin:
         _copy_stdin(stdin)
-    for place, one in enumerate(jobs):
+    for index, one in enumerate(jobs):
         try:
-            jobs[place] = replace(one, reader=one.open(settings))
+            jobs[index] = replace(one, reader=one.open(settings))
         except McspexError:  # one of several fails when it is its turn
             if len(jobs) == 1:
                 raise
@@ -187,7 +185,6 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     engine = options.start_engine(info, request.engine_settings, seconds, quiet=quiet)
     extractor = Extractor(info, engine)
     voice = extractor.enroll(clips, spans=request.spans, mixture=first.mixture, options=settings)
-    enrolled.set_result(voice)
     for line in voice.warnings:
         console.warn(line)
     _work(request, extractor, jobs, seconds)
@@ -208,9 +205,9 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
                 "--ref FILE -o DIR"
             )
         outputs = Outputs(
-            _place(request.output or str(mixture.parent), mixture, ".target.wav"),
-            _place(request.residual, mixture, ".residual.wav") if request.residual else None,
-            _place(request.activity, mixture, ".activity.json") if request.activity else None,
+            _output(request.output or str(mixture.parent), mixture, ".target.wav"),
+            _output(request.residual, mixture, ".residual.wav") if request.residual else None,
+            _output(request.activity, mixture, ".activity.json") if request.activity else None,
             speaker_name(request.references, request.spans),
             request.overwrite,
         )
@@ -218,7 +215,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
     return jobs
 
 
-def _place(name: str, mixture: Path, ending: str) -> Path:
+def _output(name: str, mixture: Path, ending: str) -> Path:
     """The file that `name` is of, or one in the folder of this name, called like the mixture.
 
     A name that ends in a slash is a folder's, even if it does not exist yet.
@@ -226,12 +223,12 @@ def _place(name: str, mixture: Path, ending: str) -> Path:
     from mcspex_cli.audio import FORMATS
     from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 
-    place = Path(name)
+    output = Path(name)
     # Path.is_dir would raise if the name is too long.
     is_folder = not os.path.basename(name) or os.path.isdir(name)  # noqa: PTH112, PTH119
-    if not is_folder and place.name.lower() in (*FORMATS, *ACTIVITY_FORMATS):
-        raise OutputError(f"{place}: names no file. Put a name before the dot.")
-    return place if place.suffix and not is_folder else place / f"{mixture.stem}{ending}"
+    if not is_folder and output.name.lower() in (*FORMATS, *ACTIVITY_FORMATS):
+        raise OutputError(f"{output}: names no file. Put a name before the dot.")
+    return output if output.suffix and not is_folder else output / f"{mixture.stem}{ending}"
 
 
 def _work(
@@ -401,7 +398,7 @@ def enroll(
     named = [options.find_model(one, offline=offline, quiet=quiet) for one in models or (None,)]
     infos = list({info.sha256: info for info in named}.values())
     files.check_no_input([output], files.identities(*clips))
-    reference.check_sources(clips, *infos)
+    reference.open_sources(clips, *infos)
     voices = [
         reference.enroll(clips, options.start_engine(info, engine_settings, 0.0, quiet=quiet), info)
         for info in infos
@@ -413,15 +410,15 @@ def enroll(
     )
     # A profile does not tell where its clips were. It is text, which not all names of files are.
     qualities = tuple(one.rename(printable(Path(one.path).name)) for one in best.qualities)
-    enrolled = profile.Profile(name, enrolments, qualities)
-    profile.write_profile(output, enrolled, overwrite=overwrite)
+    voice_profile = profile.Profile(name, enrolments, qualities)
+    profile.write_profile(output, voice_profile, overwrite=overwrite)
     for line in best.warnings:
         console.warn(line)
     if as_json:
-        console.data(enrolled.to_dict(output), indent=2)
+        console.data(voice_profile.to_dict(output), indent=2)
     elif not quiet:
-        _show_qualities(enrolled.qualities)
-        names = " and ".join(model.name for model in enrolled.models)
+        _show_qualities(voice_profile.qualities)
+        names = " and ".join(model.name for model in voice_profile.models)
         console.say(f"{output}: {console.duration(best.seconds)} of speech, for {names}")
 
 
@@ -456,29 +453,29 @@ def _show_profiles(sources: Sequence[Path], *, listed: bool, as_json: bool) -> N
     for source in sources:
         if listed:
             files.check_exists(source)
-        for place in find_profiles(source) if listed and source.is_dir() else [source]:
+        for file in find_profiles(source) if listed and source.is_dir() else [source]:
             try:
-                profiles.append((place, read_profile(place)))
+                profiles.append((file, read_profile(file)))
             except CheckpointError as error:
                 if not listed:
                     raise
                 console.error(str(error))
                 damaged += 1
     if as_json:
-        console.data([profile.to_dict(place) for place, profile in profiles], indent=2)
+        console.data([profile.to_dict(file) for file, profile in profiles], indent=2)
     elif listed:
         rows = [
             (
-                *(str(place), profile.name, profile.created),
+                *(str(file), profile.name, profile.created),
                 f"{max(one.seconds for one in profile.models):.1f}",
                 ", ".join(one.name for one in profile.models),
             )
-            for place, profile in profiles
+            for file, profile in profiles
         ]
         console.table(("profile", "name", "created", "speech s", "models"), rows)
     else:
-        for place, profile in profiles:
-            lines = [("profile", str(place)), ("name", profile.name), ("created", profile.created)]
+        for file, profile in profiles:
+            lines = [("profile", str(file)), ("name", profile.name), ("created", profile.created)]
             for one in profile.models:
                 lines.append(("model", f"{one.label}, {console.duration(one.seconds)} of speech"))
             console.facts(lines)

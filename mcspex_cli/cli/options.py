@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.engine import Engine
     from mcspex_cli.extraction.job import ExtractionOptions
 
-Settings = TypeVar("Settings")
+Value = TypeVar("Value")
 
 
 class NamedPath(click.Path):
@@ -205,12 +205,12 @@ def _declarations(command: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             yield parameter.default(name)
 
 
-def fill(make: Callable[..., Settings], values: Mapping[str, Any]) -> Settings:
-    """Make an object: each parameter gets the value of its name, or what its group makes."""
-    defaults = {name: one.default for name, one in signature(make).parameters.items()}
-    return make(
+def call(function: Callable[..., Value], values: Mapping[str, Any]) -> Value:
+    """Call a function or class with the value for each parameter, or the object of its group."""
+    defaults = {name: one.default for name, one in signature(function).parameters.items()}
+    return function(
         **{
-            name: fill(default.make, values) if isinstance(default, Group) else values[name]
+            name: call(default.make, values) if isinstance(default, Group) else values[name]
             for name, default in defaults.items()
         }
     )
@@ -283,7 +283,7 @@ def command(
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def run(**values: Any) -> None:
-            fill(function, values)
+            call(function, values)
 
         decorated: Callable[..., None] = _LOG_FILE(run)
         for declare in reversed([*_declarations(function)]):
@@ -345,7 +345,7 @@ SLOW_PRECISION = "float16 is many times slower than float32 on a CPU. Leave --pr
 RUNTIME = option(
     None,
     "What runs the network; onnx needs ONNX Runtime, and prepares a model once.",
-    type=click.Choice(["auto", *RUNTIMES]),
+    type=click.Choice(RUNTIMES),
     default="auto",
 )
 PASSES_OPTION = option(

@@ -193,7 +193,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import Extractor
     from mcspex_cli.evaluation import metrics, report, scoring, summary
-    from mcspex_cli.extraction.reference import check_sources
+    from mcspex_cli.extraction.reference import open_sources
 
     _check_usage(request)
     limits = (*request.fail_under, *request.fail_over)
@@ -215,7 +215,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     if "reference" in needs:
         model = options.find_model(request.model, offline=request.offline)
         clips = dict.fromkeys(clip for pairing in pairings for clip in pairing.references)
-        check_sources(clips, model)
+        open_sources(clips, model)
         verifier = metrics.open_verifier(Extractor.load(model), console.warn)
     scores = scoring.score_files(pairings, settings, request.workers, verifier, transcribe)
     rows = [score.to_dict() for score in console.track(scores, "scoring", len(pairings))]

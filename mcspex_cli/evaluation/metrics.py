@@ -27,7 +27,7 @@ import soxr
 
 from mcspex_cli.audio import Samples, without_rumble
 from mcspex_cli.errors import CheckpointError, ConfigError, install_extra
-from mcspex_cli.extraction.presence import PresenceMeter, leads
+from mcspex_cli.extraction.presence import PresenceMeter, is_inverted
 from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def open_verifier(extractor: Extractor, warn: Callable[[str], object] = lambda _
         def measure(sound: Samples, rate_hz: int) -> float:
             signal = soxr.resample(sound, rate_hz, engine.sample_rate_hz)
             same, inverse = mean_similarity(signal), mean_similarity(-signal)
-            return inverse if leads(inverse, same) else same
+            return inverse if is_inverted(inverse, same) else same
 
         return measure
 

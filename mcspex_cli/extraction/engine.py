@@ -110,7 +110,7 @@ class Engine:
             raise ValueError("embed needs one clip or more")
         longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
         for reference in references:
-            clip = check_samples("a reference", reference, 1)
+            clip = as_samples("a reference", reference, 1)
             mean_square = float(_power(clip)[0])
             check_length(name, len(clip) / self.sample_rate_hz)
             check_level(name, mean_square)
@@ -154,7 +154,7 @@ class Engine:
             ValueError: the mixture is not [sample] or not finite, or the embedding is of
                 another length.
         """
-        mixture = check_samples("a mixture", mixture, 1)
+        mixture = as_samples("a mixture", mixture, 1)
         parts = [estimate for estimate, _ in self.stream([mixture[None]], embedding)]
         estimate: Samples = np.concatenate(parts, axis=-1)[0]
         return estimate
@@ -170,13 +170,13 @@ class Engine:
             The estimate and the mixture's samples that it belongs to, both [channel, sample],
             in other blocks than those that went in.
         """
-        length = len(check_samples("an embedding", embedding, 1))
+        length = len(as_samples("an embedding", embedding, 1))
         if self.runtime.embedding not in (0, length):
             raise ValueError(
                 f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
             )
         joiner = Joiner(self.windowing.context, self.windowing.fade)
-        checked = (check_samples("a block", block, 2, whole=False) for block in blocks)
+        checked = (as_samples("a block", block, 2, whole=False) for block in blocks)
         for batch in self.batches((None, window) for window in cut(checked, self.windowing)):
             estimates = self.compute([(window.samples, embedding) for _, window in batch])
             for (_, window), estimate in zip(batch, estimates, strict=True):
@@ -278,8 +278,9 @@ class Engine:
     ) -> list[Samples]:
         """Estimates from several passes of the network over signals [sample].
 
-        Half of the passes, rounded up, are for the target. The others are for the other voices;
-        their reference is what the mean of the former leaves of the mixture. See `_refine`.
+        Passes 0, 2, 4, ... are for the target; `firsts` may have pass 0, which is not shifted.
+        Passes 1, 3, ... are for the other voices; their reference is what the mean of the former
+        leaves of the mixture. See `_refine`.
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
         missing = [number for number, first in enumerate(firsts) if first is None]
@@ -374,8 +375,8 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
     return Engine(runtime, settings, calibration, label)
 
 
-def check_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:
-    """Refuse an array that is not sound, and give any other as float32.
+def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:
+    """Give sound as float32, and refuse an array that is none.
 
     Args:
         name: what messages call it.

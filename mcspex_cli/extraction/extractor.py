@@ -34,7 +34,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
 from mcspex_cli.extraction import levels
-from mcspex_cli.extraction.engine import Engine, check_samples, open_engine
+from mcspex_cli.extraction.engine import Engine, as_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
     ExtractionOptions,
@@ -190,7 +190,7 @@ class Extractor:
                 finite, or the rate is not from 1 kHz to 1 MHz.
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        block = np.atleast_2d(check_samples("the mixture", samples, 1, 2))
+        block = np.atleast_2d(as_samples("the mixture", samples, 1, 2))
         audio.check_rate(rate_hz)
         rate_hz = int(rate_hz)  # which may be NumPy's, and then JSON would not take it
         options = self._checked(options)
@@ -284,7 +284,7 @@ class Extractor:
         Yields:
             Each job, in order, with its result or its error, which does not stop the others.
         """
-        options, places = self._checked(options), files.Places()
+        options, used_files = self._checked(options), files.UsedFiles()
         lookahead = max(LOOKAHEAD, self.engine.batch)
         opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
@@ -293,7 +293,7 @@ class Extractor:
             for job in jobs:
                 if not isinstance(job, Job):
                     raise TypeError(f"extract_files takes Jobs, not {job!r:.80}")
-                opened.append(_Extraction(self, options, job.voice, job, places))
+                opened.append(_Extraction(self, options, job.voice, job, used_files))
                 yield opened[-1]
 
         try:
@@ -313,7 +313,7 @@ class Extractor:
                         yield job, ready.result()
                 except (KeyboardInterrupt, SystemExit, GeneratorExit):
                     for work in tuple(opened):  # what is half written is not finished
-                        work.fail(McspexError(f"{work.name}: was interrupted."))
+                        work.fail(McspexError(f"{work.path}: was interrupted."))
                     raise
         finally:
             for work in tuple(opened):  # the caller stopped early
@@ -394,7 +394,7 @@ class _Extraction:
 
     # From the beginning on:
     job: Job | None  # None for samples in memory
-    name: str  # what messages call the mixture
+    path: str  # the mixture's, in messages; a row of a report has `Job.name`
     error: McspexError | None = None
     elapsed_s: float = 0.0  # set when all is computed
     _voice: Voice | Callable[[], Voice]  # a Voice from `begin` on
@@ -413,8 +413,8 @@ class _Extraction:
     _channel_presences: list[PresenceResult]  # filled by the last `add`
     # In `finish`:
     _presence: PresenceResult  # of all channels together
-    _match_gain: npt.NDArray[np.float64]  # [channel], to its level in the mixture
-    _wet_gain: npt.NDArray[np.float64]  # [channel], of the estimate, before the level policy's
+    _match_gains: npt.NDArray[np.float64]  # [channel], to its level in the mixture
+    _estimate_gains: npt.NDArray[np.float64]  # [channel], without the level policy's
     _gains_db: tuple[float, ...]  # [channel], of the estimate in all
     _level_gain: levels.LevelGain  # of the estimate and all that is mixed with it
     _residual_gain: levels.LevelGain  # 1, or less against clipping
@@ -426,14 +426,14 @@ class _Extraction:
         options: ExtractionOptions,
         voice: Voice | Callable[[], Voice],
         source: Job | audio.ArrayReader,
-        places: files.Places | None = None,
+        used_files: files.UsedFiles | None = None,
     ) -> None:
         if isinstance(source, Job):
-            self.job, self.name = source, str(source.mixture)
+            self.job, self.path = source, str(source.mixture)
         else:
-            self.job, self._mixture, self.name = None, source, str(source.path)
+            self.job, self._mixture, self.path = None, source, str(source.path)
         self._extractor, self._engine = extractor, extractor.engine
-        self._options, self._voice, self._places = options, voice, places
+        self._options, self._voice, self._used_files = options, voice, used_files
         self._policy = ABSENT[options.absent]
         self._stores = ExitStack()
 
@@ -449,12 +449,12 @@ class _Extraction:
     def fail(self, error: Exception) -> None:
         """Keep an error; if it is a bug, log its traceback."""
         if isinstance(error, EngineError):
-            self.error = EngineError(f"{self.name}: {error}")
+            self.error = EngineError(f"{self.path}: {error}")
         elif isinstance(error, McspexError):
             self.error = error
         else:
             self.error = McspexError(
-                f"{self.name}: {type(error).__name__} ({error}). This is a bug, please report it."
+                f"{self.path}: {type(error).__name__} ({error}). This is a bug, please report it."
             )
             self.error.__cause__ = error
             _logger.error("The traceback of the bug, for your report:", exc_info=error)
@@ -462,9 +462,9 @@ class _Extraction:
     def read(self) -> Iterator[Window]:
         """Open the mixture, if it is a file, and give its windows at the network's rate."""
         job, options, network_hz = self.job, self._options, self._engine.sample_rate_hz
-        if job and self._places:
+        if job and self._used_files:
             if job.reader is None:
-                job.check_outputs(self._places)
+                job.check_outputs(self._used_files)
             self._mixture = job.reader or job.open(options)
             self._sounds = job.outputs.sounds()
             job.outputs.make_folders()
@@ -484,7 +484,7 @@ class _Extraction:
         self._voice = voice = check_voice(self._voice() if callable(self._voice) else self._voice)
         if self.job:
             check_sources(self.job, voice, info.seconds)
-        check_embedding(self.name, voice, self._extractor.model.config.embedding)
+        check_embedding(self.path, voice, self._extractor.model.config.embedding)
         embedding = np.asarray(voice.embedding, np.float32)
         self._estimate_store = self._open_store()
         self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
@@ -511,7 +511,7 @@ class _Extraction:
         estimate, mixture = self._joiner.add(window, sign * estimate)
         self._matcher.add(estimate, mixture)
         if window.last:
-            audio.check_level(self.name, self._matcher.mixture_mean_square())
+            audio.check_level(self.path, self._matcher.mixture_mean_square())
         self._estimate_store.append(self._back.step(estimate, last=window.last))
         for meter, channel, whole in zip(self._meters, estimate, mixture, strict=True):
             meter.add(sign * channel, sign * whole)
@@ -535,7 +535,7 @@ class _Extraction:
             self._write(job)
         presence, runtime = self._presence, self._engine.runtime
         return Result(
-            mixture=job.name if job else self.name,
+            mixture=job.name if job else self.path,
             references=voice.sources,
             reference_seconds=voice.seconds,
             outputs=job.outputs if job else None,
@@ -577,13 +577,13 @@ class _Extraction:
             AbsentError: it is not, and the options say that this is to fail.
         """
         has_level = self._engine.runtime.true_level
-        self._match_gain = np.ones(self._channels) if has_level else self._matcher.gain()
-        match_gains_db, start_s = levels.gain_db(self._match_gain), self._mixture.info.start_s
+        self._match_gains = np.ones(self._channels) if has_level else self._matcher.gains()
+        match_gains_db, start_s = levels.gains_db(self._match_gains), self._mixture.info.start_s
         presence = join_channels(self._channel_presences, match_gains_db, start_s)
         self._presence = presence
         if self._policy.fails and presence.present is False:
             raise AbsentError(
-                f"{self.name}: the voice is not in it (presence {presence.presence:.2f}). "
+                f"{self.path}: the voice is not in it (presence {presence.presence:.2f}). "
                 "Check the reference, or use --absent keep."
             )
 
@@ -593,16 +593,16 @@ class _Extraction:
         clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
         meter = levels.GainMeter(options.level, *shape)
         residual_meter = levels.GainMeter("raw", *shape)
-        self._wet_gain = np.full(self._channels, 10 ** (options.wet_db / 20))
+        self._estimate_gains = np.full(self._channels, 10 ** (options.wet_db / 20))
         if meter.is_matched:
-            self._wet_gain *= self._match_gain
+            self._estimate_gains *= self._match_gains
         for estimate, residual in self._blocks():
             meter.add(estimate)
             if residual is not None:
                 residual_meter.add(residual)
         self._level_gain = meter.gain(clips=clips[0] if clips else True)
         self._residual_gain = residual_meter.gain(clips=clips[1:] == [True])
-        self._gains_db = levels.gain_db(self._wet_gain * self._level_gain.gain)
+        self._gains_db = levels.gains_db(self._estimate_gains * self._level_gain.gain)
         self._silent = bool(meter.peak * self._level_gain.gain < 10 ** (audio.SILENCE_DB / 20))
 
     def _samples(self) -> Samples:
@@ -615,7 +615,7 @@ class _Extraction:
         mixture, gains = self._mixture, (self._level_gain.gain, self._residual_gain.gain)
         rate_hz, subtype = mixture.info.sample_rate_hz, self._options.subtype
         shape = rate_hz, self._channels, subtype, mixture.frames
-        with files.together(overwrite=job.outputs.overwrite, mixture=self.name):
+        with files.together(overwrite=job.outputs.overwrite, mixture=self.path):
             with ExitStack() as stack:
                 writers = [
                     stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
@@ -636,16 +636,18 @@ class _Extraction:
         mixtures = self._mixture_store.read(channels, samples) if self._mixture_store else None
         dry_db = self._options.dry_db
         dry_gain = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
-        wet_gain, match_gain = np.array([self._wet_gain, self._match_gain], np.float32)[:, :, None]
+        estimate_gains = self._estimate_gains[:, None].astype(np.float32)
+        match_gains = self._match_gains[:, None].astype(np.float32)
         start = 0
         for block in self._estimate_store.read(channels, samples):
             estimate = self._gated(block, start)
             start += block.shape[1]
             if mixtures is None:
-                yield estimate * wet_gain, None
+                yield estimate * estimate_gains, None
             else:
                 mixture = next(mixtures)
-                yield estimate * wet_gain + dry_gain * mixture, mixture - estimate * match_gain
+                residual = mixture - estimate * match_gains
+                yield estimate * estimate_gains + dry_gain * mixture, residual
 
     def _gated(self, block: Samples, start: int) -> Samples:
         """A block that begins at sample `start`, silent where the target is absent."""

@@ -109,7 +109,7 @@ class Outputs:
 
     estimate: Path
     residual: Path | None = None
-    """What is left of the mixture."""
+    """The mixture without the target."""
     activity: Path | None = None
     """When the target speaks: .json, .rttm or .srt."""
     speaker: str = "target"
@@ -154,7 +154,7 @@ class Job:
     """The voice, or a function that is called when it is needed, and may raise `McspexError`."""
     outputs: Outputs
     id: str = ""
-    """What messages and rows call the mixture; if it is empty, they show the path."""
+    """See `name`."""
     reader: audio.Reader | None = field(default=None, repr=False, compare=False)
     """The mixture, if it was opened before by `open`, and its outputs were checked."""
 
@@ -169,18 +169,18 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What messages and rows call the mixture."""
+        """What rows, and messages about outputs, call the mixture: its `id`, or else its path."""
         return self.id or str(self.mixture)
 
-    def check_outputs(self, places: files.Places) -> None:
-        """Refuse outputs that cannot be written, or would harm a file in `places`; add these."""
+    def check_outputs(self, used_files: files.UsedFiles) -> None:
+        """Refuse outputs that cannot be written, or harm a file in `used_files`; add them."""
         outputs = self.outputs
         for path in outputs.paths():
             known = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
             if path.suffix.lower() not in known:
                 choices = ", ".join(known)
                 raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
-        places.add(self.mixture, outputs.paths(), self.name, overwrite=outputs.overwrite)
+        used_files.add(self.mixture, outputs.paths(), self.name, overwrite=outputs.overwrite)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:
         """Open the mixture, and check all that can be checked without a model.
@@ -244,7 +244,7 @@ class Result:
     residual_gain_db: float
     """The gain that the residual got: 0, or less so that it does not clip."""
     silent: bool
-    """Whether the estimate is silent."""
+    """Whether even the highest sample of the estimate is below `audio.SILENCE_DB`."""
     presence: float | None
     """How likely, 0 to 1, the target is in the mixture; None if the model cannot tell."""
     present: bool | None
@@ -299,9 +299,9 @@ class Result:
 
 def check_jobs(jobs: Iterable[Job], references: Sequence[Path]) -> None:
     """Refuse jobs that would harm files of one another, or have one of these as their mixture."""
-    places = files.Places(references)
+    used_files = files.UsedFiles(references)
     for job in jobs:
-        job.check_outputs(places)
+        job.check_outputs(used_files)
         check_distinct(job.mixture, references)
 
 

@@ -269,14 +269,14 @@ class LevelMatcher:
         """Mean square of the mixture's loudest channel."""
         return float(self._mixture.max()) / max(1, self._samples)
 
-    def gain(self) -> npt.NDArray[np.float64]:
+    def gains(self) -> npt.NDArray[np.float64]:
         """The gains [channel] for the network's estimate; 1 where the estimate is silent."""
-        gain = np.ones_like(self._estimate)
-        np.divide(self._shared, self._estimate, out=gain, where=self._estimate > 0)
-        return gain
+        gains = np.ones_like(self._estimate)
+        np.divide(self._shared, self._estimate, out=gains, where=self._estimate > 0)
+        return gains
 
 
-def gain_db(gain: npt.NDArray[np.float64]) -> tuple[float, ...]:
+def gains_db(gains: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """Linear gains [channel] in dB."""
-    levels_db = 20 * np.log10(np.maximum(np.abs(gain), 1e-15))
+    levels_db = 20 * np.log10(np.maximum(np.abs(gains), 1e-15))
     return tuple(levels_db.round(2).tolist())

@@ -1,15 +1,16 @@
 """Whether the target speaks in an estimate, and when: from embeddings and energy.
 
 ```
-estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─▶ presence of 2 s ─┬─▶ activity
-          └─ energy, next to the mixture's ── gain ─────────┘                    │
-                                                   soft maximum of all of them ──┴─▶ presence
+estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─▶ presence of 2 s ─┬─▶ presence
+          ├─ energy, next to the mixture's ── gain ─────────┘                    ▼
+          └─ levels of 10 ms, next to the mixture's ─────────────────────────▶ activity
 ```
 
 A network returns somebody's speech even if the target is absent. Whether it is the target's shows
 in the embedding of the estimate and, less surely, in how loud the network made it. How much each of
-these weighs is measured for a model by `training.calibration`. The best segments of a file count
-most, because people take turns; see `SHARPNESS`. Not from the paper.
+these weighs is measured for a model by `training.calibration`. The presence of a file is a soft
+maximum of those of its segments: the best count most, because people take turns; see `SHARPNESS`.
+Not from the paper.
 
 Activity is when the target speaks, to 10 ms: where the estimate is as loud as speech in it, no more
 than 20 dB below the mixture, and in a segment in which the target is present.
@@ -236,9 +237,12 @@ def cosine(one: Samples, other: Samples) -> float:
     return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
 
 
-def leads(similarity: float, other: float) -> bool:
-    """Whether a sound of this similarity to the reference has its polarity, and not the `other`."""
-    return similarity >= max(POLARITY_SIMILARITY, other + POLARITY_LEAD)
+def is_inverted(inverse: float, upright: float) -> bool:
+    """Whether a sound is inverted, by the similarity to the reference of its `inverse` and its own.
+
+    That of the inverse has to be high, and to lead clearly.
+    """
+    return inverse >= max(POLARITY_SIMILARITY, upright + POLARITY_LEAD)
 
 
 class Polarity:
@@ -268,10 +272,11 @@ class Polarity:
         return not self._is_known and window.shape[-1] >= shortest
 
     def judge(self, sign: float, window: Samples, estimate: Samples) -> None:
-        """Decide by the estimate of `sign * window`, both [channel, sample], if it has the voice.
+        """Look for the voice in the estimate of `sign * window`, both [channel, sample].
 
-        Each window is judged as it is before it is judged inverted. The most similar channel
-        counts.
+        Each window is judged as it is before it is judged inverted. Where one of the two has the
+        voice, no other window is needed; the sign is -1 only if `is_inverted` says so. The most
+        similar channel counts.
         """
         if not np.isfinite(estimate).all():
             return  # whoever uses the estimate says why
@@ -280,7 +285,7 @@ class Polarity:
         similarity = max(cosine(one, self.embedding) for one in embeddings)
         if sign > 0:
             self._upright_similarity = similarity
-        elif leads(similarity, self._upright_similarity):
+        elif is_inverted(similarity, self._upright_similarity):
             self.sign = -1.0
         self._is_known = similarity >= POLARITY_SIMILARITY
 
@@ -477,7 +482,7 @@ def find_spans(
     for result, gain_db in zip(results, gains_db, strict=True):
         if result.present is False:
             continue
-        here = speech.detect_target(result.estimate_db + gain_db, result.mixture_db)
+        here = speech.detect_audible(result.estimate_db + gain_db, result.mixture_db)
         for segment in result.segments:
             if not segment.present:
                 here[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
@@ -504,9 +509,9 @@ def write_activity(
     `mixture` is its id or path, and `file` what RTTM calls it.
     """
     text = ACTIVITY_FORMATS[path.suffix.lower()](result, mixture, file, speaker)
-    with files.whole(path) as partial:
+    with files.whole(path) as unfinished:
         # File names may hold bytes that are not text.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _json(result: PresenceResult, mixture: str, _: str, speaker: str) -> str:

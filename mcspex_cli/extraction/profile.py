@@ -91,6 +91,7 @@ class Profile:
     name: Text
     """Whose voice it is."""
     models: Annotated[tuple[Enrolment, ...], Meta(min_length=1, max_length=64)]
+    """An enrolment for each model."""
     qualities: Annotated[tuple[ReferenceQuality, ...], Meta(max_length=_MAX_CLIPS)] = ()
     """Of each clip; file names are without folders."""
     created: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] = field(
@@ -144,8 +145,8 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
     text = msgspec.json.encode({**header, **document}).decode()
     data = save(tensors, {_KEY: text})
     files.make_folders(path.parent)
-    with files.whole(path) as partial:
-        partial.write_bytes(data)
+    with files.whole(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def check_profile_output(path: Path, name: str, clips: int, *, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction import speech
 from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration, cosine, leads
+from mcspex_cli.extraction.presence import Calibration, cosine, is_inverted
 from mcspex_cli.extraction.profile import (
     Enrolment,
     Profile,
@@ -383,10 +383,10 @@ def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
 
     A piece that is equally loud throughout does not count as speech.
     """
-    for place, (block, _) in enumerate(pieces):
+    for index, (block, _) in enumerate(pieces):
         activity = speech.detect_speech(speech.frame_levels_db(block[0], rate_hz))
         if not activity.all() and speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
-            return pieces[place:]
+            return pieces[index:]
     return []
 
 
@@ -472,7 +472,7 @@ def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voi
     embedding = engine.embed([used], f"{clip.name}: its speech")
     if others is not None:
         inverse = engine.embed([-used])
-        if leads(cosine(inverse, others), cosine(embedding, others)):
+        if is_inverted(cosine(inverse, others), cosine(embedding, others)):
             embedding = inverse
     return Voice(embedding, (quality,), seconds, clip.warnings, (clip.name,))
 
@@ -492,32 +492,32 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     if seconds < MIN_SPEECH_S:
         short = f"only {seconds:.1f} s of speech; with 3 s or more a voice is followed better."
         warnings.insert(0, short)
-    others = _find_others(voices, calibration) if calibration else []
-    if others and len(voices) == 2:
+    outliers = _find_outliers(voices, calibration) if calibration else []
+    if outliers and len(voices) == 2:
         both = " and ".join(sources)
         warnings.append(f"{both} do not sound like one voice. Give clips of one person.")
-    elif others:
-        do = "does" if len(others) == 1 else "do"
-        names = ", ".join(" and ".join(voice.sources) for voice in others)
+    elif outliers:
+        do = "does" if len(outliers) == 1 else "do"
+        names = ", ".join(" and ".join(voice.sources) for voice in outliers)
         warnings.append(f"{names} {do} not sound like the other clips. Give clips of one person.")
     return Voice(_mean(voices).astype(np.float32), qualities, seconds, tuple(warnings), sources)
 
 
-def _find_others(voices: Sequence[Voice], calibration: Calibration) -> list[Voice]:
+def _find_outliers(voices: Sequence[Voice], calibration: Calibration) -> list[Voice]:
     """The voices that are not similar to the rest, the least similar one first."""
-    rest, others = list(voices), []
+    rest, outliers = list(voices), []
 
-    def similarity(place: int) -> float:
+    def similarity(index: int) -> float:
         return calibration.similarity(
-            rest[place].embedding, _mean(rest[:place] + rest[place + 1 :])
+            rest[index].embedding, _mean(rest[:index] + rest[index + 1 :])
         )
 
     while len(rest) > 1:
         worst = min(range(len(rest)), key=similarity)
         if similarity(worst) >= calibration.same_voice_clips:
             break
-        others.append(rest.pop(worst))
-    return others
+        outliers.append(rest.pop(worst))
+    return outliers
 
 
 def _mean(voices: Sequence[Voice]) -> Samples:
@@ -543,10 +543,10 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     return listed
 
 
-def check_sources(
+def open_sources(
     sources: Iterable[Path], *models: CheckpointInfo
 ) -> dict[Path, Profile | audio.Reader]:
-    """Read headers, and refuse what cannot be enrolled for all of some models.
+    """Read profiles, open clips, and refuse what cannot be enrolled for all of some models.
 
     Returns:
         The profiles and, for the clips, readers. They are open, unless there are very many.

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.model.systems import System
 
-RUNTIMES = ("torch", "onnx")
+RUNTIMES = ("auto", "torch", "onnx")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 MIN_WINDOW_S = 0.3
@@ -60,7 +60,7 @@ class EngineSettings:
     device: str = "auto"
     """"auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ..."""
     precision: str = "auto"
-    """"auto" (bfloat16 where the device computes in it, else float32), or one of `PRECISIONS`."""
+    """One of `PRECISIONS`; "auto" is bfloat16 where the device computes in it, else float32."""
     window_s: float = 16.0
     context_s: float = 0.5
     fade_s: float = 0.25
@@ -78,7 +78,7 @@ class EngineSettings:
     network's own estimate."""
 
     def __post_init__(self) -> None:
-        for what, names in (("precision", PRECISIONS), ("runtime", ("auto", *RUNTIMES))):
+        for what, names in (("precision", PRECISIONS), ("runtime", RUNTIMES)):
             name = getattr(self, what)
             if name not in names:
                 choices = ", ".join(names)
@@ -111,7 +111,7 @@ class Runtime(ABC):
     """A network that is ready to run; signals are float32 at `sample_rate_hz`."""
 
     name: str
-    """Of `RUNTIMES`."""
+    """Of `RUNTIMES`, but not "auto"."""
     sample_rate_hz: int
     hop: int
     """Samples from one of the network's frames to the next."""
@@ -178,9 +178,7 @@ class TorchRuntime(Runtime):
 
     def embed(self, references: Samples) -> Samples:
         """As `Runtime.embed`."""
-        with self._computing():
-            embeddings: Samples = self.system.embed(self._tensor(references)).float().cpu().numpy()
-            return embeddings
+        return self._run(self.system.embed, references)
 
     def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
         """As `Runtime.extract`."""
@@ -190,25 +188,24 @@ class TorchRuntime(Runtime):
         counts = [len(mixture) for mixture in mixtures]
         equal = min(counts) == max(counts)
         padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
-        with self._computing():
-            lengths = None if equal else torch.tensor(counts, device=self._device)
-            estimates = self.system.extract(self._tensor(padded), self._tensor(embeddings), lengths)
-            rows = estimates.float().cpu().numpy()
+        lengths = None if equal else torch.tensor(counts, device=self._device)
+        rows = self._run(self.system.extract, padded, embeddings, lengths=lengths)
         return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
-    def _tensor(self, values: Samples | torch.Tensor) -> torch.Tensor:
-        import torch
-
-        return torch.as_tensor(values).to(self._device, self._dtype)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """The precision, and lack of memory told from other errors."""
+    def _run(
+        self,
+        network: Callable[..., torch.Tensor],
+        *signals: Samples | torch.Tensor,
+        **lengths: torch.Tensor | None,
+    ) -> Samples:
+        """What the network makes of signals; lack of memory is told from other errors."""
         import torch
 
         try:
             with torch.inference_mode(), self._autocast:
-                yield
+                tensors = [torch.as_tensor(one).to(self._device, self._dtype) for one in signals]
+                outputs: Samples = network(*tensors, **lengths).float().cpu().numpy()
+                return outputs
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error):
                 raise OutOfMemoryError from error

@@ -84,10 +84,10 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
     return activity
 
 
-def detect_target(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
-    """Tell frames [frame] of an estimate with the target from those with pauses and remnants.
+def detect_audible(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
+    """Tell frames [frame] in which an estimate has speech from those with pauses and remnants.
 
-    The estimate is at its level in the mixture.
+    Remnants are far softer than the mixture there. The estimate is at its level in the mixture.
     """
     return detect_speech(estimate_db) & (estimate_db > mixture_db + MIN_SHARE_DB)
 
@@ -98,7 +98,7 @@ def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float 
     The estimate is at its level in the mixture. Without speech in the mixture it is None.
     """
     speech = detect_speech(mixture_db)
-    return float(detect_target(estimate_db, mixture_db)[speech].mean()) if speech.any() else None
+    return float(detect_audible(estimate_db, mixture_db)[speech].mean()) if speech.any() else None
 
 
 def smooth_activity(activity: Activity, min_speech_s: float, min_pause_s: float) -> Activity:

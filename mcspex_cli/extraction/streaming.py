@@ -30,7 +30,7 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.engine import Engine, check_samples
+from mcspex_cli.extraction.engine import Engine, as_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import (
@@ -175,7 +175,7 @@ class LiveExtractor:
         """
         if self._flushed:
             raise ValueError("this stream was flushed. Begin a new one.")
-        channels, start = np.atleast_2d(check_samples("a block", samples, 1, 2, whole=False)), 0
+        channels, start = np.atleast_2d(as_samples("a block", samples, 1, 2, whole=False)), 0
         mono = audio.select(channels, "mix")[0]
         self._mix.add(channels, mono[None])
         while start < len(mono):

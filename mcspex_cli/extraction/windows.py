@@ -1,13 +1,12 @@
 """A recording of any length as windows of equal length, and back to one signal.
 
 ```
-window k      |context|fade|        keep        |fade|context|
-window k+1                                      |fade|        keep ...
-                                       context ^ discarded on both sides
-joined        ...           keep of k           |k→k+1|  keep of k+1 ...
+window k      |context|fade |      keep      |fade |context|
+window k+1                           |context|fade |      keep      |fade |context|
+joined                  ... |   keep of k    |k→k+1|  keep of k+1   | ...
 ```
 
-A network lacks context near the edges of a window, so the samples there are not used. The
+A network lacks context near the edges of a window, so the estimate is not used there. The
 cross-fade lies where both windows have context on both sides. The last window is moved back so that
 it ends with the signal. It is never padded: padding changes the statistics of the networks' global
 norms, and with them the estimate. A signal shorter than a window is one window of its own length.

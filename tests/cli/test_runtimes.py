@@ -264,7 +264,7 @@ def test_a_runtime_that_is_not_installed_is_one_line(
 @pytest.mark.parametrize("command", ["extract", "batch"])
 def test_the_runtimes_and_precisions_that_there_are_can_be_asked_for(command: str) -> None:
     choices = {p.name: p.type for p in main.commands[command].params}
-    assert tuple(choices["runtime"].choices) == ("auto", *RUNTIMES)
+    assert tuple(choices["runtime"].choices) == RUNTIMES
     assert tuple(choices["precision"].choices) == PRECISIONS
 
 

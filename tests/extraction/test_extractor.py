@@ -37,7 +37,7 @@ from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import ReferenceQuality
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
-from mcspex_cli.files import Places
+from mcspex_cli.files import UsedFiles
 from tests import conftest
 from tests.conftest import RATE_HZ, buzz
 from tests.test_audio import BAD, make_bad
@@ -900,7 +900,7 @@ def test_what_another_program_writes_meanwhile_is_not_replaced(
 
 
 def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -> None:
-    voice, places = named(np.ones(8, np.float32)), Places()
+    voice, places = named(np.ones(8, np.float32)), UsedFiles()
     Job(tmp_path / "a.wav", voice, Outputs(tmp_path / "o.wav")).check_outputs(places)
     with pytest.raises(OutputError, match=r"a.wav and .*b.wav would both be written to .*o.wav"):
         Job(tmp_path / "b.wav", voice, Outputs(tmp_path / "o.wav")).check_outputs(places)
@@ -927,11 +927,11 @@ def test_a_write_protected_folder_is_refused() -> None:
         if users[0] == 0:
             os.setresuid(65534, 65534, 0)
         try:
-            job.check_outputs(Places())
+            job.check_outputs(UsedFiles())
             for inner in ("locked", "locked/new"):
                 outputs = Outputs(folder / "free" / "f.wav", folder / inner / "r.wav")
                 with pytest.raises(OutputError, match="locked is write-protected"):
-                    replace(job, outputs=outputs).check_outputs(Places())
+                    replace(job, outputs=outputs).check_outputs(UsedFiles())
         finally:
             os.setresuid(*users)
 

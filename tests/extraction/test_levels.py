@@ -13,7 +13,7 @@ from mcspex_cli.extraction.levels import (
     Level,
     LevelMatcher,
     LoudnessMeter,
-    gain_db,
+    gains_db,
 )
 
 
@@ -25,15 +25,15 @@ def test_the_voice_is_matched_by_least_squares_in_every_channel() -> None:
     for start in (0, 1500):
         part = slice(start, 1500 if start == 0 else None)
         match.add(voice[:, part], mixture[:, part])
-    assert match.gain() == pytest.approx([0.5, -2.0])
+    assert match.gains() == pytest.approx([0.5, -2.0])
     assert match.mixture_mean_square() == pytest.approx(np.square(mixture[1]).mean(), rel=1e-4)
-    assert gain_db(match.gain()) == (-6.02, 6.02)
+    assert gains_db(match.gains()) == (-6.02, 6.02)
 
 
 def test_a_silent_estimate_is_left_as_it_is() -> None:
     match = LevelMatcher(1)
     match.add(np.zeros((1, 10), np.float32), np.ones((1, 10), np.float32))
-    assert match.gain() == [1.0]
+    assert match.gains() == [1.0]
 
 
 @pytest.mark.parametrize(

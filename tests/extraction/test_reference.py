@@ -24,11 +24,11 @@ from mcspex_cli.extraction.reference import (
     Clip,
     Span,
     Voice,
-    check_sources,
     embed_clip,
     enroll,
     join_voices,
     list_sources,
+    open_sources,
     read_clip,
     read_spans,
 )
@@ -101,14 +101,14 @@ def test_a_profile_counts_with_its_seconds(
     assert voice.qualities == whole.qualities
     assert len(enroll([clips], engine, model).sources) == 2  # a folder is its sounds
     sources = list_sources([clips, path])
-    checked = check_sources(sources, model)
+    checked = open_sources(sources, model)
     assert [k for k, one in checked.items() if isinstance(one, Profile)] == [path]
     readers = [one for one in checked.values() if isinstance(one, audio.Reader)]
     for _ in range(2):  # the second time the files are opened again
         again = enroll([*readers, path], engine, model)
         assert again.sources == enroll(sources, engine, model).sources
     with pytest.raises(CheckpointError, match=r"p.safetensors: enrolled for tiny"):
-        check_sources(sources, model, replace(model, sha256="a" * 64))
+        open_sources(sources, model, replace(model, sha256="a" * 64))
 
 
 @pytest.mark.parametrize(
