@@ -282,7 +282,7 @@ def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
         raise output_error(path, error) from error
     if problem:
         raise OutputError(f"{path}: {problem}")
-    trial = partial(folder / path.name)
+    trial = hidden_name(folder / path.name)
     try:
         trial.touch(exist_ok=False)
         trial.unlink()
@@ -384,7 +384,7 @@ def make_folders(*folders: Path) -> None:
             raise output_error(folder, error, "cannot make this folder") from error
 
 
-def partial(path: Path) -> Path:
+def hidden_name(path: Path) -> Path:
     """A new hidden name beside `path` to write to until `path` is complete.
 
     No other call, thread or process gets the same. The first call for a folder removes from it what
@@ -436,7 +436,7 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the block could not write.
     """
-    unfinished, waiting = partial(path), _waiting.get()
+    unfinished, waiting = hidden_name(path), _waiting.get()
     try:
         yield unfinished
         if waiting is None:
@@ -475,7 +475,7 @@ def together(*, overwrite: bool = True, mixture: str = "") -> Iterator[None]:
         for path, unfinished in waiting.items():
             try:
                 if len(waiting) > 1 and path.is_file():
-                    replaced[path] = partial(path)
+                    replaced[path] = hidden_name(path)
                     _link(path, replaced[path])
                 unfinished.replace(path)
             except OSError as error:
@@ -506,7 +506,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         OutputError: the block could not write.
     """
     folder = folder.resolve() if folder.exists() else folder
-    unfinished, aside = partial(folder), folder.with_name(f".{folder.name}.before")
+    unfinished, aside = hidden_name(folder), folder.with_name(f".{folder.name}.before")
     try:
         if aside.is_dir() and not folder.exists():
             aside.rename(folder)

@@ -193,9 +193,9 @@ def test_what_has_its_name_is_taken_back_where_another_cannot_get_its_own(tmp_pa
 
 def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
     program = "import sys; from pathlib import Path; from mcspex_cli import files\n"
-    program += "files.partial(Path(sys.argv[1])).touch()"
+    program += "files.hidden_name(Path(sys.argv[1])).touch()"
     touch(tmp_path, "deep/x.wav")
-    living = files.partial(tmp_path / "living.wav")
+    living = files.hidden_name(tmp_path / "living.wav")
     living.touch()
     for name in ("dead.wav", "deep/dead.flac"):
         subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], cwd=ROOT, check=True)
@@ -213,7 +213,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     assert zombie.stdout
     zombie.stdout.read()
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    name = files.partial(tmp_path / "a.wav").name
+    name = files.hidden_name(tmp_path / "a.wav").name
     touch(tmp_path, name.replace(f"-{os.getpid()}-", f"-{zombie.pid}-"))
     files.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -222,7 +222,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
 
 
 def test_another_users_process_is_alive(tmp_path: Path) -> None:
-    name = files.partial(tmp_path / "a.wav").name.replace(f"-{os.getpid()}-", "-1-")
+    name = files.hidden_name(tmp_path / "a.wav").name.replace(f"-{os.getpid()}-", "-1-")
     touch(tmp_path, name)
     files.sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -248,9 +248,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_dead_ones_folder_is_swept_up(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    name = files.partial(tmp_path / "out").name.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    name = files.hidden_name(tmp_path / "out").name.replace(f"-{os.getpid()}-", f"-{process.pid}-")
     touch(tmp_path / name, "1")
-    mine = files.partial(tmp_path / "out")
+    mine = files.hidden_name(tmp_path / "out")
     touch(mine, "1")
     files.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [mine]

@@ -277,7 +277,7 @@ class Sessions:
 
     def __init__(self, extractions: Extractions, max_bytes: int) -> None:
         self.extractions, self._max_bytes = extractions, max_bytes
-        self.folder = files.partial(Path(tempfile.gettempdir()) / "mcspex-serve")
+        self.folder = files.hidden_name(Path(tempfile.gettempdir()) / "mcspex-serve")
         try:
             self.folder.mkdir(mode=0o700)
         except OSError as error:

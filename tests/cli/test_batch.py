@@ -986,7 +986,7 @@ def test_a_killed_run_goes_on_where_it_was(
             wait_for(Path(long, "audio").exists, running)
         running.kill()
         assert running.wait(60) == -signal.SIGKILL
-        left = files.partial(Path(long, "audio", "x.wav")).name
+        left = files.hidden_name(Path(long, "audio", "x.wav")).name
         Path(long, left.replace(f"-{os.getpid()}-", f"-{running.pid}-")).touch()
         after = done_times(long)
         assert before.items() <= after.items()
