@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--model")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0])
-    parser.add_argument("--runtime", nargs="+", default=["torch"], choices=RUNTIMES[1:])
+    parser.add_argument("--runtime", nargs="+", default=["torch"], choices=RUNTIMES)
     parser.add_argument("--precision", nargs="+", default=["float32", "auto"], choices=PRECISIONS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
