@@ -186,17 +186,17 @@ class TorchRuntime(Runtime):
         from torch.nn.utils.rnn import pad_sequence
 
         counts = [len(mixture) for mixture in mixtures]
-        equal = min(counts) == max(counts)
+
+        def network(*signals: torch.Tensor) -> torch.Tensor:
+            lengths = None if len({*counts}) == 1 else torch.tensor(counts, device=self._device)
+            return self.system.extract(*signals, lengths)
+
         padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
-        lengths = None if equal else torch.tensor(counts, device=self._device)
-        rows = self._run(self.system.extract, padded, embeddings, lengths=lengths)
+        rows = self._run(network, padded, embeddings)
         return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
     def _run(
-        self,
-        network: Callable[..., torch.Tensor],
-        *signals: Samples | torch.Tensor,
-        **lengths: torch.Tensor | None,
+        self, network: Callable[..., torch.Tensor], *signals: Samples | torch.Tensor
     ) -> Samples:
         """What the network makes of signals; lack of memory is told from other errors."""
         import torch
@@ -204,7 +204,7 @@ class TorchRuntime(Runtime):
         try:
             with torch.inference_mode(), self._autocast:
                 tensors = [torch.as_tensor(one).to(self._device, self._dtype) for one in signals]
-                outputs: Samples = network(*tensors, **lengths).float().cpu().numpy()
+                outputs: Samples = network(*tensors).float().cpu().numpy()
                 return outputs
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error):
