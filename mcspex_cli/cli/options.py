@@ -190,9 +190,9 @@ def table(module: str, name: str) -> Callable[[], dict[str, str]]:
     """
 
     def rows() -> dict[str, str]:
-        known = getattr(import_module(f"mcspex_cli.{module}"), name)
-        texts = known if isinstance(known, Mapping) else dict.fromkeys(known)
-        return {key.lstrip("."): getattr(row, "help", "") for key, row in texts.items()}
+        choices = getattr(import_module(f"mcspex_cli.{module}"), name)
+        named = choices if isinstance(choices, Mapping) else dict.fromkeys(choices)
+        return {key.lstrip("."): getattr(row, "help", "") for key, row in named.items()}
 
     return rows
 

@@ -82,14 +82,14 @@ class ExtractionOptions:
             value = getattr(self, name)
             if not isinstance(value, str) and (name, value) != ("track", None):
                 raise TypeError(f'{name} is text, such as "1", not {value!r}')
-        for name, known in (
+        for name, choices in (
             ("absent", ABSENT),
             ("subtype", audio.SUBTYPES),
             ("damaged", get_args(audio.Damaged)),
         ):
-            if getattr(self, name) not in known:
-                choices = ", ".join(known)
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of {choices}")
+            if getattr(self, name) not in choices:
+                value, listed = getattr(self, name), ", ".join(choices)
+                raise ValueError(f"{name} {value!r} is none of {listed}")
         Level.parse(self.level)
         if self.channel not in ("mix", "all") and not audio.is_channel_number(self.channel):
             raise ValueError(
@@ -176,10 +176,10 @@ class Job:
         """Refuse outputs that cannot be written, or harm a file in `used_files`; add them."""
         outputs = self.outputs
         for path in outputs.paths():
-            known = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
-            if path.suffix.lower() not in known:
-                choices = ", ".join(known)
-                raise OutputError(f"{path}: cannot write this format. End the name in {choices}.")
+            suffixes = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
+            if path.suffix.lower() not in suffixes:
+                listed = ", ".join(suffixes)
+                raise OutputError(f"{path}: cannot write this format. End the name in {listed}.")
         used_files.add(self.mixture, outputs.paths(), self.name, overwrite=outputs.overwrite)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:

@@ -108,9 +108,9 @@ class Profile:
         for one in self.models:
             if one.sha256 == model.sha256 and len(one.embedding) == model.config.embedding:
                 return one
-        known = ", ".join(one.label for one in self.models)
+        models = ", ".join(one.label for one in self.models)
         raise CheckpointError(
-            f"{path}: enrolled for {known}, not for {model.label} (sha256 {model.sha256[:12]}). "
+            f"{path}: enrolled for {models}, not for {model.label} (sha256 {model.sha256[:12]}). "
             f"Enroll it again: mcspex enroll ... --model {model.name}"
         )
 

@@ -447,10 +447,9 @@ def enroll(
                 advance(0.0)
             if isinstance(one, Path) and is_profile_name(one):
                 profile = read_profile(one)
-                known = profile.enrolment_for(model, one)
-                voices.append(
-                    Voice(known.embedding, profile.qualities, known.seconds, (), (str(one),))
-                )
+                enrolment = profile.enrolment_for(model, one)
+                embedding, seconds = enrolment.embedding, enrolment.seconds
+                voices.append(Voice(embedding, profile.qualities, seconds, (), (str(one),)))
                 continue
             clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
             voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))

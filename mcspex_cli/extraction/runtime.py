@@ -187,9 +187,9 @@ class TorchRuntime(Runtime):
 
         counts = [len(mixture) for mixture in mixtures]
 
-        def network(*signals: torch.Tensor) -> torch.Tensor:
+        def network(mixture: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
             lengths = None if len({*counts}) == 1 else torch.tensor(counts, device=self._device)
-            return self.system.extract(*signals, lengths)
+            return self.system.extract(mixture, embedding, lengths)
 
         padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
         rows = self._run(network, padded, embeddings)
