@@ -578,7 +578,7 @@ def test_list_has_what_works_without_a_network(hub: Hub, commit: str, pulled: Pa
     done = run("models", "list")
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert rows[0] == "model system rate size from"
-    assert f"{DEFAULT_MODEL} MC-SpEx 16 kHz 6.1 MB bundled, the default" in rows
+    assert f"{DEFAULT_MODEL} MC-SpEx 16 kHz 23.8 MB bundled, the default" in rows
     size = (pulled / "model.safetensors").stat().st_size / 1e3
     assert f"{REPO} MC-SpEx 8 kHz {size:.1f} kB the Hub, main, {commit[:12]}" in rows
     assert len(rows) == 2 + len(bundled())
@@ -604,7 +604,7 @@ def test_list_is_fast_and_needs_no_torch(hub: Hub, pulled: Path, tmp_path: Path)
 
 def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
     said = run("models", "show", DEFAULT_MODEL).stdout
-    for words in ("MC-SpEx, 3.0 M weights, 6.1 MB", "licence  cc-by-4.0", "LibriSpeech", "16 kHz"):
+    for words in ("MC-SpEx, 11.9 M weights, 23.8 MB", "licence  cc-by-4.0", "LibriSpeech", "16 kHz"):
         assert words in said
     assert "\nnumbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
     assert f"\n{'':9}200 mixtures with noise and half of them with rooms: SI-SDRi (dB) " in said
@@ -803,7 +803,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 def test_a_bundled_model_is_pushed_and_comes_back_byte_for_byte(account: Hub) -> None:
     done = run("models", "push", DEFAULT_MODEL, REPO, text="y\n")
     assert done.exit_code == 0, done.output
-    assert "model.safetensors       6.1 MB\n" in done.stderr
+    assert "model.safetensors      23.8 MB\n" in done.stderr
     assert "Upload to ann/voices? [y/N]" in done.stderr
     assert done.stdout.startswith(f"{account.url}/{REPO}/commit/")
     assert run("models", "pull", REPO).exit_code == 0
