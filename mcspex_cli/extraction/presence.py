@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,24 +302,21 @@ def find_polarities(
     Returns:
         For each window the estimate [channel, sample] of `sign * window`, where one was computed.
     """
-    rounds: list[list[int]] = []
-    """The indices of the first window of each mixture, of the second of each, and so on."""
-    earlier: Counter[Polarity] = Counter()
+    indices: dict[Polarity, list[int]] = defaultdict(list)
+    """Of the windows of each mixture."""
     for index, polarity in enumerate(polarities):
-        if earlier[polarity] == len(rounds):
-            rounds.append([])
-        rounds[earlier[polarity]].append(index)
-        earlier[polarity] += 1
+        indices[polarity].append(index)
     estimates: list[dict[float, Samples]] = [{} for _ in windows]
-    for indices in rounds:
+    # The first windows of all mixtures are tried at once, then their second ones, and so on.
+    for at_once in zip_longest(*indices.values()):
         for sign in (1.0, -1.0):
-            tried = [index for index in indices if polarities[index].is_open(windows[index])]
+            tried = [k for k in at_once if k is not None and polarities[k].is_open(windows[k])]
             if not tried:
                 break
-            pairs = [(sign * windows[index], polarities[index].embedding) for index in tried]
-            for index, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
-                polarities[index].judge(sign, windows[index], estimate)
-                estimates[index][sign] = estimate
+            pairs = [(sign * windows[k], polarities[k].embedding) for k in tried]
+            for k, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
+                polarities[k].judge(sign, windows[k], estimate)
+                estimates[k][sign] = estimate
     signs = [polarity.sign for polarity in polarities]
     return [computed.get(sign) for computed, sign in zip(estimates, signs, strict=True)]
 
