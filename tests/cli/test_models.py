@@ -604,7 +604,12 @@ def test_list_is_fast_and_needs_no_torch(hub: Hub, pulled: Path, tmp_path: Path)
 
 def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
     said = run("models", "show", DEFAULT_MODEL).stdout
-    for words in ("MC-SpEx, 11.9 M weights, 23.8 MB", "licence  cc-by-4.0", "LibriSpeech", "16 kHz"):
+    for words in (
+        "MC-SpEx, 11.9 M weights, 23.8 MB",
+        "licence  cc-by-4.0",
+        "LibriSpeech",
+        "16 kHz",
+    ):
         assert words in said
     assert "\nnumbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
     assert f"\n{'':9}200 mixtures with noise and half of them with rooms: SI-SDRi (dB) " in said
