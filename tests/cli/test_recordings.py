@@ -57,7 +57,7 @@ def extract(scene: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 
     def run(*arguments: str | Path, model: str = "present", stdin: bytes = b"") -> Result:
         words = ["extract", *map(str, arguments), "--device", "cpu"]
-        words += ["--model", models[model]] if model else []
+        words += ["--model", models[model]] if model else ["--passes", "1"]
         return CliRunner().invoke(main, words, input=stdin)
 
     return run

@@ -48,7 +48,7 @@ def engine(tiny_folder: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def bundled() -> Extractor:
-    return Extractor.load(device="cpu", precision="float32")
+    return Extractor.load(device="cpu", precision="float32", passes=1)
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,7 @@ def test_two_people_in_one_clip_are_warned_of(people: dict[str, Samples], traine
         voice = voice_of(sound)
         assert voice.qualities[0].two_voices is False
         assert voice.warnings == ()
-    voice = voice_of(np.concatenate([people["awb"], 0.5 * people["rms"]]))
+    voice = voice_of(np.concatenate([people["slt"], 0.5 * people["rms"]]))
     assert voice.qualities[0].two_voices
     assert voice.warnings[0].startswith("clip.wav: sounds like two voices")
     assert voice_of(people["awb"][: 2 * VOICE_HZ]).qualities[0].two_voices is None
