@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,15 @@ EXAMPLES = ROOT / "examples"
 SHARED = ROOT.parent / "shared"
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the speech corpus is not here")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the examples, the longest file of all, so that no process waits for it at the end.
+
+    Of the others, files with many tests come first.
+    """
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name != "test_examples.py", -tests[item.path]))
 
 
 def buzz(pitch_hz: float, seconds: float, seed: int = 0) -> audio.Samples:
