@@ -60,13 +60,13 @@ SURE_PRESENCE = 0.98
 MIN_RESIDUAL_SHARE = 0.2
 """The residual has at least this share of the mixture's energy if somebody else speaks too."""
 
-POLARITY_SIMILARITY = 0.7
-"""The cosine to the reference that an estimate needs to decide the polarity of a mixture. With 0.6,
-more inverted voices are found, but also more voices that are absent."""
+POLARITY_SIMILARITY = 0.6
+"""The cosine to the reference that an estimate needs to decide the polarity of a mixture. With
+`mcspex-16k`, 94 % of 63 inverted mixtures are found by it, 84 % with 0.7."""
 
-POLARITY_LEAD = 0.1
-"""How much larger its cosine must be than that of the estimate of the other polarity. The right one
-led by 0.07 or more in 77 mixtures of 78, and was 0.03 behind in the last."""
+POLARITY_LEAD = 0.2
+"""How much larger its cosine must be than that of the estimate of the other polarity. With 0.1, the
+first second of a mixture that was not inverted has seemed to be."""
 
 SEGMENTS_AT_ONCE = 8  # in one call of the speaker encoder
 
@@ -296,8 +296,8 @@ def find_polarities(
     """Decide each of the polarities by its windows [channel, sample], unless it is known.
 
     A single pass tries a window as it is, and another one inverts it if the first estimate does not
-    have the voice of the reference. In 78 mixtures the wrong polarity was taken for the right one
-    in this way once. Windows of one mixture have one `Polarity` and are tried one after the other.
+    have the voice of the reference. None of 63 mixtures was inverted by mistake. Windows of one
+    mixture have one `Polarity` and are tried one after the other.
 
     Returns:
         For each window the estimate [channel, sample] of `sign * window`, where one was computed.

@@ -47,8 +47,6 @@ from mcspex_cli.extraction.windows import Joiner, Window
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""
 
-LONGEST_HOP_S = 0.56
-
 FADE_S = 0.02
 
 LEVEL_MEMORY_S = 20.0
@@ -87,8 +85,9 @@ class Timing:
         """Share a latency out.
 
         A longer hop costs less computing, and takes its length from the future of its last samples,
-        but only half of it on average. These shares, and the length of the window, are a
-        compromise between quality and computing time; docs/live.md has both.
+        but only half of it on average. So the hop and the reserve grow with the latency, for slower
+        machines. These shares, and the length of the window, are a compromise between quality and
+        computing time; docs/live.md has both.
 
         Raises:
             TypeError: one of them is no number.
@@ -100,9 +99,8 @@ class Timing:
         if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
             low, high = LATENCIES_S
             raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
-        hop_s = min(0.6 * (latency_s - FADE_S), LONGEST_HOP_S)
         window_s = min(max(2.0, 4 * latency_s), 4.0)
-        times_s = window_s, hop_s, FADE_S, min(0.2 * latency_s, 0.2)
+        times_s = window_s, 0.56 * latency_s, FADE_S, 0.2 * latency_s
         window, hop, fade, reserve = (round(one * sample_rate_hz) for one in times_s)
         future = round(latency_s * sample_rate_hz) - hop - fade - reserve
         return cls(window, hop, fade, future, reserve)
