@@ -195,6 +195,13 @@ class Locations:
         return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")
 
 
+def _left_out(results: Path) -> str:
+    return (
+        f"{results}: has the results of another batch, which are left out. To extract from them, "
+        f"name {results / AUDIO}."
+    )
+
+
 class _Planner:
     """Completes tasks step by step: each file is looked at once, and all that is wrong is noted."""
 
@@ -248,10 +255,12 @@ class _Planner:
             start, number = len(str(root / "x")) - 1, 0
             for number, name in enumerate(names, 1):  # noqa: B007
                 yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
-            if not number and any(self._results.values()):
-                raise AudioError(self.warnings[-1])
-            if not number:
-                raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
+            if number:
+                continue
+            for folder, has_results in self._results.items():
+                if has_results and folder.is_relative_to(root):
+                    raise AudioError(_left_out(folder))
+            raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
 
     def _is_result(self, name: str, root: Path) -> bool:
         """Whether a file below `root` is what another batch extracted, by the batch's journal."""
@@ -266,10 +275,7 @@ class _Planner:
             if results not in self._results:
                 self._results[results] = (results / JOURNAL).is_dir()
                 if self._results[results]:
-                    self.warnings.append(
-                        f"{results}: has the results of another batch, which are left out. To "
-                        f"extract from them, name {results / AUDIO}."
-                    )
+                    self.warnings.append(_left_out(results))
             if self._results[results]:
                 return True
         return False

@@ -455,7 +455,7 @@ def draw_batches(
     """
     steps = itertools.count(first_step)
     if not workers:
-        yield from (sampler.draw(seed, step, rows) for step in steps)
+        yield from (sampler.draw(seed, step, rows) for step in steps)  # without end
     loader = DataLoader(
         _Draws(sampler, seed, rows),
         batch_size=None,

@@ -115,6 +115,9 @@ def test_what_another_batch_extracted_is_no_mixture_unless_it_is_named(folder: P
     assert [task.id for task in plan("mix/old/audio")] == ["x/a"]
     with pytest.raises(AudioError, match=re.escape(left_out)):
         plan("mix/old")
+    Path("empty").mkdir()
+    with pytest.raises(AudioError, match=r"^empty: no sound files in this folder\.$"):
+        plan("mix", "empty")
 
 
 def test_a_manifests_paths_start_at_its_folder(folder: Path) -> None:
