@@ -311,11 +311,14 @@ def _initialise_ray(address: str) -> dict[str, float]:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
         has: dict[str, float] = ray.cluster_resources()
     except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
-        remedy = "Start it with ray start --head, or leave --address out."
+        ray.shutdown()  # or the next try in this process fails for its leftovers
+        cause, remedy = 0, "Start it with ray start --head, or leave --address out."
         if address.startswith("ray://"):  # to which Ray sends no token unless told
-            remedy = "If the cluster asks for a token, set RAY_AUTH_MODE=token."
+            cause, remedy = -1, "If the cluster asks for a token, set RAY_AUTH_MODE=token."
+            if isinstance(error, ConnectionAbortedError):  # Ray's server for this client died
+                remedy = "Start the head node with GRPC_ENABLE_FORK_SUPPORT=0 if this goes on."
         raise EngineError(
-            f"--address {address}: cannot connect to Ray ({error_line(error)}). {remedy}"
+            f"--address {address}: cannot connect to Ray ({error_line(error, cause)}). {remedy}"
         ) from error
     except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
         raise KeyboardInterrupt from end

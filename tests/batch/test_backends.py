@@ -41,6 +41,7 @@ def _environment() -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
         yield
 
 
@@ -221,9 +222,16 @@ def test_a_file_that_workers_die_of_has_failed(
     assert "few/poison.wav: 1 processes that worked on it were killed, one after" in done.stderr
 
 
-def test_more_than_ray_has_is_refused(
+@pytest.mark.filterwarnings("ignore:Ray Client connection timed out")
+def test_a_cluster_that_is_not_there_and_more_than_there_is_are_refused(
     cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ray.util.client.worker.INITIAL_TIMEOUT_SEC", 0.1)
+    monkeypatch.setattr("ray.util.client.worker.MAX_TIMEOUT_SEC", 0.1)
+    nowhere = f"ray://127.0.0.1:{free_port()}"
+    done = run("none", tiny_folder, "--engine", "ray", "--address", nowhere)
+    assert done.exit_code == 1
+    assert f"--address {nowhere}: cannot connect to Ray (ray client connection" in done.stderr
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     done = run(
         *("more", tiny_folder, "--engine", "ray", "--resources", "cpu=64"),
