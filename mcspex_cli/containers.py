@@ -58,9 +58,8 @@ _CHUNKS = {
 name and length, the bytes that the length leaves out, to how many bytes chunks are aligned, and
 from which length on it is unknown."""
 
-_PLAIN = (*_CHUNKS, *(b".snd", b"dns.", b"NIST", b"2BIT", b" paf", b"fap "))
-_PLAIN += (b"\x64\xa3\1\0", b"\0\1\xa3\x64")
-"""How the files begin whose plain samples libsndfile reads: these, and AU, SPHERE, AVR, ..."""
+_PLAIN = (*_CHUNKS, b".snd", b"dns.", b"NIST")
+"""How the files begin whose plain samples libsndfile reads: these, AU and SPHERE."""
 
 _FILE_SIZE = re.compile(
     rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
@@ -72,8 +71,6 @@ _FILE_SIZE = re.compile(
 _NIST_NUMBERS = re.compile(
     rb"(?:^NIST_1A\s+|(?:sample_count|channel_count|sample_n_bytes) -i )(\d{1,18})"
 )
-_ASF = b"\x30\x26\xb2\x75"
-_VOC = b"Creative Voice File\x1a"
 _BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx styp pdin".split()
 """The outermost boxes of an MP4; cameras append others, whose lengths may be anything."""
 
@@ -103,7 +100,6 @@ KINDS = {
         ("tta wv ape", Trait.EXACT | Trait.LAST),
         ("mp3", Trait.EXACT | Trait.LAST | Trait.BARE),
         ("aac ac3 eac3 dts amr amrnb amrwb gsm loas", Trait.LAST | Trait.BARE),
-        ("voc", Trait.LAST),
         ("3gp au qcp w64", Trait(0)),
     )
     for kind in kinds.split()
@@ -231,14 +227,11 @@ def _find_ends(data: SoundBytes) -> list[int]:
     if head.startswith(b".snd"):
         begin, length = struct.unpack_from(">II", head, 4)
         return [begin + length] if length < _UNKNOWN_LENGTH else []
-    if head.startswith(b"2BIT"):
-        is_stereo, bits, frames = struct.unpack_from(">HH10xI", head, 12)
-        return [128 + frames * (bits // 8) * (2 if is_stereo else 1)]
     if head.startswith(b"NIST"):  # the bytes of its header, and what makes the bytes of its sound
         numbers = [int(number) for number in _NIST_NUMBERS.findall(head)]
         return [numbers[0] + math.prod(numbers[1:])] if len(numbers) == 4 else []
     if head[:4] not in _CHUNKS:
-        return _find_box_ends(data) if head[4:8] == b"ftyp" else _find_voc_ends(data, head)
+        return _find_box_ends(data) if head[4:8] == b"ftyp" else []
     at, layout, uncounted, alignment, unknown = _CHUNKS[head[:4]]
     ends: list[int] = []
     while at < data.size:
@@ -251,17 +244,6 @@ def _find_ends(data: SoundBytes) -> list[int]:
         ends.append(at + uncounted + length)
         at = ends[-1] + -ends[-1] % alignment
     return ends
-
-
-def _find_voc_ends(data: SoundBytes, head: bytes) -> list[int]:
-    """Where the first sound of a VOC ends; what follows is not known, as sox counts too few."""
-    if not head.startswith(_VOC):
-        return []
-    at, kind = int.from_bytes(head[20:22], "little"), 2
-    while 1 < kind < 9 and at < data.size:  # blocks that are no sound
-        kind, *length = data.part(at, 4).ljust(4, b"\0")
-        at += 4 + int.from_bytes(bytes(length), "little")
-    return [at] if kind in (1, 9) else []
 
 
 def _find_box_ends(data: SoundBytes) -> list[int]:
@@ -292,21 +274,7 @@ def _find_missing(data: SoundBytes) -> str:
         return "its last packet is not whole"
     elif data.ends and data.ends[-1] > size:
         return f"{data.ends[-1] - size:,} bytes are missing at its end"
-    elif head.startswith(_ASF) and not any(data.part(max(0, size - 2**12), 2**12)):
-        return "its end is all zeros"
     return ""
-
-
-def _find_second_mp4(data: SoundBytes) -> int:
-    """Where another MP4 follows the first, by their outermost boxes."""
-    here, first, at = data.tell(), data.part(4, 4), 0
-    while at < data.size:
-        length, name, long_length = struct.unpack(">I4sQ", data.part(at, 16).ljust(16, b"\0"))
-        if at and name == first:
-            break
-        at += max(8, long_length if length == 1 else length)
-    data.seek(here)  # where FFmpeg, which reads on, expects it
-    return min(at, data.size)
 
 
 def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
@@ -424,16 +392,14 @@ class Container:
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
         self.info = self._announce(tracks, log)
-        self._is_joined = "concatenated file" in log
         if "duplicated MOOV" in log:
-            data.warn(f"another file of {data.size - _find_second_mp4(data):,} bytes {_FOLLOWS}")
+            data.warn(f"another file {_FOLLOWS}")
         self._done = 0  # samples per channel, of which some are silence for gaps
         self._silent = 0
         self._lost = 0  # those of the silent ones that are for damaged parts
         self._origin: int | None = None  # the time of the first sample
         self._damages: list[tuple[float, str]] = []
         self._is_after_damage = False
-        self._early: int | None = None  # samples of an encoder's delay that are still to be dropped
         self._end = 0  # where the packets end that held sound
         self._last = b""  # the last of them
 
@@ -549,8 +515,6 @@ class Container:
             if samples is None or frame.sample_rate != self.info.sample_rate_hz:
                 self._note("its sound is of another kind there")
                 continue
-            early = min(self._early or 0, samples.shape[1])
-            samples, self._early = samples[:, early:], (self._early or 0) - early
             gap = self._gap(frame)
             for start in range(0, gap, size):
                 yield np.zeros((channels, min(size, gap - start)), np.float32)
@@ -583,8 +547,6 @@ class Container:
                 data = bytes(packet)
                 if data.startswith(_TAGS) or not any(data):
                     damage = ""
-                if self._early is None:
-                    self._early = self._unskipped(packet)
                 if frames:
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
@@ -594,17 +556,6 @@ class Container:
             losses = [text for text in _complaints(log) if _DAMAGE.search(text)]
             yield from ((frame, "") for frame in frames[:-1])  # which are good
             yield frames[-1] if frames else None, damage or "".join(losses[:1])
-
-    def _unskipped(self, first: av.Packet[av.AudioStream]) -> int:
-        """Samples of Opus's delay that the container does not have FFmpeg skip, but should.
-
-        FFmpeg before 6 wrote too short a delay to WebM and MP4 for sound of less than 48 kHz.
-        """
-        head = self._source.codec_context.extradata or b""
-        if self._kind == "ogg" or not head.startswith(b"OpusHead"):
-            return 0
-        skipped = bytes(first.get_sidedata("skip_samples"))[:4]
-        return max(0, int.from_bytes(head[10:12], "little") - int.from_bytes(skipped, "little"))
 
     def _note(self, reason: str) -> None:
         """Remember a damage at this place, or raise it."""
@@ -648,8 +599,7 @@ class Container:
         if not self._done:
             reason = f" ({damages[0][1]})" if damages else ""
             raise AudioError(f"{data.path}: holds no samples{reason}. Copy or record it again.")
-        late_s = (self._origin or 0) / rate_hz if self._kind == "flac" and not damages else 0.0
-        missing_s = announced_s - late_s - done_s if self._is_exact else 0.0
+        missing_s = announced_s - done_s if self._is_exact else 0.0
         inaccuracy_s = max(0.15, (4096 if self._kind == "caf" else 2500) / rate_hz)
         rest = self._unread()
         if damages:
@@ -664,21 +614,18 @@ class Container:
             data.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
         elif self._missing:
             data.report(f"truncated after {done_s:.2f} s: {self._missing}")
-        elif rest > (64 if self._kind == "voc" else 0.5 * self._end / done_s):
+        elif rest > 0.5 * self._end / done_s:
             data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
         elif Trait.BARE in self._traits and (rest or self._is_last_cut()):
             data.warn(
                 f"ends in the middle of a frame, after {done_s:.2f} s: it may have been cut off."
             )
-        elif self._is_joined and self._end + 128 >= data.size:
-            data.warn("several files are joined into one. All was read.")
-        more, differs = self._done - self._silent - info.frames, ""
+        more = self._done - self._silent - info.frames
         if self._is_exact and info.frames and more > 0.01 * info.frames + rate_hz:
-            differs = f"{done_s:.2f} s follow (several files joined into one?)"
-        elif self._is_exact and late_s > _PAUSE_S:
-            differs = f"its sound begins at {late_s:.2f} s (cut without encoding it again?)"
-        if differs:
-            data.warn(f"its header announces {announced_s:.2f} s, but {differs}. All was read.")
+            data.warn(
+                f"its header announces {announced_s:.2f} s, but {done_s:.2f} s follow (several "
+                "files joined into one?). All was read."
+            )
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""

@@ -26,7 +26,6 @@ FORMATS = [
     ("wav", "WAV", "GSM610"),
     ("wav", "WAV", "MS_ADPCM"),
     ("wav", "WAV", "IMA_ADPCM"),
-    ("voc", "VOC", "PCM_16"),
     ("sph", "NIST", "PCM_16"),
     ("wav", "RF64", "PCM_16"),
     ("w64", "W64", "PCM_16"),

@@ -198,20 +198,15 @@ def test_sound_that_starts_late_says_so_and_is_not_padded(tmp_path: Path, name: 
     assert len(audio.read(path, rate_hz)) == pytest.approx(len(sound), abs=rate_hz // 20)
 
 
-@pytest.mark.parametrize("name", ["a.webm", "a.mka", "a.mp4"])
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 48000])
+@pytest.mark.parametrize(
+    ("name", "rate_hz"),
+    [("a.webm", 8000), ("a.mka", 16_000), ("a.webm", 48_000), ("a.mp4", 48_000)],
+)
 def test_opus_is_read_from_its_first_sample(tmp_path: Path, name: str, rate_hz: int) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, rate_hz).astype(np.float32)
-    whole = make(tmp_path / name, SoundTrack(noise, rate_hz, "libopus"))
-    info = audio.probe(whole)
-    assert info.start_s == 0.0
-    short = bytearray(whole.read_bytes())
-    if b"\x56\xaa" in short:  # CodecDelay, as FFmpeg before 6 wrote it
-        at = short.index(b"\x56\xaa") + 3
-        size = short[at - 1] & 0x7F
-        short[at : at + size] = round(312e9 / 48_000 * rate_hz / 48_000).to_bytes(size, "big")
-        whole.write_bytes(short)
-    samples = audio.read(whole, rate_hz)
+    path = make(tmp_path / name, SoundTrack(noise, rate_hz, "libopus"))
+    assert audio.probe(path).start_s == 0.0
+    samples = audio.read(path, rate_hz)
     assert len(samples) == pytest.approx(len(noise), abs=rate_hz // 40)
     fit = np.correlate(samples[: rate_hz // 2], noise[800 : 800 + rate_hz // 8], "valid")
     assert fit.argmax() == pytest.approx(800, abs=1)
@@ -259,15 +254,6 @@ def piped(name: str, codec: str, form: str) -> Callable[[Path], Path]:
     return made
 
 
-def voc_of_sox(folder: Path) -> Path:
-    """Sox counts 8 bytes too few in the header of a block."""
-    path = plain("voc", "VOC", "PCM_16")(folder)
-    data = bytearray(path.read_bytes())
-    data[27:30] = (int.from_bytes(data[27:30], "little") - 8).to_bytes(3, "little")
-    path.write_bytes(data)
-    return path
-
-
 def short_packet(folder: Path) -> Path:
     """FFmpeg before 8 announced whole packets of 4096 samples for all of a CAF."""
     announced = (b"pakt", 20, struct.pack(">QII", 24 * 4096, 0, 0))
@@ -283,9 +269,8 @@ def short_packet(folder: Path) -> Path:
         piped("a.wma", "wmav2", "asf"),
         piped("a.avi", "pcm_s16le", "avi"),
         piped("b.avi", "libmp3lame", "avi"),
-        voc_of_sox,
     ],
-    ids=["aac in avi", "alac in caf", "piped wma", "piped avi", "piped mp3 in avi", "voc"],
+    ids=["aac in avi", "alac in caf", "piped wma", "piped avi", "piped mp3 in avi"],
 )
 def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path], Path]) -> None:
     path = whole(tmp_path)
@@ -293,17 +278,6 @@ def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path
     assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=1200), [])
     assert audio.probe(path).seconds == pytest.approx(6, abs=1.3)
     assert np.abs(samples[2000:42_000].reshape(-1, 100)).max(axis=1).min() > 0.01  # no holes
-
-
-def test_a_flac_that_was_cut_without_encoding_it_again_is_whole(tmp_path: Path) -> None:
-    path = flac(tmp_path)
-    with av.open(str(path)) as container:
-        starts = [packet.pos for packet in container.demux(audio=0) if packet.size]
-    data = path.read_bytes()
-    path.write_bytes(data[: starts[0]] + data[starts[2] :])
-    samples, (warning,) = read(path)
-    assert len(samples) == len(SIX_S) - 2 * 4096
-    assert "announces 6.00 s, but its sound begins at 1.02 s (cut without encoding" in warning
 
 
 # --- nothing is lost without a word ----------------------------------------------------------
@@ -362,11 +336,6 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
         samples, warnings = read(joined(tmp_path, suffix, subtype=subtype))
         assert len(samples) == pytest.approx(24_000, abs=600)
         assert ["follows the first in it and is not read" in text for text in warnings] == [True]
-    voc = plain("voc", "VOC", "PCM_16")(tmp_path)
-    voc.write_bytes(voc.read_bytes() * 2)
-    samples, (warning,) = read(voc)
-    assert len(samples) == len(SIX_S)
-    assert "another file of 96,044 bytes follows the first" in warning
     for name, codec in (("a.mp4", "aac"), ("a.wma", "wmav2"), ("a.flv", "libmp3lame")):
         path = encoded(name, codec, 44_100)(tmp_path)
         whole, data = len(read(path)[0]), path.read_bytes()
@@ -393,13 +362,8 @@ def test_a_file_that_is_cut_where_a_part_begins_is_truncated(tmp_path: Path) -> 
     parts = encoded("a.mp4", "aac", movflags="frag_every_frame+empty_moov")(tmp_path)
     data = parts.read_bytes()
     parts.write_bytes(data[: data.index(b"moof", len(data) // 2) + 9])
-    voc = plain("voc", "VOC", "PCM_16")(tmp_path)
-    with av.open(str(voc)) as container:
-        starts = [packet.pos for packet in container.demux(audio=0) if packet.size]
-    voc.write_bytes(voc.read_bytes()[: starts[20]])
-    for path in (parts, voc):
-        with pytest.raises(DamagedError, match=r"truncated after \d\.\d\d s: .* bytes are missing"):
-            read(path)
+    with pytest.raises(DamagedError, match=r"truncated after \d\.\d\d s: .* bytes are missing"):
+        read(parts)
 
 
 @pytest.mark.parametrize(
@@ -579,12 +543,10 @@ DAMAGED = [
     (plain("g.wav", "WAV", "G721_32"), cut, r"truncated: 3\.\d\d of 6\.0\d s", 3.4, 3.7),
     (plain("sph", "NIST"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
     (plain("svx", "SVX"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
-    (plain("avr", "AVR"), cut, r"truncated: 3\.\d\d of 6\.00 s", 3.5, 3.7),
     (encoded("b.tta", "tta"), between_packets, r"truncated: \d\.\d\d of 6\.00 s", 3.0, 5.0),
     (encoded("b.flac", "flac"), between_packets, r"truncated: 3\.\d\d of 6\.00 s", 3.0, 4.0),
     (encoded("b.mp3", "libmp3lame"), between_packets, r"truncated: 3\.\d\d of 6\.00 s", 3.0, 4.0),
     (plain("rf64", "RF64"), cut, r"truncated", 3.5, 3.7),
-    (plain("voc", "VOC"), cut, r"damaged after 3\.58 s", 3.5, 3.7),
     (encoded("a.flv", "libmp3lame", 44_100), cut, r"truncated", 3.0, 3.8),
     (encoded("a.tta", "tta", 44_100), cut, r"damaged after 3", 3.0, 3.8),
     (encoded("a.ts", "mp2", 16_000), cut, r"after 3\.\d\d s", 3.0, 3.8),
