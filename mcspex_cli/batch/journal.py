@@ -16,12 +16,12 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -48,6 +48,9 @@ WINDOW_S = EngineSettings().window_s
 
 _AT_ONCE = 256
 """Mixtures whose lengths one thread reads in one go."""
+
+_LOCK = "settings.lock"
+"""A file in `journal/` that running batches keep locked; in it is their settings' fingerprint."""
 
 _LARGEST_OBJECT = 2**16
 """Bytes of an object after which another is begun, since each line writes all of it again."""
@@ -201,7 +204,7 @@ class Journal:
             self.results.setdefault(line["done"], []).append(result)
 
 
-def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> Journal:
+def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> None:
     """Make a batch's output folder, or clear up what a process killed in it has left.
 
     A dry run only refuses what cannot be used.
@@ -220,7 +223,6 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> J
         # A process that is killed before its first file must not lock itself out.
         files.make_folders(folder, journal)
         files.sweep(folder)
-    return Journal(folder)
 
 
 def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:
@@ -392,22 +394,56 @@ class WorkList:
         return [(task,) for task in tasks if task.id in ids]
 
 
+@contextmanager
 def open_work(
     plan: BatchPlan, settings: BatchSettings, *, overwrite: bool, is_dry_run: bool
-) -> WorkList:
+) -> Iterator[WorkList]:
     """Open the output folder, which a dry run only reads, and find what is left to do of a plan.
+
+    While the block runs, batches with other settings are refused in this folder; those with the
+    same, shards say, are not. In object stores and on Windows none is refused.
 
     Raises:
         EngineError: a device is not available.
-        OutputError: the folder cannot be used, or has results of other files or settings and
-            `overwrite` is not set.
+        OutputError: the folder cannot be used, has results of other files or settings and
+            `overwrite` is not set, or a batch with other settings is running in it.
     """
     folder = plan.folder
-    journal = open_folder(folder, overwrite=overwrite, is_dry_run=is_dry_run)
-    plan = measure(plan, journal)
-    if not overwrite:
-        journal.check(plan.tasks, settings.fingerprint())
-    return WorkList(plan, journal, settings)
+    open_folder(folder, overwrite=overwrite, is_dry_run=is_dry_run)
+    key = running = settings.fingerprint()
+    with ExitStack() as stack:
+        if not is_dry_run and not storage.is_url(folder):
+            with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
+                file = stack.enter_context((folder / JOURNAL / _LOCK).open("a+"))
+                running = _running_settings(file, key)
+        if running != key:
+            raise OutputError(
+                f"{storage.name(folder)}: a batch with another model or other settings is running "
+                "in this folder. Wait until it has ended, or choose another -o."
+            )
+        journal = Journal(folder)
+        plan = measure(plan, journal)
+        if not overwrite:
+            journal.check(plan.tasks, key)
+        yield WorkList(plan, journal, settings)
+
+
+def _running_settings(file: TextIO, settings: str) -> str:
+    """Lock an open file, and give the settings of the batches that have locked it: all the same.
+
+    These are the `settings` of this batch if it is the first. The system unlocks the file of a
+    process that ends, however it ends.
+    """
+    import fcntl
+
+    with suppress(BlockingIOError):  # others have locked it
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(settings)
+        file.flush()
+    fcntl.flock(file, fcntl.LOCK_SH)
+    file.seek(0)
+    return file.read()
 
 
 def units(tasks: Sequence[Task], size: int) -> list[Unit]:

@@ -336,9 +336,10 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
         options.prepare_onnx(model, quiet=not shown)
     if not request.dry_run:
         settings = backends.connect(settings)
-    return journal.open_work(
+    work = journal.open_work(
         batch_plan, settings, overwrite=request.overwrite, is_dry_run=request.dry_run
     )
+    return click.get_current_context().with_resource(work)
 
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:

@@ -86,7 +86,8 @@ def _here(set_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def work_list(output: str, mixtures: str, settings: BatchSettings) -> WorkList:
     clip = (Path("ref.wav"),)
     request = BatchRequest(Path(output, "out"), [Path(mixtures)], references=clip)
-    journal = open_folder(request.output, overwrite=False)
+    open_folder(request.output, overwrite=False)
+    journal = Journal(request.output)
     return WorkList(measure(plan_batch(request), journal), journal, settings)
 
 

@@ -233,12 +233,14 @@ def test_a_store_that_nothing_here_can_reach_says_what_to_install(
 
 def test_a_store_in_use_is_refused_unless_told(store: str) -> None:
     folder = Path(f"{store}/out")
-    assert open_folder(folder, overwrite=False).results == {}
+    open_folder(folder, overwrite=False)
+    assert Journal(folder).results == {}
     fsspec.url_to_fs(store)[0].pipe_file(f"{store}/out/notes.txt", b"mine")
     with pytest.raises(OutputError, match=r"://set/out: is not empty and not the folder of a"):
         open_folder(folder, overwrite=False)
     JournalWriter(folder).add_failure(a_task(), "s", "no.")
-    assert open_folder(folder, overwrite=False).failure(a_task(), "s") == "no."
+    open_folder(folder, overwrite=False)
+    assert Journal(folder).failure(a_task(), "s") == "no."
 
 
 def test_a_journal_in_a_store_has_objects_of_a_bounded_size(store: str) -> None:

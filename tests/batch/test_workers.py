@@ -64,8 +64,8 @@ def plan(set_: Path, output: str = "out", **asked: Any) -> BatchPlan:
 
 
 def opened(set_: Path, settings: BatchSettings, output: str = "out", **asked: Any) -> WorkList:
-    journal = open_folder(set_ / output, overwrite=False)
-    return WorkList(plan(set_, output, **asked), journal, settings)
+    open_folder(set_ / output, overwrite=False)
+    return WorkList(plan(set_, output, **asked), Journal(set_ / output), settings)
 
 
 def run(work: WorkList, stopping: Event | None = None) -> Iterator[Outcome]:
@@ -274,7 +274,8 @@ def test_a_folder_of_something_else_is_refused_unless_told(
 
 def test_a_folder_is_made_and_may_be_opened_again_before_anything_is_done(tmp_path: Path) -> None:
     for _ in range(2):
-        assert open_folder(tmp_path / "deep/er/out", overwrite=False).results == {}
+        open_folder(tmp_path / "deep/er/out", overwrite=False)
+        assert Journal(tmp_path / "deep/er/out").results == {}
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
