@@ -49,19 +49,26 @@ def build_system(
     which keeps its output (see `grow`).
 
     Raises:
-        ConfigError: the settings would make a checkpoint's network smaller.
+        ConfigError: the settings name another system than the checkpoint's, or other parts of it,
+            or would make its network smaller.
         CheckpointError: it cannot be loaded, or has no counterpart at the sample rate.
     """
     model, true_level = settings.model, settings.mixtures.absent > 0
+    parts = {key: getattr(model, key) for key in ("scale_fuser", "consm", "scale_intermg")}
+    parts = {key: value for key, value in parts.items() if value}
     if start is None:
-        config = replace(
-            sized(model.system, model.size, sample_rate_hz, speakers),
-            scale_fuser=model.scale_fuser,
-            consm=model.consm,
-            scale_intermg=model.scale_intermg,
-            true_level=true_level,
-        )
+        config = sized(model.system or "mcspex", model.size or "small", sample_rate_hz, speakers)
+        config = replace(config, true_level=true_level, **parts)
         return build(larger(config, model.width, model.stacks, model.blocks))
+    if start.config.system == "spexplus":
+        parts = {}  # which it does not have
+    for key, value in {"system": model.system, **parts}.items():
+        own = getattr(start.config, key)
+        if value not in (None, own):
+            raise ConfigError(
+                f'[model] {key} = "{value}" cannot be: {start.label}, which start_from names, has '
+                f'"{own}". Leave {key} out.'
+            )
     system = load_checkpoint(start)
     if system.config.sample_rate_hz != sample_rate_hz:
         system = at_sample_rate(system, sample_rate_hz)

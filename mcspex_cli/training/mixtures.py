@@ -442,12 +442,18 @@ def _gain_to_level(signals: Tensor, level_db: Tensor) -> Tensor:
 
 
 def draw_batches(
-    sampler: MixtureSampler, seed: int, first_step: int, rows: range, workers: int
+    sampler: MixtureSampler,
+    seed: int,
+    first_step: int,
+    rows: range,
+    workers: int,
+    *,
+    for_cuda: bool = False,
 ) -> Iterator[Batch]:
     """Draw some rows of each step's batch, from a step on, without end.
 
     With `workers`, so many processes draw ahead, from a corpus that lies on the CPU. The batches
-    are the same.
+    are the same. They are in pinned memory, from which a GPU copies fast, if they are `for_cuda`.
 
     Raises:
         ConfigError: no talkers can be drawn.
@@ -461,7 +467,7 @@ def draw_batches(
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=for_cuda,
         worker_init_fn=_leave_interrupts,
     )
     try:

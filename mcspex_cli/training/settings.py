@@ -52,8 +52,11 @@ Minutes = Annotated[float, Limits(0, 1e9)]
 class ModelSettings:
     """Which network: `system` of SYSTEMS and `size` of SIZES, or a checkpoint to start from."""
 
-    system: str = "mcspex"
-    size: str = "small"
+    system: str | None = None
+    """If this or one of its three parts below is not given, the checkpoint's; for a new network,
+    mcspex and what measured best."""
+    size: str | None = None
+    """Of a new network; "small" if it is not given."""
     sample_rate_hz: Annotated[int, Limits(4000, 192_000)] = 0
     """If it is not given, the checkpoint's, and 8 kHz for a new network."""
     start_from: str = ""
@@ -61,9 +64,9 @@ class ModelSettings:
     stacks: Annotated[int, Limits(1, 64)] = 0
     """If this or the next is not given, as many as there are."""
     blocks: Annotated[int, Limits(1, 16)] = 0
-    scale_fuser: str = "gate"
-    consm: str = "film"
-    scale_intermg: str = "mixing"
+    scale_fuser: str | None = None
+    consm: str | None = None
+    scale_intermg: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,7 @@ def _describe(hint: Any) -> str:
         Range: "two rising numbers in brackets",
         bool: "true or false",
         str: "a text in quotes",
+        str | None: "a text in quotes",
         tuple[Path, ...]: "a list of paths in brackets",
         tuple[Noise, ...]: f"a list of one or more of {', '.join(get_args(Noise))}",
     }.get(kind, "a path in quotes")

@@ -135,7 +135,10 @@ class Trainer:
         zero, since_s = time.monotonic() - self.elapsed_s, self.elapsed_s
         first = self.team.rank * self.settings.optimiser.batch
         rows = range(first, first + self.settings.optimiser.batch)
-        batches = draw_batches(self.sampler, run.seed, self.step, rows, run.workers)
+        batches = draw_batches(
+            *(self.sampler, run.seed, self.step, rows, run.workers),
+            for_cuda=self.device.type == "cuda",
+        )
         ending = self.finished
         while not ending:
             pending.append(self._step(batches))

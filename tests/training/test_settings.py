@@ -29,7 +29,6 @@ def test_values_defaults_and_paths(tmp_path: Path) -> None:
     )
     assert settings.optimiser.minutes == 3.0
     assert settings.mixtures.snr_db == (0.0, 1.0)
-    assert settings.model.system == "mcspex"
     assert settings.data.train == (tmp_path / "speech",)
     assert settings.data.validation == Path("/dev.csv")
     assert settings.mixtures.speakers_csv == (tmp_path / "a.csv", tmp_path / "b.csv")

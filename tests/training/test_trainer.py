@@ -184,6 +184,27 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     assert said == {"model": origin.label, "sha256": origin.sha256}
 
 
+def test_a_checkpoint_of_another_system_is_refused(corpus: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "plus", build(sized("spexplus", "tiny", RATE_HZ, 4)), {})
+    save_checkpoint(tmp_path / "mc", build(sized("mcspex", "tiny", RATE_HZ, 4)), {})
+    chosen = settings(corpus, "out")
+
+    def begin(name: str, **keys: str | None) -> Trainer:
+        keys = {"system": None, "start_from": str(tmp_path / name), **keys}
+        return Trainer(replace(chosen, model=replace(chosen.model, **keys)))
+
+    message = (
+        r'^\[model\] system = "mcspex" cannot be: plus, which start_from names, has "spexplus"'
+    )
+    with pytest.raises(ConfigError, match=message):
+        begin("plus", system="mcspex")
+    with pytest.raises(
+        ConfigError, match=r'"cascade" cannot be: .* has "mixing"\. Leave scale_int'
+    ):
+        begin("mc", scale_intermg="cascade")
+    assert begin("plus", scale_fuser="attention").system.config.system == "spexplus"
+
+
 def test_the_classifier_is_kept_for_the_same_speakers_and_computed_for_others(
     corpus: Path,
 ) -> None:
