@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from mcspex_cli import audio
 from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from mcspex_cli.cli import doctor as checks
-from mcspex_cli.cli.doctor import FAILED, NOTE, OK, WARNING, Finding, guarded, works
+from mcspex_cli.cli.doctor import FAILED, NOTE, OK, WARNING, Finding, guarded
 from mcspex_cli.errors import AudioError
 from tests.conftest import ROOT
 from tests.hub import Hub
@@ -29,7 +28,7 @@ from tests.hub import Hub
 ORDER = (
     *("mcspex", "Python", "torch", "CUDA", "torchaudio", "sound files", "FFmpeg"),
     *("soxr", "extras", "temporary files", "model cache", "graph cache", "Hub"),
-    *(DEFAULT_MODEL, "self-test"),
+    *("bundled model", "self-test"),
 )
 
 
@@ -141,13 +140,12 @@ def test_every_trouble_has_its_line_and_remedy(ill: subprocess.CompletedProcess[
         "torchaudio": "note     torchaudio       does not import (ModuleNotFoundError: No module",
         "model cache": "warning  model cache      ",
         "Hub": "warning  Hub              cannot reach http://127.0.0.1:9 (",
-        DEFAULT_MODEL: f"failed   {DEFAULT_MODEL:17}model.safetensors: its sha256 is not",
+        "bundled model": "failed   bundled model    model.safetensors: its sha256 is not",
         "self-test": "failed   self-test        ",
     }
     for name, start in starts.items():
         assert found[name].startswith(start)
-    assert "model.safetensors: its sha" in found[DEFAULT_MODEL]
-    assert below[DEFAULT_MODEL] == below["self-test"] == "Install mcspex again."
+    assert below["bundled model"] == below["self-test"] == "Install mcspex again."
     assert below["Hub"].startswith("Models that are on this disk still work.")
     assert below["model cache"] == "Set HF_HOME to a folder that can be written."
     assert lines[-1].startswith("mcspex does not work here (")
@@ -170,29 +168,10 @@ def test_without_torch_the_rest_is_told(torchless: subprocess.CompletedProcess[s
 
 # The checks, one by one.
 
-GOOD = Finding("self-test", OK, "")
-
 
 def run(check: Callable[..., tuple[str, ...]], *arguments: object, **options: object) -> Finding:
     """The finding of one check."""
     return guarded("it", partial(check, *arguments, **options))
-
-
-@pytest.mark.parametrize(
-    ("findings", "well"),
-    [
-        ([GOOD], True),
-        ([Finding("Hub", WARNING, ""), GOOD], True),
-        ([Finding("soxr", FAILED, ""), GOOD], False),
-        ([Finding("soxr", FAILED, ""), Finding("soxr", OK, ""), GOOD], False),
-        ([Finding("soxr", OK, "")], False),
-        ([Finding("self-test", WARNING, "")], False),
-    ],
-)
-def test_it_works_if_the_self_test_passed_and_nothing_failed(
-    findings: list[Finding], well: bool
-) -> None:
-    assert works(findings) is well
 
 
 @pytest.mark.parametrize(
@@ -249,24 +228,12 @@ def test_an_untested_python_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(checks.check_python).remedy == "Use Python 3.10 to 3.13."
 
 
-def test_torch_and_sound_libraries_are_there() -> None:
-    for check in (checks.check_torch, checks.check_sound_files, checks.check_resampler):
-        assert run(check).status == OK, run(check)
-    assert run(checks.check_cuda).status in {OK, WARNING}
-
-
 def test_a_format_that_is_lost_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = audio.Format(".flac", "FLAC", ("VORBIS",))  # which FLAC cannot hold
     monkeypatch.setitem(audio.FORMATS, ".flac", broken)
     finding = run(checks.check_sound_files)
-    assert (finding.status, finding.detail) == (FAILED, "libsndfile does not write and read FLAC")
+    assert (finding.status, finding.detail) == (FAILED, "libsndfile cannot write FLAC of VORBIS")
     assert finding.remedy.startswith("Install it again: pip install")
-
-
-def test_ffmpeg_comes_with_pyav() -> None:
-    finding = run(checks.check_ffmpeg)
-    assert finding.status == OK
-    assert finding.detail.startswith("in PyAV ")
 
 
 def test_the_hub_answers(hub: Hub) -> None:
@@ -335,47 +302,27 @@ def test_caches_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         assert (found.status, "MCSPEX_CACHE" in found.remedy) == (WARNING, True)
 
 
-def test_a_cache_that_cannot_even_be_read_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    def fail() -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / ("a" * 300)))
-    monkeypatch.setattr(checkpoint, "available", fail)
-    found = run(checks.check_cache)
-    assert (found.status, "cannot be written" in found.detail) == (WARNING, True)
-    assert found.remedy == "Set HF_HOME to a folder that can be written."
-
-
 def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert run(checks.check_temporary).detail.startswith(f"{tmp_path}, ")
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
     found = run(checks.check_temporary)
-    assert (found.status, "TMPDIR=" in found.detail) == (WARNING, True)
-    monkeypatch.setattr(tempfile, "tempdir", os.devnull)
-    assert run(checks.check_temporary).status == FAILED
+    assert (found.status, "TMPDIR" in found.remedy) == (FAILED, True)
 
 
-def test_no_bundled_model_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "bundled", dict)
-    findings = {finding.name: finding for finding in checks.check_up(offline=True)}
-    assert findings["models"].detail == "no bundled model is installed"
-
-
-def test_a_damaged_config_is_a_failure(
+def test_a_bundled_model_that_is_not_there_or_damaged_is_a_failure(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
-    assert run(checks.check_model, folder).status == OK
+    monkeypatch.setattr(checkpoint, "bundled", lambda: {DEFAULT_MODEL: folder})
+    assert run(checks.check_bundled).status == OK
     (folder / "config.json").write_bytes(b"{")
-    found = run(checks.check_model, folder)
+    found = run(checks.check_bundled)
     assert (found.status, found.remedy) == (FAILED, "Install mcspex again.")
+    monkeypatch.setattr(checkpoint, "bundled", dict)
+    assert run(checks.check_bundled).detail == f"{DEFAULT_MODEL} is not installed"
 
 
 @pytest.mark.parametrize(
