@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -431,7 +432,8 @@ def _is_running(process: int) -> bool:
 def whole(path: Path) -> Iterator[Path]:
     """Give a hidden name beside `path` to write to, renamed to `path` if the block succeeds.
 
-    Within `together`, it is renamed at the end of that block.
+    What replaces a file has its permissions. Within `together`, it is renamed at the end of that
+    block.
 
     Raises:
         OutputError: the block could not write.
@@ -440,6 +442,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         if waiting is None:
+            _keep_mode(path, unfinished)
             unfinished.replace(path)
         elif path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -477,6 +480,7 @@ def together(*, overwrite: bool = True, mixture: str = "") -> Iterator[None]:
                 if len(waiting) > 1 and path.is_file():
                     replaced[path] = hidden_name(path)
                     _link(path, replaced[path])
+                _keep_mode(path, unfinished)
                 unfinished.replace(path)
             except OSError as error:
                 raise output_error(path, error) from error
@@ -497,10 +501,10 @@ def together(*, overwrite: bool = True, mixture: str = "") -> Iterator[None]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a hidden folder beside `folder` to write files to; all of them appear together.
 
-    Where `folder` exists, its other files stay. Whenever the process is killed, all files are
-    those of before or all are those of after: on Linux both folders are exchanged in one step.
-    Elsewhere `folder` is away for a moment; if the process is killed just then, the next
-    `whole_folder` brings the old one back.
+    Where `folder` exists, its other files and all permissions stay. Whenever the process is
+    killed, all files are those of before or all are those of after: on Linux both folders are
+    exchanged in one step. Elsewhere `folder` is away for a moment; if the process is killed just
+    then, the next `whole_folder` brings the old one back.
 
     Raises:
         OutputError: the block could not write.
@@ -518,8 +522,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             if not folder.is_dir():
                 raise
             for path in folder.iterdir():
-                if not (unfinished / path.name).exists():
+                if (unfinished / path.name).exists():
+                    _keep_mode(path, unfinished / path.name)
+                else:
                     _link(path, unfinished / path.name)
+            _keep_mode(folder, unfinished)
             if not _exchange(unfinished, folder):
                 folder.rename(aside)
                 unfinished.rename(folder)
@@ -528,6 +535,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise output_error(folder, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _keep_mode(old: Path, new: Path) -> None:
+    """Give what replaces a file or folder the permissions of that, if it is there."""
+    with suppress(OSError):  # some disks have none
+        new.chmod(stat.S_IMODE(old.stat().st_mode))
 
 
 def _link(source: Path, copy: Path) -> None:

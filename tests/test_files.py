@@ -127,6 +127,28 @@ def test_what_fails_in_the_middle_leaves_the_old(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="has no such permissions")
+def test_what_replaces_a_file_or_folder_has_its_permissions(tmp_path: Path) -> None:
+    alone, both, folder = tmp_path / "alone", tmp_path / "both", tmp_path / "folder"
+    touch(tmp_path, "alone", "both", "folder/1", "folder/2")
+    modes = {alone: 0o600, both: 0o640, folder / "1": 0o604, folder / "2": 0o666, folder: 0o711}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    with files.whole(alone) as partial:
+        partial.write_text("new")
+    with files.together():
+        for path in (both, tmp_path / "new"):
+            with files.whole(path) as partial:
+                partial.write_text("new")
+    with files.whole_folder(folder) as unfinished:
+        (unfinished / "1").write_text("new")
+    assert {path: path.stat().st_mode & 0o777 for path in modes} == modes
+    assert all(path.read_text() == "new" for path in (alone, both, folder / "1"))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "none" / "a.txt"
     message = r"a.txt: cannot be written: its folder does not exist\. Make that folder first"
