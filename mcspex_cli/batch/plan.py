@@ -225,10 +225,16 @@ class _Planner:
         """Whether a folder has the results of a batch."""
 
     def find_tasks(self) -> list[Task]:
-        """The manifest's, or one for each file named or found in the folders named."""
+        """The manifest's, or one for each file named or found in the folders named.
+
+        What is found twice, since a folder is named twice or a file in it too, is one task.
+        """
         manifest, output = self.request.manifest, self.request.output
         if not manifest:
-            return list(self._search())
+            tasks: dict[str, Task] = {}
+            for place, task in self._search():
+                tasks.setdefault(place, task)
+            return list(tasks.values())
         if manifest.resolve().is_relative_to(output.resolve()):
             raise PairingError(
                 f"{manifest}: is in the output folder, so the reports there would be replaced by "
@@ -236,8 +242,11 @@ class _Planner:
             )
         return read_manifest(manifest, self.problems, self.warnings)
 
-    def _search(self) -> Iterator[Task]:
-        """The files named, and those in the folders named but references, truths and outputs."""
+    def _search(self) -> Iterator[tuple[str, Task]]:
+        """The files named, and those in the folders named but references, truths and outputs.
+
+        With each its place: its path from the real place of what was named.
+        """
         request, output = self.request, self.request.output
         others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder)
         roots = {root.resolve() for root in request.mixtures}
@@ -246,15 +255,17 @@ class _Planner:
         for root in request.mixtures:
             storage.check_exists(root)
             if not storage.is_folder(root):
-                yield Task(root.stem, str(root))
+                yield self._locations.of(str(root))[0], Task(root.stem, str(root))
                 continue
+            real_root = storage.url(root) or os.path.realpath(root)
             names: Iterable[str] = map(str, storage.find(root, without, warnings=self.warnings))
             if references:
                 names = (name for name in names if os.path.realpath(name) not in references)
             names = (name for name in names if not self._is_result(name, root))
             start, number = len(str(root / "x")) - 1, 0
             for number, name in enumerate(names, 1):  # noqa: B007
-                yield Task(os.path.splitext(name[start:])[0].replace(os.sep, "/"), name)  # noqa: PTH122
+                id_ = os.path.splitext(name[start:])[0].replace(os.sep, "/")  # noqa: PTH122
+                yield f"{real_root}/{name[start:]}", Task(id_, name)
             if number:
                 continue
             for folder, has_results in self._results.items():

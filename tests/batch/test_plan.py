@@ -120,6 +120,14 @@ def test_what_another_batch_extracted_is_no_mixture_unless_it_is_named(folder: P
         plan("mix", "empty")
 
 
+def test_a_folder_or_file_that_is_named_twice_is_planned_once(folder: Path) -> None:
+    ids = [task.id for task in plan("mix")]
+    Path("link").symlink_to(folder / "mix")
+    for again in ("mix", "mix/", str(folder / "mix"), "link", "mix/a.wav"):
+        assert [task.id for task in plan("mix", again)] == ids, again
+    assert [task.id for task in plan("mix/x", "mix")] == ["b", "y/c", "a"]
+
+
 def test_a_manifests_paths_start_at_its_folder(folder: Path) -> None:
     (task,) = listed("mixture,reference\na.wav,../r.wav\n", "mix/m.csv")
     assert (task.mixture, task.output) == ("mix/a.wav", "a.wav")
@@ -291,15 +299,6 @@ def test_one_id_of_two_outputs_is_refused(folder: Path) -> None:
     with pytest.raises(PlanError, match="1 problem") as caught:
         listed(text)
     assert "m.csv line 3 and m.csv line 2 both have the id 1." in caught.value.problems[0]
-
-
-@pytest.mark.parametrize("mixtures", [("a.wav", "a.wav"), (".", "a.wav"), (".", ".")])
-def test_a_mixture_named_twice_is_refused(
-    folder: Path, mixtures: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir("mix")
-    said = problems(*mixtures, references=(Path("../r.wav"),))
-    assert "a.wav: has the mixture and references of a.wav. Remove one." in said
 
 
 def test_one_mixture_with_two_voices_is_two_jobs(folder: Path) -> None:
