@@ -191,7 +191,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli import Extractor
+    from mcspex_cli import Extractor, files
     from mcspex_cli.evaluation import metrics, report, scoring, summary
     from mcspex_cli.extraction.reference import open_sources
 
@@ -225,8 +225,10 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     say_remarks(result, chosen)
     if not request.truth:
         console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
+    with files.together():
+        for output in request.outputs:
+            report.write(output, result)
     for output in request.outputs:
-        report.write(output, result)
         console.say(str(output))
     conclude(result, limits, chosen)
 

@@ -107,6 +107,28 @@ def test_a_file_holds_what_its_format_prints(
     assert done.stderr.endswith(f"{path}\n{tmp_path / 'second.md'}\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="files have no such limit")
+def test_of_several_files_all_or_none_are_written(words: list[Path | str], tmp_path: Path) -> None:
+    import resource
+
+    small, large = tmp_path / "r.csv", tmp_path / "r.json"
+    small.write_text("before")
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # of which the CSV takes half
+    try:
+        done = run(*words, *FAST, "-o", small, "-o", large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert done.exit_code == 1
+    assert f"error: {large}: cannot be written: it is larger than the disk" in done.stderr
+    assert str(small) not in done.stderr
+    assert small.read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {"e", "m", "o", "t", "r.csv"}
+    assert run(*words, *FAST, "-o", small, "-o", large).exit_code == 0
+    assert 750 > small.stat().st_size > 300
+    assert large.stat().st_size > 1500
+
+
 def test_refused_files_are_lines_and_exit_3_if_others_are_fine(
     words: list[Path | str], tmp_path: Path
 ) -> None:
