@@ -16,9 +16,15 @@ def _end_at_once(*_: Any) -> None:
 
 
 # The imports below may take a second. In one, a KeyboardInterrupt would be a long traceback.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_handlers = {
+    number: signal.getsignal(number)
+    for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    if number and signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+}
+"""Those that are given back after the imports."""
+for number in _handlers:
     with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, _end_at_once)
+        signal.signal(number, _end_at_once)
 
 import atexit
 import errno
@@ -187,8 +193,9 @@ commands = (extract, batch, live, serve, enroll, score, report, models, simulate
 for command in commands:
     main.add_command(command)
 
-if signal.getsignal(signal.SIGINT) is _end_at_once:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in _handlers.items():
+    if signal.getsignal(number) is _end_at_once:
+        signal.signal(number, handler)
 
 if __name__ == "__main__":
     main(prog_name="mcspex")

@@ -258,12 +258,15 @@ def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(
     assert done.stderr.count("\n") == (exit_code == 130 and during), done.stderr
 
 
-def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_modules_are_imported_is_one_line(number: str) -> None:
     code = (
         "import os, signal, sys\n"
+        f"if '{number}' != 'SIGINT': signal.signal(signal.{number}, signal.SIG_DFL)\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'mcspex_cli.cli.live': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == 'mcspex_cli.cli.live': os.kill(os.getpid(), signal.{number})\n"
         "sys.meta_path.insert(0, Interrupt())\n"
         "import mcspex_cli.__main__\n"
     )
@@ -271,8 +274,8 @@ def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "error: interrupted before anything was begun.\n"
     code = (
-        "import signal\nbefore = signal.getsignal(signal.SIGINT)\n"
-        "import mcspex_cli.__main__\nassert signal.getsignal(signal.SIGINT) is before"
+        f"import signal\nbefore = signal.getsignal(signal.{number})\n"
+        f"import mcspex_cli.__main__\nassert signal.getsignal(signal.{number}) is before"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
