@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -344,10 +345,19 @@ def check_sound_input(advice: str) -> None:
         raise AudioError(f"standard input is {state}. {advice}")
 
 
-def check_sound_output() -> None:
-    """Refuse to write sound to a terminal, before any work."""
+def check_sound_output(inputs: Iterable[Path] = (), *, from_stdin: bool = False) -> None:
+    """Refuse to write sound to a terminal or to a file that is read, before any work."""
     if state := _unusable(sys.stdout):
         raise OutputError(f"standard output is {state}. Redirect it to a file or program.")
+    with suppress(OSError, ValueError):  # a stream without a file, or an input that is not there
+        output = os.fstat(sys.stdout.fileno())
+        states = [os.fstat(sys.stdin.fileno())] if from_stdin and sys.stdin else []
+        states += [path.stat() for path in inputs]
+        if stat.S_ISREG(output.st_mode) and any(os.path.samestat(output, one) for one in states):
+            raise OutputError(
+                "standard output is an input, and inputs are never overwritten. Redirect it to "
+                "another file."
+            )
 
 
 def _unusable(stream: TextIO | None) -> str:

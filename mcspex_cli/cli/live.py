@@ -122,7 +122,7 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         inflow = live_audio.Microphone(request.input_device, request.rate_hz, encoding)
     form = replace(inflow.format, channels=1)
     if request.output_device is None:
-        output = live_audio.stdout(form)
+        output = live_audio.stdout(form, references)
     else:
         output = live_audio.loudspeaker(request.output_device, form.sample_rate_hz)
     interrupted = threading.Event()

@@ -13,9 +13,10 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli.cli import console
@@ -306,12 +307,13 @@ def _pump(descriptor: int, held: bytes, inflow: Inflow) -> None:
 
 
 @contextmanager
-def stdout(form: SoundFormat) -> Iterator[Callable[[Samples], None]]:
+def stdout(form: SoundFormat, references: Iterable[Path]) -> Iterator[Callable[[Samples], None]]:
     """Give a function that writes samples [sample] to standard output at once.
 
-    It raises a BrokenPipeError if the program that reads them has ended.
+    It raises a BrokenPipeError if the program that reads them has ended. It is refused if the
+    output is one of the `references`, or standard input.
     """
-    console.check_sound_output()
+    console.check_sound_output(references, from_stdin=True)
     descriptor, header = sys.stdout.fileno(), form.header()
 
     def write(samples: Samples) -> None:

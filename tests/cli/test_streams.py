@@ -220,6 +220,36 @@ def test_a_full_output_costs_one_line(kept: Path, wav: Path) -> None:
 
 
 @posix
+@pytest.mark.parametrize(
+    "words",
+    [
+        "extract {mix} --ref {ref} -o - >> {mix}",
+        "extract {mix} --ref {ref} -o - >> {ref}",
+        "extract {mix} --ref {folder} -o - >> {ref}",
+        "extract - --ref {ref} -o - < {mix} >> {mix}",
+        "live --ref {ref} < {mix} >> {mix}",
+        "live --ref {ref} < {mix} >> {ref}",
+    ],
+)
+def test_sound_is_not_appended_to_an_input(kept: Path, tmp_path: Path, words: str) -> None:
+    (tmp_path / "refs").mkdir()
+    paths = {"mix": tmp_path / "mix.wav", "ref": tmp_path / "refs" / "ref.wav"}
+    for seed, path in enumerate(paths.values()):
+        audio.write(path, buzz(110, 1, seed), RATE_HZ)
+    before = [path.read_bytes() for path in paths.values()]
+    line = f"exec {sys.executable} -m mcspex_cli " + words.format(**paths, folder=tmp_path / "refs")
+    done = subprocess.run(
+        ["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: standard output is an input, and inputs are never overwritten. Redirect it to "
+        "another file.\n"
+    )
+    assert [path.read_bytes() for path in paths.values()] == before
+
+
+@posix
 @pytest.mark.parametrize(("closing", "state"), [("", "a terminal"), (">&-", "closed")])
 def test_sound_is_not_written_where_it_is_no_use(
     kept: Path, tmp_path: Path, closing: str, state: str
