@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
@@ -434,15 +434,24 @@ def enroll(
 ) -> Voice:
     """Make a voice of clips, folders of clips and profiles, weighted by their speech.
 
-    `advance` is called with the seconds of each block that is read, and with 0 before each source.
+    What is there twice, under one name or two, counts once, with a warning. `advance` is called
+    with the seconds of each block that is read, and with 0 before each source.
 
     Raises:
         AudioError: a clip cannot be read, is silent or shorter than 0.3 s; there is none.
         CheckpointError: a profile cannot be used, or is for other models.
     """
-    voices = []
+    voices, warnings = [], []
+    names: dict[object, str] = {}
     for source in sources:
         for one in list_sources([source]) if isinstance(source, Path) else [source]:
+            name = one.name if isinstance(one, Clip) else str(getattr(one, "path", one))
+            keys = {name} if isinstance(one, Clip) else files.identities(Path(name))
+            if first := next((names[key] for key in keys if key in names), None):
+                same = "is there twice" if first == name else f"is the same file as {first}"
+                warnings.append(f"{name}: {same}, and counts once.")
+                continue
+            names |= dict.fromkeys(keys, name)
             if advance:
                 advance(0.0)
             if isinstance(one, Path) and is_profile_name(one):
@@ -453,7 +462,8 @@ def enroll(
                 continue
             clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
             voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
-    return join_voices(voices, engine.calibration)
+    voice = join_voices(voices, engine.calibration)
+    return replace(voice, warnings=(*warnings, *voice.warnings))
 
 
 def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voice:

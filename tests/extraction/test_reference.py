@@ -69,6 +69,31 @@ def test_one_clip_is_its_embedding(clips: Path, engine: Engine, model: Checkpoin
     assert not voice.warnings
 
 
+def test_what_is_there_twice_counts_once(
+    clips: Path, engine: Engine, model: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips)
+    first, second = Path("a.wav"), Path("deeper/b.flac")
+    (clips / "link.wav").hardlink_to(first)
+    once = enroll([first, second], engine, model)
+    spans = [*read_spans(audio.Reader(second), [Span(0, 2), Span(0, 2)], RATE_HZ)]
+    write_profile(Path("v.safetensors"), Profile("v", (once.enrolment(model),), once.qualities))
+    for sources, name, same in (
+        ([first, second, first], "a.wav", "is there twice"),
+        ([first, Path("deeper/../a.wav"), second], "deeper/../a.wav", "is the same file as a.wav"),
+        ([first, audio.Reader("a.wav"), second], "a.wav", "is there twice"),
+        ([first, Path("link.wav"), second], "link.wav", "is the same file as a.wav"),
+        ([first, Path("deeper"), second], "deeper/b.flac", "is there twice"),
+        ([Path("v.safetensors"), Path("v.safetensors")], "v.safetensors", "is there twice"),
+        (spans, "deeper/b.flac 0.0-2.0 s", "is there twice"),
+    ):
+        voice = enroll(sources, engine, model)
+        assert voice.warnings[0] == f"{name}: {same}, and counts once."
+        if first in sources:
+            assert np.array_equal(voice.embedding, once.embedding)
+            assert voice.sources == ("a.wav", "deeper/b.flac")
+
+
 def test_a_folder_is_all_its_clips(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
     whole = enroll([clips], engine, model)
     one, other = (enroll([clips / name], engine, model) for name in ("a.wav", "deeper/b.flac"))
