@@ -79,7 +79,7 @@ class Format:
     container: str
     """Libsndfile's name."""
     subtypes: tuple[str, ...]
-    """What its samples can be; where there is only one, it takes the place of any other."""
+    """What its samples can be; where there is only one, it takes the place of the default."""
     highest_hz: int = HIGHEST_HZ
     most_channels: int = MOST_CHANNELS
     exact_hz: int = HIGHEST_HZ
@@ -518,7 +518,9 @@ def check_format(
     if form is None:
         suffixes = " or ".join((", ".join([*FORMATS][:-1]), [*FORMATS][-1]))
         raise OutputError(f"{path}: cannot write this format. End the name in {suffixes}.")
-    subtype = form.subtypes[0] if len(form.subtypes) == 1 else subtype
+    if len(form.subtypes) == 1 and subtype == SUBTYPES[0]:
+        subtype = form.subtypes[0]
+    check_subtype(path, subtype)
     problem = ""
     if sample_rate_hz > form.highest_hz:
         problem = f"holds at most {form.highest_hz} Hz, not {sample_rate_hz}. Write WAV."
@@ -527,11 +529,19 @@ def check_format(
     elif channels > form.most_channels:
         problem = f"holds at most {form.most_channels} channels, not {channels}. "
         problem += "Write WAV, or choose a channel."
-    elif subtype not in form.subtypes:
-        problem = f"has no {subtype} samples. Use --subtype {' or '.join(form.subtypes)}."
     if problem:
         raise OutputError(f"{path}: {form.container} {problem}")
     return form, subtype
+
+
+def check_subtype(path: Path, subtype: str) -> None:
+    """Refuse samples that the format of an output does not have, with an OutputError."""
+    form = FORMATS.get(path.suffix.lower())
+    if form and subtype not in form.subtypes:
+        remedy = f"Use --subtype {' or '.join(form.subtypes)}."
+        if len(form.subtypes) == 1:
+            remedy = "Leave --subtype out, or write WAV."
+        raise OutputError(f"{path}: {form.container} has no {subtype} samples. {remedy}")
 
 
 def holds_over_full_scale(path: Path, subtype: str) -> bool:

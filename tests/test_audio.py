@@ -126,6 +126,7 @@ def test_the_suffix_and_the_subtype_decide_what_is_written(
         ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav, .flac or .ogg"),
         ("a.wav", "PCM_99", "WAV has no PCM_99 samples. Use --subtype PCM_16 or PCM_24 or FLOAT"),
         ("a.flac", "FLOAT", "FLAC has no FLOAT samples. Use --subtype PCM_16 or PCM_24"),
+        ("a.ogg", "PCM_24", "OGG has no PCM_24 samples. Leave --subtype out, or write WAV"),
         ("a.ogg", "PCM_16", "OGG holds at most 192000 Hz, not 250000. Write WAV"),
         ("a.flac", "PCM_16", "FLAC cannot hold 250001 Hz. Write WAV"),
         ("none/a.wav", "PCM_16", r"cannot be written: its folder does not exist"),

@@ -306,6 +306,7 @@ def _check_usage(request: BatchOptions) -> None:
 def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
     from mcspex_cli.batch import backends, journal, plan
+    from mcspex_cli.batch.manifest import ACTIVITY
     from mcspex_cli.evaluation.summary import read_groups
 
     values = vars(request)
@@ -314,6 +315,9 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
     for text in batch_plan.warnings:
         console.warn(text)
+    outputs = (task.outputs(batch_plan.folder) for task in batch_plan.tasks)
+    sounds = (path for paths in outputs for kind, path in paths.items() if kind != ACTIVITY)
+    options.check_subtype(sounds, request.extraction.subtype)
     absent = request.extraction.absent
     model = options.find_model(
         request.model, offline=request.offline, quiet=not shown, absent=absent

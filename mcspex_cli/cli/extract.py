@@ -109,7 +109,11 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     _check_usage(request)
     from_stdin, to_stdout = STREAM in request.mixtures, request.output == STREAM
     if to_stdout:
-        console.check_sound_output()
+        from mcspex_cli.extraction.reference import list_sources
+
+        mixtures = [Path(one) for one in request.mixtures if one != STREAM]
+        inputs = [*mixtures, *list_sources(request.references)]
+        console.check_sound_output(inputs, from_stdin=from_stdin)
     if from_stdin:
         console.check_sound_input("Pipe a sound file into it.")
     if not from_stdin and not to_stdout:
@@ -158,6 +162,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     jobs = _plan(request, stdin, lambda: voice)  # which is enrolled below
     for one in jobs:
         console.check_log_files(one.outputs.paths())
+    options.check_subtype((path for one in jobs for path in one.outputs.sounds()), settings.subtype)
     job.check_jobs(jobs, references)
     sources = reference.open_sources(references)
     if stdin:
@@ -176,7 +181,8 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
         request.model, offline=request.offline, quiet=quiet, absent=settings.absent
     )
     clips: list[Path | Reader] = []
-    for source_path, source in sources.items():
+    for source_path in references:
+        source = sources[source_path]
         if isinstance(source, profile.Profile):
             source.enrolment_for(info, source_path)
             clips.append(source_path)

@@ -21,7 +21,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -446,6 +446,15 @@ def _extraction(
 
 EXTRACTION = group(_extraction)
 """`ExtractionOptions`: how mixtures are read and estimates are written."""
+
+
+def check_subtype(outputs: Iterable[Path], subtype: str) -> None:
+    """Refuse a --subtype of the command line that one of the outputs cannot have."""
+    from mcspex_cli import audio
+
+    if click.get_current_context().get_parameter_source("subtype") == ParameterSource.COMMANDLINE:
+        for path in outputs:
+            audio.check_subtype(path, subtype)
 
 
 def examples() -> Path:

@@ -422,6 +422,15 @@ def test_other_settings_are_refused_in_the_same_folder(batch: Run) -> None:
     assert json.loads(Path("out/run.json").read_text())["level"] == "peak"
 
 
+def test_samples_that_a_format_does_not_have_are_refused_before_any_work(batch: Run) -> None:
+    for suffix, subtype in (("ogg", "PCM_16"), ("flac", "FLOAT")):
+        done = batch(*ASKED, "--format", suffix, "--subtype", subtype)
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        message = f"error: out/audio/ann/0.{suffix}: {suffix.upper()} has no {subtype} samples."
+        assert done.stderr.startswith(message)
+        assert not Path("out").exists()
+
+
 def test_another_format_is_refused_beside_the_first(batch: Run) -> None:
     batch(*ASKED)
     done = batch(*ASKED, "--format", "flac")

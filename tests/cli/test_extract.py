@@ -99,6 +99,23 @@ def test_several_references_are_one_voice(extract: Run, scene: Path) -> None:
     assert (scene / "1.wav").read_bytes() != (scene / "2.wav").read_bytes()
 
 
+def test_a_reference_that_is_there_twice_counts_once(extract: Run, scene: Path) -> None:
+    words = ["mixture.wav", "--ref", "reference.wav"]
+    assert extract(*words, "-o", "1.wav").exit_code == 0
+    done = extract(*words, "--ref", str(scene / "reference.wav"), "-o", "2.wav")
+    assert done.exit_code == 0
+    warning = "is the same file as reference.wav, and counts once."
+    assert f"warning: {scene / 'reference.wav'}: {warning}\n" in done.stderr
+    assert (scene / "1.wav").read_bytes() == (scene / "2.wav").read_bytes()
+
+
+def test_what_is_replaced_keeps_its_permissions(extract: Run, scene: Path) -> None:
+    (scene / "truth.wav").chmod(0o600)
+    done = extract("mixture.wav", "--ref", "reference.wav", "-o", "truth.wav", "--overwrite")
+    assert done.exit_code == 0
+    assert (scene / "truth.wav").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_short_reference_is_used_with_a_warning(extract: Run, scene: Path) -> None:
     audio.write(scene / "brief.wav", buzz(110, 0.3), RATE_HZ)
     done = extract("mixture.wav", "--ref", "brief.wav")
@@ -193,6 +210,11 @@ OUTPUTS = [
     ("words", "message"),
     [
         *(([*ASKED, "-o", output], message) for output, message in OUTPUTS),
+        ([*ASKED, "-o", "o.ogg", "--subtype", "PCM_16"], "o.ogg: OGG has no PCM_16 samples. Leave"),
+        (
+            [*ASKED, "-o", "o.wav", "--residual", "r.flac", "--subtype", "FLOAT"],
+            "r.flac: FLAC has no FLOAT samples. Use --subtype PCM_16 or PCM_24.",
+        ),
         (["-", "--ref", "none.wav", "-o", "o.wav"], "none.wav: no such file or folder."),
         (["-", "--ref", "reference.wav", "-o", "o.mp3"], "o.mp3: cannot write this format."),
         (["mixture.wav", "--ref-span", "1-9"], "mixture.wav: ends at 2.00 s, before the span"),
