@@ -32,16 +32,27 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SHARED = ROOT.parent / "shared"
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as of the tests themselves
+
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the speech corpus is not here")
 
 
+LONGEST = (
+    *("test_examples.py", "test_batch.py", "test_backends.py", "test_models.py", "test_serve.py"),
+    *("test_package.py", "test_agreement.py", "test_benchmarks.py", "test_distributed.py"),
+    *("test_memory.py",),
+)
+"""The files whose tests take longest, or are few and take long, longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the examples, the longest file of all, so that no process waits for it at the end.
+    """Begin with the longest files, so that no process waits for one at the end.
 
     Of the others, files with many tests come first.
     """
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name != "test_examples.py", -tests[item.path]))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), -tests[item.path]))
 
 
 def buzz(pitch_hz: float, seconds: float, seed: int = 0) -> audio.Samples:
