@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import Engine, Extractor, audio, load_checkpoint, read_audio, si_sdr
+from mcspex_cli import Engine, EngineSettings, Extractor, audio, load_checkpoint, read_audio, si_sdr
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled, read_config
 from mcspex_cli.training.simulate import read_recipes, render
@@ -57,7 +58,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", bundled())
 def test_bundled_weights_bring_the_examples_voice_out(name: str) -> None:
-    engine = Engine(load_checkpoint(name))
+    engine = Engine(load_checkpoint(name), EngineSettings(passes=1))
     rate_hz = engine.sample_rate_hz
     mixture, truth, reference = (
         read_audio(EXAMPLES / f"{n}.flac", rate_hz) for n in ("mixture", "truth", "reference")
@@ -70,7 +71,7 @@ def test_what_is_between_4_and_8_khz_stays(checkout: Path) -> None:
     """In a file of 44.1 kHz; the bundled model knows nothing above 8 kHz."""
     mixture = read_audio(EXAMPLES / "mixture.flac", 44_100)
     audio.write(checkout / "mixture.wav", mixture, 44_100)
-    extractor = Extractor.load()
+    extractor = Extractor.load(passes=1)
     voice = extractor.enroll(EXAMPLES / "reference.flac")
     extractor.extract_file(checkout / "mixture.wav", voice, checkout / "voice.wav")
     estimate = read_audio(checkout / "voice.wav", 44_100)
@@ -112,11 +113,16 @@ def test_the_examples_can_be_remade(checkout: Path) -> None:
 
 
 def test_the_training_example_trains(checkout: Path) -> None:
+    """With fewer of its steps, enough to bring voices out."""
+    config = checkout / "examples" / "train.toml"
+    text = config.read_text()
+    assert text.count("steps = 400") == 1
+    config.write_text(text.replace("steps = 400", "steps = 160"))
     before_s = time.process_time()
     done = run("train", "examples/train.toml")
-    assert time.process_time() - before_s < 200  # of a processor: a busy machine does not count
-    assert "step 400  loss" in done.stderr
-    run("simulate", "examples/voices", "-n", "64", "--seed", "9", "--mixtures",
+    assert time.process_time() - before_s < 80  # of a processor: a busy machine does not count
+    assert "step 160  loss" in done.stderr
+    run("simulate", "examples/voices", "-n", "32", "--seed", "9", "--mixtures",
         "examples/train.toml", "-o", "new")  # fmt: skip
     extractor = Extractor.load(checkout / "runs" / "example" / "last")
     (checkout / "estimates").mkdir()
@@ -124,7 +130,7 @@ def test_the_training_example_trains(checkout: Path) -> None:
         target = extractor.enroll(checkout / "new" / "references" / path.name)
         extractor.extract_file(path, target, checkout / "estimates" / path.name)
     scored = run("score", "estimates", "--truth", "new/s1", "--mixtures",
-                 "new/mix_clean", "--json")  # fmt: skip
+                 "new/mix_clean", "--metrics", "si_sdr_i", "--json")  # fmt: skip
     assert json.loads(scored.stdout)["summary"]["metrics"]["si_sdr_i_db"]["mean"] > 0
 
 
@@ -198,7 +204,8 @@ def test_the_readmes_python_writes_a_voice(checkout: Path) -> None:
     (snippet,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     for name, example in (("mix.wav", "mixture"), ("alice.wav", "reference")):
         audio.write(checkout / name, read_audio(EXAMPLES / f"{example}.flac", 16000), 16000)
-    run_script("-c", snippet)
+    (checkout / "readme.py").write_text(snippet)
+    runpy.run_path("readme.py")
     estimate, mixture, truth = (
         read_audio(path, 8000) for path in ("alice_alone.wav", "mix.wav", EXAMPLES / "truth.flac")
     )
@@ -216,7 +223,12 @@ def test_the_readmes_first_screen_says_what_a_listener_will_miss() -> None:
 def test_the_consoles_show_what_is_said(
     checkout: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every command in a console block, run in order, against the output below it."""
+    """Every command in a console block, run in order, against the output below it.
+
+    Numbers are not compared, so the interview may be shorter: two turns and a half.
+    """
+    interview = checkout / "examples" / "interview.flac"
+    audio.write(interview, read_audio(interview, 16_000)[: 8 * 16_000], 16_000)
     hub.tokens["hf_yours"] = "your-name"
     home = str(checkout / "home")
     environment = {
@@ -270,11 +282,11 @@ def test_the_readme_is_short() -> None:
 
 @needs_shared
 def test_bundled_weights_do_on_speech_what_their_card_says() -> None:
-    """Every 16th mixture of the recipe, by the default model, against its card's mean."""
+    """Every 16th mixture of the recipe, in one pass, against the card's mean for one pass."""
     folder = bundled()[DEFAULT_MODEL]
-    card = (folder / "README.md").read_text()
-    claimed = float(re.search(r"SI-SDRi \| ([\d.]+) dB", card)[1])  # type: ignore[index]
-    engine = Engine(load_checkpoint(folder))
+    card = " ".join((folder / "README.md").read_text().split())
+    claimed = float(re.search(r"With one pass: ([\d.]+) dB", card)[1])  # type: ignore[index]
+    engine = Engine(load_checkpoint(folder), EngineSettings(passes=1))
     gains = []
     for recipe in read_recipes(SHARED / "speech" / "dev-recipe.csv")[::16]:
         item = render(recipe, engine.sample_rate_hz)
