@@ -34,8 +34,8 @@ DIFFERENT = 250
 PLANNING = """
 import re
 from pathlib import Path
-from mcspex_cli.batch.journal import Journal
-from mcspex_cli.batch.plan import BatchRequest, measure, plan_batch
+from mcspex_cli.batch.journal import Journal, measure
+from mcspex_cli.batch.plan import BatchRequest, plan_batch
 asked = {"reference_folder": Path("refs"), "pattern": "{speaker}_{n}"}
 plan = plan_batch(BatchRequest(Path("out"), [Path("mix")], **asked))
 measure(plan, Journal(Path("out")))

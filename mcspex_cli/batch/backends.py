@@ -101,8 +101,7 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
     if not work.todo:
         return
     try:
-        with closing(BACKENDS[work.settings.backend].run(work, stopping)) as outcomes:
-            yield from outcomes
+        yield from BACKENDS[work.settings.backend].run(work, stopping)
     except DiskFullError as error:
         journal = Journal(work.plan.folder)
         left = sum(not journal.result(task, work.key) for task in work.todo)
@@ -113,10 +112,8 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
 
 
 def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
-    """Pass outcomes on and, at their end, write to the journal how many there were and how fast."""
+    """Pass outcomes on, with `fail_fast` until the first failure; then write a `Run` of them."""
     began, audio_s, finished, failed = time.time(), 0.0, 0, 0
-    if work.settings.fail_fast:
-        outcomes = _until_failure(outcomes)
     with closing(outcomes):
         try:
             for outcome in outcomes:
@@ -125,20 +122,14 @@ def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
                 else:
                     finished, audio_s = finished + 1, audio_s + outcome.result["seconds"]
                 yield outcome
+                if failed and work.settings.fail_fast:
+                    return
         finally:
             if finished or failed:
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
                 wall_s = round(time.time() - began, 3)
                 run = Run(at, wall_s, round(audio_s, 3), finished, failed)
                 JournalWriter(work.plan.folder).add_run(run)
-
-
-def _until_failure(outcomes: Outcomes) -> Outcomes:
-    with closing(outcomes):
-        for outcome in outcomes:
-            yield outcome
-            if outcome.result is None:
-                return
 
 
 # This machine.
