@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine
+from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine, WorkList
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
-from mcspex_cli.batch.plan import BatchPlan, BatchSettings, Locations, fingerprint
+from mcspex_cli.batch.plan import BatchPlan, Locations, fingerprint
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import page, report, summary
 from mcspex_cli.evaluation.comparison import SystemOutputs, batch_system, compare_systems
@@ -51,27 +51,24 @@ _RUN_KEYS = (
 
 
 def score(
-    plan: BatchPlan,
-    settings: BatchSettings,
-    score_settings: ScoreSettings,
-    advance: Callable[[float], object] = lambda _: None,
+    work: WorkList, score_settings: ScoreSettings, advance: Callable[[float], object]
 ) -> None:
     """Score the tasks that are finished, have a truth and have no such score in the journal yet.
 
     `advance` is called with the share that is done.
     """
-    journal, writer = Journal(plan.folder), JournalWriter(plan.folder)
-    locations, settings_key = Locations(plan.folder), settings.fingerprint()
+    folder = work.plan.folder
+    journal, writer, locations = Journal(folder), JournalWriter(folder), Locations(folder)
     unscored: list[tuple[Task, str]] = []
-    for task in plan.tasks:
-        if task.truth and (line := journal.result(task, settings_key)):
+    for task in work.plan.tasks:
+        if task.truth and (line := journal.result(task, work.key)):
             key = _score_key(task, line, score_settings, locations)
             if (task.id, key) not in journal.scores:
                 unscored.append((task, key))
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
         with tempfile.TemporaryDirectory() as scratch:
-            pairings = [_fetch_pairing(plan, task, Path(scratch)) for task, _ in part]
+            pairings = [_fetch_pairing(folder, task, Path(scratch)) for task, _ in part]
             scores = zip(part, score_files(pairings, score_settings), strict=True)
             for number, ((task, key), score) in enumerate(scores, start + 1):
                 writer.add_score(task.id, key, score.to_dict())
@@ -90,9 +87,9 @@ def _score_key(
     return fingerprint((*estimate, version, truth, astuple(score_settings)))
 
 
-def _fetch_pairing(plan: BatchPlan, task: Task, scratch: Path) -> Pairing:
+def _fetch_pairing(folder: Path, task: Task, scratch: Path) -> Pairing:
     """A task's estimate, truth and mixture, on this disk."""
-    estimate = storage.fetch(task.outputs(plan.folder)[AUDIO], scratch)
+    estimate = storage.fetch(task.outputs(folder)[AUDIO], scratch)
     truth = storage.fetch(task.truth, scratch) if task.truth else None
     return Pairing(task.id, estimate, truth, storage.fetch(task.mixture, scratch))
 
@@ -125,8 +122,7 @@ def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
 
 
 def write(
-    plan: BatchPlan,
-    settings: BatchSettings,
+    work: WorkList,
     score_settings: ScoreSettings,
     command: Sequence[str],
     groups: Path | None = None,
@@ -139,9 +135,10 @@ def write(
     Returns:
         The report, and the content of run.json.
     """
+    plan = work.plan
     with _one_at_a_time(plan.folder, quiet=quiet), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
-        results, rows = _rows(plan, journal, settings, score_settings)
+        results, rows = _rows(work, journal, score_settings)
         failures = [
             {
                 **{"id": task.id, **{key: row[key] for key in _INPUT_KEYS if key in row}},
@@ -151,7 +148,7 @@ def write(
             for task, row in zip(plan.tasks, rows, strict=True)
             if row["status"] == Status.FAILED
         ]
-        record = _record(plan, journal, settings, command, results, len(failures))
+        record = _record(work, journal, command, results, len(failures))
         by_group = summary.read_groups(groups, group_by) if groups else None
         whole = report.make_report(rows, groups=by_group)
         texts = {
@@ -174,25 +171,25 @@ def write(
             title = plan.folder.resolve().name
             look = page.PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
             with tempfile.TemporaryDirectory() as scratch:
-                system = batch_system(folder, settings.model.name, rows)
+                system = batch_system(folder, work.settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
     return whole, record
 
 
 def _rows(
-    plan: BatchPlan, journal: Journal, settings: BatchSettings, score_settings: ScoreSettings
+    work: WorkList, journal: Journal, score_settings: ScoreSettings
 ) -> tuple[list[ResultLine], list[dict[str, Any]]]:
     """The results that there are, and a row of the report for each task (see `summary.Rows`)."""
-    key, locations = settings.fingerprint(), Locations(plan.folder)
+    locations = Locations(work.plan.folder)
     results, rows = list[ResultLine](), list[dict[str, Any]]()
-    for task in plan.tasks:
+    for task in work.plan.tasks:
         row: dict[str, Any] = {"status": Status.PENDING, "note": ""}
-        if line := journal.result(task, key):
+        if line := journal.result(task, work.key):
             results.append(line)
             score_key = _score_key(task, line, score_settings, locations)
             score = journal.scores.get((task.id, score_key))
             row = _row(task, line, score or {"status": Status.UNSCORED, "note": ""})
-        elif reason := journal.failure(task, key):
+        elif reason := journal.failure(task, work.key):
             row = {"status": Status.FAILED, "note": reason}
         outputs = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
         row |= {
@@ -228,7 +225,7 @@ def _with_sounds(
         name = files.normal(task.id)
         if name in shown and (case := cases[name]).estimate:
             with suppress(McspexError):  # what cannot be fetched has an empty place on the page
-                own = _fetch_pairing(plan, task, scratch)
+                own = _fetch_pairing(plan.folder, task, scratch)
                 cases[name] = replace(
                     case, estimate=own.estimate, truth=own.truth, mixture=own.mixture
                 )
@@ -236,15 +233,14 @@ def _with_sounds(
 
 
 def _record(
-    plan: BatchPlan,
+    work: WorkList,
     journal: Journal,
-    settings: BatchSettings,
     command: Sequence[str],
     lines: Sequence[ResultLine],
     failed: int,
 ) -> dict[str, Any]:
     """The content of run.json: what was done, by which versions and model, and how fast."""
-    results = [line.result for line in lines]
+    settings, results = work.settings, [line.result for line in lines]
     worked_s = sum(run.audio_s for run in journal.runs)
     wall_s = sum(run.wall_s for run in journal.runs)
     return {
@@ -262,7 +258,7 @@ def _record(
         },
         "passes": settings.engine_settings.passes,
         **asdict(settings.options),
-        "files": len(plan.tasks),
+        "files": len(work.plan.tasks),
         "done": len(lines),
         "failed": failed,
         "audio_s": round(sum(line.length_s for line in lines), 3),

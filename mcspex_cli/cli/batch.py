@@ -251,12 +251,9 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     if left and _must_go_on_later(work, left, stopping):
         click.get_current_context().exit(130 if stopping.is_set() else 0)
     with console.progress("scoring", shown=shown) as bar:
-        results.score(
-            work.plan, work.settings, score_settings, lambda share: bar.update(completed=share)
-        )
+        results.score(work, score_settings, lambda share: bar.update(completed=share))
     report, record = results.write(
-        work.plan,
-        work.settings,
+        work,
         score_settings,
         sys.argv,
         request.groups,

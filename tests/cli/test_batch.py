@@ -691,9 +691,10 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
         devices=("cpu",),
         shard=(1, 2),
     )
-    assert WorkList(plan, Journal(Path("out")), settings).todo == []
+    work = WorkList(plan, Journal(Path("out")), settings)
+    assert work.todo == []
     batch(*ASKED, "--shard", "2/2")
-    results.write(plan, settings, ScoreSettings(), [])
+    results.write(work, ScoreSettings(), [])
     assert {row["status"] for row in rows("out").values()} == {"done"}
 
 
