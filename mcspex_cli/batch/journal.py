@@ -297,11 +297,10 @@ class JournalWriter:
 
     def add_result(self, task: Task, settings: str, result: Mapping[str, Any]) -> None:
         """Remember a task whose outputs are there under their names."""
-        written = {}
-        for kind, path in task.outputs(self.folder).items():
-            stamp = storage.stamp(path, anew=True)
-            written[kind] = stamp and stamp.version
-        line = {"done": task.id, "inputs": task.input_key, "settings": settings, "files": written}
+        outputs = task.outputs(self.folder).items()
+        stamps = {kind: storage.stamp(path, anew=True) for kind, path in outputs}
+        versions = {kind: stamp and stamp.version for kind, stamp in stamps.items()}
+        line = {"done": task.id, "inputs": task.input_key, "settings": settings, "files": versions}
         self._append({**line, "row": result})
 
     def add_failure(self, task: Task, settings: str, reason: str) -> None:
@@ -451,26 +450,26 @@ def units(tasks: Sequence[Task], size: int) -> list[Unit]:
     if size == 1:
         return [(task,) for task in tasks]
     pairs = [(min(task.length_s, WINDOW_S), task) for task in tasks if task.length_s is not None]
-    joined: list[list[Task]] = []
+    groups: list[list[Task]] = []
     room = least_s = 0.0
     for window_s, task in sorted(pairs, key=lambda pair: pair[0], reverse=True):
         if room <= 0 or window_s < least_s:
-            joined.append([])
+            groups.append([])
             room, least_s = float(size), (1 - LENGTH_SPREAD) * window_s
-        joined[-1].append(task)
+        groups[-1].append(task)
         room -= max(1.0, (task.length_s or 0.0) / WINDOW_S)
-    return [*map(tuple, joined), *((task,) for task in tasks if task.length_s is None)]
+    return [*map(tuple, groups), *((task,) for task in tasks if task.length_s is None)]
 
 
 def equal_parts(work: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Split units into `count` parts of about equal duration, each in the order of `work`."""
     loads = [(0.0, number) for number in range(count)]
-    dealt: list[list[int]] = [[] for _ in range(count)]
+    parts: list[list[int]] = [[] for _ in range(count)]
     for index in sorted(range(len(work)), key=lambda index: total_s(work[index]), reverse=True):
         load, number = heapq.heappop(loads)
-        dealt[number].append(index)
+        parts[number].append(index)
         heapq.heappush(loads, (load + total_s(work[index]) + 1e-3, number))
-    return [[work[index] for index in sorted(indices)] for indices in dealt]
+    return [[work[index] for index in sorted(indices)] for indices in parts]
 
 
 def total_s(tasks: Iterable[Task]) -> float:

@@ -316,17 +316,17 @@ def list_references(
     What cannot be used goes to `problems`, links that were not followed to `warnings`.
     """
     compiled = None if pattern is None else compile_pattern(files.normal(pattern))
-    named = files_by_name(source, "references", problems, warnings, also=(SUFFIX,))
+    paths = files_by_name(source, "references", problems, warnings, also=(SUFFIX,))
     folders: dict[str, list[str]] = defaultdict(list)
-    for name, path in named.items() if storage.is_folder(source) else ():
+    for name, path in paths.items() if storage.is_folder(source) else ():
         for parent in PurePosixPath(name).parents:
             if parent.name:
                 folders[str(parent)].append(path)
-    for name, path in named.items():
+    for name, path in paths.items():
         for other in folders.get(name, ()):
             _note_same_name(path, other, problems)
-    clips = {name: tuple(paths) for name, paths in folders.items()}
-    clips |= {name: (path,) for name, path in named.items()}
+    clips = {name: tuple(members) for name, members in folders.items()}
+    clips |= {name: (path,) for name, path in paths.items()}
     by_stem = defaultdict(list)
     for name in clips:
         by_stem[PurePosixPath(name).name].append(name)
@@ -345,23 +345,23 @@ def files_by_name(
     The names are `normal`, and so must be what is looked up.
     Of several files of one name the first counts, and `problems` gets a line for each other.
     """
-    named: dict[str, str] = {}
+    paths: dict[str, str] = {}
     storage.check_exists(source)
     if storage.is_folder(source):
         for path in storage.find(source, also=also, warnings=warnings):
             name = files.normal(path.relative_to(source).with_suffix("").as_posix())
-            first = named.setdefault(name, str(path))
+            first = paths.setdefault(name, str(path))
             if first != str(path):
                 _note_same_name(first, str(path), problems)
     elif source.suffix.lower() == ".scp":
         for task in read_manifest(source, problems, []):
-            if files.normal(task.id) in named:
+            if files.normal(task.id) in paths:
                 twice = f"{task.id} is there twice. Remove one line."
                 problems.append(f"{source} line {task.line}: {twice}")
-            named[files.normal(task.id)] = task.mixture
+            paths[files.normal(task.id)] = task.mixture
     else:
         raise PairingError(f"{storage.name(source)}: is neither a folder of {kind} nor an scp.")
-    return named
+    return paths
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mcspex_cli import audio, files
 from mcspex_cli.batch import storage
@@ -170,29 +171,34 @@ def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
     refuse(problems)
 
 
-class Locations:
-    """Where files are, absolutely and from a folder; links to folders are resolved, once each.
+class Location(NamedTuple):
+    """Where a file is; both are the same if no path leads from the batch's folder to it."""
 
-    No path leads from an object store to this disk: there both are the same.
-    """
+    absolute: str
+    relative: str
+    """Its path from the batch's folder."""
+
+
+class Locations:
+    """Where files are, seen from a batch's folder; links to folders are resolved, once each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = None if storage.is_url(folder) else os.path.realpath(folder)
         self._folders: dict[str, tuple[str, str]] = {}
 
-    def of(self, path: str) -> tuple[str, str]:
-        """A file's absolute path, and that from the folder; on another drive both are absolute."""
+    def of(self, path: str) -> Location:
+        """Where a file is."""
         if url := storage.url(path):
-            return url, url
+            return Location(url, url)
         parent, name = os.path.split(path)
         if parent not in self._folders:
             real = relative = os.path.realpath(parent)
             if self._folder is not None:
-                with suppress(ValueError):
+                with suppress(ValueError):  # on another drive
                     relative = os.path.relpath(real, self._folder).replace(os.sep, "/")
             self._folders[parent] = real, relative
         real, relative = self._folders[parent]
-        return f"{real}/{name}", f"{relative}/{name}".removeprefix("./")
+        return Location(f"{real}/{name}", f"{relative}/{name}".removeprefix("./"))
 
 
 def _left_out(results: Path) -> str:
@@ -360,7 +366,7 @@ class _Planner:
                     Span.parse(span)
             except AudioError as error:
                 self._note(task, str(error))
-            key = (self._locations.of(task.mixture)[0], *task.references, *task.spans)
+            key = (self._locations.of(task.mixture).absolute, *task.references, *task.spans)
             first = first_of.setdefault(key, task)
             if first is not task:
                 where = self._where(first)
@@ -452,8 +458,8 @@ class _Planner:
         inputs = (task.mixture, *task.references)
         stamps = [stamp and tuple(stamp.version) for stamp in map(self._stamp, inputs)]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
-        parts = (stamps, [absolute, task.spans], [relative, task.spans])
-        return "-".join(map(fingerprint, parts))
+        places = ([absolute, task.spans], [relative, task.spans])
+        return "-".join(map(fingerprint, (stamps, *places)))
 
     def _stamp(self, path: str) -> storage.Stamp | None:
         if path not in self._stamps:

@@ -81,7 +81,7 @@ def _score_key(
     """A hash of the estimate, the truth and the settings that a score is of."""
     if not task.truth:
         return ""
-    stamp, truth = storage.stamp(task.truth), locations.of(task.truth)[1]
+    stamp, truth = storage.stamp(task.truth), locations.of(task.truth).relative
     version = stamp and stamp.version
     estimate = (line.files[AUDIO], line.input_key)
     return fingerprint((*estimate, version, truth, astuple(score_settings)))
@@ -194,10 +194,10 @@ def _rows(
         outputs = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}
         row |= {
             "name": task.id,
-            "mixture": locations.of(task.mixture)[1],
-            "references": [locations.of(path)[1] for path in task.references],
+            "mixture": locations.of(task.mixture).relative,
+            "references": [locations.of(path).relative for path in task.references],
             **({"span": list(task.spans)} if task.spans else {}),
-            "truth": locations.of(task.truth)[1] if task.truth else None,
+            "truth": locations.of(task.truth).relative if task.truth else None,
             "estimate": outputs[AUDIO],
             **{kind: outputs.get(kind) for kind in (RESIDUAL, ACTIVITY)},
         }
