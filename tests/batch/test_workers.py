@@ -29,10 +29,10 @@ from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.batch.workers import Outcome
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
-from mcspex_cli.errors import EngineError, OutputError
+from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.extraction.runtime import EngineSettings
-from tests.conftest import AUTO, RATE_HZ, buzz
+from tests.conftest import RATE_HZ, buzz
 
 LENGTHS = [4000, 5000] * 5
 IDS = [f"{i:02}" for i in range(len(LENGTHS))]
@@ -130,22 +130,6 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(
     assert opened(set_, settings, **asked).todo == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_shards_together_give_what_one_run_gives(
-    set_: Path, settings: BatchSettings, batch_size: int
-) -> None:
-    settings = replace(settings, engine_settings=EngineSettings(batch=batch_size))
-    list(run(opened(set_, settings, "whole")))
-    done: list[str] = []
-    for index in (2, 3, 1):
-        work = opened(set_, replace(settings, shard=(index, 3)))
-        assert work.todo
-        assert work.skipped == []
-        done += [outcome.task.id for outcome in run(work)]
-    assert sorted(done) == IDS
-    assert contents(set_ / "out") == contents(set_ / "whole")
-
-
 def test_only_what_changed_is_done_again(set_: Path, settings: BatchSettings) -> None:
     list(run(opened(set_, settings)))
     before = times(set_)
@@ -172,74 +156,6 @@ def test_an_output_that_is_asked_for_later_is_made_later(
     assert opened(set_, settings).todo == []
 
 
-@pytest.mark.parametrize("moved", ["all", "output"])
-def test_a_moved_set_is_gone_on_with(set_: Path, settings: BatchSettings, moved: str) -> None:
-    list(run(opened(set_, settings)))
-    if moved == "output":
-        (set_ / "out").rename(set_ / "deeper out")
-        assert opened(set_, settings, "deeper out").todo == []
-        return
-    place = set_.parent / f"{set_.name} moved"
-    set_.rename(place)
-    assert opened(place, settings).todo == []
-    place.rename(set_)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_bad_reference_costs_only_its_own_mixtures(
-    set_: Path, settings: BatchSettings, batch_size: int
-) -> None:
-    audio.write(set_ / "bob.wav", np.zeros(9000, np.float32), RATE_HZ)
-    made = {
-        o.task.id: o
-        for o in run(
-            opened(set_, replace(settings, engine_settings=EngineSettings(batch=batch_size)))
-        )
-    }
-    failed = {id_: outcome.reason for id_, outcome in made.items() if outcome.result is None}
-    reason = f"{set_}/bob.wav: is silent."
-    assert failed.keys() == {"03", "07"}
-    assert all(text.startswith(reason) for text in failed.values())
-    assert len(made) == len(IDS)
-    assert times(set_).keys() == set(IDS) - {"03", "07"}
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_bad_mixture_costs_only_itself_and_is_tried_again(
-    set_: Path, settings: BatchSettings, batch_size: int
-) -> None:
-    settings = replace(settings, engine_settings=EngineSettings(batch=batch_size))
-    list(run(opened(set_, settings, "whole")))
-    data = (set_ / "04.wav").read_bytes()
-    (set_ / "04.wav").write_bytes(data[:3000])
-    made = list(run(opened(set_, settings)))
-    assert [outcome.task.id for outcome in made if outcome.result is None] == ["04"]
-    assert list(Journal(set_ / "out").failures) == ["04"]
-    (set_ / "04.wav").write_bytes(data)
-    assert [outcome.task.id for outcome in run(opened(set_, settings))] == ["04"]
-    assert not opened(set_, settings).todo
-    if batch_size == 1:
-        assert contents(set_ / "out") == contents(set_ / "whole")
-
-
-def test_fail_fast_stops_at_the_first(set_: Path, settings: BatchSettings) -> None:
-    (set_ / "01.wav").write_text("no sound")
-    outcomes = run(opened(set_, replace(settings, fail_fast=True)))
-    assert [outcome.result is None for outcome in outcomes] == [False, True]
-    assert list(Journal(set_ / "out").failures) == ["01"]
-    assert not list((set_ / "out").rglob(".*"))
-
-
-def test_rows_say_what_was_done(set_: Path, settings: BatchSettings) -> None:
-    outcome = next(run(opened(set_, settings)))
-    assert outcome.result
-    assert (outcome.result["seconds"], outcome.result["sample_rate_hz"]) == (0.5, 8000)
-    assert (outcome.result["device"], outcome.result["precision"]) == ("cpu", AUTO)
-    assert (outcome.result["limited"], outcome.result["silent"]) == (False, False)
-    assert outcome.result["elapsed_s"] > 0
-    assert any(text.startswith(f"{set_}/ann.wav: ") for text in outcome.warnings)
-
-
 def test_an_estimate_of_time_is_for_what_is_left(set_: Path, settings: BatchSettings) -> None:
     work = opened(set_, settings)
     assert (estimate_s(work) or 0) > 0
@@ -247,13 +163,6 @@ def test_an_estimate_of_time_is_for_what_is_left(set_: Path, settings: BatchSett
     assert estimate_s(work) is None
     list(run(opened(set_, settings)))
     assert estimate_s(opened(set_, settings)) == 0
-
-
-def test_a_device_that_is_not_there_is_refused_before_the_work(
-    set_: Path, settings: BatchSettings
-) -> None:
-    with pytest.raises(EngineError, match="device 'tpu' is not available"):
-        opened(set_, replace(settings, devices=("cpu", "tpu")))
 
 
 @pytest.mark.parametrize("names", [["notes.txt"], ["audio/a.wav"], [".hidden"]])
