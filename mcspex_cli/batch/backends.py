@@ -43,6 +43,7 @@ from mcspex_cli.batch.journal import (
     WINDOW_S,
     Journal,
     JournalWriter,
+    Outcome,
     Run,
     Unit,
     WorkList,
@@ -52,7 +53,6 @@ from mcspex_cli.batch.journal import (
 from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.batch.workers import (
     Answer,
-    Outcome,
     Outcomes,
     RemoteWorker,
     Worker,

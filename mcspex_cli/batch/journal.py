@@ -57,6 +57,17 @@ _LARGEST_OBJECT = 2**16
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one task: its result (`Result.to_dict`), or why it failed."""
+
+    task: Task
+    result: dict[str, Any] | None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    """Of its references."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResultLine:
     """That a task was finished. Its result stays text until it is read, which saves memory."""
 

@@ -22,14 +22,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList, total_s
+from mcspex_cli.batch.journal import Journal, JournalWriter, Outcome, Unit, WorkList, total_s
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError
@@ -52,17 +52,6 @@ DEATHS_IN_A_ROW = 10
 """A batch ends when this many processes, plus as many as it has, die with no file done in between.
 
 As many as it has come on top because a machine that is lost may take all of them with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one task: its result (`Result.to_dict`), or why it failed."""
-
-    task: Task
-    result: dict[str, Any] | None
-    reason: str = ""
-    warnings: tuple[str, ...] = ()
-    """Of its references."""
 
 
 Outcomes = Generator[Outcome, None, None]

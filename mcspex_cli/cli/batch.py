@@ -22,8 +22,7 @@ from mcspex_cli.errors import PartialFailure
 from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
-    from mcspex_cli.batch.journal import WorkList
-    from mcspex_cli.batch.workers import Outcome
+    from mcspex_cli.batch.journal import Outcome, WorkList
     from mcspex_cli.evaluation.report import Report
     from mcspex_cli.extraction.job import ExtractionOptions
 

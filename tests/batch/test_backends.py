@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import backends
-from mcspex_cli.batch.journal import Journal, WorkList, measure, open_folder
+from mcspex_cli.batch.journal import Journal, WorkList, open_work
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import RATE_HZ, ROOT, buzz
@@ -86,9 +86,8 @@ def _here(set_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def work_list(output: str, mixtures: str, settings: BatchSettings) -> WorkList:
     clip = (Path("ref.wav"),)
     request = BatchRequest(Path(output, "out"), [Path(mixtures)], references=clip)
-    open_folder(request.output, overwrite=False)
-    journal = Journal(request.output)
-    return WorkList(measure(plan_batch(request), journal), journal, settings)
+    with open_work(plan_batch(request), settings, overwrite=False, is_dry_run=False) as work:
+        return work
 
 
 def contents(output: str) -> dict[str, bytes]:

@@ -18,16 +18,16 @@ from mcspex_cli.batch.backends import estimate_s
 from mcspex_cli.batch.journal import (
     WINDOW_S,
     Journal,
+    Outcome,
     Unit,
     WorkList,
     equal_parts,
-    measure,
     open_folder,
+    open_work,
     units,
 )
 from mcspex_cli.batch.manifest import Task
-from mcspex_cli.batch.plan import BatchPlan, BatchRequest, BatchSettings, plan_batch
-from mcspex_cli.batch.workers import Outcome
+from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.job import ExtractionOptions
@@ -58,14 +58,10 @@ def set_(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(set_: Path, output: str = "out", **asked: Any) -> BatchPlan:
-    request = BatchRequest(set_ / output, manifest=set_ / "plan.csv", **asked)
-    return measure(plan_batch(request), Journal(set_ / output))
-
-
 def opened(set_: Path, settings: BatchSettings, output: str = "out", **asked: Any) -> WorkList:
-    open_folder(set_ / output, overwrite=False)
-    return WorkList(plan(set_, output, **asked), Journal(set_ / output), settings)
+    request = BatchRequest(set_ / output, manifest=set_ / "plan.csv", **asked)
+    with open_work(plan_batch(request), settings, overwrite=False, is_dry_run=False) as work:
+        return work
 
 
 def run(work: WorkList, stopping: Event | None = None) -> Iterator[Outcome]:
@@ -187,12 +183,6 @@ def test_a_folder_is_made_and_may_be_opened_again_before_anything_is_done(tmp_pa
         assert Journal(tmp_path / "deep/er/out").results == {}
 
 
-def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
-    with pytest.raises(OutputError, match=r"out.*: cannot make this folder"):
-        open_folder(tmp_path / "out", overwrite=False)
-
-
 OTHER: list[dict[str, Any]] = [
     *({"engine_settings": one} for one in (
         EngineSettings(precision="bfloat16"), EngineSettings(runtime="onnx"),
@@ -217,14 +207,12 @@ SAME: list[dict[str, Any]] = [
 
 def test_estimates_of_other_settings_are_not_mixed_in(set_: Path, settings: BatchSettings) -> None:
     next(run(opened(set_, settings)))
-    journal, made = Journal(set_ / "out"), plan(set_)
     for change in SAME:
-        assert replace(settings, **change).fingerprint() == settings.fingerprint()
-        journal.check(made.tasks, replace(settings, **change).fingerprint())
+        opened(set_, replace(settings, **change))
     model = replace(settings.model, sha256="0" * 64)
     for change in (*OTHER, {"model": model}):
         with pytest.raises(OutputError, match="its 00 was made with another model or other set"):
-            journal.check(made.tasks, replace(settings, **change).fingerprint())
+            opened(set_, replace(settings, **change))
 
 
 def tasks(*seconds: float | None) -> list[Task]:

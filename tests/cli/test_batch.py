@@ -679,23 +679,22 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     batch: Run, tiny_folder: Path
 ) -> None:
     from mcspex_cli.batch import results
-    from mcspex_cli.batch.journal import Journal, WorkList, measure
+    from mcspex_cli.batch.journal import open_work
     from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.extraction.runtime import EngineSettings
 
     batch(*ASKED, "--shard", "1/2")
     request = BatchRequest(Path("out"), [Path("mix")], reference_folder=Path("refs"))
-    plan = measure(plan_batch(request), Journal(Path("out")))
     settings = BatchSettings(
         find_checkpoint(tiny_folder),
         engine_settings=EngineSettings(runtime="torch"),
         devices=("cpu",),
         shard=(1, 2),
     )
-    work = WorkList(plan, Journal(Path("out")), settings)
-    assert work.todo == []
-    batch(*ASKED, "--shard", "2/2")
+    with open_work(plan_batch(request), settings, overwrite=False, is_dry_run=False) as work:
+        assert work.todo == []
+        batch(*ASKED, "--shard", "2/2")
     results.write(work, ScoreSettings(), [])
     assert {row["status"] for row in rows("out").values()} == {"done"}
 
