@@ -126,14 +126,15 @@ def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
 
     Objects are known by a list of their folder, which was made once, or are asked for `anew`.
     """
-    if is_url(path) and not is_url(os.path.dirname(path)):  # noqa: PTH120
-        return None  # a bucket
-    if is_url(path) and anew:
+    if is_url(path):
+        folder, last = os.path.split(path)
+        if not is_url(folder):
+            return None  # a bucket
+        if not anew:
+            return objects(folder).get(last)
         with _open_store(path) as (store, key):
             store.invalidate_cache()
             return _stamp(store.info(key))
-    if is_url(path):
-        return objects(os.path.dirname(path)).get(os.path.basename(path))  # noqa: PTH119, PTH120
     try:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):

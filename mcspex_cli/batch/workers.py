@@ -103,19 +103,20 @@ class Worker:
 
         A file that cannot be written has failed. A journal that cannot be written ends all.
         """
-        begun: deque[tuple[Task, Path, McspexError | None]] = deque()
+        is_remote = storage.is_url(self._folder)
+        in_hand: deque[tuple[Task, Path, McspexError | None]] = deque()
 
         def jobs() -> Iterator[Job]:
             for number, task in enumerate(tasks):
                 if stopping():
                     return
                 copies, mixture = Path(scratch, str(number)), Path(task.mixture)
-                begun.append((task, copies, None))
+                in_hand.append((task, copies, None))
                 try:
                     mixture = storage.fetch(mixture, copies)
                 except McspexError as error:  # the extraction then fails, too, but cannot say why
-                    begun[-1] = task, copies, error
-                is_aside = task.id in finished_ids or storage.is_url(self._folder)
+                    in_hand[-1] = task, copies, error
+                is_aside = is_remote or task.id in finished_ids
                 outputs = _outputs(task, copies if is_aside else self._folder)
                 yield Job(mixture, partial(self._voice, task), outputs)
 
@@ -124,7 +125,7 @@ class Worker:
             closing(self.extractor.extract_files(jobs(), self._options)) as results,
         ):
             for _, end in results:
-                task, copies, not_fetched = begun.popleft()
+                task, copies, not_fetched = in_hand.popleft()
                 result = not_fetched or end
                 if task.id in finished_ids and not isinstance(result, DiskFullError):
                     continue
@@ -132,7 +133,7 @@ class Worker:
                 try:
                     if isinstance(result, McspexError):
                         raise result
-                    if storage.is_url(self._folder):
+                    if is_remote:
                         for kind, path in task.outputs(self._folder).items():
                             storage.send(task.outputs(copies)[kind], path)
                     values = result.to_dict()
