@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -257,27 +258,26 @@ class _Planner:
         others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder)
         roots = {root.resolve() for root in request.mixtures}
         without = {path.resolve() for path in (*others, request.truth) if path} - roots
-        references = set(map(os.path.realpath, self._clips()))
+        references = set(map(os.path.realpath, self._clips))
         for root in request.mixtures:
             storage.check_exists(root)
             if not storage.is_folder(root):
-                yield self._locations.of(str(root))[0], Task(root.stem, str(root))
+                yield self._locations.of(str(root)).absolute, Task(root.stem, str(root))
                 continue
             real_root = storage.url(root) or os.path.realpath(root)
             names: Iterable[str] = map(str, storage.find(root, without, warnings=self.warnings))
             if references:
                 names = (name for name in names if os.path.realpath(name) not in references)
-            names = (name for name in names if not self._is_result(name, root))
-            start, number = len(str(root / "x")) - 1, 0
-            for number, name in enumerate(names, 1):  # noqa: B007
+            names = [name for name in names if not self._is_result(name, root)]
+            if not names:
+                for folder, has_results in self._results.items():
+                    if has_results and folder.is_relative_to(root):
+                        raise AudioError(_left_out(folder))
+                raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
+            start = len(str(root / "x")) - 1
+            for name in names:
                 id_ = os.path.splitext(name[start:])[0].replace(os.sep, "/")  # noqa: PTH122
                 yield f"{real_root}/{name[start:]}", Task(id_, name)
-            if number:
-                continue
-            for folder, has_results in self._results.items():
-                if has_results and folder.is_relative_to(root):
-                    raise AudioError(_left_out(folder))
-            raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
 
     def _is_result(self, name: str, root: Path) -> bool:
         """Whether a file below `root` is what another batch extracted, by the batch's journal."""
@@ -297,6 +297,7 @@ class _Planner:
                 return True
         return False
 
+    @cached_property
     def _clips(self) -> list[Path]:
         """The clips of the one voice for all, and those in the folders named for it."""
         clips: list[Path] = []
@@ -310,7 +311,7 @@ class _Planner:
     def with_references(self, tasks: Sequence[Task]) -> list[Task]:
         """Give each task that names none the references that the request has for it."""
         request, by_name = self.request, None
-        shared = tuple(map(str, self._clips()))
+        shared = tuple(map(str, self._clips))
         if request.reference_folder:
             by_name = list_references(
                 request.reference_folder, request.pattern, self.problems, self.warnings
