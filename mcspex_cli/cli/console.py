@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import stat
 import sys
@@ -74,15 +75,18 @@ class LogFile(logging.FileHandler):
     """Appends messages with UTC times to a file, one line each.
 
     Raises:
-        OutputError: the file cannot be opened, or is not text (a recording, say).
+        OutputError: the file cannot be opened, or has something else than a log.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             if path.is_file():
                 with path.open("rb") as file:
-                    if b"\0" in file.read(4096):
-                        raise OutputError(f"{path}: is not text. Choose another --log-file.")
+                    begin = file.read(26)
+                if begin and not re.fullmatch(rb"\d{4}-\d\d-\d\dT[\d:]{8}Z [A-Z]{4}.", begin):
+                    raise OutputError(
+                        f"{path}: has something else than a log. Choose another --log-file."
+                    )
             # Opening a pipe that nobody reads would wait forever; this fails.
             pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK) if path.is_fifo() else None
             super().__init__(path, encoding="utf-8")
@@ -137,13 +141,15 @@ def log(level: int, text: str) -> None:
     logger.log(level, text, extra={"log_file_only": True})
 
 
-def check_log_files(outputs: Iterable[Path]) -> None:
-    """Refuse a log file that is one of the outputs, which would replace it."""
+def check_log_files(others: Iterable[Path | str]) -> None:
+    """Refuse a log file that is one of the files that a command reads or writes."""
     for handler in logger.handlers:
         if isinstance(handler, LogFile) and os.path.realpath(handler.path) in map(
-            os.path.realpath, outputs
+            os.path.realpath, others
         ):
-            raise OutputError(f"{handler.path}: is an output, too. Choose another --log-file.")
+            raise OutputError(
+                f"{handler.path}: has another use in this command. Choose another --log-file."
+            )
 
 
 def close_log_files() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from click.shell_completion import CompletionItem
 
 import mcspex_cli
 from mcspex_cli.cli import console
-from mcspex_cli.errors import CheckpointError, McspexError, OutputError
+from mcspex_cli.errors import CheckpointError, McspexError
 from mcspex_cli.extraction.runtime import MOST_PASSES, PASSES, PRECISIONS, RUNTIMES, EngineSettings
 
 if TYPE_CHECKING:
@@ -216,33 +215,6 @@ def call(function: Callable[..., Value], values: Mapping[str, Any]) -> Value:
     )
 
 
-class LogFileOption(click.Option):
-    """An option for a file that no other parameter of the command may name."""
-
-    def handle_parse_result(
-        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
-    ) -> tuple[Any, list[str]]:
-        """Compare the file with all other values, which are known though this option is eager."""
-        path, others = opts.get("log_file"), [opts[name] for name in opts if name != "log_file"]
-        is_used = isinstance(path, str) and os.path.realpath(path) in map(
-            os.path.realpath, _texts(others)
-        )
-        if is_used and not ctx.resilient_parsing:  # which is completion in a shell
-            raise OutputError(
-                f"{path}: has another use in this command. Choose another --log-file."
-            )
-        return super().handle_parse_result(ctx, opts, args)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts in a value, which may have several, of several parts each."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part)
-
-
 def _open_log(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None and not ctx.resilient_parsing:
         if str(path) == "-":
@@ -262,7 +234,6 @@ def _check_stdout(_: click.Context, __: click.Parameter, is_wanted: bool) -> boo
 
 _LOG_FILE = click.option(
     "--log-file",
-    cls=LogFileOption,
     type=PATH,
     metavar="FILE",
     expose_value=False,
@@ -283,6 +254,9 @@ def command(
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def run(**values: Any) -> None:
+            several = [one if isinstance(one, tuple) else (one,) for one in values.values()]
+            texts = [one for each in several for one in each if isinstance(one, str | Path)]
+            console.check_log_files(texts)
             call(function, values)
 
         decorated: Callable[..., None] = _LOG_FILE(run)
