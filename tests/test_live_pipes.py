@@ -242,16 +242,8 @@ STDIN_ERRORS = [
     (b"", [], "is empty. Pipe sound into it."),
     (PCM_16, [], "has no WAV header. Pipe WAV, or raw samples with --rate: ffmpeg -i INPUT"),
     *(
-        (start + PCM_16, ["--rate", "8000"], f"is {kind}. Pipe WAV, or raw samples with --rate")
-        for start, kind in (
-            (b"fLaC", "FLAC"),
-            (b"ID3\4", "MP3"),
-            (b"FORM", "AIFF"),
-            (b"caff", "CAF"),
-            (b"\0\0\0 ftyp", "MP4"),
-            (b"RIFX....WAVE", "WAV with the other order of bytes"),
-            (b"RIFF....AVI ", "RIFF, but not WAV"),
-        )
+        (start + PCM_16, ["--rate", "8000"], "is a file of another kind. Pipe WAV, or raw samples")
+        for start in (b"fLaC", b"ID3\4", b"\0\0\0 ftyp", b"RIFX....WAVE", b"RIFF....AVI ")
     ),
     (
         SoundFormat(8000, 1, "s16", wav=True).header(),

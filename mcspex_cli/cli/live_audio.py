@@ -48,21 +48,11 @@ _UNKNOWN_BYTES = 0x7FFFF000
 _WAV_KINDS = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32": (3, 32)}
 """What a WAV header says of each encoding: whether samples are integers (1), and their bits."""
 
-_OTHER_FORMATS = {
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3": "MP3",
-    b"ftyp": "MP4",
-    b"\x1aE\xdf\xa3": "Matroska",
-    b"FORM": "AIFF",
-    b".snd": "AU",
-    b"caff": "CAF",
-    b"riff": "W64",
-    b"wvpk": "WavPack",
-    b"RIFX": "WAV with the other order of bytes",
-    b"RIFF": "RIFF, but not WAV",
-}
-"""How streams begin that would be noise if they were taken for raw samples; MP4 from byte 4 on."""
+_OTHER_FORMATS = (
+    *(b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b".snd", b"caff", b"riff", b"wvpk"),
+    *(b"RIFX", b"RIFF"),
+)
+"""How files begin that would be noise if they were taken for raw samples."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +198,11 @@ def open_stdin(sample_rate_hz: int | None, channels: int | None, encoding: str |
                     f"standard input is WAV of {own}{unit}, not {value}{unit}. Leave {name} out."
                 )
     else:
-        begins = {start[:3], start[:4], start[4:8]}
-        kind = next((kind for magic, kind in _OTHER_FORMATS.items() if magic in begins), None)
-        if kind or sample_rate_hz is None:
-            what = f"is {kind}" if kind else "has no WAV header"
+        is_other = start.startswith(_OTHER_FORMATS) or start[4:8] == b"ftyp"
+        if is_other or sample_rate_hz is None:
+            problem = "is a file of another kind" if is_other else "has no WAV header"
             raise AudioError(
-                f"standard input {what}. Pipe WAV, or raw samples with --rate: "
+                f"standard input {problem}. Pipe WAV, or raw samples with --rate: "
                 "ffmpeg -i INPUT -f wav - | mcspex live ..."
             )
         form = SoundFormat(sample_rate_hz, channels or 1, encoding or DEFAULT_ENCODING)
