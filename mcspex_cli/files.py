@@ -275,8 +275,7 @@ def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
             by = f" by the output for {mixture}" if mixture else ""
             problem = f"exists already. Add --overwrite to replace it{by}."
         elif not folder.is_dir():
-            what = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
-            problem = f"{folder} is {what}, not a folder. Choose another place."
+            problem = f"{folder} is not a folder. Choose another place."
         elif not os.access(folder, os.W_OK | os.X_OK):
             problem = f"{folder} is write-protected. Choose another place."
     except OSError as error:  # a name that is too long, say
@@ -287,10 +286,6 @@ def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
     try:
         trial.touch(exist_ok=False)
         trial.unlink()
-    except FileNotFoundError as error:  # in /proc, say
-        raise OutputError(
-            f"{path}: the system makes no files in {folder}. Choose another place."
-        ) from error
     except OSError as error:
         raise output_error(path, error) from error
 
@@ -347,11 +342,9 @@ class UsedFiles:
             keys = {*identities(path), ("name", name_key(os.path.realpath(path)))}
             check_no_input([path], self._inputs)
             if keys & own:
-                hint = (
-                    "" if identities(path) & own else "; upper and lower case are one on many disks"
-                )
                 raise OutputError(
-                    f"{path}: is named for two outputs. Give each its own name{hint}."
+                    f"{path}: is named for two outputs. Give each a name that differs by more than "
+                    "upper and lower case."
                 )
             if not {*path.parents}.isdisjoint(outputs):
                 raise OutputError(f"{path}: its folder has the name of another output. Rename one.")
@@ -420,11 +413,8 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
-        return True
-    with suppress(OSError):
-        # In containers nobody collects orphans: a dead process stays as a zombie.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except PermissionError:  # of another user
+        pass
     return True
 
 

@@ -159,7 +159,7 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["nowhere", "place"])
 def test_a_link_to_nothing_is_no_folder_for_outputs(tmp_path: Path, target: str) -> None:
     (tmp_path / "place").symlink_to(target)
-    message = r"b.wav: .*place is a link to nothing, not a folder\. Choose another place\."
+    message = r"b.wav: .*place is not a folder\. Choose another place\."
     with pytest.raises(OutputError, match=message):
         files.check_output(tmp_path / "place" / "a" / "b.wav", overwrite=False)
 
@@ -227,20 +227,6 @@ def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) 
     touch(tmp_path, *kept)
     files.sweep(tmp_path)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == kept
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who is a zombie")
-def test_a_zombie_is_dead(tmp_path: Path) -> None:
-    zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
-    assert zombie.stdout
-    zombie.stdout.read()
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    name = files.hidden_name(tmp_path / "a.wav").name
-    touch(tmp_path, name.replace(f"-{os.getpid()}-", f"-{zombie.pid}-"))
-    files.sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    zombie.stdout.close()
-    assert zombie.wait() == 0
 
 
 def test_another_users_process_is_alive(tmp_path: Path) -> None:

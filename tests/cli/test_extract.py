@@ -186,10 +186,10 @@ OUTPUTS = [
         "truth.wav: exists already. Add --overwrite to replace it by the output for mixture.wav.\n",
     ),
     (".wav", ".wav: names no file. Put a name before the dot.\n"),
-    ("truth.wav/", "truth.wav/mixture.target.wav: truth.wav is a file, not a folder."),
+    ("truth.wav/", "truth.wav/mixture.target.wav: truth.wav is not a folder."),
     (
         "/dev/null",
-        "/dev/null/mixture.target.wav: /dev/null is a file, not a folder. Choose another place.\n",
+        "/dev/null/mixture.target.wav: /dev/null is not a folder. Choose another place.\n",
     ),
     (
         "mixture.wav",
@@ -198,10 +198,9 @@ OUTPUTS = [
     ("x.mp3", "x.mp3: cannot write this format. End the name in .wav, .flac, .ogg.\n"),
     (
         "truth.wav/out",
-        "truth.wav/out/mixture.target.wav: truth.wav is a file, not a folder. Choose another "
-        "place.\n",
+        "truth.wav/out/mixture.target.wav: truth.wav is not a folder. Choose another place.\n",
     ),
-    ("truth.wav/x.wav", "truth.wav/x.wav: truth.wav is a file, not a folder."),
+    ("truth.wav/x.wav", "truth.wav/x.wav: truth.wav is not a folder."),
     ("n" * 252 + ".wav", "n" * 252 + ".wav: cannot be written: its name"),
 ]
 

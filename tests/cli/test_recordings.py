@@ -251,11 +251,13 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
             "truth.wav: exists already. Add --overwrite to replace it by the output for "
             "mixture.wav.",
         ),
-        (("--residual", "o.wav"), "o.wav: is named for two outputs. Give each its own name."),
-        (
-            ("--residual", "O.wav"),
-            "O.wav: is named for two outputs. Give each its own name; upper and lower case are "
-            "one on many disks.",
+        *(
+            (
+                ("--residual", name),
+                f"{name}: is named for two outputs. Give each a name that differs by more than "
+                "upper and lower case.",
+            )
+            for name in ("o.wav", "O.wav")
         ),
         (
             ("--residual", "o.wav/r.wav"),

@@ -73,7 +73,7 @@ def test_what_is_missing_is_a_warning(scene: Path) -> None:
         (["good", "--groups", "none"], "none: no such file or folder."),
         (["good", "-o", "page.pdf"], "page.pdf: a page's name must end in .html."),
         (["good", "-o", "none/p.html"], "none: no such folder. Make it"),
-        (["good", "-o", "mixtures/a.wav/p.html"], "a.wav is a file, not a folder. Choose another"),
+        (["good", "-o", "mixtures/a.wav/p.html"], "a.wav is not a folder. Choose another"),
         (["=good"], "'=good': is neither FOLDER nor NAME=FOLDER."),
         (["good="], "'good=': is neither FOLDER nor NAME=FOLDER."),
         ([""], "'': is neither FOLDER nor NAME=FOLDER."),

@@ -853,7 +853,7 @@ def test_progress_adds_up_to_the_length_and_an_interruption_leaves_nothing(
         ({"activity": "x.txt"}, r"x.txt: cannot write this format. End the name in .json"),
         ({"estimate": "folder.wav"}, "folder.wav: is a folder. Name a file."),
         ({"estimate": "pipe.wav"}, "pipe.wav: is not a regular file. Choose another name."),
-        ({"estimate": "mixture.wav/x.wav"}, "mixture.wav is a file, not a folder"),
+        ({"estimate": "mixture.wav/x.wav"}, "mixture.wav is not a folder"),
         ({"estimate": "n" * 300 + ".wav"}, "its name is too long"),
     ],
 )

@@ -93,7 +93,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, profile: Profile) -> None:
     for name, message in (
         ("alice.wav", r"the name of a profile is like alice.safetensors"),
         ("folder.safetensors", "is a folder"),
-        ("alice.safetensors/a.safetensors", "alice.safetensors is a file, not a folder"),
+        ("alice.safetensors/a.safetensors", "alice.safetensors is not a folder"),
         ("n" * 300 + ".safetensors", "its name is too long"),
     ):
         with pytest.raises(OutputError, match=message):
