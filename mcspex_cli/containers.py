@@ -106,9 +106,6 @@ KINDS = {
 }
 """FFmpeg's formats that hold their sound themselves; playlists name other files, or servers."""
 
-_AVI_UNKNOWN = 2**30
-"""Lengths of an AVI's sound from here on are what programs write that do not know them."""
-
 _FOLLOWS = "follows the first in it and is not read. Split them, or join them with an audio editor."
 
 _PAUSE_S = 0.1
@@ -481,8 +478,6 @@ class Container:
             self._is_timed = source.codec_context.name.startswith("pcm")
             if self._is_timed:
                 length_s, self._is_exact = source.frames / rate_hz, self._is_alone
-            if max(source.frames, source.duration or 0) >= _AVI_UNKNOWN:
-                length_s = end_s = 0.0
         if Trait.FROM_ZERO not in self._traits:
             start_s -= (container.start_time or 0) / 1e6
         start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0

@@ -6,10 +6,7 @@ import io
 import itertools
 import os
 import re
-import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +14,10 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
 
 from mcspex_cli import audio
-from mcspex_cli.__main__ import main
 from mcspex_cli.errors import AudioError, DamagedError
-from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
+from tests.conftest import EXAMPLES, RATE_HZ, buzz
 from tests.media import SoundTrack, make
 
 SOUND = EXAMPLES / "mixture.flac"
@@ -227,15 +222,9 @@ def test_a_header_without_a_length_is_measured(tmp_path: Path) -> None:
         SoundTrack(np.repeat(SIX_S, 6), 48_000, "libopus"),
         options={"live": "1"},
     )
-    audio.write(tmp_path / "a.flac", SIX_S, RATE_HZ)
-    piped = bytearray((tmp_path / "a.flac").read_bytes())
-    piped[21] &= 0xF0  # STREAMINFO's 36 bits of total samples
-    piped[22:26] = bytes(4)
-    (tmp_path / "a.flac").write_bytes(piped)
-    for path in (live, tmp_path / "a.flac"):
-        assert audio.probe(path).seconds == pytest.approx(6, abs=0.1)
-        samples, warnings = read(path)
-        assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=400), [])
+    assert audio.probe(live).seconds == pytest.approx(6, abs=0.1)
+    samples, warnings = read(live)
+    assert (len(samples), warnings) == (pytest.approx(len(SIX_S), abs=400), [])
 
 
 # --- odd files of which nothing is lost --------------------------------------------------------
@@ -246,12 +235,9 @@ def aac_in_avi(folder: Path) -> Path:
     return patched(folder, encoded("a.avi", "aac", 16_000), (b"strf", 20, struct.pack("<H", 400)))
 
 
-def piped(name: str, codec: str, form: str) -> Callable[[Path], Path]:
-    def made(folder: Path) -> Path:
-        sound = SoundTrack(np.repeat(SIX_S, 2), 2 * RATE_HZ, codec, options={"b": "64000"})
-        return make(folder / name, sound, pipe_format=form)
-
-    return made
+def piped_wma(folder: Path) -> Path:
+    sound = SoundTrack(np.repeat(SIX_S, 2), 2 * RATE_HZ, "wmav2", options={"b": "64000"})
+    return make(folder / "a.wma", sound, pipe_format="asf")
 
 
 def short_packet(folder: Path) -> Path:
@@ -261,17 +247,7 @@ def short_packet(folder: Path) -> Path:
     return patched(folder, lambda folder: make(folder / "a.caf", sound), announced)
 
 
-@pytest.mark.parametrize(
-    "whole",
-    [
-        aac_in_avi,
-        short_packet,
-        piped("a.wma", "wmav2", "asf"),
-        piped("a.avi", "pcm_s16le", "avi"),
-        piped("b.avi", "libmp3lame", "avi"),
-    ],
-    ids=["aac in avi", "alac in caf", "piped wma", "piped avi", "piped mp3 in avi"],
-)
+@pytest.mark.parametrize("whole", [aac_in_avi, short_packet, piped_wma])
 def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path], Path]) -> None:
     path = whole(tmp_path)
     samples, warnings = read(path)
@@ -630,20 +606,8 @@ def noise(folder: Path) -> Path:
     return folder / "a.m4a"
 
 
-def not_numbers(folder: Path) -> Path:
-    sound = SIX_S.copy()
-    sound[8000] = np.nan
-    return make(folder / "a.mkv", *tracks(sound, codec="pcm_f32le"))
-
-
 def integers_of_64_bits(folder: Path) -> Path:
     return patched(folder, plain("wav", "WAV"), (b"fmt ", 22, b"\x40"), (b"fmt ", 20, b"\x08"))
-
-
-def no_samples(folder: Path) -> Path:
-    path = plain("wav", "WAV")(folder)
-    path.write_bytes(path.read_bytes()[:44])
-    return path
 
 
 def no_channels(folder: Path) -> Path:
@@ -664,9 +628,7 @@ def wrong_rate(hertz: int) -> Callable[[Path], Path]:
         (no_moov, r"truncated: its index \(moov atom\) is missing"),
         (mute, "has no sound track"),
         (noise, "not a readable sound file"),
-        (not_numbers, r"NaN or infinite sample at 1\.00 s"),
         (integers_of_64_bits, "its sound is of another kind there"),
-        (no_samples, "holds no samples|nothing can be read"),
         (no_channels, "its header says 0 channels, but only 1 to 256 are read"),
         (wrong_rate(1), "its header says 1 Hz, but only 1 kHz to 1 MHz are read"),
         (wrong_rate(999), "its header says 999 Hz"),
@@ -716,25 +678,6 @@ def test_a_damaged_time_stamp_does_not_become_hours_of_silence(
     samples, (warning,) = read(path, damaged="keep")
     assert len(samples) == pytest.approx(len(SIX_S), abs=200)
     assert "a time stamp leaves a gap" in warning
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_libraries_write_nothing_to_standard_error(tmp_path: Path) -> None:
-    """Damaged files make libsndfile's and libmpg123's own notes, and cffi's tracebacks."""
-    for number, (whole, damage, *_) in enumerate(DAMAGED):
-        (tmp_path / str(number)).mkdir()
-        damage(whole(tmp_path / str(number)), 0.3)
-        whole(tmp_path / str(number)).rename(tmp_path / str(number) / "whole")
-        hit(damage(whole(tmp_path / str(number)), 0.9), 0.0, 60)
-    program = (
-        "import sys; from mcspex_cli import audio, errors; from pathlib import Path\n"
-        "for path in Path(sys.argv[1]).rglob('*.*'):\n"
-        "    try: audio.read(path, 8000)\n"
-        "    except errors.McspexError: pass\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- hostile files -----------------------------------------------------------------------------
@@ -794,23 +737,3 @@ def test_a_file_that_grows_while_it_is_read_has_an_end(tmp_path: Path) -> None:
             file.write(data * 10)
             file.flush()
             assert blocks < 10
-
-
-# --- as a user meets it ------------------------------------------------------------------------
-
-
-def test_a_batch_reads_videos(
-    scene: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(scene)
-    Path("mix").mkdir()
-    shutil.copy("mixture.wav", "mix/plain.wav")
-    mixture, reference = (audio.read(f"{name}.wav", RATE_HZ) for name in ("mixture", "reference"))
-    make(Path("mix/video.mp4"), *tracks(mixture), picture_s=2)
-    make(Path("reference.m4a"), *tracks(reference))
-    words = ["batch", "mix", "--model", str(tiny_folder), "--devices", "cpu"]
-    done = CliRunner().invoke(main, [*words, "--ref", "reference.m4a", "-o", "one"])
-    assert done.exit_code == 0, done.output
-    assert sorted(p.name for p in Path("one/audio").iterdir()) == ["plain.wav", "video.wav"]
-    lengths = [len(audio.read(p, RATE_HZ)) for p in ("one/audio/video.wav", "mix/video.mp4")]
-    assert lengths[0] == lengths[1]

@@ -20,7 +20,6 @@ from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
 from mcspex_cli.errors import install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
-from mcspex_cli.extraction.runtime import PRECISIONS, RUNTIMES
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import build
 from tests.conftest import RATE_HZ, buzz
@@ -259,13 +258,6 @@ def test_a_runtime_that_is_not_installed_is_one_line(
     )  # fmt: skip
     message = f"error: onnx: onnxruntime is not installed. {install_extra('onnx')}\n"
     assert (done.returncode, done.stderr) == (1, message)
-
-
-@pytest.mark.parametrize("command", ["extract", "batch"])
-def test_the_runtimes_and_precisions_that_there_are_can_be_asked_for(command: str) -> None:
-    choices = {p.name: p.type for p in main.commands[command].params}
-    assert tuple(choices["runtime"].choices) == RUNTIMES
-    assert tuple(choices["precision"].choices) == PRECISIONS
 
 
 # --- batch ----------------------------------------------------------------------------------
