@@ -252,13 +252,8 @@ def name_key(name: str) -> str:
     return normal(name).casefold()
 
 
-def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
-    """Refuse a file that cannot be written, which is tried, or must not be replaced.
-
-    Args:
-        path: the file.
-        overwrite: whether it may be replaced.
-        mixture: the one whose output would replace it, for the message.
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, which is tried, or exists and must not be overwritten.
 
     Raises:
         OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
@@ -272,8 +267,7 @@ def check_output(path: Path, *, overwrite: bool, mixture: str = "") -> None:
         elif path.exists() and not path.is_file():
             problem = "is not a regular file. Choose another name."
         elif os.path.lexists(path) and not overwrite:
-            by = f" by the output for {mixture}" if mixture else ""
-            problem = f"exists already. Add --overwrite to replace it{by}."
+            problem = "exists already. Add --overwrite to replace it."
         elif not folder.is_dir():
             problem = f"{folder} is not a folder. Choose another place."
         elif not os.access(folder, os.W_OK | os.X_OK):
@@ -361,7 +355,7 @@ class UsedFiles:
                 )
             own |= keys
         for path in outputs:
-            check_output(path, overwrite=overwrite, mixture=name)
+            check_output(path, overwrite=overwrite)
         self._outputs |= dict.fromkeys(own, name)
 
 
@@ -447,12 +441,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def together(*, overwrite: bool = True, mixture: str = "") -> Iterator[None]:
+def together(*, overwrite: bool = True) -> Iterator[None]:
     """Have the files that are written whole in the block appear at its end: all, or none of them.
 
     If one cannot get its name, those before it are taken back, and what they replaced is there
     again. Unless they may `overwrite`, they do not replace what another program has written in the
-    meantime; `mixture` is that of `check_output`.
+    meantime.
 
     Raises:
         OutputError: one of them cannot be given its name.
@@ -464,7 +458,7 @@ def together(*, overwrite: bool = True, mixture: str = "") -> Iterator[None]:
     try:
         yield
         for path in () if overwrite else waiting:
-            check_output(path, overwrite=False, mixture=mixture)
+            check_output(path, overwrite=False)
         for path, unfinished in waiting.items():
             try:
                 if len(waiting) > 1 and path.is_file():

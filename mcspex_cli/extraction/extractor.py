@@ -615,7 +615,7 @@ class _Extraction:
         mixture, gains = self._mixture, (self._level_gain.gain, self._residual_gain.gain)
         rate_hz, subtype = mixture.info.sample_rate_hz, self._options.subtype
         shape = rate_hz, self._channels, subtype, mixture.frames
-        with files.together(overwrite=job.outputs.overwrite, mixture=self.path):
+        with files.together(overwrite=job.outputs.overwrite):
             with ExitStack() as stack:
                 writers = [
                     stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds

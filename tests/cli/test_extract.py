@@ -183,7 +183,7 @@ def test_what_is_no_file_is_not_replaced(extract: Run, scene: Path) -> None:
 OUTPUTS = [
     (
         "truth.wav",
-        "truth.wav: exists already. Add --overwrite to replace it by the output for mixture.wav.\n",
+        "truth.wav: exists already. Add --overwrite to replace it.\n",
     ),
     (".wav", ".wav: names no file. Put a name before the dot.\n"),
     ("truth.wav/", "truth.wav/mixture.target.wav: truth.wav is not a folder."),
