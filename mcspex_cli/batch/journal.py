@@ -230,7 +230,11 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> N
             f"{storage.name(folder)}: is not empty and not the folder of a batch. Choose another "
             "-o, or add --overwrite."
         )
-    if not storage.is_url(folder) and not is_dry_run:
+    if storage.is_url(folder):
+        return
+    if is_dry_run:
+        files.check_output(folder / AUDIO / "any.wav", overwrite=True)
+    else:
         # A process that is killed before its first file must not lock itself out.
         files.make_folders(folder, journal)
         files.sweep(folder)

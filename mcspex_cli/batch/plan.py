@@ -16,7 +16,7 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
@@ -265,9 +265,12 @@ class _Planner:
                 yield self._locations.of(str(root)).absolute, Task(root.stem, str(root))
                 continue
             real_root = storage.url(root) or os.path.realpath(root)
-            names: Iterable[str] = map(str, storage.find(root, without, warnings=self.warnings))
-            if references:
-                names = (name for name in names if os.path.realpath(name) not in references)
+            names = [*map(str, storage.find(root, without, warnings=self.warnings))]
+            if references and names:
+                names = [name for name in names if os.path.realpath(name) not in references]
+                if not names:
+                    text = f"{storage.name(root)}: has no sound files but the references."
+                    raise AudioError(text)
             names = [name for name in names if not self._is_result(name, root)]
             if not names:
                 for folder, has_results in self._results.items():

@@ -20,6 +20,7 @@ from mcspex_cli.errors import (
     AbsentError,
     AudioError,
     CheckpointError,
+    DiskFullError,
     McspexError,
     OutputError,
     PartialFailure,
@@ -130,7 +131,10 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
         mixtures=tuple(str(stdin) if one == STREAM else one for one in request.mixtures),
         output=str(stdout) if to_stdout else request.output,
     )
-    _extract(request, stdin if from_stdin else None)
+    try:
+        _extract(request, stdin if from_stdin else None)
+    except DiskFullError as error:
+        raise DiskFullError(f"{error} Temporary files are in TMPDIR ({folder.parent}).") from error
     if to_stdout:
         _copy_to_stdout(stdout)
 

@@ -118,6 +118,8 @@ def test_what_another_batch_extracted_is_no_mixture_unless_it_is_named(folder: P
     Path("empty").mkdir()
     with pytest.raises(AudioError, match=r"^empty: no sound files in this folder\.$"):
         plan("mix", "empty")
+    with pytest.raises(AudioError, match=r"^refs: has no sound files but the references\.$"):
+        plan("mix", "refs", references=(Path("refs"),))
 
 
 def test_a_folder_or_file_that_is_named_twice_is_planned_once(folder: Path) -> None:
