@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +19,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, write_calibration
 from mcspex_cli.evaluation.metrics import si_sdr
-from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz, calibration
+from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 from tests.media import SoundTrack, make
 
 Run = Callable[..., Result]
@@ -479,66 +477,6 @@ def test_a_stream_of_no_use_is_one_line(
     assert done.stderr.startswith(message)
     assert str(temporary) not in done.stderr
     assert listing(scene) == before
-
-
-@pytest.fixture
-def piped(scene: Path, prepared: Path, models: dict[str, str], temporary: Path) -> list[str]:
-    """The command that takes one stream to another, quick to start, with a folder of its own."""
-    environment = [f"MCSPEX_CACHE={prepared}", f"PYTHONPATH={ROOT}", f"TMPDIR={temporary}"]
-    command = [sys.executable, "-W", "error", "-m", "mcspex_cli", "extract", "-", "-o", "-"]
-    command += ["--ref", str(scene / "reference.wav"), "--model", models["present"]]
-    return ["env", *environment, *command, "--device", "cpu"]
-
-
-FEEDERS = [
-    ("sox", "-V1", "mixture.wav", "-t", "wav", "-"),
-    ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-f", "wav", "-"),
-    ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-c:a", "flac", "-f", "matroska", "-"),
-]
-
-
-@pytest.mark.parametrize("feeder", FEEDERS, ids=lambda words: f"{words[0]}-{words[-2]}")
-def test_a_pipeline_of_programs(
-    extract: Run, piped: list[str], scene: Path, temporary: Path, feeder: tuple[str, ...]
-) -> None:
-    if not shutil.which(feeder[0]):
-        pytest.skip(f"{feeder[0]} is not installed")
-    with subprocess.Popen(feeder, cwd=scene, stdout=subprocess.PIPE) as source:
-        done = subprocess.run(piped, stdin=source.stdout, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.decode().startswith("standard output  (2.0 s in ")
-    (scene / "piped.wav").write_bytes(done.stdout)
-    assert extract(*PLAIN, "--precision", "float32").exit_code == 0
-    expected = get("o.wav")
-    assert len(get("piped.wav")) == len(expected)
-    assert np.abs(get("piped.wav") - expected).max() <= 2 / 2**15
-    assert list(temporary.iterdir()) == []
-
-
-def test_a_listener_who_has_gone_is_one_line(
-    piped: list[str], scene: Path, temporary: Path
-) -> None:
-    with (
-        (scene / "mixture.wav").open("rb") as mixture,
-        subprocess.Popen(
-            [*piped, "-q"], stdin=mixture, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process,
-    ):
-        assert process.stdout
-        assert process.stderr
-        process.stdout.close()
-        said = process.stderr.read().decode()
-        assert process.wait(60) == 1
-    assert said == "error: standard output was closed before all was written.\n"
-    assert list(temporary.iterdir()) == []
-
-
-def test_text_in_a_pipe_is_one_line_and_no_sound(piped: list[str], temporary: Path) -> None:
-    done = subprocess.run(piped, input=b"hello\n" * 50, capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.startswith(b"error: standard input: not a readable sound file")
-    assert done.stderr.count(b"\n") == 1
-    assert list(temporary.iterdir()) == []
 
 
 def test_a_video_is_a_recording_too(extract: Run, scene: Path) -> None:

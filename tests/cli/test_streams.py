@@ -1,8 +1,10 @@
-"""Streams that cannot be used, and what is left of those that end too soon."""
+"""Sound between pipes: from other programs, to nobody, and what is left where it ends too soon."""
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from mcspex_cli import audio
 from mcspex_cli.cli import console
@@ -51,6 +55,46 @@ def terminal() -> Iterator[int]:
 def in_shell(command: list[str], line: str) -> list[str]:
     """The command as a shell runs it in a line."""
     return ["sh", "-c", line, "sh", *command]
+
+
+FEEDERS = [
+    ("sox", "-V1", "mixture.wav", "-t", "wav", "-"),
+    ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-f", "wav", "-"),
+    ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-c:a", "flac", "-f", "matroska", "-"),
+]
+
+
+@pytest.mark.parametrize("feeder", FEEDERS, ids=lambda words: f"{words[0]}-{words[-2]}")
+def test_a_pipeline_of_programs(
+    command: list[str], kept: Path, scene: Path, feeder: tuple[str, ...]
+) -> None:
+    if not shutil.which(feeder[0]):
+        pytest.skip(f"{feeder[0]} is not installed")
+    estimates = []
+    for source in (feeder, ("cat", "mixture.wav")):
+        with subprocess.Popen(source, cwd=scene, stdout=subprocess.PIPE) as process:
+            done = subprocess.run(command, stdin=process.stdout, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        estimates.append(soundfile.read(io.BytesIO(done.stdout))[0])
+    assert len(estimates[0]) == len(estimates[1]) == 2 * RATE_HZ
+    assert np.abs(estimates[0] - estimates[1]).max() <= 2 / 2**15
+    assert list(kept.iterdir()) == []
+
+
+def test_a_listener_who_has_gone_is_one_line(command: list[str], kept: Path, scene: Path) -> None:
+    with (
+        (scene / "mixture.wav").open("rb") as mixture,
+        subprocess.Popen(
+            command, stdin=mixture, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 1
+    assert said == "error: standard output was closed before all was written.\n"
+    assert list(kept.iterdir()) == []
 
 
 @posix
