@@ -1,26 +1,8 @@
 """Every failure that a user can cause or repair; text of unknown origin, made safe to show.
 
-```
-McspexError             exit 1
-├── AudioError          a recording, or a span of one, that cannot be used
-│   ├── DamagedError    it is damaged or cut off: part of its sound cannot be read
-│   └── NonFiniteError  it has NaN or infinite samples
-├── OutputError         a place that cannot, or must not, be written
-│   └── DiskFullError   nothing more fits on it: no other file will either
-├── CheckpointError     a model, or a voice profile, that cannot be found or loaded
-│   ├── ForeignModel    it is another program's
-│   └── HubError        the Hugging Face Hub does not give it, or take it
-├── EngineError         a device or precision that does not work here
-├── PairingError        files that do not belong together
-│   └── PlanError       the same of a whole batch, every reason listed
-├── ConfigError         a configuration file with an impossible value
-├── PartialFailure      exit 3: some of many files failed, the rest are done
-├── BelowThreshold      exit 4: everything was scored, and is not good enough
-└── AbsentError         exit 5: the voice is not in the mixture, and that is not accepted
-```
-
-Exit code 2 is a wrong command line (Click's own), 130 an interruption. A message says which file or
-value, why, and what to do now, in one line.
+A failure ends a command with exit code 1, unless its class has another. Exit code 2 is a wrong
+command line (Click's own), 130 an interruption. A message says which file or value, why, and what
+to do now, in one line.
 """
 
 from __future__ import annotations
@@ -38,7 +20,7 @@ class McspexError(Exception):
 
 
 class AudioError(McspexError):
-    """A sound file is missing, empty, broken, silent or too short."""
+    """A recording, or a span of one, is missing, empty, broken, silent or too short."""
 
 
 class DamagedError(AudioError):
@@ -54,11 +36,11 @@ class OutputError(McspexError):
 
 
 class DiskFullError(OutputError):
-    """The disk, or the user's share of it, is full."""
+    """The disk, or the user's share of it, is full: no other file will fit either."""
 
 
 class CheckpointError(McspexError):
-    """A checkpoint is unknown, incomplete, damaged or of another system."""
+    """A model or a voice profile is unknown, incomplete, damaged or of another system."""
 
 
 class ForeignModel(CheckpointError):  # noqa: N818
@@ -102,7 +84,7 @@ class BelowThreshold(McspexError):  # noqa: N818
 
 
 class AbsentError(McspexError):
-    """The voice is not in a mixture."""
+    """The voice is not in a mixture, and that is not accepted."""
 
     exit_code = 5
 
