@@ -313,32 +313,37 @@ def test_a_folders_files_are_all_old_or_all_new_whenever_it_is_killed(
     """Kill a writer at each of its system calls that matter, then look at what is there."""
     program = (
         "import os, sys; from pathlib import Path; from mcspex_cli import files\n"
-        "left, folder = int(sys.argv[1]), Path(sys.argv[2])\n"
-        "if sys.argv[3] == 'False': files._exchange = lambda one, other: False\n"
+        "if sys.argv[2] == 'False': files._exchange = lambda one, other: False\n"
         "def hook(event, arguments):\n"
         "    global left\n"
         "    if event in ('os.rename', 'open', 'os.link', 'os.mkdir', 'os.remove', 'os.rmdir'):\n"
         "        left -= 1\n"
         "        if left == 0: os._exit(9)\n"
-        "sys.addaudithook(hook)\n"
-        "with files.whole_folder(folder) as new:\n"
-        "    for name in 'ab': (new / name).write_text('new')\n"
+        "for left in range(1, 40):\n"
+        "    if process := os.fork():\n"
+        "        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)\n"
+        "        continue\n"
+        "    folder = Path(sys.argv[1], str(left), 'model')\n"
+        "    sys.addaudithook(hook)\n"
+        "    with files.whole_folder(folder) as new:\n"
+        "        for name in 'ab': (new / name).write_text('new')\n"
+        "    os._exit(0)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    states = []
-    for steps in range(1, 40):
-        folder = tmp_path / str(steps) / "model"
+    folders = [tmp_path / str(left) / "model" for left in range(1, 40)]
+    for folder in folders:
         folder.mkdir(parents=True)
         for name in "abc":
             (folder / name).write_text("old")
-        command = [sys.executable, "-c", program, str(steps), str(folder), str(exchange)]
-        code = subprocess.run(command, env=environment, check=False).returncode
+    command = [sys.executable, "-c", program, str(tmp_path), str(exchange)]
+    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    codes = [int(line) for line in said.split()]
+    assert codes == sorted(codes, reverse=True)
+    assert set(codes) == {9, 0}
+    states = []
+    for folder in folders:
         with pytest.raises(RuntimeError), files.whole_folder(folder):
             raise RuntimeError
         states.append("".join((folder / name).read_text() for name in "abc"))
-        if code == 0:
-            break
-    assert code == 0
     assert set(states) == {"oldoldold", "newnewold"}
     assert states == sorted(states, reverse=True)
 

@@ -281,32 +281,43 @@ def test_what_is_not_a_file_is_refused_at_once(folder: Path, name: str, kind: st
 
 
 SAVING = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from mcspex_cli.checkpoint.checkpoint import save_checkpoint
 from mcspex_cli.model.config import SystemConfig, sized
 from mcspex_cli.model.systems import build
 torch.set_num_threads(1)
 systems = [build(sized("mcspex", "tiny", 8000, speakers)) for speakers in (4, 9)]
-for step in range(10**6):
-    save_checkpoint(Path(sys.argv[1]), systems[step % 2], {"step": step})
-    print(step, flush=True)
+for _ in sys.stdin:
+    if process := os.fork():
+        os.waitpid(process, 0)
+        print("killed", flush=True)
+        continue
+    print("process", os.getpid(), flush=True)
+    for step in range(10**6):
+        save_checkpoint(Path(sys.argv[1]), systems[step % 2], {"step": step})
+        print("step", step, flush=True)
 """
+"""For each line that it reads, a process that saves one checkpoint over another."""
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 def test_a_checkpoint_is_whole_whenever_its_saving_is_killed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder = tmp_path / "best"
     steps = set()
-    for _ in range(4):
-        command = [sys.executable, "-c", SAVING, str(folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as saving:
-            assert saving.stdout
+    command, pipe = [sys.executable, "-c", SAVING, str(folder)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as starting:
+        assert starting.stdin and starting.stdout
+        for _ in range(4):
+            print(file=starting.stdin, flush=True)
+            process = next(line for line in starting.stdout if line.startswith("process "))
             for _ in range(2):
-                saving.stdout.readline()
+                assert starting.stdout.readline().startswith("step ")
             time.sleep(rng.uniform(0, 0.1))
-            saving.send_signal(signal.SIGKILL)
-        info = find_checkpoint(folder)
-        assert load_checkpoint(info).config.speakers == (4, 9)[info.provenance["step"] % 2]
-        steps.add(info.provenance["step"])
+            os.kill(int(process.split()[1]), signal.SIGKILL)
+            assert "killed\n" in starting.stdout
+            info = find_checkpoint(folder)
+            assert load_checkpoint(info).config.speakers == (4, 9)[info.provenance["step"] % 2]
+            steps.add(info.provenance["step"])
     assert max(steps) > 0
