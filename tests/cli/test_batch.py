@@ -1113,7 +1113,8 @@ def test_others_do_the_files_that_killed_workers_had_in_hand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write("ref.wav", buzz(110, 2, 3))
-    for number, seconds in enumerate((3, 3, 50, 50, 3)):
+    # A file is read 64 s ahead, so that a shorter one would soon be closed and not be seen in hand.
+    for number, seconds in enumerate((3, 3, 160, 160, 3)):
         write(f"mix/{number}.wav", buzz(100 + number, seconds, number))
     assert finish().exit_code == 0
     Path(long).rename("whole")
