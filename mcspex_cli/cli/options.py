@@ -21,6 +21,7 @@ import math
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -350,17 +351,15 @@ def _engine(
     return EngineSettings(device, precision, runtime=runtime)
 
 
-def _engine_for_mixtures(
-    device: str = DEVICE,
-    precision: str = PRECISION,
-    runtime: str = RUNTIME,
-    passes: int = PASSES_OPTION,
-) -> EngineSettings:
-    return EngineSettings(device, precision, runtime=runtime, passes=passes)
-
-
 ENGINE = group(_engine)
 """`EngineSettings`: how the network is run."""
+
+
+def _engine_for_mixtures(
+    settings: EngineSettings = ENGINE, passes: int = PASSES_OPTION
+) -> EngineSettings:
+    return replace(settings, passes=passes)
+
 
 ENGINE_FOR_MIXTURES = group(_engine_for_mixtures)
 """`EngineSettings` with the number of passes."""
