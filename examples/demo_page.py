@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mcspex_cli.evaluation.comparison import read_system
-from mcspex_cli.evaluation.page import Page, PageSettings, write_page
+from mcspex_cli.evaluation.comparison import PageSettings, read_system
+from mcspex_cli.evaluation.page import Page, write_page
 
 
 def main(cases: Path, output: Path) -> Page:

@@ -1,4 +1,4 @@
-"""Text of unknown origin on a terminal; tests/evaluation/test_summary.py has CSV and Markdown."""
+"""Text of unknown origin on a terminal; tests/evaluation/test_report.py has CSV and Markdown."""
 
 from __future__ import annotations
 

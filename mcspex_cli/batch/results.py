@@ -25,8 +25,13 @@ from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine, WorkLis
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations, fingerprint
 from mcspex_cli.errors import McspexError
-from mcspex_cli.evaluation import page, report, summary
-from mcspex_cli.evaluation.comparison import SystemOutputs, batch_system, compare_systems
+from mcspex_cli.evaluation import page, report
+from mcspex_cli.evaluation.comparison import (
+    PageSettings,
+    SystemOutputs,
+    batch_system,
+    compare_systems,
+)
 from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
 
 _logger = logging.getLogger("mcspex")
@@ -149,7 +154,7 @@ def write(
             if row["status"] == Status.FAILED
         ]
         record = _record(work, journal, command, results, len(failures))
-        by_group = summary.read_groups(groups, group_by) if groups else None
+        by_group = report.read_groups(groups, group_by) if groups else None
         whole = report.make_report(rows, groups=by_group)
         texts = {
             RECORD: json.dumps(record, indent=2) + "\n",
@@ -169,7 +174,7 @@ def write(
                 partial.write_bytes(text.encode("utf-8", "surrogateescape"))
         if results and not html.exists():
             title = plan.folder.resolve().name
-            look = page.PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
+            look = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
             with tempfile.TemporaryDirectory() as scratch:
                 system = batch_system(folder, work.settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
@@ -179,7 +184,7 @@ def write(
 def _rows(
     work: WorkList, journal: Journal, score_settings: ScoreSettings
 ) -> tuple[list[ResultLine], list[dict[str, Any]]]:
-    """The results that there are, and a row of the report for each task (see `summary.Rows`)."""
+    """The results that there are, and a row of the report for each task (see `report.Rows`)."""
     locations = Locations(work.plan.folder)
     results, rows = list[ResultLine](), list[dict[str, Any]]()
     for task in work.plan.tasks:
@@ -213,13 +218,13 @@ def _row(task: Task, line: ResultLine, score: Mapping[str, Any]) -> dict[str, An
 
 
 def _with_sounds(
-    system: SystemOutputs, plan: BatchPlan, look: page.PageSettings, scratch: Path
+    system: SystemOutputs, plan: BatchPlan, look: PageSettings, scratch: Path
 ) -> SystemOutputs:
     """The outputs with copies on this disk of the sounds of the cases that their page shows."""
     sounds = (path for task in plan.tasks for path in (task.mixture, task.truth or ""))
     if not storage.is_url(plan.folder) and not any(map(storage.is_url, sounds)):
         return system
-    shown = compare_systems([system], look).choose(page.EMBEDDED_CASES, look.seed)
+    shown = compare_systems([system], look).choose()
     cases = dict(system.outputs)
     for task in plan.tasks:
         name = files.normal(task.id)

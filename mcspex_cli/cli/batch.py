@@ -303,7 +303,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
     from mcspex_cli.batch import backends, journal, plan
     from mcspex_cli.batch.manifest import ACTIVITY
-    from mcspex_cli.evaluation.summary import read_groups
+    from mcspex_cli.evaluation.report import read_groups
 
     values = vars(request)
     if request.groups:

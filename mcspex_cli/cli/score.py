@@ -15,7 +15,7 @@ from mcspex_cli.cli.options import flag, option, path, paths
 from mcspex_cli.errors import BelowThreshold, ConfigError, McspexError, PairingError, PartialFailure
 
 if TYPE_CHECKING:
-    from mcspex_cli.evaluation.page import PageSettings
+    from mcspex_cli.evaluation.comparison import PageSettings
     from mcspex_cli.evaluation.report import Report
     from mcspex_cli.evaluation.scoring import Pairing
 
@@ -192,7 +192,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import Extractor, files
-    from mcspex_cli.evaluation import metrics, report, scoring, summary
+    from mcspex_cli.evaluation import metrics, report, scoring
     from mcspex_cli.extraction.reference import open_sources
 
     _check_usage(request)
@@ -203,7 +203,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     )
     inputs = [*_compared_paths(request), request.groups, request.baseline]
     report.check_outputs(request.outputs, inputs)
-    groups = summary.read_groups(request.groups, request.group_by) if request.groups else None
+    groups = report.read_groups(request.groups, request.group_by) if request.groups else None
     baseline = report.read_baseline(request.baseline) if request.baseline else None
     pairings = _pair(request)
     chosen = choose_metrics(request.metrics, _given(request, pairings))
@@ -283,7 +283,13 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
     """Each estimate with the files that it is compared with, its words and its presence."""
     from mcspex_cli.evaluation import report, scoring
 
-    pairings = scoring.pair(request.estimates, request.truth, request.mixtures, request.interferers)
+    pairings = scoring.pair(
+        request.estimates,
+        request.truth,
+        request.mixtures,
+        request.interferers,
+        request.transcripts,
+    )
     if request.references or request.reference_folder:
         pairings = _add_references(pairings, request)
     presences: dict[Path, float | None] = {}
@@ -291,10 +297,7 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
         presences = report.read_presences(request.estimates)
     except ConfigError as error:
         console.warn(f"presence is not known: {error}")
-    pairings = [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
-    if request.transcripts:
-        pairings = scoring.add_transcripts(pairings, request.transcripts)
-    return pairings
+    return [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
 
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
@@ -390,12 +393,11 @@ def say_remarks(report: Report, metrics: Sequence[str], *, quiet: bool = False) 
     `metrics` are the names of those that were to be computed. With `quiet`, only what is wrong is
     said. If there is only one file, `conclude` says its reason.
     """
-    from mcspex_cli.evaluation.report import confusion, remarks
+    from mcspex_cli.evaluation.report import confusion, refusals, remarks
     from mcspex_cli.evaluation.scoring import Status
 
-    for row in report.rows if len(report.rows) > 1 else ():
-        if row["status"] in Status.REFUSED:
-            console.error(row["note"])
+    for line in refusals(report.rows) if len(report.rows) > 1 else ():
+        console.error(line)
     for line in remarks(report, metrics):
         console.warn(line)
     if quiet:
@@ -417,10 +419,9 @@ def conclude(report: Report, limits: Sequence[Limit] = (), metrics: Sequence[str
         BelowThreshold: a mean is past its limit.
     """
     from mcspex_cli.evaluation.metrics import METRICS
-    from mcspex_cli.evaluation.scoring import Status
+    from mcspex_cli.evaluation.report import refusals
 
-    count = len(report.rows)
-    refused = [row["note"] for row in report.rows if row["status"] in Status.REFUSED]
+    refused, count = refusals(report.rows), len(report.rows)
     if refused and count == 1:
         raise McspexError(refused[0])
     if refused:
@@ -467,7 +468,7 @@ def _page_settings(
     overwrite: bool = flag("Replace an existing page and its files."),
 ) -> PageSettings:
     values = locals()  # the options are called like the fields of `PageSettings`
-    from mcspex_cli.evaluation.page import PageSettings
+    from mcspex_cli.evaluation.comparison import PageSettings
 
     return PageSettings(**values)
 

@@ -12,37 +12,45 @@ import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.errors import PairingError
-from mcspex_cli.evaluation import scoring, summary
-from mcspex_cli.evaluation.metrics import BUILT_IN, BY_COLUMN, METRICS, MIXTURE_METRICS, Metric
-from mcspex_cli.evaluation.report import name_some, read_batch
+from mcspex_cli.evaluation import report, scoring
+from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, MIXTURE_METRICS, Metric
 from mcspex_cli.evaluation.scoring import Pairing, Status
-from mcspex_cli.evaluation.summary import numbers
 
 OTHER_CASES = "Other cases"
-"""What pages call `summary.NO_GROUP`."""
+"""What pages call `report.NO_GROUP`."""
 
 VALUED = (Status.OK, Status.UNSCORED)
 """The statuses of rows whose values tables show, be they in the means or not."""
 
-REASONS = BEST, WORST, DRAWN = "best", "worst", "drawn at random"
+BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
 
-SETTINGS = scoring.ScoreSettings(BUILT_IN, flipped_ok=True)
+EMBEDDED_CASES = 12
+"""Cases shown in a page that holds its sounds, unless more are asked for."""
+
+SETTINGS = scoring.ScoreSettings(flipped_ok=True)
 """How outputs without a score are scored: quickly, and without regard to the sign."""
 
 
 @dataclass(frozen=True)
-class CaseSettings:
-    """Where truths, mixtures and groups of the cases are, if the systems' folders do not say.
-
-    `truth` and `mixtures` are folders, `groups` is a CSV (`summary.read_groups`) and `group_by`
-    its column.
-    """
+class PageSettings:
+    """Where the cases' files are, which cases a page shows, and how."""
 
     truth: Path | None = None
     mixtures: Path | None = None
+    """Folders of truths and mixtures, which go before those that the systems' folders name."""
     groups: Path | None = None
+    """A CSV (`report.read_groups`)."""
     group_by: str | None = None
+    """Its column with the groups."""
+    max_cases: int | None = None
+    """How many cases are shown at most; None for all, or `EMBEDDED_CASES` if `embed`."""
+    seed: int = 0
+    """Of those that are drawn at random."""
+    embed: bool = True
+    """Put sounds and pictures into the page, or else into a folder beside it."""
+    overwrite: bool = False
+    title: str = "Target speaker extraction"
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ class Output:
     truth: Path | None = None
     problem: str = ""
     """Why there is no estimate."""
-    row: Mapping[str, Any] | None = None
-    """Its row in the batch's report or, once it was scored here, `Score.to_dict`."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """Its row in the batch's report or, once it was scored here, `Score.to_dict`; else empty."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,12 @@ def read_system(folder: Path, label: str = "") -> SystemOutputs:
         ConfigError: its report.json is damaged or of another version.
     """
     label = label.strip() or folder.resolve().name
-    if rows := read_batch(folder):
+    if rows := report.read_batch(folder):
         return batch_system(folder, label, rows)
-    outputs = {name: Output(path) for name, path in _files(folder, " of estimates").items()}
-    if not outputs:
+    estimates = scoring.files_by_case(folder)
+    if not estimates:
         raise PairingError(f"{folder}: no sound files in this folder.")
-    return SystemOutputs(label, folder, outputs)
+    return SystemOutputs(label, folder, {name: Output(path) for name, path in estimates.items()})
 
 
 def batch_system(folder: Path, label: str, rows: Iterable[Mapping[str, Any]]) -> SystemOutputs:
@@ -115,22 +123,15 @@ def _batch_output(folder: Path, row: Mapping[str, Any]) -> Output:
         folder / row[key] if row.get(key) else None for key in ("estimate", "mixture", "truth")
     )
     status, note = row["status"], row.get("note") or ""
-    is_flipped = status == Status.FLIPPED
     if status in (Status.FAILED, Status.PENDING):
         return Output(None, mixture, truth, note or status)
     if all(row.get(column) is None for column in BY_COLUMN):
         return Output(estimate, mixture, truth)
+    is_flipped = status == Status.FLIPPED
     if is_flipped:  # which counts here, see SETTINGS
         status, note = Status.OK, f"{Status.FLIPPED}. {note}".strip()
     row = {"confused": None, **row, "status": status, "note": note, "flipped": is_flipped}
     return Output(estimate, mixture, truth, row=row)
-
-
-def _files(folder: Path, kind: str = "") -> dict[str, Path]:
-    files.check_exists(folder)
-    if not folder.is_dir():
-        raise PairingError(f"{folder}: is a file. Name a folder{kind}.")
-    return scoring.files_by_case(folder)
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Comparison:
 
     systems: Sequence[SystemOutputs]
     cases: Sequence[ComparisonCase]
-    settings: CaseSettings = CaseSettings()
+    settings: PageSettings = PageSettings()
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -169,7 +170,7 @@ class Comparison:
     @property
     def ranking(self) -> Metric | None:
         """The metric that says which case is best: SI-SDRi if there is one."""
-        return summary.ranking(self.rows)
+        return report.ranking(self.rows)
 
     def by_system(self, cases: Sequence[ComparisonCase]) -> list[list[Mapping[str, Any]]]:
         """The rows of each system for some cases."""
@@ -177,9 +178,9 @@ class Comparison:
         outputs = [[case.outputs[number] for case in cases] for number in systems]
         return [[output.row for output in own if output.row] for own in outputs]
 
-    def summaries(self, cases: Sequence[ComparisonCase]) -> list[summary.Summary]:
+    def summaries(self, cases: Sequence[ComparisonCase]) -> list[report.Summary]:
         """Each system over some cases."""
-        return [summary.summarise(rows) for rows in self.by_system(cases)]
+        return [report.summarise(rows) for rows in self.by_system(cases)]
 
     def by_group(self) -> dict[str, list[ComparisonCase]]:
         """The cases of each group, groups and cases in order."""
@@ -188,26 +189,28 @@ class Comparison:
             groups.setdefault(case.group, []).append(case)
         return groups
 
-    def choose(self, count: int, seed: int) -> Mapping[str, str]:
+    def choose(self) -> Mapping[str, str]:
         """Which cases to show, by name, and why: "best", "worst" or "drawn at random".
 
         A third each; best and worst by the mean of `ranking` over the systems. Without scores all
-        are drawn. If there are not more than `count`, all are shown and the reason is empty.
+        are drawn. If all cases are shown, the reason is empty.
         """
+        count = self.settings.max_cases
+        if count is None:
+            count = EMBEDDED_CASES if self.settings.embed else len(self.cases)
         if len(self.cases) <= count:
             return {case.name: "" for case in self.cases}
         badness: dict[str, float] = {}
         if metric := self.ranking:
             for case in self.cases:
-                ok = summary.in_means(case.rows)
-                if values := numbers(ok, metric.column):
+                if values := report.numbers(report.in_means(case.rows), metric.column):
                     badness[case.name] = metric.badness * float(np.mean(values))
         ranked = sorted(badness, key=lambda name: badness[name])
         best = ranked[: (count + 2) // 3]
         worst = ranked[len(best) :][::-1][: (count + 1) // 3]
         reasons = dict.fromkeys(best, BEST) | dict.fromkeys(worst, WORST)
         others = [case.name for case in self.cases if case.name not in reasons]
-        drawn = random.Random(seed).sample(others, count - len(reasons))
+        drawn = random.Random(self.settings.seed).sample(others, count - len(reasons))
         return reasons | dict.fromkeys(drawn, DRAWN)
 
     def warnings(self) -> list[str]:
@@ -215,8 +218,9 @@ class Comparison:
         lines = []
         for number, system in enumerate(self.systems):
             outputs = [case.outputs[number] for case in self.cases]
-            lines += self._missing(f"{system.label}: no output", [o.estimate for o in outputs])
-            if flipped := sum(bool(o.row.get("flipped")) for o in outputs if o.row):
+            estimates = [output.estimate for output in outputs]
+            lines += self._missing(f"{system.label}: no output", estimates)
+            if flipped := sum(bool(output.row.get("flipped")) for output in outputs):
                 lines.append(
                     f"{system.label}: sign-flipped outputs: {flipped}. They count here; "
                     "mcspex score counts them with --flipped-ok."
@@ -227,7 +231,7 @@ class Comparison:
             content = "only what needs none" if self.rows else "no scores"
             lines.append(f"no truth is known, so the page has {content}. Add --truth DIR.")
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
-        lines += [row["note"] for row in self.rows if row["status"] in Status.REFUSED]
+        lines += report.refusals(self.rows)
         settings = self.settings
         if settings.groups and all(case.group == OTHER_CASES for case in self.cases):
             lines.append(f"{settings.groups}: names none of the cases.")
@@ -239,14 +243,13 @@ class Comparison:
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
         names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
-        return (
-            [f"{what} for {len(names)} of {len(paths)} cases: {name_some(names)}"] if names else []
-        )
+        listed = report.name_some(names)
+        return [f"{what} for {len(names)} of {len(paths)} cases: {listed}"] if names else []
 
 
 def compare_systems(
     systems: Sequence[SystemOutputs],
-    settings: CaseSettings,
+    settings: PageSettings,
     advance: Callable[[float], object] = lambda _: None,
 ) -> Comparison:
     """Put systems side by side and score what has no score yet.
@@ -256,22 +259,23 @@ def compare_systems(
     `advance` is called with the share that is done.
     """
     cases = _gather(systems, settings)
-    unscored = []
+    unscored: list[tuple[ComparisonCase, int, Pairing]] = []
     for case in cases:
         for number, output in enumerate(case.outputs):
-            if not _has_score(output, case):
-                case.outputs[number] = replace(output, row=None)
-                if output.estimate and case.truth:
-                    pairing = Pairing(case.name, output.estimate, case.truth, case.mixture)
-                    unscored.append((case, number, output, pairing))
+            if _has_score(output, case):
+                continue
+            if output.estimate and case.truth:
+                pairing = Pairing(case.name, output.estimate, case.truth, case.mixture)
+                unscored.append((case, number, pairing))
+            else:
+                case.outputs[number] = replace(output, row={})
     scores = scoring.score_files([pairing for *_, pairing in unscored], SETTINGS)
-    scored = zip(unscored, scores, strict=True)
-    for done, ((case, number, output, _), score) in enumerate(scored, 1):
-        row, own = score.to_dict(), output.row or {}
+    for done, ((case, number, _), score) in enumerate(zip(unscored, scores, strict=True), 1):
+        output, row = case.outputs[number], score.to_dict()
         for column, metric in BY_COLUMN.items():
             # What its own row says without a truth holds whatever the truth is.
-            if "target" not in metric.needs and own.get(column) is not None:
-                row[column] = own[column]
+            if "target" not in metric.needs and output.row.get(column) is not None:
+                row[column] = output.row[column]
         case.outputs[number] = replace(output, row=row)
         advance(done / len(unscored))
     for case in cases:
@@ -279,13 +283,14 @@ def compare_systems(
     return Comparison(systems, cases, settings)
 
 
-def _gather(systems: Sequence[SystemOutputs], settings: CaseSettings) -> list[ComparisonCase]:
+def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[ComparisonCase]:
     truths, mixtures = (
-        _files(folder) if folder else {} for folder in (settings.truth, settings.mixtures)
+        scoring.files_by_case(folder) if folder else {}
+        for folder in (settings.truth, settings.mixtures)
     )
-    groups = summary.Groups()
+    groups = report.Groups()
     if settings.groups:
-        groups = summary.read_groups(settings.groups, settings.group_by)
+        groups = report.read_groups(settings.groups, settings.group_by)
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
     cases, none = [], Output(problem="No output for this case.")
     for name in {name for system in systems for name in system.outputs}:
@@ -295,7 +300,7 @@ def _gather(systems: Sequence[SystemOutputs], settings: CaseSettings) -> list[Co
             ComparisonCase(
                 name,
                 groups.titles.get(name, name),
-                OTHER_CASES if group == summary.NO_GROUP else group,
+                OTHER_CASES if group == report.NO_GROUP else group,
                 mixtures.get(name) or next((o.mixture for o in outputs if o.mixture), None),
                 truths.get(name) or next((o.truth for o in outputs if o.truth), None),
                 outputs,
@@ -307,7 +312,7 @@ def _gather(systems: Sequence[SystemOutputs], settings: CaseSettings) -> list[Co
 
 def _has_score(output: Output, case: ComparisonCase) -> bool:
     """Whether an output has been scored, with the case's mixture and, if it has one, truth."""
-    if output.row is None or (case.truth and output.row["status"] == Status.UNSCORED):
+    if not output.row or (case.truth and output.row["status"] == Status.UNSCORED):
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
@@ -315,9 +320,10 @@ def _has_score(output: Output, case: ComparisonCase) -> bool:
 
 def _mixture_values(case: ComparisonCase) -> dict[str, float]:
     """What is measured of a case's mixture: from its outputs' rows, or measured now."""
-    columns = {METRICS[name].column: metric.column for name, metric in MIXTURE_METRICS.items()}
-    measured = {column: numbers(case.rows, other) for column, other in columns.items()}
-    values = {column: several[0] for column, several in measured.items() if several}
+    values = {}
+    for name, metric in MIXTURE_METRICS.items():
+        if measured := report.numbers(case.rows, metric.column):
+            values[METRICS[name].column] = measured[0]
     if "si_sdr_db" not in values and case.truth and case.mixture:
         settings = replace(SETTINGS, metrics=("si_sdr",))
         pairing = Pairing(case.name, case.mixture, case.truth)

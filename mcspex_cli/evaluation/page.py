@@ -27,20 +27,19 @@ from PIL import Image
 from mcspex_cli import __version__, audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import McspexError, OutputError, line
-from mcspex_cli.evaluation import summary
+from mcspex_cli.evaluation import report
 from mcspex_cli.evaluation.comparison import (
-    REASONS,
+    BEST,
+    DRAWN,
     VALUED,
-    CaseSettings,
+    WORST,
     Comparison,
     ComparisonCase,
+    PageSettings,
     SystemOutputs,
     compare_systems,
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
-
-EMBEDDED_CASES = 12
-"""Cases shown in a page that holds its sounds, unless more are asked for."""
 
 PLAYERS = 400
 """Up to here players look up their length at once; browsers refuse a thousand that do."""
@@ -90,21 +89,6 @@ Store = Callable[[bytes, str], Markup]
 
 
 @dataclass(frozen=True)
-class PageSettings(CaseSettings):
-    """What to show and how.
-
-    At most `max_cases` are shown (None: 12 if `embed`, else all), some of them drawn with `seed`.
-    Without `embed`, sounds and pictures go to a folder beside the page.
-    """
-
-    max_cases: int | None = None
-    seed: int = 0
-    embed: bool = True
-    overwrite: bool = False
-    title: str = "Target speaker extraction"
-
-
-@dataclass(frozen=True)
 class Page:
     """What was written; `warnings` say what is missing in it."""
 
@@ -133,13 +117,12 @@ def write_page(
     settings = settings or PageSettings()
     _check_page(output, systems, settings)
     comparison = compare_systems(systems, settings, lambda share: progress(share / 2))
-    cases, count = comparison.cases, settings.max_cases
-    if count is None:
-        count = EMBEDDED_CASES if settings.embed else len(cases)
-    shown, warnings = comparison.choose(count, settings.seed), comparison.warnings()
-    names = [case.name for case in cases if case.name in shown]
-    by_group = comparison.by_group().items()
-    parts = {group: [c for c in members if c.name in shown] for group, members in by_group}
+    shown, warnings = comparison.choose(), comparison.warnings()
+    names = [case.name for case in comparison.cases if case.name in shown]
+    sections = {
+        group: [case for case in cases if case.name in shown]
+        for group, cases in comparison.by_group().items()
+    }
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
         def show(case: ComparisonCase) -> tuple[ComparisonCase, list[Cell]]:
@@ -154,11 +137,11 @@ def write_page(
             shown=shown,
             ids={name: f"case-{number}" for number, name in enumerate(names, 1)},
             # Cases are read while the page is written: memory holds one at a time.
-            sections=((group, map(show, part)) for group, part in parts.items() if part),
+            sections=((group, map(show, cases)) for group, cases in sections.items() if cases),
         )
         with partial.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
             file.writelines(pieces)
-    return Page(output, len(cases), len(names), tuple(dict.fromkeys(warnings)))
+    return Page(output, len(comparison.cases), len(names), tuple(dict.fromkeys(warnings)))
 
 
 @dataclass
@@ -169,9 +152,9 @@ class Cell:
     path: Path | None
     problem: str
     scores: Mapping[str, Any]
-    """What is measured of it, by column."""
+    """What is measured of it, by column; of an output its row."""
     system: int | None = None
-    row: Mapping[str, Any] | None = None
+    """The number of the system that has made it."""
     sound: str = ""
     picture: str = ""
     """URLs, which the template takes as they are."""
@@ -195,11 +178,14 @@ def _cells(
 
     `warnings` gets a line for each file that cannot be read.
     """
-    cells = [Cell("Mixture", case.mixture, "No mixture is known.", case.mixture_values)]
-    for number, (system, output) in enumerate(zip(systems, case.outputs, strict=True)):
-        row = output.row
-        cells.append(Cell(system.label, output.estimate, output.problem, row or {}, number, row))
-    cells.append(Cell("Truth", case.truth, "No truth is known.", {}))
+    cells = [
+        Cell("Mixture", case.mixture, "No mixture is known.", case.mixture_values),
+        *(
+            Cell(systems[number].label, output.estimate, output.problem, output.row, number)
+            for number, output in enumerate(case.outputs)
+        ),
+        Cell("Truth", case.truth, "No truth is known.", {}),
+    ]
     loudest_db = mixture_ceiling_hz = None
     for cell in cells:
         if cell.path is None:
@@ -229,8 +215,8 @@ def _cells(
     for path in [cell.path for cell in cells if cell.path]:
         for cell in cells:
             cell.problem = cell.problem.replace(str(path), path.name)
-            if cell.row:
-                cell.row = {**cell.row, "note": cell.row["note"].replace(str(path), path.name)}
+            if note := cell.scores.get("note"):
+                cell.scores = {**cell.scores, "note": note.replace(str(path), path.name)}
     return cells
 
 
@@ -294,7 +280,7 @@ def draw_spectrogram(levels: Levels, loudest_db: float) -> bytes:
 def _context(comparison: Comparison) -> dict[str, Any]:
     """What the template needs to know of all cases."""
     cases, rows, ranking = comparison.cases, comparison.rows, comparison.ranking
-    metrics = [metric for metric in METRICS.values() if summary.numbers(rows, metric.column)]
+    metrics = [metric for metric in METRICS.values() if report.numbers(rows, metric.column)]
     has_truth = any(case.truth for case in cases)
     summaries = comparison.summaries(cases) if metrics or has_truth else []
     of_mixture = METRICS["si_sdr"] if has_truth else ranking
@@ -315,16 +301,16 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "mixture_metric": of_mixture,
         "si_sdr": METRICS["si_sdr"],
         "has_truth": has_truth,
-        "statuses_in_means": [*map(summary.status_in_means, comparison.by_system(cases))],
+        "statuses_in_means": [*map(report.status_in_means, comparison.by_system(cases))],
         "valued": VALUED,
         "points": [
             (number, case, output.row)
             for case in cases
             for number, output in enumerate(case.outputs)
-            if output.row and all(output.row.get(column) is not None for column in plotted)
+            if all(output.row.get(column) is not None for column in plotted)
         ],
         "best": _best,
-        "reasons": REASONS,
+        "reasons": (BEST, WORST, DRAWN),
         "shapes": SHAPES,
         "range_db": RANGE_DB,
         "scale": _data_url(draw_spectrogram(shades_db[None], 0.0), ".png"),
@@ -332,7 +318,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _best(summaries: Sequence[summary.Summary], metric: Metric) -> float:
+def _best(summaries: Sequence[report.Summary], metric: Metric) -> float:
     """The best mean of several systems; nothing is best of one, or where no value is better."""
     means = [s.metrics[metric.column].mean for s in summaries if metric.column in s.metrics]
     if len(means) < 2 or not metric.badness:

@@ -1,4 +1,4 @@
-"""A report of many scores: made, read and written as files, shown as tables and remarks."""
+"""Many scores together: means with intervals, groups, changes; as tables, sentences and files."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePath
 from typing import Any
+
+import numpy as np
 
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import Status
-from mcspex_cli.evaluation.summary import (
-    NO_GROUP,
-    Distribution,
-    Groups,
-    Rows,
-    Summary,
-    distributions,
-    in_means,
-    numbers,
-    ranking,
-    status_in_means,
-    summarise,
-    worst,
-)
+from mcspex_cli.evaluation.scoring import Status, case_name
+
+Rows = Sequence[Mapping[str, Any]]
+"""The rows of a report, by column. All have "name", "status", and some of these, or None there:
+
+- `scoring.Score.to_dict`: "note", a value for each of `metrics.BY_COLUMN`, "confused", "flipped",
+  "cut", "damaged";
+- from a batch: the result (`extraction.job.Result.to_dict`, which also measures some of these
+  values), "mixture", "references", "span", "truth", "estimate", "residual" and "activity";
+- with groups: "group".
+"""
+
+RESAMPLES, SEED = 2000, 0
+
+_BLOCK = 2**20
+"""Values drawn at once: all resamples of many rows would not fit into memory."""
+
+NO_GROUP = "(none)"
+"""The group of a case that the groups' file does not name."""
 
 FORMAT = 1
 """The version of reports in JSON."""
@@ -42,6 +49,181 @@ FEW = 50
 
 _FIRST = ("name", "group", *BY_COLUMN, "confused", "status", "note")
 """The order of columns in CSV; others come after."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One metric over several files; the 95 % interval is None for a single value."""
+
+    count: int
+    mean: float
+    low: float | None
+    high: float | None
+    median: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Many rows in numbers."""
+
+    files: int
+    scored: int
+    """Rows that are in the means (`in_means`)."""
+    statuses: dict[str, int]
+    """How many rows have each status."""
+    confused: int | None
+    """Of those in the means, rows with target confusion; None where no row can say."""
+    missing_estimates: int
+    """Truths that have no estimate, and so no row."""
+    metrics: dict[str, Distribution]
+    """By column, those with a value."""
+
+
+def summarise(rows: Rows, missing_estimates: int = 0) -> Summary:
+    """Count and average rows."""
+    ok = in_means(rows)
+    verdicts = [row["confused"] for row in ok if row.get("confused") is not None]
+    return Summary(
+        files=len(rows),
+        scored=len(ok),
+        statuses=dict(Counter(str(row["status"]) for row in rows).most_common()),
+        confused=sum(verdicts) if verdicts else None,
+        missing_estimates=missing_estimates,
+        metrics=distributions(ok),
+    )
+
+
+def in_means(rows: Rows) -> Rows:
+    """The rows that count in means."""
+    status = status_in_means(rows)
+    return [row for row in rows if row["status"] == status]
+
+
+def status_in_means(rows: Rows) -> str:
+    """The status of rows that count in means: "ok" or, if no row has it, that without a truth."""
+    is_scored = any(row["status"] == Status.OK for row in rows)
+    return Status.OK if is_scored else Status.UNSCORED
+
+
+def refusals(rows: Rows) -> list[str]:
+    """Why files could not be scored, a sentence for each."""
+    return [row["note"] for row in rows if row["status"] in Status.REFUSED]
+
+
+def numbers(rows: Rows, column: str) -> list[float]:
+    """The values that a column has."""
+    return [row[column] for row in rows if row.get(column) is not None]
+
+
+def distributions(rows: Rows) -> dict[str, Distribution]:
+    """By column, those that have a value in a row."""
+    values = {column: numbers(rows, column) for column in BY_COLUMN}
+    return {column: distribution(several) for column, several in values.items() if several}
+
+
+def distribution(values: Sequence[float]) -> Distribution:
+    """The mean of at least one value, its 95 % bootstrap interval (percentiles), and the median.
+
+    The interval is the same for the same values.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    array, low, high = np.asarray(values, np.float64), None, None
+    if len(array) > 1:
+        rng, step = np.random.default_rng(SEED), max(1, _BLOCK // len(array))
+        means = [
+            array[rng.integers(len(array), size=(min(step, RESAMPLES - start), len(array)))].mean(1)
+            for start in range(0, RESAMPLES, step)
+        ]
+        low, high = map(float, np.percentile(np.concatenate(means), [2.5, 97.5]))
+    return Distribution(len(array), float(array.mean()), low, high, float(np.median(array)))
+
+
+def worst(rows: Rows) -> list[str]:
+    """Names of the ten worst rows, the very worst first, by `ranking`."""
+    metric = ranking(rows)
+    if metric is None:
+        return []
+    ranked = [row for row in in_means(rows) if row.get(metric.column) is not None]
+    ranked.sort(key=lambda row: metric.badness * row[metric.column], reverse=True)
+    return [row["name"] for row in ranked[:10]]
+
+
+def ranking(rows: Rows) -> Metric | None:
+    """The metric that ranks rows: SI-SDRi, else the first of METRICS that can and has a value."""
+    ok = in_means(rows)
+    able = [metric for metric in METRICS.values() if metric.badness]
+    return next((m for m in (METRICS["si_sdr_i"], *able) if numbers(ok, m.column)), None)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group each case belongs to."""
+
+    by_name: Mapping[str, str] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """What a page calls a case, from the column `title`, where there is one."""
+
+    @cached_property
+    def by_file(self) -> dict[str, str]:
+        """The same by the last part of the name, where all cases of that name are in one group."""
+        groups: dict[str, set[str]] = {}
+        for name, group in self.by_name.items():
+            groups.setdefault(PurePath(name).name, set()).add(group)
+        return {file: several.pop() for file, several in groups.items() if len(several) == 1}
+
+    def of(self, name: str) -> str:
+        """A case's group; "x/a.wav" of the groups' file is also the case "a", and "a" is "x/a"."""
+        name = case_name(name)
+        last = PurePath(name).name
+        # But "x/a" and "y/a" are two cases.
+        others = self.by_name if last != name else self.by_file
+        return self.by_name.get(name) or others.get(last, NO_GROUP)
+
+
+def read_groups(path: Path, column: str | None = None) -> Groups:
+    """Read a CSV with a column `id` or `name`, and the groups in `column`.
+
+    Without a `column`, the groups are in `group`, or in the only other one.
+
+    Raises:
+        ConfigError: it cannot be read, a case is in two groups, or a column is not clear.
+    """
+    files.check_exists(path)
+    columns, rows = files.parse_csv(path, files.read_text(path), _is_case)
+    key = next(filter(_is_case, columns), None)
+    others = [name for name in columns if name != key]
+    listed = ", ".join(others) or "none"
+    if key is None:
+        raise ConfigError(f"{path}: has no column id or name. Its columns: {listed}.")
+    if not others:
+        raise ConfigError(f"{path}: has no column but {key}. Add one with the groups.")
+    if column is None:
+        column = "group" if "group" in others else others[0] if len(others) == 1 else None
+    if column not in others:
+        problem = (
+            f"has no column {column}" if column else "does not say which column has the groups"
+        )
+        raise ConfigError(f"{path}: {problem}. Name one with --group-by: {listed}.")
+    for name in (key, column):
+        if columns.count(name) > 1:
+            raise ConfigError(f"{path}: has two columns {name}. Remove one.")
+    by_name: dict[str, str] = {}
+    titles = {}
+    for number, cells in rows:
+        if isinstance(cells, str):
+            raise ConfigError(f"{path} line {number}: {cells}")
+        row = dict(zip(columns, cells, strict=True))
+        name, group = case_name(row[key]), row[column]
+        if group and by_name.setdefault(name, group) != group:
+            raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
+        if row.get("title"):
+            titles[name] = row["title"]
+    return Groups(by_name, titles)
+
+
+def _is_case(heading: str) -> bool:
+    return heading.lower() in ("id", "name")
 
 
 @dataclass(frozen=True)
@@ -240,11 +422,14 @@ def tables(report: Report, *, every: bool = False, only_of_truth: bool = False) 
 
 
 def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
-    by_name = {row["name"]: row for row in report.rows}
-    rows = report.rows if every else [by_name[name] for name in report.worst]
+    rows = report.rows
+    if not every:
+        by_name = {row["name"]: row for row in rows}
+        rows = [by_name[name] for name in report.worst]
     ranked = ranking(report.rows)
-    differences = report.change.differences if ranked and report.change else []
-    changes = {row["name"]: row.get(ranked.column) for row in differences if ranked}
+    changes: dict[str, float | None] = {}
+    if ranked and report.change:
+        changes = {row["name"]: row.get(ranked.column) for row in report.change.differences}
     lines = []
     for row in rows:
         cells = [str(row["name"]), *(metric.text(row.get(metric.column)) for metric in metrics)]
@@ -254,9 +439,9 @@ def _files(report: Report, metrics: Sequence[Metric], *, every: bool) -> Table:
         lines.append((*cells, "confused" if confused else str(row["status"])))
     change = ["change"] if changes else []
     headings = ("file", *(metric.heading for metric in metrics), *change, "status")
-    if not every:
-        by = ranked.heading if ranked else ""
-        return Table(f"The worst {len(rows)} of {len(report.rows)} files by {by}", headings, lines)
+    if ranked and not every:
+        title = f"The worst {len(rows)} of {len(report.rows)} files by {ranked.heading}"
+        return Table(title, headings, lines)
     means = _mean_cells(report.summary, metrics)
     footer = (f"mean of {report.summary.scored}", *means, *("" for _ in change), "")
     return Table("", headings, lines, footer)
@@ -352,8 +537,11 @@ def as_json(report: Report) -> str:
     """A report as JSON without NaN or infinity."""
     document = {
         "format": FORMAT,
-        **{"summary": report.summary, "groups": report.groups, "worst": report.worst},
-        **{"baseline": report.change, "scores": report.rows},
+        "summary": report.summary,
+        "groups": report.groups,
+        "worst": report.worst,
+        "baseline": report.change,
+        "scores": report.rows,
     }
     return json.dumps(document, default=asdict, indent=2, allow_nan=False) + "\n"
 
@@ -396,16 +584,17 @@ REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
     """Refuse files for reports that are inputs, twice there, of no format or cannot be written."""
-    taken = files.identities(*filter(None, inputs))
+    taken, before = files.identities(*filter(None, inputs)), set[object]()
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
-    for number, path in enumerate(outputs):
+    for path in outputs:
         if path.suffix.lower() not in suffixes:
             endings = ", ".join(suffixes)
             raise OutputError(f"{path}: unknown format. The name must end in {endings}.")
         files.check_no_input([path], taken)
-        if any(files.identities(path) & files.identities(other) for other in outputs[:number]):
+        if files.identities(path) & before:
             raise OutputError(f"{path}: is named twice. Leave out one -o.")
         files.check_output(path, overwrite=True)
+        before |= files.identities(path)
 
 
 def write(path: Path, report: Report) -> None:

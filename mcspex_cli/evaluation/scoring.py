@@ -102,7 +102,14 @@ def case_name(path: str | Path) -> str:
 
 
 def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
-    """All files of some formats under a folder by `case_name`; two of one name are refused."""
+    """All files of some formats under a folder by `case_name`.
+
+    Raises:
+        AudioError, PairingError: there is no such folder, or two files in it have one name.
+    """
+    files.check_exists(folder)
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: is a file. Name a folder.")
     named: dict[str, Path] = {}
     for path in files.find(folder, also=suffixes):
         if path.suffix.lower() in suffixes:
@@ -139,27 +146,41 @@ def pair(
     truth: Path | None = None,
     mixtures: Path | None = None,
     interferers: Sequence[Path] = (),
+    transcripts: Path | None = None,
 ) -> list[Pairing]:
     """Pair a file with a file, or each estimate of a folder with the files of its `case_name`.
 
     Raises:
+        ConfigError: a transcript cannot be read.
         PairingError: a folder is compared with a file, two files of a folder have one name, or
             a file is missing in one of the other folders.
     """
-    others = [path for path in (truth, mixtures, *interferers) if path]
+    others = [path for path in (truth, mixtures, *interferers, transcripts) if path]
     if any(estimates.is_dir() != other.is_dir() for other in others):
         raise PairingError(
-            "estimates, truth, mixtures and interferers must be all files or all folders."
+            "estimates, truth, mixtures, interferers and transcripts must be all files or all "
+            "folders."
         )
     if not estimates.is_dir():
-        return [Pairing(estimates.name, estimates, truth, mixtures, tuple(interferers))]
+        words = read_transcript(transcripts) if transcripts else ""
+        name, talkers = estimates.name, tuple(interferers)
+        return [Pairing(name, estimates, truth, mixtures, talkers, transcript=words)]
     named = files_by_case(estimates)
     if not named:
         raise PairingError(f"{estimates}: no sound files in this folder.")
     truths, mixed = find_partners(named, truth), find_partners(named, mixtures)
-    talkers = [find_partners(named, folder) for folder in interferers]
+    talkers_by_name = [find_partners(named, folder) for folder in interferers]
+    kind = f"transcript ({', '.join(TRANSCRIPTS)})"
+    texts = find_partners(named, transcripts, TRANSCRIPTS, kind)
     return [
-        Pairing(name, path, truths.get(name), mixed.get(name), tuple(by[name] for by in talkers))
+        Pairing(
+            name,
+            path,
+            truths.get(name),
+            mixed.get(name),
+            tuple(by_name[name] for by_name in talkers_by_name),
+            transcript=read_transcript(texts[name]) if texts else "",
+        )
         for name, path in named.items()
     ]
 
@@ -169,28 +190,6 @@ def missing_estimates(estimates: Path, truth: Path) -> list[str]:
     if not estimates.is_dir():
         return []
     return sorted(files_by_case(truth).keys() - files_by_case(estimates).keys())
-
-
-def add_transcripts(pairings: Sequence[Pairing], source: Path) -> list[Pairing]:
-    """Give each pairing the transcript of its name: `source` is a folder, or the one file.
-
-    Raises:
-        ConfigError: a transcript cannot be read.
-        PairingError: a transcript is missing, or two have one name.
-    """
-    files.check_exists(source)
-    estimates = {case_name(pairing.name): pairing.estimate for pairing in pairings}
-    if source.is_dir():
-        kind = f"transcript ({', '.join(TRANSCRIPTS)})"
-        named = find_partners(estimates, source, TRANSCRIPTS, kind)
-    elif len(pairings) == 1:
-        named = dict.fromkeys(estimates, source)
-    else:
-        raise PairingError(f"{source}: is a file. Name a folder with a transcript for each.")
-    return [
-        replace(pairing, transcript=read_transcript(named[case_name(pairing.name)]))
-        for pairing in pairings
-    ]
 
 
 def read_transcript(path: Path) -> str:

@@ -69,7 +69,10 @@ def test_what_is_missing_is_a_warning(scene: Path) -> None:
     [
         (["none"], "none: no such file or folder."),
         (["good", "other/../good"], "both are called good. Name one: NAME=other/../good"),
+        (["good/a.wav"], "a.wav: is a file. Name a folder."),
+        (["other"], "other: no sound files in this folder."),
         (["good", "--truth", "none"], "none: no such file or folder."),
+        (["good", "--mixtures", "truth/a.wav"], "a.wav: is a file. Name a folder."),
         (["good", "--groups", "none"], "none: no such file or folder."),
         (["good", "-o", "page.pdf"], "page.pdf: a page's name must end in .html."),
         (["good", "-o", "none/p.html"], "none: no such folder. Make it"),

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from mcspex_cli import Extractor, audio, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.cli import console
-from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
+from tests.conftest import EXAMPLES, RATE_HZ, buzz
 
 FAST = ("--metrics", "si_sdr,si_sdr_i,snr")
 
@@ -88,12 +88,6 @@ def test_json_has_no_infinities(scene: Path) -> None:
     row = report["scores"][0]
     assert (row["status"], row["si_sdr_db"], row["si_sdr_i_db"]) == ("exact", None, None)
     assert done.stderr == "warning: not in the means: 1 of 1 files (1 exact).\n"
-
-
-def test_nothing_is_one_line(scene: Path) -> None:
-    done = run(scene / "none.wav", "--truth", scene / "truth.wav")
-    expected = f"error: {scene / 'none.wav'}: no such file or folder.\n"
-    assert (done.exit_code, done.stderr) == (1, expected)
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "markdown"])
@@ -237,7 +231,6 @@ def test_a_metric_that_no_file_has_a_value_of_is_said(words: list[Path | str]) -
     ("extra", "message"),
     [
         (["--fail-under", "si-sdr=3"], "write METRIC=MEAN with one of si_sdr, si_sdr_i, snr"),
-        (["--fail-under", "si_sdr=much"], "--fail-under si_sdr=much"),
         (["--fail-under", "si_sdr=nan"], "--fail-under si_sdr=nan"),
         (["--metrics", "si_sdr,mos"], "--metrics mos: unknown. Use si_sdr, si_sdr_i"),
         (["--metrics", "sir"], "--metrics sir needs --interferers"),
@@ -421,7 +414,7 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
         (["--ref", "r.wav", "--metrics", "presence"], 2, "needs the estimates of mcspex batch"),
         (["--metrics", "similarity"], 2, "--metrics similarity needs --ref or --refs."),
         (["--ref", "r.wav", "--metrics", "speech_left"], 2, "speech_left needs --mixtures."),
-        (["--refs", "none"], 1, "error: none: no such file or folder."),
+        (["--truth", "none"], 1, "error: none: no such file or folder."),
         (["--refs", "r.wav"], 1, "r.wav: is neither a folder of references nor an scp."),
         (["--refs", "refs"], 1, "error: e/b.wav: refs has no reference b. Add it, or say with"),
         (["--ref", "text.wav"], 1, "text.wav: not a readable sound file"),
@@ -467,25 +460,3 @@ def test_a_mono_estimate_of_a_stereo_mixture_needs_its_channel(scene: Path) -> N
     for channel in ("mix", "1"):
         assert run(*words, "--channel", channel).exit_code == 0
     assert "has no channel 2. It has 2" in run(*words, "--channel", "2").stderr
-
-
-@needs_shared
-def test_the_papers_own_demo_cases_name_the_confused_one() -> None:
-    cases = SHARED / "cases"
-    words = ("--truth", cases / "truth", "--mixtures", cases / "mixtures", *FAST)
-    done = run(cases / "spexplus", *words, "--groups", cases / "groups.csv", "--json")
-    assert done.exit_code == 0
-    assert done.stderr == "target confusion: 1 of 4 (25.0 %): same_gen_female_female\n"
-    document = json.loads(done.stdout)
-    found = {row["name"]: round(row["si_sdr_db"], 2) for row in document["scores"]}
-    assert found["same_gen_female_female"] == -32.48
-    assert {name: g["confused"] for name, g in document["groups"].items()} == {
-        "Different gender": 0,
-        "Same gender": 1,
-    }
-    assert document["worst"][0] == "same_gen_female_female"
-    done = run(cases / "mcspex", *words, "--flipped-ok", "--json")
-    means = json.loads(done.stdout)["summary"]["metrics"]
-    assert means["si_sdr_db"]["mean"] == pytest.approx(
-        (15.80 + 17.29 + 21.22 + 17.38) / 4, abs=0.01
-    )

@@ -280,11 +280,6 @@ def test_columns_headings_and_digits_come_from_the_table() -> None:
     assert [other.text(value) for value in (0.12345, None)] == ["0.123", "-"]
     assert METRICS["snr"].text(3, "+") == "+3.00"
     assert BY_COLUMN["input_wer"].heading == "WER of the mixture"
-
-
-def test_only_word_errors_are_better_when_lower_and_speech_left_is_neither() -> None:
-    others = {name: metric.better for name, metric in METRICS.items() if metric.better != "higher"}
-    assert others == {"wer": "lower", "speech_left": "neither"}
     assert [METRICS[name].badness for name in ("snr", "wer", "speech_left")] == [-1, 1, 0]
 
 

@@ -18,14 +18,13 @@ from PIL import Image
 
 from mcspex_cli import audio
 from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation.comparison import read_system, read_systems
+from mcspex_cli.evaluation.comparison import PageSettings, read_system, read_systems
 from mcspex_cli.evaluation.page import (
     COLUMNS,
     RANGE_DB,
     ROWS,
     SHADES,
     Page,
-    PageSettings,
     draw_spectrogram,
     spectrogram,
     write_page,
@@ -144,19 +143,13 @@ def test_a_broken_file_costs_its_cell_and_keeps_its_folder_private(scene: Path) 
     assert re.findall(r'data-value="(\d+)"', row)[:2] == ["3", "2"]
 
 
-def test_a_broken_mixture_is_said_once(scene: Path) -> None:
-    (scene / "mixtures" / "a.wav").write_bytes(b"nonsense")
-    page, text = make(scene)
-    assert len(page.warnings) == 1
-    assert articles(text)[0].count("<audio") == 3
-
-
 def test_another_length_is_said_beside_the_sound(scene: Path) -> None:
     audio.write(scene / "good" / "a.wav", buzz(110, 0.3), RATE_HZ)
     page, text = make(scene)
     assert articles(text)[0].count("<audio") == 4
     assert "a.wav: 2400 samples, but a.wav has 4000" in articles(text)[0]
     assert "<dt>Length</dt><dd>0.30 s at 8 kHz</dd>" in articles(text)[0]
+    assert "Not in the means: length differs." in articles(text)[0]
     assert len(page.warnings) == 1
 
 
@@ -171,13 +164,6 @@ def test_a_sign_flip_counts_but_is_said(scene: Path) -> None:
     )
     assert text.count("sign flipped.") == 2
     assert "Not in the means" not in text
-
-
-def test_silence_is_named_and_drawn_black(scene: Path) -> None:
-    for kind in ("good", "mixtures"):
-        audio.write(scene / kind / "a.wav", np.zeros(4000, np.float32), RATE_HZ)
-    _, text = make(scene)
-    assert "Not in the means: silent estimate." in articles(text)[0]
 
 
 def test_groups_make_sections_with_means_and_titles(scene: Path) -> None:
@@ -341,9 +327,7 @@ def test_a_page_is_not_written_just_anywhere(scene: Path) -> None:
     groups = scene / "groups.html"
     groups.write_text("id,group\n")
     for name, message in (
-        ("page.txt", r"page.txt: a page's name must end in .html"),
         ("folder.html", "folder.html: is a folder. Name a file"),
-        ("none/page.html", "none: no such folder. Make it"),
         ("groups.html", "groups.html: is an input, and inputs are never overwritten"),
     ):
         with pytest.raises(OutputError, match=message):
@@ -433,7 +417,7 @@ def tone(hz: float, seconds: float, rate_hz: int = RATE_HZ) -> np.ndarray:
     return np.sin(2 * np.pi * hz * t).astype(np.float32)
 
 
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize("rate_hz", [8000, 44100])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_tone_is_at_its_height(rate_hz: int, share: float) -> None:
     levels = spectrogram(tone(share * rate_hz / 2, 1, rate_hz), rate_hz)

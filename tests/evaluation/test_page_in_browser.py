@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.evaluation.comparison import read_systems
-from mcspex_cli.evaluation.page import PageSettings, write_page
+from mcspex_cli.evaluation.comparison import PageSettings, read_systems
+from mcspex_cli.evaluation.page import write_page
 from tests.evaluation.conftest import stage
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

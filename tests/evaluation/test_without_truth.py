@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from mcspex_cli import Extractor, audio
-from mcspex_cli.errors import AudioError, CheckpointError, ConfigError, McspexError, PairingError
+from mcspex_cli.errors import CheckpointError, ConfigError, McspexError, PairingError
 from mcspex_cli.evaluation.metrics import open_transcriber, open_verifier, word_error_rate
 from mcspex_cli.evaluation.report import read_presences
 from mcspex_cli.evaluation.scoring import (
     Pairing,
     ScoreSettings,
-    add_transcripts,
+    pair,
     read_transcript,
     score_file,
 )
@@ -122,17 +122,25 @@ def test_transcripts_belong_to_estimates_by_name(tmp_path: Path) -> None:
     (tmp_path / "deep/b.target.txt").write_text("two")
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "other.json").write_text("{}")
-    pairings = [Pairing("a.wav", Path("a.wav")), Pairing("deep/b", Path("b.wav"))]
-    assert [p.transcript for p in add_transcripts(pairings, tmp_path)] == ["one", "two"]
-    (one,) = add_transcripts(pairings[:1], tmp_path / "deep/b.target.txt")
+    estimates = estimates_of(tmp_path / "e", "a.wav", "deep/b.wav")
+    pairings = pair(estimates, transcripts=tmp_path)
+    assert [pairing.transcript for pairing in pairings] == ["one", "two"]
+    (one,) = pair(estimates / "a.wav", transcripts=tmp_path / "deep/b.target.txt")
     assert one.transcript == "two"
+
+
+def estimates_of(folder: Path, *names: str) -> Path:
+    """A folder with files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
 
 
 @pytest.mark.parametrize(
     ("change", "place", "kind", "message"),
     [
-        (lambda f: None, "none", AudioError, "none: no such file or folder"),
-        (lambda f: None, "t/a.txt", PairingError, "a.txt: is a file. Name a folder with a trans"),
+        (lambda f: None, "t/a.txt", PairingError, "must be all files or all folders"),
         (lambda f: None, "t", PairingError, r"b.wav: no transcript \(.txt, .vtt\) called b in "),
         (
             lambda f: (f / "t/a.vtt").touch(),
@@ -159,9 +167,9 @@ def test_transcripts_that_cannot_be_used_are_one_line(
     (tmp_path / "t").mkdir()
     (tmp_path / "t/a.txt").write_text("one")
     change(tmp_path)
-    pairings = [Pairing(name, Path(f"{name}.wav")) for name in "ab"]
+    estimates = estimates_of(tmp_path / "e", "a.wav", "b.wav")
     with pytest.raises(kind, match=message) as error:
-        add_transcripts(pairings, tmp_path / place)
+        pair(estimates, transcripts=tmp_path / place)
     assert "\n" not in str(error.value)
 
 
