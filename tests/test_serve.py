@@ -27,8 +27,8 @@ from click.testing import CliRunner
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
+from tests.browser import Browser, contrasts, needs_browser, open_browser, set_scheme, set_size
 from tests.conftest import EXAMPLES, ROOT
-from tests.evaluation.test_page_in_browser import ARGUMENTS, CONTRAST
 from tests.media import SoundTrack, make
 
 uvicorn = pytest.importorskip("uvicorn", reason="mcspex[serve] is not installed")
@@ -36,7 +36,6 @@ pytest.importorskip("starlette", reason="mcspex[serve] is not installed")
 
 REFUSAL = "Refused: open the page at the address that mcspex serve printed."
 INTERVIEW = EXAMPLES / "interview.flac"
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 TIMEOUT_S = 60
 
 
@@ -136,10 +135,7 @@ def test_pages_of_other_sites_are_refused(server: Server, headers: dict[str, str
     path = server.session()
     for method, place in (("POST", "/sessions"), ("GET", f"{path}/"), ("POST", f"{path}/close")):
         status, answered, body = server.ask(method, place, **headers)
-        assert (status, body) == (
-            403,
-            b"Refused: open the page at the address that mcspex serve printed.",
-        )
+        assert (status, body.decode()) == (403, REFUSAL)
         assert not [name for name in answered if name.lower().startswith("access-control")]
     assert server.ask("POST", f"{path}/close")[0] == 204
 
@@ -420,26 +416,12 @@ def test_a_wrong_start_is_one_line(server: Server, monkeypatch: pytest.MonkeyPat
 
 # The page
 
-Browser = Any
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
-)
-
 
 @pytest.fixture(scope="module")
 def browser(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(executable_path=DRIVER)
-    )
-    driver.set_script_timeout(20)
-    yield driver
-    driver.quit()
+    profile = tmp_path_factory.mktemp("profile")
+    with open_browser(profile, browser="ALL", performance="ALL") as browser:
+        yield browser
 
 
 @dataclass
@@ -496,8 +478,7 @@ class Page:
 @pytest.fixture
 def page(server: Server, browser: Browser) -> Page:
     """The page, freshly loaded, 1400 pixels wide."""
-    size = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_size(browser, 1400)
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(f"http://127.0.0.1:{server.port}/")
@@ -519,14 +500,11 @@ def check(server: Server, page: Page) -> None:
     assert [url for url in urls if not url.startswith((home, "data:", "blob:"))] == []
     page("summary").click()
     for width in (420, 1400):
-        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        set_size(browser, width)
         assert page.run("document.documentElement.scrollWidth") <= width
     for scheme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        low = [pair for pair in browser.execute_script(CONTRAST) if pair[0] < 4.5]
-        assert low == []
+        set_scheme(browser, scheme)
+        assert [pair for pair in contrasts(browser) if pair[0] < 4.5] == []
     nameless = "[...document.querySelectorAll('button, a, [role=slider], canvas')].filter("
     nameless += "(e) => !(e.ariaLabel || e.textContent.trim())).map((e) => e.outerHTML)"
     assert page.run(nameless) == []

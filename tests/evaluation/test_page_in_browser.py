@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -16,35 +14,16 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.evaluation.comparison import PageSettings, read_systems
 from mcspex_cli.evaluation.page import write_page
+from tests.browser import Browser, contrasts, needs_browser, open_browser, set_scheme, set_size
 from tests.evaluation.conftest import stage
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
-)
-
-ARGUMENTS = """
---headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage
---disable-background-networking --disable-component-update --disable-sync --mute-audio
-""".split()
-
-Browser = Any
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # The driver is named, so that selenium does not look for one on the network.
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_script_timeout(20)
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile"), browser="ALL") as browser:
+        yield browser
 
 
 HOSTILE = ["<img src=x onerror=alert(1)>", '"><svg onload=alert(2)>', "50% #1 ünï 日本 'q'", "d/e"]
@@ -79,10 +58,8 @@ def address(scene: Path) -> str:
 
 
 def show(browser: Browser, address: str, width: int = 1280, scheme: str = "light") -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_scheme(browser, scheme)
+    set_size(browser, width)
     browser.get_log("browser")
     browser.get(address)
 
@@ -257,36 +234,13 @@ def test_nothing_sticks_out(browser: Browser, address: str, width: int) -> None:
     assert (cells[0] < cells[1]) == (width < 600)
 
 
-CONTRAST = """
-const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-const lightness = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-  .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const behind = (element) => {
-  for (let each = element; each; each = each.parentElement) {
-    const colour = numbers(getComputedStyle(each).backgroundColor);
-    if (colour.length < 4 || colour[3] > 0) return colour;
-  }
-};
-const texts = [...document.querySelectorAll("body *")].filter((element) =>
-  [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
-  && element.checkVisibility() && !element.closest("script, title"));
-return texts.map((element) => {
-  const style = getComputedStyle(element);
-  const ink = numbers(element.closest("svg") ? style.fill : style.color);
-  const [a, b] = [lightness(ink), lightness(behind(element))].sort((x, y) => y - x);
-  return [(a + 0.05) / (b + 0.05), element.tagName + "." + (element.getAttribute("class") || "")];
-});
-"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_contrast(browser: Browser, address: str, scheme: str) -> None:
     show(browser, address, scheme=scheme)
     browser.execute_script("document.querySelector('details').open = true")
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(re.findall(r"\d+", paper)[0]) > 128) == (scheme == "light")
-    ratios = browser.execute_script(CONTRAST)
+    ratios = contrasts(browser)
     kinds = {kind for _, kind in ratios}
     assert {"P.muted", "P.verdict", "P.none", "text.name", "DD."} <= kinds
     assert [(ratio, kind) for ratio, kind in ratios if ratio < 4.5] == []
