@@ -338,25 +338,14 @@ def test_a_voice_is_needed(run: Run, options: list[str]) -> None:
     assert run()[1].endswith("Error: whose voice? Add --ref FILE.\n")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("--rate", "16000", "8000 Hz, not 16000 Hz. Leave --rate out."),
-        ("--channels", "2", "1 ch, not 2 ch. Leave --channels out."),
-        ("--format", "f32", "s16, not f32. Leave --format out."),
-    ],
-)
-def test_wav_and_options_must_agree(run: Run, name: str, value: str, message: str) -> None:
+def test_wav_and_options_must_agree(run: Run) -> None:
     wav = io.BytesIO()
     soundfile.write(wav, MIXTURE[:8000], RATE_HZ, "PCM_16", format="WAV")
-    assert run(name, value, data=wav.getvalue()) == (
-        b"",
-        f"error: standard input is WAV of {message}\n",
-        1,
-    )
-    if name == "--channels":
-        agree = ("--rate", "8000", "--channels", "1", "--format", "s16", "-q")
-        assert run(*agree, data=wav.getvalue())[1:] == ("", 0)
+    for name, value in (("--rate", "16000"), ("--channels", "2"), ("--format", "f32")):
+        said = "error: standard input is WAV of 8000 Hz, 1 ch, s16. Leave --rate, --channels and "
+        assert run(name, value, data=wav.getvalue()) == (b"", f"{said}--format out.\n", 1)
+    agree = ("--rate", "8000", "--channels", "1", "--format", "s16", "-q")
+    assert run(*agree, data=wav.getvalue())[1:] == ("", 0)
 
 
 @posix

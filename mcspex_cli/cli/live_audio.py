@@ -188,15 +188,13 @@ def open_stdin(sample_rate_hz: int | None, channels: int | None, encoding: str |
     if start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE":
         form = _read_wav_header(descriptor, is_long=start[:4] == b"RF64")
         start = b""
-        for name, value, own, unit in (
-            ("--rate", sample_rate_hz, form.sample_rate_hz, " Hz"),
-            ("--channels", channels, form.channels, " ch"),
-            ("--format", encoding, form.encoding, ""),
-        ):
-            if value not in (None, own):
-                raise AudioError(
-                    f"standard input is WAV of {own}{unit}, not {value}{unit}. Leave {name} out."
-                )
+        own = form.sample_rate_hz, form.channels, form.encoding
+        options = sample_rate_hz or own[0], channels or own[1], encoding or own[2]
+        if options != own:
+            raise AudioError(
+                f"standard input is WAV of {own[0]} Hz, {own[1]} ch, {own[2]}. "
+                "Leave --rate, --channels and --format out."
+            )
     else:
         is_other = start.startswith(_OTHER_FORMATS) or start[4:8] == b"ftyp"
         if is_other or sample_rate_hz is None:
