@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from filelock import FileLock
 
 from mcspex_cli import audio
+from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
-from mcspex_cli.extraction.onnx import lacks_graphs, prepare
+from mcspex_cli.extraction.onnx import place
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import choose_precision
 from mcspex_cli.model.config import sized
@@ -105,14 +107,37 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that has the graphs of `tiny_folder`; the workers of a run share it."""
+def for_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a run share."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prepared"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_folder: Path, for_all: Path) -> Path:
+    """The tiny model as the command exports it, with a card."""
+    folder = for_all / "exported"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            shutil.copytree(tiny_folder, folder / "tiny")
+            (folder / "tiny" / "README.md").write_text("# Mine\n")
+            words = ["models", "export", str(folder / "tiny"), "-o", str(folder / "onnx")]
+            done = CliRunner().invoke(main, [*words, "--to", "onnx"])
+            assert done.exit_code == 0, done.output
+            assert done.stdout == ""
+            assert done.stderr.startswith(f"{folder / 'onnx'}  (tiny as ONNX, ")
+            assert done.stderr.count("\n") == 1
+    return folder / "onnx"
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_folder: Path, exported: Path, for_all: Path) -> Path:
+    """A cache that has the graphs of `tiny_folder`."""
+    folder = for_all / "prepared"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCSPEX_CACHE", str(folder))
-        if lacks_graphs(info := find_checkpoint(tiny_folder)):
-            prepare(info)
+        if not (graphs := place(find_checkpoint(tiny_folder))).exists():
+            shutil.copytree(exported, graphs, ignore=shutil.ignore_patterns("*.md", "config.json"))
     return folder
 
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,10 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch.journal import Journal
-from mcspex_cli.checkpoint.checkpoint import find_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
-from mcspex_cli.model.config import sized
-from mcspex_cli.model.systems import build
 from tests.conftest import RATE_HZ, buzz
 
 GRAPHS = {"embed.onnx", "extract.onnx", "graphs.json"}
@@ -40,21 +37,6 @@ def cached(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache, with the tiny model prepared in it."""
     monkeypatch.setenv("MCSPEX_CACHE", str(prepared))
     return prepared
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, even smaller than the tiny one, as the command exports it, with a card."""
-    folder = tmp_path_factory.mktemp("exported")
-    config = replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=2, stacks=1)
-    save_checkpoint(folder / "tiny", build(config), {"made by": "a test"})
-    (folder / "tiny" / "README.md").write_text("# Mine\n")
-    done = run("models", "export", folder / "tiny", "--to", "onnx", "-o", folder / "onnx")
-    assert done.exit_code == 0, done.output
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"{folder / 'onnx'}  (tiny as ONNX, ")
-    assert done.stderr.count("\n") == 1
-    return folder / "onnx"
 
 
 def mcspex(*words: object, hook: str = "", code: str = "") -> subprocess.CompletedProcess[str]:

@@ -39,14 +39,18 @@ SETTINGS = EngineSettings("cpu", "float32", 1.0, 0.2, 0.1)
 
 DESIGNS: dict[str, dict[str, Any]] = {
     "mcspex": {},
-    "spexplus": {"system": "spexplus", "reference_channels": 8},
+    "spexplus": {
+        "system": "spexplus",
+        "reference_channels": 8,
+        "norm": "BN",
+        "true_level": True,
+    },
     "other parts": {
         "scale_fuser": "attention",
         "consm": "feature_film",
         "scale_intermg": "cascade",
         "norm": "cLN",
     },
-    "BN": {"norm": "BN", "true_level": True},
 }
 
 
