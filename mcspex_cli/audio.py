@@ -514,10 +514,8 @@ def check_format(
         OutputError: the suffix cannot be written, or not with this subtype, rate or channels.
     """
     check_rate(sample_rate_hz)
-    form = FORMATS.get(path.suffix.lower())
-    if form is None:
-        suffixes = " or ".join((", ".join([*FORMATS][:-1]), [*FORMATS][-1]))
-        raise OutputError(f"{path}: cannot write this format. End the name in {suffixes}.")
+    files.check_suffix(path, FORMATS)
+    form = FORMATS[path.suffix.lower()]
     if len(form.subtypes) == 1 and subtype == SUBTYPES[0]:
         subtype = form.subtypes[0]
     check_subtype(path, subtype)

@@ -252,6 +252,13 @@ def name_key(name: str) -> str:
     return normal(name).casefold()
 
 
+def check_suffix(path: Path, suffixes: Collection[str]) -> None:
+    """Refuse, with an OutputError, a file that ends in none of the suffixes."""
+    if path.suffix.lower() not in suffixes:
+        endings = ", ".join(suffixes)
+        raise OutputError(f"{path}: cannot write this format. End the name in {endings}.")
+
+
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Refuse a file that cannot be written, which is tried, or exists and must not be overwritten.
 

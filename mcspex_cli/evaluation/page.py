@@ -362,8 +362,7 @@ def _value(value: float | None, metric: Metric) -> str:
 
 def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSettings) -> None:
     """Refuse a page that would destroy something or has no folder."""
-    if output.suffix.lower() != ".html":
-        raise OutputError(f"{output}: a page's name must end in .html.")
+    files.check_suffix(output, (".html",))
     if not output.parent.exists():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]

@@ -587,9 +587,7 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> Non
     taken, before = files.identities(*filter(None, inputs)), set[object]()
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:
-        if path.suffix.lower() not in suffixes:
-            endings = ", ".join(suffixes)
-            raise OutputError(f"{path}: unknown format. The name must end in {endings}.")
+        files.check_suffix(path, suffixes)
         files.check_no_input([path], taken)
         if files.identities(path) & before:
             raise OutputError(f"{path}: is named twice. Leave out one -o.")

@@ -18,7 +18,7 @@ import numpy as np
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import AudioError, CheckpointError, McspexError, OutputError
+from mcspex_cli.errors import AudioError, CheckpointError, McspexError
 from mcspex_cli.extraction.levels import Level
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS, Segment
 from mcspex_cli.extraction.reference import Voice
@@ -176,10 +176,8 @@ class Job:
         """Refuse outputs that cannot be written, or harm a file in `used_files`; add them."""
         outputs = self.outputs
         for path in outputs.paths():
-            suffixes = ACTIVITY_FORMATS if path is outputs.activity else audio.FORMATS
-            if path.suffix.lower() not in suffixes:
-                listed = ", ".join(suffixes)
-                raise OutputError(f"{path}: cannot write this format. End the name in {listed}.")
+            is_activity = path is outputs.activity
+            files.check_suffix(path, ACTIVITY_FORMATS if is_activity else audio.FORMATS)
         used_files.add(self.mixture, outputs.paths(), self.name, overwrite=outputs.overwrite)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:

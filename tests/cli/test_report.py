@@ -74,7 +74,7 @@ def test_what_is_missing_is_a_warning(scene: Path) -> None:
         (["good", "--truth", "none"], "none: no such file or folder."),
         (["good", "--mixtures", "truth/a.wav"], "a.wav: is a file. Name a folder."),
         (["good", "--groups", "none"], "none: no such file or folder."),
-        (["good", "-o", "page.pdf"], "page.pdf: a page's name must end in .html."),
+        (["good", "-o", "page.pdf"], "page.pdf: cannot write this format. End the name in .html."),
         (["good", "-o", "none/p.html"], "none: no such folder. Make it"),
         (["good", "-o", "mixtures/a.wav/p.html"], "a.wav is not a folder. Choose another"),
         (["=good"], "'=good': is neither FOLDER nor NAME=FOLDER."),

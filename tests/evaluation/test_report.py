@@ -416,7 +416,7 @@ def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
 
 
 def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"The name must end in .json, .csv, .md"):
+    with pytest.raises(OutputError, match=r"End the name in .json, .csv, .md"):
         reports.check_outputs([tmp_path / "report.txt"], [])
     (tmp_path / "folder.csv").mkdir()
     for path, message in (("base.json", "is an input"), ("folder.csv", "is a folder")):
