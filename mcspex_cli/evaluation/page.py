@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -342,6 +343,7 @@ def _assets(embed: bool) -> dict[str, Any]:
     return {"style": Markup(style), "script": Markup(script), "policy": policy}
 
 
+@cache
 def _template() -> jinja2.Template:
     """The page; everything put into it is escaped, and shown as one line without controls."""
     environment = jinja2.Environment(
