@@ -492,10 +492,9 @@ def test_a_gamma_is_a_global_norms_in_any_shape(file: Callable[..., Path]) -> No
     assert_alike(convert(file(state)).system, network)
 
 
-@pytest.mark.parametrize("rate_hz", [24_000, 32_000])
-def test_a_network_at_another_rate_gives_the_same_voice_in_its_band(rate_hz: int) -> None:
+def test_a_network_at_another_rate_gives_the_same_voice_in_its_band() -> None:
     system = load_checkpoint()
-    own_hz = system.config.sample_rate_hz
+    own_hz, rate_hz = system.config.sample_rate_hz, 24_000
     mixture, target, reference = (
         audio.read(EXAMPLES / f"{name}.flac", own_hz) for name in ("mixture", "truth", "reference")
     )

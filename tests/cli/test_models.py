@@ -313,7 +313,7 @@ def test_first_pulls_at_once_all_succeed(hub: Hub, files: dict[str, bytes], tmp_
     hub.add(REPO, files)
     env = environment(hub, tmp_path / "home")
     command = [sys.executable, "-m", "mcspex_cli", "models", "pull", REPO]
-    running = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE) for _ in range(3)]
+    running = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE) for _ in range(2)]
     for process in running:
         _, stderr = process.communicate()
         assert process.returncode == 0, stderr

@@ -275,6 +275,12 @@ def model(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings with turns that are about as short as they may be."""
+    monkeypatch.setattr(calibration_module, "TURNS_S", (4.0, 6.0))
+
+
 def run(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
@@ -283,7 +289,9 @@ def calibrate(*words: object) -> Result:
     return run("models", "calibrate", *words)
 
 
-def test_the_command_puts_it_into_the_config(model: Path, speakers: Path, scene: Path) -> None:
+def test_the_command_puts_it_into_the_config(
+    model: Path, speakers: Path, scene: Path, short_turns: None
+) -> None:
     before, weights = (
         json.loads((model / "config.json").read_text()),
         (model / "model.safetensors").read_bytes(),
@@ -308,7 +316,7 @@ def test_the_command_puts_it_into_the_config(model: Path, speakers: Path, scene:
 
 
 def test_the_command_draws_from_folders_and_mends_a_damaged_one(
-    model: Path, speakers: Path
+    model: Path, speakers: Path, short_turns: None
 ) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "calibration": {"centre": 3}}))
