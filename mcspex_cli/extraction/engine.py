@@ -1,7 +1,7 @@
 """One network at work: references to embeddings, and windows of any recording to estimates.
 
-The `Engine` brings signals to the network's level, makes batches of them that fit into memory, runs
-a `runtime.Runtime` over them as often as it is told, and checks what comes back.
+The `Engine` brings signals to the network's level, makes batches of them that fit into memory, and
+runs a `runtime.Runtime` over them as often as it is told.
 """
 
 from __future__ import annotations
@@ -155,34 +155,23 @@ class Engine:
                 another length.
         """
         mixture = as_samples("a mixture", mixture, 1)
-        parts = [estimate for estimate, _ in self.stream([mixture[None]], embedding)]
-        estimate: Samples = np.concatenate(parts, axis=-1)[0]
-        return estimate
-
-    def stream(
-        self, blocks: Iterable[Samples], embedding: Samples
-    ) -> Iterator[tuple[Samples, Samples]]:
-        """Extract from a stream of blocks [channel, sample], each channel for itself.
-
-        Errors are those of `extract`.
-
-        Yields:
-            The estimate and the mixture's samples that it belongs to, both [channel, sample],
-            in other blocks than those that went in.
-        """
         length = len(as_samples("an embedding", embedding, 1))
         if self.runtime.embedding not in (0, length):
             raise ValueError(
                 f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
             )
         joiner = Joiner(self.windowing.context, self.windowing.fade)
-        checked = (as_samples("a block", block, 2, whole=False) for block in blocks)
-        for batch in self.batches((None, window) for window in cut(checked, self.windowing)):
+        parts: list[Samples] = []
+        for batch in self.batches(
+            (None, window) for window in cut([mixture[None]], self.windowing)
+        ):
             estimates = self.compute([(window.samples, embedding) for _, window in batch])
             for (_, window), estimate in zip(batch, estimates, strict=True):
                 if not np.isfinite(estimate).all():
                     raise self.overflow_error()
-                yield joiner.add(window, estimate)
+                parts.append(joiner.add(window, estimate)[0])
+        joined: Samples = np.concatenate(parts, axis=-1)[0]
+        return joined
 
     def batches(
         self, windows: Iterable[tuple[Owner, Window]]
@@ -327,10 +316,6 @@ class Engine:
     def overflow_error(self) -> EngineError:
         """The error for numbers that are not finite: the precision or the model is to blame."""
         runtime = self.runtime
-        if not runtime.has_finite_weights():
-            return EngineError(
-                f"{self.label}: its weights are not finite. Install or copy it again."
-            )
         if runtime.precision != "float32":
             return EngineError(
                 f"{runtime.precision} overflowed on {runtime.device}. Use --precision float32."
@@ -362,17 +347,14 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
         CheckpointError: the weights, graphs or calibration are damaged, or do not fit.
         EngineError: the runtime, device or precision is not available here.
     """
-    settings = settings or EngineSettings()
-    runtime: Runtime
-    if settings.runtime == "onnx":
+    if settings and settings.runtime == "onnx":
         from mcspex_cli.extraction import onnx
 
-        runtime = onnx.load(info, settings)
+        system: System | Runtime = onnx.load(info, settings)
     else:
-        runtime = TorchRuntime(load_checkpoint(info), settings)
-    label = info.label
-    calibration = parse_calibration(info.calibration, info.config.embedding, label)
-    return Engine(runtime, settings, calibration, label)
+        system = load_checkpoint(info)
+    calibration = parse_calibration(info.calibration, info.config.embedding, info.label)
+    return Engine(system, settings, calibration, info.label)
 
 
 def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:

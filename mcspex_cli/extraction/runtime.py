@@ -126,10 +126,6 @@ class Runtime(ABC):
     embedding: int = 0
     """The length of an embedding; 0 if it is not known."""
 
-    def has_finite_weights(self) -> bool:
-        """Whether all weights of the model are finite, as far as this runtime can tell."""
-        return True
-
     @abstractmethod
     def embed(self, references: Samples) -> Samples:
         """Embed references [signal, sample] as [signal, embedding].
@@ -171,10 +167,6 @@ class TorchRuntime(Runtime):
             device.type, dtype, enabled=not folded and dtype != torch.float32
         )
         self._device, self._dtype = device, dtype if folded else torch.float32
-
-    def has_finite_weights(self) -> bool:
-        """As `Runtime.has_finite_weights`."""
-        return all(bool(tensor.isfinite().all()) for tensor in self.system.state_dict().values())
 
     def embed(self, references: Samples) -> Samples:
         """As `Runtime.embed`."""

@@ -150,19 +150,6 @@ def test_short_mixtures_of_unequal_lengths_share_a_batch_and_come_out_as_alone(
         assert si_sdr(estimate[0], one.extract(mixture, voice)) > 100
 
 
-def test_the_mixture_comes_back_beside_its_estimate(tiny: System) -> None:
-    mixture = np.stack([buzz(100, 4.7), buzz(150, 4.7)])
-    engine = Engine(tiny, SHORT)
-    voice = engine.embed([buzz(200, 1)])
-    blocks = [mixture[:, i : i + 3000] for i in range(0, mixture.shape[1], 3000)]
-    estimates, mixtures = zip(*engine.stream(blocks, voice), strict=True)
-    np.testing.assert_allclose(np.concatenate(mixtures, axis=1), mixture, atol=1e-6)
-    for channel, whole in enumerate(mixture):
-        np.testing.assert_allclose(
-            np.concatenate(estimates, axis=1)[channel], engine.extract(whole, voice), atol=1e-5
-        )
-
-
 def test_several_references_are_averaged_by_duration(tiny: System) -> None:
     engine = Engine(tiny, SHORT)
     long, short = buzz(200, 3), buzz(210, 1)
@@ -212,7 +199,7 @@ def test_a_reference_of_no_use_is_refused(tiny: System, clip: np.ndarray, messag
 def test_a_damaged_model_is_not_blamed_on_the_precision(tiny: System) -> None:
     torch.nn.init.constant_(tiny.encoder.banks[0].weight, float("nan"))
     engine = Engine(tiny, SHORT)
-    with pytest.raises(EngineError, match=r"weights are not finite"):
+    with pytest.raises(EngineError, match=r"gave numbers that are not finite"):
         engine.embed([buzz(200, 1)])
 
 
@@ -349,15 +336,6 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> N
         (lambda engine: engine.extract(buzz(1, 1), np.ones((1, 16))), ValueError, r"be \[sample\]"),
         (lambda engine: engine.extract(buzz(1, 1), np.full(16, np.nan)), ValueError, "NaN"),
         (lambda engine: engine.extract(buzz(1, 1), "alice"), TypeError, "an embedding must be"),
-        *(
-            (lambda engine, block=block: list(engine.stream([block], np.ones(16))), kind, message)
-            for block, kind, message in (
-                (buzz(1, 1), ValueError, r"a block has .*\[8000\]; it must be \[channel, s"),
-                (np.zeros((9000, 2), np.float32), ValueError, "Transpose it"),
-                (np.full((1, 9000), np.nan), ValueError, "NaN or infinite"),
-                (np.zeros((1, 9000), np.int16), TypeError, "float numbers"),
-            )
-        ),
         (lambda engine: engine.embed([]), ValueError, "embed needs one clip or more"),
         (lambda _: Engine("tiny"), TypeError, "runs a System or a Runtime"),  # type: ignore[arg-type]
         (lambda _: EngineSettings(device=None), TypeError, "device is text"),  # type: ignore[arg-type]

@@ -184,27 +184,6 @@ def test_the_end_is_judged_by_the_last_two_seconds(
     assert (result.segments[-1].start_s, result.segments[-1].end_s) == (4.0, 4.1)
 
 
-def test_the_speaker_encoder_runs_once_for_a_segment(
-    engine: Engine, voice: audio.Samples, made: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And once more where the voice is unsure and somebody else is left."""
-    runs: list[tuple[int, ...]] = []
-    embed_parts = engine.embed_parts
-
-    def embed(parts: audio.Samples) -> audio.Samples:
-        runs.append(parts.shape)
-        return embed_parts(parts)
-
-    monkeypatch.setattr(engine, "embed_parts", embed)
-    for weights, expected in (((0.0, 0.0, 9.0), 1), ((0.0, 0.0, 0.0), 2)):
-        runs.clear()
-        engine.calibration = replace(made, segment_weights=weights)
-        meter = PresenceMeter(engine, voice)
-        meter.add(*scene(4.0))
-        meter.result()
-        assert runs == [(2, 2 * RATE_HZ)] * expected
-
-
 @pytest.mark.parametrize(("rest_db", "wrong"), [(-7.0, False), (-5.0, True), (5.0, True)])
 def test_the_wrong_speaker_needs_somebody_else_to_be_there(
     engine: Engine, voice: audio.Samples, made: Calibration, rest_db: float, wrong: bool
