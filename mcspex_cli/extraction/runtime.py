@@ -150,7 +150,7 @@ class TorchRuntime(Runtime):
     def __init__(self, system: System, settings: EngineSettings) -> None:
         import torch
 
-        from mcspex_cli.model.fused import can_fold, fold
+        from mcspex_cli.model.systems import can_fold, fold
 
         if settings.threads:
             torch.set_num_threads(settings.threads)

@@ -26,10 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.decoder import FrameDecoder, MultiScaleDecoder
-from mcspex_cli.model.encoder import FrameEncoder, MultiScaleEncoder
-from mcspex_cli.model.layers import GlobalLayerNorm, TCNBlock
-from mcspex_cli.model.separator import ConcatBlock
+from mcspex_cli.model.scales import FrameDecoder, FrameEncoder, MultiScaleDecoder, MultiScaleEncoder
+from mcspex_cli.model.stacks import ConcatBlock, GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.systems import System
 
 

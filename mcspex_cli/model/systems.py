@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcspex_cli.model.config import SystemConfig
-from mcspex_cli.model.decoder import INTERMGS, IndependentMasks, MultiScaleDecoder, ScaleInterMG
-from mcspex_cli.model.encoder import (
+from mcspex_cli.model.scales import (
     FUSERS,
+    INTERMGS,
+    FrameDecoder,
+    FrameEncoder,
+    IndependentMasks,
+    MultiScaleDecoder,
     MultiScaleEncoder,
     ScaleFuser,
+    ScaleInterMG,
     SeparateProjections,
-    SpeakerEncoder,
 )
-from mcspex_cli.model.layers import NORMS
-from mcspex_cli.model.separator import CONSMS, ConcatBlock, SpeechExtractor
+from mcspex_cli.model.stacks import (
+    CONSMS,
+    NORMS,
+    ConcatBlock,
+    FoldedExtractor,
+    FoldedPointwise,
+    FoldedResBlock,
+    ResBlock,
+    SpeakerEncoder,
+    SpeechExtractor,
+)
 
 
 class System(nn.Module):
@@ -167,3 +182,37 @@ def build(config: SystemConfig) -> System:
         KeyError: a name is not in `CHOICES`.
     """
     return SYSTEMS[config.system](config)
+
+
+def can_fold(system: System) -> bool:
+    """Whether `fold` knows the norm of its blocks: gLN, which all our own checkpoints have."""
+    return system.config.norm == "gLN"
+
+
+@torch.no_grad()
+def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
+    """Make a copy of `system` for CPUs that computes in `dtype`, twice as fast.
+
+    A CPU multiplies matrices near its peak and waits for memory in everything between. So each
+    frame's channels lie together, which is how matrix products read and write fastest, and norms
+    become parts of the convolutions beside them. The copy agrees with `system` but for rounding,
+    and takes tensors of `dtype`.
+
+    Raises:
+        ValueError: `can_fold` is false.
+    """
+    if not can_fold(system):
+        raise ValueError(f"blocks with {system.config.norm} cannot be folded")
+    folded = copy.deepcopy(system).eval().requires_grad_(False)
+    folded.encoder.__class__, folded.decoder.__class__ = FrameEncoder, FrameDecoder
+    folded.extractor = FoldedExtractor(folded.extractor, dtype)  # type: ignore[assignment]
+    for block in (m for m in folded.speaker.modules() if isinstance(m, ResBlock)):
+        block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
+        block.conv_2 = fuse_conv_bn_eval(block.conv_2, block.norm_2)
+        block.__class__ = FoldedResBlock
+        del block.norm_1, block.norm_2
+    for module in list(folded.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, nn.Conv1d) and part.kernel_size == (1,):
+                setattr(module, name, FoldedPointwise(part))
+    return folded.to(dtype)

@@ -12,10 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.config import sized
-from mcspex_cli.model.fused import fold
-from mcspex_cli.model.layers import NORMS, BatchNorm
-from mcspex_cli.model.systems import System
-from tests.model.test_fused import KINDS, error_db, learned
+from mcspex_cli.model.stacks import NORMS, BatchNorm
+from mcspex_cli.model.systems import System, fold
+from tests.model.test_folded import KINDS, error_db, learned
 
 LENGTHS = (8000, 7201, 7999, 7220, 7980)
 """Samples: within a tenth; whole hops and others, one sample and one hop apart."""

@@ -12,13 +12,11 @@ from torch.nn import functional
 
 from mcspex_cli.checkpoint.checkpoint import new_system
 from mcspex_cli.model.config import SIZES, sized
-from mcspex_cli.model.decoder import INTERMGS
-from mcspex_cli.model.encoder import FUSERS
-from mcspex_cli.model.layers import GlobalLayerNorm
-from mcspex_cli.model.separator import CONSMS, ConcatBlock, ConSM
+from mcspex_cli.model.scales import FUSERS, INTERMGS
+from mcspex_cli.model.stacks import CONSMS, ConcatBlock, ConSM, GlobalLayerNorm
 from mcspex_cli.model.systems import SYSTEMS, System, build
 from tests.conftest import RATE_HZ, buzz
-from tests.model.test_fused import error_db
+from tests.model.test_folded import error_db
 
 
 def weights(system: nn.Module) -> int:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from mcspex_cli.model.config import SystemConfig, sized
-from mcspex_cli.model.decoder import INTERMGS
-from mcspex_cli.model.encoder import FUSERS
-from mcspex_cli.model.fused import fold
-from mcspex_cli.model.separator import CONSMS
-from mcspex_cli.model.systems import System, build
+from mcspex_cli.model.scales import FUSERS, INTERMGS
+from mcspex_cli.model.stacks import CONSMS
+from mcspex_cli.model.systems import System, build, fold
 
 KINDS = [("spexplus", "gate", "film", "mixing")]
 KINDS += [("mcspex", *parts) for parts in product(FUSERS, CONSMS, INTERMGS)]

@@ -1,15 +1,12 @@
-"""The two encoders: from samples to features, and from a reference's features to its embedding."""
+"""Between samples and features, on three scales: encoder, fusion, masks and decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from mcspex_cli.model.layers import BatchNorm
 
 Scales = tuple[Tensor, Tensor, Tensor]
 """Features of the short, middle and long scale, each [batch, filter, frame]."""
@@ -173,57 +170,120 @@ class AttentiveScaleFuser(ScaleFuser):
 
 FUSERS: dict[str, type[ScaleFuser]] = {"gate": GatedScaleFuser, "attention": AttentiveScaleFuser}
 
-POOL = 3
-"""Frames merged by each residual block."""
+
+class IndependentMasks(nn.Module):
+    """SpEx+'s masks: a 1x1 convolution and ReLU for each scale, none knowing the others."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv1d(channels, filters, 1) for _ in range(3))
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        short, middle, long = (functional.relu(head(features)) for head in self.heads)
+        return short, middle, long
 
 
-class ResBlock(nn.Module):
-    """Two pointwise convolutions beside a shortcut, then the maximum of every three frames.
+class ScaleInterMG(nn.Module):
+    """MC-SpEx's mask generator: the scales' masks inform each other.
 
-    Shape: [batch, channel_in, frame] to [batch, channel_out, frame // 3]. Source: SpEx+.
+    From the paper: three masks, the scales informing each other while they are made. Ours:
+    how they do, in the two subclasses; `INTERMGS` names them.
     """
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv1d(channels_in, channels_out, 1, bias=False)
-        self.norm_1 = BatchNorm(channels_out)
-        self.activation_1 = nn.PReLU()
-        self.conv_2 = nn.Conv1d(channels_out, channels_out, 1, bias=False)
-        self.norm_2 = BatchNorm(channels_out)
-        self.activation_2 = nn.PReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if channels_in != channels_out:
-            self.shortcut = nn.Conv1d(channels_in, channels_out, 1, bias=False)
-        self.pool = nn.MaxPool1d(POOL)
+        self.heads = nn.Conv1d(channels, 3 * filters, 1)
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Refine and shorten `features` [batch, channel, frame]."""
-        seen = self.activation_1(self.norm_1(self.conv_1(features), valid))
-        residual = self.norm_2(self.conv_2(seen), valid)
-        pooled: Tensor = self.pool(self.activation_2(residual + self.shortcut(features)))
-        return pooled
+    def inform(self, own: Tensor) -> Tensor:
+        """Each head's output, put right by the others'. Shape: [batch, 3 * filter, frame]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        short, middle, long = functional.relu(self.inform(self.heads(features))).chunk(3, dim=1)
+        return short, middle, long
 
 
-class SpeakerEncoder(nn.Module):
-    """Residual blocks, a projection, and the mean over time: the embedding E_r.
+class MixingScaleInterMG(ScaleInterMG):
+    """One shared layer hears all three heads and corrects each.
 
-    Source: SpEx+, section 2.2, with its mean over valid frames; the same in MC-SpEx.
+    ```
+    x ─┬─ 1x1 → short  ─┬─────────────────── + ─ ReLU ─ mask
+       ├─ 1x1 → middle ─┼─ (likewise)
+       └─ 1x1 → long   ─┤
+                        └─ concat ─ 1x1 3N→B ─ PReLU ─ 1x1 B→3N ─┘
+    ```
     """
 
-    def __init__(self, channels: Sequence[int], embedding: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(ResBlock(a, b) for a, b in pairwise(channels)))
-        self.project = nn.Conv1d(channels[-1], embedding, 1)
-        self.least_frames = POOL ** len(self.blocks)
-        """Frames below which pooling leaves nothing to average."""
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__(channels, filters)
+        self.interact = nn.Sequential(
+            nn.Conv1d(3 * filters, channels, 1), nn.PReLU(), nn.Conv1d(channels, 3 * filters, 1)
+        )
 
-    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Embed `features` [batch, channel, frame] as [batch, embedding]."""
-        for block in self.blocks:
-            features = block(features, valid)
-            if valid is not None:  # a pooled frame is valid if the last of its frames is
-                valid = valid[..., POOL - 1 :: POOL]
-        projected: Tensor = self.project(features)
-        if valid is None:
-            return projected.mean(dim=-1)
-        return (projected * valid).sum(-1) / valid.sum(-1)
+    def inform(self, own: Tensor) -> Tensor:
+        """As `ScaleInterMG.inform`."""
+        corrected: Tensor = own + self.interact(own)
+        return corrected
+
+
+class CascadeScaleInterMG(ScaleInterMG):
+    """From coarse to fine: the long head tells the middle one, both tell the short one."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__(channels, filters)
+        self.to_middle = nn.Conv1d(filters, filters, 1)
+        self.to_short = nn.Conv1d(2 * filters, filters, 1)
+
+    def inform(self, own: Tensor) -> Tensor:
+        """As `ScaleInterMG.inform`."""
+        short, middle, long = own.chunk(3, dim=1)
+        middle = middle + self.to_middle(functional.relu(long))
+        coarse = functional.relu(concatenated((middle, long)))
+        return concatenated((short + self.to_short(coarse), middle, long))
+
+
+INTERMGS: dict[str, type[ScaleInterMG]] = {
+    "mixing": MixingScaleInterMG,
+    "cascade": CascadeScaleInterMG,
+}
+
+
+class MultiScaleDecoder(nn.Module):
+    """Three transposed convolutions, from masked features back to samples.
+
+    Source: SpEx+, section 2.4; the same in MC-SpEx.
+    """
+
+    def __init__(self, filters: int, windows: Sequence[int], hop: int) -> None:
+        super().__init__()
+        self.banks = nn.ModuleList(nn.ConvTranspose1d(filters, 1, w, stride=hop) for w in windows)
+
+    def forward(self, scales: Scales, length: int) -> Tensor:
+        """Decode every scale [batch, filter, frame] to [scale, batch, sample]."""
+        decoded = zip(self.banks, scales, strict=True)
+        return torch.stack([self.decode(bank, features, length) for bank, features in decoded])
+
+    def decode(self, bank: nn.Module, features: Tensor, length: int) -> Tensor:
+        """Decode a scale [batch, filter, frame] to [batch, sample] by its `bank`."""
+        decoded: Tensor = bank(features)
+        return decoded.squeeze(1)[:, :length]
+
+
+class FrameDecoder(MultiScaleDecoder):
+    """The transposed convolutions as matrix products, then overlapping frames added in float32.
+
+    For CPUs, where libraries compile a transposed convolution anew for each length of a signal,
+    which takes longer than to extract from 10 s of it.
+    """
+
+    def decode(self, bank: nn.Module, features: Tensor, length: int) -> Tensor:
+        """As `MultiScaleDecoder.decode`."""
+        assert isinstance(bank, nn.ConvTranspose1d) and bank.bias is not None
+        window, hop = bank.kernel_size[0], bank.stride[0]
+        frames = functional.linear(features.transpose(1, 2), bank.weight.squeeze(1).t())
+        wide = frames.to(torch.promote_types(frames.dtype, torch.float32))
+        covered = (features.shape[-1] - 1) * hop + window
+        added = functional.fold(wide.transpose(1, 2), (1, covered), (1, window), stride=(1, hop))
+        return added[:, 0, 0, :length] + bank.bias
