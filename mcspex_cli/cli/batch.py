@@ -304,6 +304,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     from mcspex_cli.batch import backends, journal, plan
     from mcspex_cli.batch.manifest import ACTIVITY
     from mcspex_cli.evaluation.report import read_groups
+    from mcspex_cli.extraction.job import check_absent
 
     values = vars(request)
     if request.groups:
@@ -314,10 +315,8 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     outputs = (task.outputs(batch_plan.folder) for task in batch_plan.tasks)
     sounds = (path for paths in outputs for kind, path in paths.items() if kind != ACTIVITY)
     options.check_subtype(sounds, request.extraction.subtype)
-    absent = request.extraction.absent
-    model = options.find_model(
-        request.model, offline=request.offline, quiet=not shown, absent=absent
-    )
+    model = options.find_model(request.model, offline=request.offline, quiet=not shown)
+    check_absent(request.extraction.absent, model, model.calibration)
     # Whether a file is extracted alone or with others must not change its result. So "auto" always
     # chooses as it does for a very long mixture.
     engine_settings = replace(request.engine_settings, device=request.devices[0])

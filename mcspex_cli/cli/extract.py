@@ -181,9 +181,8 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     if first.reader and request.spans:
         reference.check_spans(first.reader, request.spans)
     seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
-    info = options.find_model(
-        request.model, offline=request.offline, quiet=quiet, absent=settings.absent
-    )
+    info = options.find_model(request.model, offline=request.offline, quiet=quiet)
+    job.check_absent(settings.absent, info, info.calibration)
     clips: list[Path | Reader] = []
     for source_path in references:
         source = sources[source_path]

@@ -159,11 +159,11 @@ def _load(request: LiveRequest, references: list[Path], sample_rate_hz: int) -> 
     import numpy as np
 
     from mcspex_cli import Extractor
+    from mcspex_cli.extraction.job import check_absent
     from mcspex_cli.extraction.reference import open_sources
 
-    info = options.find_model(
-        request.model, offline=request.offline, quiet=request.quiet, absent=request.absent
-    )
+    info = options.find_model(request.model, offline=request.offline, quiet=request.quiet)
+    check_absent(request.absent, info, info.calibration)
     open_sources(references, info)
     engine = options.start_engine(info, request.engine_settings, math.inf, quiet=request.quiet)
     extractor = Extractor(info, engine)

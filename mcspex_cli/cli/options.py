@@ -437,21 +437,11 @@ def examples() -> Path:
     return installed if installed.is_dir() else package.parent / "examples"
 
 
-def find_model(
-    model: str | None, *, offline: bool, quiet: bool = False, absent: str = "keep"
-) -> CheckpointInfo:
-    """Find what --model names, or the default model; a download is shown.
-
-    A model that cannot do what `absent` asks for is refused.
-    """
+def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
+    """Find what --model names, or the default model; a download is shown."""
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
-    info = find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
-    if absent != "keep" and info.calibration is None:
-        from mcspex_cli.extraction.job import uncalibrated_error
-
-        raise uncalibrated_error(info)
-    return info
+    return find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
 
 
 def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
@@ -500,12 +490,12 @@ def prepare_onnx(info: CheckpointInfo, *, quiet: bool = False) -> None:
 def start_engine(
     info: CheckpointInfo, settings: EngineSettings, seconds: float, *, quiet: bool = False
 ) -> Engine:
-    """Let `choose_runtime` decide, make graphs if it needs them, and load the model."""
+    """Make graphs if the user wants ONNX, let `choose_runtime` decide, and load the model."""
     from mcspex_cli.extraction import engine, runtime
 
-    settings = runtime.choose_runtime(info, settings, seconds)
     if settings.runtime == "onnx":
         prepare_onnx(info, quiet=quiet)
+    settings = runtime.choose_runtime(info, settings, seconds)
     runtime.keep_memory()
     opened = engine.open_engine(info, settings)
     if (opened.runtime.device, opened.runtime.precision) == ("cpu", "float16"):

@@ -41,11 +41,11 @@ from mcspex_cli.extraction.job import (
     Job,
     Outputs,
     Result,
+    check_absent,
     check_embedding,
     check_sources,
     check_voice,
     open_mixture,
-    uncalibrated_error,
 )
 from mcspex_cli.extraction.presence import (
     Polarity,
@@ -127,7 +127,7 @@ class Extractor:
         """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
 
         A clip over 10 s is cut to its speech, of at most 60 s; a shorter one only loses silence at
-        its ends. Only 10 min of a clip are read, from its first speech on.
+        its ends. Only the first 10 min of a clip are read.
 
         Args:
             references: files, folders and open files, all of one person alone.
@@ -232,8 +232,7 @@ class Extractor:
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         timing = Timing.for_latency(latency_s, rate_hz)
         live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
-        if absent != "keep" and self.engine.calibration is None:
-            raise uncalibrated_error(self.model)
+        check_absent(absent, self.model, self.engine.calibration)
         return live
 
     def extract_file(
@@ -323,8 +322,7 @@ class Extractor:
         if options is not None and not isinstance(options, ExtractionOptions):
             raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
         options = options or ExtractionOptions()
-        if options.absent != "keep" and self.engine.calibration is None:
-            raise uncalibrated_error(self.model)
+        check_absent(options.absent, self.model, self.engine.calibration)
         return options
 
     def _computed(
@@ -483,7 +481,7 @@ class _Extraction:
         engine, channels, info = self._engine, self._channels, self._mixture.info
         self._voice = voice = check_voice(self._voice() if callable(self._voice) else self._voice)
         if self.job:
-            check_sources(self.job, voice, info.seconds)
+            check_sources(self.job, voice)
         check_embedding(self.path, voice, self._extractor.model.config.embedding)
         embedding = np.asarray(voice.embedding, np.float32)
         self._estimate_store = self._open_store()
