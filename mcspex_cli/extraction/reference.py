@@ -35,7 +35,7 @@ from mcspex_cli.extraction.profile import (
 )
 
 LONGEST_READ_S = 600.0
-"""How much of a clip is read, from its first speech on: memory must not grow with the clip."""
+"""How much of a clip is read: memory must not grow with the clip."""
 
 LONG_CLIP_S = 10.0
 """A clip longer than this is cut to its speech; a shorter one only loses silence at its ends."""
@@ -76,7 +76,7 @@ _SECONDS = r"(?:[0-5]?\d(?:\.\d*)?|\.\d+)"
 _TIME = rf"(?:\d+:[0-5]?\d:{_SECONDS}|\d+:{_SECONDS}|\d+(?:\.\d*)?|\.\d+)"
 _SPAN = re.compile(rf"\s*({_TIME})\s*-\s*({_TIME}|)\s*", re.ASCII)
 _LONGEST_TEXT = 100
-_UNREAD = "{}: only {} are read, and of their speech no more than 60 s are used."
+_UNREAD = "{}: only its first 10 min are read, and of their speech no more than 60 s are used."
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def read_clip(
     sample_rate_hz: int,
     advance: Callable[[float], object] | None = None,
 ) -> Clip:
-    """Read a clip; of a long one, only 10 min from its first speech on.
+    """Read a clip; of a long one, only the first 10 min.
 
     A reader has to be at the file's own rate. `advance` is called with the seconds of each block.
 
@@ -277,25 +277,18 @@ def read_clip(
         AudioError: it cannot be read, is silent or shorter than 0.3 s.
     """
     longest = round(LONGEST_READ_S / audio.BLOCK_S)
-    kept: Pieces = []
-    beginning: Pieces = []
-    """The first 10 min, in case there is no speech in all of the file."""
+    pieces: Pieces = []
+    warnings = []
     reader = file if isinstance(file, audio.Reader) else audio.Reader(file)
-    name, warnings = str(reader.path), []
-    for number, block in enumerate(reader):
+    for block in reader:
+        if len(pieces) == longest:
+            warnings = [_UNREAD.format(reader.path)]
+            break
         if advance:
             advance(block.shape[1] / reader.sample_rate_hz)
-        if len(kept) == longest:
-            beginning = beginning or kept
-            kept = _from_speech(kept, reader.sample_rate_hz)
-            if len(kept) == longest:
-                start_s = (number - longest) * audio.BLOCK_S
-                warnings = [_UNREAD.format(name, f"the 10 min from {start_s} s on")]
-                break
-        kept.append((block, float(_clipped(reader.original).mean())))
-    if beginning and not warnings:
-        kept = _from_speech(kept, reader.sample_rate_hz) or beginning
-    return _join(name, kept, reader.sample_rate_hz, sample_rate_hz, [*reader.warnings, *warnings])
+        pieces.append((block, float(_clipped(reader.original).mean())))
+    warnings = [*reader.warnings, *warnings]
+    return _join(str(reader.path), pieces, reader.sample_rate_hz, sample_rate_hz, warnings)
 
 
 def read_spans(
@@ -342,7 +335,7 @@ def read_spans(
             _check_end(reader.path, span, begin_s + done / rate_hz)
         name, warnings = f"{reader.path} {span}", []
         if min(span.end_s, begin_s + reader.info.seconds) > end_s:
-            warnings = [_UNREAD.format(name, "its first 10 min")]
+            warnings = [_UNREAD.format(name)]
         clip = _join(name, pieces, rate_hz, sample_rate_hz, warnings)
         if not clip.stretches:
             raise AudioError(f"{name}: has no speech. Choose another span.")
@@ -376,18 +369,6 @@ def _join(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterabl
     clipped = np.average(shares, weights=[block.shape[1] for block in blocks])
     samples = np.concatenate([*audio.Resampler(from_hz, to_hz, 1).run(blocks)], axis=-1)[0]
     return Clip(name, samples, to_hz, float(clipped), warnings)
-
-
-def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
-    """The pieces from the first with speech on; none if no piece has any.
-
-    A piece that is equally loud throughout does not count as speech.
-    """
-    for index, (block, _) in enumerate(pieces):
-        activity = speech.detect_speech(speech.frame_levels_db(block[0], rate_hz))
-        if not activity.all() and speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
-            return pieces[index:]
-    return []
 
 
 def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:
