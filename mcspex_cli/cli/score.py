@@ -269,11 +269,16 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
     """The files and folders to compare, each of which has to be there."""
     from mcspex_cli.files import check_exists
 
-    named = [
-        *(request.estimates, request.truth, request.mixtures, *request.interferers),
-        *(*request.references, request.reference_folder, request.transcripts),
+    options_of_paths = [
+        request.estimates,
+        request.truth,
+        request.mixtures,
+        *request.interferers,
+        *request.references,
+        request.reference_folder,
+        request.transcripts,
     ]
-    given = [each for each in named if each]
+    given = [each for each in options_of_paths if each]
     for each in given:
         check_exists(each)
     return given

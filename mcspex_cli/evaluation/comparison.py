@@ -160,7 +160,7 @@ class Comparison:
 
     systems: Sequence[SystemOutputs]
     cases: Sequence[ComparisonCase]
-    settings: PageSettings = PageSettings()
+    settings: PageSettings
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:

@@ -102,7 +102,7 @@ class Page:
 def write_page(
     systems: Sequence[SystemOutputs],
     output: Path,
-    settings: PageSettings | None = None,
+    settings: PageSettings,
     progress: Callable[[float], object] = lambda _: None,
 ) -> Page:
     """Write the page of some systems, whole or not at all.
@@ -115,7 +115,6 @@ def write_page(
         OutputError: the page's place cannot, or must not, be written.
         PairingError: two files have one name.
     """
-    settings = settings or PageSettings()
     _check_page(output, systems, settings)
     comparison = compare_systems(systems, settings, lambda share: progress(share / 2))
     shown, warnings = comparison.choose(), comparison.warnings()

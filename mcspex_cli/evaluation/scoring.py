@@ -260,7 +260,7 @@ class Score:
 
 def score_file(
     pairing: Pairing,
-    settings: ScoreSettings | None = None,
+    settings: ScoreSettings,
     verifier: Verifier | None = None,
     transcribe: Transcribe | None = None,
 ) -> Score:
@@ -270,7 +270,6 @@ def score_file(
     values. The other files need as many channels, or one, which then counts for every channel.
     Similarities need a `verifier`, word error rates `transcribe`.
     """
-    settings = settings or ScoreSettings()
     try:
         unscored, channels = _read(pairing, settings)
         if verifier:
@@ -290,7 +289,7 @@ def score_file(
 
 def score_files(
     pairings: Sequence[Pairing],
-    settings: ScoreSettings | None = None,
+    settings: ScoreSettings,
     workers: int | None = None,
     verifier: Verifier | None = None,
     transcribe: Transcribe | None = None,
@@ -302,7 +301,6 @@ def score_files(
     Raises:
         McspexError: a process was killed.
     """
-    settings = settings or ScoreSettings()
     workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
     if workers <= 1 or verifier or transcribe:
         for pairing in pairings:

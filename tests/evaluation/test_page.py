@@ -200,7 +200,7 @@ def test_a_batch_needs_no_more_than_its_folder(scene: Path) -> None:
     ]
     rows.append({"name": "d", "status": "failed", "note": "the reference is silent"})
     (scene / "good" / "report.json").write_text(json.dumps({"format": 1, "scores": rows}))
-    page = write_page([read_system(scene / "good")], scene / "good" / "report.html")
+    page = write_page([read_system(scene / "good")], scene / "good" / "report.html", PageSettings())
     assert (page.cases, page.warnings[0]) == (3, "good: no output for 1 of 3 cases: d")
     text = page.path.read_text("utf-8")
     assert text.count('data-metric="si_sdr_i"') == 2
@@ -216,7 +216,7 @@ def test_a_batch_without_truth_shows_what_needs_none_and_what_is_better(scene: P
         report = {"format": 1, "scores": [row]}
         (scene / system / "report.json").write_text(json.dumps(report))
         runs.append(read_system(scene / system))
-    page = write_page(runs, scene / "page.html")
+    page = write_page(runs, scene / "page.html", PageSettings())
     assert page.warnings == (
         "no truth is known, so the page has only what needs none. Add --truth DIR.",
     )
@@ -273,7 +273,7 @@ def test_a_name_that_is_no_text_is_shown_somehow(tmp_path: Path) -> None:
         (tmp_path / "good" / "a.wav").rename(path)
     except OSError:
         pytest.skip("this file system has only names that are text")
-    write_page([read_system(tmp_path / "good")], tmp_path / "page.html")
+    write_page([read_system(tmp_path / "good")], tmp_path / "page.html", PageSettings())
 
 
 def test_without_embedding_files_lie_beside_the_page(scene: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_page_is_not_written_just_anywhere(scene: Path) -> None:
             write_page(runs, scene / name, PageSettings(groups=groups, overwrite=True))
     (scene / "page.html").touch()
     with pytest.raises(OutputError, match=r"page.html: exists already. Add --overwrite"):
-        write_page(runs, scene / "page.html")
+        write_page(runs, scene / "page.html", PageSettings())
 
 
 def test_only_some_cases_are_shown_but_all_count(scene: Path) -> None:
@@ -356,7 +356,7 @@ def test_only_some_cases_are_shown_but_all_count(scene: Path) -> None:
 
 def test_progress_ends_at_one(scene: Path) -> None:
     heard: list[float] = []
-    write_page([read_system(scene / "good")], scene / "page.html", None, heard.append)
+    write_page([read_system(scene / "good")], scene / "page.html", PageSettings(), heard.append)
     assert heard == sorted(heard)
     assert heard[-1] == 1.0
 

@@ -450,7 +450,7 @@ def test_processes_give_the_same_rows_in_the_same_order(folder: Path) -> None:
 
 
 def test_processes_stop_when_nobody_wants_their_rows(folder: Path) -> None:
-    rows = score_files(pair(folder / "est", folder / "truth") * 100, workers=2)
+    rows = score_files(pair(folder / "est", folder / "truth") * 100, QUICK, workers=2)
     next(rows)
     began = len(scoring.active_children())
     rows.close()  # type: ignore[attr-defined]
@@ -459,7 +459,7 @@ def test_processes_stop_when_nobody_wants_their_rows(folder: Path) -> None:
 
 
 def test_a_process_that_was_killed_is_one_line(folder: Path) -> None:
-    rows = score_files(pair(folder / "est", folder / "truth") * 400, workers=2)
+    rows = score_files(pair(folder / "est", folder / "truth") * 400, QUICK, workers=2)
     next(rows)
     for process in scoring.active_children():
         process.kill()
@@ -482,7 +482,7 @@ def test_the_papers_own_demo_cases_score_as_measured_elsewhere() -> None:
         "mcspex": (15.80, 17.29, 21.22, 17.38),
     }
     for system, values in expected.items():
-        rows = list(score_files(pair(cases / system, cases / "truth", cases / "mixtures")))
+        rows = list(score_files(pair(cases / system, cases / "truth", cases / "mixtures"), QUICK))
         assert [row.values["si_sdr_db"] for row in rows] == pytest.approx(values, abs=0.01)
         if system == "spexplus":
             assert [row.name for row in rows if row.confused] == ["same_gen_female_female"]
