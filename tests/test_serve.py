@@ -294,7 +294,8 @@ def test_an_extraction_can_be_cancelled_while_it_listens(tiny_folder: Path, tmp_
     for spans, clips in (((), [clip]), (((0.0, 3.0),), [])):
         recording = Recording(mixture, audio.Reader(INTERVIEW), ExtractionOptions(), 10**9)
         request = ExtractionRequest(spans)
-        one = Extraction(request, recording, clips, extractor.model, tmp_path)
+        options = recording.options
+        one = Extraction(request, options, recording, clips, extractor.model, tmp_path)
 
         def load(_: CheckpointInfo, __: str, one: Extraction = one) -> Extractor:
             one.cancel()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,13 +204,10 @@ class ExtractionRequest:
 
 @dataclass(eq=False)
 class Extraction:
-    """One extraction: in the queue, at work, done, failed or cancelled.
-
-    Raises:
-        ValueError: the request's level or policy means nothing.
-    """
+    """One extraction: in the queue, at work, done, failed or cancelled."""
 
     request: ExtractionRequest
+    options: ExtractionOptions
     recording: Recording
     references: list[Upload]
     """Clips and profiles of the person."""
@@ -223,12 +220,8 @@ class Extraction:
     is_cancelled: bool = False
     voice: Voice | None = None
     result: Result | None = None
-
-    def __post_init__(self) -> None:
-        self._options = replace(
-            self.recording.options, level=self.request.level, absent=self.request.absent
-        )
-        self._done_s = self._began = 0.0
+    _done_s: float = 0.0
+    _began: float = 0.0
 
     @property
     def is_active(self) -> bool:
@@ -257,7 +250,7 @@ class Extraction:
             self.state, self.error = "failed", _reason(error)
 
     def _extract(self, extractor: Extractor) -> None:
-        mixture, options = self.recording.upload.path, self._options
+        mixture, options = self.recording.upload.path, self.options
         start_s = self.recording.info.start_s
         self.voice = extractor.enroll(
             [reference.path for reference in self.references],
@@ -321,9 +314,8 @@ class Extraction:
         path = self.folder / kind
         if path.suffix == ".flac" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))
-            with audio.open_writer(
-                path, wav.info.sample_rate_hz, 1, self._options.subtype
-            ) as writer:
+            rate_hz, subtype = wav.info.sample_rate_hz, self.options.subtype
+            with audio.open_writer(path, rate_hz, 1, subtype) as writer:
                 for block in wav:
                     writer.write(block)
         return path

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -200,14 +201,14 @@ class Session:
             )
         references = list(self.references.values())
         job.check_distinct(recording.upload.path, [reference.path for reference in references])
-        folder = self.folder / f"extraction-{next(self._numbers)}"
         try:
-            extraction = Extraction(request, recording, references, model, folder)
+            options = replace(recording.options, level=request.level, absent=request.absent)
         except ValueError as error:
             raise McspexError(f"{error}.") from error
         self._forget_extraction()
-        self.extraction = extraction
-        self._extractions.add(extraction)
+        folder = self.folder / f"extraction-{next(self._numbers)}"
+        self.extraction = Extraction(request, options, recording, references, model, folder)
+        self._extractions.add(self.extraction)
 
     def export(self, kind: str) -> tuple[Path, str]:
         """A file of the result, of `EXPORTS`, and its name for the user.
