@@ -187,7 +187,7 @@ def pull(name: HubName, progress: Callable[[int, int], None] | None = None) -> C
         progress: Gets the bytes received since the last call, and the bytes to be received in all.
     """
     listing = hub.look_up(name)
-    total = hub.missing_bytes(listing)
+    total = listing.missing_bytes
 
     def advance(count: int) -> None:
         if progress:
@@ -281,8 +281,6 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
         )
     tensors, sha256 = read_tensors(path, info.remedy)
     if sha256 != info.sha256:
-        if read_config(info.folder).sha256 != info.sha256:
-            raise CheckpointError(f"{info.folder}: was saved again meanwhile. Run this once more.")
         raise CheckpointError(f"{path}: its sha256 is not the one in {CONFIG}. {info.remedy}")
     tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
     expected, actual = (
@@ -538,16 +536,20 @@ def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$")
-        if error.__cause__:  # of `SystemConfig`, which knows its own keys
-            raise CheckpointError(f"{where}: {error.__cause__}") from error
-        if field := re.search("required field `(.*)`", reason):
-            raise CheckpointError(f"{where}: {field[1]} is a missing key. {_UPDATE}") from error
-        value: Any = raw
-        for step in re.findall(r"\w+", path):
-            value = value[int(step) if isinstance(value, list | tuple) else step]
-        key, text = path.strip(".`").removeprefix("system."), reprlib.repr(value)
-        raise CheckpointError(f"{where}: {key} is {text}. {reason}.") from error
+        reason = explain_value(error, raw).removeprefix("system.")
+        raise CheckpointError(f"{where}: {reason}") from error
+
+
+def explain_value(error: msgspec.ValidationError, raw: Any) -> str:
+    """Say which value of `raw` was refused, and why."""
+    reason, _, path = str(error).partition(" - at `$")
+    if missing := re.search("required field `(.*)`", reason):
+        return f"{missing[1]} is a missing key. {_UPDATE}"
+    for step in re.findall(r"\w+", path):
+        raw = raw[int(step) if isinstance(raw, list | tuple) else step]
+    if error.__cause__ and isinstance(raw, dict):  # a class refuses its keys, in its own words
+        return reason
+    return f"{path.strip('.`')} is {reprlib.repr(raw)}. {reason}."
 
 
 def check_regular(path: Path, remedy: str) -> None:
@@ -560,11 +562,8 @@ def check_regular(path: Path, remedy: str) -> None:
 def read_bytes(path: Path, remedy: str) -> bytes:
     """Read a regular file; errors say `remedy`."""
     check_regular(path, remedy)
-    try:
-        with files.reading(path, CheckpointError):
-            return path.read_bytes()
-    except MemoryError as error:
-        raise CheckpointError(f"{path}: is larger than the memory. {remedy}") from error
+    with files.reading(path, CheckpointError):
+        return path.read_bytes()
 
 
 def first_names(names: list[str]) -> str:

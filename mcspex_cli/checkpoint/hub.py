@@ -31,7 +31,6 @@ from mcspex_cli.errors import (
     CheckpointError,
     HubError,
     McspexError,
-    OutputError,
     without_passwords,
 )
 
@@ -104,10 +103,14 @@ class RemoteFile:
     digest: str
     """sha256 of a large file; git's sha1 of a small one."""
 
+    def has_size_of(self, path: Path) -> bool:
+        """Whether there is a file of its size at `path`."""
+        return path.is_file() and path.stat().st_size == self.size
+
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` is this one."""
-        is_alike = path.is_file() and path.stat().st_size == self.size
-        return is_alike and checksum(path, git=len(self.digest) == 40) == self.digest
+        is_git = len(self.digest) == 40
+        return self.has_size_of(path) and checksum(path, git=is_git) == self.digest
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,12 @@ class Listing:
     name: HubName
     commit: HubName
     files: dict[str, RemoteFile]
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes of it the cache lacks."""
+        folder = self.commit.folder
+        return sum(f.size for n, f in self.files.items() if not f.has_size_of(folder / n))
 
 
 def checksum(path: Path, *, git: bool = False) -> str:
@@ -245,23 +254,6 @@ def mismatches(commit: HubName) -> list[str]:
     remote = look_up(commit).files
     here = [file for file in remote if (commit.folder / file).is_file()]
     return [file for file in here if not remote[file].matches(commit.folder / file)]
-
-
-def missing_bytes(listing: Listing) -> int:
-    """Return how many bytes of a listing the cache lacks; refuse if the disk has no room."""
-    needed = 0
-    for name, remote in listing.files.items():
-        path = listing.commit.folder / name
-        if not path.is_file() or path.stat().st_size != remote.size:
-            needed += remote.size
-    existing = next(above for above in (location(), *location().parents) if above.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OutputError(
-            f"{listing.name}: needs {needed / 1e6:.1f} MB, and {existing} has {free / 1e6:.1f} MB "
-            "free. Free some space, or set HF_HOME to a folder on another disk."
-        )
-    return needed
 
 
 def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
@@ -446,8 +438,6 @@ def _explained(name: HubName, error: BaseException, *, writing: bool = False) ->
             return files.output_error(Path(error.filename or location()), error)
         case errors.OfflineModeIsEnabled():
             text = "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it."
-        case UnicodeError():
-            text = f"HF_TOKEN or HF_ENDPOINT is not plain text ({reason}). Set it anew."
         case ValueError() if writing:
             text = f"the Hub does not accept it ({reason})."
         case _ if reason.startswith("Consistency check"):

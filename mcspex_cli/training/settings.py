@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from mcspex_cli import files
+from mcspex_cli.checkpoint.checkpoint import explain_value
 from mcspex_cli.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -21,31 +22,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Kind = TypeVar("Kind")
 
-@dataclass(frozen=True)
-class Limits:
-    """The least and the greatest that a number may be, or the two ends of a range."""
-
-    low: float
-    high: float
-
-    def allow(self, value: Any) -> bool:
-        """Whether a number is within the limits, or a range is and rises."""
-        low, high = value if isinstance(value, tuple) else (value, value)
-        return bool(self.low <= low <= high <= self.high)
-
-
-Range = tuple[float, float]
+Range = tuple[Kind, Kind]
 """Two rising numbers, between which values are drawn uniformly."""
 
 Noise = Literal["white", "pink", "speech", "babble", "hum"]
 """White; 3 dB less per octave; speech's average spectrum; several talkers; mains hum."""
 
-Probability = Annotated[float, Limits(0, 1)]
-Decibels = Annotated[Range, Limits(-100, 100)]
-Count = Annotated[int, Limits(1, 64)]
-Steps = Annotated[int, Limits(1, 1e12)]
-Minutes = Annotated[float, Limits(0, 1e9)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Decibels = Annotated[float, Meta(ge=-100, le=100)]
+Seconds = Annotated[float, Meta(ge=0.5, le=600)]
+Minutes = Annotated[float, Meta(ge=0, le=1e9)]
+Count = Annotated[int, Meta(ge=1, le=64)]
+Steps = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 @dataclass(frozen=True)
@@ -57,13 +47,13 @@ class ModelSettings:
     mcspex and what measured best."""
     size: str | None = None
     """Of a new network; "small" if it is not given."""
-    sample_rate_hz: Annotated[int, Limits(4000, 192_000)] = 0
+    sample_rate_hz: Annotated[int, Meta(ge=4000, le=192_000)] = 0
     """If it is not given, the checkpoint's, and 8 kHz for a new network."""
     start_from: str = ""
-    width: Annotated[float, Limits(1, 8)] = 1.0
-    stacks: Annotated[int, Limits(1, 64)] = 0
+    width: Annotated[float, Meta(ge=1, le=8)] = 1.0
+    stacks: Count = 0
     """If this or the next is not given, as many as there are."""
-    blocks: Annotated[int, Limits(1, 16)] = 0
+    blocks: Annotated[int, Meta(ge=1, le=16)] = 0
     scale_fuser: str | None = None
     consm: str | None = None
     scale_intermg: str | None = None
@@ -77,61 +67,67 @@ class DataSettings:
     mixing: Literal["drawn", "given"] = "drawn"
     validation: Path | None = None
     enrolments: Path | None = None
-    validation_mixtures: Annotated[int, Limits(1, 1e6)] = 64
+    validation_mixtures: Annotated[int, Meta(ge=1, le=10**6)] = 64
 
 
 @dataclass(frozen=True)
 class MixtureSettings:
     """What a drawn mixture may be. Single numbers from 0 to 1 are probabilities."""
 
-    segment_s: Annotated[float, Limits(0.5, 600)] = 3.0
-    reference_s: Annotated[Range, Limits(0.5, 600)] = (1.5, 8.0)
+    segment_s: Seconds = 3.0
+    reference_s: Range[Seconds] = (1.5, 8.0)
     reference_lengths: Count = 4
     own_reference_lengths: bool = False
     mixtures_per_reference: Count = 1
-    snr_db: Decibels = (-5.0, 5.0)
-    level_db: Annotated[Range, Limits(-100, 0)] = (-40.0, -18.0)
-    speed: Annotated[Range, Limits(0.5, 2)] = (1.0, 1.0)
+    snr_db: Range[Decibels] = (-5.0, 5.0)
+    level_db: Range[Annotated[float, Meta(ge=-100, le=0)]] = (-40.0, -18.0)
+    speed: Range[Annotated[float, Meta(ge=0.5, le=2)]] = (1.0, 1.0)
     third_talker: Probability = 0.0
     same_sex: Probability = 0.0
     speakers_csv: tuple[Path, ...] = ()
     partial_overlap: Probability = 0.0
-    overlap: Annotated[Range, Limits(0.05, 1)] = (0.2, 0.9)
+    overlap: Range[Annotated[float, Meta(ge=0.05, le=1)]] = (0.2, 0.9)
     absent: Probability = 0.0
     noise: Probability = 0.0
-    noise_db: Decibels = (0.0, 20.0)
-    noise_kinds: Annotated[tuple[Noise, ...], msgspec.Meta(min_length=1)] = get_args(Noise)
+    noise_db: Range[Decibels] = (0.0, 20.0)
+    noise_kinds: Annotated[tuple[Noise, ...], Meta(min_length=1)] = get_args(Noise)
     noise_folder: Path | None = None
     noise_files: Probability = 0.5
     """That a noise is from `noise_folder`, where one is named, and not computed."""
     room: Probability = 0.0
-    t60_s: Annotated[Range, Limits(0.05, 5)] = (0.1, 0.6)
+    t60_s: Range[Annotated[float, Meta(ge=0.05, le=5)]] = (0.1, 0.6)
     room_folder: Path | None = None
     room_files: Probability = 0.3
     """The same for rooms and `room_folder`."""
     narrow_band: Probability = 0.0
-    band_hz: Annotated[Range, Limits(100, 96_000)] = (2000.0, 4000.0)
-    band_from_hz: Annotated[Range, Limits(0, 96_000)] = (50.0, 350.0)
+    band_hz: Range[Annotated[float, Meta(ge=100, le=96_000)]] = (2000.0, 4000.0)
+    band_from_hz: Range[Annotated[float, Meta(ge=0, le=96_000)]] = (50.0, 350.0)
     inverted: Probability = 0.0
     reference_noise: Probability = 0.0
     reference_room: Probability = 0.0
     reference_narrow_band: Probability = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            numbers = [n for n in value if isinstance(n, float)] if type(value) is tuple else []
+            if numbers != sorted(numbers):
+                raise ValueError(f"[mixtures] {name} must be two rising numbers.")
         if self.same_sex and not self.speakers_csv:
             raise ValueError(
-                "same_sex needs to know the speakers. Add speakers_csv, a list of CSV files with "
-                "the columns speaker and sex."
+                "[mixtures] same_sex needs to know the speakers. Add speakers_csv, a list of CSV "
+                "files with the columns speaker and sex."
             )
         if self.band_from_hz[0] >= self.band_hz[1]:
             raise ValueError(
-                "band_from_hz is where a narrow band begins, and band_hz where it ends. Lower the "
-                "one, or raise the other."
+                "[mixtures] band_from_hz is where a narrow band begins, and band_hz where it ends. "
+                "Lower the one, or raise the other."
             )
 
     def to_dict(self) -> dict[str, object]:
         """The settings for a checkpoint's provenance: of paths, only the last name."""
-        settings: dict[str, object] = msgspec.to_builtins(self, enc_hook=lambda path: path.name)
+        settings: dict[str, object] = msgspec.to_builtins(
+            asdict(self), enc_hook=lambda path: path.name
+        )
         return settings
 
 
@@ -141,15 +137,15 @@ class OptimiserSettings:
 
     steps: Steps = 10_000
     minutes: Minutes = 0.0
-    batch: Annotated[int, Limits(2, 4096)] = 8
-    learning_rate: Annotated[float, Limits(1e-12, 10)] = 1e-3
-    muon_rate: Annotated[float, Limits(0, 10)] = 0.005
-    warmup_steps: Annotated[int, Limits(0, 1e12)] = 200
+    batch: Annotated[int, Meta(ge=2, le=4096)] = 8
+    learning_rate: Annotated[float, Meta(ge=1e-12, le=10)] = 1e-3
+    muon_rate: Annotated[float, Meta(ge=0, le=10)] = 0.005
+    warmup_steps: Annotated[int, Meta(ge=0, le=10**12)] = 200
     decay_share: Probability = 0.4
     decay_minutes: Minutes = 0.0
     weight_decay: Probability = 0.01
-    clip_norm: Annotated[float, Limits(1e-9, 1e9)] = 5.0
-    average: Annotated[float, Limits(0, 0.999999)] = 0.999
+    clip_norm: Annotated[float, Meta(ge=1e-9, le=1e9)] = 5.0
+    average: Annotated[float, Meta(ge=0, le=0.999999)] = 0.999
     """Decay per step of the moving average of the weights."""
 
 
@@ -162,25 +158,25 @@ class RunSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """float16 would need its gradients scaled."""
     compile: bool = False
-    workers: Annotated[int, Limits(0, 1024)] = 0
+    workers: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Processes that draw mixtures ahead, on the CPU; with 0, they are drawn where it trains."""
     tensorboard: bool = False
-    seed: Annotated[int, Limits(0, 2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     log_every_steps: Steps = 50
     validate_every_steps: Steps = 1000
     validate_every_minutes: Minutes = 0.0
-    save_every_minutes: Annotated[float, Limits(0.01, 1e9)] = 5.0
+    save_every_minutes: Annotated[float, Meta(ge=0.01, le=1e9)] = 5.0
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """The whole TOML: one table for each field. Paths start from the TOML's folder."""
 
-    model: ModelSettings
-    data: DataSettings
-    mixtures: MixtureSettings
-    optimiser: OptimiserSettings
-    run: RunSettings
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    mixtures: MixtureSettings = field(default_factory=MixtureSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    run: RunSettings = field(default_factory=RunSettings)
 
     @classmethod
     def read(cls, path: Path, minutes: float | None = None) -> TrainSettings:
@@ -189,17 +185,18 @@ class TrainSettings:
         Raises:
             ConfigError: it is missing, not TOML, or a table, key or value is wrong.
         """
-        tables, kinds = _read_tables(path), get_type_hints(cls)
-        for name in tables.keys() - kinds.keys():
-            raise ConfigError(f"{path}: there is no table [{name}]. Tables: {', '.join(kinds)}.")
-        settings = cls(**{name: _convert(path, tables, name, kind) for name, kind in kinds.items()})
-        model = settings.model
+        tables = _read_tables(path)
+        settings = _convert(path, tables)
+        model, run, optimiser = settings.model, settings.run, settings.optimiser
         if model.start_from and (path.parent / model.start_from).is_dir():
             model = replace(model, start_from=str(path.parent / model.start_from))
-            settings = replace(settings, model=model)
+        if "out" not in tables.get("run", {}):
+            run = replace(run, out=path.parent / run.out)
         if minutes is not None:
-            settings = replace(settings, optimiser=replace(settings.optimiser, minutes=minutes))
-        _check(path, settings)
+            optimiser = replace(optimiser, minutes=minutes)
+        settings = replace(settings, model=model, run=run, optimiser=optimiser)
+        if problem := _problem(settings):
+            raise ConfigError(f"{path}: {problem}")
         return settings
 
     @classmethod
@@ -208,7 +205,8 @@ class TrainSettings:
         tables = _read_tables(path)
         if tables and "mixtures" not in tables:
             raise ConfigError(f"{path}: has no table [mixtures], so it does not say what to draw.")
-        return _convert(path, tables, "mixtures", MixtureSettings)
+        tables = {"mixtures": tables.get("mixtures", {})}
+        return _convert(path, tables).mixtures
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
@@ -218,98 +216,53 @@ def _read_tables(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML ({error}).") from error
 
 
-_Table = TypeVar("_Table")
-
-
-def _convert(path: Path, tables: dict[str, Any], name: str, kind: type[_Table]) -> _Table:
-    """One table as its dataclass, naming the first key that does not fit."""
-    table = tables.get(name, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {name} must be a table, [{name}].")
-    hints = get_type_hints(kind, include_extras=True)
+def _convert(path: Path, tables: dict[str, Any]) -> TrainSettings:
+    kinds = get_type_hints(TrainSettings)
+    for name, table in tables.items():
+        if name not in kinds:
+            raise ConfigError(f"{path}: there is no table [{name}]. Tables: {', '.join(kinds)}.")
+        keys = list(get_type_hints(kinds[name]))
+        for key in table if isinstance(table, dict) else ():
+            if key not in keys:
+                raise ConfigError(f"{path}: [{name}] has no key {key}. Keys: {', '.join(keys)}.")
 
     def from_folder(_: type, text: object) -> Path:
-        """A path of the TOML as seen from the working folder."""
         if not isinstance(text, str) or not text:
-            raise ValueError
+            raise ValueError("Expected a path in quotes")
         return path.parent / text
 
-    values = {}
-    for key, value in table.items():
-        if key not in hints:
-            raise ConfigError(f"{path}: [{name}] has no key {key}. Keys: {', '.join(hints)}.")
-        limits = _limits(hints[key])
-        try:
-            values[key] = msgspec.convert(value, hints[key], dec_hook=from_folder)
-            fits = limits is None or limits.allow(values[key])
-        except msgspec.ValidationError:
-            fits = False
-        if not fits:
-            text = json.dumps(value, default=str)
-            raise ConfigError(f"{path}: [{name}] {key} = {text} must be {_describe(hints[key])}.")
-    for key, hint in hints.items():
-        if hint is Path and key not in values:
-            values[key] = path.parent / getattr(kind(), key)
     try:
-        return kind(**values)
-    except ValueError as error:
-        raise ConfigError(f"{path}: [{name}] {error}") from error
+        return msgspec.convert(tables, TrainSettings, dec_hook=from_folder)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"{path}: {explain_value(error, tables)} See examples/train.toml."
+        ) from error
 
 
-def _limits(hint: Any) -> Limits | None:
-    """The limits that a field's type is annotated with."""
-    return next((each for each in get_args(hint) if isinstance(each, Limits)), None)
-
-
-def _describe(hint: Any) -> str:
-    """What a value of this type is, in words."""
-    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    words = {
-        int: "a whole number",
-        float: "a number",
-        Range: "two rising numbers in brackets",
-        bool: "true or false",
-        str: "a text in quotes",
-        str | None: "a text in quotes",
-        tuple[Path, ...]: "a list of paths in brackets",
-        tuple[Noise, ...]: f"a list of one or more of {', '.join(get_args(Noise))}",
-    }.get(kind, "a path in quotes")
-    limits = _limits(hint)
-    return f"{words}, from {limits.low:g} to {limits.high:g}" if limits else words
-
-
-_ONLY_DRAWN = ("snr_db", "speed", "third_talker", "same_sex", "partial_overlap")
-"""Keys of [mixtures] that mean nothing where mixtures are given."""
-
-
-def _check(path: Path, settings: TrainSettings) -> None:
-    """Refuse names that are in no table of networks, and what does not go together."""
+def _problem(settings: TrainSettings) -> str:
+    """What does not go together, or has no such name."""
     from mcspex_cli.model.config import SIZES
     from mcspex_cli.model.systems import CHOICES
 
+    mixtures = settings.mixtures
     for key, choices in {**CHOICES, "size": SIZES}.items():
         value = getattr(settings.model, key, None)
         if value is not None and value not in choices:
-            raise ConfigError(
-                f'{path}: [model] {key} = "{value}" must be one of {", ".join(choices)}.'
-            )
-    defaults, mixtures = MixtureSettings(), settings.mixtures
+            return f"[model] {key} {value!r} is unknown. Known: {', '.join(choices)}."
     if mixtures.absent == 1:
-        raise ConfigError(
-            f"{path}: [mixtures] absent = 1 leaves no target to learn from. Lower it."
-        )
-    changed = [key for key in _ONLY_DRAWN if getattr(mixtures, key) != getattr(defaults, key)]
-    if settings.data.mixing == "given" and changed:
-        raise ConfigError(
-            f"{path}: [mixtures] {changed[0]} cannot be set where [data] mixing is "
-            '"given": the mixtures are there already. Remove it.'
-        )
+        return "[mixtures] absent = 1 leaves no target to learn from. Lower it."
+    for key in ("snr_db", "speed", "third_talker", "same_sex", "partial_overlap"):
+        is_set = getattr(mixtures, key) != getattr(MixtureSettings, key)
+        if is_set and settings.data.mixing == "given":
+            return (
+                f'[mixtures] {key} cannot be set where [data] mixing is "given": the mixtures are '
+                "there already. Remove it."
+            )
     if settings.optimiser.batch % mixtures.mixtures_per_reference:
-        raise ConfigError(
-            f"{path}: [optimiser] batch must be a multiple of [mixtures] mixtures_per_reference, "
-            f"which is {mixtures.mixtures_per_reference}."
+        return (
+            "[optimiser] batch must be a multiple of [mixtures] mixtures_per_reference, which is "
+            f"{mixtures.mixtures_per_reference}."
         )
     if not settings.data.train:
-        raise ConfigError(f"{path}: [data] train must name one or more folders of speakers.")
+        return "[data] train must name one or more folders of speakers."
+    return ""
