@@ -15,7 +15,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,49 +74,18 @@ _NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
 """From the names of all programs to ours: each pattern, in this order, is replaced."""
 
 
-@dataclass(frozen=True)
-class Program:
-    """A program whose SpEx+ is understood: what shows that a file is its, and its JSON."""
-
-    mark: str
-    """How some of its names begin, and no other program's."""
-    letters: dict[str, str]
-    """From the JSON's keys to our fields."""
-    fixed: dict[str, object] = field(default_factory=dict)
-    """Values of the JSON without which it is another network than ours."""
-    causal_norm: str = ""
-    """The norm that only its causal network has, if its weights show everything else."""
-
-
-_SCALES = ("short", "middle", "long")
-_LETTERS = {
-    **{"L": "short", "N": "filters", "X": "blocks", "R": "stacks", "B": "channels", "H": "hidden"},
-    **{"P": "kernel", "norm": "norm"},
-}
-_FIXED: dict[str, object] = {"causal": False, "non_linear": "relu", "activate": "relu"}
-"""What weights cannot show, and what our network has."""
-
 PROGRAMS = {
-    "gemengtju/SpEx_Plus": Program(
-        mark="aux_enc3.",
-        # Its JSON has an R that no line of its network reads: there are always four stacks.
-        letters={letter: fact for letter, fact in _LETTERS.items() if letter != "R"},
-        fixed={"num_spks": 1},
-    ),
-    "xuchenglin28/speaker_extraction_SpEx": Program(
-        mark="spk_encoder.",
-        letters={
-            **{"L1": "short", "L2": "middle", "L3": "long", "N": "filters", "B": "blocks"},
-            **{"O": "channels", "P": "hidden", "Q": "kernel"},
-            **{"spk_embed_dim": "embedding", "num_spks": "speakers"},
-        },
-        causal_norm="cLN",
-    ),
-    "wenet-e2e/wesep": Program(
-        mark="spk_model.aux_enc3.",
-        letters={**_LETTERS, "spk_emb_dim": "embedding", "spksInTrain": "speakers"},
-    ),
+    "gemengtju/SpEx_Plus": "aux_enc3.",
+    "xuchenglin28/speaker_extraction_SpEx": "spk_encoder.",
+    "wenet-e2e/wesep": "spk_model.aux_enc3.",
 }
+"""The programs whose SpEx+ is understood: how some of its names begin, and no other program's."""
+
+_SHOWS_CAUSALITY = "xuchenglin28/speaker_extraction_SpEx"
+"""Its causal network, and no other, has a cLN, so that its weights show everything."""
+
+_FIXED: dict[str, object] = {"causal": False, "non_linear": "relu", "activate": "relu"}
+"""What other weights cannot show, and our network has: keys of mdl.json."""
 
 _MISSING = "missing (the name is ours). Copy the file again, whole."
 
@@ -155,27 +124,25 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
 
     Args:
         path: A state dict, or a checkpoint with one, written by torch.save or as safetensors.
-        config: Its mdl.json, which is compared with the weights.
+        config: Its mdl.json, which says what the weights cannot show.
         sample_rate_hz: The rate that it was trained at, which the weights do not show.
 
     Raises:
         CheckpointError: The file cannot be read as tensors, or is of a network that ours cannot be.
     """
     state = _read_state(path)
-    for name, program in PROGRAMS.items():  # noqa: B007
-        if any(key.startswith(program.mark) for key in state):
-            break
-    else:
+    names = [n for n, mark in PROGRAMS.items() if any(key.startswith(mark) for key in state)]
+    if not names:
         raise CheckpointError(
             f"{path}: its layers ({checkpoint.first_names(list(state))}) are not those of a known "
             f"SpEx+. Known: {', '.join(PROGRAMS)}."
         )
-    weights = _Weights(path, state)
-    sizes = _sizes(weights, program, sample_rate_hz)
+    name, weights = names[0], _Weights(path, state)
+    sizes = _sizes(weights, sample_rate_hz, may_be_causal=name == _SHOWS_CAUSALITY)
     notes = [f"Taken to work at {sample_rate_hz} Hz, which weights do not show."]
     if config:
-        _compare(config, program, sizes, classified=weights.classified)
-    elif not program.causal_norm:
+        _check_json(config)
+    elif name != _SHOWS_CAUSALITY:
         notes.append("Assumed to be non-causal with ReLU masks: the weights do not say.")
     if not weights.classified:
         notes.append(
@@ -347,7 +314,7 @@ class _Weights:
         return len({m[1] for key in self.tensors if (m := re.match(pattern, key))})
 
 
-def _sizes(weights: _Weights, program: Program, sample_rate_hz: int) -> SystemConfig:
+def _sizes(weights: _Weights, sample_rate_hz: int, *, may_be_causal: bool) -> SystemConfig:
     """Read all sizes from the tensors' shapes; `_assemble` sees whether they agree."""
     filters = [weights.shape(f"encoder.banks.{k}.weight") for k in range(3)]
     first = "extractor.stacks.0"
@@ -366,7 +333,7 @@ def _sizes(weights: _Weights, program: Program, sample_rate_hz: int) -> SystemCo
         "kernel": weights.shape(f"{first}.condition.depthwise.weight")[2],
         "blocks": 1 + weights.count(rf"{first}\.blocks\.(\d+)\."),
         "stacks": weights.count(r"extractor\.stacks\.(\d+)\."),
-        "norm": _norm(weights, program),
+        "norm": _norm(weights, may_be_causal=may_be_causal),
         "reference_channels": 0 if reference == channels else reference,
         "embedding": weights.shape("speaker.project.weight")[0],
         "speaker_channels": [
@@ -377,7 +344,7 @@ def _sizes(weights: _Weights, program: Program, sample_rate_hz: int) -> SystemCo
     return checkpoint.check_fields(sizes, SystemConfig, weights.path)
 
 
-def _norm(weights: _Weights, program: Program) -> str:
+def _norm(weights: _Weights, *, may_be_causal: bool) -> str:
     """Return which of `NORMS` the blocks have. A gLN is a column or has a gamma."""
     kinds: dict[str, str] = {}
     for key, tensor in weights.tensors.items():
@@ -388,33 +355,24 @@ def _norm(weights: _Weights, program: Program) -> str:
     if len(kinds) > 1:
         raise weights.refusal(kinds.values(), f"norms of several kinds ({', '.join(kinds)}).")
     kind = next(iter(kinds), "gLN")
-    if kind == program.causal_norm:
+    if may_be_causal and kind == "cLN":
         raise weights.refusal(
             kinds.values(), f"{kind} is the norm of a causal network, and ours is not causal."
         )
     return kind
 
 
-def _compare(path: Path, program: Program, config: SystemConfig, *, classified: bool) -> None:
-    """Refuse a mdl.json that disagrees with the weights, or describes what ours cannot be."""
+def _check_json(path: Path) -> None:
+    """Refuse a mdl.json that describes what our network cannot be."""
     remedy = "Give the mdl.json of the training."
     try:
         raw = msgspec.json.decode(checkpoint.read_bytes(path, remedy), type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON object. {remedy}") from error
-    for key, value in {**_FIXED, **program.fixed}.items():
+    for key, value in _FIXED.items():
         if raw.get(key, value) != value:
             theirs, fixed = (msgspec.json.encode(v).decode()[:60] for v in (raw[key], value))
             raise CheckpointError(f"{path}: {key} is {theirs}; mcspex has SpEx+ with {fixed} only.")
-    facts = {**asdict(config), **dict(zip(_SCALES, config.windows, strict=True))}
-    if not classified:
-        del facts["speakers"]
-    for letter, fact in program.letters.items():
-        if fact in facts and raw.get(letter, facts[fact]) != facts[fact]:
-            raise CheckpointError(
-                f"{path}: has {letter} = {str(raw[letter])[:60]}, and the weights have "
-                f"{facts[fact]}. Give the JSON that belongs to them."
-            )
 
 
 def _assemble(weights: _Weights, config: SystemConfig) -> System:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import argument, flag, option
@@ -16,12 +15,6 @@ from mcspex_cli.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-
-
-def _complete_folders(
-    _: click.Context, __: click.Parameter, text: str
-) -> list[CompletionItem[str]]:
-    return [CompletionItem(text, type="dir")]
 
 
 NAME = argument("NAME", shell_complete=options.complete_models)
@@ -201,7 +194,7 @@ def convert(
         type=click.IntRange(4000, 192_000),
     ),
     config: Path | None = options.path(
-        "JSON", "Sizes to check a FILE's weights against.  [default: mdl.json beside it, if there]"
+        "JSON", "What a FILE's weights do not show.  [default: mdl.json beside it, if there]"
     ),
     licence: str | None = option(
         "ID", "Of the weights, for the card: mit, ...", "--license", type=options.TEXT
@@ -284,7 +277,7 @@ def export(
 
 @options.command(models)
 def push(
-    model: str = argument("FOLDER", shell_complete=_complete_folders),
+    model: str = argument("FOLDER", type=click.Path(file_okay=False)),
     name: str = argument("ORG/NAME"),
     licence: str | None = option(
         "ID", "Of the weights, for a card: cc-by-4.0.", "--license", type=options.TEXT

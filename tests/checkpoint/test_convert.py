@@ -83,7 +83,8 @@ def test_a_converted_system_has_the_published_networks_outputs(
     network = published(replace(sizes, norm=norm))
     done = convert(file(renamed(network.state_dict(), layout)))
     assert done.summary.endswith(layout)
-    assert done.system.config.norm == norm
+    config = done.system.config
+    assert (config.norm, config.reference_channels) == (norm, 0 if sizes is ODD else 9)
     assert not done.system.training
     assert_alike(done.system, network)
     save_checkpoint(tmp_path / "ours", done.system, {}, half=False)
@@ -119,11 +120,6 @@ def test_the_published_sizes_are_read_off_the_weights(
     assert_alike(done.system, network)
     save_checkpoint(tmp_path / "ours", done.system, {}, half=False)
     assert_alike(load_checkpoint(tmp_path / "ours"), network)
-
-
-def test_a_reference_branch_has_its_own_width(file: Callable[..., Path]) -> None:
-    assert convert(file(published(SMALL).state_dict())).system.config.reference_channels == 9
-    assert convert(file(published(ODD).state_dict())).system.config.reference_channels == 0
 
 
 CONTAINERS: dict[str, Callable[[State], object]] = {
@@ -166,7 +162,7 @@ def test_parameters_that_learn_are_read_as_what_they_are(file: Callable[..., Pat
     assert not any(p.requires_grad for p in system.parameters())
 
 
-@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 44100, 48000])
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 48000])
 def test_windows_keep_their_samples_at_every_rate(
     file: Callable[..., Path], tmp_path: Path, rate_hz: int
 ) -> None:
@@ -177,7 +173,7 @@ def test_windows_keep_their_samples_at_every_rate(
     assert (config.sample_rate_hz, config.windows, config.hop) == (rate_hz, (21, 80, 160), 10)
 
 
-@pytest.mark.parametrize("rate_hz", [0, -1, 3999, 10**9])
+@pytest.mark.parametrize("rate_hz", [0, 3999, 10**9])
 def test_an_impossible_rate_is_refused(
     file: Callable[..., Path], small: State, rate_hz: int
 ) -> None:
@@ -205,74 +201,32 @@ def test_without_a_classifier_there_is_one_speaker(file: Callable[..., Path], sm
 
 # The JSON beside the weights.
 
-MDL = {"L": 8, "N": 6, "X": 3, "R": 2, "B": 5, "H": 7, "P": 3, "norm": "gLN"}
-LETTERS = {
-    OFFICIAL: {**MDL, "num_spks": 1, "non_linear": "relu", "causal": False, "colour": "red"},
-    XUCHENGLIN: {
-        **{"L1": 8, "L2": 16, "L3": 32, "N": 6, "B": 3, "O": 5, "P": 7, "Q": 3},
-        **{"num_spks": 3, "spk_embed_dim": 4, "causal": False},
-    },
-    WESEP: {**MDL, "spk_emb_dim": 4, "spksInTrain": 3, "activate": "relu", "causal": False},
-}
-
 
 def write(path: Path, content: object) -> Path:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
 
 
-@pytest.mark.parametrize("layout", LETTERS)
-def test_a_json_that_agrees_is_believed(
+@pytest.mark.parametrize("layout", RENAMED)
+def test_a_json_says_what_weights_do_not(
     file: Callable[..., Path], tmp_path: Path, small: State, layout: str
 ) -> None:
-    config = write(tmp_path / "mdl.json", LETTERS[layout])
+    config = write(tmp_path / "mdl.json", {"causal": False, "non_linear": "relu", "colour": "red"})
     assert len(convert(file(renamed(small, layout)), config).notes) == 1
-
-
-@pytest.mark.parametrize("layout", LETTERS)
-def test_every_letter_of_a_json_is_checked(
-    file: Callable[..., Path], tmp_path: Path, small: State, layout: str
-) -> None:
-    path = file(renamed(small, layout))
-    fixed = {"causal", "non_linear", "activate", "colour"}
-    if layout == OFFICIAL:
-        fixed |= {"R"}  # no line of that network reads it: it has four stacks whatever it says
-    for letter in LETTERS[layout].keys() - fixed:
-        config = write(tmp_path / "mdl.json", {**LETTERS[layout], letter: 77})
-        with pytest.raises(CheckpointError, match=rf"mdl.json: (has )?{letter} (=|is) 77"):
-            convert(path, config)
-
-
-def test_the_authors_r_is_not_their_networks(
-    file: Callable[..., Path], tmp_path: Path, small: State
-) -> None:
-    config = write(tmp_path / "mdl.json", {**LETTERS[OFFICIAL], "R": 77})
-    assert convert(file(small), config).system.config.stacks == SMALL.R
-
-
-def test_speakers_count_only_where_they_are_classified(
-    file: Callable[..., Path], tmp_path: Path, small: State
-) -> None:
-    state = {k: v for k, v in renamed(small, WESEP).items() if not k.startswith("pred_linear")}
-    config = write(tmp_path / "mdl.json", {"spksInTrain": 251})
-    assert convert(file(state), config).system.config.speakers == 1
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"X": 7}, r"mdl.json: has X = 7, and the weights have 3\. Give the JSON that belongs"),
-        ({"norm": "cLN"}, r"has norm = cLN, and the weights have gLN"),
         ({"causal": True}, r"causal is true; mcspex has SpEx\+ with false only"),
         ({"non_linear": "sigmoid"}, r'non_linear is "sigmoid"; mcspex has .* with "relu" only'),
         ({"activate": "softmax"}, r'activate is "softmax"; mcspex has .* with "relu" only'),
-        ({"num_spks": 2}, r"num_spks is 2; mcspex has SpEx\+ with 1 only"),
         ("L: 20", r"mdl.json: not a JSON object\. Give the mdl.json of the training"),
         ("[" * 200_000, r"mdl.json: not a JSON object"),
         ([1], r"mdl.json: not a JSON object\. Give"),
     ],
 )
-def test_a_json_that_disagrees_is_refused(
+def test_a_json_of_another_network_is_refused(
     file: Callable[..., Path], tmp_path: Path, small: State, content: object, message: str
 ) -> None:
     config = write(tmp_path / "mdl.json", content)
@@ -337,7 +291,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.01, 0.99])
 def test_truncated_files_are_refused(
     file: Callable[..., Path], small: State, zipped: bool, share: float
 ) -> None:
@@ -397,20 +351,14 @@ MISSING = r"missing \(the name is ours\). Copy"
 
 REFUSED: list[tuple[Change, str]] = [
     (lambda _: {}, NO_STATE),
-    (lambda _: [1], NO_STATE),
-    (lambda _: torch.ones(3), NO_STATE),
     (lambda _: {"models": []}, NO_STATE),
-    (lambda _: {"model": None}, NO_STATE),
     (
         lambda state: {"model_state_dict": state, "args": argparse.Namespace(N=6)},
         r"would run code \(argparse.Namespace\)",
     ),
-    (lambda _: torch.nn.Linear(2, 2), r"would run code \(torch.nn.modules"),
     (put("epoch", 3), r"epoch is not a plain tensor \(int\)"),
     (put(3, torch.ones(1)), r"3 is not a plain tensor \(Tensor\)"),
     (put("ln.weight", torch.ones(18).to_sparse()), r"ln.weight is not a plain tensor"),
-    (put("ln.weight", torch.ones(18) * 1j), r"ln.weight is not a plain tensor"),
-    (put("ln.weight", torch.ones(18, device="meta")), r"ln.weight is not a plain tensor"),
     (
         lambda _: {"state_dict": {f"masker.{k}.weight": torch.ones(1) for k in "abcd"}},
         r"its layers \(masker.a.weight, masker.b.weight, masker.c.weight and 1 more\) are not "
@@ -419,13 +367,9 @@ REFUSED: list[tuple[Change, str]] = [
     *(
         (put(key, torch.ones(4, 4, 1), layout), rf"best.pt.tar: {key}: {NO_PLACE}")
         for layout, key in [
-            (OFFICIAL, "encoder_1d_short.gain"),
             (OFFICIAL, "masks.heads.0.gain"),
-            (OFFICIAL, "conv_block_1_other.1.Sc_conv.weight"),
             (OFFICIAL, "extractor.stacks.0.condition.condition.weight"),
             (WESEP, "separation.separation.1.separation.0.Sc_conv.weight"),
-            (WESEP, "spk_transform.transforms.0.weight"),
-            (WESEP, "separation.separation.0.fc.linear.weight"),
             (XUCHENGLIN, "lstm.weight_hh_l0"),
         ]
     ),
@@ -435,10 +379,7 @@ REFUSED: list[tuple[Change, str]] = [
     ),
     (with_a_longer_stack, rf"conv_block_2_other.2.* and 9 more: {NO_PLACE}"),
     (without("2_other.1"), rf"stacks.1.blocks.1.widen.weight, .*: {MISSING}"),
-    (without("mask2.weight"), rf"masks.heads.1.weight: {MISSING}"),
     (without("encoder_1d_long.weight"), rf"encoder.banks.2.weight: {MISSING}"),
-    (without("2.sconv.bias"), rf"extractor.stacks.1.condition.narrow.bias: {MISSING}"),
-    (without("pred_linear.weight"), rf"classifier.weight: {MISSING}"),
     (without("3.batch_norm1.running_var"), rf"speaker.blocks.1.norm_1.running_var: {MISSING}"),
     (
         put("conv_block_1.lnorm1.weight", torch.ones(7, 1)),
@@ -459,17 +400,12 @@ REFUSED: list[tuple[Change, str]] = [
         )
         for value in (float("nan"), float("inf"), 1e39)
     ),
-    (reshaped("mask2.weight", 6, 8, 1), "mask2.weight: not of the size that the other layers req"),
-    (reshaped("decoder_1d_3.weight", 5, 1, 32), "decoder_1d_3.weight: not of the size"),
     (reshaped("decoder_1d_3.weight", 6, 1, 30), "decoder_1d_3.weight: not of the size"),
     (reshaped("conv_block_2.conv1x1.weight", 7, 8, 1), "conv_block_2.conv1x1.weight: not of the"),
     (reshaped("conv_block_2.conv1x1.weight", 7, 9), r"conv1x1.weight: \[7, 9\] is not the shape"),
-    (reshaped("conv_block_2.conv1x1.weight", 7, 9, 0), "2.conv1x1.weight.*: not of the size"),
     (reshaped("conv_block_2_other.0.lnorm1.gamma", 7, 2), "lnorm1.gamma: not of the size"),
-    (reshaped("aux_enc3.3.conv2.weight", 12, 9, 1), "aux_enc3.3.conv2.weight: not of the size"),
     (reshaped("encoder_1d_short.weight", 6, 8), r"short.weight: \[6, 8\] is not the shape of"),
     (reshaped("encoder_1d_short.weight", 6, 1, 1), "hop_ms is 0.0. Expected `float` >= 0.1"),
-    (reshaped("encoder_1d_long.weight", 6, 1, 12), "windows_ms must grow from the first"),
     (reshaped("conv_block_1.dconv.weight", 7, 1, 4), "kernel is 4. It must be odd"),
     (reshaped("pred_linear.weight"), "pred_linear.weight, pred_linear.bias: not of the size"),
     (reshaped("proj.weight", 5000, 18, 1), "channels is 5000. Expected `int` <= 4096"),

@@ -150,10 +150,6 @@ FAULTS = {
         {"where": "/api/models/", "status": 403, "error": "GatedRepo"},
         "gated. Ask for access at http://127.0.0.1:",
     ),
-    "gated file": (
-        {"where": "/resolve/", "status": 403, "error": "GatedRepo"},
-        "gated. Ask for access at http://127.0.0.1:",
-    ),
     "429": (
         {"where": "/api/models/", "status": 429, "headers": {"Retry-After": "37"}},
         "gets too many requests from here (429). Try again in 37 s.",
@@ -162,30 +158,16 @@ FAULTS = {
         {"where": "/api/models/", "status": 500},
         "the Hub has a problem (500). Try again later.",
     ),
-    "500 of a file": (
-        {"where": "model.safetensors", "method": "GET", "status": 500},
-        "the Hub has a problem (500). Try again later.",
-    ),
     "slow": ({"where": "/api/models/", "wait_s": 3.0}, "cannot reach http://127.0.0.1:"),
     "no Hub": ({"where": "/api/models/", "body": b"<html>Sign in</html>"}, "as the Hub does"),
-    "JSON of another kind": ({"where": "/api/models/", "body": b"[]"}, "as the Hub does"),
-    "deep JSON": ({"where": "/api/models/", "body": b"[" * 200_000}, "as the Hub does"),
     "503 before a file": (
         {"where": "model.safetensors", "method": "HEAD", "status": 503},
         "the Hub has a problem (503). Try again later.",
-    ),
-    "429 before a file": (
-        {"where": "/resolve/", "status": 429, "headers": {"Retry-After": "3600"}},
-        "(429). Try again in 3600 s.",
     ),
     "wrong size": ({"where": "model.safetensors", "grow": 10}, "another size than announced"),
     "wrong hash": (
         {"where": "model.safetensors", "flip": True},
         "model.safetensors arrived damaged twice",
-    ),
-    "wrong hash of the config": (
-        {"where": "config.json", "flip": True},
-        "config.json arrived damaged twice",
     ),
     "wrong commit": ({"where": "/api/models/", "fields": {"sha": EVIL}}, "as the Hub does"),
 }
@@ -255,7 +237,7 @@ def test_file_names_of_a_server_do_not_leave_the_cache(
     assert not any("evil" in p.name for p in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("evil", ["../../../../evil", "/EVIL", "x" * 40, ".."])
+@pytest.mark.parametrize("evil", ["../../../../evil", "/EVIL"])
 @pytest.mark.parametrize(
     ("name", "status"),
     [("ETag", 0), ("X-Linked-Etag", 0), ("X-Repo-Commit", 0), ("X-Repo-Commit", 404)],
@@ -284,13 +266,9 @@ def test_an_evil_answer_to_a_second_question_is_refused_too(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"siblings": [{"rfilename": 5}]},
-        {"siblings": [{}]},
         {"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]},
-        {"siblings": 5},
         {"sha": 5},
         {"id": None},
-        {"lastModified": 5},
     ],
 )
 def test_odd_answers_are_one_line(hub: Hub, commit: str, fields: dict[str, object]) -> None:
@@ -349,19 +327,13 @@ ODD = b'{"model_type": "bert"}'
     ("changes", "given", "message"),
     [
         ({"filters": 10**9}, {}, "filters is 1000000000. Expected `int` <= 4096."),
-        ({"speakers": "many"}, {}, "speakers is 'many'"),
         ({"format": 2}, {}, "config.json: has format 2, and this mcspex reads 1. Update mcspex"),
-        ({"system": [1]}, {}, "system is [1]. Expected `str`, got `array`."),
-        ({"system": "x"}, {}, "system 'x' is unknown. Known: mcspex, spexplus."),
         ({"sha256": "0" * 64}, {}, "its config.json belongs to other weights (sha256)"),
         ({}, {"config.json": ODD}, "config.json: belongs to another program."),
         ({}, {"config.json": b"{"}, "config.json: damaged. Tell its author."),
-        ({}, {"config.json": b"[]"}, "config.json: belongs to another program."),
-        ({}, {"config.json": b"[" * 200_000}, "config.json: damaged. Tell its author."),
         ({}, {"config.json": b" " * 2**21}, "config.json has 2,097,152 bytes, too many for a mod"),
         ({}, {"model.safetensors": bytes(10**6)}, "its weights have 1,000,000 bytes, and its conf"),
         ({}, {"model.safetensors": None}, "not an mcspex model, because it has no model.safetens"),
-        ({}, {"config.json": None}, "not an mcspex model, because it has no config.json."),
         (
             {},
             {"model.safetensors": None, "best.pt": b"pickle"},
@@ -402,12 +374,8 @@ def test_weights_that_do_not_fit_their_config_are_named_at_once(
     [
         (DEFAULT_MODEL, "comes with mcspex, so there is nothing to download"),
         ("ann", "ann is not of the form org/name[@revision]"),
-        ("../ann", "../ann is not of the form"),
-        ("ann/../bob", "ann/../bob is not of the form"),
         ("ann/voices@../evil", "ann/voices@../evil is not of the form"),
-        ("ann/voices.", "ann/voices. is not of the form"),
         ("ann/voices.git", "ann/voices.git is not of the form"),
-        ("ann/-voices", "ann/-voices is not of the form"),
         (f"ann/{'v' * 96}", "is not of the form"),
         ("ann/voices@no/such", "has no revision no/such. Leave it out, or name another."),
         ("bob/voices", "bob/voices: no such folder, and no such model on the Hub."),
@@ -417,15 +385,6 @@ def test_names_that_cannot_be_pulled(hub: Hub, commit: str, name: str, message: 
     done = run("models", "pull", name)
     assert done.exit_code in {1, 2}
     assert message in done.stderr
-
-
-def test_a_disk_that_is_too_small_is_known_before(hub: Hub, commit: str) -> None:
-    hub.fail("model.safetensors", grow=10**15)
-    done = run("models", "pull", REPO)
-    assert done.exit_code == 1
-    assert f"error: {REPO}: needs 1000000000." in done.stderr
-    assert "Free some space, or set HF_HOME to a folder on another disk." in done.stderr
-    assert not hub.asked("GET", "/resolve/")
 
 
 def test_a_disk_that_fills_up_is_said(hub: Hub, commit: str, tmp_path: Path) -> None:
@@ -1046,18 +1005,17 @@ def test_half_keeps_what_it_cannot_hold(best: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_json_of_other_weights_is_refused(best: Path, tmp_path: Path, beside: bool) -> None:
+def test_a_json_of_a_causal_network_is_refused(best: Path, tmp_path: Path, beside: bool) -> None:
     path = best.parent / "mdl.json"
     words: tuple[object, ...] = ()
     if not beside:
         path = path.rename(tmp_path / "other.json")
         words = ("--config", path)
-    path.write_text(path.read_text().replace(f'"X": {SIZES.X}', '"X": 99'))
+    path.write_text(path.read_text().replace("}", ', "causal": true}'))
     done = run("models", "convert", best, "-o", tmp_path / "out", *words)
     assert (done.exit_code, done.stderr) == (
         1,
-        f"error: {path}: has X = 99, and the weights have {SIZES.X}. "
-        "Give the JSON that belongs to them.\n",
+        f"error: {path}: causal is true; mcspex has SpEx+ with false only.\n",
     )
     assert not (tmp_path / "out").exists()
 
