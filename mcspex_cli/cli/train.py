@@ -49,7 +49,7 @@ def simulate(
     sample_rate_hz: int = option(
         None, "Sample rate in Hz.", "--rate", type=click.IntRange(4000, 192_000), default=8000
     ),
-    overwrite: bool = flag("Write into a folder that is not empty."),
+    overwrite: bool = flag("Replace an earlier set that is in DIR."),
 ) -> None:
     """Make mixtures to test on: the same for the same seed, with references.
 
@@ -79,25 +79,24 @@ def simulate(
     from mcspex_cli.training.data import Corpus
     from mcspex_cli.training.settings import MixtureSettings, TrainSettings
 
-    simulation.check_free(output, overwrite=overwrite)
     if recipe or are_sets:
         recipes = simulation.read_recipes(recipe) if recipe else []
         for source in sources:
             recipes += simulation.librimix_recipes(source, enrolments)
         simulation.check_ids(recipes)
-        inputs = ((r.target, *r.interferers, r.reference) for r in recipes)
-        simulation.check_apart(output, (path.parent for paths in inputs for path in paths))
+        paths = (path for r in recipes for path in (r.target, *r.interferers, r.reference))
+        simulation.check_output(output, (path.parent for path in paths), overwrite=overwrite)
         count = len(recipes)
         renderings: Iterator[Rendering] = (
             simulation.render(each, sample_rate_hz) for each in recipes
         )
     else:
-        simulation.check_apart(output, sources)
+        simulation.check_output(output, sources, overwrite=overwrite)
         settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
         count = count or _DEFAULT_COUNT
         corpus = Corpus.read(sources, sample_rate_hz)
         renderings = simulation.draw_renderings(corpus, settings, count, seed)
-    written = simulation.write_renderings(renderings, output, sample_rate_hz, overwrite=overwrite)
+    written = simulation.write_renderings(renderings, output, sample_rate_hz)
     for _ in console.track(written, "rendering", count):
         pass
     console.say(f"{output}: {console.count(count, 'mixture')} at {sample_rate_hz} Hz")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import itertools
-import logging
 import math
-import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,8 +27,6 @@ from mcspex_cli.training.data import (
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
 from mcspex_cli.training.settings import DataSettings, MixtureSettings
 
-_logger = logging.getLogger("mcspex")
-
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
 
@@ -38,7 +34,8 @@ MOST_SNR_DB = 100
 """As in `MixtureSettings`."""
 
 PARTS = ("mix_clean", "mix_both", "s1", "s2", "noise", "references")
-"""The folders of what is written."""
+TABLE = "mixtures.csv"
+"""The folders of what is written, and the list of the mixtures in them."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def read_recipes(path: Path) -> list[Recipe]:
             limits = f"from -{MOST_SNR_DB} to {MOST_SNR_DB}"
             raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number {limits}.")
         is_hidden = name.startswith(".")  # which no search of the folder finds again
-        if _is_long(name) or is_hidden or Path(name).name != name or min(name, default="") < " ":
+        if is_hidden or Path(name).name != name or min(name, default="") < " ":
             raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
         key = files.name_key(name)
         if key in recipes:
@@ -94,10 +91,6 @@ def read_recipes(path: Path) -> list[Recipe]:
     return list(recipes.values())
 
 
-def _is_long(name: str) -> bool:
-    return len(os.fsencode(f"{name}.wav")) > files.LONGEST_NAME
-
-
 def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recipe]:
     """Each mixture of a LibriMix set once for each talker, as ID_s1, ID_s2 and so on.
 
@@ -105,7 +98,7 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
     another utterance of the target in the set, drawn the same on every machine.
 
     Raises:
-        ConfigError: there is no reference for a target, or a mixture's name is too long.
+        ConfigError: there is no reference for a target.
     """
     mixtures = list_librimix(folder)
     enrolled = read_enrolments(enrolments, folder) if enrolments else {}
@@ -127,23 +120,14 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
                 )
             others = tuple(clip.path for clip in mixture.talkers if clip is not target)
             name = f"{mixture.id}_s{role}"
-            if _is_long(name):
-                raise ConfigError(
-                    f"{mixture.path}: its name is too long for a file {name}.wav. Rename the files."
-                )
             recipes.append(Recipe(name, target.path, others, reference, mixture=mixture.path))
     return recipes
 
 
 def simulated_recipes(folder: Path) -> list[Recipe]:
     """The mixtures of a folder that `mcspex simulate` made, noise included, by id."""
-    listed = {files.normal(row["id"]) for _, row in read_rows(folder / "mixtures.csv", ["id"])}
     recipes = []
     for clean in files.find(folder / "mix_clean"):
-        # As cells are read; those of mcspex 0.6 and earlier are the names themselves.
-        names = {files.normal(name).strip() for name in (clean.stem, csv_cell(clean.stem))}
-        if listed.isdisjoint(names):
-            continue  # left of another set
         target, interferer, reference = sources = [
             folder / part / clean.name for part in ("s1", "s2", "references")
         ]
@@ -301,56 +285,52 @@ def check_ids(recipes: Iterable[Recipe]) -> None:
             raise ConfigError(f"two mixtures have the id {id_}. Name one of their sets.")
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds files, with an OutputError, unless they may be overwritten."""
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
+def check_output(folder: Path, sources: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse a folder that is not empty, unless it has a set that may be overwritten.
 
-
-def check_apart(folder: Path, sources: Iterable[Path]) -> None:
-    """Refuse to write a set into one of the folders that its sounds come from."""
-    own = {path.resolve() for path in (folder, *(folder / part for part in PARTS))}
+    Raises:
+        OutputError: it has something else, or one of the folders that its sounds come from, or is
+            the current folder, which cannot be replaced.
+    """
+    if folder.resolve() in {Path.cwd(), *Path.cwd().parents}:
+        raise OutputError(f"{folder}: is the current folder, or above it. Choose another -o.")
     for source in set(sources):
-        if source.resolve() in own:
+        if source.resolve().is_relative_to(folder.resolve()):
             raise OutputError(f"{source}: has the files that are mixed. Choose another -o.")
-
-
-def _earlier_ids(table: Path) -> set[str]:
-    """The ids in a table, if it is that of a set that was written earlier."""
-    try:
-        ids = {row["id"] for _, row in read_rows(table, ["id"])}
-    except ConfigError:
-        return set()
-    return {id_ for id_ in ids if Path(id_).name == id_}
+    paths = folder.iterdir() if folder.is_dir() else ()
+    names = {path.name for path in paths if not path.name.startswith(".")}
+    if names and not overwrite:
+        raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
+    if names and not {TABLE} <= names <= {TABLE, *PARTS}:
+        raise OutputError(
+            f"{folder}: has more than a set that mcspex simulate wrote. Choose another -o."
+        )
 
 
 def write_renderings(
-    renderings: Iterable[Rendering], folder: Path, sample_rate_hz: int, *, overwrite: bool = False
+    renderings: Iterable[Rendering], folder: Path, sample_rate_hz: int
 ) -> Iterator[str]:
     """Write renderings to a folder in LibriMix's layout, yielding the id of each.
 
     Written: `mix_clean/ID.wav` (without noise), `s1/ID.wav` (target), `s2/ID.wav`
     (interferer), `references/ID.wav`; where there is noise, `mix_both/ID.wav` (with it) and
-    `noise/ID.wav`; and `mixtures.csv`, with a row for each. Mixtures of an earlier set that are
-    not replaced are deleted.
+    `noise/ID.wav`; and `mixtures.csv`, with a row for each. They appear together, at the end, in
+    place of an earlier set.
 
     Raises:
-        OutputError: the folder cannot be written, or holds files and `overwrite` is not set.
+        OutputError: the folder cannot be written.
     """
-    check_free(folder, overwrite=overwrite)
-    files.make_folders(folder)
-    earlier = _earlier_ids(folder / "mixtures.csv")
     with (
-        files.whole(folder / "mixtures.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        files.whole_folder(folder) as unfinished,
+        (unfinished / TABLE).open(
+            "w", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file,
     ):
         table = csv.writer(file)
-        written: set[str] = set()
-        for rendering in renderings:
+        for number, rendering in enumerate(renderings):
             name, mixture, noise = rendering.id, rendering.mixture, rendering.noise
-            if not written:
+            if number == 0:
                 table.writerow(["id", *rendering.labels])
-            written.add(name)
             table.writerow(map(csv_cell, [name, *rendering.labels.values()]))
             signals = {
                 "mix_clean": mixture if noise is None else mixture - noise,
@@ -361,16 +341,9 @@ def write_renderings(
             if noise is not None:
                 signals |= {"mix_both": mixture, "noise": noise}
             for part, signal in signals.items():
-                files.make_folders(folder / part)
-                audio.write(folder / part / f"{name}.wav", signal, sample_rate_hz)
-            for part in set(PARTS) - signals.keys():
-                (folder / part / f"{name}.wav").unlink(missing_ok=True)
+                (unfinished / part).mkdir(exist_ok=True)
+                audio.write(unfinished / part / f"{name}.wav", signal, sample_rate_hz)
             yield name
-        for name, part in itertools.product(earlier - written, PARTS):
-            (folder / part / f"{name}.wav").unlink(missing_ok=True)
-    names = set(map(files.normal, written))
-    others = [p for p in files.find(folder / "mix_clean") if files.normal(p.stem) not in names]
-    if others:
-        _logger.warning(
-            f"{folder}: has sound files that are not of this set, such as {others[0]}. Remove them."
-        )
+        for part in PARTS:
+            if not (unfinished / part).exists():
+                shutil.rmtree(folder / part, ignore_errors=True)

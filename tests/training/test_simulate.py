@@ -64,7 +64,6 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
         (".x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '.x' cannot be the name of a"),
         ("x\0,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id 'x.*' cannot be the name of a"),
         ("../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '../x' cannot be the"),
-        (252 * "x" + ",ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '.*' cannot be the"),
         ("x,ann/a.flac", "line 2: has 2 columns, not 6"),
         (2 * "x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\n", "line 3: id 'x' is used twice"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\nX,ann/a.flac,bob/b.flac,ann/b.flac,1,d", "twice"),
@@ -248,13 +247,13 @@ def test_names_in_the_table_run_nothing_in_a_spreadsheet(
     assert row == b"one,'=1+1,a\\x1b,caf\xe9,-1.50"
 
 
-def test_a_table_is_there_only_if_all_is(recipes: list[Recipe], tmp_path: Path) -> None:
+def test_a_set_is_there_only_if_all_of_it_is(recipes: list[Recipe], tmp_path: Path) -> None:
     recipes[1].reference.unlink()
     writing = write_renderings((render(r, RATE_HZ) for r in recipes), tmp_path / "out", RATE_HZ)
     assert next(writing) == "one"
     with pytest.raises(audio.AudioError, match=r"e.flac: no such file"):
         next(writing)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FOLDERS)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_draws_are_the_same_for_the_same_seed(corpus: Path) -> None:
