@@ -10,7 +10,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -24,7 +23,7 @@ from torch import distributed, nn
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
-from mcspex_cli.errors import ConfigError, EngineError, McspexError, install_extra
+from mcspex_cli.errors import ConfigError, EngineError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, choose_device
 from mcspex_cli.model.accelerated import accelerate
@@ -34,6 +33,8 @@ from mcspex_cli.training.mixtures import Batch, MixtureSampler, draw_batches
 from mcspex_cli.training.optimisation import Losses, Optimiser, multi_scale_loss, rate_factor
 from mcspex_cli.training.settings import TrainSettings
 from mcspex_cli.training.simulate import read_validation
+
+_logger = logging.getLogger("mcspex")
 
 NEW_SAMPLE_RATE_HZ = 8000
 """Of a new network whose settings name no rate."""
@@ -71,8 +72,8 @@ class Trainer:
         if self.team.leads:
             step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
             self.log = ProgressLog(self.out, step, tensorboard=tensorboard)
-        name = settings.model.start_from
-        self.start = find_checkpoint(Path(name) if Path(name).is_dir() else name) if name else None
+        start = settings.model.start_from
+        self.start = find_checkpoint(start) if start else None
         rate = settings.model.sample_rate_hz or NEW_SAMPLE_RATE_HZ
         if self.start and not settings.model.sample_rate_hz:
             rate = self.start.config.sample_rate_hz
@@ -86,7 +87,7 @@ class Trainer:
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.start and not state and not _has_classifier_of(self.start, corpus):
             if self.team.leads:
-                logging.getLogger("mcspex").info("computing a classifier of the new speakers")
+                _logger.info("computing a classifier of the new speakers")
             fit_classifier(self.system, self.sampler, settings.run.seed)
         if self.system.config.true_level and not state:
             match_level(self.system, self.sampler.draw(settings.run.seed, 0, range(32)))
@@ -101,7 +102,6 @@ class Trainer:
         self.optimiser = Optimiser(self.system, settings.optimiser)
         if state:
             self._restore(state)
-            self._check_speakers(corpus)
         self.saved_s = self.validated_s = self.elapsed_s
 
     @property
@@ -283,6 +283,7 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best_db": self.best_db,
+            "speakers_sha256": self.sampler.corpus.speakers_sha256,
         }
         if self.settings.optimiser.decay_minutes:
             state["decay_from_s"] = self.decay_from_s
@@ -300,13 +301,11 @@ class Trainer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a file that is not torch's
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            step, elapsed_s, best_db = (state[name] for name in ("step", "elapsed_s", "best_db"))
-            state |= {"step": int(step), "elapsed_s": float(elapsed_s), "best_db": float(best_db)}
+            return {**state, "step": int(state["step"])}
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {files.explain(error)}") from error
         except Exception as error:  # whatever the bytes of a damaged file lead to
             raise ConfigError(f"{path}: is damaged. Begin anew with another out.") from error
-        return dict(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Resume from a saved state."""
@@ -314,15 +313,21 @@ class Trainer:
             self.system.load_state_dict(state["system"])
             self.averaged.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+            self.best_db = state["best_db"]
+            same_speakers = state["speakers_sha256"] == self.sampler.corpus.speakers_sha256
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.out / 'state.pt'}: belongs to another network, corpus or optimiser. "
                 "Set [run] out to another folder."
             ) from error
-        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
-        self.best_db = state["best_db"]
         if self.settings.optimiser.decay_minutes:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
+        if self.team.leads and not same_speakers:
+            _logger.warning(
+                f"{self.out}: has learned other speakers, or in another order. It learns anew "
+                "who is who. Name the folders of [data] train as before to avoid that."
+            )
 
     def _keep_others_out(self) -> None:
         """Refuse a run that another process trains now: each would replace the other's files."""
@@ -337,16 +342,6 @@ class Trainer:
             ) from error
         except (NotImplementedError, OSError):  # on a disk without locks, say
             pass
-
-    def _check_speakers(self, corpus: Corpus) -> None:
-        """Warn where the model that was saved last knows other speakers than the corpus has."""
-        with suppress(McspexError):  # none was saved yet
-            last = find_checkpoint(self.out / "last")
-            if self.team.leads and not _has_classifier_of(last, corpus):
-                logging.getLogger("mcspex").warning(
-                    f"{self.out}: has learned other speakers, or in another order. It learns anew "
-                    "who is who. Name the folders of [data] train as before to avoid that."
-                )
 
 
 def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:
@@ -398,22 +393,14 @@ class ProgressLog:
                 ) from error
             purge_step = step + 1 if step else None
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
-        kept = []
-        if step and self.path.is_file():
-            # A crash of the machine may leave zeros in its place.
-            lines = self.path.read_text(errors="replace").replace("\0", "").splitlines()
-            kept = [
-                row
-                for row in csv.DictReader(lines, restval="")
-                if row.get("elapsed_s")
-                and row.get("step", "").isdecimal()
-                and int(row["step"]) <= step
-            ]
+        names = [field.name for field in fields(Progress)]
+        text = self.path.read_text(errors="replace") if step and self.path.is_file() else ""
+        # A crash of the machine may leave zeros in its place.
+        rows = csv.reader(text.replace("\0", "").splitlines())
+        whole = (row for row in rows if len(row) == len(names) and row[0].isdecimal())
+        kept = [row for row in whole if int(row[0]) <= step]
         with files.whole(self.path) as partial, partial.open("w", newline="") as file:
-            names = [field.name for field in fields(Progress)]
-            table = csv.DictWriter(file, names, extrasaction="ignore")
-            table.writeheader()
-            table.writerows(kept)
+            csv.writer(file).writerows([names, *kept])
 
     def add(self, progress: Progress) -> None:
         """Write one row."""
