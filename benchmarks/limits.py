@@ -12,7 +12,6 @@ say the same, and differences are paired by mixture.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -35,14 +34,13 @@ from benchmarks.conditions import (
     table_rows,
     without_target,
 )
-from benchmarks.lines import Row, markdown, summarise
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.levels import LevelMatcher
 from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.training.calibration import area, equal_error
-from mcspex_cli.training.data import Corpus
+from mcspex_cli.training.data import Corpus, read_sexes
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
 
 FLOOR_DB = -30.0
@@ -50,6 +48,10 @@ FLOOR_DB = -30.0
 
 AT_ONCE = 25
 """Mixtures composed together."""
+
+
+Row = dict[str, Any]
+"""One mixture's numbers, or one line's."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,60 @@ def _outside(span: tuple[float, float], length: int) -> npt.NDArray[np.bool_]:
     return (time < span[0]) | (time > span[1])
 
 
+def summarise(name: str, rows: Sequence[Row], first: Sequence[Row] | None = None) -> Row:
+    """One line of a table: means, standard errors and, if paired, the change from `first`."""
+    after, gains = (np.array([row[key] for row in rows]) for key in ("si_sdr_db", "si_sdr_i_db"))
+    line: Row = {
+        "condition": name,
+        "mixtures": len(rows),
+        "si_sdr_db": float(after.mean()),
+        "si_sdr_i_db": float(gains.mean()),
+        "standard_error_db": standard_error(gains),
+        "confused_percent": 100 * float((gains < 0).mean()),
+    }
+    if first:
+        change = after - [row["si_sdr_db"] for row in first]
+        line |= {"change_db": float(change.mean()), "change_error_db": standard_error(change)}
+    for key in ("target_alone_db", "other_alone_db"):
+        known = [row[key] for row in rows if row[key] is not None]
+        line |= {key: float(np.median(known))} if known else {}
+    return line | {"each_si_sdr_i_db": np.round(gains, 2).tolist()}
+
+
+def standard_error(values: npt.NDArray[np.float64]) -> float:
+    """Of the mean; nan for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def column(line: Row, key: str, form: str) -> str:
+    """A cell; empty where the line has no such number."""
+    return form.format(**line).replace("-0.0 ", "0.0 ") if key in line else ""
+
+
+COLUMNS = {
+    "": ("condition", "{condition}"),
+    "SI-SDR": ("si_sdr_db", "{si_sdr_db:.1f} dB"),
+    "SI-SDRi": ("si_sdr_i_db", "{si_sdr_i_db:.1f} ± {standard_error_db:.1f} dB"),
+    "confused": ("confused_percent", "{confused_percent:.0f} %"),
+    "against the first row": ("change_db", "{change_db:+.1f} ± {change_error_db:.1f} dB"),
+    "target where alone": ("target_alone_db", "{target_alone_db:+.1f} dB"),
+    "other where alone": ("other_alone_db", "{other_alone_db:+.1f} dB"),
+    "AUC": ("auc", "{auc:.2f}"),
+    "equal error rate": ("equal_error_percent", "{equal_error_percent:.0f} %"),
+    "present, but missed": ("missed_percent", "{missed_percent:.0f} %"),
+    "absent, but taken for present": ("false_percent", "{false_percent:.0f} %"),
+}
+"""A table's columns, which it has if any of its lines has: key and form."""
+
+
+def markdown(lines: Sequence[Row]) -> str:
+    """A table of lines."""
+    used = {name: c for name, c in COLUMNS.items() if any(c[0] in line for line in lines)}
+    rows = [list(used), *([column(line, *c) for c in used.values()] for line in lines)]
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, f"|{'---|' * len(used)}", *rest])
+
+
 def tabulate(bench: Bench, conditions: Sequence[Condition]) -> list[Row]:
     """A line for each condition, compared with the first."""
     first, *others = conditions
@@ -165,7 +221,7 @@ def by_gender(bench: Bench, condition: Condition, genders: dict[str, str]) -> li
     groups: dict[str, list[Row]] = {"of the same gender": [], "of different genders": []}
     for plan, row in zip(bench.plans, bench.measure(condition), strict=True):
         talkers = plan.target, plan.interferers[0]
-        both = {genders.get(Path(talker.speaker.name).name, "") for talker in talkers}
+        both = {genders.get(talker.speaker.name, "") for talker in talkers}
         if "" not in both:
             groups[list(groups)[len(both) - 1]].append(row)
     return [summarise(name, rows) for name, rows in groups.items() if rows]
@@ -190,14 +246,6 @@ def absence(bench: Bench) -> list[Row]:
             }
         )
     return lines
-
-
-def read_genders(path: Path | None) -> dict[str, str]:
-    """The column `sex` or `gender` of a CSV by its column `speaker`."""
-    if not path:
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["speaker"]: row.get("sex") or row["gender"] for row in csv.DictReader(file)}
 
 
 def tables(bench: Bench, names: list[str], genders: dict[str, str]) -> Iterator[tuple[str, Any]]:
@@ -230,8 +278,12 @@ def main() -> None:
     corpus = Corpus.read(options.speakers, engine.sample_rate_hz)
     plans = draw_plans(corpus, options.count, options.seed)
     bench = Bench(engine, MixtureSampler(corpus, EVERYTHING), plans)
+    genders: dict[str, str] = {}
+    if options.genders:
+        names = [speaker.name for speaker in corpus.speakers]
+        genders = dict(zip(names, read_sexes([options.genders], names), strict=True))
     results = {}
-    for name, lines in tables(bench, options.only, read_genders(options.genders)):
+    for name, lines in tables(bench, options.only, genders):
         results[name] = lines
         print(f"{name}\n\n{markdown(lines)}\n", flush=True)
     print(f"{options.count} mixtures a row, {time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -15,16 +15,19 @@ from benchmarks.conditions import (
     EVERYTHING,
     TABLES,
     Change,
+    at_level,
+    clipped,
+    coded,
     draw_plans,
     in_noise,
     in_room,
     overlapping,
     several,
+    telephone,
     two,
     without_target,
 )
-from benchmarks.lines import markdown, summarise
-from benchmarks.treatments import at_level, clipped, coded, telephone
+from benchmarks.limits import markdown, summarise
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
