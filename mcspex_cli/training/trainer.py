@@ -60,23 +60,13 @@ class Trainer:
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
-        if not resume:
-            files.make_folders(self.out)
-        if self.team.leads and self.out.is_dir():
-            self._keep_others_out()  # before the state is read, which they may still replace
-        state = self._read_state() if resume else None
-        if not resume and (self.out / "state.pt").is_file():
-            raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
-        self.log: ProgressLog | None = None
-        """Where the progress is kept, if this process keeps it."""
-        if self.team.leads:
-            step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
-            self.log = ProgressLog(self.out, step, tensorboard=tensorboard)
+        state = self._take_folder(resume=resume)
+        step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
+        self.log = ProgressLog(self.out, step, tensorboard=tensorboard) if self.team.leads else None
         start = settings.model.start_from
         self.start = find_checkpoint(start) if start else None
-        rate = settings.model.sample_rate_hz or NEW_SAMPLE_RATE_HZ
-        if self.start and not settings.model.sample_rate_hz:
-            rate = self.start.config.sample_rate_hz
+        own_rate = self.start.config.sample_rate_hz if self.start else NEW_SAMPLE_RATE_HZ
+        rate = settings.model.sample_rate_hz or own_rate
         corpus = Corpus.read(settings.data.train, rate, mixed=settings.data.mixing == "given")
         # Mixtures are drawn where the corpus lies.
         corpus.samples = corpus.samples.to("cpu" if settings.run.workers else self.device)
@@ -292,8 +282,29 @@ class Trainer:
         with files.whole(self.out / "state.pt") as partial:
             partial.write_bytes(data.getbuffer())
 
+    def _take_folder(self, *, resume: bool) -> dict[str, Any] | None:
+        """Keep other processes out of the run's folder, and read the state to resume from."""
+        if not resume:
+            files.make_folders(self.out)
+        if self.team.leads and self.out.is_dir():
+            # For as long as this object lives; several in one process share it.
+            self._lock = FileLock(self.out / "run.lock", is_singleton=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ConfigError(
+                    f"{self.out}: another process is training this run. End it first, or set "
+                    "[run] out to another folder."
+                ) from error
+            except (NotImplementedError, OSError):  # on a disk without locks, say
+                pass
+        if resume:
+            return self._read_state()
+        if (self.out / "state.pt").is_file():
+            raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
+        return None
+
     def _read_state(self) -> dict[str, Any]:
-        """The saved state to resume from."""
         path = self.out / "state.pt"
         if not path.is_file():
             raise ConfigError(f"{path}: nothing to resume. Leave out --resume to begin.")
@@ -328,20 +339,6 @@ class Trainer:
                 f"{self.out}: has learned other speakers, or in another order. It learns anew "
                 "who is who. Name the folders of [data] train as before to avoid that."
             )
-
-    def _keep_others_out(self) -> None:
-        """Refuse a run that another process trains now: each would replace the other's files."""
-        # For as long as this object lives; several in one process share it.
-        self._lock = FileLock(self.out / "run.lock", is_singleton=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigError(
-                f"{self.out}: another process is training this run. End it first, or set [run] "
-                "out to another folder."
-            ) from error
-        except (NotImplementedError, OSError):  # on a disk without locks, say
-            pass
 
 
 def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:

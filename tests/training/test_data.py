@@ -17,7 +17,6 @@ from mcspex_cli.training.data import (
     Stretch,
     draw_reference,
     draw_stretch,
-    is_librimix,
     list_librimix,
     list_utterances,
     read_enrolments,
@@ -73,14 +72,6 @@ def test_librimix_and_librispeech_name_a_speaker_alike(librimix: Path, librispee
     in_mixtures, alone = ({c.speaker for c in list_utterances([f])} for f in (librimix / "dev",
                           librispeech))  # fmt: skip
     assert in_mixtures == alone
-
-
-def test_a_librimix_set_is_known_by_its_three_folders(librimix: Path, corpus: Path) -> None:
-    assert all(is_librimix(librimix / name) for name in LIBRIMIX)
-    assert not is_librimix(librimix)
-    assert not is_librimix(corpus)
-    (librimix / "dev" / "s2").rename(librimix / "dev" / "s3")
-    assert not is_librimix(librimix / "dev")
 
 
 def test_a_librimix_sets_clips_are_its_talkers(librimix: Path) -> None:
@@ -196,19 +187,6 @@ def test_unusable_metadata_is_named(librimix: Path, text: bytes, message: str) -
     (librimix / METADATA).write_bytes(text)
     with pytest.raises(ConfigError, match=message):
         list_librimix(librimix / "test")
-
-
-def test_enrolments_name_a_clip_for_each_target(librimix: Path) -> None:
-    folder = librimix / "test"
-    path = folder / "map_mixture2enrollment"
-    path.write_text(path.read_text() + "\n")
-    one, other = LIBRIMIX["test"][:2]
-    assert read_enrolments(path, folder) == {
-        (one, "4077-13754-0001"): folder / "s1" / f"{other}.wav",
-        (one, "5142-33396-0065"): folder / "s2" / f"{other}.wav",
-        (other, "4077-13754-0004"): folder / "s1" / f"{one}.wav",
-        (other, "5142-36377-0020"): folder / "s2" / f"{one}.wav",
-    }
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -136,22 +135,6 @@ def test_a_run_is_trained_by_one_process_at_a_time(corpus: Path) -> None:
     ):
         Trainer(chosen)
     assert [report.step for report in Trainer(chosen).run()] == [2, 3, 4, 6]
-
-
-def test_a_state_is_read_when_no_other_process_can_replace_it(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = settings(corpus, "out")
-    list(Trainer(chosen).run())
-    read, locked = Trainer._read_state, list[bool]()
-
-    def read_locked(trainer: Trainer) -> dict[str, Any]:
-        locked.append(trainer._lock.is_locked)
-        return read(trainer)
-
-    monkeypatch.setattr(Trainer, "_read_state", read_locked)
-    Trainer(chosen, resume=True)
-    assert locked == [True]
 
 
 def test_other_speakers_in_a_resumed_run_are_warned_of(
