@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME = argument("NAME", shell_complete=options.complete_models)
 NEW_FOLDER = option(
-    *("DIR", "The folder to make.", "-o", "--output"), type=options.FOLDER, required=True
+    "DIR", "The folder to make.", "-o", "--output", type=options.FOLDER, required=True
 )
 YES = flag("Do not ask.", "-y", "--yes")
 
@@ -368,7 +368,10 @@ def calibrate(
     engine = open_engine(replace(info, calibration=None))  # it may be damaged
     calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
     trials = console.track(
-        *(calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds")),
+        calibrator.trials(),
+        "calibrating",
+        calibrator.seconds,
+        attrgetter("seconds"),
         shown=not quiet,
     )
     calibration = asdict(calibrator.calibration(list(trials)))
