@@ -161,9 +161,7 @@ def larger(config: SystemConfig, width: float, stacks: int, blocks: int) -> Syst
     )
 
 
-def grow(
-    system: System, width: float = 1.0, stacks: int = 0, blocks: int = 0, seed: int = 0
-) -> System:
+def grow(system: System, width: float = 1.0, stacks: int = 0, blocks: int = 0) -> System:
     """Make a network wider and deeper so that its output stays the same, as far as it can.
 
     A wider layer repeats units of the narrow one. Whatever reads a repeated unit divides its
@@ -171,15 +169,15 @@ def grow(
     things. New blocks and stacks come last and begin as the identity: their last layer is
     zero. A width of 2, 3 and so on, and any depth, keep the output exactly; other widths
     closely, since norms average over units of which some are repeated and some are not.
-    `system` is not changed. `stacks` and `blocks` (in each) are the new network's, as in `larger`,
-    and `seed` is for what is random in its weights. Source: ours, after Net2Net (Chen et al. 2016).
+    `system` is not changed. `stacks` and `blocks` (in each) are the new network's, as in `larger`.
+    Source: ours, after Net2Net (Chen et al. 2016).
 
     Raises:
         ConfigError: the network has more stacks or blocks.
     """
     config = larger(system.config, width, stacks, blocks)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         grown = build(config)
         new = grown.load_state_dict(_widened(system, config), strict=False).missing_keys
     for name, module in grown.named_modules():

@@ -265,7 +265,9 @@ def test_what_is_not_a_file_is_refused_at_once(folder: Path, name: str, kind: st
             file.truncate(2**43)  # takes no room on the disk
     elif kind != "missing":
         path.symlink_to({"device": "/dev/zero", "circle": name}.get(kind, "nothing"))
-    with pytest.raises(CheckpointError, match=r"is missing|is not a regular file|not a model|too "):
+    with pytest.raises(
+        CheckpointError, match=r"no such file|is not a reg|cannot be read|not a model|too "
+    ):
         load_checkpoint(folder)
     if name != "config.json":
         assert verify(find_checkpoint(folder))

@@ -87,11 +87,9 @@ def test_copies_of_a_unit_learn_different_things() -> None:
     assert gradients["extractor.stacks.2.blocks.0.narrow.weight"].abs().max() > 0
 
 
-def test_growth_is_the_same_for_the_same_seed() -> None:
-    system = trained(TINY)
-    one, same, other = (grow(system, 1.5, 3, seed=seed).state_dict() for seed in (0, 0, 1))
+def test_growth_is_the_same_every_time() -> None:
+    one, same = (grow(trained(TINY), 1.5, 3).state_dict() for _ in range(2))
     assert all(torch.equal(tensor, same[key]) for key, tensor in one.items())
-    assert not all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 @pytest.mark.parametrize("sizes", [{"stacks": 1}, {"blocks": 2}])
