@@ -36,8 +36,8 @@ import re
 from pathlib import Path
 from mcspex_cli.batch.journal import Journal, measure
 from mcspex_cli.batch.plan import BatchRequest, plan_batch
-asked = {"reference_folder": Path("refs"), "pattern": "{speaker}_{n}"}
-plan = plan_batch(BatchRequest(Path("out"), [Path("mix")], **asked))
+request = {"reference_folder": Path("refs"), "pattern": "{speaker}_{n}"}
+plan = plan_batch(BatchRequest(Path("out"), [Path("mix")], **request))
 measure(plan, Journal(Path("out")))
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """

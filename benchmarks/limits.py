@@ -169,8 +169,8 @@ def summarise(name: str, rows: Sequence[Row], first: Sequence[Row] | None = None
         change = after - [row["si_sdr_db"] for row in first]
         line |= {"change_db": float(change.mean()), "change_error_db": standard_error(change)}
     for key in ("target_alone_db", "other_alone_db"):
-        known = [row[key] for row in rows if row[key] is not None]
-        line |= {key: float(np.median(known))} if known else {}
+        values = [row[key] for row in rows if row[key] is not None]
+        line |= {key: float(np.median(values))} if values else {}
     return line | {"each_si_sdr_i_db": np.round(gains, 2).tolist()}
 
 

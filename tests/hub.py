@@ -225,7 +225,7 @@ class Hub:
         self.faults.append(Fault(where, **what))
         return self.faults[-1]
 
-    def asked(self, method: str, where: str = "") -> list[Request]:
+    def requests_for(self, method: str, where: str = "") -> list[Request]:
         """The requests of a method whose path contains `where`, in order."""
         return [r for r in self.requests if r.method == method and where in r.path]
 

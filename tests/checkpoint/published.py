@@ -93,14 +93,14 @@ class Block(nn.Module):
 class Residual(nn.Module):
     """A residual block of the speaker encoder."""
 
-    def __init__(self, given: int, made: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(given, made, 1, bias=False)
-        self.conv2 = nn.Conv1d(made, made, 1, bias=False)
-        self.batch_norm1, self.batch_norm2 = nn.BatchNorm1d(made), nn.BatchNorm1d(made)
+        self.conv1 = nn.Conv1d(inputs, outputs, 1, bias=False)
+        self.conv2 = nn.Conv1d(outputs, outputs, 1, bias=False)
+        self.batch_norm1, self.batch_norm2 = nn.BatchNorm1d(outputs), nn.BatchNorm1d(outputs)
         self.prelu1, self.prelu2 = nn.PReLU(), nn.PReLU()
-        if given != made:
-            self.conv_downsample = nn.Conv1d(given, made, 1, bias=False)
+        if inputs != outputs:
+            self.conv_downsample = nn.Conv1d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.batch_norm2(self.conv2(self.prelu1(self.batch_norm1(self.conv1(x)))))

@@ -67,8 +67,8 @@ def assert_alike(system: System, network: Published, tolerance: float = 1e-5) ->
         short = system.extract(mixture, system.embed(reference))
     assert min(float(e.std(dim=-1).min()) for e in expected) > 1e-3  # they say something
     pairs = zip([*estimates, short, logits], [*expected, expected[0], scores], strict=True)
-    for estimate, wanted in pairs:
-        torch.testing.assert_close(estimate, wanted, rtol=tolerance, atol=tolerance)
+    for estimate, truth in pairs:
+        torch.testing.assert_close(estimate, truth, rtol=tolerance, atol=tolerance)
 
 
 KINDS = [(layout, norm) for layout in RENAMED for norm in ("gLN", "cLN", "BN")]

@@ -93,7 +93,7 @@ def test_pull_takes_three_files_and_says_what_came(
     assert snapshot
     assert snapshot.revision == commit
     assert files_of(snapshot.folder) == files
-    assert {r.path.rpartition("/")[2] for r in hub.asked("GET", "/resolve/")} == set(FILES)
+    assert {r.path.rpartition("/")[2] for r in hub.requests_for("GET", "/resolve/")} == set(FILES)
 
 
 def test_pull_again_downloads_nothing(hub: Hub, commit: str) -> None:
@@ -105,7 +105,7 @@ def test_pull_again_downloads_nothing(hub: Hub, commit: str) -> None:
     done = run("models", "pull", REPO)
     assert {path.name: path.lstat().st_ino for path in snapshot.folder.iterdir()} == before
     assert done.stderr == f"{REPO}@{commit[:12]}  (already downloaded; licence: mit)\n"
-    assert not hub.asked("GET", "/resolve/")
+    assert not hub.requests_for("GET", "/resolve/")
 
 
 @pytest.mark.parametrize("form", ["--revision", "@"])
@@ -200,7 +200,7 @@ def test_a_download_that_breaks_goes_on_where_it_broke(
     hub.fail("model.safetensors", cut=True, times=1)
     done = run("models", "pull", REPO)
     assert (done.exit_code, done.stderr.count("\n")) == (0, 1), done.stderr
-    first, second = (r.headers.get("range") for r in hub.asked("GET", "model.safetensors"))
+    first, second = (r.headers.get("range") for r in hub.requests_for("GET", "model.safetensors"))
     assert first is None
     assert second == f"bytes={len(files['model.safetensors']) // 2 // 2**14 * 2**14}-"
 
@@ -276,7 +276,7 @@ def test_odd_answers_are_one_line(hub: Hub, commit: str, fields: dict[str, objec
     done = run("models", "pull", REPO)
     assert (done.exit_code, done.stderr.count("\n")) in {(1, 1), (0, 1)}
     assert done.exit_code == 1 or fields == {"id": None}
-    assert not hub.asked("GET", "model.safetensors") or done.exit_code == 0
+    assert not hub.requests_for("GET", "model.safetensors") or done.exit_code == 0
 
 
 def test_more_than_was_listed_is_not_kept(hub: Hub, commit: str, tmp_path: Path) -> None:
@@ -305,17 +305,17 @@ def test_a_pull_that_was_killed_is_taken_up_again(
     fault = hub.fail("model.safetensors", method="GET", wait_s=30.0)
     command = [sys.executable, "-m", "mcspex_cli", "models", "pull", REPO]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as running:
-        while not hub.asked("GET", "model.safetensors"):
+        while not hub.requests_for("GET", "model.safetensors"):
             assert running.poll() is None
             time.sleep(0.05)
         running.send_signal(signal.SIGKILL)
         running.communicate()
     fault.times = 0
     assert json.loads(run("models", "list", "--json").stdout)[-1]["source"] == "bundled"
-    before = len(hub.asked("GET", "config.json"))
+    before = len(hub.requests_for("GET", "config.json"))
     done = run("models", "pull", REPO)
     assert done.exit_code == 0, done.stderr
-    assert len(hub.asked("GET", "config.json")) == before  # it had come whole
+    assert len(hub.requests_for("GET", "config.json")) == before  # it had come whole
     done = run("models", "verify", REPO)
     assert "good, compared with its config and the Hub" in done.stdout
 
@@ -324,7 +324,7 @@ ODD = b'{"model_type": "bert"}'
 
 
 @pytest.mark.parametrize(
-    ("changes", "given", "message"),
+    ("changes", "contents", "message"),
     [
         ({"filters": 10**9}, {}, "filters is 1000000000. Expected `int` <= 4096."),
         ({"format": 2}, {}, "config.json: has format 2, and this mcspex reads 1. Update mcspex"),
@@ -343,15 +343,15 @@ ODD = b'{"model_type": "bert"}'
 )
 def test_what_is_no_model_of_ours_is_refused_before_the_weights_are_asked_for(
     hub: Hub, files: dict[str, bytes], changes: dict[str, object],
-    given: dict[str, bytes | None], message: str,
+    contents: dict[str, bytes | None], message: str,
 ) -> None:  # fmt: skip
-    content = {**edited(files, **changes), **given}
+    content = {**edited(files, **changes), **contents}
     hub.add(REPO, {name: data for name, data in content.items() if data is not None})
     done = run("models", "pull", REPO)
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {REPO}: ")
     assert message in done.stderr
-    assert not hub.asked("GET", "model.safetensors")
+    assert not hub.requests_for("GET", "model.safetensors")
 
 
 def test_a_model_without_a_card_says_so(hub: Hub, files: dict[str, bytes]) -> None:
@@ -423,8 +423,8 @@ def test_a_model_of_the_hub_is_downloaded_once_and_then_used_without_a_request(
 ) -> None:
     first = extract(scene, "--model", REPO)
     assert first.exit_code == 0, first.output
-    said = json.loads(first.stdout)
-    assert (said["model"], said["model_revision"]) == (REPO, commit)
+    output = json.loads(first.stdout)
+    assert (output["model"], output["model_revision"]) == (REPO, commit)
     hub.requests.clear()
     estimate = (scene / "mixture.target.wav").read_bytes()
     for words in ((), ("--offline",)):
@@ -562,16 +562,16 @@ def test_list_is_fast_and_needs_no_torch(hub: Hub, pulled: Path, tmp_path: Path)
 
 
 def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
-    said = run("models", "show", DEFAULT_MODEL).stdout
+    output = run("models", "show", DEFAULT_MODEL).stdout
     for words in (
         "MC-SpEx, 11.9 M weights, 23.8 MB",
         "licence  cc-by-4.0",
         "LibriSpeech",
         "16 kHz",
     ):
-        assert words in said
-    assert "\nnumbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in said
-    assert f"\n{'':9}200 mixtures with noise and half of them with rooms: SI-SDRi (dB) " in said
+        assert words in output
+    assert "\nnumbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in output
+    assert f"\n{'':9}200 mixtures with noise and half of them with rooms: SI-SDRi (dB) " in output
     data = json.loads(run("models", "show", REPO, "--json").stdout)
     assert (data["licence"], data["revision"], data["card"]) == ("mit", commit, "# Voices")
     assert data["config"]["system"] == "mcspex"
@@ -918,9 +918,9 @@ def test_a_published_checkpoint_becomes_a_model(best: Path, scene: Path) -> None
         f"{folder}  (SpEx+, from the layers of gemengtju/SpEx_Plus)\n",
     )
     assert extract(scene, "--model", folder).exit_code == 0
-    said = run("models", "show", folder).stdout
+    output = run("models", "show", folder).stdout
     for words in ("SpEx+, 0.", "licence  mit", "Converted from `best.pt.tar` (sha256", "8 kHz"):
-        assert words in said
+        assert words in output
     full = (folder / "model.safetensors").stat().st_size
     done = run("models", "convert", best, "-o", folder, "--half")
     assert f"{folder}: has a model. Name another folder, or add --overwrite." in done.stderr

@@ -81,12 +81,12 @@ def test_a_hundred_are_drawn_unasked(corpus: Path, out: Path, toml: Path) -> Non
 
 
 def test_the_same_seed_gives_the_same_bytes(corpus: Path, tmp_path: Path, toml: Path) -> None:
-    made = []
+    sets = []
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
         words = (corpus, "-o", tmp_path / name, "-n", 3, "--seed", seed, "--mixtures", toml)
         assert simulate(*words).exit_code == 0
-        made.append(contents(tmp_path / name))
-    one, same, other = made
+        sets.append(contents(tmp_path / name))
+    one, same, other = sets
     assert one == same
     assert one.keys() == other.keys()
     assert all(one[name] != other[name] for name in one if name.startswith(("mix_", "refer")))
@@ -124,13 +124,13 @@ def test_a_librimix_set_gives_its_own_mixtures(librimix: Path, out: Path) -> Non
         name = row["id"].removesuffix(f"_{role}")
         swapped = {"s1": "s2", "s2": "s1"}[role]
         enrolment = {one: other, other: one}[name]
-        made = sounds(out, row["id"], "mix_clean", "s1", "s2", "references")
-        given = [
+        ours = sounds(out, row["id"], "mix_clean", "s1", "s2", "references")
+        theirs = [
             *sounds(folder, name, "mix_clean", role, swapped),
             *sounds(folder, enrolment, role),
         ]
-        for ours, theirs in zip(made, given, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for sound, original in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(sound, original)
 
 
 def test_a_librimix_set_needs_no_enrolments(librimix: Path, tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_wrong_usage_is_exit_2_and_one_error(
     corpus: Path, librimix: Path, toml: Path, out: Path, words: list[str], message: str
 ) -> None:
     folder = librimix / "test"
-    known = {"SPEECH": corpus, "SET": folder, "MAP": folder / "map_mixture2enrollment"}
-    done = simulate(*({**known, "TOML": toml}.get(word, word) for word in words), "-o", out)
+    folders = {"SPEECH": corpus, "SET": folder, "MAP": folder / "map_mixture2enrollment"}
+    done = simulate(*({**folders, "TOML": toml}.get(word, word) for word in words), "-o", out)
     assert done.exit_code == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1

@@ -47,10 +47,10 @@ def test_talkers_and_microphone_are_inside_the_room() -> None:
 
 
 def test_the_direct_sound_comes_first_and_alone() -> None:
-    made = responses(0.4)
-    assert made.shape == (6, 2, 12800)
-    assert (made[..., 0] >= 1).all()  # 1, and what arrives within the same sample
-    assert (made[..., 0] < 1.6).all()
+    response = responses(0.4)
+    assert response.shape == (6, 2, 12800)
+    assert (response[..., 0] >= 1).all()  # 1, and what arrives within the same sample
+    assert (response[..., 0] < 1.6).all()
 
 
 @pytest.mark.parametrize("t60_s", [0.2, 0.4, 0.6])
@@ -68,8 +68,8 @@ def test_a_nearer_talker_is_drier() -> None:
         Room(0.4, (6.0, 5.0, 3.0), (3.0, 2.5, 1.5), ((3.0 + away, 2.5, 1.5),), 1)
         for away in (0.5, 2.4)
     )
-    made = room_responses([near, far], 6400, RATE_HZ, CPU)[:, 0]
-    direct_db = -10 * torch.log10(made[:, 16:].square().sum(-1))
+    response = room_responses([near, far], 6400, RATE_HZ, CPU)[:, 0]
+    direct_db = -10 * torch.log10(response[:, 16:].square().sum(-1))
     # The direct sound falls with the square of the distance; the reverberation does not.
     assert direct_db[0] - direct_db[1] == pytest.approx(20 * np.log10(2.4 / 0.5), abs=2)
 
@@ -77,17 +77,17 @@ def test_a_nearer_talker_is_drier() -> None:
 def test_the_first_echo_is_where_geometry_puts_it() -> None:
     # Microphone and talker 1.5 m above the floor and 2 m apart; all other walls are far off.
     room = Room(0.3, (40.0, 40.0, 30.0), (20.0, 20.0, 1.5), ((22.0, 20.0, 1.5),), 1)
-    made = room_responses([room], 3200, RATE_HZ, CPU)[0, 0]
+    response = room_responses([room], 3200, RATE_HZ, CPU)[0, 0]
     path_m = np.hypot(2, 3) - 2
     expected = path_m / 343 * RATE_HZ
-    assert int(made[4:400].argmax()) + 4 == pytest.approx(expected, abs=1)
+    assert int(response[4:400].argmax()) + 4 == pytest.approx(expected, abs=1)
 
 
 def test_the_early_part_ends_softly() -> None:
-    made = torch.ones(1, 3200)
-    early = early_part(made, RATE_HZ)
+    response = torch.ones(1, 3200)
+    early = early_part(response, RATE_HZ)
     end = round(EARLY_S * RATE_HZ)
-    assert torch.equal(early[:, :end], made[:, :end])
+    assert torch.equal(early[:, :end], response[:, :end])
     assert early[0, end + 80] == pytest.approx(0.5, abs=0.01)
     assert not early[:, end + 161 :].any()
 
@@ -120,8 +120,8 @@ def test_the_spectrum_of_noise_falls_as_its_name_says(kind: str, slope_db: float
 def test_speech_shaped_noise_has_speechs_spectrum() -> None:
     power = torch.fft.rfft(noise("speech")).abs().square()
     bands = torch.stack([part.mean() for part in power.tensor_split(8)])
-    wanted = torch.stack([p.mean() for p in torch.linspace(2, 0.1, len(power)).tensor_split(8)])
-    torch.testing.assert_close(bands / bands.sum(), wanted / wanted.sum(), rtol=0.1, atol=0.003)
+    expected = torch.stack([p.mean() for p in torch.linspace(2, 0.1, len(power)).tensor_split(8)])
+    torch.testing.assert_close(bands / bands.sum(), expected / expected.sum(), rtol=0.1, atol=0.003)
 
 
 def test_hum_is_mains_and_its_harmonics() -> None:

@@ -157,7 +157,7 @@ def test_a_set_of_three_talkers_has_three_targets(three_talkers: Path) -> None:
     assert [c.speaker[12:] for c in mixture.talkers] == ["84", "174", "61"]
     assert len(list_utterances([three_talkers])) == 6
     read = Corpus.read([three_talkers], RATE_HZ, mixed=True)
-    assert [len(given) for given in read.mixtures] == [3] * 6
+    assert [len(talkers) for talkers in read.mixtures] == [3] * 6
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(8))
     parts = batch.target + batch.interferer
     np.testing.assert_allclose(batch.mixture, parts, atol=1e-6)
@@ -235,7 +235,7 @@ def laid_out(pieces: list[list[torch.Tensor]]) -> Corpus:
         names = [f"{who}-{number}" for number in range(len(utterances))]
         speakers.append(Speaker(f"s{who}", at, bounds, names))
         at += bounds[-1]
-    return Corpus(torch.cat([piece for said in pieces for piece in said]), speakers, RATE_HZ)
+    return Corpus(torch.cat([piece for own in pieces for piece in own]), speakers, RATE_HZ)
 
 
 @pytest.fixture
@@ -251,9 +251,9 @@ def marked() -> Corpus:
 
 
 def marks(corpus: Corpus, stretch: Stretch) -> set[int]:
-    """What is heard of an stretch in a `marked` corpus, at the speed it was recorded."""
-    heard = corpus.gather([replace(stretch, speed=1.0)], stretch.length)[0] * 32768
-    return set(heard.int().tolist())
+    """The values in a stretch of a `marked` corpus, at the speed at which it was recorded."""
+    samples = corpus.gather([replace(stretch, speed=1.0)], stretch.length)[0] * 32768
+    return set(samples.int().tolist())
 
 
 def sine(hertz: float, length: int) -> torch.Tensor:
@@ -311,9 +311,9 @@ def test_a_single_clip_is_halved_and_one_half_is_the_others_reference(corpus: Pa
         assert target.sentences() | reference.sentences() == {"a/1", "a/2"}
         assert not target.sentences() & reference.sentences()
         firsts.add(target.first)
-        heard = read.gather([target], target.length)[0].numpy()
+        samples = read.gather([target], target.length)[0].numpy()
         half = whole[10000:] if target.first else whole[:10000]
-        np.testing.assert_array_equal(heard, half[-target.length :])
+        np.testing.assert_array_equal(samples, half[-target.length :])
     assert firsts == {0, 1}
 
 
@@ -345,11 +345,11 @@ def test_what_a_speaker_says_in_two_mixtures_counts_once(librimix: Path) -> None
 
 def test_given_mixtures_are_pairs_in_both_roles(librimix: Path) -> None:
     read = Corpus.read([librimix / "train-100"], RATE_HZ, mixed=True)
-    said = [tuple(read.speakers[who].sentences[k] for who, k in m) for m in read.mixtures]
+    pairs = [tuple(read.speakers[who].sentences[k] for who, k in m) for m in read.mixtures]
     one, other, third = (tuple(name.split("_")) for name in LIBRIMIX["train-100"])
     both = {one, one[::-1], other, other[::-1]}
-    assert set(said) == {*both, third[::-1]}  # 27 says nothing else, so it is no target
-    assert len(said) == 5
+    assert set(pairs) == {*both, third[::-1]}  # 27 says nothing else, so it is no target
+    assert len(pairs) == 5
     assert not Corpus.read([librimix / "train-100"], RATE_HZ).mixtures
 
 
@@ -371,8 +371,8 @@ def place(part: audio.Samples, whole: audio.Samples) -> tuple[float, int]:
     """How like a stretch of `whole` a part is at best, -1 to 1, and where that is."""
     size = len(whole) + len(part)
     dots = np.fft.irfft(np.fft.rfft(whole, size) * np.fft.rfft(part, size).conj(), size)
-    heard = np.cumsum(np.square(np.concatenate(([0], whole)), dtype=np.float64))
-    energy = (heard[len(part) :] - heard[: -len(part)]) * np.square(part).sum()
+    sums = np.cumsum(np.square(np.concatenate(([0], whole)), dtype=np.float64))
+    energy = (sums[len(part) :] - sums[: -len(part)]) * np.square(part).sum()
     likeness = dots[: len(energy)] / np.sqrt(energy)
     at = int(likeness.argmax())
     return float(likeness[at]), at
@@ -386,7 +386,7 @@ def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) ->
     }
     read = Corpus.read([folder], RATE_HZ, mixed=True)
     batch = MixtureSampler(read, SHORT).draw(0, 0, range(32))
-    found = set()
+    roles = set()
     for mixture, target, interferer in zip(
         batch.mixture.numpy(), batch.target.numpy(), batch.interferer.numpy(), strict=True
     ):
@@ -400,9 +400,9 @@ def test_draws_of_given_mixtures_are_stretches_of_their_files(librimix: Path) ->
         np.testing.assert_allclose(mixture, gain * mix, atol=atol)
         np.testing.assert_allclose(target, gain * voices[role], atol=atol)
         np.testing.assert_allclose(interferer, gain * voices[1 - role], atol=atol)
-        found.add((name, role))
+        roles.add((name, role))
     one, other, third = LIBRIMIX["train-100"]
-    assert found == {(one, 0), (one, 1), (other, 0), (other, 1), (third, 1)}
+    assert roles == {(one, 0), (one, 1), (other, 0), (other, 1), (third, 1)}
     assert not batch.noise.any()
 
 
@@ -447,12 +447,12 @@ def test_the_reference_is_the_target_in_other_utterances(marked: Corpus, speed: 
         reference = draw_reference(target, 8000, rng)
         assert 0 < target.length <= round(600 * speed)
         assert reference.speed == target.speed == speed
-        said, heard = marks(marked, target), marks(marked, reference)
+        target_marks, reference_marks = marks(marked, target), marks(marked, reference)
         own = {100 * (1 + who) + k for k in range(4)}
-        assert said <= own and heard <= own
-        assert not said & heard
-        assert {f"{who}-{mark % 100}" for mark in said} == target.sentences()
-        assert {f"{who}-{mark % 100}" for mark in heard} == reference.sentences()
+        assert target_marks <= own and reference_marks <= own
+        assert not target_marks & reference_marks
+        assert {f"{who}-{mark % 100}" for mark in target_marks} == target.sentences()
+        assert {f"{who}-{mark % 100}" for mark in reference_marks} == reference.sentences()
 
 
 def test_every_utterance_is_drawn_from_all_over(marked: Corpus) -> None:
@@ -469,10 +469,10 @@ def test_every_utterance_is_drawn_from_all_over(marked: Corpus) -> None:
 
 def test_a_segment_longer_than_what_is_said_ends_in_silence(marked: Corpus) -> None:
     stretch = draw_stretch(marked.speakers[1], 5000, 1.0, np.random.default_rng(0))
-    heard = marked.gather([stretch], 5000)[0] * 32768
+    samples = marked.gather([stretch], 5000)[0] * 32768
     assert len(stretch.sentences()) == 1  # the other is left for the reference
-    assert set(heard[: stretch.length].tolist()) == {200.0 + stretch.first}
-    assert not heard[stretch.length :].any()
+    assert set(samples[: stretch.length].tolist()) == {200.0 + stretch.first}
+    assert not samples[stretch.length :].any()
 
 
 def test_the_only_utterance_of_a_speaker_is_drawn_from() -> None:
@@ -481,8 +481,8 @@ def test_the_only_utterance_of_a_speaker_is_drawn_from() -> None:
     for length in (300, 5000):
         stretch = draw_stretch(corpus.speakers[0], length, 1.0, rng)
         assert stretch.length == min(length, 1000)
-        heard = (corpus.gather([stretch], stretch.length)[0] * 32768).int()
-        assert heard.tolist() == list(
+        samples = (corpus.gather([stretch], stretch.length)[0] * 32768).int()
+        assert samples.tolist() == list(
             range(stretch.offset + 1, stretch.offset + 1 + stretch.length)
         )
 
@@ -522,9 +522,9 @@ def test_a_faster_voice_is_higher() -> None:
     corpus = laid_out([[tone, tone]])
     stretch = Stretch(corpus.speakers[0], 0, 16000, 0, 0)
     for speed in (0.9, 1.0, 1.1):
-        heard = corpus.gather([replace(stretch, speed=speed)], 8000)
+        samples = corpus.gather([replace(stretch, speed=speed)], 8000)
         inside = slice(200, 7800)
-        np.testing.assert_allclose(heard[0, inside], sine(400 * speed, 8000)[inside], atol=1e-3)
+        np.testing.assert_allclose(samples[0, inside], sine(400 * speed, 8000)[inside], atol=1e-3)
 
 
 def test_voices_of_different_speeds_are_gathered_together(corpus: Path) -> None:

@@ -51,13 +51,13 @@ def train(corpus: Path, out: str, batch: int, processes: int) -> list[dict[str, 
     toml = corpus.parent / f"{out}.toml"
     toml.write_text(TOML.format(batch=batch, out=out))
     if processes == 1:
-        said = CliRunner().invoke(main, ["train", str(toml)]).stderr
+        stderr = CliRunner().invoke(main, ["train", str(toml)]).stderr
     else:
         words = [sys.executable, "-m", *TORCHRUN, "mcspex_cli", "train", str(toml)]
-        said = subprocess.run(
+        stderr = subprocess.run(
             words, stderr=subprocess.PIPE, text=True, check=False, timeout=120
         ).stderr
-    assert said.count(": the trained model") == 1, said  # one process speaks
+    assert stderr.count(": the trained model") == 1, stderr  # one process speaks
     with (corpus.parent / out / "progress.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 

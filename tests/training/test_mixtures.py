@@ -124,8 +124,8 @@ def test_the_same_sentence_is_never_mixed(talkers: Corpus) -> None:
     for seed in range(300):
         plan = sampler.plan_mixture(np.random.default_rng(seed), 4000)
         voices = [plan.target, *plan.interferers]
-        said = [voice.sentences() for voice in voices]
-        assert len(set.union(*said)) == sum(map(len, said))
+        sentences = [voice.sentences() for voice in voices]
+        assert len(set.union(*sentences)) == sum(map(len, sentences))
         assert len({voice.speaker.name for voice in voices}) == len(voices)
         assert plan.reference.speaker is plan.target.speaker
         assert not plan.reference.sentences() & plan.target.sentences()

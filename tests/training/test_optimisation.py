@@ -26,7 +26,7 @@ from mcspex_cli.training.settings import OptimiserSettings
 from tests.conftest import RATE_HZ
 
 
-def heard(
+def batch_of(
     target: torch.Tensor,
     interferer: torch.Tensor,
     speaker: torch.Tensor,
@@ -61,7 +61,7 @@ def test_scales_and_classifier_are_weighted_as_published() -> None:
     target = torch.randn(2, 4000)
     estimates = torch.stack([target + s * torch.randn(2, 4000) for s in (0.1, 0.3, 1.0)])
     logits, speaker = torch.zeros(2, 5), torch.tensor([0, 3])
-    batch = heard(target, torch.randn(2, 4000), speaker)
+    batch = batch_of(target, torch.randn(2, 4000), speaker)
     losses = multi_scale_loss(estimates, logits, batch, true_level=False)
     short, middle, long = (float(si_sdr_db(e, target).mean()) for e in estimates)
     expected = -(0.8 * short + 0.1 * middle + 0.1 * long) + 0.5 * math.log(5)
@@ -89,7 +89,7 @@ def test_silence_is_measured_below_the_mixture() -> None:
 def test_an_absent_target_teaches_silence() -> None:
     mixture = torch.randn(2, 4000)
     target = torch.stack((mixture[0] / 2, torch.zeros(4000)))
-    batch = heard(target, mixture - target, torch.tensor([0, 1]), torch.tensor([True, False]))
+    batch = batch_of(target, mixture - target, torch.tensor([0, 1]), torch.tensor([True, False]))
     loud = torch.stack([mixture] * 3).requires_grad_()
     losses = multi_scale_loss(loud, torch.zeros(2, 2), batch, true_level=True)
     losses.loss.backward()

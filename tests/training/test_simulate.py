@@ -176,30 +176,34 @@ def drawn(corpus: Path, settings: MixtureSettings, count: int, seed: int = 0) ->
     return list(draw_renderings(Corpus.read([corpus], RATE_HZ), settings, count, seed))
 
 
-def signals(made: Rendering) -> list[audio.Samples]:
-    return [s for s in vars(made).values() if isinstance(s, np.ndarray)]
+def signals(rendering: Rendering) -> list[audio.Samples]:
+    return [s for s in vars(rendering).values() if isinstance(s, np.ndarray)]
 
 
 def test_a_rendering_is_cut_and_mixed_as_told(recipes: list[Recipe], corpus: Path) -> None:
-    made = [render(recipe, RATE_HZ) for recipe in recipes]
-    assert [m.id for m in made] == ["one", "two"]
-    assert [len(m.mixture) for m in made] == [8000, 8000]
-    for item, snr_db in zip(made, (3.5, -5), strict=True):
+    renderings = [render(recipe, RATE_HZ) for recipe in recipes]
+    assert [m.id for m in renderings] == ["one", "two"]
+    assert [len(m.mixture) for m in renderings] == [8000, 8000]
+    for item, snr_db in zip(renderings, (3.5, -5), strict=True):
         ratio = np.square(item.target).sum() / np.square(item.interferer).sum()
         assert 10 * np.log10(ratio) == pytest.approx(snr_db, abs=1e-3)
         np.testing.assert_allclose(item.mixture, item.target + item.interferer, atol=1e-6)
-    np.testing.assert_array_equal(made[1].reference, audio.read(corpus / "cyn/e.flac", RATE_HZ))
-    assert made[0].noise is None
-    assert made[0].labels["target"] == str(corpus / "ann/a.flac")
-    assert made[0].labels["snr_db"] == "3.50"
+    np.testing.assert_array_equal(
+        renderings[1].reference, audio.read(corpus / "cyn/e.flac", RATE_HZ)
+    )
+    assert renderings[0].noise is None
+    assert renderings[0].labels["target"] == str(corpus / "ann/a.flac")
+    assert renderings[0].labels["snr_db"] == "3.50"
 
 
 def test_a_peak_over_0_9_turns_all_down(recipes: list[Recipe], corpus: Path) -> None:
     loud = audio.read(corpus / "ann/a.flac", RATE_HZ)
     audio.write(corpus / "ann/a.flac", loud / np.abs(loud).max(), RATE_HZ)
-    made = render(recipes[0], RATE_HZ)
-    assert np.abs(made.mixture).max() == pytest.approx(0.9, abs=1e-4)
-    np.testing.assert_allclose(made.mixture, made.target + made.interferer, atol=1e-6)
+    rendering = render(recipes[0], RATE_HZ)
+    assert np.abs(rendering.mixture).max() == pytest.approx(0.9, abs=1e-4)
+    np.testing.assert_allclose(
+        rendering.mixture, rendering.target + rendering.interferer, atol=1e-6
+    )
 
 
 def test_no_signal_of_a_rendering_exceeds_full_scale(recipes: list[Recipe], corpus: Path) -> None:
@@ -213,8 +217,8 @@ def test_no_signal_of_a_rendering_exceeds_full_scale(recipes: list[Recipe], corp
         reference=corpus / "ann/b.wav",
         mixture=corpus / "ann/b.flac",
     )
-    made = render(one, RATE_HZ)
-    for signal in (made.target, made.interferer, made.reference):
+    rendering = render(one, RATE_HZ)
+    for signal in (rendering.target, rendering.interferer, rendering.reference):
         assert np.abs(signal).max() <= 1
 
 
@@ -226,23 +230,23 @@ def test_a_silent_interferer_is_refused(recipes: list[Recipe], corpus: Path) -> 
 
 def test_renderings_are_written_in_librimix_layout(recipes: list[Recipe], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    made = [render(recipe, RATE_HZ) for recipe in recipes]
-    assert list(write_renderings(made, out, RATE_HZ)) == ["one", "two"]
+    renderings = [render(recipe, RATE_HZ) for recipe in recipes]
+    assert list(write_renderings(renderings, out, RATE_HZ)) == ["one", "two"]
     names = sorted(str(p.relative_to(out)) for p in out.rglob("*.wav"))
     assert names == [f"{folder}/{n}.wav" for folder in sorted(FOLDERS) for n in ("one", "two")]
     mixture, s1, s2 = (audio.read(out / folder / "one.wav", RATE_HZ) for folder in FOLDERS[:3])
     np.testing.assert_allclose(mixture, s1 + s2, atol=3 / 32768)
     with (out / "mixtures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows == [{"id": item.id, **item.labels} for item in made]
+    assert rows == [{"id": item.id, **item.labels} for item in renderings]
 
 
 def test_names_in_the_table_run_nothing_in_a_spreadsheet(
     recipes: list[Recipe], tmp_path: Path
 ) -> None:
     labels = {"target": "=1+1", "interferer": "a\x1b", "noise": "caf\udce9", "snr_db": "-1.50"}
-    made = replace(render(recipes[0], RATE_HZ), labels=labels)
-    list(write_renderings([made], tmp_path / "out", RATE_HZ))
+    rendering = replace(render(recipes[0], RATE_HZ), labels=labels)
+    list(write_renderings([rendering], tmp_path / "out", RATE_HZ))
     _, row = (tmp_path / "out" / "mixtures.csv").read_bytes().splitlines()
     assert row == b"one,'=1+1,a\\x1b,caf\xe9,-1.50"
 
@@ -285,9 +289,9 @@ def test_plain_draws_are_the_sum_of_two_talkers(corpus: Path) -> None:
 
 
 def test_labels_say_what_was_drawn(corpus: Path) -> None:
-    made = drawn(corpus, replace(NOISY, noise_db=(6.0, 6.0), t60_s=(0.3, 0.3)), 40)
-    assert {m.labels["talkers"] for m in made} == {"2", "3"}
-    for item in made:
+    renderings = drawn(corpus, replace(NOISY, noise_db=(6.0, 6.0), t60_s=(0.3, 0.3)), 40)
+    assert {m.labels["talkers"] for m in renderings} == {"2", "3"}
+    for item in renderings:
         labels = item.labels
         assert item.noise is not None
         assert int(labels["talkers"]) == 1 + len(labels["interferer"].split(" + "))
@@ -298,7 +302,7 @@ def test_labels_say_what_was_drawn(corpus: Path) -> None:
         assert labels["t60_s"] in ("", "0.30")
         assert labels["highest_hz"] == "" or 2000 <= float(labels["highest_hz"]) <= 4000
     for key in ("present", "noise", "t60_s", "highest_hz"):
-        assert len({m.labels[key] for m in made}) > 1, key
+        assert len({m.labels[key] for m in renderings}) > 1, key
 
 
 def test_files_of_noise_and_rooms_are_named(corpus: Path, tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     assert trainer.system.config.speakers == 3
     assert list(trainer.run())[-1].step == 6
     origin = find_checkpoint(tiny_folder)
-    said = find_checkpoint(corpus.parent / "out" / "last").provenance["started_from"]
-    assert said == {"model": origin.label, "sha256": origin.sha256}
+    origins = find_checkpoint(corpus.parent / "out" / "last").provenance["started_from"]
+    assert origins == {"model": origin.label, "sha256": origin.sha256}
 
 
 def test_a_checkpoint_of_another_system_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -225,17 +225,17 @@ def test_validation_on_what_simulate_made(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     rendered = (render(recipe, RATE_HZ) for recipe in read_recipes(corpus / "recipe.csv"))
     assert list(write_renderings(rendered, corpus.parent / "made", RATE_HZ)) == ["one"]
-    made = replace(chosen, data=replace(chosen.data, validation=corpus.parent / "made"))
+    simulated = replace(chosen, data=replace(chosen.data, validation=corpus.parent / "made"))
     by_recipe, by_folder = (
         Trainer(replace(s, run=replace(s.run, out=out)))
-        for s, out in ((chosen, corpus.parent / "one"), (made, corpus.parent / "two"))
+        for s, out in ((chosen, corpus.parent / "one"), (simulated, corpus.parent / "two"))
     )
     for item, same in zip(by_recipe.renderings, by_folder.renderings, strict=True):
         np.testing.assert_allclose(item.mixture, same.mixture, atol=1e-4)
         np.testing.assert_allclose(item.reference, same.reference, atol=1e-4)
     (corpus.parent / "made" / "s1" / "one.wav").unlink()
     with pytest.raises(ConfigError, match=r"s1/one.wav: is missing. Simulate the folder again"):
-        Trainer(replace(made, run=replace(made.run, out=corpus.parent / "three")))
+        Trainer(replace(simulated, run=replace(simulated.run, out=corpus.parent / "three")))
 
 
 def test_a_folder_that_is_no_validation_set_is_named(corpus: Path) -> None:
