@@ -156,6 +156,7 @@ def plan_batch(request: BatchRequest) -> BatchPlan:
     tasks = planner.with_truth(tasks)
     planner.check_inputs(tasks)
     tasks = planner.with_outputs(tasks)
+    planner.check_outputs(tasks)
     refuse(planner.problems)
     return BatchPlan(planner.request.output, tasks, tuple(planner.warnings))
 
@@ -319,26 +320,30 @@ class _Planner:
             by_name = list_references(
                 request.reference_folder, request.pattern, self.problems, self.warnings
             )
-        paired = []
-        for task in tasks:
-            clips = task.references
-            if not clips and not task.spans:
-                try:
-                    clips = by_name.find(task.id) if by_name else shared
-                    if not clips:
-                        raise PairingError("has no reference. Add one, or use --ref or --refs.")
-                except PairingError as error:
-                    self._note(task, str(error))
-            paired.append(replace(task, references=clips))
+
+        def clips(task: Task) -> tuple[str, ...]:
+            if task.references or task.spans:
+                return task.references
+            try:
+                if by_name:
+                    return by_name.find(task.id)
+            except PairingError as error:
+                self._note(task, str(error))
+                return ()
+            if not shared:
+                self._note(task, "has no reference. Add one, or use --ref or --refs.")
+            return shared
+
+        tasks = [replace(task, references=clips(task)) for task in tasks]
         if by_name and not request.allow_unused:
-            used = {task.references for task in paired}
+            used = {task.references for task in tasks}
             real = {os.path.realpath(path) for clips in used for path in clips}
             self.problems += [
                 f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
                 for path in sorted({path for clips in by_name.clips.values() for path in clips})
                 if os.path.realpath(path) not in real
             ]
-        return paired
+        return tasks
 
     def with_truth(self, tasks: Sequence[Task]) -> list[Task]:
         """Give each task that names none the truth of its name."""
@@ -346,13 +351,13 @@ class _Planner:
         if truth is None:
             return list(tasks)
         truths = files_by_name(truth, "truths", self.problems, self.warnings)
-        paired = [
+        tasks = [
             replace(task, truth=task.truth or truths.get(files.normal(task.id))) for task in tasks
         ]
-        for task in paired:
+        for task in tasks:
             if not task.truth:
                 self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")
-        return paired
+        return tasks
 
     def check_inputs(self, tasks: Sequence[Task]) -> None:
         """Note files that are not there, tasks that are there twice, and wrong spans.
@@ -393,37 +398,42 @@ class _Planner:
         return first.identity == second.identity or filecmp.cmp(one, other, shallow=False)
 
     def with_outputs(self, tasks: Sequence[Task]) -> list[Task]:
-        """Give each task its outputs, noting those that would leave the folder or collide."""
+        """Give each task the names of its outputs, and the key of its inputs."""
         request = self.request
-        inputs = {stamp.identity for stamp in self._stamps.values() if stamp}
-        taken: dict[str, Task] = {}
-        folders = {""}
-        ids: dict[str, Task] = {}
-        planned = []
-        for bare in tasks:
-            id_ = bare.id
-            task = replace(
-                bare,
-                output=bare.output or id_ + request.suffix,
-                residual=bare.residual or (id_ + request.suffix if request.residual else ""),
-                activity=bare.activity or (id_ + request.activity if request.activity else ""),
-                input_key=self._input_key(bare),
+        return [
+            replace(
+                task,
+                output=task.output or task.id + request.suffix,
+                residual=task.residual or (task.id + request.suffix if request.residual else ""),
+                activity=task.activity or (task.id + request.activity if request.activity else ""),
+                input_key=self._input_key(task),
             )
+            for task in tasks
+        ]
+
+    def check_outputs(self, tasks: Sequence[Task]) -> None:
+        """Note outputs that would leave the folder, collide, or be written over an input."""
+        inputs = {stamp.identity for stamp in self._stamps.values() if stamp}
+        first_of: dict[str, Task] = {}
+        first_of_id: dict[str, Task] = {}
+        folders = {""}
+        for task in tasks:
             for kind, name in task.names().items():
-                path = f"{request.output}/{kind}/{name}"
+                path = f"{self.request.output}/{kind}/{name}"
                 if reason := self._wrong_name(kind, name):
                     what = "output" if kind == AUDIO else kind
                     self._note(task, f"{what} {name!r} {reason}. Give it another id or name.")
                     break
                 key = files.name_key(f"{kind}/{posixpath.normpath(name)}")
-                first = taken.setdefault(key, task)
+                first = first_of.setdefault(key, task)
                 parent = posixpath.dirname(key)
                 while parent not in folders:
                     folders.add(parent)
                     parent = posixpath.dirname(parent)
                 clash = f"would both be written to {storage.name(path)}"
                 if kind == AUDIO and first is task:
-                    first, clash = ids.setdefault(id_, task), f"both have the id {id_}"
+                    first = first_of_id.setdefault(task.id, task)
+                    clash = f"both have the id {task.id}"
                 if first is not task:
                     self.problems.append(
                         f"{self._where(task)} and {self._where(first)} {clash}. Rename one, or "
@@ -432,10 +442,9 @@ class _Planner:
                     break
                 if (old := storage.stamp(path)) and old.identity in inputs:
                     self._note(task, f"would be written over {storage.name(path)}, an input.")
-            planned.append(task)
-        for name in sorted(taken.keys() & folders):
-            self._note(taken[name], "other outputs need a folder of this output's name. Rename it.")
-        return planned
+        for name in sorted(first_of.keys() & folders):
+            note = "other outputs need a folder of this output's name. Rename it."
+            self._note(first_of[name], note)
 
     def _wrong_name(self, kind: str, name: str) -> str | None:
         """What is wrong with an output's name below its folder, if anything."""

@@ -321,12 +321,14 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     # chooses as it does for a very long mixture.
     engine_settings = replace(request.engine_settings, device=request.devices[0])
     engine_settings = choose_runtime(model, engine_settings, math.inf)
-    decided = {
-        **{"model": model, "engine_settings": engine_settings, "options": request.extraction},
+    values = values | {
+        "model": model,
+        "engine_settings": engine_settings,
+        "options": request.extraction,
         "cpus": request.resources.get("cpu", 2.0),
         "gpus": request.resources.get("gpu", request.gpus),
     }
-    settings = options.call(plan.BatchSettings, values | decided)
+    settings = options.call(plan.BatchSettings, values)
     is_half = engine_settings.precision == "float16"
     if is_half and request.backend == "local" and not settings.on_gpu():
         console.warn(options.SLOW_PRECISION)
