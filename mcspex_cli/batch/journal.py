@@ -410,7 +410,7 @@ class WorkList:
 
 @contextmanager
 def open_work(
-    plan: BatchPlan, settings: BatchSettings, *, overwrite: bool, is_dry_run: bool
+    plan: BatchPlan, settings: BatchSettings, *, overwrite: bool = False, is_dry_run: bool = False
 ) -> Iterator[WorkList]:
     """Open the output folder, which a dry run only reads, and find what is left to do of a plan.
 

@@ -86,7 +86,7 @@ def _here(set_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def work_list(output: str, mixtures: str, settings: BatchSettings) -> WorkList:
     clip = (Path("ref.wav"),)
     request = BatchRequest(Path(output, "out"), [Path(mixtures)], references=clip)
-    with open_work(plan_batch(request), settings, overwrite=False, is_dry_run=False) as work:
+    with open_work(plan_batch(request), settings) as work:
         return work
 
 

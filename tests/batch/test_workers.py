@@ -60,7 +60,7 @@ def set_(tmp_path: Path) -> Path:
 
 def opened(set_: Path, settings: BatchSettings, output: str = "out", **asked: Any) -> WorkList:
     request = BatchRequest(set_ / output, manifest=set_ / "plan.csv", **asked)
-    with open_work(plan_batch(request), settings, overwrite=False, is_dry_run=False) as work:
+    with open_work(plan_batch(request), settings) as work:
         return work
 
 

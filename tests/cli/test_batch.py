@@ -699,7 +699,7 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
         devices=("cpu",),
         shard=(1, 2),
     )
-    with open_work(plan_batch(request), settings, overwrite=False, is_dry_run=False) as work:
+    with open_work(plan_batch(request), settings) as work:
         assert work.todo == []
         batch(*ASKED, "--shard", "2/2")
     results.write(work, ScoreSettings(), [])
