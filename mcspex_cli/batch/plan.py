@@ -140,6 +140,13 @@ class BatchPlan:
         """Whether anything can be scored."""
         return any(task.truth for task in self.tasks)
 
+    def sounds(self) -> Iterator[Path]:
+        """The estimates and residuals that its tasks write."""
+        for task in self.tasks:
+            for kind, path in task.outputs(self.folder).items():
+                if kind != ACTIVITY:
+                    yield path
+
 
 def plan_batch(request: BatchRequest) -> BatchPlan:
     """Make and check the whole plan, but for the mixtures' lengths (`journal.measure`).

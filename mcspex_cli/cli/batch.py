@@ -302,7 +302,6 @@ def _check_usage(request: BatchOptions) -> None:
 def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
     from mcspex_cli.batch import backends, journal, plan
-    from mcspex_cli.batch.manifest import ACTIVITY
     from mcspex_cli.evaluation.report import read_groups
     from mcspex_cli.extraction.job import check_absent
 
@@ -312,9 +311,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
     for text in batch_plan.warnings:
         console.warn(text)
-    outputs = (task.outputs(batch_plan.folder) for task in batch_plan.tasks)
-    sounds = (path for paths in outputs for kind, path in paths.items() if kind != ACTIVITY)
-    options.check_subtype(sounds, request.extraction.subtype)
+    options.check_subtype(batch_plan.sounds(), request.extraction.subtype)
     model = options.find_model(request.model, offline=request.offline, quiet=not shown)
     check_absent(request.extraction.absent, model, model.calibration)
     # Whether a file is extracted alone or with others must not change its result. So "auto" always
