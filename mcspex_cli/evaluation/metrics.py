@@ -27,7 +27,6 @@ import soxr
 
 from mcspex_cli.audio import Samples, without_rumble
 from mcspex_cli.errors import CheckpointError, ConfigError, install_extra
-from mcspex_cli.extraction.presence import PresenceMeter, is_inverted
 from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 
 if TYPE_CHECKING:
@@ -210,13 +209,16 @@ def open_verifier(extractor: Extractor, warn: Callable[[str], object] = lambda _
     """Return a verifier that compares sounds with voices by the speaker encoder of a model.
 
     A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
-    A sound of the other polarity than the reference is inverted before, see `presence.Polarity`.
+    A sound of the other polarity than the reference is inverted before, see `engine.Polarity`.
     A voice (clips, folders or profiles) is embedded once. `warn` is called with what may be wrong
     with a reference.
 
     Raises:
         CheckpointError: the model is not calibrated: its similarities mean nothing.
     """
+    from mcspex_cli.extraction.engine import is_inverted
+    from mcspex_cli.extraction.presence import PresenceMeter
+
     engine = extractor.engine
     if engine.calibration is None:
         raise CheckpointError(

@@ -1,13 +1,14 @@
 """One network at work: references to embeddings, and windows of any recording to estimates.
 
-The `Engine` brings signals to the network's level, makes batches of them that fit into memory, and
-runs a `runtime.Runtime` over them as often as it is told.
+The `Engine` brings signals to the network's level and to the reference's polarity, makes batches of
+them that fit into memory, and runs a `runtime.Runtime` over them as often as it is told.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice, repeat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,6 +45,43 @@ Chosen on quiet and noisy mixtures, and on single voices in noise: more is bette
 
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once, so that memory does not grow with a clip."""
+
+POLARITY_SIMILARITY = 0.6
+"""The cosine to the reference that an estimate needs to decide the polarity of a mixture. With
+`mcspex-16k`, 94 % of 63 inverted mixtures are found by it, 84 % with 0.7."""
+
+POLARITY_LEAD = 0.2
+"""How much larger its cosine must be than that of the estimate of the other polarity. With 0.1, the
+first second of a mixture that was not inverted has seemed to be."""
+
+
+def cosine(one: Samples, other: Samples) -> float:
+    """The cosine of two embeddings [embedding]."""
+    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
+
+
+def is_inverted(inverse: float, upright: float) -> bool:
+    """Whether a sound is inverted, by the similarity to the reference of its `inverse` and its own.
+
+    That of the inverse has to be high, and to lead clearly.
+    """
+    return inverse >= max(POLARITY_SIMILARITY, upright + POLARITY_LEAD)
+
+
+@dataclass(eq=False)
+class Polarity:
+    """Whether a mixture has the polarity of the reference, or the inverse one.
+
+    Microphones and amplifiers may invert sound. Nobody hears it, but a network that learned from
+    references and mixtures of one microphone hardly finds the target then: SI-SDRi fell from 7.5
+    to -0.7 dB on 45 mixtures. `Engine.find_polarities` decides it. Not from the paper.
+    """
+
+    embedding: Samples
+    """[embedding], of the reference."""
+    sign: float = 1.0
+    """1 or -1: what the mixture is multiplied by to have the reference's polarity."""
+    is_known: bool = False
 
 
 class Engine:
@@ -172,6 +210,46 @@ class Engine:
                 parts.append(joiner.add(window, estimate)[0])
         joined: Samples = np.concatenate(parts, axis=-1)[0]
         return joined
+
+    def find_polarities(
+        self, windows: Sequence[Samples], polarities: Sequence[Polarity]
+    ) -> list[Samples | None]:
+        """Decide each of the polarities by its windows [channel, sample], unless it is known.
+
+        A single pass tries windows as they are, and another one inverts them where no estimate of
+        their mixture has the voice of the reference. Once an estimate has it, the polarity is
+        known. None of 63 mixtures was inverted by mistake. Windows of one mixture have one
+        `Polarity`; those under 0.3 s decide nothing.
+
+        Returns:
+            For each window the estimate [channel, sample] of `sign * window`, where one was
+            computed.
+        """
+        shortest = MIN_SIGNAL_S * self.sample_rate_hz
+        long_enough = [k for k, window in enumerate(windows) if window.shape[-1] >= shortest]
+        estimates: dict[float, dict[int, Samples]] = {}
+        upright: dict[int, float] = {}
+        for sign in (1.0, -1.0):
+            tried = [k for k in long_enough if not polarities[k].is_known]
+            pairs = [(sign * windows[k], polarities[k].embedding) for k in tried]
+            estimates[sign] = dict(zip(tried, self.compute(pairs, passes=1), strict=True))
+            for k, estimate in estimates[sign].items():
+                if (polarity := polarities[k]).is_known:
+                    continue
+                similarity = self._similarity(estimate, sign * windows[k], polarity.embedding)
+                if sign > 0:
+                    upright[k] = similarity
+                elif is_inverted(similarity, upright[k]):
+                    polarity.sign = sign
+                polarity.is_known = similarity >= POLARITY_SIMILARITY
+        return [estimates[polarity.sign].get(k) for k, polarity in enumerate(polarities)]
+
+    def _similarity(self, estimate: Samples, mixture: Samples, embedding: Samples) -> float:
+        """How similar the most similar channel of an estimate is to the reference; -1 to 1."""
+        if not np.isfinite(estimate).all():
+            return -1.0  # whoever uses the estimate says why
+        same_way = np.sign((estimate * mixture).sum(-1, keepdims=True))
+        return max(cosine(one, embedding) for one in self.embed_parts(same_way * estimate))
 
     def batches(
         self, windows: Iterable[tuple[Owner, Window]]

@@ -34,7 +34,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
 from mcspex_cli.extraction import levels
-from mcspex_cli.extraction.engine import Engine, as_samples, open_engine
+from mcspex_cli.extraction.engine import Engine, Polarity, as_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
     ExtractionOptions,
@@ -48,10 +48,8 @@ from mcspex_cli.extraction.job import (
     open_mixture,
 )
 from mcspex_cli.extraction.presence import (
-    Polarity,
     PresenceMeter,
     PresenceResult,
-    find_polarities,
     join_channels,
     mute_gains,
     write_activity,
@@ -339,7 +337,7 @@ class Extractor:
                 try:
                     signals = [window.samples for _, window in intact]
                     polarities = [work.polarity for work, _ in intact]
-                    firsts = find_polarities(self.engine, polarities, signals)
+                    firsts = self.engine.find_polarities(signals, polarities)
                     pairs = [
                         (polarity.sign * signal, polarity.embedding)
                         for polarity, signal in zip(polarities, signals, strict=True)
@@ -487,7 +485,7 @@ class _Extraction:
         self._estimate_store = self._open_store()
         self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
         self._channel_presences = []
-        self.polarity = Polarity(engine, embedding)
+        self.polarity = Polarity(embedding)
         self._joiner = Joiner(engine.windowing.context, engine.windowing.fade)
         self._matcher = levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, channels)

@@ -20,11 +20,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations, zip_longest
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +58,6 @@ SURE_PRESENCE = 0.98
 
 MIN_RESIDUAL_SHARE = 0.2
 """The residual has at least this share of the mixture's energy if somebody else speaks too."""
-
-POLARITY_SIMILARITY = 0.6
-"""The cosine to the reference that an estimate needs to decide the polarity of a mixture. With
-`mcspex-16k`, 94 % of 63 inverted mixtures are found by it, 84 % with 0.7."""
-
-POLARITY_LEAD = 0.2
-"""How much larger its cosine must be than that of the estimate of the other polarity. With 0.1, the
-first second of a mixture that was not inverted has seemed to be."""
 
 SEGMENTS_AT_ONCE = 8  # in one call of the speaker encoder
 
@@ -230,95 +221,6 @@ def features_of(segments: Sequence[Segment]) -> Vector:
     """Similarity and gain in decades [segment, 2] of the segments that are audible."""
     pairs = [(s.similarity, s.gain_decades) for s in segments if s.similarity is not None]
     return np.array(pairs, np.float64).reshape(-1, 2)
-
-
-def cosine(one: Samples, other: Samples) -> float:
-    """The cosine of two embeddings [embedding]."""
-    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
-
-
-def is_inverted(inverse: float, upright: float) -> bool:
-    """Whether a sound is inverted, by the similarity to the reference of its `inverse` and its own.
-
-    That of the inverse has to be high, and to lead clearly.
-    """
-    return inverse >= max(POLARITY_SIMILARITY, upright + POLARITY_LEAD)
-
-
-class Polarity:
-    """Whether a mixture has the polarity of the reference, or the inverse one.
-
-    Microphones and amplifiers may invert sound. Nobody hears it, but a network that learned from
-    references and mixtures of one microphone hardly finds the target then: SI-SDRi fell from 7.5
-    to -0.7 dB on 45 mixtures. `find_polarities` decides it. Not from the paper.
-
-    Args:
-        engine: embeds estimates.
-        embedding: [embedding], of the reference.
-    """
-
-    def __init__(self, engine: Engine, embedding: Samples) -> None:
-        self.sign = 1.0
-        """1 or -1: what the mixture is multiplied by to have the reference's polarity."""
-        self.embedding = embedding
-        self._engine = engine
-        self._is_known = False
-        self._upright_similarity = -1.0
-        """Of the estimate of the last window, as it was, to the reference."""
-
-    def is_open(self, window: Samples) -> bool:
-        """Whether a window [channel, sample] is still needed, and long enough, to decide it."""
-        shortest = MIN_SIGNAL_S * self._engine.sample_rate_hz
-        return not self._is_known and window.shape[-1] >= shortest
-
-    def judge(self, sign: float, window: Samples, estimate: Samples) -> None:
-        """Look for the voice in the estimate of `sign * window`, both [channel, sample].
-
-        Each window is judged as it is before it is judged inverted. Where one of the two has the
-        voice, no other window is needed; the sign is -1 only if `is_inverted` says so. The most
-        similar channel counts.
-        """
-        if not np.isfinite(estimate).all():
-            return  # whoever uses the estimate says why
-        same_way = np.sign((estimate * sign * window).sum(-1, keepdims=True))
-        embeddings = self._engine.embed_parts(same_way * estimate)
-        similarity = max(cosine(one, self.embedding) for one in embeddings)
-        if sign > 0:
-            self._upright_similarity = similarity
-        elif is_inverted(similarity, self._upright_similarity):
-            self.sign = -1.0
-        self._is_known = similarity >= POLARITY_SIMILARITY
-
-
-def find_polarities(
-    engine: Engine, polarities: Sequence[Polarity], windows: Sequence[Samples]
-) -> list[Samples | None]:
-    """Decide each of the polarities by its windows [channel, sample], unless it is known.
-
-    A single pass tries a window as it is, and another one inverts it if the first estimate does not
-    have the voice of the reference. None of 63 mixtures was inverted by mistake. Windows of one
-    mixture have one `Polarity` and are tried one after the other.
-
-    Returns:
-        For each window the estimate [channel, sample] of `sign * window`, where one was computed.
-    """
-    indices: dict[Polarity, list[int]] = defaultdict(list)
-    """Of the windows of each mixture."""
-    for index, polarity in enumerate(polarities):
-        indices[polarity].append(index)
-    estimates: list[dict[float, Samples]] = [{} for _ in windows]
-    # The first windows of all mixtures are tried at once, then their second ones, and so on.
-    for at_once in zip_longest(*indices.values()):
-        for sign in (1.0, -1.0):
-            tried = [k for k in at_once if k is not None and polarities[k].is_open(windows[k])]
-            if not tried:
-                break
-            pairs = [(sign * windows[k], polarities[k].embedding) for k in tried]
-            for k, estimate in zip(tried, engine.compute(pairs, passes=1), strict=True):
-                polarities[k].judge(sign, windows[k], estimate)
-                estimates[k][sign] = estimate
-    signs = [polarity.sign for polarity in polarities]
-    return [computed.get(sign) for computed, sign in zip(estimates, signs, strict=True)]
 
 
 class PresenceMeter:

@@ -24,8 +24,8 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction import speech
-from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import Calibration, cosine, is_inverted
+from mcspex_cli.extraction.engine import Engine, cosine, is_inverted
+from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.profile import (
     Enrolment,
     Profile,
@@ -451,7 +451,7 @@ def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voi
     """Embed one clip, of whose speech 0.3 s or more must be left after trimming.
 
     Its polarity is inverted if that makes it more similar to the embedding of the `others`
-    [embedding]: one person's clips may be from several microphones. See `presence.Polarity`.
+    [embedding]: one person's clips may be from several microphones. See `engine.Polarity`.
     """
     used, two_voices = clip.trimmed(), None
     similarity = clip.similarity_of_parts(engine)

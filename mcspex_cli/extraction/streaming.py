@@ -30,17 +30,10 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.engine import Engine, as_samples
+from mcspex_cli.extraction.engine import Engine, Polarity, as_samples
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import FULL_SCALE
-from mcspex_cli.extraction.presence import (
-    MUTE_FADE_S,
-    SEGMENT_S,
-    Polarity,
-    PresenceMeter,
-    Segment,
-    find_polarities,
-)
+from mcspex_cli.extraction.presence import MUTE_FADE_S, SEGMENT_S, PresenceMeter, Segment
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.windows import Joiner, Window
 
@@ -243,7 +236,7 @@ class _Stream:
         self.computed_s = 0.0
         self._engine, self._timing = engine, timing
         self._rate_hz, self._mutes = sample_rate_hz, mutes
-        self._polarity = Polarity(engine, voice.embedding)
+        self._polarity = Polarity(voice.embedding)
         self._joiner = Joiner(timing.future, timing.fade)
         self._done = 0
         """How many samples are in the output already."""
@@ -284,7 +277,7 @@ class _Stream:
         """The estimate [1, sample] of a window at the network's rate; `end` is its end outside."""
         polarity = self._polarity
         is_due = (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S
-        firsts = find_polarities(self._engine, [polarity], [mixture]) if is_due else [None]
+        firsts = self._engine.find_polarities([mixture], [polarity]) if is_due else [None]
         pairs = [(polarity.sign * mixture, polarity.embedding)]
         (estimate,) = self._engine.compute(pairs, passes=1, firsts=firsts)
         if not np.isfinite(estimate).all():

@@ -20,14 +20,8 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.engine import Engine
-from mcspex_cli.extraction.presence import (
-    Calibration,
-    Polarity,
-    PresenceMeter,
-    features_of,
-    find_polarities,
-)
+from mcspex_cli.extraction.engine import Engine, Polarity
+from mcspex_cli.extraction.presence import Calibration, PresenceMeter, features_of
 from mcspex_cli.extraction.reference import Clip
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
@@ -312,8 +306,8 @@ class Calibrator:
         speaker, voice = self.cases[number].speaker, self._voices[number]
         present = speaker == case.speaker
         meter = PresenceMeter(engine, voice, residuals=present)
-        polarity = Polarity(engine, voice)
-        find_polarities(engine, [polarity], [rendering.mixture[None]])
+        polarity = Polarity(voice)
+        engine.find_polarities([rendering.mixture[None]], [polarity])
         estimate = polarity.sign * engine.extract(polarity.sign * rendering.mixture, voice)
         meter.add(polarity.sign * estimate, polarity.sign * rendering.mixture)
         result = meter.result()

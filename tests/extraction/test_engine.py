@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from mcspex_cli import audio, si_sdr
+from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import AudioError, EngineError
-from mcspex_cli.extraction.engine import LEVEL_DB, Engine
+from mcspex_cli.extraction.engine import LEVEL_DB, Engine, Polarity, open_engine
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
 from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System
-from tests.conftest import RATE_HZ, buzz
+from tests.conftest import EXAMPLES, RATE_HZ, buzz
 
 SHORT = EngineSettings("cpu", "float32", window_s=1.0, context_s=0.2, fade_s=0.1)
 
@@ -148,6 +149,24 @@ def test_short_mixtures_of_unequal_lengths_share_a_batch_and_come_out_as_alone(
     estimates = many.compute([(window.samples, voices[k]) for k, window in batch])
     for mixture, voice, estimate in zip(mixtures, voices, estimates, strict=True):
         assert si_sdr(estimate[0], one.extract(mixture, voice)) > 100
+
+
+def test_windows_of_one_mixture_that_are_computed_at_once_have_one_polarity() -> None:
+    engine = open_engine(find_checkpoint(), EngineSettings("cpu", "float32"))
+    rate_hz = engine.sample_rate_hz
+    reference, mixture = (
+        audio.read(EXAMPLES / "set" / f"{name}.flac", rate_hz)
+        for name in ("references/rms", "mixtures/rms_1")
+    )
+    polarity = Polarity(engine.embed([reference]))
+    windows = [-mixture[None, :100], *np.array_split(-mixture[None], 2, axis=-1)]
+    too_short, *estimates = engine.find_polarities(windows, [polarity] * 3)
+    assert (polarity.sign, too_short) == (-1, None)
+    for window, estimate in zip(windows[1:], estimates, strict=True):
+        if estimate is not None:
+            (expected,) = engine.compute([(-window, polarity.embedding)], passes=1)
+            np.testing.assert_allclose(estimate, expected, atol=1e-6)
+    assert any(estimate is not None for estimate in estimates)
 
 
 def test_several_references_are_averaged_by_duration(tiny: System) -> None:

@@ -22,7 +22,7 @@ from mcspex_cli import audio
 from mcspex_cli.audio import Samples, without_rumble
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import AbsentError, AudioError, CheckpointError, McspexError, OutputError
-from mcspex_cli.extraction import presence
+from mcspex_cli.extraction import engine as engine_module
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import (
@@ -244,7 +244,7 @@ def test_what_is_too_low_to_be_heard_changes_nothing(
 def test_match_is_least_squares_to_the_mixture_of_either_sign(
     tiny_extractor: Extractor, voice: Voice, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presence, "POLARITY_SIMILARITY", 2)  # so that no polarity is inverted
+    monkeypatch.setattr(engine_module, "POLARITY_SIMILARITY", 2)  # so that nothing is inverted
     engine, options = tiny_extractor.engine, ExtractionOptions(subtype="FLOAT")
     mixture = audio.read(scene / "mixture.wav", RATE_HZ)
     result = tiny_extractor.extract_file(scene / "mixture.wav", voice, scene / "o.wav", options)

@@ -22,11 +22,9 @@ from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.presence import (
     Calibration,
-    Polarity,
     PresenceMeter,
     PresenceResult,
     Segment,
-    find_polarities,
     find_spans,
     join_channels,
     mute_gains,
@@ -507,22 +505,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     result = replace(measured(), spans=tuple(SPANS))
     with pytest.raises(OutputError, match=r"none/a.srt"):
         write_activity(tmp_path / "none" / "a.srt", result, "m.wav", "m", "target")
-
-
-def test_windows_of_one_mixture_that_are_computed_at_once_have_one_polarity(
-    bundled: Extractor,
-) -> None:
-    engine, rate_hz = bundled.engine, bundled.sample_rate_hz
-    reference, mixture = (
-        audio.read(EXAMPLES / "set" / f"{name}.flac", rate_hz)
-        for name in ("references/rms", "mixtures/rms_1")
-    )
-    polarity = Polarity(engine, engine.embed([reference]))
-    windows = [-mixture[None, :100], *np.array_split(-mixture[None], 2, axis=-1)]
-    too_short, *estimates = find_polarities(engine, [polarity] * 3, windows)
-    assert (polarity.sign, too_short) == (-1, None)
-    for window, estimate in zip(windows[1:], estimates, strict=True):
-        if estimate is not None:
-            (expected,) = engine.compute([(-window, polarity.embedding)], passes=1)
-            np.testing.assert_allclose(estimate, expected, atol=1e-6)
-    assert any(estimate is not None for estimate in estimates)
