@@ -277,7 +277,8 @@ SAVING = """
 import os, sys, torch
 from pathlib import Path
 from mcspex_cli.checkpoint.checkpoint import save_checkpoint
-from mcspex_cli.model.config import SystemConfig, sized
+from mcspex_cli.model.config import sized
+from mcspex_cli.model.systems import build
 torch.set_num_threads(1)
 systems = [build(sized("mcspex", "tiny", 8000, speakers)) for speakers in (4, 9)]
 for _ in sys.stdin:

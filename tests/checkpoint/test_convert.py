@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -274,10 +275,13 @@ def test_code_in_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match=r"no.pt: is missing"):
-        convert(tmp_path / "no.pt")
-    for name in ("", "pipe.pt", "zero.safetensors"):
-        with pytest.raises(CheckpointError, match=r"is not a regular file"):
+    for name, message in (
+        ("no.pt", "no.pt: no such file or folder. Name a checkpoint's file."),
+        ("", "cannot be read: it is a folder. Name a file."),
+        ("pipe.pt", "pipe.pt: is not a regular file."),
+        ("zero.safetensors", "zero.safetensors: is not a regular file."),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
             convert(tmp_path / name)
 
 
