@@ -194,7 +194,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def rate_factor(settings: OptimiserSettings, step: int, share: float) -> float:
-    """Linear warm-up to 1, plateau, linear decay to 0 over the last `decay_share` of the run."""
+    """Linear warm-up to 1, plateau, linear decay to 0 over the last `decay_share` of the run.
+
+    With `decay_minutes`, the decay takes all of the schedule, of which `share` (0 to 1) is done.
+    """
     decay_share = 1.0 if settings.decay_minutes else settings.decay_share
     rising = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     falling = min(1.0, max(0.0, 1 - share) / decay_share) if decay_share else 1.0

@@ -143,6 +143,9 @@ class OptimiserSettings:
     warmup_steps: Annotated[int, Meta(ge=0, le=10**12)] = 200
     decay_share: Probability = 0.4
     decay_minutes: Minutes = 0.0
+    """If set, all that is left is the decay: the rate falls to zero within so many minutes, counted
+    from the first run or resume that has this setting, and the run ends. `steps`, `minutes` and
+    `decay_share` then mean nothing."""
     weight_decay: Probability = 0.01
     clip_norm: Annotated[float, Meta(ge=1e-9, le=1e9)] = 5.0
     average: Annotated[float, Meta(ge=0, le=0.999999)] = 0.999

@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -55,7 +56,10 @@ class Trainer:
     def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
         self.settings = settings
         self.out = settings.run.out
-        self.step, self.elapsed_s, self.best_db, self.decay_from_s = 0, 0.0, -math.inf, 0.0
+        self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
+        self.decay_from_s = 0.0
+        """The `elapsed_s` from which `decay_minutes` count: that of the first start or resume with
+        this setting."""
         self.stopping = Event()
         """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
         self.team = Team.join(settings.run.device)
@@ -72,7 +76,7 @@ class Trainer:
         corpus.samples = corpus.samples.to("cpu" if settings.run.workers else self.device)
         self.sampler = MixtureSampler(corpus, settings.mixtures)
         part = slice(self.team.rank, None, self.team.size)
-        self.renderings = read_validation(settings.data, rate, part)
+        self.validation_mixtures = read_validation(settings.data, rate, part)
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.start and not state and not _has_classifier_of(self.start, corpus):
@@ -86,6 +90,8 @@ class Trainer:
         if settings.run.compile:  # uncompiled, its passes are slower than torch's own modules
             accelerate(self.system, compiled=True)
         self.network: nn.Module = self.system
+        """What the steps go through: the system or, in a team, the same in a wrapper that takes the
+        mean of the gradients over all processes."""
         if self.team.size > 1:
             places = [self.device] if self.device.type == "cuda" else None
             self.network = nn.parallel.DistributedDataParallel(self.system, device_ids=places)
@@ -107,7 +113,10 @@ class Trainer:
         return max(0.0, spent_s / share - spent_s) if share else math.inf
 
     def _done_share(self) -> float:
-        """How much of the run is done: by the clock if it has minutes, else by steps."""
+        """How much of the schedule is done: by the clock if it has minutes, else by steps.
+
+        With `decay_minutes` the schedule is the decay alone, whatever came before it.
+        """
         settings = self.settings.optimiser
         if minutes := settings.decay_minutes or settings.minutes:
             return (self.elapsed_s - self.decay_from_s) / (60 * minutes)
@@ -117,12 +126,15 @@ class Trainer:
         """Train to the end of the schedule, yielding the progress; saves as it goes.
 
         In a team, every process yields the same and the leader writes.
+
+        Raises:
+            ConfigError: the loss is no longer finite.
+            EngineError: the device is out of memory.
+            OutputError: a file cannot be written.
         """
         run = self.settings.run
         pending: list[Losses] = []
-        # The run's clock, `time.monotonic() - zero`, stands still during validation and while the
-        # caller has the progress: afterwards `zero` is later by as much.
-        zero, since_s = time.monotonic() - self.elapsed_s, self.elapsed_s
+        clock, since_s = Clock(self.elapsed_s), self.elapsed_s
         first = self.team.rank * self.settings.optimiser.batch
         rows = range(first, first + self.settings.optimiser.batch)
         batches = draw_batches(
@@ -132,27 +144,28 @@ class Trainer:
         ending = self.finished
         while not ending:
             pending.append(self._step(batches))
+            self._update_average()
             self.step += 1
-            ending = self._agree(time.monotonic() - zero)
+            ending = self._sync_clock_and_ask_to_end(clock.seconds)
             due = self.step % run.validate_every_steps == 0
             if run.validate_every_minutes:
                 due = self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
             due = due or self.finished
             if due or self.step % run.log_every_steps == 0:
-                progress = self._progress(pending, zero + since_s)
-                paused = time.monotonic()
-                if due:
-                    progress = replace(progress, validation_db=self._validate_and_save())
-                if self.log:
-                    self.log.add(progress)
-                yield progress
-                pending, since_s = [], paused - zero
-                zero += time.monotonic() - paused
-                ending = self._agree(self.elapsed_s)
+                progress = self._progress(pending, clock, since_s)
+                with clock.paused():
+                    if due:
+                        progress = replace(progress, validation_db=self._validate_and_save())
+                    if self.log:
+                        self.log.add(progress)
+                    yield progress
+                pending, since_s = [], clock.seconds
+                # During validation, or by the caller, `stopping` may have been set.
+                ending = self._sync_clock_and_ask_to_end(self.elapsed_s)
             if self.elapsed_s - self.saved_s >= 60 * run.save_every_minutes:
                 self._save_state()
         self._save_state()
-        self.network = self.system
+        self.network = self.system  # the wrapper has to be gone before the team is left
         self.team.leave()
 
     def _step(self, batches: Iterator[Batch]) -> Losses:
@@ -176,20 +189,30 @@ class Trainer:
             raise EngineError(
                 f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."
             ) from error
-        # The averaged weights, and running statistics, move towards the present ones.
+        return replace(losses, loss=losses.loss.detach())
+
+    def _update_average(self) -> None:
+        """Move the averaged weights, and running statistics, towards the present ones."""
+        settings = self.settings.optimiser
         keep = min(settings.average, (1 + self.step) / (10 + self.step))
         present, average = self.system.state_dict(), self.averaged.state_dict()
         names = [name for name, tensor in average.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([average[n] for n in names], [present[n] for n in names], 1 - keep)
-        return replace(losses, loss=losses.loss.detach())
 
-    def _agree(self, elapsed_s: float) -> bool:
-        """Set the clock to the team's, and say whether to end: all at once or none."""
+    def _sync_clock_and_ask_to_end(self, elapsed_s: float) -> bool:
+        """Set `elapsed_s` to the latest in the team, and say whether to end: all at once or none.
+
+        The end is that of the schedule, or has come when `stopping` is set in any process.
+        """
         self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping.is_set())])
         return self.finished or bool(stopping)
 
-    def _progress(self, pending: list[Losses], since: float) -> Progress:
-        """The progress by the pending steps, begun at `since`: means over them and the team."""
+    def _progress(self, pending: list[Losses], clock: Clock, since_s: float) -> Progress:
+        """The progress by the pending steps, begun at `since_s`: means over them and the team.
+
+        Raises:
+            ConfigError: the loss is no longer finite.
+        """
         settings = self.settings
         names = [field.name for field in fields(Losses)]
         rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
@@ -206,7 +229,7 @@ class Trainer:
             share=min(1.0, self._done_share()),
             **means,
             learning_rate=self.optimiser.adam.param_groups[0]["lr"],
-            audio_s_per_s=audio_s / (time.monotonic() - since),
+            audio_s_per_s=audio_s / (clock.seconds - since_s),
             elapsed_s=self.elapsed_s,
         )
 
@@ -230,7 +253,7 @@ class Trainer:
         if not self.settings.data.validation:
             return None
         gains: list[float] = []
-        for item in self.renderings:
+        for item in self.validation_mixtures:
             mixture, reference = (
                 torch.from_numpy(signal).to(self.device)[None]
                 for signal in (item.mixture, item.reference)
@@ -262,7 +285,7 @@ class Trainer:
         save_checkpoint(self.out / name, self.averaged, provenance)
 
     def _save_state(self) -> None:
-        """Write all that `resume` needs, whole or not at all."""
+        """Write all that `--resume` needs, whole or not at all."""
         self.saved_s = self.elapsed_s
         if not self.team.leads:
             return
@@ -347,13 +370,34 @@ def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:
     return start.config.speakers == len(corpus.speakers) and sha256 == corpus.speakers_sha256
 
 
+class Clock:
+    """Counts the seconds of a run from `seconds` on; it can be paused."""
+
+    def __init__(self, seconds: float) -> None:
+        self._zero = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, without the pauses."""
+        return time.monotonic() - self._zero
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stand still while the block runs."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._zero += time.monotonic() - start
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is, and means over the steps since the last `Progress`."""
 
     step: int
     share: float
-    """Of the run, 0 to 1."""
+    """Of the schedule, 0 to 1; with `decay_minutes`, of the decay."""
     loss: float
     si_sdr_db: float
     si_sdr_i_db: float
@@ -364,7 +408,7 @@ class Progress:
     """Seconds of mixtures trained on, per second."""
     elapsed_s: float
     validation_db: float | None = None
-    """Mean SI-SDRi on the recipe, if the network was validated at this step."""
+    """Mean SI-SDRi on the validation mixtures, if the network was validated at this step."""
 
 
 class ProgressLog:
@@ -392,7 +436,7 @@ class ProgressLog:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
         names = [field.name for field in fields(Progress)]
         text = self.path.read_text(errors="replace") if step and self.path.is_file() else ""
-        # A crash of the machine may leave zeros in its place.
+        # A crash of the machine may leave NULs in the file.
         rows = csv.reader(text.replace("\0", "").splitlines())
         whole = (row for row in rows if len(row) == len(names) and row[0].isdecimal())
         kept = [row for row in whole if int(row[0]) <= step]

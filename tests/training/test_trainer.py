@@ -230,7 +230,9 @@ def test_validation_on_what_simulate_made(corpus: Path) -> None:
         Trainer(replace(s, run=replace(s.run, out=out)))
         for s, out in ((chosen, corpus.parent / "one"), (simulated, corpus.parent / "two"))
     )
-    for item, same in zip(by_recipe.renderings, by_folder.renderings, strict=True):
+    for item, same in zip(
+        by_recipe.validation_mixtures, by_folder.validation_mixtures, strict=True
+    ):
         np.testing.assert_allclose(item.mixture, same.mixture, atol=1e-4)
         np.testing.assert_allclose(item.reference, same.reference, atol=1e-4)
     (corpus.parent / "made" / "s1" / "one.wav").unlink()
