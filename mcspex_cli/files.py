@@ -97,7 +97,7 @@ def explain(error: OSError) -> str:
 
 @contextmanager
 def reading(path: Path, kind: type[McspexError] = AudioError) -> Iterator[None]:
-    """Have an error of this `kind` say why the system does not give what is at `path`."""
+    """Turn an OSError in the block into `kind`, naming `path` and the reason."""
     try:
         yield
     except FileNotFoundError as error:
@@ -157,7 +157,7 @@ def find(
 
 
 def check_name(path: Path) -> None:
-    """Refuse, with an AudioError, a name that no file can have: it has a NUL or half a letter."""
+    """Refuse, with an AudioError, a name with a NUL or an unpaired surrogate: no file has one."""
     try:
         is_possible = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
@@ -218,6 +218,7 @@ def parse_csv(
     a heading for which `is_key` is true. Without such a heading it is read as `usual`. If it cannot
     be read so, an error of this `kind` says what is wrong at `path`.
     """
+    # At the end `usual` again: if no delimiter makes such a heading, start over with it.
     for delimiter in (usual, *",;\t".replace(usual, ""), usual):
         rows = _csv_rows(text, delimiter)
         number, headings = next(rows, (0, []))
@@ -248,7 +249,7 @@ def normal(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """What names have in common that are one file on many disks: in two cases or normal forms."""
+    """A key equal for names that some disks treat as one file."""
     return normal(name).casefold()
 
 
@@ -382,18 +383,21 @@ def make_folders(*folders: Path) -> None:
 def hidden_name(path: Path) -> Path:
     """A new hidden name beside `path` to write to until `path` is complete.
 
-    No other call, thread or process gets the same. The first call for a folder removes from it what
-    killed processes left.
+    No other call, thread or process gets the same. Nothing is written or removed yet.
     """
-    if path.parent not in _swept:
-        _swept.add(path.parent)
-        with suppress(OSError):
-            sweep(path.parent, ".*.partial")
     name = os.fsencode(path.name)
     if len(name) > _LONGEST_WITHIN:
         name = hashlib.sha256(name).hexdigest().encode()
     owner = f"{_MACHINE}-{os.getpid()}-{next(_numbers)}"
     return path.with_name(f".{os.fsdecode(name)}.{owner}.partial")
+
+
+def sweep_once(folder: Path) -> None:
+    """Remove from a folder, before this process first writes to it, what killed processes left."""
+    if folder not in _swept:
+        _swept.add(folder)
+        with suppress(OSError):
+            sweep(folder, ".*.partial")
 
 
 def sweep(folder: Path, pattern: str = "**/.*.partial") -> None:
@@ -408,7 +412,7 @@ def sweep(folder: Path, pattern: str = "**/.*.partial") -> None:
 
 
 def _is_running(process: int) -> bool:
-    if os.name == "nt":  # where asking could end it
+    if os.name == "nt":  # os.kill would end it
         return True
     try:
         os.kill(process, 0)
@@ -430,6 +434,7 @@ def whole(path: Path) -> Iterator[Path]:
         OutputError: the block could not write.
     """
     unfinished, waiting = hidden_name(path), _waiting.get()
+    sweep_once(path.parent)
     try:
         yield unfinished
         if waiting is None:
@@ -470,7 +475,7 @@ def together(*, overwrite: bool = True) -> Iterator[None]:
             try:
                 if len(waiting) > 1 and path.is_file():
                     replaced[path] = hidden_name(path)
-                    _link(path, replaced[path])
+                    _link_or_copy(path, replaced[path])
                 _keep_mode(path, unfinished)
                 unfinished.replace(path)
             except OSError as error:
@@ -479,7 +484,10 @@ def together(*, overwrite: bool = True) -> Iterator[None]:
     except BaseException:
         for path in named:
             with suppress(OSError):
-                replaced.pop(path).replace(path) if path in replaced else path.unlink()
+                if path in replaced:
+                    replaced.pop(path).replace(path)
+                else:
+                    path.unlink()
         raise
     finally:
         _waiting.reset(token)
@@ -495,16 +503,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Where `folder` exists, its other files and all permissions stay. Whenever the process is
     killed, all files are those of before or all are those of after: on Linux both folders are
     exchanged in one step. Elsewhere `folder` is away for a moment; if the process is killed just
-    then, the next `whole_folder` brings the old one back.
+    then, the next `whole_folder` brings the old one back; if later, it removes the old one.
 
     Raises:
         OutputError: the block could not write.
     """
     folder = folder.resolve() if folder.exists() else folder
     unfinished, aside = hidden_name(folder), folder.with_name(f".{folder.name}.before")
+    sweep_once(folder.parent)
     try:
-        if aside.is_dir() and not folder.exists():
-            aside.rename(folder)
+        if aside.is_dir():
+            if folder.exists():  # a process was killed before it had removed the old one
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(folder)
         unfinished.mkdir(parents=True)
         yield unfinished
         try:
@@ -516,7 +528,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 if (unfinished / path.name).exists():
                     _keep_mode(path, unfinished / path.name)
                 else:
-                    _link(path, unfinished / path.name)
+                    _link_or_copy(path, unfinished / path.name)
             _keep_mode(folder, unfinished)
             if not _exchange(unfinished, folder):
                 folder.rename(aside)
@@ -534,12 +546,12 @@ def _keep_mode(old: Path, new: Path) -> None:
         new.chmod(stat.S_IMODE(old.stat().st_mode))
 
 
-def _link(source: Path, copy: Path) -> None:
+def _link_or_copy(source: Path, copy: Path) -> None:
     """Give a file, or all files of a folder, second names, or copy what cannot have any."""
     if source.is_dir() and not source.is_symlink():
         copy.mkdir()
         for path in source.iterdir():
-            _link(path, copy / path.name)
+            _link_or_copy(path, copy / path.name)
         return
     try:
         os.link(source, copy, follow_symlinks=False)

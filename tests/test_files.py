@@ -289,6 +289,8 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(tmp_path / "a.txt")]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode != 0
     assert len(list(tmp_path.iterdir())) == 1
+    files.check_output(tmp_path / "b.txt", overwrite=False)  # a dry run, say, which removes nothing
+    assert len(list(tmp_path.iterdir())) == 1
     with files.whole(tmp_path / "b.txt") as partial:
         partial.write_text("whole")
     assert [p.name for p in tmp_path.iterdir()] == ["b.txt"]
@@ -308,7 +310,7 @@ def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path: Path) -
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_folders_files_are_all_old_or_all_new_whenever_it_is_killed(
-    tmp_path: Path, exchange: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     """Kill a writer at each of its system calls that matter, then look at what is there."""
     program = (
@@ -339,6 +341,8 @@ def test_a_folders_files_are_all_old_or_all_new_whenever_it_is_killed(
     codes = [int(line) for line in said.split()]
     assert codes == sorted(codes, reverse=True)
     assert set(codes) == {9, 0}
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda _one, _other: False)
     states = []
     for folder in folders:
         with pytest.raises(RuntimeError), files.whole_folder(folder):
@@ -346,6 +350,11 @@ def test_a_folders_files_are_all_old_or_all_new_whenever_it_is_killed(
         states.append("".join((folder / name).read_text() for name in "abc"))
     assert set(states) == {"oldoldold", "newnewold"}
     assert states == sorted(states, reverse=True)
+    for folder in folders:
+        with files.whole_folder(folder) as unfinished:
+            (unfinished / "c").write_text("last")
+        assert (folder / "c").read_text() == "last"
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on files")

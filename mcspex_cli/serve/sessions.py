@@ -279,6 +279,7 @@ class Sessions:
     def __init__(self, extractions: Extractions, max_bytes: int) -> None:
         self.extractions, self._max_bytes = extractions, max_bytes
         self.folder = files.hidden_name(Path(tempfile.gettempdir()) / "mcspex-serve")
+        files.sweep_once(self.folder.parent)
         try:
             self.folder.mkdir(mode=0o700)
         except OSError as error:
