@@ -316,11 +316,13 @@ class Engine:
             None if first is None else first * gain
             for first, gain in zip(firsts, gains, strict=True)
         ]
+        estimates = None
         try:
             estimates = self._run_passes(levelled, embeddings, passes, levelled_firsts)
         except OutOfMemoryError as error:
             if len(signals) == 1:
                 raise self._short_of_memory() from error
+        if estimates is None:  # not in `except`: the error's traceback holds the tensors
             half = len(signals) // 2
             self.batch = max(1, min(self.batch, half))
             parts = (slice(half), slice(half, None))

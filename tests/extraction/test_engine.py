@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,6 +296,23 @@ def test_where_memory_is_short_batches_shrink_and_nothing_else_changes(
         engine.extract(mixture, voice), roomy.extract(mixture, voice), atol=1e-5
     )
     assert engine.batch == left
+
+
+def test_the_memory_of_a_failed_try_is_free_when_its_halves_are_computed(tiny: System) -> None:
+    runtime = TorchRuntime(tiny, batched(4))
+    network, tried = runtime.system.extract, []
+
+    def narrow(mixture: torch.Tensor, *rest: Any) -> torch.Tensor:
+        assert [one() for one in tried] == [None] * len(tried)
+        tried.append(weakref.ref(mixture))
+        if len(mixture) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return network(mixture, *rest)
+
+    runtime.system.extract = narrow  # type: ignore[assignment]
+    engine = Engine(runtime, batched(4))
+    engine.extract(buzz(100, 2.7), engine.embed([buzz(200, 1)]))
+    assert (len(tried), engine.batch) == (8, 1)
 
 
 def test_too_little_memory_for_one_window_is_one_line(tiny: System) -> None:
