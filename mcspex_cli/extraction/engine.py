@@ -216,10 +216,10 @@ class Engine:
     ) -> list[Samples | None]:
         """Decide each of the polarities by its windows [channel, sample], unless it is known.
 
-        A single pass tries windows as they are, and another one inverts them where no estimate of
-        their mixture has the voice of the reference. Once an estimate has it, the polarity is
-        known. None of 63 mixtures was inverted by mistake. Windows of one mixture have one
-        `Polarity`; those under 0.3 s decide nothing.
+        Try windows upright. Where none resembles the reference, try them inverted. The polarity is
+        known once an upright one resembles it, or once `is_inverted` is sure of an inverted one;
+        until then it stays upright. None of 63 mixtures was inverted by mistake. Windows of one
+        mixture have one `Polarity`; those under 0.3 s decide nothing.
 
         Returns:
             For each window the estimate [channel, sample] of `sign * window`, where one was
@@ -239,9 +239,9 @@ class Engine:
                 similarity = self._similarity(estimate, sign * windows[k], polarity.embedding)
                 if sign > 0:
                     upright[k] = similarity
+                    polarity.is_known = similarity >= POLARITY_SIMILARITY
                 elif is_inverted(similarity, upright[k]):
-                    polarity.sign = sign
-                polarity.is_known = similarity >= POLARITY_SIMILARITY
+                    polarity.sign, polarity.is_known = sign, True
         return [estimates[polarity.sign].get(k) for k, polarity in enumerate(polarities)]
 
     def _similarity(self, estimate: Samples, mixture: Samples, embedding: Samples) -> float:

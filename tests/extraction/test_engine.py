@@ -171,6 +171,36 @@ def test_windows_of_one_mixture_that_are_computed_at_once_have_one_polarity() ->
     assert any(estimate is not None for estimate in estimates)
 
 
+class TwoFaced(Identity):
+    """A network for which sound is as similar to [1, 0] as its polarity says."""
+
+    upright, inverse = 0.0, 0.0
+
+    def embed(self, references: audio.Samples) -> audio.Samples:
+        cosines = np.where((references**3).mean(1) > 0, self.upright, self.inverse)
+        return np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("upright", "inverse", "expected"),
+    [
+        (0.61, 0.9, (1, True)),
+        (0.45, 0.62, (1, False)),  # neither is sure
+        (0.4, 0.61, (-1, True)),
+        (0.3, 0.59, (1, False)),
+    ],
+)
+def test_a_polarity_is_known_once_its_evidence_is_strong(
+    upright: float, inverse: float, expected: tuple[float, bool]
+) -> None:
+    runtime = TwoFaced()
+    runtime.upright, runtime.inverse = upright, inverse
+    polarity = Polarity(np.array([1, 0], np.float32))
+    lopsided = np.tile(np.array([0.3, -0.1, -0.1, -0.1], np.float32), 2000)
+    Engine(runtime, SHORT).find_polarities([lopsided[None]], [polarity])
+    assert (polarity.sign, polarity.is_known) == expected
+
+
 def test_several_references_are_averaged_by_duration(tiny: System) -> None:
     engine = Engine(tiny, SHORT)
     long, short = buzz(200, 3), buzz(210, 1)
