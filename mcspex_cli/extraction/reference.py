@@ -333,9 +333,10 @@ def read_spans(
     for span, end_s, pieces in zip(spans, ends_s, cuts, strict=True):
         if done < last:
             _check_end(reader.path, span, begin_s + done / rate_hz)
-        name, warnings = f"{reader.path} {span}", []
+        name = f"{reader.path} {span}"
+        warnings = reader.warnings if span is spans[0] else []  # each of them once
         if min(span.end_s, begin_s + reader.info.seconds) > end_s:
-            warnings = [_UNREAD.format(name)]
+            warnings = [*warnings, _UNREAD.format(name)]
         clip = _join(name, pieces, rate_hz, sample_rate_hz, warnings)
         if not clip.stretches:
             raise AudioError(f"{name}: has no speech. Choose another span.")

@@ -383,6 +383,20 @@ def spans_of(path: Path, spans: Sequence[Span], channel: str = "mix") -> list[Cl
     return list(read_spans(audio.Reader(path, None, channel), spans, RATE_HZ))
 
 
+def test_damage_in_the_recording_of_spans_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.flac"
+    audio.write(path, buzz(120, 12), RATE_HZ)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(data)
+    reader = audio.Reader(path, damaged="keep")
+    first, second = read_spans(reader, [Span(0.5, 3), Span(9, 11)], RATE_HZ)
+    (warning,) = first.warnings
+    assert "damaged after" in warning
+    assert second.warnings == ()
+
+
 @pytest.fixture
 def meeting(tmp_path: Path) -> Path:
     """25 s, two channels at 16 kHz: a voice on the left, from 0 to 5 s silence."""
