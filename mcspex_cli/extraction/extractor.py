@@ -327,8 +327,8 @@ class Extractor:
         self, works: Iterable[_Extraction], advance: Callable[[float], object]
     ) -> Generator[_Extraction, None, None]:
         """Read every mixture ahead, and run the network on it; yield each that is computed."""
-        began = time.monotonic()
         with closing(_prefetched(_windows(works), max(LOOKAHEAD, self.engine.batch))) as windows:
+            began = time.monotonic()
             for batch in self.engine.batches(windows):
                 for work, window in batch:
                     if window.start == 0:
@@ -349,11 +349,14 @@ class Extractor:
                 else:
                     for (work, window), estimate in zip(intact, estimates, strict=True):
                         advance(work.attempt(work.add, window, estimate) or 0.0)
+                seconds = time.monotonic() - began
+                samples = sum(window.samples.size for _, window in batch)
+                for work, window in batch:
+                    work.elapsed_s += seconds * window.samples.size / max(1, samples)
                 for work, window in batch:
                     if window.last:
-                        work.elapsed_s = time.monotonic() - began
                         yield work
-                        began = time.monotonic()
+                began = time.monotonic()
 
 
 def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Window], None, None]:
@@ -392,7 +395,7 @@ class _Extraction:
     job: Job | None  # None for samples in memory
     path: str  # the mixture's, in messages; a row of a report has `Job.name`
     error: McspexError | None = None
-    elapsed_s: float = 0.0  # set when all is computed
+    elapsed_s: float = 0.0  # see `Result.elapsed_s`
     _voice: Voice | Callable[[], Voice]  # a Voice from `begin` on
     # From `read` on:
     _mixture: audio.Reader
@@ -523,6 +526,7 @@ class _Extraction:
         """Judge presence, choose the level and write the files; raise the error of any step."""
         if self.error is not None:
             raise self.error
+        began = time.monotonic()
         job, mixture, voice, model = self.job, self._mixture, self._voice, self._extractor.model
         assert isinstance(voice, Voice)
         self._judge()
@@ -538,7 +542,7 @@ class _Extraction:
             start_s=mixture.info.start_s,
             seconds=mixture.frames / mixture.info.sample_rate_hz,
             sample_rate_hz=mixture.info.sample_rate_hz,
-            elapsed_s=self.elapsed_s,
+            elapsed_s=self.elapsed_s + time.monotonic() - began,
             gain_db=self._gains_db,
             limited=self._level_gain.limit_db > 0,
             residual_gain_db=round(0.0 - self._residual_gain.limit_db, 2),

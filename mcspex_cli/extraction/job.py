@@ -230,6 +230,9 @@ class Result:
     seconds: float
     sample_rate_hz: int
     elapsed_s: float
+    """Seconds of work on it: its share, by length, of the time of the batches of windows that it
+    is in, and then the time to judge and write it. Several files are worked on at once, so that
+    their times may add up to more than all of them take."""
     gain_db: tuple[float, ...]
     """The gain that the network's estimate got, for each channel."""
     limited: bool

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -621,6 +622,21 @@ def test_several_files_are_what_they_are_one_by_one_to_the_byte(
         assert path.with_suffix(".together.wav").read_bytes() == expected
         assert result.real_time_factor > 0
     assert not list(tmp_path.glob(".*"))
+
+
+def test_files_of_one_batch_share_its_time_by_their_lengths(
+    tiny_extractor: Extractor, voice: Voice, tmp_path: Path
+) -> None:
+    def slow() -> Voice:
+        time.sleep(0.4)
+        return voice
+
+    tiny_extractor.engine.batch = 4
+    paths = write_all(tmp_path, 8000, 8000, 8000, 8000)
+    jobs = [Job(path, voice, Outputs(path.with_suffix(".out.wav"))) for path in paths]
+    jobs[0] = replace(jobs[0], voice=slow)
+    results = [result for _, result in tiny_extractor.extract_files(jobs)]
+    assert all(isinstance(one, Result) and one.elapsed_s > 0.1 for one in results)
 
 
 @pytest.mark.parametrize("batch", [4, 5])
