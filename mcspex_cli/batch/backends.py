@@ -54,8 +54,8 @@ from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.batch.workers import (
     Answer,
     Outcomes,
-    RemoteWorker,
     Worker,
+    WorkerHost,
     deal,
     error_line,
 )
@@ -231,7 +231,7 @@ class _LocalProcess:
             self._pool.shutdown(wait=not now, cancel_futures=True)
 
 
-_here: list[RemoteWorker] = []
+_here: list[WorkerHost] = []
 """In a process of a `_LocalProcess`: its worker."""
 
 
@@ -239,7 +239,7 @@ def _begin(*arguments: Any) -> None:
     """Prepare this process, which does not outlive the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
-    _here.append(RemoteWorker(*arguments))
+    _here.append(WorkerHost(*arguments))
 
 
 def _extract(parcel: Sequence[Unit], finished_ids: set[str]) -> list[Outcome] | McspexError:
@@ -353,7 +353,7 @@ class _Actor:
         self.deaths: tuple[type[Exception], ...] = (RayActorError, OutOfMemoryError)
         self.deaths += (NodeDiedError, ObjectLostError)  # what it had done went with its machine
         settings = work.settings
-        self._class = ray.remote(RemoteWorker).options(
+        self._class = ray.remote(WorkerHost).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2
         )
         self._arguments = (work.plan.folder, settings, *_resources(settings), Path.cwd())

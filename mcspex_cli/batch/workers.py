@@ -6,7 +6,7 @@ WorkList: what of the plan is left, this shard's, in units
                  ▲                              │
                  └── what a dead one had left ◀─┘
 
-WorkerProcess: a process, as `deal` sees it ──▶ RemoteWorker: in it ──▶ Worker: loads, extracts
+WorkerProcess: a process, as `deal` sees it ──▶ WorkerHost: in it ──▶ Worker: loads, extracts
 ```
 
 `backends` decides where the processes are. If one is enough, none is started: its `Worker` is here.
@@ -22,7 +22,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event
@@ -35,7 +35,7 @@ from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
-from mcspex_cli.extraction.job import Job, Outputs, speaker_name
+from mcspex_cli.extraction.job import Job, Outputs, Result, speaker_name
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import keep_memory
 
@@ -45,18 +45,31 @@ PARCEL_S, PARCEL_UNITS = 30.0, 16
 """The most seconds of audio, and the most units, in a parcel: what a process is given at once."""
 
 DEATHS_PER_FILE = 3
-"""A file has failed when this many processes, one after the other, have died while they did it: one
-more for files that were done with others, since each of those is then tried alone."""
+"""A file fails when this many processes died on its unit. In a unit of several files, each is then
+tried alone and fails at the next death."""
 
 DEATHS_IN_A_ROW = 10
 """A batch ends when this many processes, plus as many as it has, die with no file done in between.
 
-As many as it has come on top because a machine that is lost may take all of them with it."""
-
+The number of processes is added because one lost machine may kill all of them."""
 
 Outcomes = Generator[Outcome, None, None]
 Answer = Future[list[Outcome] | McspexError]
 """The outcomes of a parcel, once it is done, or an error that stops the whole batch."""
+
+NO_PARCEL: Sequence[Unit] = ()
+"""What a process does while it starts."""
+
+
+@dataclass
+class _InHand:
+    """A task that is being extracted."""
+
+    task: Task
+    copies: Path
+    """A folder for what is fetched for it, and for outputs that are to be sent or thrown away."""
+    fetch_error: McspexError | None = None
+    """Why there is no copy; the extraction fails, too, but cannot say why."""
 
 
 class Worker:
@@ -99,59 +112,65 @@ class Worker:
     def _extract(
         self, tasks: Sequence[Task], finished_ids: set[str], stopping: Callable[[], bool]
     ) -> Iterator[Outcome]:
-        """Extract tasks in one go, and throw away what comes of finished ones (see `Unit`).
-
-        A file that cannot be written has failed. A journal that cannot be written ends all.
-        """
+        """Extract tasks in one go, and throw away what comes of finished ones (see `Unit`)."""
         is_remote = storage.is_url(self._folder)
-        in_hand: deque[tuple[Task, Path, McspexError | None]] = deque()
+        in_hand: deque[_InHand] = deque()
 
         def jobs() -> Iterator[Job]:
             for number, task in enumerate(tasks):
                 if stopping():
                     return
-                copies, mixture = Path(scratch, str(number)), Path(task.mixture)
-                in_hand.append((task, copies, None))
+                item, mixture = _InHand(task, Path(scratch, str(number))), Path(task.mixture)
+                in_hand.append(item)
                 try:
-                    mixture = storage.fetch(mixture, copies)
-                except McspexError as error:  # the extraction then fails, too, but cannot say why
-                    in_hand[-1] = task, copies, error
+                    mixture = storage.fetch(mixture, item.copies)
+                except McspexError as error:
+                    item.fetch_error = error
                 is_aside = is_remote or task.id in finished_ids
-                outputs = _outputs(task, copies if is_aside else self._folder)
+                outputs = _outputs(task, item.copies if is_aside else self._folder)
                 yield Job(mixture, partial(self._voice, task), outputs)
 
         with (
             tempfile.TemporaryDirectory() as scratch,
             closing(self.extractor.extract_files(jobs(), self._options)) as results,
         ):
-            for _, end in results:
-                task, copies, not_fetched = in_hand.popleft()
-                result = not_fetched or end
-                if task.id in finished_ids and not isinstance(result, DiskFullError):
-                    continue
-                warnings = self._warnings.pop(task.id, ())
-                try:
-                    if isinstance(result, McspexError):
-                        raise result
-                    if is_remote:
-                        for kind, path in task.outputs(self._folder).items():
-                            storage.send(task.outputs(copies)[kind], path)
-                    values = result.to_dict()
-                    texts = [storage.with_urls(text, copies) for text in values["warnings"]]
-                    values["warnings"] = texts
-                    self._writer.add_result(task, self._key, values)
-                    outcome = Outcome(task, values, "", warnings)
-                except DiskFullError:
-                    raise
-                except McspexError as error:
-                    reason = storage.with_urls(str(error), copies)
-                    self._writer.add_failure(task, self._key, reason)
-                    outcome = Outcome(task, None, reason, warnings)
-                shutil.rmtree(copies, ignore_errors=True)
-                yield outcome
+            for _, result in results:
+                item = in_hand.popleft()
+                end = item.fetch_error or result
+                if isinstance(end, DiskFullError):
+                    raise end
+                outcome = None if item.task.id in finished_ids else self._finish(item, end)
+                shutil.rmtree(item.copies, ignore_errors=True)
+                if outcome:
+                    yield outcome
+
+    def _finish(self, item: _InHand, end: Result | McspexError) -> Outcome:
+        """Send the outputs to their store, if they go to one, and write the end to the journal.
+
+        A task whose outputs cannot be sent has failed. A journal that cannot be written ends all.
+        """
+        task, copies = item.task, item.copies
+        warnings = self._warnings.pop(task.id, ())
+        if not isinstance(end, McspexError):
+            values = end.to_dict()
+            values["warnings"] = [storage.with_urls(text, copies) for text in values["warnings"]]
+            try:
+                if storage.is_url(self._folder):
+                    for kind, path in task.outputs(self._folder).items():
+                        storage.send(task.outputs(copies)[kind], path)
+                self._writer.add_result(task, self._key, values)
+            except DiskFullError:
+                raise
+            except McspexError as error:
+                end = error
+            else:
+                return Outcome(task, values, "", warnings)
+        reason = storage.with_urls(str(end), copies)
+        self._writer.add_failure(task, self._key, reason)
+        return Outcome(task, None, reason, warnings)
 
     def _voice(self, task: Task) -> Voice:
-        """The voice of a task's references and spans; one that failed once fails at once."""
+        """The voice of a task's references; an enrolment that failed is not tried again."""
         voice = self._enroll(task.references, task.spans, task.mixture if task.spans else None)
         if isinstance(voice, McspexError):
             raise voice
@@ -197,7 +216,7 @@ def error_line(error: Exception, line: int = 0) -> str:
 
 
 class WorkerProcess(Protocol):
-    """A process (or actor of Ray) with a `RemoteWorker` in it, which does a parcel at a time."""
+    """A process (or actor of Ray) with a `WorkerHost` in it, which does a parcel at a time."""
 
     deaths: tuple[type[Exception], ...]
     """What its parcels end with if it dies."""
@@ -216,11 +235,17 @@ class WorkerProcess(Protocol):
 
 
 def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) -> Outcomes:
-    """Hand a work list out to processes as they become free, the longest units first."""
+    """Hand a work list out to processes as they become free, the longest units first.
+
+    A process that dies is started anew, and what it had left of its parcel comes next. The
+    processes are ended at the end, and in the middle of their work if that was broken off.
+
+    Raises:
+        EngineError: too many processes died in a row (`DEATHS_IN_A_ROW`), or as one of them says.
+    """
     waiting = deque[Sequence[Unit]](_parcels(work.units, len(processes)))
     writer, deaths_by_task, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
-    nothing: Sequence[Unit] = ()
-    running = {process.start(): (process, nothing) for process in processes}
+    running = {process.start(): (process, NO_PARCEL) for process in processes}
     idle: list[WorkerProcess] = []
     stopped = False
     try:
@@ -240,7 +265,7 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
                     outcomes = future.result()
                 except process.deaths as death:
                     outcomes, left = _after_death(work, parcel, deaths_by_task, writer)
-                    waiting.extendleft(() if stopping.is_set() else left)
+                    waiting.extendleft(() if stopping.is_set() else reversed(left))
                     in_a_row = 0 if any(outcome.result for outcome in outcomes) else in_a_row + 1
                     if in_a_row >= DEATHS_IN_A_ROW + len(processes):
                         raise EngineError(
@@ -248,7 +273,7 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
                             f"last: {error_line(death, -1)}). If memory is short, use fewer --jobs."
                         ) from None
                     if waiting:
-                        running[process.start()] = (process, nothing)
+                        running[process.start()] = (process, NO_PARCEL)
                 else:
                     if isinstance(outcomes, McspexError):
                         raise outcomes
@@ -256,6 +281,7 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
                     idle.append(process)
                 yield from outcomes
     finally:
+        # What still runs is not wanted any more: a start without work, or work broken off.
         for process in processes:
             process.end(now=bool(running))
 
@@ -278,10 +304,14 @@ def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
 def _after_death(
     work: WorkList, parcel: Sequence[Unit], deaths_by_task: Counter[str], writer: JournalWriter
 ) -> tuple[list[Outcome], list[Sequence[Unit]]]:
-    """What a dead process finished of a parcel, and the parcels that are left of it for others.
+    """What came of a dead process's parcel, and the parcels that are left of it, in order.
 
-    The first unit that is not finished is suspected, and tried again alone. After `DEATHS_PER_FILE`
-    deaths its files are tried one by one, and each that another process dies of has failed.
+    The first unit that is not finished is suspected, and tried again alone, before the others.
+    After `DEATHS_PER_FILE` deaths its files are tried one by one, and each that another process
+    dies of has failed.
+
+    What it finished is added to `work.finished_ids`, the suspects to `deaths_by_task`, and a file
+    that has failed to the journal.
     """
     journal = Journal(work.plan.folder)
     lost = [task for unit in parcel for task in unit if task.id not in work.finished_ids]
@@ -293,22 +323,22 @@ def _after_death(
         return outcomes, []
     suspects = [task for task in left[0] if task.id not in work.finished_ids]
     deaths_by_task.update(task.id for task in suspects)
-    parcels: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
+    others: list[Sequence[Unit]] = [left[1:]] if left[1:] else []
     if deaths_by_task[suspects[0].id] < DEATHS_PER_FILE:
-        return outcomes, [*parcels, [left[0]]]
+        return outcomes, [[left[0]], *others]
     if len(suspects) > 1:
-        return outcomes, [*parcels, *([(task,)] for task in suspects)]
+        return outcomes, [*([(task,)] for task in suspects), *others]
     (task,) = suspects
     reason = (
         f"{storage.name(task.mixture)}: {deaths_by_task[task.id]} processes that worked on it were "
         "killed, one after the other. Run the command again, with fewer --jobs if memory is short."
     )
     writer.add_failure(task, work.key, reason)
-    return [*outcomes, Outcome(task, None, reason)], parcels
+    return [*outcomes, Outcome(task, None, reason)], others
 
 
-class RemoteWorker:
-    """A `Worker` in a process of its own, here or elsewhere, which its first parcel loads."""
+class WorkerHost:
+    """Runs a `Worker` in another process, here or elsewhere; the first parcel loads the model."""
 
     def __init__(
         self,

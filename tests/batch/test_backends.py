@@ -128,7 +128,7 @@ def actors(holding: str = "") -> list[int]:
     for folder in Path("/proc").iterdir():
         try:
             ours = (folder / "cwd").readlink() == Path.cwd().resolve()
-            if ours and b"ray::RemoteWorker" in (folder / "cmdline").read_bytes():
+            if ours and b"ray::WorkerHost" in (folder / "cmdline").read_bytes():
                 links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
                 if not holding or any(link.endswith(f"/{holding}") for link in links):
                     found.append(int(folder.name))

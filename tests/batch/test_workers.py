@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from mcspex_cli.batch.journal import (
 )
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
+from mcspex_cli.batch.workers import Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.job import ExtractionOptions
@@ -124,6 +126,21 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(
     assert kept.items() <= times(set_).items()
     assert contents(set_ / "out") == contents(set_ / "whole")
     assert opened(set_, settings, **asked).todo == []
+
+
+def test_what_comes_of_finished_tasks_is_thrown_away_at_once(
+    set_: Path, settings: BatchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, engine_settings=EngineSettings(batch=3))
+    unit = tuple(opened(set_, settings).todo)
+    (set_ / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(set_ / "scratch"))
+    worker = Worker(set_ / "out", settings, "cpu")
+    outcomes = worker.extract([unit], set(IDS[:-1]), lambda: False)
+    assert next(outcomes).task.id == IDS[-1]  # the unit has not ended yet
+    assert not [*(set_ / "scratch").rglob("*.wav")]
+    assert not [*outcomes]
+    assert [path.stem for path in (set_ / "out/audio").iterdir()] == [IDS[-1]]
 
 
 def test_only_what_changed_is_done_again(set_: Path, settings: BatchSettings) -> None:
