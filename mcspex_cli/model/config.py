@@ -29,7 +29,8 @@ class SystemConfig:
     scale_fuser: str = "gate"
     """Of `FUSERS`. This and the next two are MC-SpEx's own, SpEx+ does not look at them."""
     consm: str = "feature_film"
-    """Of `CONSMS`."""
+    """Of `CONSMS`. The first files, which do not say it, are of networks with "feature_film"; new
+    networks have "film", which measured best."""
     scale_intermg: str = "mixing"
     """Of `INTERMGS`."""
     true_level: bool = False

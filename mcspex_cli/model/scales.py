@@ -169,6 +169,7 @@ class AttentiveScaleFuser(ScaleFuser):
 
 
 FUSERS: dict[str, type[ScaleFuser]] = {"gate": GatedScaleFuser, "attention": AttentiveScaleFuser}
+"""The fusers by the name that `SystemConfig.scale_fuser` has."""
 
 
 class IndependentMasks(nn.Module):
@@ -248,6 +249,7 @@ INTERMGS: dict[str, type[ScaleInterMG]] = {
     "mixing": MixingScaleInterMG,
     "cascade": CascadeScaleInterMG,
 }
+"""The mask generators by the name that `SystemConfig.scale_intermg` has."""
 
 
 class MultiScaleDecoder(nn.Module):

@@ -251,8 +251,13 @@ class ConSM(nn.Module):
     `x · (1 + scale) + shift`, from the paper: a module before each stack that modulates
     the features by E_r. Ours: where scale and shift come from, in the two subclasses;
     `CONSMS` names them. A frame's scale and shift must not depend on other frames: some may
-    be behind the signal's end.
+    be behind the signal's end. The sizes of layers are those of a frame or of E_r, a half of
+    them, twice or three times as many: `growth.grow` widens no others.
     """
+
+    modulate: nn.Linear | nn.Conv1d
+    """The last layer, which gives scale and shift. Where its weights are zero nothing is changed:
+    so begins a stack that `growth.grow` adds."""
 
     def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Scale and shift, [batch, 2 * channel, frame or 1]."""
@@ -304,6 +309,8 @@ CONSMS: dict[str, Callable[[int, int], ConSM]] = {
     "film": FiLMConSM,
     "feature_film": FeatureFiLMConSM,
 }
+"""The ConSMs by the name that `SystemConfig.consm` has, each made from the channels of a frame and
+of E_r. New networks have the one that `config.SIZES` names."""
 
 
 class Stack(nn.Module):

@@ -182,8 +182,7 @@ def grow(system: System, width: float = 1.0, stacks: int = 0, blocks: int = 0) -
         new = grown.load_state_dict(_widened(system, config), strict=False).missing_keys
     for name, module in grown.named_modules():
         if isinstance(module, TCNBlock | ConSM) and any(key.startswith(f"{name}.") for key in new):
-            layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
-            last = module.narrow if isinstance(module, TCNBlock) else layers[-1]
+            last = module.narrow if isinstance(module, TCNBlock) else module.modulate
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
     return grown.eval().requires_grad_(False)
