@@ -674,7 +674,8 @@ class _Extraction:
             )
         if self._level_gain.too_soft and not self._silent:
             yield f"too soft to be measured, so that the level {options.level} changes nothing."
-        as_mixed = (options.level, options.wet_db, options.dry_db) == ("match", 0.0, None)
+        policy = levels.Level.parse(options.level).policy
+        as_mixed = policy.is_as_in_mixture and (options.wet_db, options.dry_db) == (0.0, None)
         if self._sounds[1:] and (limit_db or residual_limit_db or not as_mixed):
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:

@@ -58,7 +58,7 @@ class ExtractionOptions:
     channel: str = "mix"
     """"mix", the number of a channel, or "all": each channel extracted for itself."""
     level: str = "match"
-    """A level policy of `levels.LEVELS`: "match", "peak", "raw" or "lufs=-23"."""
+    """A policy of `levels.LEVELS`, such as "match", or one with a number, as in "lufs=-23"."""
     subtype: str = "PCM_16"
     """The sample format of the files, of `audio.SUBTYPES`."""
     absent: str = "keep"

@@ -1,6 +1,6 @@
 """How loud an estimate becomes: the level policies, and the meters that they need.
 
-A new policy is a new row of `LEVELS`, and perhaps a new meter.
+A new policy is a new row of `LEVELS`, and perhaps a new meter. Options, help and menus follow.
 """
 
 from __future__ import annotations
@@ -131,7 +131,11 @@ def _k_weighting(length: int, sample_rate_hz: int) -> npt.NDArray[np.complex128]
 
 @dataclass(frozen=True)
 class LevelPolicy:
-    """One way to choose the level of an estimate; a row of `LEVELS`."""
+    """One way to choose the level of an estimate; a row of `LEVELS`.
+
+    Raises:
+        ValueError: there is a goal and no meter, or a range of goals and no example.
+    """
 
     name: str
     help: str
@@ -145,7 +149,18 @@ class LevelPolicy:
     matched: bool = True
     """Whether the estimate first gets the level that it has in the mixture."""
     example: tuple[str, str] | None = None
-    """For menus, which cannot ask for a number: a level, and its help."""
+    """For menus, which cannot ask for a number: a level of the range, and its help."""
+
+    def __post_init__(self) -> None:
+        if self.goal and self.meter is None:
+            raise ValueError(f"{self.name} has a goal, so it needs a meter")
+        if isinstance(self.goal, tuple) and self.example is None:
+            raise ValueError(f"{self.name} has a range of goals, so menus need an example")
+
+    @property
+    def is_as_in_mixture(self) -> bool:
+        """Whether the estimate keeps the level that it has in the mixture."""
+        return self.matched and self.meter is None
 
 
 LEVELS = {
@@ -186,7 +201,11 @@ class Level:
 
     @classmethod
     def parse(cls, text: str) -> Level:
-        """Read "match", "peak", "raw" or "lufs=-23", or raise a ValueError."""
+        """Read the name of a policy, perhaps with a number as in "lufs=-23".
+
+        Raises:
+            ValueError: there is no such policy, or it takes no such number.
+        """
         name, equals, digits = text.partition("=")
         if policy := LEVELS.get(name):
             if isinstance(policy.goal, tuple):
