@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,18 +16,9 @@ from mcspex_cli.errors import BelowThreshold, ConfigError, McspexError, PairingE
 
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.comparison import PageSettings
+    from mcspex_cli.evaluation.metrics import Need
     from mcspex_cli.evaluation.report import Report
     from mcspex_cli.evaluation.scoring import Pairing
-
-SOURCES = {
-    "target": "--truth",
-    "mixture": "--mixtures",
-    "interferers": "--interferers",
-    "reference": "--ref or --refs",
-    "transcript": "--transcripts",
-    "batch": "the estimates of mcspex batch in its output folder",
-}
-"""The option or input that has what a metric needs, by the names of `Metric.needs`."""
 
 
 class MetricsOption(click.Option):
@@ -206,7 +197,8 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     groups = report.read_groups(request.groups, request.group_by) if request.groups else None
     baseline = report.read_baseline(request.baseline) if request.baseline else None
     pairings = _pair(request)
-    chosen = choose_metrics(request.metrics, _given(request, pairings))
+    given = {need for need, source in SOURCES.items() if source.read(request, pairings)}
+    chosen = choose_metrics(request.metrics, given)
     settings = scoring.ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
     needs = {need for name in chosen for need in metrics.METRICS[name].needs}
     verifier = transcribe = None
@@ -330,26 +322,36 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
     return results
 
 
-def _given(request: ScoreRequest, pairings: Sequence[Pairing]) -> set[str]:
-    """What there is to compare with, as `Metric.needs` names it."""
-    sources = {
-        "target": request.truth,
-        "mixture": request.mixtures,
-        "interferers": request.interferers,
-        "reference": pairings[0].references,
-        "transcript": request.transcripts,
-        "batch": any(pairing.presence is not None for pairing in pairings),
-    }
-    return {need for need, source in sources.items() if source}
+class Source(NamedTuple):
+    """Where what a metric needs comes from."""
+
+    name: str
+    """The option or input, for messages."""
+    read: Callable[[ScoreRequest, Sequence[Pairing]], object]
+    """Returns it; it is not given where this is false."""
+
+
+SOURCES: dict[Need, Source] = {
+    "target": Source("--truth", lambda request, _: request.truth),
+    "mixture": Source("--mixtures", lambda request, _: request.mixtures),
+    "interferers": Source("--interferers", lambda request, _: request.interferers),
+    "reference": Source("--ref or --refs", lambda _, pairings: pairings[0].references),
+    "transcript": Source("--transcripts", lambda request, _: request.transcripts),
+    "batch": Source(
+        "the estimates of mcspex batch in its output folder",
+        lambda _, pairings: any(pairing.presence is not None for pairing in pairings),
+    ),
+}
+"""For every `Need` of metrics, where it comes from."""
 
 
 def choose_metrics(
-    names: str | None, given: set[str], *, in_batch: bool = False
+    names: str | None, given: set[Need], *, in_batch: bool = False
 ) -> tuple[str, ...]:
     """The metrics that --metrics names; without it all that are installed and have what they need.
 
-    `given` is what there is to compare with, as `Metric.needs` names it. If a truth is given, those
-    that need neither it, nor references, nor transcripts have to be named: they say less than it.
+    `given` is what there is to compare with. If a truth is given, those that need neither it, nor
+    references, nor transcripts have to be named: they say less than it.
     """
     from mcspex_cli.evaluation.metrics import METRICS, check_installed
 
@@ -374,7 +376,7 @@ def choose_metrics(
             )
         for need in METRICS[name].needs:
             if need not in given:
-                raise click.UsageError(f"--metrics {name} needs {SOURCES[need]}.")
+                raise click.UsageError(f"--metrics {name} needs {SOURCES[need].name}.")
     check_installed(chosen)
     return tuple(chosen)
 

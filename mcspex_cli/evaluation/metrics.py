@@ -6,7 +6,8 @@ that need a package raise ConfigError if it cannot be imported, and their values
 package has none.
 
 A new metric is one more row of METRICS. The command line's choices and help, the columns of
-tables, CSV and JSON, the means and the HTML page all come from the table.
+tables, CSV and JSON, the means and the HTML page all come from the table. One that needs what no
+other does is more work: `Need` says what.
 """
 
 from __future__ import annotations
@@ -353,6 +354,14 @@ class Sounds:
         return replace(self, estimate=self.audible_mixture)
 
 
+Need = Literal["target", "mixture", "interferers", "reference", "transcript", "batch"]
+"""What a metric can need beside the estimate; "batch" is what `mcspex batch` measured.
+
+A new one also takes a field of `Sounds`, which `scoring.score_file` fills from a `Pairing`, and a
+row of `cli.score.SOURCES`, which says where users give it.
+"""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One metric: what people and files call it, and how its value comes about."""
@@ -365,7 +374,7 @@ class Metric:
     digits: int
     function: Callable[[Sounds], float]
     """Its value; nan or infinite where these sounds have none."""
-    needs: tuple[str, ...]
+    needs: tuple[Need, ...]
     """What has to be given, beside the estimate, for it to have a value."""
     meaning: str
     """What it measures, as half a sentence."""
@@ -405,8 +414,9 @@ class Metric:
         return "-" if value is None else f"{value:{sign}.{self.digits}f}"
 
 
-TARGET = ("target",)
-WITH_MIXTURE, WITH_INTERFERERS = (*TARGET, "mixture"), (*TARGET, "interferers")
+TARGET: tuple[Need, ...] = ("target",)
+WITH_MIXTURE: tuple[Need, ...] = ("target", "mixture")
+WITH_INTERFERERS: tuple[Need, ...] = ("target", "interferers")
 BSS, STOI, MOS = ("fast_bss_eval",), ("pystoi",), ("speechmos",)
 
 # fmt: off
