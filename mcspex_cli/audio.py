@@ -85,6 +85,11 @@ class Format:
     exact_hz: int = HIGHEST_HZ
     """Above this rate only multiples of 10 Hz can be written."""
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether a file has just the samples that were written, each rounded to its subtype."""
+        return SAMPLE_BYTES.keys() >= set(self.subtypes)
+
 
 FORMATS = {
     form.suffix: form
@@ -94,7 +99,17 @@ FORMATS = {
         Format(".ogg", "OGG", ("VORBIS",), 192_000, 255),
     )
 }
-"""The output formats by suffix."""
+"""The output formats by suffix; a row is all that a new one needs. Before you add one, see that
+
+- `files.SUFFIXES` has its suffix: otherwise its files are not noticed in folders
+- `containers.SAMPLE_BYTES` has its subtypes if they are plain samples: that is how it counts as
+  lossless, and how its files are found to be cut short
+- `containers._CODED` has its subtypes if they are coded, and FFmpeg does not read them well
+- `OVER_FULL_SCALE` has those of its subtypes that do not clip.
+"""
+
+OVER_FULL_SCALE = ("FLOAT", "DOUBLE")
+"""The subtypes that hold samples beyond -1..1."""
 
 SUBTYPES = tuple(
     dict.fromkeys(s for form in FORMATS.values() if len(form.subtypes) > 1 for s in form.subtypes)
@@ -545,7 +560,7 @@ def check_subtype(path: Path, subtype: str) -> None:
 def holds_over_full_scale(path: Path, subtype: str) -> bool:
     """Whether an output can hold samples beyond -1..1, so that nothing need be turned down."""
     form = FORMATS.get(path.suffix.lower())
-    return form is not None and subtype == "FLOAT" and subtype in form.subtypes
+    return form is not None and subtype in OVER_FULL_SCALE and subtype in form.subtypes
 
 
 def check_rate(sample_rate_hz: float) -> None:

@@ -225,6 +225,13 @@ def test_channels_that_a_format_cannot_hold_are_refused_at_once(tmp_path: Path) 
         assert soundfile.info(path).channels == form.most_channels
 
 
+def test_what_is_written_is_noticed_in_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / f"a{suffix}" for suffix in audio.FORMATS]
+    for path in paths:
+        audio.write(path, buzz(120, 1), 8000)
+    assert sorted(files.find(tmp_path)) == sorted(paths)
+
+
 def test_hours_of_ogg_are_written_in_pieces(tmp_path: Path) -> None:
     sound = np.tile(buzz(120, 10), 80)
     audio.write(tmp_path / "a.ogg", sound, 8000)

@@ -42,7 +42,12 @@ TRANSCRIPTS = (".txt", ".vtt")
 TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
 
-LOSSLESS = frozenset(".wav .flac .aif .aiff .aifc .caf .w64 .rf64 .au .snd".split())
+LOSSLESS = frozenset(
+    (
+        *(suffix for suffix, form in audio.FORMATS.items() if form.is_lossless),
+        *".aif .aiff .aifc .caf .w64 .rf64 .au .snd".split(),
+    )
+)
 """Suffixes of files that have no more samples than were written."""
 
 PADDING = 2048

@@ -310,9 +310,9 @@ class Extraction:
         }
 
     def export(self, kind: str) -> Path:
-        """A file of the result, of `EXPORTS`; FLAC is made when it is asked for."""
+        """A file of the result, of `EXPORTS`; sounds but WAV are made when they are asked for."""
         path = self.folder / kind
-        if path.suffix == ".flac" and not path.exists():
+        if path.suffix in audio.FORMATS and path.suffix != ".wav" and not path.exists():
             wav = audio.Reader(path.with_suffix(".wav"))
             rate_hz, subtype = wav.info.sample_rate_hz, self.options.subtype
             with audio.open_writer(path, rate_hz, 1, subtype) as writer:

@@ -52,7 +52,7 @@ from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.extraction.job import ABSENT
 from mcspex_cli.extraction.levels import LEVELS
 from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part, read_peaks
-from mcspex_cli.serve.sessions import Session, Sessions
+from mcspex_cli.serve.sessions import LOSSLESS, Session, Sessions
 
 STATIC = {
     "page.css": "text/css",
@@ -217,6 +217,7 @@ class Pages:
             version=__version__,
             models=list(self._sessions.extractions.models),
             levels=[row.example or (row.name, row.help) for row in LEVELS.values()],
+            formats=[suffix.lstrip(".") for suffix in LOSSLESS],
             absent=[row for row in ABSENT.values() if not row.fails],
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY.format(nonce=nonce)})
