@@ -579,7 +579,8 @@ REPORT_FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "csv": (".csv", as_csv),
     "markdown": (".md", as_markdown),
 }
-"""By name, what a report can be written as: the suffix of a file, and how."""
+"""By name, what a report can be written as: the suffix of a file, and how. A row is all that a new
+format needs."""
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:

@@ -106,7 +106,7 @@ class Outputs:
     residual: Path | None = None
     """The mixture without the target."""
     activity: Path | None = None
-    """When the target speaks: .json, .rttm or .srt."""
+    """When the target speaks, in a format of `presence.ACTIVITY_FORMATS`."""
     speaker: str = "target"
     """What `activity` calls the target."""
     overwrite: bool = False

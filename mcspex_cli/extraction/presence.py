@@ -458,4 +458,5 @@ ACTIVITY_FORMATS: dict[str, Callable[[PresenceResult, str, str, str], str]] = {
     ".rttm": _rttm,
     ".srt": _srt,
 }
-"""The formats of activity files by their suffix."""
+"""What writes each format of activity files, by the suffix; its arguments are those of
+`write_activity` after the path. A row is all that a new format needs."""
