@@ -123,7 +123,7 @@ def test_the_suffix_and_the_subtype_decide_what_is_written(
 @pytest.mark.parametrize(
     ("name", "subtype", "message"),
     [
-        ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav, .flac, .ogg"),
+        ("a.mp4", "PCM_16", r"cannot write this format. End the name in .wav, .flac"),
         ("a.wav", "PCM_99", "WAV has no PCM_99 samples. Use --subtype PCM_16 or PCM_24 or FLOAT"),
         ("a.flac", "FLOAT", "FLAC has no FLOAT samples. Use --subtype PCM_16 or PCM_24"),
         ("a.ogg", "PCM_24", "OGG has no PCM_24 samples. Leave --subtype out, or write WAV"),

@@ -77,7 +77,7 @@ def test_a_policy_measures_what_it_brings_to_its_level(text: str, level_db: floa
     "text", ["", "loud", "lufs", "lufs=", "lufs=x", "lufs=5", "lufs=nan", "LUFS=-23", "lufs=-71"]
 )
 def test_other_levels_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not one of match, peak, lufs=-70 to lufs=0, raw"):
+    with pytest.raises(ValueError, match=r"is not one of match, .*lufs=-70 to lufs=0, "):
         Level.parse(text)
 
 
