@@ -307,7 +307,7 @@ class Reader:
                 f"{meter.loss_db:.0f} dB below them. {advice}"
             )
         seconds = self.frames / rate_hz
-        if seconds < self._shortest_s and self.warnings:  # of a damaged file this much is left
+        if seconds < self._shortest_s and decoder.data.is_damaged:
             raise AudioError(
                 f"{path}: is damaged, and only {seconds:.2f} s of it can be read, which is too "
                 "short. Export it again from the original."

@@ -154,6 +154,8 @@ class SoundBytes:
         self._begin, self.size = 0, os.fstat(stream.fileno()).st_size
         self._error: BaseException | None = None
         self.warnings: list[str] = []
+        self.is_damaged = False
+        """Whether damage was reported, and what is left is kept."""
         self.ends = _find_ends(self)
         """Where the parts of the file end by its own account."""
 
@@ -198,6 +200,7 @@ class SoundBytes:
         self.check_read()
         if self.advice is not None:
             raise DamagedError(f"{self.path}: {damage}. {self.advice}")
+        self.is_damaged = True
         self.warn(f"{damage}.")
 
     def check_read(self) -> None:
@@ -442,7 +445,8 @@ class Container:
         for number, source in enumerate(streams, 1):
             language = (source.language or "").replace("und", "")
             tracks.append(f"{number} ({source.channels} ch{language and f', {language}'})")
-            if track is None or track.lower() in (str(number), language, language[:2]):
+            names = (str(number), language.lower(), language[:2].lower())
+            if track is None or track.lower() in names:
                 chosen.append(source)
         if not chosen:
             raise AudioError(f"{path}: has no sound track {track}. It has: {', '.join(tracks)}.")
@@ -477,7 +481,7 @@ class Container:
         if kind == "avi":
             self._is_timed = source.codec_context.name.startswith("pcm")
             if self._is_timed:
-                length_s, self._is_exact = source.frames / rate_hz, self._is_alone
+                length_s, self._is_exact = source.frames / max(rate_hz, 1), self._is_alone
         if Trait.FROM_ZERO not in self._traits:
             start_s -= (container.start_time or 0) / 1e6
         start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0

@@ -180,6 +180,30 @@ def test_one_of_several_sound_tracks_is_chosen_by_number_or_language(tmp_path: P
         read(tmp_path / "a.wav", track="deu")
 
 
+def test_a_track_is_chosen_as_the_file_spells_its_language(tmp_path: Path) -> None:
+    sound = SoundTrack(SIX_S, RATE_HZ, "pcm_s16le", language="DEU")
+    path = make(tmp_path / "a.mkv", sound, picture_s=6)
+    assert audio.probe(path).tracks == ("1 (1 ch, DEU)",)
+    for track in ("DEU", "deu", "De"):
+        assert len(read(path, track=track)[0]) == len(SIX_S)
+
+
+def test_a_short_file_with_a_warning_is_not_called_damaged(tmp_path: Path) -> None:
+    """The length that ASF announces is that of its longest track."""
+    path = make(tmp_path / "a.asf", *tracks(SIX_S[: RATE_HZ // 4], SIX_S, codec="pcm_s16le"))
+    reader = audio.Reader(path, damaged="keep", shortest_s=0.3)
+    with pytest.raises(AudioError, match=r"a\.asf: 0\.25 s is too short"):
+        reader.read()
+    assert "has 2 sound tracks" in reader.warnings[0]
+
+
+def test_an_avi_without_a_rate_is_one_line(tmp_path: Path) -> None:
+    no_rate = (b"strf", 12, bytes(4))
+    path = patched(tmp_path, encoded("a.avi", "pcm_s16le", RATE_HZ), no_rate)
+    with pytest.raises(AudioError, match=r"Invalid sample rate: 0"):
+        audio.probe(path)
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.webm", "a.m4a", "a.mov"])
 def test_sound_that_starts_late_says_so_and_is_not_padded(tmp_path: Path, name: str) -> None:
     codec, rate_hz = ("libopus", 48_000) if name == "a.webm" else ("pcm_s16le", RATE_HZ)

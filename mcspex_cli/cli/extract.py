@@ -20,7 +20,6 @@ from mcspex_cli.errors import (
     AbsentError,
     AudioError,
     CheckpointError,
-    DiskFullError,
     McspexError,
     OutputError,
     PartialFailure,
@@ -145,8 +144,12 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     )
     try:
         _extract(request, stdin if from_stdin else None)
-    except DiskFullError as error:
-        raise DiskFullError(f"{error} Temporary files are in TMPDIR ({folder.parent}).") from error
+    except OutputError as error:
+        is_temporary = isinstance(error.__cause__, OSError) and str(error).startswith(str(folder))
+        if not is_temporary:  # what the system refused is a file that the user named
+            raise
+        hint = f"Temporary files are in TMPDIR ({folder.parent})."
+        raise type(error)(f"{error} {hint}") from error
     if to_stdout:
         _copy_to_stdout(stdout)
 
@@ -283,7 +286,7 @@ def _work(
 def _show(request: ExtractRequest, job: Job, result: Result) -> None:
     row, output = result.to_dict(), job.outputs.estimate
     for line in result.warnings:
-        is_of_mixture = line.startswith(str(job.mixture))
+        is_of_mixture = line.startswith(f"{job.mixture}: ")
         console.warn(line if is_of_mixture else f"{output}: {line}")
     if request.as_json:
         if job.id:  # not the name of the temporary file of standard input
@@ -315,6 +318,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 def _copy_stdin(path: Path) -> None:
     """Keep standard input in a file, since some formats are read from their end."""
+    from mcspex_cli import files
 
     def read() -> bytes:
         try:
@@ -328,9 +332,7 @@ def _copy_stdin(path: Path) -> None:
             while block := read():
                 copied += file.write(block)
     except OSError as error:
-        raise OutputError(
-            f"standard input: cannot be kept ({error.strerror}). Set TMPDIR."
-        ) from error
+        raise files.output_error(path, error, "cannot be kept") from error
     if not copied:
         raise AudioError("standard input is empty. Pipe a sound file into it.")
 

@@ -406,6 +406,15 @@ def test_loudness_is_a_broadcasters(extract: Run) -> None:
     assert np.abs(get("o.wav")).max() == pytest.approx(0.891, abs=1e-3)
 
 
+def test_a_warning_of_an_output_names_it_whatever_the_mixture_is_called(
+    extract: Run, scene: Path
+) -> None:
+    (scene / "mixture.wav").rename(scene / "t")  # as "turned down" begins
+    done = extract("t", *PLAIN[1:], "--dry", "40")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("warning: o.wav: turned down by ")
+
+
 def test_the_surroundings_are_mixed_back(extract: Run) -> None:
     assert extract(*PLAIN, "--wet", "-120", "--dry", "0").exit_code == 0
     assert np.abs(get("o.wav") - get("mixture.wav")).max() <= 2 / 2**15

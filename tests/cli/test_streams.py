@@ -123,14 +123,28 @@ def test_sound_is_not_written_where_it_is_no_use(
 
 
 @posix
-def test_a_full_disk_is_an_error_and_leaves_nothing(
-    command: list[str], kept: Path, scene: Path
-) -> None:
-    words = in_shell(command, 'ulimit -f 18; exec "$@"')  # of 512 bytes
-    sound = (scene / "mixture.wav").read_bytes()
-    done = subprocess.run(words, input=sound, capture_output=True, check=False)
-    said = "error: standard input: cannot be kept (File too large). Set TMPDIR.\n"
-    assert done.stderr.decode() == said
+@pytest.mark.parametrize(
+    ("blocks", "output", "refused", "is_temporary"),
+    [
+        (18, "-", "standard input: cannot be kept", True),
+        (18, "o.wav", "standard input: cannot be kept", True),
+        (90, "-", "standard output: cannot be written", True),
+        (90, "o.wav", "o.wav: cannot be written", False),
+    ],
+)
+def test_a_full_disk_is_named_and_nothing_is_left(
+    command: list[str], kept: Path, scene: Path, blocks: int, output: str, refused: str,
+    is_temporary: bool,
+) -> None:  # fmt: skip
+    """The input is of 63 blocks of 512 bytes, and the output of twice as many."""
+    limited = in_shell(command, f'ulimit -f {blocks}; exec "$@"')
+    words = [*limited, "--subtype", "FLOAT", "-o", output]
+    before, sound = set(scene.iterdir()), (scene / "mixture.wav").read_bytes()
+    done = subprocess.run(words, input=sound, capture_output=True, check=False, cwd=scene)
+    said = f"error: {refused}: it is larger than the disk or its limit allows. Choose another disk."
+    said += f" Temporary files are in TMPDIR ({kept})." if is_temporary else ""
+    assert (done.returncode, done.stderr.decode()) == (1, f"{said}\n")
+    assert set(scene.iterdir()) == before
     assert list(kept.iterdir()) == []
 
 
