@@ -195,7 +195,10 @@ OUTPUTS = [
         "mixture.wav",
         "mixture.wav: is an input, and inputs are never overwritten. Choose another name.\n",
     ),
-    ("x.mp3", "x.mp3: cannot write this format. End the name in .wav, .flac, .ogg.\n"),
+    (
+        "x.mp3",
+        f"x.mp3: cannot write this format. End the name in {', '.join(audio.FORMATS)}.\n",
+    ),
     (
         "truth.wav/out",
         "truth.wav/out/mixture.target.wav: truth.wav is not a folder. Choose another place.\n",

@@ -19,6 +19,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, write_calibration
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 from tests.media import SoundTrack, make
 
@@ -238,11 +239,11 @@ def test_files_or_folders_for_one_or_several(extract: Run, scene: Path) -> None:
     [
         (
             ("--residual", "r.mp3"),
-            "r.mp3: cannot write this format. End the name in .wav, .flac, .ogg.",
+            f"r.mp3: cannot write this format. End the name in {', '.join(audio.FORMATS)}.",
         ),
         (
             ("--activity", "a.txt"),
-            "a.txt: cannot write this format. End the name in .json, .rttm, .srt.",
+            f"a.txt: cannot write this format. End the name in {', '.join(ACTIVITY_FORMATS)}.",
         ),
         (
             ("--residual", "truth.wav"),
