@@ -492,7 +492,7 @@ def test_a_place_that_is_no_batchs_is_refused(batch: Run, output: str, message: 
 def test_a_dry_run_refuses_an_output_that_cannot_be_a_folder(batch: Run) -> None:
     done = batch("mix", "--refs", "refs", "-o", "refs/ann.wav", "--dry-run")
     assert done.exit_code == 1
-    message = "refs/ann.wav is a file, not a folder. Choose another place.\n"
+    message = "refs/ann.wav is not a folder. Choose another place.\n"
     assert done.stderr == f"error: refs/ann.wav/audio/any.wav: {message}"
 
 
