@@ -58,13 +58,13 @@ _WRITE_FRAMES = 2**16
 """Frames handed to libsndfile at once; its Vorbis writer crashes on millions."""
 
 _LARGEST_WAV = 2**32 - 2**16
-"""Bytes of samples; RF64 is the same for more."""
+"""A WAV with more bytes of samples is written as RF64."""
 
 _CLIPPED_PEAK = 1 + 2**-12
-"""Samples up to this are clipped by less than anybody hears, as rounding makes them."""
+"""Rounding may exceed 1 by this much; clipping that is inaudible."""
 
 _CANCELLED_DB, WEAKENED_DB = 60.0, 20.0
-"""How far below its channels a mix is where they cancel each other out, or nearly so."""
+"""A mix this many dB below its channels: an error, a warning."""
 
 _LOWEST_AUDIBLE_HZ = 20.0
 _RUMBLE_FILTER_S = 0.4
@@ -110,6 +110,8 @@ FORMATS = {
 
 OVER_FULL_SCALE = ("FLOAT", "DOUBLE")
 """The subtypes that hold samples beyond -1..1."""
+
+DEFAULT_SUBTYPE = "PCM_16"
 
 SUBTYPES = tuple(
     dict.fromkeys(s for form in FORMATS.values() if len(form.subtypes) > 1 for s in form.subtypes)
@@ -399,7 +401,7 @@ def _check_channel(channel: str, channels: int, source: Path | str) -> None:
         )
 
 
-def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = "PCM_16") -> None:
+def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = DEFAULT_SUBTYPE) -> None:
     """Write `samples` [sample] or [channel, sample] to a file, whole or not at all.
 
     Raises:
@@ -503,7 +505,11 @@ def open_writer(
 
 @contextmanager
 def _failures(path: Path, stream: BinaryIO) -> Iterator[None]:
-    """Have libsndfile's failures say the system's reason, which writing once more brings out."""
+    """Have libsndfile's failures say the system's reason, which it does not keep.
+
+    Zeros are written to the failed output, which is removed anyway: up to 4 MiB, as a nearly full
+    disk may take some. The system then refuses them for the same reason.
+    """
     import soundfile
 
     try:
@@ -531,7 +537,7 @@ def check_format(
     check_rate(sample_rate_hz)
     files.check_suffix(path, FORMATS)
     form = FORMATS[path.suffix.lower()]
-    if len(form.subtypes) == 1 and subtype == SUBTYPES[0]:
+    if len(form.subtypes) == 1 and subtype == DEFAULT_SUBTYPE:
         subtype = form.subtypes[0]
     check_subtype(path, subtype)
     problem = ""

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Flag, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,22 +41,36 @@ SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 """Bytes of a sample, by libsndfile's name of its kind."""
 
 _CODED = ("VORBIS", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
-"""Encodings that FFmpeg does not decode, or not as they were encoded."""
+"""Encodings left to libsndfile: FFmpeg decodes them wrongly or not at all."""
 
 _UNKNOWN_LENGTH = 0x7FFFF000
 """Lengths of 32 bits from here on are what programs write that do not know them (to a pipe)."""
 
+
+class _Chunks(NamedTuple):
+    """How the chunks of a format (WAV, AIFF, W64, CAF) follow one another."""
+
+    first: int
+    """Where the first one begins."""
+    header: str
+    """The layout of a chunk's name and length, for `struct`."""
+    uncounted: int
+    """The bytes of a chunk that its length leaves out."""
+    alignment: int
+    """Chunks begin at multiples of this many bytes."""
+    unknown: int
+    """Lengths from here on mean that the length is not known."""
+
+
 _CHUNKS = {
-    b"RIFF": (12, "<4sI", 8, 2, _UNKNOWN_LENGTH),
-    b"RIFX": (12, ">4sI", 8, 2, _UNKNOWN_LENGTH),
-    b"FORM": (12, ">4sI", 8, 2, _UNKNOWN_LENGTH),
-    b"RF64": (12, "<4sI", 8, 2, 2**62),
-    b"riff": (40, "<4s12xQ", 0, 8, 2**62),
-    b"caff": (8, ">4sQ", 12, 1, 2**62),
+    b"RIFF": _Chunks(12, "<4sI", 8, 2, _UNKNOWN_LENGTH),
+    b"RIFX": _Chunks(12, ">4sI", 8, 2, _UNKNOWN_LENGTH),
+    b"FORM": _Chunks(12, ">4sI", 8, 2, _UNKNOWN_LENGTH),
+    b"RF64": _Chunks(12, "<4sI", 8, 2, 2**62),
+    b"riff": _Chunks(40, "<4s12xQ", 0, 8, 2**62),
+    b"caff": _Chunks(8, ">4sQ", 12, 1, 2**62),
 }
-"""How files of chunks (WAV, AIFF, W64, CAF) begin: where their first chunk is, the layout of its
-name and length, the bytes that the length leaves out, to how many bytes chunks are aligned, and
-from which length on it is unknown."""
+"""The formats of chunks, by the bytes with which their files begin."""
 
 _PLAIN = (*_CHUNKS, b".snd", b"dns.", b"NIST")
 """How the files begin whose plain samples libsndfile reads: these, AU and SPHERE."""
@@ -232,17 +246,18 @@ def _find_ends(data: SoundBytes) -> list[int]:
         return [numbers[0] + math.prod(numbers[1:])] if len(numbers) == 4 else []
     if head[:4] not in _CHUNKS:
         return _find_box_ends(data) if head[4:8] == b"ftyp" else []
-    at, layout, uncounted, alignment, unknown = _CHUNKS[head[:4]]
+    chunks = _CHUNKS[head[:4]]
     ends: list[int] = []
+    at = chunks.first
     while at < data.size:
-        name, length = struct.unpack_from(layout, data.part(at, 24).ljust(24, b"\0"))
+        name, length = struct.unpack_from(chunks.header, data.part(at, 24).ljust(24, b"\0"))
         if name == b"data" and head[12:16] == b"ds64":
             length = int.from_bytes(head[28:36], "little")
         is_chunk = name.isascii() and name.decode().isprintable() and name not in _PLAIN
-        if not is_chunk or length + uncounted <= 0 or length >= unknown:
+        if not is_chunk or length + chunks.uncounted <= 0 or length >= chunks.unknown:
             break
-        ends.append(at + uncounted + length)
-        at = ends[-1] + -ends[-1] % alignment
+        ends.append(at + chunks.uncounted + length)
+        at = ends[-1] + -ends[-1] % chunks.alignment
     return ends
 
 
@@ -289,11 +304,13 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
     rest_at = max((end for end in data.ends if end <= data.size), default=data.size)
     following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
     start = b"ftyp" if head[4:8] == b"ftyp" else head[:4]
+    follows = ""
     if any(magic in following for magic in (start, *_PLAIN)) and head[8:] != b"AVI ":
-        data.warn(f"another file of {rest} {_FOLLOWS}")
+        follows = f"another file of {rest} {_FOLLOWS}"
     elif following.lstrip(b"\0").startswith(_TAGS):
-        data.warn(f"{rest} of notes (tags) follow its sound and are not read.")
-    if data.warnings:
+        follows = f"{rest} of notes (tags) follow its sound and are not read."
+    if follows:
+        data.warn(follows)
         data.crop(0, rest_at)
     pages = data.part(0, 2**18) if head.startswith(b"OggS") else b""
     is_short = pages.count(b"OggS") == 3 and len(pages) < 2**18  # FFmpeg would not be exact
@@ -315,7 +332,8 @@ class PlainFile:
         import soundfile
 
         self.data, self._file, self._missing = data, file, ""
-        begin, size, rate_hz = data.tell(), data.size, file.samplerate
+        begin = data.tell()  # of the first sample: to it libsndfile goes when it opens a file
+        size, rate_hz = data.size, file.samplerate
         frames, frame_bytes = file.frames, SAMPLE_BYTES.get(file.subtype, 0) * file.channels
         end = next((end for end in data.ends if end >= begin), 0)
         rest = size - max((end for end in data.ends if end <= size), default=size)

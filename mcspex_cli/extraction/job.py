@@ -53,13 +53,14 @@ class ExtractionOptions:
 
     Raises:
         ValueError: a value means nothing; the message names it.
+        TypeError: a value is of another type.
     """
 
     channel: str = "mix"
     """"mix", the number of a channel, or "all": each channel extracted for itself."""
     level: str = "match"
     """A policy of `levels.LEVELS`, such as "match", or one with a number, as in "lufs=-23"."""
-    subtype: str = "PCM_16"
+    subtype: str = audio.DEFAULT_SUBTYPE
     """The sample format of the files, of `audio.SUBTYPES`."""
     absent: str = "keep"
     """What is done where the target is absent, of `ABSENT`."""
@@ -135,9 +136,9 @@ class Outputs:
 
 
 def speaker_name(references: Sequence[str | Path], spans: Sequence[object]) -> str:
-    """What activity files call the target: the only clip's name, if the voice is of one clip."""
-    is_one_clip = len(references) == 1 and not spans
-    return (Path(references[0]).stem if is_one_clip else "") or "target"
+    """What activity files call the target: the name of the only --ref, if there is one."""
+    is_only_one = len(references) == 1 and not spans
+    return (Path(references[0]).stem if is_only_one else "") or "target"
 
 
 @dataclass(frozen=True)
