@@ -401,7 +401,9 @@ def _check_channel(channel: str, channels: int, source: Path | str) -> None:
         )
 
 
-def write(path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = DEFAULT_SUBTYPE) -> None:
+def write(
+    path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = DEFAULT_SUBTYPE
+) -> None:
     """Write `samples` [sample] or [channel, sample] to a file, whole or not at all.
 
     Raises:

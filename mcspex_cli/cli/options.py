@@ -255,9 +255,7 @@ def command(
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def run(**values: Any) -> None:
-            several = [one if isinstance(one, tuple) else (one,) for one in values.values()]
-            texts = [one for each in several for one in each if isinstance(one, str | Path)]
-            console.check_log_files(texts)
+            console.check_log_files(_paths(values))
             call(function, values)
 
         decorated: Callable[..., None] = _LOG_FILE(run)
@@ -266,6 +264,18 @@ def command(
         return (parent or click).command(name)(decorated)
 
     return decorate
+
+
+def _paths(values: Mapping[str, Any]) -> Iterator[Path | str]:
+    """What of a command line may be a file or folder: all arguments, and options that are paths.
+
+    The text of other options is none: `--device cpu` leaves a file called cpu alone.
+    """
+    for parameter in click.get_current_context().command.params:
+        if isinstance(parameter, click.Argument) or isinstance(parameter.type, click.Path):
+            value = values.get(parameter.name or "")
+            several = value if isinstance(value, tuple) else (value,)
+            yield from (one for one in several if isinstance(one, str | Path))
 
 
 # What several commands share.
@@ -365,6 +375,10 @@ ENGINE_FOR_MIXTURES = group(_engine_for_mixtures)
 """`EngineSettings` with the number of passes."""
 
 
+_GAIN_DB = FiniteRange(-120, 40)
+"""The limits of `extraction.job`, which takes too long to import for a help page."""
+
+
 def _extraction(
     channel: str = option(
         "mix|0|1|..|all", "Channel of the mixture; all keeps them apart.", default="mix"
@@ -398,11 +412,9 @@ def _extraction(
         "DB",
         "Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
         "--dry",
-        type=FiniteRange(-120, 40),
+        type=_GAIN_DB,
     ),
-    wet_db: float = option(
-        "DB", "Gain of the voice.", "--wet", type=FiniteRange(-120, 40), default=0.0
-    ),
+    wet_db: float = option("DB", "Gain of the voice.", "--wet", type=_GAIN_DB, default=0.0),
 ) -> ExtractionOptions:
     values = locals()  # the options are called like the fields of `ExtractionOptions`
     from mcspex_cli.extraction.job import ExtractionOptions

@@ -214,6 +214,15 @@ def test_a_pipe_that_nobody_reads_is_no_log(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path / 'pipe'}: cannot be written (")
 
 
+def test_a_log_may_have_the_name_of_another_options_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("extract", "m.wav", "--ref", "a.wav", "--device", "cpu", "--log-file", "cpu")
+    assert done.stderr == "error: a.wav: no such file or folder.\n"
+    assert "a.wav: no such file" in Path("cpu").read_text()
+
+
 @pytest.mark.parametrize(
     "use",
     [

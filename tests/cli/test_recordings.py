@@ -19,6 +19,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, write_calibration
 from mcspex_cli.evaluation.metrics import si_sdr
+from mcspex_cli.extraction.job import HIGHEST_GAIN_DB, LOWEST_GAIN_DB, ExtractionOptions
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 from tests.media import SoundTrack, make
@@ -54,7 +55,7 @@ def extract(scene: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
     """Runs `mcspex extract` in the scene's folder with one of `models`, or the bundled one."""
     monkeypatch.chdir(scene)
 
-    def run(*arguments: str | Path, model: str = "present", stdin: bytes = b"") -> Result:
+    def run(*arguments: str | int | Path, model: str = "present", stdin: bytes = b"") -> Result:
         words = ["extract", *map(str, arguments), "--device", "cpu"]
         words += ["--model", models[model]] if model else ["--passes", "1"]
         return CliRunner().invoke(main, words, input=stdin)
@@ -414,6 +415,15 @@ def test_a_warning_of_an_output_names_it_whatever_the_mixture_is_called(
     done = extract("t", *PLAIN[1:], "--dry", "40")
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("warning: o.wav: turned down by ")
+
+
+def test_gains_have_the_limits_of_python_users(extract: Run) -> None:
+    for gain_db in (LOWEST_GAIN_DB, HIGHEST_GAIN_DB):
+        ExtractionOptions(wet_db=gain_db, dry_db=gain_db)
+    for option in ("--wet", "--dry"):
+        done = extract(*PLAIN, option, HIGHEST_GAIN_DB + 1)
+        assert done.exit_code == 2
+        assert f"{LOWEST_GAIN_DB}<=x<={HIGHEST_GAIN_DB}" in done.stderr
 
 
 def test_the_surroundings_are_mixed_back(extract: Run) -> None:
