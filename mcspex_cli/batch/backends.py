@@ -104,7 +104,7 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
         yield from BACKENDS[work.settings.backend].run(work, stopping)
     except DiskFullError as error:
         journal = Journal(work.plan.folder)
-        left = sum(not journal.result(task, work.key) for task in work.todo)
+        left = sum(not journal.valid_result(task, work.key) for task in work.todo)
         count = "1 file" if left == 1 else f"{left} files"
         raise DiskFullError(f"{error} {count} left; then go on with the same command.") from error
     finally:
@@ -481,7 +481,7 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
         journal = Journal(folder)
         reading_s = time.monotonic() - began
         for id_ in left.keys() & (journal.results.keys() | journal.failures.keys()):
-            if line := journal.result(left[id_], work.key):
+            if line := journal.valid_result(left[id_], work.key):
                 yield Outcome(left.pop(id_), line.result)
             elif reason := journal.failure(left[id_], work.key, job):
                 yield Outcome(left.pop(id_), None, reason)

@@ -4,8 +4,8 @@ Every process that works on a batch appends to a file of its own in `journal/`: 
 that ended, in one write. So a killed process spoils no more than its own last line, on any disk.
 
 Who reads the journal merges the files. The clocks of machines differ, so no line is older or newer
-than that of another file: a line counts if it agrees with the files that are there now. `WorkList`
-has what is left to do by these lines.
+than that of another file: a line counts if it agrees with the files that are there now
+(`Journal.valid_result`). `WorkList` has what is left to do by these lines.
 """
 
 from __future__ import annotations
@@ -143,8 +143,11 @@ class Journal:
                     self._take(json.loads(data), data)
         self.runs.sort(key=lambda run: run.began)
 
-    def result(self, task: Task, settings: str) -> ResultLine | None:
-        """The line that agrees with inputs, settings and output files; None if there is none."""
+    def valid_result(self, task: Task, settings: str) -> ResultLine | None:
+        """The line that agrees with inputs, settings and the output files that are there now.
+
+        None if there is none: the task is not done.
+        """
         for line in self.results.get(task.id, ()):
             if line.settings == settings and unchanged(line.input_key, task.input_key):
                 outputs = task.outputs(self.folder).items()
@@ -376,7 +379,7 @@ class WorkList:
         units: Sequence[Unit] | None = None,
     ) -> None:
         self.plan, self.settings, self.key = plan, settings, settings.fingerprint()
-        self.finished_ids = {task.id for task in plan.tasks if journal.result(task, self.key)}
+        self.finished_ids = {task.id for task in plan.tasks if journal.valid_result(task, self.key)}
         if units is None:
             # Where nothing is left, units do not matter, and to look for devices takes seconds.
             all_finished = len(self.finished_ids) == len(plan.tasks)

@@ -1,8 +1,8 @@
 """A batch's settings and plan: every mixture with its reference, truth and outputs, all checked.
 
 ```
-folders, files, manifest ──▶ references ──▶ truths ──▶ files there? ──▶ outputs ──▶ lengths
-                             by name, folder,          which is whose                by headers
+folders, files, manifest ──▶ references ──▶ truths ──▶ files there? ──▶ outputs
+                             by name, folder,          is one its own
                              pattern, or one for all   reference?
 ```
 
@@ -16,7 +16,7 @@ import hashlib
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
@@ -109,10 +109,14 @@ class BatchSettings:
         engine = replace(self.engine_settings, device="auto", batch=0, threads=0, runtime=runtime)
         # Where nothing is done about an absent voice, presence changes no estimate.
         calibration = None if self.options.absent == "keep" else self.model.calibration
-        return fingerprint((self.model.sha256, astuple(engine), astuple(self.options), calibration))
+        return hash_of((self.model.sha256, astuple(engine), astuple(self.options), calibration))
 
     def on_gpu(self) -> bool:
-        """Whether it is computed on GPUs; every device of torch's is tried."""
+        """Whether it is computed on GPUs.
+
+        Raises:
+            EngineError: a device is missing.
+        """
         if self.backend != "local":
             return bool(self.gpus)
         if self.engine_settings.runtime == "onnx":
@@ -236,8 +240,7 @@ class _Planner:
         self._stamps: dict[str, storage.Stamp | None] = {}
         self._locations = Locations(self.request.output)
         self._inside: dict[str, bool] = {}
-        self._results: dict[Path, bool] = {}
-        """Whether a folder has the results of a batch."""
+        self._has_journal: dict[Path, bool] = {}
 
     def find_tasks(self) -> list[Task]:
         """The manifest's, or one for each file named or found in the folders named.
@@ -258,9 +261,10 @@ class _Planner:
         return read_manifest(manifest, self.problems, self.warnings)
 
     def _search(self) -> Iterator[tuple[str, Task]]:
-        """The files named, and those in the folders named but references, truths and outputs.
+        """Files named, and those in named folders except references, truths and outputs.
 
-        With each its place: its path from the real place of what was named.
+        Yields:
+            The path below the resolved root, and the task: equal paths are one file.
         """
         request, output = self.request, self.request.output
         others = (output, output / AUDIO, output / RESIDUAL, request.reference_folder)
@@ -279,34 +283,33 @@ class _Planner:
                 if not names:
                     text = f"{storage.name(root)}: has no sound files but the references."
                     raise AudioError(text)
-            names = [name for name in names if not self._is_result(name, root)]
+            batches = {name: self._batch_of(name, root) for name in names}
+            names = [name for name in names if not batches[name]]
+            left_out = [_left_out(batch) for batch in dict.fromkeys(batches.values()) if batch]
             if not names:
-                for folder, has_results in self._results.items():
-                    if has_results and folder.is_relative_to(root):
-                        raise AudioError(_left_out(folder))
-                raise AudioError(f"{storage.name(root)}: no sound files in this folder.")
+                nothing = f"{storage.name(root)}: no sound files in this folder."
+                raise AudioError(left_out[0] if left_out else nothing)
+            self.warnings += [text for text in left_out if text not in self.warnings]
+            # The length of the root's path with a slash; 0 for ".", with which no name begins.
             start = len(str(root / "x")) - 1
             for name in names:
                 id_ = os.path.splitext(name[start:])[0].replace(os.sep, "/")  # noqa: PTH122
                 yield f"{real_root}/{name[start:]}", Task(id_, name)
 
-    def _is_result(self, name: str, root: Path) -> bool:
-        """Whether a file below `root` is what another batch extracted, by the batch's journal."""
+    def _batch_of(self, name: str, root: Path) -> Path | None:
+        """The folder of the batch that extracted a file below `root`; None if none did."""
         if not any(f"{os.sep}{part}{os.sep}" in name for part in (AUDIO, RESIDUAL)):
-            return False
+            return None
         for folder in Path(name).parents:
             if folder == root:
                 break
-            if folder.name not in {AUDIO, RESIDUAL}:
-                continue
-            results = folder.parent
-            if results not in self._results:
-                self._results[results] = (results / JOURNAL).is_dir()
-                if self._results[results]:
-                    self.warnings.append(_left_out(results))
-            if self._results[results]:
-                return True
-        return False
+            if folder.name in {AUDIO, RESIDUAL}:
+                batch = folder.parent
+                if batch not in self._has_journal:
+                    self._has_journal[batch] = (batch / JOURNAL).is_dir()
+                if self._has_journal[batch]:
+                    return batch
+        return None
 
     @cached_property
     def _clips(self) -> list[Path]:
@@ -389,12 +392,13 @@ class _Planner:
                 self._note(task, f"has the mixture and references of {where}. Remove one.")
             if any(self._are_same(task.mixture, path) for path in task.references):
                 own.setdefault("reference", []).append(task)
+            # Not by content: where one person speaks alone, the truth may be a copy of the mixture.
             stamp = self._stamp(task.mixture)
             if task.truth and stamp and stamp == self._stamp(task.truth):
                 own.setdefault("truth", []).append(task)
         for role, (first, *others) in own.items():
             what = f"is its own {role}. Name a recording in which the wanted person speaks alone."
-            self._note(first, what + f" So it is for {len(others)} more." * bool(others))
+            self._note(first, what + f" The same is true of {len(others)} more." * bool(others))
 
     def _are_same(self, one: str, other: str) -> bool:
         first, second = self._stamp(one), self._stamp(other)
@@ -421,9 +425,8 @@ class _Planner:
     def check_outputs(self, tasks: Sequence[Task]) -> None:
         """Note outputs that would leave the folder, collide, or be written over an input."""
         inputs = {stamp.identity for stamp in self._stamps.values() if stamp}
-        first_of: dict[str, Task] = {}
-        first_of_id: dict[str, Task] = {}
-        folders = {""}
+        by_path: dict[str, Task] = {}
+        by_id: dict[str, Task] = {}
         for task in tasks:
             for kind, name in task.names().items():
                 path = f"{self.request.output}/{kind}/{name}"
@@ -432,26 +435,17 @@ class _Planner:
                     self._note(task, f"{what} {name!r} {reason}. Give it another id or name.")
                     break
                 key = files.name_key(f"{kind}/{posixpath.normpath(name)}")
-                first = first_of.setdefault(key, task)
-                parent = posixpath.dirname(key)
-                while parent not in folders:
-                    folders.add(parent)
-                    parent = posixpath.dirname(parent)
-                clash = f"would both be written to {storage.name(path)}"
-                if kind == AUDIO and first is task:
-                    first = first_of_id.setdefault(task.id, task)
-                    clash = f"both have the id {task.id}"
-                if first is not task:
-                    self.problems.append(
-                        f"{self._where(task)} and {self._where(first)} {clash}. Rename one, or "
-                        "give it another id."
-                    )
+                if (other := by_path.setdefault(key, task)) is not task:
+                    self._note_clash(task, other, f"would both be written to {storage.name(path)}")
+                    break
+                if kind == AUDIO and (other := by_id.setdefault(task.id, task)) is not task:
+                    self._note_clash(task, other, f"both have the id {task.id}")
                     break
                 if (old := storage.stamp(path)) and old.identity in inputs:
                     self._note(task, f"would be written over {storage.name(path)}, an input.")
-        for name in sorted(first_of.keys() & folders):
+        for path in sorted(by_path.keys() & _folders_above(by_path)):
             note = "other outputs need a folder of this output's name. Rename it."
-            self._note(first_of[name], note)
+            self._note(by_path[path], note)
 
     def _wrong_name(self, kind: str, name: str) -> str | None:
         """What is wrong with an output's name below its folder, if anything."""
@@ -479,7 +473,7 @@ class _Planner:
         stamps = [stamp and tuple(stamp.version) for stamp in map(self._stamp, inputs)]
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
         places = ([absolute, task.spans], [relative, task.spans])
-        return "-".join(map(fingerprint, (stamps, *places)))
+        return "-".join(map(hash_of, (stamps, *places)))
 
     def _stamp(self, path: str) -> storage.Stamp | None:
         if path not in self._stamps:
@@ -494,6 +488,21 @@ class _Planner:
 
     def _note(self, task: Task, problem: str) -> None:
         self.problems.append(f"{self._where(task)}: {problem}")
+
+    def _note_clash(self, task: Task, other: Task, problem: str) -> None:
+        tasks = f"{self._where(task)} and {self._where(other)}"
+        self.problems.append(f"{tasks} {problem}. Rename one, or give it another id.")
+
+
+def _folders_above(paths: Iterable[str]) -> set[str]:
+    """All folders that these relative paths lead through."""
+    folders = {""}
+    for path in paths:
+        parent = posixpath.dirname(path)
+        while parent not in folders:
+            folders.add(parent)
+            parent = posixpath.dirname(parent)
+    return folders
 
 
 def same_places(one: str, other: str) -> bool:
@@ -511,6 +520,6 @@ def unchanged(one: str, other: str) -> bool:
     return one == other or (same_stamps and same_places(one, other))
 
 
-def fingerprint(value: object) -> str:
-    """A hash of a value made of texts, numbers, lists and tuples."""
+def hash_of(value: object) -> str:
+    """A hash of a value whose `repr` is stable."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine, WorkList
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
-from mcspex_cli.batch.plan import BatchPlan, Locations, fingerprint
+from mcspex_cli.batch.plan import BatchPlan, Locations, hash_of
 from mcspex_cli.errors import McspexError
 from mcspex_cli.evaluation import page, report
 from mcspex_cli.evaluation.comparison import (
@@ -66,7 +66,7 @@ def score(
     journal, writer, locations = Journal(folder), JournalWriter(folder), Locations(folder)
     unscored: list[tuple[Task, str]] = []
     for task in work.plan.tasks:
-        if task.truth and (line := journal.result(task, work.key)):
+        if task.truth and (line := journal.valid_result(task, work.key)):
             key = _score_key(task, line, score_settings, locations)
             if (task.id, key) not in journal.scores:
                 unscored.append((task, key))
@@ -89,7 +89,7 @@ def _score_key(
     stamp, truth = storage.stamp(task.truth), locations.of(task.truth).relative
     version = stamp and stamp.version
     estimate = (line.files[AUDIO], line.input_key)
-    return fingerprint((*estimate, version, truth, astuple(score_settings)))
+    return hash_of((*estimate, version, truth, astuple(score_settings)))
 
 
 def _fetch_pairing(folder: Path, task: Task, scratch: Path) -> Pairing:
@@ -189,7 +189,7 @@ def _rows(
     results, rows = list[ResultLine](), list[dict[str, Any]]()
     for task in work.plan.tasks:
         row: dict[str, Any] = {"status": Status.PENDING, "note": ""}
-        if line := journal.result(task, work.key):
+        if line := journal.valid_result(task, work.key):
             results.append(line)
             score_key = _score_key(task, line, score_settings, locations)
             score = journal.scores.get((task.id, score_key))

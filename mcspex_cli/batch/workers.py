@@ -315,7 +315,7 @@ def _after_death(
     """
     journal = Journal(work.plan.folder)
     lost = [task for unit in parcel for task in unit if task.id not in work.finished_ids]
-    lines = [(task, journal.result(task, work.key)) for task in lost]
+    lines = [(task, journal.valid_result(task, work.key)) for task in lost]
     outcomes = [Outcome(task, line.result) for task, line in lines if line]
     work.finished_ids.update(outcome.task.id for outcome in outcomes)
     left = [unit for unit in parcel if any(task.id not in work.finished_ids for task in unit)]

@@ -64,7 +64,7 @@ class Status:
     """What has become of a file: all statuses that a row may have."""
 
     OK, UNSCORED = "ok", "done"
-    """Scored; or extracted by a batch and, since it has no truth, not scored. `summary.in_means`
+    """Scored; or extracted by a batch and, since it has no truth, not scored. `report.in_means`
     says which of the two count in means; no others do."""
     FAILED, PENDING = "failed", "pending"
     """Not extracted by a batch, which failed at it or has not come to it."""

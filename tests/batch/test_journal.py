@@ -13,7 +13,7 @@ import pytest
 
 from mcspex_cli.batch.journal import Journal, JournalWriter, Run
 from mcspex_cli.batch.manifest import JOURNAL, Task
-from mcspex_cli.batch.plan import BatchRequest, fingerprint, plan_batch
+from mcspex_cli.batch.plan import BatchRequest, hash_of, plan_batch
 from mcspex_cli.errors import DiskFullError, OutputError
 from tests.conftest import ROOT
 
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None
     writer.add_score(task.id, "k", {"si_sdr_db": 3.5})
     writer.add_run(run := Run("2026-08-30T09:15:02Z", 1.5, 60.0, 3, 1))
     journal = Journal(tmp_path)
-    done = journal.result(task, "s")
+    done = journal.valid_result(task, "s")
     assert done
     assert (done.input_key, done.settings, done.length_s) == (task.input_key, "s", 2.0)
     assert done.result == row(gain_db=[1.5])
@@ -70,11 +70,11 @@ def test_what_is_done_is_done_whatever_fails_later_by_whatever_clock(
     other.add_result(task, "s", row())
     one.add_failure(task, "s", "no more.")
     journal = Journal(tmp_path)
-    assert journal.result(task, "s")
+    assert journal.valid_result(task, "s")
     assert journal.failure(task, "s") == "no more."
     assert len(list((tmp_path / JOURNAL).iterdir())) == 2
     (tmp_path / "audio/a.wav").unlink()
-    assert not Journal(tmp_path).result(task, "s")
+    assert not Journal(tmp_path).valid_result(task, "s")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -86,7 +86,7 @@ def test_the_settings_of_the_estimate_that_is_there_count_whoever_is_read_first(
     (tmp_path / "audio/a.wav").write_text("another estimate")
     writers[1].add_result(task, "now", row())
     journal = Journal(tmp_path)
-    assert [bool(journal.result(task, one)) for one in ("before", "now")] == [False, True]
+    assert [bool(journal.valid_result(task, one)) for one in ("before", "now")] == [False, True]
     journal.check([task], "now")
     with pytest.raises(OutputError, match="another model or other settings"):
         journal.check([task], "before")
@@ -163,7 +163,7 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
 
 
 def is_done(folder: Path, task: Task, settings: str = "s") -> bool:
-    return Journal(folder).result(task, settings) is not None
+    return Journal(folder).valid_result(task, settings) is not None
 
 
 def test_a_task_is_done_while_nothing_has_changed(tmp_path: Path, task: Task) -> None:
@@ -210,10 +210,10 @@ def test_the_place_that_a_path_is_written_from_does_not(
         assert planned(folder).input_key == task.input_key
 
 
-def test_a_fingerprint_tells_values_apart_and_is_always_the_same() -> None:
-    assert fingerprint(("a", [1, "x"], None)) == "90b3e77baf3841b5"
+def test_a_hash_tells_values_apart_and_is_always_the_same() -> None:
+    assert hash_of(("a", [1, "x"], None)) == "90b3e77baf3841b5"
     values = (1, "1", [1], None, 1.5, ("a", 1), "\udcff")
-    assert len({fingerprint(value) for value in values}) == len(values)
+    assert len({hash_of(value) for value in values}) == len(values)
 
 
 def test_a_journal_that_cannot_be_read_or_written_says_so(tmp_path: Path, task: Task) -> None:

@@ -398,7 +398,7 @@ def test_a_mixture_that_is_its_own_reference_is_refused(folder: Path, way: str) 
     asked = {"manifest": Path("m.csv")} if way == "manifest" else {}
     refs = {"folder": "mix", "copy": "copy", "link": "copy"}.get(way)
     (said,) = problems(*(() if asked else ("mix",)), refs=refs, **asked)
-    more = "" if asked else " So it is for 2 more."
+    more = "" if asked else " The same is true of 2 more."
     assert said.endswith(
         "is its own reference. Name a recording in which the wanted person speaks alone." + more
     )
@@ -407,7 +407,9 @@ def test_a_mixture_that_is_its_own_reference_is_refused(folder: Path, way: str) 
 def test_a_mixture_that_is_its_own_truth_is_refused(folder: Path) -> None:
     (said,) = problems("mix", truth=Path("mix"))
     assert "is its own truth. Name a recording in which" in said
-    assert said.endswith(" So it is for 2 more.")
+    assert said.endswith(" The same is true of 2 more.")
+    shutil.copytree("mix", "copy")  # the truth of somebody who speaks alone
+    assert len(plan("mix", truth=Path("copy"))) == 3
 
 
 def test_a_mixture_and_a_truth_that_are_both_missing_are_not_one_file(folder: Path) -> None:
