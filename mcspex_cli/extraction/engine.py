@@ -1,14 +1,15 @@
 """One network at work: references to embeddings, and windows of any recording to estimates.
 
-The `Engine` brings signals to the network's level and to the reference's polarity, makes batches of
-them that fit into memory, and runs a `runtime.Runtime` over them as often as it is told.
+The `Engine` brings signals to the network's level and to the polarity of the reference, which it
+finds, makes batches that fit into memory, and runs a `runtime.Runtime` over them as often as it is
+told.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice, repeat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,8 +41,8 @@ LEVEL_DB = -28.0
 file: a network does worse at levels that it did not train on."""
 
 SHARE = 0.45
-"""What the target gets of what all estimates leave of a mixture, times its part of their energies.
-Chosen on quiet and noisy mixtures, and on single voices in noise: more is better in quiet."""
+"""The target gets SHARE x its part of the energy of whatever no estimate explains. Chosen on quiet
+and noisy mixtures, and on single voices in noise: more is better in quiet."""
 
 LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once, so that memory does not grow with a clip."""
@@ -80,7 +81,7 @@ class Polarity:
     embedding: Samples
     """[embedding], of the reference."""
     sign: float = 1.0
-    """1 or -1: what the mixture is multiplied by to have the reference's polarity."""
+    """1 or -1: what sound of the mixture is multiplied by to have the reference's polarity."""
     is_known: bool = False
 
 
@@ -199,11 +200,12 @@ class Engine:
                 f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
             )
         joiner = Joiner(self.windowing.context, self.windowing.fade)
-        parts: list[Samples] = []
+        polarity, parts = Polarity(embedding), []
         for batch in self.batches(
             (None, window) for window in cut([mixture[None]], self.windowing)
         ):
-            estimates = self.compute([(window.samples, embedding) for _, window in batch])
+            windows = [window.samples for _, window in batch]
+            estimates = self.compute(windows, [polarity] * len(batch))
             for (_, window), estimate in zip(batch, estimates, strict=True):
                 if not np.isfinite(estimate).all():
                     raise self.overflow_error()
@@ -222,8 +224,7 @@ class Engine:
         mixture have one `Polarity`; those under 0.3 s decide nothing.
 
         Returns:
-            For each window the estimate [channel, sample] of `sign * window`, where one was
-            computed.
+            For each window, where it was computed, what `compute` gives for it by one pass.
         """
         shortest = MIN_SIGNAL_S * self.sample_rate_hz
         long_enough = [k for k, window in enumerate(windows) if window.shape[-1] >= shortest]
@@ -231,12 +232,13 @@ class Engine:
         upright: dict[int, float] = {}
         for sign in (1.0, -1.0):
             tried = [k for k in long_enough if not polarities[k].is_known]
-            pairs = [(sign * windows[k], polarities[k].embedding) for k in tried]
-            estimates[sign] = dict(zip(tried, self.compute(pairs, passes=1), strict=True))
+            views = [replace(polarities[k], sign=sign) for k in tried]
+            computed = self.compute([windows[k] for k in tried], views, passes=1)
+            estimates[sign] = dict(zip(tried, computed, strict=True))
             for k, estimate in estimates[sign].items():
                 if (polarity := polarities[k]).is_known:
                     continue
-                similarity = self._similarity(estimate, sign * windows[k], polarity.embedding)
+                similarity = self._similarity(sign * estimate, sign * windows[k], polarity)
                 if sign > 0:
                     upright[k] = similarity
                     polarity.is_known = similarity >= POLARITY_SIMILARITY
@@ -244,12 +246,13 @@ class Engine:
                     polarity.sign, polarity.is_known = sign, True
         return [estimates[polarity.sign].get(k) for k, polarity in enumerate(polarities)]
 
-    def _similarity(self, estimate: Samples, mixture: Samples, embedding: Samples) -> float:
+    def _similarity(self, estimate: Samples, mixture: Samples, polarity: Polarity) -> float:
         """How similar the most similar channel of an estimate is to the reference; -1 to 1."""
         if not np.isfinite(estimate).all():
             return -1.0  # whoever uses the estimate says why
         same_way = np.sign((estimate * mixture).sum(-1, keepdims=True))
-        return max(cosine(one, embedding) for one in self.embed_parts(same_way * estimate))
+        embeddings = self.embed_parts(same_way * estimate)
+        return max(cosine(one, polarity.embedding) for one in embeddings)
 
     def batches(
         self, windows: Iterable[tuple[Owner, Window]]
@@ -273,34 +276,48 @@ class Engine:
 
     def compute(
         self,
-        pairs: Sequence[tuple[Samples, Samples]],
+        windows: Sequence[Samples],
+        polarities: Sequence[Polarity],
         passes: int | None = None,
         firsts: Sequence[Samples | None] | None = None,
     ) -> list[Samples]:
-        """Run the network on mixtures [channel, sample], each with its [embedding].
+        """Run the network on windows [channel, sample], each for the target of its `Polarity`.
 
-        They are about equally long, as `batches` makes them. If memory is short, halves of them
-        are computed, and smaller batches from then on; if it is for one signal, that is an
-        EngineError. The caller raises `overflow_error` where an estimate is not finite.
+        The network gets them in the polarity of their reference, and what it gives comes back in
+        that of the windows. They are about equally long, as `batches` makes them. If memory is
+        short, halves of them are computed, and smaller batches from then on; if it is for one
+        signal, that is an EngineError. The caller raises `overflow_error` where an estimate is not
+        finite.
 
         Args:
-            pairs: the mixtures and embeddings.
+            windows: parts of mixtures.
+            polarities: for each window that of its mixture, as far as it is known.
             passes: how often, as `EngineSettings.passes`; None for the engine's own.
-            firsts: for each pair its estimate from a single pass, if there is one already.
+            firsts: for each window its estimate by one pass, if there is one already.
+
+        Returns:
+            For each window its estimate [channel, sample].
         """
         self._check_process()
-        if not pairs:
+        if not windows:
             return []
-        counts = [len(mixture) for mixture, _ in pairs]
-        signals = [signal for mixture, _ in pairs for signal in mixture]
-        embeddings = np.repeat([embedding for _, embedding in pairs], counts, axis=0)
+        counts, signs = [len(window) for window in windows], [one.sign for one in polarities]
+        signals = [
+            sign * signal for sign, window in zip(signs, windows, strict=True) for signal in window
+        ]
+        embeddings = np.repeat([one.embedding for one in polarities], counts, axis=0)
         by_signal = [
             estimate
-            for first, count in zip(firsts or [None] * len(pairs), counts, strict=True)
-            for estimate in (repeat(None, count) if first is None else first)
+            for first, count, sign in zip(
+                firsts or [None] * len(windows), counts, signs, strict=True
+            )
+            for estimate in (repeat(None, count) if first is None else sign * first)
         ]
         estimates = iter(self._estimates(signals, embeddings, passes or self.passes, by_signal))
-        return [np.stack(list(islice(estimates, count))) for count in counts]
+        return [
+            sign * np.stack(list(islice(estimates, count)))
+            for sign, count in zip(signs, counts, strict=True)
+        ]
 
     def _estimates(
         self,
@@ -448,7 +465,7 @@ def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True
             channels.
 
     Raises:
-        TypeError: it is no array of numbers.
+        TypeError: it is no array of floats.
         ValueError: it has another shape, no samples, or samples that are not finite.
     """
     shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)

@@ -338,11 +338,7 @@ class Extractor:
                     signals = [window.samples for _, window in intact]
                     polarities = [work.polarity for work, _ in intact]
                     firsts = self.engine.find_polarities(signals, polarities)
-                    pairs = [
-                        (polarity.sign * signal, polarity.embedding)
-                        for polarity, signal in zip(polarities, signals, strict=True)
-                    ]
-                    estimates = self.engine.compute(pairs, firsts=firsts)
+                    estimates = self.engine.compute(signals, polarities, firsts=firsts)
                 except Exception as error:  # the network failed, and all of them with it
                     for work, _ in intact:
                         work.fail(error)
@@ -499,21 +495,21 @@ class _Extraction:
         return self._stores.enter_context(closing(_Store(folder)))
 
     def add(self, window: Window, estimate: Samples) -> float:
-        """Take the estimate [channel, sample] of the next window times the polarity's sign.
+        """Take the estimate [channel, sample] of the next window.
 
         Returns:
             The seconds of sound that it adds to what is computed.
         """
         if not np.isfinite(estimate).all():
             raise self._engine.overflow_error()
-        sign = self.polarity.sign
-        estimate, mixture = self._joiner.add(window, sign * estimate)
+        estimate, mixture = self._joiner.add(window, estimate)
         self._matcher.add(estimate, mixture)
         if window.last:
             audio.check_level(self.path, self._matcher.mixture_mean_square())
         self._estimate_store.append(self._back.step(estimate, last=window.last))
         for meter, channel, whole in zip(self._meters, estimate, mixture, strict=True):
-            meter.add(sign * channel, sign * whole)
+            meter.sign = self.polarity.sign
+            meter.add(channel, whole)
             if window.last:
                 self._channel_presences.append(meter.result())
         return float(estimate.shape[1] / self._engine.sample_rate_hz)

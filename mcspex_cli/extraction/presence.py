@@ -239,6 +239,9 @@ class PresenceMeter:
         self._segments: list[Segment] = []
         """Those that are measured."""
         self._engine, self._embedding, self._residuals = engine, embedding, residuals
+        self.sign = 1.0
+        """`Polarity.sign` of the mixture: sound is multiplied by it where it is embedded, so that
+        a segment is in one polarity even if that becomes known in the middle of it."""
         self._segment_samples = round(SEGMENT_S * engine.sample_rate_hz)
         self._last = self._fresh = np.zeros((2, 0), np.float32)
         """Estimate and mixture [2, sample]: the last segment, and what is in no segment yet."""
@@ -342,7 +345,9 @@ class PresenceMeter:
         if chosen.any():
             similarities[chosen] = [
                 calibration.similarity(embedding, self._embedding)
-                for embedding in self._engine.embed_parts(signals[chosen].astype(np.float32))
+                for embedding in self._engine.embed_parts(
+                    (self.sign * signals[chosen]).astype(np.float32)
+                )
             ]
         return similarities
 

@@ -278,14 +278,13 @@ class _Stream:
         polarity = self._polarity
         is_due = (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S
         firsts = self._engine.find_polarities([mixture], [polarity]) if is_due else [None]
-        pairs = [(polarity.sign * mixture, polarity.embedding)]
-        (estimate,) = self._engine.compute(pairs, passes=1, firsts=firsts)
+        (estimate,) = self._engine.compute([mixture], [polarity], passes=1, firsts=firsts)
         if not np.isfinite(estimate).all():
             raise self._engine.overflow_error()
         if is_due:
-            self._measure_presence(estimate, pairs[0][0])
+            self._measure_presence(estimate, mixture)
             self._measured_at = end
-        return polarity.sign * estimate
+        return estimate
 
     def _gain(self, estimate: Samples, mixture: Samples, seconds: float) -> float:
         """The gain that brings a window's estimate to its level in the mixture.
@@ -313,6 +312,7 @@ class _Stream:
         if self._engine.calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
             return
         meter = PresenceMeter(self._engine, self._polarity.embedding, residuals=False)
+        meter.sign = self._polarity.sign
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
         self._segment = meter.result().segments[-1]

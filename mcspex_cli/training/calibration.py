@@ -309,7 +309,8 @@ class Calibrator:
         polarity = Polarity(voice)
         engine.find_polarities([rendering.mixture[None]], [polarity])
         estimate = polarity.sign * engine.extract(polarity.sign * rendering.mixture, voice)
-        meter.add(polarity.sign * estimate, polarity.sign * rendering.mixture)
+        meter.sign = polarity.sign
+        meter.add(estimate, rendering.mixture)
         result = meter.result()
         shares = []
         for segment in result.segments:

@@ -59,10 +59,20 @@ def test_passes_of_the_identity_are_the_identity(passes: int, length: int) -> No
 def test_a_single_pass_that_was_computed_before_changes_nothing(tiny: System, passes: int) -> None:
     engine = Engine(tiny, replace(SHORT, passes=passes))
     voice = engine.embed([buzz(200, 1)])
-    pairs = [(buzz(hz, 1)[None] * 3, voice) for hz in (100, 150)]
-    first, _ = engine.compute(pairs, passes=1)
-    expected, estimates = engine.compute(pairs), engine.compute(pairs, firsts=[first, None])
-    np.testing.assert_allclose(estimates, expected, atol=1e-4)
+    windows = [buzz(hz, 1)[None] * 3 for hz in (100, 150)]
+    polarities = [Polarity(voice), Polarity(voice, sign=-1)]
+    expected, firsts = (engine.compute(windows, polarities, n) for n in (None, 1))
+    for known in ([firsts[0], None], [None, firsts[1]]):
+        estimates = engine.compute(windows, polarities, firsts=known)
+        np.testing.assert_allclose(estimates, expected, atol=1e-4)
+
+
+def test_an_inverted_window_comes_out_inverted(tiny: System) -> None:
+    engine = Engine(tiny, SHORT)
+    voice, window = engine.embed([buzz(200, 1)]), buzz(100, 1)[None]
+    (upright,) = engine.compute([window], [Polarity(voice)])
+    (inverse,) = engine.compute([-window], [Polarity(voice, sign=-1)])
+    np.testing.assert_array_equal(inverse, -upright)
 
 
 class Lossy(Runtime):
@@ -148,7 +158,9 @@ def test_short_mixtures_of_unequal_lengths_share_a_batch_and_come_out_as_alone(
     voices = [one.embed([buzz(200 + 10 * k, 1)]) for k in range(4)]
     windows = [(k, Window(0, mixture[None], True)) for k, mixture in enumerate(mixtures)]
     (batch,) = many.batches(windows)
-    estimates = many.compute([(window.samples, voices[k]) for k, window in batch])
+    estimates = many.compute(
+        [window.samples for _, window in batch], [Polarity(voices[k]) for k, _ in batch]
+    )
     for mixture, voice, estimate in zip(mixtures, voices, estimates, strict=True):
         assert si_sdr(estimate[0], one.extract(mixture, voice)) > 100
 
@@ -166,7 +178,7 @@ def test_windows_of_one_mixture_that_are_computed_at_once_have_one_polarity() ->
     assert (polarity.sign, too_short) == (-1, None)
     for window, estimate in zip(windows[1:], estimates, strict=True):
         if estimate is not None:
-            (expected,) = engine.compute([(-window, polarity.embedding)], passes=1)
+            (expected,) = engine.compute([window], [polarity], passes=1)
             np.testing.assert_allclose(estimate, expected, atol=1e-6)
     assert any(estimate is not None for estimate in estimates)
 

@@ -78,6 +78,19 @@ def measure(
     return meter.result()
 
 
+def test_a_segment_is_judged_in_one_polarity_though_that_is_found_in_the_middle_of_it(
+    engine: Engine, voice: audio.Samples
+) -> None:
+    engine.calibration = calibration(len(voice))
+    estimate, mixture = scene(2)
+    upright, late = PresenceMeter(engine, voice), PresenceMeter(engine, voice)
+    upright.add(estimate, mixture)
+    late.add(-estimate[:9000], -mixture[:9000])
+    late.sign = -1.0
+    late.add(-estimate[9000:], -mixture[9000:])
+    assert late.result().segments == upright.result().segments
+
+
 def scene(seconds: float, rate_hz: int = RATE_HZ) -> tuple[audio.Samples, audio.Samples]:
     """An estimate and its mixture, with something of another voice in both."""
     one, other = (
