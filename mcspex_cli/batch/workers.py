@@ -101,7 +101,7 @@ class Worker:
         Raises:
             DiskFullError: nothing more can be written.
         """
-        if self.extractor.engine.batch == 1:
+        if self.extractor.engine.signals_at_once == 1:
             tasks = [task for unit in units for task in unit if task.id not in finished_ids]
             yield from self._extract(tasks, finished_ids, stopping)
             return

@@ -125,8 +125,8 @@ class Engine:
             system = TorchRuntime(system, settings)
         self.runtime, self.calibration, self.label = system, calibration, label
         self.sample_rate_hz, self.passes = system.sample_rate_hz, settings.passes
-        self.batch = settings.batch or system.batch
-        """Signals computed at once; halved whenever memory is short."""
+        self.signals_at_once = settings.batch or system.batch
+        """Windows times channels; halved whenever memory is short."""
         seconds = settings.window_s, settings.context_s, settings.fade_s
         self.windowing = Windowing(*(round(s * self.sample_rate_hz) for s in seconds))
         self._process = os.getpid()
@@ -257,9 +257,10 @@ class Engine:
     def batches(
         self, windows: Iterable[tuple[Owner, Window]]
     ) -> Iterator[list[tuple[Owner, Window]]]:
-        """Put neighbours of about equal length together until they have `batch` channels or more.
+        """Put neighbours of about equal length together.
 
-        The runtime's `spread` says how much their lengths may differ.
+        A batch ends once it has `signals_at_once` channels or more. The runtime's `spread` says how
+        much their lengths may differ.
         """
         batch: list[tuple[Owner, Window]] = []
         for owner, window in windows:
@@ -268,7 +269,7 @@ class Engine:
                 yield batch
                 batch = []
             batch.append((owner, window))
-            if sum(len(one.samples) for _, one in batch) >= self.batch:
+            if sum(len(one.samples) for _, one in batch) >= self.signals_at_once:
                 yield batch
                 batch = []
         if batch:
@@ -341,7 +342,7 @@ class Engine:
                 raise self._short_of_memory() from error
         if estimates is None:  # not in `except`: the error's traceback holds the tensors
             half = len(signals) // 2
-            self.batch = max(1, min(self.batch, half))
+            self.signals_at_once = max(1, min(self.signals_at_once, half))
             parts = (slice(half), slice(half, None))
             return [
                 estimate

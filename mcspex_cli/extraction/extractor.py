@@ -1,4 +1,4 @@
-"""The one road from a mixture to a target: every command and every Python user takes it.
+"""The one road from a mixture to a target: every whole recording takes it.
 
 ```
 reading thread          this thread                            writing thread
@@ -66,8 +66,7 @@ _logger = logging.getLogger("mcspex")
 T = TypeVar("T")
 
 LOOKAHEAD = 4
-"""How many windows are read before they are needed, and how many files may wait to be written; it
-is more if the engine computes more windows at once."""
+"""Windows read ahead, and files waiting to be written; at least `engine.signals_at_once`."""
 
 
 class Extractor:
@@ -124,8 +123,8 @@ class Extractor:
     ) -> Voice:
         """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
 
-        A clip over 10 s is cut to its speech, of at most 60 s; a shorter one only loses silence at
-        its ends. Only the first 10 min of a clip are read.
+        A clip over 10 s is cut to its speech, of at most 60 s, unless no speech is found in it; a
+        shorter one only loses silence at its ends. Only the first 10 min of a clip are read.
 
         Args:
             references: files, folders and open files, all of one person alone.
@@ -193,7 +192,8 @@ class Extractor:
         rate_hz = int(rate_hz)  # which may be NumPy's, and then JSON would not take it
         options = self._checked(options)
         mixture = audio.ArrayReader("the mixture", block, rate_hz, options.channel)
-        with closing(_Extraction(self, options, check_voice(voice), mixture)) as work:
+        voice, used_files = check_voice(voice), files.UsedFiles()
+        with closing(_Extraction(self, options, voice, mixture, used_files)) as work:
             for _ in self._computed([work], lambda _: None):
                 pass
             result = work.finish()
@@ -282,7 +282,7 @@ class Extractor:
             Each job, in order, with its result or its error, which does not stop the others.
         """
         options, used_files = self._checked(options), files.UsedFiles()
-        lookahead = max(LOOKAHEAD, self.engine.batch)
+        lookahead = max(LOOKAHEAD, self.engine.signals_at_once)
         opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
@@ -327,7 +327,9 @@ class Extractor:
         self, works: Iterable[_Extraction], advance: Callable[[float], object]
     ) -> Generator[_Extraction, None, None]:
         """Read every mixture ahead, and run the network on it; yield each that is computed."""
-        with closing(_prefetched(_windows(works), max(LOOKAHEAD, self.engine.batch))) as windows:
+        with closing(
+            _prefetched(_windows(works), max(LOOKAHEAD, self.engine.signals_at_once))
+        ) as windows:
             began = time.monotonic()
             for batch in self.engine.batches(windows):
                 for work, window in batch:
@@ -421,7 +423,7 @@ class _Extraction:
         options: ExtractionOptions,
         voice: Voice | Callable[[], Voice],
         source: Job | audio.ArrayReader,
-        used_files: files.UsedFiles | None = None,
+        used_files: files.UsedFiles,
     ) -> None:
         if isinstance(source, Job):
             self.job, self.path = source, str(source.mixture)
@@ -429,7 +431,7 @@ class _Extraction:
             self.job, self._mixture, self.path = None, source, str(source.path)
         self._extractor, self._engine = extractor, extractor.engine
         self._options, self._voice, self._used_files = options, voice, used_files
-        self._policy = ABSENT[options.absent]
+        self._absent_policy = ABSENT[options.absent]
         self._stores = ExitStack()
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
@@ -457,9 +459,8 @@ class _Extraction:
     def read(self) -> Iterator[Window]:
         """Open the mixture, if it is a file, and give its windows at the network's rate."""
         job, options, network_hz = self.job, self._options, self._engine.sample_rate_hz
-        if job and self._used_files:
-            if job.reader is None:
-                job.check_outputs(self._used_files)
+        if job:
+            job.check_outputs(self._used_files)
             self._mixture = job.reader or job.open(options)
             self._sounds = job.outputs.sounds()
             job.outputs.make_folders()
@@ -577,7 +578,7 @@ class _Extraction:
         match_gains_db, start_s = levels.gains_db(self._match_gains), self._mixture.info.start_s
         presence = join_channels(self._channel_presences, match_gains_db, start_s)
         self._presence = presence
-        if self._policy.fails and presence.present is False:
+        if self._absent_policy.fails and presence.present is False:
             raise AbsentError(
                 f"{self.path}: the voice is not in it (presence {presence.presence:.2f}). "
                 "Check the reference, or use --absent keep."
@@ -647,7 +648,7 @@ class _Extraction:
 
     def _gated(self, block: Samples, start: int) -> Samples:
         """A block that begins at sample `start`, silent where the target is absent."""
-        if not self._policy.mutes or self._presence.present is None:
+        if not self._absent_policy.mutes or self._presence.present is None:
             return block
         at_s = (start + np.arange(block.shape[1])) / self._mixture.info.sample_rate_hz
         gates = [
@@ -676,7 +677,7 @@ class _Extraction:
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:
             content = "silence" if options.dry_db is None else "the mixture alone"
-            content = content if self._policy.mutes else "another voice, or a remnant"
+            content = content if self._absent_policy.mutes else "another voice, or a remnant"
             yield (
                 f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
                 f"the result is {content}."

@@ -152,7 +152,7 @@ class Job:
     id: str = ""
     """See `name`."""
     reader: audio.Reader | None = field(default=None, repr=False, compare=False)
-    """The mixture, if it was opened before by `open`, and its outputs were checked."""
+    """The mixture, if it was opened before by `open`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))

@@ -46,8 +46,9 @@ SEGMENT_S = 2.0
 """The length of a segment, which is embedded and judged as one. A turn is often no longer, and a
 segment in which two people speak by turns is hard to judge."""
 
-LENGTH_STEP_S = 0.5
-"""The last segment's length is a multiple of this: each new length costs a CPU's libraries time."""
+SHORT_LENGTH_STEP_S = 0.5
+"""A recording under 2 s is judged by its last n x 0.5 s (all of it, if it has less than that): each
+new length costs a CPU's libraries time."""
 
 SHARPNESS = 2.0
 """How much more a file's best segments count: with 0 its odds are the mean of theirs, with infinity
@@ -86,7 +87,8 @@ class Calibration:
     segment_threshold: float
     """From this presence on a segment has the target. It gives as many misses as false alarms."""
     mute_threshold: float
-    """Below this presence a segment may be muted. 3 % of those with the target are below."""
+    """Below this presence a segment is muted with `--absent mute`. 3 % of those with the target are
+    below."""
     wrong_speaker: float
     """How much more similar to the reference the residual may be than the estimate."""
     same_voice_parts: float
@@ -244,7 +246,8 @@ class PresenceMeter:
         a segment is in one polarity even if that becomes known in the middle of it."""
         self._segment_samples = round(SEGMENT_S * engine.sample_rate_hz)
         self._last = self._fresh = np.zeros((2, 0), np.float32)
-        """Estimate and mixture [2, sample]: the last segment, and what is in no segment yet."""
+        """Estimate and mixture [2, sample]. `_last`: the newest whole segment; `_fresh`: what came
+        after it."""
         self._pending: list[tuple[Samples, Samples]] = []
         """Segments [2, sample] that are not measured yet, and what is new in each."""
         self._measured_samples = 0
@@ -263,7 +266,8 @@ class PresenceMeter:
         """Measure the rest, as the end of a segment of 2 s if possible, and judge the file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
-            step, length = round(LENGTH_STEP_S * self._engine.sample_rate_hz), self._segment_samples
+            step = round(SHORT_LENGTH_STEP_S * self._engine.sample_rate_hz)
+            length = self._segment_samples
             if not self._last.size:
                 length = max(1, held.shape[-1] // step) * step
             self._pending.append((held[:, -length:], self._fresh))

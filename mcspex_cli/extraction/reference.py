@@ -41,7 +41,8 @@ LONG_CLIP_S = 10.0
 """A clip longer than this is cut to its speech; a shorter one only loses silence at its ends."""
 
 LONGEST_USED_S = 60.0
-"""How much of one clip is embedded. More does not make the embedding better."""
+"""How much of a clip's speech is embedded. More does not make the embedding better. A clip in which
+no speech is found is embedded whole."""
 
 MIN_SPEECH_S = 1.5
 """With less speech in all, a target is not extracted well: with 1 s a decibel is lost, with 0.5 s
@@ -161,13 +162,13 @@ class Clip:
         audio.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
         self.levels_db = speech.frame_levels_db(self.samples, sample_rate_hz)
         activity = speech.detect_speech(self.levels_db)
-        self.speech = speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
+        self.is_speech = speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S)
         """Whether there is speech [frame], pauses of 0.2 s left out."""
-        self.speech_s = min(float(self.speech.sum()) * speech.FRAME_S, self.seconds)
+        self.speech_s = min(float(self.is_speech.sum()) * speech.FRAME_S, self.seconds)
         words = speech.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
         self.stretches = speech.list_spans(words)
         """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
-        self.shorter_stretches = speech.list_spans(self.speech)
+        self.speech_without_pauses = speech.list_spans(self.is_speech)
         """Its speech with pauses of up to 0.2 s."""
 
     def trimmed(self) -> Samples:
@@ -175,7 +176,7 @@ class Clip:
 
         Over 10 s long, its pauses over 0.5 s are cut out and the rest, up to 60 s, is joined;
         else silence over 1 s is cut off its ends. 0.1 s is kept around what stays. A clip
-        without speech, or with nothing to cut, stays as it is.
+        without speech, or with nothing to cut, stays as it is, however long.
         """
         spans = self.stretches
         if not spans:
@@ -188,7 +189,7 @@ class Clip:
 
     def only_speech(self) -> Samples:
         """Its speech [sample] of up to 60 s, short pauses left out too."""
-        return self._joined(self.shorter_stretches, 0.0)
+        return self._joined(self.speech_without_pauses, 0.0)
 
     def _joined(self, spans: Iterable[tuple[float, float]], margin_s: float) -> Samples:
         rate_hz, pieces = self.sample_rate_hz, [self.samples[:0]]
@@ -213,11 +214,11 @@ class Clip:
         return calibration.mean_similarity(embeddings)
 
     def quality(self, used_s: float, two_voices: bool | None) -> ReferenceQuality:
-        """How good it is, with a warning of what is worst about it.
+        """How good it is, with a warning of the first thing below that is wrong with it.
 
         `join_voices` warns of too little speech, since it knows all clips.
         """
-        speech_db, snr_db = _mean_db(self.levels_db[self.speech]), self._snr_db()
+        speech_db, snr_db = _mean_db(self.levels_db[self.is_speech]), self._snr_db()
         range_db = float(np.ptp(np.percentile(self.levels_db, (5, 95))))
         reason = None
         if two_voices:
@@ -246,8 +247,8 @@ class Clip:
     def _snr_db(self) -> float | None:
         """The level of speech over that of noise; None with less than 0.2 s of pauses."""
         # Words fade: what is next to them is not a pause yet.
-        near = np.convolve(self.speech, np.ones(11), "same")[: len(self.speech)] > 0.5
-        speech_db, pauses_db = self.levels_db[self.speech], self.levels_db[~near]
+        near = np.convolve(self.is_speech, np.ones(11), "same")[: len(self.is_speech)] > 0.5
+        speech_db, pauses_db = self.levels_db[self.is_speech], self.levels_db[~near]
         if len(pauses_db) < 20 or not len(speech_db):
             return None
         ratio = 10 ** ((_mean_db(speech_db) - _mean_db(pauses_db)) / 10) - 1
@@ -288,7 +289,7 @@ def read_clip(
             advance(block.shape[1] / reader.sample_rate_hz)
         pieces.append((block, float(_clipped(reader.original).mean())))
     warnings = [*reader.warnings, *warnings]
-    return _join(str(reader.path), pieces, reader.sample_rate_hz, sample_rate_hz, warnings)
+    return _clip_of(str(reader.path), pieces, reader.sample_rate_hz, sample_rate_hz, warnings)
 
 
 def read_spans(
@@ -337,7 +338,7 @@ def read_spans(
         warnings = reader.warnings if span is spans[0] else []  # each of them once
         if min(span.end_s, begin_s + reader.info.seconds) > end_s:
             warnings = [*warnings, _UNREAD.format(name)]
-        clip = _join(name, pieces, rate_hz, sample_rate_hz, warnings)
+        clip = _clip_of(name, pieces, rate_hz, sample_rate_hz, warnings)
         if not clip.stretches:
             raise AudioError(f"{name}: has no speech. Choose another span.")
         yield clip
@@ -365,7 +366,7 @@ def _check_end(path: Path, span: Span, end_s: float) -> None:
         raise AudioError(f"{ends} but the span {span} needs {needed_s:.2f} s or more.")
 
 
-def _join(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterable[str]) -> Clip:
+def _clip_of(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterable[str]) -> Clip:
     blocks, shares = zip(*pieces, strict=True)
     clipped = np.average(shares, weights=[block.shape[1] for block in blocks])
     samples = np.concatenate([*audio.Resampler(from_hz, to_hz, 1).run(blocks)], axis=-1)[0]
@@ -537,7 +538,7 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
 def open_sources(
     sources: Iterable[Path], *models: CheckpointInfo
 ) -> dict[Path, Profile | audio.Reader]:
-    """Read profiles, open clips, and refuse what cannot be enrolled for all of some models.
+    """Read profiles, open clips, and refuse what cannot be enrolled for each of `models`.
 
     Returns:
         The profiles and, for the clips, readers. They are open, unless there are very many.

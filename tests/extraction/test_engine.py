@@ -337,7 +337,7 @@ def test_where_memory_is_short_batches_shrink_and_nothing_else_changes(
     np.testing.assert_allclose(
         engine.extract(mixture, voice), roomy.extract(mixture, voice), atol=1e-5
     )
-    assert engine.batch == left
+    assert engine.signals_at_once == left
 
 
 def test_the_memory_of_a_failed_try_is_free_when_its_halves_are_computed(tiny: System) -> None:
@@ -354,7 +354,7 @@ def test_the_memory_of_a_failed_try_is_free_when_its_halves_are_computed(tiny: S
     runtime.system.extract = narrow  # type: ignore[assignment]
     engine = Engine(runtime, batched(4))
     engine.extract(buzz(100, 2.7), engine.embed([buzz(200, 1)]))
-    assert (len(tried), engine.batch) == (8, 1)
+    assert (len(tried), engine.signals_at_once) == (8, 1)
 
 
 def test_too_little_memory_for_one_window_is_one_line(tiny: System) -> None:

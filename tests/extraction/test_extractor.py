@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -624,6 +625,19 @@ def test_several_files_are_what_they_are_one_by_one_to_the_byte(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_outputs_of_mixtures_that_were_opened_before_are_not_written_over(
+    soft: Extractor, tmp_path: Path
+) -> None:
+    paths, voice = write_all(tmp_path, 8000, 8000), named(soft.engine.embed([buzz(110, 2, 3)]))
+    first, second = (
+        Job(path, voice, Outputs(tmp_path / "o.wav", overwrite=True)) for path in paths
+    )
+    first = replace(first, reader=first.open(ExtractionOptions()))
+    (_, done), (_, refused) = soft.extract_files([first, second])
+    assert isinstance(done, Result)
+    assert re.search("would both be written to .*o.wav", str(refused))
+
+
 def test_files_of_one_batch_share_its_time_by_their_lengths(
     tiny_extractor: Extractor, voice: Voice, tmp_path: Path
 ) -> None:
@@ -631,7 +645,7 @@ def test_files_of_one_batch_share_its_time_by_their_lengths(
         time.sleep(0.4)
         return voice
 
-    tiny_extractor.engine.batch = 4
+    tiny_extractor.engine.signals_at_once = 4
     paths = write_all(tmp_path, 8000, 8000, 8000, 8000)
     jobs = [Job(path, voice, Outputs(path.with_suffix(".out.wav"))) for path in paths]
     jobs[0] = replace(jobs[0], voice=slow)
@@ -645,7 +659,7 @@ def test_several_files_in_batches_are_near(
 ) -> None:
     paths = write_all(tmp_path, 8000, 8000, 8000, 8000, 8000, 30_000, 30_000, 5000)
     expected = [get(alone(tiny_extractor, voice, path, subtype="FLOAT")) for path in paths]
-    tiny_extractor.engine.batch = batch
+    tiny_extractor.engine.signals_at_once = batch
     together(tiny_extractor, voice, paths, subtype="FLOAT")
     for path, one in zip(paths, expected, strict=True):
         difference = get(path.with_suffix(".together.wav")) - one
@@ -675,7 +689,7 @@ def test_a_bad_file_costs_only_itself(
         bad = make_bad(tmp_path, kind)
         if kind == "silent":
             audio.write(bad, np.zeros(16000, np.float32), RATE_HZ)
-    tiny_extractor.engine.batch = batch
+    tiny_extractor.engine.signals_at_once = batch
     results = together(tiny_extractor, voice, [*paths[:2], bad, *paths[2:]])
     assert [isinstance(result, Result) for result in results] == [True, True, False, True, True]
     with pytest.raises(AudioError, match=message) as caught:
