@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -381,12 +381,31 @@ def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, Non
             items.close()
 
 
+_UNCHANGED = levels.LevelGain(1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gains:
+    """The linear gains of what is written; the last three are known once all of it was measured."""
+
+    match: npt.NDArray[np.float64]
+    """[channel], bring the estimate to its level in the mixture."""
+    estimate: npt.NDArray[np.float64]
+    """[channel], of the estimate, without `level`."""
+    level: levels.LevelGain = _UNCHANGED
+    """Of the estimate and all that is mixed with it."""
+    residual: levels.LevelGain = _UNCHANGED
+    """1, or less against clipping."""
+    silent: bool = False
+    """Whether the estimate is silent as it is written."""
+
+
 class _Extraction:
     """One mixture on its way, in four steps that set the fields below.
 
     `read` is called in the reading thread, `begin` and `add` in the thread of the network, and
     `finish` in the writing thread. If a step fails, its error is kept as `error`, and the steps
-    after it are not taken. Gains are linear.
+    after it are not taken.
     """
 
     # From the beginning on:
@@ -410,12 +429,6 @@ class _Extraction:
     _channel_presences: list[PresenceResult]  # filled by the last `add`
     # In `finish`:
     _presence: PresenceResult  # of all channels together
-    _match_gains: npt.NDArray[np.float64]  # [channel], to its level in the mixture
-    _estimate_gains: npt.NDArray[np.float64]  # [channel], without the level policy's
-    _gains_db: tuple[float, ...]  # [channel], of the estimate in all
-    _level_gain: levels.LevelGain  # of the estimate and all that is mixed with it
-    _residual_gain: levels.LevelGain  # 1, or less against clipping
-    _silent: bool  # whether the estimate is silent as it is written
 
     def __init__(
         self,
@@ -526,10 +539,12 @@ class _Extraction:
         began = time.monotonic()
         job, mixture, voice, model = self.job, self._mixture, self._voice, self._extractor.model
         assert isinstance(voice, Voice)
-        self._judge()
-        self._choose_level()
+        has_level = self._engine.runtime.true_level
+        match_gains = np.ones(self._channels) if has_level else self._matcher.gains()
+        self._presence = self._judge(match_gains)
+        gains = self._choose_gains(match_gains)
         if job:
-            self._write(job)
+            self._write(job, gains)
         presence, runtime = self._presence, self._engine.runtime
         return Result(
             mixture=job.name if job else self.path,
@@ -540,10 +555,10 @@ class _Extraction:
             seconds=mixture.frames / mixture.info.sample_rate_hz,
             sample_rate_hz=mixture.info.sample_rate_hz,
             elapsed_s=self.elapsed_s + time.monotonic() - began,
-            gain_db=self._gains_db,
-            limited=self._level_gain.limit_db > 0,
-            residual_gain_db=round(0.0 - self._residual_gain.limit_db, 2),
-            silent=self._silent,
+            gain_db=levels.gains_db(gains.estimate * gains.level.gain),
+            limited=gains.level.limit_db > 0,
+            residual_gain_db=round(0.0 - gains.residual.limit_db, 2),
+            silent=gains.silent,
             presence=presence.presence,
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
@@ -551,7 +566,7 @@ class _Extraction:
             speech_left=presence.speech_left,
             active_s=presence.active_s,
             segments=presence.segments,
-            warnings=tuple(self._warnings()),
+            warnings=tuple(self._warnings(gains)),
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
@@ -559,7 +574,7 @@ class _Extraction:
             model=model.name,
             model_revision=model.revision,
             model_sha256=model.sha256,
-            estimate=None if job else self._samples(),
+            estimate=None if job else self._samples(gains),
         )
 
     def finish_or_fail(self) -> Result | McspexError:
@@ -567,49 +582,50 @@ class _Extraction:
         with closing(self):
             return self.attempt(self.finish) or cast(McspexError, self.error)
 
-    def _judge(self) -> None:
+    def _judge(self, match_gains: npt.NDArray[np.float64]) -> PresenceResult:
         """Find out whether the target is there, and when.
+
+        `match_gains` [channel] bring the estimate to its level in the mixture.
 
         Raises:
             AbsentError: it is not, and the options say that this is to fail.
         """
-        has_level = self._engine.runtime.true_level
-        self._match_gains = np.ones(self._channels) if has_level else self._matcher.gains()
-        match_gains_db, start_s = levels.gains_db(self._match_gains), self._mixture.info.start_s
+        match_gains_db, start_s = levels.gains_db(match_gains), self._mixture.info.start_s
         presence = join_channels(self._channel_presences, match_gains_db, start_s)
-        self._presence = presence
         if self._absent_policy.fails and presence.present is False:
             raise AbsentError(
                 f"{self.path}: the voice is not in it (presence {presence.presence:.2f}). "
                 "Check the reference, or use --absent keep."
             )
+        return presence
 
-    def _choose_level(self) -> None:
+    def _choose_gains(self, match_gains: npt.NDArray[np.float64]) -> _Gains:
         """Read all that is to be written once, and choose the gains by how loud it is."""
         options, shape = self._options, (self._mixture.info.sample_rate_hz, self._channels)
         clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
         meter = levels.GainMeter(options.level, *shape)
         residual_meter = levels.GainMeter("raw", *shape)
-        self._estimate_gains = np.full(self._channels, 10 ** (options.wet_db / 20))
+        estimate_gains = np.full(self._channels, 10 ** (options.wet_db / 20))
         if meter.is_matched:
-            self._estimate_gains *= self._match_gains
-        for estimate, residual in self._blocks():
+            estimate_gains *= match_gains
+        gains = _Gains(match_gains, estimate_gains)
+        for estimate, residual in self._blocks(gains):
             meter.add(estimate)
             if residual is not None:
                 residual_meter.add(residual)
-        self._level_gain = meter.gain(clips=clips[0] if clips else True)
-        self._residual_gain = residual_meter.gain(clips=clips[1:] == [True])
-        self._gains_db = levels.gains_db(self._estimate_gains * self._level_gain.gain)
-        self._silent = bool(meter.peak * self._level_gain.gain < 10 ** (audio.SILENCE_DB / 20))
+        level = meter.gain(clips=clips[0] if clips else True)
+        silent = bool(meter.peak * level.gain < 10 ** (audio.SILENCE_DB / 20))
+        residual_level = residual_meter.gain(clips=clips[1:] == [True])
+        return replace(gains, level=level, residual=residual_level, silent=silent)
 
-    def _samples(self) -> Samples:
+    def _samples(self, gains: _Gains) -> Samples:
         """The estimate [channel, sample]."""
-        gain = np.float32(self._level_gain.gain)
-        return np.concatenate([estimate * gain for estimate, _ in self._blocks()], axis=-1)
+        gain = np.float32(gains.level.gain)
+        return np.concatenate([estimate * gain for estimate, _ in self._blocks(gains)], axis=-1)
 
-    def _write(self, job: Job) -> None:
+    def _write(self, job: Job, gains: _Gains) -> None:
         """Write the files, all of them or none."""
-        mixture, gains = self._mixture, (self._level_gain.gain, self._residual_gain.gain)
+        mixture, levelling = self._mixture, (gains.level.gain, gains.residual.gain)
         rate_hz, subtype = mixture.info.sample_rate_hz, self._options.subtype
         shape = rate_hz, self._channels, subtype, mixture.frames
         with files.together(overwrite=job.outputs.overwrite):
@@ -617,24 +633,24 @@ class _Extraction:
                 writers = [
                     stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
                 ]
-                for blocks in self._blocks():
+                for blocks in self._blocks(gains):
                     if self.error:  # it was interrupted
                         raise self.error
-                    for writer, block, gain in zip(writers, blocks, gains, strict=False):
+                    for writer, block, gain in zip(writers, blocks, levelling, strict=False):
                         assert block is not None
                         writer.write(block * np.float32(gain))
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
                 write_activity(path, self._presence, job.name, file, job.outputs.speaker)
 
-    def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
-        """Blocks of the estimate before `_level_gain` and, if it is asked for, of the residual."""
+    def _blocks(self, gains: _Gains) -> Iterator[tuple[Samples, Samples | None]]:
+        """Blocks of the estimate before `gains.level` and, if it is asked for, of the residual."""
         channels, samples = self._channels, self._mixture.frames
         mixtures = self._mixture_store.read(channels, samples) if self._mixture_store else None
         dry_db = self._options.dry_db
         dry_gain = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
-        estimate_gains = self._estimate_gains[:, None].astype(np.float32)
-        match_gains = self._match_gains[:, None].astype(np.float32)
+        estimate_gains = gains.estimate[:, None].astype(np.float32)
+        match_gains = gains.match[:, None].astype(np.float32)
         start = 0
         for block in self._estimate_store.read(channels, samples):
             estimate = self._gated(block, start)
@@ -657,11 +673,11 @@ class _Extraction:
         ]
         return block * np.array(gates, np.float32)
 
-    def _warnings(self) -> Iterator[str]:
+    def _warnings(self, gains: _Gains) -> Iterator[str]:
         """What may be wrong with it, a line each."""
         presence, options = self._presence, self._options
         yield from self._mixture.warnings
-        limit_db, residual_limit_db = self._level_gain.limit_db, self._residual_gain.limit_db
+        limit_db, residual_limit_db = gains.level.limit_db, gains.residual.limit_db
         if limit_db:
             yield f"turned down by {limit_db:.1f} dB so that it does not clip."
         if residual_limit_db:
@@ -669,7 +685,7 @@ class _Extraction:
                 f"the residual was turned down by {residual_limit_db:.1f} dB so that it does not "
                 "clip."
             )
-        if self._level_gain.too_soft and not self._silent:
+        if gains.level.too_soft and not gains.silent:
             yield f"too soft to be measured, so that the level {options.level} changes nothing."
         policy = levels.Level.parse(options.level).policy
         as_mixed = policy.is_as_in_mixture and (options.wet_db, options.dry_db) == (0.0, None)
@@ -687,7 +703,7 @@ class _Extraction:
                 "may follow the wrong person: what is left sounds like the reference. Try a "
                 "longer reference, or listen to the residual (--residual)."
             )
-        elif self._silent:
+        elif gains.silent:
             yield "nothing of this voice was found; the result is silent."
 
 
