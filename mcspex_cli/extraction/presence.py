@@ -74,7 +74,11 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the similarities of a model mean, from `training.calibration`, kept in config.json."""
+    """What the similarities of a model mean, from `training.calibration`.
+
+    config.json keeps it under these names; `wrong_speaker`, `same_voice_parts` and
+    `same_voice_clips` are thresholds, too.
+    """
 
     centre: tuple[float, ...]
     """[embedding], the mean over many people. It is subtracted before a similarity is taken."""
@@ -90,11 +94,14 @@ class Calibration:
     """Below this presence a segment is muted with `--absent mute`. 3 % of those with the target are
     below."""
     wrong_speaker: float
-    """How much more similar to the reference the residual may be than the estimate."""
+    """Above this excess of the residual's similarity to the reference over the estimate's, the
+    estimate may follow another person."""
     same_voice_parts: float
-    """95 % of the clips of one person alone have parts with at least this mean similarity."""
+    """With a lower mean similarity of its parts, a clip sounds like two voices. 5 % of the clips of
+    one person alone are below."""
     same_voice_clips: float
-    """95 % of the clips of one person have at least this similarity to the person's others."""
+    """With a lower similarity to the others, a clip sounds like another person. 5 % of the clips of
+    one person are below."""
     measured: dict[str, Any] = field(default_factory=dict)
     """What it was measured on, and how well it works: AUC, equal error rate."""
 
