@@ -448,9 +448,9 @@ def _show_results(
 
 def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str], *, quiet: bool) -> None:
     """Say what is wrong with the results, what the means leave out, and what is left to do."""
-    from mcspex_cli.evaluation.report import absences
+    from mcspex_cli.evaluation.report import absences_text
 
-    if voices := absences(report.rows):
+    if voices := absences_text(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
     if work.plan.has_truth:

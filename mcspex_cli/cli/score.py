@@ -400,7 +400,7 @@ def say_remarks(report: Report, metrics: Sequence[str], *, quiet: bool = False) 
     `metrics` are the names of those that were to be computed. With `quiet`, only what is wrong is
     said. If there is only one file, `conclude` says its reason.
     """
-    from mcspex_cli.evaluation.report import confusion, refusals, remarks
+    from mcspex_cli.evaluation.report import confusion_text, refusals, remarks
     from mcspex_cli.evaluation.scoring import Status
 
     for line in refusals(report.rows) if len(report.rows) > 1 else ():
@@ -411,7 +411,7 @@ def say_remarks(report: Report, metrics: Sequence[str], *, quiet: bool = False) 
         return
     if Status.FLIPPED in report.summary.statuses:
         console.say("Nobody hears a flipped sign. --flipped-ok counts such files.")
-    if line := confusion(report):
+    if line := confusion_text(report):
         console.say(line)
 
 

@@ -203,7 +203,7 @@ class Comparison:
         badness: dict[str, float] = {}
         if metric := self.ranking:
             for case in self.cases:
-                if values := report.numbers(report.in_means(case.rows), metric.column):
+                if values := report.values_of(report.in_means(case.rows), metric.column):
                     badness[case.name] = metric.badness * float(np.mean(values))
         ranked = sorted(badness, key=lambda name: badness[name])
         best = ranked[: (count + 2) // 3]
@@ -322,7 +322,7 @@ def _mixture_values(case: ComparisonCase) -> dict[str, float]:
     """What is measured of a case's mixture: from its outputs' rows, or measured now."""
     values = {}
     for name, metric in MIXTURE_METRICS.items():
-        if measured := report.numbers(case.rows, metric.column):
+        if measured := report.values_of(case.rows, metric.column):
             values[METRICS[name].column] = measured[0]
     if "si_sdr_db" not in values and case.truth and case.mixture:
         settings = replace(SETTINGS, metrics=("si_sdr",))

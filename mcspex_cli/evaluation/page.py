@@ -280,7 +280,7 @@ def draw_spectrogram(levels: Levels, loudest_db: float) -> bytes:
 def _context(comparison: Comparison) -> dict[str, Any]:
     """What the template needs to know of all cases."""
     cases, rows, ranking = comparison.cases, comparison.rows, comparison.ranking
-    metrics = [metric for metric in METRICS.values() if report.numbers(rows, metric.column)]
+    metrics = [metric for metric in METRICS.values() if report.values_of(rows, metric.column)]
     has_truth = any(case.truth for case in cases)
     summaries = comparison.summaries(cases) if metrics or has_truth else []
     of_mixture = METRICS["si_sdr"] if has_truth else ranking

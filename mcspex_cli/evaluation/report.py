@@ -110,14 +110,14 @@ def refusals(rows: Rows) -> list[str]:
     return [row["note"] for row in rows if row["status"] in Status.REFUSED]
 
 
-def numbers(rows: Rows, column: str) -> list[float]:
+def values_of(rows: Rows, column: str) -> list[float]:
     """The values that a column has."""
     return [row[column] for row in rows if row.get(column) is not None]
 
 
 def distributions(rows: Rows) -> dict[str, Distribution]:
     """By column, those that have a value in a row."""
-    values = {column: numbers(rows, column) for column in BY_COLUMN}
+    values = {column: values_of(rows, column) for column in BY_COLUMN}
     return {column: distribution(several) for column, several in values.items() if several}
 
 
@@ -153,7 +153,7 @@ def ranking(rows: Rows) -> Metric | None:
     """The metric that ranks rows: SI-SDRi, else the first of METRICS that can and has a value."""
     ok = in_means(rows)
     able = [metric for metric in METRICS.values() if metric.badness]
-    return next((m for m in (METRICS["si_sdr_i"], *able) if numbers(ok, m.column)), None)
+    return next((m for m in (METRICS["si_sdr_i"], *able) if values_of(ok, m.column)), None)
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,12 @@ class Groups:
         return {file: several.pop() for file, several in groups.items() if len(several) == 1}
 
     def of(self, name: str) -> str:
-        """A case's group; "x/a.wav" of the groups' file is also the case "a", and "a" is "x/a"."""
+        """The group of the same name or, if only one of two names has a folder, of its last part.
+
+        So "x/a" and "a" are one case, "x/a" and "y/a" are two.
+        """
         name = case_name(name)
         last = PurePath(name).name
-        # But "x/a" and "y/a" are two cases.
         others = self.by_name if last != name else self.by_file
         return self.by_name.get(name) or others.get(last, NO_GROUP)
 
@@ -267,7 +269,7 @@ def make_report(
     groups: Groups | None = None,
     baseline: Baseline | None = None,
 ) -> Report:
-    """Put everything that is known of rows into one report, other columns than METRICS' too.
+    """Build a report; columns that are no metrics are kept, and non-finite values become None.
 
     `missing` are the names of truths without an estimate; `groups` add "group" to every row.
 
@@ -366,6 +368,7 @@ def read_presences(estimates: Path) -> dict[Path, float | None]:
     """
     return {
         (folder / row["estimate"]).resolve(): row.get("presence")
+        # The report is beside the folder audio/: one above that, two above an estimate in it.
         for folder in estimates.resolve().parents[:2]
         for row in read_batch(folder)
         if row.get("estimate")
@@ -373,7 +376,7 @@ def read_presences(estimates: Path) -> dict[Path, float | None]:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a row has a name and a status, and what reports have elsewhere, or None."""
+    """Whether its name and status are text, and other known columns of the right type or None."""
     if not isinstance(row, dict):
         return False
     values = [row.get(key) for key in BY_COLUMN]
@@ -405,7 +408,7 @@ def tables(report: Report, *, every: bool = False, only_of_truth: bool = False) 
     summary, change = report.summary, report.change
     shown = [m for m in BY_COLUMN.values() if "target" in m.needs or not only_of_truth]
     means = [metric for metric in shown if metric.column in summary.metrics]
-    valued = [metric for metric in shown if numbers(report.rows, metric.column)]
+    valued = [metric for metric in shown if values_of(report.rows, metric.column)]
     every = every or summary.files <= FEW or not report.worst
     parts = [_files(report, [m for m in valued if not m.is_of_mixture], every=every)]
     if summary.scored > 1:
@@ -500,14 +503,14 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     empty = [metric for metric in chosen if metric.column not in summary.metrics]
     for needs_truth, page in ((True, "batch-and-score"), (False, "scores-without-truth")):
         if labels := [m.label for m in empty if ("target" in m.needs) == needs_truth]:
-            advice = f"docs/{page}.md says when there is none."
+            advice = f"docs/{page}.md explains why a value may be missing."
             texts.append(f"no file has a value of {', '.join(labels)}. {advice}")
     if change and change.both and not change.metrics:
         texts.append(f"{change.path}: has no value of these metrics. Nothing is compared with it.")
     return texts
 
 
-def confusion(report: Report) -> str:
+def confusion_text(report: Report) -> str:
     """How many files have target confusion, and which; "" if that is not known."""
     summary = report.summary
     if summary.confused is None:
@@ -518,7 +521,7 @@ def confusion(report: Report) -> str:
     return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"
 
 
-def absences(rows: Rows) -> str:
+def absences_text(rows: Rows) -> str:
     """Which voices are probably not in their mixtures; "" for none."""
     judged = [row for row in rows if row.get("present") is not None]
     names = [row["name"] for row in judged if not row["present"]]
@@ -548,7 +551,7 @@ def as_json(report: Report) -> str:
 
 def as_csv(report: Report) -> str:
     """A report's rows as CSV: known columns first, those without any value left out."""
-    # When a voice speaks is too long for a cell.
+    # `segments` is too long for a cell.
     keys = dict.fromkeys(key for row in report.rows for key in row if key != "segments")
     ordered = [key for key in _FIRST if key in keys] + [key for key in keys if key not in _FIRST]
     columns = [key for key in ordered if any(row.get(key) not in (None, "") for row in report.rows)]
@@ -570,7 +573,7 @@ def as_markdown(report: Report) -> str:
         for row in (heading, rule, *rows, *([footer] if footer else [])):
             parts.append("| " + " | ".join(row) + " |\n")
         parts.append("\n")
-    lines = [line for line in (*remarks(report), confusion(report)) if line]
+    lines = [line for line in (*remarks(report), confusion_text(report)) if line]
     return "".join(parts) + "".join(f"- {errors.markdown(line)}\n" for line in lines)
 
 
@@ -584,7 +587,7 @@ format needs."""
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
-    """Refuse files for reports that are inputs, twice there, of no format or cannot be written."""
+    """Refuse report paths that are inputs, named twice, of unknown suffix, or not writable."""
     taken, before = files.identities(*filter(None, inputs)), set[object]()
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:

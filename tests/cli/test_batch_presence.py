@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.evaluation.report import absences
+from mcspex_cli.evaluation.report import absences_text
 from tests.cli.test_recordings import SET, calibrated
 from tests.conftest import RATE_HZ, buzz
 
@@ -171,7 +171,7 @@ def test_mix_back_is_that_of_extract(absent: str) -> None:
 def test_of_many_absent_voices_ten_are_named() -> None:
     rows = [{"name": f"n{k}", "present": k % 2 == 0} for k in range(24)]
     rows += [{"name": "failed"}, {"name": "unknown", "present": None}]
-    said = absences(rows)
+    said = absences_text(rows)
     assert said.startswith("12 of 24 voices are probably absent: n1, n3, ")
     assert said.endswith(", n19 and 2 more")
-    assert absences(rows[::2]) == ""
+    assert absences_text(rows[::2]) == ""

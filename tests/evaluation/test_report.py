@@ -304,8 +304,10 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
 def test_what_was_to_be_computed_or_compared_and_has_no_value_is_said() -> None:
     made = make_report(rows(2), baseline=Baseline(Path("b.json"), [row("case0", None, stoi=0.5)]))
     assert reports.remarks(made, ["si_sdr", "si_sdr_i", "pesq", "wer"]) == [
-        "no file has a value of SI-SDRi, PESQ. docs/batch-and-score.md says when there is none.",
-        "no file has a value of WER. docs/scores-without-truth.md says when there is none.",
+        "no file has a value of SI-SDRi, PESQ. docs/batch-and-score.md explains why a value may be "
+        "missing.",
+        "no file has a value of WER. docs/scores-without-truth.md explains why a value may be "
+        "missing.",
         "b.json: has no value of these metrics. Nothing is compared with it.",
     ]
     assert [table.title for table in reports.tables(made)] == ["", "Means"]
