@@ -318,7 +318,11 @@ class Reader:
 
 
 class ArrayReader(Reader):
-    """Samples in memory, which are read as those of a file are."""
+    """Samples [channel, sample] in memory, in the place of a file.
+
+    There is one block. Its channels are not compared: a mix in which they cancel each other out is
+    only silent. `original` stays empty.
+    """
 
     def __init__(self, name: str, samples: Samples, sample_rate_hz: int, channel: str) -> None:
         super().__init__(name, sample_rate_hz, channel)

@@ -28,7 +28,6 @@ from mcspex_cli.errors import (
 
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings, ExtractionOptions, Extractor, Job, Result, Span, Voice
-    from mcspex_cli.audio import Reader
     from mcspex_cli.extraction.profile import Profile, ReferenceQuality
 
 STREAM = "-"
@@ -173,22 +172,24 @@ def _check_usage(request: ExtractRequest) -> None:
 
 def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
-    from mcspex_cli.extraction import job, profile, reference
+    from mcspex_cli.extraction import job, reference
     from mcspex_cli.extraction.extractor import Extractor
 
-    settings, quiet = request.extraction, request.is_silent
+    extraction, quiet = request.extraction, request.is_silent
     references = reference.list_sources(request.references)
     jobs = _plan(request, stdin, lambda: voice)  # which is enrolled below
     for one in jobs:
         console.check_log_files(one.outputs.paths())
-    options.check_subtype((path for one in jobs for path in one.outputs.sounds()), settings.subtype)
+    options.check_subtype(
+        (path for one in jobs for path in one.outputs.sounds()), extraction.subtype
+    )
     job.check_jobs(jobs, references)
-    sources = reference.open_sources(references)
+    profiles = reference.check_references(references)
     if stdin:
         _copy_stdin(stdin)
     for index, one in enumerate(jobs):
         try:
-            jobs[index] = replace(one, reader=one.open(settings))
+            jobs[index] = replace(one, reader=one.open(extraction))
         except McspexError:  # one of several fails when it is its turn
             if len(jobs) == 1:
                 raise
@@ -197,18 +198,14 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
         reference.check_spans(first.reader, request.spans)
     seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
     info = options.find_model(request.model, offline=request.offline, quiet=quiet)
-    job.check_absent(settings.absent, info, info.calibration)
-    clips: list[Path | Reader] = []
-    for source_path in references:
-        source = sources[source_path]
-        if isinstance(source, profile.Profile):
-            source.enrolment_for(info, source_path)
-            clips.append(source_path)
-        else:
-            clips.append(source)
+    job.check_absent(extraction.absent, info, info.calibration)
+    for profile_path, profile in profiles.items():
+        profile.enrolment_for(info, profile_path)
     engine = options.start_engine(info, request.engine_settings, seconds, quiet=quiet)
     extractor = Extractor(info, engine)
-    voice = extractor.enroll(clips, spans=request.spans, mixture=first.mixture, options=settings)
+    voice = extractor.enroll(
+        references, spans=request.spans, mixture=first.mixture, options=extraction
+    )
     for line in voice.warnings:
         console.warn(line)
     _work(request, extractor, jobs, seconds)
@@ -421,7 +418,7 @@ def enroll(
     named = [options.find_model(one, offline=offline, quiet=quiet) for one in models or (None,)]
     infos = list({info.sha256: info for info in named}.values())
     files.check_no_input([output], files.identities(*clips))
-    reference.open_sources(clips, *infos)
+    reference.check_references(clips, *infos)
     voices = [
         reference.enroll(clips, options.start_engine(info, engine_settings, 0.0, quiet=quiet), info)
         for info in infos

@@ -160,11 +160,11 @@ def _load(request: LiveRequest, references: list[Path], sample_rate_hz: int) -> 
 
     from mcspex_cli import Extractor
     from mcspex_cli.extraction.job import check_absent
-    from mcspex_cli.extraction.reference import open_sources
+    from mcspex_cli.extraction.reference import check_references
 
     info = options.find_model(request.model, offline=request.offline, quiet=request.quiet)
     check_absent(request.absent, info, info.calibration)
-    open_sources(references, info)
+    check_references(references, info)
     engine = options.start_engine(info, request.engine_settings, math.inf, quiet=request.quiet)
     extractor = Extractor(info, engine)
     voice = extractor.enroll(references)

@@ -184,7 +184,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import Extractor, files
     from mcspex_cli.evaluation import metrics, report, scoring
-    from mcspex_cli.extraction.reference import open_sources
+    from mcspex_cli.extraction.reference import check_references
 
     _check_usage(request)
     limits = (*request.fail_under, *request.fail_over)
@@ -207,7 +207,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     if "reference" in needs:
         model = options.find_model(request.model, offline=request.offline)
         clips = dict.fromkeys(clip for pairing in pairings for clip in pairing.references)
-        open_sources(clips, model)
+        check_references(clips, model)
         verifier = metrics.open_verifier(Extractor.load(model), console.warn)
     scores = scoring.score_files(pairings, settings, request.workers, verifier, transcribe)
     rows = [score.to_dict() for score in console.track(scores, "scoring", len(pairings))]

@@ -114,7 +114,7 @@ class Extractor:
 
     def enroll(
         self,
-        references: Path | str | Sequence[Path | str | audio.Reader] = (),
+        references: Path | str | Sequence[Path | str] = (),
         *,
         spans: Sequence[Span] = (),
         mixture: Path | str | None = None,
@@ -127,7 +127,7 @@ class Extractor:
         shorter one only loses silence at its ends. Only the first 10 min of a clip are read.
 
         Args:
-            references: files, folders and open files, all of one person alone.
+            references: files and folders, all of one person alone.
             spans: when the person speaks alone in `mixture`.
             mixture: the recording that the spans are of.
             options: how the mixture is read: its channel (for "all" the mix), its track, and what
@@ -143,11 +143,7 @@ class Extractor:
         if isinstance(references, str | os.PathLike):
             references = [references]
         try:
-            sources: list[Path | audio.Reader | Clip] = [
-                one if isinstance(one, audio.Reader) else Path(one)
-                for one in references
-                if str(one)
-            ]
+            sources: list[Path | Clip] = [Path(one) for one in references if str(one)]
         except TypeError as error:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
         if not all(isinstance(span, Span) for span in spans):

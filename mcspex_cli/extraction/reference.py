@@ -266,13 +266,13 @@ Pieces = list[tuple[Samples, float]]
 
 
 def read_clip(
-    file: Path | audio.Reader,
+    path: Path,
     sample_rate_hz: int,
     advance: Callable[[float], object] | None = None,
 ) -> Clip:
     """Read a clip; of a long one, only the first 10 min.
 
-    A reader has to be at the file's own rate. `advance` is called with the seconds of each block.
+    `advance` is called with the seconds of each block.
 
     Raises:
         AudioError: it cannot be read, is silent or shorter than 0.3 s.
@@ -280,7 +280,7 @@ def read_clip(
     longest = round(LONGEST_READ_S / audio.BLOCK_S)
     pieces: Pieces = []
     warnings = []
-    reader = file if isinstance(file, audio.Reader) else audio.Reader(file)
+    reader = audio.Reader(path)
     for block in reader:
         if len(pieces) == longest:
             warnings = [_UNREAD.format(reader.path)]
@@ -410,7 +410,7 @@ class Voice:
 
 
 def enroll(
-    sources: Iterable[Path | audio.Reader | Clip],
+    sources: Iterable[Path | Clip],
     engine: Engine,
     model: CheckpointInfo,
     advance: Callable[[float], object] | None = None,
@@ -428,7 +428,7 @@ def enroll(
     names: dict[object, str] = {}
     for source in sources:
         for one in list_sources([source]) if isinstance(source, Path) else [source]:
-            name = one.name if isinstance(one, Clip) else str(getattr(one, "path", one))
+            name = one.name if isinstance(one, Clip) else str(one)
             keys = {name} if isinstance(one, Clip) else files.identities(Path(name))
             if first := next((names[key] for key in keys if key in names), None):
                 same = "is there twice" if first == name else f"is the same file as {first}"
@@ -535,25 +535,22 @@ def list_sources(sources: Iterable[Path]) -> list[Path]:
     return listed
 
 
-def open_sources(
-    sources: Iterable[Path], *models: CheckpointInfo
-) -> dict[Path, Profile | audio.Reader]:
-    """Read profiles, open clips, and refuse what cannot be enrolled for each of `models`.
+def check_references(sources: Iterable[Path], *models: CheckpointInfo) -> dict[Path, Profile]:
+    """Read profiles and the headers of clips; refuse what cannot be enrolled for each of `models`.
 
     Returns:
-        The profiles and, for the clips, readers. They are open, unless there are very many.
+        The profiles, by their paths.
 
     Raises:
         AudioError: a clip is not a sound file, or too short.
         CheckpointError: a profile cannot be used, or is for other models.
     """
-    checked: dict[Path, Profile | audio.Reader] = {}
+    profiles: dict[Path, Profile] = {}
     for path in sources:
         if is_profile_name(path):
-            checked[path] = profile = read_profile(path)
+            profiles[path] = profile = read_profile(path)
             for model in models:
                 profile.enrolment_for(model, path)
         else:
-            checked[path] = reader = audio.Reader(path, shortest_s=audio.MIN_SIGNAL_S)
-            reader.check()
-    return checked
+            audio.Reader(path, shortest_s=audio.MIN_SIGNAL_S).check()
+    return profiles
