@@ -419,7 +419,10 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:  # of another user
-        pass
+        return True
+    with suppress(OSError):
+        # In a container without an init, a dead process stays as a zombie for good.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 

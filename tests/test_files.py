@@ -229,6 +229,20 @@ def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) 
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == kept
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who is a zombie")
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert zombie.stdout
+    zombie.stdout.read()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    name = files.hidden_name(tmp_path / "a.wav").name
+    touch(tmp_path, name.replace(f"-{os.getpid()}-", f"-{zombie.pid}-"))
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    zombie.stdout.close()
+    assert zombie.wait() == 0
+
+
 def test_another_users_process_is_alive(tmp_path: Path) -> None:
     name = files.hidden_name(tmp_path / "a.wav").name.replace(f"-{os.getpid()}-", "-1-")
     touch(tmp_path, name)
