@@ -208,7 +208,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     )
     for line in voice.warnings:
         console.warn(line)
-    _work(request, extractor, jobs, seconds)
+    _work(request, extractor, jobs, seconds, voice)
 
 
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
@@ -253,7 +253,7 @@ def _output(name: str, mixture: Path, ending: str) -> Path:
 
 
 def _work(
-    request: ExtractRequest, extractor: Extractor, jobs: Sequence[Job], seconds: float
+    request: ExtractRequest, extractor: Extractor, jobs: Sequence[Job], seconds: float, voice: Voice
 ) -> None:
     """Extract every job; one that fails does not stop the others."""
     failed: list[McspexError] = []
@@ -265,7 +265,7 @@ def _work(
     ):
         for job, result in results:
             if not isinstance(result, McspexError):
-                _show(request, job, result)
+                _show(request, job, result, voice)
                 continue
             failed.append(result)
             if len(jobs) > 1:
@@ -280,9 +280,11 @@ def _work(
         raise kind(f"{len(failed)} of {len(jobs)} mixtures failed, see above.")
 
 
-def _show(request: ExtractRequest, job: Job, result: Result) -> None:
+def _show(request: ExtractRequest, job: Job, result: Result, voice: Voice) -> None:
     row, output = result.to_dict(), job.outputs.estimate
     for line in result.warnings:
+        if line in voice.warnings:  # shown before: those of a span are its mixture's, too
+            continue
         is_of_mixture = line.startswith(f"{job.mixture}: ")
         console.warn(line if is_of_mixture else f"{output}: {line}")
     if request.as_json:

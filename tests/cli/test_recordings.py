@@ -533,7 +533,7 @@ def test_what_is_left_of_a_damaged_mixture_is_kept_if_asked_for(
     done = extract(*words, "--damaged", "keep")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["seconds"] == pytest.approx(1.25, abs=0.01)
-    assert "warning: cut.wav: truncated" in done.stderr
+    assert done.stderr.count("warning: cut.wav: truncated") == 1
 
 
 @pytest.mark.parametrize("output", ["", "new/deep/v.wav"])
