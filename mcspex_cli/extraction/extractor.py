@@ -124,7 +124,8 @@ class Extractor:
         """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
 
         A clip over 10 s is cut to its speech, of at most 60 s, unless no speech is found in it; a
-        shorter one only loses silence at its ends. Only the first 10 min of a clip are read.
+        shorter one only loses silence at its ends. Only 10 min of a clip are read,
+        from its first speech on.
 
         Args:
             references: files and folders, all of one person alone.
@@ -488,7 +489,7 @@ class _Extraction:
         engine, channels, info = self._engine, self._channels, self._mixture.info
         self._voice = voice = check_voice(self._voice() if callable(self._voice) else self._voice)
         if self.job:
-            check_sources(self.job, voice)
+            check_sources(self.job, voice, info.seconds)
         check_embedding(self.path, voice, self._extractor.model.config.embedding)
         embedding = np.asarray(voice.embedding, np.float32)
         self._estimate_store = self._open_store()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
@@ -45,6 +47,10 @@ ABSENT = {
 """Every policy for a target that is absent, by its name."""
 
 LOWEST_GAIN_DB, HIGHEST_GAIN_DB = -120, 40
+
+
+_SAME_LENGTH_S, _SAME_CORRELATION = 0.2, 0.98
+"""Two files have the same sound if their lengths differ by less, and they correlate by more."""
 
 
 @dataclass(frozen=True)
@@ -302,28 +308,49 @@ def check_jobs(jobs: Iterable[Job], references: Sequence[Path]) -> None:
         check_distinct(job.mixture, references)
 
 
-def check_sources(job: Job, voice: Voice) -> None:
-    """Refuse a voice one of whose clips is an output of a job, or its mixture."""
+def check_sources(job: Job, voice: Voice, mixture_s: float) -> None:
+    """Refuse a voice one of whose clips is an output of a job, or its mixture of this length."""
     # A span is no file, and Path.is_file would raise if its name is too long for one.
     clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
+    lengths_s = {one.path: one.seconds for one in voice.qualities}
     files.check_no_input(job.outputs.paths(), files.identities(*clips))
-    check_distinct(job.mixture, clips)
+    check_distinct(job.mixture, clips, lengths_s | {str(job.mixture): mixture_s})
 
 
-def check_distinct(mixture: Path, references: Iterable[Path]) -> None:
-    """Refuse a mixture that is its own reference: the same file, or a copy of it.
+def check_distinct(
+    mixture: Path, references: Iterable[Path], lengths_s: Mapping[str, float] | None = None
+) -> None:
+    """Refuse a mixture that is its own reference, in this or another file.
 
-    A reference that cannot be read is refused where it is enrolled.
+    `lengths_s` has lengths of files by their names. A reference that is as long as the mixture is
+    compared with it, for it may be the same sound in another format. A reference that cannot be
+    read is refused where it is enrolled.
     """
+    lengths_s = lengths_s or {}
+    length_s = lengths_s.get(str(mixture), math.inf)
     for reference in references:
         same = False
-        with suppress(OSError):
+        with suppress(OSError, McspexError):
             same = mixture.samefile(reference) or filecmp.cmp(mixture, reference, shallow=False)
+            if not same and abs(lengths_s.get(str(reference), 0.0) - length_s) < _SAME_LENGTH_S:
+                same = _sounds_same(mixture, reference)
         if same:
             raise AudioError(
                 f"{mixture}: is its own reference ({reference}). Give another clip of the voice "
                 "alone, or a span in which it speaks alone."
             )
+
+
+def _sounds_same(one: Path, other: Path) -> bool:
+    """Whether two files have the same sound, as copies in different formats do."""
+    signals = []
+    for path in (one, other):
+        blocks = islice(audio.Reader(path, 8000), 6)  # of 10 s each
+        samples = np.concatenate(list(blocks), axis=-1)[0].astype(np.float64)
+        signals.append(samples / max(float(np.sqrt(np.sum(samples**2))), 1e-9))
+    size = 2 * max(map(len, signals))  # coders move the sound by some milliseconds
+    one_spectrum, other_spectrum = (np.fft.rfft(signal, size) for signal in signals)
+    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_CORRELATION)
 
 
 def check_absent(absent: str, model: CheckpointInfo, calibration: object) -> None:

@@ -35,7 +35,7 @@ from mcspex_cli.extraction.profile import (
 )
 
 LONGEST_READ_S = 600.0
-"""How much of a clip is read: memory must not grow with the clip."""
+"""How much of a clip is read, from its first speech on: memory must not grow with the clip."""
 
 LONG_CLIP_S = 10.0
 """A clip longer than this is cut to its speech; a shorter one only loses silence at its ends."""
@@ -77,7 +77,7 @@ _SECONDS = r"(?:[0-5]?\d(?:\.\d*)?|\.\d+)"
 _TIME = rf"(?:\d+:[0-5]?\d:{_SECONDS}|\d+:{_SECONDS}|\d+(?:\.\d*)?|\.\d+)"
 _SPAN = re.compile(rf"\s*({_TIME})\s*-\s*({_TIME}|)\s*", re.ASCII)
 _LONGEST_TEXT = 100
-_UNREAD = "{}: only its first 10 min are read, and of their speech no more than 60 s are used."
+_UNREAD = "{}: only {} are read, and of their speech no more than 60 s are used."
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def read_clip(
     sample_rate_hz: int,
     advance: Callable[[float], object] | None = None,
 ) -> Clip:
-    """Read a clip; of a long one, only the first 10 min.
+    """Read a clip; of a long one, only 10 min from its first speech on.
 
     `advance` is called with the seconds of each block.
 
@@ -278,18 +278,26 @@ def read_clip(
         AudioError: it cannot be read, is silent or shorter than 0.3 s.
     """
     longest = round(LONGEST_READ_S / audio.BLOCK_S)
-    pieces: Pieces = []
-    warnings = []
+    kept: Pieces = []
+    beginning: Pieces = []
+    """The first 10 min, in case there is no speech in all of the file."""
     reader = audio.Reader(path)
-    for block in reader:
-        if len(pieces) == longest:
-            warnings = [_UNREAD.format(reader.path)]
-            break
+    name, warnings = str(path), []
+    for number, block in enumerate(reader):
         if advance:
             advance(block.shape[1] / reader.sample_rate_hz)
-        pieces.append((block, float(_clipped(reader.original).mean())))
+        if len(kept) == longest:
+            beginning = beginning or kept
+            kept = _from_speech(kept, reader.sample_rate_hz)
+            if len(kept) == longest:
+                start_s = (number - longest) * audio.BLOCK_S
+                warnings = [_UNREAD.format(name, f"the 10 min from {start_s} s on")]
+                break
+        kept.append((block, float(_clipped(reader.original).mean())))
+    if beginning and not warnings:
+        kept = _from_speech(kept, reader.sample_rate_hz) or beginning
     warnings = [*reader.warnings, *warnings]
-    return _clip_of(str(reader.path), pieces, reader.sample_rate_hz, sample_rate_hz, warnings)
+    return _clip_of(name, kept, reader.sample_rate_hz, sample_rate_hz, warnings)
 
 
 def read_spans(
@@ -337,7 +345,7 @@ def read_spans(
         name = f"{reader.path} {span}"
         warnings = reader.warnings if span is spans[0] else []  # each of them once
         if min(span.end_s, begin_s + reader.info.seconds) > end_s:
-            warnings = [*warnings, _UNREAD.format(name)]
+            warnings = [*warnings, _UNREAD.format(name, "its first 10 min")]
         clip = _clip_of(name, pieces, rate_hz, sample_rate_hz, warnings)
         if not clip.stretches:
             raise AudioError(f"{name}: has no speech. Choose another span.")
@@ -371,6 +379,18 @@ def _clip_of(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iter
     clipped = np.average(shares, weights=[block.shape[1] for block in blocks])
     samples = np.concatenate([*audio.Resampler(from_hz, to_hz, 1).run(blocks)], axis=-1)[0]
     return Clip(name, samples, to_hz, float(clipped), warnings)
+
+
+def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
+    """The pieces from the first with speech on; none if no piece has any.
+
+    A piece that is equally loud throughout does not count as speech.
+    """
+    for index, (block, _) in enumerate(pieces):
+        activity = speech.detect_speech(speech.frame_levels_db(block[0], rate_hz))
+        if not activity.all() and speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
+            return pieces[index:]
+    return []
 
 
 def _clipped(samples: Samples) -> npt.NDArray[np.bool_]:

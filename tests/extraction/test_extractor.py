@@ -36,6 +36,7 @@ from mcspex_cli.extraction.job import (
 )
 from mcspex_cli.extraction.levels import PEAK
 from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.profile import ReferenceQuality
 from mcspex_cli.extraction.reference import Span, Voice
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
 from mcspex_cli.files import UsedFiles
@@ -987,6 +988,22 @@ def test_a_reference_is_never_overwritten(
         assert isinstance(result, OutputError)
         assert "is an input, and inputs are never overwritten" in str(result)
     assert (place.read_bytes(), (tmp_path / "o.wav").exists()) == (before, False)
+
+
+@pytest.mark.parametrize("name", ["copy.flac", "copy.ogg", "copy24.wav", "copy16k.wav"])
+def test_a_mixture_in_another_format_is_its_own_reference_too(
+    soft: Extractor, tmp_path: Path, name: str
+) -> None:
+    put(tmp_path, MIXTURE, subtype="PCM_16")
+    rate_hz = 16000 if "16k" in name else RATE_HZ
+    sound = np.repeat(MIXTURE, rate_hz // RATE_HZ)
+    audio.write(tmp_path / name, 0.5 * sound, rate_hz, "PCM_24" if "24" in name else "PCM_16")
+    quality = ReferenceQuality(str(tmp_path / name), 5.0, 5.0, 5.0, -20, 0.0, None, None)
+    voice = replace(named(np.ones(8, np.float32), str(tmp_path / name)), qualities=(quality,))
+    with pytest.raises(AudioError, match="is its own reference"):
+        soft.extract_file(tmp_path / "mixture.wav", voice, tmp_path / "o.wav")
+    audio.write(tmp_path / name, sound[::-1], rate_hz)
+    soft.extract_file(tmp_path / "mixture.wav", voice, tmp_path / "o.wav")
 
 
 @pytest.mark.parametrize("how", ["same", "link", "copy"])

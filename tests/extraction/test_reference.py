@@ -461,13 +461,32 @@ def test_memory_is_that_of_the_spans(tmp_path: Path) -> None:
 def test_how_much_of_a_long_reference_is_used_is_told(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     audio.write(path, np.tile(talk(1, 0, 20, RATE_HZ), 31), RATE_HZ)  # 10 min 20 s
-    used = "only its first 10 min are read, and of their speech no more than 60 s are used."
-    assert read_clip(path, RATE_HZ).warnings == (f"{path}: {used}",)
+    used = "are read, and of their speech no more than 60 s are used."
+    assert read_clip(path, RATE_HZ).warnings == (f"{path}: only the 10 min from 0.0 s on {used}",)
     spans = [Span.parse(text) for text in ("5-", "25-", "5-610")]
     warnings = [clip.warnings for clip in spans_of(path, spans)]
-    assert warnings[0] == (f"{path} 5.0-end: {used}",)
+    assert warnings[0] == (f"{path} 5.0-end: only its first 10 min {used}",)
     assert warnings[1] == ()
     assert len(warnings[2]) == 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.001])
+def test_a_reference_that_begins_with_silence_is_searched(tmp_path: Path, noise: float) -> None:
+    """12 min without speech, and then 4 s of it."""
+    rng = np.random.default_rng(0)
+    speech = talk(1, 0, 4, RATE_HZ)
+    quiet = np.zeros(12 * 60 * RATE_HZ, np.float32)
+    sound = np.concatenate([quiet, speech, np.zeros(RATE_HZ, np.float32)])
+    sound += (noise * rng.standard_normal(len(sound))).astype(np.float32)
+    audio.write(tmp_path / "late.flac", sound, RATE_HZ)
+    clip = read_clip(tmp_path / "late.flac", RATE_HZ)
+    assert len(clip.trimmed()) / RATE_HZ == pytest.approx(4.5, abs=0.6)
+    audio.write(tmp_path / "noise.flac", sound[: 11 * 60 * RATE_HZ], RATE_HZ)
+    if noise:
+        assert read_clip(tmp_path / "noise.flac", RATE_HZ).seconds >= 60
+    else:
+        with pytest.raises(AudioError, match="is silent"):
+            read_clip(tmp_path / "noise.flac", RATE_HZ)
 
 
 def test_an_offset_changes_nothing(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
