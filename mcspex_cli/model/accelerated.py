@@ -26,9 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.scales import FrameDecoder, FrameEncoder, MultiScaleDecoder, MultiScaleEncoder
 from mcspex_cli.model.stacks import ConcatBlock, GlobalLayerNorm, TCNBlock
-from mcspex_cli.model.systems import System
+from mcspex_cli.model.systems import (
+    FrameDecoder,
+    FrameEncoder,
+    MultiScaleDecoder,
+    MultiScaleEncoder,
+    System,
+)
 
 
 def accelerate(system: System, *, compiled: bool = False) -> System:

@@ -1,9 +1,15 @@
-"""The two systems, MC-SpEx and SpEx+, put together from their exchanged parts."""
+"""The two systems, MC-SpEx and SpEx+, and all in them that works on scales.
+
+```
+samples ─▶ encoder ─▶ fusion ─▶ stacks, see `stacks` ─▶ masks ─▶ decoder ─▶ samples
+             └─── features of three scales ───────────────▲
+```
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -12,18 +18,6 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcspex_cli.model.config import SystemConfig
-from mcspex_cli.model.scales import (
-    FUSERS,
-    INTERMGS,
-    FrameDecoder,
-    FrameEncoder,
-    IndependentMasks,
-    MultiScaleDecoder,
-    MultiScaleEncoder,
-    ScaleFuser,
-    ScaleInterMG,
-    SeparateProjections,
-)
 from mcspex_cli.model.stacks import (
     CONSMS,
     NORMS,
@@ -35,6 +29,288 @@ from mcspex_cli.model.stacks import (
     SpeakerEncoder,
     SpeechExtractor,
 )
+
+Scales = tuple[Tensor, Tensor, Tensor]
+"""Features of the short, middle and long scale, each [batch, filter, frame]."""
+
+
+def concatenated(scales: Sequence[Tensor]) -> Tensor:
+    """Put scales [batch, filter, frame] on each other, keeping a frame's filters together.
+
+    That is how they lie in memory in a folded network, and `torch.cat` would not keep it.
+    """
+    if scales[0].stride(1) == 1:
+        return torch.cat([scale.transpose(1, 2) for scale in scales], dim=2).transpose(1, 2)
+    return torch.cat(list(scales), dim=1)
+
+
+class MultiScaleEncoder(nn.Module):
+    """Three parallel learned filter banks, short, middle and long, on one frame grid.
+
+    ```
+    sample  |0      hop     2hop
+    short   [----]                  frame t of every scale starts at sample t * hop
+    middle  [------------]
+    long    [------------------------]   (zeros follow the last sample)
+    ```
+
+    Source: SpEx+, section 2.1; the same in MC-SpEx. Non-negative through ReLU.
+    """
+
+    def __init__(self, filters: int, windows: Sequence[int], hop: int) -> None:
+        super().__init__()
+        self.windows, self.hop = tuple(windows), hop
+        self.banks = nn.ModuleList(nn.Conv1d(1, filters, w, stride=hop) for w in windows)
+
+    def forward(self, samples: Tensor) -> Scales:
+        """Encode `samples` [batch, sample], at least one short window long.
+
+        Frames: (sample - short window) // hop + 1. Samples beyond the last whole
+        hop are not seen; `System` completes the hop.
+        """
+        length = samples.shape[-1]
+        covered = (length - self.windows[0]) // self.hop * self.hop
+        short, middle, long = (
+            self.encode(bank, functional.pad(samples, (0, covered + window - length)))
+            for bank, window in zip(self.banks, self.windows, strict=True)
+        )
+        return short, middle, long
+
+    def encode(self, bank: nn.Module, samples: Tensor) -> Tensor:
+        """Encode `samples` [batch, sample] by the `bank` of a scale: [batch, filter, frame]."""
+        return functional.relu(bank(samples.unsqueeze(1)))
+
+
+class FrameEncoder(MultiScaleEncoder):
+    """The filter banks as matrix products over the frames' samples, which CPUs compute faster.
+
+    The filters of a frame lie together in memory.
+    """
+
+    def encode(self, bank: nn.Module, samples: Tensor) -> Tensor:
+        """As `MultiScaleEncoder.encode`."""
+        assert isinstance(bank, nn.Conv1d)
+        frames = samples.unfold(-1, bank.kernel_size[0], self.hop)
+        features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
+        return functional.relu(features).transpose(1, 2)
+
+
+class NormProjection(nn.Module):
+    """Concatenate the scales, normalise each frame, project to the network's width.
+
+    Source: SpEx+ (`cLN` before a 1x1 convolution).
+    """
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3 * filters)
+        self.project = nn.Conv1d(3 * filters, channels, 1)
+
+    def normalised(self, scales: Scales) -> Tensor:
+        """Concatenate `scales` and normalise each frame (cLN): [batch, 3 * filter, frame]."""
+        rows: Tensor = self.norm(concatenated(scales).transpose(1, 2))
+        return rows.transpose(1, 2)
+
+    def forward(self, scales: Scales) -> Tensor:
+        """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
+        fused: Tensor = self.project(self.normalised(scales))
+        return fused
+
+
+class SeparateProjections(nn.Module):
+    """SpEx+'s fusion: one norm and projection for the mixture, another for the reference."""
+
+    def __init__(self, filters: int, channels: int, reference_channels: int) -> None:
+        super().__init__()
+        self.mixture = NormProjection(filters, channels)
+        self.reference = NormProjection(filters, reference_channels)
+
+
+class ScaleFuser(NormProjection):
+    """MC-SpEx's fusion: the scales weigh each other, then become one; shared by both inputs.
+
+    ```
+    scales ─ concat ─ cLN ─┬──────────── x ─ 1x1 3N→B ─
+                           └─ weigh ─────┘
+    ```
+
+    From the paper: one module between encoder and network, its weights shared by mixture
+    and reference. Ours: what weighs, in the two subclasses; `FUSERS` names them.
+    """
+
+    def weigh(self, features: Tensor) -> Tensor:
+        """Weights [batch, 3 * filter, frame], 1 on average, for normalised features like them."""
+        raise NotImplementedError
+
+    def forward(self, scales: Scales) -> Tensor:
+        """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
+        features = self.normalised(scales)
+        fused: Tensor = self.project(features * self.weigh(features))
+        return fused
+
+    def mixture(self, scales: Scales) -> Tensor:
+        """Fuse a mixture's scales."""
+        fused: Tensor = self(scales)
+        return fused
+
+    def reference(self, scales: Scales) -> Tensor:
+        """Fuse a reference's scales: the same weights, so the same feature space."""
+        fused: Tensor = self(scales)
+        return fused
+
+
+class GatedScaleFuser(ScaleFuser):
+    """A gate in (0, 2) for every filter of every scale, from all three scales of its frame."""
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__(filters, channels)
+        self.gate = nn.Sequential(
+            nn.Conv1d(3 * filters, filters // 2, 1),
+            nn.PReLU(),
+            nn.Conv1d(filters // 2, 3 * filters, 1),
+        )
+
+    def weigh(self, features: Tensor) -> Tensor:
+        """As `ScaleFuser.weigh`."""
+        return 2 * torch.sigmoid(self.gate(features))
+
+
+class AttentiveScaleFuser(ScaleFuser):
+    """Three shares of a whole, one for each scale: a frame leans on what resolves it best."""
+
+    def __init__(self, filters: int, channels: int) -> None:
+        super().__init__(filters, channels)
+        self.attention = nn.Sequential(
+            nn.Conv1d(3 * filters, filters // 2, 1), nn.PReLU(), nn.Conv1d(filters // 2, 3, 1)
+        )
+
+    def weigh(self, features: Tensor) -> Tensor:
+        """As `ScaleFuser.weigh`; equal for all filters of a scale."""
+        shares = 3 * torch.softmax(self.attention(features), dim=1)
+        return shares.repeat_interleave(features.shape[1] // 3, dim=1)
+
+
+FUSERS: dict[str, type[ScaleFuser]] = {"gate": GatedScaleFuser, "attention": AttentiveScaleFuser}
+"""The fusers by the name that `SystemConfig.scale_fuser` has."""
+
+
+class IndependentMasks(nn.Module):
+    """SpEx+'s masks: a 1x1 convolution and ReLU for each scale, none knowing the others."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv1d(channels, filters, 1) for _ in range(3))
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        short, middle, long = (functional.relu(head(features)) for head in self.heads)
+        return short, middle, long
+
+
+class ScaleInterMG(nn.Module):
+    """MC-SpEx's mask generator: the scales' masks inform each other.
+
+    From the paper: three masks, the scales informing each other while they are made. Ours:
+    how they do, in the two subclasses; `INTERMGS` names them.
+    """
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.heads = nn.Conv1d(channels, 3 * filters, 1)
+
+    def inform(self, own: Tensor) -> Tensor:
+        """Each head's output, put right by the others'. Shape: [batch, 3 * filter, frame]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Scales:
+        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
+        short, middle, long = functional.relu(self.inform(self.heads(features))).chunk(3, dim=1)
+        return short, middle, long
+
+
+class MixingScaleInterMG(ScaleInterMG):
+    """One shared layer hears all three heads and corrects each.
+
+    ```
+    x ─┬─ 1x1 → short  ─┬─────────────────── + ─ ReLU ─ mask
+       ├─ 1x1 → middle ─┼─ (likewise)
+       └─ 1x1 → long   ─┤
+                        └─ concat ─ 1x1 3N→B ─ PReLU ─ 1x1 B→3N ─┘
+    ```
+    """
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__(channels, filters)
+        self.interact = nn.Sequential(
+            nn.Conv1d(3 * filters, channels, 1), nn.PReLU(), nn.Conv1d(channels, 3 * filters, 1)
+        )
+
+    def inform(self, own: Tensor) -> Tensor:
+        """As `ScaleInterMG.inform`."""
+        corrected: Tensor = own + self.interact(own)
+        return corrected
+
+
+class CascadeScaleInterMG(ScaleInterMG):
+    """From coarse to fine: the long head tells the middle one, both tell the short one."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__(channels, filters)
+        self.to_middle = nn.Conv1d(filters, filters, 1)
+        self.to_short = nn.Conv1d(2 * filters, filters, 1)
+
+    def inform(self, own: Tensor) -> Tensor:
+        """As `ScaleInterMG.inform`."""
+        short, middle, long = own.chunk(3, dim=1)
+        middle = middle + self.to_middle(functional.relu(long))
+        coarse = functional.relu(concatenated((middle, long)))
+        return concatenated((short + self.to_short(coarse), middle, long))
+
+
+INTERMGS: dict[str, type[ScaleInterMG]] = {
+    "mixing": MixingScaleInterMG,
+    "cascade": CascadeScaleInterMG,
+}
+"""The mask generators by the name that `SystemConfig.scale_intermg` has."""
+
+
+class MultiScaleDecoder(nn.Module):
+    """Three transposed convolutions, from masked features back to samples.
+
+    Source: SpEx+, section 2.4; the same in MC-SpEx.
+    """
+
+    def __init__(self, filters: int, windows: Sequence[int], hop: int) -> None:
+        super().__init__()
+        self.banks = nn.ModuleList(nn.ConvTranspose1d(filters, 1, w, stride=hop) for w in windows)
+
+    def forward(self, scales: Scales, length: int) -> Tensor:
+        """Decode every scale [batch, filter, frame] to [scale, batch, sample]."""
+        decoded = zip(self.banks, scales, strict=True)
+        return torch.stack([self.decode(bank, features, length) for bank, features in decoded])
+
+    def decode(self, bank: nn.Module, features: Tensor, length: int) -> Tensor:
+        """Decode a scale [batch, filter, frame] to [batch, sample] by its `bank`."""
+        decoded: Tensor = bank(features)
+        return decoded.squeeze(1)[:, :length]
+
+
+class FrameDecoder(MultiScaleDecoder):
+    """The transposed convolutions as matrix products, then overlapping frames added in float32.
+
+    For CPUs, where libraries compile a transposed convolution anew for each length of a signal,
+    which takes longer than to extract from 10 s of it.
+    """
+
+    def decode(self, bank: nn.Module, features: Tensor, length: int) -> Tensor:
+        """As `MultiScaleDecoder.decode`."""
+        assert isinstance(bank, nn.ConvTranspose1d) and bank.bias is not None
+        window, hop = bank.kernel_size[0], bank.stride[0]
+        frames = functional.linear(features.transpose(1, 2), bank.weight.squeeze(1).t())
+        wide = frames.to(torch.promote_types(frames.dtype, torch.float32))
+        covered = (features.shape[-1] - 1) * hop + window
+        added = functional.fold(wide.transpose(1, 2), (1, covered), (1, window), stride=(1, hop))
+        return added[:, 0, 0, :length] + bank.bias
 
 
 class System(nn.Module):
