@@ -47,6 +47,9 @@ from mcspex_cli.batch.journal import (
     Run,
     Unit,
     WorkList,
+    another_batch,
+    batch_fingerprint,
+    claimed,
     equal_parts,
     total_s,
 )
@@ -382,6 +385,7 @@ class ArrayTask:
     """A task of Slurm's array: some units of a work list. submitit pickles it."""
 
     def __init__(self, work: WorkList, units: Sequence[Unit]) -> None:
+        self._batch = batch_fingerprint(work.plan, work.key)
         self._plan = replace(work.plan, tasks=[task for unit in units for task in unit])
         self._units, self._settings = units, work.settings
 
@@ -389,9 +393,11 @@ class ArrayTask:
         """Do what is left of it in a process of its own, whose death this one can report."""
         device, threads = _resources(self._settings)  # not all threads of the machine
         settings = replace(self._settings, backend="local", devices=(device,), jobs=1)
-        work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
-        for _ in _record_run(work, deal(work, [_LocalProcess(work, device, threads)], Event())):
-            pass
+        with claimed(self._plan.folder, self._batch):
+            work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
+            processes = [_LocalProcess(work, device, threads)]
+            for _ in _record_run(work, deal(work, processes, Event())):
+                pass
 
     def checkpoint(self) -> Any:
         """What submitit puts into the queue again where Slurm takes the machine away."""
@@ -400,12 +406,23 @@ class ArrayTask:
         return DelayedSubmission(self)
 
 
-def find_array(folder: Path) -> str | None:
-    """Slurm's number of the array that works on a batch now; None if there is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        job = str(json.loads((folder / "slurm/array.json").read_text())["job"])
-        return job if _is_live(job) else None
-    return None
+def find_array(work: WorkList) -> str | None:
+    """Slurm's number of the array that works on a batch now; None if there is none.
+
+    Raises:
+        OutputError: the array that works in its folder is of another batch.
+    """
+    folder, batch = work.plan.folder, batch_fingerprint(work.plan, work.key)
+    try:
+        array = json.loads((folder / "slurm/array.json").read_text())
+        job, others = str(array["job"]), array.get("batch", batch) != batch
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    if not _is_live(job):
+        return None
+    if others:
+        raise another_batch(folder, f"is running in this folder as Slurm's array {job}")
+    return job
 
 
 def _is_live(job: str) -> bool:
@@ -429,7 +446,7 @@ def find_or_submit(work: WorkList) -> str:
     lock = SoftFileLock(folder / "submitting", timeout=_SUBMITTING_S)
     try:
         with lock:
-            return find_array(work.plan.folder) or _submit(work)
+            return find_array(work) or _submit(work)
     except Timeout as error:
         raise EngineError(
             f"{lock.lock_file}: another command has been submitting this batch for "
@@ -462,7 +479,7 @@ def _submit(work: WorkList) -> str:
         raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
     job = str(jobs[0].job_id.partition("_")[0])
     with files.whole(folder / "array.json") as path:
-        path.write_text(json.dumps({"job": job}))
+        path.write_text(json.dumps({"job": job, "batch": batch_fingerprint(work.plan, work.key)}))
     return job
 
 

@@ -18,7 +18,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,7 +50,7 @@ _AT_ONCE = 256
 """Mixtures whose lengths one thread reads in one go."""
 
 _LOCK = "settings.lock"
-"""A file in `journal/` that running batches keep locked; in it is their settings' fingerprint."""
+"""A file in `journal/` that running batches keep locked; it has their `batch_fingerprint`."""
 
 _LARGEST_OBJECT = 2**16
 """Bytes of an object after which another is begun, since each line writes all of it again."""
@@ -417,27 +417,16 @@ def open_work(
 ) -> Iterator[WorkList]:
     """Open the output folder, which a dry run only reads, and find what is left to do of a plan.
 
-    While the block runs, batches with other settings are refused in this folder; those with the
-    same, shards say, are not. In object stores and on Windows none is refused.
+    While the block runs, the folder is `claimed`.
 
     Raises:
         EngineError: a device is not available.
         OutputError: the folder cannot be used, has results of other files or settings and
-            `overwrite` is not set, or a batch with other settings is running in it.
+            `overwrite` is not set, or another batch is running in it.
     """
-    folder = plan.folder
+    folder, key = plan.folder, settings.fingerprint()
     open_folder(folder, overwrite=overwrite, is_dry_run=is_dry_run)
-    key = running = settings.fingerprint()
-    with ExitStack() as stack:
-        if not is_dry_run and not storage.is_url(folder):
-            with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
-                file = stack.enter_context((folder / JOURNAL / _LOCK).open("a+"))
-                running = _running_settings(file, key)
-        if running != key:
-            raise OutputError(
-                f"{storage.name(folder)}: a batch with another model or other settings is running "
-                "in this folder. Wait until it has ended, or choose another -o."
-            )
+    with nullcontext() if is_dry_run else claimed(folder, batch_fingerprint(plan, key)):
         journal = Journal(folder)
         plan = measure(plan, journal)
         if not overwrite:
@@ -445,18 +434,51 @@ def open_work(
         yield WorkList(plan, journal, settings)
 
 
-def _running_settings(file: TextIO, settings: str) -> str:
-    """Lock an open file, and give the settings of the batches that have locked it: all the same.
+def batch_fingerprint(plan: BatchPlan, settings: str) -> str:
+    """What all commands, shards and tasks that work on one batch have in common."""
+    return f"{settings} {plan.fingerprint()}"
 
-    These are the `settings` of this batch if it is the first. The system unlocks the file of a
-    process that ends, however it ends.
+
+@contextmanager
+def claimed(folder: Path, batch: str) -> Iterator[None]:
+    """While the block runs, have batches with other fingerprints refused in a folder.
+
+    In object stores and on Windows none is refused.
+
+    Raises:
+        OutputError: a batch with another fingerprint is running there.
+    """
+    with ExitStack() as stack:
+        running = batch
+        if not storage.is_url(folder):
+            with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
+                file = stack.enter_context((folder / JOURNAL / _LOCK).open("a+"))
+                running = _lock(file, batch)
+        if running != batch:
+            raise another_batch(folder, "is running in this folder")
+        yield
+
+
+def another_batch(folder: Path, where: str) -> OutputError:
+    """The error for a folder in which another batch `where`."""
+    return OutputError(
+        f"{storage.name(folder)}: a batch of other files, or with another model or other settings, "
+        f"{where}. Wait until it has ended, or choose another -o."
+    )
+
+
+def _lock(file: TextIO, batch: str) -> str:
+    """Lock an open file, and give the fingerprint that all who have locked it share.
+
+    It is this `batch` for the first of them. The system unlocks the file of a process that ends,
+    however it ends.
     """
     import fcntl
 
     with suppress(BlockingIOError):  # others have locked it
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)
-        file.write(settings)
+        file.write(batch)
         file.flush()
     fcntl.flock(file, fcntl.LOCK_SH)
     file.seek(0)

@@ -144,6 +144,11 @@ class BatchPlan:
         """Whether anything can be scored."""
         return any(task.truth for task in self.tasks)
 
+    def fingerprint(self) -> str:
+        """A hash of what it reads and writes, by the paths from its folder; not of the truths."""
+        tasks = self.tasks
+        return hash_of([(t.id, t.names(), t.input_key.rpartition("-")[2]) for t in tasks])
+
     def sounds(self) -> Iterator[Path]:
         """The estimates and residuals that its tasks write."""
         for task in self.tasks:

@@ -403,7 +403,7 @@ def _must_go_on_later(work: WorkList, left: int, stopping: Event) -> bool:
     """Whether Slurm's array works on the rest, or Ctrl-C ended the command; say how to go on."""
     from mcspex_cli.batch.backends import find_array
 
-    array = find_array(work.plan.folder) if work.settings.backend == "slurm" else None
+    array = find_array(work) if work.settings.backend == "slurm" else None
     if array:
         without = "" if work.settings.wait else ", without --no-wait,"
         console.say(

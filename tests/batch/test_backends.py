@@ -268,6 +268,10 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     begun = run(*asked, "--no-wait")
     assert begun.exit_code == 0, begun.output
     assert "works on 60 files. Run the same command again, without --no-wait" in begun.stderr
+    for other in (("--level", "peak"), ("--ref", "mix/01.wav")):
+        refused = run(*asked, "--overwrite", *other)
+        assert refused.exit_code == 1
+        assert f"is running in this folder as Slurm's array {job}. Wait until" in refused.stderr
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
     subprocess.run(["scancel", f"{job}_2"], check=True)

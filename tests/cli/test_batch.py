@@ -1139,26 +1139,26 @@ def test_others_do_the_files_that_killed_workers_had_in_hand(
 
 
 @linux
-def test_other_settings_are_refused_while_a_batch_runs(
-    long: str, start: Callable[..., subprocess.Popen[str]], finish: Run
+@pytest.mark.parametrize("other", [("--level", "peak"), ("--ref", "mix/02.wav"), ("--residual",)])
+def test_another_batch_is_refused_while_one_runs(
+    long: str, start: Callable[..., subprocess.Popen[str]], finish: Run, other: tuple[str, ...]
 ) -> None:
-    other = ("--jobs", "1", "--level", "peak", "--overwrite")
     first = start()
     wait_for(Path(long, "audio").exists, first)
     os.kill(first.pid, signal.SIGSTOP)
     before = sounds(long)
-    done = finish(*other)
+    done = finish("--jobs", "1", "--overwrite", *other)
     assert (done.exit_code, said(done)) == (
         1,
         [
-            f"error: {long}: a batch with another model or other settings is running in this "
-            "folder. Wait until it has ended, or choose another -o."
+            f"error: {long}: a batch of other files, or with another model or other settings, is "
+            "running in this folder. Wait until it has ended, or choose another -o."
         ],
     )
     assert sounds(long) == before
     first.kill()
     first.wait(60)
-    assert finish(*other).exit_code == 0
+    assert finish("--jobs", "1", "--overwrite", *other).exit_code == 0
 
 
 def test_two_shards_at_once_are_one_run(
