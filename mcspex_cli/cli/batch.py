@@ -301,6 +301,7 @@ def _check_usage(request: BatchOptions) -> None:
 
 def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
+    from mcspex_cli import files
     from mcspex_cli.batch import backends, journal, plan
     from mcspex_cli.evaluation.report import read_groups
     from mcspex_cli.extraction.job import check_absent
@@ -308,6 +309,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     values = vars(request)
     if request.groups:
         read_groups(request.groups, request.group_by)
+        files.check_no_input([request.output / "report.csv"], files.identities(request.groups))
     batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
     for text in batch_plan.warnings:
         console.warn(text)

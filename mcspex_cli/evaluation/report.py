@@ -18,7 +18,7 @@ import numpy as np
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import Status, case_name
+from mcspex_cli.evaluation.scoring import Status, case_name, is_batch
 
 Rows = Sequence[Mapping[str, Any]]
 """The rows of a report, by column. All have "name", "status", and some of these, or None there:
@@ -511,14 +511,14 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
 
 
 def confusion_text(report: Report) -> str:
-    """How many files have target confusion, and which; "" if that is not known."""
-    summary = report.summary
-    if summary.confused is None:
+    """How many files of those that can be judged have target confusion, and which; "" of none."""
+    judged = [row for row in in_means(report.rows) if row.get("confused") is not None]
+    if not judged:
         return ""
-    names = [row["name"] for row in in_means(report.rows) if row.get("confused")]
-    share = 100 * summary.confused / summary.scored
+    names = [row["name"] for row in judged if row["confused"]]
+    share = 100 * len(names) / len(judged)
     which = f": {name_some(names)}" if names else ""
-    return f"target confusion: {summary.confused} of {summary.scored} ({share:.1f} %){which}"
+    return f"target confusion: {len(names)} of {len(judged)} ({share:.1f} %){which}"
 
 
 def absences_text(rows: Rows) -> str:
@@ -587,12 +587,14 @@ format needs."""
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
-    """Refuse report paths that are inputs, named twice, of unknown suffix, or not writable."""
+    """Refuse paths that are inputs, a batch's, named twice, of unknown suffix or not writable."""
     taken, before = files.identities(*filter(None, inputs)), set[object]()
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:
         files.check_suffix(path, suffixes)
         files.check_no_input([path], taken)
+        if path.stem == "report" and is_batch(path.parent):
+            raise OutputError(f"{path}: is the report of a batch. Choose another -o.")
         if files.identities(path) & before:
             raise OutputError(f"{path}: is named twice. Leave out one -o.")
         files.check_output(path, overwrite=True)

@@ -106,15 +106,23 @@ def case_name(path: str | Path) -> str:
     return files.normal(str(path).removesuffix(".target"))
 
 
+def is_batch(folder: Path) -> bool:
+    """Whether it is the output folder of `mcspex batch`, finished or not."""
+    return (folder / "journal").is_dir() and (folder / "audio").is_dir()
+
+
 def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
     """All files of some formats under a folder by `case_name`.
 
     Raises:
-        AudioError, PairingError: there is no such folder, or two files in it have one name.
+        AudioError, PairingError: there is no such folder, it is a batch's output folder, in which
+            residuals are not told from estimates, or two files in it have one name.
     """
     files.check_exists(folder)
     if not folder.is_dir():
         raise PairingError(f"{folder}: is a file. Name a folder.")
+    if is_batch(folder):
+        raise PairingError(f"{folder}: is the output folder of a batch. Name {folder / 'audio'}.")
     named: dict[str, Path] = {}
     for path in files.find(folder, also=suffixes):
         if path.suffix.lower() in suffixes:
@@ -453,7 +461,8 @@ def _score_channel(score: Score, sounds: Sounds, settings: ScoreSettings) -> Sco
     gain_db = si_sdr_db - sounds.input_si_sdr_db
     has_mixture = math.isfinite(gain_db)
     nearer = any(si_sdr(sounds.estimate, other) > si_sdr_db for other in sounds.interferers)
-    confused = nearer or gain_db < 0 if has_mixture or sounds.interferers else None
+    is_worse = has_mixture and gain_db < 0
+    confused = nearer or is_worse if has_mixture or sounds.interferers else None
     return replace(score, values=_values(metrics, sounds), confused=confused)
 
 

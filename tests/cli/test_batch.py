@@ -214,6 +214,9 @@ def test_groups_are_in_the_report(batch: Run) -> None:
     done = batch(*ASKED, "--truth", "truth", "--groups", "groups.csv")
     assert done.exit_code == 0, done.output
     assert rows("out")["bob/1"]["group"] == "m"
+    done = batch(*ASKED, "--groups", "out/report.csv", "--group-by", "status")
+    assert done.exit_code == 1
+    assert "out/report.csv: is an input, and inputs are never overwritten" in done.stderr
 
 
 def test_a_pattern_finds_the_speaker(batch: Run) -> None:

@@ -301,6 +301,13 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
     assert reports.remarks(make_report(rows()), ["si_sdr"]) == []
 
 
+def test_confusion_is_a_share_of_the_files_that_can_be_judged() -> None:
+    verdicts = [True, False, None, None]
+    made = make_report([row(f"{n}", 1.0, confused=verdict) for n, verdict in enumerate(verdicts)])
+    assert reports.confusion_text(made) == "target confusion: 1 of 2 (50.0 %): 0"
+    assert reports.confusion_text(make_report([row("a", 1.0, confused=None)])) == ""
+
+
 def test_what_was_to_be_computed_or_compared_and_has_no_value_is_said() -> None:
     made = make_report(rows(2), baseline=Baseline(Path("b.json"), [row("case0", None, stoi=0.5)]))
     assert reports.remarks(made, ["si_sdr", "si_sdr_i", "pesq", "wer"]) == [
@@ -424,6 +431,11 @@ def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
     for path, message in (("base.json", "is an input"), ("folder.csv", "is a folder")):
         with pytest.raises(OutputError, match=message):
             reports.check_outputs([tmp_path / path], [None, tmp_path / "base.json"])
+    for name in ("audio", "journal"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"report.json: is the report of a batch. Choose"):
+        reports.check_outputs([tmp_path / "out/report.json"], [])
+    reports.check_outputs([tmp_path / "out/scores.json"], [])
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make this folder"):
         reports.write(tmp_path / "file" / "r.csv", make_report(rows()))

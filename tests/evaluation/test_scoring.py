@@ -139,6 +139,15 @@ def test_folders_that_do_not_match_are_refused(
         pair(folder / "est", folder / "truth", None, [folder / "other"])
 
 
+def test_a_batchs_output_folder_holds_more_than_estimates(folder: Path) -> None:
+    for name in ("audio", "residual", "journal"):
+        (folder / "out" / name).mkdir(parents=True)
+    with pytest.raises(PairingError, match=r"is the output folder of a batch. Name .*out/audio.$"):
+        pair(folder / "out", folder / "truth")
+    with pytest.raises(PairingError, match="out/audio: no sound files in this folder"):
+        pair(folder / "out/audio", folder / "truth")
+
+
 def test_a_folder_is_not_compared_with_a_file(folder: Path) -> None:
     with pytest.raises(PairingError, match="all files or all folders"):
         pair(folder / "est", folder / "truth/a.flac")
@@ -209,6 +218,12 @@ def test_nearer_to_an_interferer_than_to_the_truth_is_confused(folder: Path) -> 
     assert score(folder, mixture=False, interferers=1).confused is True
     put(folder, target + 0.5 * other)
     assert score(folder, mixture=False, interferers=1).confused is False
+
+
+def test_a_mixture_that_is_a_copy_of_the_truth_confuses_nobody(folder: Path) -> None:
+    audio.write(folder / "mix/a.wav", sound(folder, "truth/a.flac"), RATE_HZ)
+    assert score(folder).confused is None
+    assert score(folder, interferers=1).confused is False
 
 
 # Statuses.
