@@ -100,7 +100,7 @@ def _fetch_pairing(folder: Path, task: Task, scratch: Path) -> Pairing:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
+def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Have shards that end together write their reports in turn: the last one knows of all."""
     if storage.is_url(folder):  # which has no locks
         yield
@@ -110,8 +110,7 @@ def _one_at_a_time(folder: Path, *, quiet: bool) -> Iterator[None]:
         try:
             lock.acquire(timeout=_QUIET_S)
         except Timeout:
-            if not quiet:
-                _logger.info(f"waiting for another run, which writes the reports of {folder}")
+            _logger.info(f"waiting for another run, which writes the reports of {folder}")
             lock.acquire(timeout=_WRITING_S)
     except Timeout:
         _logger.warning(
@@ -132,8 +131,6 @@ def write(
     command: Sequence[str],
     groups: Path | None = None,
     group_by: str | None = None,
-    *,
-    quiet: bool = False,
 ) -> tuple[report.Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
@@ -141,7 +138,7 @@ def write(
         The report, and the content of run.json.
     """
     plan = work.plan
-    with _one_at_a_time(plan.folder, quiet=quiet), storage.on_disk(plan.folder) as folder:
+    with _one_at_a_time(plan.folder), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
         results, rows = _rows(work, journal, score_settings)
         failures = [

@@ -213,11 +213,10 @@ class BatchOptions:
     fail_fast: bool = flag("Stop at the first file that fails.")
     overwrite: bool = flag("Use a DIR that is not empty, or of another model or settings.")
     as_json: bool = options.JSON
-    quiet: bool = options.QUIET
     verbose: bool = flag("Say what was done of each file.", "-v", "--verbose")
 
 
-@options.command()
+@options.command(has_quiet=True)
 def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     """Extract from folders or lists of mixtures, each with its reference.
 
@@ -234,36 +233,29 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     from mcspex_cli.batch import results
     from mcspex_cli.evaluation.scoring import ScoreSettings
 
-    shown = not (request.quiet or request.as_json)
     _check_usage(request)
     score_settings = ScoreSettings(
         score.choose_metrics(request.metrics, {"target", "mixture"}, in_batch=True),
         resample=request.resample,
         channel=None if request.extraction.channel == "all" else request.extraction.channel,
     )
-    work = _prepare(request, shown=shown)
+    work = _prepare(request)
     if request.dry_run:
         _show_plan(work, as_json=request.as_json)
         return
     finished_before, stopping = len(work.finished_ids), Event()
-    failed, left = _extract(work, stopping, shown=shown, verbose=request.verbose)
+    failed, left = _extract(work, stopping, verbose=request.verbose)
     if left and _must_go_on_later(work, left, stopping):
         click.get_current_context().exit(130 if stopping.is_set() else 0)
-    with console.progress("scoring", shown=shown) as bar:
+    with console.progress("scoring") as bar:
         results.score(work, score_settings, lambda share: bar.update(completed=share))
-    report, record = results.write(
-        work,
-        score_settings,
-        sys.argv,
-        request.groups,
-        request.group_by,
-        quiet=not shown,
-    )
+    report, record = results.write(work, score_settings, sys.argv, request.groups, request.group_by)
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
-    if shown:
+    elif not console.messages.quiet:
         _show_results(work, report, record, finished_before)
-    _say_remarks(work, report, score_settings.metrics, quiet=request.quiet)
+    console.messages.quiet = click.get_current_context().params["quiet"]  # even with --json
+    _say_remarks(work, report, score_settings.metrics)
     if failed:
         listed = f"{work.plan.label}/{results.FAILED}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {listed}.")
@@ -299,7 +291,7 @@ def _check_usage(request: BatchOptions) -> None:
     BACKENDS[request.backend].check()
 
 
-def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
+def _prepare(request: BatchOptions) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
     from mcspex_cli import files
     from mcspex_cli.batch import backends, journal, plan
@@ -314,7 +306,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
     for text in batch_plan.warnings:
         console.warn(text)
     options.check_subtype(batch_plan.sounds(), request.extraction.subtype)
-    model = options.find_model(request.model, offline=request.offline, quiet=not shown)
+    model = options.find_model(request.model, offline=request.offline)
     check_absent(request.extraction.absent, model, model.calibration)
     # Whether a file is extracted alone or with others must not change its result. So "auto" always
     # chooses as it does for a very long mixture.
@@ -333,7 +325,7 @@ def _prepare(request: BatchOptions, *, shown: bool) -> WorkList:
         console.warn(options.SLOW_PRECISION)
     plan.check_profiles(batch_plan, model)
     if engine_settings.runtime == "onnx":
-        options.prepare_onnx(model, quiet=not shown)
+        options.prepare_onnx(model)
     if not request.dry_run:
         settings = backends.connect(settings)
     work = journal.open_work(
@@ -365,13 +357,13 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
         is_known = all(task.length_s is not None for task in work.todo)
         without = "" if is_known else ", without the files whose length is not known"
         time = f"about {console.duration(time_s)} here{without}"
-    console.say(
+    console.tell(
         f"{console.count(len(work.todo), 'file')} to do, {len(work.skipped)} done before; {time}. "
         "Nothing was started."
     )
 
 
-def _extract(work: WorkList, stopping: Event, *, shown: bool, verbose: bool) -> tuple[int, int]:
+def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, int]:
     """Do what is left, and show failures; return how many files failed and how many are left.
 
     Ctrl-C sets `stopping`.
@@ -384,10 +376,10 @@ def _extract(work: WorkList, stopping: Event, *, shown: bool, verbose: bool) -> 
     def stop() -> None:
         stopping.set()
         if work.settings.backend != "slurm":  # whose array goes on
-            console.say("ending after the files in hand. Press Ctrl-C again to end at once.")
+            console.tell("ending after the files in hand. Press Ctrl-C again to end at once.")
 
     with (
-        console.progress("extracting", journal.total_s(work.todo), shown=shown) as bar,
+        console.progress("extracting", journal.total_s(work.todo)) as bar,
         console.ending_gently(stop),
         closing(backends.run(work, stopping)) as outcomes,
     ):
@@ -408,7 +400,7 @@ def _must_go_on_later(work: WorkList, left: int, stopping: Event) -> bool:
     array = find_array(work) if work.settings.backend == "slurm" else None
     if array:
         without = "" if work.settings.wait else ", without --no-wait,"
-        console.say(
+        console.tell(
             f"Slurm's array {array} works on {console.count(left, 'file')}. Run the same "
             f"command again{without} to see its progress and, when it has ended, to write the "
             f"reports. To end it: scancel {array}"
@@ -430,7 +422,7 @@ def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
     elif verbose:
         for text in result["warnings"]:
             console.warn(f"{outcome.task.id}: {text}")
-        console.say(f"{outcome.task.id}  ({', '.join(console.figures(result))})")
+        console.tell(f"{outcome.task.id}  ({', '.join(console.figures(result))})")
 
 
 def _show_results(
@@ -448,7 +440,7 @@ def _show_results(
     )
 
 
-def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str], *, quiet: bool) -> None:
+def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str]) -> None:
     """Say what is wrong with the results, what the means leave out, and what is left to do."""
     from mcspex_cli.evaluation.report import absences_text
 
@@ -456,7 +448,7 @@ def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str], *, quie
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
     if work.plan.has_truth:
-        score.say_remarks(report, metrics, quiet=quiet)
+        score.say_remarks(report, metrics)
     if pending := report.summary.statuses.get("pending", 0):
         left = console.count(pending, "file")
         console.warn(f"{left} left to do, by other shards or another run.")

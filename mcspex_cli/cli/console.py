@@ -44,15 +44,12 @@ COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red", 
 _bars: list[Progress] = []
 """Progress bars on the terminal now: messages go above them."""
 
-_names: dict[str, str] = {}
-"""The names that messages show instead of some paths."""
-
 
 class _Terminal(logging.Handler):
     """Writes messages to stderr; a stderr that is closed or full is left alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.__dict__.get("log_file_only"):
+        if hasattr(record, "log_file_only"):
             return
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
@@ -119,26 +116,45 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
-def _with_names(record: logging.LogRecord) -> bool:
-    """Replace paths in a message by the names that they are shown as, the longest path first."""
-    for path in sorted(_names, key=len, reverse=True):
-        record.msg = record.msg.replace(path, _names[path])
-    return True
+class _Messages(logging.Filter):
+    """What holds of all messages of a command."""
+
+    quiet = False
+    """Whether progress is hidden, and all but warnings, errors and what `tell` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, str] = {}
+        """The names that messages show instead of some paths."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a message is shown; put names in it for paths, the longest path first."""
+        for path in sorted(self.names, key=len, reverse=True):
+            record.msg = record.msg.replace(path, self.names[path])
+        return (
+            not self.quiet or record.levelno >= logging.WARNING or hasattr(record, "is_always_said")
+        )
 
 
+messages = _Messages()
 logger = logging.getLogger("mcspex")
 logger.propagate = False
 logger.setLevel(logging.INFO)
 logger.addHandler(_Terminal())
-logger.addFilter(_with_names)
+logger.addFilter(messages)
 
 say, warn, error = logger.info, logger.warning, logger.error
 """Show a message; a warning of what may be wrong; an error, with the reason of a failure."""
 
 
+def tell(text: str) -> None:
+    """Show a message even if the command is to be quiet: the answer to a Ctrl-C, say."""
+    logger.info(text, extra={"is_always_said": True})
+
+
 def log(level: int, text: str) -> None:
     """Write a message to the log files only."""
-    logger.log(level, text, extra={"log_file_only": True})
+    logger.log(level, text, extra={"is_always_said": True, "log_file_only": True})
 
 
 def check_log_files(others: Iterable[Path | str]) -> None:
@@ -163,12 +179,12 @@ def close_log_files() -> None:
 def shown_as(path: Path, name: str) -> Iterator[None]:
     """Call a file `name` in messages instead of by its path."""
     names = dict.fromkeys((str(path), str(path.resolve())), name)
-    _names.update(names)
+    messages.names.update(names)
     try:
         yield
     finally:
         for each in names:
-            del _names[each]
+            del messages.names[each]
 
 
 def data(value: Any, *, indent: int | None = None) -> None:
@@ -274,11 +290,11 @@ class Bar(NamedTuple):
 
 
 @contextmanager
-def progress(label: str, total: float | None = 1.0, *, shown: bool = True) -> Iterator[Bar]:
-    """A progress bar on stderr; invisible unless `shown` and stderr is a terminal."""
+def progress(label: str, total: float | None = 1.0) -> Iterator[Bar]:
+    """A progress bar on stderr; invisible in a quiet command, and unless stderr is a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    visible = shown and sys.stderr is not None and sys.stderr.isatty()
+    visible = not messages.quiet and sys.stderr is not None and sys.stderr.isatty()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     console = _rich(sys.stderr if visible else None)
     with Progress(*columns, console=console, transient=True, disable=not visible) as bar:
@@ -297,8 +313,6 @@ def track(
     label: str,
     total: float,
     size: Callable[[Item], float] = lambda _: 1.0,
-    *,
-    shown: bool = True,
 ) -> Iterator[Item]:
     """Pass items on, with a progress bar or, without a terminal, a line each minute.
 
@@ -307,17 +321,16 @@ def track(
         label: what the bar and the lines call it.
         total: the sum of all sizes.
         size: of an item, in proportion to the time that it takes.
-        shown: whether to show anything.
     """
     began_s = told_s = time.monotonic()
     done = 0.0
-    with progress(label, total, shown=shown) as bar:
+    with progress(label, total) as bar:
         for item in items:
             yield item
             done += size(item)
             bar.update(completed=done)
             now_s = time.monotonic()
-            if shown and not _bars and now_s - told_s >= 60 and done < total:
+            if not _bars and now_s - told_s >= 60 and done < total:
                 told_s = now_s
                 left = duration((now_s - began_s) * (total / done - 1))
                 say(f"{label}: {100 * done / total:.0f} %, {left} left")

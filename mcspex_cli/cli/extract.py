@@ -98,16 +98,10 @@ class ExtractRequest:
     extraction: ExtractionOptions = options.EXTRACTION
     overwrite: bool = flag("Replace existing outputs.")
     as_json: bool = options.JSON
-    quiet: bool = options.QUIET
     verbose: bool = flag("Say what is used, and how.", "-v", "--verbose")
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether the terminal shows nothing but warnings and errors."""
-        return self.quiet or self.as_json
 
-
-@options.command()
+@options.command(has_quiet=True)
 def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     """Extract one person's voice from each MIXTURE; - is standard input.
 
@@ -175,7 +169,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     from mcspex_cli.extraction import job, reference
     from mcspex_cli.extraction.extractor import Extractor
 
-    extraction, quiet = request.extraction, request.is_silent
+    extraction = request.extraction
     references = reference.list_sources(request.references)
     jobs = _plan(request, stdin, lambda: voice)  # which is enrolled below
     for one in jobs:
@@ -197,11 +191,11 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     if first.reader and request.spans:
         reference.check_spans(first.reader, request.spans)
     seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
-    info = options.find_model(request.model, offline=request.offline, quiet=quiet)
+    info = options.find_model(request.model, offline=request.offline)
     job.check_absent(extraction.absent, info, info.calibration)
     for profile_path, profile in profiles.items():
         profile.enrolment_for(info, profile_path)
-    engine = options.start_engine(info, request.engine_settings, seconds, quiet=quiet)
+    engine = options.start_engine(info, request.engine_settings, seconds)
     extractor = Extractor(info, engine)
     voice = extractor.enroll(
         references, spans=request.spans, mixture=first.mixture, options=extraction
@@ -259,7 +253,7 @@ def _work(
     failed: list[McspexError] = []
     name = jobs[0].id or jobs[0].mixture.name if len(jobs) == 1 else f"{len(jobs)} mixtures"
     with (
-        console.progress(name, seconds or None, shown=not request.is_silent) as bar,
+        console.progress(name, seconds or None) as bar,
         # It is closed, so that nothing more is written after an interrupt.
         closing(extractor.extract_files(jobs, request.extraction, bar.advance)) as results,
     ):
@@ -292,16 +286,15 @@ def _show(request: ExtractRequest, job: Job, result: Result, voice: Voice) -> No
             for key in ("references", "warnings"):
                 row[key] = [line.replace(str(job.mixture), job.id) for line in row[key]]
         console.data(row)
-    elif not request.quiet:
-        speed, sound = console.figures(row)
-        if request.verbose:
-            revision = f"@{result.model_revision[:12]}" if result.model_revision else ""
-            speed += (
-                f"; {result.model}{revision} (sha256 {result.model_sha256[:12]}) on "
-                f"{result.device}, {result.precision}, {result.runtime}, {sound}"
-            )
-        others = (row["residual"], row["activity"])
-        console.say("  ".join([str(output), f"({speed})", *filter(None, others)]))
+    speed, sound = console.figures(row)
+    if request.verbose:
+        revision = f"@{result.model_revision[:12]}" if result.model_revision else ""
+        speed += (
+            f"; {result.model}{revision} (sha256 {result.model_sha256[:12]}) on "
+            f"{result.device}, {result.precision}, {result.runtime}, {sound}"
+        )
+    others = (row["residual"], row["activity"])
+    console.say("  ".join([str(output), f"({speed})", *filter(None, others)]))
 
 
 @contextmanager
@@ -361,7 +354,7 @@ class _Name(click.types.StringParamType):
     envvar_list_splitter = "\0"
 
 
-@options.command()
+@options.command(has_quiet=True)
 def enroll(
     sources: tuple[Path, ...] = argument("[REF]...", nargs=-1, type=options.PATH),
     output: Path | None = path("FILE", "The profile to write.", "-o", "--output"),
@@ -384,7 +377,6 @@ def enroll(
     listed: bool = flag("List the profiles in the folders REF, or here.", "--list"),
     shown: bool = flag("Show what is in the profiles REF.", "--show"),
     as_json: bool = options.JSON,
-    quiet: bool = options.QUIET,
 ) -> None:
     """Keep a voice in a small file, a profile, to use wherever --ref takes a file.
 
@@ -416,13 +408,12 @@ def enroll(
     clips = reference.list_sources(sources)
     name = printable(name or output.stem)
     profile.check_profile_output(output, name, len(clips), overwrite=overwrite)
-    quiet = quiet or as_json
-    named = [options.find_model(one, offline=offline, quiet=quiet) for one in models or (None,)]
+    named = [options.find_model(one, offline=offline) for one in models or (None,)]
     infos = list({info.sha256: info for info in named}.values())
     files.check_no_input([output], files.identities(*clips))
     reference.check_references(clips, *infos)
     voices = [
-        reference.enroll(clips, options.start_engine(info, engine_settings, 0.0, quiet=quiet), info)
+        reference.enroll(clips, options.start_engine(info, engine_settings, 0.0), info)
         for info in infos
     ]
     enrolments = tuple(v.enrolment(info) for info, v in zip(infos, voices, strict=True))
@@ -438,7 +429,7 @@ def enroll(
         console.warn(line)
     if as_json:
         console.data(voice_profile.to_dict(output), indent=2)
-    elif not quiet:
+    elif not console.messages.quiet:
         _show_qualities(voice_profile.qualities)
         names = " and ".join(model.name for model in voice_profile.models)
         console.say(f"{output}: {console.duration(best.seconds)} of speech, for {names}")

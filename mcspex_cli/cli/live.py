@@ -89,11 +89,10 @@ class LiveRequest:
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
     engine_settings: EngineSettings = options.ENGINE
-    quiet: bool = options.QUIET
     verbose: bool = flag("Say when the voice comes and goes.", "-v", "--verbose")
 
 
-@options.command()
+@options.command(has_quiet=True)
 def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     """Extract one person's voice from sound that is still arriving.
 
@@ -132,14 +131,12 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         inflow.end()
 
     with output as write:
-        if not request.quiet:
-            into = _describe(request.input_device, inflow.format)
-            console.say(f"in: {into}; out: {_describe(request.output_device, form)}")
+        into = _describe(request.input_device, inflow.format)
+        console.say(f"in: {into}; out: {_describe(request.output_device, form)}")
         extraction = _load(request, references, form.sample_rate_hz)
         skipped_s = 0.0 if request.from_start else inflow.skip_backlog()
-        if not request.quiet:
-            skipped = f"; skipped the {skipped_s:.1f} s that came before" if skipped_s else ""
-            console.say(f"ready, {request.latency_s:g} s of latency{skipped}")
+        skipped = f"; skipped the {skipped_s:.1f} s that came before" if skipped_s else ""
+        console.say(f"ready, {request.latency_s:g} s of latency{skipped}")
         with console.ending_gently(stop), suppress(BrokenPipeError):
             _extract(request, extraction, inflow, write)
     if interrupted.is_set():
@@ -162,10 +159,10 @@ def _load(request: LiveRequest, references: list[Path], sample_rate_hz: int) -> 
     from mcspex_cli.extraction.job import check_absent
     from mcspex_cli.extraction.reference import check_references
 
-    info = options.find_model(request.model, offline=request.offline, quiet=request.quiet)
+    info = options.find_model(request.model, offline=request.offline)
     check_absent(request.absent, info, info.calibration)
     check_references(references, info)
-    engine = options.start_engine(info, request.engine_settings, math.inf, quiet=request.quiet)
+    engine = options.start_engine(info, request.engine_settings, math.inf)
     extractor = Extractor(info, engine)
     voice = extractor.enroll(references)
     for line in voice.warnings:
@@ -192,7 +189,7 @@ def _extract(
         clock.check(arrival, seconds)
         clock.pause(write, due)
         is_warned = is_warned or _warn_of_channels(extraction)
-        if request.verbose and bool(extraction.present) != present and not request.quiet:
+        if request.verbose and bool(extraction.present) != present:
             present = not present
             at_s, state = max(0.0, seconds - request.latency_s), "comes" if present else "goes"
             console.say(f"{at_s:.1f} s: the voice {state} (presence {extraction.presence:.2f})")
@@ -201,7 +198,7 @@ def _extract(
         _warn_of_channels(extraction)
     if extraction.limited:
         console.warn("parts of the voice were turned down so that they do not clip.")
-    if not request.quiet and seconds:
+    if seconds:
         factor = extraction.computed_s / seconds
         console.say(f"{console.duration(seconds)}, real-time factor {factor:.2f}")
 

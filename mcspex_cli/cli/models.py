@@ -56,7 +56,8 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
 
     from mcspex_cli.checkpoint.checkpoint import count_weights
 
-    info = options.find_model(name, offline=offline, quiet=as_json)
+    console.messages.quiet = as_json
+    info = options.find_model(name, offline=offline)
     card, weights = options.read_card(info), None if info.has_only_graphs else count_weights(info)
     licence, numbers = (card.licence, card.numbers) if card else (None, [])
     if as_json:
@@ -86,13 +87,12 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
     console.text(f"\n{card.text}\n" if card else "\nIt has no card.\n")
 
 
-@options.command(models)
+@options.command(models, has_quiet=True)
 def pull(
     name: str = argument("ORG/NAME", type=options.TEXT),
     revision: str | None = option(
         "REV", "Branch, tag or commit.  [default: main]", type=options.TEXT
     ),
-    quiet: bool = options.QUIET,
 ) -> None:
     """Download a model from the Hugging Face Hub, or update a downloaded one.
 
@@ -108,7 +108,7 @@ def pull(
     if parsed is None:
         wrong = f"--revision {revision}" if revision and HubName.parse(name) else name
         raise click.UsageError(f"{wrong} is not of the form org/name[@revision].")
-    options.download(parsed, quiet=quiet)
+    options.download(parsed)
 
 
 @options.command(models)
@@ -242,14 +242,13 @@ def convert(
     console.say(f"{output}  ({checkpoint.summary})")
 
 
-@options.command(models)
+@options.command(models, has_quiet=True)
 def export(
     name: str = NAME,
     form: str = option(None, "The format.", "--to", type=click.Choice(["onnx"]), default="onnx"),
     output: Path = NEW_FOLDER,
     overwrite: bool = flag("Replace an export that is in DIR."),
     offline: bool = options.OFFLINE,
-    quiet: bool = options.QUIET,
 ) -> None:
     """Write a model as ONNX graphs, which run without torch and without mcspex.
 
@@ -266,13 +265,12 @@ def export(
 
     onnx.check_installed(*onnx.EXPORTER)
     check_replaceable(output, overwrite=overwrite)
-    info = options.find_model(name, offline=offline, quiet=quiet)
+    info = options.find_model(name, offline=offline)
     if (output / WEIGHTS).exists() and find_checkpoint(output).sha256 != info.sha256:
         raise OutputError(f"{output}: has the weights of another model. Name another -o.")
     onnx.export_model(info, output)
-    if not quiet:
-        size = sum(graph.stat().st_size for graph in output.glob("*.onnx"))
-        console.say(f"{output}  ({info.label} as {form.upper()}, {console.size(size)})")
+    size = sum(graph.stat().st_size for graph in output.glob("*.onnx"))
+    console.say(f"{output}  ({info.label} as {form.upper()}, {console.size(size)})")
 
 
 @options.command(models)
@@ -320,7 +318,7 @@ def push(
     console.text(f"{hub.upload(contents, target, private=private)}\n")
 
 
-@options.command(models)
+@options.command(models, has_quiet=True)
 def calibrate(
     name: str = argument("NAME"),
     sources: tuple[Path, ...] = argument(
@@ -335,7 +333,6 @@ def calibrate(
     ),
     seed: int = options.SEED,
     as_json: bool = options.JSON,
-    quiet: bool = options.QUIET,
 ) -> None:
     """Measure how a model tells whether a voice is present, and whether references are good.
 
@@ -351,8 +348,7 @@ def calibrate(
     from mcspex_cli.checkpoint.checkpoint import find_source, write_calibration
     from mcspex_cli.checkpoint.hub import CONFIG
 
-    quiet = quiet or as_json
-    info = options.find_model(name, offline=True, quiet=quiet)
+    info = options.find_model(name, offline=True)
     for source in sources:
         files.check_exists(source)
     if origin := find_source(info.folder):
@@ -368,24 +364,19 @@ def calibrate(
     engine = open_engine(replace(info, calibration=None))  # it may be damaged
     calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
     trials = console.track(
-        calibrator.trials(),
-        "calibrating",
-        calibrator.seconds,
-        attrgetter("seconds"),
-        shown=not quiet,
+        calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds")
     )
     calibration = asdict(calibrator.calibration(list(trials)))
     write_calibration(info.folder, calibration)
     if as_json:
         console.data(calibration, indent=2)
-    elif not quiet:
-        measured = calibration["measured"]
-        false = 100 * measured["absent_taken_for_present"]
-        console.say(
-            f"{info.label}: calibrated with {measured['recordings']} recordings of "
-            f"{measured['speakers']} voices: AUC {measured['auc']:.3f}. 3.0 % of the voices that "
-            f"are present are called absent, {false:.1f} % of the absent ones are called present."
-        )
+    measured = calibration["measured"]
+    false = 100 * measured["absent_taken_for_present"]
+    console.say(
+        f"{info.label}: calibrated with {measured['recordings']} recordings of "
+        f"{measured['speakers']} voices: AUC {measured['auc']:.3f}. 3.0 % of the voices that "
+        f"are present are called absent, {false:.1f} % of the absent ones are called present."
+    )
 
 
 def _facts(info: CheckpointInfo) -> dict[str, Any]:

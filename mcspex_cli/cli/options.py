@@ -244,21 +244,30 @@ _LOG_FILE = click.option(
 )
 
 
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+
+
 def command(
-    parent: click.Group | None = None, name: str | None = None
+    parent: click.Group | None = None, name: str | None = None, *, has_quiet: bool = False
 ) -> Callable[[Callable[..., None]], click.Command]:
     """A decorator that makes a command with the options of a function's parameters, and --log-file.
 
-    The command is called like the function unless it has a `name`; it is part of the `parent`.
+    The command is called like the function unless it has a `name`; it is part of the `parent`. It
+    may have --quiet, which --json then implies: a program that reads JSON reads no messages.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def run(**values: Any) -> None:
             console.check_log_files(_paths(values))
-            call(function, values)
+            console.messages.quiet = has_quiet and (values["quiet"] or values.get("as_json", False))
+            try:
+                call(function, values)
+            finally:
+                console.messages.quiet = False
 
         decorated: Callable[..., None] = _LOG_FILE(run)
+        decorated = _QUIET(decorated) if has_quiet else decorated
         for declare in reversed([*_declarations(function)]):
             decorated = declare(decorated)
         return (parent or click).command(name)(decorated)
@@ -341,7 +350,6 @@ PASSES_OPTION = option(
 )
 SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
 JSON = option(None, "Print data as JSON to stdout.", "--json", is_flag=True, callback=_check_stdout)
-QUIET = flag("Say nothing but warnings and errors.", "-q", "--quiet")
 GROUPS = path("CSV", "A table of cases and their groups.")
 GROUP_BY = option(
     "COLUMN", "The column of --groups to use.  [default: group, or the only one]", type=TEXT
@@ -449,19 +457,19 @@ def examples() -> Path:
     return installed if installed.is_dir() else package.parent / "examples"
 
 
-def find_model(model: str | None, *, offline: bool, quiet: bool = False) -> CheckpointInfo:
+def find_model(model: str | None, *, offline: bool) -> CheckpointInfo:
     """Find what --model names, or the default model; a download is shown."""
     from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 
-    return find_checkpoint(model, offline=offline, download=partial(download, quiet=quiet))
+    return find_checkpoint(model, offline=offline, download=download)
 
 
-def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
+def download(name: HubName) -> CheckpointInfo:
     """Download a model from the Hub and check that it loads; say its size and licence."""
     from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
 
     received = 0
-    with console.progress(str(name), None, shown=not quiet) as bar:
+    with console.progress(str(name), None) as bar:
 
         def show(count: int, total: int) -> None:
             nonlocal received
@@ -470,11 +478,10 @@ def download(name: HubName, *, quiet: bool = False) -> CheckpointInfo:
 
         info = pull(name, show)
     load_checkpoint(info)
-    if not quiet:
-        card = read_card(info)
-        licence = card.licence if card and card.licence else "not stated: ask its author"
-        size = f"{console.size(received)} downloaded" if received else "already downloaded"
-        console.say(f"{info.label}  ({size}; licence: {licence})")
+    card = read_card(info)
+    licence = card.licence if card and card.licence else "not stated: ask its author"
+    size = f"{console.size(received)} downloaded" if received else "already downloaded"
+    console.say(f"{info.label}  ({size}; licence: {licence})")
     return info
 
 
@@ -489,24 +496,21 @@ def read_card(info: CheckpointInfo) -> Card | None:
         return None
 
 
-def prepare_onnx(info: CheckpointInfo, *, quiet: bool = False) -> None:
+def prepare_onnx(info: CheckpointInfo) -> None:
     """Make the graphs that ONNX Runtime needs, if there are none yet."""
     from mcspex_cli.extraction import onnx
 
     if onnx.lacks_graphs(info):
-        if not quiet:
-            console.say(f"{info.label}: making graphs for onnx, which is done once ...")
+        console.say(f"{info.label}: making graphs for onnx, which is done once ...")
         onnx.prepare(info)
 
 
-def start_engine(
-    info: CheckpointInfo, settings: EngineSettings, seconds: float, *, quiet: bool = False
-) -> Engine:
+def start_engine(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> Engine:
     """Make graphs if the user wants ONNX, let `choose_runtime` decide, and load the model."""
     from mcspex_cli.extraction import engine, runtime
 
     if settings.runtime == "onnx":
-        prepare_onnx(info, quiet=quiet)
+        prepare_onnx(info)
     settings = runtime.choose_runtime(info, settings, seconds)
     runtime.keep_memory()
     opened = engine.open_engine(info, settings)

@@ -394,11 +394,11 @@ def show(
         console.table(table.headings, table.rows, table.footer, table.title)
 
 
-def say_remarks(report: Report, metrics: Sequence[str], *, quiet: bool = False) -> None:
+def say_remarks(report: Report, metrics: Sequence[str]) -> None:
     """Say on stderr which files were not scored, and what a reader of the means has to know.
 
-    `metrics` are the names of those that were to be computed. With `quiet`, only what is wrong is
-    said. If there is only one file, `conclude` says its reason.
+    `metrics` are the names of those that were to be computed. If there is only one file, `conclude`
+    says its reason.
     """
     from mcspex_cli.evaluation.report import confusion_text, refusals, remarks
     from mcspex_cli.evaluation.scoring import Status
@@ -407,8 +407,6 @@ def say_remarks(report: Report, metrics: Sequence[str], *, quiet: bool = False) 
         console.error(line)
     for line in remarks(report, metrics):
         console.warn(line)
-    if quiet:
-        return
     if Status.FLIPPED in report.summary.statuses:
         console.say("Nobody hears a flipped sign. --flipped-ok counts such files.")
     if line := confusion_text(report):

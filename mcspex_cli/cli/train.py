@@ -123,30 +123,29 @@ def train(
     from mcspex_cli.training.trainer import Trainer
 
     trainer = Trainer(settings, resume=resume)
-    corpus, leads = trainer.sampler.corpus, trainer.team.leads
-    if leads:
-        console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
+    console.messages.quiet = not trainer.team.leads
+    corpus = trainer.sampler.corpus
+    console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
     with (
         console.ending_gently(trainer.stopping.set, "SIGHUP"),
-        console.progress("training", shown=leads) as bar,
+        console.progress("training") as bar,
     ):
         for progress in trainer.run():
             bar.update(completed=progress.share, description=f"step {progress.step}")
-            if leads:
-                checked_db = progress.validation_db
-                console.say(
-                    f"step {progress.step}  loss {progress.loss:.2f}  "
-                    f"SI-SDRi {progress.si_sdr_i_db:.2f} dB  "
-                    f"speaker accuracy {100 * progress.accuracy:.0f} %  "
-                    f"{progress.audio_s_per_s:.0f} audio s/s  {trainer.left_s / 60:.0f} min left"
-                    + ("" if checked_db is None else f"  validation SI-SDRi {checked_db:.2f} dB")
-                )
-    if leads and not trainer.finished:
+            checked_db = progress.validation_db
+            console.say(
+                f"step {progress.step}  loss {progress.loss:.2f}  "
+                f"SI-SDRi {progress.si_sdr_i_db:.2f} dB  "
+                f"speaker accuracy {100 * progress.accuracy:.0f} %  "
+                f"{progress.audio_s_per_s:.0f} audio s/s  {trainer.left_s / 60:.0f} min left"
+                + ("" if checked_db is None else f"  validation SI-SDRi {checked_db:.2f} dB")
+            )
+    if not trainer.finished:
         console.say(
             f"{trainer.out}: stopped after step {trainer.step}. "
             f"Continue with: mcspex train {shlex.quote(str(config))} --resume"
         )
-    elif leads:
+    else:
         best = trainer.out / "best"
         score = f" (validation SI-SDRi {trainer.best_db:.2f} dB)" if best.is_dir() else ""
         model = best if best.is_dir() else trainer.out / "last"

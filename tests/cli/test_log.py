@@ -114,8 +114,9 @@ def test_long_work_says_once_a_minute_what_is_left(
 ) -> None:
     clock_s = [0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock_s[0])
-    for shown, expected in ((True, "working: 50 %, 1 min 20 s left\n"), (False, "")):
-        for _ in console.track("abcd", "working", 8, lambda _: 2, shown=shown):
+    for quiet, expected in ((False, "working: 50 %, 1 min 20 s left\n"), (True, "")):
+        monkeypatch.setattr(console.messages, "quiet", quiet)
+        for _ in console.track("abcd", "working", 8, lambda _: 2):
             clock_s[0] += 40
         assert capsys.readouterr().err == expected
 
