@@ -595,6 +595,46 @@ def test_bad_input_is_told_and_changes_nothing(page: Page, tmp_path: Path) -> No
 
 
 @needs_browser
+def test_keys_mark_also_after_a_click_on_play_and_in_capitals(page: Page) -> None:
+    from selenium.webdriver import ActionChains
+
+    page("#example").click()
+    page.wait_for("#extract", "is_enabled")
+    page("#chips button[aria-label^='Remove']").click()
+    page("#mixture .play").click()
+    at = "document.querySelector('#mixture audio').currentTime"
+    ActionChains(page.browser).send_keys("i").perform()
+    until(lambda: page("#from").get_attribute("value"), "the beginning is noted")
+    until(lambda: page.run(at) > 1, "it plays")
+    ActionChains(page.browser).send_keys("O").perform()
+    until(lambda: "0:00." in page("#chips").text, "the part is marked")
+
+
+@needs_browser
+def test_every_failure_is_told_and_another_channel_keeps_the_marks(
+    page: Page, tmp_path: Path
+) -> None:
+    silent, stereo = tmp_path / "silent.wav", tmp_path / "stereo.wav"
+    audio.write(silent, np.zeros(16_000, np.float32), 16_000)
+    interview = audio.read(INTERVIEW, 16_000)
+    audio.write(stereo, np.stack([interview, interview[::-1]]), 16_000)
+    page.drop("#drop", stereo)
+    page.wait_for("#mixture .play", "is_enabled")
+    page("#reference").send_keys(str(silent))
+    until(lambda: "silent.wav" in page("#chips").text, "the reference")
+    for _ in range(5):
+        page.wait_for("#extract", "is_enabled").click()
+        until(lambda: page("#problem").text.startswith("silent.wav: is silent"), "it is told")
+    page("#from").send_keys("0:01")
+    page("#to").send_keys("0:05\n")
+    page("summary").click()
+    page("#channel option[value='1']").click()
+    page.wait_for("#mixture .play", "is_enabled")
+    until(lambda: page.run("document.querySelectorAll('#mixture .play:enabled').length"), "read")
+    assert "0:01.0 – 0:05.0" in page("#chips").text
+
+
+@needs_browser
 def test_two_pages_wait_for_each_other_and_can_cancel(
     server: Server, page: Page, tmp_path: Path
 ) -> None:

@@ -79,8 +79,8 @@ const watch = async () => {
 
 // The recording
 
-const useRecording = (answer) => {
-  marks().forEach((mark) => mark.remove());
+const useRecording = (answer, keepMarks = false) => {
+  if (!keepMarks) marks().forEach((mark) => mark.remove());
   decoded = false;
   show(answer);
   showChannels();
@@ -140,7 +140,7 @@ const showChannels = () => {
 const choosePart = () => attempt(async () => {
   const query = new URLSearchParams({ channel: $("channel").value, track: $("track").value });
   try {
-    await useRecording(await ask("POST", `recording/part?${query}`));
+    await useRecording(await ask("POST", `recording/part?${query}`), true);
   } finally {
     showChannels();
   }
@@ -313,7 +313,8 @@ const show = (now) => {
     const names = { auto: "the fastest there is", cpu: "the processor" };
     $("device").replaceChildren(...state.devices.map((name) => new Option(names[name] ?? `graphics card ${name}`, name)));
   }
-  if (extraction?.state === "failed" && before.extraction?.state !== "failed") tell(extraction.error);
+  const told = before.extraction?.state === "failed" && before.extraction.id === extraction?.id;
+  if (extraction?.state === "failed" && !told) tell(extraction.error);
   if (extraction?.state === "done" && extraction.id !== resultId) attempt(() => showResult(extraction));
   if (!extraction || extraction.state !== "done") $("result").hidden = true;
   showChips();
@@ -341,14 +342,14 @@ addEventListener("drop", (event) => {
 });
 
 addEventListener("keydown", (event) => {
-  if (event.target.closest("input, select, button, a, summary, label") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const track = lastTrack();
+  if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const track = lastTrack(), key = event.key.toLowerCase();
   if (!track?.seconds) return;
-  if (event.key === " ") { event.preventDefault(); track.toggle(); }
-  if (event.key === "ArrowLeft") track.seek(track.at - 2);
-  if (event.key === "ArrowRight") track.seek(track.at + 2);
-  if (event.key === "i") $("from").value = clock(track.at, 1);
-  if (event.key === "o") { $("to").value = clock(track.at, 1); mark(seconds($("from").value || "0"), track.at); }
+  if (key === " " && !event.target.closest("button, a, summary")) { event.preventDefault(); track.toggle(); }
+  if (key === "arrowleft") track.seek(track.at - 2);
+  if (key === "arrowright") track.seek(track.at + 2);
+  if (key === "i") $("from").value = clock(track.at, 1);
+  if (key === "o") { $("to").value = clock(track.at, 1); mark(seconds($("from").value || "0"), track.at); }
 });
 
 $("file").addEventListener("change", ({ target: input }) => { addRecording([...input.files]); input.value = ""; });
