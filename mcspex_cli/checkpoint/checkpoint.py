@@ -222,14 +222,18 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
     """List every model that works offline: the bundled ones, then the downloaded ones.
 
     Returns:
-        The models, and an error for each of ours in the cache that is damaged or incomplete.
+        The models, and an error for each of ours in the cache that is damaged or incomplete, or
+        for a cache that cannot be read.
     """
     models, damaged = [_describe(folder) for folder in bundled().values()], []
-    for *_, model in _downloads():
-        if isinstance(model, CheckpointError):
-            damaged.append(model)
-        else:
-            models.append(model)
+    try:
+        for *_, model in _downloads():
+            if isinstance(model, CheckpointError):
+                damaged.append(model)
+            else:
+                models.append(model)
+    except OSError as error:  # a cache that may not be entered
+        damaged.append(CheckpointError(f"{error.filename}: {files.explain(error)}"))
     return models, damaged
 
 

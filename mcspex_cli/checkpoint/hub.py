@@ -438,6 +438,8 @@ def _explained(name: HubName, error: BaseException, *, writing: bool = False) ->
             return files.output_error(Path(error.filename or location()), error)
         case errors.OfflineModeIsEnabled():
             text = "HF_HUB_OFFLINE is set, so the Hub was not asked. Unset it."
+        case UnicodeError():
+            text = "your token, or HF_ENDPOINT, has a character that it cannot have. Correct it."
         case ValueError() if writing:
             text = f"the Hub does not accept it ({reason})."
         case _ if reason.startswith("Consistency check"):

@@ -310,8 +310,9 @@ class RoomFiles:
 
 
 def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
-    """Samples in -1..1 as 16-bit ones; what is louder is clipped."""
-    return np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
+    """Samples as 16-bit ones; a sound that goes beyond -1..1 is turned down."""
+    scale = np.float32(32768 / np.abs(sound).max(initial=1.0))
+    return np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
 
 
 def _read_folder(

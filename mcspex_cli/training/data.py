@@ -61,6 +61,8 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
         ConfigError: a folder is missing, holds no sound files, or LibriMix sets.
     """
     utterances: list[Utterance] = []
+    speakers: dict[Path, str] = {}
+    """By their folders, of which one may be named twice, or linked to."""
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder of speakers.")
@@ -77,7 +79,8 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
         for path in paths:
             name, chapter = _LIBRISPEECH.fullmatch(path.stem), path.parent
             is_librispeech = name and (chapter.parent.name, chapter.name) == (name[1], name[2])
-            speaker = _speaker(path.stem) if is_librispeech else str(path.parent)
+            own = speakers.setdefault(chapter.resolve(), str(chapter))
+            speaker = _speaker(path.stem) if is_librispeech else own
             utterances.append(Utterance(path, speaker, path.stem))
     return utterances
 

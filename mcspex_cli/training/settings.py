@@ -58,6 +58,12 @@ class ModelSettings:
     consm: str | None = None
     scale_intermg: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.start_from and self.size:
+            raise ValueError(
+                "[model] size is for a new network. Leave it out: start_from has a size already."
+            )
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -117,6 +123,13 @@ class MixtureSettings:
                 "[mixtures] same_sex needs to know the speakers. Add speakers_csv, a list of CSV "
                 "files with the columns speaker and sex."
             )
+        for kind in ("noise", "room"):
+            is_used = getattr(self, kind) or getattr(self, f"reference_{kind}")
+            if getattr(self, f"{kind}_folder") and not is_used:
+                raise ValueError(
+                    f"[mixtures] {kind}_folder is not used where {kind} and reference_{kind} "
+                    f"are 0. Set how often there is to be a {kind}, or leave the folder out."
+                )
         if self.band_from_hz[0] >= self.band_hz[1]:
             raise ValueError(
                 "[mixtures] band_from_hz is where a narrow band begins, and band_hz where it ends. "
@@ -196,6 +209,11 @@ class TrainSettings:
         if "out" not in tables.get("run", {}):
             run = replace(run, out=path.parent / run.out)
         if minutes is not None:
+            if optimiser.decay_minutes:
+                raise ConfigError(
+                    f"{path}: [optimiser] decay_minutes says when this run ends. Leave it out, or "
+                    "--minutes."
+                )
             optimiser = replace(optimiser, minutes=minutes)
         settings = replace(settings, model=model, run=run, optimiser=optimiser)
         if problem := _problem(settings):

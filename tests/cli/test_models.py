@@ -173,6 +173,12 @@ FAULTS = {
 }
 
 
+def test_a_token_that_cannot_be_one_is_named(hub: Hub, commit: str) -> None:
+    done = run("models", "pull", REPO, HF_TOKEN="hf_s\u00e9cret")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "your token, or HF_ENDPOINT, has a character that it cannot have" in done.stderr
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_of_a_server_is_one_line_and_loses_nothing(
     hub: Hub, commit: str, files: dict[str, bytes], tmp_path: Path, name: str
@@ -699,6 +705,14 @@ def test_a_hostile_cache_hides_no_model(hub: Hub, files: dict[str, bytes], tmp_p
     assert (done.exit_code, done.stderr.count("\n")) == (0, 4)
     assert DEFAULT_MODEL in done.stdout
     assert "has not been downloaded" in run("models", "path", "ann/v0").stderr
+
+
+def test_a_cache_that_cannot_be_read_hides_no_bundled_model(hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / ("x" * 300)  # root may enter any folder, but no file has such a name
+    done = mcspex("models", "list", env=environment(hub, home))
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert DEFAULT_MODEL in done.stdout
+    assert mcspex("models", "path", DEFAULT_MODEL, env=environment(hub, home)).returncode == 0
 
 
 def test_rm_knows_repositories_of_one_commit_apart(

@@ -48,6 +48,16 @@ def test_equal_names_in_two_trees_are_two_speakers(corpus: Path) -> None:
     assert len({c.speaker for c in clips}) == 3
 
 
+def test_a_folder_that_is_named_twice_has_each_speaker_once(corpus: Path) -> None:
+    link = corpus.parent / "link"
+    link.symlink_to(corpus)
+    speakers = Corpus.read([corpus, corpus / "ann" / "..", link], RATE_HZ).speakers
+    assert [Path(speaker.name) for speaker in speakers] == [
+        corpus / name for name in ("ann", "bob", "cyn")
+    ]
+    assert [len(speaker.sentences) for speaker in speakers] == [3, 3, 3]
+
+
 def test_two_chapters_of_librispeech_are_one_speaker(librispeech: Path) -> None:
     clips = list_utterances([librispeech])
     assert {c.speaker for c in clips} == {"librispeech/84", "librispeech/174"}
@@ -286,6 +296,17 @@ def test_another_rate_is_resampled(corpus: Path) -> None:
     read = Corpus.read([corpus], 16000)
     assert read.sample_rate_hz == 16000
     assert read.seconds == pytest.approx(3 * (1.0 + 1.2 + 1.4), abs=0.01)
+
+
+def test_a_file_of_floats_beyond_full_scale_is_turned_down_and_not_clipped(corpus: Path) -> None:
+    quiet = Corpus.read([corpus], RATE_HZ).samples[:8000].float()
+    loud = audio.read(corpus / "ann" / "a.flac", RATE_HZ)
+    (corpus / "ann" / "a.flac").unlink()
+    loud *= np.float32(8 / np.abs(loud).max())
+    audio.write(corpus / "ann" / "a.wav", loud, RATE_HZ, "FLOAT")
+    samples = Corpus.read([corpus], RATE_HZ).samples[:8000].float()
+    assert samples.abs().max() >= 32767
+    assert (samples - quiet * (quiet @ samples / (quiet @ quiet))).abs().max() < 4
 
 
 def test_too_few_speakers_are_refused(corpus: Path) -> None:

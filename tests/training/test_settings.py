@@ -25,7 +25,7 @@ def test_values_defaults_and_paths(tmp_path: Path) -> None:
         tmp_path,
         DATA + 'validation = "/dev.csv"\n[optimiser]\nminutes = 3\n'
         '[mixtures]\nsnr_db = [0, 1.0]\nspeakers_csv = ["a.csv", "b.csv"]\n'
-        'room_folder = "../rooms"',
+        'room_folder = "../rooms"\nroom = 0.5',
     )
     assert settings.optimiser.minutes == 3.0
     assert settings.mixtures.snr_db == (0.0, 1.0)
@@ -47,7 +47,7 @@ def test_a_network_to_start_from_is_a_folder_beside_the_file_or_a_name(tmp_path:
 
 
 def test_a_checkpoint_is_told_no_folders(tmp_path: Path) -> None:
-    text = '[mixtures]\nnoise_folder = "secret/musan"\nspeakers_csv = ["secret/who.csv"]'
+    text = '[mixtures]\nnoise_folder = "secret/musan"\nnoise = 1\nspeakers_csv = ["secret/who.csv"]'
     kept = json.loads(json.dumps(read(tmp_path, DATA + text).mixtures.to_dict()))
     assert (kept["noise_folder"], kept["speakers_csv"]) == ("musan", ["who.csv"])
     assert (kept["room_folder"], kept["snr_db"]) == (None, [-5.0, 5.0])
@@ -106,6 +106,9 @@ def test_a_mistake_in_the_tables_or_the_data_is_named(
         ("mixtures", 'noise_kinds = ["loud"]', r"noise_kinds\[0\] is 'loud'. Invalid enum value"),
         ("mixtures", "noise_kinds = []", r"noise_kinds is \[\]. Expected `array` of length >= 1"),
         ("mixtures", "same_sex = 0.5", "same_sex needs to know the speakers. Add speakers_csv"),
+        ("model", 'start_from = "x"\nsize = "mini"', "size is for a new network. Leave it out"),
+        ("mixtures", 'noise_folder = "x"', "noise_folder is not used where noise and reference_n"),
+        ("mixtures", 'room_folder = "x"\nnoise = 1', "room_folder is not used where room and ref"),
         ("mixtures", "absent = 1", "absent = 1 leaves no target to learn from. Lower it."),
         (
             "mixtures",
@@ -119,6 +122,14 @@ def test_a_mistake_is_named_with_what_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError, match=r"train.toml: .*" + message):
         read(tmp_path, f"{DATA}[{table}]\n{text}")
+
+
+def test_minutes_do_not_go_with_a_decay_in_minutes(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text(f"{DATA}[optimiser]\ndecay_minutes = 5")
+    assert TrainSettings.read(path).optimiser.decay_minutes == 5
+    with pytest.raises(ConfigError, match=r"decay_minutes says when this run ends\. Leave"):
+        TrainSettings.read(path, minutes=1.0)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
