@@ -311,8 +311,9 @@ class RoomFiles:
 
 def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
     """Samples as 16-bit ones; a sound that goes beyond -1..1 is turned down."""
-    scale = np.float32(32768 / np.abs(sound).max(initial=1.0))
-    return np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
+    scale = 32768 / float(np.abs(sound).max(initial=1.0))
+    samples: npt.NDArray[np.int16] = np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
+    return samples
 
 
 def _read_folder(
