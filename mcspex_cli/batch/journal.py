@@ -30,6 +30,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.batch.manifest import AUDIO, JOURNAL, Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings, same_places, unchanged
 from mcspex_cli.errors import McspexError, OutputError
+from mcspex_cli.evaluation.scoring import Status
 from mcspex_cli.extraction.runtime import GPU_BATCH, LENGTH_SPREAD, EngineSettings
 
 _MEANINGLESS = (ValueError, KeyError, TypeError, RecursionError, msgspec.MsgspecError)
@@ -118,7 +119,8 @@ class Journal:
     Attributes:
         results: for each task that was ever finished, by id: a line for each time.
         failures: likewise for each task that failed.
-        scores: scores by id and key, as `add_score` got them.
+        scores: scores by id and key, as `add_score` got them; one that was refused only where no
+            other try went well.
         runs: how much each command did here and how fast, the first one first.
 
     Raises:
@@ -205,8 +207,9 @@ class Journal:
         if "run" in line:
             self.runs.append(msgspec.convert(line["run"], Run))
         elif "scored" in line:
-            score = msgspec.convert(line["row"], dict[str, Any])
-            self.scores[line["scored"], line["key"]] = score
+            score, key = msgspec.convert(line["row"], dict[str, Any]), (line["scored"], line["key"])
+            if key not in self.scores or score["status"] not in Status.REFUSED:
+                self.scores[key] = score
         elif "failed" in line:
             values = line | {"input_key": line["inputs"], "slurm_job": line["job"]}
             failure = msgspec.convert(values, FailureLine)
@@ -224,7 +227,8 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> N
     A dry run only refuses what cannot be used.
 
     Raises:
-        OutputError: it cannot be made, or holds files of no batch and `overwrite` is not set.
+        OutputError: it cannot be made or written, or holds files of no batch and `overwrite` is
+            not set.
     """
     journal = folder / JOURNAL
     in_use = storage.is_folder(folder) and (storage.is_url(folder) or any(folder.iterdir()))
@@ -235,12 +239,12 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> N
         )
     if storage.is_url(folder):
         return
-    if is_dry_run:
-        files.check_output(folder / AUDIO / "any.wav", overwrite=True)
-    else:
+    if not is_dry_run:
         # A process that is killed before its first file must not lock itself out.
         files.make_folders(folder, journal)
         files.sweep(folder)
+    for path in (folder / AUDIO / "any.wav", folder / "report.csv", journal / _LOCK):
+        files.check_output(path, overwrite=True)
 
 
 def measure(plan: BatchPlan, journal: Journal) -> BatchPlan:

@@ -60,7 +60,8 @@ def score(
 ) -> None:
     """Score the tasks that are finished, have a truth and have no such score in the journal yet.
 
-    `advance` is called with the share that is done.
+    Those that could not be scored are tried again: whether a file may be read, say, its size and
+    time do not tell. `advance` is called with the share that is done.
     """
     folder = work.plan.folder
     journal, writer, locations = Journal(folder), JournalWriter(folder), Locations(folder)
@@ -68,15 +69,16 @@ def score(
     for task in work.plan.tasks:
         if task.truth and (line := journal.valid_result(task, work.key)):
             key = _score_key(task, line, score_settings, locations)
-            if (task.id, key) not in journal.scores:
+            score = journal.scores.get((task.id, key))
+            if not score or score["status"] in Status.REFUSED:
                 unscored.append((task, key))
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
         with tempfile.TemporaryDirectory() as scratch:
             pairings = [_fetch_pairing(folder, task, Path(scratch)) for task, _ in part]
             scores = zip(part, score_files(pairings, score_settings), strict=True)
-            for number, ((task, key), score) in enumerate(scores, start + 1):
-                writer.add_score(task.id, key, score.to_dict())
+            for number, ((task, key), result) in enumerate(scores, start + 1):
+                writer.add_score(task.id, key, result.to_dict())
                 advance(number / len(unscored))
 
 

@@ -206,6 +206,17 @@ def test_truth_that_changed_is_scored_again(batch: Run) -> None:
     assert changed == {"ann/0"}
 
 
+def test_a_truth_that_could_not_be_read_is_scored_as_soon_as_it_can(batch: Run) -> None:
+    truth = Path("truth/ann/0.wav")
+    content, status = truth.read_bytes(), truth.stat()
+    for text, code in ((b"?" * len(content), 3), (content, 0), (content, 0)):
+        truth.write_bytes(text)
+        os.utime(truth, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert batch(*ASKED, "--truth", "truth").exit_code == code
+        assert (rows("out")["ann/0"]["status"] == "ok") == (code == 0)
+    assert len(journal("out", "scored")) == 7
+
+
 def test_groups_are_in_the_report(batch: Run) -> None:
     names = [f"{s}/{n}" for s in ("ann", "bob") for n in range(3)]
     Path("groups.csv").write_text(
@@ -497,6 +508,24 @@ def test_a_dry_run_refuses_an_output_that_cannot_be_a_folder(batch: Run) -> None
     assert done.exit_code == 1
     message = "refs/ann.wav is not a folder. Choose another place.\n"
     assert done.stderr == f"error: refs/ann.wav/audio/any.wav: {message}"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(batch: Run) -> None:
+    for place in ("out/audio", "out/journal/settings.lock", "out/report.csv"):
+        assert batch("mix", "--refs", "refs", "-o", "out", "--overwrite").exit_code == 0
+        gone = Path(place)
+        shutil.rmtree("out/audio")
+        if gone.is_file():
+            gone.unlink()
+            gone.mkdir()
+        else:
+            gone.touch()
+        before = len(journal("out"))
+        done = batch("mix", "--refs", "refs", "-o", "out")
+        assert done.exit_code == 1
+        assert re.fullmatch(f"error: {place}.*: .*is (not )?a folder. .*\n", done.stderr)
+        assert len(journal("out")) == before
+        shutil.rmtree("out")
 
 
 def test_a_bad_plan_lists_all_and_writes_nothing(batch: Run) -> None:
@@ -969,10 +998,15 @@ def children(process: int) -> list[int]:
     return found
 
 
+def state(process: int) -> str:
+    """What the system says of a process: Z of a zombie, T of one that was stopped."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def runs(process: int) -> bool:
     """Whether a process is there and no zombie."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return state(process) != "Z"
     except OSError:
         return False
 
@@ -1149,7 +1183,8 @@ def test_another_batch_is_refused_while_one_runs(
     first = start()
     wait_for(Path(long, "audio").exists, first)
     os.kill(first.pid, signal.SIGSTOP)
-    before = sounds(long)
+    wait_for(lambda: state(first.pid) == "T", first)
+    before = times(long)
     done = finish("--jobs", "1", "--overwrite", *other)
     assert (done.exit_code, said(done)) == (
         1,
@@ -1158,7 +1193,7 @@ def test_another_batch_is_refused_while_one_runs(
             "running in this folder. Wait until it has ended, or choose another -o."
         ],
     )
-    assert sounds(long) == before
+    assert times(long) == before
     first.kill()
     first.wait(60)
     assert finish("--jobs", "1", "--overwrite", *other).exit_code == 0
