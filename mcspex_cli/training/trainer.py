@@ -285,9 +285,12 @@ class Trainer:
         save_checkpoint(self.out / name, self.averaged, provenance)
 
     def _save_state(self) -> None:
-        """Write all that `--resume` needs, whole or not at all."""
+        """Write all that `--resume` needs, whole or not at all; never weights that are not finite.
+
+        A run cannot go on from those, but from what was saved before.
+        """
         self.saved_s = self.elapsed_s
-        if not self.team.leads:
+        if not self.team.leads or not all(p.isfinite().all() for p in self.system.parameters()):
             return
         state = {
             "system": self.system.state_dict(),

@@ -257,6 +257,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path)
     assert Trainer(settings(corpus, "out"), resume=True).step == 3
 
 
+def test_what_is_not_finite_is_not_saved_by_the_clock_or_an_interrupt(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    often = replace(chosen.run, save_every_minutes=1e-9, log_every_steps=100)
+    trainer = Trainer(replace(chosen, run=often))
+    reports = trainer.run()
+    assert next(reports).step == 3
+    trainer.stopping.set()
+    with torch.no_grad():
+        trainer.system.encoder.banks[0].weight.fill_(torch.nan)
+    assert list(reports) == []
+    assert Trainer(chosen, resume=True).step == 3
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")],
