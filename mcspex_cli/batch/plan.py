@@ -221,8 +221,8 @@ class Locations:
 
 def _left_out(results: Path) -> str:
     return (
-        f"{results}: has the results of another batch, which are left out. To extract from them, "
-        f"name {results / AUDIO}."
+        f"{storage.name(results)}: has the results of another batch, which are left out. To "
+        f"extract from them, name {storage.name(results / AUDIO)}."
     )
 
 
@@ -311,7 +311,7 @@ class _Planner:
             if folder.name in {AUDIO, RESIDUAL}:
                 batch = folder.parent
                 if batch not in self._has_journal:
-                    self._has_journal[batch] = (batch / JOURNAL).is_dir()
+                    self._has_journal[batch] = storage.is_folder(batch / JOURNAL)
                 if self._has_journal[batch]:
                     return batch
         return None

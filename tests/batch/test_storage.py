@@ -110,6 +110,13 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     again = batch(tiny_folder, *asked)
     assert "3 of 3 files done, 3 of them before" in again.stderr
     assert objects(store, "out/journal") == before
+    around = batch(
+        *(tiny_folder, store, "--refs", f"{store}/refs", "-o", f"{store}/new", "--dry-run")
+    )
+    assert f"{store}/out: has the results of another batch, which are left out." in around.stderr
+    assert {line.split()[0] for line in around.stdout.splitlines() if "ann_" in line} == {
+        *("mix/ann_1", "mix/ann_2", "truth/ann_1", "truth/ann_2")
+    }
     here = batch(tiny_folder, *asked[:-1], "here")
     assert here.exit_code == 0, here.output
     assert Path("here/report.html").read_bytes().count(b"data:audio/flac") == 9

@@ -230,6 +230,10 @@ OUTPUTS = [
         (["mixture.wav", "--ref", "pipe.wav"], "pipe.wav: is not a regular file."),
         ([*ASKED, "--channel", "7"], "mixture.wav: has no channel 7"),
         (["mixture.wav", "--ref", "-"], "-: no such file or folder. Only a mixture of extract may"),
+        (
+            ["https://nowhere/a.mp3", "--ref", "reference.wav"],
+            "https:/nowhere/a.mp3: no such file or folder. URLs are only for sounds and manifests",
+        ),
         pytest.param(
             [*ASKED, "-o", "/proc/x.wav"],
             "/proc/x.wav: ",
