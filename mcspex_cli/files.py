@@ -13,6 +13,7 @@ import errno
 import hashlib
 import io
 import itertools
+import logging
 import os
 import re
 import shutil
@@ -63,6 +64,11 @@ _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=No
 """Within `together`: the names of files, and what waits to get them."""
 
 _swept: set[Path] = set()
+
+_logger = logging.getLogger("mcspex")
+
+_circles: set[Path] = set()
+"""The links to a folder above them that were told of."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """How a disk, or a user's share of it, says that it is full."""
@@ -115,23 +121,17 @@ def output_error(path: Path, error: OSError, action: str = "cannot be written") 
     return kind(f"{path}: {action}: {explain(error)}")
 
 
-def find(
-    folder: Path,
-    without: Collection[Path] = (),
-    also: Collection[str] = (),
-    *,
-    warnings: list[str] | None = None,
-) -> list[Path]:
+def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = ()) -> list[Path]:
     """List the recordings under `folder`, however deep, by path; hidden ones are left out.
 
-    Links to folders are followed, but for one that leads to a folder above it: what is there is
-    listed anyway. Links to nothing are listed too: whoever reads them reports it.
+    Links to folders are followed, but for one that leads to a folder above it, of which a warning
+    tells: what is there is listed anyway. Links to nothing are listed too: whoever reads them
+    reports it.
 
     Args:
         folder: where to search.
         without: resolved folders that are not entered.
         also: suffixes to list besides `SUFFIXES`.
-        warnings: gets a sentence for each link that was not followed.
 
     Raises:
         AudioError: a folder cannot be read.
@@ -151,8 +151,9 @@ def find(
             if resolved not in over and resolved not in without:
                 below.append(name)
                 above[path] = over | {resolved}
-            elif resolved in over and warnings is not None:
-                warnings.append(f"{path}: links to a folder above it and is not followed.")
+            elif resolved in over and path not in _circles:
+                _circles.add(path)
+                _logger.warning(f"{path}: links to a folder above it and is not followed.")
         files = [Path(here, name) for name in names if not name.startswith(".")]
         paths += [path for path in files if path.suffix.lower() in suffixes]
     return sorted(paths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,17 @@ def prepared(tiny_folder: Path, exported: Path, for_all: Path) -> Path:
         if not (graphs := place(find_checkpoint(tiny_folder))).exists():
             shutil.copytree(exported, graphs, ignore=shutil.ignore_patterns("*.md", "config.json"))
     return folder
+
+
+@pytest.fixture
+def warnings(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """Gives the warnings that were shown since it was called last."""
+
+    def read() -> list[str]:
+        lines = capsys.readouterr().err.splitlines()
+        return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+
+    return read
 
 
 @pytest.fixture

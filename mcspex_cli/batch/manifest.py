@@ -13,6 +13,7 @@ name, by its folder's name, or by the part of its name that a pattern picks.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import defaultdict
@@ -43,6 +44,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("name", "mixture_id", "key", "utt", "utterance"),
 }
 """The columns of a manifest, and what other programs call them."""
+
+_logger = logging.getLogger("mcspex")
 
 _HEADINGS = {name: column for column, others in COLUMNS.items() for name in (column, *others)}
 _LISTS = ("reference", "span")
@@ -101,13 +104,13 @@ class Task:
         return {kind: folder / kind / name for kind, name in self.names().items()}
 
 
-def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[Task]:
+def read_manifest(path: Path, problems: list[str]) -> list[Task]:
     """Read a manifest in the format of its suffix.
 
     CSV and TSV have their columns' names in the first line, JSON lines have them as keys; a
     line of an scp is an id and a mixture. Headings are understood in any case; a CSV may be
-    separated by semicolons or tabs. `problems` gets a line for each row that cannot be used,
-    `warnings` the columns that are not used.
+    separated by semicolons or tabs. `problems` gets a line for each row that cannot be used; a
+    warning names the columns that are not used.
 
     Raises:
         PairingError: the file is not there, not text, of another suffix or without lines, or
@@ -136,7 +139,7 @@ def read_manifest(path: Path, problems: list[str], warnings: list[str]) -> list[
         raise PairingError(f"{path}: lists no files.")
     if unknown:
         names = ", ".join(map(repr, unknown))
-        warnings.append(f"{path}: not used: {names}. The columns are {', '.join(COLUMNS)}.")
+        _logger.warning(f"{path}: not used: {names}. The columns are {', '.join(COLUMNS)}.")
     return tasks
 
 
@@ -308,15 +311,13 @@ class References(NamedTuple):
         raise PairingError(f"{storage.name(self.source)} has no reference {tried}. {hint}")
 
 
-def list_references(
-    source: Path, pattern: str | None, problems: list[str], warnings: list[str]
-) -> References:
+def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:
     """List the clips of a folder, or of an scp with an id for each; check the pattern.
 
-    What cannot be used goes to `problems`, links that were not followed to `warnings`.
+    What cannot be used goes to `problems`.
     """
     compiled = None if pattern is None else compile_pattern(files.normal(pattern))
-    paths = files_by_name(source, "references", problems, warnings, also=(SUFFIX,))
+    paths = files_by_name(source, "references", problems, also=(SUFFIX,))
     folders: dict[str, list[str]] = defaultdict(list)
     for name, path in paths.items() if storage.is_folder(source) else ():
         for parent in PurePosixPath(name).parents:
@@ -337,7 +338,6 @@ def files_by_name(
     source: Path,
     kind: str,
     problems: list[str],
-    warnings: list[str],
     also: Collection[str] = (),
 ) -> dict[str, str]:
     """The files of a folder by their paths in it without suffix, or those of an scp by their ids.
@@ -348,13 +348,13 @@ def files_by_name(
     paths: dict[str, str] = {}
     storage.check_exists(source)
     if storage.is_folder(source):
-        for path in storage.find(source, also=also, warnings=warnings):
+        for path in storage.find(source, also=also):
             name = files.normal(path.relative_to(source).with_suffix("").as_posix())
             first = paths.setdefault(name, str(path))
             if first != str(path):
                 _note_same_name(first, str(path), problems)
     elif source.suffix.lower() == ".scp":
-        for task in read_manifest(source, problems, []):
+        for task in read_manifest(source, problems):
             if files.normal(task.id) in paths:
                 twice = f"{task.id} is there twice. Remove one line."
                 problems.append(f"{source} line {task.line}: {twice}")

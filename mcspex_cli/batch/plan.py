@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import logging
 import os
 import posixpath
 import re
@@ -43,6 +44,8 @@ from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
 from mcspex_cli.extraction.reference import Span, list_sources
 from mcspex_cli.extraction.runtime import EngineSettings, choose_device
+
+_logger = logging.getLogger("mcspex")
 
 _SUFFIXES = {
     **dict.fromkeys((AUDIO, RESIDUAL), tuple(audio.FORMATS)),
@@ -132,7 +135,6 @@ class BatchPlan:
 
     folder: Path
     tasks: Sequence[Task]
-    warnings: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -174,7 +176,7 @@ def plan_batch(request: BatchRequest) -> BatchPlan:
     tasks = planner.with_outputs(tasks)
     planner.check_outputs(tasks)
     refuse(planner.problems)
-    return BatchPlan(planner.request.output, tasks, tuple(planner.warnings))
+    return BatchPlan(planner.request.output, tasks)
 
 
 def check_profiles(plan: BatchPlan, model: CheckpointInfo) -> None:
@@ -241,7 +243,6 @@ class _Planner:
             truth=truth and storage.to_path(truth),
         )
         self.problems: list[str] = []
-        self.warnings: list[str] = []
         self._stamps: dict[str, storage.Stamp | None] = {}
         self._locations = Locations(self.request.output)
         self._inside: dict[str, bool] = {}
@@ -263,7 +264,7 @@ class _Planner:
                 f"{manifest}: is in the output folder, so the reports there would be replaced by "
                 "reports of this list only. To try what failed again, repeat the first command."
             )
-        return read_manifest(manifest, self.problems, self.warnings)
+        return read_manifest(manifest, self.problems)
 
     def _search(self) -> Iterator[tuple[str, Task]]:
         """Files named, and those in named folders except references, truths and outputs.
@@ -282,7 +283,7 @@ class _Planner:
                 yield self._locations.of(str(root)).absolute, Task(root.stem, str(root))
                 continue
             real_root = storage.url(root) or os.path.realpath(root)
-            names = [*map(str, storage.find(root, without, warnings=self.warnings))]
+            names = [*map(str, storage.find(root, without))]
             if references and names:
                 names = [name for name in names if os.path.realpath(name) not in references]
                 if not names:
@@ -294,7 +295,8 @@ class _Planner:
             if not names:
                 nothing = f"{storage.name(root)}: no sound files in this folder."
                 raise AudioError(left_out[0] if left_out else nothing)
-            self.warnings += [text for text in left_out if text not in self.warnings]
+            for text in left_out:
+                _logger.warning(text)
             # The length of the root's path with a slash; 0 for ".", with which no name begins.
             start = len(str(root / "x")) - 1
             for name in names:
@@ -332,9 +334,7 @@ class _Planner:
         request, by_name = self.request, None
         shared = tuple(map(str, self._clips))
         if request.reference_folder:
-            by_name = list_references(
-                request.reference_folder, request.pattern, self.problems, self.warnings
-            )
+            by_name = list_references(request.reference_folder, request.pattern, self.problems)
 
         def clips(task: Task) -> tuple[str, ...]:
             if task.references or task.spans:
@@ -365,7 +365,7 @@ class _Planner:
         truth = self.request.truth
         if truth is None:
             return list(tasks)
-        truths = files_by_name(truth, "truths", self.problems, self.warnings)
+        truths = files_by_name(truth, "truths", self.problems)
         tasks = [
             replace(task, truth=task.truth or truths.get(files.normal(task.id))) for task in tasks
         ]

@@ -99,16 +99,10 @@ def check_exists(path: Path) -> None:
         raise AudioError(f"{url(path)}: no such file or folder.")
 
 
-def find(
-    folder: Path,
-    without: Collection[Path] = (),
-    also: Collection[str] = (),
-    *,
-    warnings: list[str] | None = None,
-) -> list[Path]:
+def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = ()) -> list[Path]:
     """The recordings below a folder, as `files.find` lists them."""
     if not is_url(folder):
-        return files.find(folder, without, also, warnings=warnings)
+        return files.find(folder, without, also)
     scheme = str(folder).partition(":")[0]
     with _open_store(folder) as (store, key):
         keys = store.find(key)

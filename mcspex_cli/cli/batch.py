@@ -303,8 +303,6 @@ def _prepare(request: BatchOptions) -> WorkList:
         read_groups(request.groups, request.group_by)
         files.check_no_input([request.output / "report.csv"], files.identities(request.groups))
     batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
-    for text in batch_plan.warnings:
-        console.warn(text)
     options.check_subtype(batch_plan.sounds(), request.extraction.subtype)
     model = options.find_model(request.model, offline=request.offline)
     check_absent(request.extraction.absent, model, model.calibration)

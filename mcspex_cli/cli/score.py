@@ -307,10 +307,7 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
         sources = tuple(list_sources(request.references))
         return [replace(pairing, references=sources) for pairing in pairings]
     problems: list[str] = []
-    warnings: list[str] = []
-    by_name = list_references(request.reference_folder, request.pattern, problems, warnings)
-    for text in warnings:
-        console.warn(text)
+    by_name = list_references(request.reference_folder, request.pattern, problems)
     results = []
     for pairing in pairings:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def read(folder: Path, name: str, text: str | bytes) -> tuple[list[Task], list[s
     data = text if isinstance(text, bytes) else text.encode()
     (folder / name).write_bytes(data)
     problems: list[str] = []
-    tasks = read_manifest(folder / name, problems, [])
+    tasks = read_manifest(folder / name, problems)
     return tasks, [problem.removeprefix(f"{folder / name} ") for problem in problems]
 
 
@@ -57,15 +58,16 @@ def test_a_task_has_its_line(tmp_path: Path) -> None:
     assert [task.line for task in tasks] == [4, 5]
 
 
-def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
+def test_columns_that_are_not_used_are_named(
+    tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
     (tmp_path / "m.csv").write_text("mixture,gender,Speaker ID\na.wav,f,7\n")
     (tmp_path / "m.jsonl").write_text(line({"mixture": "a.wav", "gender": "f", "reason": "no."}))
     for name, unused in (("m.csv", "'gender', 'Speaker ID'"), ("m.jsonl", "'gender'")):
-        warnings: list[str] = []
-        read_manifest(tmp_path / name, [], warnings)
+        read_manifest(tmp_path / name, [])
         columns = ", ".join(COLUMNS)
         said = f"{tmp_path / name}: not used: {unused}. The columns are {columns}."
-        assert warnings == [said]
+        assert warnings() == [said]
 
 
 def test_a_span_a_residual_and_an_activity(tmp_path: Path) -> None:
@@ -244,11 +246,11 @@ def test_a_file_that_is_no_manifest_is_refused(
 def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "d.scp").mkdir()
     with pytest.raises(PairingError, match=rf"{name}: {reason}\."):
-        read_manifest(tmp_path / name, [], [])
+        read_manifest(tmp_path / name, [])
 
 
 def test_an_scp_of_clips_has_each_id_once(tmp_path: Path) -> None:
     (tmp_path / "refs.scp").write_text("ann a.wav\nbob /b.wav\nann c.wav\n")
     problems: list[str] = []
-    assert files_by_name(tmp_path / "refs.scp", "references", problems, [])["bob"] == "/b.wav"
+    assert files_by_name(tmp_path / "refs.scp", "references", problems)["bob"] == "/b.wav"
     assert problems == [f"{tmp_path}/refs.scp line 3: ann is there twice. Remove one line."]
