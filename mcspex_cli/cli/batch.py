@@ -296,6 +296,7 @@ def _prepare(request: BatchOptions) -> WorkList:
     from mcspex_cli import files
     from mcspex_cli.batch import backends, journal, plan
     from mcspex_cli.evaluation.report import read_groups
+    from mcspex_cli.extraction import onnx
     from mcspex_cli.extraction.job import check_absent
 
     values = vars(request)
@@ -323,7 +324,7 @@ def _prepare(request: BatchOptions) -> WorkList:
         console.warn(options.SLOW_PRECISION)
     plan.check_profiles(batch_plan, model)
     if engine_settings.runtime == "onnx":
-        options.prepare_onnx(model)
+        onnx.find_or_prepare(model)  # here once, and not in each process
     if not request.dry_run:
         settings = backends.connect(settings)
     work = journal.open_work(

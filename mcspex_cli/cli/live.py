@@ -37,12 +37,6 @@ _NEED = "needs sounddevice (in a checkout: pip install '.[live]')"
 """What the help says of options for sound cards."""
 
 
-def _policies() -> dict[str, str]:
-    from mcspex_cli.extraction.job import ABSENT
-
-    return {row.name: row.help for row in ABSENT.values() if not row.fails}
-
-
 @dataclass(frozen=True)
 class LiveRequest:
     """The arguments of `mcspex live`."""
@@ -55,7 +49,11 @@ class LiveRequest:
         type=options.FiniteRange(0.1, 3.0),
         default=1.0,
     )
-    absent: str = choice(_policies, "What to do while the voice is absent", default="keep")
+    absent: str = choice(
+        options.table("extraction.job", "ABSENT_ACCEPTED"),
+        "What to do while the voice is absent",
+        default="keep",
+    )
     rate_hz: int | None = option(
         "HZ",
         "Sample rate of raw samples, or of the sound cards.  [default: a WAV's or a card's own]",

@@ -496,21 +496,10 @@ def read_card(info: CheckpointInfo) -> Card | None:
         return None
 
 
-def prepare_onnx(info: CheckpointInfo) -> None:
-    """Make the graphs that ONNX Runtime needs, if there are none yet."""
-    from mcspex_cli.extraction import onnx
-
-    if onnx.lacks_graphs(info):
-        console.say(f"{info.label}: making graphs for onnx, which is done once ...")
-        onnx.prepare(info)
-
-
 def start_engine(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> Engine:
-    """Make graphs if the user wants ONNX, let `choose_runtime` decide, and load the model."""
+    """Let `choose_runtime` decide what runs a model, and load it."""
     from mcspex_cli.extraction import engine, runtime
 
-    if settings.runtime == "onnx":
-        prepare_onnx(info)
     settings = runtime.choose_runtime(info, settings, seconds)
     runtime.keep_memory()
     opened = engine.open_engine(info, settings)

@@ -208,7 +208,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
         model = options.find_model(request.model, offline=request.offline)
         clips = dict.fromkeys(clip for pairing in pairings for clip in pairing.references)
         check_references(clips, model)
-        verifier = metrics.open_verifier(Extractor.load(model), console.warn)
+        verifier = metrics.open_verifier(Extractor.load(model))
     scores = scoring.score_files(pairings, settings, request.workers, verifier, transcribe)
     rows = [score.to_dict() for score in console.track(scores, "scoring", len(pairings))]
     missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []

@@ -12,6 +12,7 @@ other does is more work: `Need` says what.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
+
+_logger = logging.getLogger("mcspex")
 
 SILENCE = 1e-10
 """Variance below which a signal counts as silent (-100 dBFS)."""
@@ -206,13 +209,12 @@ Transcribe = Callable[[Samples, int], str]
 """The words of a sound [sample] at a rate."""
 
 
-def open_verifier(extractor: Extractor, warn: Callable[[str], object] = lambda _: None) -> Verifier:
+def open_verifier(extractor: Extractor) -> Verifier:
     """Return a verifier that compares sounds with voices by the speaker encoder of a model.
 
     A sound's similarity is the mean over segments of 2 s, -1 to 1; nan where nothing is audible.
     A sound of the other polarity than the reference is inverted before, see `engine.Polarity`.
-    A voice (clips, folders or profiles) is embedded once. `warn` is called with what may be wrong
-    with a reference.
+    A voice (clips, folders or profiles) is embedded once; warnings tell what may be wrong with it.
 
     Raises:
         CheckpointError: the model is not calibrated: its similarities mean nothing.
@@ -231,7 +233,7 @@ def open_verifier(extractor: Extractor, warn: Callable[[str], object] = lambda _
     def verifier(references: tuple[Path, ...]) -> MeasureSimilarity:
         voice = extractor.enroll(references)
         for text in voice.warnings:
-            warn(text)
+            _logger.warning(text)
 
         def mean_similarity(signal: Samples) -> float:
             meter = PresenceMeter(engine, voice.embedding)

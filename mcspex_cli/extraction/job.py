@@ -46,6 +46,9 @@ ABSENT = {
 }
 """Every policy for a target that is absent, by its name."""
 
+ABSENT_ACCEPTED = {name: policy for name, policy in ABSENT.items() if not policy.fails}
+"""Those that accept it: the choices for live sound and in the page of `mcspex serve`."""
+
 LOWEST_GAIN_DB, HIGHEST_GAIN_DB = -120, 40
 
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from mcspex_cli.model.config import SystemConfig
     from mcspex_cli.model.systems import System
 
+_logger = logging.getLogger("mcspex")
+
 VERSION = 1
 """The version of how graphs are made; graphs of an older one are made again."""
 
@@ -153,8 +155,7 @@ def _refusal(what: str, name: str, known: tuple[str, ...]) -> EngineError:
 
 def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
     """Load the graphs of a model; they are made first where there are none."""
-    check_installed(RUNNER)
-    return OnnxRuntime(find(info) or prepare(info), info.config, settings)
+    return OnnxRuntime(find_or_prepare(info), info.config, settings)
 
 
 def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
@@ -171,15 +172,6 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
         return alone or find(info) is not None
     except (CheckpointError, EngineError):
         return False
-
-
-def lacks_graphs(info: CheckpointInfo) -> bool:
-    """Whether graphs have to be made before ONNX Runtime can work, which takes a while."""
-    check_installed(RUNNER)
-    if find(info):
-        return False
-    check_installed(*EXPORTER)
-    return True
 
 
 def check_installed(*packages: str) -> None:
@@ -256,9 +248,16 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
                 shutil.copyfile(info.folder / name, unfinished / name)
 
 
+def find_or_prepare(info: CheckpointInfo) -> Path:
+    """The folder of a model's graphs, which are made first where there are none."""
+    check_installed(RUNNER)
+    return find(info) or prepare(info)
+
+
 def prepare(info: CheckpointInfo) -> Path:
     """Put the graphs of a model into the cache, and give their folder; fails as `export_model`."""
     check_installed(*EXPORTER)
+    _logger.info(f"{info.label}: making graphs for onnx, which is done once ...")
     folder = place(info)
     try:
         files.make_folders(folder.parent)

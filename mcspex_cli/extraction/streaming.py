@@ -31,7 +31,7 @@ import numpy as np
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.engine import Engine, Polarity, as_samples
-from mcspex_cli.extraction.job import ABSENT
+from mcspex_cli.extraction.job import ABSENT_ACCEPTED
 from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import MUTE_FADE_S, SEGMENT_S, PresenceMeter, Segment
 from mcspex_cli.extraction.reference import Voice
@@ -116,9 +116,8 @@ class LiveExtractor:
     def __init__(
         self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, absent: str
     ) -> None:
-        policies = [row.name for row in ABSENT.values() if not row.fails]
-        if absent not in policies:
-            raise ValueError(f"absent {absent!r} is none of {', '.join(policies)}")
+        if absent not in ABSENT_ACCEPTED:
+            raise ValueError(f"absent {absent!r} is none of {', '.join(ABSENT_ACCEPTED)}")
         self.timing, self.sample_rate_hz = timing, sample_rate_hz
         self.presence: float | None = None
         """How likely, 0 to 1, the target speaks in the last 2 s that went in (when it was measured
@@ -128,7 +127,7 @@ class LiveExtractor:
         self.limited = False
         """Whether anything was turned down so that it does not clip."""
         self._mix = audio.MixMeter()
-        self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT[absent].mutes)
+        self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT_ACCEPTED[absent].mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
         self._waiting: deque[Future[_Output]] = deque()
         self._held: list[Samples] = []

@@ -49,7 +49,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mcspex_cli import __version__
 from mcspex_cli.errors import McspexError, OutputError
-from mcspex_cli.extraction.job import ABSENT
+from mcspex_cli.extraction.job import ABSENT_ACCEPTED
 from mcspex_cli.extraction.levels import LEVELS
 from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part, read_peaks
 from mcspex_cli.serve.sessions import LOSSLESS, Session, Sessions
@@ -218,7 +218,7 @@ class Pages:
             models=list(self._sessions.extractions.models),
             levels=[row.example or (row.name, row.help) for row in LEVELS.values()],
             formats=[suffix.lstrip(".") for suffix in LOSSLESS],
-            absent=[row for row in ABSENT.values() if not row.fails],
+            absent=ABSENT_ACCEPTED.values(),
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY.format(nonce=nonce)})
 

@@ -302,7 +302,6 @@ def test_damaged_graphs_of_the_cache_are_made_anew(
         (folder / GRAPHS).write_text("[1")
     assert graphs.find(info) is None
     assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
-    assert graphs.lacks_graphs(info)
 
     def prepare(_: CheckpointInfo) -> Path:
         for path in good.iterdir():
