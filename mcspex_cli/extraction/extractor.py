@@ -442,6 +442,7 @@ class _Extraction:
         self._extractor, self._engine = extractor, extractor.engine
         self._options, self._voice, self._used_files = options, voice, used_files
         self._absent_policy = ABSENT[options.absent]
+        self._level = levels.Level.parse(options.level)
         self._stores = ExitStack()
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
@@ -600,10 +601,10 @@ class _Extraction:
         """Read all that is to be written once, and choose the gains by how loud it is."""
         options, shape = self._options, (self._mixture.info.sample_rate_hz, self._channels)
         clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
-        meter = levels.GainMeter(options.level, *shape)
-        residual_meter = levels.GainMeter("raw", *shape)
+        meter = levels.GainMeter(self._level, *shape)
+        residual_meter = levels.GainMeter(levels.Level.parse("raw"), *shape)
         estimate_gains = np.full(self._channels, 10 ** (options.wet_db / 20))
-        if meter.is_matched:
+        if self._level.policy.matched:
             estimate_gains *= match_gains
         gains = _Gains(match_gains, estimate_gains)
         for estimate, residual in self._blocks(gains):
@@ -684,8 +685,10 @@ class _Extraction:
             )
         if gains.level.too_soft and not gains.silent:
             yield f"too soft to be measured, so that the level {options.level} changes nothing."
-        policy = levels.Level.parse(options.level).policy
-        as_mixed = policy.is_as_in_mixture and (options.wet_db, options.dry_db) == (0.0, None)
+        as_mixed = self._level.policy.is_as_in_mixture and (options.wet_db, options.dry_db) == (
+            0.0,
+            None,
+        )
         if self._sounds[1:] and (limit_db or residual_limit_db or not as_mixed):
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:

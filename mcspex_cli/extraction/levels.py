@@ -222,48 +222,36 @@ class Level:
         )
         raise ValueError(f"level {text!r} is not one of {choices}")
 
-    def gain(self, measured: float, peak: float, *, clips: bool) -> LevelGain:
-        """The gain for an estimate, from what the policy's meter says and its highest sample.
-
-        It is less than the policy asks for only where the file format `clips` samples over full
-        scale.
-        """
-        too_soft = self.policy.meter is not None and not np.isfinite(measured)
-        moves = self.policy.meter is not None and not too_soft
-        gain = 10 ** ((self.goal - measured) / 20) if moves else 1.0
-        if clips and gain * peak > FULL_SCALE:
-            return LevelGain(PEAK / peak, level_db((gain * peak / PEAK) ** 2))
-        return LevelGain(gain, too_soft=too_soft)
-
 
 class GainMeter:
     """Measures a signal, and says which gain brings it to a level."""
 
-    def __init__(self, level: str, sample_rate_hz: int, channels: int) -> None:
-        self._level, self._peaks = Level.parse(level), PeakMeter()
-        meter = self._level.policy.meter
+    def __init__(self, level: Level, sample_rate_hz: int, channels: int) -> None:
+        self._goal, meter = level.goal, level.policy.meter
         self._meter = meter(sample_rate_hz, channels) if meter else None
-
-    @property
-    def peak(self) -> float:
+        self.peak = 0.0
         """The highest absolute sample so far."""
-        return self._peaks.peak
-
-    @property
-    def is_matched(self) -> bool:
-        """Whether the signal is first to get the level that it has in the mixture."""
-        return self._level.policy.matched
 
     def add(self, block: Samples) -> None:
         """Take account of a block [channel, sample]."""
-        self._peaks.add(block)
+        self.peak = max(self.peak, float(np.abs(block).max(initial=0)))
         if self._meter:
             self._meter.add(block)
 
     def gain(self, *, clips: bool) -> LevelGain:
-        """See `Level.gain`."""
-        measured = self._meter.level() if self._meter else -np.inf
-        return self._level.gain(measured, self.peak, clips=clips)
+        """The gain for the signal.
+
+        It is less than the policy asks for only where the file format `clips` samples over full
+        scale.
+        """
+        gain, too_soft = 1.0, False
+        if self._meter:
+            measured_db = self._meter.level()
+            too_soft = not np.isfinite(measured_db)
+            gain = 1.0 if too_soft else 10 ** ((self._goal - measured_db) / 20)
+        if clips and gain * self.peak > FULL_SCALE:
+            return LevelGain(PEAK / self.peak, level_db((gain * self.peak / PEAK) ** 2))
+        return LevelGain(gain, too_soft=too_soft)
 
 
 class LevelMatcher:
