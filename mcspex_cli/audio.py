@@ -105,10 +105,10 @@ FORMATS = {
 - `containers.SAMPLE_BYTES` has its subtypes if they are plain samples: that is how it counts as
   lossless, and how its files are found to be cut short
 - `containers._CODED` has its subtypes if they are coded, and FFmpeg does not read them well
-- `OVER_FULL_SCALE` has those of its subtypes that do not clip.
+- `_OVER_FULL_SCALE` has those of its subtypes that do not clip.
 """
 
-OVER_FULL_SCALE = ("FLOAT", "DOUBLE")
+_OVER_FULL_SCALE = ("FLOAT", "DOUBLE")
 """The subtypes that hold samples beyond -1..1."""
 
 DEFAULT_SUBTYPE = "PCM_16"
@@ -130,7 +130,7 @@ class Advice:
     """About channels that cancel each other out."""
 
 
-FILE_ADVICE = Advice()
+_FILE_ADVICE = Advice()
 MIXTURE_ADVICE = Advice(
     "Copy it again, or take what can be read with --damaged keep.",
     "Choose another with --track.",
@@ -198,7 +198,7 @@ class Reader:
         *,
         track: str | None = None,
         damaged: Damaged = "fail",
-        advice: Advice = FILE_ADVICE,
+        advice: Advice = _FILE_ADVICE,
         shortest_s: float = 0.0,
     ) -> None:
         if not isinstance(channel, str) or not isinstance(track, str | None):
@@ -572,7 +572,7 @@ def check_subtype(path: Path, subtype: str) -> None:
 def holds_over_full_scale(path: Path, subtype: str) -> bool:
     """Whether an output can hold samples beyond -1..1, so that nothing need be turned down."""
     form = FORMATS.get(path.suffix.lower())
-    return form is not None and subtype in OVER_FULL_SCALE and subtype in form.subtypes
+    return form is not None and subtype in _OVER_FULL_SCALE and subtype in form.subtypes
 
 
 def check_rate(sample_rate_hz: float) -> None:

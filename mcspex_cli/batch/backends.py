@@ -67,15 +67,15 @@ from mcspex_cli.extraction.runtime import cores, leave_signals
 
 _logger = logging.getLogger("mcspex")
 
-CORES_EACH, MEMORY_EACH = 2, 1.5e9
+_CORES_EACH, _MEMORY_EACH = 2, 1.5e9
 """What each process gets: cores (with one, it takes 2.5 times as long), and bytes of memory (for
 torch and a model)."""
 
-WORTH_A_PROCESS_S, WORTH_AN_ARRAY_TASK_S = 60.0, 3600.0
+_WORTH_A_PROCESS_S, _WORTH_AN_ARRAY_TASK_S = 60.0, 3600.0
 """Seconds of audio that make up for the start of a process, or of a task of Slurm's array. Such a
 task is called an array task here: it does many of the `Task`s that a batch consists of."""
 
-MOST_ARRAY_TASKS = 1000
+_MOST_ARRAY_TASKS = 1000
 """In an array, unless --jobs says otherwise: more than this Slurm refuses by default."""
 
 _POLL_S = 2.0
@@ -151,8 +151,8 @@ def workers_here(work: WorkList) -> tuple[int, int]:
     else:
         # By all of the shard, not by what is left: resumed, each process must have as many threads
         # as before, since their number may decide an estimate's last bit.
-        worth = 1 + int(work.audio_s / WORTH_A_PROCESS_S)
-        count = int(max(1, min(cores() // CORES_EACH, worth, _memory() // MEMORY_EACH)))
+        worth = 1 + int(work.audio_s / _WORTH_A_PROCESS_S)
+        count = int(max(1, min(cores() // _CORES_EACH, worth, _memory() // _MEMORY_EACH)))
     return count, max(1, cores() // count) if count > 1 else 0
 
 
@@ -187,10 +187,10 @@ def estimate_s(work: WorkList) -> float | None:
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     (count, threads), devices = workers_here(work), work.settings.devices
     count = min(count, len(work.units))
-    if count > (most := max(1, _memory() // MEMORY_EACH)):
+    if count > (most := max(1, _memory() // _MEMORY_EACH)):
         _logger.warning(
             f"the memory of this machine may not suffice for {count} processes of about "
-            f"{MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {int(most)}."
+            f"{_MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {int(most)}."
         )
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
@@ -469,7 +469,7 @@ def _submit(work: WorkList) -> str:
         **({"gpus_per_node": math.ceil(settings.gpus)} if settings.gpus else {}),
     )
     count = settings.jobs or min(
-        MOST_ARRAY_TASKS, math.ceil(total_s(work.todo) / WORTH_AN_ARRAY_TASK_S)
+        _MOST_ARRAY_TASKS, math.ceil(total_s(work.todo) / _WORTH_AN_ARRAY_TASK_S)
     )
     parts = equal_parts(work.units, max(1, min(count, len(work.units))))
     try:

@@ -36,7 +36,7 @@ from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_
 
 _logger = logging.getLogger("mcspex")
 
-RECORD, FAILED = "run.json", "failed.jsonl"
+_RECORD, FAILED = "run.json", "failed.jsonl"
 
 _QUIET_S, _WRITING_S = 2, 600
 """How long a shard waits for another that writes its reports: seconds before it says so, and
@@ -156,7 +156,7 @@ def write(
         by_group = report.read_groups(groups, group_by) if groups else None
         whole = report.make_report(rows, groups=by_group)
         texts = {
-            RECORD: json.dumps(record, indent=2) + "\n",
+            _RECORD: json.dumps(record, indent=2) + "\n",
             "report.json": report.as_json(whole),
             "report.csv": report.as_csv(whole),
         }

@@ -41,14 +41,14 @@ from mcspex_cli.extraction.runtime import keep_memory
 
 _KNOWN_VOICES = 1000
 
-PARCEL_S, PARCEL_UNITS = 30.0, 16
+_PARCEL_S, _PARCEL_UNITS = 30.0, 16
 """The most seconds of audio, and the most units, in a parcel: what a process is given at once."""
 
 DEATHS_PER_FILE = 3
 """A file fails when this many processes died on its unit. In a unit of several files, each is then
 tried alone and fails at the next death."""
 
-DEATHS_IN_A_ROW = 10
+_DEATHS_IN_A_ROW = 10
 """A batch ends when this many processes, plus as many as it has, die with no file done in between.
 
 The number of processes is added because one lost machine may kill all of them."""
@@ -57,7 +57,7 @@ Outcomes = Generator[Outcome, None, None]
 Answer = Future[list[Outcome] | McspexError]
 """The outcomes of a parcel, once it is done, or an error that stops the whole batch."""
 
-NO_PARCEL: Sequence[Unit] = ()
+_NO_PARCEL: Sequence[Unit] = ()
 """What a process does while it starts."""
 
 
@@ -241,11 +241,11 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
     processes are ended at the end, and in the middle of their work if that was broken off.
 
     Raises:
-        EngineError: too many processes died in a row (`DEATHS_IN_A_ROW`), or as one of them says.
+        EngineError: too many processes died in a row (`_DEATHS_IN_A_ROW`), or as one of them says.
     """
     waiting = deque[Sequence[Unit]](_parcels(work.units, len(processes)))
     writer, deaths_by_task, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
-    running = {process.start(): (process, NO_PARCEL) for process in processes}
+    running = {process.start(): (process, _NO_PARCEL) for process in processes}
     idle: list[WorkerProcess] = []
     stopped = False
     try:
@@ -267,13 +267,13 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
                     outcomes, left = _after_death(work, parcel, deaths_by_task, writer)
                     waiting.extendleft(() if stopping.is_set() else reversed(left))
                     in_a_row = 0 if any(outcome.result for outcome in outcomes) else in_a_row + 1
-                    if in_a_row >= DEATHS_IN_A_ROW + len(processes):
+                    if in_a_row >= _DEATHS_IN_A_ROW + len(processes):
                         raise EngineError(
                             f"{in_a_row} processes in a row died before they finished a file (the "
                             f"last: {error_line(death, -1)}). If memory is short, use fewer --jobs."
                         ) from None
                     if waiting:
-                        running[process.start()] = (process, NO_PARCEL)
+                        running[process.start()] = (process, _NO_PARCEL)
                 else:
                     if isinstance(outcomes, McspexError):
                         raise outcomes
@@ -288,11 +288,11 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
 
 def _parcels(units: Sequence[Unit], count: int) -> list[list[Unit]]:
     """Units as they are handed out to `count` processes: the longest first, short ones together."""
-    most_s = min(PARCEL_S, sum(map(total_s, units)) / (4 * count))
+    most_s = min(_PARCEL_S, sum(map(total_s, units)) / (4 * count))
     parcels: list[list[Unit]] = []
     length_s = 0.0
     for unit in sorted(units, key=total_s, reverse=True):
-        full = not parcels or len(parcels[-1]) >= PARCEL_UNITS
+        full = not parcels or len(parcels[-1]) >= _PARCEL_UNITS
         if full or length_s + total_s(unit) > most_s:
             parcels.append([])
             length_s = 0.0

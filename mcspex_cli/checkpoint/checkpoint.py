@@ -47,7 +47,7 @@ GRAPHS, EMBED, EXTRACT = "graphs.json", "embed.onnx", "extract.onnx"
 FORMAT = 1
 """Version of config.json; a newer one needs a newer mcspex."""
 
-COPY_AGAIN = "Copy the model again."
+_COPY_AGAIN = "Copy the model again."
 
 _FORMER_CONSMS = {"steady": "film", "listening": "feature_film"}
 """What `consm` was called in files of 0.6.0 and before."""
@@ -84,7 +84,7 @@ class CheckpointInfo:
     """The branches and tags that pointed to its commit when the Hub was last asked."""
     source: Literal["bundled", "hub", "folder"] = "folder"
     """Where it comes from."""
-    remedy: str = COPY_AGAIN
+    remedy: str = _COPY_AGAIN
     """What helps if its files are damaged."""
 
     @property
@@ -333,7 +333,7 @@ def _largest_bytes(system: System) -> int:
     return 2**16 + sum(256 + 8 * int(t.numel()) for t in system.state_dict().values())
 
 
-def read_tensors(path: Path, remedy: str = COPY_AGAIN) -> tuple[dict[str, Tensor], str]:
+def read_tensors(path: Path, remedy: str = _COPY_AGAIN) -> tuple[dict[str, Tensor], str]:
     """Read any safetensors file: its tensors by name, and its sha256."""
     from safetensors.torch import load
 
@@ -497,7 +497,7 @@ def _describe(
     )
 
 
-def read_config(folder: Path, name: str = "", remedy: str = COPY_AGAIN) -> Config:
+def read_config(folder: Path, name: str = "", remedy: str = _COPY_AGAIN) -> Config:
     """Read and check a folder's config.json; errors call the checkpoint `name`.
 
     Raises:

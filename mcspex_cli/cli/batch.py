@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from mcspex_cli.evaluation.report import Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
-MAX_LISTED = 20
+_MAX_LISTED = 20
 """How many files --dry-run lists, and how many warnings of references are shown, for people."""
 
 
-MOST_AT_ONCE = 4096
+_MOST_AT_ONCE = 4096
 """The largest --batch-size: so many windows are read ahead of the network."""
 
 
@@ -52,8 +52,10 @@ def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
     if text == "auto":
         return 0
     size = int(text) if re.fullmatch(r"\d{1,9}", text) else 0
-    if not 1 <= size <= MOST_AT_ONCE:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to {MOST_AT_ONCE}.")
+    if not 1 <= size <= _MOST_AT_ONCE:
+        raise click.BadParameter(
+            f"{text!r} is neither auto nor a number from 1 to {_MOST_AT_ONCE}."
+        )
     return size
 
 
@@ -345,7 +347,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
         return
     rows = [
         (task.id, task.mixture, ", ".join((*task.references, *task.spans)), show_length(task))
-        for task in work.todo[:MAX_LISTED]
+        for task in work.todo[:_MAX_LISTED]
     ]
     more = len(work.todo) - len(rows)
     footer = (f"and {more} more" if more else "", "", "", f"{total_s(work.todo):.1f}")
@@ -387,8 +389,8 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
             has_failed = outcome.result is None
             failed, finished = failed + has_failed, finished + (not has_failed)
             bar.advance(outcome.task.length_s or 0.0)
-    if len(warned) > MAX_LISTED:
-        console.warn(f"{len(warned) - MAX_LISTED} more warnings of references; -v shows them all.")
+    if len(warned) > _MAX_LISTED:
+        console.warn(f"{len(warned) - _MAX_LISTED} more warnings of references; -v shows them all.")
     return failed, len(work.todo) - finished - failed
 
 
@@ -412,7 +414,7 @@ def _must_go_on_later(work: WorkList, left: int, stopping: Event) -> bool:
 def _show(outcome: Outcome, warned: set[str], *, verbose: bool) -> None:
     """Show a file's warnings, why it failed and, if `verbose`, what came out."""
     for text in outcome.warnings:
-        if text not in warned and (verbose or len(warned) < MAX_LISTED):
+        if text not in warned and (verbose or len(warned) < _MAX_LISTED):
             console.warn(text)
         warned.add(text)
     result = outcome.result

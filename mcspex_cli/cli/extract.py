@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mcspex_cli import EngineSettings, ExtractionOptions, Extractor, Job, Result, Span, Voice
     from mcspex_cli.extraction.profile import Profile, ReferenceQuality
 
-STREAM = "-"
+_STREAM = "-"
 """Standard input, as a mixture; standard output, as an output. A file called so is ./- instead."""
 
 _COPIED_BYTES = 2**20
@@ -112,11 +112,11 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     ffmpeg -i talk.mkv -f wav - | mcspex extract - --ref alice.wav -o - | aplay
     """  # noqa: D301 (click needs the character itself)
     _check_usage(request)
-    from_stdin, to_stdout = STREAM in request.mixtures, request.output == STREAM
+    from_stdin, to_stdout = _STREAM in request.mixtures, request.output == _STREAM
     if to_stdout:
         from mcspex_cli.extraction.reference import list_sources
 
-        mixtures = [Path(one) for one in request.mixtures if one != STREAM]
+        mixtures = [Path(one) for one in request.mixtures if one != _STREAM]
         inputs = [*mixtures, *list_sources(request.references)]
         console.check_sound_output(inputs, from_stdin=from_stdin)
     if from_stdin:
@@ -132,7 +132,7 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     enter(console.shown_as(stdout, "standard output"))
     request = replace(
         request,
-        mixtures=tuple(str(stdin) if one == STREAM else one for one in request.mixtures),
+        mixtures=tuple(str(stdin) if one == _STREAM else one for one in request.mixtures),
         output=str(stdout) if to_stdout else request.output,
     )
     try:
@@ -154,13 +154,13 @@ def _check_usage(request: ExtractRequest) -> None:
         raise click.UsageError("whose voice? Add --ref FILE, or --ref-span FROM-TO.")
     if request.spans and several:
         raise click.UsageError("--ref-span is a span of one MIXTURE; name one only.")
-    if request.mixtures.count(STREAM) > 1:
+    if request.mixtures.count(_STREAM) > 1:
         raise click.UsageError("standard input can be read once; name - once only.")
-    if STREAM in request.mixtures and request.output is None:
+    if _STREAM in request.mixtures and request.output is None:
         raise click.UsageError("a MIXTURE from standard input needs -o FILE, or -o -.")
-    if request.output == STREAM and (several or request.as_json):
+    if request.output == _STREAM and (several or request.as_json):
         raise click.UsageError("-o - is for the sound of one MIXTURE, without --json.")
-    if STREAM in (request.residual, request.activity):
+    if _STREAM in (request.residual, request.activity):
         raise click.UsageError("only -o can be standard output.")
 
 

@@ -25,7 +25,7 @@ VALUED = (Status.OK, Status.UNSCORED)
 BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""
 
-EMBEDDED_CASES = 12
+_EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
 
 SETTINGS = scoring.ScoreSettings(flipped_ok=True)
@@ -44,7 +44,7 @@ class PageSettings:
     group_by: str | None = None
     """Its column with the groups."""
     max_cases: int | None = None
-    """How many cases are shown at most; None for all, or `EMBEDDED_CASES` if `embed`."""
+    """How many cases are shown at most; None for all, or `_EMBEDDED_CASES` if `embed`."""
     seed: int = 0
     """Of those that are drawn at random."""
     embed: bool = True
@@ -197,7 +197,7 @@ class Comparison:
         """
         count = self.settings.max_cases
         if count is None:
-            count = EMBEDDED_CASES if self.settings.embed else len(self.cases)
+            count = _EMBEDDED_CASES if self.settings.embed else len(self.cases)
         if len(self.cases) <= count:
             return {case.name: "" for case in self.cases}
         badness: dict[str, float] = {}

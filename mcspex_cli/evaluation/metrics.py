@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("mcspex")
 
-SILENCE = 1e-10
+_SILENCE = 1e-10
 """Variance below which a signal counts as silent (-100 dBFS)."""
 
-ROUNDING = 1e-24
+_ROUNDING = 1e-24
 """A signal that keeps at most this share of its energy without its mean is a constant: float64
 leaves so much of one."""
 
-DNSMOS_HZ = WHISPER_HZ = 16_000
+_DNSMOS_HZ = _WHISPER_HZ = 16_000
 """The only rate that these networks know."""
 
-PESQ_MODES = {8000: "nb", 16000: "wb"}
+_PESQ_MODES = {8000: "nb", 16000: "wb"}
 """PESQ's mode by sample rate; there is none for other rates."""
 
-PESQ_S = 20.0
+_PESQ_S = 20.0
 """Seconds above which there is no PESQ. P.862 is meant for 8 to 12 s, and with more than 50
 utterances, which 20 s cannot hold, the package writes past its arrays and kills the process."""
 
@@ -82,7 +82,7 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
     e, t = _scaled(e)[0], _scaled(t)[0]
     power = _dot(e, e)
     e, t = e - e.mean(), t - t.mean()
-    if _dot(e, e) <= ROUNDING * power:
+    if _dot(e, e) <= _ROUNDING * power:
         return -math.inf
     kept = _dot(e, t) / _dot(t, t) * t
     signal, error = _dot(kept, kept), _dot(e - kept, e - kept)
@@ -115,7 +115,7 @@ def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
 def is_silent(samples: npt.NDArray[np.floating]) -> bool:
     """Whether `samples` [sample] vary by less than -100 dBFS (or are empty)."""
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not silent
-        return samples.size == 0 or float(np.var(samples, dtype=np.float64)) < SILENCE
+        return samples.size == 0 or float(np.var(samples, dtype=np.float64)) < _SILENCE
 
 
 def bss_eval(
@@ -147,14 +147,14 @@ def bss_eval(
 def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
     """Perceptual evaluation of speech quality, MOS-LQO 1 to 4.6: narrow or wide band by rate.
 
-    It is nan at rates but 8 and 16 kHz, and beyond `PESQ_S`.
+    It is nan at rates but 8 and 16 kHz, and beyond `_PESQ_S`.
 
     Source: ITU-T P.862.1 and P.862.2.
     """
-    if rate_hz not in PESQ_MODES or len(target) > PESQ_S * rate_hz:
+    if rate_hz not in _PESQ_MODES or len(target) > _PESQ_S * rate_hz:
         return math.nan
     package = import_package("pesq")
-    return float(_attempt(lambda: package.pesq(rate_hz, target, estimate, PESQ_MODES[rate_hz])))
+    return float(_attempt(lambda: package.pesq(rate_hz, target, estimate, _PESQ_MODES[rate_hz])))
 
 
 def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = False) -> float:
@@ -184,9 +184,9 @@ def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
     package = import_package("speechmos.dnsmos")
     if is_silent(samples):
         return {}
-    sound = soxr.resample(samples, rate_hz, DNSMOS_HZ)
+    sound = soxr.resample(samples, rate_hz, _DNSMOS_HZ)
     sound = sound / max(1.0, float(np.abs(sound).max()))
-    scores: dict[str, float] = _attempt(lambda: package.run(sound, DNSMOS_HZ), otherwise={})
+    scores: dict[str, float] = _attempt(lambda: package.run(sound, _DNSMOS_HZ), otherwise={})
     return scores
 
 
@@ -274,7 +274,7 @@ def open_transcriber(model: str) -> Transcribe:
         ) from error
 
     def transcribe(sound: Samples, rate_hz: int) -> str:
-        signal = soxr.resample(sound, rate_hz, WHISPER_HZ).astype(np.float32)
+        signal = soxr.resample(sound, rate_hz, _WHISPER_HZ).astype(np.float32)
         segments, _ = whisper.transcribe(signal, condition_on_previous_text=False)
         return " ".join(segment.text.strip() for segment in segments)
 

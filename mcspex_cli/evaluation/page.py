@@ -42,13 +42,13 @@ from mcspex_cli.evaluation.comparison import (
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
 
-PLAYERS = 400
+_PLAYERS = 400
 """Up to here players look up their length at once; browsers refuse a thousand that do."""
 
-PLAY_HZ = 48_000
+_PLAY_HZ = 48_000
 """Recordings of a higher rate are resampled to it, the highest that every browser plays."""
 
-SHAPES = (
+_SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "M-4.4-4.4h8.8v8.8h-8.8z",
     "M0-6 5.4 4.2h-10.8z",
@@ -61,7 +61,7 @@ _TYPES = {".flac": "audio/flac", ".png": "image/png"}
 _OURS = re.compile(r"\d{5,}\.(flac|png)")
 """Names of the files beside a page: numbers, since nothing that a user named is safe."""
 
-SPECTRUM_S, SPECTRUM_HOP_S = 0.032, 0.008
+SPECTRUM_S, _SPECTRUM_HOP_S = 0.032, 0.008
 """Each spectrum of a picture is of so long a stretch, and they begin so far from each other."""
 
 COLUMNS, ROWS = 512, 160
@@ -76,10 +76,10 @@ QUIET_DB = -100.0
 SHADES = 64
 """Colours in use: 1.25 dB each, no step is seen and the file is a third smaller than with 256."""
 
-ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+_ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 """From silent to loud: lightness rises evenly, as in matplotlib's magma."""
 
-CEILING = 0.85
+_CEILING = 0.85
 """If an output has nothing above this share of the mixture's frequencies, a remark says so."""
 
 Levels = npt.NDArray[np.float64]
@@ -192,7 +192,7 @@ def _cells(
             continue
         try:
             reader = audio.Reader(cell.path)
-            cell.rate_hz = reader.sample_rate_hz = min(reader.info.sample_rate_hz, PLAY_HZ)
+            cell.rate_hz = reader.sample_rate_hz = min(reader.info.sample_rate_hz, _PLAY_HZ)
             samples = reader.read()
         except McspexError as error:
             cell.problem = str(error)
@@ -226,7 +226,7 @@ def spectrogram(samples: Samples, rate_hz: int) -> Levels:
     A full-scale sine is at about -6 dB at any rate. A sound shorter than a window is padded.
     """
     size = max(16, round(SPECTRUM_S * rate_hz))
-    hop = max(1, round(SPECTRUM_HOP_S * rate_hz))
+    hop = max(1, round(_SPECTRUM_HOP_S * rate_hz))
     window = np.hanning(size) / np.hanning(size).sum()
     padded = np.pad(samples, (size // 2, size - size // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
@@ -253,7 +253,7 @@ def _height(levels: Levels, loudest_db: float) -> float:
 
 def _why_black(ceiling_hz: float, mixture_hz: float) -> str:
     """Why an output has nothing above a frequency; empty if its mixture ends there too."""
-    if not 0 < ceiling_hz < CEILING * mixture_hz:
+    if not 0 < ceiling_hz < _CEILING * mixture_hz:
         return ""
     for rate_hz in (8000, 16000, 24000, 32000):
         if -0.05 < 2 * ceiling_hz / rate_hz - 1 < 0.1:  # the window blurs the edge upwards
@@ -268,7 +268,7 @@ def draw_spectrogram(levels: Levels, loudest_db: float) -> bytes:
     """A PNG of a spectrogram: `loudest_db` is the brightest colour, RANGE_DB below it black."""
     share = np.clip(1 + (levels - loudest_db) / RANGE_DB, 0, 1)
     picture = Image.fromarray(np.rint(share * (SHADES - 1)).astype(np.uint8))
-    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in ANCHORS.split()])
+    anchors = np.array([list(bytes.fromhex(anchor)) for anchor in _ANCHORS.split()])
     shades = np.linspace(0, len(anchors) - 1, SHADES)
     colours = [np.interp(shades, range(len(anchors)), channel) for channel in anchors.T]
     picture.putpalette(np.rint(np.stack(colours, axis=1)).astype(np.uint8).tobytes())
@@ -311,10 +311,10 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         ],
         "best": _best,
         "reasons": (BEST, WORST, DRAWN),
-        "shapes": SHAPES,
+        "shapes": _SHAPES,
         "range_db": RANGE_DB,
         "scale": _data_url(draw_spectrogram(shades_db[None], 0.0), ".png"),
-        "players": PLAYERS,
+        "players": _PLAYERS,
     }
 
 

@@ -30,7 +30,7 @@ Rows = Sequence[Mapping[str, Any]]
 - with groups: "group".
 """
 
-RESAMPLES, SEED = 2000, 0
+_RESAMPLES, SEED = 2000, 0
 
 _BLOCK = 2**20
 """Values drawn at once: all resamples of many rows would not fit into memory."""
@@ -44,7 +44,7 @@ FORMAT = 1
 LARGEST = 1e6
 """No score is beyond it."""
 
-FEW = 50
+_FEW = 50
 """Tables show all files if there are no more than this."""
 
 _FIRST = ("name", "group", *BY_COLUMN, "confused", "status", "note")
@@ -132,8 +132,10 @@ def distribution(values: Sequence[float]) -> Distribution:
     if len(array) > 1:
         rng, step = np.random.default_rng(SEED), max(1, _BLOCK // len(array))
         means = [
-            array[rng.integers(len(array), size=(min(step, RESAMPLES - start), len(array)))].mean(1)
-            for start in range(0, RESAMPLES, step)
+            array[rng.integers(len(array), size=(min(step, _RESAMPLES - start), len(array)))].mean(
+                1
+            )
+            for start in range(0, _RESAMPLES, step)
         ]
         low, high = map(float, np.percentile(np.concatenate(means), [2.5, 97.5]))
     return Distribution(len(array), float(array.mean()), low, high, float(np.median(array)))
@@ -401,7 +403,7 @@ class Table:
 
 
 def tables(report: Report, *, every: bool = False, only_of_truth: bool = False) -> list[Table]:
-    """Files (the worst ten of more than `FEW`, unless `every`), means, groups, baseline.
+    """Files (the worst ten of more than `_FEW`, unless `every`), means, groups, baseline.
 
     With `only_of_truth`, metrics that need no truth are left out.
     """
@@ -409,7 +411,7 @@ def tables(report: Report, *, every: bool = False, only_of_truth: bool = False) 
     shown = [m for m in BY_COLUMN.values() if "target" in m.needs or not only_of_truth]
     means = [metric for metric in shown if metric.column in summary.metrics]
     valued = [metric for metric in shown if values_of(report.rows, metric.column)]
-    every = every or summary.files <= FEW or not report.worst
+    every = every or summary.files <= _FEW or not report.worst
     parts = [_files(report, [m for m in valued if not m.is_of_mixture], every=every)]
     if summary.scored > 1:
         parts.append(_means("Means", means, summary.metrics))

@@ -36,10 +36,10 @@ from mcspex_cli.evaluation.metrics import (
 )
 from mcspex_cli.extraction.runtime import cores, leave_signals
 
-TRANSCRIPTS = (".txt", ".vtt")
+_TRANSCRIPTS = (".txt", ".vtt")
 """The formats of transcripts, by the suffix of the file."""
 
-TRIM = 0.01
+_TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
 
 LOSSLESS = frozenset(
@@ -50,13 +50,13 @@ LOSSLESS = frozenset(
 )
 """Suffixes of files that have no more samples than were written."""
 
-PADDING = 2048
+_PADDING = 2048
 """Samples by which other files may be longer: AAC, for one, fills its last frame."""
 
 EXACT_DB = 200.0
 """From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
-CHUNK = 8
+_CHUNK = 8
 """Files that a process scores before it asks for more."""
 
 
@@ -100,7 +100,7 @@ class Pairing:
 def case_name(path: str | Path) -> str:
     """The name that pairs a file with others: without the suffixes of its format and `.target`."""
     path = Path(path)
-    for suffixes in (TRANSCRIPTS, files.SUFFIXES):
+    for suffixes in (_TRANSCRIPTS, files.SUFFIXES):
         if path.suffix.lower() in suffixes:
             path = path.with_suffix("")
     return files.normal(str(path).removesuffix(".target"))
@@ -183,8 +183,8 @@ def pair(
         raise PairingError(f"{estimates}: no sound files in this folder.")
     truths, mixed = find_partners(named, truth), find_partners(named, mixtures)
     talkers_by_name = [find_partners(named, folder) for folder in interferers]
-    kind = f"transcript ({', '.join(TRANSCRIPTS)})"
-    texts = find_partners(named, transcripts, TRANSCRIPTS, kind)
+    kind = f"transcript ({', '.join(_TRANSCRIPTS)})"
+    texts = find_partners(named, transcripts, _TRANSCRIPTS, kind)
     return [
         Pairing(
             name,
@@ -211,7 +211,7 @@ def read_transcript(path: Path) -> str:
     Raises:
         ConfigError: it is not text, or its suffix says WebVTT and it is not.
     """
-    if path.suffix.lower() not in TRANSCRIPTS:
+    if path.suffix.lower() not in _TRANSCRIPTS:
         raise ConfigError(f"{path}: is no transcript. Its name must end in .txt or .vtt.")
     content = files.read_text(path)
     if path.suffix.lower() == ".txt":
@@ -324,7 +324,7 @@ def score_files(
     others = active_children()
     try:
         with _prepared_for_workers():
-            scores = pool.map(partial(score_file, settings=settings), pairings, chunksize=CHUNK)
+            scores = pool.map(partial(score_file, settings=settings), pairings, chunksize=_CHUNK)
         yield from scores
     except (KeyboardInterrupt, GeneratorExit):
         for process in set(active_children()) - set(others):
@@ -342,7 +342,7 @@ def sensible_workers(count: int, metrics: Sequence[str]) -> int:
     """One process for few files; as many as cores where starting them pays off."""
     if count < (200 if set(metrics) <= set(BUILT_IN) else 40):
         return 1
-    return min(cores(), count // CHUNK)
+    return min(cores(), count // _CHUNK)
 
 
 @contextmanager
@@ -426,8 +426,8 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Score, list[Sounds
 
 def _check_length(path: Path, length: int, standard: Path, expected: int) -> None:
     """Refuse a file that is not about as long as the one that the others are compared with."""
-    padding = 0 if path.suffix.lower() in LOSSLESS else PADDING
-    if max(expected - length, length - padding - expected) > TRIM * max(length, expected):
+    padding = 0 if path.suffix.lower() in LOSSLESS else _PADDING
+    if max(expected - length, length - padding - expected) > _TRIM * max(length, expected):
         reason = f"{path}: {length} samples, but {standard} has {expected}."
         raise _RefusedError(Status.LENGTH_DIFFERS, f"{reason} Are they of the same mixture?")
 

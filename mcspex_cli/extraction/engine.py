@@ -40,18 +40,18 @@ LEVEL_DB = -28.0
 """The RMS level at which a network gets every reference and window, whatever their level in the
 file: a network does worse at levels that it did not train on."""
 
-SHARE = 0.45
-"""The target gets SHARE x its part of the energy of whatever no estimate explains. Chosen on quiet
+_SHARE = 0.45
+"""The target gets _SHARE x its part of the energy of whatever no estimate explains. Chosen on quiet
 and noisy mixtures, and on single voices in noise: more is better in quiet."""
 
-LONGEST_EMBEDDED_S = 30.0
+_LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once, so that memory does not grow with a clip."""
 
 POLARITY_SIMILARITY = 0.6
 """The cosine to the reference that an estimate needs to decide the polarity of a mixture. With
 `mcspex-16k`, 94 % of 63 inverted mixtures are found by it, 84 % with 0.7."""
 
-POLARITY_LEAD = 0.2
+_POLARITY_LEAD = 0.2
 """How much larger its cosine must be than that of the estimate of the other polarity. With 0.1, the
 first second of a mixture that was not inverted has seemed to be."""
 
@@ -66,7 +66,7 @@ def is_inverted(inverse: float, upright: float) -> bool:
 
     That of the inverse has to be high, and to lead clearly.
     """
-    return inverse >= max(POLARITY_SIMILARITY, upright + POLARITY_LEAD)
+    return inverse >= max(POLARITY_SIMILARITY, upright + _POLARITY_LEAD)
 
 
 @dataclass(eq=False)
@@ -147,7 +147,7 @@ class Engine:
         """
         if not len(references):
             raise ValueError("embed needs one clip or more")
-        longest, parts = round(LONGEST_EMBEDDED_S * self.sample_rate_hz), []
+        longest, parts = round(_LONGEST_EMBEDDED_S * self.sample_rate_hz), []
         for reference in references:
             clip = as_samples("a reference", reference, 1)
             mean_square = float(_power(clip)[0])
@@ -176,7 +176,7 @@ class Engine:
 
     def _embed(self, parts: Samples) -> Samples:
         levelled = parts * to_level(parts)
-        at_once = max(1, round(LONGEST_EMBEDDED_S * self.sample_rate_hz) // parts.shape[1])
+        at_once = max(1, round(_LONGEST_EMBEDDED_S * self.sample_rate_hz) // parts.shape[1])
         starts = range(0, len(parts), at_once)
         return np.concatenate(
             [self.runtime.embed(levelled[start : start + at_once]) for start in starts]
@@ -511,7 +511,7 @@ def _refine(estimate: Samples, signal: Samples, other: Samples) -> Samples:
     )
     if not energy:
         return estimate
-    share = np.float32(SHARE * energy / (energy + sum(energies)))
+    share = np.float32(_SHARE * energy / (energy + sum(energies)))
     return np.divide(target + share * left, _fit(estimate, signal), dtype=np.float32)
 
 

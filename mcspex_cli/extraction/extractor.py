@@ -65,7 +65,7 @@ _logger = logging.getLogger("mcspex")
 
 T = TypeVar("T")
 
-LOOKAHEAD = 4
+_LOOKAHEAD = 4
 """Windows read ahead, and files waiting to be written; at least `engine.signals_at_once`."""
 
 
@@ -279,7 +279,7 @@ class Extractor:
             Each job, in order, with its result or its error, which does not stop the others.
         """
         options, used_files = self._checked(options), files.UsedFiles()
-        lookahead = max(LOOKAHEAD, self.engine.signals_at_once)
+        lookahead = max(_LOOKAHEAD, self.engine.signals_at_once)
         opened: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
@@ -325,7 +325,7 @@ class Extractor:
     ) -> Generator[_Extraction, None, None]:
         """Read every mixture ahead, and run the network on it; yield each that is computed."""
         with closing(
-            _prefetched(_windows(works), max(LOOKAHEAD, self.engine.signals_at_once))
+            _prefetched(_windows(works), max(_LOOKAHEAD, self.engine.signals_at_once))
         ) as windows:
             began = time.monotonic()
             for batch in self.engine.batches(windows):

@@ -48,13 +48,13 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("mcspex")
 
-VERSION = 1
+_VERSION = 1
 """The version of how graphs are made; graphs of an older one are made again."""
 
 RUNNER, EXPORTER = "onnxruntime", ("onnx", "onnxscript")
 """The packages that run graphs, and that make them."""
 
-SHORT_AUDIO_S = 8.0
+_SHORT_AUDIO_S = 8.0
 """Seconds of audio up to which a start without torch saves more than torch's speed does."""
 
 _INPUTS = {EMBED: ("reference",), EXTRACT: ("mixture", "embedding")}
@@ -166,7 +166,7 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
     if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
         return False
     alone = info.has_only_graphs
-    if not (alone or seconds <= SHORT_AUDIO_S) or not find_spec(RUNNER):
+    if not (alone or seconds <= _SHORT_AUDIO_S) or not find_spec(RUNNER):
         return False
     try:
         return alone or find(info) is not None
@@ -197,7 +197,7 @@ def cache() -> Path:
 
 def fingerprint(info: CheckpointInfo) -> str:
     """What tells graphs of one model, made in one way, from all others."""
-    facts = [VERSION, info.sha256, msgspec.to_builtins(info.config)]
+    facts = [_VERSION, info.sha256, msgspec.to_builtins(info.config)]
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

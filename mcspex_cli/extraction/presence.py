@@ -9,7 +9,7 @@ estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─
 A network returns somebody's speech even if the target is absent. Whether it is the target's shows
 in the embedding of the estimate and, less surely, in how loud the network made it. How much each of
 these weighs is measured for a model by `training.calibration`. The presence of a file is a soft
-maximum of those of its segments: the best count most, because people take turns; see `SHARPNESS`.
+maximum of those of its segments: the best count most, because people take turns; see `_SHARPNESS`.
 Not from the paper.
 
 Activity is when the target speaks, to 10 ms: where the estimate is as loud as speech in it, no more
@@ -46,23 +46,23 @@ SEGMENT_S = 2.0
 """The length of a segment, which is embedded and judged as one. A turn is often no longer, and a
 segment in which two people speak by turns is hard to judge."""
 
-SHORT_LENGTH_STEP_S = 0.5
+_SHORT_LENGTH_STEP_S = 0.5
 """A recording under 2 s is judged by its last n x 0.5 s (all of it, if it has less than that): each
 new length costs a CPU's libraries time."""
 
-SHARPNESS = 2.0
+_SHARPNESS = 2.0
 """How much more a file's best segments count: with 0 its odds are the mean of theirs, with infinity
 the maximum. Chosen, as `SEGMENT_S`, on recordings of 4 to 60 s with turns and with overlap."""
 
-SURE_PRESENCE = 0.98
+_SURE_PRESENCE = 0.98
 """A presence from which the estimate is not suspected to be another person's speech."""
 
-MIN_RESIDUAL_SHARE = 0.2
+_MIN_RESIDUAL_SHARE = 0.2
 """The residual has at least this share of the mixture's energy if somebody else speaks too."""
 
-SEGMENTS_AT_ONCE = 8  # in one call of the speaker encoder
+_SEGMENTS_AT_ONCE = 8  # in one call of the speaker encoder
 
-SHORTEST_PAUSE_S, SHORTEST_SPEECH_S = 0.5, 0.3
+_SHORTEST_PAUSE_S, _SHORTEST_SPEECH_S = 0.5, 0.3
 """In activity, shorter pauses are filled, and then shorter speech is dropped. Chosen on recordings
 of 90 s in which the target speaks at times among others."""
 
@@ -132,8 +132,8 @@ class Calibration:
         """
         if not len(features):
             return -np.inf
-        odds = SHARPNESS * self.segment_odds(features)
-        score = float(np.logaddexp.reduce(odds) - np.log(len(odds))) / SHARPNESS
+        odds = _SHARPNESS * self.segment_odds(features)
+        score = float(np.logaddexp.reduce(odds) - np.log(len(odds))) / _SHARPNESS
         return self.file_weights[0] * score + self.file_weights[1]
 
 
@@ -266,14 +266,14 @@ class PresenceMeter:
         while self._fresh.shape[-1] >= self._segment_samples:
             self._last, self._fresh = np.split(self._fresh, [self._segment_samples], axis=-1)
             self._pending.append((self._last, self._last))
-            if len(self._pending) == SEGMENTS_AT_ONCE:
+            if len(self._pending) == _SEGMENTS_AT_ONCE:
                 self._measure()
 
     def result(self) -> PresenceResult:
         """Measure the rest, as the end of a segment of 2 s if possible, and judge the file."""
         if self._fresh.shape[-1]:
             held = np.concatenate([self._last, self._fresh], axis=-1)
-            step = round(SHORT_LENGTH_STEP_S * self._engine.sample_rate_hz)
+            step = round(_SHORT_LENGTH_STEP_S * self._engine.sample_rate_hz)
             length = self._segment_samples
             if not self._last.size:
                 length = max(1, held.shape[-1] // step) * step
@@ -297,7 +297,7 @@ class PresenceMeter:
             mixture_db,
             presence=presence,
             present=presence >= calibration.threshold,
-            wrong_speaker=presence < SURE_PRESENCE and is_wrong,
+            wrong_speaker=presence < _SURE_PRESENCE and is_wrong,
             segments=tuple(self._segments),
             similarity=float(features[:, 0].mean()) if len(features) else None,
             excess=mean_excess,
@@ -331,8 +331,8 @@ class PresenceMeter:
         odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
         presences = np.where(audible, [probability(one) for one in odds], 0.0)
         residuals = mixtures - matched
-        unsure = self._residuals & audible & (presences < SURE_PRESENCE)
-        unsure &= np.square(residuals).sum(-1) >= MIN_RESIDUAL_SHARE * wholes
+        unsure = self._residuals & audible & (presences < _SURE_PRESENCE)
+        unsure &= np.square(residuals).sum(-1) >= _MIN_RESIDUAL_SHARE * wholes
         residual_similarities = self._similarities(residuals, unsure, calibration)
         for k, presence in enumerate(presences.tolist()):
             self._segments.append(
@@ -402,7 +402,7 @@ def find_spans(
             if not segment.present:
                 here[round(segment.start_s / FRAME_S) : round(segment.end_s / FRAME_S)] = False
         speaks |= here
-    return speech.list_spans(speech.smooth_activity(speaks, SHORTEST_SPEECH_S, SHORTEST_PAUSE_S))
+    return speech.list_spans(speech.smooth_activity(speaks, _SHORTEST_SPEECH_S, _SHORTEST_PAUSE_S))
 
 
 def mute_gains(segments: Sequence[Segment]) -> tuple[list[float], list[float]]:

@@ -37,26 +37,26 @@ from mcspex_cli.extraction.profile import (
 LONGEST_READ_S = 600.0
 """How much of a clip is read, from its first speech on: memory must not grow with the clip."""
 
-LONG_CLIP_S = 10.0
+_LONG_CLIP_S = 10.0
 """A clip longer than this is cut to its speech; a shorter one only loses silence at its ends."""
 
 LONGEST_USED_S = 60.0
 """How much of a clip's speech is embedded. More does not make the embedding better. A clip in which
 no speech is found is embedded whole."""
 
-MIN_SPEECH_S = 1.5
+_MIN_SPEECH_S = 1.5
 """With less speech in all, a target is not extracted well: with 1 s a decibel is lost, with 0.5 s
 nearly everything."""
 
-MAX_CLIPPED_SHARE = 0.01
+_MAX_CLIPPED_SHARE = 0.01
 
-MIN_SNR_DB = 5.0
+_MIN_SNR_DB = 5.0
 """White noise 5 dB below the speech costs 0.2 dB; noise as loud as the speech costs 0.6 dB."""
 
-MIN_RANGE_DB = 6.0
+_MIN_RANGE_DB = 6.0
 """The range of the middle 90 % of the levels of frames: speech has 20 dB and more, noise 3."""
 
-MIN_LEVEL_DB = -75.0
+_MIN_LEVEL_DB = -75.0
 """Speech below this has lost its detail in a 16-bit file. Above it, loudness does not matter."""
 
 _LONG_PAUSE_S = 0.5  # pauses longer than this are cut out of a long clip
@@ -181,7 +181,7 @@ class Clip:
         spans = self.stretches
         if not spans:
             return self.samples
-        if self.seconds <= LONG_CLIP_S:
+        if self.seconds <= _LONG_CLIP_S:
             start_s, end_s = spans[0][0], spans[-1][1]
             start_s = start_s if start_s > _END_SILENCE_S else 0.0
             spans = [(start_s, end_s if self.seconds - end_s > _END_SILENCE_S else self.seconds)]
@@ -223,14 +223,14 @@ class Clip:
         reason = None
         if two_voices:
             reason = "sounds like two voices. Give clips, or spans, of one voice alone."
-        elif self.clipped > MAX_CLIPPED_SHARE:
+        elif self.clipped > _MAX_CLIPPED_SHARE:
             share = f"{100 * self.clipped:.1f} %"
             reason = f"{share} of its samples are clipped. Record it with less gain."
-        elif snr_db is not None and snr_db < MIN_SNR_DB:
+        elif snr_db is not None and snr_db < _MIN_SNR_DB:
             reason = f"noise only {snr_db:.0f} dB below the speech. Take a cleaner clip."
-        elif self.seconds >= MIN_SPEECH_S and range_db < MIN_RANGE_DB:
+        elif self.seconds >= _MIN_SPEECH_S and range_db < _MIN_RANGE_DB:
             reason = "is equally loud throughout, as noise and tones are. Give a clip of speech."
-        elif speech_db < MIN_LEVEL_DB:
+        elif speech_db < _MIN_LEVEL_DB:
             reason = f"very quiet ({speech_db:.0f} dB). Turn it up."
         return ReferenceQuality(
             path=self.name,
@@ -501,7 +501,7 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     sources = tuple(source for voice in voices for source in voice.sources)
     warnings = [warning for voice in voices for warning in voice.warnings]
     warnings += [quality.warning for quality in qualities if quality.warning]
-    if seconds < MIN_SPEECH_S:
+    if seconds < _MIN_SPEECH_S:
         short = f"only {seconds:.1f} s of speech; with 3 s or more a voice is followed better."
         warnings.insert(0, short)
     outliers = _find_outliers(voices, calibration) if calibration else []

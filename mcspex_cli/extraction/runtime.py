@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RUNTIMES = ("auto", "torch", "onnx")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
-MIN_WINDOW_S = 0.3
+_MIN_WINDOW_S = 0.3
 
 PASSES, MOST_PASSES = 3, 16
 """How many passes `EngineSettings` has by itself, and at most."""
@@ -85,12 +85,12 @@ class EngineSettings:
                 raise EngineError(f"{what} {name!r} is unknown. Use one of: {choices}.")
         if not isinstance(self.device, str):
             raise TypeError(f'device is text, such as "cuda:1", not {self.device!r}')
-        shortest_s = max(MIN_WINDOW_S, 2 * self.context_s + self.fade_s)
+        shortest_s = max(_MIN_WINDOW_S, 2 * self.context_s + self.fade_s)
         if not (
             self.context_s >= 0 and self.fade_s >= 0 and shortest_s <= self.window_s < math.inf
         ):
             raise ValueError(
-                f"window_s must be {MIN_WINDOW_S} s or more and longer than twice context_s plus "
+                f"window_s must be {_MIN_WINDOW_S} s or more and longer than twice context_s plus "
                 "fade_s, all from 0"
             )
         if not all(isinstance(count, int) and count >= 0 for count in (self.batch, self.threads)):

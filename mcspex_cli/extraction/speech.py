@@ -50,7 +50,7 @@ _SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, howev
 _PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
 _SMOOTHED_FRAMES = 5  # over which a level is averaged
 
-MIN_SHARE_DB = -20.0
+_MIN_SHARE_DB = -20.0
 """A frame of an estimate that is so far below its mixture is a remnant of other people."""
 
 
@@ -89,7 +89,7 @@ def detect_audible(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activit
 
     Remnants are far softer than the mixture there. The estimate is at its level in the mixture.
     """
-    return detect_speech(estimate_db) & (estimate_db > mixture_db + MIN_SHARE_DB)
+    return detect_speech(estimate_db) & (estimate_db > mixture_db + _MIN_SHARE_DB)
 
 
 def share_of_speech(estimate_db: FrameLevels, mixture_db: FrameLevels) -> float | None:

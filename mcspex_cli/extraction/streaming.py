@@ -40,18 +40,18 @@ from mcspex_cli.extraction.windows import Joiner, Window
 LATENCIES_S = (0.1, 3.0)
 """The shortest and the longest latency."""
 
-FADE_S = 0.02
+_FADE_S = 0.02
 
-LEVEL_MEMORY_S = 20.0
+_LEVEL_MEMORY_S = 20.0
 """The time constant by which the level forgets: speech of so long ago counts 37 %."""
 
-PRESENCE_STEP_S = 0.4
+_PRESENCE_STEP_S = 0.4
 """Presence is measured no more often than this, as it costs about an eighth of a window."""
 
-MIN_JUDGED_S = 1.0
+_MIN_JUDGED_S = 1.0
 """Presence is not measured by less sound than this."""
 
-MUTED_AFTER_S = 1.2
+_MUTED_AFTER_S = 1.2
 """The output is muted when presence was too low for so long."""
 
 _WAITING_WINDOWS = 4
@@ -93,7 +93,7 @@ class Timing:
             low, high = LATENCIES_S
             raise ValueError(f"a latency of {latency_s:g} s is not from {low:g} to {high:g} s")
         window_s = min(max(2.0, 4 * latency_s), 4.0)
-        times_s = window_s, 0.56 * latency_s, FADE_S, 0.2 * latency_s
+        times_s = window_s, 0.56 * latency_s, _FADE_S, 0.2 * latency_s
         window, hop, fade, reserve = (round(one * sample_rate_hz) for one in times_s)
         future = round(latency_s * sample_rate_hz) - hop - fade - reserve
         return cls(window, hop, fade, future, reserve)
@@ -121,7 +121,7 @@ class LiveExtractor:
         self.timing, self.sample_rate_hz = timing, sample_rate_hz
         self.presence: float | None = None
         """How likely, 0 to 1, the target speaks in the last 2 s that went in (when it was measured
-        last, see `PRESENCE_STEP_S`); None at first, and for a model that cannot tell."""
+        last, see `_PRESENCE_STEP_S`); None at first, and for a model that cannot tell."""
         self.present: bool | None = None
         """Whether presence is high enough to say that it does."""
         self.limited = False
@@ -243,8 +243,8 @@ class _Stream:
         """<mixture, estimate>, <estimate, estimate> and seconds, of what counts for the level."""
         self._segment: Segment | None = None
         hop_s = timing.hop / sample_rate_hz
-        step_s = hop_s * np.ceil(PRESENCE_STEP_S / hop_s - 1e-6)
-        self._presences: deque[float] = deque(maxlen=max(1, round(MUTED_AFTER_S / step_s)))
+        step_s = hop_s * np.ceil(_PRESENCE_STEP_S / hop_s - 1e-6)
+        self._presences: deque[float] = deque(maxlen=max(1, round(_MUTED_AFTER_S / step_s)))
         """The last ones that were measured where the estimate was not silent."""
         self._measured_at = -np.inf
         self._gate_gain = 1.0
@@ -275,7 +275,7 @@ class _Stream:
     def _extract(self, mixture: Samples, end: int) -> Samples:
         """The estimate [1, sample] of a window at the network's rate; `end` is its end outside."""
         polarity = self._polarity
-        is_due = (end - self._measured_at) / self._rate_hz >= PRESENCE_STEP_S
+        is_due = (end - self._measured_at) / self._rate_hz >= _PRESENCE_STEP_S
         firsts = self._engine.find_polarities([mixture], [polarity]) if is_due else [None]
         (estimate,) = self._engine.compute([mixture], [polarity], passes=1, firsts=firsts)
         if not np.isfinite(estimate).all():
@@ -300,7 +300,7 @@ class _Stream:
         loudness = 1.0
         if self._products[1] > 0:
             loudness = min(1.0, window[1] / window[2] * self._products[2] / self._products[1])
-        self._products *= np.exp(-seconds / LEVEL_MEMORY_S * loudness)
+        self._products *= np.exp(-seconds / _LEVEL_MEMORY_S * loudness)
         self._products += window * seconds / window[2]
         shared, energy, _ = self._products + window
         return float(shared / energy) if energy > 0 else 1.0
@@ -308,7 +308,7 @@ class _Stream:
     def _measure_presence(self, estimate: Samples, mixture: Samples) -> None:
         """Judge the last 2 s of a window."""
         rate_hz = self._engine.sample_rate_hz
-        if self._engine.calibration is None or estimate.shape[1] < MIN_JUDGED_S * rate_hz:
+        if self._engine.calibration is None or estimate.shape[1] < _MIN_JUDGED_S * rate_hz:
             return
         meter = PresenceMeter(self._engine, self._polarity.embedding, residuals=False)
         meter.sign = self._polarity.sign

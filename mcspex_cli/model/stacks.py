@@ -157,7 +157,7 @@ class TCNBlock(nn.Module):
         return residual
 
 
-POOL = 3
+_POOL = 3
 """Frames merged by each residual block."""
 
 
@@ -178,7 +178,7 @@ class ResBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out:
             self.shortcut = nn.Conv1d(channels_in, channels_out, 1, bias=False)
-        self.pool = nn.MaxPool1d(POOL)
+        self.pool = nn.MaxPool1d(_POOL)
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Refine and shorten `features` [batch, channel, frame]."""
@@ -208,7 +208,7 @@ class SpeakerEncoder(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*(ResBlock(a, b) for a, b in pairwise(channels)))
         self.project = nn.Conv1d(channels[-1], embedding, 1)
-        self.least_frames = POOL ** len(self.blocks)
+        self.least_frames = _POOL ** len(self.blocks)
         """Frames below which pooling leaves nothing to average."""
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -216,7 +216,7 @@ class SpeakerEncoder(nn.Module):
         for block in self.blocks:
             features = block(features, valid)
             if valid is not None:  # a pooled frame is valid if the last of its frames is
-                valid = valid[..., POOL - 1 :: POOL]
+                valid = valid[..., _POOL - 1 :: _POOL]
         projected: Tensor = self.project(features)
         if valid is None:
             return projected.mean(dim=-1)

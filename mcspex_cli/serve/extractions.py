@@ -29,14 +29,14 @@ from mcspex_cli.extraction.reference import Span, Voice
 if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
 
-PEAKS_PER_S = 100.0
-MOST_PEAKS = 100_000
+_PEAKS_PER_S = 100.0
+_MOST_PEAKS = 100_000
 """A page holds at most so many peaks of a sound, 400 kB; they are finer for shorter sounds."""
 
-PICTURE_HZ = 16_000
+_PICTURE_HZ = 16_000
 """Pictures show what is below half of this, where speech is."""
 
-LONGEST_WHOLE_S = 60.0
+_LONGEST_WHOLE_S = 60.0
 """Of a longer part, a picture shows a sample for each of its columns."""
 
 SOUNDS = "voice", "others"
@@ -130,7 +130,7 @@ class Recording:
 
 def _peak_samples(info: audio.AudioInfo) -> int:
     """The samples of a stretch that has one peak, by the length that a header says."""
-    per_s = min(PEAKS_PER_S, MOST_PEAKS / max(info.seconds, 1.0))
+    per_s = min(_PEAKS_PER_S, _MOST_PEAKS / max(info.seconds, 1.0))
     return max(1, round(info.sample_rate_hz / per_s))
 
 
@@ -174,17 +174,17 @@ def _part_levels(path: Path, start_s: float, end_s: float) -> Levels:
         rate_hz, frames = file.samplerate, file.frames
         first, last = (min(max(0, round(s * rate_hz)), frames) for s in (start_s, end_s))
         count, length = 1, max(last - first, 1)
-        if length > LONGEST_WHOLE_S * rate_hz:
+        if length > _LONGEST_WHOLE_S * rate_hz:
             count, length = COLUMNS, math.ceil(2 * SPECTRUM_S * rate_hz)
         pieces = []
         for start in np.linspace(first, max(first, last - length), count).astype(int):
             file.seek(start)
             pieces.append(file.read(length, "float32"))
     samples = np.concatenate(pieces)
-    if rate_hz > PICTURE_HZ:
-        resampler = audio.Resampler(rate_hz, PICTURE_HZ, 1)
+    if rate_hz > _PICTURE_HZ:
+        resampler = audio.Resampler(rate_hz, _PICTURE_HZ, 1)
         samples = np.concatenate(list(resampler.run([samples[None]])), axis=-1)[0]
-    return spectrogram(samples, min(rate_hz, PICTURE_HZ))
+    return spectrogram(samples, min(rate_hz, _PICTURE_HZ))
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,13 @@ from mcspex_cli.extraction.levels import LEVELS
 from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part, read_peaks
 from mcspex_cli.serve.sessions import LOSSLESS, Session, Sessions
 
-STATIC = {
+_STATIC = {
     "page.css": "text/css",
     **dict.fromkeys(("page.js", "tracks.js", "wavesurfer.js", "regions.js"), "text/javascript"),
 }
 """The files that every page may have, and what they are."""
 
-HEADERS = {
+_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -68,7 +68,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-POLICY = (
+_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; connect-src 'self'; "
     "img-src 'self' data:; media-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -77,25 +77,25 @@ POLICY = (
 
 REFUSAL = "Refused: open the page at the address that mcspex serve printed."
 
-MOST_SENT = 2**22
+_MOST_SENT = 2**22
 """Bytes of a sound that are sent at once: a player holds no connection open while it does not
 play, of which browsers have six."""
 
-BLOCK_BYTES = 2**18
+_BLOCK_BYTES = 2**18
 """Read at a time from a file that is sent."""
 
-LONGEST_REQUEST = 2**16
-BYTES = "application/octet-stream"
+_LONGEST_REQUEST = 2**16
+_BYTES = "application/octet-stream"
 
-STEP_S = 0.1
+_STEP_S = 0.1
 """How often more peaks of a recording are looked for."""
 
-SWEEP_S = 10.0
+_SWEEP_S = 10.0
 """How often sessions are looked at whose page may be gone."""
 
 
 def guard(app: ASGIApp, *, only_local: bool) -> ASGIApp:
-    """Refuse what `is_foreign`, and add `HEADERS` to every answer.
+    """Refuse what `is_foreign`, and add `_HEADERS` to every answer.
 
     With `only_local` the server listens to this machine only. Then the host that a browser thinks
     it talks to must be this machine: another name that leads here is a trick (DNS rebinding).
@@ -106,13 +106,13 @@ def guard(app: ASGIApp, *, only_local: bool) -> ASGIApp:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         if is_foreign(Request(scope).headers, only_local=only_local):
-            refusal = PlainTextResponse(REFUSAL, 403, HEADERS)
+            refusal = PlainTextResponse(REFUSAL, 403, _HEADERS)
             return await refusal(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -220,13 +220,13 @@ class Pages:
             formats=[suffix.lstrip(".") for suffix in LOSSLESS],
             absent=ABSENT_ACCEPTED.values(),
         )
-        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY.format(nonce=nonce)})
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY.format(nonce=nonce)})
 
     async def _static(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in STATIC:
+        if name not in _STATIC:
             return _refuse("There is no such file.", 404)
-        return Response((self._folder / name).read_bytes(), media_type=STATIC[name])
+        return Response((self._folder / name).read_bytes(), media_type=_STATIC[name])
 
     async def _open(self, _: Request) -> Response:
         try:
@@ -256,7 +256,7 @@ class Pages:
         body = b""
         async for chunk in request.stream():
             body += chunk
-            if len(body) > LONGEST_REQUEST:
+            if len(body) > _LONGEST_REQUEST:
                 return _refuse("This request is too long. Mark fewer parts.", 413)
         try:
             order = msgspec.json.decode(body, type=ExtractionRequest)
@@ -285,8 +285,8 @@ class Pages:
     def _peaks(self, session: Session, request: Request) -> Response:
         name = request.path_params["name"]
         if name == "mixture" and session.recording:
-            return StreamingResponse(_stream_peaks(session.recording), media_type=BYTES)
-        return Response(read_peaks(session.sound(name)), media_type=BYTES)
+            return StreamingResponse(_stream_peaks(session.recording), media_type=_BYTES)
+        return Response(read_peaks(session.sound(name)), media_type=_BYTES)
 
     def _picture(self, session: Session, request: Request) -> Response:
         path, mixture = session.sound(request.path_params["name"]), session.sound("mixture")
@@ -296,7 +296,7 @@ class Pages:
     def _save(self, session: Session, request: Request) -> Response:
         path, name = session.export(request.path_params["name"])
         disposition = f"attachment; filename*=utf-8''{quote(name)}"
-        return send_file(path, {"Content-Type": BYTES, "Content-Disposition": disposition})
+        return send_file(path, {"Content-Type": _BYTES, "Content-Disposition": disposition})
 
     def _close(self, session: Session, _: Request) -> Response:
         self._sessions.close(session)
@@ -314,7 +314,7 @@ def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async def sweep() -> None:
             while True:
-                await asyncio.sleep(SWEEP_S)
+                await asyncio.sleep(_SWEEP_S)
                 await run_in_threadpool(sessions.close_silent)
 
         task = asyncio.create_task(sweep())
@@ -340,7 +340,7 @@ async def _upload(session: Session, request: Request) -> Upload:
 def send_file(path: Path, headers: dict[str, str], part: str = "") -> Response:
     """Answer with a file that may be deleted while it is sent, since it is opened at once.
 
-    With `part`, a request's header "Range", one part of `MOST_SENT` bytes at most is sent.
+    With `part`, a request's header "Range", one part of `_MOST_SENT` bytes at most is sent.
 
     Raises:
         OSError: the file is not there any more.
@@ -351,7 +351,7 @@ def send_file(path: Path, headers: dict[str, str], part: str = "") -> Response:
     headers = {**headers, "Accept-Ranges": "bytes"}
     if match := re.fullmatch(r"bytes=(\d{1,15})-(\d{0,15})", part):
         first = int(match[1])
-        end = min(int(match[2] or size) + 1, first + MOST_SENT, size)
+        end = min(int(match[2] or size) + 1, first + _MOST_SENT, size)
         if first >= end:
             file.close()
             return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
@@ -360,8 +360,8 @@ def send_file(path: Path, headers: dict[str, str], part: str = "") -> Response:
 
     def blocks() -> Iterator[bytes]:
         with file:
-            for start in range(first, end, BLOCK_BYTES):
-                yield file.read(min(BLOCK_BYTES, end - start))
+            for start in range(first, end, _BLOCK_BYTES):
+                yield file.read(min(_BLOCK_BYTES, end - start))
 
     return StreamingResponse(blocks(), status, {**headers, "Content-Length": str(end - first)})
 
@@ -377,7 +377,7 @@ async def _stream_peaks(recording: Recording) -> AsyncIterator[bytes]:
         sent += len(piece)
         if is_last:
             return
-        await asyncio.sleep(STEP_S)
+        await asyncio.sleep(_STEP_S)
 
 
 def _number(query: Mapping[str, str], name: str) -> float:

@@ -27,7 +27,7 @@ from mcspex_cli.serve.extractions import (
     Upload,
 )
 
-LONGEST_ABSENCE_S = 300.0
+_LONGEST_ABSENCE_S = 300.0
 """A page that is not heard of for so long is taken for closed. Browsers let pages in the
 background speak once a minute."""
 
@@ -36,7 +36,7 @@ LONGEST_NAME = 200
 MOST_SESSIONS = 20
 """Pages that are open at once: each may fill the disk with as much as it may upload, and more."""
 
-MOST_MARKS, MOST_MARKED_S = 100, 3600.0
+_MOST_MARKS, _MOST_MARKED_S = 100, 3600.0
 """How many parts may be marked, and how much in all of the 10 min that are used of each: they are
 held in memory."""
 
@@ -49,7 +49,7 @@ EXPORTS = (
 )
 """The files that a page offers."""
 
-IN_THE_PAGE = {
+_IN_THE_PAGE = {
     "Choose one of them with --channel 0.": "Choose one of them under More.",
     "Choose another with --track.": "Choose another under More.",
     "or a span in which it speaks alone": "or mark where it speaks alone",
@@ -191,9 +191,9 @@ class Session:
         if self.extraction and self.extraction.is_active:
             raise McspexError("an extraction is on its way. Cancel it first.")
         marked_s = sum(min(end - start, LONGEST_READ_S) for start, end in request.spans)
-        if len(request.spans) > MOST_MARKS or marked_s > MOST_MARKED_S:
+        if len(request.spans) > _MOST_MARKS or marked_s > _MOST_MARKED_S:
             raise McspexError(
-                f"too much is marked. Mark {MOST_MARKS} parts or less, an hour in all."
+                f"too much is marked. Mark {_MOST_MARKS} parts or less, an hour in all."
             )
         if model is None or request.device not in self._extractions.devices:
             raise McspexError("there is no such model or device. Load the page again.")
@@ -240,7 +240,7 @@ class Session:
             message = message.replace(path, self._names[path])
         if self.extraction:
             message = message.replace(f"{self.extraction.folder}/", "")
-        for words, others in IN_THE_PAGE.items():
+        for words, others in _IN_THE_PAGE.items():
             message = message.replace(words, others)
         return line(message.replace(f"{self.folder}/", ""))
 
@@ -313,7 +313,7 @@ class Sessions:
     def close_silent(self) -> None:
         """Close those whose page has not been heard of for long, and finish closing others."""
         for session in list(self.pages.values()):
-            if time.monotonic() - session.last_request_s > LONGEST_ABSENCE_S:
+            if time.monotonic() - session.last_request_s > _LONGEST_ABSENCE_S:
                 self.close(session)
         with suppress(OSError):
             for folder in self.folder.iterdir():  # what was written while it was deleted

@@ -21,7 +21,7 @@ from mcspex_cli.errors import ConfigError
 EARLY_S = 0.05
 """How long after the direct sound a reflection still counts as the target's speech."""
 
-SPEED_OF_SOUND = 343.0
+_SPEED_OF_SOUND = 343.0
 """In m/s."""
 
 _REFLECTIONS = 3
@@ -74,7 +74,7 @@ def room_responses(
     distance, order = _images(size, microphone, talkers)
     direct = distance.amin(-1, keepdim=True)
     strength = (1 - absorbed).sqrt()[..., None] ** order * direct / distance
-    delay = (distance - direct) / SPEED_OF_SOUND * sample_rate_hz
+    delay = (distance - direct) / _SPEED_OF_SOUND * sample_rate_hz
     early = _place(delay, strength, length)
     tail = torch.stack([_white(r.seed, (len(r.talkers), length), device) for r in rooms])
     time = torch.arange(length, device=device) / sample_rate_hz

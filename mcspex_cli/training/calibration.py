@@ -29,20 +29,20 @@ from mcspex_cli.training.simulate import Rendering, draw_renderings, read_recipe
 
 Vector = npt.NDArray[np.float64]
 
-FOLDS = 6
+_FOLDS = 6
 """Parts of the speakers; each is judged by what was fitted to the others."""
 
-LOST = 0.03
+_LOST = 0.03
 """The share of present voices, and of segments with one, that may be taken for absent."""
 
-UNLIKE = 0.05
+_UNLIKE = 0.05
 """The share of good references that may be warned of, and of right estimates for the wrong
 speaker's."""
 
 MIN_CASES = 50
 """Recordings below which nothing can be measured."""
 
-MIN_COMPARED_S = 4.0
+_MIN_COMPARED_S = 4.0
 """Seconds of speech that a clip must have to be compared with others of its voice."""
 
 SPEAKING, SILENT = 0.15, 0.02
@@ -52,7 +52,7 @@ TURNS_S = (4.0, 30.0)
 """The length of a drawn recording with turns."""
 
 TURN_S = (1.0, 6.0)
-TARGET_SHARE = (0.1, 0.6)
+_TARGET_SHARE = (0.1, 0.6)
 """The share of a recording with turns in which the target speaks."""
 
 _LOWEST_ODDS = -50.0
@@ -150,7 +150,7 @@ def draw_turns(
         reference, *rest = (voices[target][int(k)] for k in rng.permutation(len(voices[target])))
         spoken = {target: rest, **{other: voices[other] for other in others}}
         length = round(float(np.exp(rng.uniform(*np.log(TURNS_S)))) * sample_rate_hz)
-        share = rng.uniform(*TARGET_SHARE)
+        share = rng.uniform(*_TARGET_SHARE)
         target_track, other_track = np.zeros((2, length), np.float32)
         gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
         at, target_samples, last = 0, 0, ""
@@ -224,8 +224,8 @@ class Calibrator:
         confused = np.array([trial.confused for trial in trials])
         turns = np.array([trial.turns for trial in trials])
         speakers = sorted({trial.speaker for trial in trials})
-        if len(speakers) < FOLDS:
-            raise ConfigError(f"{len(speakers)} voices are too few. Give {FOLDS} or more.")
+        if len(speakers) < _FOLDS:
+            raise ConfigError(f"{len(speakers)} voices are too few. Give {_FOLDS} or more.")
         if confused[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         odds, segments_with, segments_without = self._cross_validate(trials, speakers)
@@ -233,15 +233,15 @@ class Calibrator:
         with_target, without = _segment_odds(fitted, trials)
         excess = np.array([trial.excess for trial in trials], np.float64)  # nan for None
         right = excess[present & ~confused & np.isfinite(excess)]
-        wrong = float(np.quantile(right, 1 - UNLIKE)) if len(right) else 1.0
+        wrong = float(np.quantile(right, 1 - _UNLIKE)) if len(right) else 1.0
         parts, clips = self._same_voice()
-        false = odds[~present] >= np.quantile(odds[present], LOST)
+        false = odds[~present] >= np.quantile(odds[present], _LOST)
         kinds = {"auc_mixtures": ~turns, "auc_turns": turns}
         return replace(
             fitted,
-            threshold=_probability(np.quantile(_file_odds(fitted, trials)[present], LOST)),
+            threshold=_probability(np.quantile(_file_odds(fitted, trials)[present], _LOST)),
             segment_threshold=_probability(equal_error(with_target, without)[1]),
-            mute_threshold=_probability(np.quantile(with_target, LOST)),
+            mute_threshold=_probability(np.quantile(with_target, _LOST)),
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),
@@ -271,9 +271,9 @@ class Calibrator:
         Those of each speaker come from a fit to the other speakers.
         """
         places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
-        fold = np.array([places[trial.speaker] % FOLDS for trial in trials])
+        fold = np.array([places[trial.speaker] % _FOLDS for trial in trials])
         odds, segments = np.zeros(len(trials)), []
-        for part in range(FOLDS):
+        for part in range(_FOLDS):
             own = [trial for trial, other in zip(trials, fold, strict=True) if other == part]
             others = [trial for trial, other in zip(trials, fold, strict=True) if other != part]
             fitted = _fitted(self._unfitted, others)
@@ -289,15 +289,15 @@ class Calibrator:
             rendering = case.rendering
             clip = Clip(rendering.id, rendering.reference, rate_hz)
             similarity = clip.similarity_of_parts(self._engine)
-            if similarity is not None and clip.speech_s >= MIN_COMPARED_S:
+            if similarity is not None and clip.speech_s >= _MIN_COMPARED_S:
                 parts.append(similarity)
             speech = Clip(rendering.id, rendering.target, rate_hz).only_speech()
-            if len(speech) >= MIN_COMPARED_S * rate_hz:
+            if len(speech) >= _MIN_COMPARED_S * rate_hz:
                 other = self._engine.embed_parts(speech[None])[0]
                 clips.append(self._unfitted.similarity(voice, other))
         return (
-            float(np.quantile(parts, UNLIKE)) if parts else -1.0,
-            float(np.quantile(clips, UNLIKE)) if clips else -1.0,
+            float(np.quantile(parts, _UNLIKE)) if parts else -1.0,
+            float(np.quantile(clips, _UNLIKE)) if clips else -1.0,
         )
 
     def _trial(self, case: Case, number: int) -> Trial:

@@ -20,7 +20,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.errors import AudioError, ConfigError
 from mcspex_cli.training.acoustics import as_int16, change_speed
 
-MIN_HALF_S = 1.0
+_MIN_HALF_S = 1.0
 """A speaker's only clip is cut in two, one half for the reference, if each is this long."""
 
 _LIBRIMIX_TALKERS = ("s1", "s2", "s3")
@@ -305,7 +305,7 @@ class Corpus:
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
                 sentences = [clip.sentence for clip in clips]
                 if len(clips) == 1 and not mixed:
-                    if len(sounds[0]) < 2 * MIN_HALF_S * sample_rate_hz:
+                    if len(sounds[0]) < 2 * _MIN_HALF_S * sample_rate_hz:
                         continue
                     sounds = np.array_split(sounds[0], 2)
                     sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
@@ -319,7 +319,7 @@ class Corpus:
         if len(speakers) < 2:
             raise ConfigError(
                 f"{names}: two speakers or more are needed, with two files each or one of "
-                f"{2 * MIN_HALF_S:g} s. Add speakers, each in a folder of its own."
+                f"{2 * _MIN_HALF_S:g} s. Add speakers, each in a folder of its own."
             )
         orders: list[tuple[UtteranceIndex, ...]] = []
         for mixture in mixtures:

@@ -18,7 +18,7 @@ from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
 from mcspex_cli.training.settings import TrainSettings
 
-REFERENCES_PER_SPEAKER = 4
+_REFERENCES_PER_SPEAKER = 4
 """How many references, on average, a classifier is computed from."""
 
 _MOST_REFERENCES = 4096
@@ -101,7 +101,7 @@ def match_level(system: System, batch: Batch) -> None:
 def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
     """Compute the speaker classifier, by linear discriminant analysis of embedded references.
 
-    The references are drawn as in training, `REFERENCES_PER_SPEAKER` on average. A classifier that
+    The references are drawn as in training, `_REFERENCES_PER_SPEAKER` on average. A classifier that
     begins at random learns slowly at the low rates that suit a trained network. Source: ours; the
     constants were chosen for `mcspex-16k` (docs/lab-book.md).
     """
@@ -109,7 +109,7 @@ def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
     device = system.classifier.weight.device
     system.eval()
     embedded, named = [], []
-    count = min(_MOST_REFERENCES, REFERENCES_PER_SPEAKER * speakers)
+    count = min(_MOST_REFERENCES, _REFERENCES_PER_SPEAKER * speakers)
     for step in range(math.ceil(count / _REFERENCES_AT_ONCE)):
         rows = range(_REFERENCES_AT_ONCE * sampler.settings.mixtures_per_reference)
         references, lengths, speaker = sampler.compose_references(sampler.plan(seed, step, rows))

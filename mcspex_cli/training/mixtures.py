@@ -18,7 +18,7 @@ from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFi
 from mcspex_cli.training.data import Corpus, Stretch, UtteranceIndex, draw_reference, draw_stretch
 from mcspex_cli.training.settings import MixtureSettings
 
-MAX_TALKERS = 3
+_MAX_TALKERS = 3
 
 _TRIES = 1000
 """Draws for talkers who do not say the same sentence."""
@@ -275,7 +275,7 @@ class MixtureSampler:
             kind, stretch = "file", self.noises.draw(length, rng)
         responses: tuple[int, ...] = ()
         if reverberant and recorded_room and self.rooms:
-            responses = self.rooms.draw(MAX_TALKERS, rng)
+            responses = self.rooms.draw(_MAX_TALKERS, rng)
         count = _BABBLERS if kind == "babble" else 0
         babblers = (who + rng.integers(1, len(speakers), size=count)) % len(speakers)
         t60_s = rng.uniform(*settings.t60_s)
@@ -289,7 +289,7 @@ class MixtureSampler:
             ),
             seed=int(rng.integers(2**31)),
             noise_stretch=stretch,
-            room=acoustics.draw_room(t60_s, MAX_TALKERS, rng) if computed_room else None,
+            room=acoustics.draw_room(t60_s, _MAX_TALKERS, rng) if computed_room else None,
             responses=responses,
             highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
             lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,

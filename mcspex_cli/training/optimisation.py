@@ -16,24 +16,24 @@ from mcspex_cli.model.systems import System
 from mcspex_cli.training.mixtures import Batch
 from mcspex_cli.training.settings import OptimiserSettings
 
-SCALE_WEIGHTS = (0.8, 0.1, 0.1)
+_SCALE_WEIGHTS = (0.8, 0.1, 0.1)
 """Of the short, middle and long estimate. Source: SpEx+, section 3.2."""
 
-CLASSIFIER_WEIGHT = 0.5
+_CLASSIFIER_WEIGHT = 0.5
 """Of the speaker classifier's cross-entropy. Source: SpEx+, section 3.2."""
 
-FLOOR = 1e-3
+_FLOOR = 1e-3
 """The share of energy below which less error, or an estimate nearer silence, no longer pays."""
 
-MOMENTUM = 0.95
+_MOMENTUM = 0.95
 """Of Muon, in Nesterov's form. Source: Jordan et al., 2024, as the coefficients below."""
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of x, x³ and x⁵ in the polynomial whose iterations bring all singular values near 1."""
 
-ITERATIONS = 5
+_ITERATIONS = 5
 
-LEAST_SIDE = 9
+_LEAST_SIDE = 9
 """Matrices with a side shorter than this are AdamW's."""
 
 
@@ -70,7 +70,7 @@ def multi_scale_loss(
     if true_level:
         silent = silence_db(estimates, batch.mixture)
         quality = torch.where(present, snr_db(estimates, target), silent)
-    scales = zip(SCALE_WEIGHTS, quality.mean(-1), strict=True)
+    scales = zip(_SCALE_WEIGHTS, quality.mean(-1), strict=True)
     weighted = torch.stack([weight * mean for weight, mean in scales]).sum()
     named = functional.cross_entropy(logits.float(), batch.speaker)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def multi_scale_loss(
         reached = (scored[0] * present).sum() / count
         before = (si_sdr_db(batch.mixture, target) * present).sum() / count
         accuracy = (logits.argmax(-1) == batch.speaker).float().mean()
-    loss = CLASSIFIER_WEIGHT * named - weighted
+    loss = _CLASSIFIER_WEIGHT * named - weighted
     return Losses(loss, si_sdr_db=reached, si_sdr_i_db=reached - before, accuracy=accuracy)
 
 
@@ -102,7 +102,7 @@ def snr_db(estimate: Tensor, target: Tensor) -> Tensor:
     """
     energy = target.square().sum(-1)
     error = (estimate - target).square().sum(-1)
-    return -10 * torch.log10(error / energy.clamp_min(1e-8) + FLOOR)
+    return -10 * torch.log10(error / energy.clamp_min(1e-8) + _FLOOR)
 
 
 def silence_db(estimate: Tensor, mixture: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def silence_db(estimate: Tensor, mixture: Tensor) -> Tensor:
     It is the quality of an estimate whose target is absent. Source: ours.
     """
     share = estimate.square().sum(-1) / mixture.square().sum(-1).clamp_min(1e-8)
-    return -10 * torch.log10(share + FLOOR)
+    return -10 * torch.log10(share + _FLOOR)
 
 
 class Optimiser:
@@ -130,7 +130,7 @@ class Optimiser:
             for module in system.modules()
             if isinstance(module, nn.Conv1d)
             and module.kernel_size == (1,)
-            and min(module.weight.shape[:2]) >= LEAST_SIDE
+            and min(module.weight.shape[:2]) >= _LEAST_SIDE
         }
         chosen = weights if settings.muon_rate else set()
         self.matrices: list[Tensor] = [p for p in system.parameters() if p in chosen]
@@ -156,8 +156,8 @@ class Optimiser:
             return
         rate = settings.muon_rate * factor
         slopes = [p.grad for p in self.matrices if p.grad is not None]
-        torch._foreach_lerp_(self.momenta, slopes, 1 - MOMENTUM)
-        updates = torch._foreach_lerp(slopes, self.momenta, MOMENTUM)
+        torch._foreach_lerp_(self.momenta, slopes, 1 - _MOMENTUM)
+        updates = torch._foreach_lerp(slopes, self.momenta, _MOMENTUM)
         torch._foreach_mul_(self.matrices, 1 - rate * settings.weight_decay)
         for (rows, columns), places in self.shapes.items():
             directions = orthogonalise(torch.stack([updates[k].squeeze(-1) for k in places]))
@@ -184,9 +184,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalise(matrices.transpose(1, 2)).transpose(1, 2)
-    first, third, fifth = COEFFICIENTS
+    first, third, fifth = _COEFFICIENTS
     x: Tensor = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
-    for _ in range(ITERATIONS):
+    for _ in range(_ITERATIONS):
         square = x @ x.transpose(1, 2)
         polynomial = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
         x = torch.baddbmm(x, polynomial, x, beta=first)

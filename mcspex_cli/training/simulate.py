@@ -30,7 +30,7 @@ from mcspex_cli.training.settings import DataSettings, MixtureSettings
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
 
-MOST_SNR_DB = 100
+_MOST_SNR_DB = 100
 """As in `MixtureSettings`."""
 
 PARTS = ("mix_clean", "mix_both", "s1", "s2", "noise", "references")
@@ -71,8 +71,8 @@ def read_recipes(path: Path) -> list[Recipe]:
             snr_db = float(row["snr_db"])
         except ValueError:
             snr_db = math.nan
-        if not abs(snr_db) <= MOST_SNR_DB:
-            limits = f"from -{MOST_SNR_DB} to {MOST_SNR_DB}"
+        if not abs(snr_db) <= _MOST_SNR_DB:
+            limits = f"from -{_MOST_SNR_DB} to {_MOST_SNR_DB}"
             raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number {limits}.")
         is_hidden = name.startswith(".")  # which no search of the folder finds again
         if is_hidden or Path(name).name != name or min(name, default="") < " ":

@@ -37,7 +37,7 @@ from mcspex_cli.training.simulate import read_validation
 
 _logger = logging.getLogger("mcspex")
 
-NEW_SAMPLE_RATE_HZ = 8000
+_NEW_SAMPLE_RATE_HZ = 8000
 """Of a new network whose settings name no rate."""
 
 
@@ -69,7 +69,7 @@ class Trainer:
         self.log = ProgressLog(self.out, step, tensorboard=tensorboard) if self.team.leads else None
         start = settings.model.start_from
         self.start = find_checkpoint(start) if start else None
-        own_rate = self.start.config.sample_rate_hz if self.start else NEW_SAMPLE_RATE_HZ
+        own_rate = self.start.config.sample_rate_hz if self.start else _NEW_SAMPLE_RATE_HZ
         rate = settings.model.sample_rate_hz or own_rate
         corpus = Corpus.read(settings.data.train, rate, mixed=settings.data.mixing == "given")
         # Mixtures are drawn where the corpus lies.
