@@ -520,7 +520,7 @@ def read_config(folder: Path, name: str = "", remedy: str = _COPY_AGAIN) -> Conf
         )
     if raw["format"] != FORMAT:
         raise CheckpointError(
-            f"{label}: has format {str(raw['format'])[:20]}, and this mcspex reads {FORMAT}. "
+            f"{label}: has format {reprlib.repr(raw['format'])}, and this mcspex reads {FORMAT}. "
             "Update mcspex."
         )
     keys = raw["system"] if isinstance(raw["system"], dict) else ()

@@ -218,9 +218,11 @@ class Trainer:
         rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
         means = dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
         if not math.isfinite(means["loss"]):
+            is_saved = (self.out / "state.pt").is_file()
+            advice = "go on from the last save with --resume" if is_saved else "begin again"
             raise ConfigError(
                 f"the loss is no longer finite at step {self.step}. Lower [optimiser] "
-                "learning_rate, and go on from the last save with --resume."
+                f"learning_rate or muon_rate, and {advice}."
             )
         mixtures = len(pending) * settings.optimiser.batch * self.team.size
         audio_s = mixtures * settings.mixtures.segment_s

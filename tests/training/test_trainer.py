@@ -252,9 +252,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path)
     assert [next(reports).step for _ in range(2)] == [2, 3]
     with torch.no_grad():
         trainer.system.encoder.banks[0].weight.fill_(torch.nan)
-    with pytest.raises(ConfigError, match=r"no longer finite at step 4. Lower \[optimiser\]"):
+    message = r"no longer finite at step 4. Lower .* and go on from the last save with --resume"
+    with pytest.raises(ConfigError, match=message):
         next(reports)
     assert Trainer(settings(corpus, "out"), resume=True).step == 3
+    trainer = Trainer(settings(corpus, "unsaved"))
+    with torch.no_grad():
+        trainer.system.encoder.banks[0].weight.fill_(torch.nan)
+    with pytest.raises(ConfigError, match=r"at step 2. Lower .* and begin again"):
+        next(trainer.run())
 
 
 def test_what_is_not_finite_is_not_saved_by_the_clock_or_an_interrupt(corpus: Path) -> None:
