@@ -67,10 +67,11 @@ class BatchRequest:
     pattern: str | None = None
     """Which part of a mixture's name is the reference's (`manifest.compile_pattern`)."""
     truth: Path | None = None
-    suffix: str = ".wav"
+    form: str = "wav"
+    """The format of the estimates and residuals."""
     residual: bool = False
     activity: str | None = None
-    """The suffix of the files that say when the voice speaks; None for no such files."""
+    """The format of the files that say when the voice speaks; None for no such files."""
     allow_unused: bool = False
 
 
@@ -415,17 +416,19 @@ class _Planner:
 
     def with_outputs(self, tasks: Sequence[Task]) -> list[Task]:
         """Give each task the names of its outputs, and the key of its inputs."""
-        request = self.request
-        return [
-            replace(
+        sound, activity = self.request.form, self.request.activity
+
+        def complete(task: Task) -> Task:
+            estimate = f"{task.id}.{sound}"
+            return replace(
                 task,
-                output=task.output or task.id + request.suffix,
-                residual=task.residual or (task.id + request.suffix if request.residual else ""),
-                activity=task.activity or (task.id + request.activity if request.activity else ""),
+                output=task.output or estimate,
+                residual=task.residual or (estimate if self.request.residual else ""),
+                activity=task.activity or (f"{task.id}.{activity}" if activity else ""),
                 input_key=self._input_key(task),
             )
-            for task in tasks
-        ]
+
+        return [complete(task) for task in tasks]
 
     def check_outputs(self, tasks: Sequence[Task]) -> None:
         """Note outputs that would leave the folder, collide, or be written over an input."""

@@ -93,11 +93,6 @@ def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
     return index, count
 
 
-def _suffix(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-    """The name of a format as a suffix."""
-    return f".{name}" if name else None
-
-
 def _devices(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     """The names in --devices."""
     names = tuple(name.strip() for name in text.split(","))
@@ -149,14 +144,12 @@ class BatchOptions:
     activity: str | None = choice(
         table("extraction.presence", "ACTIVITY_FORMATS"),
         "Also write when the voice speaks, to activity/",
-        callback=_suffix,
     )
-    suffix: str = choice(
+    form: str = choice(
         table("audio", "FORMATS"),
         "Format of the estimates and residuals",
         "--format",
         default="wav",
-        callback=_suffix,
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
@@ -249,8 +242,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     failed, left = _extract(work, stopping, verbose=request.verbose)
     if left and _must_go_on_later(work, left, stopping):
         click.get_current_context().exit(130 if stopping.is_set() else 0)
-    with console.progress("scoring") as bar:
-        results.score(work, score_settings, lambda share: bar.update(completed=share))
+    with console.progress("scoring") as update:
+        results.score(work, score_settings, lambda share: update(completed=share))
     report, record = results.write(work, score_settings, sys.argv, request.groups, request.group_by)
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
@@ -380,7 +373,7 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
             console.tell("ending after the files in hand. Press Ctrl-C again to end at once.")
 
     with (
-        console.progress("extracting", journal.total_s(work.todo)) as bar,
+        console.progress("extracting", journal.total_s(work.todo)) as update,
         console.ending_gently(stop),
         closing(backends.run(work, stopping)) as outcomes,
     ):
@@ -388,7 +381,7 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
             _show(outcome, warned, verbose=verbose)
             has_failed = outcome.result is None
             failed, finished = failed + has_failed, finished + (not has_failed)
-            bar.advance(outcome.task.length_s or 0.0)
+            update(advance=outcome.task.length_s or 0.0)
     if len(warned) > _MAX_LISTED:
         console.warn(f"{len(warned) - _MAX_LISTED} more warnings of references; -v shows them all.")
     return failed, len(work.todo) - finished - failed

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -280,18 +280,12 @@ def figures(result: Mapping[str, Any]) -> tuple[str, str]:
     return speed, f"gain {gains} dB, speaks {result['active_s']:.1f} s"
 
 
-class Bar(NamedTuple):
-    """What moves a progress bar."""
-
-    advance: Callable[[float], None]
-    """Adds to what is done."""
-    update: Callable[..., None]
-    """Sets `completed`, `total` or `description`."""
-
-
 @contextmanager
-def progress(label: str, total: float | None = 1.0) -> Iterator[Bar]:
-    """A progress bar on stderr; invisible in a quiet command, and unless stderr is a terminal."""
+def progress(label: str, total: float | None = 1.0) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; invisible in a quiet command, and unless stderr is a terminal.
+
+    It gives a function that sets `completed`, `total` or `description`, or adds `advance`.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     visible = not messages.quiet and sys.stderr is not None and sys.stderr.isatty()
@@ -302,7 +296,7 @@ def progress(label: str, total: float | None = 1.0) -> Iterator[Bar]:
             _bars.append(bar)
         try:
             task = bar.add_task(label, total=total)
-            yield Bar(partial(bar.advance, task), partial(bar.update, task))
+            yield partial(bar.update, task)
         finally:
             if visible:
                 _bars.remove(bar)
@@ -324,11 +318,11 @@ def track(
     """
     began_s = told_s = time.monotonic()
     done = 0.0
-    with progress(label, total) as bar:
+    with progress(label, total) as update:
         for item in items:
             yield item
             done += size(item)
-            bar.update(completed=done)
+            update(completed=done)
             now_s = time.monotonic()
             if not _bars and now_s - told_s >= 60 and done < total:
                 told_s = now_s

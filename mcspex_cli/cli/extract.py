@@ -253,9 +253,13 @@ def _work(
     failed: list[McspexError] = []
     name = jobs[0].id or jobs[0].mixture.name if len(jobs) == 1 else f"{len(jobs)} mixtures"
     with (
-        console.progress(name, seconds or None) as bar,
+        console.progress(name, seconds or None) as update,
         # It is closed, so that nothing more is written after an interrupt.
-        closing(extractor.extract_files(jobs, request.extraction, bar.advance)) as results,
+        closing(
+            extractor.extract_files(
+                jobs, request.extraction, lambda seconds: update(advance=seconds)
+            )
+        ) as results,
     ):
         for job, result in results:
             if not isinstance(result, McspexError):

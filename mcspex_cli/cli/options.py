@@ -469,12 +469,12 @@ def download(name: HubName) -> CheckpointInfo:
     from mcspex_cli.checkpoint.checkpoint import load_checkpoint, pull
 
     received = 0
-    with console.progress(str(name), None) as bar:
+    with console.progress(str(name), None) as update:
 
         def show(count: int, total: int) -> None:
             nonlocal received
             received += count
-            bar.update(completed=received, total=total)
+            update(completed=received, total=total)
 
         info = pull(name, show)
     load_checkpoint(info)

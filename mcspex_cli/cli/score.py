@@ -490,9 +490,9 @@ def report(
     from mcspex_cli.evaluation.page import write_page
 
     options.check_needs({"group_by": ("groups",)})
-    with console.progress("comparing") as bar:
+    with console.progress("comparing") as update:
         page = write_page(
-            read_systems(runs), output, settings, lambda share: bar.update(completed=share)
+            read_systems(runs), output, settings, lambda share: update(completed=share)
         )
     for warning in page.warnings:
         console.warn(warning)

@@ -128,10 +128,10 @@ def train(
     console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
     with (
         console.ending_gently(trainer.stopping.set, "SIGHUP"),
-        console.progress("training") as bar,
+        console.progress("training") as update,
     ):
         for progress in trainer.run():
-            bar.update(completed=progress.share, description=f"step {progress.step}")
+            update(completed=progress.share, description=f"step {progress.step}")
             checked_db = progress.validation_db
             console.say(
                 f"step {progress.step}  loss {progress.loss:.2f}  "

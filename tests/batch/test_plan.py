@@ -76,7 +76,7 @@ def test_a_trees_shape_is_kept(folder: Path) -> None:
 
 
 def test_files_and_folders_are_mixed_and_the_suffix_is_the_users(folder: Path) -> None:
-    tasks = plan("mix/x", "mix/a.wav", suffix=".flac", residual=True, activity=".srt")
+    tasks = plan("mix/x", "mix/a.wav", form="flac", residual=True, activity="srt")
     assert [task.output for task in tasks] == ["b.flac", "y/c.flac", "a.flac"]
     assert {task.references for task in tasks} == {("r.wav",)}
     assert {kind: str(path) for kind, path in tasks[1].outputs(Path("out")).items()} == {

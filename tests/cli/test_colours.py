@@ -107,7 +107,7 @@ def test_progress_bars_and_their_absence_from_a_log(
 def test_a_progress_bar_without_colours(tmp_path: Path) -> None:
     code = (
         "from mcspex_cli.cli import console\n"
-        "with console.progress('working', 2) as bar: bar.advance(1)"
+        "with console.progress('working', 2) as update: update(advance=1)"
     )
     for no_color, coloured in (("", True), ("1", False)):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": no_color}
@@ -125,8 +125,8 @@ def test_none_in_a_pipe(tmp_path: Path) -> None:
 def test_nothing_is_said_in_a_bars_line(tmp_path: Path) -> None:
     code = (
         "from mcspex_cli.cli import console\n"
-        "with console.progress('working', 2) as bar:\n"
-        "    bar.update(advance=1, refresh=True)\n"
+        "with console.progress('working', 2) as update:\n"
+        "    update(advance=1, refresh=True)\n"
         "    console.warn('careful')\n"
         "    console.say('a [b] ' + 'long ' * 40)\n"
         "console.say('after')\n"
