@@ -24,7 +24,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine, WorkList
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations, hash_of
-from mcspex_cli.errors import McspexError
+from mcspex_cli.errors import DiskFullError, McspexError
 from mcspex_cli.evaluation import page, report
 from mcspex_cli.evaluation.comparison import (
     PageSettings,
@@ -32,7 +32,7 @@ from mcspex_cli.evaluation.comparison import (
     batch_system,
     compare_systems,
 )
-from mcspex_cli.evaluation.scoring import Pairing, ScoreSettings, Status, score_files
+from mcspex_cli.evaluation.scoring import Pairing, Score, ScoreSettings, Status, score_files
 
 _logger = logging.getLogger("mcspex")
 
@@ -75,11 +75,29 @@ def score(
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
         with tempfile.TemporaryDirectory() as scratch:
-            pairings = [_fetch_pairing(folder, task, Path(scratch)) for task, _ in part]
-            scores = zip(part, score_files(pairings, score_settings), strict=True)
-            for number, ((task, key), result) in enumerate(scores, start + 1):
+            scores = _scores(folder, [task for task, _ in part], score_settings, Path(scratch))
+            pairs = zip(part, scores, strict=True)
+            for number, ((task, key), result) in enumerate(pairs, start + 1):
                 writer.add_score(task.id, key, result.to_dict())
                 advance(number / len(unscored))
+
+
+def _scores(
+    folder: Path, tasks: Sequence[Task], score_settings: ScoreSettings, scratch: Path
+) -> Iterator[Score]:
+    """The scores of tasks, in order; what cannot be fetched from its store is unreadable."""
+    pairings, unreadable = list[Pairing](), dict[str, Score]()
+    for task in tasks:
+        try:
+            pairings.append(_fetch_pairing(folder, task, scratch))
+        except DiskFullError:
+            raise
+        except McspexError as error:
+            unreadable[task.id] = Score(task.id, Status.UNREADABLE, str(error))
+    scores = score_files(pairings, score_settings)
+    for task in tasks:
+        score = unreadable.get(task.id) or next(scores)
+        yield replace(score, note=storage.with_urls(score.note, scratch))
 
 
 def _score_key(

@@ -12,13 +12,14 @@ from click.testing import CliRunner, Result
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder
+from mcspex_cli.batch import results, storage
+from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder, open_work
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.batch.workers import Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
+from mcspex_cli.evaluation.scoring import ScoreSettings
 from tests.conftest import RATE_HZ, buzz
 
 NAMES = ("ann_1", "ann_2", "bob_1")
@@ -146,6 +147,28 @@ def test_only_what_changed_in_a_store_is_done_again(
     assert done.exit_code == 0, done.output
     assert "3 of 3 files done" in done.stderr
     assert len(objects(store, "out/audio")) == 3
+
+
+def test_a_truth_that_cannot_be_scored_costs_only_its_own_row(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    upload(store, "mix", "refs", "truth")
+    files, _ = fsspec.url_to_fs(store)
+    files.pipe_file(f"{store}/truth/ann_2.wav", b"no sound")
+    asked = [f"{store}/mix", "--refs", f"{store}/refs", "--truth", f"{store}/truth", "-o", "out"]
+    assert batch(tiny_folder, *asked).exit_code == 3
+    places = (Path(f"{store}/{folder}") for folder in ("mix", "refs", "truth"))
+    mixtures, references, truth = places
+    request = BatchRequest(
+        Path("out"), [mixtures], None, (), references, "{speaker}_{n}", truth=truth
+    )
+    with open_work(plan_batch(request), BatchSettings(find_checkpoint(tiny_folder))) as work:
+        files.rm_file(f"{store}/truth/ann_1.wav")  # after it was seen
+        results.score(work, ScoreSettings(), lambda _: None)
+        report, _ = results.write(work, ScoreSettings(), [])
+    assert [row["status"] for row in report.rows] == ["unreadable", "unreadable", "ok"]
+    for row in report.rows[:2]:
+        assert row["note"].startswith(f"{store}/truth/{row['name']}.wav: ")
 
 
 def test_what_is_not_in_a_store_is_said_by_its_url() -> None:
