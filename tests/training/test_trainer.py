@@ -155,7 +155,7 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     corpus: Path, tiny_folder: Path
 ) -> None:
     chosen = settings(corpus, "out")
-    chosen = replace(chosen, model=replace(chosen.model, start_from=str(tiny_folder)))
+    chosen = replace(chosen, model=replace(chosen.model, size=None, start_from=str(tiny_folder)))
     trainer = Trainer(chosen)
     start = load_checkpoint(tiny_folder)
     assert torch.equal(trainer.system.encoder.banks[0].weight, start.encoder.banks[0].weight)
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_system_is_refused(corpus: Path, tmp_path: Path)
     chosen = settings(corpus, "out")
 
     def begin(name: str, **keys: str | None) -> Trainer:
-        keys = {"system": None, "start_from": str(tmp_path / name), **keys}
+        keys = {"system": None, "size": None, "start_from": str(tmp_path / name), **keys}
         return Trainer(replace(chosen, model=replace(chosen.model, **keys)))
 
     message = (
@@ -192,7 +192,7 @@ def test_the_classifier_is_kept_for_the_same_speakers_and_computed_for_others(
 ) -> None:
     chosen = settings(corpus, "first")
     list(Trainer(chosen).run())
-    model = replace(chosen.model, start_from=str(corpus.parent / "first" / "last"))
+    model = replace(chosen.model, size=None, start_from=str(corpus.parent / "first" / "last"))
     before = load_checkpoint(corpus.parent / "first" / "last").classifier.weight
     chosen = replace(chosen, model=model, data=replace(chosen.data, validation=None))
 
@@ -208,7 +208,7 @@ def test_the_classifier_is_kept_for_the_same_speakers_and_computed_for_others(
 def test_a_checkpoint_can_be_resampled_and_grown(corpus: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "high", build(sized("mcspex", "tiny", 16000, 4)), {})
     chosen = settings(corpus, "out")
-    as_it_is = replace(chosen.model, start_from=str(tmp_path / "high"))
+    as_it_is = replace(chosen.model, size=None, start_from=str(tmp_path / "high"))
     grown = replace(as_it_is, sample_rate_hz=8000, width=1.5, stacks=3)
     for model, rate, filters, stacks in ((as_it_is, 16000, 16, 2), (grown, 8000, 24, 3)):
         out = corpus.parent / str(rate)
@@ -317,7 +317,7 @@ def test_where_the_level_counts_estimates_begin_as_loud_as_targets(
     chosen = settings(corpus, "out")
     chosen = replace(
         chosen,
-        model=replace(chosen.model, start_from=str(tiny_folder)),
+        model=replace(chosen.model, size=None, start_from=str(tiny_folder)),
         mixtures=replace(chosen.mixtures, absent=0.2),
     )
     trainer = Trainer(chosen)
