@@ -232,14 +232,18 @@ class Reader:
         with self._open("keep") as decoder:
             info = decoder.info
             if not info.frames:
-                frames = sum(block.shape[1] for block in decoder.blocks(info.sample_rate_hz))
-                info = replace(info, frames=frames)
+                info = _measured(decoder)
         check_length(str(self.path), info.frames / info.sample_rate_hz, self._shortest_s)
         return info
 
     def check(self) -> None:
         """Raise what `info` raises, if anything."""
         _ = self.info
+
+    def measure(self) -> None:
+        """Decode the file, so that `info` has its true length; headers may announce less."""
+        with self._open("keep") as decoder:
+            self.info = _measured(decoder)
 
     def read(self) -> Samples:
         """Read all of it: [sample] for one channel or the mix, [channel, sample] for "all"."""
@@ -281,22 +285,23 @@ class Reader:
             yield decoder
 
     def _blocks(self, decoder: PlainFile | Container) -> Iterator[Samples]:
-        """Blocks of the chosen channels at the file's rate, every sample checked."""
+        """Blocks of the chosen channels at the file's rate, each of their samples checked."""
         path, rate_hz = self.path, decoder.info.sample_rate_hz
         size = min(round(BLOCK_S * rate_hz), _BLOCK_SAMPLES // decoder.info.channels)
         meter = MixMeter()
         for block in decoder.blocks(size):
-            usable = (np.abs(block) <= LOUDEST).all(axis=0)  # false for NaN too
+            with np.errstate(over="ignore", invalid="ignore"):
+                chosen = select(block, self.channel, path)
+            usable = (np.abs(chosen) <= LOUDEST).all(axis=0)  # false for NaN too
             if not usable.all():
                 at = int(np.argmin(usable))
-                is_number = np.isfinite(block[:, at]).all()
+                is_number = np.isfinite(chosen[:, at]).all()
                 raise NonFiniteError(
                     f"{path}: {'impossibly loud' if is_number else 'NaN or infinite'} sample at "
                     f"{(self.frames + at) / rate_hz:.2f} s. Export it again as 16-bit PCM."
                 )
             self.frames += block.shape[1]
             self.original = block
-            chosen = select(block, self.channel, path)
             if self.channel == "mix":
                 meter.add(block, chosen)
             yield chosen
@@ -334,6 +339,12 @@ class ArrayReader(Reader):
         """Give all of them as one block [channel, sample]."""
         self.frames = self.info.frames
         yield self._samples
+
+
+def _measured(decoder: PlainFile | Container) -> AudioInfo:
+    """What a file's header says, but for the length, which is that of what is decoded."""
+    frames = sum(block.shape[1] for block in decoder.blocks(decoder.info.sample_rate_hz))
+    return replace(decoder.info, frames=frames)
 
 
 @contextmanager

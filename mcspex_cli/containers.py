@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Flag, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,9 @@ _BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx styp pdin
 
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 """How the notes begin that stand among or after an MP3's frames, or after another file."""
+
+_NULL_PACKET = b"G\x1f\xff"
+"""How the packets of a transport stream begin that only fill it up."""
 
 
 class Trait(Flag):
@@ -409,6 +412,7 @@ class Container:
         self._kind = self._container.format.name.split(",")[0]
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
+        self._decoder = _decoder_of(self._source)
         self.info = self._announce(tracks, log)
         if "duplicated MOOV" in log:
             data.warn(f"another file {_FOLLOWS}")
@@ -468,8 +472,6 @@ class Container:
                 chosen.append(source)
         if not chosen:
             raise AudioError(f"{path}: has no sound track {track}. It has: {', '.join(tracks)}.")
-        chosen[0].codec_context.thread_count = 1  # its log must come from this thread
-        chosen[0].codec_context.options = {"err_detect": "crccheck"}
         for other in self._container.streams:
             if other is not chosen[0]:
                 other.discard = Discard.all
@@ -551,7 +553,7 @@ class Container:
             with av.logging.Capture() as log:
                 try:
                     packet = next(packets)
-                    frames = packet.decode()
+                    frames = self._decoder.decode(packet)
                 except StopIteration:
                     return
                 except (av.FFmpegError, OSError, ValueError, IndexError) as error:
@@ -562,9 +564,9 @@ class Container:
                 if is_cut or any(frame.is_corrupt for frame in frames):
                     damage = damage or "part of it is missing"
                 data = bytes(packet)
-                if data.startswith(_TAGS) or not any(data):
-                    damage = ""
-                if frames:
+                is_sound = any(data) and not data.startswith(_TAGS)
+                damage = damage if is_sound else ""
+                if is_sound and not damage:  # even if all of it is padding, which gives no frame
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
@@ -651,12 +653,28 @@ class Container:
         part, size = self.data.part, self.data.size
         notes, rest = part(max(self._end, size - 160), 160), part(self._end, 2**24)
         noted = any(tag in rest[:64] + notes for tag in _TAGS)
-        return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
+        stuffing = 192 * rest.count(_NULL_PACKET) if self._kind == "mpegts" else 0
+        return 0 if noted and part(0, 8) not in rest else max(0, size - self._end - stuffing)
 
     def _is_last_cut(self) -> bool:
         """Whether the last frame would be longer if another followed it."""
         frames = self._source.codec_context.parse(2 * self._last)
         return not frames or frames[0].size > len(self._last)
+
+
+def _decoder_of(source: av.AudioStream) -> av.AudioCodecContext:
+    """What decodes a sound track."""
+    import av
+
+    decoder = source.codec_context
+    better = f"libopencore_{decoder.name}"  # which also knows the comfort noise in AMR's pauses
+    if better in av.codecs_available:
+        rate_hz, layout = decoder.sample_rate, decoder.layout
+        decoder = cast("av.AudioCodecContext", av.AudioCodecContext.create(better, "r"))
+        decoder.sample_rate, decoder.layout = rate_hz, layout
+    decoder.thread_count = 1  # its log must come from this thread
+    decoder.options = {"err_detect": "crccheck"}
+    return decoder
 
 
 def _refuse_to_open(*address: object) -> Any:

@@ -68,6 +68,17 @@ def test_channels_are_mixed_chosen_or_kept(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_only_the_channels_that_are_used_have_to_be_sound(tmp_path: Path, bad: float) -> None:
+    good = tone(8000, 300)
+    broken = np.full_like(good, bad)
+    soundfile.write(tmp_path / "a.wav", np.stack([good, broken, broken]).T, 8000, subtype="FLOAT")
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav", 8000, "0"), good)
+    for channel in ("1", "mix", "all"):
+        with pytest.raises(NonFiniteError, match=r"sample at 0.00 s"):
+            audio.read(tmp_path / "a.wav", 8000, channel)
+
+
 @pytest.mark.parametrize("channel", ["2", "-1", "left"])
 def test_a_channel_that_is_not_there_is_named(tmp_path: Path, channel: str) -> None:
     audio.write(tmp_path / "a.wav", np.stack([tone(8000, 300)] * 2), 8000)

@@ -271,7 +271,31 @@ def short_packet(folder: Path) -> Path:
     return patched(folder, lambda folder: make(folder / "a.caf", sound), announced)
 
 
-@pytest.mark.parametrize("whole", [aac_in_avi, short_packet, piped_wma])
+def amr_with_pauses(folder: Path) -> Path:
+    """In the pauses of a telephone call, AMR only says how loud the noise is (DTX)."""
+    sound, noise = SIX_S.copy(), np.random.default_rng(0).normal(0, 1e-3, len(SIX_S))
+    sound[43_000:] = 0
+    track = SoundTrack(sound + noise, RATE_HZ, "libopencore_amrnb", options={"dtx": "1"})
+    return make(folder / "a.amr", track)
+
+
+def stuffed(folder: Path) -> Path:
+    """Cameras fill up a transport stream with packets that hold nothing."""
+    sound = SoundTrack(np.repeat(SIX_S, 2), 2 * RATE_HZ, "mp2", options={"b": "32000"})
+    path = make(folder / "a.m2ts", sound, options={"mpegts_m2ts_mode": "1"})
+    path.write_bytes(path.read_bytes() + 200 * (bytes(4) + b"G\x1f\xff\x10".ljust(188, b"\xff")))
+    return path
+
+
+def padded_mp3(folder: Path) -> Path:
+    """The last frame of this MP3 holds nothing but padding."""
+    sound = SoundTrack(np.repeat(SIX_S, 2)[:95_064], 2 * RATE_HZ, "libmp3lame")
+    return make(folder / "a.mp3", sound)
+
+
+@pytest.mark.parametrize(
+    "whole", [aac_in_avi, short_packet, piped_wma, amr_with_pauses, stuffed, padded_mp3]
+)
 def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path], Path]) -> None:
     path = whole(tmp_path)
     samples, warnings = read(path)

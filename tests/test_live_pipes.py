@@ -121,6 +121,15 @@ def test_wav_of_unknown_length_is_read_and_written(run: Run, tmp_path: Path) -> 
     assert audio.read(path, RATE_HZ).shape == MIXTURE.shape
 
 
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+def test_wav_of_a_broadcaster_is_read(run: Run, magic: bytes) -> None:
+    wav = io.BytesIO()
+    soundfile.write(wav, MIXTURE, RATE_HZ, "PCM_16", format="RF64")
+    data = wav.getvalue()
+    assert run("-q", data=magic + data[4:]) == run("-q", data=data)
+    assert len(run("-q", data=magic + data[4:])[0]) == 44 + 2 * len(MIXTURE)
+
+
 class Conversation:
     """A process whose input and output go on at the same time."""
 

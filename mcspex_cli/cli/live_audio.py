@@ -185,8 +185,8 @@ def open_stdin(sample_rate_hz: int | None, channels: int | None, encoding: str |
     start = _read(descriptor, 12)
     if not start:
         raise AudioError("standard input is empty. Pipe sound into it.")
-    if start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE":
-        form = _read_wav_header(descriptor, is_long=start[:4] == b"RF64")
+    if start[:4] in (b"RIFF", b"RF64", b"BW64") and start[8:] == b"WAVE":
+        form = _read_wav_header(descriptor, is_long=start[:4] != b"RIFF")
         start = b""
         own = form.sample_rate_hz, form.channels, form.encoding
         options = sample_rate_hz or own[0], channels or own[1], encoding or own[2]
@@ -226,7 +226,7 @@ def _read(descriptor: int, size: int) -> bytes:
 
 
 def _read_wav_header(descriptor: int, *, is_long: bool) -> SoundFormat:
-    """Read the chunks of a WAV up to the first sample; one that `is_long` is an RF64."""
+    """Read the chunks of a WAV up to the first sample; one that `is_long` is an RF64 or a BW64."""
     from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
 
     broken = AudioError("standard input: its WAV header is broken. Pipe raw samples with --rate.")

@@ -353,14 +353,18 @@ def read_spans(
 
 
 def check_spans(reader: audio.Reader, spans: Iterable[Span]) -> None:
-    """Refuse spans that are not in a recording, by its header.
+    """Refuse spans that are not in a recording, by its header or, if need be, its measured length.
 
     Raises:
         AudioError: it ends before one does, or its sound begins after one does.
     """
     path, begin_s = reader.path, reader.info.start_s
     for span in spans:
-        _check_end(path, span, begin_s + reader.info.seconds)
+        try:
+            _check_end(path, span, begin_s + reader.info.seconds)
+        except AudioError:
+            reader.measure()
+            _check_end(path, span, begin_s + reader.info.seconds)
         if span.end_s <= begin_s:
             raise AudioError(f"{path}: its sound begins at {begin_s:.2f} s, after the span {span}.")
 

@@ -437,6 +437,17 @@ def test_spans_that_cannot_be_used(meeting: Path, span: Span, channel: str, mess
         spans_of(meeting, [span], channel)
 
 
+def test_a_span_may_be_in_sound_that_a_header_does_not_know_of(tmp_path: Path) -> None:
+    path = tmp_path / "joined.flac"
+    audio.write(path, talk(1, 0, 3, RATE_HZ), RATE_HZ)
+    path.write_bytes(2 * path.read_bytes())
+    assert audio.probe(path).seconds == pytest.approx(3, abs=0.01)
+    (clip,) = spans_of(path, [Span(3.5, 6)])
+    assert clip.seconds == pytest.approx(2.5, abs=0.01)
+    with pytest.raises(AudioError, match=r"joined.flac: ends at 6.00 s, before the span 5.0-8.0 s"):
+        spans_of(path, [Span(5, 8)])
+
+
 def test_a_span_behind_the_sound_of_a_longer_video_is_refused(tmp_path: Path) -> None:
     track = SoundTrack(buzz(120, 3), RATE_HZ, "pcm_s16le")
     path = make(tmp_path / "talk.mkv", track, picture_s=8)
