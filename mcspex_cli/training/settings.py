@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -21,6 +23,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_logger = logging.getLogger("mcspex")
 
 Kind = TypeVar("Kind")
 
@@ -57,12 +61,6 @@ class ModelSettings:
     scale_fuser: str | None = None
     consm: str | None = None
     scale_intermg: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.start_from and self.size:
-            raise ValueError(
-                "[model] size is for a new network. Leave it out: start_from has a size already."
-            )
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,6 @@ class MixtureSettings:
                 "[mixtures] same_sex needs to know the speakers. Add speakers_csv, a list of CSV "
                 "files with the columns speaker and sex."
             )
-        for kind in ("noise", "room"):
-            is_used = getattr(self, kind) or getattr(self, f"reference_{kind}")
-            if getattr(self, f"{kind}_folder") and not is_used:
-                raise ValueError(
-                    f"[mixtures] {kind}_folder is not used where {kind} and reference_{kind} "
-                    f"are 0. Set how often there is to be a {kind}, or leave the folder out."
-                )
         if self.band_from_hz[0] >= self.band_hz[1]:
             raise ValueError(
                 "[mixtures] band_from_hz is where a narrow band begins, and band_hz where it ends. "
@@ -216,7 +207,7 @@ class TrainSettings:
                 )
             optimiser = replace(optimiser, minutes=minutes)
         settings = replace(settings, model=model, run=run, optimiser=optimiser)
-        if problem := _problem(settings):
+        for problem in _problems(settings):
             raise ConfigError(f"{path}: {problem}")
         return settings
 
@@ -253,14 +244,22 @@ def _convert(path: Path, tables: dict[str, Any]) -> TrainSettings:
         return path.parent / text
 
     try:
-        return msgspec.convert(tables, TrainSettings, dec_hook=from_folder)
+        settings = msgspec.convert(tables, TrainSettings, dec_hook=from_folder)
     except msgspec.ValidationError as error:
         raise ConfigError(
             f"{path}: {explain_value(error, tables)} See examples/train.toml."
         ) from error
+    for kind in ("noise", "room"):
+        chances = (getattr(settings.mixtures, name) for name in (kind, f"reference_{kind}"))
+        if getattr(settings.mixtures, f"{kind}_folder") and not any(chances):
+            _logger.warning(
+                f"{path}: [mixtures] {kind}_folder is not used, because {kind} and "
+                f"reference_{kind} are 0. Set how often there is to be a {kind}."
+            )
+    return settings
 
 
-def _problem(settings: TrainSettings) -> str:
+def _problems(settings: TrainSettings) -> Iterator[str]:
     """What does not go together, or has no such name."""
     from mcspex_cli.model.config import SIZES
     from mcspex_cli.model.systems import CHOICES
@@ -269,21 +268,22 @@ def _problem(settings: TrainSettings) -> str:
     for key, choices in {**CHOICES, "size": SIZES}.items():
         value = getattr(settings.model, key, None)
         if value is not None and value not in choices:
-            return f"[model] {key} {value!r} is unknown. Known: {', '.join(choices)}."
+            yield f"[model] {key} {value!r} is unknown. Known: {', '.join(choices)}."
+    if settings.model.start_from and settings.model.size:
+        yield "[model] size is for a new network. Leave it out: start_from has a size already."
     if mixtures.absent == 1:
-        return "[mixtures] absent = 1 leaves no target to learn from. Lower it."
+        yield "[mixtures] absent = 1 leaves no target to learn from. Lower it."
     for key in ("snr_db", "speed", "third_talker", "same_sex", "partial_overlap"):
         is_set = getattr(mixtures, key) != getattr(MixtureSettings, key)
         if is_set and settings.data.mixing == "given":
-            return (
+            yield (
                 f'[mixtures] {key} cannot be set where [data] mixing is "given": the mixtures are '
                 "there already. Remove it."
             )
     if settings.optimiser.batch % mixtures.mixtures_per_reference:
-        return (
+        yield (
             "[optimiser] batch must be a multiple of [mixtures] mixtures_per_reference, which is "
             f"{mixtures.mixtures_per_reference}."
         )
     if not settings.data.train:
-        return "[data] train must name one or more folders of speakers."
-    return ""
+        yield "[data] train must name one or more folders of speakers."

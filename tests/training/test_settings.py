@@ -25,7 +25,7 @@ def test_values_defaults_and_paths(tmp_path: Path) -> None:
         tmp_path,
         DATA + 'validation = "/dev.csv"\n[optimiser]\nminutes = 3\n'
         '[mixtures]\nsnr_db = [0, 1.0]\nspeakers_csv = ["a.csv", "b.csv"]\n'
-        'room_folder = "../rooms"\nroom = 0.5',
+        'room_folder = "../rooms"',
     )
     assert settings.optimiser.minutes == 3.0
     assert settings.mixtures.snr_db == (0.0, 1.0)
@@ -47,7 +47,7 @@ def test_a_network_to_start_from_is_a_folder_beside_the_file_or_a_name(tmp_path:
 
 
 def test_a_checkpoint_is_told_no_folders(tmp_path: Path) -> None:
-    text = '[mixtures]\nnoise_folder = "secret/musan"\nnoise = 1\nspeakers_csv = ["secret/who.csv"]'
+    text = '[mixtures]\nnoise_folder = "secret/musan"\nspeakers_csv = ["secret/who.csv"]'
     kept = json.loads(json.dumps(read(tmp_path, DATA + text).mixtures.to_dict()))
     assert (kept["noise_folder"], kept["speakers_csv"]) == ("musan", ["who.csv"])
     assert (kept["room_folder"], kept["snr_db"]) == (None, [-5.0, 5.0])
@@ -107,8 +107,6 @@ def test_a_mistake_in_the_tables_or_the_data_is_named(
         ("mixtures", "noise_kinds = []", r"noise_kinds is \[\]. Expected `array` of length >= 1"),
         ("mixtures", "same_sex = 0.5", "same_sex needs to know the speakers. Add speakers_csv"),
         ("model", 'start_from = "x"\nsize = "mini"', "size is for a new network. Leave it out"),
-        ("mixtures", 'noise_folder = "x"', "noise_folder is not used where noise and reference_n"),
-        ("mixtures", 'room_folder = "x"\nnoise = 1', "room_folder is not used where room and ref"),
         ("mixtures", "absent = 1", "absent = 1 leaves no target to learn from. Lower it."),
         (
             "mixtures",
@@ -122,6 +120,19 @@ def test_a_mistake_is_named_with_what_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError, match=r"train.toml: .*" + message):
         read(tmp_path, f"{DATA}[{table}]\n{text}")
+
+
+@pytest.mark.parametrize("kind", ["noise", "room"])
+def test_a_folder_that_is_not_used_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    text = f'[mixtures]\n{kind}_folder = "x"\n'
+    read(tmp_path, f"{DATA}{text}reference_{kind} = 0.1")
+    assert not caplog.messages
+    read(tmp_path, DATA + text)
+    TrainSettings.read_mixtures(tmp_path / "train.toml")
+    words = f"[mixtures] {kind}_folder is not used, because {kind} and reference_{kind} are 0. Set"
+    assert [words in message for message in caplog.messages] == [True, True]
 
 
 def test_minutes_do_not_go_with_a_decay_in_minutes(tmp_path: Path) -> None:
