@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -233,12 +235,30 @@ class Comparison:
         lines += self._missing("no mixture", [case.mixture for case in self.cases])
         lines += report.refusals(self.rows)
         settings = self.settings
+        for kind, folder in (("truth", settings.truth), ("mixture", settings.mixtures)):
+            lines += [] if folder else self._replaced(kind)
         if settings.groups and all(case.group == OTHER_CASES for case in self.cases):
             lines.append(f"{settings.groups}: names none of the cases.")
         for folder, kind in ((settings.truth, "truth"), (settings.mixtures, "mixture")):
             paths = [getattr(case, kind) for case in self.cases]
             if folder and not any(path.is_relative_to(folder) for path in paths if path):
                 lines.append(f"{folder}: has none of the cases.")
+        return lines
+
+    def _replaced(self, kind: str) -> list[str]:
+        """Which systems were run on other truths or mixtures than the first that has some."""
+        lines = []
+        for number, system in enumerate(self.systems):
+            names = [
+                case.name
+                for case in self.cases
+                if _differ(getattr(case.outputs[number], kind), getattr(case, kind))
+            ]
+            if names:
+                lines.append(
+                    f"{system.label}: compared with other {kind}s here than in its own batch: "
+                    f"{report.name_some(names)}. Are the runs of the same targets?"
+                )
         return lines
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
@@ -316,6 +336,15 @@ def _has_score(output: Output, case: ComparisonCase) -> bool:
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
+
+
+def _differ(one: Path | None, other: Path | None) -> bool:
+    """Whether two files have other contents, as far as they are there and can be read."""
+    if not one or not other or one.resolve() == other.resolve():
+        return False
+    with suppress(OSError):
+        return not filecmp.cmp(one, other, shallow=False)
+    return False
 
 
 def _mixture_values(case: ComparisonCase) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,25 @@ def test_folders_complete_and_override_what_runs_say(scene: Path) -> None:
     first, second = compare_systems(runs, PageSettings(scene / "truth", scene / "mixtures")).cases
     assert (first.mixture, first.truth) == (scene / "mixtures/a.wav", scene / "truth/a.wav")
     assert (second.mixture, second.truth) == (scene / "good/m/z.wav", None)
+
+
+@pytest.mark.parametrize("kind", ["truth", "mixture"])
+def test_runs_of_other_targets_are_told(scene: Path, kind: str) -> None:
+    def run(label: str, other: str) -> SystemOutputs:
+        places = {"truth": "../truth/a.wav", "mixture": "../mixtures/a.wav", kind: other}
+        row = {**Score("a", "ok", "", {"si_sdr_db": 1.0}).to_dict(), "estimate": "a.wav", **places}
+        return read_system(batch(scene / label, [row]))
+
+    place = "truth/a.wav" if kind == "truth" else "mixtures/a.wav"
+    shutil.copy(scene / place, scene / "copy.wav")
+    first = run("good", f"../{place}")
+    same, other = run("bad", "../copy.wav"), run("bad", "../good/a.wav")
+    said = f"bad: compared with other {kind}s here than in its own batch: a. Are the runs of the "
+    for second, times in ((same, 0), (other, 1)):
+        lines = compare_systems([first, second], PageSettings()).warnings()
+        assert sum(said in line for line in lines) == times
+    folders = PageSettings(scene / "truth", scene / "mixtures")
+    assert said not in str(compare_systems([first, other], folders).warnings())
 
 
 def comparison(gains: list[float | None], count: int | None = None, seed: int = 0) -> Comparison:
