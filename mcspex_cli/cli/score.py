@@ -213,13 +213,15 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     rows = [score.to_dict() for score in console.track(scores, "scoring", len(pairings))]
     missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
     result = report.make_report(rows, missing, groups, baseline)
-    show(result, "json" if request.as_json else request.form, every=request.every)
+    try:  # before anything is shown, since standard output may be closed or full
+        with files.together():
+            for output in request.outputs:
+                report.write(output, result)
+    finally:
+        show(result, "json" if request.as_json else request.form, every=request.every)
     say_remarks(result, chosen)
     if not request.truth:
         console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
-    with files.together():
-        for output in request.outputs:
-            report.write(output, result)
     for output in request.outputs:
         console.say(str(output))
     conclude(result, limits, chosen)

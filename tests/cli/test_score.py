@@ -102,6 +102,27 @@ def test_a_file_holds_what_its_format_prints(
     assert done.stderr.endswith(f"{path}\n{tmp_path / 'second.md'}\n")
 
 
+def test_files_are_written_even_if_nobody_reads_the_table(
+    words: list[Path | str], tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [
+        sys.executable,
+        "-m",
+        "mcspex_cli",
+        "score",
+        *words,
+        *FAST,
+        "-o",
+        tmp_path / "r.json",
+    ]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert len(json.loads((tmp_path / "r.json").read_text())["scores"]) == 3
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="files have no such limit")
 def test_of_several_files_all_or_none_are_written(words: list[Path | str], tmp_path: Path) -> None:
     import resource
