@@ -7,6 +7,7 @@ damaged, or shorter than its header says, is a `DamagedError`, or is read with a
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 from collections.abc import Generator, Iterable, Iterator
@@ -27,6 +28,8 @@ from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 
 if TYPE_CHECKING:
     import soundfile
+
+_logger = logging.getLogger("mcspex")
 
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
@@ -151,19 +154,18 @@ def read(
     *,
     track: str | None = None,
     damaged: Damaged = "fail",
-    warnings: list[str] | None = None,
 ) -> Samples:
     """Read a whole file at a rate; arguments and errors are those of `Reader`.
 
-    `warnings`, if given, gets what is wrong with the file though it can be read.
+    What is wrong with the file though it can be read is logged as warnings.
 
     Returns:
         [sample] for one channel or the mix, [channel, sample] for "all".
     """
     reader = Reader(path, sample_rate_hz, channel, track=track, damaged=damaged)
     samples = reader.read()
-    if warnings is not None:
-        warnings += reader.warnings
+    for text in reader.warnings:
+        _logger.warning(text)
     return samples
 
 

@@ -31,8 +31,8 @@ def tracks(*sounds: audio.Samples, codec: str = "aac", **options: object) -> lis
 
 def read(path: Path, **options: object) -> tuple[audio.Samples, list[str]]:
     """A file's samples at 8 kHz and the warnings of reading it."""
-    warnings: list[str] = []
-    return audio.read(path, RATE_HZ, warnings=warnings, **options), warnings  # type: ignore[arg-type]
+    reader = audio.Reader(path, RATE_HZ, **options)  # type: ignore[arg-type]
+    return reader.read(), reader.warnings
 
 
 def cut(path: Path, part: float) -> Path:

@@ -101,19 +101,20 @@ def test_damaged_files_of_every_format_are_read_or_refused(
     whole = {}
     for suffix, data in good.items():
         (tmp_path / f"x.{suffix}").write_bytes(data)
-        warnings: list[str] = []
-        whole[suffix] = len(audio.read(tmp_path / f"x.{suffix}", RATE_HZ, warnings=warnings))
-        assert warnings == []
+        reader = audio.Reader(tmp_path / f"x.{suffix}", RATE_HZ)
+        whole[suffix] = len(reader.read())
+        assert reader.warnings == []
     for number in range(FILES):
         suffix = list(good)[number % len(good)]
         kind, data = mutate(good[suffix], rng)
         path = tmp_path / f"{number}.{suffix}"
         path.write_bytes(data)
         for damaged in ("fail", "keep"):
-            began, warnings, samples = time.monotonic(), [], None
+            began, samples = time.monotonic(), None
+            reader = audio.Reader(path, RATE_HZ, damaged=damaged)
             faulthandler.dump_traceback_later(60, exit=True)
             try:
-                samples = audio.read(path, RATE_HZ, damaged=damaged, warnings=warnings)
+                samples = reader.read()
             except McspexError as error:
                 assert str(error).startswith(f"{path}: "), error
                 assert "\n" not in str(error)
@@ -125,7 +126,7 @@ def test_damaged_files_of_every_format_are_read_or_refused(
             seen["read"] += 1
             assert np.isfinite(samples).all()
             assert len(samples) < 600 * RATE_HZ, path
-            if kind == "cut" and suffix not in BARE and not warnings:
+            if kind == "cut" and suffix not in BARE and not reader.warnings:
                 assert len(samples) > whole[suffix] - 0.2 * RATE_HZ, (path, len(samples))
         path.unlink()
     assert min(seen["read"], seen["refused"]) > 0.2 * FILES

@@ -17,7 +17,7 @@ from typing import Any, cast
 from mcspex_cli import audio, files
 from mcspex_cli.errors import AudioError, McspexError, OutputError, line
 from mcspex_cli.extraction import job, profile
-from mcspex_cli.extraction.reference import LONGEST_READ_S
+from mcspex_cli.extraction.reference import LONGEST_READ_S, check_references
 from mcspex_cli.serve.extractions import (
     SOUNDS,
     Extraction,
@@ -143,10 +143,7 @@ class Session:
     def receive_reference(self, upload: Upload) -> None:
         """Add a sound file or a profile to the references."""
         try:
-            if profile.is_profile_name(upload.path):
-                profile.read_profile(upload.path)
-            else:
-                audio.probe(upload.path)
+            check_references([upload.path])
         except McspexError:
             upload.path.unlink(missing_ok=True)
             raise
