@@ -1,7 +1,7 @@
 """Sound files in and out, channels, resampling.
 
 What a file holds is decoded by `containers`, and nothing is lost without a word: a file that is
-damaged, or shorter than its header says, is a `DamagedError`, or is read with a warning.
+damaged, or shorter than its header says, is an error, or is read with a warning.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ class Reader:
     Raises:
         TypeError: the channel or track is not text, or the rate is not a number.
         ValueError: the rate is not from 1 kHz to 1 MHz, or `damaged` is neither word.
-        AudioError: as `info`; also while reading, for channels that cancel each other out.
-        DamagedError: the file is damaged or cut off.
+        AudioError: as `info`; while reading, also for a file that is damaged or cut off, and for
+            channels that cancel each other out.
         NonFiniteError: a sample is NaN or infinite.
     """
 

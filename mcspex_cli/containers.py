@@ -1,7 +1,7 @@
 """What is in a sound file: libsndfile decodes plain samples, and FFmpeg, through PyAV, all else.
 
 Nothing is lost without a word. What a file announces and what comes out of it are compared, and a
-difference is a `DamagedError`, or a warning that says how much is missing. Decoders do not tell
+difference is an error, or a warning that says how much is missing. Decoders do not tell
 where a file ends by its own account; `_find_ends` reads that from its chunks. FFmpeg's formats
 differ in what they announce, and in what their time stamps mean: `KINDS` says how.
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.errors import AudioError, DamagedError, line
+from mcspex_cli.errors import AudioError, line
 from mcspex_cli.files import explain
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class SoundBytes:
     Args:
         path: its name, for messages.
         stream: the open file.
-        advice: what to do about damage, which is a `DamagedError`. If it is None, what can be
+        advice: what to do about damage, which is an `AudioError`. If it is None, what can be
             read is kept, with silence where a part is lost in the middle, and a warning tells.
     """
 
@@ -216,7 +216,7 @@ class SoundBytes:
         """Raise an error that tells of damage, or warn of it where what is left is kept."""
         self.check_read()
         if self.advice is not None:
-            raise DamagedError(f"{self.path}: {damage}. {self.advice}")
+            raise AudioError(f"{self.path}: {damage}. {self.advice}")
         self.is_damaged = True
         self.warn(f"{damage}.")
 
@@ -372,7 +372,7 @@ class PlainFile:
         """Decode to blocks [channel, sample] of `size` samples, the last shorter.
 
         Raises:
-            DamagedError: the file is damaged or truncated, and what is left is not to be kept.
+            AudioError: the file is damaged or truncated, and what is left is not to be kept.
         """
         import soundfile
 

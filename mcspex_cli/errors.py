@@ -20,11 +20,7 @@ class McspexError(Exception):
 
 
 class AudioError(McspexError):
-    """A recording, or a span of one, is missing, empty, broken, silent or too short."""
-
-
-class DamagedError(AudioError):
-    """A sound file is damaged or cut off; with `damaged="keep"` what is left can be read."""
+    """A recording, or a span of one, is missing, empty, damaged, silent or too short."""
 
 
 class NonFiniteError(AudioError):
