@@ -69,13 +69,14 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
         if is_librimix(folder):
             utterances += [clip for mixture in list_librimix(folder) for clip in mixture.talkers]
             continue
-        if sets := sorted(child for child in folder.iterdir() if is_librimix(child)):
-            raise ConfigError(
-                f"{folder}: holds several LibriMix sets. Name one of them, for example {sets[0]}."
-            )
         paths = files.find(folder)
         if not paths:
             raise ConfigError(f"{folder}: has no sound files in it. Name a folder of speakers.")
+        if sets := sorted(filter(is_librimix, {path.parent.parent for path in paths})):
+            advice = "a LibriMix set. Name it, or the folders of speakers beside it:"
+            if len(sets) > 1:
+                advice = "several LibriMix sets. Name one of them, for example"
+            raise ConfigError(f"{folder}: holds {advice} {sets[0]}.")
         for path in paths:
             name, chapter = _LIBRISPEECH.fullmatch(path.stem), path.parent
             is_librispeech = name and (chapter.parent.name, chapter.name) == (name[1], name[2])

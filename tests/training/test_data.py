@@ -120,6 +120,15 @@ def test_missing_folders_and_sounds_are_named(tmp_path: Path) -> None:
         list_utterances([tmp_path])
 
 
+def test_a_set_among_a_speakers_files_is_not_taken_for_speakers(corpus: Path) -> None:
+    for part in ("mix_clean", "s1", "s2"):
+        (corpus / "ann" / "set" / part).mkdir(parents=True)
+        audio.write(corpus / "ann" / "set" / part / "x.wav", buzz(100, 1.0), RATE_HZ)
+    message = "holds a LibriMix set. Name it, or the folders of speakers beside it: .*ann/set"
+    with pytest.raises(ConfigError, match=message):
+        list_utterances([corpus])
+
+
 def test_missing_files_of_a_librimix_set_are_named(librimix: Path) -> None:
     folder, first = librimix / "test", LIBRIMIX["test"][0]
     (folder / "s2" / f"{first}.wav").rename(folder / "kept.wav")
