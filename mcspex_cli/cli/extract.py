@@ -167,7 +167,6 @@ def _check_usage(request: ExtractRequest) -> None:
 def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
     from mcspex_cli.extraction import job, reference
-    from mcspex_cli.extraction.extractor import Extractor
 
     extraction = request.extraction
     references = reference.list_sources(request.references)
@@ -195,8 +194,7 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     job.check_absent(extraction.absent, info, info.calibration)
     for profile_path, profile in profiles.items():
         profile.enrolment_for(info, profile_path)
-    engine = options.start_engine(info, request.engine_settings, seconds)
-    extractor = Extractor(info, engine)
+    extractor = options.load_extractor(info, request.engine_settings, seconds)
     voice = extractor.enroll(
         references, spans=request.spans, mixture=first.mixture, options=extraction
     )
@@ -416,10 +414,7 @@ def enroll(
     infos = list({info.sha256: info for info in named}.values())
     files.check_no_input([output], files.identities(*clips))
     reference.check_references(clips, *infos)
-    voices = [
-        reference.enroll(clips, options.start_engine(info, engine_settings, 0.0), info)
-        for info in infos
-    ]
+    voices = [options.load_extractor(info, engine_settings, 0.0).enroll(clips) for info in infos]
     enrolments = tuple(v.enrolment(info) for info, v in zip(infos, voices, strict=True))
     # Only a calibrated model can tell whether a clip has two voices.
     best = next(

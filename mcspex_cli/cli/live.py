@@ -153,15 +153,13 @@ def _load(request: LiveRequest, references: list[Path], sample_rate_hz: int) -> 
     """Load the model, enroll the voice, and compute once, as the first time takes longer."""
     import numpy as np
 
-    from mcspex_cli import Extractor
     from mcspex_cli.extraction.job import check_absent
     from mcspex_cli.extraction.reference import check_references
 
     info = options.find_model(request.model, offline=request.offline)
     check_absent(request.absent, info, info.calibration)
     check_references(references, info)
-    engine = options.start_engine(info, request.engine_settings, math.inf)
-    extractor = Extractor(info, engine)
+    extractor = options.load_extractor(info, request.engine_settings, math.inf)
     voice = extractor.enroll(references)
     for line in voice.warnings:
         console.warn(line)

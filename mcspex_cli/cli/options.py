@@ -35,14 +35,21 @@ from click.shell_completion import CompletionItem
 import mcspex_cli
 from mcspex_cli.cli import console
 from mcspex_cli.errors import CheckpointError, McspexError
-from mcspex_cli.extraction.runtime import MOST_PASSES, PASSES, PRECISIONS, RUNTIMES, EngineSettings
+from mcspex_cli.extraction.runtime import (
+    MOST_PASSES,
+    PASSES,
+    PRECISIONS,
+    RUNTIMES,
+    EngineSettings,
+    choose_runtime,
+    keep_memory,
+)
 
 if TYPE_CHECKING:
+    from mcspex_cli import ExtractionOptions, Extractor
     from mcspex_cli.checkpoint.card import Card
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.checkpoint.hub import HubName
-    from mcspex_cli.extraction.engine import Engine
-    from mcspex_cli.extraction.job import ExtractionOptions
 
 Value = TypeVar("Value")
 
@@ -496,13 +503,13 @@ def read_card(info: CheckpointInfo) -> Card | None:
         return None
 
 
-def start_engine(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> Engine:
-    """Let `choose_runtime` decide what runs a model, and load it."""
-    from mcspex_cli.extraction import engine, runtime
+def load_extractor(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> Extractor:
+    """Load a model into what `choose_runtime` decides for `seconds` of audio."""
+    from mcspex_cli import Extractor
+    from mcspex_cli.extraction.engine import open_engine
 
-    settings = runtime.choose_runtime(info, settings, seconds)
-    runtime.keep_memory()
-    opened = engine.open_engine(info, settings)
-    if (opened.runtime.device, opened.runtime.precision) == ("cpu", "float16"):
+    keep_memory()
+    engine = open_engine(info, choose_runtime(info, settings, seconds))
+    if (engine.runtime.device, engine.runtime.precision) == ("cpu", "float16"):
         console.warn(SLOW_PRECISION)
-    return opened
+    return Extractor(info, engine)
