@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -421,3 +423,17 @@ def test_a_process_that_cannot_draw_or_ends_is_one_line(
     monkeypatch.setattr(sampler, "draw", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EngineError, match=r"mixtures ended, .* Lower \[run\] workers"):
         next(draw_batches(sampler, 0, 0, range(2), workers=1))
+
+
+def test_a_process_that_is_killed_is_noticed_where_its_mixtures_are_awaited(
+    talkers: Corpus,
+) -> None:
+    batches = draw_batches(MixtureSampler(talkers, PLAIN), 0, 0, range(2), workers=1)
+    before = multiprocessing.active_children()
+    next(batches)
+    (process,) = set(multiprocessing.active_children()) - set(before)
+    process.kill()
+    time.sleep(1)  # in the middle of a step, say; an error that is raised here is not expected
+    with pytest.raises(EngineError, match=r"mixtures ended, .* Lower \[run\] workers"):
+        for _ in range(10):
+            next(batches)
