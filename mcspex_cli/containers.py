@@ -91,6 +91,9 @@ _BOXES = b"ftyp moov mdat moof mfra free skip wide udta meta uuid sidx styp pdin
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 """How the notes begin that stand among or after an MP3's frames, or after another file."""
 
+_ID3 = re.compile(rb"ID3[\x02-\x04]..([\0-\x7f]{4})", re.DOTALL)
+"""How an ID3 tag of version 2 begins; in the parentheses is its length, 7 bits in each byte."""
+
 _NULL_PACKET = b"G\x1f\xff"
 """How the packets of a transport stream begin that only fill it up."""
 
@@ -419,7 +422,7 @@ class Container:
         self._done = 0  # samples per channel, of which some are silence for gaps
         self._silent = 0
         self._lost = 0  # those of the silent ones that are for damaged parts
-        self._origin: int | None = None  # the time of the first sample
+        self._origin: int | None = None  # the time of the first sample; None if not known yet
         self._damages: list[tuple[float, str]] = []
         self._is_after_damage = False
         self._end = 0  # where the packets end that held sound
@@ -548,6 +551,7 @@ class Container:
         import av
 
         packets, end = self._container.demux(self._source), None
+        notes = 0  # the bytes that are left of an ID3 tag, whose pictures may look like frames
         while True:
             packet, frames, damage = None, [], ""
             with av.logging.Capture() as log:
@@ -564,9 +568,15 @@ class Container:
                 if is_cut or any(frame.is_corrupt for frame in frames):
                     damage = damage or "part of it is missing"
                 data = bytes(packet)
-                is_sound = any(data) and not data.startswith(_TAGS)
+                if Trait.BARE in self._traits:
+                    notes = max(notes, _id3_bytes(data))
+                if notes:
+                    frames, self._origin = [], None  # they count in the time stamps
+                is_sound = any(data) and not data.startswith(_TAGS) and not notes
+                notes = max(0, notes - len(data))
                 damage = damage if is_sound else ""
-                if is_sound and not damage:  # even if all of it is padding, which gives no frame
+                # A packet that is all padding gives no frame.
+                if frames or (is_sound and not damage):
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
@@ -590,7 +600,7 @@ class Container:
             return 0
         rate_hz, announced = self.info.sample_rate_hz, self.info.frames
         at, pause = round(frame.pts * self._tick_s * rate_hz), round(_PAUSE_S * rate_hz)
-        self._origin = at if self._origin is None else self._origin
+        self._origin = at - self._done if self._origin is None else self._origin
         gap = at - self._origin - self._done
         longest = 3600 * rate_hz - self._silent
         if announced and (self._is_exact or Trait.FROM_ZERO in self._traits):
@@ -660,6 +670,14 @@ class Container:
         """Whether the last frame would be longer if another followed it."""
         frames = self._source.codec_context.parse(2 * self._last)
         return not frames or frames[0].size > len(self._last)
+
+
+def _id3_bytes(data: bytes) -> int:
+    """The length of the ID3 tag that begins there, or 0."""
+    if not (header := _ID3.match(data)):
+        return 0
+    length: bytes = header[1]
+    return 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(length)))
 
 
 def _decoder_of(source: av.AudioStream) -> av.AudioCodecContext:

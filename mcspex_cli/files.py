@@ -37,8 +37,9 @@ from mcspex_cli.errors import (
 
 SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .spx .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .sph "
-    ".wv .tta .ape .m4a .m4b .mp4 .m4v .mkv .mka .mov .qt .webm .aac .ac3 .eac3 .dts .wma "
-    ".wmv .asf .amr .awb .3gp .3g2 .avi .flv .f4v .mpg .mpeg .ts .mts .m2ts .mxf .ogv".split()
+    ".bwf .bw64 .wv .tta .ape .tak .mpc .m4a .m4b .m4r .mp4 .m4v .mkv .mka .mov .qt .webm .weba "
+    ".mpga .aac .ac3 .eac3 .dts .wma .wmv .asf .amr .awb .gsm .qcp .3gp .3gpp .3ga .3g2 .avi "
+    ".flv .f4v .mpg .mpeg .vob .ts .mts .m2t .m2ts .mxf .ogv".split()
 )
 """Suffixes taken for recordings when a folder is searched."""
 

@@ -333,6 +333,19 @@ def test_files_joined_into_one_are_read_whole(
     assert all("All was read." in warning for warning in warnings)
 
 
+def test_a_picture_in_the_second_of_two_joined_mp3_is_no_damage(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mp3", *tracks(SIX_S, codec="libmp3lame"))
+    data = path.read_bytes()
+    path.write_bytes(2 * data)
+    expected, _ = read(path)
+    picture = np.random.default_rng(0).bytes(100_000)  # of which some looks like frames
+    length = bytes(len(picture) >> shift & 127 for shift in (21, 14, 7, 0))
+    path.write_bytes(data + b"ID3\x04\0\0" + length + picture + data)
+    samples, warnings = read(path)
+    assert warnings == []
+    np.testing.assert_array_equal(samples, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.mp3", "libmp3lame"), ("a.mkv", "pcm_s16le"), ("a.avi", "pcm_s16le")]
 )

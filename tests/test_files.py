@@ -95,7 +95,8 @@ def test_every_kind_of_recording_that_can_be_read_is_found(tmp_path: Path) -> No
     read = (
         "wav WAV flac ogg opus mp3 mp2 m4a m4b mp4 mkv mka mov webm aac ac3 eac3 dts wma wmv amr "
     )
-    read += "3gp 3g2 avi flv mpg ts m2ts wv tta ape sph aiff caf w64 au"
+    read += "3gp 3gpp 3ga 3g2 avi flv mpg vob ts m2t m2ts wv tta ape tak mpc sph aiff caf w64 au "
+    read += "bwf bw64 weba m4r mpga gsm qcp"
     names = sorted(f"{number}.{suffix}" for number, suffix in enumerate(read.split()))
     touch(tmp_path, *names, "a.txt", "b.csv", "c.m3u8", "d.json", "e")
     assert found(tmp_path) == names
