@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -470,8 +471,12 @@ def draw_batches(
         pin_memory=for_cuda,
         worker_init_fn=_leave_interrupts,
     )
+    draws = iter(loader)
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # torch raises errors of processes that end wherever the program is. It checks them below.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        for drawn in loader:
+        for drawn in draws:
             if isinstance(drawn, McspexError):
                 raise drawn
             yield drawn
