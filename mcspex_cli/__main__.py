@@ -26,14 +26,17 @@ for number in _handlers:
     with suppress(ValueError):  # not in the main thread
         signal.signal(number, _end_at_once)
 
+import _thread
 import atexit
 import errno
 import io
 import logging
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -148,6 +151,19 @@ def _expect_end() -> None:
     exec("")
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise a KeyboardInterrupt; in callbacks of soundfile and in destructors, soon after them.
+
+    From there it would not get out, and the sound file would seem to be cut off.
+    """
+    while frame is not None:
+        if frame.f_code.co_name.startswith(("vio_", "__del__")):
+            threading.Timer(0.01, _thread.interrupt_main, [number]).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _on_interrupts(handler: Any) -> None:
     """Let `handler` answer Ctrl-C, SIGTERM and SIGHUP, except those ignored, as under nohup."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -175,7 +191,7 @@ def _set_up_process() -> None:
     except OSError:
         console.error("the working folder no longer exists. Change to another folder.")
         sys.exit(1)
-    _on_interrupts(signal.default_int_handler)
+    _on_interrupts(_interrupt)
     share_cores()
 
 

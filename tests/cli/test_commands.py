@@ -16,9 +16,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import __version__
+from mcspex_cli import __version__, audio
 from mcspex_cli.__main__ import main
-from tests.conftest import ROOT
+from tests.conftest import RATE_HZ, ROOT, buzz
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -295,6 +295,30 @@ def test_ctrl_c_while_a_compiled_module_is_imported_is_one_line(
     done = run("models", "list")
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.startswith("error: interrupted. Finished files are kept")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_libsndfile_reads_is_one_line(name: str, tmp_path: Path) -> None:
+    """What is raised in its callbacks does not get out of them."""
+    for number in range(20):
+        audio.write(tmp_path / f"{number}.wav", buzz(110, 5), RATE_HZ)
+    script = (
+        "import os, signal, sys\nfrom mcspex_cli.__main__ import main\n"
+        "from mcspex_cli.containers import SoundBytes\n"
+        "seek, calls = SoundBytes.seek, []\n"
+        "def interrupted(self, *place):\n"
+        "    calls.append(sys._getframe(1).f_code.co_name)\n"
+        f"    if calls.count('vio_seek') == 2: os.kill(os.getpid(), signal.{name})\n"
+        "    return seek(self, *place)\n"
+        "SoundBytes.seek = interrupted\n"
+        "main(['score', '.', '--truth', '.'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert re.fullmatch("error: interrupted. .*\n", done.stderr)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
