@@ -663,8 +663,13 @@ class Container:
         part, size = self.data.part, self.data.size
         notes, rest = part(max(self._end, size - 160), 160), part(self._end, 2**24)
         noted = any(tag in rest[:64] + notes for tag in _TAGS)
-        stuffing = 192 * rest.count(_NULL_PACKET) if self._kind == "mpegts" else 0
-        return 0 if noted and part(0, 8) not in rest else max(0, size - self._end - stuffing)
+        if self._kind == "mpegts":
+            size -= 192 * rest.count(_NULL_PACKET)
+        elif self._kind == "aac" and rest:  # places do not count the tags among the frames
+            for start in range(0, self.data.size, 2**24):
+                tags = _ID3.finditer(part(start, 2**24 + 9))
+                size -= sum(_id3_bytes(tag[0]) for tag in tags if start + tag.start())
+        return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
 
     def _is_last_cut(self) -> bool:
         """Whether the last frame would be longer if another followed it."""

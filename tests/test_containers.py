@@ -287,6 +287,15 @@ def stuffed(folder: Path) -> Path:
     return path
 
 
+def aac_of_segments(folder: Path) -> Path:
+    """Each segment of an HTTP live stream begins with an ID3 tag."""
+    path = encoded("a.aac", "aac", 16_000)(folder)
+    frames = re.findall(rb"\xff\xf1`@.{5,}?(?=\xff\xf1`@|$)", path.read_bytes(), re.DOTALL)
+    tag = b"ID3\x04\0\0\0\0\0\x3f" + bytes(63)
+    path.write_bytes(b"".join(tag * (at % 10 == 0) + frame for at, frame in enumerate(frames)))
+    return path
+
+
 def padded_mp3(folder: Path) -> Path:
     """The last frame of this MP3 holds nothing but padding."""
     sound = SoundTrack(np.repeat(SIX_S, 2)[:95_064], 2 * RATE_HZ, "libmp3lame")
@@ -294,7 +303,8 @@ def padded_mp3(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "whole", [aac_in_avi, short_packet, piped_wma, amr_with_pauses, stuffed, padded_mp3]
+    "whole",
+    [aac_in_avi, short_packet, piped_wma, amr_with_pauses, stuffed, aac_of_segments, padded_mp3],
 )
 def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path], Path]) -> None:
     path = whole(tmp_path)

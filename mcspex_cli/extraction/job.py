@@ -348,12 +348,13 @@ def _sounds_same(one: Path, other: Path) -> bool:
     """Whether two files have the same sound, as copies in different formats do."""
     signals = []
     for path in (one, other):
-        blocks = islice(audio.Reader(path, 8000), 6)  # of 10 s each
+        blocks = audio.without_rumble(islice(audio.Reader(path, 8000), 6), 8000)  # of 10 s each
         samples = np.concatenate(list(blocks), axis=-1)[0].astype(np.float64)
         signals.append(samples / max(float(np.sqrt(np.sum(samples**2))), 1e-9))
     size = 2 * max(map(len, signals))  # coders move the sound by some milliseconds
     one_spectrum, other_spectrum = (np.fft.rfft(signal, size) for signal in signals)
-    return bool(np.fft.irfft(one_spectrum * np.conj(other_spectrum)).max() > _SAME_CORRELATION)
+    correlations = np.abs(np.fft.irfft(one_spectrum * np.conj(other_spectrum)))  # or inverted
+    return bool(correlations.max() > _SAME_CORRELATION)
 
 
 def check_absent(absent: str, model: CheckpointInfo, calibration: object) -> None:

@@ -990,19 +990,23 @@ def test_a_reference_is_never_overwritten(
     assert (place.read_bytes(), (tmp_path / "o.wav").exists()) == (before, False)
 
 
-@pytest.mark.parametrize("name", ["copy.flac", "copy.ogg", "copy24.wav", "copy16k.wav"])
+@pytest.mark.parametrize(
+    "name", ["copy.flac", "copy.ogg", "copy24.wav", "copy16k.wav", "inverse.wav"]
+)
 def test_a_mixture_in_another_format_is_its_own_reference_too(
     soft: Extractor, tmp_path: Path, name: str
 ) -> None:
     put(tmp_path, MIXTURE, subtype="PCM_16")
     rate_hz = 16000 if "16k" in name else RATE_HZ
     sound = np.repeat(MIXTURE, rate_hz // RATE_HZ)
-    audio.write(tmp_path / name, 0.5 * sound, rate_hz, "PCM_24" if "24" in name else "PCM_16")
+    gain = -0.5 if "inverse" in name else 0.5
+    audio.write(tmp_path / name, gain * sound, rate_hz, "PCM_24" if "24" in name else "PCM_16")
     quality = ReferenceQuality(str(tmp_path / name), 5.0, 5.0, 5.0, -20, 0.0, None, None)
     voice = replace(named(np.ones(8, np.float32), str(tmp_path / name)), qualities=(quality,))
     with pytest.raises(AudioError, match="is its own reference"):
         soft.extract_file(tmp_path / "mixture.wav", voice, tmp_path / "o.wav")
-    audio.write(tmp_path / name, sound[::-1], rate_hz)
+    put(tmp_path, 0.1 * MIXTURE + 0.5, subtype="PCM_16")  # an offset is no sound that they share
+    audio.write(tmp_path / name, 0.1 * sound[::-1] + 0.5, rate_hz)
     soft.extract_file(tmp_path / "mixture.wav", voice, tmp_path / "o.wav")
 
 
