@@ -391,7 +391,8 @@ def _from_speech(pieces: Pieces, rate_hz: int) -> Pieces:
     A piece that is equally loud throughout does not count as speech.
     """
     for index, (block, _) in enumerate(pieces):
-        activity = speech.detect_speech(speech.frame_levels_db(block[0], rate_hz))
+        audible = block[0] - block[0].mean()  # an offset is not heard
+        activity = speech.detect_speech(speech.frame_levels_db(audible, rate_hz))
         if not activity.all() and speech.smooth_activity(activity, _BURST_S, _SHORT_PAUSE_S).any():
             return pieces[index:]
     return []

@@ -481,14 +481,16 @@ def test_how_much_of_a_long_reference_is_used_is_told(tmp_path: Path) -> None:
     assert len(warnings[2]) == 1
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.001])
-def test_a_reference_that_begins_with_silence_is_searched(tmp_path: Path, noise: float) -> None:
+@pytest.mark.parametrize(("noise", "offset"), [(0.0, 0.0), (0.001, 0.0), (0.0, 0.3)])
+def test_a_reference_that_begins_with_silence_is_searched(
+    tmp_path: Path, noise: float, offset: float
+) -> None:
     """12 min without speech, and then 4 s of it."""
     rng = np.random.default_rng(0)
     speech = talk(1, 0, 4, RATE_HZ)
     quiet = np.zeros(12 * 60 * RATE_HZ, np.float32)
     sound = np.concatenate([quiet, speech, np.zeros(RATE_HZ, np.float32)])
-    sound += (noise * rng.standard_normal(len(sound))).astype(np.float32)
+    sound += (noise * rng.standard_normal(len(sound))).astype(np.float32) + np.float32(offset)
     audio.write(tmp_path / "late.flac", sound, RATE_HZ)
     clip = read_clip(tmp_path / "late.flac", RATE_HZ)
     assert len(clip.trimmed()) / RATE_HZ == pytest.approx(4.5, abs=0.6)
