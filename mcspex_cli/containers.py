@@ -47,6 +47,10 @@ _UNKNOWN_LENGTH = 0x7FFFF000
 """Lengths of 32 bits from here on are what programs write that do not know them (to a pipe)."""
 
 
+_MISCOUNTED_BYTES = 64
+"""Some programs count their headers among the samples, so that a file ends a little too early."""
+
+
 class _Chunks(NamedTuple):
     """How the chunks of a format (WAV, AIFF, W64, CAF) follow one another."""
 
@@ -343,13 +347,15 @@ class PlainFile:
         frames, frame_bytes = file.frames, SAMPLE_BYTES.get(file.subtype, 0) * file.channels
         end = next((end for end in data.ends if end >= begin), 0)
         rest = size - max((end for end in data.ends if end <= size), default=size)
-        if end > size > begin:
+        if size < end <= size + _MISCOUNTED_BYTES:
+            data.warn(f"its header announces {end - size} bytes more than there are.")
+        elif end > size > begin:
             here_s = frames / rate_hz
             whole_s = here_s * (end - begin) / (size - begin)
             self._missing = f"truncated: {here_s:.2f} of {whole_s:.2f} s are there"
         elif begin <= end <= size and frame_bytes:
             frames = min(frames, (end - begin) // frame_bytes)  # libsndfile may read on
-            if rest >= max(2 * frame_bytes, 64):
+            if rest >= max(2 * frame_bytes, _MISCOUNTED_BYTES):
                 data.warn(
                     f"its header announces {frames / rate_hz:.2f} s, but "
                     f"{rest / frame_bytes / rate_hz:.2f} s more follow (an unfinished recording?). "

@@ -283,7 +283,8 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         elif not folder.is_dir():
             problem = f"{folder} is not a folder. Choose another place."
         elif not os.access(folder, os.W_OK | os.X_OK):
-            problem = f"{folder} is write-protected. Choose another place."
+            place = "the working folder" if folder == Path() else folder
+            problem = f"{place} is write-protected. Choose another place."
     except OSError as error:  # a name that is too long, say
         raise output_error(path, error) from error
     if problem:

@@ -405,6 +405,17 @@ def test_one_after_another_of_two_kinds_of_mp4_is_not_read(tmp_path: Path) -> No
         assert f"another file of {len(second):,} bytes follows the first" in warning
 
 
+@pytest.mark.parametrize("more", [2, 8, 44])
+def test_a_header_that_is_counted_among_the_samples_is_no_damage(tmp_path: Path, more: int) -> None:
+    path = tmp_path / "a.wav"
+    audio.write(path, SIX_S, RATE_HZ)
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + struct.pack("<I", len(data) - 44 + more) + data[44:])
+    samples, (warning,) = read(path)
+    assert len(samples) == len(SIX_S)
+    assert warning == f"{path}: its header announces {more} bytes more than there are."
+
+
 def test_a_file_that_is_cut_where_a_part_begins_is_truncated(tmp_path: Path) -> None:
     parts = encoded("a.mp4", "aac", movflags="frag_every_frame+empty_moov")(tmp_path)
     data = parts.read_bytes()
