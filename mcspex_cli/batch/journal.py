@@ -169,6 +169,15 @@ class Journal:
                 return line.reason
         return None
 
+    def others(self, tasks: Sequence[Task]) -> list[str]:
+        """The ids of finished tasks that are none of these, and whose estimates are still there."""
+        ids, audio_folder = {task.id for task in tasks}, self.folder / AUDIO
+        return sorted(
+            id_
+            for id_ in self.results.keys() - ids
+            if any(storage.stamp(audio_folder / f"{id_}{suffix}") for suffix in audio.FORMATS)
+        )
+
     def check(self, tasks: Sequence[Task], settings: str) -> None:
         """Refuse to replace estimates that were made of other files or with other settings.
 

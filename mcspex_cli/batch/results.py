@@ -160,6 +160,11 @@ def write(
     plan = work.plan
     with _one_at_a_time(plan.folder), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
+        if others := journal.others(plan.tasks):
+            _logger.warning(
+                f"{plan.label}: the reports leave out estimates of earlier runs: "
+                f"{report.name_some(others)}. To have them there too, name all mixtures."
+            )
         results, rows = _rows(work, journal, score_settings)
         failures = [
             {

@@ -275,6 +275,18 @@ def test_a_second_run_does_nothing_again(batch: Run) -> None:
     assert Path("out/report.json").read_bytes() == report
 
 
+def test_estimates_that_the_reports_leave_out_are_told(batch: Run) -> None:
+    assert batch(*ASKED).exit_code == 0
+    asked = ("mix/bob", "--ref", "refs/bob.wav", "-o", "out")
+    left_out = "warning: out: the reports leave out estimates of earlier runs: bob/0, bob/1, bob/2."
+    shutil.rmtree("out/audio/ann")
+    done = batch(*asked)
+    assert (done.exit_code, rows("out").keys()) == (0, {"0", "1", "2"})
+    assert left_out in done.stderr
+    shutil.rmtree("out/audio/bob")
+    assert "leave out" not in batch(*asked).stderr
+
+
 def test_batches_are_near_to_singles(batch: Run) -> None:
     batch(*ASKED, "--subtype", "FLOAT")
     done = batch("mix", "--refs", "refs", "-o", "four", "--batch-size", "4", "--subtype", "FLOAT")
