@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
-from mcspex_cli.errors import PartialFailure
+from mcspex_cli.errors import ConfigError, PartialFailure
 from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
@@ -297,6 +297,8 @@ def _prepare(request: BatchOptions) -> WorkList:
     values = vars(request)
     if request.groups:
         read_groups(request.groups, request.group_by)
+        if not request.groups.is_file():
+            raise ConfigError(f"{request.groups}: is read again in the end. Save it to a file.")
         files.check_no_input([request.output / "report.csv"], files.identities(request.groups))
     batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
     options.check_subtype(batch_plan.sounds(), request.extraction.subtype)

@@ -230,6 +230,18 @@ def test_groups_are_in_the_report(batch: Run) -> None:
     assert "out/report.csv: is an input, and inputs are never overwritten" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="pipes have no names here")
+def test_groups_in_a_pipe_which_can_be_read_only_once_are_refused(batch: Run) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"name,gender\nann/0,f\n")
+    os.close(writer)
+    done = batch(*ASKED, "--groups", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert done.exit_code == 1
+    assert done.stderr == f"error: /dev/fd/{reader}: is read again in the end. Save it to a file.\n"
+    assert not Path("out").exists()
+
+
 def test_a_pattern_finds_the_speaker(batch: Run) -> None:
     for number in range(2):
         write(f"flat/bob_{number}.wav", buzz(100, 0.5, number))
