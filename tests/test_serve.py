@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -96,10 +97,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.folders() == []
     assert len(list(temporary.glob(".mcspex*"))) == 1
     yield server
-    server.session()
-    for name in ("SIGHUP", "SIGINT", "SIGINT", "SIGTERM"):
-        server.process.send_signal(getattr(signal, name, signal.SIGTERM))
-    _, told = server.process.communicate(timeout=TIMEOUT_S)
+    place = f"{server.session()}/recording?name=a.wav"
+    with socket.create_connection(("127.0.0.1", server.port)) as unfinished:
+        head = f"PUT {place} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n"
+        unfinished.sendall(head.encode())
+        until(lambda: list(temporary.rglob("upload-*.wav")), "an upload that is not finished")
+        for name in ("SIGHUP", "SIGINT", "SIGINT", "SIGTERM"):
+            server.process.send_signal(getattr(signal, name, signal.SIGTERM))
+        _, told = server.process.communicate(timeout=TIMEOUT_S)
     assert told == "ended; all files of the page are deleted.\n"
     assert server.process.returncode == 0
     assert list(temporary.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -85,7 +86,11 @@ def serve(
                 webbrowser.open(address.url)
 
         def handle_exit(self, *_: object) -> None:
-            """End soon, however often that is asked for: ending by force shows tracebacks."""
+            """End soon, however often that is asked for: ending by force shows tracebacks.
+
+            So does an upload that is cut off now, which is no failure.
+            """
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             self.should_exit = True
 
     sessions = Sessions(Extractions(models), max_bytes)
@@ -110,9 +115,10 @@ def serve(
             timeout_graceful_shutdown=1,
         )
         server = Server(config)
-        hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-        if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
-            signal.signal(hang_up, server.handle_exit)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # also before uvicorn answers them
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, server.handle_exit)
         server.run(sockets=[address.listener])
     except KeyboardInterrupt:
         pass  # how it is meant to end
