@@ -421,7 +421,7 @@ class Container:
         self._kind = self._container.format.name.split(",")[0]
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
-        self._decoder = _decoder_of(self._source)
+        self._decoder = _decoder_of(self._source, self._kind)
         self.info = self._announce(tracks, log)
         if "duplicated MOOV" in log:
             data.warn(f"another file {_FOLLOWS}")
@@ -691,8 +691,8 @@ def _id3_bytes(data: bytes) -> int:
     return 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(length)))
 
 
-def _decoder_of(source: av.AudioStream) -> av.AudioCodecContext:
-    """What decodes a sound track."""
+def _decoder_of(source: av.AudioStream, kind: str) -> av.AudioCodecContext:
+    """What decodes a sound track of a file of this `kind`."""
     import av
 
     decoder = source.codec_context
@@ -703,6 +703,8 @@ def _decoder_of(source: av.AudioStream) -> av.AudioCodecContext:
         decoder.sample_rate, decoder.layout = rate_hz, layout
     decoder.thread_count = 1  # its log must come from this thread
     decoder.options = {"err_detect": "crccheck"}
+    if (kind, decoder.name) == ("caf", "alac"):  # FFmpeg 8 would shorten a short last packet again
+        decoder.options |= {"flags2": "skip_manual"}
     return decoder
 
 

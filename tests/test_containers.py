@@ -132,7 +132,12 @@ def test_the_sound_of_a_video_is_read(tmp_path: Path, name: str, picture_s: int)
 
 @pytest.mark.parametrize(
     ("name", "codec", "subtype"),
-    [("a.m4a", "alac", "PCM_16"), ("a.mkv", "pcm_s16le", "PCM_16"), ("a.flac", "", "PCM_24")],
+    [
+        ("a.m4a", "alac", "PCM_16"),
+        ("a.caf", "alac", "PCM_16"),
+        ("a.mkv", "pcm_s16le", "PCM_16"),
+        ("a.flac", "", "PCM_24"),
+    ],
 )
 def test_lossless_sound_is_the_same_sample_for_sample(
     tmp_path: Path, name: str, codec: str, subtype: str
