@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from mcspex_cli.extraction.extractor import Extractor
 
 _logger = logging.getLogger("mcspex")
+
+EXACT_DB = 200.0
+"""From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
 _SILENCE = 1e-10
 """Variance below which a signal counts as silent (-100 dBFS)."""
@@ -123,23 +127,25 @@ def bss_eval(
 ) -> tuple[float, float, float]:
     """SDR, SIR and SAR of BSS Eval, in dB, of sounds that are equally long.
 
-    Silent interferers do not count; without any, SIR and SAR are nan.
+    Silent interferers do not count. SIR and SAR are nan without any, and where one is a copy of the
+    target or of another.
 
     Source: Vincent et al., IEEE TASLP 2006; Scheibler, arXiv:2110.06440.
     """
     package = import_package("fast_bss_eval")
     sources = [target, *(sound for sound in interferers if not is_silent(sound))]
     e, s = (np.stack([np.asarray(x, np.float64) for x in xs]) for xs in ([estimate], sources))
-    if len(sources) == 1:
-        return float(_attempt(lambda: package.sdr(s, e)[0])), math.nan, math.nan
+    sdr = float(_attempt(lambda: package.sdr(s[:1], e)[0]))
+    if len(s) == 1 or any(si_sdr(*pair) >= EXACT_DB for pair in combinations(s, 2)):
+        return sdr, math.nan, math.nan
     # For each source, the shares of the estimate's energy that it explains alone, and with the rest
     shares = _attempt(lambda: package.numpy.square_cosine_metrics(s, e), otherwise=None)
-    if shares is None:
-        return math.nan, math.nan, math.nan
-    alone, together = float(shares[0][0, 0]), float(shares[1][0, 0])
-    sdr, sir, sar = (
+    alone, together = (float(share[0, 0]) for share in shares) if shares else (math.nan,) * 2
+    if not alone - 1e-6 <= together <= 1 + 1e-6:  # of sources that are nearly copies
+        return sdr, math.nan, math.nan
+    sir, sar = (
         10 * math.log10(share / (1 - share)) if 0 < share < 1 else math.nan
-        for share in (alone, alone / together, together)
+        for share in (alone / together, together)
     )
     return sdr, sir, sar
 

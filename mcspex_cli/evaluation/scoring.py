@@ -22,6 +22,7 @@ from mcspex_cli.errors import AudioError, ConfigError, McspexError, NonFiniteErr
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
+    EXACT_DB,
     METRICS,
     MIXTURE_METRICS,
     NOTHING,
@@ -52,9 +53,6 @@ LOSSLESS = frozenset(
 
 _PADDING = 2048
 """Samples by which other files may be longer: AAC, for one, fills its last frame."""
-
-EXACT_DB = 200.0
-"""From here on an estimate is a copy: float32 samples are good to about 150 dB."""
 
 _CHUNK = 8
 """Files that a process scores before it asks for more."""

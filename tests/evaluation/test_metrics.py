@@ -177,6 +177,17 @@ def test_three_talkers_leave_less_sir_than_two_and_a_silent_one_does_not_count()
     assert bss_eval(MIXED, VOICE, [silence])[0] == bss_eval(MIXED, VOICE)[0]
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.5, -1.0])
+def test_copies_among_the_talkers_cost_sir_and_sar_alone(gain: float) -> None:
+    for seed in range(4):
+        voice, other = np.random.default_rng(seed).normal(0, 0.1, (2, 16000)).astype(np.float32)
+        estimate, copy = voice + np.float32(0.1) * other, np.float32(gain) * other
+        for interferers in ([other, copy], [other, np.float32(gain) * voice]):
+            ratios = bss_eval(estimate, voice, interferers)
+            assert ratios[0] == pytest.approx(bss_eval(estimate, voice)[0], abs=1e-6)
+            assert np.isnan(ratios[1:]).all()
+
+
 @pytest.mark.parametrize(("rate_hz", "mode"), [(8000, "nb"), (16000, "wb")])
 def test_pesq_is_the_packages_at_the_rates_it_knows(rate_hz: int, mode: str) -> None:
     estimate, target = example()
