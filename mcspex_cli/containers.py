@@ -132,6 +132,8 @@ KINDS = {
 
 _FOLLOWS = "follows the first in it and is not read. Split them, or join them with an audio editor."
 
+_USELESS = "truncated: {}, so that nothing can be read. Copy it again."
+
 _PAUSE_S = 0.1
 """Gaps between time stamps from here on are silence in the recording; less is their inaccuracy."""
 
@@ -295,8 +297,10 @@ def _find_missing(data: SoundBytes) -> str:
         is_last = len(page) > 27 and page[5] & 4
         if not is_last or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             return "its last Ogg page is missing"
-    elif head[:1] == head[188:189] == b"G" and size % 188:  # MPEG-TS
-        return "its last packet is not whole"
+    elif (head[:1] == head[188:189] == b"G" and size % 188) or (
+        head[4:5] == head[196:197] == b"G" and size % 192  # of cameras, with times
+    ):
+        return "its last packet is not whole"  # of MPEG-TS
     elif data.ends and data.ends[-1] > size:
         return f"{data.ends[-1] - size:,} bytes are missing at its end"
     return ""
@@ -458,7 +462,7 @@ class Container:
                     missing = "its index (moov atom) is missing"
                 text = f"not a readable sound file ({text}). Export it again as WAV."
                 if missing:
-                    text = f"truncated: {missing}, so that nothing can be read. Copy it again."
+                    text = _USELESS.format(missing)
                 self.data.check_read()
                 raise AudioError(f"{self.data.path}: {text}") from error
 
@@ -468,6 +472,8 @@ class Container:
 
         path, sources = self.data.path, self._container.streams.audio
         streams = [source for source in sources if source.codec_context is not None]
+        if not streams and self._missing:
+            raise AudioError(f"{path}: {_USELESS.format(self._missing)}")
         if not sources:
             raise AudioError(f"{path}: has no sound track. Name a file that has one.")
         if not streams:

@@ -611,6 +611,7 @@ DAMAGED = [
     (encoded("b.mp3", "libmp3lame"), between_packets, r"truncated: 3\.\d\d of 6\.00 s", 3.0, 4.0),
     (plain("rf64", "RF64"), cut, r"truncated", 3.5, 3.7),
     (encoded("a.flv", "libmp3lame", 44_100), cut, r"truncated", 3.0, 3.8),
+    (encoded("a.m2ts", "mp2", 16_000, mpegts_m2ts_mode="1"), cut, r"last packet is not", 3.0, 3.9),
     (encoded("a.tta", "tta", 44_100), cut, r"damaged after 3", 3.0, 3.8),
     (encoded("a.ts", "mp2", 16_000), cut, r"after 3\.\d\d s", 3.0, 3.8),
     (encoded("a.ts", "mp2", 16_000), blank, r"3\.\d\d s \(what is there cannot", 3.0, 3.8),
@@ -684,6 +685,13 @@ def no_moov(folder: Path) -> Path:
     return cut(encoded("a.mp4", "aac")(folder), 0.5)
 
 
+def half_a_moov(folder: Path) -> Path:
+    path = encoded("a.mp4", "aac")(folder)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"moov") + 250])
+    return path
+
+
 def mute(folder: Path) -> Path:
     return make(folder / "a.mp4", picture_s=1)
 
@@ -713,6 +721,10 @@ def wrong_rate(hertz: int) -> Callable[[Path], Path]:
     ("bad", "message"),
     [
         (no_moov, r"truncated: its index \(moov atom\) is missing"),
+        (
+            half_a_moov,
+            r"truncated: [\d,]+ bytes are missing at its end, so that nothing can be read",
+        ),
         (mute, "has no sound track"),
         (noise, "not a readable sound file"),
         (integers_of_64_bits, "its sound is of another kind there"),
