@@ -24,6 +24,7 @@ from torch import distributed, nn
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.hub import CONFIG
 from mcspex_cli.errors import ConfigError, EngineError, install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, choose_device
@@ -330,6 +331,12 @@ class Trainer:
             return self._read_state()
         if (self.out / "state.pt").is_file():
             raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
+        for model in (self.out / "best", self.out / "last"):
+            if (model / CONFIG).is_file():
+                raise ConfigError(
+                    f"{model}: is a trained model, which a new run would replace. Move it, or set "
+                    "[run] out to another folder."
+                )
         return None
 
     def _read_state(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from mcspex_cli.checkpoint.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import (
+    DEFAULT_MODEL,
+    bundled,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import build
@@ -124,6 +131,16 @@ def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
         state.write_bytes(data)
         with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
             Trainer(chosen, resume=True)
+
+
+@pytest.mark.parametrize("kept", ["best", "last"])
+def test_a_new_run_replaces_no_model(corpus: Path, kept: str) -> None:
+    chosen = settings(corpus, "out")
+    shutil.copytree(bundled()[DEFAULT_MODEL], chosen.run.out / kept)
+    message = rf"out/{kept}: is a trained model, which a new run would replace. Move it, or set"
+    with pytest.raises(ConfigError, match=message):
+        Trainer(chosen)
+    assert load_checkpoint(chosen.run.out / kept).config.sample_rate_hz == 16_000
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(corpus: Path) -> None:
