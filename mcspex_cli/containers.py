@@ -587,8 +587,8 @@ class Container:
                 is_sound = any(data) and not data.startswith(_TAGS) and not notes
                 notes = max(0, notes - len(data))
                 damage = damage if is_sound else ""
-                # A packet that is all padding gives no frame.
-                if frames or (is_sound and not damage):
+                # A packet of which all is to be skipped gives no frame.
+                if frames or (is_sound and packet.has_sidedata("skip_samples")):
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
