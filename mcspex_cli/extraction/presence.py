@@ -1,16 +1,19 @@
 """Whether the target speaks in an estimate, and when: from embeddings and energy.
 
 ```
-estimate ─┬─ 2 s, embedded ── similarity to the reference ──┬─▶ presence of 2 s ─┬─▶ presence
-          ├─ energy, next to the mixture's ── gain ─────────┘                    ▼
+estimate ─┬─ 2 s, embedded ─┬─ similarity to the reference ─┬─▶ presence of 2 s ─┬─▶ presence
+          │                 └─ echo ────────────────────────┤                    ▼
+          ├─ energy, next to the mixture's ── gain ─────────┘                    │
           └─ levels of 10 ms, next to the mixture's ─────────────────────────▶ activity
 ```
 
 A network returns somebody's speech even if the target is absent. Whether it is the target's shows
-in the embedding of the estimate and, less surely, in how loud the network made it. How much each of
-these weighs is measured for a model by `training.calibration`. The presence of a file is a soft
-maximum of those of its segments: the best count most, because people take turns; see `_SHARPNESS`.
-Not from the paper.
+in the embedding of the estimate and, less surely, in how loud the network made it. Echo changes
+embeddings, too: a voice in a room is less similar to its reference. So the directions in which echo
+moves embeddings most are left out of similarities, and how much echo an estimate has is weighed
+besides. How much each weighs is measured for a model by `training.calibration`. The presence of a
+file is a soft maximum of those of its segments: the best count most, because people take turns; see
+`_SHARPNESS`. Not from the paper.
 
 Activity is when the target speaks, to 10 ms: where the estimate is as loud as speech in it, no more
 than 20 dB below the mixture, and in a segment in which the target is present.
@@ -82,12 +85,17 @@ class Calibration:
 
     centre: tuple[float, ...]
     """[embedding], the mean over many people. It is subtracted before a similarity is taken."""
-    segment_weights: tuple[float, float, float]
-    """Of similarity, gain and 1, for the log odds that the target speaks in a segment."""
+    echo_directions: tuple[tuple[float, ...], ...]
+    """[direction, embedding], orthonormal: how echo changes embeddings. Similarities ignore it."""
+    echo_weights: tuple[float, ...]
+    """[embedding]. Their product with a centred embedding of length 1 rises with echo."""
+    segment_weights: tuple[float, float, float, float]
+    """Of similarity, gain, echo and 1, for the log odds that the target speaks in a segment."""
     file_weights: tuple[float, float]
     """Of the soft maximum of a file's segments and 1, for the log odds of the file."""
     threshold: float
-    """From this presence on a file has the target. 3 % of the files with the target are below."""
+    """From this presence on a file has the target. Of the files with the target and without echo,
+    3 % are below."""
     segment_threshold: float
     """From this presence on a segment has the target. It gives as many misses as false alarms."""
     mute_threshold: float
@@ -103,16 +111,27 @@ class Calibration:
     """With a lower similarity to the others, a clip sounds like another person. 5 % of the clips of
     one person are below."""
     measured: dict[str, Any] = field(default_factory=dict)
-    """What it was measured on, and how well it works: AUC, equal error rate."""
+    """What it was measured on, and how well it works: AUC, equal error rate. Numbers are of
+    recordings without echo where their names do not say `echo`."""
 
     @cached_property
-    def _centre(self) -> Samples:
-        return np.array(self.centre, np.float32)
+    def _arrays(self) -> tuple[Samples, Samples, Samples]:
+        """Centre, echo directions and echo weights."""
+        centre = np.array(self.centre, np.float32)
+        directions = np.array(self.echo_directions, np.float32).reshape(-1, len(centre))
+        return centre, directions, np.array(self.echo_weights, np.float32)
 
     def similarity(self, one: Samples, other: Samples) -> float:
-        """How similar two embeddings [embedding] are, -1 to 1."""
-        a, b = one - self._centre, other - self._centre
+        """How similar two embeddings [embedding] are apart from echo, -1 to 1."""
+        centre, directions, _ = self._arrays
+        a, b = (e - (directions @ e) @ directions for e in (one - centre, other - centre))
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+    def echo(self, embedding: Samples) -> float:
+        """How much echo a sound has, by its embedding [embedding]. 0 is no absolute mark."""
+        centre, _, weights = self._arrays
+        centred = embedding - centre
+        return float(weights @ centred / max(float(np.linalg.norm(centred)), 1e-12))
 
     def mean_similarity(self, embeddings: Samples) -> float:
         """The mean similarity of any two of some embeddings [voice, embedding]."""
@@ -120,8 +139,8 @@ class Calibration:
         return float(np.mean([self.similarity(one, other) for one, other in pairs]))
 
     def segment_odds(self, features: Vector) -> Vector:
-        """The log odds that the target speaks, from the features [segment, 2] of segments."""
-        odds: Vector = features @ self.segment_weights[:2] + self.segment_weights[2]
+        """The log odds that the target speaks, from the features [segment, 3] of segments."""
+        odds: Vector = features @ self.segment_weights[:-1] + self.segment_weights[-1]
         return odds
 
     def file_odds(self, features: Vector) -> float:
@@ -145,14 +164,14 @@ def probability(odds: float) -> float:
 def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | None:
     """Check a config's calibration; None, for a model without one, stays None.
 
-    A calibration by mcspex 0.6 or older counts as none, with a warning.
+    A calibration by mcspex 0.6 or older, which knows no echo, counts as none, with a warning.
 
     Raises:
         CheckpointError: it is malformed, or not for embeddings of this length.
     """
     if raw is None:
         return None
-    if isinstance(raw, dict) and "weights" in raw:
+    if isinstance(raw, dict) and "echo_weights" not in raw:
         _logger.warning(
             f"{path}: was calibrated by an older mcspex, so that presence is not told. "
             "Calibrate it again: mcspex models calibrate"
@@ -165,7 +184,10 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
             f"{path}: its calibration is malformed. Calibrate it again."
         ) from error
     numbers = [value for name, value in vars(calibration).items() if name != "measured"]
-    if not np.isfinite(np.hstack(numbers)).all() or len(calibration.centre) != embedding:
+    vectors = [calibration.centre, calibration.echo_weights, *calibration.echo_directions]
+    if {len(vector) for vector in vectors} != {embedding} or not all(
+        np.isfinite(value).all() for value in numbers
+    ):
         raise CheckpointError(f"{path}: its calibration is of another model. Calibrate it again.")
     return calibration
 
@@ -185,6 +207,8 @@ class Segment:
     """Of the estimate to the reference; None where the estimate or the mixture is silent."""
     gain_decades: float = 0.0
     """The decimal logarithm of the gain that the network's estimate needs in the mixture."""
+    echo: float = 0.0
+    """How much echo the estimate has, see `Calibration.echo`."""
     residual_similarity: float | None = None
     """Of the residual to the reference; measured only where another person may be followed."""
 
@@ -227,9 +251,9 @@ class PresenceResult:
 
 
 def features_of(segments: Sequence[Segment]) -> Vector:
-    """Similarity and gain in decades [segment, 2] of the segments that are audible."""
-    pairs = [(s.similarity, s.gain_decades) for s in segments if s.similarity is not None]
-    return np.array(pairs, np.float64).reshape(-1, 2)
+    """Similarity, gain in decades and echo [segment, 3] of the segments that are audible."""
+    rows = [(s.similarity, s.gain_decades, s.echo) for s in segments if s.similarity is not None]
+    return np.array(rows, np.float64).reshape(-1, 3)
 
 
 class PresenceMeter:
@@ -327,13 +351,13 @@ class PresenceMeter:
         gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
         decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
         matched = estimates * gains[:, None]
-        similarities = self._similarities(matched, audible, calibration)
-        odds = calibration.segment_odds(np.stack([similarities, decades], axis=1))
+        similarities, echoes = self._compare(matched, audible, calibration)
+        odds = calibration.segment_odds(np.stack([similarities, decades, echoes], axis=1))
         presences = np.where(audible, [probability(one) for one in odds], 0.0)
         residuals = mixtures - matched
         unsure = self._residuals & audible & (presences < _SURE_PRESENCE)
         unsure &= np.square(residuals).sum(-1) >= _MIN_RESIDUAL_SHARE * wholes
-        residual_similarities = self._similarities(residuals, unsure, calibration)
+        residual_similarities, _ = self._compare(residuals, unsure, calibration)
         for k, presence in enumerate(presences.tolist()):
             self._segments.append(
                 Segment(
@@ -344,23 +368,25 @@ class PresenceMeter:
                     surely_absent=presence < calibration.mute_threshold,
                     similarity=float(similarities[k]) if audible[k] else None,
                     gain_decades=float(decades[k]),
+                    echo=float(echoes[k]),
                     residual_similarity=float(residual_similarities[k]) if unsure[k] else None,
                 )
             )
 
-    def _similarities(
+    def _compare(
         self, signals: Vector, chosen: npt.NDArray[np.bool_], calibration: Calibration
-    ) -> Vector:
-        """How similar the `chosen` signals [signal, sample] are to the reference; 0 for others."""
-        similarities = np.zeros(len(signals))
+    ) -> tuple[Vector, Vector]:
+        """Similarity to the reference, and echo, of the `chosen` signals [signal, sample].
+
+        Both are 0 for the others.
+        """
+        similarities, echoes = np.zeros((2, len(signals)))
         if chosen.any():
-            similarities[chosen] = [
-                calibration.similarity(embedding, self._embedding)
-                for embedding in self._engine.embed_parts(
-                    (self.sign * signals[chosen]).astype(np.float32)
-                )
-            ]
-        return similarities
+            parts = (self.sign * signals[chosen]).astype(np.float32)
+            embeddings = self._engine.embed_parts(parts)
+            similarities[chosen] = [calibration.similarity(e, self._embedding) for e in embeddings]
+            echoes[chosen] = [calibration.echo(e) for e in embeddings]
+        return similarities, echoes
 
 
 def join_channels(

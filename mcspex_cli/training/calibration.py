@@ -1,9 +1,11 @@
 """What a model's similarities mean: learned from recordings with and without a voice.
 
-Half of the recordings are mixtures of two people, half have people who take turns. Each is
-extracted from twice: for a voice in it, and for one that is not in it. A logistic regression then
-tells segments with the voice from those without by what `extraction.presence` measures, and another
-one files. How well that works is measured on speakers to whom it was not fitted. Ours.
+Half of the recordings are mixtures of two people, half have people who take turns; some of both are
+heard in rooms. Each is extracted from twice: for a voice in it, and for one that is not in it. A
+logistic regression then tells segments with the voice from those without by what
+`extraction.presence` measures, and another one files. How well that works is measured on speakers
+to whom it was not fitted. How echo changes embeddings is measured with the references, as they are
+and in rooms. Ours.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.engine import Engine, Polarity
-from mcspex_cli.extraction.presence import Calibration, PresenceMeter, features_of
+from mcspex_cli.extraction.presence import SEGMENT_S, Calibration, PresenceMeter, features_of
 from mcspex_cli.extraction.reference import Clip
+from mcspex_cli.training import acoustics
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
 from mcspex_cli.training.simulate import Rendering, draw_renderings, read_recipes, render
@@ -38,6 +42,17 @@ _LOST = 0.03
 _UNLIKE = 0.05
 """The share of good references that may be warned of, and of right estimates for the wrong
 speaker's."""
+
+_DRAWN = MixtureSettings(segment_s=6.0, room=1 / 3)
+"""What a drawn mixture is; recordings with turns are in rooms as often."""
+
+_ECHO_T60_S = (0.1, 0.8)
+_ECHO_PARTS = 3
+"""Segments of each reference in which the change by echo is measured, at most."""
+
+_ECHO_SHARE = 1 / 64
+"""The share of an embedding's directions that similarities ignore because of echo. For 256
+directions, of 0 to 20 that were tried, 2 to 6 served recordings with and without echo best."""
 
 MIN_CASES = 50
 """Recordings below which nothing can be measured."""
@@ -58,8 +73,9 @@ _TARGET_SHARE = (0.1, 0.6)
 _LOWEST_ODDS = -50.0
 """The log odds of a recording in which nothing is audible."""
 
-_RIDGE = 1e-3
-"""Keeps the regression's weights finite where the cases are told apart without error."""
+_RIDGE, _ECHO_RIDGE = 1e-3, 0.1
+"""Keep a regression's weights finite where the cases are told apart without error. Echo has as many
+weights as an embedding, so they are kept smaller."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +88,8 @@ class Case:
     others: frozenset[str]
     turns: bool = False
     """Whether they take turns; otherwise they talk at the same time."""
+    echo: bool = False
+    """Whether they are heard in a room that was computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +97,7 @@ class Trial:
     """One extraction from a case: whose voice, and what came out."""
 
     features: Vector
-    """[segment, 2], see `presence.features_of`."""
+    """[segment, 3], see `presence.features_of`."""
     shares: Vector
     """The voice's share of the mixture's energy [segment]."""
     excess: float | None
@@ -91,6 +109,7 @@ class Trial:
     """Target confusion: the estimate is nearer to the interferer than to the target. As in
     `evaluation.scoring.Score`, which also looks at SI-SDRi; not judged where people take turns."""
     turns: bool = False
+    echo: bool = False
     seconds: float = 0.0
 
 
@@ -118,9 +137,10 @@ def read_cases(
         yield from draw_turns(voices, len(recipes), sample_rate_hz, seed)
     if folders:
         corpus = Corpus.read(folders, sample_rate_hz)
-        for rendering in draw_renderings(corpus, MixtureSettings(segment_s=6.0), count, seed):
+        for rendering in draw_renderings(corpus, _DRAWN, count, seed):
             others = frozenset(rendering.labels["interferer"].split(" + "))
-            yield Case(rendering, rendering.labels["target"], others)
+            echo = bool(rendering.labels["t60_s"])
+            yield Case(rendering, rendering.labels["target"], others, echo=echo)
         voices = {}
         for speaker in corpus.speakers:
             loop = corpus.samples[speaker.start : speaker.start + speaker.bounds[-1]].numpy()
@@ -133,6 +153,8 @@ def draw_turns(
     voices: Mapping[str, Sequence[Samples]], count: int, sample_rate_hz: int, seed: int
 ) -> Iterator[Case]:
     """Draw recordings in which two to four people take turns, with pauses and some overlap.
+
+    Some are in a room.
 
     Each speaker has two or more utterances [sample]. One of the target's is its reference, and is
     not in the recording.
@@ -168,9 +190,25 @@ def draw_turns(
             target_samples, last = target_samples + len(clip) * (turn == target), turn
             pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
             at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
-        mixture, id_ = target_track + other_track, f"turns-{number:04d}"
+        tracks, echo = np.stack([target_track, other_track]), bool(rng.random() < _DRAWN.room)
+        if echo:
+            t60_s = float(rng.uniform(*_DRAWN.t60_s))
+            tracks = _in_room(tracks, sample_rate_hz, t60_s, rng)
+        target_track, other_track = tracks
+        id_, mixture = f"turns-{number:04d}", target_track + other_track
         rendering = Rendering(id_, mixture, target_track, other_track, reference)
-        yield Case(rendering, target, frozenset(others), turns=True)
+        yield Case(rendering, target, frozenset(others), turns=True, echo=echo)
+
+
+def _in_room(
+    tracks: Samples, sample_rate_hz: int, t60_s: float, rng: np.random.Generator
+) -> Samples:
+    """How tracks [track, sample] sound if each comes from another place in a room."""
+    room = acoustics.draw_room(t60_s, len(tracks), rng)
+    length = round(t60_s * sample_rate_hz)
+    responses = acoustics.room_responses([room], length, sample_rate_hz, torch.device("cpu"))
+    heard: Samples = acoustics.convolve(torch.from_numpy(tracks), responses[0]).numpy()
+    return heard
 
 
 class Calibrator:
@@ -194,8 +232,20 @@ class Calibrator:
         self._rng = np.random.default_rng(seed)
         self._voices = [engine.embed([case.rendering.reference]) for case in self.cases]
         centre = np.unique(self._voices, axis=0).mean(axis=0, dtype=np.float64)
-        zeros = (0.0,) * 6
-        self._unfitted = Calibration(_rounded(centre), (0.0, 0.0, 0.0), (0.0, 0.0), *zeros)
+        directions, weights = self._measure_echo(centre)
+        self._unfitted = Calibration(
+            centre=_rounded(centre),
+            echo_directions=tuple(map(_rounded, directions)),
+            echo_weights=_rounded(weights),
+            segment_weights=(0.0, 0.0, 0.0, 0.0),
+            file_weights=(0.0, 0.0),
+            threshold=0.0,
+            segment_threshold=0.0,
+            mute_threshold=0.0,
+            wrong_speaker=0.0,
+            same_voice_parts=0.0,
+            same_voice_clips=0.0,
+        )
         engine.calibration = self._unfitted
 
     def trials(self) -> Iterator[Trial]:
@@ -223,6 +273,8 @@ class Calibrator:
         present = np.array([trial.present for trial in trials])
         confused = np.array([trial.confused for trial in trials])
         turns = np.array([trial.turns for trial in trials])
+        echo = np.array([trial.echo for trial in trials])
+        with_plain, without_plain = present & ~echo, ~present & ~echo
         speakers = sorted({trial.speaker for trial in trials})
         if len(speakers) < _FOLDS:
             raise ConfigError(f"{len(speakers)} voices are too few. Give {_FOLDS} or more.")
@@ -234,34 +286,60 @@ class Calibrator:
         excess = np.array([trial.excess for trial in trials], np.float64)  # nan for None
         right = excess[present & ~confused & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - _UNLIKE)) if len(right) else 1.0
+        segment_odds = equal_error(with_target, without)[1]
         parts, clips = self._same_voice()
-        false = odds[~present] >= np.quantile(odds[present], _LOST)
-        kinds = {"auc_mixtures": ~turns, "auc_turns": turns}
+        called_present = odds >= np.quantile(odds[with_plain], _LOST)
+        kinds = {"auc_mixtures": ~turns & ~echo, "auc_turns": turns & ~echo, "auc_echo": echo}
         return replace(
             fitted,
-            threshold=_probability(np.quantile(_file_odds(fitted, trials)[present], _LOST)),
-            segment_threshold=_probability(equal_error(with_target, without)[1]),
-            mute_threshold=_probability(np.quantile(with_target, _LOST)),
+            threshold=_probability(np.quantile(_file_odds(fitted, trials)[with_plain], _LOST)),
+            segment_threshold=_probability(segment_odds),
+            mute_threshold=_probability(min(np.quantile(with_target, _LOST), segment_odds)),
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),
             measured={
                 "recordings": len(self.cases),
                 "speakers": len(speakers),
-                "auc": round(area(odds[present], odds[~present]), 4),
-                "equal_error_rate": round(equal_error(odds[present], odds[~present])[0], 4),
-                "absent_taken_for_present": _true_share(false),
+                "auc": round(area(odds[with_plain], odds[without_plain]), 4),
+                "equal_error_rate": round(equal_error(odds[with_plain], odds[without_plain])[0], 4),
+                "absent_taken_for_present": _true_share(called_present[without_plain]),
                 "segment_auc": round(area(segments_with, segments_without), 4),
                 **{
                     kind: round(area(odds[present & own], odds[~present & own]), 4)
                     for kind, own in kinds.items()
                     if own.any()
                 },
+                "echo_present_taken_for_absent": _true_share(~called_present[present & echo]),
+                "echo_absent_taken_for_present": _true_share(called_present[~present & echo]),
                 "swapped": int((present & confused).sum()),
                 "wrong_speaker_hits": _true_share(excess[present & confused] > wrong),
                 "wrong_speaker_false_alarms": _true_share(excess[present & ~confused] > wrong),
             },
         )
+
+    def _measure_echo(self, centre: Vector) -> tuple[Vector, Vector]:
+        """How echo changes embeddings: see `Calibration.echo_directions` and `echo_weights`."""
+        rate_hz = self._engine.sample_rate_hz
+        size, dry = round(SEGMENT_S * rate_hz), []
+        for case in self.cases:
+            reference = case.rendering.reference
+            starts = range(0, max(1, len(reference) - size + 1), size)
+            dry += [reference[start : start + size] for start in starts[:_ECHO_PARTS]]
+        t60s = self._rng.uniform(*_ECHO_T60_S, len(dry)).tolist()
+        heard = [
+            _in_room(part[None], rate_hz, t60_s, self._rng)[0]
+            for part, t60_s in zip(dry, t60s, strict=True)
+        ]
+        embeddings = np.concatenate(
+            [self._engine.embed_parts(np.stack(pair)) for pair in zip(dry, heard, strict=True)]
+        )
+        units = embeddings - centre
+        units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
+        directions = np.linalg.svd(units[1::2] - units[::2], full_matrices=False)[2]
+        has_echo = np.arange(len(units)) % 2 == 1
+        count = round(_ECHO_SHARE * units.shape[1])
+        return directions[:count], fit(units, has_echo, _ECHO_RIDGE)[:-1]
 
     def _cross_validate(
         self, trials: Sequence[Trial], speakers: Sequence[str]
@@ -330,6 +408,7 @@ class Calibrator:
             speaker,
             present and confused and not case.turns,
             case.turns,
+            case.echo,
             len(rendering.mixture) / rate_hz,
         )
 
@@ -370,7 +449,7 @@ def _true_share(flags: npt.NDArray[np.bool_]) -> float | None:
     return round(float(flags.mean()), 4) if flags.size else None
 
 
-def fit(features: Vector, present: npt.NDArray[np.bool_]) -> Vector:
+def fit(features: Vector, present: npt.NDArray[np.bool_], ridge: float = _RIDGE) -> Vector:
     """Fit log odds to features [trial, feature] by Newton's method.
 
     Returns:
@@ -379,12 +458,11 @@ def fit(features: Vector, present: npt.NDArray[np.bool_]) -> Vector:
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
     inputs = np.column_stack([(features - mean) / spread, np.ones(len(features))])
     weights = np.zeros(inputs.shape[1])
-    ridge = _RIDGE * np.eye(len(weights))
     for _ in range(30):
         likely = 1 / (1 + np.exp(-inputs @ weights))
-        curvature = inputs.T * (likely * (1 - likely)) @ inputs / len(inputs) + ridge
-        slope = inputs.T @ (likely - present) / len(inputs) + _RIDGE * weights
-        weights -= np.linalg.solve(curvature, slope)
+        curvature = inputs.T * (likely * (1 - likely)) @ inputs / len(inputs)
+        slope = inputs.T @ (likely - present) / len(inputs) + ridge * weights
+        weights -= np.linalg.solve(curvature + ridge * np.eye(len(weights)), slope)
     plain = weights[:-1] / spread
     return np.append(plain, weights[-1] - plain @ mean)
 

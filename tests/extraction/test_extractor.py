@@ -372,7 +372,7 @@ def test_segments_without_the_voice_are_faded_to_silence(
     sound = put(tmp_path, sound.astype(np.float32), rate_hz)
     run({"estimate": "p.wav", "residual": "", "activity": ""}, subtype="FLOAT")
     # Presence falls from 0.99 to 0.1 where the gain goes from 2 to 2.5 decades.
-    soft.engine.calibration = calibration(0.01, segment_weights=(0.0, -14.0, 32.0))
+    soft.engine.calibration = calibration(0.01, segment_weights=(0.0, -14.0, 0.0, 32.0))
     result = run(absent="mute", subtype="FLOAT")
     kept = [one.presence >= 0.25 for one in result.segments]
     assert kept == [True, True, False, False, True, True]
@@ -393,7 +393,7 @@ def test_each_channel_is_judged_for_itself(run: Run, soft: Extractor, tmp_path: 
     at_s = np.arange(4 * RATE_HZ) / RATE_HZ
     low, high = (0.2 * np.sin(2 * np.pi * hz * at_s) for hz in (200, 3000))
     put(tmp_path, np.stack([np.where(at_s < 2, low, high), high]).astype(np.float32))
-    soft.engine.calibration = calibration(0.5, segment_weights=(0.0, -14.0, 32.0))
+    soft.engine.calibration = calibration(0.5, segment_weights=(0.0, -14.0, 0.0, 32.0))
     result = run(absent="mute", channel="all", subtype="FLOAT")
     assert (result.present, result.silent) == (True, False)
     assert [one.present for one in result.segments] == [True, False]

@@ -56,7 +56,11 @@ def voice(engine: Engine) -> audio.Samples:
 
 @pytest.fixture(scope="module")
 def made(voice: audio.Samples) -> Calibration:
-    return calibration(len(voice), segment_weights=(3.0, 0.2, 0.1))
+    return calibration(
+        len(voice),
+        echo_weights=(2.0, *[0.0] * (len(voice) - 1)),
+        segment_weights=(3.0, 0.2, 0.4, 0.1),
+    )
 
 
 def measure(
@@ -115,16 +119,33 @@ def test_similarity_is_the_cosine_about_the_centre() -> None:
         assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_similarity_ignores_what_echo_changes() -> None:
+    made = calibration(3, centre=(1.0, 0.0, -1.0), echo_directions=((0.6, 0.8, 0.0),))
+    centre = np.array(made.centre, np.float32)
+    echo, across, up = np.array([[0.6, 0.8, 0], [0.8, -0.6, 0], [0, 0, 1]], np.float32)
+    one, other = centre + across + up, centre + up
+    assert made.similarity(one, other) == pytest.approx(np.sqrt(0.5))
+    assert made.similarity(one + 5 * echo, other - 2 * echo) == pytest.approx(np.sqrt(0.5))
+    assert made.similarity(centre + echo, other) == 0  # nothing of it is left
+
+
+def test_echo_is_told_from_the_direction_of_an_embedding() -> None:
+    made = calibration(2, centre=(1.0, 1.0), echo_weights=(3.0, -4.0))
+    assert made.echo(np.array([1.0, -4.0], np.float32)) == pytest.approx(4.0)
+    assert made.echo(np.array([4.0, 5.0], np.float32)) == pytest.approx(0.6 * 3 - 0.8 * 4)
+    assert made.echo(np.array([1.0, 1.0], np.float32)) == 0
+
+
 def test_one_sure_segment_makes_a_file_present() -> None:
     """The soft maximum, by hand; it lies between the mean and the maximum."""
-    made = calibration(1, segment_weights=(2.0, -0.5, 1.0), file_weights=(1.5, -0.25))
-    features = np.array([[0.9, 2.0], [-0.5, 3.0], [0.1, 2.5]])
-    odds = np.array([2 * 0.9 - 0.5 * 2 + 1, -1 - 1.5 + 1, 0.2 - 1.25 + 1])
+    made = calibration(1, segment_weights=(2.0, -0.5, 0.1, 1.0), file_weights=(1.5, -0.25))
+    features = np.array([[0.9, 2.0, 1.0], [-0.5, 3.0, 0.0], [0.1, 2.5, -3.0]])
+    odds = np.array([2 * 0.9 - 0.5 * 2 + 0.1 + 1, -1 - 1.5 + 1, 0.2 - 1.25 - 0.3 + 1])
     assert made.segment_odds(features).tolist() == pytest.approx(odds.tolist())
     soft = np.log(np.mean(np.exp(2 * odds))) / 2
     assert made.file_odds(features) == pytest.approx(1.5 * soft - 0.25)
-    sure = np.array([[1.0, 0.0], *[[-1.0, 4.0]] * 9])
-    unsure = np.array([[0.0, 4.0]] * 10)
+    sure = np.array([[1.0, 0.0, 0.0], *[[-1.0, 4.0, 0.0]] * 9])
+    unsure = np.array([[0.0, 4.0, 0.0]] * 10)
     assert made.file_odds(sure) > made.file_odds(unsure) + 1
     assert probability(made.file_odds(features[:0])) == 0
 
@@ -132,8 +153,8 @@ def test_one_sure_segment_makes_a_file_present() -> None:
 @pytest.mark.parametrize(("odds", "presence"), [(-5e3, 0.0), (-800, 0.0), (0, 0.5), (5e3, 1.0)])
 def test_extreme_odds_are_probabilities(odds: float, presence: float) -> None:
     assert probability(odds) == presence
-    made = calibration(1, segment_weights=(0.0, 0.0, odds))
-    assert probability(made.file_odds(np.zeros((3, 2)))) == pytest.approx(presence)
+    made = calibration(1, segment_weights=(0.0, 0.0, 0.0, odds))
+    assert probability(made.file_odds(np.zeros((3, 3)))) == pytest.approx(presence)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.7, 2.0, 3.1, 4.0, 9.3])
@@ -162,7 +183,7 @@ def test_blocks_of_any_size_measure_the_same(
     assert (parts.presence, parts.present) == (whole.presence, whole.present)
 
 
-def test_a_segment_is_judged_by_similarity_and_gain(
+def test_a_segment_is_judged_by_similarity_gain_and_echo(
     engine: Engine, voice: audio.Samples, made: Calibration
 ) -> None:
     """By hand, of one segment: the cosines, and the gain that matches the estimate."""
@@ -170,11 +191,13 @@ def test_a_segment_is_judged_by_similarity_and_gain(
     result = measure(engine, voice, (estimate, mixture), made)
     e, m = estimate.astype(np.float64), mixture.astype(np.float64)
     gain = (e @ m) / (e @ e)
-    similarity, residual_similarity = (
-        made.similarity(engine.embed_parts(part.astype(np.float32)[None])[0], voice)
-        for part in (gain * e, m - gain * e)
+    embedding, residual_embedding = (
+        engine.embed_parts(part.astype(np.float32)[None])[0] for part in (gain * e, m - gain * e)
     )
-    odds = 3 * similarity + 0.2 * np.log10(gain) + 0.1
+    similarity = made.similarity(embedding, voice)
+    residual_similarity = made.similarity(residual_embedding, voice)
+    odds = 3 * similarity + 0.2 * np.log10(gain) + 0.4 * made.echo(embedding) + 0.1
+    assert abs(made.echo(embedding)) > 0.01
     assert result.segments[0].presence == pytest.approx(probability(odds), abs=1e-5)
     assert result.presence == pytest.approx(probability(odds), abs=1e-5)
     assert result.present is bool(odds >= 0)
@@ -204,7 +227,7 @@ def test_the_wrong_speaker_needs_somebody_else_to_be_there(
     estimate = np.sin(2 * np.pi * 200 * time).astype(np.float32)
     rest = 10 ** (rest_db / 20) * np.cos(2 * np.pi * 200 * time)
     both = estimate, (estimate + rest).astype(np.float32)
-    low = replace(made, segment_weights=(0.0, 0.0, 0.0), wrong_speaker=-9.0)
+    low = replace(made, segment_weights=(0.0, 0.0, 0.0, 0.0), wrong_speaker=-9.0)
     assert measure(engine, voice, both, low).wrong_speaker is wrong
 
 
@@ -228,7 +251,9 @@ def test_a_silent_stretch_spares_the_rest(
 ) -> None:
     estimate, mixture = scene(4.0)
     estimate[: 2 * RATE_HZ], mixture[: 2 * RATE_HZ] = 0, 0
-    result = measure(engine, voice, (estimate, mixture), replace(made, segment_weights=(0, 0, 3.0)))
+    result = measure(
+        engine, voice, (estimate, mixture), replace(made, segment_weights=(0, 0, 0, 3.0))
+    )
     assert result.present
     assert [one.present for one in result.segments] == [False, True]
 
@@ -331,23 +356,26 @@ def test_a_calibration_comes_through_json() -> None:
 
 
 def test_an_older_calibration_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    old = {"centre": [0.0] * 3, "weights": [0.0] * 4, "threshold": 0.5, "wrong_speaker": 0.1}
-    assert parse_calibration({**old, "measured": {}}, 3, "m") is None
+    old = raw(segment_weights=[0.0] * 3)
+    del old["echo_directions"], old["echo_weights"]
+    assert parse_calibration(old, 3, "m") is None
     assert "m: was calibrated by an older mcspex" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        ({"centre": [0.0] * 3}, "malformed"),
+        ({"centre": [0.0] * 3, "echo_weights": [0.0] * 3}, "malformed"),
         *((value, "malformed") for value in ([], "none", 3, raw(centre=["a"]), raw(centre=5))),
         *((raw(**one), "malformed") for one in (
-            {"segment_weights": [1.0, 1.0]}, {"file_weights": [[1], 0]}, {"threshold": None},
-            {"threshold": 10**400}, {"wrong_speaker": []}, {"measured": "much"},
+            {"segment_weights": [1.0] * 3}, {"echo_directions": [1.0]},
+            {"file_weights": [[1], 0]}, {"threshold": None}, {"threshold": 10**400},
+            {"wrong_speaker": []}, {"measured": "much"},
         )),
         *((raw(**one), "of another model") for one in (
             {"centre": [1.0, 0.0]}, {"centre": []}, {"centre": [float("nan"), 0, 0]},
-            {"segment_weights": [float("inf"), 0, 0]}, {"threshold": float("nan")},
+            {"segment_weights": [float("inf"), 0, 0, 0]}, {"echo_weights": [0.0] * 4},
+            {"echo_directions": [[0.0] * 3, [0.0]]}, {"threshold": float("nan")},
         )),
     ],
 )  # fmt: skip

@@ -199,7 +199,7 @@ def test_too_little_is_refused() -> None:
         Calibrator(engine(), cases(49))
     calibrator = Calibrator(engine(), cases(50, voices=5))
     trials = [
-        Trial(np.zeros((1, 2)), np.zeros(1), None, k % 2 == 0, f"v{k % 5}") for k in range(100)
+        Trial(np.zeros((1, 3)), np.zeros(1), None, k % 2 == 0, f"v{k % 5}") for k in range(100)
     ]
     with pytest.raises(ConfigError, match=r"5 voices are too few"):
         calibrator.calibration(trials)
@@ -220,11 +220,13 @@ def test_turns_are_taken_by_voices_that_are_named() -> None:
         assert case.speaker not in case.others
         assert case.turns
         speaks = [(np.abs(track) > 0).mean() for track in (one.target, one.interferer)]
-        assert 0.03 < speaks[0] < 0.85
-        assert speaks[1] > 0.1
+        if not case.echo:
+            assert 0.03 < speaks[0] < 0.85
+            assert speaks[1] > 0.1
         assert any(np.array_equal(one.reference, spoken) for spoken in voices[case.speaker])
         bands = engine().embed([one.target])
         assert bands.argmax() == int(case.speaker[1:])
+    assert 2 <= sum(case.echo for case in drawn) <= 7
     with pytest.raises(ConfigError, match="need three speakers"):
         list(draw_turns({name: voices[name] for name in ("v0", "v1")}, 1, RATE_HZ, 0))
 
@@ -257,12 +259,12 @@ def test_given_mixtures_are_of_the_speakers_whose_folders_they_are_in(speakers: 
 def test_drawn_mixtures_name_their_speakers(
     speakers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = {"target": "ann", "interferer": "bob + cyn"}
+    labels = {"target": "ann", "interferer": "bob + cyn", "t60_s": "0.30"}
     one = next(cases(1)).rendering
     drawn = [replace(one, labels=labels)]
     monkeypatch.setattr(calibration_module, "draw_renderings", lambda *_: drawn)
     case, *turns = read_cases([speakers], 4, RATE_HZ, 0)
-    assert (case.speaker, case.others) == ("ann", {"bob", "cyn"})
+    assert (case.speaker, case.others, case.echo) == ("ann", {"bob", "cyn"}, True)
     assert case.rendering.mixture is one.mixture
     assert len(turns) == 4
     for turn in turns:
@@ -319,7 +321,7 @@ def test_the_command_draws_from_folders_and_mends_a_damaged_one(
     model: Path, speakers: Path, short_turns: None
 ) -> None:
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "calibration": {"centre": 3}}))
+    (model / "config.json").write_text(json.dumps({**config, "calibration": {"echo_weights": 3}}))
     done = calibrate(model, speakers, "-n", 25, "--seed", 3, "--json")
     assert (done.exit_code, done.stderr) == (0, ""), done.output
     made = json.loads(done.stdout)
