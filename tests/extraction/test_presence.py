@@ -36,6 +36,7 @@ from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.speech import frame_levels_db
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import build
+from mcspex_cli.training import acoustics
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 
 
@@ -317,6 +318,21 @@ def test_voices_are_found_in_a_recording_with_turns(
     voice = bundled.enroll(EXAMPLES / reference)
     result = bundled.extract(np.concatenate(parts), voice, sample_rate_hz=rate_hz)
     assert result.present is present, result.presence
+
+
+@pytest.mark.parametrize("t60_s", [0.2, 0.4, 0.6])
+def test_a_voice_is_found_in_an_echoing_room_and_another_is_not(
+    bundled: Extractor, t60_s: float
+) -> None:
+    rate_hz = bundled.sample_rate_hz
+    room = acoustics.draw_room(t60_s, 1, np.random.default_rng(0))
+    length = round(t60_s * rate_hz)
+    response = acoustics.room_responses([room], length, rate_hz, torch.device("cpu"))[0, 0]
+    mixture = torch.from_numpy(audio.read(EXAMPLES / "mixture.flac", rate_hz))
+    heard = acoustics.convolve(mixture, response).numpy()
+    for reference, present in (("reference.flac", True), ("set/references/awb.flac", False)):
+        result = bundled.extract(heard, bundled.enroll(EXAMPLES / reference))
+        assert result.present is present, result.presence
 
 
 def test_a_voice_is_found_whatever_polarity_mixture_and_references_have(
