@@ -71,7 +71,7 @@ def calibration(size: int, **changed: Any) -> Calibration:
     """A calibration about 0 that is 73 to 95 % sure of any voice, by its similarity alone."""
     zeros, weights = (0.0,) * size, ((1.0, 0.0, 0.0, 2.0), (1.0, 0.0))
     thresholds = 0.5, 0.5, 0.25, 9.0, -2.0, -2.0
-    return replace(Calibration(zeros, (), zeros, *weights, *thresholds), **changed)
+    return replace(Calibration(zeros, (), (*zeros, 0.0), *weights, *thresholds), **changed)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ estimate ─┬─ 2 s, embedded ─┬─ similarity to the reference ─┬─
 A network returns somebody's speech even if the target is absent. Whether it is the target's shows
 in the embedding of the estimate and, less surely, in how loud the network made it. Echo changes
 embeddings, too: a voice in a room is less similar to its reference. So the directions in which echo
-moves embeddings most are left out of similarities, and how much echo an estimate has is weighed
+moves embeddings most are left out of similarities, and whether an estimate has echo is weighed
 besides. How much each weighs is measured for a model by `training.calibration`. The presence of a
 file is a soft maximum of those of its segments: the best count most, because people take turns; see
 `_SHARPNESS`. Not from the paper.
@@ -88,7 +88,7 @@ class Calibration:
     echo_directions: tuple[tuple[float, ...], ...]
     """[direction, embedding], orthonormal: how echo changes embeddings. Similarities ignore it."""
     echo_weights: tuple[float, ...]
-    """[embedding]. Their product with a centred embedding of length 1 rises with echo."""
+    """[embedding + 1]. Of a centred embedding of length 1, and of 1, for the log odds of echo."""
     segment_weights: tuple[float, float, float, float]
     """Of similarity, gain, echo and 1, for the log odds that the target speaks in a segment."""
     file_weights: tuple[float, float]
@@ -128,10 +128,11 @@ class Calibration:
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
     def echo(self, embedding: Samples) -> float:
-        """How much echo a sound has, by its embedding [embedding]. 0 is no absolute mark."""
+        """The probability that a sound has echo, by its embedding [embedding]."""
         centre, _, weights = self._arrays
         centred = embedding - centre
-        return float(weights @ centred / max(float(np.linalg.norm(centred)), 1e-12))
+        unit = centred / max(float(np.linalg.norm(centred)), 1e-12)
+        return probability(float(weights[:-1] @ unit + weights[-1]))
 
     def mean_similarity(self, embeddings: Samples) -> float:
         """The mean similarity of any two of some embeddings [voice, embedding]."""
@@ -184,7 +185,7 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
             f"{path}: its calibration is malformed. Calibrate it again."
         ) from error
     numbers = [value for name, value in vars(calibration).items() if name != "measured"]
-    vectors = [calibration.centre, calibration.echo_weights, *calibration.echo_directions]
+    vectors = [calibration.centre, calibration.echo_weights[1:], *calibration.echo_directions]
     if {len(vector) for vector in vectors} != {embedding} or not all(
         np.isfinite(value).all() for value in numbers
     ):
@@ -208,7 +209,7 @@ class Segment:
     gain_decades: float = 0.0
     """The decimal logarithm of the gain that the network's estimate needs in the mixture."""
     echo: float = 0.0
-    """How much echo the estimate has, see `Calibration.echo`."""
+    """The probability that the estimate has echo."""
     residual_similarity: float | None = None
     """Of the residual to the reference; measured only where another person may be followed."""
 

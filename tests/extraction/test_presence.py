@@ -59,7 +59,7 @@ def voice(engine: Engine) -> audio.Samples:
 def made(voice: audio.Samples) -> Calibration:
     return calibration(
         len(voice),
-        echo_weights=(2.0, *[0.0] * (len(voice) - 1)),
+        echo_weights=(2.0, *[0.0] * (len(voice) - 1), 0.5),
         segment_weights=(3.0, 0.2, 0.4, 0.1),
     )
 
@@ -131,10 +131,10 @@ def test_similarity_ignores_what_echo_changes() -> None:
 
 
 def test_echo_is_told_from_the_direction_of_an_embedding() -> None:
-    made = calibration(2, centre=(1.0, 1.0), echo_weights=(3.0, -4.0))
-    assert made.echo(np.array([1.0, -4.0], np.float32)) == pytest.approx(4.0)
-    assert made.echo(np.array([4.0, 5.0], np.float32)) == pytest.approx(0.6 * 3 - 0.8 * 4)
-    assert made.echo(np.array([1.0, 1.0], np.float32)) == 0
+    made = calibration(2, centre=(1.0, 1.0), echo_weights=(3.0, -4.0, 0.5))
+    for embedding, odds in (([1, -4], 4.5), ([4, 5], 0.6 * 3 - 0.8 * 4 + 0.5), ([1, 1], 0.5)):
+        echo = made.echo(np.array(embedding, np.float32))
+        assert echo == pytest.approx(1 / (1 + np.exp(-odds)))
 
 
 def test_one_sure_segment_makes_a_file_present() -> None:
@@ -198,7 +198,7 @@ def test_a_segment_is_judged_by_similarity_gain_and_echo(
     similarity = made.similarity(embedding, voice)
     residual_similarity = made.similarity(residual_embedding, voice)
     odds = 3 * similarity + 0.2 * np.log10(gain) + 0.4 * made.echo(embedding) + 0.1
-    assert abs(made.echo(embedding)) > 0.01
+    assert abs(made.echo(embedding) - 0.5) > 0.01
     assert result.segments[0].presence == pytest.approx(probability(odds), abs=1e-5)
     assert result.presence == pytest.approx(probability(odds), abs=1e-5)
     assert result.present is bool(odds >= 0)
@@ -381,7 +381,7 @@ def test_an_older_calibration_is_not_used(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        ({"centre": [0.0] * 3, "echo_weights": [0.0] * 3}, "malformed"),
+        ({"centre": [0.0] * 3, "echo_weights": [0.0] * 4}, "malformed"),
         *((value, "malformed") for value in ([], "none", 3, raw(centre=["a"]), raw(centre=5))),
         *((raw(**one), "malformed") for one in (
             {"segment_weights": [1.0] * 3}, {"echo_directions": [1.0]},
@@ -390,7 +390,7 @@ def test_an_older_calibration_is_not_used(caplog: pytest.LogCaptureFixture) -> N
         )),
         *((raw(**one), "of another model") for one in (
             {"centre": [1.0, 0.0]}, {"centre": []}, {"centre": [float("nan"), 0, 0]},
-            {"segment_weights": [float("inf"), 0, 0, 0]}, {"echo_weights": [0.0] * 4},
+            {"segment_weights": [float("inf"), 0, 0, 0]}, {"echo_weights": [0.0] * 3},
             {"echo_directions": [[0.0] * 3, [0.0]]}, {"threshold": float("nan")},
         )),
     ],
