@@ -369,6 +369,8 @@ class Calibrator:
             similarity = clip.similarity_of_parts(self._engine)
             if similarity is not None and clip.speech_s >= _MIN_COMPARED_S:
                 parts.append(similarity)
+            if case.echo:
+                continue
             speech = Clip(rendering.id, rendering.target, rate_hz).only_speech()
             if len(speech) >= _MIN_COMPARED_S * rate_hz:
                 other = self._engine.embed_parts(speech[None])[0]
