@@ -207,8 +207,8 @@ def _in_room(
     room = acoustics.draw_room(t60_s, len(tracks), rng)
     length = round(t60_s * sample_rate_hz)
     responses = acoustics.room_responses([room], length, sample_rate_hz, torch.device("cpu"))
-    heard: Samples = acoustics.convolve(torch.from_numpy(tracks), responses[0]).numpy()
-    return heard
+    reverberant: Samples = acoustics.convolve(torch.from_numpy(tracks), responses[0]).numpy()
+    return reverberant
 
 
 class Calibrator:
@@ -327,13 +327,12 @@ class Calibrator:
             starts = range(0, max(1, len(reference) - size + 1), size)
             dry += [reference[start : start + size] for start in starts[:_ECHO_PARTS]]
         t60s = self._rng.uniform(*_ECHO_T60_S, len(dry)).tolist()
-        heard = [
+        reverberant = [
             _in_room(part[None], rate_hz, t60_s, self._rng)[0]
             for part, t60_s in zip(dry, t60s, strict=True)
         ]
-        embeddings = np.concatenate(
-            [self._engine.embed_parts(np.stack(pair)) for pair in zip(dry, heard, strict=True)]
-        )
+        pairs = zip(dry, reverberant, strict=True)
+        embeddings = np.concatenate([self._engine.embed_parts(np.stack(pair)) for pair in pairs])
         units = embeddings - centre
         units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
         directions = np.linalg.svd(units[1::2] - units[::2], full_matrices=False)[2]
