@@ -360,7 +360,10 @@ def files_by_name(
                 problems.append(f"{source} line {task.line}: {twice}")
             paths[files.normal(task.id)] = task.mixture
     else:
-        raise PairingError(f"{storage.name(source)}: is neither a folder of {kind} nor an scp.")
+        advice = "--ref names one voice for all." if kind == "references" else "Name one of these."
+        raise PairingError(
+            f"{storage.name(source)}: is neither a folder of {kind} nor an scp. {advice}"
+        )
     return paths
 
 

@@ -441,7 +441,7 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
         (["--metrics", "similarity"], 2, "--metrics similarity needs --ref or --refs."),
         (["--ref", "r.wav", "--metrics", "speech_left"], 2, "speech_left needs --mixtures."),
         (["--truth", "none"], 1, "error: none: no such file or folder."),
-        (["--refs", "r.wav"], 1, "r.wav: is neither a folder of references nor an scp."),
+        (["--refs", "r.wav"], 1, "of references nor an scp. --ref names one voice for all."),
         (["--refs", "refs"], 1, "error: e/b.wav: refs has no reference b. Add it, or say with"),
         (["--ref", "text.wav"], 1, "text.wav: not a readable sound file"),
         (["--ref", "r.wav", "--fail-over", "wer=x"], 2, "--fail-over wer=x: write METRIC=MEAN"),
