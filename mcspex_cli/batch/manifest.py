@@ -136,7 +136,7 @@ def read_manifest(path: Path, problems: list[str]) -> list[Task]:
         except (AudioError, PairingError) as error:
             problems.append(f"{path} line {line}: {error}")
     if not tasks and not problems:
-        raise PairingError(f"{path}: lists no files.")
+        raise PairingError(f"{path}: lists no files. Add some, or name another list.")
     if unknown:
         names = ", ".join(map(repr, unknown))
         _logger.warning(f"{path}: not used: {names}. The columns are {', '.join(COLUMNS)}.")
@@ -226,7 +226,7 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
                 raise PairingError(f"{column} {text!r} cannot be a file's name.")
     mixture, truth = row.get("mixture"), row.get("truth")
     if not mixture:
-        raise PairingError("names no mixture.")
+        raise PairingError("names no mixture. Name one, or drop the line.")
     clips = (_resolve(root, name) for name in _several(row.get("reference")))
     outside = storage.is_url(mixture) or os.path.isabs(mixture) or ".." in mixture.split("/")  # noqa: PTH117
     name = row.get("output") or (os.path.basename(mixture) if outside else mixture)  # noqa: PTH119

@@ -294,7 +294,7 @@ class _Planner:
             names = [name for name in names if not batches[name]]
             left_out = [_left_out(batch) for batch in dict.fromkeys(batches.values()) if batch]
             if not names:
-                nothing = f"{storage.name(root)}: no sound files in this folder."
+                nothing = f"{storage.name(root)}: no sound files in this folder. Name another."
                 raise AudioError(left_out[0] if left_out else nothing)
             for text in left_out:
                 _logger.warning(text)

@@ -110,7 +110,7 @@ def read_system(folder: Path, label: str = "") -> SystemOutputs:
         return batch_system(folder, label, rows)
     estimates = scoring.files_by_case(folder)
     if not estimates:
-        raise PairingError(f"{folder}: no sound files in this folder.")
+        raise PairingError(f"{folder}: no sound files in this folder. Name another.")
     return SystemOutputs(label, folder, {name: Output(path) for name, path in estimates.items()})
 
 

@@ -178,7 +178,7 @@ def pair(
         return [Pairing(name, estimates, truth, mixtures, talkers, transcript=words)]
     named = files_by_case(estimates)
     if not named:
-        raise PairingError(f"{estimates}: no sound files in this folder.")
+        raise PairingError(f"{estimates}: no sound files in this folder. Name another.")
     truths, mixed = find_partners(named, truth), find_partners(named, mixtures)
     talkers_by_name = [find_partners(named, folder) for folder in interferers]
     kind = f"transcript ({', '.join(_TRANSCRIPTS)})"

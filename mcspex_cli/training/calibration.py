@@ -165,7 +165,9 @@ def draw_turns(
     rng = np.random.default_rng(seed)
     names = sorted(name for name, spoken in voices.items() if len(spoken) > 1)
     if len(names) < 3:
-        raise ConfigError("recordings with turns need three speakers, each with two utterances.")
+        raise ConfigError(
+            "recordings with turns need three speakers, each with two utterances. Add speakers."
+        )
     for number in range(count):
         size = min(int(rng.integers(2, 5)), len(names) - 1)
         target, *others = (str(name) for name in rng.choice(names, size, replace=False))

@@ -65,7 +65,7 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
     """By their folders, of which one may be named twice, or linked to."""
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: there is no such folder of speakers.")
+            raise ConfigError(f"{folder}: there is no such folder of speakers. Correct its name.")
         if is_librimix(folder):
             utterances += [clip for mixture in list_librimix(folder) for clip in mixture.talkers]
             continue
@@ -329,10 +329,12 @@ class Corpus:
                 if len(set(speakers[target.speaker].sentences)) > 1:
                     orders.append((target, *talkers[:role], *talkers[role + 1 :]))
         if mixed and not orders:
-            raise ConfigError(f"{names}: no talker has a second utterance for a reference.")
+            raise ConfigError(
+                f"{names}: no talker has a second utterance for a reference. Add some."
+            )
         samples = torch.from_numpy(np.concatenate(pieces))
         if not samples.any():
-            raise ConfigError(f"{names}: all of it is silent.")
+            raise ConfigError(f"{names}: all of it is silent. Name other folders.")
         return cls(samples, speakers, sample_rate_hz, orders)
 
     @property
@@ -424,7 +426,10 @@ def draw_reference(target: Stretch, length: int, rng: np.random.Generator) -> St
         else:
             runs.append([utterance])
     if not runs:
-        raise ConfigError(f"{speaker.name}: has no second utterance to take a reference from.")
+        raise ConfigError(
+            f"{speaker.name}: has no second utterance to take a reference from. Add one, or leave "
+            "this speaker out."
+        )
     run = runs[int(rng.integers(len(runs)))]
     start, stop = speaker.start_of(run[0]), speaker.start_of(run[-1] + 1)
     start += int(rng.integers((stop - start) // 2 + 1))

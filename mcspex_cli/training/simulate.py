@@ -87,7 +87,7 @@ def read_recipes(path: Path) -> list[Recipe]:
             raise ConfigError(f"{where}: needs three different files. One is there twice.")
         recipes[key] = Recipe(name, target, (interferer,), reference, snr_db)
     if not recipes:
-        raise ConfigError(f"{path}: has no rows.")
+        raise ConfigError(f"{path}: has no rows. Name another file.")
     return list(recipes.values())
 
 

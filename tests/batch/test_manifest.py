@@ -121,7 +121,11 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("m.csv", "mixture,id\na.wav,1\n,2\n", "line 3: names no mixture."),
+        (
+            "m.csv",
+            "mixture,id\na.wav,1\n,2\n",
+            "line 3: names no mixture. Name one, or drop the line.",
+        ),
         ("m.csv", "mixture,id\na.wav\n", "line 2: has 1 columns, not 2."),
         ("m.csv", "mixture,id\n\na.wav,1,2\n", "line 3: has 3 columns, not 2."),
         ("m.tsv", "mixture\tid\na.wav,1\n", "line 2: has 1 columns, not 2."),
@@ -140,7 +144,7 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
             'mixture,id\n"a.wav,1\nb.wav,2\n',
             "line 2: unexpected end of data. Check its quotes.",
         ),
-        ("m.jsonl", line({"id": "1"}), "line 1: names no mixture."),
+        ("m.jsonl", line({"id": "1"}), "line 1: names no mixture. Name one, or drop the line."),
         (
             "m.jsonl",
             '{"mixture": "a.wav", "mixture": "b.wav"}',
@@ -205,7 +209,10 @@ def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path:
     text = "mixture,id\na.wav,1\nb.wav\n,3\nd.wav,4\n"
     tasks, problems = read(tmp_path, "m.csv", text)
     assert [task.id for task in tasks] == ["1", "4"]
-    assert problems == ["line 3: has 1 columns, not 2.", "line 4: names no mixture."]
+    assert problems == [
+        "line 3: has 1 columns, not 2.",
+        "line 4: names no mixture. Name one, or drop the line.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -223,11 +230,11 @@ def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path:
             "a.wav,r.wav\n",
             "in its first line, which is 'a.wav,r.wav'. The columns are mix",
         ),
-        ("m.csv", "mixture\n\n", "m.csv: lists no files."),
+        ("m.csv", "mixture\n\n", "m.csv: lists no files. Add some, or name another list."),
         ("m.csv", f"mixture,{'x' * 200_000}\na.wav,1\n", "m.csv line 1: field larger than field"),
         ("m.csv", 'mixture,"id\na.wav,1\n', "m.csv line 1: unexpected end of data. Check its quo"),
-        ("m.jsonl", "\n\n", "m.jsonl: lists no files."),
-        ("m.scp", "", "m.scp: lists no files."),
+        ("m.jsonl", "\n\n", "m.jsonl: lists no files. Add some, or name another list."),
+        ("m.scp", "", "m.scp: lists no files. Add some, or name another list."),
         ("m.jsonl", b'{"mixture": "\xff"}', r"m.jsonl: cannot be read \(not UTF-8 text\). Save"),
         ("m.csv", "mixture\na.wav\n".encode("utf-16"), r"cannot be read \(not UTF-8 text\). Save"),
     ],

@@ -118,7 +118,9 @@ def test_what_another_batch_extracted_is_no_mixture_unless_it_is_named(
     with pytest.raises(AudioError, match=re.escape(left_out)):
         plan("mix/old")
     Path("empty").mkdir()
-    with pytest.raises(AudioError, match=r"^empty: no sound files in this folder\.$"):
+    with pytest.raises(
+        AudioError, match=r"^empty: no sound files in this folder\. Name another\.$"
+    ):
         plan("mix", "empty")
     with pytest.raises(AudioError, match=r"^refs: has no sound files but the references\.$"):
         plan("mix", "refs", references=(Path("refs"),))
@@ -179,7 +181,7 @@ def test_all_that_is_wrong_with_a_manifest_is_said_at_once(folder: Path) -> None
         "3: none.wav does not exist, or is not a file.",
         "4: none.wav does not exist, or is not a file.",
         "5: none.wav does not exist, or is not a file.",
-        "6: names no mixture.",
+        "6: names no mixture. Name one, or drop the line.",
         "7: has 1 columns, not 4.",
         "8: has the mixture and references of m.csv line 2. Remove one.",
         "9 and m.csv line 2 would both be written to out/audio/A.wav. Rename one, or give it "
@@ -361,7 +363,7 @@ def test_one_rule_for_every_kind_of_recording(folder: Path) -> None:
     ("asked", "kind", "message"),
     [
         ({"mixtures": "none"}, AudioError, "none: no such file or folder."),
-        ({"mixtures": "empty"}, AudioError, "empty: no sound files in this folder."),
+        ({"mixtures": "empty"}, AudioError, "empty: no sound files in this folder. Name another."),
         ({"refs": "none"}, AudioError, "none: no such file or folder."),
         ({"refs": "refs", "pattern": "x"}, PairingError, "--pattern x: does not say where the"),
         ({"truth": Path("none.scp")}, AudioError, "none.scp: no such file or folder."),

@@ -563,7 +563,7 @@ def test_a_bad_plan_lists_all_and_writes_nothing(batch: Run) -> None:
     assert done.stderr.splitlines() == [
         "error: plan.csv line 2: none.wav does not exist, or is not a file.",
         "error: plan.csv line 3: none.wav does not exist, or is not a file.",
-        "error: plan.csv line 4: names no mixture.",
+        "error: plan.csv line 4: names no mixture. Name one, or drop the line.",
         "error: plan.csv line 5: output '../3.wav' leaves the output folder. Give it another id or "
         "name.",
         "error: 4 problems, see above. Nothing was started.",

@@ -70,7 +70,7 @@ def test_what_is_missing_is_a_warning(scene: Path) -> None:
         (["none"], "none: no such file or folder."),
         (["good", "other/../good"], "both are called good. Name one: NAME=other/../good"),
         (["good/a.wav"], "a.wav: is a file. Name a folder."),
-        (["other"], "other: no sound files in this folder."),
+        (["other"], "other: no sound files in this folder. Name another."),
         (["good", "--truth", "none"], "none: no such file or folder."),
         (["good", "--mixtures", "truth/a.wav"], "a.wav: is a file. Name a folder."),
         (["good", "--groups", "none"], "none: no such file or folder."),
