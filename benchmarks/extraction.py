@@ -3,14 +3,14 @@
     python -m benchmarks.extraction
     python -m benchmarks.extraction --model mcspex-16k --seconds 5 60 --precision float32 auto
 
-Every combination of runtime, precision and length has a process of its own and extracts from a
-mixture of examples/, repeated to that length. The columns:
+Every combination of length, passes, runtime and precision has a process of its own and extracts
+from a mixture of examples/, repeated to that length. The columns:
 
 load    from the start of the process to a model that is ready
 first   to embed the reference and to extract for the first time
 RTF     real-time factor, the median of --repeat further extractions
 memory  the peak of the process
-SI-SDR  of the estimate against the first row of that length
+SI-SDR  of the estimate against the first row of that length and number of passes
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.runtime import (
+    PASSES,
     PRECISIONS,
     RUNTIMES,
     EngineSettings,
@@ -86,6 +87,7 @@ def measure(
         "runtime": runtime.name,
         "precision": runtime.precision,
         "device": runtime.device,
+        "passes": str(engine.passes),
         "audio": f"{seconds:g} s",
         "load": f"{times[0]:.2f} s",
         "first": f"{times[1]:.2f} s",
@@ -103,24 +105,25 @@ def main() -> None:
     parser.add_argument("--runtime", nargs="+", default=["torch"], choices=RUNTIMES)
     parser.add_argument("--precision", nargs="+", default=["float32", "auto"], choices=PRECISIONS)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--passes", type=int, nargs="+", default=[PASSES])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     share_cores()
     print(describe_machine(options.threads))
     spawn, width = multiprocessing.get_context("spawn"), 11
-    for seconds in options.seconds:
+    for seconds, passes in product(options.seconds, options.passes):
         first: Samples | None = None
         for runtime, precision in product(options.runtime, options.precision):
             settings = EngineSettings(
-                options.device, precision, threads=options.threads, runtime=runtime, passes=1
+                options.device, precision, threads=options.threads, runtime=runtime, passes=passes
             )
             with ProcessPoolExecutor(1, spawn) as pool:
                 work = pool.submit(measure, options.model, settings, seconds, options.repeat)
                 try:
                     row, estimate = work.result()
                 except McspexError as error:
-                    print(f"{runtime} {precision}: {error}")
+                    print(f"{runtime} {precision}, {passes} passes: {error}")
                     continue
             if first is None:
                 print("".join(name.rjust(width) for name in (*row, "SI-SDR")))

@@ -24,7 +24,7 @@ from benchmarks.voices import talk
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
 
-RATE_HZ = 8000
+RATE_HZ = 16000
 
 
 @lru_cache
