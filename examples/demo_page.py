@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mcspex_cli.evaluation.comparison import PageSettings, read_system
 from mcspex_cli.evaluation.page import Page, write_page
+from mcspex_cli.evaluation.report import read_groups
 
 
 def main(cases: Path, output: Path) -> Page:
@@ -19,7 +20,7 @@ def main(cases: Path, output: Path) -> Page:
     settings = PageSettings(
         truth=cases / "truth",
         mixtures=cases / "mixtures",
-        groups=cases / "groups.csv",
+        groups=read_groups(cases / "groups.csv"),
         overwrite=True,
         title="MC-SpEx: multi-scale speaker extraction",
     )

@@ -427,6 +427,8 @@ def find_array(work: WorkList) -> str | None:
 
 def _is_live(job: str) -> bool:
     """Whether any task of an array runs or waits, as far as Slurm can be asked."""
+    if not shutil.which("squeue"):
+        return False  # the folder has left its cluster
     command = ["squeue", "--noheader", "--format=%i", f"--jobs={job}"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return bool(answer.stdout.strip()) or (

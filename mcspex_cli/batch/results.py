@@ -149,8 +149,7 @@ def write(
     work: WorkList,
     score_settings: ScoreSettings,
     command: Sequence[str],
-    groups: Path | None = None,
-    group_by: str | None = None,
+    groups: report.Groups | None = None,
 ) -> tuple[report.Report, dict[str, Any]]:
     """Write the report as .csv, .json and .html, run.json and, if anything failed, failed.jsonl.
 
@@ -176,8 +175,7 @@ def write(
             if row["status"] == Status.FAILED
         ]
         record = _record(work, journal, command, results, len(failures))
-        by_group = report.read_groups(groups, group_by) if groups else None
-        whole = report.make_report(rows, groups=by_group)
+        whole = report.make_report(rows, groups=groups)
         texts = {
             _RECORD: json.dumps(record, indent=2) + "\n",
             "report.json": report.as_json(whole),
@@ -196,7 +194,7 @@ def write(
                 partial.write_bytes(text.encode("utf-8", "surrogateescape"))
         if results and not html.exists():
             title = plan.folder.resolve().name
-            look = PageSettings(groups=groups, group_by=group_by, overwrite=True, title=title)
+            look = PageSettings(groups=groups, overwrite=True, title=title)
             with tempfile.TemporaryDirectory() as scratch:
                 system = batch_system(folder, work.settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)

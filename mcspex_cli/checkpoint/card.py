@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
-from mcspex_cli.checkpoint.hub import CARD, CONFIG, LARGEST, WEIGHTS, silenced
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, LARGEST, WEIGHTS, client_settings, silenced
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -33,14 +33,16 @@ def read_card(folder: Path) -> Card | None:
 
     Raises:
         CheckpointError: It is not text or too long, or its metadata is not YAML.
+        HubError: The Hub's client, which reads it, cannot be used.
     """
-    from huggingface_hub import ModelCard
-
     path = folder / CARD
     if not path.is_file():
         return None
     if path.stat().st_size > LARGEST[CARD]:
         raise CheckpointError(f"{path}: is too long for a card. Shorten it.")
+    client_settings()
+    from huggingface_hub import ModelCard
+
     try:
         with silenced():
             card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)

@@ -232,6 +232,8 @@ def available() -> tuple[list[CheckpointInfo], list[CheckpointError]]:
                 damaged.append(model)
             else:
                 models.append(model)
+    except HubError as error:
+        damaged.append(error)
     except OSError as error:  # a cache that may not be entered
         damaged.append(CheckpointError(f"{error.filename}: {files.explain(error)}"))
     return models, damaged

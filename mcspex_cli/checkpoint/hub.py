@@ -139,11 +139,25 @@ def checksum(path: Path, *, git: bool = False) -> str:
 # The cache.
 
 
+def client_settings() -> Any:
+    """The settings of the Hub's client, which it reads from the environment as it is imported.
+
+    Raises:
+        HubError: a variable has a value that it cannot have.
+    """
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        raise HubError(
+            "HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT or HF_HUB_DOWNLOAD_TIMEOUT: cannot be used "
+            f"({error}). A timeout is a whole number of seconds. Correct it, or unset it."
+        ) from error
+    return constants
+
+
 def location() -> Path:
     """The folder of the cache, which may not exist yet."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    return Path(client_settings().HF_HUB_CACHE)
 
 
 def cached(name: HubName) -> HubName | None:
@@ -216,14 +230,10 @@ def remove(commits: Sequence[HubName]) -> int:
 
 def look_up(name: HubName) -> Listing:
     """Ask the Hub what it has under `name`, and refuse what is no mcspex model."""
-    from huggingface_hub import constants
-
+    timeout = client_settings().HF_HUB_ETAG_TIMEOUT
     with _client(name) as api:
         info = api.model_info(
-            name.repo,
-            revision=name.revision,
-            files_metadata=True,
-            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            name.repo, revision=name.revision, files_metadata=True, timeout=timeout
         )
         siblings = {str(file.rfilename): file for file in info.siblings or ()}
         remote = {}
@@ -321,12 +331,12 @@ def point_to(listing: Listing) -> None:
 
 def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     """Make one commit of a model's files, and the repository if need be; return its address."""
-    from huggingface_hub import CommitOperationAdd, constants
+    timeout = client_settings().HF_HUB_ETAG_TIMEOUT
+    from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
     with _client(name, writing=True) as api:
         if name.revision:
             api.model_info(name.repo, revision=name.revision, timeout=timeout)
@@ -346,11 +356,12 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
 
 def reach(timeout_s: float) -> str:
     """Ask the Hub for anything at all, and return its address."""
-    from huggingface_hub import constants, get_session
+    endpoint = client_settings().ENDPOINT
+    from huggingface_hub import get_session
 
     hub = HubName("the Hub")
     try:
-        answer = get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s)
+        answer = get_session().get(f"{endpoint}/api/models?limit=1", timeout=timeout_s)
     except Exception as error:
         raise _explained(hub, error) from error
     if busy := _busy(answer):
@@ -360,9 +371,7 @@ def reach(timeout_s: float) -> str:
 
 def _endpoint() -> str:
     """The Hub's address, without a password."""
-    from huggingface_hub import constants
-
-    return without_passwords(constants.ENDPOINT)
+    return without_passwords(client_settings().ENDPOINT)
 
 
 @contextmanager

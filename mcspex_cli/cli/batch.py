@@ -18,12 +18,12 @@ from click.core import ParameterSource
 
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
-from mcspex_cli.errors import ConfigError, PartialFailure
+from mcspex_cli.errors import PartialFailure
 from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.journal import Outcome, WorkList
-    from mcspex_cli.evaluation.report import Report
+    from mcspex_cli.evaluation.report import Groups, Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
 _MAX_LISTED = 20
@@ -234,6 +234,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         resample=request.resample,
         channel=None if request.extraction.channel == "all" else request.extraction.channel,
     )
+    groups = _read_groups(request)
     work = _prepare(request)
     if request.dry_run:
         _show_plan(work, as_json=request.as_json)
@@ -244,7 +245,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         click.get_current_context().exit(130 if stopping.is_set() else 0)
     with console.progress("scoring") as update:
         results.score(work, score_settings, lambda share: update(completed=share))
-    report, record = results.write(work, score_settings, sys.argv, request.groups, request.group_by)
+    report, record = results.write(work, score_settings, sys.argv, groups)
     if request.as_json:
         console.data({**record, "summary": asdict(report.summary)}, indent=2)
     elif not console.messages.quiet:
@@ -286,20 +287,24 @@ def _check_usage(request: BatchOptions) -> None:
     BACKENDS[request.backend].check()
 
 
+def _read_groups(request: BatchOptions) -> Groups | None:
+    """The groups as they are before the work, which may take days."""
+    from mcspex_cli import files
+    from mcspex_cli.evaluation.report import read_groups
+
+    if request.groups is None:
+        return None
+    files.check_no_input([request.output / "report.csv"], files.identities(request.groups))
+    return read_groups(request.groups, request.group_by)
+
+
 def _prepare(request: BatchOptions) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
-    from mcspex_cli import files
     from mcspex_cli.batch import backends, journal, plan
-    from mcspex_cli.evaluation.report import read_groups
     from mcspex_cli.extraction import onnx
     from mcspex_cli.extraction.job import check_absent
 
     values = vars(request)
-    if request.groups:
-        read_groups(request.groups, request.group_by)
-        if not request.groups.is_file():
-            raise ConfigError(f"{request.groups}: is read again in the end. Save it to a file.")
-        files.check_no_input([request.output / "report.csv"], files.identities(request.groups))
     batch_plan = plan.plan_batch(options.call(plan.BatchRequest, values))
     options.check_subtype(batch_plan.sounds(), request.extraction.subtype)
     model = options.find_model(request.model, offline=request.offline)
@@ -324,10 +329,14 @@ def _prepare(request: BatchOptions) -> WorkList:
         onnx.find_or_prepare(model)  # here once, and not in each process
     if not request.dry_run:
         settings = backends.connect(settings)
-    work = journal.open_work(
-        batch_plan, settings, overwrite=request.overwrite, is_dry_run=request.dry_run
+    work = click.get_current_context().with_resource(
+        journal.open_work(
+            batch_plan, settings, overwrite=request.overwrite, is_dry_run=request.dry_run
+        )
     )
-    return click.get_current_context().with_resource(work)
+    if not request.dry_run:
+        backends.find_array(work)  # which refuses a folder in which the tasks of another batch wait
+    return work
 
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:

@@ -350,11 +350,9 @@ def check_graphs() -> tuple[str, ...]:
 
 def check_hub(*, offline: bool) -> tuple[str, ...]:
     """Whether the Hugging Face Hub answers."""
-    from huggingface_hub import constants
-
     from mcspex_cli.checkpoint import hub
 
-    if offline or constants.HF_HUB_OFFLINE:
+    if offline or hub.client_settings().HF_HUB_OFFLINE:
         reason = "--offline" if offline else "HF_HUB_OFFLINE is set"
         return OK, f"not asked: {reason}. Models on this disk work"
     answers: list[tuple[str, ...]] = []

@@ -337,7 +337,7 @@ SOURCES: dict[Need, Source] = {
     "reference": Source("--ref or --refs", lambda _, pairings: pairings[0].references),
     "transcript": Source("--transcripts", lambda request, _: request.transcripts),
     "batch": Source(
-        "the estimates of mcspex batch in its output folder",
+        "the estimates of mcspex batch in its output folder, by a model that is calibrated",
         lambda _, pairings: any(pairing.presence is not None for pairing in pairings),
     ),
 }
@@ -471,10 +471,12 @@ def _page_settings(
     ),
     overwrite: bool = flag("Replace an existing page and its files."),
 ) -> PageSettings:
-    values = locals()  # the options are called like the fields of `PageSettings`
     from mcspex_cli.evaluation.comparison import PageSettings
+    from mcspex_cli.evaluation.report import read_groups
 
-    return PageSettings(**values)
+    options.check_needs({"group_by": ("groups",)})
+    by_name = read_groups(groups, group_by) if groups else None
+    return PageSettings(truth, mixtures, by_name, max_cases, seed, embed, overwrite, title)
 
 
 @options.command()
@@ -491,7 +493,6 @@ def report(
     from mcspex_cli.evaluation.comparison import read_systems
     from mcspex_cli.evaluation.page import write_page
 
-    options.check_needs({"group_by": ("groups",)})
     with console.progress("comparing") as update:
         page = write_page(
             read_systems(runs), output, settings, lambda share: update(completed=share)

@@ -41,10 +41,7 @@ class PageSettings:
     truth: Path | None = None
     mixtures: Path | None = None
     """Folders of truths and mixtures, which go before those that the systems' folders name."""
-    groups: Path | None = None
-    """A CSV (`report.read_groups`)."""
-    group_by: str | None = None
-    """Its column with the groups."""
+    groups: report.Groups | None = None
     max_cases: int | None = None
     """How many cases are shown at most; None for all, or `_EMBEDDED_CASES` if `embed`."""
     seed: int = 0
@@ -238,7 +235,7 @@ class Comparison:
         for kind, folder in (("truth", settings.truth), ("mixture", settings.mixtures)):
             lines += [] if folder else self._replaced(kind)
         if settings.groups and all(case.group == OTHER_CASES for case in self.cases):
-            lines.append(f"{settings.groups}: names none of the cases.")
+            lines.append(f"{settings.groups.path}: names none of the cases.")
         for folder, kind in ((settings.truth, "truth"), (settings.mixtures, "mixture")):
             paths = [getattr(case, kind) for case in self.cases]
             if folder and not any(path.is_relative_to(folder) for path in paths if path):
@@ -308,9 +305,7 @@ def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[Co
         scoring.files_by_case(folder) if folder else {}
         for folder in (settings.truth, settings.mixtures)
     )
-    groups = report.Groups()
-    if settings.groups:
-        groups = report.read_groups(settings.groups, settings.group_by)
+    groups = settings.groups or report.Groups()
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
     cases, none = [], Output(problem="No output for this case.")
     for name in {name for system in systems for name in system.outputs}:

@@ -352,9 +352,7 @@ class Sounds:
     @cached_property
     def audible_mixture(self) -> Samples:
         """The mixture without what is too low to be heard."""
-        blocks = without_rumble([self.mixture[None]], self.rate_hz)
-        audible: Samples = np.concatenate([*blocks], axis=-1)[0]
-        return audible
+        return _audible(self.mixture, self.rate_hz)
 
     @cached_property
     def of_mixture(self) -> Sounds:
@@ -457,7 +455,8 @@ METRICS = {metric.name: metric for metric in (
     Metric("similarity", "Similarity", "", 2, lambda s: s.similarity, ("reference",),
            "how like the reference the voice is to the model, -1 to 1", also_of_mixture=True),
     Metric("speech_left", "Speech left", "", 2,
-           lambda s: speech_left(s.estimate, s.audible_mixture, s.rate_hz), ("mixture",),
+           lambda s: speech_left(_audible(s.estimate, s.rate_hz), s.audible_mixture, s.rate_hz),
+           ("mixture",),
            "share of the mixture's speech in which the output is heard, 0 to 1", better="neither"),
     Metric("dnsmos_sig", "SIG", "", 2, lambda s: s.dnsmos.get("sig_mos", math.nan), (),
            "DNSMOS: predicted rating of the speech, 1 to 5", MOS, also_of_mixture=True),
@@ -509,6 +508,12 @@ def check_installed(names: Sequence[str]) -> None:
         which = ", ".join(metric.name for metric in absent)
         reason = f"{which}: the package for it is not installed."
         raise ConfigError(f"{reason} {install_extra(absent[0].extra)}")
+
+
+def _audible(sound: Samples, rate_hz: int) -> Samples:
+    """A sound [sample] without what is too low to be heard, such as a constant offset."""
+    audible: Samples = np.concatenate([*without_rumble([sound[None]], rate_hz)], axis=-1)[0]
+    return audible
 
 
 def _in_float64(

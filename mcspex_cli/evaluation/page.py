@@ -366,7 +366,8 @@ def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSe
     files.check_suffix(output, (".html",))
     if not output.parent.exists():
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
-    inputs = [settings.truth, settings.mixtures, settings.groups, *(s.folder for s in systems)]
+    groups = settings.groups and settings.groups.path
+    inputs = [settings.truth, settings.mixtures, groups, *(s.folder for s in systems)]
     paths = {each for path in inputs if path for each in (path, *path.resolve().parents)}
     taken = files.identities(*paths)
     files.check_no_input([output], taken)

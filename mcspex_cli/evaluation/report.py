@@ -165,6 +165,8 @@ class Groups:
     by_name: Mapping[str, str] = field(default_factory=dict)
     titles: Mapping[str, str] = field(default_factory=dict)
     """What a page calls a case, from the column `title`, where there is one."""
+    path: Path = Path()
+    """The file that says so."""
 
     @cached_property
     def by_file(self) -> dict[str, str]:
@@ -223,7 +225,7 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
             raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
         if row.get("title"):
             titles[name] = row["title"]
-    return Groups(by_name, titles)
+    return Groups(by_name, titles, path)
 
 
 def _is_case(heading: str) -> bool:

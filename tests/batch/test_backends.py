@@ -272,6 +272,9 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
         refused = run(*asked, "--overwrite", *other)
         assert refused.exit_code == 1
         assert f"is running in this folder as Slurm's array {job}. Wait until" in refused.stderr
+    here = run("slurm", tiny_folder, "--overwrite", "--level", "peak")
+    assert here.exit_code == 1
+    assert "is running in this folder" in here.stderr  # be its tasks begun, or waiting
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
     subprocess.run(["scancel", f"{job}_2"], check=True)

@@ -522,6 +522,22 @@ def test_without_a_network_there_is_one_line_soon(
     assert words in done.stderr
 
 
+@pytest.mark.parametrize(
+    "setting", ["HF_HUB_ETAG_TIMEOUT=abc", "HF_HUB_DOWNLOAD_TIMEOUT=1.5", "HF_ENDPOINT=http://["]
+)
+def test_settings_that_the_client_cannot_read_are_one_line(
+    tmp_path: Path, hub: Hub, setting: str
+) -> None:
+    name, _, value = setting.partition("=")
+    env = {**environment(hub, tmp_path / "home"), name: value}
+    for words in (("models", "pull", REPO), ("models", "list")):
+        done = mcspex(*words, env=env)
+        assert (done.returncode, done.stderr.count("\n")) == (int("pull" in words), 1)
+        assert name in done.stderr
+        assert "Correct it, or unset it." in done.stderr
+    assert DEFAULT_MODEL in done.stdout
+
+
 # --- list, show, path, verify, rm ---------------------------------------------------------------
 
 

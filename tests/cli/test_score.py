@@ -474,6 +474,18 @@ def test_transcripts_without_a_recogniser_are_one_line(scene: Path) -> None:
     )
 
 
+def test_an_estimate_is_not_heard_by_its_constant_offset(scene: Path) -> None:
+    truth = audio.read(scene / "truth.wav", RATE_HZ)
+    half = np.where(np.arange(len(truth)) < len(truth) // 2, truth, 0)
+    shares = []
+    for name, offset in (("plain", 0.0), ("offset", 0.2)):
+        audio.write(scene / f"{name}.wav", half + np.float32(offset), RATE_HZ)
+        words = ("--mixtures", scene / "mixture.wav", "--metrics", "speech_left", "--json")
+        (row,) = json.loads(run(scene / f"{name}.wav", *words).stdout)["scores"]
+        shares.append(row["speech_left"])
+    assert shares == [pytest.approx(0.5, abs=0.05), pytest.approx(shares[0], abs=0.02)]
+
+
 def test_a_mono_estimate_of_a_stereo_mixture_needs_its_channel(scene: Path) -> None:
     mixture = audio.read(scene / "mixture.wav", RATE_HZ)
     audio.write(scene / "mixture.wav", np.stack([mixture, 0.5 * mixture]), RATE_HZ)

@@ -20,6 +20,7 @@ from mcspex_cli.evaluation.comparison import (
     read_system,
     read_systems,
 )
+from mcspex_cli.evaluation.report import read_groups
 from mcspex_cli.evaluation.scoring import Score
 from tests.evaluation.conftest import stage
 
@@ -88,7 +89,7 @@ def test_cases_are_those_of_all_runs_and_the_places_first(scene: Path) -> None:
     groups = scene / "groups.csv"
     groups.write_text("id,group,title\nunknown,one,\ndeep/b,two,B\n")
     runs = read_systems([str(scene / "good"), str(scene / "bad")])
-    settings = PageSettings(scene / "truth", scene / "mixtures", groups)
+    settings = PageSettings(scene / "truth", scene / "mixtures", read_groups(groups))
     first, second = compare_systems(runs, settings).cases
     assert (first.name, first.title, first.group) == ("deep/b", "B", "two")
     assert (second.name, second.group) == ("a", OTHER_CASES)

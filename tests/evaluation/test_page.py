@@ -29,6 +29,7 @@ from mcspex_cli.evaluation.page import (
     spectrogram,
     write_page,
 )
+from mcspex_cli.evaluation.report import read_groups
 from tests.conftest import EXAMPLES, RATE_HZ, SHARED, buzz, needs_shared
 from tests.evaluation.conftest import stage
 
@@ -169,7 +170,7 @@ def test_a_sign_flip_counts_but_is_said(scene: Path) -> None:
 def test_groups_make_sections_with_means_and_titles(scene: Path) -> None:
     groups = scene / "groups.csv"
     groups.write_text("id,group,title\nc,Second,Case C\ndeep/b,First,\n")
-    _, text = make(scene, PageSettings(scene / "truth", scene / "mixtures", groups))
+    _, text = make(scene, PageSettings(scene / "truth", scene / "mixtures", read_groups(groups)))
     assert re.findall(r'<h3 class="group">(.*?)</h3>', text) == ["Second", "First", "Other cases"]
     assert re.findall(r'class="title">(.*?)<', text) == ["Case C", "deep/b", "a"]
     table = re.search(r'id="groups".*?</table>', text, re.S)
@@ -180,7 +181,7 @@ def test_groups_make_sections_with_means_and_titles(scene: Path) -> None:
 def test_groups_and_sounds_of_other_cases_are_a_warning(scene: Path) -> None:
     groups, others = scene / "groups.csv", scene / "others"
     groups.write_text("id,group\nz,First\n")
-    page, _ = make(scene, PageSettings(scene / "truth", scene / "mixtures", groups))
+    page, _ = make(scene, PageSettings(scene / "truth", scene / "mixtures", read_groups(groups)))
     assert page.warnings == (f"{groups}: names none of the cases.",)
     others.mkdir()
     page, _ = make(scene, PageSettings(scene / "truth", others, overwrite=True))
@@ -251,7 +252,7 @@ def test_names_are_only_ever_text(tmp_path: Path) -> None:
     label = "</title><script>alert(3)</script>\u202e\x1b"
     groups.write_text(f"id,group,title\n{HOSTILE[0]},{label},{label}\n", "utf-8")
     run = read_systems([f"{label}={scene / 'good'}"])
-    settings = PageSettings(scene / "truth", scene / "mixtures", groups, title=label)
+    settings = PageSettings(scene / "truth", scene / "mixtures", read_groups(groups), title=label)
     text = write_page(run, scene / "page.html", settings).path.read_text("utf-8")
     assert "<img src=x" not in text
     assert "<svg onload" not in text
@@ -331,7 +332,7 @@ def test_a_page_is_not_written_just_anywhere(scene: Path) -> None:
         ("groups.html", "groups.html: is an input, and inputs are never overwritten"),
     ):
         with pytest.raises(OutputError, match=message):
-            write_page(runs, scene / name, PageSettings(groups=groups, overwrite=True))
+            write_page(runs, scene / name, PageSettings(groups=read_groups(groups), overwrite=True))
     (scene / "page.html").touch()
     with pytest.raises(OutputError, match=r"page.html: exists already. Add --overwrite"):
         write_page(runs, scene / "page.html", PageSettings())

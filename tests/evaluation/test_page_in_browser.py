@@ -14,6 +14,7 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.evaluation.comparison import PageSettings, read_systems
 from mcspex_cli.evaluation.page import write_page
+from mcspex_cli.evaluation.report import read_groups
 from tests.browser import Browser, contrasts, needs_browser, open_browser, set_scheme, set_size
 from tests.evaluation.conftest import stage
 
@@ -46,7 +47,11 @@ def make(scene: Path, name: str, *, embed: bool) -> str:
     """Write the page; its address."""
     runs = read_systems([f"{LABEL}={scene / 'good'}", f"{'long ' * 12}={scene / 'bad'}"])
     settings = PageSettings(
-        scene / "truth", scene / "mixtures", scene / "groups.csv", embed=embed, title=LABEL
+        scene / "truth",
+        scene / "mixtures",
+        read_groups(scene / "groups.csv"),
+        embed=embed,
+        title=LABEL,
     )
     page = write_page(runs, scene / name, settings).path
     return f"file://{quote(str(page))}"
