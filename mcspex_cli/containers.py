@@ -137,6 +137,9 @@ _USELESS = "truncated: {}, so that nothing can be read. Copy it again."
 _PAUSE_S = 0.1
 """Gaps between time stamps from here on are silence in the recording; less is their inaccuracy."""
 
+_SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
+"""NumPy's types of samples by FFmpeg's names, to which it adds "p" where channels are apart."""
+
 _DAMAGE = re.compile(
     r"ended prematurely|exceeds containing|\bcrc\b|truncat|partial file|packet_obj_size",
     re.IGNORECASE,
@@ -481,7 +484,7 @@ class Container:
         tracks, chosen = [], []
         for number, source in enumerate(streams, 1):
             language = (source.language or "").replace("und", "")
-            tracks.append(f"{number} ({source.channels} ch{language and f', {language}'})")
+            tracks.append(f"{number} ({_channels(source)} ch{language and f', {language}'})")
             names = (str(number), language.lower(), language[:2].lower())
             if track is None or track.lower() in names:
                 chosen.append(source)
@@ -714,18 +717,36 @@ def _decoder_of(source: av.AudioStream, kind: str) -> av.AudioCodecContext:
     return decoder
 
 
+def _channels(source: av.AudioStream) -> int:
+    """How many channels a sound track has.
+
+    Some files, such as QuickTime's, name each channel. PyAV frees that list twice, with each layout
+    that it gives of the track, so the track gets a layout without one.
+    """
+    layout = source.codec_context.layout
+    if "(" in layout.name:
+        source.codec_context.layout = f"{layout.nb_channels}C"
+    return layout.nb_channels
+
+
 def _refuse_to_open(*address: object) -> Any:
     raise PermissionError(f"{address[0]} is not opened")
 
 
 def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | None:
     """A decoded frame as [channel, sample] in -1..1; None if it is not like the file's header."""
-    try:
-        samples: npt.NDArray[Any] = frame.to_ndarray()
-    except ValueError:  # integers of 64 bits
+    count, is_planar = frame.layout.nb_channels, frame.format.is_planar
+    dtype = _SAMPLE_TYPES.get(frame.format.name.removesuffix("p"))
+    if dtype is None:  # integers of 64 bits
         return None
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    # Not `to_ndarray`: of 8 channels and more, PyAV also reads memory that is not the frame's.
+    planes = frame.planes[: count if is_planar else 1]
+    size = frame.samples if is_planar else frame.samples * count
+    samples: npt.NDArray[Any] = np.stack(
+        [np.frombuffer(bytes(plane), dtype, size) for plane in planes]
+    )
+    if not is_planar:
+        samples = samples.reshape(-1, count).T
     if samples.dtype.kind in "iu":
         is_unsigned, scale = samples.dtype.kind == "u", 2.0 ** (8 * samples.itemsize - 1)
         samples = samples.astype(np.dtype("float32" if samples.itemsize < 4 else "float64"))

@@ -12,6 +12,9 @@ import numpy as np
 
 from mcspex_cli import audio
 
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+"""FFmpeg's names of numbers of channels."""
+
 
 @dataclass(frozen=True)
 class SoundTrack:
@@ -55,7 +58,7 @@ def make(
         streams = []
         for track in tracks:
             stream = container.add_stream(track.codec, rate=track.rate_hz, options=track.options)
-            stream.layout = "mono" if np.ndim(track.samples) == 1 else "stereo"
+            stream.layout = LAYOUTS[len(np.atleast_2d(track.samples))]
             if track.language:
                 stream.metadata["language"] = track.language
             streams.append(stream)
@@ -83,7 +86,8 @@ def encode(track: SoundTrack, stream: av.AudioStream) -> list[av.Packet]:
     packets, size = [], 1024
     for start in range(0, samples.shape[1], size):
         block = np.ascontiguousarray(samples[:, start : start + size], dtype=np.float32)
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=stream.layout.name)
+        packed = block.T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=stream.layout.name)
         frame.sample_rate, frame.time_base = track.rate_hz, Fraction(1, track.rate_hz)
         late_s = track.start_s + (track.gap[1] if start / track.rate_hz >= track.gap[0] else 0)
         frame.pts = start + round(late_s * track.rate_hz)

@@ -120,6 +120,27 @@ def test_containers_are_read_as_what_they_hold(
     assert fit.max() / np.linalg.norm(samples) / np.linalg.norm(truth) > least
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.opus", "libopus")])
+def test_sound_of_eight_channels_is_read(tmp_path: Path, name: str, codec: str) -> None:
+    tones = np.sin(np.arange(48_000) / 48_000 * 2 * np.pi * np.arange(200, 600, 50)[:, None])
+    path = make(tmp_path / name, SoundTrack(np.float32(0.1 * tones), 48_000, codec))
+    samples = audio.read(path, 48_000, "all")[:, :48_000]
+    assert np.abs(samples - 0.1 * tones)[[0, 1, 2, 4, 5, 6, 7]].mean() < 0.02  # 3 is for rumble
+
+
+def test_a_video_that_names_each_of_its_channels_is_read(tmp_path: Path) -> None:
+    sound = np.stack([audio.read(SOUND, RATE_HZ) * (8 - number) / 8 for number in range(8)])
+    path = make(tmp_path / "a.mov", SoundTrack(sound, RATE_HZ, "pcm_s16le"))
+    data = bytearray(path.read_bytes())
+    order_of_mpeg_7_1_b = struct.pack(">II", 127 << 16 | 8, 0)
+    at = data.index(b"chan") + 8
+    data[at : at + 8] = order_of_mpeg_7_1_b
+    path.write_bytes(data)
+    for _ in range(2):
+        assert audio.probe(path).channels == 8
+        assert np.abs(audio.read(path, RATE_HZ, "all") - sound).max() < 1e-4
+
+
 @pytest.mark.parametrize("picture_s", [6, 9])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.avi", "a.wmv"])
 def test_the_sound_of_a_video_is_read(tmp_path: Path, name: str, picture_s: int) -> None:
