@@ -322,7 +322,7 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
 def point_to(listing: Listing) -> None:
     """Have the branch or tag of a listing's name mean its commit from now on."""
     revision, commit = listing.name.revision or "main", listing.commit
-    if revision != commit.revision:
+    if commit.revision not in (revision, _refs(commit.repository).get(revision)):
         ref = commit.repository / "refs" / revision
         files.make_folders(ref.parent)
         with files.whole(ref) as partial:
@@ -404,7 +404,10 @@ def _client(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
         client.event_hooks["response"].append(check)
         return client
 
-    factory = _http._GLOBAL_CLIENT_FACTORY
+    factory, settings = _http._GLOBAL_CLIENT_FACTORY, client_settings()
+    shares = getattr(settings, "HF_HUB_DISABLE_SHARED_BLOBS", None)
+    # A repository keeps its files in its own folder, or `remove` would not free what they take.
+    settings.HF_HUB_DISABLE_SHARED_BLOBS = True
     set_client_factory(checked)
     try:
         with silenced():
@@ -415,6 +418,7 @@ def _client(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
         raise _explained(name, error, writing=writing) from error
     finally:
         set_client_factory(factory)
+        settings.HF_HUB_DISABLE_SHARED_BLOBS = shares
 
 
 @contextmanager

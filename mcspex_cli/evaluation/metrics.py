@@ -50,6 +50,9 @@ leaves so much of one."""
 _DNSMOS_HZ = _WHISPER_HZ = 16_000
 """The only rate that these networks know."""
 
+_SDR_SAMPLES = 2048
+"""Samples below which there is no SDR: its filter on the target has 512."""
+
 _PESQ_MODES = {8000: "nb", 16000: "wb"}
 """PESQ's mode by sample rate; there is none for other rates."""
 
@@ -128,11 +131,13 @@ def bss_eval(
     """SDR, SIR and SAR of BSS Eval, in dB, of sounds that are equally long.
 
     Silent interferers do not count. SIR and SAR are nan without any, and where one is a copy of the
-    target or of another.
+    target or of another. All are nan for sounds so short that the filter fits anything.
 
     Source: Vincent et al., IEEE TASLP 2006; Scheibler, arXiv:2110.06440.
     """
     package = import_package("fast_bss_eval")
+    if len(target) < _SDR_SAMPLES:
+        return (math.nan,) * 3
     sources = [target, *(sound for sound in interferers if not is_silent(sound))]
     e, s = (np.stack([np.asarray(x, np.float64) for x in xs]) for xs in ([estimate], sources))
     sdr = float(_attempt(lambda: package.sdr(s[:1], e)[0]))

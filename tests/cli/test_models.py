@@ -20,7 +20,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from huggingface_hub import file_download
+from huggingface_hub import constants, file_download
 
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint import hub as cache
@@ -96,14 +96,18 @@ def test_pull_takes_three_files_and_says_what_came(
     assert {r.path.rpartition("/")[2] for r in hub.requests_for("GET", "/resolve/")} == set(FILES)
 
 
-def test_pull_again_downloads_nothing(hub: Hub, commit: str) -> None:
+def test_pull_again_downloads_and_writes_nothing(hub: Hub, commit: str) -> None:
     run("models", "pull", REPO)
     snapshot = cache.cached(cache.HubName(REPO))
     assert snapshot
-    before = {path.name: path.lstat().st_ino for path in snapshot.folder.iterdir()}
+
+    def inodes() -> dict[str, int]:
+        return {path.name: path.lstat().st_ino for path in snapshot.repository.rglob("*")}
+
+    before = inodes()
     hub.requests.clear()
     done = run("models", "pull", REPO)
-    assert {path.name: path.lstat().st_ino for path in snapshot.folder.iterdir()} == before
+    assert inodes() == before
     assert done.stderr == f"{REPO}@{commit[:12]}  (already downloaded; licence: mit)\n"
     assert not hub.requests_for("GET", "/resolve/")
 
@@ -740,6 +744,25 @@ def test_rm_knows_repositories_of_one_commit_apart(
     assert run("models", "rm", "bob/two", "--yes").exit_code == 0
     assert cache.cached(cache.HubName("ann/one"))
     assert not cache.cached(cache.HubName("bob/two"))
+
+
+def test_rm_leaves_no_weights_in_the_store_that_repositories_share(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*, incomplete_path: Path, **_: Any) -> None:
+        """Bring what the client would get from the Xet storage, which is not here."""
+        incomplete_path.write_bytes(files["model.safetensors"])
+
+    hub.add(REPO, files)
+    headers = {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{hub.url}/xet"}
+    hub.fail("model.safetensors", method="HEAD", headers=headers)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(file_download, "xet_get", get)
+    assert run("models", "pull", REPO).exit_code == 0
+    done = run("models", "rm", REPO, "-y")
+    assert f"{sum(map(len, files.values())) / 1e3:.1f} kB freed" in done.stderr
+    left = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in left) < 1000
 
 
 def test_rm_of_a_commit_keeps_what_others_use(

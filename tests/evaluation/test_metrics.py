@@ -157,6 +157,12 @@ def test_sdr_alone_is_fast_bss_evals() -> None:
     assert np.isnan(ratios[1:]).all()
 
 
+def test_there_is_no_sdr_of_so_short_a_sound_that_its_filter_fits_anything() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
+    assert np.isnan(bss_eval(noise[:500], VOICE[:500], [OTHER[:500]])).all()
+    assert bss_eval(noise, VOICE[:4000])[0] < 0
+
+
 def test_sdr_sir_and_sar_are_fast_bss_evals() -> None:
     both = np.stack([VOICE, OTHER]).astype(np.float64)
     estimates = np.stack([MIXED, OTHER + 0.1 * VOICE]).astype(np.float64)
