@@ -6,7 +6,7 @@ groups.csv with the columns id, group and title.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from mcspex_cli.evaluation.comparison import PageSettings, read_system
@@ -28,5 +28,9 @@ def main(cases: Path, output: Path) -> Page:
 
 
 if __name__ == "__main__":
-    page = main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", type=Path, metavar="CASES")
+    parser.add_argument("page", type=Path, metavar="PAGE.html")
+    arguments = parser.parse_args()
+    page = main(arguments.cases, arguments.page)
     print(f"{page.path}: {page.shown} cases")

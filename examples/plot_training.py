@@ -5,8 +5,8 @@ Needs matplotlib. A curve is named by its file, or by its folder if the file is 
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -57,4 +57,8 @@ def main(output: Path, runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path, metavar="OUT.svg")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="progress.csv")
+    arguments = parser.parse_args()
+    main(arguments.output, arguments.runs)

@@ -214,9 +214,11 @@ class SoundBytes:
             return -1
 
     def part(self, start: int, size: int) -> bytes:
-        """Up to `size` bytes from `start` on."""
+        """Up to `size` bytes from `start` on; the place of the next byte stays."""
+        next_byte = self.tell()
         self.seek(start)
         part = self.read(size)
+        self.seek(next_byte)
         self.check_read()
         return part
 
@@ -263,6 +265,7 @@ def _find_ends(data: SoundBytes) -> list[int]:
         return _find_box_ends(data) if head[4:8] == b"ftyp" else []
     chunks = _CHUNKS[head[:4]]
     ends: list[int] = []
+    sounds: list[int] = []
     at = chunks.first
     while at < data.size:
         name, length = struct.unpack_from(chunks.header, data.part(at, 24).ljust(24, b"\0"))
@@ -271,8 +274,16 @@ def _find_ends(data: SoundBytes) -> list[int]:
         is_chunk = name.isascii() and name.decode().isprintable() and name not in _PLAIN
         if not is_chunk or length + chunks.uncounted <= 0 or length >= chunks.unknown:
             break
+        if name == b"data" and length:
+            sounds.append(length)
         ends.append(at + chunks.uncounted + length)
         at = ends[-1] + -ends[-1] % chunks.alignment
+    if sounds[1:]:
+        rest = f"{sum(sounds[:-1]):,} bytes of sound before it are not"
+        data.warn(
+            f"its sound is in {len(sounds)} chunks, and only the last is read: {rest}. "
+            "Export it again from the original."
+        )
     return ends
 
 
@@ -295,10 +306,8 @@ def _find_missing(data: SoundBytes) -> str:
     """What is missing at the end of a file by its own account, if anything is."""
     size, head = data.size, data.part(0, 2**9)
     if head.startswith(b"OggS"):
-        tail = data.part(max(0, size - 2**16), 2**16)  # a page is under 64 KiB
-        page = tail[tail.rfind(b"OggS") :]
-        is_last = len(page) > 27 and page[5] & 4
-        if not is_last or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        page = _last_ogg_page(data)
+        if len(page) < 28 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             return "its last Ogg page is missing"
     elif (head[:1] == head[188:189] == b"G" and size % 188) or (
         head[4:5] == head[196:197] == b"G" and size % 192  # of cameras, with times
@@ -307,6 +316,20 @@ def _find_missing(data: SoundBytes) -> str:
     elif data.ends and data.ends[-1] > size:
         return f"{data.ends[-1] - size:,} bytes are missing at its end"
     return ""
+
+
+def _last_ogg_page(data: SoundBytes) -> bytes:
+    tail = data.part(max(0, data.size - 2**16), 2**16)  # a page is under 64 KiB
+    return tail[tail.rfind(b"OggS") :]
+
+
+def _check_end_mark(data: SoundBytes, seconds: float) -> None:
+    """Warn of an Ogg file of which the last page does not say so, as of a recording stopped."""
+    if data.part(0, 4) == b"OggS" and not _last_ogg_page(data)[5] & 4:
+        data.warn(
+            "its end is not marked, so that it may have been cut off. "
+            f"The {seconds:.2f} s that are there were read."
+        )
 
 
 def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
@@ -331,7 +354,7 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
         data.crop(0, rest_at)
     pages = data.part(0, 2**18) if head.startswith(b"OggS") else b""
     is_short = pages.count(b"OggS") == 3 and len(pages) < 2**18  # FFmpeg would not be exact
-    if head.startswith(_PLAIN) or is_short:
+    if head.startswith(_PLAIN) or (is_short and not _find_missing(data)):
         data.seek(0)
         with suppress(soundfile.LibsndfileError):
             file = soundfile.SoundFile(data)
@@ -381,6 +404,7 @@ class PlainFile:
                 frames = self._file.frames
         if not frames:
             raise AudioError(f"{data.path}: holds no samples. Copy or record it again.")
+        _check_end_mark(data, frames / rate_hz)
         tracks = (f"1 ({file.channels} ch)",)
         self.info = AudioInfo(rate_hz, file.channels, frames, tracks=tracks)
 
@@ -542,13 +566,21 @@ class Container:
 
     def _pieces(self, size: int) -> Blocks:
         """The decoded samples in pieces, with silence where the time stamps jump."""
-        channels = self.info.channels
+        channels, is_mixed = self.info.channels, False
         for frame, damage in self._frames():
             if damage:
                 self._note(damage)
             if frame is None:
                 continue
-            samples = _to_float(frame, channels)
+            samples = _to_float(frame)
+            if samples is not None and len(samples) != channels:  # as in broadcasts, from 2 to 5.1
+                if not is_mixed and len(samples) > 1:
+                    self.data.warn(
+                        f"has {len(samples)} channels, not {channels}, after "
+                        f"{self._done / self.info.sample_rate_hz:.2f} s: their mean is used there."
+                    )
+                    is_mixed = True
+                samples = np.repeat(samples.mean(axis=0, keepdims=True), channels, axis=0)
             if samples is None or frame.sample_rate != self.info.sample_rate_hz:
                 self._note("its sound is of another kind there")
                 continue
@@ -664,6 +696,8 @@ class Container:
             data.warn(
                 f"ends in the middle of a frame, after {done_s:.2f} s: it may have been cut off."
             )
+        else:
+            _check_end_mark(data, done_s)
         more = self._done - self._silent - info.frames
         if self._is_exact and info.frames and more > 0.01 * info.frames + rate_hz:
             data.warn(
@@ -733,11 +767,11 @@ def _refuse_to_open(*address: object) -> Any:
     raise PermissionError(f"{address[0]} is not opened")
 
 
-def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | None:
-    """A decoded frame as [channel, sample] in -1..1; None if it is not like the file's header."""
+def _to_float(frame: av.AudioFrame) -> npt.NDArray[np.float32] | None:
+    """A decoded frame as [channel, sample] in -1..1; None if it has integers of 64 bits."""
     count, is_planar = frame.layout.nb_channels, frame.format.is_planar
     dtype = _SAMPLE_TYPES.get(frame.format.name.removesuffix("p"))
-    if dtype is None:  # integers of 64 bits
+    if dtype is None:
         return None
     # Not `to_ndarray`: of 8 channels and more, PyAV also reads memory that is not the frame's.
     planes = frame.planes[: count if is_planar else 1]
@@ -751,9 +785,7 @@ def _to_float(frame: av.AudioFrame, channels: int) -> npt.NDArray[np.float32] | 
         is_unsigned, scale = samples.dtype.kind == "u", 2.0 ** (8 * samples.itemsize - 1)
         samples = samples.astype(np.dtype("float32" if samples.itemsize < 4 else "float64"))
         samples = samples / scale - is_unsigned
-    if len(samples) == 1 and channels > 1:
-        samples = np.repeat(samples, channels, axis=0)
-    return samples.astype(np.float32) if len(samples) == channels else None
+    return samples.astype(np.float32)
 
 
 def _complaints(log: list[Any]) -> list[str]:

@@ -501,6 +501,56 @@ def test_what_follows_a_file_and_cannot_be_read_is_damage(tmp_path: Path) -> Non
     assert len(read(path, damaged="keep")[0]) == pytest.approx(5.46 * RATE_HZ, abs=400)
 
 
+@pytest.mark.parametrize("seconds", [3, 6])
+def test_an_ogg_that_ends_between_two_pages_is_read_with_a_warning(
+    tmp_path: Path, seconds: int
+) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, SIX_S[: seconds * RATE_HZ], RATE_HZ, format="OGG")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"OggS")])
+    samples, warnings = read(path)
+    assert 0.3 * seconds < len(samples) / RATE_HZ < seconds
+    assert warnings == [
+        f"{path}: its end is not marked, so that it may have been cut off. "
+        f"The {len(samples) / RATE_HZ:.2f} s that are there were read."
+    ]
+
+
+def test_sound_in_two_chunks_of_a_wav_is_warned_of(tmp_path: Path) -> None:
+    path = plain("wav", "WAV")(tmp_path)
+    whole = path.read_bytes()
+    more = SIX_S[:8000].astype("<f4").tobytes()[:16_000]
+    chunk = b"data" + struct.pack("<I", 16_000) + more
+    path.write_bytes(whole[:4] + struct.pack("<I", len(whole) + 16_000) + whole[8:] + chunk)
+    samples, warnings = read(path)
+    assert len(samples) == 8000
+    assert [text.partition(". ")[0] for text in warnings] == [
+        f"{path}: its sound is in 2 chunks, and only the last is read: "
+        "96,000 bytes of sound before it are not"
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["ts", "aac", "ac3"])
+@pytest.mark.parametrize(("before", "after"), [(2, 6), (6, 2), (1, 2)])
+def test_a_broadcast_whose_channels_change_is_read_whole(
+    tmp_path: Path, suffix: str, before: int, after: int
+) -> None:
+    sound, path = audio.read(SOUND, 48_000), tmp_path / f"a.{suffix}"
+    codec, data = {"ac3": "ac3"}.get(suffix, "aac"), b""
+    for count, start_s in ((before, 0.0), (after, len(sound) / 48_000)):
+        track = SoundTrack(np.tile(sound, (count, 1)), 48_000, codec, start_s)
+        data += make(path, track).read_bytes()
+    path.write_bytes(data)
+    samples, warnings = read(path)
+    assert len(samples) / RATE_HZ == pytest.approx(2 * len(sound) / 48_000, abs=0.2)
+    assert re.fullmatch(
+        rf"{path}: has {after} channels, not {before}, after \d\.\d\d s: "
+        "their mean is used there.",
+        *warnings,
+    )
+
+
 def test_an_ogg_that_goes_on_in_another_codec_says_where(tmp_path: Path) -> None:
     one, two = (joined(tmp_path, suffix, **layout) for suffix, layout in JOINED[:2])
     one.write_bytes(one.read_bytes() + two.read_bytes())

@@ -179,6 +179,14 @@ def test_curves_are_drawn(checkout: Path) -> None:
     assert drawn.count("3.25 dB") == 2
 
 
+@pytest.mark.parametrize("name", ["plot_training", "demo_page"])
+def test_a_script_without_arguments_says_what_it_needs(checkout: Path, name: str) -> None:
+    command = [sys.executable, f"examples/{name}.py"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: the following arguments are required: " in done.stderr
+
+
 def test_noisy_mixtures_can_be_made(checkout: Path, corpus: Path) -> None:
     run("simulate", str(corpus), "-n", "2", "--mixtures", "examples/noisy.toml", "-o",
         "noisy")  # fmt: skip
