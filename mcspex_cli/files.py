@@ -544,6 +544,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise output_error(folder, error) from error
+    except OutputError as error:
+        raise type(error)(str(error).replace(str(unfinished), str(folder))) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

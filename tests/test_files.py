@@ -388,6 +388,12 @@ def test_no_room_and_no_permission_have_their_own_sentences(tmp_path: Path) -> N
             files.whole(tmp_path / "a") as partial,
         ):
             partial.write_bytes(bytes(2000))
+        with (
+            pytest.raises(OutputError, match=rf"^{tmp_path}/set/b: cannot be written: it "),
+            files.whole_folder(tmp_path / "set") as folder,
+            files.whole(folder / "b") as partial,
+        ):
+            partial.write_bytes(bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     full = files.output_error(tmp_path / "a", OSError(errno.ENOSPC, "No space left on device"))

@@ -409,10 +409,11 @@ def test_a_wrong_start_is_one_line(server: Server, monkeypatch: pytest.MonkeyPat
     code, line = run("--max-upload", "many")
     assert code == 2
     assert line.endswith("'many' is no size. Write it like 500M or 2G.")
-    for host in ("no such host", "a..b"):
+    for host in ("no such host", "a..b", "192.0.2.1"):
         code, line = run("--host", host)
         assert code == 1
         assert line.startswith(f"error: --host {host}: ")
+        assert line.endswith("Give 127.0.0.1 or 0.0.0.0.")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run() == (
         1,
@@ -649,8 +650,11 @@ def test_two_pages_wait_for_each_other_and_can_cancel(
     first = browser.current_window_handle
     page.drop("#drop", long)
     page.mark(0.0, 30.0)
-    page.wait_for("#extract", "is_enabled").click()
+    page.wait_for("#extract", "is_enabled")
+    page.run("arguments[0].focus()", page("#chips button"))
+    page.run("document.querySelector('#extract').click()")
     until(lambda: page("#work-text").text.startswith("Extracting: "), "the first is at work")
+    assert page.run("document.activeElement.closest('#chips') !== null")  # it was not made anew
 
     browser.switch_to.new_window("tab")
     browser.get(f"http://127.0.0.1:{server.port}/")

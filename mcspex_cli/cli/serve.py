@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -40,6 +41,7 @@ def serve(
         None,
         "Address to listen on. With another one than this machine's own, others can use it too.",
         default="127.0.0.1",
+        type=options.TEXT,
     ),
     no_browser: bool = flag("Do not open the page in a browser."),
     max_bytes: int = option(
@@ -161,6 +163,10 @@ def listen(host: str, port: int) -> Address:
         reason = error.strerror if isinstance(error, OSError) else "is no address"
         raise McspexError(f"--host {host}: {reason}. Give 127.0.0.1 or 0.0.0.0.") from error
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise McspexError(
+                f"--host {host}: is no address of this machine. Give 127.0.0.1 or 0.0.0.0."
+            ) from error
         raise McspexError(
             f"cannot listen on port {port} of {host}: {os.strerror(error.errno or 0)}. "
             "Choose another port, as in --port 7861, or end the program that uses it."

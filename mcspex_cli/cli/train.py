@@ -93,9 +93,13 @@ def simulate(
     else:
         simulation.check_output(output, sources, overwrite=overwrite)
         settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
-        count = count or _DEFAULT_COUNT
-        corpus = Corpus.read(sources, sample_rate_hz)
-        renderings = simulation.draw_renderings(corpus, settings, count, seed)
+        count = drawn = count or _DEFAULT_COUNT
+
+        def draw() -> Iterator[Rendering]:  # the speech is read when it is known where to write
+            corpus = Corpus.read(sources, sample_rate_hz)
+            yield from simulation.draw_renderings(corpus, settings, drawn, seed)
+
+        renderings = draw()
     written = simulation.write_renderings(renderings, output, sample_rate_hz)
     for _ in console.track(written, "rendering", count):
         pass

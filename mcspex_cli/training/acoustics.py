@@ -322,7 +322,8 @@ def _read_folder(
     """The sound files under a folder: their paths in it, and their samples."""
     sources = files.find(folder) if folder.is_dir() else []
     if not sources:
-        raise ConfigError(f"{folder}: no sound files in it. Correct [mixtures] {key}.")
+        problem = "no sound files in it" if folder.is_dir() else "there is no such folder"
+        raise ConfigError(f"{folder}: {problem}. Correct [mixtures] {key}.")
     with ThreadPoolExecutor() as pool:
         sounds = list(pool.map(lambda path: audio.read(path, sample_rate_hz), sources))
     for path, sound in zip(sources, sounds, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from torch import Tensor
 from mcspex_cli import audio, files
 from mcspex_cli.errors import AudioError, ConfigError
 from mcspex_cli.training.acoustics import as_int16, change_speed
+
+_logger = logging.getLogger("mcspex")
 
 _MIN_HALF_S = 1.0
 """A speaker's only clip is cut in two, one half for the reference, if each is this long."""
@@ -282,9 +285,9 @@ class Corpus:
     def read(cls, folders: Sequence[Path], sample_rate_hz: int, *, mixed: bool = False) -> Corpus:
         """Decode the clips under each folder (see `list_utterances`), once.
 
-        A speaker with a single clip has it cut in two; one whose clip is too short for
-        that is left out. If `mixed` is set, the folders are LibriMix sets, and the corpus knows
-        which talkers are mixed in them.
+        A speaker with a single clip has it cut in two. Left out, with a warning, are silent clips
+        and speakers whose only clip is too short for that. If `mixed` is set, the folders are
+        LibriMix sets, and the corpus knows which talkers are mixed in them.
 
         Raises:
             ConfigError: too few speakers have two utterances, or all of it is silent.
@@ -300,13 +303,20 @@ class Corpus:
         pieces: list[npt.NDArray[np.int16]] = []
         speakers: list[Speaker] = []
         indices: dict[Path, UtteranceIndex] = {}
+        silent: list[Path] = []
+        short: list[Path] = []
         with ThreadPoolExecutor() as pool:
             for name, own in by_speaker.items():
                 clips = list(own.values())
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
+                if not mixed:
+                    silent += [c.path for c, s in zip(clips, sounds, strict=True) if not s.any()]
+                    clips = [c for c, s in zip(clips, sounds, strict=True) if s.any()]
+                    sounds = [sound for sound in sounds if sound.any()]
                 sentences = [clip.sentence for clip in clips]
-                if len(clips) == 1 and not mixed:
-                    if len(sounds[0]) < 2 * _MIN_HALF_S * sample_rate_hz:
+                if len(clips) < 2 and not mixed:
+                    if sum(map(len, sounds)) < 2 * _MIN_HALF_S * sample_rate_hz:
+                        short += [clip.path for clip in clips]
                         continue
                     sounds = np.array_split(sounds[0], 2)
                     sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
@@ -317,11 +327,16 @@ class Corpus:
                 bounds = np.cumsum([0, *map(len, sounds)]).tolist()
                 speakers.append(Speaker(name, start, bounds, sentences))
                 pieces += sounds
+        if silent and not (speakers or short):
+            raise ConfigError(f"{names}: all of it is silent. Name other folders.")
+        _warn_of_left_out(silent, "it is silent")
+        least = f"{2 * _MIN_HALF_S:g} s"
         if len(speakers) < 2:
             raise ConfigError(
                 f"{names}: two speakers or more are needed, with two files each or one of "
-                f"{2 * _MIN_HALF_S:g} s. Add speakers, each in a folder of its own."
+                f"{least}. Add speakers, each in a folder of its own."
             )
+        _warn_of_left_out(short, f"it is its speaker's only file and shorter than {least}")
         orders: list[tuple[UtteranceIndex, ...]] = []
         for mixture in mixtures:
             talkers = [indices[clip.path] for clip in mixture.talkers]
@@ -332,10 +347,7 @@ class Corpus:
             raise ConfigError(
                 f"{names}: no talker has a second utterance for a reference. Add some."
             )
-        samples = torch.from_numpy(np.concatenate(pieces))
-        if not samples.any():
-            raise ConfigError(f"{names}: all of it is silent. Name other folders.")
-        return cls(samples, speakers, sample_rate_hz, orders)
+        return cls(torch.from_numpy(np.concatenate(pieces)), speakers, sample_rate_hz, orders)
 
     @property
     def speakers_sha256(self) -> str:
@@ -377,6 +389,13 @@ class Corpus:
         power = torch.fft.rfft(frames * window).abs().square().mean(0)
         relative: Tensor = power / power.mean().clamp_min(1e-8)
         return relative
+
+
+def _warn_of_left_out(paths: Sequence[Path], reason: str) -> None:
+    if paths:
+        rest = len(paths) - 1
+        others = f" So {'is 1 other file' if rest == 1 else f'are {rest} other files'}."
+        _logger.warning(f"{paths[0]}: is left out, as {reason}.{others if rest else ''}")
 
 
 def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:

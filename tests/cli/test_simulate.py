@@ -310,3 +310,5 @@ def test_a_place_that_cannot_be_written_is_one_line(corpus: Path, out: Path) -> 
     done = simulate(corpus, "-n", 1, "-o", out.with_suffix(".wav") / "inside")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "cannot be written: a part of this path is a file" in done.stderr
+    (corpus / "broken.wav").touch()  # which is not read, as nothing can be written
+    assert simulate(corpus, "-n", 1, "-o", out.with_suffix(".wav") / "inside").stderr == done.stderr

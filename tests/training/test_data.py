@@ -592,3 +592,19 @@ def test_silence_and_clips_of_no_length_are_refused(corpus: Path) -> None:
     audio.write(corpus / "ann" / "a.flac", np.ones(1, np.float32), 48000)
     with pytest.raises(AudioError, match=r"a.flac: is too short"):
         Corpus.read([corpus], RATE_HZ)
+
+
+def test_silent_clips_and_short_only_ones_are_left_out_and_told_of(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ann/b", "bob/b", "cyn/e", "cyn/f", "cyn/g"):
+        audio.write(corpus / f"{name}.flac", np.zeros(4000, np.float32), RATE_HZ)
+    speakers = Corpus.read([corpus], RATE_HZ).speakers
+    assert [list(speaker.sentences) for speaker in speakers] == [["a", "c"], ["a", "d"]]
+    told = f"{corpus / 'ann' / 'b.flac'}: is left out, as it is silent. So are 4 other files."
+    assert told in caplog.messages
+    (corpus / "dan").mkdir()
+    audio.write(corpus / "dan" / "h.flac", buzz(100, 1)[:RATE_HZ], RATE_HZ)
+    Corpus.read([corpus], RATE_HZ)
+    told = f"{corpus / 'dan' / 'h.flac'}: is left out, as it is its speaker's only file and "
+    assert f"{told}shorter than 2 s." in caplog.messages

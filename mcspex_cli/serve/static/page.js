@@ -9,6 +9,7 @@ let base = "";
 let state = { recording: null, references: {}, extraction: null, devices: [] };
 let mixture = null, regions = null; // the recording's track, and the marks on it
 let peaks = new Float32Array(0);
+let chips = ""; // what the buttons of marks and references show
 let decoded = false, uploading = 0, saved = true;
 let resultId = null; // the extraction whose result is on the page
 let results = [];
@@ -57,7 +58,7 @@ const send = (path, file, what) => new Promise((resolve, reject) => {
     if (request.status === 200) end(resolve, request.response);
     else end(reject, new Error(request.response?.error ?? `${file.name}: was refused (${request.status}).`));
   };
-  request.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be too large, or mcspex serve has ended.`));
+  request.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder or too large, or mcspex serve has ended.`));
   uploading += 1;
   $("upload").hidden = false;
   $("upload-text").textContent = what;
@@ -160,12 +161,19 @@ const chip = (name, onRemove, onPlay) => {
 };
 
 const showChips = () => {
+  // Only if they change: a button that is made anew has no focus, and misses a click in the middle.
+  const shown = JSON.stringify([marks().map(({ id, start, end }) => [id, start, end]), state.references]);
+  if (shown !== chips) drawChips();
+  chips = shown;
+  showButtons();
+};
+
+const drawChips = () => {
   const ofMarks = [...marks()].sort((a, b) => a.start - b.start).map((mark) =>
     chip(`${clock(mark.start, 1)} – ${clock(mark.end, 1)}`, () => mark.remove(), () => mark.play(true)));
   const ofFiles = Object.entries(state.references).map(([key, name]) =>
     chip(name, () => attempt(async () => show(await ask("DELETE", `references/${key}`)))));
   $("chips").replaceChildren(...ofMarks, ...ofFiles);
-  showButtons();
 };
 
 const seconds = (text) => {
