@@ -120,6 +120,9 @@ def _explain(error: BaseException | None) -> tuple[Any, ...]:
         from mcspex_cli import files
 
         return 1, f"{error.filename}: {files.explain(error)}"
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        advice = f"no file can have this name in the encoding {error.encoding}. Set PYTHONUTF8=1."
+        return 1, f"{error.object}: {advice}"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         # Of Path.resolve, before Python 3.13.
         return 1, f"{error}. Its links lead in a circle: remove one of them."

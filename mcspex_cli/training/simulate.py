@@ -164,7 +164,7 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
 
     Raises:
         AudioError: a file cannot be read.
-        ConfigError: a talker is silent, so no gain sets the SNR.
+        ConfigError: the reference is silent, or a talker, so that no gain sets the SNR.
     """
     sources = recipe.target, *recipe.interferers
     talkers = [audio.read(path, sample_rate_hz) for path in sources]
@@ -182,6 +182,8 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     if recipe.mixture:
         mixture = audio.read(recipe.mixture, sample_rate_hz)[:length]
     reference = audio.read(recipe.reference, sample_rate_hz)
+    if not reference.any():
+        raise ConfigError(f"{recipe.id}: {recipe.reference} is silent. Choose another file.")
     peak, target_peak, interferer_peak, reference_peak = (
         float(np.abs(signal).max(initial=0)) for signal in (mixture, target, interferer, reference)
     )

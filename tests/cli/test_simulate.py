@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click.testing
@@ -12,7 +15,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from tests.conftest import LIBRIMIX, RATE_HZ, buzz
+from tests.conftest import LIBRIMIX, RATE_HZ, ROOT, buzz
 
 TOML = """
 [mixtures]
@@ -312,3 +315,23 @@ def test_a_place_that_cannot_be_written_is_one_line(corpus: Path, out: Path) -> 
     assert "cannot be written: a part of this path is a file" in done.stderr
     (corpus / "broken.wav").touch()  # which is not read, as nothing can be written
     assert simulate(corpus, "-n", 1, "-o", out.with_suffix(".wav") / "inside").stderr == done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, names have one encoding")
+def test_a_name_that_the_encoding_of_names_lacks_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.csv"
+    files = "ann/a.flac,bob/b.flac,ann/b.flac"
+    recipe.write_text(f"id,target,interferer,reference,snr_db\nü,{files},0\n", "utf-8")
+    recipe = recipe.rename(corpus / recipe.name)
+    ascii_names = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mcspex_cli", "simulate", "--recipe", recipe, "-o", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **ascii_names},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    advice = "no file can have this name in the encoding ascii. Set PYTHONUTF8=1."
+    assert done.stderr.decode() == f"error: \\xfc.wav: {advice}\n"
+    assert done.returncode == 1
+    assert list(tmp_path.glob(".*")) == []

@@ -222,9 +222,12 @@ def test_no_signal_of_a_rendering_exceeds_full_scale(recipes: list[Recipe], corp
         assert np.abs(signal).max() <= 1
 
 
-def test_a_silent_interferer_is_refused(recipes: list[Recipe], corpus: Path) -> None:
-    audio.write(corpus / "bob/b.flac", np.zeros(9000, np.float32), RATE_HZ)
-    with pytest.raises(ConfigError, match=r"one: .*b.flac is silent"):
+@pytest.mark.parametrize("part", ["target", "interferer", "reference"])
+def test_a_silent_file_is_refused(recipes: list[Recipe], part: str) -> None:
+    paths = {"target": recipes[0].target, "reference": recipes[0].reference}
+    path = paths.get(part, recipes[0].interferers[0])
+    audio.write(path, np.zeros(9000, np.float32), RATE_HZ)
+    with pytest.raises(ConfigError, match=rf"one: {path} is silent"):
         render(recipes[0], RATE_HZ)
 
 
