@@ -326,7 +326,8 @@ class UsedFiles:
 
     def __init__(self, inputs: Iterable[Path] = ()) -> None:
         self._inputs = identities(*inputs)
-        self._outputs: dict[object, str] = {}
+        self._outputs: dict[str, tuple[str, Path]] = {}
+        """By place, what each is written for, and the output itself."""
 
     def add(self, mixture: Path, outputs: Sequence[Path], name: str, *, overwrite: bool) -> None:
         """Add a mixture, called `name`, and the files that are written for it.
@@ -337,39 +338,45 @@ class UsedFiles:
         """
         for path in (mixture, *outputs):
             check_name(path)
-        source = identities(mixture)
-        if writers := [self._outputs[key] for key in source & self._outputs.keys()]:
+        writer, output = self._outputs.get(_place(mixture), ("", mixture))
+        if writer and identities(mixture) & identities(output):
             raise OutputError(
-                f"{mixture}: would be overwritten by the output for {writers[0]}. Leave it out, "
+                f"{mixture}: would be overwritten by the output for {writer}. Leave it out, "
                 "or choose another -o."
             )
-        self._inputs |= source
-        own: set[object] = set()
+        self._inputs |= identities(mixture)
+        own: dict[str, tuple[str, Path]] = {}
         for path in outputs:
-            keys = {*identities(path), ("name", name_key(os.path.realpath(path)))}
+            # Not by its inode: if another process replaces an output, the next file may get that.
+            place = _place(path)
             check_no_input([path], self._inputs)
-            if keys & own:
+            if place in own:
                 raise OutputError(
                     f"{path}: is named for two outputs. Give each a name that differs by more than "
                     "upper and lower case."
                 )
             if not {*path.parents}.isdisjoint(outputs):
                 raise OutputError(f"{path}: its folder has the name of another output. Rename one.")
-            writers = [self._outputs[key] for key in keys & self._outputs.keys()]
-            if name in writers:
+            writer, _ = self._outputs.get(place, ("", path))
+            if name == writer:
                 raise OutputError(
                     f"{name}: would be written twice to {path}. Leave one out, or give each its "
                     "own output."
                 )
-            if writers:
+            if writer:
                 raise OutputError(
-                    f"{writers[0]} and {name} would both be written to {path}. "
+                    f"{writer} and {name} would both be written to {path}. "
                     "Rename one, or extract them one at a time with -o FILE."
                 )
-            own |= keys
+            own[place] = name, path
         for path in outputs:
             check_output(path, overwrite=overwrite)
-        self._outputs |= dict.fromkeys(own, name)
+        self._outputs |= own
+
+
+def _place(path: Path) -> str:
+    """The real path of a file, as disks see it that do not tell upper and lower case apart."""
+    return name_key(os.path.realpath(path))
 
 
 def make_folders(*folders: Path) -> None:

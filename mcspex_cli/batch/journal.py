@@ -53,6 +53,9 @@ _AT_ONCE = 256
 _LOCK = "settings.lock"
 """A file in `journal/` that running batches keep locked; it has their `batch_fingerprint`."""
 
+_LOCK_OF_ALL = "all.lock"
+"""A file there that a batch keeps locked if it does all of the work, and no shard of it."""
+
 _LARGEST_OBJECT = 2**16
 """Bytes of an object after which another is begun, since each line writes all of it again."""
 
@@ -435,11 +438,14 @@ def open_work(
     Raises:
         EngineError: a device is not available.
         OutputError: the folder cannot be used, has results of other files or settings and
-            `overwrite` is not set, or another batch is running in it.
+            `overwrite` is not set, or another batch, or the same, is running in it.
     """
     folder, key = plan.folder, settings.fingerprint()
+    # Of Slurm's arrays any number of commands may follow the progress.
+    does_all = settings.shard == (1, 1) and settings.backend != "slurm"
     open_folder(folder, overwrite=overwrite, is_dry_run=is_dry_run)
-    with nullcontext() if is_dry_run else claimed(folder, batch_fingerprint(plan, key)):
+    batch = batch_fingerprint(plan, key)
+    with nullcontext() if is_dry_run else claimed(folder, batch, does_all=does_all):
         journal = Journal(folder)
         plan = measure(plan, journal)
         if not overwrite:
@@ -453,22 +459,31 @@ def batch_fingerprint(plan: BatchPlan, settings: str) -> str:
 
 
 @contextmanager
-def claimed(folder: Path, batch: str) -> Iterator[None]:
+def claimed(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]:
     """While the block runs, have batches with other fingerprints refused in a folder.
 
-    In object stores and on Windows none is refused.
+    Of those that do all of a batch, no shard or share of it, only one may run. In object stores and
+    on Windows none is refused.
 
     Raises:
-        OutputError: a batch with another fingerprint is running there.
+        OutputError: a batch with another fingerprint is running there, or one that does all.
     """
     with ExitStack() as stack:
-        running = batch
+        running, is_only = batch, True
         if not storage.is_url(folder):
             with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
                 file = stack.enter_context((folder / JOURNAL / _LOCK).open("a+"))
                 running = _lock(file, batch)
+                if does_all and running == batch:
+                    file = stack.enter_context((folder / JOURNAL / _LOCK_OF_ALL).open("a"))
+                    is_only = _lock_alone(file)
         if running != batch:
             raise another_batch(folder, "is running in this folder")
+        if not is_only:
+            raise OutputError(
+                f"{storage.name(folder)}: the same batch is running in this folder. Wait until it "
+                "has ended, or divide the work with --shard."
+            )
         yield
 
 
@@ -488,14 +503,24 @@ def _lock(file: TextIO, batch: str) -> str:
     """
     import fcntl
 
-    with suppress(BlockingIOError):  # others have locked it
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if _lock_alone(file):
         file.truncate(0)
         file.write(batch)
         file.flush()
     fcntl.flock(file, fcntl.LOCK_SH)
     file.seek(0)
     return file.read()
+
+
+def _lock_alone(file: TextIO) -> bool:
+    """Lock an open file for this process alone; false if others have locked it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def units(tasks: Sequence[Task], size: int) -> list[Unit]:

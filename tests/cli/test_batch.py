@@ -1223,6 +1223,28 @@ def test_another_batch_is_refused_while_one_runs(
     assert finish("--jobs", "1", "--overwrite", *other).exit_code == 0
 
 
+@linux
+def test_the_same_batch_is_refused_while_it_runs(
+    long: str, start: Callable[..., subprocess.Popen[str]], finish: Run
+) -> None:
+    first = start()
+    wait_for(Path(long, "audio").exists, first)
+    os.kill(first.pid, signal.SIGSTOP)
+    wait_for(lambda: state(first.pid) == "T", first)
+    done = finish("--jobs", "1")
+    assert (done.exit_code, said(done)) == (
+        1,
+        [
+            f"error: {long}: the same batch is running in this folder. Wait until it has ended, or "
+            "divide the work with --shard."
+        ],
+    )
+    os.kill(first.pid, signal.SIGCONT)
+    _, text = first.communicate(timeout=60)
+    assert first.returncode == 0, text
+    assert_like_whole(long)
+
+
 def test_two_shards_at_once_are_one_run(
     long: str, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

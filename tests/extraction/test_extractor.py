@@ -941,6 +941,12 @@ def test_two_jobs_with_one_output_are_refused(soft: Extractor, tmp_path: Path) -
     (tmp_path / "o.wav").touch()
     with pytest.raises(OutputError, match=r"o.wav: would be overwritten by the output for .*a.wav"):
         Job(tmp_path / "o.wav", voice, Outputs(tmp_path / "p.wav")).check_outputs(places)
+    # Another process replaces an output, and the next file that it makes gets the inode of that.
+    (tmp_path / "q.wav").touch()
+    for name, mixture in (("q.wav", "d.wav"), ("r.wav", "e.wav")):
+        outputs = Outputs(tmp_path / name, overwrite=True)
+        Job(tmp_path / mixture, voice, outputs).check_outputs(places)
+        (tmp_path / name).rename(tmp_path / "r.wav")
 
 
 @pytest.mark.skipif(not hasattr(os, "setresuid"), reason="cannot become another user for a while")
