@@ -544,6 +544,8 @@ class Container:
             self._is_timed = source.codec_context.name.startswith("pcm")
             if self._is_timed:
                 length_s, self._is_exact = source.frames / max(rate_hz, 1), self._is_alone
+            if int.from_bytes(self.data.part(4, 4), "little") >= _UNKNOWN_LENGTH:  # from a pipe
+                length_s, end_s, self._is_exact = 0.0, 0.0, False
         if Trait.FROM_ZERO not in self._traits:
             start_s -= (container.start_time or 0) / 1e6
         start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0

@@ -297,6 +297,10 @@ def short_packet(folder: Path) -> Path:
     return patched(folder, lambda folder: make(folder / "a.caf", sound), announced)
 
 
+def piped_avi(folder: Path) -> Path:
+    return make(folder / "a.avi", SoundTrack(SIX_S, RATE_HZ, "pcm_s16le"), pipe_format="avi")
+
+
 def amr_with_pauses(folder: Path) -> Path:
     """In the pauses of a telephone call, AMR only says how loud the noise is (DTX)."""
     sound, noise = SIX_S.copy(), np.random.default_rng(0).normal(0, 1e-3, len(SIX_S))
@@ -330,7 +334,16 @@ def padded_mp3(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "whole",
-    [aac_in_avi, short_packet, piped_wma, amr_with_pauses, stuffed, aac_of_segments, padded_mp3],
+    [
+        aac_in_avi,
+        short_packet,
+        piped_wma,
+        piped_avi,
+        amr_with_pauses,
+        stuffed,
+        aac_of_segments,
+        padded_mp3,
+    ],
 )
 def test_nothing_is_missing_in_an_odd_file(tmp_path: Path, whole: Callable[[Path], Path]) -> None:
     path = whole(tmp_path)
