@@ -116,22 +116,26 @@ def _explain(error: BaseException | None) -> tuple[Any, ...]:
     if isinstance(error, McspexError):
         problems = error.problems if isinstance(error, PlanError) else ()
         return error.exit_code, *problems, str(error)
+    # A compiled module whose import was interrupted raises an ImportError, caused by the interrupt.
+    cause = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.filename is not None:
         from mcspex_cli import files
 
         return 1, f"{error.filename}: {files.explain(error)}"
-    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
-        advice = f"no file can have this name in the encoding {error.encoding}. Set PYTHONUTF8=1."
-        return 1, f"{error.object}: {advice}"
+    if cause is not None:
+        return 130, "interrupted. Finished files are kept; unfinished ones are removed."
+    message = ""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         # Of Path.resolve, before Python 3.13.
-        return 1, f"{error}. Its links lead in a circle: remove one of them."
-    # A compiled module whose import was interrupted raises an ImportError, caused by the interrupt.
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    if error is not None:
-        return 130, "interrupted. Finished files are kept; unfinished ones are removed."
-    return (1,)
+        message = f"{error}. Its links lead in a circle: remove one of them."
+    elif isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        advice = f"no file can have this name in the encoding {error.encoding}. Set PYTHONUTF8=1."
+        message = f"{error.object}: {advice}"
+    elif isinstance(error, ImportError) and not str(error.name).startswith("mcspex_cli"):
+        message = f"a package does not import ({error}). mcspex doctor says how to repair it."
+    return (1, message) if message else (1,)
 
 
 class _Stderr(io.FileIO):

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -201,13 +201,37 @@ def _room(folder: Path, lost: str, setting: str) -> tuple[str, ...]:
 
 
 def check_mcspex() -> tuple[str, ...]:
-    """Which mcspex this is, and whether pip knows of the same."""
+    """Which mcspex this is, and whether pip knows of the same and of the packages that it needs."""
     here = f"{mcspex_cli.__version__} in {Path(mcspex_cli.__file__).parent}"
     installed = _distribution()
-    if installed is None or installed.version == mcspex_cli.__version__:
+    if installed is None:
         return OK, here
-    detail = f"{here}, but pip knows of {installed.version}"
-    return WARNING, detail, "Install mcspex again, so that there is only one."
+    if installed.version != mcspex_cli.__version__:
+        detail = f"{here}, but pip knows of {installed.version}"
+        return WARNING, detail, "Install mcspex again, so that there is only one."
+    absent, unfit = _lacking(installed.requires or ())
+    if absent or unfit:
+        return FAILED if absent else WARNING, f"{here}; {', '.join(absent + unfit)}", _REPAIR
+    return OK, here
+
+
+def _lacking(requirements: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Which of the packages that mcspex needs are not installed, and which have an unfit version.
+
+    Those of extras are not looked at.
+    """
+    from packaging.requirements import Requirement
+
+    absent, unfit = [], []
+    for requirement in map(Requirement, requirements):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        package = _distribution(requirement.name)
+        if package is None:
+            absent.append(f"{requirement.name} is not installed")
+        elif not requirement.specifier.contains(package.version, prereleases=True):
+            unfit.append(f"{requirement.name} {package.version} is not {requirement.specifier}")
+    return absent, unfit
 
 
 def check_python() -> tuple[str, ...]:

@@ -297,6 +297,14 @@ def test_ctrl_c_while_a_compiled_module_is_imported_is_one_line(
     assert done.stderr.startswith("error: interrupted. Finished files are kept")
 
 
+def test_a_package_that_does_not_import_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    done = run("models", "list")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: a package does not import (")
+    assert done.stderr.endswith("). mcspex doctor says how to repair it.\n")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_libsndfile_reads_is_one_line(name: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mcspex_cli
@@ -209,6 +210,18 @@ def test_extras_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.status, found.detail) == (OK, "sound installed; not installed: dream")
     assert found.remedy == "If you want them: Run in a checkout of mcspex: pip install '.[dream]'"
     assert run(checks.check_mcspex).status == OK
+
+
+def test_packages_that_are_absent_or_unfit_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = ("no-extra; extra == 'test'", "for-old; python_version < '3'")
+    install(tmp_path, mcspex_cli.__version__, "numpy>=99", "no-such-thing>=2", *others)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = run(checks.check_mcspex)
+    numpy = f"numpy {np.__version__} is not >=99"
+    assert (found.status, found.remedy) == (FAILED, "Install mcspex again.")
+    assert found.detail.partition("; ")[2] == f"no-such-thing is not installed, {numpy}"
 
 
 def test_another_version_in_pips_eyes_is_warned_of(

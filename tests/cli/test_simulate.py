@@ -332,6 +332,6 @@ def test_a_name_that_the_encoding_of_names_lacks_is_one_line(corpus: Path, tmp_p
         check=False,
     )
     advice = "no file can have this name in the encoding ascii. Set PYTHONUTF8=1."
-    assert done.stderr.decode() == f"error: \\xfc.wav: {advice}\n"
+    assert done.stderr.decode("utf-8") == f"error: ü.wav: {advice}\n"
     assert done.returncode == 1
     assert list(tmp_path.glob(".*")) == []
