@@ -202,12 +202,13 @@ def test_the_latency_holds_for_pipes(options: list[str]) -> None:
 
 
 @posix
-def test_an_interrupt_gives_what_had_arrived(options: list[str]) -> None:
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupt_gives_what_had_arrived(options: list[str], number: str) -> None:
     talk = Conversation(options)
     talk.send(MIXTURE)
     while talk.received() < len(MIXTURE) - 8000:
         time.sleep(0.02)
-    talk.process.send_signal(signal.SIGINT)
+    talk.process.send_signal(getattr(signal, number))
     assert talk.process.wait(60) == 130
     assert talk.end() == 130
     assert talk.received() == len(MIXTURE)

@@ -135,7 +135,7 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         skipped_s = 0.0 if request.from_start else inflow.skip_backlog()
         skipped = f"; skipped the {skipped_s:.1f} s that came before" if skipped_s else ""
         console.say(f"ready, {request.latency_s:g} s of latency{skipped}")
-        with console.ending_gently(stop), suppress(BrokenPipeError):
+        with console.ending_gently(stop, "SIGHUP"), suppress(BrokenPipeError):
             _extract(request, extraction, inflow, write)
     if interrupted.is_set():
         console.error("interrupted. All sound that had arrived before is done.")

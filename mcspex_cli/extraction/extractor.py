@@ -116,7 +116,7 @@ class Extractor:
         self,
         references: Path | str | Sequence[Path | str] = (),
         *,
-        spans: Sequence[Span] = (),
+        spans: Iterable[Span] = (),
         mixture: Path | str | None = None,
         options: ExtractionOptions | None = None,
         advance: Callable[[float], object] | None = None,
@@ -147,6 +147,7 @@ class Extractor:
             sources: list[Path | Clip] = [Path(one) for one in references if str(one)]
         except TypeError as error:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
+        spans = tuple(spans)
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
         if spans:

@@ -568,10 +568,12 @@ def test_a_name_that_no_file_can_have_is_one_line(soft: Extractor, name: str) ->
         soft.enroll(name)
 
 
-def test_paths_may_be_text(soft: Extractor, mixture: Samples, tmp_path: Path) -> None:
+def test_paths_may_be_text_and_spans_any_iterable(
+    soft: Extractor, mixture: Samples, tmp_path: Path
+) -> None:
     path, spans = tmp_path / "mixture.wav", [Span(1.0, 3.0)]
     texts = (soft.enroll(str(path)), soft.enroll(spans=spans, mixture=str(path)))
-    paths = (soft.enroll(path), soft.enroll(spans=spans, mixture=path))
+    paths = (soft.enroll(path), soft.enroll(spans=iter(spans), mixture=path))
     for one, other in zip(texts, paths, strict=True):
         np.testing.assert_array_equal(one.embedding, other.embedding)
 
