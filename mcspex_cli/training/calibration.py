@@ -10,7 +10,7 @@ and in rooms. Ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -254,16 +254,19 @@ class Calibrator:
         """Extract from each recording its target, then a voice that is not in it.
 
         Raises:
-            ConfigError: a recording has all the voices.
+            ConfigError: a recording has all the voices, or there are too few.
         """
-        for number, case in enumerate(self.cases):
-            yield self._trial(case, number)
+        absent_voices = []
+        for case in self.cases:
             inside = {case.speaker, *case.others}
-            absent = [k for k, other in enumerate(self.cases) if other.speaker not in inside]
-            if not absent:
+            absent_voices.append([k for k, c in enumerate(self.cases) if c.speaker not in inside])
+            if not absent_voices[-1]:
                 raise ConfigError(
                     f"{case.rendering.id}: has all speakers, so that none is absent. Add speakers."
                 )
+        _check_voices({case.speaker for case in self.cases})
+        for number, (case, absent) in enumerate(zip(self.cases, absent_voices, strict=True)):
+            yield self._trial(case, number)
             yield self._trial(case, int(self._rng.choice(absent)))
 
     def calibration(self, trials: Sequence[Trial]) -> Calibration:
@@ -278,8 +281,7 @@ class Calibrator:
         echo = np.array([trial.echo for trial in trials])
         with_plain, without_plain = present & ~echo, ~present & ~echo
         speakers = sorted({trial.speaker for trial in trials})
-        if len(speakers) < _FOLDS:
-            raise ConfigError(f"{len(speakers)} voices are too few. Give {_FOLDS} or more.")
+        _check_voices(speakers)
         if confused[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         odds, segments_with, segments_without = self._cross_validate(trials, speakers)
@@ -414,6 +416,11 @@ class Calibrator:
             case.echo,
             len(rendering.mixture) / rate_hz,
         )
+
+
+def _check_voices(speakers: Collection[str]) -> None:
+    if len(speakers) < _FOLDS:
+        raise ConfigError(f"{len(speakers)} voices are too few. Give {_FOLDS} or more.")
 
 
 def _fitted(unfitted: Calibration, trials: Sequence[Trial]) -> Calibration:

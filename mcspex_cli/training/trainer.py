@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -130,7 +131,7 @@ class Trainer:
 
         Raises:
             ConfigError: the loss is no longer finite.
-            EngineError: the device is out of memory.
+            EngineError: the device is out of memory, or another process of the team has ended.
             OutputError: a file cannot be written.
         """
         run = self.settings.run
@@ -185,6 +186,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
             self.optimiser.step(rate_factor(settings, self.step, self._done_share()))
         except RuntimeError as error:
+            self.team.check(error)
             if not (isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error)):
                 raise
             raise EngineError(
@@ -512,6 +514,14 @@ class Team:
             distributed.destroy_process_group()
             gc.collect()
 
+    def check(self, error: RuntimeError) -> None:
+        """Raise an EngineError if an error is that another process can no longer be reached."""
+        if self.size > 1 and re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise EngineError(
+                "another process of this run has ended, or cannot be reached. Look why, then go on "
+                "with --resume."
+            ) from error
+
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes and speaks."""
@@ -528,6 +538,10 @@ class Team:
     def _reduce(self, values: Sequence[float], operation: str) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
-            distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation))
+            try:
+                distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation))
+            except RuntimeError as error:
+                self.check(error)
+                raise
         reduced: list[float] = tensor.tolist()
         return reduced

@@ -203,6 +203,8 @@ def test_too_little_is_refused() -> None:
     ]
     with pytest.raises(ConfigError, match=r"5 voices are too few"):
         calibrator.calibration(trials)
+    with pytest.raises(ConfigError, match=r"5 voices are too few"):
+        next(calibrator.trials())  # before any of the work
     with pytest.raises(ConfigError, match=r"0: has all speakers, so that none is absent"):
         list(Calibrator(engine(), cases(50, voices=2)).trials())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,27 @@ def test_two_processes_are_one_with_twice_the_batch(corpus: Path) -> None:
     off = torch.cat([(a[key].float() - b[key].float()).abs().flatten() for key in a])
     # But for a few whose gradient is rounding error only, which AdamW makes into steps.
     assert (off > 1e-4).float().mean() < 0.005
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_the_end_of_one_process_is_one_line_of_the_others(corpus: Path) -> None:
+    toml = corpus.parent / "lost.toml"
+    text = TOML.format(batch=2, out="lost").replace("steps = 4\nb", "steps = 100000\nb")
+    toml.write_text(text.replace('validation = "speech/recipe.csv"\n', ""))
+    words = [sys.executable, "-m", *TORCHRUN, "mcspex_cli", "train", str(toml)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr
+        told = ""
+        while "step 2 " not in told:
+            told = run.stderr.readline()
+            assert told
+        tasks = Path(f"/proc/{run.pid}/task").glob("*/children")
+        children = [int(pid) for task in tasks for pid in task.read_text().split()]
+        os.kill(max(children), signal.SIGKILL)
+        rest = run.stderr.read()
+    message = "error: another process of this run has ended, or cannot be reached. Look why, then "
+    assert rest.count(f"{message}go on with --resume.\n") == 1
+    assert "mcspex_cli/training" not in rest  # no traceback but torchrun's own
 
 
 def test_one_gpu_is_not_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
