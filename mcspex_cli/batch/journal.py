@@ -250,6 +250,8 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> N
             "-o, or add --overwrite."
         )
     if storage.is_url(folder):
+        if not is_dry_run:  # what cannot be written to is refused now, and not after the first file
+            storage.write(journal / _LOCK, b"")
         return
     if not is_dry_run:
         # A process that is killed before its first file must not lock itself out.

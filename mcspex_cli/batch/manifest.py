@@ -84,11 +84,13 @@ class Task:
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """The task as a dry run shows it, with its outputs below a batch's `folder`."""
-        outputs = {kind: str(path) for kind, path in self.outputs(folder).items()}
+        outputs = {kind: storage.name(path) for kind, path in self.outputs(folder).items()}
         return {
-            **{
-                key: getattr(self, key) for key in ("id", "mixture", "references", "spans", "truth")
-            },
+            "id": self.id,
+            "mixture": storage.name(self.mixture),
+            "references": [storage.name(path) for path in self.references],
+            "spans": self.spans,
+            "truth": self.truth and storage.name(self.truth),
             "output": outputs.pop(AUDIO),
             **outputs,
             "seconds": self.length_s,

@@ -341,6 +341,7 @@ def _prepare(request: BatchOptions) -> WorkList:
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
+    from mcspex_cli.batch import storage
     from mcspex_cli.batch.backends import estimate_s
     from mcspex_cli.batch.journal import show_length, total_s
 
@@ -350,7 +351,12 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
         console.data({"done": len(work.skipped), "estimate_s": time_s, "jobs": tasks}, indent=2)
         return
     rows = [
-        (task.id, task.mixture, ", ".join((*task.references, *task.spans)), show_length(task))
+        (
+            task.id,
+            storage.name(task.mixture),
+            ", ".join((*map(storage.name, task.references), *task.spans)),
+            show_length(task),
+        )
         for task in work.todo[:_MAX_LISTED]
     ]
     more = len(work.todo) - len(rows)

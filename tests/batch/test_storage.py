@@ -94,6 +94,12 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     asked += ["-o", f"{store}/out"]
     planned = batch(tiny_folder, *asked, "--dry-run")
     assert planned.stdout.count("not read") == 3
+    assert f"{store}/mix/ann_1.wav" in planned.stdout
+    (first, *_) = json.loads(batch(tiny_folder, *asked, "--dry-run", "--json").stdout)["jobs"]
+    assert (first["mixture"], first["output"]) == (
+        f"{store}/mix/ann_1.wav",
+        f"{store}/out/audio/ann_1.wav",
+    )
     assert "how long it takes is not known, because no length is. Nothing" in planned.stderr
     done = batch(tiny_folder, *asked)
     assert done.exit_code == 0, done.output
@@ -241,6 +247,15 @@ def test_what_is_not_in_a_store_is_one_line(set_: Path, store: str, tiny_folder:
     assert (done.exit_code, done.stderr) == (1, f"error: {store}/nix: no such file or folder.\n")
 
 
+@pytest.mark.parametrize("store", ["s3://set"], indirect=True)
+def test_a_bucket_that_is_not_there_is_refused_before_the_work(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    done = batch(tiny_folder, "mix", "--refs", "refs", "-o", "s3://nix/out", "-v")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: s3://nix/out/journal/settings.lock: no such file or ")
+
+
 @pytest.mark.parametrize(
     ("scheme", "advice"),
     [("gs", " Run in a checkout of mcspex: pip install '.[gs]'"), ("abfs", "")],
@@ -263,7 +278,7 @@ def test_a_store_that_nothing_here_can_reach_says_what_to_install(
 
 def test_a_store_in_use_is_refused_unless_told(store: str) -> None:
     folder = Path(f"{store}/out")
-    open_folder(folder, overwrite=False)
+    open_folder(folder, overwrite=False, is_dry_run=True)
     assert Journal(folder).results == {}
     fsspec.url_to_fs(store)[0].pipe_file(f"{store}/out/notes.txt", b"mine")
     with pytest.raises(OutputError, match=r"://set/out: is not empty and not the folder of a"):
