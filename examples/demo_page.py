@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mcspex_cli import McspexError
 from mcspex_cli.evaluation.comparison import PageSettings, read_system
 from mcspex_cli.evaluation.page import Page, write_page
 from mcspex_cli.evaluation.report import read_groups
@@ -32,5 +33,8 @@ if __name__ == "__main__":
     parser.add_argument("cases", type=Path, metavar="CASES")
     parser.add_argument("page", type=Path, metavar="PAGE.html")
     arguments = parser.parse_args()
-    page = main(arguments.cases, arguments.page)
+    try:
+        page = main(arguments.cases, arguments.page)
+    except McspexError as error:
+        parser.error(str(error))
     print(f"{page.path}: {page.shown} cases")

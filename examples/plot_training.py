@@ -61,4 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path, metavar="OUT.svg")
     parser.add_argument("runs", type=Path, nargs="+", metavar="progress.csv")
     arguments = parser.parse_args()
-    main(arguments.output, arguments.runs)
+    try:
+        main(arguments.output, arguments.runs)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")

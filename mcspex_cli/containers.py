@@ -584,7 +584,8 @@ class Container:
                     is_mixed = True
                 samples = np.repeat(samples.mean(axis=0, keepdims=True), channels, axis=0)
             if samples is None or frame.sample_rate != self.info.sample_rate_hz:
-                self._note("its sound is of another kind there")
+                kind = "kind" if samples is None else f"sample rate, {frame.sample_rate} Hz,"
+                self._note(f"its sound is of another {kind} there")
                 continue
             gap = self._gap(frame)
             for start in range(0, gap, size):

@@ -564,6 +564,17 @@ def test_a_broadcast_whose_channels_change_is_read_whole(
     )
 
 
+def test_a_broadcast_whose_sample_rate_changes_says_where(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.aac", b""
+    for rate_hz in (48_000, 24_000):
+        data += make(path, SoundTrack(audio.read(SOUND, rate_hz), rate_hz)).read_bytes()
+    path.write_bytes(data)
+    with pytest.raises(
+        AudioError, match=r"damaged after \d\.\d\d s .*sample rate, 24000 Hz, there"
+    ):
+        read(path)
+
+
 def test_an_ogg_that_goes_on_in_another_codec_says_where(tmp_path: Path) -> None:
     one, two = (joined(tmp_path, suffix, **layout) for suffix, layout in JOINED[:2])
     one.write_bytes(one.read_bytes() + two.read_bytes())

@@ -180,11 +180,16 @@ def test_curves_are_drawn(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["plot_training", "demo_page"])
-def test_a_script_without_arguments_says_what_it_needs(checkout: Path, name: str) -> None:
-    command = [sys.executable, f"examples/{name}.py"]
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "arguments are required"), (["a/b.svg", "a/c"], "a/.*: [Nn]o such")]
+)
+def test_a_script_says_what_it_needs(
+    checkout: Path, name: str, words: list[str], message: str
+) -> None:
+    command = [sys.executable, f"examples/{name}.py", *words]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "error: the following arguments are required: " in done.stderr
+    assert re.search(rf"{name}.py: error: .*{message}", done.stderr)
 
 
 def test_noisy_mixtures_can_be_made(checkout: Path, corpus: Path) -> None:
