@@ -169,10 +169,18 @@ def find_checkpoint(
     if commit := hub.cached(name):
         return _describe(commit.folder, commit)
     if not offline:
-        return (download or pull)(name)
+        try:
+            return (download or pull)(name)
+        except HubError as error:
+            if not is_folder:
+                raise
+            raise HubError(
+                f"{name}: this folder has no {CONFIG}, and the Hub does not give such a model. "
+                f"Name a folder that has {CONFIG}, such as {name}/best."
+            ) from error
+    what = f"this folder has no {CONFIG}" if is_folder else "there is no such folder"
     raise HubError(
-        f"{name}: there is no such folder, and it has not been downloaded. "
-        f"Once you are online: {name.pull_command}"
+        f"{name}: {what}, and it has not been downloaded. Once you are online: {name.pull_command}"
     )
 
 

@@ -123,6 +123,7 @@ def verify(
     Without a NAME: every model of `mcspex models list`.
     """
     from mcspex_cli.checkpoint import checkpoint, hub
+    from mcspex_cli.extraction.presence import parse_calibration
 
     infos, damaged = ([], []) if names else checkpoint.available()
     for name in names:
@@ -136,6 +137,10 @@ def verify(
     for info in infos:
         problem, compared = checkpoint.verify(info), "its config"
         problems = [problem] if problem else []
+        try:
+            parse_calibration(info.calibration, info.config.embedding, info.label)
+        except CheckpointError as error:
+            problems.append(str(error).removeprefix(f"{info.label}: "))
         if info.revision and not offline:
             try:
                 wrong = hub.mismatches(hub.HubName(info.name, info.revision))

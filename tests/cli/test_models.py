@@ -476,6 +476,10 @@ def test_a_folder_without_a_model_hides_none(
     assert find_checkpoint(REPO).source == "hub"
     (tmp_path / "empty").mkdir()
     assert "empty: not a model, because it has no config" in run("models", "show", "empty").stderr
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for command in ("show", "path"):  # which asks the Hub, and which does not
+        done = run("models", command, "runs/mine")
+        assert done.stderr.startswith("error: runs/mine: this folder has no config.json, and ")
 
 
 def test_an_empty_name_is_none(scene: Path) -> None:
@@ -631,6 +635,16 @@ def test_what_others_write_does_not_steer_the_terminal(hub: Hub, files: dict[str
         assert "\x07" not in done.output
         assert not any(line.startswith("error: evil") for line in done.output.splitlines())
     done = run("models", "pull", REPO)
+
+
+def test_a_calibration_that_extract_refuses_is_not_called_good(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
+    for name, data in edited(files, calibration="x").items():
+        (tmp_path / name).write_bytes(data)
+    done = run("models", "verify", tmp_path)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"{tmp_path.name}: its calibration is malformed. Calibrate it again." in done.stderr
 
 
 def test_path_is_for_scripts(hub: Hub, pulled: Path) -> None:
