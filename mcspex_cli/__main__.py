@@ -51,7 +51,7 @@ from mcspex_cli.cli.score import report, score
 from mcspex_cli.cli.serve import serve
 from mcspex_cli.cli.train import simulate, train
 from mcspex_cli.errors import McspexError, PlanError
-from mcspex_cli.extraction.runtime import share_cores
+from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, share_cores
 
 
 class Commands(click.Group):
@@ -135,6 +135,8 @@ def _explain(error: BaseException | None) -> tuple[Any, ...]:
         message = f"{error.object}: {advice}"
     elif isinstance(error, ImportError) and not str(error.name).startswith("mcspex_cli"):
         message = f"a package does not import ({error}). mcspex doctor says how to repair it."
+    elif isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
+        message = "there is too little memory. Close other programs, or use a machine with more."
     return (1, message) if message else (1,)
 
 

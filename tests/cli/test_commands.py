@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import __version__, audio
 from mcspex_cli.__main__ import main
-from tests.conftest import RATE_HZ, ROOT, buzz
+from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -295,6 +295,30 @@ def test_ctrl_c_while_a_compiled_module_is_imported_is_one_line(
     done = run("models", "list")
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.startswith("error: interrupted. Finished files are kept")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
+    script = (
+        "import av, resource, soundfile, soxr, torch\nfrom mcspex_cli.__main__ import main\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\nmain()"
+    )
+    words = ["simulate", str(EXAMPLES / "voices"), "-n", "1", "--rate", "192000"]
+    toml = tmp_path / "long.toml"
+    toml.write_text("[mixtures]\nsegment_s = 600.0\n")
+    words += ["--mixtures", str(toml), "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # whose stacks need memory
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    advice = "Close other programs, or use a machine with more."
+    assert done.stderr == f"error: there is too little memory. {advice}\n"
+    assert done.returncode == 1
+    assert list(tmp_path.iterdir()) == [toml]
 
 
 def test_a_package_that_does_not_import_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
