@@ -182,7 +182,8 @@ def write(
             "report.csv": report.as_csv(whole),
         }
         html, last = folder / "report.html", folder / "report.json"
-        if not last.is_file() or last.read_bytes() != texts[last.name].encode():
+        is_same = last.is_file() and last.read_bytes() == texts[last.name].encode()
+        if groups or not is_same:  # the page also has the groups' titles and order
             html.unlink(missing_ok=True)  # so that none is left that belongs to another report
         # In a store, where nothing is removed, an empty list says that nothing failed.
         if failures or folder != plan.folder:

@@ -225,6 +225,11 @@ def test_groups_are_in_the_report(batch: Run) -> None:
     done = batch(*ASKED, "--truth", "truth", "--groups", "groups.csv")
     assert done.exit_code == 0, done.output
     assert rows("out")["bob/1"]["group"] == "m"
+    titled = "name,gender,title\n" + "".join(f"{n},{'fm'[n[0] == 'b']},Case {n}\n" for n in names)
+    Path("groups.csv").write_text(titled)
+    done = batch(*ASKED, "--truth", "truth", "--groups", "groups.csv", "--group-by", "gender")
+    assert done.exit_code == 0, done.output
+    assert "Case ann/0" in Path("out/report.html").read_text()
     done = batch(*ASKED, "--groups", "out/report.csv", "--group-by", "status")
     assert done.exit_code == 1
     assert "out/report.csv: is an input, and inputs are never overwritten" in done.stderr
