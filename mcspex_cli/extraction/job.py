@@ -303,9 +303,9 @@ class Result:
         return row
 
 
-def check_jobs(jobs: Iterable[Job], references: Sequence[Path]) -> None:
+def check_jobs(jobs: Sequence[Job], references: Sequence[Path]) -> None:
     """Refuse jobs that would harm files of one another, or have one of these as their mixture."""
-    used_files = files.UsedFiles(references)
+    used_files = files.UsedFiles([*references, *(job.mixture for job in jobs)])
     for job in jobs:
         job.check_outputs(used_files)
         check_distinct(job.mixture, references)

@@ -224,6 +224,10 @@ OUTPUTS = [
             ["mixture.wav", "mixture.wav", "--ref", "reference.wav"],
             "mixture.wav: would be written twice to mixture.target.wav.",
         ),
+        (
+            ["mixture.wav", "folder/mixture.target.wav", *ASKED[1:], "-o", "folder"],
+            "folder/mixture.target.wav: is an input, and inputs are never overwritten.",
+        ),
         (["mixture.wav", "--ref", "brief.wav"], "brief.wav: 0.20 s is too short."),
         (["folder", "--ref", "reference.wav"], "folder: is a folder. For all recordings in it"),
         (["pipe.wav", "--ref", "reference.wav"], "pipe.wav: is not a regular file."),
@@ -260,6 +264,7 @@ def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
 ) -> None:
     audio.write(scene / "brief.wav", buzz(110, 0.2), RATE_HZ)
     (scene / "folder").mkdir()
+    shutil.copy(scene / "mixture.wav", scene / "folder" / "mixture.target.wav")
     (scene / "locked").mkdir(mode=0o500)
     os.mkfifo(scene / "pipe.wav")
     shutil.copy(scene / "mixture.wav", scene / "unreadable.wav")
