@@ -641,6 +641,29 @@ def test_every_failure_is_told_and_another_channel_keeps_the_marks(
 
 
 @needs_browser
+def test_a_page_out_of_reach_says_so_until_it_is_in_reach_again(page: Page, tmp_path: Path) -> None:
+    def set_network(*, works: bool) -> None:
+        values = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        settings = {"offline": not works, **values}
+        page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", settings)
+
+    page.browser.execute_cdp_cmd("Network.enable", {})
+    long = tmp_path / "long.flac"
+    audio.write(long, np.tile(audio.read(INTERVIEW, 8000), 30), 8000)
+    page.drop("#drop", long)
+    page.mark(0.0, 30.0)
+    page.wait_for("#extract", "is_enabled").click()
+    page.wait_for("#work")
+    set_network(works=False)
+    message = "The program behind this page cannot be reached. Check the network."
+    until(lambda: page("#problem").text.startswith(message), message)
+    set_network(works=True)
+    until(lambda: not page("#problem").is_displayed(), "no message any more")
+    page("#cancel").click()
+    page.wait_for("#extract")
+
+
+@needs_browser
 def test_two_pages_wait_for_each_other_and_can_cancel(
     server: Server, page: Page, tmp_path: Path
 ) -> None:

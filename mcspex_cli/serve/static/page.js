@@ -26,7 +26,7 @@ const tell = (message) => {
 const ask = async (method, path, body) => {
   const options = { method, body: body && JSON.stringify(body) };
   const answer = await fetch(base + path, options).catch(() => null);
-  if (!answer) throw new Error("The program behind this page has ended. Start mcspex serve again, then load this page again.");
+  if (!answer) throw new Error("The program behind this page cannot be reached. Check the network. If mcspex serve has ended, start it again, then load this page again.");
   const content = answer.headers.get("content-type") === "application/json" ? await answer.json() : {};
   if (!answer.ok) throw new Error(content.error ?? `The server refused this (${answer.status}). Load the page again.`);
   return content;
@@ -69,6 +69,7 @@ const watch = async () => {
   clearTimeout(timer);
   try {
     show(await ask("GET", ""));
+    if (failures > 1) tell(""); // it is in reach again
     failures = 0;
   } catch (error) {
     failures += 1;
