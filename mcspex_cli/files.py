@@ -291,8 +291,10 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path}: {problem}")
     trial = hidden_name(folder / path.name)
     try:
-        trial.touch(exist_ok=False)
-        trial.unlink()
+        try:
+            trial.touch(exist_ok=False)
+        finally:  # also after a Ctrl-C
+            trial.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(path, error) from error
 
