@@ -50,7 +50,7 @@ _ROOM_BYTES = 200e6
 """How much of a disk should be free."""
 
 _MIN_SI_SDR_I_DB = 5.0
-"""By how much the self-test has to improve SI-SDR; the bundled model does twice that."""
+"""By how much the self-test has to improve SI-SDR; the default model does twice that."""
 
 _EXTRA = re.compile(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
 """A package that an extra asks for, in a distribution's metadata."""
@@ -79,7 +79,7 @@ Check = Callable[[], tuple[str, ...]]
 def doctor(offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
     """Say what works on this machine and what does not, and what to do about it.
 
-    Checks Python, torch, CUDA, sound formats, extras, caches, the Hub and the bundled model's
+    Checks Python, torch, CUDA, sound formats, extras, caches, the Hub and the bundled models'
     checksum, then extracts a voice from a short recording with the default model. Exit code 0:
     extracting works here, whatever the warnings; 1: it does not.
     """
@@ -125,7 +125,7 @@ def check_up(*, offline: bool = False) -> Iterator[Finding]:
         "model cache": check_cache,
         "graph cache": check_graphs,
         "Hub": partial(check_hub, offline=offline),
-        "bundled model": check_bundled,
+        "bundled models": check_bundled,
     }
     if chosen := os.environ.get("MCSPEX_MODEL"):
         checks["MCSPEX_MODEL"] = partial(check_chosen_model, chosen)
@@ -397,20 +397,22 @@ def check_hub(*, offline: bool) -> tuple[str, ...]:
 
 
 def check_bundled() -> tuple[str, ...]:
-    """Compare the bundled model's weights with the checksum in its config."""
+    """Compare each bundled model's weights with the checksum in its config."""
     from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled, find_checkpoint, verify
 
-    folder = bundled().get(DEFAULT_MODEL)
-    if folder is None:
+    if DEFAULT_MODEL not in bundled():
         return FAILED, f"{DEFAULT_MODEL} is not installed", _REPAIR
-    try:
-        info = find_checkpoint(folder)
-        problem = verify(info)
-    except CheckpointError as error:
-        problem = str(error)
-    if problem:
-        return FAILED, problem.partition(". ")[0], _REPAIR
-    return OK, f"{info.label}, {info.weight_bytes / 1e6:.1f} MB, checksum good"
+    size = 0
+    for folder in bundled().values():
+        try:
+            info = find_checkpoint(folder)
+            problem = verify(info)
+        except CheckpointError as error:
+            problem = str(error)
+        if problem:
+            return FAILED, problem.partition(". ")[0], _REPAIR
+        size += info.weight_bytes
+    return OK, f"{', '.join(bundled())}, {size / 1e6:.1f} MB, checksums good"
 
 
 def check_chosen_model(name: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from tests.hub import Hub
 ORDER = (
     *("mcspex", "Python", "torch", "CUDA", "torchaudio", "sound files", "FFmpeg"),
     *("soxr", "extras", "temporary files", "model cache", "graph cache", "Hub"),
-    *("bundled model", "self-test"),
+    *("bundled models", "self-test"),
 )
 
 
@@ -141,12 +141,12 @@ def test_every_trouble_has_its_line_and_remedy(ill: subprocess.CompletedProcess[
         "torchaudio": "note     torchaudio       does not import (ModuleNotFoundError: No module",
         "model cache": "warning  model cache      ",
         "Hub": "warning  Hub              cannot reach http://127.0.0.1:9 (",
-        "bundled model": "failed   bundled model    model.safetensors: its sha256 is not",
+        "bundled models": "failed   bundled models   model.safetensors: its sha256 is not",
         "self-test": "failed   self-test        ",
     }
     for name, start in starts.items():
         assert found[name].startswith(start)
-    assert below["bundled model"] == below["self-test"] == "Install mcspex again."
+    assert below["bundled models"] == below["self-test"] == "Install mcspex again."
     assert below["Hub"].startswith("Models that are on this disk still work.")
     assert below["model cache"] == "Set HF_HOME to a folder that can be written."
     assert lines[-1].startswith("mcspex does not work here (")
