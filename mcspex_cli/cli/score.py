@@ -476,7 +476,16 @@ def _page_settings(
 
     options.check_needs({"group_by": ("groups",)})
     by_name = read_groups(groups, group_by) if groups else None
-    return PageSettings(truth, mixtures, by_name, max_cases, seed, embed, overwrite, title)
+    return PageSettings(
+        truth=truth,
+        mixtures=mixtures,
+        groups=by_name,
+        max_cases=max_cases,
+        seed=seed,
+        embed=embed,
+        overwrite=overwrite,
+        title=title,
+    )
 
 
 @options.command()
