@@ -359,10 +359,27 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
         with suppress(soundfile.LibsndfileError):
             file = soundfile.SoundFile(data)
             if file.subtype in (*SAMPLE_BYTES, *_CODED):
+                _check_sample_bytes(data, file)
                 if track not in (None, "1"):
                     raise AudioError(f"{data.path}: has no sound track {track}. It has only one.")
                 return PlainFile(data, file)
     return Container(data, track)
+
+
+def _check_sample_bytes(data: SoundBytes, file: soundfile.SoundFile) -> None:
+    """Refuse a WAV whose samples take more bytes than libsndfile reads of each: it would be noise.
+
+    Two numbers of its header have to say so, since some programs write one of them wrongly.
+    """
+    form = data.part(max(0, data.part(0, 2**12).find(b"fmt ")), 24)
+    if not form.startswith(b"fmt ") or file.endian == "BIG" or file.subtype not in SAMPLE_BYTES:
+        return
+    rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack_from("<IIHH", form, 12)
+    if bytes_per_s == rate_hz * frame_bytes > rate_hz * file.channels * SAMPLE_BYTES[file.subtype]:
+        raise AudioError(
+            f"{data.path}: its header says that its samples have {bits} bits, and take "
+            f"{8 * frame_bytes // file.channels}. Export it again as 16-bit PCM."
+        )
 
 
 class PlainFile:

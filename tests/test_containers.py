@@ -530,6 +530,26 @@ def test_an_ogg_that_ends_between_two_pages_is_read_with_a_warning(
     ]
 
 
+@pytest.mark.parametrize(
+    ("form", "subtype", "channels"),
+    [("WAV", "PCM_16", 1), ("WAVEX", "PCM_24", 1), ("WAVEX", "PCM_24", 2), ("WAV", "PCM_U8", 1)],
+)
+def test_samples_that_take_more_bytes_than_they_have_are_not_read_as_noise(
+    tmp_path: Path, form: str, subtype: str, channels: int
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([SIX_S] * channels, 1), RATE_HZ, subtype, format=form)
+    data = bytearray(path.read_bytes())
+    data[28:34] = struct.pack("<IH", 4 * channels * RATE_HZ, 4 * channels)
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"have \d+ bits, and take 32\. Export it again"):
+        audio.read(path, RATE_HZ)
+    # If only one of the two numbers says so, it is a mistake of the header.
+    data[28:32] = bytes(4)
+    path.write_bytes(data)
+    assert len(audio.read(path, RATE_HZ)) == len(SIX_S)
+
+
 def test_sound_in_two_chunks_of_a_wav_is_warned_of(tmp_path: Path) -> None:
     path = plain("wav", "WAV")(tmp_path)
     whole = path.read_bytes()

@@ -264,15 +264,15 @@ STDIN_ERRORS = [
     (
         struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 6, 1, 8000, 8000, 1, 8),
         [],
-        ": WAV of this kind (format 6, 8 bits, 1 channels, 8000 Hz) cannot be read live.",
+        ": WAV of this kind (format 6, 8 bits, 1 channels in 1 bytes, 8000 Hz) cannot be read",
     ),
     *(
         (
-            struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 1, *shape, 9, 2, 16),
+            struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 1, *shape, 16),
             [],
-            f": WAV of this kind (format 1, 16 bits, {shape[0]} channels, {shape[1]} Hz) cannot",
+            f": WAV of this kind (format 1, 16 bits, {shape[0]} channels in {shape[3]} bytes, ",
         )
-        for shape in ((1, 2_000_000), (2000, 8000))
+        for shape in ((1, 2_000_000, 9, 2), (2000, 8000, 9, 4000), (1, 8000, 32_000, 4))
     ),
 ]
 

@@ -238,15 +238,16 @@ def _read_wav_header(descriptor: int, *, is_long: bool) -> SoundFormat:
     form = chunks.get(b"fmt ", b"")
     if len(form) < 16:
         raise broken
-    tag, channels, rate_hz, _, _, bits = struct.unpack("<HHIIHH", form[:16])
+    tag, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack("<HHIIHH", form[:16])
     if tag == 0xFFFE:  # the tag proper comes later
         tag = int.from_bytes(form[24:26], "little")
     encoding = next((key for key, kind in _WAV_KINDS.items() if kind == (tag, bits)), None)
     is_possible = 1 <= channels <= MOST_CHANNELS and LOWEST_HZ <= rate_hz <= HIGHEST_HZ
-    if encoding is None or not is_possible:
+    is_padded = bytes_per_s == rate_hz * frame_bytes > rate_hz * channels * bits // 8
+    if encoding is None or not is_possible or is_padded:
         raise AudioError(
-            f"standard input: WAV of this kind (format {tag}, {bits} bits, {channels} channels, "
-            f"{rate_hz} Hz) cannot be read live. Convert it to 16-bit PCM."
+            f"standard input: WAV of this kind (format {tag}, {bits} bits, {channels} channels in "
+            f"{frame_bytes} bytes, {rate_hz} Hz) cannot be read live. Convert it to 16-bit PCM."
         )
     if b"data" not in chunks:
         raise broken
