@@ -261,8 +261,8 @@ def export(
     torch before. DIR can then be the --model of --runtime onnx.
 
     \b
-    mcspex models export mcspex-16k --to onnx -o small-onnx
-    mcspex extract mix.wav --ref alice.wav --model small-onnx --runtime onnx
+    mcspex models export mcspex-16k --to onnx -o mcspex-onnx
+    mcspex extract mix.wav --ref alice.wav --model mcspex-onnx --runtime onnx
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli.checkpoint.checkpoint import check_replaceable, find_checkpoint
     from mcspex_cli.checkpoint.hub import WEIGHTS
