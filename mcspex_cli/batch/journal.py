@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -186,26 +187,32 @@ class Journal:
 
         One of another format would not be replaced: it would stay beside the new one.
         """
-        for task in tasks:
-            lines = self._lines_of_estimate(task)
+        by_estimate: dict[tuple[int, ...], list[ResultLine]] = {}
+        for line in chain.from_iterable(self.results.values()):
+            by_estimate.setdefault(tuple(line.files.get(AUDIO) or ()), []).append(line)
+        for task in tasks if by_estimate else ():
+            lines = self._lines_of_estimate(task, by_estimate)
             same = [line for line in lines if same_places(line.input_key, task.input_key)]
             if lines and not any(line.settings == settings for line in same):
+                name = task.id if task.id in self.results else task.output
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
-                    f"{storage.name(self.folder)}: its {task.id} was made with {what}. Choose "
+                    f"{storage.name(self.folder)}: its {name} was made with {what}. Choose "
                     "another -o, or add --overwrite to replace it."
                 )
 
-    def _lines_of_estimate(self, task: Task) -> list[ResultLine]:
+    def _lines_of_estimate(
+        self, task: Task, by_estimate: Mapping[tuple[int, ...], list[ResultLine]]
+    ) -> list[ResultLine]:
         """The lines that wrote the estimate that is there now, or all of the task's if none did.
 
+        Those lines may be of another id: a manifest can give one output to two mixtures in turn.
         An estimate in another format is refused.
         """
         lines = self.results.get(task.id, [])
         path = task.outputs(self.folder)[AUDIO]
-        now = storage.stamp(path) if lines else None
-        if now:
-            return [line for line in lines if line.files.get(AUDIO) == now.version] or lines
+        if now := storage.stamp(path):
+            return by_estimate.get(tuple(now.version), lines)
         for other in map(path.with_suffix, audio.FORMATS) if lines else ():
             stamp = storage.stamp(other)
             if stamp and any(line.files.get(AUDIO) == stamp.version for line in lines):

@@ -259,7 +259,7 @@ def _can_be_a_name(text: str) -> bool:
         os.fsencode(text)
     except UnicodeEncodeError:
         return False
-    return text.strip("/") not in ("", ".") and min(text) >= " "
+    return text.strip("/") not in ("", ".") and "\0" not in text
 
 
 class References(NamedTuple):

@@ -131,8 +131,8 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         ("m.tsv", "mixture\tid\na.wav,1\n", "line 2: has 1 columns, not 2."),
         (
             "m.csv",
-            "mixture,id\na.wav,x\ty\n",
-            r"line 2: id 'x\ty' cannot be a file's name.",
+            "mixture,id\na.wav,/\n",
+            r"line 2: id '/' cannot be a file's name.",
         ),
         (
             "m.csv",
@@ -182,8 +182,8 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
         ),
         (
             "m.jsonl",
-            line({"mixture": "a.wav", "references": ["r\n.wav"]}),
-            r"line 1: reference 'r\n.wav' cannot be a file's name.",
+            line({"mixture": "a.wav", "references": ["r\0.wav"]}),
+            r"line 1: reference 'r\x00.wav' cannot be a file's name.",
         ),
         (
             "m.jsonl",

@@ -403,6 +403,17 @@ def test_what_failed_is_a_manifest_for_another_folder(batch: Run, twenty: list[s
     assert set(sounds("rest")) == {"audio/07.wav"}
 
 
+def test_any_name_that_failed_may_be_in_that_manifest(batch: Run) -> None:
+    for name in ("a\nb", "tab\t", " ;=", '"q"', "é"):
+        Path(f"mix/{name}.wav").write_text("no sound")
+    assert batch("mix", "--ref", "refs/ann.wav", "-o", "out").exit_code == 3
+    for name in ("a\nb", "tab\t", " ;=", '"q"', "é"):
+        shutil.copy("mix/ann/1.wav", f"mix/{name}.wav")
+    done = batch("--manifest", "out/failed.jsonl", "-o", "again")
+    assert done.exit_code == 0, done.output
+    assert {name[6:-4] for name in sounds("again")} == {"a\nb", "tab\t", " ;=", '"q"', "é"}
+
+
 def test_a_failure_keeps_what_its_manifest_said(batch: Run) -> None:
     Path("mix/ann/0.wav").write_text("no sound")
     columns = "mixture,reference,span,truth,output,residual,activity,id"
@@ -496,6 +507,25 @@ def test_another_voice_does_not_replace_the_first(batch: Run) -> None:
     assert "its ann/0 was made with another mixture or reference." in done.stderr
     assert sounds("out") == before
     assert batch(*other, "--overwrite").exit_code == 0
+    assert sounds("out") != before
+
+
+def test_another_mixture_of_the_manifest_does_not_replace_the_first(batch: Run) -> None:
+    list_ = Path("list.csv")
+    list_.write_text("mixture,id,output\nmix/ann/0.wav,a,x.wav\nmix/ann/1.wav,b,y.wav\n")
+    asked = ("--manifest", "list.csv", "--ref", "refs/ann.wav", "-o", "out")
+    assert batch(*asked).exit_code == 0
+    before = sounds("out")
+    for lines in ("mix/ann/2.wav,c,x.wav", "mix/ann/1.wav,b,x.wav", "mix/ann/1.wav,new,x.wav"):
+        list_.write_text(f"mixture,id,output\n{lines}\n")
+        done = batch(*asked)
+        assert done.exit_code == 1
+        assert "was made with another mixture or reference." in done.stderr
+    assert sounds("out") == before
+    list_.write_text("mixture,id,output\nmix/ann/0.wav,new,x.wav\n")  # the same under another id
+    assert batch(*asked).exit_code == 0
+    list_.write_text("mixture,id,output\nmix/ann/2.wav,c,x.wav\n")
+    assert batch(*asked, "--overwrite").exit_code == 0
     assert sounds("out") != before
 
 
