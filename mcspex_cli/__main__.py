@@ -50,8 +50,13 @@ from mcspex_cli.cli.models import models
 from mcspex_cli.cli.score import report, score
 from mcspex_cli.cli.serve import serve
 from mcspex_cli.cli.train import simulate, train
-from mcspex_cli.errors import McspexError, PlanError
-from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, share_cores
+from mcspex_cli.errors import (
+    TOO_LITTLE_MEMORY,
+    McspexError,
+    PlanError,
+    is_lack_of_memory,
+)
+from mcspex_cli.extraction.runtime import share_cores
 
 
 class Commands(click.Group):
@@ -133,10 +138,10 @@ def _explain(error: BaseException | None) -> tuple[Any, ...]:
     elif isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         advice = f"no file can have this name in the encoding {error.encoding}. Set PYTHONUTF8=1."
         message = f"{error.object}: {advice}"
+    elif is_lack_of_memory(error):
+        message = TOO_LITTLE_MEMORY
     elif isinstance(error, ImportError) and not str(error.name).startswith("mcspex_cli"):
         message = f"a package does not import ({error}). mcspex doctor says how to repair it."
-    elif isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
-        message = "there is too little memory. Close other programs, or use a machine with more."
     return (1, message) if message else (1,)
 
 

@@ -85,6 +85,17 @@ class AbsentError(McspexError):
     exit_code = 5
 
 
+TOO_LITTLE_MEMORY = "there is too little memory. Close other programs, or use a machine with more."
+
+_MEMORY = re.compile("allocate memory|bad_alloc|out of memory|start new thread|map segment")
+"""How torch, ONNX Runtime, Python's threads and the system's loader of libraries say that."""
+
+
+def is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, of whatever kind, says that memory is short."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
+
+
 def install_extra(extra: str) -> str:
     """What to do where the packages of an extra are missing, as the end of a message."""
     return f"Run in a checkout of mcspex: pip install '.[{extra}]'"

@@ -32,7 +32,14 @@ import numpy.typing as npt
 from mcspex_cli import audio, files
 from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
-from mcspex_cli.errors import AbsentError, EngineError, McspexError, OutputError
+from mcspex_cli.errors import (
+    TOO_LITTLE_MEMORY,
+    AbsentError,
+    EngineError,
+    McspexError,
+    OutputError,
+    is_lack_of_memory,
+)
 from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine, Polarity, as_samples, open_engine
 from mcspex_cli.extraction.job import (
@@ -461,6 +468,8 @@ class _Extraction:
             self.error = EngineError(f"{self.path}: {error}")
         elif isinstance(error, McspexError):
             self.error = error
+        elif is_lack_of_memory(error):
+            self.error = EngineError(f"{self.path}: {TOO_LITTLE_MEMORY}")
         else:
             self.error = McspexError(
                 f"{self.path}: {type(error).__name__} ({error}). This is a bug, please report it."

@@ -20,7 +20,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,13 @@ from mcspex_cli.checkpoint.checkpoint import (
     read_graphs,
 )
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, checksum
-from mcspex_cli.errors import CheckpointError, EngineError, OutputError, install_extra
+from mcspex_cli.errors import (
+    CheckpointError,
+    EngineError,
+    OutputError,
+    install_extra,
+    is_lack_of_memory,
+)
 from mcspex_cli.extraction.runtime import GPU_BATCH, EngineSettings, OutOfMemoryError, Runtime
 
 if TYPE_CHECKING:
@@ -104,10 +110,11 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads = settings.threads
         options.log_severity_level = _FATAL_SEVERITY
         try:
-            self._sessions = {
-                name: onnxruntime.InferenceSession(folder / name, options, providers)
-                for name in (EMBED, EXTRACT)
-            }
+            with redirect_stdout(None):  # where it would print of a second try, amid the sound
+                self._sessions = {
+                    name: onnxruntime.InferenceSession(folder / name, options, providers)
+                    for name in (EMBED, EXTRACT)
+                }
         except Exception as error:  # its errors share no base class
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise EngineError(
@@ -140,7 +147,7 @@ class OnnxRuntime(Runtime):
         try:
             output: Samples = self._sessions[graph].run(None, feeds, options)[0]
         except Exception as error:  # as above
-            if "alloc" in str(error):
+            if is_lack_of_memory(error):
                 raise OutOfMemoryError from error
             raise
         return output

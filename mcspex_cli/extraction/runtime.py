@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mcspex_cli.errors import EngineError
+from mcspex_cli.errors import EngineError, is_lack_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -97,10 +97,6 @@ class EngineSettings:
             raise ValueError("batch and threads must be whole numbers, 0 or more")
         if not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
             raise ValueError(f"passes must be a whole number from 1 to {MOST_PASSES}")
-
-
-OUT_OF_MEMORY = "can't allocate memory"
-"""How torch says on a CPU, with any RuntimeError, that memory is short."""
 
 
 class OutOfMemoryError(Exception):
@@ -198,8 +194,8 @@ class TorchRuntime(Runtime):
                 tensors = [torch.as_tensor(one).to(self._device, self._dtype) for one in signals]
                 outputs: Samples = network(*tensors).float().cpu().numpy()
                 return outputs
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if is_lack_of_memory(error):
                 raise OutOfMemoryError from error
             raise
 

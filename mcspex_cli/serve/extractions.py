@@ -14,7 +14,7 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import McspexError, OutputError
+from mcspex_cli.errors import TOO_LITTLE_MEMORY, McspexError, OutputError, is_lack_of_memory
 from mcspex_cli.evaluation.page import (
     COLUMNS,
     QUIET_DB,
@@ -50,6 +50,8 @@ class CancelledError(McspexError):
 def _reason(error: Exception) -> str:
     if isinstance(error, McspexError):
         return str(error)
+    if is_lack_of_memory(error):
+        return TOO_LITTLE_MEMORY
     return f"{type(error).__name__} ({error}). This is a bug, please report it."
 
 

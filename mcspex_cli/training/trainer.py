@@ -26,9 +26,9 @@ from torch import distributed, nn
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.hub import CONFIG
-from mcspex_cli.errors import ConfigError, EngineError, install_extra
+from mcspex_cli.errors import ConfigError, EngineError, install_extra, is_lack_of_memory
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.runtime import OUT_OF_MEMORY, choose_device
+from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.growth import build_system, fit_classifier, match_level
@@ -187,7 +187,7 @@ class Trainer:
             self.optimiser.step(rate_factor(settings, self.step, self._done_share()))
         except RuntimeError as error:
             self.team.check(error)
-            if not (isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY in str(error)):
+            if not is_lack_of_memory(error):
                 raise
             raise EngineError(
                 f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."

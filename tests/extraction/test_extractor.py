@@ -745,15 +745,33 @@ def test_giving_up_between_files_leaves_whole_ones_only(
     assert len(list(tmp_path.glob("*.out.wav"))) < len(read) < 12
 
 
-def test_a_bug_costs_only_its_own_file_and_its_traceback_is_logged(
-    soft: Extractor, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("sizes do not match"),
+            "RuntimeError (sizes do not match). This is a bug, please report it.",
+        ),
+        *(
+            (error, "there is too little memory. Close other programs, or use a machine with more.")
+            for error in (MemoryError("std::bad_alloc"), RuntimeError("can't start new thread"))
+        ),
+    ],
+)
+def test_a_failure_of_the_program_costs_only_its_own_file_and_the_traceback_of_a_bug_is_logged(
+    soft: Extractor,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: Any,
+    error: Exception,
+    message: str,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("mcspex"), "propagate", True)
     paths, network = write_all(tmp_path, 8000, 9000, 8500), soft.engine.runtime.extract
 
     def extract(mixtures: Sequence[Samples], voices: Samples) -> list[Samples]:
         if len(mixtures[0]) == 9000:
-            raise RuntimeError("sizes do not match")
+            raise error
         return network(mixtures, voices)
 
     soft.engine.runtime.extract = extract  # type: ignore[method-assign]
@@ -761,10 +779,8 @@ def test_a_bug_costs_only_its_own_file_and_its_traceback_is_logged(
     first, second, third = together(soft, voice, paths)
     assert isinstance(first, Result)
     assert isinstance(third, Result)
-    assert str(second) == (
-        f"{paths[1]}: RuntimeError (sizes do not match). This is a bug, please report it."
-    )
-    assert "Traceback" in caplog.text
+    assert str(second) == f"{paths[1]}: {message}"
+    assert ("Traceback" in caplog.text) == ("bug" in message)
 
 
 def test_jobs_that_end_by_an_error_leave_the_files_before_it(

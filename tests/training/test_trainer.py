@@ -295,7 +295,10 @@ def test_what_is_not_finite_is_not_saved_by_the_clock_or_an_interrupt(corpus: Pa
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+    ],
 )
 def test_too_large_a_batch_is_one_line(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
