@@ -65,7 +65,8 @@ def _engine_settings(
     passes: int = options.PASSES_OPTION,
     batch_size: int = option(
         "auto|N",
-        "Windows computed at once; auto: 1 on a CPU, 16 on a GPU, fewer if memory is short.",
+        "How many windows are computed at once; auto is 1 on a CPU, 16 on a GPU, and fewer if "
+        "memory is short.",
         default="auto",
         callback=_batch_size,
     ),
@@ -108,31 +109,34 @@ class BatchOptions:
     mixtures: tuple[Path, ...] = options.argument("[MIXTURES...]", nargs=-1, type=options.PATH)
     manifest: Path | None = path(
         "FILE",
-        "Instead of MIXTURES: a .csv or .tsv with a column mixture and, if wanted, reference(s), "
-        "span, truth, output, residual, activity, id; a .jsonl with the same keys; or a .scp.",
+        "Instead of MIXTURES: a .csv or .tsv file with the column mixture and, as needed, "
+        "reference(s), span, truth, output, residual, activity, id; a .jsonl file with the same "
+        "keys; or a .scp file.",
     )
     references: tuple[Path, ...] = options.references(
-        "A clip of the one voice wanted from all, a folder of clips, or a profile. Repeatable."
+        "One voice for all mixtures: a clip of it alone, a folder of clips, or a profile. "
+        "Repeatable."
     )
     reference_folder: Path | None = path(
         "DIR|SCP",
-        "References by name: a clip, or a folder of clips, called like the mixture or its folder.",
+        "A voice for each mixture: clips, or folders of clips, that are named like the mixture or "
+        "its folder.",
         "--refs",
     )
     pattern: str | None = option(
         "TEXT",
-        "Which part of a mixture's name is its reference's: {speaker}_{n}, or a regular "
-        "expression with (?P<speaker>...).",
+        "Which part of the mixture's name is the name of its reference: {speaker}_{n}, or a "
+        "regular expression with (?P<speaker>...).",
     )
-    allow_unused: bool = flag("Accept references without a mixture.")
-    truth: Path | None = path("DIR|SCP", "What the targets said: scores them.")
+    allow_unused: bool = flag("Accept references that no mixture needs.")
+    truth: Path | None = path("DIR|SCP", "What the targets really say, to score the estimates.")
     metrics: str = option(
         "NAMES",
-        "With --truth: some of {of_batch}.",
+        "What to compute with --truth: some of {of_batch}.",
         cls=score.MetricsOption,
         default="si_sdr,si_sdr_i,snr",
     )
-    resample: bool = flag("Score at the truth's rate, whatever the others'.")
+    resample: bool = flag("Also score files of other sample rates, at the truth's.")
     groups: Path | None = options.GROUPS
     group_by: str | None = options.GROUP_BY
     output: Path = path(
@@ -140,10 +144,10 @@ class BatchOptions:
         type=options.FOLDER,
         required=True,
     )
-    residual: bool = flag("Write what is left of each mixture, too, to residual/.")
+    residual: bool = flag("Also write what is left of each mixture, to residual/.")
     activity: str | None = choice(
         table("extraction.presence", "ACTIVITY_FORMATS"),
-        "Also write when the voice speaks, to activity/",
+        "Also write when the person speaks, to activity/",
     )
     form: str = choice(
         table("audio", "FORMATS"),
@@ -155,7 +159,7 @@ class BatchOptions:
     offline: bool = options.OFFLINE
     devices: tuple[str, ...] = option(
         "TEXT",
-        "cpu, cuda, or several: cuda:0,cuda:1.",
+        "Where the network runs: cpu, cuda, or several GPUs: cuda:0,cuda:1.",
         default="auto",
         callback=_devices,
     )
@@ -163,14 +167,15 @@ class BatchOptions:
     extraction: ExtractionOptions = options.EXTRACTION
     jobs: int = option(
         None,
-        "Processes, actors or tasks of an array.  [default: one per GPU, or per two cores with a "
-        "minute of audio; as many actors as there is room for; a task for an hour of audio]",
+        "How many processes, Ray actors or Slurm tasks.  [default: one process per GPU, or per two "
+        "cores with a minute of audio; as many actors as there is room for; a task for each hour "
+        "of audio]",
         type=click.IntRange(1),
         callback=lambda _, __, number: number or 0,
     )
     shard: tuple[int, int] = option(
         "I/N",
-        "Do the I-th of N parts of equal duration.  [default: SLURM_ARRAY_TASK_ID's]",
+        "Do the I-th of N parts of equal duration.  [default: by SLURM_ARRAY_TASK_ID]",
         callback=_shard,
     )
     backend: str = choice(
@@ -178,46 +183,48 @@ class BatchOptions:
     )
     resources: dict[str, float] = option(
         "cpu=N,gpu=N",
-        "What each Ray actor or Slurm task has.  [default: a GPU if Ray has any, and two cores]",
+        "What each Ray actor or Slurm task gets.  [default: a GPU if Ray has any, and two cores]",
         callback=_resources,
     )
     gpus: int | None = option(None, "Short for --resources gpu=N.", type=click.IntRange(0))
     address: str | None = option(
         "auto|ray://HOST:PORT",
-        "The Ray cluster.  [default: RAY_ADDRESS, or a Ray of this machine's own]",
+        "The Ray cluster.  [default: RAY_ADDRESS, or start Ray on this machine]",
     )
-    partition: str | None = option("NAME", "Slurm's partition.")
+    partition: str | None = option("NAME", "The partition of Slurm.")
     time_min: int = option(
         "MINUTES",
-        "Slurm's limit for a task; one that needs longer is queued again and goes on.",
+        "Time limit of a Slurm task; one that needs longer is queued again and continues.",
         "--time",
         type=click.IntRange(5),  # its warning comes up to 2.5 minutes before the end
         default=60,
     )
     parallelism: int = option(
         None,
-        "Tasks of Slurm's array at once.",
+        "How many tasks of the Slurm array may run at once.",
         "--array-parallelism",
         type=click.IntRange(1),
         default=256,
     )
     wait: bool = option(
-        None, "Wait for Slurm's array, or leave it.", "--wait/--no-wait", default=True
+        None, "Wait for the Slurm array, or only submit it.", "--wait/--no-wait", default=True
     )
-    dry_run: bool = flag("Show the plan and how long it would take.")
+    dry_run: bool = flag("Only check and show the plan, and how long it would take.")
     fail_fast: bool = flag("Stop at the first file that fails.")
-    overwrite: bool = flag("Use a DIR that is not empty, or of another model or settings.")
+    overwrite: bool = flag(
+        "Use a DIR with other files, or replace results of another model or other settings."
+    )
     as_json: bool = options.JSON
-    verbose: bool = flag("Say what was done of each file.", "-v", "--verbose")
+    verbose: bool = flag("Show each file when it is done.", "-v", "--verbose")
 
 
 @options.command(has_quiet=True)
 def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
-    """Extract from folders or lists of mixtures, each with its reference.
+    """Extract from many mixtures, each with its own reference.
 
-    The plan is checked before anything is done. What is done stays done: run the same
-    command again to go on after a failure, a crash or Ctrl-C. DIR gets audio/, report.csv,
-    report.json, report.html and run.json, and failed.jsonl if a file failed (exit code 3).
+    The plan is checked before anything is started. After a failure, a crash or Ctrl-C, run the
+    same command again: it continues. DIR gets audio/, report.csv, report.json, report.html and
+    run.json, and failed.jsonl if a file failed (exit code 3).
 
     \b
     mcspex batch mixtures/ --refs references/ -o out
@@ -269,7 +276,7 @@ def _check_usage(request: BatchOptions) -> None:
     from mcspex_cli.batch.backends import BACKENDS
 
     if bool(request.mixtures) == bool(request.manifest):
-        raise click.UsageError("name MIXTURES, or a --manifest, and not both.")
+        raise click.UsageError("name either MIXTURES or a --manifest.")
     score.check_reference_usage(request.references, request.reference_folder)
     options.check_needs(
         {
@@ -363,7 +370,7 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
     footer = (f"and {more} more" if more else "", "", "", f"{total_s(work.todo):.1f}")
     console.table(("id", "mixture", "reference", "seconds"), rows, footer)
     if time_s is None:
-        time = "how long it takes is not known, because no length is"
+        time = "how long it takes is not known, because no length is known"
     else:
         is_known = all(task.length_s is not None for task in work.todo)
         without = "" if is_known else ", without the files whose length is not known"
@@ -387,7 +394,9 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
     def stop() -> None:
         stopping.set()
         if work.settings.backend != "slurm":  # whose array goes on
-            console.tell("ending after the files in hand. Press Ctrl-C again to end at once.")
+            console.tell(
+                "ending when the current files are done. Press Ctrl-C again to end at once."
+            )
 
     with (
         console.progress("extracting", journal.total_s(work.todo)) as update,

@@ -77,11 +77,11 @@ Check = Callable[[], tuple[str, ...]]
 
 @options.command()
 def doctor(offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
-    """Say what works on this machine and what does not, and what to do about it.
+    """Say what works on this machine, and how to repair what does not.
 
-    Checks Python, torch, CUDA, sound formats, extras, caches, the Hub and the bundled models'
-    checksum, then extracts a voice from a short recording with the default model. Exit code 0:
-    extracting works here, whatever the warnings; 1: it does not.
+    It checks Python, torch, CUDA, sound formats, extras, caches, the Hub and the checksums of the
+    bundled models, and extracts a voice from a short recording. The exit code is 0 if extraction
+    works, even with warnings, and 1 if it does not.
     """
     began, findings = time.monotonic(), []
     for finding in check_up(offline=offline):

@@ -68,27 +68,27 @@ class ExtractRequest:
     references: tuple[Path, ...] = options.references()
     spans: tuple[Span, ...] = option(
         "FROM-TO",
-        "When the person speaks alone in the mixture itself: 12.0-18.5, 0:12-0:18.5, or 12- "
-        "for all from there. Repeatable.",
+        "A part of the mixture in which the person speaks alone: 12.0-18.5, 0:12-0:18.5, or 12- "
+        "to the end. Repeatable.",
         "--ref-span",
         multiple=True,
         callback=_spans,
     )
     output: str | None = option(
         "FILE|DIR|-",
-        "Default: MIXTURE.target.wav beside the mixture.",
+        "What to write; - is standard output.  [default: MIXTURE.target.wav beside the mixture]",
         *("-o", "--output"),
         type=options.PATH_AS_TYPED,
     )
     residual: str | None = option(
         "FILE|DIR",
-        "Also write what is left of the mixture: with --level match, estimate and residual add up "
+        "Also write what is left of the mixture. With --level match, estimate and residual add up "
         "to the mixture.",
         type=options.PATH_AS_TYPED,
     )
     activity: str | None = option(
         "FILE|DIR",
-        "Write when the voice speaks, too: {suffixes}.",
+        "Also write when the person speaks, to a file that ends in {suffixes}.",
         type=options.PATH_AS_TYPED,
         cls=ActivityOption,
     )
@@ -98,12 +98,14 @@ class ExtractRequest:
     extraction: ExtractionOptions = options.EXTRACTION
     overwrite: bool = flag("Replace existing outputs.")
     as_json: bool = options.JSON
-    verbose: bool = flag("Say what is used, and how.", "-v", "--verbose")
+    verbose: bool = flag("Also show the model, the device and the gain.", "-v", "--verbose")
 
 
 @options.command(has_quiet=True)
 def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
-    """Extract one person's voice from each MIXTURE; - is standard input.
+    """Extract one person's voice from each MIXTURE.
+
+    A MIXTURE is a sound file or a video; - is standard input.
 
     \b
     mcspex extract meeting.wav --ref alice.wav
@@ -153,13 +155,13 @@ def _check_usage(request: ExtractRequest) -> None:
     if not (request.references or request.spans):
         raise click.UsageError("whose voice? Add --ref FILE, or --ref-span FROM-TO.")
     if request.spans and several:
-        raise click.UsageError("--ref-span is a span of one MIXTURE; name one only.")
+        raise click.UsageError("--ref-span works with one MIXTURE only.")
     if request.mixtures.count(_STREAM) > 1:
-        raise click.UsageError("standard input can be read once; name - once only.")
+        raise click.UsageError("standard input can be read only once; name - once.")
     if _STREAM in request.mixtures and request.output is None:
         raise click.UsageError("a MIXTURE from standard input needs -o FILE, or -o -.")
     if request.output == _STREAM and (several or request.as_json):
-        raise click.UsageError("-o - is for the sound of one MIXTURE, without --json.")
+        raise click.UsageError("-o - works with one MIXTURE only, and not with --json.")
     if _STREAM in (request.residual, request.activity):
         raise click.UsageError("only -o can be standard output.")
 
@@ -365,7 +367,7 @@ def enroll(
     ),
     models: tuple[str, ...] = option(
         "NAME",
-        "As for extract. Repeat it for a profile for several models.",
+        "As for extract. Repeat it to make a profile for several models.",
         "--model",
         multiple=True,
         type=_Name(),
@@ -376,14 +378,14 @@ def enroll(
     offline: bool = options.OFFLINE,
     engine_settings: EngineSettings = options.ENGINE,
     overwrite: bool = flag("Replace an existing profile."),
-    listed: bool = flag("List the profiles in the folders REF, or here.", "--list"),
+    listed: bool = flag("List the profiles in the folders REF, or in this one.", "--list"),
     shown: bool = flag("Show what is in the profiles REF.", "--show"),
     as_json: bool = options.JSON,
 ) -> None:
-    """Keep a voice in a small file, a profile, to use wherever --ref takes a file.
+    """Save a voice in a small file, a profile, for use as --ref.
 
     REF is a clip of one person alone, a folder of such clips, or an older profile. The command
-    shows how good each clip is. A profile holds no sound. It works only with the models that it
+    shows how good each clip is. A profile holds no sound, and works only with the models that it
     was made with.
 
     \b

@@ -44,7 +44,7 @@ class LiveRequest:
     references: tuple[Path, ...] = options.references()
     latency_s: float = option(
         "SECONDS",
-        "How much later the voice comes out. A longer one sounds better and costs less.",
+        "How much later the voice comes out. A longer latency sounds better and computes less.",
         "--latency",
         type=options.FiniteRange(0.1, 3.0),
         default=1.0,
@@ -67,11 +67,11 @@ class LiveRequest:
     )
     encoding: str | None = choice(
         options.table("cli.live_audio", "ENCODINGS"),
-        f"Raw samples, little-endian, {live_audio.DEFAULT_ENCODING} by default",
+        f"Format of raw samples, little-endian; {live_audio.DEFAULT_ENCODING} by default",
         "--format",
     )
     from_start: bool = flag(
-        "Also use what arrives while the model is loaded; the delay is longer by that."
+        "Also use what arrives while the model is loaded; the voice is then later by that time."
     )
     input_device: str | None = option(
         "N|NAME",
@@ -83,7 +83,7 @@ class LiveRequest:
         f"Play on this sound card instead of writing to standard output; {_NEED}.",
         type=options.TEXT,
     )
-    list_devices: bool = flag("List the sound cards, and end.")
+    list_devices: bool = flag("List the sound cards and exit.")
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
     engine_settings: EngineSettings = options.ENGINE
@@ -94,8 +94,8 @@ class LiveRequest:
 def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     """Extract one person's voice from sound that is still arriving.
 
-    Reads WAV or raw samples from standard input and writes the same kind, mono, to standard
-    output; or uses sound cards.
+    Reads WAV or raw samples from standard input, and writes the same format, mono, to standard
+    output. It can also use sound cards.
 
     \b
     arecord -f S16_LE -r 16000 -t raw | mcspex live --ref alice.wav --rate 16000 |
@@ -108,7 +108,7 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     if not request.references:
         raise click.UsageError("whose voice? Add --ref FILE.")
     if request.input_device is not None and (request.channels or 1) > 1:
-        raise click.UsageError("--channels is of raw samples; a sound card records mono here.")
+        raise click.UsageError("--channels is for raw samples; sound cards record one channel.")
     from mcspex_cli.extraction.reference import list_sources
 
     references = list_sources(request.references)

@@ -29,14 +29,14 @@ def models() -> None:
     """List, describe, download, check, convert and share models.
 
     A model is a folder with config.json and model.safetensors, the name of one that comes with
-    mcspex, or org/name[@revision] on the Hugging Face Hub. Wherever --model is, they are tried in
-    this order.
+    mcspex, or org/name[@revision] on the Hugging Face Hub. --model looks for them in this
+    order.
     """
 
 
 @options.command(models, "list")
 def list_models(as_json: bool = options.JSON) -> None:
-    """List the models that work offline: those that come with mcspex, and downloaded ones."""
+    """List the models on this disk: bundled and downloaded ones."""
     from mcspex_cli.checkpoint.checkpoint import available
 
     infos, damaged = available()
@@ -51,7 +51,7 @@ def list_models(as_json: bool = options.JSON) -> None:
 
 @options.command(models)
 def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = options.JSON) -> None:
-    """Describe a model: system, rate, licence, measured quality, and its card."""
+    """Describe a model: system, rate, licence, quality, and its card."""
     import msgspec
 
     from mcspex_cli.checkpoint.checkpoint import count_weights
@@ -94,7 +94,7 @@ def pull(
         "REV", "Branch, tag or commit.  [default: main]", type=options.TEXT
     ),
 ) -> None:
-    """Download a model from the Hugging Face Hub, or update a downloaded one.
+    """Download a model from the Hugging Face Hub, or update it.
 
     Only config.json, model.safetensors and README.md are downloaded. HF_HOME, HF_ENDPOINT,
     HF_TOKEN and HF_HUB_OFFLINE mean what they mean to other programs.
@@ -118,9 +118,10 @@ def verify(
     ),
     offline: bool = options.OFFLINE,
 ) -> None:
-    """Load models, and compare their files with the checksums in their config and on the Hub.
+    """Check that models load, and that their files are undamaged.
 
-    Without a NAME: every model of `mcspex models list`.
+    Files are compared with the checksums in their config and, for downloaded models, on the Hub.
+    Without a NAME, all models of `mcspex models list` are checked.
     """
     from mcspex_cli.checkpoint import checkpoint, hub
     from mcspex_cli.extraction.presence import parse_calibration
@@ -168,7 +169,7 @@ def print_folder(name: str = NAME) -> None:
 
 @options.command(models)
 def rm(name: str = argument("ORG/NAME[@REV]", type=options.TEXT), yes: bool = YES) -> None:
-    """Delete a downloaded model: all of its commits, or the one that you name."""
+    """Delete a downloaded model: all commits, or the one you name."""
     from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.checkpoint import downloads_of
 
@@ -192,26 +193,27 @@ def convert(
     output: Path = NEW_FOLDER,
     sample_rate: int | None = option(
         "HZ",
-        "A MODEL's new sample rate; the rate that a FILE was trained at.  [default of a FILE: "
-        "8000]",
+        "The new sample rate of a MODEL, or the one that a FILE was trained at.  [default for a "
+        "FILE: 8000]",
         "--sample-rate",
         "--rate",
         type=click.IntRange(4000, 192_000),
     ),
     config: Path | None = options.path(
-        "JSON", "What a FILE's weights do not show.  [default: mdl.json beside it, if there]"
+        "JSON",
+        "The settings that the weights of a FILE do not show.  [default: mdl.json beside it]",
     ),
     licence: str | None = option(
-        "ID", "Of the weights, for the card: mit, ...", "--license", type=options.TEXT
+        "ID", "Licence of the weights, for the card: mit, ...", "--license", type=options.TEXT
     ),
-    half: bool = flag("Round the weights to half precision and half the size."),
+    half: bool = flag("Store the weights in half precision, at half the size."),
     overwrite: bool = flag("Replace a model that is in DIR."),
     offline: bool = options.OFFLINE,
 ) -> None:
-    """Take a MODEL to another sample rate, or make a model of another program's SpEx+ FILE.
+    """Convert a MODEL to another rate, or a SpEx+ FILE to a model.
 
-    A MODEL is anything that --model takes. At another rate its output stays the same in the band
-    that both rates have; above that it has learned nothing.
+    A MODEL is anything that --model takes. At another sample rate its output stays the same in the
+    band that both rates have; above that it has learned nothing.
 
     A FILE is a checkpoint of gemengtju/SpEx_Plus (best.pt.tar), of
     xuchenglin28/speaker_extraction_SpEx, of ClearerVoice, or of wesep's ConvTasNet with
@@ -255,10 +257,10 @@ def export(
     overwrite: bool = flag("Replace an export that is in DIR."),
     offline: bool = options.OFFLINE,
 ) -> None:
-    """Write a model as ONNX graphs, which run without torch and without mcspex.
+    """Write a model as ONNX graphs, for use without torch.
 
-    DIR gets embed.onnx, extract.onnx, config.json and the card. Both graphs are compared with
-    torch before. DIR can then be the --model of --runtime onnx.
+    DIR gets embed.onnx, extract.onnx, config.json and the card, once both graphs have been compared
+    with torch. mcspex can use DIR, too, as --model with --runtime onnx.
 
     \b
     mcspex models export mcspex-16k --to onnx -o mcspex-onnx
@@ -283,22 +285,22 @@ def push(
     model: str = argument("FOLDER", type=click.Path(file_okay=False)),
     name: str = argument("ORG/NAME"),
     licence: str | None = option(
-        "ID", "Of the weights, for a card: cc-by-4.0.", "--license", type=options.TEXT
+        "ID", "Licence of the weights, for a card: cc-by-4.0.", "--license", type=options.TEXT
     ),
     data: tuple[str, ...] = option(
         "TEXT",
-        "A corpus it was trained on, with its licence, for a card. Repeatable.",
+        "A corpus that it was trained on, with its licence, for a card. Repeatable.",
         type=options.TEXT,
         multiple=True,
     ),
     private: bool = flag("Make the repository private."),
-    dry_run: bool = flag("Check and show everything, send nothing."),
+    dry_run: bool = flag("Check and show everything, but send nothing."),
     yes: bool = YES,
 ) -> None:
-    """Upload a model to the Hugging Face Hub, after loading and showing it.
+    """Upload a model to the Hugging Face Hub.
 
-    If the folder has no README.md, one is made and sent, for which --license and --data are
-    needed. The token is the one of `hf auth login`, or HF_TOKEN.
+    The model is loaded and shown first. If the folder has no README.md, one is made of --license
+    and --data, and sent. The token is that of `hf auth login`, or HF_TOKEN.
     """
     from mcspex_cli.checkpoint import hub
     from mcspex_cli.checkpoint.card import prepare_publication
@@ -331,7 +333,7 @@ def calibrate(
     ),
     count: int = option(
         None,
-        "Mixtures, and recordings with turns, to draw from SPEAKERS.",
+        "How many mixtures, and how many recordings with turns, to draw from SPEAKERS.",
         "-n",
         type=click.IntRange(1),
         default=100,
@@ -339,12 +341,12 @@ def calibrate(
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
-    """Measure how a model tells whether a voice is present, and whether references are good.
+    """Measure how a model tells whether a voice is present.
 
-    Mixtures, and as many recordings in which people take turns, are drawn from folders of SPEAKERS
-    on whom the model was not trained, or made from the CSV of a recipe (see mcspex simulate). Each
-    is extracted from twice: for its target, and for a voice that is not in it. The result is
-    written to the config.json of NAME, a folder.
+    It draws mixtures, and as many recordings in which people take turns, from folders of SPEAKERS
+    on whom the model was not trained, or makes the mixtures of the CSV of a recipe (see mcspex
+    simulate). From each it extracts two voices: the target's, and one that is not in it. It also
+    measures what good references are. The result is written to the config.json of NAME, a folder.
 
     \b
     mcspex models calibrate runs/best held-out-speakers/

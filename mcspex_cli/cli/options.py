@@ -336,28 +336,31 @@ MODEL = option(
     shell_complete=complete_models,
 )
 OFFLINE = flag("Do not use the network; use only what is on this disk.")
-DEVICE = option("TEXT", "cpu, cuda, cuda:1, ...", default="auto")
+DEVICE = option("TEXT", "Where the network runs: cpu, cuda, cuda:1, ...", default="auto")
 PRECISION = option(
-    None, "Number format of the network.", type=click.Choice(PRECISIONS), default="auto"
+    None,
+    "Number format in which the network computes.",
+    type=click.Choice(PRECISIONS),
+    default="auto",
 )
 SLOW_PRECISION = "float16 is many times slower than float32 on a CPU. Leave --precision out."
 """A warning."""
 
 RUNTIME = option(
     None,
-    "What runs the network; onnx needs ONNX Runtime, and prepares a model once.",
+    "What runs the network; onnx needs ONNX Runtime, and prepares each model once.",
     type=click.Choice(RUNTIMES),
     default="auto",
 )
 PASSES_OPTION = option(
     None,
-    "How often to run the network over each window: 1 is the fastest, 3 about the best.",
+    "How many times the network runs over each window: 1 is the fastest, 3 nearly the best.",
     type=click.IntRange(1, MOST_PASSES),
     default=PASSES,
 )
-SEED = option(None, "Of the draw.", type=click.IntRange(0), default=0)
-JSON = option(None, "Print data as JSON to stdout.", "--json", is_flag=True, callback=_check_stdout)
-GROUPS = path("CSV", "A table of cases and their groups.")
+SEED = option(None, "Seed of the random draw.", type=click.IntRange(0), default=0)
+JSON = option(None, "Print JSON to stdout.", "--json", is_flag=True, callback=_check_stdout)
+GROUPS = path("CSV", "A table that says which group each case is in.")
 GROUP_BY = option(
     "COLUMN", "The column of --groups to use.  [default: group, or the only one]", type=TEXT
 )
@@ -396,7 +399,9 @@ _GAIN_DB = FiniteRange(-120, 40)
 
 def _extraction(
     channel: str = option(
-        "mix|0|1|..|all", "Channel of the mixture; all keeps them apart.", default="mix"
+        "mix|0|1|..|all",
+        "Channel of the mixture, from 0; mix is the mean of all, all extracts from each.",
+        default="mix",
     ),
     track: str | None = option(
         "N|LANG",
@@ -411,7 +416,7 @@ def _extraction(
     ),
     level: str = choice(
         table("extraction.levels", "LEVELS"),
-        "How loud the estimate is to be",
+        "How loud the estimate is",
         strict=False,
         default="match",
     ),
@@ -425,7 +430,7 @@ def _extraction(
     ),
     dry_db: float | None = option(
         "DB",
-        "Add the mixture with this gain, -20 say, so that the voice has its surroundings.",
+        "Add the mixture at this gain, such as -20, to keep some of the surroundings.",
         "--dry",
         type=_GAIN_DB,
     ),

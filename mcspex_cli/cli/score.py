@@ -98,30 +98,30 @@ class ScoreRequest:
         "FILE|DIR", "Another talker's speech alone, for SIR, SAR and target confusion. Repeatable."
     )
     references: tuple[Path, ...] = options.references(
-        "A clip, or a profile, of the one voice in all estimates; for scores that need no truth. "
+        "For scores without a truth: a clip or profile of the one voice in all estimates. "
         "Repeatable."
     )
     reference_folder: Path | None = path(
         "DIR|SCP",
-        "A reference for each estimate, by name, as for batch; for scores that need no truth.",
+        "For scores without a truth: a reference for each estimate, by name, as in batch.",
         "--refs",
     )
     pattern: str | None = option(
-        "TEXT", "Which part of an estimate's name is its reference's, as for batch."
+        "TEXT", "Which part of an estimate's name is the name of its reference, as in batch."
     )
     transcripts: Path | None = path(
         "FILE|DIR", "What the targets say, as .txt or .vtt, for word error rates."
     )
     whisper: str = option(
         "NAME|DIR",
-        "The faster-whisper model for --transcripts; it has to be on this disk.",
+        "The faster-whisper model for --transcripts; it must be on this disk already.",
         default="base",
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
     metrics: str | None = option(
         "NAMES",
-        "Some of {metrics}.  [default: all that are installed, for what is given]",
+        "Some of {metrics}.  [default: all that are installed and have what they need]",
         cls=MetricsOption,
     )
     groups: Path | None = options.GROUPS
@@ -145,17 +145,21 @@ class ScoreRequest:
         type=options.TEXT,
     )
     resample: bool = flag(
-        "Convert other sample rates to the truth's, or without one to the estimate's."
+        "Convert other sample rates to the truth's, or without a truth to the estimate's."
     )
-    flipped_ok: bool = flag("Count sign-flipped files: they sound the same.")
+    flipped_ok: bool = flag("Count sign-flipped files in the means, as they sound the same.")
     workers: int | None = option(
         "N",
-        "Processes, unless voices or words are compared.  [default: one, or all cores for many]",
+        "How many processes, unless voices or words are compared.  [default: one, or as many as "
+        "cores for many files]",
         type=click.IntRange(min=1),
     )
     form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
     as_json: bool = options.JSON
-    every: bool = flag("List all files, not the worst ten of over 50.", "--all")
+    every: bool = flag(
+        "List all files, also more than 50, of which only the worst ten are listed otherwise.",
+        "--all",
+    )
     outputs: tuple[Path, ...] = paths(
         "FILE",
         "Also write to a file that ends in {suffixes}. Repeatable.",
@@ -167,15 +171,15 @@ class ScoreRequest:
 
 @options.command()
 def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
-    """Score ESTIMATES, a file or a folder, against the truth, or by what can be said without.
+    """Score ESTIMATES, a file or a folder, with or without the truth.
 
     Files in folders are paired by name (a.target.wav with a.wav). SI-SDR is zero-mean and computed
-    in float64; SI-SDRi is its gain over the mixture's. Files with several channels get the mean
-    over their channels. Silent, exact, sign-flipped and unusable files have a status and stay out
-    of the means, which come with 95 % bootstrap intervals.
+    in float64; SI-SDRi is the improvement over the mixture. Files with several channels get the
+    mean over their channels. Silent, exact, sign-flipped and unusable files have a status and stay
+    out of the means, which have 95 % bootstrap intervals.
 
-    Without --truth there are the similarity to a reference, the presence that batch measured, how
-    much of the mixture's speech is left, DNSMOS and word error rates. These are hints.
+    Without --truth, the scores are the similarity to a reference, the presence that batch measured,
+    how much of the mixture's speech is left, DNSMOS and word error rates. These are hints.
 
     \b
     mcspex score estimates/ --truth truth/ --mixtures mixtures/ -o report.json
@@ -256,7 +260,9 @@ def _check_usage(request: ScoreRequest) -> None:
 def check_reference_usage(references: Sequence[Path], folder: Path | None) -> None:
     """Refuse --ref beside --refs."""
     if references and folder:
-        raise click.UsageError("--ref is one voice for all, --refs one for each: not both.")
+        raise click.UsageError(
+            "--ref names one voice for all files, --refs one for each: give only one of them."
+        )
 
 
 def _compared_paths(request: ScoreRequest) -> list[Path]:
@@ -407,7 +413,7 @@ def say_remarks(report: Report, metrics: Sequence[str]) -> None:
     for line in remarks(report, metrics):
         console.warn(line)
     if Status.FLIPPED in report.summary.statuses:
-        console.say("Nobody hears a flipped sign. --flipped-ok counts such files.")
+        console.say("A flipped sign cannot be heard. --flipped-ok counts such files in the means.")
     if line := confusion_text(report):
         console.say(line)
 
@@ -449,16 +455,18 @@ def _page_settings(
     truth: Path | None = path("DIR", "The targets' speech alone."),
     mixtures: Path | None = path("DIR", "What the estimates were extracted from."),
     groups: Path | None = path(
-        "CSV", "Cases (id or name) and groups, which make sections; a column title names the cases."
+        "CSV",
+        "A table of cases (id or name) and their groups, which make sections of the page; a column "
+        "title names the cases.",
     ),
     group_by: str | None = options.GROUP_BY,
     max_cases: int | None = option(
         "N",
-        "Show at most so many: a third best, a third worst, a third drawn at random. "
-        "[default: 12; all with --no-embed]",
+        "Show at most this many cases: a third of them the best, a third the worst, a third drawn "
+        "at random.  [default: 12; all with --no-embed]",
         type=click.IntRange(min=0),
     ),
-    seed: int = option(None, "For the cases drawn at random.", default=0),
+    seed: int = option(None, "Seed for the cases that are drawn at random.", default=0),
     title: str = option(
         "TEXT", "The page's heading.", type=options.TEXT, default="Target speaker extraction"
     ),
@@ -494,10 +502,11 @@ def report(
     output: Path = path("PAGE.html", "The page to write.", "-o", "--output", required=True),
     settings: PageSettings = options.group(_page_settings),
 ) -> None:
-    """Make a web page of what systems extracted: players, spectrograms and scores, side by side.
+    """Make a web page on which you can compare and hear results.
 
-    A RUN is a folder of estimates or one made by mcspex batch, or NAME=FOLDER to give it
-    another name. Files are paired by name (a.target.wav with a.wav). The page needs no network.
+    It shows players, spectrograms and scores of one or several systems side by side. A RUN is a
+    folder of estimates or of mcspex batch; NAME=FOLDER gives it another name. Files are paired by
+    name (a.target.wav with a.wav). The page needs no network.
     """
     from mcspex_cli.evaluation.comparison import read_systems
     from mcspex_cli.evaluation.page import write_page

@@ -39,13 +39,13 @@ def serve(
     ),
     host: str = option(
         None,
-        "Address to listen on. With another one than this machine's own, others can use it too.",
+        "Address to listen on. With 0.0.0.0, other computers can use the page, too.",
         default="127.0.0.1",
         type=options.TEXT,
     ),
     no_browser: bool = flag("Do not open the page in a browser."),
     max_bytes: int = option(
-        "SIZE", "How much a page may send in all.", "--max-upload", callback=_size, default="2G"
+        "SIZE", "How much each page may send in all.", "--max-upload", callback=_size, default="2G"
     ),
     model: str | None = options.MODEL,
     offline: bool = options.OFFLINE,

@@ -22,11 +22,14 @@ _DEFAULT_COUNT = 100
 def simulate(
     sources: tuple[Path, ...] = argument("[SPEAKERS...]", nargs=-1, type=options.PATH),
     recipe: Path | None = path(
-        "CSV", "Mix the rows of a table instead: columns id, target, interferer, reference, snr_db."
+        "CSV",
+        "Instead of SPEAKERS: a table with the columns id, target, interferer, reference, snr_db, "
+        "a mixture in each row.",
     ),
     output: Path = path(
         "DIR",
-        "Gets mix_clean/, s1/ (targets), s2/, references/, mixtures.csv; with noise, mix_both/.",
+        "The folder to make: mix_clean/, s1/ (targets), s2/, references/, mixtures.csv; with noise "
+        "also mix_both/ and noise/.",
         "-o",
         "--output",
         type=options.FOLDER,
@@ -34,28 +37,29 @@ def simulate(
     ),
     count: int | None = option(
         None,
-        f"Mixtures to draw.  [default: {_DEFAULT_COUNT}]",
+        f"How many mixtures to draw.  [default: {_DEFAULT_COUNT}]",
         "-n",
         "--count",
         type=click.IntRange(1),
     ),
     seed: int = options.SEED,
     mixtures: Path | None = path(
-        "TOML", "What to draw: noise, rooms, a third talker and so on, in its table [mixtures]."
+        "TOML",
+        "Settings whose table [mixtures] says how often there is noise, a room, a third talker ...",
     ),
     enrolments: Path | None = path(
-        "FILE", "SpeakerBeam's map_mixture2enrollment, for a LibriMix set."
+        "FILE", "The references for a LibriMix set: SpeakerBeam's map_mixture2enrollment."
     ),
     sample_rate_hz: int = option(
         None, "Sample rate in Hz.", "--rate", type=click.IntRange(4000, 192_000), default=8000
     ),
     overwrite: bool = flag("Replace an earlier set that is in DIR."),
 ) -> None:
-    """Make mixtures to test on: the same for the same seed, with references.
+    """Make mixtures of talkers, with references, to test a model on.
 
-    SPEAKERS are folders of SPEAKER/*.wav|flac|ogg, LibriSpeech trees, or LibriMix sets
-    (mix_clean/ s1/ s2/ and perhaps s3/). The mixtures of a LibriMix set are taken as they
-    are, once for each talker as the target, unless -n is given.
+    The same seed makes the same mixtures. SPEAKERS are folders of SPEAKER/*.wav|flac|ogg,
+    LibriSpeech trees, or LibriMix sets (mix_clean/ s1/ s2/ and perhaps s3/). Unless -n is given,
+    the mixtures of a LibriMix set are taken as they are, once for each talker as the target.
     """
     from mcspex_cli import files
 
@@ -109,16 +113,17 @@ def simulate(
 @options.command()
 def train(
     config: Path = argument("CONFIG.toml", type=options.PATH),
-    resume: bool = flag("Continue the run that is in its out folder."),
+    resume: bool = flag("Continue the run in the folder that the settings call out."),
     minutes: float | None = option(
         None,
-        "End after this much training, the schedule sized to it.",
+        "End after this many minutes; the schedule is fitted to them.",
         type=options.FiniteRange(0, min_open=True),
     ),
 ) -> None:
-    """Train MC-SpEx or SpEx+ on folders of speakers, LibriSpeech trees or LibriMix sets.
+    """Train MC-SpEx or SpEx+ on the speech of many people.
 
-    The trained model is OUT/last and, with validation, OUT/best: folders that --model takes.
+    CONFIG.toml has all settings; examples/train.toml explains them. The trained model is in
+    OUT/last and, with validation, in OUT/best: folders that --model takes.
     On several GPUs: torchrun --nproc-per-node N -m mcspex_cli train CONFIG.toml
     """
     from mcspex_cli.training.settings import TrainSettings

@@ -39,7 +39,7 @@ class AbsentPolicy:
 ABSENT = {
     policy.name: policy
     for policy in (
-        AbsentPolicy("keep", "what came out"),
+        AbsentPolicy("keep", "the result anyway"),
         AbsentPolicy("mute", "silence", mutes=True),
         AbsentPolicy("fail", "exit code 5", fails=True),
     )

@@ -100,7 +100,7 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
         f"{store}/mix/ann_1.wav",
         f"{store}/out/audio/ann_1.wav",
     )
-    assert "how long it takes is not known, because no length is. Nothing" in planned.stderr
+    assert "how long it takes is not known, because no length is known. Nothing" in planned.stderr
     done = batch(tiny_folder, *asked)
     assert done.exit_code == 0, done.output
     assert f"{store}/out: 3 of 3 files done" in done.stderr

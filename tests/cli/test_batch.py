@@ -653,8 +653,8 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
     [
         ((), "Missing option '-o'"),
         (("mix", "--refs", "refs"), "Missing option '-o'"),
-        (("-o", "out", "--refs", "refs"), "name MIXTURES, or a --manifest, and not both."),
-        ((*ASKED, "--manifest", "m.csv"), "name MIXTURES, or a --manifest, and not both."),
+        (("-o", "out", "--refs", "refs"), "name either MIXTURES or a --manifest."),
+        ((*ASKED, "--manifest", "m.csv"), "name either MIXTURES or a --manifest."),
         ((*ASKED, "--ref", "refs/ann.wav"), "--ref is one voice for all, --refs one for each"),
         (("mix", "-o", "out", "--pattern", "{speaker}"), "--pattern means nothing without --refs."),
         ((*ASKED, "--batch-size", "0"), "'0' is neither auto nor a number from 1 to 4096."),
@@ -1173,7 +1173,7 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
     _, text = running.communicate(timeout=60)
     assert running.returncode == 130, text
     lines = [line for line in text.splitlines() if not line.startswith("warning: ref.wav")]
-    assert lines[0] == "ending after the files in hand. Press Ctrl-C again to end at once."
+    assert lines[0] == "ending when the current files are done. Press Ctrl-C again to end at once."
     assert len(lines) == 2, text
     found = re.fullmatch(
         r"error: stopped, (\d+) files? left. Go on with the same command.", lines[1]

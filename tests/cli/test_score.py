@@ -186,7 +186,7 @@ def test_missing_estimates_trimmed_files_and_flips_are_told(
         "warning: not in the means: 1 of 2 files (1 sign flipped).",
         "warning: truths without an estimate: 1. The means do not include them.",
         "warning: files cut to equal lengths: 1. Their lengths differed a little.",
-        "Nobody hears a flipped sign. --flipped-ok counts such files.",
+        "A flipped sign cannot be heard. --flipped-ok counts such files in the means.",
     ]
     done = run(*words, *FAST, "--json", "--flipped-ok")
     assert json.loads(done.stdout)["summary"]["scored"] == 2
@@ -419,7 +419,11 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
     ("words", "code", "message"),
     [
         ([], 2, "score by what? Add --truth, or for scores without a truth --ref, --refs, --tr"),
-        (["--ref", "r.wav", "--refs", "refs"], 2, "--ref is one voice for all, --refs one for"),
+        (
+            ["--ref", "r.wav", "--refs", "refs"],
+            2,
+            "--ref names one voice for all files, --refs one for",
+        ),
         (["--ref", "r.wav", "--pattern", "{speaker}"], 2, "--pattern means nothing without --refs"),
         (
             ["--ref", "r.wav", "--interferers", "x"],
