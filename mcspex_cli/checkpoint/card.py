@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, LARGEST, WEIGHTS, client_settings, silenced
 from mcspex_cli.errors import CheckpointError
@@ -32,7 +33,8 @@ def read_card(folder: Path) -> Card | None:
     """Read the card in a model's folder; None if there is none.
 
     Raises:
-        CheckpointError: It is not text or too long, or its metadata is not YAML.
+        CheckpointError: It is too long, or its metadata is not YAML.
+        ConfigError: It cannot be read, or is not text in UTF-8.
         HubError: The Hub's client, which reads it, cannot be used.
     """
     path = folder / CARD
@@ -41,11 +43,12 @@ def read_card(folder: Path) -> Card | None:
     if path.stat().st_size > LARGEST[CARD]:
         raise CheckpointError(f"{path}: is too long for a card. Shorten it.")
     client_settings()
+    text = files.read_text(path)
     from huggingface_hub import ModelCard
 
     try:
         with silenced():
-            card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
+            card = ModelCard(text, ignore_metadata_errors=True)
         facts = card.data.to_dict()  # type: ignore[no-untyped-call]
         licence = facts.get("license_name") or facts.get("license")
         by_data: dict[str, list[str]] = {}

@@ -287,7 +287,8 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
     system, path = new_system(info.config, info.folder / CONFIG), info.weights
     if info.has_only_graphs:
         raise CheckpointError(
-            f"{info.folder}: has graphs, but no {WEIGHTS}, which torch needs. Use --runtime onnx."
+            f"{info.folder}: has only graphs, which are for --runtime onnx. Name the model that "
+            "was exported."
         )
     if info.weight_bytes > _largest_bytes(system):
         raise CheckpointError(

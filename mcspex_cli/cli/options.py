@@ -34,7 +34,7 @@ from click.shell_completion import CompletionItem
 
 import mcspex_cli
 from mcspex_cli.cli import console
-from mcspex_cli.errors import CheckpointError, McspexError
+from mcspex_cli.errors import CheckpointError, ConfigError, McspexError
 from mcspex_cli.extraction.runtime import (
     MOST_PASSES,
     PASSES,
@@ -503,7 +503,7 @@ def read_card(info: CheckpointInfo) -> Card | None:
 
     try:
         return card.read_card(info.folder)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         console.warn(str(error))
         return None
 

@@ -42,7 +42,7 @@ def simulate(
         "--count",
         type=click.IntRange(1),
     ),
-    seed: int = options.SEED,
+    seed: int | None = option(None, "Of the draw.  [default: 0]", "--seed", type=click.IntRange(0)),
     mixtures: Path | None = path(
         "TOML",
         "Settings whose table [mixtures] says how often there is noise, a room, a third talker ...",
@@ -74,8 +74,8 @@ def simulate(
         are_sets = all(map(is_librimix, sources))
     if enrolments and not (are_sets and len(sources) == 1):
         raise click.UsageError("--enrolments is for one LibriMix set, without -n.")
-    if (recipe or are_sets) and (count or mixtures):
-        raise click.UsageError("-n and --mixtures are for mixtures that are drawn.")
+    if (recipe or are_sets) and (count or mixtures or seed is not None):
+        raise click.UsageError("-n, --seed and --mixtures are for mixtures that are drawn.")
     for named in (recipe, mixtures, enrolments):
         if named:
             files.check_exists(named)
@@ -101,7 +101,7 @@ def simulate(
 
         def draw() -> Iterator[Rendering]:  # the speech is read when it is known where to write
             corpus = Corpus.read(sources, sample_rate_hz)
-            yield from simulation.draw_renderings(corpus, settings, drawn, seed)
+            yield from simulation.draw_renderings(corpus, settings, drawn, seed or 0)
 
         renderings = draw()
     written = simulation.write_renderings(renderings, output, sample_rate_hz)

@@ -7,6 +7,7 @@ told.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,13 @@ from mcspex_cli.audio import (
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction.presence import Calibration, parse_calibration
-from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
+from mcspex_cli.extraction.runtime import (
+    EngineSettings,
+    OutOfMemoryError,
+    Runtime,
+    TorchRuntime,
+    choose_runtime,
+)
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
@@ -445,7 +452,8 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
         CheckpointError: the weights, graphs or calibration are damaged, or do not fit.
         EngineError: the runtime, device or precision is not available here.
     """
-    if settings and settings.runtime == "onnx":
+    settings = choose_runtime(info, settings or EngineSettings(), math.inf)
+    if settings.runtime == "onnx":
         from mcspex_cli.extraction import onnx
 
         system: System | Runtime = onnx.load(info, settings)

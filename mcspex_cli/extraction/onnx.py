@@ -172,11 +172,10 @@ def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float
     """
     if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
         return False
-    alone = info.has_only_graphs
-    if not (alone or seconds <= _SHORT_AUDIO_S) or not find_spec(RUNNER):
+    if seconds > _SHORT_AUDIO_S or not find_spec(RUNNER):
         return False
     try:
-        return alone or find(info) is not None
+        return find(info) is not None
     except (CheckpointError, EngineError):
         return False
 

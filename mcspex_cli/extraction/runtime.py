@@ -69,8 +69,7 @@ class EngineSettings:
     threads: int = 0
     """CPU threads of the whole process; 0 for as many as the runtime chooses."""
     runtime: str = "auto"
-    """What runs the network, one of `RUNTIMES`. "auto" is torch, except for commands that let
-    `choose_runtime` decide first."""
+    """What runs the network, one of `RUNTIMES`. "auto" is what `choose_runtime` decides."""
     passes: int = PASSES
     """How often the network computes each window, each time shifted by another part of a hop. Half
     of the passes, rounded up, are for the target. The others are for the other voices, and the
@@ -203,13 +202,13 @@ class TorchRuntime(Runtime):
 def choose_runtime(
     info: CheckpointInfo, settings: EngineSettings, seconds: float
 ) -> EngineSettings:
-    """Decide what "auto" runs, for a command that extracts `seconds` of audio in all."""
+    """Decide what "auto" runs, for `seconds` of audio in all."""
     if settings.runtime != "auto":
         return settings
     from mcspex_cli.extraction import onnx
 
-    sooner = onnx.starts_sooner(info, settings, seconds)
-    return replace(settings, runtime="onnx" if sooner else "torch")
+    is_onnx = info.has_only_graphs or onnx.starts_sooner(info, settings, seconds)
+    return replace(settings, runtime="onnx" if is_onnx else "torch")
 
 
 def choose_device(name: str) -> torch.device:

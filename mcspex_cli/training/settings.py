@@ -239,7 +239,7 @@ def _convert(path: Path, tables: dict[str, Any]) -> TrainSettings:
                 raise ConfigError(f"{path}: [{name}] has no key {key}. Keys: {', '.join(keys)}.")
 
     def from_folder(_: type, text: object) -> Path:
-        if not isinstance(text, str) or not text:
+        if not isinstance(text, str) or not text or "\0" in text:
             raise ValueError("Expected a path in quotes")
         return path.parent / text
 

@@ -615,9 +615,16 @@ def test_show_gets_what_is_not_here(hub: Hub, commit: str) -> None:
     assert run("models", "show", "bob/none", "--offline").exit_code == 1
 
 
-def test_a_card_whose_top_is_broken_is_named(folder: Path) -> None:
-    (folder / "README.md").write_text("---\nlicense: [\n---\n# x\n")
-    line = f"{folder}/README.md: the metadata at its top is not valid YAML. Correct it.\n"
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"---\nlicense: [\n---\n# x\n", "the metadata at its top is not valid YAML. Correct it."),
+        (b"\xff\xfe", "is not text in UTF-8. Save it again as UTF-8."),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_named(folder: Path, text: bytes, problem: str) -> None:
+    (folder / "README.md").write_bytes(text)
+    line = f"{folder}/README.md: {problem}\n"
     done = run("models", "show", folder)
     assert (done.exit_code, done.stderr) == (0, f"warning: {line}")
     done = run("models", "push", folder, REPO, "--yes")

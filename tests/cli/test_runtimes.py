@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from mcspex_cli import audio
+from mcspex_cli import Extractor, audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch.journal import Journal
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
@@ -216,11 +216,12 @@ def test_an_exported_folder_is_a_model_without_weights(
     words = ("batch", "mixture.wav", "--ref", "reference.wav", "--model", exported, "-o", "out")
     assert run(*words, "--devices", "cpu").exit_code == 0
     assert json.loads(Path("out/run.json").read_text())["runtime"] == ["onnx"]
+    assert Extractor.load(exported).engine.runtime.name == "onnx"
     done = extract("--model", exported, "--runtime", "torch")
     assert (done.exit_code, done.stderr) == (
         1,
-        f"error: {exported}: has graphs, but no model.safetensors, which torch needs. "
-        "Use --runtime onnx.\n",
+        f"error: {exported}: has only graphs, which are for --runtime onnx. "
+        "Name the model that was exported.\n",
     )
     damaged = Path(shutil.copytree(exported, scene / "damaged"))
     (damaged / "extract.onnx").write_bytes((exported / "extract.onnx").read_bytes()[:-1])

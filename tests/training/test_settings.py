@@ -97,6 +97,7 @@ def test_a_mistake_in_the_tables_or_the_data_is_named(
         ("optimiser", "clip_norm = nan", "clip_norm is nan. Expected `float` >= 1e-09"),
         ("run", "compile = 1", "run.compile is 1. Expected `bool`, got `int`"),
         ("run", "out = 3", "run.out is 3. Expected a path in quotes."),
+        ("run", 'out = "a\\u0000"', "Expected a path in quotes."),
         ("run", "seed = -1", "run.seed is -1. Expected `int` >= 0"),
         ("mixtures", "snr_db = 3", "mixtures.snr_db is 3. Expected `array`, got `int`"),
         ("mixtures", "snr_db = [5, -5]", r"\[mixtures\] snr_db must be two rising numbers"),

@@ -127,7 +127,10 @@ def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"state.pt: belongs to another network, corpus or"):
         Trainer(settings(corpus, "out", "spexplus"), resume=True)
     state = corpus.parent / "out" / "state.pt"
-    for data in (state.read_bytes()[:1000], b"", b"hello", b"\x80\x04."):
+    whole = state.read_bytes()
+    half = len(whole) // 2
+    flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+    for data in (flipped, whole[:half], whole[:1000], b"", b"hello", b"\x80\x04."):
         state.write_bytes(data)
         with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
             Trainer(chosen, resume=True)
