@@ -81,6 +81,9 @@ _MOST_ARRAY_TASKS = 1000
 _POLL_S = 2.0
 """How often Slurm and the journal are asked."""
 
+_CHECK_S = 10.0
+"""How often Ray is asked whether it still runs on this machine."""
+
 _SUBMITTING_S = 120
 """How long a command waits for another that submits the same batch."""
 
@@ -332,10 +335,22 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    here, checked = ray.get_runtime_context().get_node_id(), time.monotonic()
+
+    def check() -> None:
+        """Without the part of Ray on this machine no answers come, and it does not say so."""
+        nonlocal checked
+        if time.monotonic() - checked < _CHECK_S:
+            return
+        checked = time.monotonic()
+        if not all(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
+            raise EngineError("Ray on this machine has died. Go on with the same command.")
+
     try:
         fit = work.settings.jobs or _room(work.settings, ray.cluster_resources())
         count = max(1, min(fit, len(work.units)))
-        yield from _record_run(work, deal(work, [_Actor(work) for _ in range(count)], stopping))
+        actors = [_Actor(work) for _ in range(count)]
+        yield from _record_run(work, deal(work, actors, stopping, check))
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a process's death, but of the cluster's

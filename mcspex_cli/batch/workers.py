@@ -234,14 +234,20 @@ class WorkerProcess(Protocol):
         """End it; with `now`, in the middle of its work."""
 
 
-def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) -> Outcomes:
+def deal(
+    work: WorkList,
+    processes: Sequence[WorkerProcess],
+    stopping: Event,
+    check: Callable[[], object] = lambda: None,
+) -> Outcomes:
     """Hand a work list out to processes as they become free, the longest units first.
 
     A process that dies is started anew, and what it had left of its parcel comes next. The
     processes are ended at the end, and in the middle of their work if that was broken off.
 
     Raises:
-        EngineError: too many processes died in a row (`_DEATHS_IN_A_ROW`), or as one of them says.
+        EngineError: too many processes died in a row (`_DEATHS_IN_A_ROW`), or as one of them says,
+            or as `check` does, which is called again and again.
     """
     waiting = deque[Sequence[Unit]](_parcels(work.units, len(processes)))
     writer, deaths_by_task, in_a_row = JournalWriter(work.plan.folder), Counter[str](), 0
@@ -259,6 +265,7 @@ def deal(work: WorkList, processes: Sequence[WorkerProcess], stopping: Event) ->
                 process, parcel = idle.pop(), waiting.popleft()
                 finished_ids = work.finished_ids.intersection(t.id for unit in parcel for t in unit)
                 running[process.submit(parcel, finished_ids)] = (process, parcel)
+            check()
             for future in wait(running, 0.2, FIRST_COMPLETED).done:
                 process, parcel = running.pop(future)
                 try:

@@ -244,6 +244,35 @@ def test_a_cluster_that_is_not_there_and_more_than_there_is_are_refused(
     ray.shutdown()
 
 
+def test_a_ray_that_dies_on_the_machine_of_the_command_ends_it(
+    whole: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr("mcspex_cli.batch.backends._CHECK_S", 0.5)
+    names = ("initial_delay_ms", "period_ms", "failure_threshold")
+    soon = {f"health_check_{name}": value for name, value in zip(names, (0, 200, 2), strict=True)}
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    head = Cluster(initialize_head=True, head_node_args={**small, "_system_config": soon})
+
+    def harm() -> None:
+        wait_for(lambda: Path("lost/out/journal").is_dir() and ended("lost") >= 3)
+        os.kill(head.head_node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    harming = meanwhile(harm)
+    try:
+        asked = ("--engine", "ray", "--resources", "cpu=1", "--address", head.address)
+        done = run("lost", tiny_folder, *asked)
+    finally:
+        harming.join()
+        head.shutdown()
+    assert done.exit_code == 1, done.output
+    assert "error: Ray on this machine has died. Go on with the same command." in done.stderr
+    assert run("lost", tiny_folder).exit_code == 3
+    assert_like_whole("lost")
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     pytest.importorskip("submitit", reason="submitit is not installed")
