@@ -647,7 +647,7 @@ class Container:
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
-                        damage = damage or f"{packet.pos - end} bytes there are no sound"
+                        damage = damage or f"{packet.pos - end} bytes in it are not sound"
                     end = packet.pos + packet.size
             losses = [text for text in _complaints(log) if _DAMAGE.search(text)]
             yield from ((frame, "") for frame in frames[:-1])  # which are good

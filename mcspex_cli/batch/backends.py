@@ -112,7 +112,7 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
         journal = Journal(work.plan.folder)
         left = sum(not journal.valid_result(task, work.key) for task in work.todo)
         count = "1 file" if left == 1 else f"{left} files"
-        raise DiskFullError(f"{error} {count} left; then go on with the same command.") from error
+        raise DiskFullError(f"{error} {count} left; then run the same command again.") from error
     finally:
         files.sweep(work.plan.folder)  # what processes left that were ended in their work
 
@@ -354,9 +354,7 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a process's death, but of the cluster's
-        raise EngineError(
-            f"Ray failed: {error_line(error)} Go on with the same command."
-        ) from error
+        raise EngineError(f"Ray failed: {error_line(error)} Run the same command again.") from error
     finally:
         ray.shutdown()
 
@@ -524,7 +522,7 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
         if not live:
             raise EngineError(
                 f"Slurm's array {job} has ended with {len(left)} of its files left to do; "
-                f"{folder / 'slurm'} has its logs. Go on with the same command."
+                f"{folder / 'slurm'} has its logs. Run the same command again."
             )
         stopping.wait(max(_POLL_S, 10 * reading_s))
 

@@ -385,7 +385,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def _note_same_name(first: str, second: str, problems: list[str]) -> None:
     both = f"{storage.name(first)} and {storage.name(second)}"
-    problems.append(f"{both}: two files of one name. Rename one.")
+    problems.append(f"{both}: both have the same name. Rename one.")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -288,7 +288,7 @@ class _Planner:
             if references and names:
                 names = [name for name in names if os.path.realpath(name) not in references]
                 if not names:
-                    text = f"{storage.name(root)}: has no sound files but the references."
+                    text = f"{storage.name(root)}: has no sound files except the references."
                     raise AudioError(text)
             batches = {name: self._batch_of(name, root) for name in names}
             names = [name for name in names if not batches[name]]

@@ -135,7 +135,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     except Timeout:
         _logger.warning(
             f"{folder}: another run has been writing the reports for {_WRITING_S} s, so this one "
-            "does not wait longer. If a file that is done is missing in them, run this again."
+            "no longer waits. If a finished file is missing in them, run this command again."
         )
     except (NotImplementedError, OSError):  # on a disk without locks, say
         pass

@@ -175,7 +175,7 @@ def find_checkpoint(
             if not is_folder:
                 raise
             raise HubError(
-                f"{name}: this folder has no {CONFIG}, and the Hub does not give such a model. "
+                f"{name}: this folder has no {CONFIG}, and the Hub has no such model. "
                 f"Name a folder that has {CONFIG}, such as {name}/best."
             ) from error
     what = f"this folder has no {CONFIG}" if is_folder else "there is no such folder"
@@ -207,8 +207,8 @@ def pull(name: HubName, progress: Callable[[int, int], None] | None = None) -> C
         largest = _largest_bytes(new_system(config.system, name))
         if remote.size > largest:
             raise CheckpointError(
-                f"{name}: its weights have {remote.size:,} bytes, and its config's network has "
-                f"{largest:,} at most. Tell its author."
+                f"{name}: its weights have {remote.size:,} bytes, but the network in its config "
+                f"has {largest:,} at most. Tell its author."
             )
         is_other = len(remote.digest) == 64 and remote.digest != config.sha256
         if is_other or hub.checksum(hub.fetch(listing, WEIGHTS, advance)) != config.sha256:
@@ -434,12 +434,14 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file. Name a folder.")
     if folder.resolve() in {Path.cwd(), *Path.cwd().parents}:
-        raise OutputError(f"{folder}: is the current folder, or above it. Name another folder.")
+        raise OutputError(
+            f"{folder}: is the current folder, or a folder above it. Name another folder."
+        )
     names = (*FILES, GRAPHS, EMBED, EXTRACT)
     existing = [folder / name for name in names if (folder / name).exists()]
     if not existing:
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise OutputError(f"{folder}: is not empty, and no model. Name another folder.")
+            raise OutputError(f"{folder}: is not empty, and not a model. Name another folder.")
         return
     try:
         read_config(folder)

@@ -426,7 +426,7 @@ def _must_go_on_later(work: WorkList, left: int, stopping: Event) -> bool:
             f"reports. To end it: scancel {array}"
         )
     elif stopping.is_set():
-        console.error(f"stopped, {console.count(left, 'file')} left. Go on with the same command.")
+        console.error(f"stopped, {console.count(left, 'file')} left. Run the same command again.")
     return bool(array) or stopping.is_set()
 
 

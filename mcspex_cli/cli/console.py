@@ -72,7 +72,7 @@ class LogFile(logging.FileHandler):
     """Appends messages with UTC times to a file, one line each.
 
     Raises:
-        OutputError: the file cannot be opened, or has something else than a log.
+        OutputError: the file cannot be opened, or contains something other than a log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class LogFile(logging.FileHandler):
                     begin = file.read(26)
                 if begin and not re.fullmatch(rb"\d{4}-\d\d-\d\dT[\d:]{8}Z [A-Z]{4}.", begin):
                     raise OutputError(
-                        f"{path}: has something else than a log. Choose another --log-file."
+                        f"{path}: contains something other than a log. Choose another --log-file."
                     )
             # Opening a pipe that nobody reads would wait forever; this fails.
             pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK) if path.is_fifo() else None

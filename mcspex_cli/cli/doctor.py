@@ -281,8 +281,9 @@ def check_torchaudio() -> tuple[str, ...]:
     try:
         return OK, str(import_module("torchaudio").__version__)
     except Exception as error:  # it loads torch's libraries, and may not find them
-        detail = f"does not import ({in_words(error)}). Training cannot augment speech on the GPU"
-        remedy = "Only training needs it. If you train: install the build that fits your torch."
+        loss = "Training changes the speed of speech in a simpler way"
+        detail = f"does not import ({in_words(error)}). {loss}"
+        remedy = "If you train, install the build that fits your torch."
         return NOTE, detail, remedy
 
 

@@ -174,7 +174,7 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
         return None
     if isinstance(raw, dict) and "echo_weights" not in raw:
         _logger.warning(
-            f"{path}: was calibrated by an older mcspex, so that presence is not told. "
+            f"{path}: was calibrated by an older mcspex, so it gives no presence. "
             "Calibrate it again: mcspex models calibrate"
         )
         return None

@@ -97,7 +97,7 @@ class Span:
             times = f"{self.start_s!r:.40} and {self.end_s!r:.40}"
             raise TypeError(f"a span is of two numbers of seconds, not {times}")
         if not 0 <= self.start_s < self.end_s:
-            raise ValueError(f"a span from {self.start_s} to {self.end_s} s is none")
+            raise ValueError(f"a span cannot go from {self.start_s} to {self.end_s} s")
 
     @classmethod
     def parse(cls, text: str) -> Span:
@@ -110,7 +110,7 @@ class Span:
         if not match:
             raise AudioError(
                 f"{text[:_LONGEST_TEXT]!r} is not a span. Write it like 12.0-18.5 or 0:12-0:18.5, "
-                "or 12- for all from there."
+                "or 12- (to the end)."
             )
         start_s, end_s = (_parse_time(time) if time else math.inf for time in match.groups())
         if end_s == start_s:
@@ -507,7 +507,7 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     warnings = [warning for voice in voices for warning in voice.warnings]
     warnings += [quality.warning for quality in qualities if quality.warning]
     if seconds < _MIN_SPEECH_S:
-        short = f"only {seconds:.1f} s of speech; with 3 s or more a voice is followed better."
+        short = f"only {seconds:.1f} s of speech. Give 3 s or more for a better result."
         warnings.insert(0, short)
     outliers = _find_outliers(voices, calibration) if calibration else []
     if outliers and len(voices) == 2:

@@ -193,7 +193,10 @@ class Pages:
         async def endpoint(request: Request) -> Response:
             session = self._sessions.pages.get(request.path_params["id"])
             if session is None:
-                return _refuse("This page was closed or out of reach for long. Load it again.", 404)
+                return _refuse(
+                    "This page was closed, or could not be reached for too long. Load it again.",
+                    404,
+                )
             try:
                 if inspect.iscoroutinefunction(answer):
                     response = await answer(session, request)

@@ -196,8 +196,8 @@ class Session:
             raise McspexError("there is no such model or device. Load the page again.")
         if request.absent != "keep" and model.calibration is None:
             raise McspexError(
-                f"{model.label}: cannot tell whether a voice is there. Choose under More that what "
-                "came out is kept, or another model."
+                f"{model.label}: cannot tell whether a voice is there. Under More, keep the result "
+                "where the voice is absent, or choose another model."
             )
         references = list(self.references.values())
         job.check_distinct(recording.upload.path, [reference.path for reference in references])

@@ -202,8 +202,8 @@ class TrainSettings:
         if minutes is not None:
             if optimiser.decay_minutes:
                 raise ConfigError(
-                    f"{path}: [optimiser] decay_minutes says when this run ends. Leave it out, or "
-                    "--minutes."
+                    f"{path}: [optimiser] decay_minutes and --minutes both say when this run ends. "
+                    "Leave one out."
                 )
             optimiser = replace(optimiser, minutes=minutes)
         settings = replace(settings, model=model, run=run, optimiser=optimiser)
@@ -254,7 +254,7 @@ def _convert(path: Path, tables: dict[str, Any]) -> TrainSettings:
         if getattr(settings.mixtures, f"{kind}_folder") and not any(chances):
             _logger.warning(
                 f"{path}: [mixtures] {kind}_folder is not used, because {kind} and "
-                f"reference_{kind} are 0. Set how often there is to be a {kind}."
+                f"reference_{kind} are 0. Set one of them, or leave {kind}_folder out."
             )
     return settings
 

@@ -295,7 +295,9 @@ def check_output(folder: Path, sources: Iterable[Path], *, overwrite: bool) -> N
             the current folder, which cannot be replaced.
     """
     if folder.resolve() in {Path.cwd(), *Path.cwd().parents}:
-        raise OutputError(f"{folder}: is the current folder, or above it. Choose another -o.")
+        raise OutputError(
+            f"{folder}: is the current folder, or a folder above it. Choose another -o."
+        )
     for source in set(sources):
         if source.resolve().is_relative_to(folder.resolve()):
             raise OutputError(f"{source}: has the files that are mixed. Choose another -o.")

@@ -222,7 +222,7 @@ class Trainer:
         means = dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
         if not math.isfinite(means["loss"]):
             is_saved = (self.out / "state.pt").is_file()
-            advice = "go on from the last save with --resume" if is_saved else "begin again"
+            advice = "continue from the last save with --resume" if is_saved else "begin again"
             raise ConfigError(
                 f"the loss is no longer finite at step {self.step}. Lower [optimiser] "
                 f"learning_rate or muon_rate, and {advice}."
@@ -332,7 +332,9 @@ class Trainer:
         if resume:
             return self._read_state()
         if (self.out / "state.pt").is_file():
-            raise ConfigError(f"{self.out}: holds a run. Go on with --resume, or change out.")
+            raise ConfigError(
+                f"{self.out}: has a run. Continue it with --resume, or choose another [run] out."
+            )
         for model in (self.out / "best", self.out / "last"):
             if (model / CONFIG).is_file():
                 raise ConfigError(
@@ -352,7 +354,7 @@ class Trainer:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return {**state, "step": int(state["step"])}
         except Exception as error:  # whatever the bytes of a damaged file lead to
-            raise ConfigError(f"{path}: is damaged. Begin anew with another out.") from error
+            raise ConfigError(f"{path}: is damaged. Start again with another [run] out.") from error
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Resume from a saved state."""
@@ -372,8 +374,8 @@ class Trainer:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
         if self.team.leads and not same_speakers:
             _logger.warning(
-                f"{self.out}: has learned other speakers, or in another order. It learns anew "
-                "who is who. Name the folders of [data] train as before to avoid that."
+                f"{self.out}: was trained with other speakers, or in another order, so it learns "
+                "anew who is who. To avoid that, name the folders of [data] train as before."
             )
 
 
@@ -517,8 +519,8 @@ class Team:
         """Raise an EngineError if an error is that another process can no longer be reached."""
         if self.size > 1 and re.search("gloo|nccl", str(error), re.IGNORECASE):
             raise EngineError(
-                "another process of this run has ended, or cannot be reached. Look why, then go on "
-                "with --resume."
+                "another process of this run has ended, or cannot be reached. Find out why, then "
+                "continue with --resume."
             ) from error
 
     @property

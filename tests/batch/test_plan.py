@@ -122,7 +122,7 @@ def test_what_another_batch_extracted_is_no_mixture_unless_it_is_named(
         AudioError, match=r"^empty: no sound files in this folder\. Name another\.$"
     ):
         plan("mix", "empty")
-    with pytest.raises(AudioError, match=r"^refs: has no sound files but the references\.$"):
+    with pytest.raises(AudioError, match=r"^refs: has no sound files except the references\.$"):
         plan("mix", "refs", references=(Path("refs"),))
 
 
@@ -462,7 +462,7 @@ def test_two_truths_of_one_name_are_refused(folder: Path) -> None:
     touch("truth/a.flac")
     with pytest.raises(PlanError) as caught:
         listed("mixture,reference,id\nmix/a.wav,r.wav,a\n", truth=Path("truth"))
-    assert "two files of one name" in caught.value.problems[0]
+    assert "both have the same name" in caught.value.problems[0]
 
 
 def test_truths_are_a_folder_or_an_scp(folder: Path) -> None:
@@ -567,7 +567,7 @@ def test_one_name_of_two_clips_is_a_problem(
     touch(*(f"refs/{file}" for file in files))
     said: list[str] = []
     list_references(Path("refs"), None, said)
-    assert said == [f"refs/{first} and refs/{second}: two files of one name. Rename one."]
+    assert said == [f"refs/{first} and refs/{second}: both have the same name. Rename one."]
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.txt"])

@@ -655,7 +655,10 @@ def test_a_dry_run_as_json_has_every_job_that_is_left(batch: Run) -> None:
         (("mix", "--refs", "refs"), "Missing option '-o'"),
         (("-o", "out", "--refs", "refs"), "name either MIXTURES or a --manifest."),
         ((*ASKED, "--manifest", "m.csv"), "name either MIXTURES or a --manifest."),
-        ((*ASKED, "--ref", "refs/ann.wav"), "--ref is one voice for all, --refs one for each"),
+        (
+            (*ASKED, "--ref", "refs/ann.wav"),
+            "--ref names one voice for all files, --refs one for each",
+        ),
         (("mix", "-o", "out", "--pattern", "{speaker}"), "--pattern means nothing without --refs."),
         ((*ASKED, "--batch-size", "0"), "'0' is neither auto nor a number from 1 to 4096."),
         ((*ASKED, "--batch-size", "many"), "'many' is neither auto nor a number from 1 to 4096."),
@@ -811,8 +814,8 @@ def test_who_waits_for_the_reports_of_another_says_so(
         done, quiet = batch(*ASKED), batch(*ASKED, "-q")
     assert (done.exit_code, quiet.exit_code) == (0, 0)
     warning = (
-        "warning: out: another run has been writing the reports for 0.2 s, so this one does not "
-        "wait longer. If a file that is done is missing in them, run this again."
+        "warning: out: another run has been writing the reports for 0.2 s, so this one no "
+        "longer waits. If a finished file is missing in them, run this command again."
     )
     assert said(done)[:2] == [
         "waiting for another run, which writes the reports of out",
@@ -950,7 +953,7 @@ def test_a_full_disk_stops_the_batch_with_one_line(batch: Run, small_disk: Path,
     assert len(lines) == 1, lines
     assert re.search(
         r"error: .*: the disk is full. Free some space, or choose another disk. \d+ files left; "
-        r"then go on with the same command.$",
+        r"then run the same command again.$",
         lines[0],
     )
     assert 0 < len(journal(small_disk / "out")) < 60
@@ -1176,7 +1179,7 @@ def test_a_signal_to_all_ends_after_the_files_in_hand(
     assert lines[0] == "ending when the current files are done. Press Ctrl-C again to end at once."
     assert len(lines) == 2, text
     found = re.fullmatch(
-        r"error: stopped, (\d+) files? left. Go on with the same command.", lines[1]
+        r"error: stopped, (\d+) files? left. Run the same command again.", lines[1]
     )
     assert found, text
     done = journal(long)

@@ -108,7 +108,7 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
     )
     again = run("train", config)
     assert again.exit_code == 1
-    assert "Go on with --resume" in again.stderr
+    assert "Continue it with --resume" in again.stderr
     words = ("extract", out / "mix_clean/one.wav", "--ref", out / "references/one.wav")
     done = run(*words, "--model", model, "-o", out / "estimates", "--device", "cpu")
     assert done.exit_code == 0, done.output

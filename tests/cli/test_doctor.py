@@ -128,8 +128,11 @@ def test_a_broken_torchaudio_is_a_note_that_says_what_is_lost(
     well: subprocess.CompletedProcess[str],
 ) -> None:
     found = by_name(well.stdout)["torchaudio"]
-    detail = "does not import (OSError: libc10_cuda.so: cannot open). Training cannot augment "
-    assert (found["status"], found["detail"]) == ("note", f"{detail}speech on the GPU")
+    detail = "does not import (OSError: libc10_cuda.so: cannot open). Training changes the "
+    assert (found["status"], found["detail"]) == (
+        "note",
+        f"{detail}speed of speech in a simpler way",
+    )
 
 
 def test_every_trouble_has_its_line_and_remedy(ill: subprocess.CompletedProcess[str]) -> None:

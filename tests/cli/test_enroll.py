@@ -206,7 +206,7 @@ def test_batches_refuse_profiles_before_any_work(run: Run, tmp_path: Path) -> No
     shutil.copy("reference.flac", "refs2/mixture.flac")
     twice = run("batch", "mixture.flac", "--refs", "refs2", "-o", "out")
     assert twice.exit_code == 1
-    assert "two files of one name. Rename one." in twice.stderr
+    assert "both have the same name. Rename one." in twice.stderr
     assert not (tmp_path / "out").exists()
     extracted = run("extract", "mixture.flac", "--ref", "mixture.safetensors")
     assert extracted.exit_code == 1

@@ -154,8 +154,8 @@ def test_a_recording_is_no_log(scene: Path) -> None:
         before = (scene / name).read_bytes()
         done = run("models", "path", DEFAULT_MODEL, "--log-file", scene / name)
         assert done.exit_code == 1
-        said = f"error: {scene / name}: has something else than a log. Choose another --log-file.\n"
-        assert done.stderr == said
+        problem = "contains something other than a log. Choose another --log-file."
+        assert done.stderr == f"error: {scene / name}: {problem}\n"
         assert (scene / name).read_bytes() == before
 
 
@@ -236,7 +236,10 @@ def test_a_log_may_have_the_name_of_another_options_value(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("mixture,reference\n", "has something else than a log. Choose another --log-file.\n"),
+        (
+            "mixture,reference\n",
+            "contains something other than a log. Choose another --log-file.\n",
+        ),
         (None, "has another use in this command. Choose another --log-file.\n"),
     ],
 )

@@ -1039,8 +1039,8 @@ def test_convert_keeps_its_source_and_the_current_folder(
     model = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     for words, message in (
         ((best, "-o", best), "is a file. Name a folder."),
-        ((best, "-o", best.parent, "--overwrite"), "is not empty, and no model."),
-        ((best, "-o", "."), ".: is the current folder, or above it."),
+        ((best, "-o", best.parent, "--overwrite"), "is not empty, and not a model."),
+        ((best, "-o", "."), ".: is the current folder, or a folder above it."),
         ((model, "-o", model, "--sample-rate", 16000, "--overwrite"), f"{model} is in it."),
     ):
         done = run("models", "convert", *words)

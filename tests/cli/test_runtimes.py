@@ -82,7 +82,11 @@ def test_an_export_has_all_that_others_need(exported: Path) -> None:
             ("--overwrite",),
             "is there, and not part of an mcspex model. Name another folder.",
         ),
-        (".", ("--overwrite",), ".: is the current folder, or above it. Name another folder."),
+        (
+            ".",
+            ("--overwrite",),
+            ".: is the current folder, or a folder above it. Name another folder.",
+        ),
         ("other", ("--overwrite",), "other: has the weights of another model. Name another -o."),
         ("other", (), "other: has a model. Name another folder, or add --overwrite."),
         ("file", (), "file: is a file. Name a folder."),

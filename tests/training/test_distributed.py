@@ -99,8 +99,10 @@ def test_the_end_of_one_process_is_one_line_of_the_others(corpus: Path) -> None:
         children = [int(pid) for task in tasks for pid in task.read_text().split()]
         os.kill(max(children), signal.SIGKILL)
         rest = run.stderr.read()
-    message = "error: another process of this run has ended, or cannot be reached. Look why, then "
-    assert rest.count(f"{message}go on with --resume.\n") == 1
+    message = (
+        "error: another process of this run has ended, or cannot be reached. Find out why, then "
+    )
+    assert rest.count(f"{message}continue with --resume.\n") == 1
     assert "mcspex_cli/training" not in rest  # no traceback but torchrun's own
 
 

@@ -140,7 +140,9 @@ def test_minutes_do_not_go_with_a_decay_in_minutes(tmp_path: Path) -> None:
     path = tmp_path / "train.toml"
     path.write_text(f"{DATA}[optimiser]\ndecay_minutes = 5")
     assert TrainSettings.read(path).optimiser.decay_minutes == 5
-    with pytest.raises(ConfigError, match=r"decay_minutes says when this run ends\. Leave"):
+    with pytest.raises(
+        ConfigError, match=r"decay_minutes and --minutes both say when this run ends\. Leave"
+    ):
         TrainSettings.read(path, minutes=1.0)
 
 

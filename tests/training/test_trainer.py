@@ -122,7 +122,7 @@ def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
         Trainer(chosen, resume=True)
     assert not chosen.run.out.exists()
     list(Trainer(chosen).run())
-    with pytest.raises(ConfigError, match=r"holds a run. Go on with --resume"):
+    with pytest.raises(ConfigError, match=r"has a run. Continue it with --resume"):
         Trainer(chosen)
     with pytest.raises(ConfigError, match=r"state.pt: belongs to another network, corpus or"):
         Trainer(settings(corpus, "out", "spexplus"), resume=True)
@@ -132,7 +132,7 @@ def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
     flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
     for data in (flipped, whole[:half], whole[:1000], b"", b"hello", b"\x80\x04."):
         state.write_bytes(data)
-        with pytest.raises(ConfigError, match=r"state.pt: is damaged. Begin anew with another out"):
+        with pytest.raises(ConfigError, match=r"state.pt: is damaged. Start again with another"):
             Trainer(chosen, resume=True)
 
 
@@ -168,7 +168,7 @@ def test_other_speakers_in_a_resumed_run_are_warned_of(
     (corpus / "cyn").rename(corpus / "dan")
     Trainer(chosen, resume=True)
     (message,) = set(caplog.messages)  # twice where pytest also has a handler at this logger
-    assert "out: has learned other speakers, or in another order." in message
+    assert "out: was trained with other speakers, or in another order" in message
 
 
 def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path)
     assert [next(reports).step for _ in range(2)] == [2, 3]
     with torch.no_grad():
         trainer.system.encoder.banks[0].weight.fill_(torch.nan)
-    message = r"no longer finite at step 4. Lower .* and go on from the last save with --resume"
+    message = r"no longer finite at step 4. Lower .* and continue from the last save with --resume"
     with pytest.raises(ConfigError, match=message):
         next(reports)
     assert Trainer(settings(corpus, "out"), resume=True).step == 3
