@@ -21,7 +21,7 @@ _handlers = {
     for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
     if number and signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 }
-"""Those that are given back after the imports."""
+"""The handlers that are restored after the imports."""
 for number in _handlers:
     with suppress(ValueError):  # not in the main thread
         signal.signal(number, _end_at_once)
@@ -60,7 +60,7 @@ from mcspex_cli.extraction.runtime import share_cores
 
 
 class Commands(click.Group):
-    """Turns every failure of a user's into one line and its exit code, and logs how it ended."""
+    """Shows a failure that a user can cause as one line, sets its exit code, and logs the end."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; help that cannot be printed is an error too."""
@@ -117,7 +117,7 @@ class Commands(click.Group):
 
 
 def _explain(error: BaseException | None) -> tuple[Any, ...]:
-    """The exit code of an error and what people are told of it: nothing, if it is a bug."""
+    """The exit code of an error and the messages that explain it; a bug has none."""
     if isinstance(error, McspexError):
         problems = error.problems if isinstance(error, PlanError) else ()
         return error.exit_code, *problems, str(error)
@@ -168,7 +168,7 @@ def _expect_end() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise a KeyboardInterrupt; in callbacks of soundfile and in destructors, soon after them.
 
-    From there it would not get out, and the sound file would seem to be cut off.
+    Raised in them, it would be lost, and the sound file would seem to be cut off.
     """
     while frame is not None:
         if frame.f_code.co_name.startswith(("vio_", "__del__")):
@@ -189,7 +189,7 @@ def _on_interrupts(handler: Any) -> None:
 def _set_up_process() -> None:
     """Prepare streams and signals, check the working folder, and spare the cores."""
     if os.name == "posix" and sys.stderr is sys.__stderr__:  # which it is not in tests
-        # No file may become what a closed stream was.
+        # Otherwise the next file that is opened would take the place of a closed stream.
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(number, True)  # libraries and other processes may write to it
         os.close(number)

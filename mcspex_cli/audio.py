@@ -71,7 +71,7 @@ _CANCELLED_DB, WEAKENED_DB = 60.0, 20.0
 
 _LOWEST_AUDIBLE_HZ = 20.0
 _RUMBLE_FILTER_S = 0.4
-"""The length of the filter that takes out what is lower, which decides how steep it is."""
+"""The length of the filter that takes out rumble; a longer one is steeper."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ MIXTURE_ADVICE = Advice(
     "Choose another with --track.",
     "Choose one of them with --channel 0.",
 )
-"""There are options for mixtures, and none for references and scored files."""
+"""For mixtures, which have options for this; references and scored files have none."""
 
 
 def probe(path: Path | str, track: str | None = None) -> AudioInfo:
@@ -228,13 +228,12 @@ class Reader:
 
         Raises:
             AudioError: the file is missing, a directory, empty, too short or not sound, it has no
-                such track or channel, or its rate or number of channels is none that anybody
-                records with.
+                such track or channel, or its rate or number of channels is not plausible.
         """
         with self._open("keep") as decoder:
             info = decoder.info
             if not info.frames:
-                info = _measured(decoder)
+                info = _measure(decoder)
         check_length(str(self.path), info.frames / info.sample_rate_hz, self._shortest_s)
         return info
 
@@ -245,7 +244,7 @@ class Reader:
     def measure(self) -> None:
         """Decode the file, so that `info` has its true length; headers may announce less."""
         with self._open("keep") as decoder:
-            self.info = _measured(decoder)
+            self.info = _measure(decoder)
 
     def read(self) -> Samples:
         """Read all of it: [sample] for one channel or the mix, [channel, sample] for "all"."""
@@ -343,8 +342,8 @@ class ArrayReader(Reader):
         yield self._samples
 
 
-def _measured(decoder: PlainFile | Container) -> AudioInfo:
-    """What a file's header says, but for the length, which is that of what is decoded."""
+def _measure(decoder: PlainFile | Container) -> AudioInfo:
+    """What a file's header says, with the length that decoding it gives."""
     frames = sum(block.shape[1] for block in decoder.blocks(decoder.info.sample_rate_hz))
     return replace(decoder.info, frames=frames)
 
@@ -657,12 +656,12 @@ def without_rumble(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[S
         if not begun and held.shape[-1] > half:
             held, begun = np.pad(held, ((0, 0), (half, 0)), mode="reflect"), True
         if begun and held.shape[-1] > 2 * half:
-            yield held[..., half:-half] - _convolved(held, taps)
+            yield held[..., half:-half] - _filter(held, taps)
             held = held[..., -2 * half :]
     if held is not None and held.shape[-1]:
         ends = (0 if begun else half, half)
         held = np.pad(held, ((0, 0), ends), mode="reflect")
-        yield held[..., half:-half] - _convolved(held, taps)
+        yield held[..., half:-half] - _filter(held, taps)
 
 
 def _low_pass(half: int, sample_rate_hz: int) -> Samples:
@@ -672,7 +671,7 @@ def _low_pass(half: int, sample_rate_hz: int) -> Samples:
     return np.asarray(taps / taps.sum(), np.float32)
 
 
-def _convolved(samples: Samples, taps: Samples) -> Samples:
+def _filter(samples: Samples, taps: Samples) -> Samples:
     """Samples [channel, sample] under a filter, without the ends that the filter only half sees."""
     size = 2 ** int(np.ceil(np.log2(samples.shape[-1])))
     spectrum = np.fft.rfft(samples, size) * np.fft.rfft(taps, size)

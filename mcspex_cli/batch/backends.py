@@ -49,7 +49,7 @@ from mcspex_cli.batch.journal import (
     WorkList,
     another_batch,
     batch_fingerprint,
-    claimed,
+    claim,
     equal_parts,
     total_s,
 )
@@ -406,7 +406,7 @@ class ArrayTask:
         """Do what is left of it in a process of its own, whose death this one can report."""
         device, threads = _resources(self._settings)  # not all threads of the machine
         settings = replace(self._settings, backend="local", devices=(device,), jobs=1)
-        with claimed(self._plan.folder, self._batch):
+        with claim(self._plan.folder, self._batch):
             work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
             processes = [_LocalProcess(work, device, threads)]
             for _ in _record_run(work, deal(work, processes, Event())):

@@ -1,10 +1,10 @@
-"""What of a batch is done, and what is left: here it is resumed.
+"""What is done of a batch, and what is left: by this a batch is resumed.
 
 Every process that works on a batch appends to a file of its own in `journal/`: a line for each task
 that ended, in one write. So a killed process spoils no more than its own last line, on any disk.
 
-Who reads the journal merges the files. The clocks of machines differ, so no line is older or newer
-than that of another file: a line counts if it agrees with the files that are there now
+Whoever reads the journal merges the files. The clocks of machines differ, so no line is older or
+newer than that of another file: a line counts if it agrees with the files that are there now
 (`Journal.valid_result`). `WorkList` has what is left to do by these lines.
 """
 
@@ -35,7 +35,7 @@ from mcspex_cli.evaluation.scoring import Status
 from mcspex_cli.extraction.runtime import GPU_BATCH, LENGTH_SPREAD, EngineSettings
 
 _MEANINGLESS = (ValueError, KeyError, TypeError, RecursionError, msgspec.MsgspecError)
-"""How a line fails that a killed process cut, or that is of another version."""
+"""The errors of a line that a killed process cut short, or that another version wrote."""
 
 Unit = tuple[Task, ...]
 """Tasks whose windows share a GPU's batches; of one task where each window is computed alone.
@@ -174,7 +174,7 @@ class Journal:
         return None
 
     def others(self, tasks: Sequence[Task]) -> list[str]:
-        """The ids of finished tasks that are none of these, and whose estimates are still there."""
+        """The ids of other finished tasks, whose estimates are still there."""
         ids, audio_folder = {task.id for task in tasks}, self.folder / AUDIO
         return sorted(
             id_
@@ -442,7 +442,7 @@ def open_work(
 ) -> Iterator[WorkList]:
     """Open the output folder, which a dry run only reads, and find what is left to do of a plan.
 
-    While the block runs, the folder is `claimed`.
+    While the block runs, other batches are refused in the folder (`claim`).
 
     Raises:
         EngineError: a device is not available.
@@ -454,7 +454,7 @@ def open_work(
     does_all = settings.shard == (1, 1) and settings.backend != "slurm"
     open_folder(folder, overwrite=overwrite, is_dry_run=is_dry_run)
     batch = batch_fingerprint(plan, key)
-    with nullcontext() if is_dry_run else claimed(folder, batch, does_all=does_all):
+    with nullcontext() if is_dry_run else claim(folder, batch, does_all=does_all):
         journal = Journal(folder)
         plan = measure(plan, journal)
         if not overwrite:
@@ -468,11 +468,11 @@ def batch_fingerprint(plan: BatchPlan, settings: str) -> str:
 
 
 @contextmanager
-def claimed(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]:
+def claim(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]:
     """While the block runs, have batches with other fingerprints refused in a folder.
 
-    Of those that do all of a batch, no shard or share of it, only one may run. In object stores and
-    on Windows none is refused.
+    A command that does a whole batch, not a shard or share of it, is refused while another does
+    the same. In object stores and on Windows none is refused.
 
     Raises:
         OutputError: a batch with another fingerprint is running there, or one that does all.

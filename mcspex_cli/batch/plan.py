@@ -161,7 +161,7 @@ class BatchPlan:
 
 
 def plan_batch(request: BatchRequest) -> BatchPlan:
-    """Make and check the whole plan, but for the mixtures' lengths (`journal.measure`).
+    """Make and check the whole plan, without the mixtures' lengths (`journal.measure` adds them).
 
     Raises:
         PlanError: files are missing, used twice or without partner, a mixture would be its own

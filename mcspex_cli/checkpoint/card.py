@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, count_weights, load_checkpoint
-from mcspex_cli.checkpoint.hub import CARD, CONFIG, LARGEST, WEIGHTS, client_settings, silenced
+from mcspex_cli.checkpoint.hub import CARD, CONFIG, LARGEST, WEIGHTS, client_settings, silence
 from mcspex_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read_card(folder: Path) -> Card | None:
     from huggingface_hub import ModelCard
 
     try:
-        with silenced():
+        with silence():
             card = ModelCard(text, ignore_metadata_errors=True)
         facts = card.data.to_dict()  # type: ignore[no-untyped-call]
         licence = facts.get("license_name") or facts.get("license")

@@ -79,7 +79,7 @@ class CheckpointInfo:
     revision: str | None = None
     """The commit, if it comes from the Hub."""
     calibration: Any = None
-    """How its presence score is measured, unchecked; see `mcspex_cli.extraction.presence`."""
+    """What its similarities mean, unchecked; see `mcspex_cli.extraction.presence`."""
     refs: tuple[str, ...] = ()
     """The branches and tags that pointed to its commit when the Hub was last asked."""
     source: Literal["bundled", "hub", "folder"] = "folder"
@@ -311,7 +311,7 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
         raise CheckpointError(
             f"{path}: {first_names(bad)}: some numbers are not finite. Use another checkpoint."
         )
-    return filled(system, tensors)
+    return fill(system, tensors)
 
 
 def new_system(config: SystemConfig, where: object) -> System:
@@ -333,7 +333,7 @@ def new_system(config: SystemConfig, where: object) -> System:
         return build(config)
 
 
-def filled(system: System, tensors: dict[str, Tensor]) -> System:
+def fill(system: System, tensors: dict[str, Tensor]) -> System:
     """Give a new system all of its tensors, for use and not for training."""
     system.load_state_dict(tensors, assign=True)
     return system.eval().requires_grad_(False)

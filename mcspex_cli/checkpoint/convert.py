@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mcspex_cli.model.systems import System
 
 
-def _numbered(ours: str, first: int, step: int = 1) -> Callable[[re.Match[str]], str]:
+def _number_layers(ours: str, first: int, step: int = 1) -> Callable[[re.Match[str]], str]:
     """Put a layer's number into our name: theirs is counted from `first`, ours from 0."""
     return lambda match: ours.format((int(match[1]) - first) // step)
 
@@ -49,18 +49,18 @@ _NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"^spk_encoder\.": "aux_enc3.",
     r"^aux_enc3\.0\.": "fusion.reference.norm.",
     r"^aux_enc3\.1\.": "fusion.reference.project.",
-    r"^aux_enc3\.([234])\.": _numbered("speaker.blocks.{}.", 2),
+    r"^aux_enc3\.([234])\.": _number_layers("speaker.blocks.{}.", 2),
     r"^aux_enc3\.5\.": "speaker.project.",
     r"^pred_linear\.": "classifier.",
-    r"^conv_block_(\d{1,3})\.": _numbered("extractor.stacks.{}.condition.", 1),
-    r"^conv_block_(\d{1,3})_other\.": _numbered("extractor.stacks.{}.blocks.", 1),
-    r"^separation\.separation\.(\d{0,2}[02468])\.": _numbered(
+    r"^conv_block_(\d{1,3})\.": _number_layers("extractor.stacks.{}.condition.", 1),
+    r"^conv_block_(\d{1,3})_other\.": _number_layers("extractor.stacks.{}.blocks.", 1),
+    r"^separation\.separation\.(\d{0,2}[02468])\.": _number_layers(
         "extractor.stacks.{}.condition.", 0, 2
     ),
-    r"^separation\.separation\.(\d{0,2}[13579])\.separation\.": _numbered(
+    r"^separation\.separation\.(\d{0,2}[13579])\.separation\.": _number_layers(
         "extractor.stacks.{}.blocks.", 0, 2
     ),
-    r"^mask([123])\.": _numbered("masks.heads.{}.", 1),
+    r"^mask([123])\.": _number_layers("masks.heads.{}.", 1),
     r"\.conv1x1\.": ".widen.",
     r"\.(?:dconv|dwconv)\.": ".depthwise.",
     r"\.(?:sconv|Output)\.": ".narrow.",
@@ -213,7 +213,7 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
         hop_ms=1000 * old.hop / old.sample_rate_hz,
     )
 
-    def resampled(filters: Tensor) -> Tensor:
+    def resample_filters(filters: Tensor) -> Tensor:
         """Interpolate filters [..., tap] by sinc functions to `ratio` times as many taps."""
         taps = torch.arange(filters.shape[-1], dtype=torch.float64)
         new = torch.arange(int(filters.shape[-1] * ratio), dtype=torch.float64) / float(ratio)
@@ -224,9 +224,9 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
     tensors = {key: tensor.detach().clone() for key, tensor in system.state_dict().items()}
     for scale in range(len(old.windows)):
         encoder, decoder = f"encoder.banks.{scale}.weight", f"decoder.banks.{scale}.weight"
-        tensors[encoder] = resampled(tensors[encoder]) / float(ratio)
-        tensors[decoder] = resampled(tensors[decoder])
-    return checkpoint.filled(checkpoint.new_system(config, f"{sample_rate_hz} Hz"), tensors)
+        tensors[encoder] = resample_filters(tensors[encoder]) / float(ratio)
+        tensors[decoder] = resample_filters(tensors[decoder])
+    return checkpoint.fill(checkpoint.new_system(config, f"{sample_rate_hz} Hz"), tensors)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -407,4 +407,4 @@ def _assemble(weights: _Weights, config: SystemConfig) -> System:
     }
     if odd := [key for key, value in values.items() if not value.isfinite().all()]:
         raise weights.refusal(odd, "some numbers are not finite. Use an earlier checkpoint.")
-    return checkpoint.filled(system, values)
+    return checkpoint.fill(system, values)

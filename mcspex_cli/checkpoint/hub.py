@@ -363,7 +363,7 @@ def reach(timeout_s: float) -> str:
     try:
         answer = get_session().get(f"{endpoint}/api/models?limit=1", timeout=timeout_s)
     except Exception as error:
-        raise _explained(hub, error) from error
+        raise _our_error(hub, error) from error
     if busy := _busy(answer):
         raise HubError(f"{hub}: {busy}")
     return _endpoint()
@@ -410,19 +410,19 @@ def _client(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
     settings.HF_HUB_DISABLE_SHARED_BLOBS = True
     set_client_factory(checked)
     try:
-        with silenced():
+        with silence():
             yield HfApi(library_name="mcspex", library_version=__version__)
     except McspexError:
         raise
     except Exception as error:
-        raise _explained(name, error, writing=writing) from error
+        raise _our_error(name, error, writing=writing) from error
     finally:
         set_client_factory(factory)
         settings.HF_HUB_DISABLE_SHARED_BLOBS = shares
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Hide what the Hub's client logs and warns of: each failure is reported once, by us."""
     from huggingface_hub.utils import logging as client_logging
 
@@ -436,13 +436,13 @@ def silenced() -> Iterator[None]:
         client_logging.set_verbosity(verbosity)
 
 
-def _explained(name: HubName, error: BaseException, *, writing: bool = False) -> McspexError:
+def _our_error(name: HubName, error: BaseException, *, writing: bool = False) -> McspexError:
     """Return our error for one of the client's."""
     from huggingface_hub import errors
 
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or type(error) is RuntimeError
     if wrapped and error.__cause__:
-        return _explained(name, error.__cause__, writing=writing)
+        return _our_error(name, error.__cause__, writing=writing)
     reason = str(error).partition("\n")[0] or type(error).__name__
     match error:
         case errors.HfHubHTTPError():

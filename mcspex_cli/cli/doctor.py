@@ -130,10 +130,10 @@ def check_up(*, offline: bool = False) -> Iterator[Finding]:
     if chosen := os.environ.get("MCSPEX_MODEL"):
         checks["MCSPEX_MODEL"] = partial(check_chosen_model, chosen)
     checks["self-test"] = run_self_test
-    return (guarded(name, check) for name, check in checks.items())
+    return (guard(name, check) for name, check in checks.items())
 
 
-def guarded(name: str, check: Check) -> Finding:
+def guard(name: str, check: Check) -> Finding:
     """Run a check; whatever it raises becomes a failed finding. Libraries' warnings are hidden."""
     try:
         with warnings.catch_warnings():
@@ -158,7 +158,7 @@ def in_words(error: BaseException) -> str:
 
 
 def _distribution(package: str = "mcspex") -> Distribution | None:
-    """What pip knows of a package; None where it was not installed."""
+    """What pip knows of a package; None if it is not installed."""
     from importlib import metadata
 
     try:
@@ -167,8 +167,8 @@ def _distribution(package: str = "mcspex") -> Distribution | None:
         return None
 
 
-def _imported(package: str) -> Any:
-    """A package's module, or an error that says how to install it."""
+def _import(package: str) -> Any:
+    """Import a package; if that fails, an error says how to install it."""
     try:
         return import_module(package)
     except Exception as error:  # missing libraries are OSErrors, others anything
@@ -245,7 +245,7 @@ def check_python() -> tuple[str, ...]:
 
 def check_torch() -> tuple[str, ...]:
     """Whether torch is installed, and how it computes on this CPU."""
-    torch = _imported("torch")
+    torch = _import("torch")
     from mcspex_cli.extraction.runtime import choose_precision, cores
 
     precision = choose_precision("auto", torch.device("cpu"))
@@ -255,7 +255,7 @@ def check_torch() -> tuple[str, ...]:
 
 def check_cuda() -> tuple[str, ...]:
     """Whether torch computes on each GPU; if it sees none, why."""
-    torch = _imported("torch")
+    torch = _import("torch")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
         for number, name in enumerate(names):
@@ -289,7 +289,7 @@ def check_torchaudio() -> tuple[str, ...]:
 
 def check_sound_files() -> tuple[str, ...]:
     """Whether libsndfile knows each output format."""
-    soundfile = _imported("soundfile")
+    soundfile = _import("soundfile")
     from mcspex_cli.audio import FORMATS
 
     unknown = [
@@ -306,7 +306,7 @@ def check_sound_files() -> tuple[str, ...]:
 
 def check_ffmpeg() -> tuple[str, ...]:
     """Whether PyAV brings an FFmpeg that decodes what videos and telephones have."""
-    av = _imported("av")
+    av = _import("av")
     absent = {"aac", "mp3", "opus", "vorbis", "amrnb", "wmav2"} - av.codecs_available
     if absent:
         detail = f"PyAV {av.__version__} does not decode {', '.join(sorted(absent))}"
@@ -316,7 +316,7 @@ def check_ffmpeg() -> tuple[str, ...]:
 
 def check_resampler() -> tuple[str, ...]:
     """Whether soxr imports, which changes sample rates."""
-    return OK, str(_imported("soxr").__version__)
+    return OK, str(_import("soxr").__version__)
 
 
 def check_extras() -> tuple[str, ...]:

@@ -231,7 +231,7 @@ def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice
 
 
 def _output(name: str, mixture: Path, ending: str) -> Path:
-    """The file that `name` is of, or one in the folder of this name, called like the mixture.
+    """The file that `name` names, or a file called like the mixture in the folder that it names.
 
     A name that ends in a slash is a folder's, even if it does not exist yet.
     """

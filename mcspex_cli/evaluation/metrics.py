@@ -86,7 +86,7 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
     e, t = _in_float64(estimate, target)
     if is_silent(t) or not _are_finite(e, t):
         return math.nan
-    e, t = _scaled(e)[0], _scaled(t)[0]
+    e, t = _scale(e)[0], _scale(t)[0]
     power = _dot(e, e)
     e, t = e - e.mean(), t - t.mean()
     if _dot(e, e) <= _ROUNDING * power:
@@ -417,7 +417,7 @@ class Metric:
 
     @property
     def badness(self) -> int:
-        """The sign that makes the worst value the highest; 0 if no value is worse than another."""
+        """The sign by which the worst value becomes the highest; 0 if none is better or worse."""
         return {"higher": -1, "lower": 1, "neither": 0}[self.better]
 
     def text(self, value: float | None, sign: str = "") -> str:
@@ -539,14 +539,14 @@ def _are_finite(*signals: npt.NDArray[np.float64]) -> bool:
     return all(bool(np.isfinite(signal).all()) for signal in signals)
 
 
-def _scaled(signal: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], int]:
+def _scale(signal: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], int]:
     """A signal divided by a power of two, so that no square is too large or too small; its log."""
     exponent = int(np.frexp(np.abs(signal).max(initial=0.0))[1])
     return np.ldexp(signal, -exponent), exponent
 
 
 def _energy_db(signal: npt.NDArray[np.float64]) -> float:
-    scaled, exponent = _scaled(signal)
+    scaled, exponent = _scale(signal)
     return 10 * math.log10(_dot(scaled, scaled)) + 20 * exponent * math.log10(2)
 
 

@@ -321,7 +321,7 @@ def score_files(
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     others = active_children()
     try:
-        with _prepared_for_workers():
+        with _prepare_for_workers():
             scores = pool.map(partial(score_file, settings=settings), pairings, chunksize=_CHUNK)
         yield from scores
     except (KeyboardInterrupt, GeneratorExit):
@@ -344,8 +344,8 @@ def sensible_workers(count: int, metrics: Sequence[str]) -> int:
 
 
 @contextmanager
-def _prepared_for_workers() -> Iterator[None]:
-    """Have processes that start in this block leave Ctrl-C to this one, and use one thread each."""
+def _prepare_for_workers() -> Iterator[None]:
+    """Have processes that start in this block ignore Ctrl-C and use one thread each."""
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
     try:

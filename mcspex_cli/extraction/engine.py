@@ -69,9 +69,10 @@ def cosine(one: Samples, other: Samples) -> float:
 
 
 def is_inverted(inverse: float, upright: float) -> bool:
-    """Whether a sound is inverted, by the similarity to the reference of its `inverse` and its own.
+    """Whether a sound is inverted, by how similar its estimates are to the reference.
 
-    That of the inverse has to be high, and to lead clearly.
+    `inverse` is the similarity of the inverted sound's estimate, `upright` that of the sound's own.
+    The inverse must be similar enough, and clearly more so.
     """
     return inverse >= max(POLARITY_SIMILARITY, upright + _POLARITY_LEAD)
 
@@ -111,7 +112,7 @@ class Engine:
 
     Raises:
         EngineError: the device or precision is not available here.
-        TypeError: the system is none.
+        TypeError: the system is neither a `System` nor a `Runtime`.
     """
 
     def __init__(
@@ -334,7 +335,7 @@ class Engine:
         passes: int,
         firsts: Sequence[Samples | None],
     ) -> list[Samples]:
-        """What the network gives for signals [sample]; for silence, where it would hum, silence."""
+        """The network's estimates of signals [sample]; silence stays silent, where it would hum."""
         gains = [to_level(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
         levelled_firsts = [
@@ -378,7 +379,7 @@ class Engine:
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
         missing = [number for number, first in enumerate(firsts) if first is None]
-        computed = iter(self._shifted([signals[k] for k in missing], embeddings[missing], 0))
+        computed = iter(self._run_shifted([signals[k] for k in missing], embeddings[missing], 0))
         unshifted = [next(computed) if first is None else first for first in firsts]
         estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], unshifted)
         if passes == 1:
@@ -406,10 +407,10 @@ class Engine:
         A network's errors depend on where in a sound its frames fall. They differ from shift to
         shift, so that the mean has less of them.
         """
-        runs = [*others, *(self._shifted(signals, embeddings, shift) for shift in shifts)]
+        runs = [*others, *(self._run_shifted(signals, embeddings, shift) for shift in shifts)]
         return [np.mean(estimates, axis=0) for estimates in zip(*runs, strict=True)]
 
-    def _shifted(
+    def _run_shifted(
         self, signals: Sequence[Samples], embeddings: Samples, shift: int
     ) -> Sequence[Samples]:
         """What the network gives for signals [sample] that begin `shift` samples later."""
@@ -464,7 +465,7 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
 
 
 def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:
-    """Give sound as float32, and refuse an array that is none.
+    """Give sound as float32, and refuse an array that is not sound.
 
     Args:
         name: what messages call it.
@@ -474,7 +475,7 @@ def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True
             channels.
 
     Raises:
-        TypeError: it is no array of floats.
+        TypeError: it is not an array of floats.
         ValueError: it has another shape, no samples, or samples that are not finite.
     """
     shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)

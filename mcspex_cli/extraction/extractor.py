@@ -160,7 +160,7 @@ class Extractor:
         if spans:
             if mixture is None:
                 raise ValueError("spans need the mixture that they are of")
-            options = self._checked(options)
+            options = self._check_options(options)
             channel = "mix" if options.channel == "all" else options.channel
             reader = open_mixture(Path(mixture), replace(options, channel=channel))
             sources += read_spans(reader, spans, self.sample_rate_hz, advance)
@@ -195,13 +195,13 @@ class Extractor:
         block = np.atleast_2d(as_samples("the mixture", samples, 1, 2))
         audio.check_rate(rate_hz)
         rate_hz = int(rate_hz)  # which may be NumPy's, and then JSON would not take it
-        options = self._checked(options)
+        options = self._check_options(options)
         mixture = audio.ArrayReader("the mixture", block, rate_hz, options.channel)
         voice, used_files = check_voice(voice), files.UsedFiles()
-        with closing(_Extraction(self, options, voice, mixture, used_files)) as work:
-            for _ in self._computed([work], lambda _: None):
+        with closing(_Extraction(self, options, voice, mixture, used_files)) as extraction:
+            for _ in self._compute_all([extraction], lambda _: None):
                 pass
-            result = work.finish()
+            result = extraction.finish()
         if options.channel == "all" and samples.ndim == 2:
             return result
         assert result.estimate is not None
@@ -286,93 +286,97 @@ class Extractor:
         Yields:
             Each job, in order, with its result or its error, which does not stop the others.
         """
-        options, used_files = self._checked(options), files.UsedFiles()
+        options, used_files = self._check_options(options), files.UsedFiles()
         lookahead = max(_LOOKAHEAD, self.engine.signals_at_once)
-        opened: deque[_Extraction] = deque()
+        unfinished: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
 
-        def works() -> Iterator[_Extraction]:
+        def extractions() -> Iterator[_Extraction]:
             for job in jobs:
                 if not isinstance(job, Job):
                     raise TypeError(f"extract_files takes Jobs, not {job!r:.80}")
-                opened.append(_Extraction(self, options, job.voice, job, used_files))
-                yield opened[-1]
+                unfinished.append(_Extraction(self, options, job.voice, job, used_files))
+                yield unfinished[-1]
 
         try:
             with (
                 ThreadPoolExecutor(1, "mcspex-write") as writer,
-                closing(self._computed(works(), advance)) as computed,
+                closing(self._compute_all(extractions(), advance)) as computed,
             ):
                 try:
-                    for work in computed:
-                        assert work.job is not None
-                        pending.append((work.job, writer.submit(work.finish_or_fail)))
+                    for extraction in computed:
+                        assert extraction.job is not None
+                        pending.append((extraction.job, writer.submit(extraction.finish_or_fail)))
                         while pending and (len(pending) > lookahead or pending[0][1].done()):
                             job, ready = pending.popleft()
                             yield job, ready.result()
-                            opened.popleft()
+                            unfinished.popleft()
                     for job, ready in pending:
                         yield job, ready.result()
                 except (KeyboardInterrupt, SystemExit, GeneratorExit):
-                    for work in tuple(opened):  # what is half written is not finished
-                        work.fail(McspexError(f"{work.path}: was interrupted."))
+                    for extraction in tuple(unfinished):  # what is half written is not finished
+                        extraction.fail(McspexError(f"{extraction.path}: was interrupted."))
                     raise
         finally:
-            for work in tuple(opened):  # the caller stopped early
-                work.close()
+            for extraction in tuple(unfinished):  # the caller stopped early
+                extraction.close()
 
-    def _checked(self, options: ExtractionOptions | None) -> ExtractionOptions:
+    def _check_options(self, options: ExtractionOptions | None) -> ExtractionOptions:
         if options is not None and not isinstance(options, ExtractionOptions):
             raise TypeError(f"options are ExtractionOptions, not {options!r:.80}")
         options = options or ExtractionOptions()
         check_absent(options.absent, self.model, self.engine.calibration)
         return options
 
-    def _computed(
-        self, works: Iterable[_Extraction], advance: Callable[[float], object]
+    def _compute_all(
+        self, extractions: Iterable[_Extraction], advance: Callable[[float], object]
     ) -> Generator[_Extraction, None, None]:
         """Read every mixture ahead, and run the network on it; yield each that is computed."""
         with closing(
-            _prefetched(_windows(works), max(_LOOKAHEAD, self.engine.signals_at_once))
+            _prefetch(_windows(extractions), max(_LOOKAHEAD, self.engine.signals_at_once))
         ) as windows:
             began = time.monotonic()
             for batch in self.engine.batches(windows):
-                for work, window in batch:
+                for extraction, window in batch:
                     if window.start == 0:
-                        work.attempt(work.begin)
-                intact = [(work, window) for work, window in batch if work.error is None]
+                        extraction.attempt(extraction.begin)
+                intact = [
+                    (extraction, window) for extraction, window in batch if extraction.error is None
+                ]
                 try:
                     signals = [window.samples for _, window in intact]
-                    polarities = [work.polarity for work, _ in intact]
+                    polarities = [extraction.polarity for extraction, _ in intact]
                     firsts = self.engine.find_polarities(signals, polarities)
                     estimates = self.engine.compute(signals, polarities, firsts=firsts)
                 except Exception as error:  # the network failed, and all of them with it
-                    for work, _ in intact:
-                        work.fail(error)
+                    for extraction, _ in intact:
+                        extraction.fail(error)
                 else:
-                    for (work, window), estimate in zip(intact, estimates, strict=True):
-                        advance(work.attempt(work.add, window, estimate) or 0.0)
+                    for (extraction, window), estimate in zip(intact, estimates, strict=True):
+                        advance(extraction.attempt(extraction.add, window, estimate) or 0.0)
                 seconds = time.monotonic() - began
                 samples = sum(window.samples.size for _, window in batch)
-                for work, window in batch:
-                    work.elapsed_s += seconds * window.samples.size / max(1, samples)
-                for work, window in batch:
+                for extraction, window in batch:
+                    extraction.elapsed_s += seconds * window.samples.size / max(1, samples)
+                for extraction, window in batch:
                     if window.last:
-                        yield work
+                        yield extraction
                 began = time.monotonic()
 
 
-def _windows(works: Iterable[_Extraction]) -> Generator[tuple[_Extraction, Window], None, None]:
+def _windows(
+    extractions: Iterable[_Extraction],
+) -> Generator[tuple[_Extraction, Window], None, None]:
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
-    for work in works:
-        windows, window = work.attempt(work.read), None
+    for extraction in extractions:
+        windows, window = extraction.attempt(extraction.read), None
         while window is None or not window.last:
-            window = work.attempt(next, windows, nothing) or nothing
-            yield work, window
+            window = extraction.attempt(next, windows, nothing) or nothing
+            yield extraction, window
 
 
-def _prefetched(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+def _prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """Make items in another thread, up to `depth` of them before they are used."""
     end = object()
     with ThreadPoolExecutor(1, "mcspex-read") as reader:
@@ -661,7 +665,7 @@ class _Extraction:
         match_gains = gains.match[:, None].astype(np.float32)
         start = 0
         for block in self._estimate_store.read(channels, samples):
-            estimate = self._gated(block, start)
+            estimate = self._mute_absent(block, start)
             start += block.shape[1]
             if mixtures is None:
                 yield estimate * estimate_gains, None
@@ -670,7 +674,7 @@ class _Extraction:
                 residual = mixture - estimate * match_gains
                 yield estimate * estimate_gains + dry_gain * mixture, residual
 
-    def _gated(self, block: Samples, start: int) -> Samples:
+    def _mute_absent(self, block: Samples, start: int) -> Samples:
         """A block that begins at sample `start`, silent where the target is absent."""
         if not self._absent_policy.mutes or self._presence.present is None:
             return block

@@ -1,4 +1,4 @@
-"""How loud an estimate becomes: the level policies, and the meters that they need.
+"""How loud an estimate becomes: the level policies and their meters. `extractor` applies them.
 
 A new policy is a new row of `LEVELS`, and perhaps a new meter. Options, help and menus follow.
 """
@@ -147,7 +147,7 @@ class LevelPolicy:
     """The level that is chosen, or the lowest and the highest that a user may ask for, as in
     "lufs=-23"."""
     matched: bool = True
-    """Whether the estimate first gets the level that it has in the mixture."""
+    """Whether the estimate is first brought to the level that it has in the mixture."""
     example: tuple[str, str] | None = None
     """For menus, which cannot ask for a number: a level of the range, and its help."""
 

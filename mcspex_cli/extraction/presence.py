@@ -225,7 +225,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class PresenceResult:
-    """What a `PresenceMeter` measured of a channel, or `join_channels` of a whole mixture."""
+    """The presence in a channel, from `PresenceMeter`, or in a mixture, from `join_channels`."""
 
     estimate_db: FrameLevels
     """[frame], levels of the network's own estimate."""
@@ -345,10 +345,11 @@ class PresenceMeter:
         if calibration is None:
             return
         estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
-        energies, wholes = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
+        energies = np.square(estimates).sum(-1)
+        mixture_energies = np.square(mixtures).sum(-1)
         shared, samples = (estimates * mixtures).sum(-1), estimates.shape[-1]
         audible = (energies > 0) & (shared != 0) & (samples >= MIN_SIGNAL_S * rate_hz)
-        audible &= wholes >= samples * 10 ** (SILENCE_DB / 10)
+        audible &= mixture_energies >= samples * 10 ** (SILENCE_DB / 10)
         gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
         decades = np.log10(np.abs(gains), out=np.zeros_like(gains), where=audible)
         matched = estimates * gains[:, None]
@@ -357,7 +358,7 @@ class PresenceMeter:
         presences = np.where(audible, [probability(one) for one in odds], 0.0)
         residuals = mixtures - matched
         unsure = self._residuals & audible & (presences < _SURE_PRESENCE)
-        unsure &= np.square(residuals).sum(-1) >= _MIN_RESIDUAL_SHARE * wholes
+        unsure &= np.square(residuals).sum(-1) >= _MIN_RESIDUAL_SHARE * mixture_energies
         residual_similarities, _ = self._compare(residuals, unsure, calibration)
         for k, presence in enumerate(presences.tolist()):
             self._segments.append(

@@ -268,7 +268,7 @@ class _Stream:
         gain = gain * FULL_SCALE / (peak * abs(gain)) if limited else gain
         joined, _ = self._joiner.add(window, back * np.float32(gain))
         self._done += joined.shape[1]
-        samples = self._gated(joined[0])
+        samples = self._mute_absent(joined[0])
         self.computed_s += time.perf_counter() - began
         return _Output(samples, self._segment, limited)
 
@@ -318,7 +318,7 @@ class _Stream:
         if self._segment.similarity is not None:  # in silence the gate stays as it is
             self._presences.append(self._segment.presence)
 
-    def _gated(self, samples: Samples) -> Samples:
+    def _mute_absent(self, samples: Samples) -> Samples:
         """Samples as the policy for an absent target says, with a fade where that changes."""
         calibration, before = self._engine.calibration, self._gate_gain
         if calibration is None or not self._mutes:

@@ -59,7 +59,7 @@ def cut(blocks: Iterable[Samples], windowing: Windowing) -> Iterator[Window]:
     for block in blocks:
         held = block if held is None else np.concatenate([held, block], axis=-1)
         end = held_from + held.shape[-1]
-        # Only a sample after a window tells that the window is not the last one.
+        # Only if a sample follows a window, it is not the last one.
         while start + windowing.window < end:
             at = start - held_from
             yield Window(start, held[..., at : at + windowing.window], last=False)
@@ -74,8 +74,9 @@ def cut(blocks: Iterable[Samples], windowing: Windowing) -> Iterator[Window]:
 class Joiner:
     """Puts the estimates of one signal's windows together again, in order.
 
-    All blocks together are exactly as long as the signal that was cut. `context` is what is
-    dropped at both ends of a window, but for `fade` samples, in which two windows are cross-faded.
+    All blocks together are exactly as long as the signal that was cut. At both ends of a
+    window, `context` samples are dropped; in the `fade` samples next to them, two windows are
+    cross-faded.
     """
 
     def __init__(self, context: int, fade: int) -> None:

@@ -21,7 +21,7 @@ from mcspex_cli import audio
 from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL
 from mcspex_cli.cli import doctor as checks
-from mcspex_cli.cli.doctor import FAILED, NOTE, OK, WARNING, Finding, guarded
+from mcspex_cli.cli.doctor import FAILED, NOTE, OK, WARNING, Finding, guard
 from mcspex_cli.errors import AudioError
 from tests.conftest import ROOT
 from tests.hub import Hub
@@ -175,7 +175,7 @@ def test_without_torch_the_rest_is_told(torchless: subprocess.CompletedProcess[s
 
 def run(check: Callable[..., tuple[str, ...]], *arguments: object, **options: object) -> Finding:
     """The finding of one check."""
-    return guarded("it", partial(check, *arguments, **options))
+    return guard("it", partial(check, *arguments, **options))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_check_that_breaks_is_a_failed_finding(
     def check() -> tuple[str, ...]:
         raise error
 
-    found = guarded("it", check)
+    found = guard("it", check)
     assert (found.name, found.status, found.detail) == ("it", FAILED, detail)
     assert found.remedy.endswith((remedy, f"{remedy}."))
 
