@@ -522,6 +522,8 @@ def check(server: Server, page: Page) -> None:
 def test_an_interview_from_dropping_it_to_saving_the_voice(
     server: Server, page: Page, tmp_path: Path
 ) -> None:
+    from selenium.webdriver import ActionChains
+
     browser = page.browser
     (tmp_path / "dropped").mkdir()
     interview = tmp_path / "dropped" / "interview.flac"
@@ -546,6 +548,10 @@ def test_an_interview_from_dropping_it_to_saving_the_voice(
     assert page.run("document.querySelector('#track-voice audio').paused")
     assert page("#track-others .play").get_attribute("aria-pressed") == "true"
     page("#track-others .play").click()
+    page.run("arguments[0].focus()", page("#track-voice .wave"))
+    ActionChains(browser).send_keys(" ").perform()
+    until(lambda: not page.run("document.querySelector('#track-voice audio').paused"), "the voice")
+    ActionChains(browser).send_keys(" ").perform()
 
     # Saving.
     behavior = {"behavior": "allow", "downloadPath": str(tmp_path)}
@@ -657,6 +663,11 @@ def test_a_page_out_of_reach_says_so_until_it_is_in_reach_again(page: Page, tmp_
     set_network(works=False)
     message = "The program behind this page cannot be reached. Check the network."
     until(lambda: page("#problem").text.startswith(message), message)
+    set_size(page.browser, 1400, 300)
+    page.run("scrollTo(0, 9999)")
+    down = page.run("scrollY")
+    time.sleep(1)  # in which the page asks again
+    assert page.run("scrollY") == down > 100
     set_network(works=True)
     until(lambda: not page("#problem").is_displayed(), "no message any more")
     page("#cancel").click()

@@ -18,6 +18,7 @@ let timer = 0, failures = 0;
 // The server
 
 const tell = (message) => {
+  if (message === $("problem").textContent) return; // it would be read out again, and the page would jump
   $("problem").textContent = message;
   $("problem").hidden = !message;
   if (message) $("problem").scrollIntoView({ block: "nearest" });

@@ -52,6 +52,7 @@ export class Track {
       plugins,
     });
     this.play.addEventListener("click", () => this.toggle());
+    this.wave.addEventListener("focus", () => { last = this; });
     this.wave.addEventListener("keydown", (event) => this.onKey(event));
     this.surfer.on("play", () => this.onPlay());
     this.surfer.on("pause", () => { this.play.ariaPressed = "false"; this.share(); });
