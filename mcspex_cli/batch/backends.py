@@ -119,7 +119,8 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
 
 def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
     """Pass outcomes on, with `fail_fast` until the first failure; then write a `Run` of them."""
-    began, audio_s, finished, failed = time.time(), 0.0, 0, 0
+    at, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    audio_s, finished, failed = 0.0, 0, 0
     with closing(outcomes):
         try:
             for outcome in outcomes:
@@ -132,8 +133,7 @@ def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
                     return
         finally:
             if finished or failed:
-                at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
-                wall_s = round(time.time() - began, 3)
+                wall_s = round(time.monotonic() - began, 3)
                 run = Run(at, wall_s, round(audio_s, 3), finished, failed)
                 JournalWriter(work.plan.folder).add_run(run)
 
