@@ -332,6 +332,7 @@ def test_channels_that_cancel_each_other_out_are_told_once(run: Run) -> None:
         (["--absent", "fail"], "'fail' is none of keep, mute.\n"),
         (["--format", "s8"], "'s8' is none of s16, s24, s32, u8, f32.\n"),
         (["--latency", "9"], "9.0 is not in the range 0.1<=x<=3.0.\n"),
+        (["--channels", "257"], "257 is not in the range 1<=x<=256.\n"),
         (["--input-device", "1", "--channels", "2"], "sound cards record one channel.\n"),
         (["--input-device", ""], "it is empty. Give a value, or leave the option out.\n"),
         (["--output-device", ""], "it is empty. Give a value, or leave the option out.\n"),

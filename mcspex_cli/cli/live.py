@@ -63,7 +63,7 @@ class LiveRequest:
     channels: int | None = option(
         "N",
         "Channels of raw samples; several are mixed to one.  [default: 1]",
-        type=click.IntRange(1, 1024),
+        type=click.IntRange(1, 256),
     )
     encoding: str | None = choice(
         options.table("cli.live_audio", "ENCODINGS"),
