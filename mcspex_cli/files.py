@@ -300,7 +300,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def identities(*paths: Path) -> set[object]:
-    """The real paths of files and, of those that exist, the inodes: what all names of one share."""
+    """What all names of a file share: its real path and, if it exists, its inode; of each file."""
     keys: set[object] = set()
     for path in paths:
         keys.add(os.path.realpath(path))  # which, unlike Path.resolve, follows links in a circle

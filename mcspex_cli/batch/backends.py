@@ -338,13 +338,13 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
     here, checked = ray.get_runtime_context().get_node_id(), time.monotonic()
 
     def check() -> None:
-        """Without the part of Ray on this machine no answers come, and it does not say so."""
+        """Refuse to wait if Ray on this machine has died: no answers come then, nor an error."""
         nonlocal checked
         if time.monotonic() - checked < _CHECK_S:
             return
         checked = time.monotonic()
         if not all(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
-            raise EngineError("Ray on this machine has died. Go on with the same command.")
+            raise EngineError("Ray on this machine has died. Run the same command again.")
 
     try:
         fit = work.settings.jobs or _room(work.settings, ray.cluster_resources())

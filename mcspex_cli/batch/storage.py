@@ -118,7 +118,7 @@ def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = (
 def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
     """A file's stamp; None if it is no file.
 
-    Objects are known by a list of their folder, which was made once, or are asked for `anew`.
+    Objects are looked up in a list of their folder that is made once or, if `anew`, asked for.
     """
     if is_url(path):
         folder, last = os.path.split(path)

@@ -281,7 +281,7 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     received = 0
 
     class Counter(tqdm):
-        """Counts bytes instead of showing them, and ends a download that does not end."""
+        """Counts bytes instead of showing them, and ends a download that is too long."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]

@@ -170,7 +170,7 @@ class TableOption(click.Option):
         self.rows, self.strict, self._text = rows, strict, self.help
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
-        """Refuse what is no row of the table."""
+        """Refuse a value that is not a row of the table."""
         if self.strict and value not in (None, self.default) and value not in self.rows():
             names = ", ".join(self.rows())
             raise click.BadParameter(f"{value!r} is none of {names}.", ctx, self)
@@ -283,9 +283,9 @@ def command(
 
 
 def _paths(values: Mapping[str, Any]) -> Iterator[Path | str]:
-    """What of a command line may be a file or folder: all arguments, and options that are paths.
+    """Everything in a command line that may be a file or folder: arguments, and options for paths.
 
-    The text of other options is none: `--device cpu` leaves a file called cpu alone.
+    The text of other options does not count: `--device cpu` leaves a file called cpu alone.
     """
     for parameter in click.get_current_context().command.params:
         if isinstance(parameter, click.Argument) or isinstance(parameter.type, click.Path):

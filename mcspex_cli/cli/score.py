@@ -419,7 +419,7 @@ def say_remarks(report: Report, metrics: Sequence[str]) -> None:
 
 
 def conclude(report: Report, limits: Sequence[Limit] = (), metrics: Sequence[str] = ()) -> None:
-    """End a command as its scores deserve, after everything is printed.
+    """Fail if the scores call for it, after everything is printed.
 
     `metrics` are the names of those that were to be computed.
 

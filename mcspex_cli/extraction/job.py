@@ -312,7 +312,7 @@ def check_jobs(jobs: Sequence[Job], references: Sequence[Path]) -> None:
 
 
 def check_sources(job: Job, voice: Voice, mixture_s: float) -> None:
-    """Refuse a voice one of whose clips is an output of a job, or its mixture of this length."""
+    """Refuse a voice if one of its clips is an output of the job, or its mixture of this length."""
     # A span is no file, and Path.is_file would raise if its name is too long for one.
     clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
     lengths_s = {one.path: one.seconds for one in voice.qualities}

@@ -202,7 +202,7 @@ def cache() -> Path:
 
 
 def fingerprint(info: CheckpointInfo) -> str:
-    """What tells graphs of one model, made in one way, from all others."""
+    """Identifies the graphs of one model, made in one way."""
     facts = [_VERSION, info.sha256, msgspec.to_builtins(info.config)]
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -340,7 +340,7 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's remarks on other people's code to itself."""
+    """Hide the exporter's remarks on other packages' code."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

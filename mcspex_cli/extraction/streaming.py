@@ -207,7 +207,7 @@ class LiveExtractor:
             self.presence, self.present = output.segment.presence, output.segment.present
 
     def _take(self, until: int) -> Samples:
-        """The output from what was given before up to sample `until`."""
+        """Take the output that was not given yet, up to sample `until`."""
         while self._computed < until:
             self._collect()
         ready = np.concatenate([np.zeros(0, np.float32), *self._ready])
@@ -273,7 +273,10 @@ class _Stream:
         return _Output(samples, self._segment, limited)
 
     def _extract(self, mixture: Samples, end: int) -> Samples:
-        """The estimate [1, sample] of a window at the network's rate; `end` is its end outside."""
+        """The estimate [1, sample] of a window, at the network's rate.
+
+        `end` is where the window ends in the stream, at the stream's rate.
+        """
         polarity = self._polarity
         is_due = (end - self._measured_at) / self._rate_hz >= _PRESENCE_STEP_S
         firsts = self._engine.find_polarities([mixture], [polarity]) if is_due else [None]

@@ -134,7 +134,7 @@ class BlockFunction(torch.autograd.Function):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         dtype, count = x.dtype, x.shape[1] * len(widen)
         with torch.autocast(x.device.type, enabled=False):
-            u = torch.baddbmm(bias[:, None].to(dtype), x, _batched(widen.t(), x))
+            u = torch.baddbmm(bias[:, None].to(dtype), x, _for_each_signal(widen.t(), x))
             mean_1, deviation_1 = _statistics(_pass(_moments, compiled)(u, slope_1), count)
             scale = deviation_1[:, None] * gain_1
             offset = shift_1 - mean_1[:, None] * scale
@@ -196,7 +196,7 @@ class BlockFunction(torch.autograd.Function):
         return (
             None,
             None,
-            torch.baddbmm(d_y, d_u, _batched(widen.to(dtype), d_u)),
+            torch.baddbmm(d_y, d_u, _for_each_signal(widen.to(dtype), d_u)),
             _wide(rows.t() @ x.reshape(len(rows), -1)),
             _wide(d_u).sum(1),
             d_slope_1.sum().view(1),
@@ -212,7 +212,7 @@ class BlockFunction(torch.autograd.Function):
         )
 
 
-def _batched(matrix: Tensor, features: Tensor) -> Tensor:
+def _for_each_signal(matrix: Tensor, features: Tensor) -> Tensor:
     """A matrix for each signal of `features`, in their precision, without a copy."""
     return matrix.to(features.dtype).expand(len(features), -1, -1)
 

@@ -71,7 +71,9 @@ class BatchNorm(nn.BatchNorm1d):
         shared = distributed.is_available() and distributed.is_initialized()
         if not self.training or (valid is None and not shared):
             return super().forward(features)
-        values = zeroed(features.to(torch.promote_types(features.dtype, torch.float32)), valid)
+        values = zero_invalid(
+            features.to(torch.promote_types(features.dtype, torch.float32)), valid
+        )
         frames = features[:, 0].numel() if valid is None else valid.sum()
         counts = values.new_ones(values.shape[1]) * frames
         total = torch.stack((values.sum((0, 2)), values.square().sum((0, 2)), counts))
@@ -113,7 +115,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 """The norms that dilated blocks can have, by Conv-TasNet's names for them."""
 
 
-def zeroed(features: Tensor, valid: Tensor | None) -> Tensor:
+def zero_invalid(features: Tensor, valid: Tensor | None) -> Tensor:
     """Set `features` [batch, channel, frame] to zero where they are not valid."""
     return features if valid is None else features * valid
 
@@ -151,9 +153,9 @@ class TCNBlock(nn.Module):
 
     def transform(self, widened: Tensor, valid: Tensor | None = None) -> Tensor:
         """Take widened features [batch, hidden, frame] to the residual [batch, channel, frame]."""
-        normalised = zeroed(self.norm_1(self.activation_1(widened), valid), valid)
-        seen = self.activation_2(self.depthwise(normalised))
-        residual: Tensor = self.narrow(self.norm_2(seen, valid))
+        normalised = zero_invalid(self.norm_1(self.activation_1(widened), valid), valid)
+        hidden = self.activation_2(self.depthwise(normalised))
+        residual: Tensor = self.narrow(self.norm_2(hidden, valid))
         return residual
 
 
@@ -182,8 +184,8 @@ class ResBlock(nn.Module):
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Refine and shorten `features` [batch, channel, frame]."""
-        seen = self.activation_1(self.norm_1(self.conv_1(features), valid))
-        residual = self.norm_2(self.conv_2(seen), valid)
+        hidden = self.activation_1(self.norm_1(self.conv_1(features), valid))
+        residual = self.norm_2(self.conv_2(hidden), valid)
         pooled: Tensor = self.pool(self.activation_2(residual + self.shortcut(features)))
         return pooled
 
@@ -241,8 +243,8 @@ class ConcatBlock(TCNBlock):
         self, features: Tensor, embedding: Tensor, valid: Tensor | None = None
     ) -> Tensor:
         """Refine `features` [batch, channel, frame] for `embedding` [batch, embedding]."""
-        told = self.condition(embedding).unsqueeze(-1)
-        return features + self.transform(self.widen(features) + told, valid)
+        condition = self.condition(embedding).unsqueeze(-1)
+        return features + self.transform(self.widen(features) + condition, valid)
 
 
 class ConSM(nn.Module):
@@ -300,8 +302,8 @@ class FeatureFiLMConSM(ConSM):
 
     def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:
         """As `ConSM.modulation`."""
-        told = self.listen(features) + self.condition(embedding).unsqueeze(-1)
-        modulation: Tensor = self.modulate(self.activation(told))
+        condition = self.listen(features) + self.condition(embedding).unsqueeze(-1)
+        modulation: Tensor = self.modulate(self.activation(condition))
         return modulation
 
 
@@ -455,18 +457,18 @@ class FoldedBlock(nn.Module):
 
     def forward(self, rows: Tensor, embedding: Tensor, frames: int) -> Tensor:
         """Refine rows [frame, channel], of which the first `frames` count."""
-        seen = self.widen.project(rows)
+        hidden = self.widen.project(rows)
         if self.condition is not None:
-            seen += self.condition(embedding)
-        functional.leaky_relu_(seen, self.slopes[0])
-        mean, variance = _moments(seen, frames)
+            hidden += self.condition(embedding)
+        functional.leaky_relu_(hidden, self.slopes[0])
+        mean, variance = _moments(hidden, frames)
         deviation = (variance + self.epsilon).sqrt()
-        seen = self._look(seen, mean, deviation, frames)
-        functional.leaky_relu_(seen, self.slopes[1])
-        mean, variance = _moments(seen, frames)
+        hidden = self._look(hidden, mean, deviation, frames)
+        functional.leaky_relu_(hidden, self.slopes[1])
+        mean, variance = _moments(hidden, frames)
         gain = (variance + self.epsilon * deviation.square()).rsqrt()
         bias = self.narrow_bias / gain - self.narrow_by_mean * mean
-        residual = _filtered(seen, self.weight, bias.to(self.dtype))
+        residual = _filtered(hidden, self.weight, bias.to(self.dtype))
         return torch.add(rows, residual, alpha=gain.item())
 
     def _look(self, rows: Tensor, mean: Tensor, deviation: Tensor, frames: int) -> Tensor:

@@ -34,7 +34,7 @@ Scales = tuple[Tensor, Tensor, Tensor]
 """Features of the short, middle and long scale, each [batch, filter, frame]."""
 
 
-def concatenated(scales: Sequence[Tensor]) -> Tensor:
+def concatenate(scales: Sequence[Tensor]) -> Tensor:
     """Put scales [batch, filter, frame] on each other, keeping a frame's filters together.
 
     That is how they lie in memory in a folded network, and `torch.cat` would not keep it.
@@ -106,14 +106,14 @@ class NormProjection(nn.Module):
         self.norm = nn.LayerNorm(3 * filters)
         self.project = nn.Conv1d(3 * filters, channels, 1)
 
-    def normalised(self, scales: Scales) -> Tensor:
+    def normalise(self, scales: Scales) -> Tensor:
         """Concatenate `scales` and normalise each frame (cLN): [batch, 3 * filter, frame]."""
-        rows: Tensor = self.norm(concatenated(scales).transpose(1, 2))
+        rows: Tensor = self.norm(concatenate(scales).transpose(1, 2))
         return rows.transpose(1, 2)
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        fused: Tensor = self.project(self.normalised(scales))
+        fused: Tensor = self.project(self.normalise(scales))
         return fused
 
 
@@ -144,7 +144,7 @@ class ScaleFuser(NormProjection):
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        features = self.normalised(scales)
+        features = self.normalise(scales)
         fused: Tensor = self.project(features * self.weigh(features))
         return fused
 
@@ -263,8 +263,8 @@ class CascadeScaleInterMG(ScaleInterMG):
         """As `ScaleInterMG.inform`."""
         short, middle, long = own.chunk(3, dim=1)
         middle = middle + self.to_middle(functional.relu(long))
-        coarse = functional.relu(concatenated((middle, long)))
-        return concatenated((short + self.to_short(coarse), middle, long))
+        coarse = functional.relu(concatenate((middle, long)))
+        return concatenate((short + self.to_short(coarse), middle, long))
 
 
 INTERMGS: dict[str, type[ScaleInterMG]] = {

@@ -252,14 +252,14 @@ class Session:
             "extraction": extraction and extraction.to_dict(self._extractions.place(extraction)),
             "devices": self._extractions.devices,
         }
-        return cast(dict[str, Any], self._reworded(state))
+        return cast(dict[str, Any], self._reword_all(state))
 
-    def _reworded(self, value: Any) -> Any:
+    def _reword_all(self, value: Any) -> Any:
         """`reword` for all texts in a value."""
         if isinstance(value, dict):
-            return {key: self._reworded(each) for key, each in value.items()}
+            return {key: self._reword_all(each) for key, each in value.items()}
         if isinstance(value, list | tuple):
-            return [self._reworded(each) for each in value]
+            return [self._reword_all(each) for each in value]
         return self.reword(value) if isinstance(value, str) else value
 
     def close(self) -> None:

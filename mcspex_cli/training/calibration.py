@@ -285,7 +285,7 @@ class Calibrator:
         if confused[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
         odds, segments_with, segments_without = self._cross_validate(trials, speakers)
-        fitted = _fitted(self._unfitted, trials)
+        fitted = _fit_weights(self._unfitted, trials)
         with_target, without = _segment_odds(fitted, trials)
         excess = np.array([trial.excess for trial in trials], np.float64)  # nan for None
         right = excess[present & ~confused & np.isfinite(excess)]
@@ -357,7 +357,7 @@ class Calibrator:
         for part in range(_FOLDS):
             own = [trial for trial, other in zip(trials, fold, strict=True) if other == part]
             others = [trial for trial, other in zip(trials, fold, strict=True) if other != part]
-            fitted = _fitted(self._unfitted, others)
+            fitted = _fit_weights(self._unfitted, others)
             odds[fold == part] = _file_odds(fitted, own)
             segments.append(_segment_odds(fitted, own))
         with_target, without = (np.concatenate(each) for each in zip(*segments, strict=True))
@@ -423,7 +423,7 @@ def _check_voices(speakers: Collection[str]) -> None:
         raise ConfigError(f"{len(speakers)} voices are too few. Give {_FOLDS} or more.")
 
 
-def _fitted(unfitted: Calibration, trials: Sequence[Trial]) -> Calibration:
+def _fit_weights(unfitted: Calibration, trials: Sequence[Trial]) -> Calibration:
     """The weights of segments, and then of files, that tell present from absent voices best."""
     features = np.concatenate([trial.features for trial in trials])
     shares = np.concatenate([trial.shares for trial in trials])

@@ -58,7 +58,7 @@ def build_system(
     if start is None:
         config = sized(model.system or "mcspex", model.size or "small", sample_rate_hz, speakers)
         config = replace(config, true_level=true_level, **parts)
-        return build(larger(config, model.width, model.stacks, model.blocks))
+        return build(enlarge(config, model.width, model.stacks, model.blocks))
     if start.config.system == "spexplus":
         parts = {}  # which it does not have
     for key, value in {"system": model.system, **parts}.items():
@@ -131,7 +131,7 @@ def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
     system.classifier.bias.copy_(bias - bias.mean())
 
 
-def larger(config: SystemConfig, width: float, stacks: int, blocks: int) -> SystemConfig:
+def enlarge(config: SystemConfig, width: float, stacks: int, blocks: int) -> SystemConfig:
     """A system's sizes with `width` times as many units in every layer, and so many blocks.
 
     0 leaves the stacks, or the blocks in each, as they are.
@@ -169,17 +169,17 @@ def grow(system: System, width: float = 1.0, stacks: int = 0, blocks: int = 0) -
     things. New blocks and stacks come last and begin as the identity: their last layer is
     zero. A width of 2, 3 and so on, and any depth, keep the output exactly; other widths
     closely, since norms average over units of which some are repeated and some are not.
-    `system` is not changed. `stacks` and `blocks` (in each) are the new network's, as in `larger`.
+    `system` is not changed. `stacks` and `blocks` (in each) are the new network's, as in `enlarge`.
     Source: ours, after Net2Net (Chen et al. 2016).
 
     Raises:
         ConfigError: the network has more stacks or blocks.
     """
-    config = larger(system.config, width, stacks, blocks)
+    config = enlarge(system.config, width, stacks, blocks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         grown = build(config)
-        new = grown.load_state_dict(_widened(system, config), strict=False).missing_keys
+        new = grown.load_state_dict(_widen(system, config), strict=False).missing_keys
     for name, module in grown.named_modules():
         if isinstance(module, TCNBlock | ConSM) and any(key.startswith(f"{name}.") for key in new):
             last = module.narrow if isinstance(module, TCNBlock) else module.modulate
@@ -192,7 +192,7 @@ Axis = tuple[str, Fraction] | None
 """The size that an axis of a weight follows, and how many times it; None if it follows none."""
 
 
-def _widened(system: System, config: SystemConfig) -> dict[str, Tensor]:
+def _widen(system: System, config: SystemConfig) -> dict[str, Tensor]:
     """The network's weights at the widths of `config`."""
     old = system.config
     with torch.device("meta"):

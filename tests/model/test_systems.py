@@ -146,7 +146,7 @@ def test_consm_scales_and_shifts_as_the_speaker_asks(kind: str) -> None:
 def test_a_fuser_weighs_by_the_frame_and_by_one_on_average(kind: str) -> None:
     fuser = FUSERS[kind](6, 8)
     scales = tuple(torch.randn(2, 6, 30).relu() for _ in range(3))
-    features = fuser.normalised(scales)
+    features = fuser.normalise(scales)
     weights = fuser.weigh(features).expand_as(features).detach()
     assert weights.min() >= 0
     assert weights.std(dim=-1).mean() > 1e-3

@@ -15,7 +15,7 @@ from mcspex_cli.model.config import SystemConfig, sized
 from mcspex_cli.model.stacks import CONSMS
 from mcspex_cli.model.systems import FUSERS, INTERMGS, System, build
 from mcspex_cli.training.data import Corpus
-from mcspex_cli.training.growth import fit_classifier, grow, larger
+from mcspex_cli.training.growth import enlarge, fit_classifier, grow
 from mcspex_cli.training.mixtures import MixtureSampler
 from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
@@ -65,7 +65,7 @@ def test_a_grown_network_does_what_it_did(config: SystemConfig) -> None:
         ({"width": 1.5, "blocks": 5}, -14),
     ):
         grown = grow(system, **sizes)
-        assert grown.config == larger(config, **{"width": 1.0, "stacks": 0, "blocks": 0, **sizes})
+        assert grown.config == enlarge(config, **{"width": 1.0, "stacks": 0, "blocks": 0, **sizes})
         new_estimates, new_logits = grown(*signals)
         if most_db == -math.inf:
             assert torch.equal(new_estimates, estimates) and torch.equal(new_logits, logits)
