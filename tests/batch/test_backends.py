@@ -268,7 +268,7 @@ def test_a_ray_that_dies_on_the_machine_of_the_command_ends_it(
         harming.join()
         head.shutdown()
     assert done.exit_code == 1, done.output
-    assert "error: Ray on this machine has died. Go on with the same command." in done.stderr
+    assert "error: Ray on this machine has died. Run the same command again." in done.stderr
     assert run("lost", tiny_folder).exit_code == 3
     assert_like_whole("lost")
 
