@@ -44,7 +44,7 @@ class LiveRequest:
     references: tuple[Path, ...] = options.references()
     latency_s: float = option(
         "SECONDS",
-        "How much later the voice comes out. A longer latency sounds better and computes less.",
+        "How much later the voice comes out. A longer latency sounds better and takes less time.",
         "--latency",
         type=options.FiniteRange(0.1, 3.0),
         default=1.0,

@@ -42,7 +42,9 @@ def simulate(
         "--count",
         type=click.IntRange(1),
     ),
-    seed: int | None = option(None, "Of the draw.  [default: 0]", "--seed", type=click.IntRange(0)),
+    seed: int | None = option(
+        None, "Seed of the draw.  [default: 0]", "--seed", type=click.IntRange(0)
+    ),
     mixtures: Path | None = path(
         "TOML",
         "Settings whose table [mixtures] says how often there is noise, a room, a third talker ...",

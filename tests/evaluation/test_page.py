@@ -228,7 +228,8 @@ def test_a_batch_without_truth_shows_what_needs_none_and_what_is_better(scene: P
     assert labels == ["Presence", "Speech left", "WER", "Presence"]  # the last is the median
     assert "Confused" not in means[0]
     assert re.findall(r'class="number best" data-value="(.*?)"', means[0]) == ["0.9", "0.2"]
-    assert "Higher is better, but lower for WER; Speech left only describes." in text
+    hint = "lower for WER; Speech left is neither good nor bad by itself."
+    assert f"Higher is better, but {hint}" in text
     assert "No truth is known: these numbers are hints" in text
     assert re.findall(r'data-metric="wer">(.*?) <', text) == ["0.750", "0.200", "0.400"]
     assert '<svg class="plot"' not in text
