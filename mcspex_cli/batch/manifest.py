@@ -246,7 +246,10 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
 
 
 def _resolve(root: str, text: str) -> str:
-    return str(storage.to_path(text)) if storage.is_url(text) else os.path.join(root, text)  # noqa: PTH118
+    if storage.is_url(text):
+        return str(storage.to_path(text))
+    path = os.path.join(root, text)  # noqa: PTH118
+    return os.path.normpath(path) if storage.is_url(root) else path  # stores know no ".."
 
 
 def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -57,14 +57,15 @@ def to_path(text: str | Path) -> Path:
     Raises:
         AudioError: it is a URL with a password, which journals and reports would show.
     """
-    scheme, _, rest = str(text).partition(":/")
+    scheme, separator, rest = str(text).partition(":/")
     if _PASSWORD.match(str(text)):
         raise AudioError(
             f"{scheme}://...: has a password, which reports would show. Put it where programs for "
             "this store look for it (for s3: AWS_SECRET_ACCESS_KEY), or into fsspec's "
             "configuration."
         )
-    return Path(url2pathname("/" + rest.lstrip("/")) if scheme in ("file", "local") else text)
+    is_here = separator and scheme in ("file", "local")
+    return Path(url2pathname("/" + rest.lstrip("/")) if is_here else text)
 
 
 def url(path: str | Path) -> str | None:

@@ -124,6 +124,12 @@ def test_a_store_takes_the_place_of_folders(set_: Path, store: str, tiny_folder:
     assert {line.split()[0] for line in around.stdout.splitlines() if "ann_" in line} == {
         *("mix/ann_1", "mix/ann_2", "truth/ann_1", "truth/ann_2")
     }
+    Path("lists").mkdir()
+    Path("lists/plan.csv").write_text("mixture,truth\n../mix/ann_1.wav,../truth/ann_1.wav\n")
+    upload(store, "lists")
+    words = ("--manifest", f"{store}/lists/plan.csv", "--refs", f"{store}/refs", "-o", "listed")
+    listed = batch(tiny_folder, *words, "--allow-unused")
+    assert listed.exit_code == 0, listed.output
     here = batch(tiny_folder, *asked[:-1], "here")
     assert here.exit_code == 0, here.output
     assert Path("here/report.html").read_bytes().count(b"data:audio/flac") == 9
@@ -346,8 +352,11 @@ def test_a_url_of_this_disk_is_a_path(set_: Path) -> None:
         ("mix/a.wav", None),
         ("/a/b:/c.wav", None),
         ("C:/music/a.wav", None),
+        ("local", None),
+        ("file", None),
         ("sftp://host:22/a@b:c.wav", "sftp://host:22/a@b:c.wav"),
     ],
 )
 def test_a_url_is_told_from_a_path(path: str, url: str | None) -> None:
     assert storage.url(storage.to_path(path)) == url
+    assert url or storage.to_path(path) == Path(path)
