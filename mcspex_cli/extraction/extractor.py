@@ -128,7 +128,7 @@ class Extractor:
         options: ExtractionOptions | None = None,
         advance: Callable[[float], object] | None = None,
     ) -> Voice:
-        """Make a voice of clips, folders of clips, profiles, and spans of the mixture.
+        """Make a voice from clips, folders of clips, profiles, and spans of the mixture.
 
         A clip over 10 s is cut to its speech, of at most 60 s, unless no speech is found in it; a
         shorter one only loses silence at its ends. Only 10 min of a clip are read,
@@ -137,11 +137,11 @@ class Extractor:
         Args:
             references: files and folders, all of one person alone.
             spans: when the person speaks alone in `mixture`.
-            mixture: the recording that the spans are of.
+            mixture: the recording that the spans are in.
             options: how the mixture is read: its channel (for "all" the mix), its track, and what
-                is done if it is damaged.
-            advance: called with the seconds of sound read since its last call. What it raises
-                ends the work.
+                to do if it is damaged.
+            advance: called with the seconds of sound read since its last call. An exception that
+                it raises ends the work.
 
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
@@ -177,10 +177,10 @@ class Extractor:
         """Extract a target from samples in memory.
 
         Args:
-            samples: [sample] or [channel, sample], of one second or an hour.
-            voice: the target's, of `enroll` by the same model.
+            samples: [sample] or [channel, sample], 0.3 s or more of sound.
+            voice: the target's, from `enroll` with the same model.
             sample_rate_hz: of the samples; None if it is the network's own.
-            options: how; `channel` decides what is made of several channels.
+            options: how to extract; `channel` chooses among several channels.
 
         Returns:
             The result with its `estimate`, at `sample_rate_hz` and as long as the samples. It has
@@ -218,7 +218,7 @@ class Extractor:
         """Extract a target from sound that is still arriving.
 
         Args:
-            voice: the target's, of `enroll` by the same model.
+            voice: the target's, from `enroll` with the same model.
             latency_s: how much later a sample comes out than it went in, 0.1 to 3 s. With a
                 longer one the result is better, and costs less computing.
             sample_rate_hz: of the sound, in and out; None if it is the network's own.
@@ -227,7 +227,7 @@ class Extractor:
         Raises:
             CheckpointError: the model cannot tell whether a target is absent.
             McspexError: the voice is not of this model.
-            ValueError: the latency, rate or policy is not one of those that are possible.
+            ValueError: the latency, rate or policy is not possible.
         """
         from mcspex_cli.extraction.streaming import LiveExtractor, Timing
 
@@ -252,15 +252,15 @@ class Extractor:
 
         Args:
             mixture: any sound file or video.
-            voice: the target's, of `enroll` by the same model.
-            outputs: where to; a path alone is the estimate's.
-            options: how.
+            voice: the target's, from `enroll` with the same model.
+            outputs: the files to write; a path alone names the estimate.
+            options: how to read, extract and write.
             advance: called with the seconds of audio done since its last call.
 
         Raises:
             AudioError: the mixture cannot be read, is silent or shorter than 0.3 s.
-            AbsentError: the target is absent, and the options say that this is to fail.
-            CheckpointError: the options need to know whether it is, and the model cannot tell.
+            AbsentError: the target is absent, and the options say that this is an error.
+            CheckpointError: the options depend on presence, and the model cannot tell it.
             OutputError: an output exists, is an input, or cannot be written.
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
@@ -279,8 +279,8 @@ class Extractor:
         """Extract several files; reading, computing and writing overlap, also between files.
 
         Args:
-            jobs: read one after the other as they are needed, in another thread.
-            options: how, for all of them.
+            jobs: what to extract; the next one is taken, in another thread, when it is needed.
+            options: how to read, extract and write all of them.
             advance: called with the seconds of audio done since its last call.
 
         Yields:

@@ -61,8 +61,8 @@ class ExtractionOptions:
     """How mixtures are read and estimates are written.
 
     Raises:
-        ValueError: a value means nothing; the message names it.
-        TypeError: a value is of another type.
+        ValueError: a value is not possible; the message names it.
+        TypeError: a value has the wrong type.
     """
 
     channel: str = "mix"
