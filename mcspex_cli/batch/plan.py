@@ -436,6 +436,7 @@ class _Planner:
         by_path: dict[str, Task] = {}
         by_id: dict[str, Task] = {}
         for task in tasks:
+            id_ = files.normal(task.id)
             for kind, name in task.names().items():
                 path = f"{self.request.output}/{kind}/{name}"
                 if reason := self._wrong_name(kind, name):
@@ -446,7 +447,7 @@ class _Planner:
                 if (other := by_path.setdefault(key, task)) is not task:
                     self._note_clash(task, other, f"would both be written to {storage.name(path)}")
                     break
-                if kind == AUDIO and (other := by_id.setdefault(task.id, task)) is not task:
+                if kind == AUDIO and (other := by_id.setdefault(id_, task)) is not task:
                     self._note_clash(task, other, f"both have the id {task.id}")
                     break
                 if (old := storage.stamp(path)) and old.identity in inputs:

@@ -300,11 +300,17 @@ def test_two_mixtures_of_one_name_are_refused(folder: Path) -> None:
     )
 
 
-def test_one_id_of_two_outputs_is_refused(folder: Path) -> None:
-    text = "mixture,output\nmix/a.wav,1.wav\nmix/x/b.flac,1.flac\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mixture,output\nmix/a.wav,é.wav\nmix/x/b.flac,é.flac\n",
+        "mixture,output,id\nmix/a.wav,1.wav,e\u0301\nmix/x/b.flac,2.wav,é\n",
+    ],
+)
+def test_one_id_of_two_outputs_is_refused(folder: Path, text: str) -> None:
     with pytest.raises(PlanError, match="1 problem") as caught:
         listed(text)
-    assert "m.csv line 3 and m.csv line 2 both have the id 1." in caught.value.problems[0]
+    assert "m.csv line 3 and m.csv line 2 both have the id é." in caught.value.problems[0]
 
 
 def test_one_mixture_with_two_voices_is_two_jobs(folder: Path) -> None:
