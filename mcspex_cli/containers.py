@@ -470,6 +470,10 @@ class Container:
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
         self._decoder = _decoder_of(self._source, self._kind)
+        # FFmpeg before 6 wrote too short a delay of Opus, which is skipped, to WebM and MKV.
+        head, self._early = self._decoder.extradata or b"", 0
+        if head.startswith(b"OpusHead"):
+            self._early = max(0, int.from_bytes(head[10:12], "little") - self._decoder.delay)
         self.info = self._announce(tracks, log)
         if "duplicated MOOV" in log:
             data.warn(f"another file {_FOLLOWS}")
@@ -604,6 +608,8 @@ class Container:
                 kind = "kind" if samples is None else f"sample rate, {frame.sample_rate} Hz,"
                 self._note(f"its sound is of another {kind} there")
                 continue
+            early = min(self._early, samples.shape[1])
+            samples, self._early = samples[:, early:], self._early - early
             gap = self._gap(frame)
             for start in range(0, gap, size):
                 yield np.zeros((channels, min(size, gap - start)), np.float32)
