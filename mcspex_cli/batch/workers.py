@@ -62,7 +62,7 @@ _NO_PARCEL: Sequence[Unit] = ()
 
 
 @dataclass
-class _InHand:
+class _RunningTask:
     """A task that is being extracted."""
 
     task: Task
@@ -114,14 +114,14 @@ class Worker:
     ) -> Iterator[Outcome]:
         """Extract tasks in one go, and throw away what comes of finished ones (see `Unit`)."""
         is_remote = storage.is_url(self._folder)
-        in_hand: deque[_InHand] = deque()
+        running_tasks: deque[_RunningTask] = deque()
 
         def jobs() -> Iterator[Job]:
             for number, task in enumerate(tasks):
                 if stopping():
                     return
-                item, mixture = _InHand(task, Path(scratch, str(number))), Path(task.mixture)
-                in_hand.append(item)
+                item, mixture = _RunningTask(task, Path(scratch, str(number))), Path(task.mixture)
+                running_tasks.append(item)
                 try:
                     mixture = storage.fetch(mixture, item.copies)
                 except McspexError as error:
@@ -135,7 +135,7 @@ class Worker:
             closing(self.extractor.extract_files(jobs(), self._options)) as results,
         ):
             for _, result in results:
-                item = in_hand.popleft()
+                item = running_tasks.popleft()
                 end = item.fetch_error or result
                 if isinstance(end, DiskFullError):
                     raise end
@@ -144,7 +144,7 @@ class Worker:
                 if outcome:
                     yield outcome
 
-    def _finish(self, item: _InHand, end: Result | McspexError) -> Outcome:
+    def _finish(self, item: _RunningTask, end: Result | McspexError) -> Outcome:
         """Send the outputs to their store, if they go to one, and write the end to the journal.
 
         A task whose outputs cannot be sent has failed. A journal that cannot be written ends all.
