@@ -413,7 +413,8 @@ def _check_channel(channel: str, channels: int, source: Path | str) -> None:
     is_there = is_channel_number(channel) and int(channel) < channels
     if not is_there and channel not in ("mix", "all"):
         raise AudioError(
-            f"{source}: has no channel {channel}. It has {channels}, counted from 0; or use mix."
+            f"{source}: has no channel {channel}. It has {channels}, counted from 0. Choose one of "
+            "them, or mix."
         )
 
 

@@ -177,7 +177,7 @@ def rm(name: str = argument("ORG/NAME[@REV]", type=options.TEXT), yes: bool = YE
     commits = downloads_of(parsed) if parsed else []
     if not commits:
         raise CheckpointError(
-            f"{name}: has not been downloaded. To see what has been: mcspex models list"
+            f"{name}: has not been downloaded. To see the downloaded models: mcspex models list"
         )
     for commit in commits:
         console.say(f"{commit.label}  ({commit.folder})")

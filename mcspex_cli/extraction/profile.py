@@ -162,7 +162,7 @@ def check_profile_output(path: Path, name: str, clips: int, *, overwrite: bool) 
             f"profile is made from at most {_MAX_CLIPS:,} clips."
         )
     if not is_profile_name(path):
-        raise OutputError(f"{path}: the name of a profile is like alice{SUFFIX}. Rename it.")
+        raise OutputError(f"{path}: a profile's name ends in {SUFFIX}. Choose such a name.")
     files.check_output(path, overwrite=overwrite)
     if path.exists() and not _is_profile(path, if_damaged=False):
         raise OutputError(

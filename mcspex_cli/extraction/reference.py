@@ -366,16 +366,21 @@ def check_spans(reader: audio.Reader, spans: Iterable[Span]) -> None:
             reader.measure()
             _check_end(path, span, begin_s + reader.info.seconds)
         if span.end_s <= begin_s:
-            raise AudioError(f"{path}: its sound begins at {begin_s:.2f} s, after the span {span}.")
+            raise AudioError(
+                f"{path}: its sound begins at {begin_s:.2f} s, after the span {span}. Choose "
+                "another span."
+            )
 
 
 def _check_end(path: Path, span: Span, end_s: float) -> None:
     """Refuse a span of a recording that ends before it, or leaves too little of it."""
     ends, needed_s = f"{path}: ends at {end_s:.2f} s,", span.start_s + audio.MIN_SIGNAL_S
     if end_s < span.end_s - _SPAN_SLACK_S and not math.isinf(span.end_s):
-        raise AudioError(f"{ends} before the span {span} does.")
+        raise AudioError(f"{ends} before the span {span} does. Choose another span.")
     if end_s < needed_s:
-        raise AudioError(f"{ends} but the span {span} needs {needed_s:.2f} s or more.")
+        raise AudioError(
+            f"{ends} but the span {span} needs {needed_s:.2f} s or more. Choose another span."
+        )
 
 
 def _clip_of(name: str, pieces: Pieces, from_hz: int, to_hz: int, warnings: Iterable[str]) -> Clip:

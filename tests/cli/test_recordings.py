@@ -115,7 +115,10 @@ def test_spans_and_clips_are_one_voice(extract: Run, meeting: Path) -> None:
 @pytest.mark.parametrize(
     ("span", "message"),
     [
-        ("8-99", "meeting.wav: ends at 11.10 s, before the span 8.0-99.0 s does."),
+        (
+            "8-99",
+            "meeting.wav: ends at 11.10 s, before the span 8.0-99.0 s does. Choose another span.",
+        ),
         ("9.5-11", "meeting.wav 9.5-11.0 s: is silent. Check the recording and its channels."),
     ],
 )

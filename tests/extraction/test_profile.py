@@ -91,7 +91,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, profile: Profile) -> None:
         assert place.read_bytes() == before
     (tmp_path / "folder.safetensors").mkdir()
     for name, message in (
-        ("alice.wav", r"the name of a profile is like alice.safetensors"),
+        ("alice.wav", r"a profile's name ends in .safetensors"),
         ("folder.safetensors", "is a folder"),
         ("alice.safetensors/a.safetensors", "alice.safetensors is not a folder"),
         ("n" * 300 + ".safetensors", "its name is too long"),
