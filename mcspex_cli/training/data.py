@@ -186,7 +186,7 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
 def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     """Look up each speaker's sex, "male", "female" or "", in CSVs with columns speaker and sex.
 
-    A speaker is called there as its folder is. `m`, `F`, `male` and so on are understood.
+    A speaker's name there is that of its folder. `m`, `F`, `male` and so on are understood.
 
     Raises:
         ConfigError: a file or a column is missing, or the tables know none of the speakers.
@@ -226,7 +226,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
 
 @dataclass(frozen=True)
 class Speaker:
-    """One talker's utterances, end to end in the corpus; a stretch runs on from last to first."""
+    """One talker's utterances, end to end in the corpus; the first follows the last again."""
 
     name: str
     start: int
@@ -236,7 +236,7 @@ class Speaker:
     """What each utterance says; never mixed with another that says the same."""
 
     def start_of(self, utterance: int) -> int:
-        """Where an utterance begins; in a second turn of the loop, numbers and samples count on."""
+        """Where an utterance begins; numbers beyond the last one go through the loop again."""
         loops, index = divmod(utterance, len(self.sentences))
         return loops * self.bounds[-1] + self.bounds[index]
 
