@@ -255,6 +255,9 @@ class Reader:
         """Read the file from its beginning."""
         with self._open(self._damaged) as decoder:
             self.frames, self.warnings, info = 0, decoder.data.warnings, decoder.info
+            known = vars(self).get("info", info)  # by which the caller may have made its plans
+            if (known.sample_rate_hz, known.channels) != (info.sample_rate_hz, info.channels):
+                raise AudioError(f"{self.path}: was replaced meanwhile. Run the command again.")
             self.sample_rate_hz = self.sample_rate_hz or info.sample_rate_hz
             kept = info.channels if self.channel == "all" else 1
             resampler = Resampler(info.sample_rate_hz, self.sample_rate_hz, kept)

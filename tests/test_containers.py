@@ -947,6 +947,19 @@ def test_devices_and_endless_files_are_refused(tmp_path: Path) -> None:
         audio.read(tmp_path / "link.wav", RATE_HZ)
 
 
+@pytest.mark.parametrize("shape", [(2 * RATE_HZ, 1), (RATE_HZ, 2)])
+def test_a_file_that_is_replaced_by_one_of_another_shape_is_not_read_as_the_first(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, SIX_S, RATE_HZ)
+    reader = audio.Reader(path)
+    reader.check()
+    soundfile.write(path, np.stack([SIX_S] * shape[1], 1), shape[0])
+    with pytest.raises(AudioError, match=r"a\.wav: was replaced meanwhile\. Run the command again"):
+        list(reader)
+
+
 def test_a_file_that_grows_while_it_is_read_has_an_end(tmp_path: Path) -> None:
     path = encoded("a.aac", "aac")(tmp_path)
     data, blocks = path.read_bytes(), 0
