@@ -623,6 +623,28 @@ def test_keys_mark_also_after_a_click_on_play_and_in_capitals(page: Page) -> Non
 
 
 @needs_browser
+def test_a_double_click_does_no_more_than_a_click(page: Page) -> None:
+    from selenium.webdriver import ActionChains
+
+    def double_click(selector: str) -> None:
+        ActionChains(page.browser).double_click(page(selector)).perform()
+
+    double_click("#example")
+    page.wait_for("#extract", "is_enabled")
+    page("#from").send_keys("0:10")
+    page("#to").send_keys("0:12")
+    double_click("#times button")
+    until(lambda: "0:10.0 – 0:12.0" in page("#chips").text, "the part is marked")
+    assert not page("#problem").is_displayed()
+    double_click("#extract")
+    page.wait_for("#work")
+    time.sleep(0.5)  # in which a second request would be refused
+    assert not page("#problem").is_displayed()
+    page("#cancel").click()
+    page.wait_for("#extract")
+
+
+@needs_browser
 def test_every_failure_is_told_and_another_channel_keeps_the_marks(
     page: Page, tmp_path: Path
 ) -> None:

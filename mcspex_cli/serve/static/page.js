@@ -362,6 +362,11 @@ addEventListener("keydown", (event) => {
   if (key === "o") { $("to").value = clock(track.at, 1); mark(seconds($("from").value || "0"), track.at); }
 });
 
+addEventListener("click", (event) => {
+  const isSecond = event.detail > 1 && event.target.closest("#example, #times button, #extract");
+  if (isSecond) { event.preventDefault(); event.stopPropagation(); } // of a double click
+}, true);
+
 $("file").addEventListener("change", ({ target: input }) => { addRecording([...input.files]); input.value = ""; });
 $("reference").addEventListener("change", ({ target: input }) => { addReferences([...input.files]); input.value = ""; });
 $("another").addEventListener("click", () => $("file").click());
