@@ -19,6 +19,7 @@ import hashlib
 import os
 import re
 import reprlib
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -106,6 +107,11 @@ class CheckpointInfo:
     def label(self) -> str:
         """Its name, with its commit if it comes from the Hub."""
         return HubName(self.name, self.revision).label
+
+    @property
+    def argument(self) -> str:
+        """What names it in a command."""
+        return shlex.quote(str(self.folder)) if self.source == "folder" else self.name
 
     @property
     def title(self) -> str:
@@ -356,18 +362,18 @@ def read_tensors(path: Path, remedy: str = _COPY_AGAIN) -> tuple[dict[str, Tenso
 
 
 def count_weights(info: CheckpointInfo) -> int:
-    """Count a checkpoint's weights, without its running statistics, and without loading them."""
-    from safetensors import safe_open
+    """Count a checkpoint's weights, without its running statistics, and without torch."""
+    from safetensors import deserialize
 
+    data = read_bytes(info.weights, info.remedy)
     try:
-        with safe_open(info.weights, framework="numpy") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        tensors = deserialize(data)  # type: ignore[no-untyped-call]
     except Exception as error:  # safetensors' errors have no common class
         raise CheckpointError(
             f"{info.weights}: damaged, or not safetensors. {info.remedy}"
         ) from error
     statistics = re.compile(r"(.*\.)?(running_|num_batches_)")
-    return sum(prod(shape) for key, shape in shapes.items() if not statistics.match(key))
+    return sum(prod(tensor["shape"]) for key, tensor in tensors if not statistics.match(key))
 
 
 def save_checkpoint(

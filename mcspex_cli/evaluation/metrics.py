@@ -237,7 +237,7 @@ def open_verifier(extractor: Extractor) -> Verifier:
     if engine.calibration is None:
         raise CheckpointError(
             f"{extractor.model.label}: cannot tell how similar voices are. Calibrate it: "
-            f"mcspex models calibrate {extractor.model.folder} SPEAKERS"
+            f"mcspex models calibrate {extractor.model.argument} SPEAKERS"
         )
 
     @cache

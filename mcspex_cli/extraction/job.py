@@ -362,7 +362,7 @@ def check_absent(absent: str, model: CheckpointInfo, calibration: object) -> Non
     if absent != "keep" and calibration is None:
         raise CheckpointError(
             f"{model.label}: cannot tell whether a voice is there. Use --absent keep, or calibrate "
-            f"it: mcspex models calibrate {model.folder} SPEAKERS"
+            f"it: mcspex models calibrate {model.argument} SPEAKERS"
         )
 
 

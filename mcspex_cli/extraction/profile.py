@@ -111,7 +111,7 @@ class Profile:
         models = ", ".join(one.label for one in self.models)
         raise CheckpointError(
             f"{path}: enrolled for {models}, not for {model.label} (sha256 {model.sha256[:12]}). "
-            f"Enroll it again: mcspex enroll ... --model {model.name}"
+            f"Enroll it again: mcspex enroll ... --model {model.argument}"
         )
 
     def to_dict(self, path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from mcspex_cli.checkpoint import checkpoint
 from mcspex_cli.checkpoint.checkpoint import (
     bundled,
+    count_weights,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -270,7 +271,11 @@ def test_what_is_not_a_file_is_refused_at_once(folder: Path, name: str, kind: st
     ):
         load_checkpoint(folder)
     if name != "config.json":
-        assert verify(find_checkpoint(folder))
+        info = find_checkpoint(folder)
+        assert verify(info)
+        if kind != "huge":
+            with pytest.raises(CheckpointError, match=r"no such file|is not a reg|cannot be read"):
+                count_weights(info)
 
 
 SAVING = """

@@ -208,6 +208,8 @@ def test_batches_refuse_profiles_before_any_work(run: Run, tmp_path: Path) -> No
     assert twice.exit_code == 1
     assert "both have the same name. Rename one." in twice.stderr
     assert not (tmp_path / "out").exists()
-    extracted = run("extract", "mixture.flac", "--ref", "mixture.safetensors")
+    (tmp_path / "tiny").rename(tmp_path / "the tiny")
+    words = ("extract", "mixture.flac", "--ref", "mixture.safetensors", "--model", "./the tiny")
+    extracted = run(*words)
     assert extracted.exit_code == 1
-    assert "Enroll it again: mcspex enroll ... --model tiny" in extracted.stderr
+    assert extracted.stderr.endswith("again: mcspex enroll ... --model 'the tiny'\n")

@@ -57,7 +57,7 @@ def test_what_is_written_is_read(tmp_path: Path, profile: Profile, model: Checkp
 def test_another_models_profile_is_refused(
     tmp_path: Path, profile: Profile, model: CheckpointInfo
 ) -> None:
-    other = replace(model, name="org/other", sha256="b" * 64, revision="c" * 40)
+    other = replace(model, name="org/other", sha256="b" * 64, revision="c" * 40, source="hub")
     message = (
         rf"p.safetensors: enrolled for tiny \(sha256 {model.sha256[:12]}\), not for "
         r"org/other@c{12} \(sha256 b{12}\). Enroll it again: mcspex enroll ... --model org/other"
