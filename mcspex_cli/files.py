@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mcspex_cli.errors import (
+    TOO_LITTLE_MEMORY,
     AudioError,
     ConfigError,
     DiskFullError,
@@ -90,6 +91,7 @@ _REASONS = {
     errno.EMFILE: "too many files are open. Raise the limit with: ulimit -n 4096",
     errno.ENFILE: "too many files are open on this machine. Close other programs.",
     errno.EFBIG: "it is larger than the disk or its limit allows. Choose another disk.",
+    errno.ENOMEM: TOO_LITTLE_MEMORY,
     errno.EIO: "the disk failed (input/output error). Check the disk, or choose another.",
     errno.ESTALE: "the network disk went away (stale file handle). Mount it again.",
 }

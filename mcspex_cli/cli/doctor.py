@@ -32,6 +32,7 @@ from mcspex_cli.errors import (
     HubError,
     McspexError,
     install_extra,
+    is_lack_of_memory,
     line,
 )
 
@@ -142,7 +143,10 @@ def guard(name: str, check: Check) -> Finding:
     except McspexError as error:
         return Finding(name, FAILED, *_parts(error))
     except (Exception, SystemExit) as error:  # a broken library may raise anything
-        return Finding(name, FAILED, in_words(error), "Install mcspex again, or report this.")
+        remedy = "Install mcspex again, or report this."
+        if is_lack_of_memory(error):
+            remedy = "Close other programs, or use a machine with more memory."
+        return Finding(name, FAILED, in_words(error), remedy)
 
 
 def _parts(error: McspexError) -> tuple[str, str]:
@@ -172,6 +176,8 @@ def _import(package: str) -> Any:
     try:
         return import_module(package)
     except Exception as error:  # missing libraries are OSErrors, others anything
+        if is_lack_of_memory(error):
+            raise
         raise McspexError(f"does not import ({in_words(error)}). {_reinstall(package)}") from error
 
 

@@ -183,6 +183,7 @@ def run(check: Callable[..., tuple[str, ...]], *arguments: object, **options: ob
     [
         (ZeroDivisionError("by\nzero"), "ZeroDivisionError: by", "report this"),
         (SystemExit(), "SystemExit", "report this"),
+        (MemoryError("std::bad_alloc"), "MemoryError: std::bad_alloc", "with more memory"),
         (AudioError("a.wav: is silent. Record it again."), "a.wav: is silent", "Record it again."),
     ],
 )
