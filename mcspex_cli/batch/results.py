@@ -193,7 +193,7 @@ def write(
         for name, text in texts.items():
             with files.whole(folder / name) as partial:
                 partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-        if results and not html.exists():
+        if results and not html.is_file():
             title = plan.folder.resolve().name
             look = PageSettings(groups=groups, overwrite=True, title=title)
             with tempfile.TemporaryDirectory() as scratch:

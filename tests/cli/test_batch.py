@@ -345,6 +345,11 @@ def test_a_page_of_another_report_is_not_left(batch: Run) -> None:
     report.write_text(report.read_text().replace("ann/0", "ann/7"))
     batch(*ASKED)
     assert "ann/0" in page.read_text()
+    page.unlink()
+    page.mkdir()
+    done = batch(*ASKED)
+    assert done.exit_code == 1
+    assert said(done) == ["error: out/report.html: is a folder. Name a file."]
 
 
 def test_that_nothing_can_be_scored_is_an_error_even_if_quiet(batch: Run) -> None:
