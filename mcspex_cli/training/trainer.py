@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
@@ -79,6 +79,10 @@ class Trainer:
         self.sampler = MixtureSampler(corpus, settings.mixtures)
         part = slice(self.team.rank, None, self.team.size)
         self.validation_mixtures = read_validation(settings.data, rate, part)
+        self.validation_input_db = self._validation_mean(
+            si_sdr(item.mixture, item.target) for item in self.validation_mixtures
+        )
+        """The mean SI-SDR of the mixtures themselves, by which a resumed run knows them again."""
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.start and not state and not _has_classifier_of(self.start, corpus):
@@ -266,8 +270,12 @@ class Trainer:
             estimate = self.averaged.extract(mixture, self.averaged.embed(reference))[0]
             after = si_sdr(estimate.cpu().numpy(), item.target)
             gains.append(after - si_sdr(item.mixture, item.target))
-        gains = [gain for gain in gains if not math.isnan(gain)]
-        total, count = self.team.mean([sum(gains), len(gains)])
+        return self._validation_mean(gains)
+
+    def _validation_mean(self, values: Iterable[float]) -> float | None:
+        """The mean over the team of what this process has measured; None without any value."""
+        numbers = [value for value in values if not math.isnan(value)]
+        total, count = self.team.mean([sum(numbers), len(numbers)])
         return total / count if count else None
 
     def _save(self, name: str, score: float | None) -> None:
@@ -304,6 +312,7 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best_db": self.best_db,
+            "validation_input_db": self.validation_input_db,
             "speakers_sha256": self.sampler.corpus.speakers_sha256,
         }
         if self.settings.optimiser.decay_minutes:
@@ -372,6 +381,14 @@ class Trainer:
             ) from error
         if self.settings.optimiser.decay_minutes:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
+        before, now = state.get("validation_input_db"), self.validation_input_db
+        if before is not None and now is not None and not math.isclose(before, now, abs_tol=1e-6):
+            self.best_db = -math.inf
+            if self.team.leads:
+                _logger.warning(
+                    f"{self.out}: the validation mixtures have changed, so that earlier scores are "
+                    "not compared with new ones. The next model that is validated replaces best/."
+                )
         if self.team.leads and not same_speakers:
             _logger.warning(
                 f"{self.out}: was trained with other speakers, or in another order, so it learns "

@@ -171,6 +171,22 @@ def test_other_speakers_in_a_resumed_run_are_warned_of(
     assert "out: was trained with other speakers, or in another order" in message
 
 
+def test_scores_of_other_validation_mixtures_are_not_compared(
+    corpus: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mcspex"), "propagate", True)
+    chosen = settings(corpus, "out")
+    trainer = Trainer(chosen)
+    list(trainer.run())
+    assert Trainer(chosen, resume=True).best_db == trainer.best_db > -math.inf
+    assert caplog.messages == []
+    recipe = corpus / "recipe.csv"
+    recipe.write_text(recipe.read_text().replace(",0\n", ",5\n"))
+    assert Trainer(chosen, resume=True).best_db == -math.inf
+    (message,) = set(caplog.messages)
+    assert "out: the validation mixtures have changed" in message
+
+
 def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     corpus: Path, tiny_folder: Path
 ) -> None:
