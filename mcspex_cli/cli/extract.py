@@ -303,13 +303,19 @@ def _show(request: ExtractRequest, job: Job, result: Result, voice: Voice) -> No
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed afterwards."""
+    """A folder that is removed afterwards; if this process is killed, the next run removes it."""
+    from mcspex_cli import files
+
     try:
-        folder = tempfile.TemporaryDirectory(prefix="mcspex-", ignore_cleanup_errors=True)
+        folder = files.hidden_name(Path(tempfile.gettempdir()) / "mcspex")
+        files.sweep_once(folder.parent)
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise OutputError(f"no temporary folder ({error.strerror}). Set TMPDIR.") from error
-    with folder as name:
-        yield Path(name)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_stdin(path: Path) -> None:
