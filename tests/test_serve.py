@@ -623,6 +623,24 @@ def test_keys_mark_also_after_a_click_on_play_and_in_capitals(page: Page) -> Non
 
 
 @needs_browser
+@pytest.mark.parametrize(("suffix", "codec"), [("opus", "libopus"), ("mp3", "libmp3lame")])
+def test_a_recording_that_is_longer_than_announced_is_drawn_whole(
+    page: Page, tmp_path: Path, suffix: str, codec: str
+) -> None:
+    part, joined = tmp_path / f"part.{suffix}", tmp_path / f"joined.{suffix}"
+    make(part, SoundTrack(audio.read(INTERVIEW, 16_000)[: 5 * 16_000], 16_000, codec))
+    joined.write_bytes(part.read_bytes() * 2)
+    page.drop("#drop", joined)
+    page.wait_for("#mixture .play", "is_enabled")
+    until(lambda: page("#length").text == "0:10", "the true length")
+    page("#from").send_keys("0:05.2")
+    page("#to").send_keys("0:09.5\n")
+    until(lambda: "0:05.2 – 0:09.5" in page("#chips").text, "a part of the second half")
+    length_s = float(page("#mixture .wave").get_attribute("aria-valuemax"))
+    assert length_s == pytest.approx(10, abs=0.3)
+
+
+@needs_browser
 def test_a_double_click_does_no_more_than_a_click(page: Page) -> None:
     from selenium.webdriver import ActionChains
 

@@ -79,6 +79,8 @@ class Recording:
         self.playable = upload.path.with_name("mixture.wav")
         self.peaks = bytearray()
         """Of what is decoded so far, see `find_peaks`."""
+        self.seconds = self.info.seconds
+        """As the header announces, and when it is decoded, as it is."""
         self.is_decoded = False
         self.error = ""
         self.warnings: list[str] = []
@@ -100,6 +102,7 @@ class Recording:
         try:
             for peaks in find_peaks(written(), _peak_samples(self.info)):
                 self.peaks += peaks
+            self.seconds = self._reader.frames / self.info.sample_rate_hz
             self.warnings = list(self._reader.warnings)
         except Exception as error:
             self.error = _reason(error)
@@ -118,7 +121,7 @@ class Recording:
         """What the page shows of it."""
         return {
             "name": self.upload.name,
-            "seconds": self.info.seconds,
+            "seconds": self.seconds,
             "peak_s": _peak_samples(self.info) / self.info.sample_rate_hz,
             "channels": self.info.channels,
             "channel": self.options.channel,
@@ -273,7 +276,7 @@ class Extraction:
     def _advance(self, done_s: float) -> None:
         self._done_s += done_s
         self._check_cancelled()
-        if self._done_s >= self.recording.info.seconds - 0.1:
+        if self._done_s >= self.recording.seconds - 0.1:
             self.step = "writing"
 
     def _check_cancelled(self) -> None:
@@ -282,7 +285,7 @@ class Extraction:
 
     def to_dict(self, place: int) -> dict[str, Any]:
         """What the page shows of it; `place` is how many come before it."""
-        share = min(1.0, self._done_s / self.recording.info.seconds)
+        share = min(1.0, self._done_s / self.recording.seconds)
         spent_s = time.monotonic() - self._began
         return {
             "id": self.folder.name,

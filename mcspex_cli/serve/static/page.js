@@ -8,7 +8,7 @@ const QUICK = 400, SLOW = 10000; // milliseconds between two questions to the se
 let base = "";
 let state = { recording: null, references: {}, extraction: null, devices: [] };
 let mixture = null, regions = null; // the recording's track, and the marks on it
-let peaks = new Float32Array(0);
+let peaks = new Float32Array(0), drawing = 0; // `drawing` counts the recordings that were drawn
 let chips = ""; // what the buttons of marks and references show
 let decoded = false, uploading = 0, saved = true;
 let resultId = null; // the extraction whose result is on the page
@@ -92,38 +92,44 @@ const useRecording = (answer, keepMarks = false) => {
 
 const drawRecording = async () => {
   const { seconds, peak_s: step } = state.recording;
-  const count = Math.max(1, Math.ceil(seconds / step));
-  peaks = new Float32Array(count);
+  const own = ++drawing;
+  let current = new Float32Array(Math.max(1, Math.ceil(seconds / step)));
   if (!mixture) {
     regions = Regions.create();
     mixture = new Track($("mixture"), { name: "mixture", label: "Recording", plugins: [regions], withZoom: true });
     regions.enableDragSelection({ color: `color-mix(in srgb, ${colour("--voice")} 25%, transparent)`, minLength: 0.3 });
     for (const event of ["region-created", "region-updated", "region-removed"]) regions.on(event, showChips);
   }
-  const url = `${base}peaks/mixture`, current = peaks;
-  const reader = (await fetch(url)).body.getReader();
+  const reader = (await fetch(`${base}peaks/mixture`)).body.getReader();
   let rest = new Uint8Array(0), filled = 0, drawn = 0;
   for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
     const bytes = new Uint8Array(rest.length + piece.value.length);
     bytes.set(rest);
     bytes.set(piece.value, rest.length);
     const whole = bytes.length - (bytes.length % 4);
-    const values = new Float32Array(bytes.buffer.slice(0, whole)).subarray(0, count - filled);
+    const values = new Float32Array(bytes.buffer.slice(0, whole));
+    if (filled + values.length > current.length) { // a header may announce less than there is
+      const longer = new Float32Array(filled + values.length);
+      longer.set(current);
+      current = longer;
+    }
     current.set(values, filled);
     filled += values.length;
     rest = bytes.slice(whole);
-    if (current === peaks && Date.now() - drawn > 1000) {
+    if (own === drawing && Date.now() - drawn > 1000) {
       drawn = Date.now();
-      await mixture.load("", current, seconds, loudest());
+      peaks = current;
+      await mixture.load("", peaks, Math.max(seconds, filled * step), loudest());
     }
   }
-  if (current !== peaks) return;
+  if (own !== drawing) return;
+  peaks = current.slice(0, Math.max(1, filled)); // or more
   await watch();
   if (state.recording.error) {
     tell(state.recording.error);
     return;
   }
-  await mixture.load(`${base}sounds/mixture?${Date.now()}`, peaks, seconds, loudest());
+  await mixture.load(`${base}sounds/mixture?${Date.now()}`, peaks, state.recording.seconds, loudest());
   decoded = true;
   showButtons();
 };
