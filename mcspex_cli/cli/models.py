@@ -331,12 +331,12 @@ def calibrate(
     sources: tuple[Path, ...] = argument(
         "SPEAKERS|CSV...", nargs=-1, required=True, type=options.PATH
     ),
-    count: int = option(
+    count: int | None = option(
         None,
-        "How many mixtures, and how many recordings with turns, to draw from SPEAKERS.",
+        "How many mixtures, and how many recordings with turns, to draw from SPEAKERS.  "
+        "[default: 100]",
         "-n",
         type=click.IntRange(1),
-        default=100,
     ),
     seed: int = options.SEED,
     as_json: bool = options.JSON,
@@ -358,6 +358,8 @@ def calibrate(
     info = options.find_model(name, offline=True)
     for source in sources:
         files.check_exists(source)
+    if count and not any(source.is_dir() for source in sources):
+        raise click.UsageError("-n is for recordings that are drawn from folders of SPEAKERS.")
     if origin := find_source(info.folder):
         raise CheckpointError(
             f"{info.label}: {origin}, and is not changed. Copy {info.folder} and calibrate the "
@@ -369,7 +371,9 @@ def calibrate(
     from mcspex_cli.training.calibration import Calibrator, read_cases
 
     engine = open_engine(replace(info, calibration=None))  # it may be damaged
-    calibrator = Calibrator(engine, read_cases(sources, count, engine.sample_rate_hz, seed), seed)
+    calibrator = Calibrator(
+        engine, read_cases(sources, count or 100, engine.sample_rate_hz, seed), seed
+    )
     trials = console.track(
         calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds")
     )

@@ -343,6 +343,8 @@ def test_a_calibration_that_cannot_be_made_changes_nothing(model: Path, speakers
     done = calibrate(model, speakers / "none.csv")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "none.csv: no such file" in done.stderr
+    done = calibrate(model, speakers / "mixtures.csv", "-n", 30)
+    assert (done.exit_code, "-n is for recordings that are drawn" in done.stderr) == (2, True)
     assert calibrate(model).exit_code == 2
     assert calibrate(model, speakers, "-n", 0).exit_code == 2
     assert (model / "config.json").read_bytes() == before
