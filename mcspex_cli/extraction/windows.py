@@ -59,7 +59,7 @@ def cut(blocks: Iterable[Samples], windowing: Windowing) -> Iterator[Window]:
     for block in blocks:
         held = block if held is None else np.concatenate([held, block], axis=-1)
         end = held_from + held.shape[-1]
-        # Only if a sample follows a window, it is not the last one.
+        # A window is the last one unless a sample follows it.
         while start + windowing.window < end:
             at = start - held_from
             yield Window(start, held[..., at : at + windowing.window], last=False)
