@@ -342,7 +342,7 @@ ODD = b'{"model_type": "bert"}'
         ({}, {"config.json": ODD}, "config.json: belongs to another program."),
         ({}, {"config.json": b"{"}, "config.json: damaged. Tell its author."),
         ({}, {"config.json": b" " * 2**21}, "config.json has 2,097,152 bytes, too many for a mod"),
-        ({}, {"model.safetensors": bytes(10**6)}, "its weights have 1,000,000 bytes, and its conf"),
+        ({}, {"model.safetensors": bytes(10**6)}, "its weights have 1,000,000 bytes, but the netw"),
         ({}, {"model.safetensors": None}, "not an mcspex model, because it has no model.safetens"),
         (
             {},
@@ -1027,7 +1027,7 @@ def test_convert_and_export_replace_nothing_but_a_model(
     ):
         done = run("models", *words, "-o", tmp_path / "out", "--overwrite")
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-        reason = "is (there, and not part of an mcspex|not empty, and no) model. Name another fol"
+        reason = "is (there, and not part of an mcspex|not empty, and not a) model. Name another f"
         assert re.search(reason, done.stderr)
     assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir()} == content
 
