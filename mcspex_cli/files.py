@@ -302,7 +302,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def identities(*paths: Path) -> set[object]:
-    """What all names of a file share: its real path and, if it exists, its inode; of each file."""
+    """For each file, what all of its names share: the real path and, if it exists, the inode."""
     keys: set[object] = set()
     for path in paths:
         keys.add(os.path.realpath(path))  # which, unlike Path.resolve, follows links in a circle

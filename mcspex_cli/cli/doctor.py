@@ -287,8 +287,10 @@ def check_torchaudio() -> tuple[str, ...]:
     try:
         return OK, str(import_module("torchaudio").__version__)
     except Exception as error:  # it loads torch's libraries, and may not find them
-        loss = "Training changes the speed of speech in a simpler way"
-        detail = f"does not import ({in_words(error)}). {loss}"
+        detail = (
+            f"does not import ({in_words(error)}). "
+            "Training changes the speed of speech in a simpler way"
+        )
         remedy = "If you train, install the build that fits your torch."
         return NOTE, detail, remedy
 

@@ -157,7 +157,7 @@ class ScoreRequest:
     form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
     as_json: bool = options.JSON
     every: bool = flag(
-        "List all files, also more than 50, of which only the worst ten are listed otherwise.",
+        "List all files. By default, of more than 50 only the worst ten are listed.",
         "--all",
     )
     outputs: tuple[Path, ...] = paths(
