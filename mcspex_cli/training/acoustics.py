@@ -178,17 +178,22 @@ def torchaudio_functional() -> ModuleType | None:
 
 
 def limit_band(
-    signals: Tensor, lowest_hz: Tensor, highest_hz: Tensor, sample_rate_hz: int
+    signals: Tensor,
+    lowest_hz: Tensor,
+    highest_hz: Tensor,
+    slope_db: Tensor,
+    sample_rate_hz: int,
 ) -> Tensor:
     """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row, 1].
 
-    Above it fades out over 5 % of that frequency; below, towards 0 Hz by 12 dB per octave, as a
-    second-order filter does.
+    Above it fades out over 5 % of that frequency; below, towards 0 Hz by `slope_db` [row, 1] per
+    octave, as a Butterworth filter does (12 dB: of second order).
     """
     spectrum = torch.fft.rfft(signals)
     hertz = torch.linspace(0, sample_rate_hz / 2, spectrum.shape[-1], device=signals.device)
     kept = spectrum * ((highest_hz - hertz) / (0.05 * highest_hz) + 1).clamp(0, 1)
-    kept = kept / (1 + (lowest_hz / hertz.clamp_min(1.0)) ** 4).sqrt()
+    octaves_below = torch.log2(lowest_hz.clamp_min(1e-3) / hertz.clamp_min(1.0))
+    kept = kept / (1 + 10 ** (octaves_below * slope_db / 10)).sqrt()
     limited: Tensor = torch.fft.irfft(kept, n=signals.shape[-1])
     return limited
 

@@ -51,6 +51,8 @@ class Surroundings:
     highest_hz: float = 0.0
     """Of a narrow band; 0 if the band is not narrow."""
     lowest_hz: float = 0.0
+    slope_db: float = 0.0
+    """How fast a narrow band falls below `lowest_hz`, per octave."""
     inverted: bool = False
     """Whether the microphone has the other polarity."""
 
@@ -294,6 +296,7 @@ class MixtureSampler:
             responses=responses,
             highest_hz=rng.uniform(*settings.band_hz) if narrow else 0.0,
             lowest_hz=rng.uniform(*settings.band_from_hz) if narrow else 0.0,
+            slope_db=float(np.exp(rng.uniform(*np.log(settings.band_slope_db)))) if narrow else 0.0,
             inverted=settings.inverted > 0 and bool(rng.random() < settings.inverted),
         )
 
@@ -425,9 +428,11 @@ class MixtureSampler:
             return signals
         lowest = self._column([arounds[row].lowest_hz for row in rows])
         highest = self._column([arounds[row].highest_hz for row in rows])
-        rate = self.corpus.sample_rate_hz
+        slope = self._column([arounds[row].slope_db for row in rows])
         narrowed = signals.clone()
-        narrowed[..., rows, :] = acoustics.limit_band(signals[..., rows, :], lowest, highest, rate)
+        narrowed[..., rows, :] = acoustics.limit_band(
+            signals[..., rows, :], lowest, highest, slope, self.corpus.sample_rate_hz
+        )
         return narrowed
 
     def _column(self, values: Sequence[float]) -> Tensor:

@@ -106,6 +106,7 @@ class MixtureSettings:
     narrow_band: Probability = 0.0
     band_hz: Range[Annotated[float, Meta(ge=100, le=96_000)]] = (2000.0, 4000.0)
     band_from_hz: Range[Annotated[float, Meta(ge=0, le=96_000)]] = (50.0, 350.0)
+    band_slope_db: Range[Annotated[float, Meta(ge=6, le=480)]] = (12.0, 240.0)
     inverted: Probability = 0.0
     reference_noise: Probability = 0.0
     reference_room: Probability = 0.0
