@@ -334,16 +334,16 @@ def track(
 def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) call `stop`, and the second one end the program at once.
 
-    So do the `others`, names of signals, unless they are ignored.
+    So do the `others`, names of signals. Signals that are ignored stay so, as in a background job.
     """
 
     def handle(number: int, _: object) -> None:
         signal.signal(number, before[number])
         stop()
 
-    numbers = [getattr(signal, name) for name in others if hasattr(signal, name)]
+    names = ("SIGINT", "SIGTERM", *others)
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    numbers += [signal.SIGINT, signal.SIGTERM]
     before = {int(number): signal.signal(number, handle) for number in numbers}
     try:
         yield

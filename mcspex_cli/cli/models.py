@@ -23,6 +23,9 @@ NEW_FOLDER = option(
 )
 YES = flag("Do not ask.", "-y", "--yes")
 
+_LEAST_AUC = 0.6
+"""Below this, presence is of no use; a guess has 0.5."""
+
 
 @click.group()
 def models() -> None:
@@ -388,6 +391,11 @@ def calibrate(
         f"{measured['speakers']} voices: AUC {measured['auc']:.3f}. 3.0 % of the voices that "
         f"are present are called absent, {false:.1f} % of the absent ones are called present."
     )
+    if measured["auc"] < _LEAST_AUC:
+        console.warn(
+            f"{info.label}: its presence is little or no better than a guess (AUC under "
+            f"{_LEAST_AUC}). Train the model longer, then calibrate it again."
+        )
 
 
 def _facts(info: CheckpointInfo) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -74,6 +74,9 @@ MUTE_FADE_S = 0.05
 
 Vector = npt.NDArray[np.float64]
 
+Threshold = Annotated[float, msgspec.Meta(ge=0, le=1)]
+"""A presence."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -93,12 +96,12 @@ class Calibration:
     """Of similarity, gain, echo and 1, for the log odds that the target speaks in a segment."""
     file_weights: tuple[float, float]
     """Of the soft maximum of a file's segments and 1, for the log odds of the file."""
-    threshold: float
+    threshold: Threshold
     """From this presence on a file has the target. Of the files with the target and without echo,
     3 % are below."""
-    segment_threshold: float
+    segment_threshold: Threshold
     """From this presence on a segment has the target. It gives as many misses as false alarms."""
-    mute_threshold: float
+    mute_threshold: Threshold
     """Below this presence a segment is muted with `--absent mute`. 3 % of those with the target are
     below."""
     wrong_speaker: float

@@ -200,6 +200,9 @@ class TrainSettings:
             model = replace(model, start_from=str(path.parent / model.start_from))
         if "out" not in tables.get("run", {}):
             run = replace(run, out=path.parent / run.out)
+        whole = run.out.resolve()
+        if ".." in run.out.parts and whole.is_relative_to(Path.cwd()):
+            run = replace(run, out=whole.relative_to(Path.cwd()))  # which is easier to read
         if minutes is not None:
             if optimiser.decay_minutes:
                 raise ConfigError(

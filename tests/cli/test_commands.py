@@ -259,6 +259,25 @@ def test_a_closed_terminal_ends_as_ctrl_c_does_but_under_nohup(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
+@pytest.mark.parametrize("ignored", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_that_is_ignored_does_not_stop_long_work(ignored: str) -> None:
+    """A shell without job control starts what is in the background so."""
+    script = (
+        "import os, signal\nfrom mcspex_cli.cli.console import ending_gently\n"
+        f"number = signal.{ignored}\n"
+        "for handler in (signal.SIG_IGN, signal.SIG_DFL):\n"
+        "    signal.signal(number, handler)\n"
+        "    with ending_gently(lambda: print('stopped'), 'SIGHUP'):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    print(signal.getsignal(number) is handler)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True\nstopped\nTrue\n"), done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_while_modules_are_imported_is_one_line(number: str) -> None:
     code = (

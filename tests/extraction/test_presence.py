@@ -386,12 +386,13 @@ def test_an_older_calibration_is_not_used(caplog: pytest.LogCaptureFixture) -> N
         *((raw(**one), "malformed") for one in (
             {"segment_weights": [1.0] * 3}, {"echo_directions": [1.0]},
             {"file_weights": [[1], 0]}, {"threshold": None}, {"threshold": 10**400},
+            {"threshold": 1.1}, {"segment_threshold": -0.1}, {"mute_threshold": 5.0},
             {"wrong_speaker": []}, {"measured": "much"},
         )),
         *((raw(**one), "of another model") for one in (
             {"centre": [1.0, 0.0]}, {"centre": []}, {"centre": [float("nan"), 0, 0]},
             {"segment_weights": [float("inf"), 0, 0, 0]}, {"echo_weights": [0.0] * 3},
-            {"echo_directions": [[0.0] * 3, [0.0]]}, {"threshold": float("nan")},
+            {"echo_directions": [[0.0] * 3, [0.0]]}, {"wrong_speaker": float("nan")},
         )),
     ],
 )  # fmt: skip

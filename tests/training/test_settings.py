@@ -37,6 +37,18 @@ def test_values_defaults_and_paths(tmp_path: Path) -> None:
     assert settings.run.out == tmp_path / "runs" / "mcspex"
 
 
+def test_the_folder_of_a_run_is_shown_without_detours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "examples").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = DATA + '[run]\nout = "{}runs/x"'
+    outs = [read(Path("examples"), text.format(up)).run.out for up in ("../", "")]
+    assert outs == [Path("runs/x"), Path("examples/runs/x")]
+    outside = read(Path("examples"), text.format("../../")).run.out
+    assert outside == Path("examples/../../runs/x")
+
+
 def test_a_network_to_start_from_is_a_folder_beside_the_file_or_a_name(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     here, named = (
