@@ -110,10 +110,12 @@ def reading(path: Path, kind: type[McspexError] = AudioError) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        advice = " Only a mixture of extract may be standard input." if str(path) == "-" else ""
-        if re.match(r"[a-z][a-z0-9+.]+:/", str(path)):
-            advice = " URLs are only for sounds and manifests of batch. Copy it to this disk first."
-        raise kind(f"{path}: no such file or folder.{advice}") from error
+        advice = "Check the name."
+        if str(path) == "-":
+            advice = "Only a mixture of extract may be standard input."
+        elif re.match(r"[a-z][a-z0-9+.]+:/", str(path)):
+            advice = "URLs are only for sounds and manifests of batch. Copy it to this disk first."
+        raise kind(f"{path}: no such file or folder. {advice}") from error
     except OSError as error:
         raise kind(f"{path}: cannot be read: {explain(error)}") from error
 

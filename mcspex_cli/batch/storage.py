@@ -97,7 +97,7 @@ def check_exists(path: Path) -> None:
     if not is_url(path):
         files.check_exists(path)
     elif not is_folder(path) and stamp(path) is None:
-        raise AudioError(f"{url(path)}: no such file or folder.")
+        raise AudioError(f"{url(path)}: no such file or folder. Check the name.")
 
 
 def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = ()) -> list[Path]:

@@ -577,7 +577,9 @@ def read_bytes(path: Path, remedy: str) -> bytes:
     try:
         return files.read_bytes(path, CheckpointError)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} {remedy}") from error
+        is_missing = isinstance(error.__cause__, FileNotFoundError)
+        problem = f"{path}: no such file or folder." if is_missing else error
+        raise CheckpointError(f"{problem} {remedy}") from error
 
 
 def first_names(names: list[str]) -> str:

@@ -250,7 +250,8 @@ def test_a_reference_that_is_known_from_before_has_its_url_in_warnings(
 def test_what_is_not_in_a_store_is_one_line(set_: Path, store: str, tiny_folder: Path) -> None:
     upload(store, "refs")
     done = batch(tiny_folder, f"{store}/nix", "--refs", f"{store}/refs", "-o", f"{store}/out")
-    assert (done.exit_code, done.stderr) == (1, f"error: {store}/nix: no such file or folder.\n")
+    message = f"error: {store}/nix: no such file or folder. Check the name.\n"
+    assert (done.exit_code, done.stderr) == (1, message)
 
 
 @pytest.mark.parametrize("store", ["s3://set"], indirect=True)

@@ -220,7 +220,7 @@ def test_a_log_may_have_the_name_of_another_options_value(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = run("extract", "m.wav", "--ref", "a.wav", "--device", "cpu", "--log-file", "cpu")
-    assert done.stderr == "error: a.wav: no such file or folder.\n"
+    assert done.stderr == "error: a.wav: no such file or folder. Check the name.\n"
     assert "a.wav: no such file" in Path("cpu").read_text()
 
 
