@@ -457,7 +457,8 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
     if settings.runtime == "onnx":
         from mcspex_cli.extraction import onnx
 
-        system: System | Runtime = onnx.load(info, settings)
+        graphs = onnx.find_or_prepare(info)
+        system: System | Runtime = onnx.OnnxRuntime(graphs, info.config, settings)
     else:
         system = load_checkpoint(info)
     calibration = parse_calibration(info.calibration, info.config.embedding, info.label)

@@ -1,14 +1,12 @@
-"""How loud an estimate becomes: the level policies and their meters. `extractor` applies them.
+"""How loud an estimate becomes: the level policies and their gains. `extractor` applies them.
 
-A new policy is a new row of `LEVELS`, and perhaps a new meter. Options, help and menus follow.
+A new policy is a new row of `LEVELS`. Options, help and menus follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,31 +20,6 @@ _PEAK_DB = float(20 * np.log10(PEAK))
 
 FULL_SCALE = 0.999
 """A sample above this counts as clipping."""
-
-
-class Meter(Protocol):
-    """Measures how loud a signal is."""
-
-    def add(self, block: Samples) -> None:
-        """Take account of a block [channel, sample]."""
-
-    def level(self) -> float:
-        """The level of all so far in dB; -inf if it is too soft to be measured."""
-
-
-class PeakMeter:
-    """Measures the highest absolute sample."""
-
-    def __init__(self) -> None:
-        self.peak = 0.0
-
-    def add(self, block: Samples) -> None:
-        """Take account of a block [channel, sample]."""
-        self.peak = max(self.peak, float(np.abs(block).max(initial=0)))
-
-    def level(self) -> float:
-        """The peak in dB of full scale."""
-        return level_db(self.peak**2) if self.peak else -np.inf
 
 
 _STEP_S = 0.1  # gating blocks of four steps overlap by three
@@ -131,48 +104,37 @@ def _k_weighting(length: int, sample_rate_hz: int) -> npt.NDArray[np.complex128]
 
 @dataclass(frozen=True)
 class LevelPolicy:
-    """One way to choose the level of an estimate; a row of `LEVELS`.
-
-    Raises:
-        ValueError: there is a goal and no meter, or a range of goals and no example.
-    """
+    """One way to choose the level of an estimate; a row of `LEVELS`."""
 
     name: str
     help: str
     """What the estimate becomes, for `--help`."""
-    meter: Callable[[int, int], Meter] | None = None
-    """Makes what measures the level that is chosen, from a sample rate and a number of channels;
-    None leaves the level as it is."""
-    goal: float | tuple[float, float] = 0.0
+    goal: float | tuple[float, float] | None = None
     """The level that is chosen, or the lowest and the highest that a user may ask for, as in
-    "lufs=-23"."""
+    "lufs=-23"; None leaves the level as it is."""
+    in_lufs: bool = False
+    """Whether the goal is a loudness in LUFS; else it is of the highest sample, in dBFS."""
     matched: bool = True
     """Whether the estimate is first brought to the level that it has in the mixture."""
     example: tuple[str, str] | None = None
     """For menus, which cannot ask for a number: a level of the range, and its help."""
 
-    def __post_init__(self) -> None:
-        if self.goal and self.meter is None:
-            raise ValueError(f"{self.name} has a goal, so it needs a meter")
-        if isinstance(self.goal, tuple) and self.example is None:
-            raise ValueError(f"{self.name} has a range of goals, so menus need an example")
-
     @property
     def is_as_in_mixture(self) -> bool:
         """Whether the estimate keeps the level that it has in the mixture."""
-        return self.matched and self.meter is None
+        return self.matched and self.goal is None
 
 
 LEVELS = {
     policy.name: policy
     for policy in (
         LevelPolicy("match", "as loud as in the mixture"),
-        LevelPolicy("peak", "highest sample at -1 dBFS", lambda *_: PeakMeter(), _PEAK_DB),
+        LevelPolicy("peak", "highest sample at -1 dBFS", _PEAK_DB),
         LevelPolicy(
             "lufs",
             "this loud by ITU-R BS.1770, as in lufs=-23",
-            LoudnessMeter,
             (-70.0, 0.0),
+            in_lufs=True,
             example=("lufs=-23", "-23 LUFS, as in broadcasting"),
         ),
         LevelPolicy("raw", "as the network gives it", matched=False),
@@ -197,7 +159,7 @@ class Level:
     """A level as a user asks for it: a policy and the level that it is to reach."""
 
     policy: LevelPolicy
-    goal: float = 0.0
+    goal: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Level:
@@ -227,16 +189,17 @@ class GainMeter:
     """Measures a signal, and says which gain brings it to a level."""
 
     def __init__(self, level: Level, sample_rate_hz: int, channels: int) -> None:
-        self._goal, meter = level.goal, level.policy.meter
-        self._meter = meter(sample_rate_hz, channels) if meter else None
+        self._goal = level.goal
+        in_lufs = level.policy.in_lufs
+        self._loudness = LoudnessMeter(sample_rate_hz, channels) if in_lufs else None
         self.peak = 0.0
         """The highest absolute sample so far."""
 
     def add(self, block: Samples) -> None:
         """Take account of a block [channel, sample]."""
         self.peak = max(self.peak, float(np.abs(block).max(initial=0)))
-        if self._meter:
-            self._meter.add(block)
+        if self._loudness:
+            self._loudness.add(block)
 
     def gain(self, *, clips: bool) -> LevelGain:
         """The gain for the signal.
@@ -245,8 +208,9 @@ class GainMeter:
         scale.
         """
         gain, too_soft = 1.0, False
-        if self._meter:
-            measured_db = self._meter.level()
+        if self._goal is not None:
+            peak_db = level_db(self.peak**2) if self.peak else -np.inf
+            measured_db = self._loudness.level() if self._loudness else peak_db
             too_soft = not np.isfinite(measured_db)
             gain = 1.0 if too_soft else 10 ** ((self._goal - measured_db) / 20)
         if clips and gain * self.peak > FULL_SCALE:

@@ -160,11 +160,6 @@ def _refusal(what: str, name: str, known: tuple[str, ...]) -> EngineError:
     )
 
 
-def load(info: CheckpointInfo, settings: EngineSettings) -> OnnxRuntime:
-    """Load the graphs of a model; they are made first where there are none."""
-    return OnnxRuntime(find_or_prepare(info), info.config, settings)
-
-
 def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
     """Whether ONNX Runtime is done sooner than torch with `seconds` of audio in all.
 
@@ -255,13 +250,14 @@ def export_model(info: CheckpointInfo, folder: Path) -> None:
 
 
 def find_or_prepare(info: CheckpointInfo) -> Path:
-    """The folder of a model's graphs, which are made first where there are none."""
+    """The folder of a model's graphs; where there are none, they are put into the cache first.
+
+    Raises:
+        EngineError, CheckpointError, OutputError: a package is missing, or as `export_model`.
+    """
     check_installed(RUNNER)
-    return find(info) or prepare(info)
-
-
-def prepare(info: CheckpointInfo) -> Path:
-    """Put the graphs of a model into the cache, and give their folder; fails as `export_model`."""
+    if folder := find(info):
+        return folder
     check_installed(*EXPORTER)
     _logger.info(f"{info.label}: making graphs for onnx, which is done once ...")
     folder = place(info)

@@ -282,34 +282,35 @@ def test_a_system_runs_in_torch_only(tiny: System) -> None:
         Engine(tiny, replace(SETTINGS, runtime="onnx"))
 
 
-@pytest.mark.parametrize("damage", ["bits", "missing", "facts"])
-def test_damaged_graphs_of_the_cache_are_made_anew(
-    info: CheckpointInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
+@pytest.fixture
+def cached(info: CheckpointInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The graphs of a model in a cache of their own."""
     good = graphs.place(info)
     monkeypatch.setenv("MCSPEX_CACHE", str(tmp_path))
-    folder = graphs.place(info)
-    folder.mkdir(parents=True)
-    for path in good.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    return Path(shutil.copytree(good, graphs.place(info)))
+
+
+@pytest.mark.parametrize("damage", ["bits", "missing", "facts"])
+def test_damaged_graphs_of_the_cache_are_not_used(
+    info: CheckpointInfo, cached: Path, damage: str
+) -> None:
+    assert graphs.find(info) == cached
     if damage == "bits":
-        data = bytearray((folder / EXTRACT).read_bytes())
+        data = bytearray((cached / EXTRACT).read_bytes())
         data[len(data) // 2] ^= 1
-        (folder / EXTRACT).write_bytes(data)
+        (cached / EXTRACT).write_bytes(data)
     elif damage == "missing":
-        (folder / EMBED).unlink()
+        (cached / EMBED).unlink()
     else:
-        (folder / GRAPHS).write_text("[1")
+        (cached / GRAPHS).write_text("[1")
     assert graphs.find(info) is None
     assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
 
-    def prepare(_: CheckpointInfo) -> Path:
-        for path in good.iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
-        return folder
 
-    monkeypatch.setattr(graphs, "prepare", prepare)
+def test_damaged_graphs_of_the_cache_are_made_anew(info: CheckpointInfo, cached: Path) -> None:
+    (cached / EXTRACT).write_bytes(b"")
     assert open_engine(info, replace(SETTINGS, runtime="onnx")).runtime.name == "onnx"
+    assert graphs.find(info) == cached
 
 
 def test_graphs_of_another_config_are_refused(info: CheckpointInfo) -> None:
