@@ -7,7 +7,7 @@ WorkList ──┼─▶ ray: actors, anywhere            ├─▶ Worker ─�
 ```
 
 All do the same units and write the same journal, so that any of them can resume a batch that
-another began. Processes and actors may die: `deal` gives what one had left to the others.
+another began. Processes and actors may die: `distribute` gives what one had left to the others.
 
 Users choose a backend with --engine. Each of its workers runs the network by an `Engine` of
 `extraction.engine`.
@@ -59,7 +59,7 @@ from mcspex_cli.batch.workers import (
     Outcomes,
     Worker,
     WorkerHost,
-    deal,
+    distribute,
     error_line,
 )
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError, install_extra
@@ -201,7 +201,7 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     with leave_signals("SIGHUP"):
         resource_tracker.ensure_running()  # it dies of a terminal's end, and then knows nothing
     processes = [_LocalProcess(work, devices[i % len(devices)], threads) for i in range(count)]
-    return _record_run(work, deal(work, processes, stopping))
+    return _record_run(work, distribute(work, processes, stopping))
 
 
 class _LocalProcess:
@@ -350,7 +350,7 @@ def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
         fit = work.settings.jobs or _room(work.settings, ray.cluster_resources())
         count = max(1, min(fit, len(work.units)))
         actors = [_Actor(work) for _ in range(count)]
-        yield from _record_run(work, deal(work, actors, stopping, check))
+        yield from _record_run(work, distribute(work, actors, stopping, check))
     except RayTaskError:  # a bug of ours, with the actor's traceback
         raise
     except RayError as error:  # not of a process's death, but of the cluster's
@@ -409,7 +409,7 @@ class ArrayTask:
         with claim(self._plan.folder, self._batch):
             work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
             processes = [_LocalProcess(work, device, threads)]
-            for _ in _record_run(work, deal(work, processes, Event())):
+            for _ in _record_run(work, distribute(work, processes, Event())):
                 pass
 
     def checkpoint(self) -> Any:

@@ -197,7 +197,7 @@ class Journal:
                 name = task.id if task.id in self.results else task.output
                 what = "another model or other settings" if same else "another mixture or reference"
                 raise OutputError(
-                    f"{storage.name(self.folder)}: its {name} was made with {what}. Choose "
+                    f"{storage.label(self.folder)}: its {name} was made with {what}. Choose "
                     "another -o, or add --overwrite to replace it."
                 )
 
@@ -217,7 +217,7 @@ class Journal:
             stamp = storage.stamp(other)
             if stamp and any(line.files.get(AUDIO) == stamp.version for line in lines):
                 raise OutputError(
-                    f"{storage.name(self.folder)}: has {task.id} as a {other.suffix} file "
+                    f"{storage.label(self.folder)}: has {task.id} as a {other.suffix} file "
                     "already. Choose another -o, or add --overwrite to have both."
                 )
         return lines
@@ -253,7 +253,7 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> N
     in_use = storage.is_folder(folder) and (storage.is_url(folder) or any(folder.iterdir()))
     if in_use and not storage.is_folder(journal) and not overwrite:
         raise OutputError(
-            f"{storage.name(folder)}: is not empty and not the folder of a batch. Choose another "
+            f"{storage.label(folder)}: is not empty and not the folder of a batch. Choose another "
             "-o, or add --overwrite."
         )
     if storage.is_url(folder):
@@ -386,7 +386,7 @@ class WorkList:
     Attributes:
         key: the settings' fingerprint.
         finished_ids: the ids of all tasks of the plan, in this shard or not, that are finished;
-            `deal` adds those that a worker finished before it died.
+            `distribute` adds those that a worker finished before it died.
         todo: the tasks of this shard that are left, in the plan's order.
         skipped: the tasks of this shard that were finished before.
         units: those with a task that is left; see `Unit` for why they also have finished tasks.
@@ -490,7 +490,7 @@ def claim(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]
             raise another_batch(folder, "is running in this folder")
         if not is_only:
             raise OutputError(
-                f"{storage.name(folder)}: the same batch is running in this folder. Wait until it "
+                f"{storage.label(folder)}: the same batch is running in this folder. Wait until it "
                 "has ended, or divide the work with --shard."
             )
         yield
@@ -499,8 +499,8 @@ def claim(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]
 def another_batch(folder: Path, where: str) -> OutputError:
     """The error for a folder in which another batch `where`."""
     return OutputError(
-        f"{storage.name(folder)}: a batch of other files, or with another model or other settings, "
-        f"{where}. Wait until it has ended, or choose another -o."
+        f"{storage.label(folder)}: a batch of other files, or with another model or other "
+        f"settings, {where}. Wait until it has ended, or choose another -o."
     )
 
 

@@ -84,13 +84,13 @@ class Task:
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """The task as a dry run shows it, with its outputs below a batch's `folder`."""
-        outputs = {kind: storage.name(path) for kind, path in self.outputs(folder).items()}
+        outputs = {kind: storage.label(path) for kind, path in self.outputs(folder).items()}
         return {
             "id": self.id,
-            "mixture": storage.name(self.mixture),
-            "references": [storage.name(path) for path in self.references],
+            "mixture": storage.label(self.mixture),
+            "references": [storage.label(path) for path in self.references],
             "spans": self.spans,
-            "truth": self.truth and storage.name(self.truth),
+            "truth": self.truth and storage.label(self.truth),
             "output": outputs.pop(AUDIO),
             **outputs,
             "seconds": self.length_s,
@@ -126,7 +126,7 @@ def read_manifest(path: Path, problems: list[str]) -> list[Task]:
         text = storage.read(path, PairingError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PairingError(
-            f"{storage.name(path)}: cannot be read (not UTF-8 text). Save it again as UTF-8."
+            f"{storage.label(path)}: cannot be read (not UTF-8 text). Save it again as UTF-8."
         ) from error
     tasks: list[Task] = []
     unknown, shared = dict[str, None](), dict[str, str]()
@@ -308,12 +308,12 @@ class References(NamedTuple):
             if len(alike) > 1:
                 both = " and ".join(alike[:2])
                 raise PairingError(
-                    f"{storage.name(self.source)} has both {both} for it. Rename one."
+                    f"{storage.label(self.source)} has both {both} for it. Rename one."
                 )
             if alike:
                 return self.clips[alike[0]]
         tried = " or ".join(dict.fromkeys(names))
-        raise PairingError(f"{storage.name(self.source)} has no reference {tried}. {hint}")
+        raise PairingError(f"{storage.label(self.source)} has no reference {tried}. {hint}")
 
 
 def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:
@@ -367,7 +367,7 @@ def files_by_name(
     else:
         advice = "--ref names one voice for all." if kind == "references" else "Name one of these."
         raise PairingError(
-            f"{storage.name(source)}: is neither a folder of {kind} nor an scp. {advice}"
+            f"{storage.label(source)}: is neither a folder of {kind} nor an scp. {advice}"
         )
     return paths
 
@@ -387,7 +387,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def _note_same_name(first: str, second: str, problems: list[str]) -> None:
-    both = f"{storage.name(first)} and {storage.name(second)}"
+    both = f"{storage.label(first)} and {storage.label(second)}"
     problems.append(f"{both}: both have the same name. Rename one.")
 
 

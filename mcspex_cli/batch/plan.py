@@ -140,7 +140,7 @@ class BatchPlan:
     @property
     def label(self) -> str:
         """What people call the folder."""
-        return storage.name(self.folder)
+        return storage.label(self.folder)
 
     @property
     def has_truth(self) -> bool:
@@ -224,8 +224,8 @@ class Locations:
 
 def _left_out(results: Path) -> str:
     return (
-        f"{storage.name(results)}: has the results of another batch, which are left out. To "
-        f"extract from them, name {storage.name(results / AUDIO)}."
+        f"{storage.label(results)}: has the results of another batch, which are left out. To "
+        f"extract from them, name {storage.label(results / AUDIO)}."
     )
 
 
@@ -288,13 +288,13 @@ class _Planner:
             if references and names:
                 names = [name for name in names if os.path.realpath(name) not in references]
                 if not names:
-                    text = f"{storage.name(root)}: has no sound files except the references."
+                    text = f"{storage.label(root)}: has no sound files except the references."
                     raise AudioError(text)
             batches = {name: self._batch_of(name, root) for name in names}
             names = [name for name in names if not batches[name]]
             left_out = [_left_out(batch) for batch in dict.fromkeys(batches.values()) if batch]
             if not names:
-                nothing = f"{storage.name(root)}: no sound files in this folder. Name another."
+                nothing = f"{storage.label(root)}: no sound files in this folder. Name another."
                 raise AudioError(left_out[0] if left_out else nothing)
             for text in left_out:
                 _logger.warning(text)
@@ -355,7 +355,7 @@ class _Planner:
             used = {task.references for task in tasks}
             real = {os.path.realpath(path) for clips in used for path in clips}
             self.problems += [
-                f"{storage.name(path)}: belongs to no mixture. Remove it, or add --allow-unused."
+                f"{storage.label(path)}: belongs to no mixture. Remove it, or add --allow-unused."
                 for path in sorted({path for clips in by_name.clips.values() for path in clips})
                 if os.path.realpath(path) not in real
             ]
@@ -372,7 +372,7 @@ class _Planner:
         ]
         for task in tasks:
             if not task.truth:
-                self._note(task, f"{storage.name(truth)} has no truth {task.id} for it.")
+                self._note(task, f"{storage.label(truth)} has no truth {task.id} for it.")
         return tasks
 
     def check_inputs(self, tasks: Sequence[Task]) -> None:
@@ -385,7 +385,7 @@ class _Planner:
         for task in tasks:
             for path in (task.mixture, *task.references, task.truth):
                 if path is not None and self._stamp(path) is None:
-                    self._note(task, f"{storage.name(path)} does not exist, or is not a file.")
+                    self._note(task, f"{storage.label(path)} does not exist, or is not a file.")
             try:
                 for span in task.spans:
                     Span.parse(span)
@@ -445,13 +445,13 @@ class _Planner:
                     break
                 key = files.name_key(f"{kind}/{posixpath.normpath(name)}")
                 if (other := by_path.setdefault(key, task)) is not task:
-                    self._note_clash(task, other, f"would both be written to {storage.name(path)}")
+                    self._note_clash(task, other, f"would both be written to {storage.label(path)}")
                     break
                 if kind == AUDIO and (other := by_id.setdefault(id_, task)) is not task:
                     self._note_clash(task, other, f"both have the id {task.id}")
                     break
                 if (old := storage.stamp(path)) and old.identity in inputs:
-                    self._note(task, f"would be written over {storage.name(path)}, an input.")
+                    self._note(task, f"would be written over {storage.label(path)}, an input.")
         for path in sorted(by_path.keys() & _folders_above(by_path)):
             note = "other outputs need a folder of this output's name. Rename it."
             self._note(by_path[path], note)
@@ -493,7 +493,7 @@ class _Planner:
         """What a message calls a task: its file, or the manifest's line."""
         if task.line:
             return f"{self.request.manifest} line {task.line}"
-        return storage.name(task.mixture)
+        return storage.label(task.mixture)
 
     def _note(self, task: Task, problem: str) -> None:
         self.problems.append(f"{self._where(task)}: {problem}")

@@ -79,8 +79,8 @@ def is_url(path: str | Path) -> bool:
     return url(path) is not None
 
 
-def name(path: str | Path) -> str:
-    """What people call a path."""
+def label(path: str | Path) -> str:
+    """A path as messages and reports show it: an object by its URL."""
     return url(path) or str(path)
 
 

@@ -1,4 +1,4 @@
-"""The workers of a batch, and how its work is dealt out among them.
+"""The workers of a batch, and how its work is distributed among them.
 
 ```
 WorkList: what of the plan is left, this shard's, in units
@@ -6,7 +6,7 @@ WorkList: what of the plan is left, this shard's, in units
                  ▲                              │
                  └── what a dead one had left ◀─┘
 
-WorkerProcess: a process, as `deal` sees it ──▶ WorkerHost: in it ──▶ Worker: loads, extracts
+WorkerProcess: a process, as `distribute` sees it ──▶ WorkerHost: in it ──▶ Worker: loads, extracts
 ```
 
 `backends` decides where the processes are. If one is enough, none is started: its `Worker` is here.
@@ -234,7 +234,7 @@ class WorkerProcess(Protocol):
         """End it; with `now`, in the middle of its work."""
 
 
-def deal(
+def distribute(
     work: WorkList,
     processes: Sequence[WorkerProcess],
     stopping: Event,
@@ -337,8 +337,9 @@ def _after_death(
         return outcomes, [*([(task,)] for task in suspects), *others]
     (task,) = suspects
     reason = (
-        f"{storage.name(task.mixture)}: {deaths_by_task[task.id]} processes that worked on it were "
-        "killed, one after the other. Run the command again, with fewer --jobs if memory is short."
+        f"{storage.label(task.mixture)}: {deaths_by_task[task.id]} processes that worked on it "
+        "were killed, one after the other. Run the command again, with fewer --jobs if memory is "
+        "short."
     )
     writer.add_failure(task, work.key, reason)
     return [*outcomes, Outcome(task, None, reason)], others

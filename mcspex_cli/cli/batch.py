@@ -360,8 +360,8 @@ def _show_plan(work: WorkList, *, as_json: bool) -> None:
     rows = [
         (
             task.id,
-            storage.name(task.mixture),
-            ", ".join((*map(storage.name, task.references), *task.spans)),
+            storage.label(task.mixture),
+            ", ".join((*map(storage.label, task.references), *task.spans)),
             show_length(task),
         )
         for task in work.todo[:_MAX_LISTED]

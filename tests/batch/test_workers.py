@@ -277,20 +277,20 @@ def test_units_are_as_full_as_they_can_be() -> None:
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 16), (8, 1), (500, 1), (500, 16)])
 def test_shares_are_a_partition_in_order_and_always_the_same(count: int, size: int) -> None:
     work = units(some(0), size)
-    dealt = equal_parts(work, count)
-    assert len(dealt) == count
-    assert sorted(ids_in([unit for share in dealt for unit in share])) == sorted(ids_in(work))
+    parts = equal_parts(work, count)
+    assert len(parts) == count
+    assert sorted(ids_in([unit for share in parts for unit in share])) == sorted(ids_in(work))
     place = {unit[0].id: number for number, unit in enumerate(work)}
-    for share in dealt:
+    for share in parts:
         assert sorted(share, key=lambda unit: place[unit[0].id]) == share
-    assert equal_parts(units(some(0), size), count) == dealt
+    assert equal_parts(units(some(0), size), count) == parts
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 1), (8, 1), (16, 1), (4, 16)])
 def test_shares_are_even_within_a_tenth(count: int, size: int) -> None:
     for seed in range(5):
-        dealt = equal_parts(units(some(seed), size), count)
-        loads = [sum(task.length_s or 0 for unit in share for task in unit) for share in dealt]
+        parts = equal_parts(units(some(seed), size), count)
+        loads = [sum(task.length_s or 0 for unit in share for task in unit) for share in parts]
         assert max(loads) <= 1.1 * min(loads)
     assert [len(share) for share in equal_parts([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
 

@@ -1,4 +1,4 @@
-"""How work is dealt out to processes that die: nothing is lost, and only what kills them fails."""
+"""Work is distributed to processes that die: nothing is lost, only what kills them fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from mcspex_cli.batch.journal import Journal, JournalWriter, Outcome, Unit, WorkList
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings
-from mcspex_cli.batch.workers import DEATHS_PER_FILE, deal
+from mcspex_cli.batch.workers import DEATHS_PER_FILE, distribute
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
 from mcspex_cli.extraction.runtime import EngineSettings
@@ -52,13 +52,13 @@ class Mortal:
     def end(self, *, now: bool) -> None: ...
 
 
-def dealt(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Outcome]:
+def distributed(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Outcome]:
     (folder / "audio").mkdir()
     tasks = [Task(f"{n}", f"{n}.wav", output=f"{n}.wav", length_s=1.0) for n in range(COUNT)]
     engine = EngineSettings(batch=size)
     settings = BatchSettings(find_checkpoint(model), engine_settings=engine, devices=("cpu",))
     work = WorkList(BatchPlan(folder, tasks), Journal(folder), settings)
-    return list(deal(work, [Mortal(work, deadly) for _ in range(2)], Event()))
+    return list(distribute(work, [Mortal(work, deadly) for _ in range(2)], Event()))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def dealt(folder: Path, model: Path, deadly: Counter[str], size: int) -> list[Ou
 def test_only_what_members_die_of_again_and_again_fails(
     tmp_path: Path, tiny_folder: Path, size: int, deadly: dict[str, int], failed: set[str]
 ) -> None:
-    outcomes = dealt(tmp_path, tiny_folder, Counter(deadly), size)
+    outcomes = distributed(tmp_path, tiny_folder, Counter(deadly), size)
     assert Counter(outcome.task.id for outcome in outcomes) == Counter(map(str, range(COUNT)))
     reasons = {outcome.task.id: outcome.reason for outcome in outcomes if outcome.result is None}
     assert reasons.keys() == failed == Journal(tmp_path).failures.keys()
@@ -87,4 +87,4 @@ def test_only_what_members_die_of_again_and_again_fails(
 
 def test_members_that_die_of_everything_end_the_batch(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(EngineError, match=r"^12 processes in a row died before they finished a f"):
-        dealt(tmp_path, tiny_folder, Counter(dict.fromkeys(map(str, range(COUNT)), 99)), 1)
+        distributed(tmp_path, tiny_folder, Counter(dict.fromkeys(map(str, range(COUNT)), 99)), 1)
