@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -19,6 +21,8 @@ from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.scoring import Status, case_name, is_batch
+
+_logger = logging.getLogger("mcspex")
 
 Rows = Sequence[Mapping[str, Any]]
 """The rows of a report, by column. All have "name", "status", and some of these, or None there:
@@ -43,6 +47,9 @@ FORMAT = 1
 
 LARGEST = 1e6
 """No score is beyond it."""
+
+_FILES_OF_ROWS = ("estimate", "mixture", "truth")
+"""The files that a batch's rows name, if they have them."""
 
 _FEW = 50
 """Tables show all files if there are no more than this."""
@@ -359,10 +366,37 @@ def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
 
 
 def read_batch(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the report that `mcspex batch` left in a folder; none without a report."""
+    """The rows of the report that `mcspex batch` left in a folder; none without a report.
+
+    A row whose estimate, mixture or truth is newer than the report loses what was measured.
+    """
     path = folder / "report.json"
     rows = read_rows(path, "Run mcspex batch again.") if path.is_file() else None
-    return rows if rows and any("estimate" in row for row in rows) else []
+    if not rows or not any("estimate" in row for row in rows):
+        return []
+    replaced = [row for row in rows if _is_replaced(folder, row, path.stat().st_mtime_ns)]
+    for row in replaced:
+        kept = {key: row.get(key) for key in ("name", *_FILES_OF_ROWS)}
+        row.clear()
+        row.update(kept, status=Status.UNSCORED)
+    if replaced:
+        _logger.warning(
+            f"{path}: is older than the files of {name_some([row['name'] for row in replaced])}, "
+            "so what it says of them is not used. Run mcspex batch again; if you have copied the "
+            "folder, copy it with its times (cp -a)."
+        )
+    return rows
+
+
+def _is_replaced(folder: Path, row: Mapping[str, Any], report_ns: int) -> bool:
+    """Whether a file of a finished row is newer than its report."""
+    if row["status"] in (Status.FAILED, Status.PENDING):
+        return False
+    for key in _FILES_OF_ROWS:
+        with suppress(OSError):
+            if row.get(key) and (folder / row[key]).stat().st_mtime_ns > report_ns:
+                return True
+    return False
 
 
 def read_presences(estimates: Path) -> dict[Path, float | None]:
@@ -384,7 +418,7 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict):
         return False
     values = [row.get(key) for key in BY_COLUMN]
-    texts = [row.get(key) for key in ("note", "estimate", "mixture", "truth")]
+    texts = [row.get(key) for key in ("note", *_FILES_OF_ROWS)]
     return (
         isinstance(row.get("name"), str)
         and isinstance(row.get("status"), str)

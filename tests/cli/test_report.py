@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mcspex_cli.__main__ import main
+from mcspex_cli.evaluation.comparison import PageSettings, compare_systems, read_system
 from tests.evaluation.conftest import stage
 
 
@@ -50,6 +51,28 @@ def test_a_batch_is_all_it_takes(scene: Path, tiny_folder: Path) -> None:
     scored = sum(row["status"] == "ok" for row in rows)  # the tiny model may flip a sign
     assert scored > 1
     assert text.count('data-metric="si_sdr_i"') == scored
+
+
+@pytest.mark.parametrize("replaced", ["run/audio/b.wav", "truth/b.wav", "mixtures/b.wav"])
+def test_a_file_that_was_replaced_after_its_batch_is_scored_again(
+    scene: Path, tiny_folder: Path, replaced: str
+) -> None:
+    words = ["batch", scene / "mixtures", "--ref", scene / "truth" / "a.wav", "--truth"]
+    words += [scene / "truth", "--model", tiny_folder, "-o", scene / "run", "--quiet"]
+    assert CliRunner().invoke(main, list(map(str, words))).exit_code == 0
+    rows = json.loads((scene / "run" / "report.json").read_text())["scores"]
+    earlier = {row["name"]: row["si_sdr_i_db"] for row in rows}
+    # Written anew, since a copy's time may be that of the original.
+    (scene / replaced).write_bytes((scene / "good" / "b.wav").read_bytes())
+    done = report(scene / "run", "-o", scene / "page.html")
+    assert done.exit_code == 0
+    assert "report.json: is older than the files of b, so what it says of" in done.stderr
+    cases = {
+        case.name: case.rows[0].get("si_sdr_i_db") if case.rows else None
+        for case in compare_systems([read_system(scene / "run")], PageSettings()).cases
+    }
+    assert cases.keys() == earlier.keys()
+    assert {name for name in cases if cases[name] != earlier[name]} == {"b"}
 
 
 def test_what_is_missing_is_a_warning(scene: Path) -> None:
