@@ -608,6 +608,9 @@ class Container:
                 kind = "kind" if samples is None else f"sample rate, {frame.sample_rate} Hz,"
                 self._note(f"its sound is of another {kind} there")
                 continue
+            if self._kind == "mov" and not self._done and (ticks := frame.pts or 0) < 0:
+                # FFmpeg skips too little where a track's clock is slower than its sample rate.
+                self._early = round(-ticks * self._tick_s * self.info.sample_rate_hz)
             early = min(self._early, samples.shape[1])
             samples, self._early = samples[:, early:], self._early - early
             gap = self._gap(frame)

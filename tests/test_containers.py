@@ -245,7 +245,10 @@ def test_sound_that_starts_late_says_so_and_is_not_padded(tmp_path: Path, name: 
 
 @pytest.mark.parametrize(
     ("name", "rate_hz"),
-    [("a.webm", 8000), ("a.mka", 16_000), ("a.webm", 48_000), ("a.mp4", 48_000)],
+    [
+        *(("a.webm", 8000), ("a.mka", 16_000), ("a.webm", 48_000)),
+        *(("a.mp4", 8000), ("a.mp4", 16_000), ("a.mp4", 48_000)),
+    ],
 )
 def test_opus_is_read_from_its_first_sample(tmp_path: Path, name: str, rate_hz: int) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, rate_hz).astype(np.float32)
