@@ -355,10 +355,7 @@ def read_tensors(path: Path, remedy: str = _COPY_AGAIN) -> tuple[dict[str, Tenso
     from safetensors.torch import load
 
     data = read_bytes(path, remedy)
-    try:
-        return load(data), hashlib.sha256(data).hexdigest()
-    except Exception as error:  # safetensors' errors have no common class
-        raise CheckpointError(f"{path}: damaged, or not safetensors. {remedy}") from error
+    return _parse(load, data, path, remedy), hashlib.sha256(data).hexdigest()
 
 
 def count_weights(info: CheckpointInfo) -> int:
@@ -366,14 +363,17 @@ def count_weights(info: CheckpointInfo) -> int:
     from safetensors import deserialize
 
     data = read_bytes(info.weights, info.remedy)
-    try:
-        tensors = deserialize(data)  # type: ignore[no-untyped-call]
-    except Exception as error:  # safetensors' errors have no common class
-        raise CheckpointError(
-            f"{info.weights}: damaged, or not safetensors. {info.remedy}"
-        ) from error
+    tensors = _parse(deserialize, data, info.weights, info.remedy)
     statistics = re.compile(r"(.*\.)?(running_|num_batches_)")
     return sum(prod(tensor["shape"]) for key, tensor in tensors if not statistics.match(key))
+
+
+def _parse(parse: Callable[[bytes], Any], data: bytes, path: Path, remedy: str) -> Any:
+    """Parse the bytes of a safetensors file by one of the library's functions."""
+    try:
+        return parse(data)
+    except Exception as error:  # safetensors' errors have no common class
+        raise CheckpointError(f"{path}: damaged, or not safetensors. {remedy}") from error
 
 
 def save_checkpoint(

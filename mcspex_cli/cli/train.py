@@ -11,6 +11,7 @@ import click
 
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import argument, flag, option, path
+from mcspex_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from mcspex_cli.training.simulate import Rendering
@@ -98,6 +99,11 @@ def simulate(
         )
     else:
         simulation.check_output(output, sources, overwrite=overwrite)
+        if any(output.resolve().is_relative_to(source.resolve()) for source in sources):
+            raise OutputError(
+                f"{output}: is in a folder of SPEAKERS, and would be taken for some of them. "
+                "Choose another -o."
+            )
         settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
         count = drawn = count or _DEFAULT_COUNT
 

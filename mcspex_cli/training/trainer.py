@@ -245,6 +245,8 @@ class Trainer:
     def _validate_and_save(self) -> float | None:
         """Score the averaged weights, keep them as `last`, and as `best` if they are."""
         self.validated_s = self.elapsed_s
+        if not (self.out / "state.pt").exists():
+            self._save_state()  # first: on a full disk, a model alone could not be resumed
         score = self._validate()
         if score is not None and score > self.best_db:
             self.best_db = score

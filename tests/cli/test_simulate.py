@@ -206,6 +206,14 @@ def test_sources_are_not_overwritten(corpus: Path, librimix: Path) -> None:
     assert contents(folder) == before
 
 
+def test_a_set_is_not_written_among_the_speakers(corpus: Path) -> None:
+    before = contents(corpus)
+    done = simulate(corpus, "-n", 1, "-o", corpus / "set")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "set: is in a folder of SPEAKERS, and would be taken for some of them." in done.stderr
+    assert contents(corpus) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,23 @@ def test_a_new_run_replaces_no_model(corpus: Path, kept: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Trainer(chosen)
     assert load_checkpoint(chosen.run.out / kept).config.sample_rate_hz == 16_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+def test_a_state_that_cannot_be_written_leaves_no_model(corpus: Path) -> None:
+    """Which a second attempt would refuse to replace."""
+    import resource
+
+    chosen = settings(corpus, "out")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"state.pt: cannot be written: it is larger than"):
+            list(Trainer(chosen).run())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (chosen.run.out / "best").exists()
+    assert [report.step for report in Trainer(chosen).run()] == [2, 3, 4, 6]
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(corpus: Path) -> None:
