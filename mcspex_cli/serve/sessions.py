@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
 import shutil
@@ -74,8 +73,6 @@ class Session:
         self.is_open, self.last_request_s = True, time.monotonic()
         self._extractions, self._max_bytes = extractions, max_bytes
         self._numbers = itertools.count(1)
-        self._uploading = asyncio.Lock()
-        """Held by an upload, as the limit is for all of them together."""
         self._names: dict[str, str] = {}
         """What the user calls each file that came."""
 
@@ -90,25 +87,30 @@ class Session:
             f"{name}: is too large; a page may send {self._max_bytes / 2**20:,.0f} MB in all. "
             "Start mcspex serve with a larger --max-upload."
         )
-        async with self._uploading:
-            left = self._max_bytes - sum(
-                other.stat().st_size for other in self.folder.glob("upload-*") if other.is_file()
-            )
-            if size > left:
-                raise too_large
-            try:
-                with path.open("wb") as file:
-                    async for chunk in body:
-                        self.last_request_s = time.monotonic()
-                        left -= file.write(chunk)
-                        if left < 0:
-                            raise too_large
-            except BaseException as error:
-                path.unlink(missing_ok=True)
-                if isinstance(error, OSError):
-                    raise files.output_error(Path(name), error, "cannot be kept") from error
-                raise
+        if size > self._max_bytes - self._uploaded_bytes():
+            raise too_large
+        try:
+            with path.open("wb") as file:
+                async for chunk in body:
+                    self.last_request_s = time.monotonic()
+                    file.write(chunk)
+                    file.flush()
+                    if self._uploaded_bytes() > self._max_bytes:
+                        raise too_large
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise files.output_error(Path(name), error, "cannot be kept") from error
+            raise
         return Upload(name, path)
+
+    def _uploaded_bytes(self) -> int:
+        """What all uploads have on the disk, also those that are still coming or have stalled."""
+        total = 0
+        for path in self.folder.glob("upload-*"):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                total += path.stat().st_size
+        return total
 
     def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> None:
         """Take a file as the recording, in place of any before, and have it decoded."""
