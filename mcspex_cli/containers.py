@@ -86,6 +86,9 @@ _FILE_SIZE = re.compile(
 )
 """Where Flash and Windows Media files say how long they are."""
 
+_PCM_TAGS = (1, 3, 0xFFFE)
+"""What a WAV header calls plain samples: integers, floats, and either of them (extensible)."""
+
 _NIST_NUMBERS = re.compile(
     rb"(?:^NIST_1A\s+|(?:sample_count|channel_count|sample_n_bytes) -i )(\d{1,18})"
 )
@@ -340,6 +343,7 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
     """
     import soundfile
 
+    _check_sample_bytes(data)
     head = data.part(0, 12)
     rest_at = max((end for end in data.ends if end <= data.size), default=data.size)
     following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
@@ -359,26 +363,34 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
         with suppress(soundfile.LibsndfileError):
             file = soundfile.SoundFile(data)
             if file.subtype in (*SAMPLE_BYTES, *_CODED):
-                _check_sample_bytes(data, file)
                 if track not in (None, "1"):
                     raise AudioError(f"{data.path}: has no sound track {track}. It has only one.")
                 return PlainFile(data, file)
     return Container(data, track)
 
 
-def _check_sample_bytes(data: SoundBytes, file: soundfile.SoundFile) -> None:
-    """Refuse a WAV whose samples take more bytes than libsndfile reads of each: it would be noise.
+def _check_sample_bytes(data: SoundBytes) -> None:
+    """Refuse samples that take more bytes than they have bits: decoders would read noise.
 
-    Two numbers of its header have to say so, since some programs write one of them wrongly.
+    WAV (also as RIFX, RF64 and W64) and CAF can have such. Two numbers of a WAV's header have to
+    say so, since some programs write one of them wrongly.
     """
-    form = data.part(max(0, data.part(0, 2**12).find(b"fmt ")), 24)
-    if not form.startswith(b"fmt ") or file.endian == "BIG" or file.subtype not in SAMPLE_BYTES:
+    head = data.part(0, 2**12)
+    kind, at = head[:4], head.find(b"desc" if head.startswith(b"caff") else b"fmt ")
+    if at < 0 or kind not in _CHUNKS or kind == b"FORM":
         return
-    rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack_from("<IIHH", form, 12)
-    if bytes_per_s == rate_hz * frame_bytes > rate_hz * file.channels * SAMPLE_BYTES[file.subtype]:
+    form = head[at + struct.calcsize(_CHUNKS[kind].header) :].ljust(32, b"\0")
+    if kind == b"caff":
+        coding, frame_bytes, frames, channels, bits = struct.unpack_from(">8x4s4xIIII", form)
+        is_padded = coding == b"lpcm" and frames == 1
+    else:
+        layout = ">HHIIHH" if kind == b"RIFX" else "<HHIIHH"
+        coding, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack_from(layout, form)
+        is_padded = coding in _PCM_TAGS and bytes_per_s == rate_hz * frame_bytes
+    if is_padded and channels and bits and frame_bytes > channels * -(-bits // 8):
         raise AudioError(
             f"{data.path}: its header says that its samples have {bits} bits, and take "
-            f"{8 * frame_bytes // file.channels}. Export it again as 16-bit PCM."
+            f"{8 * frame_bytes // channels}. Export it again as 16-bit PCM."
         )
 
 

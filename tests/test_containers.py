@@ -539,21 +539,38 @@ def test_an_ogg_that_ends_between_two_pages_is_read_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("form", "subtype", "channels"),
-    [("WAV", "PCM_16", 1), ("WAVEX", "PCM_24", 1), ("WAVEX", "PCM_24", 2), ("WAV", "PCM_U8", 1)],
+    ("form", "subtype", "channels", "endian"),
+    [
+        ("WAV", "PCM_16", 1, "FILE"),
+        ("WAV", "PCM_24", 1, "BIG"),
+        ("WAV", "PCM_U8", 1, "FILE"),
+        ("WAVEX", "PCM_24", 1, "FILE"),
+        ("WAVEX", "PCM_24", 2, "FILE"),
+        ("RF64", "PCM_24", 1, "FILE"),
+        ("W64", "PCM_16", 2, "FILE"),
+        ("CAF", "PCM_24", 1, "FILE"),
+    ],
 )
 def test_samples_that_take_more_bytes_than_they_have_are_not_read_as_noise(
-    tmp_path: Path, form: str, subtype: str, channels: int
+    tmp_path: Path, form: str, subtype: str, channels: int, endian: str
 ) -> None:
-    path = tmp_path / "a.wav"
-    soundfile.write(path, np.stack([SIX_S] * channels, 1), RATE_HZ, subtype, format=form)
+    path = tmp_path / f"a.{form.lower()}"
+    soundfile.write(path, np.stack([SIX_S] * channels, 1), RATE_HZ, subtype, endian, form)
     data = bytearray(path.read_bytes())
-    data[28:34] = struct.pack("<IH", 4 * channels * RATE_HZ, 4 * channels)
+    sizes = (4 * channels * RATE_HZ, 4 * channels)
+    if form == "CAF":
+        at, fields = data.index(b"desc") + 12 + 16, struct.pack(">I", sizes[1])
+    else:
+        at = data.index(b"fmt ") + (24 if form == "W64" else 8) + 8
+        fields = struct.pack(">IH" if endian == "BIG" else "<IH", *sizes)
+    data[at : at + len(fields)] = fields
     path.write_bytes(data)
     with pytest.raises(AudioError, match=r"have \d+ bits, and take 32\. Export it again"):
         audio.read(path, RATE_HZ)
-    # If only one of the two numbers says so, it is a mistake of the header.
-    data[28:32] = bytes(4)
+    if form == "CAF" or endian == "BIG":
+        return
+    # If only one of the two numbers of a WAV says so, it is a mistake of the header.
+    data[at : at + 4] = bytes(4)
     path.write_bytes(data)
     assert len(audio.read(path, RATE_HZ)) == len(SIX_S)
 
