@@ -52,7 +52,7 @@ from mcspex_cli.errors import McspexError, OutputError
 from mcspex_cli.extraction.job import ABSENT_ACCEPTED
 from mcspex_cli.extraction.levels import LEVELS
 from mcspex_cli.serve.extractions import ExtractionRequest, Recording, Upload, draw_part, read_peaks
-from mcspex_cli.serve.sessions import LOSSLESS, Session, Sessions
+from mcspex_cli.serve.sessions import OFFERED_FORMATS, Session, Sessions
 
 _STATIC = {
     "page.css": "text/css",
@@ -220,7 +220,7 @@ class Pages:
             version=__version__,
             models=list(self._sessions.extractions.models),
             levels=[row.example or (row.name, row.help) for row in LEVELS.values()],
-            formats=[suffix.lstrip(".") for suffix in LOSSLESS],
+            formats=[suffix.lstrip(".") for suffix in OFFERED_FORMATS],
             absent=ABSENT_ACCEPTED.values(),
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY.format(nonce=nonce)})
@@ -262,10 +262,10 @@ class Pages:
             if len(body) > _LONGEST_REQUEST:
                 return _refuse("This request is too long. Mark fewer parts.", 413)
         try:
-            order = msgspec.json.decode(body, type=ExtractionRequest)
+            wanted = msgspec.json.decode(body, type=ExtractionRequest)
         except msgspec.MsgspecError as error:
             return _refuse(f"This request means nothing ({error}).", 400)
-        await run_in_threadpool(session.extract, order)
+        await run_in_threadpool(session.extract, wanted)
         return None
 
     def _choose_part(self, session: Session, request: Request) -> None:

@@ -39,11 +39,11 @@ _MOST_MARKS, _MOST_MARKED_S = 100, 3600.0
 """How many parts may be marked, and how much in all of the 10 min that are used of each: they are
 held in memory."""
 
-LOSSLESS = tuple(suffix for suffix, form in audio.FORMATS.items() if form.is_lossless)
+OFFERED_FORMATS = tuple(suffix for suffix, form in audio.FORMATS.items() if form.is_lossless)
 """The formats in which a page offers its sounds."""
 
 EXPORTS = (
-    *(f"{name}{suffix}" for name in SOUNDS for suffix in LOSSLESS),
+    *(f"{name}{suffix}" for name in SOUNDS for suffix in OFFERED_FORMATS),
     *("voice.srt", f"voice{profile.SUFFIX}"),
 )
 """The files that a page offers."""
