@@ -431,6 +431,8 @@ def write(
         ValueError: their shape or the rate is impossible, or they would be clipped.
         NonFiniteError, OutputError: as `open_writer`.
     """
+    if np.ma.isMaskedArray(samples):
+        raise TypeError("samples are a masked array; fill what is masked, with 0 for silence")
     array = np.asarray(samples)
     if array.dtype.kind != "f":
         raise TypeError(f"samples are floats in -1..1, not {array.dtype}; divide integers by 2**15")

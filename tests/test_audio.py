@@ -295,6 +295,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path: Path, name: str) ->
         (3 * tone(8000, 300), ValueError, r"reach 1.5 and would be clipped; turn them down, or"),
         (np.zeros(100, np.int16), TypeError, "floats in -1..1, not int16"),
         (np.zeros(100, np.complex64), TypeError, "not complex64"),
+        (np.ma.masked_array(np.zeros(100), True), TypeError, "are a masked array; fill what"),
         (np.array([0, np.nan], np.float32), NonFiniteError, "NaN or infinite samples are not"),
         (np.array([0, np.inf]), NonFiniteError, "NaN or infinite samples are not written"),
         (np.full(100, 1e300), NonFiniteError, "NaN or infinite samples are not written"),
