@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def absent(tiny_folder: Path, folder: Path) -> str:
     """A model for which no voice is there."""
-    return str(calibrated(tiny_folder, folder / "model", threshold=1.1))
+    return str(calibrated(tiny_folder, folder / "model", threshold=1.0))
 
 
 def batch(*words: str, model: str = "") -> Result:

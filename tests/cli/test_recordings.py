@@ -43,7 +43,7 @@ def models(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     root = tmp_path_factory.mktemp("calibrated")
     kinds: dict[str, dict[str, Any]] = {
         "present": {},
-        "absent": {"threshold": 1.1},
+        "absent": {"threshold": 1.0},
         "wrong": {"wrong_speaker": -9.0},
     }
     made = {name: str(calibrated(tiny_folder, root / name, **kinds[name])) for name in kinds}
