@@ -262,10 +262,10 @@ class Pages:
             if len(body) > _LONGEST_REQUEST:
                 return _refuse("This request is too long. Mark fewer parts.", 413)
         try:
-            wanted = msgspec.json.decode(body, type=ExtractionRequest)
+            options = msgspec.json.decode(body, type=ExtractionRequest)
         except msgspec.MsgspecError as error:
             return _refuse(f"This request means nothing ({error}).", 400)
-        await run_in_threadpool(session.extract, wanted)
+        await run_in_threadpool(session.extract, options)
         return None
 
     def _choose_part(self, session: Session, request: Request) -> None:
