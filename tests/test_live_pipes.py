@@ -216,6 +216,19 @@ def test_an_interrupt_gives_what_had_arrived(options: list[str], number: str) ->
 
 
 @posix
+def test_an_interrupt_while_the_model_loads_gives_what_had_arrived(options: list[str]) -> None:
+    talk = Conversation([*options, "--from-start"])
+    talk.send(MIXTURE)
+    while not talk.lines:
+        time.sleep(0.02)
+    time.sleep(0.3)  # torch is imported meanwhile, which takes longer
+    talk.process.send_signal(signal.SIGINT)
+    assert talk.end() == 130
+    assert talk.received() == len(MIXTURE)
+    assert talk.lines[-1] == "error: interrupted. All sound that had arrived before is done."
+
+
+@posix
 def test_a_reader_that_has_gone_ends_it_quietly(options: list[str]) -> None:
     words = [sys.executable, "-W", "error", "-m", "mcspex_cli", "live", *options]
     ours, theirs = os.pipe()
@@ -334,6 +347,7 @@ def test_channels_that_cancel_each_other_out_are_told_once(run: Run) -> None:
         (["--latency", "9"], "9.0 is not in the range 0.1<=x<=3.0.\n"),
         (["--channels", "257"], "257 is not in the range 1<=x<=256.\n"),
         (["--input-device", "1", "--channels", "2"], "sound cards record one channel.\n"),
+        (["--input-device", "1", "--from-start"], "records once the model is loaded.\n"),
         (["--input-device", ""], "it is empty. Give a value, or leave the option out.\n"),
         (["--output-device", ""], "it is empty. Give a value, or leave the option out.\n"),
     ],

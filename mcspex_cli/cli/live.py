@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from mcspex_cli.cli.options import choice, flag, option
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings
     from mcspex_cli.audio import Samples
+    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.extraction.streaming import LiveExtractor
 
 _LATE_S = 0.25
@@ -109,6 +110,10 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         raise click.UsageError("whose voice? Add --ref FILE.")
     if request.input_device is not None and (request.channels or 1) > 1:
         raise click.UsageError("--channels is for raw samples; sound cards record one channel.")
+    if request.input_device is not None and request.from_start:
+        raise click.UsageError(
+            "--from-start is for standard input; a sound card records once the model is loaded."
+        )
     from mcspex_cli.extraction.reference import list_sources
 
     references = list_sources(request.references)
@@ -128,14 +133,21 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         interrupted.set()
         inflow.end()
 
-    with output as write:
+    with output as write, ExitStack() as stack:
         into = _describe(request.input_device, inflow.format)
         console.say(f"in: {into}; out: {_describe(request.output_device, form)}")
-        extraction = _load(request, references, form.sample_rate_hz)
-        skipped_s = 0.0 if request.from_start else inflow.skip_backlog()
+        info = options.find_model(request.model, offline=request.offline)
+        ending_gently = console.ending_gently(stop, "SIGHUP")
+        if request.from_start:  # else nothing is lost that would have been used
+            stack.enter_context(ending_gently)
+        extraction = _load(request, info, references, form.sample_rate_hz)
+        skipped_s = 0.0
+        if not request.from_start:
+            stack.enter_context(ending_gently)
+            skipped_s = inflow.skip_backlog()
         skipped = f"; skipped the {skipped_s:.1f} s that came before" if skipped_s else ""
         console.say(f"ready, {request.latency_s:g} s of latency{skipped}")
-        with console.ending_gently(stop, "SIGHUP"), suppress(BrokenPipeError):
+        with suppress(BrokenPipeError):
             _extract(request, extraction, inflow, write)
     if interrupted.is_set():
         console.error("interrupted. All sound that had arrived before is done.")
@@ -149,14 +161,15 @@ def _describe(device: str | None, form: SoundFormat) -> str:
     return f"{kind}, {form.sample_rate_hz} Hz, {channels}"
 
 
-def _load(request: LiveRequest, references: list[Path], sample_rate_hz: int) -> LiveExtractor:
+def _load(
+    request: LiveRequest, info: CheckpointInfo, references: list[Path], sample_rate_hz: int
+) -> LiveExtractor:
     """Load the model, enroll the voice, and compute once, as the first time takes longer."""
     import numpy as np
 
     from mcspex_cli.extraction.job import check_absent
     from mcspex_cli.extraction.reference import check_references
 
-    info = options.find_model(request.model, offline=request.offline)
     check_absent(request.absent, info, info.calibration)
     check_references(references, info)
     extractor = options.load_extractor(info, request.engine_settings, math.inf)
