@@ -18,7 +18,7 @@ import re
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Flag, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -79,6 +79,9 @@ _CHUNKS = {
 _PLAIN = (*_CHUNKS, b".snd", b"dns.", b"NIST")
 """How the files begin whose plain samples libsndfile reads: these, AU and SPHERE."""
 
+_FOREIGN = (*_PLAIN, b"fLaC", b"OggS", b"ftyp", b"\x1aE\xdf\xa3")
+"""How files begin that may follow another one; the last two are MP4, and MKV or WebM."""
+
 _FILE_SIZE = re.compile(
     rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
     rb"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\0\xc0\x0c\x20\x53\x65.{24}(.{8}))",
@@ -100,6 +103,9 @@ _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
 
 _ID3 = re.compile(rb"ID3[\x02-\x04]..([\0-\x7f]{4})", re.DOTALL)
 """How an ID3 tag of version 2 begins; in the parentheses is its length, 7 bits in each byte."""
+
+_FLAC = re.compile(rb"fLaC[\0\x80]\0\0\x22")
+"""How a FLAC begins: with its mark, and the head of the block that describes it."""
 
 _NULL_PACKET = b"G\x1f\xff"
 """How the packets of a transport stream begin that only fill it up."""
@@ -274,7 +280,7 @@ def _find_ends(data: SoundBytes) -> list[int]:
         name, length = struct.unpack_from(chunks.header, data.part(at, 24).ljust(24, b"\0"))
         if name == b"data" and head[12:16] == b"ds64":
             length = int.from_bytes(head[28:36], "little")
-        is_chunk = name.isascii() and name.decode().isprintable() and name not in _PLAIN
+        is_chunk = name.isascii() and name.decode().isprintable() and name not in _FOREIGN
         if not is_chunk or length + chunks.uncounted <= 0 or length >= chunks.unknown:
             break
         if name == b"data" and length:
@@ -349,7 +355,7 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
     following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
     start = b"ftyp" if head[4:8] == b"ftyp" else head[:4]
     follows = ""
-    if any(magic in following for magic in (start, *_PLAIN)) and head[8:] != b"AVI ":
+    if any(magic in following for magic in (start, *_FOREIGN)) and head[8:] != b"AVI ":
         follows = f"another file of {rest} {_FOLLOWS}"
     elif following.lstrip(b"\0").startswith(_TAGS):
         follows = f"{rest} of notes (tags) follow its sound and are not read."
@@ -370,10 +376,11 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
 
 
 def _check_sample_bytes(data: SoundBytes) -> None:
-    """Refuse samples that take more bytes than they have bits: decoders would read noise.
+    """Refuse samples that do not take as many bytes as they have bits: decoders would read noise.
 
     WAV (also as RIFX, RF64 and W64) and CAF can have such. Two numbers of a WAV's header have to
-    say so, since some programs write one of them wrongly.
+    say so, since some programs write one of them wrongly. But where one says 24 bits and the other
+    4 bytes, libsndfile guesses, and often wrongly.
     """
     head = data.part(0, 2**12)
     kind, at = head[:4], head.find(b"desc" if head.startswith(b"caff") else b"fmt ")
@@ -382,12 +389,13 @@ def _check_sample_bytes(data: SoundBytes) -> None:
     form = head[at + struct.calcsize(_CHUNKS[kind].header) :].ljust(32, b"\0")
     if kind == b"caff":
         coding, frame_bytes, frames, channels, bits = struct.unpack_from(">8x4s4xIIII", form)
-        is_padded = coding == b"lpcm" and frames == 1
+        is_sure = coding == b"lpcm" and frames == 1
     else:
         layout = ">HHIIHH" if kind == b"RIFX" else "<HHIIHH"
         coding, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack_from(layout, form)
-        is_padded = coding in _PCM_TAGS and bytes_per_s == rate_hz * frame_bytes
-    if is_padded and channels and bits and frame_bytes > channels * -(-bits // 8):
+        is_guessed = (coding, bits, frame_bytes) == (1, 24, 4 * channels)
+        is_sure = is_guessed or (coding in _PCM_TAGS and bytes_per_s == rate_hz * frame_bytes)
+    if is_sure and frame_bytes and channels and bits and frame_bytes != channels * -(-bits // 8):
         raise AudioError(
             f"{data.path}: its header says that its samples have {bits} bits, and take "
             f"{8 * frame_bytes // channels}. Export it again as 16-bit PCM."
@@ -495,6 +503,7 @@ class Container:
         self._origin: int | None = None  # the time of the first sample; None if not known yet
         self._damages: list[tuple[float, str]] = []
         self._is_after_damage = False
+        self._joined = 1  # how many files are in it, one after the other
         self._end = 0  # where the packets end that held sound
         self._last = b""  # the last of them
 
@@ -634,11 +643,33 @@ class Container:
             self._is_after_damage = False
         self._check_end()
 
+    def _packets(self) -> Iterator[av.Packet[Any]]:
+        """The packets of the sound track; of joined FLACs, whose ends FFmpeg mixes up, of each."""
+        data, size = self.data, self.data.size
+        starts = []
+        for at in range(0, size if self._kind == "flac" else 0, 2**24):
+            starts += [at + mark.start() for mark in _FLAC.finditer(data.part(at, 2**24 + 7))]
+        starts[:1], self._joined = [0], max(1, len(starts))
+        if self._joined == 1:
+            yield from self._container.demux(self._source)
+            return
+        frames, before = 0, 0
+        for start, end in zip(starts, [*starts[1:], size], strict=True):
+            data.crop(start - before, end - before)
+            before = start
+            container, _ = self._open()
+            source = container.streams.audio[0]
+            frames += round((source.duration or 0) * (source.time_base or 0) * (source.rate or 0))
+            self.info = replace(self.info, frames=frames)
+            for packet in container.demux(source):
+                if packet.size or end == size:  # an empty one ends the decoding
+                    yield packet
+
     def _frames(self) -> Iterator[tuple[av.AudioFrame | None, str]]:
         """Frames, and what is wrong with their packets, if anything is: maybe without a frame."""
         import av
 
-        packets, end = self._container.demux(self._source), None
+        packets, end = self._packets(), None
         notes = 0  # the bytes that are left of an ID3 tag, whose pictures may look like frames
         while True:
             packet, frames, damage = None, [], ""
@@ -740,7 +771,9 @@ class Container:
         else:
             _check_end_mark(data, done_s)
         more = self._done - self._silent - info.frames
-        if self._is_exact and info.frames and more > 0.01 * info.frames + rate_hz:
+        if self._joined > 1 and not data.is_damaged:
+            data.warn(f"{self._joined} files are joined into one. All was read.")
+        elif self._is_exact and info.frames and more > 0.01 * info.frames + rate_hz:
             data.warn(
                 f"its header announces {announced_s:.2f} s, but {done_s:.2f} s follow (several "
                 "files joined into one?). All was read."

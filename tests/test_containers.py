@@ -391,6 +391,24 @@ def test_files_joined_into_one_are_read_whole(
     assert all("All was read." in warning for warning in warnings)
 
 
+@pytest.mark.parametrize("lengths_s", [(1, 1), (5, 0.1), (0.4, 5, 1)])
+def test_short_flacs_joined_into_one_are_read_sample_by_sample(
+    tmp_path: Path, lengths_s: tuple[float, ...]
+) -> None:
+    path, data, parts = tmp_path / "a.flac", b"", []
+    for length_s in lengths_s:
+        parts.append(SIX_S[: round(length_s * RATE_HZ)])
+        audio.write(path, parts[-1], RATE_HZ)
+        data += path.read_bytes()
+    path.write_bytes(data)
+    samples, warnings = read(path)
+    np.testing.assert_allclose(samples, np.concatenate(parts), atol=1e-4)
+    assert warnings == [f"{path}: {len(lengths_s)} files are joined into one. All was read."]
+    path.write_bytes(data[: -len(data) // 20])
+    with pytest.raises(AudioError, match=r"damaged after|truncated"):
+        audio.read(path, RATE_HZ)
+
+
 def test_a_picture_in_the_second_of_two_joined_mp3_is_no_damage(tmp_path: Path) -> None:
     path = make(tmp_path / "a.mp3", *tracks(SIX_S, codec="libmp3lame"))
     data = path.read_bytes()
@@ -439,6 +457,24 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
         assert len(samples) == whole
         expected = f"another file of {len(data):,} bytes follows the first in it and is not read"
         assert expected in warning
+
+
+@pytest.mark.parametrize("first", ["wav", "aiff", "m4a"])
+@pytest.mark.parametrize("second", ["flac", "ogg", "m4a", "mkv"])
+def test_a_file_of_another_kind_after_the_first_is_not_read_as_its_sound(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    codecs = {"wav": "pcm_s16le", "aiff": "pcm_s16be", "flac": "flac", "ogg": "flac"}
+    paths = [
+        make(tmp_path / f"{place}.{kind}", *tracks(SIX_S, codec=codecs.get(kind, "aac")))
+        for place, kind in ((1, first), (2, second))
+    ]
+    whole, data = len(read(paths[0])[0]), paths[1].read_bytes()
+    with paths[0].open("ab") as file:
+        file.write(data)
+    samples, (warning,) = read(paths[0])
+    assert len(samples) == whole
+    assert f"another file of {len(data):,} bytes follows the first in it and is not" in warning
 
 
 def test_one_after_another_of_two_kinds_of_mp4_is_not_read(tmp_path: Path) -> None:
@@ -568,12 +604,31 @@ def test_samples_that_take_more_bytes_than_they_have_are_not_read_as_noise(
     path.write_bytes(data)
     with pytest.raises(AudioError, match=r"have \d+ bits, and take 32\. Export it again"):
         audio.read(path, RATE_HZ)
-    if form == "CAF" or endian == "BIG":
+    if form == "CAF":
         return
     # If only one of the two numbers of a WAV says so, it is a mistake of the header.
     data[at : at + 4] = bytes(4)
     path.write_bytes(data)
-    assert len(audio.read(path, RATE_HZ)) == len(SIX_S)
+    if (form, subtype) == ("WAV", "PCM_24"):  # libsndfile would guess which of them is right
+        with pytest.raises(AudioError, match="have 24 bits, and take 32"):
+            audio.read(path, RATE_HZ)
+    else:
+        assert len(audio.read(path, RATE_HZ)) == len(SIX_S)
+
+
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+@pytest.mark.parametrize("bits", [24, 32])
+def test_samples_that_take_fewer_bytes_than_they_have_are_not_read_as_noise(
+    tmp_path: Path, bits: int, endian: str
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, SIX_S, RATE_HZ, "PCM_16", endian)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"fmt ") + 8 + 14
+    data[at : at + 2] = struct.pack(">H" if endian == "BIG" else "<H", bits)
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=rf"have {bits} bits, and take 16\. Export it again"):
+        audio.read(path, RATE_HZ)
 
 
 def test_sound_in_two_chunks_of_a_wav_is_warned_of(tmp_path: Path) -> None:

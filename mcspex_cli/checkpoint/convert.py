@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -132,10 +133,16 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
     """
     state = _read_state(path)
     names = [n for n, mark in PROGRAMS.items() if any(key.startswith(mark) for key in state)]
-    if not names:
+    if "encoder.banks.0.weight" in state:
         raise CheckpointError(
-            f"{path}: its layers ({checkpoint.first_names(list(state))}) are not those of a known "
-            f"SpEx+. Known: {', '.join(PROGRAMS)}."
+            f"{path}: belongs to a model of mcspex. For another sample rate, name its folder: "
+            f"mcspex models convert {shlex.quote(str(path.parent))} --sample-rate 8000 -o DIR"
+        )
+    if not names:
+        layers = checkpoint.first_names(sorted(state))
+        raise CheckpointError(
+            f"{path}: its layers ({layers}) are not those of a known SpEx+. Known: "
+            f"{', '.join(PROGRAMS)}."
         )
     name, weights = names[0], _Weights(path, state)
     sizes = _sizes(weights, sample_rate_hz, may_be_causal=name == _SHOWS_CAUSALITY)

@@ -319,7 +319,8 @@ def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[
     results = []
     for pairing in pairings:
         try:
-            clips = by_name.find(Path(case_name(pairing.name)).as_posix())
+            name = pairing.name if request.estimates.is_dir() else case_name(pairing.name)
+            clips = by_name.find(Path(name).as_posix())
             results.append(replace(pairing, references=tuple(map(Path, clips))))
         except PairingError as error:
             problems.append(f"{pairing.estimate}: {error}")

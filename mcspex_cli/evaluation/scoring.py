@@ -97,11 +97,16 @@ class Pairing:
 
 def case_name(path: str | Path) -> str:
     """The name that pairs a file with others: without the suffixes of its format and `.target`."""
+    return _full_name(path).removesuffix(".target")
+
+
+def _full_name(path: str | Path) -> str:
+    """The same with `.target`."""
     path = Path(path)
     for suffixes in (_TRANSCRIPTS, files.SUFFIXES):
         if path.suffix.lower() in suffixes:
             path = path.with_suffix("")
-    return files.normal(str(path).removesuffix(".target"))
+    return files.normal(str(path))
 
 
 def is_batch(folder: Path) -> bool:
@@ -111,6 +116,9 @@ def is_batch(folder: Path) -> bool:
 
 def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
     """All files of some formats under a folder by `case_name`.
+
+    Where that is another file's name already, a name keeps its `.target`: `extract` may have had
+    both a.wav and a.target.wav.
 
     Raises:
         AudioError, PairingError: there is no such folder, it is a batch's output folder, in which
@@ -122,13 +130,17 @@ def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> d
     if is_batch(folder):
         raise PairingError(f"{folder}: is the output folder of a batch. Name {folder / 'audio'}.")
     named: dict[str, Path] = {}
-    for path in files.find(folder, also=suffixes):
-        if path.suffix.lower() in suffixes:
-            name = case_name(path.relative_to(folder))
-            other = named.setdefault(name, path)
-            if other != path:
-                raise PairingError(f"{other} and {path}: both have the name {name}. Move one.")
-    return named
+    paths = [path for path in files.find(folder, also=suffixes) if path.suffix.lower() in suffixes]
+    names = {path: _full_name(path.relative_to(folder)) for path in paths}
+    for path in sorted(paths, key=lambda path: len(names[path])):
+        name = names[path].removesuffix(".target")
+        other = named.get(name)
+        if other and names[other] == name != names[path]:
+            name, other = names[path], named.get(names[path])
+        if other:
+            raise PairingError(f"{other} and {path}: both have the name {name}. Move one.")
+        named[name] = path
+    return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
 def find_partners(

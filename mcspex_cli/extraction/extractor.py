@@ -502,7 +502,12 @@ class _Extraction:
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
         engine, channels, info = self._engine, self._channels, self._mixture.info
-        self._voice = voice = check_voice(self._voice() if callable(self._voice) else self._voice)
+        self._voice = voice = self._voice() if callable(self._voice) else self._voice
+        if not isinstance(voice, Voice):
+            raise McspexError(
+                f"{self.path}: the function in its Job gave {voice!r:.80}, not a Voice as "
+                "Extractor.enroll does."
+            )
         if self.job:
             check_sources(self.job, voice, info.seconds)
         check_embedding(self.path, voice, self._extractor.model.config.embedding)

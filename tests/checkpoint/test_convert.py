@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import soxr
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mcspex_cli import audio
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint, save_checkpoint
@@ -26,7 +26,7 @@ from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.model.config import sized
 from mcspex_cli.model.systems import System, build
 from tests.checkpoint.published import RENAMED, Published, Sizes, State, published
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, ROOT
 
 OFFICIAL, XUCHENGLIN, WESEP = RENAMED
 SMALL = Sizes(
@@ -422,6 +422,17 @@ def test_what_is_no_network_of_ours_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         convert(file(change(small)))
+
+
+@pytest.mark.parametrize("is_state", [False, True])
+def test_the_weights_of_our_own_models_are_told_from_others(
+    file: Callable[..., Path], is_state: bool
+) -> None:
+    weights = ROOT / "weights/mcspex-16k/model.safetensors"
+    path = file({"model": load_file(weights)}) if is_state else weights
+    folder = re.escape(str(path.parent))
+    with pytest.raises(CheckpointError, match=f"models convert {folder} --sample-rate 8000 -o DIR"):
+        convert(path)
 
 
 def test_a_gamma_is_a_global_norms_in_any_shape(file: Callable[..., Path]) -> None:

@@ -102,6 +102,28 @@ def test_names_in_two_forms_of_unicode_are_one(folder: Path) -> None:
     assert missing_estimates(folder / "est", folder / "truth") == []
 
 
+def test_a_mixture_may_have_the_name_of_the_estimate_of_another(folder: Path) -> None:
+    for path in ("truth/a.target.flac", "other/a.target.wav", "est/a.target.target.wav"):
+        audio.write(folder / path, buzz(110, 1), RATE_HZ)
+    pairings = pair(folder / "est", folder / "truth", None, [folder / "other"])
+    assert [
+        (one.name, one.estimate.name, one.truth and one.truth.name, one.interferers[0].name)
+        for one in pairings
+        if "deep" not in one.name
+    ] == [
+        ("a.target", "a.target.target.wav", "a.target.flac", "a.target.wav"),
+        ("a", "a.target.wav", "a.flac", "a.wav"),
+    ]
+    assert missing_estimates(folder / "est", folder / "truth") == []
+    (folder / "est/a.target.wav").rename(folder / "est/a.wav")  # as batch names them
+    (folder / "est/a.target.target.wav").rename(folder / "est/a.target.wav")
+    names = [one.name for one in pair(folder / "est", folder / "truth")]
+    assert sorted(names) == sorted(one.name for one in pairings)
+    audio.write(folder / "est/a.target.flac", buzz(110, 1), RATE_HZ)
+    with pytest.raises(PairingError, match=r"a.target.flac and .*a.target.wav: both have the name"):
+        pair(folder / "est", folder / "truth")
+
+
 @pytest.mark.parametrize("suffix", [".m4a", ".MP3"])
 def test_estimates_in_any_format_are_paired(folder: Path, suffix: str) -> None:
     estimate = folder / "est/a.target.wav"
@@ -124,6 +146,10 @@ def test_estimates_in_any_format_are_paired(folder: Path, suffix: str) -> None:
         (
             lambda f: audio.write(f / "truth/a.wav", buzz(110, 1), RATE_HZ),
             r"a.flac and .*a.wav: both have the name a",
+        ),
+        (
+            lambda f: audio.write(f / "est/a.target.flac", buzz(110, 1), RATE_HZ),
+            r"a.target.flac and .*a.target.wav: both have the name a. Move",
         ),
         (
             lambda f: [path.unlink() for path in (f / "est").rglob("*.wav")],

@@ -709,18 +709,20 @@ def test_a_bad_voice_or_place_costs_only_its_own_files(
     def fail() -> Voice:
         raise AudioError("bob.wav: is silent.")
 
-    paths = write_all(tmp_path, 30_000, 30_000, 8000, 8000)
+    paths = write_all(tmp_path, 30_000, 30_000, 8000, 8000, 8000)
     (tmp_path / "file").touch()
     jobs = [
         Job(paths[0], voice, Outputs(tmp_path / "0.out.wav")),
         Job(paths[1], fail, Outputs(tmp_path / "1.out.wav")),
         Job(paths[2], voice, Outputs(tmp_path / "file" / "2.out.wav")),
         Job(paths[3], lambda: voice, Outputs(tmp_path / "new" / "3.out.wav")),
+        Job(paths[4], lambda: None, Outputs(tmp_path / "4.out.wav")),  # type: ignore[arg-type, return-value]
     ]
     results = [result for _, result in tiny_extractor.extract_files(jobs)]
-    assert [isinstance(result, Result) for result in results] == [True, False, False, True]
+    assert [isinstance(result, Result) for result in results] == [True, False, False, True, False]
     assert str(results[1]) == "bob.wav: is silent."
     assert isinstance(results[2], OutputError)
+    assert str(results[4]).startswith(f"{paths[4]}: the function in its Job gave None, not a Voice")
     assert sorted(p.name for p in tmp_path.rglob("*.out.wav")) == ["0.out.wav", "3.out.wav"]
 
 
