@@ -19,6 +19,7 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -426,7 +427,8 @@ def sweep(folder: Path, pattern: str = "**/.*.partial") -> None:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's, say
+                    path.unlink()
 
 
 def _is_running(process: int) -> bool:
@@ -442,6 +444,27 @@ def _is_running(process: int) -> bool:
         # In a container without an init, a dead process stays as a zombie for good.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder among temporary files, which is removed afterwards.
+
+    If this process is killed, the next one that makes such a folder removes it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder = hidden_name(Path(tempfile.gettempdir()) / "mcspex")
+        sweep_once(folder.parent)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise OutputError(f"no temporary folder ({error.strerror}). Set TMPDIR.") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

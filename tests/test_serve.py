@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,6 +236,28 @@ def test_an_upload_that_stalls_holds_up_no_other(server: Server) -> None:
         until(lambda: [each.stat().st_size for each in folder.iterdir()] == [999], "its beginning")
         assert server.put(f"{path}/recording", "b.flac", content)["recording"]["name"] == "b.flac"
     until(lambda: len(list(folder.glob("upload-*"))) == 1, "that what was cut off is removed")
+    server.ask("POST", f"{path}/close")
+
+
+def test_of_recordings_sent_at_once_one_is_kept(server: Server) -> None:
+    path, content = server.session(), INTERVIEW.read_bytes()
+    (folder,) = server.folders()
+    with ThreadPoolExecutor(12) as senders:
+        names = [f"{number}.flac" for number in range(24)]
+        list(senders.map(lambda name: server.put(f"{path}/recording", name, content), names))
+    assert len(list(folder.glob("upload-*"))) == 1
+    server.ask("POST", f"{path}/close")
+
+
+def test_of_extractions_begun_at_once_one_is_done(server: Server) -> None:
+    path = server.session()
+    server.put(f"{path}/recording", "a.flac", INTERVIEW.read_bytes())
+    until(lambda: json.loads(server.ask("GET", f"{path}/")[2])["recording"]["decoded"], "decoded")
+    body = json.dumps({"spans": [[0, 3]], "model": DEFAULT_MODEL})
+    with ThreadPoolExecutor(12) as senders:
+        ends = senders.map(lambda _: server.ask("POST", f"{path}/extraction", body)[0], range(12))
+        assert sorted(ends) == [200] + 11 * [400]
+    server.ask("DELETE", f"{path}/extraction")
     server.ask("POST", f"{path}/close")
 
 

@@ -23,6 +23,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -113,8 +114,9 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
         left = sum(not journal.valid_result(task, work.key) for task in work.todo)
         count = "1 file" if left == 1 else f"{left} files"
         raise DiskFullError(f"{error} {count} left; then run the same command again.") from error
-    finally:
-        files.sweep(work.plan.folder)  # what processes left that were ended in their work
+    finally:  # what processes left that were ended in their work
+        files.sweep(work.plan.folder)
+        files.sweep(Path(tempfile.gettempdir()), ".*.partial")
 
 
 def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:

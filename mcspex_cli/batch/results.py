@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, replace
@@ -74,8 +73,8 @@ def score(
                 unscored.append((task, key))
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
-        with tempfile.TemporaryDirectory() as scratch:
-            scores = _scores(folder, [task for task, _ in part], score_settings, Path(scratch))
+        with files.temporary_folder() as scratch:
+            scores = _scores(folder, [task for task, _ in part], score_settings, scratch)
             pairs = zip(part, scores, strict=True)
             for number, ((task, key), result) in enumerate(pairs, start + 1):
                 writer.add_score(task.id, key, result.to_dict())
@@ -196,9 +195,9 @@ def write(
         if results and not html.is_file():
             title = plan.folder.resolve().name
             look = PageSettings(groups=groups, overwrite=True, title=title)
-            with tempfile.TemporaryDirectory() as scratch:
+            with files.temporary_folder() as scratch:
                 system = batch_system(folder, work.settings.model.name, rows)
-                page.write_page([_with_sounds(system, plan, look, Path(scratch))], html, look)
+                page.write_page([_with_sounds(system, plan, look, scratch)], html, look)
     return whole, record
 
 

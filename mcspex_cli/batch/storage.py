@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -203,9 +202,9 @@ def on_disk(folder: Path) -> Iterator[Path]:
     if not is_url(folder):
         yield folder
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
-        for path in Path(scratch).rglob("*"):
+    with files.temporary_folder() as scratch:
+        yield scratch
+        for path in scratch.rglob("*"):
             if path.is_file():
                 send(path, folder / path.relative_to(scratch))
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -28,6 +27,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
+from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, Outcome, Unit, WorkList, total_s
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
@@ -131,7 +131,7 @@ class Worker:
                 yield Job(mixture, partial(self._voice, task), outputs)
 
         with (
-            tempfile.TemporaryDirectory() as scratch,
+            files.temporary_folder() as scratch,
             closing(self.extractor.extract_files(jobs(), self._options)) as results,
         ):
             for _, result in results:
@@ -180,8 +180,7 @@ class Worker:
     def _enroll_or_error(
         self, references: Sequence[str], spans: Sequence[str], mixture: str | None
     ) -> Voice | McspexError:
-        with tempfile.TemporaryDirectory() as scratch:
-            copies = Path(scratch)
+        with files.temporary_folder() as copies:
             try:
                 voice = self.extractor.enroll(
                     [storage.fetch(path, copies) for path in references],

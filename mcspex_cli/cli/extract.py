@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,9 +125,11 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     if not from_stdin and not to_stdout:
         _extract(request)
         return
+    from mcspex_cli import files
+
     # In the outermost context, so that errors are shown with the streams' names as well.
     enter = click.get_current_context().find_root().with_resource
-    folder = enter(_temporary_folder())
+    folder = enter(files.temporary_folder())
     stdin, stdout = folder / "stdin", folder / "stdout.wav"
     enter(console.shown_as(stdin, "standard input"))
     enter(console.shown_as(stdout, "standard output"))
@@ -299,23 +300,6 @@ def _show(request: ExtractRequest, job: Job, result: Result, voice: Voice) -> No
         )
     others = (row["residual"], row["activity"])
     console.say("  ".join([str(output), f"({speed})", *filter(None, others)]))
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed afterwards; if this process is killed, the next run removes it."""
-    from mcspex_cli import files
-
-    try:
-        folder = files.hidden_name(Path(tempfile.gettempdir()) / "mcspex")
-        files.sweep_once(folder.parent)
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise OutputError(f"no temporary folder ({error.strerror}). Set TMPDIR.") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_stdin(path: Path) -> None:

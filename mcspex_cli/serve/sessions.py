@@ -6,6 +6,7 @@ import itertools
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -73,6 +74,8 @@ class Session:
         self.is_open, self.last_request_s = True, time.monotonic()
         self._extractions, self._max_bytes = extractions, max_bytes
         self._numbers = itertools.count(1)
+        self._changing = threading.Lock()
+        """Held while the recording or the extraction is replaced: two requests may ask for it."""
         self._names: dict[str, str] = {}
         """What the user calls each file that came."""
 
@@ -118,20 +121,21 @@ class Session:
             options = job.ExtractionOptions(channel=channel, track=track or None, damaged="keep")
         except ValueError as error:
             raise AudioError(f"{upload.name}: {error}.") from error
-        before = self.recording
-        is_new = before is None or before.upload != upload
-        try:
-            reader = job.open_mixture(upload.path, options)
-            self.recording = Recording(upload, reader, options, self._max_bytes)
-        except McspexError:
-            if is_new:
-                upload.path.unlink(missing_ok=True)
-            raise
-        self._forget_extraction()
-        if before and is_new:
-            with suppress(OSError):
-                before.upload.path.unlink()
-        recording = self.recording
+        with self._changing:
+            before = self.recording
+            is_new = before is None or before.upload != upload
+            try:
+                reader = job.open_mixture(upload.path, options)
+                recording = Recording(upload, reader, options, self._max_bytes)
+            except McspexError:
+                if is_new:
+                    upload.path.unlink(missing_ok=True)
+                raise
+            self.recording = recording
+            self._forget_extraction()
+            if before and is_new:
+                with suppress(OSError):
+                    before.upload.path.unlink()
         self._extractions.decoder.submit(
             recording.decode, lambda: self.is_open and self.recording is recording
         )
@@ -182,6 +186,10 @@ class Session:
 
     def extract(self, request: ExtractionRequest) -> None:
         """Put an extraction into the queue, after all that can be refused before."""
+        with self._changing:
+            self._extract(request)
+
+    def _extract(self, request: ExtractionRequest) -> None:
         recording, model = self.recording, self._extractions.models.get(request.model)
         if recording is None:
             raise AudioError("there is no recording. Drop one into the page.")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from mcspex_cli.batch.workers import Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation.scoring import ScoreSettings
-from tests.conftest import RATE_HZ, buzz
+from tests.conftest import RATE_HZ, ROOT, buzz
 
 NAMES = ("ann_1", "ann_2", "bob_1")
 
@@ -159,6 +163,27 @@ def test_only_what_changed_in_a_store_is_done_again(
     assert done.exit_code == 0, done.output
     assert "3 of 3 files done" in done.stderr
     assert len(objects(store, "out/audio")) == 3
+
+
+@pytest.mark.parametrize("store", ["s3://set"], indirect=True)
+def test_the_next_run_removes_the_copies_of_a_killed_one(
+    set_: Path, store: str, tiny_folder: Path
+) -> None:
+    upload(store, "mix", "refs")
+    temporary = set_ / "temporary"
+    temporary.mkdir()
+    words = [sys.executable, "-m", "mcspex_cli", "batch", f"{store}/mix", "--refs", f"{store}/refs"]
+    words += ["--pattern", "{speaker}_{n}", "-o", f"{store}/out", "--model", str(tiny_folder)]
+    words += ["--devices", "cpu"]
+    env = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as killed:
+        while not any(temporary.rglob("*.wav")):
+            assert killed.poll() is None
+            time.sleep(0.001)
+        killed.kill()
+    assert any(temporary.rglob("*.wav"))
+    subprocess.run(words, env=env, check=True)
+    assert not list(temporary.iterdir())
 
 
 def test_a_truth_that_cannot_be_scored_costs_only_its_own_row(
