@@ -78,7 +78,7 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
         that are not finite. A sign flip does not change the value.
 
     Raises:
-        TypeError: the samples are complex numbers, truth values or no numbers.
+        TypeError: the samples are complex numbers, truth values, masked or no numbers.
         ValueError: the shapes differ or are not [sample].
 
     Source: Le Roux et al., SDR - half-baked or well done?, ICASSP 2019.
@@ -524,6 +524,8 @@ def _audible(sound: Samples, rate_hz: int) -> Samples:
 def _in_float64(
     estimate: npt.ArrayLike, target: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if np.ma.isMaskedArray(estimate) or np.ma.isMaskedArray(target):
+        raise TypeError("samples are a masked array; leave out, in both, what is masked")
     for samples in map(np.asarray, (estimate, target)):
         if samples.dtype.kind not in "fiu":
             raise TypeError(f"samples are real numbers, not {samples.dtype}")

@@ -101,7 +101,7 @@ class ExtractionOptions:
                 f"channel {self.channel!r:.80} is neither mix nor all nor a number from 0"
             )
         limits = f"from {LOWEST_GAIN_DB} to {HIGHEST_GAIN_DB} dB"
-        for gain_db in (self.wet_db, self.dry_db or 0.0):
+        for gain_db in (self.wet_db, 0.0 if self.dry_db is None else self.dry_db):
             if not isinstance(gain_db, Real) or isinstance(gain_db, bool):
                 raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain_db!r:.80}")
             if not LOWEST_GAIN_DB <= gain_db <= HIGHEST_GAIN_DB:

@@ -112,6 +112,10 @@ def test_samples_that_are_not_finite_have_no_value_and_others_than_numbers_are_r
     for wrong in (TARGET + 1j, TARGET > 0, np.array(["a"] * N)):
         with pytest.raises(TypeError, match="samples are real numbers, not"):
             measure(wrong, TARGET)
+    masked = np.ma.masked_array(TARGET, TARGET > 0.5)
+    for pair in ((masked, TARGET), (TARGET, masked)):
+        with pytest.raises(TypeError, match="samples are a masked array"):
+            measure(*pair)
     assert measure((1000 * TARGET).astype(np.int16), 1000 * TARGET) > 50
 
 

@@ -510,6 +510,7 @@ def test_a_voice_of_another_model_is_refused(soft: Extractor, embedding: np.ndar
         ({"channel": "left"}, "channel 'left' is neither mix nor all nor a number"),
         ({"dry_db": float("nan")}, "wet_db and dry_db are from -120 to 40 dB"),
         ({"wet_db": 1e6}, "from -120 to 40 dB"),
+        ({"dry_db": False}, "wet_db and dry_db are numbers of dB, not False"),
         ({"channel": "٣"}, "channel '٣' is neither mix nor all"),
         ({"channel": 5000 * "9"}, "is neither mix nor all"),
         ({"channel": 0}, "channel is text, such as"),
