@@ -155,14 +155,29 @@ class _Stderr(io.FileIO):
             return len(data)
 
 
+def _is_own_process() -> bool:
+    """Whether the process ends with the command; in tests it goes on."""
+    return isinstance(getattr(sys.stderr, "buffer", None), _Stderr)
+
+
 def _expect_end() -> None:
     """Let an interrupt end the process at once; in what is left to do, it would be a traceback."""
-    if not isinstance(getattr(sys.stderr, "buffer", None), _Stderr):
-        return  # in tests, whose process goes on
+    if not _is_own_process():
+        return
     _on_interrupts(lambda *_: os._exit(130))
     # Where an interrupt came within `exec`, Python notes that and ends by a signal, not by an exit
     # code. The next `exec` takes the note away.
     exec("")
+
+
+_LONGEST_END_S = 10.0
+"""How long an interrupted command may take to clear up: a thread may wait for a disk or a server
+that does not answer."""
+
+
+def _end_without_clearing_up() -> None:
+    console.error("interrupted, while something did not answer. Finished files are kept.")
+    os._exit(130)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -175,6 +190,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             threading.Timer(0.01, _thread.interrupt_main, [number]).start()
             return
         frame = frame.f_back
+    if _is_own_process():
+        end = threading.Timer(_LONGEST_END_S, _end_without_clearing_up)
+        end.daemon = True
+        end.start()
     raise KeyboardInterrupt
 
 

@@ -215,7 +215,7 @@ CsvRow = tuple[int, list[str] | str]
 
 
 def parse_csv(
-    path: Path,
+    path: Path | str,
     text: str,
     is_key: Callable[[str], bool],
     usual: str = ",",

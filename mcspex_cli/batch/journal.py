@@ -250,8 +250,7 @@ def open_folder(folder: Path, *, overwrite: bool, is_dry_run: bool = False) -> N
             not set.
     """
     journal = folder / JOURNAL
-    in_use = storage.is_folder(folder) and (storage.is_url(folder) or any(folder.iterdir()))
-    if in_use and not storage.is_folder(journal) and not overwrite:
+    if not (overwrite or storage.is_empty(folder) or storage.is_folder(journal)):
         raise OutputError(
             f"{storage.label(folder)}: is not empty and not the folder of a batch. Choose another "
             "-o, or add --overwrite."

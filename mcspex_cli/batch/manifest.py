@@ -121,40 +121,42 @@ def read_manifest(path: Path, problems: list[str]) -> list[Task]:
     readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".scp": _scp}
     read = readers.get(path.suffix.lower())
     if read is None:
-        raise PairingError(f"{path}: a manifest's name ends in {', '.join(readers)}. Rename it.")
+        raise PairingError(
+            f"{storage.label(path)}: a manifest's name ends in {', '.join(readers)}. Rename it."
+        )
     try:
         text = storage.read(path, PairingError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PairingError(
             f"{storage.label(path)}: cannot be read (not UTF-8 text). Save it again as UTF-8."
         ) from error
-    tasks: list[Task] = []
+    tasks, label = list[Task](), storage.label(path)
     unknown, shared = dict[str, None](), dict[str, str]()
-    for line, row in read(path, text, unknown):
+    for line, row in read(label, text, unknown):
         try:
             if isinstance(row, str):
                 raise PairingError(row)
             tasks.append(_task(os.path.dirname(path), line, row, shared))  # noqa: PTH120
         except (AudioError, PairingError) as error:
-            problems.append(f"{path} line {line}: {error}")
+            problems.append(f"{label} line {line}: {error}")
     if not tasks and not problems:
-        raise PairingError(f"{path}: lists no files. Add some, or name another list.")
+        raise PairingError(f"{label}: lists no files. Add some, or name another list.")
     if unknown:
         names = ", ".join(map(repr, unknown))
-        _logger.warning(f"{path}: not used: {names}. The columns are {', '.join(COLUMNS)}.")
+        _logger.warning(f"{label}: not used: {names}. The columns are {', '.join(COLUMNS)}.")
     return tasks
 
 
-def _table(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    headings, rows = files.parse_csv(path, text, _is_mixture, usual, PairingError)
+def _table(label: str, text: str, unknown: dict[str, None]) -> Iterator[Line]:
+    usual = "\t" if label.lower().endswith(".tsv") else ","
+    headings, rows = files.parse_csv(label, text, _is_mixture, usual, PairingError)
     if not any(map(_is_mixture, headings)):
         first = text.partition("\n")[0].strip()
         raise PairingError(
-            f"{path}: has no column 'mixture' in its first line, which is {first[:80]!r}. "
+            f"{label}: has no column 'mixture' in its first line, which is {first[:80]!r}. "
             f"The columns are {', '.join(COLUMNS)}."
         )
-    columns = _columns(path, headings, unknown)
+    columns = _columns(label, headings, unknown)
     for number, cells in rows:
         if isinstance(cells, str):
             yield number, cells
@@ -167,7 +169,7 @@ def _is_mixture(heading: str) -> bool:
     return _HEADINGS.get(heading.lower()) == "mixture"
 
 
-def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Line]:
+def _json_lines(label: str, text: str, unknown: dict[str, None]) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         try:
             row = json.loads(line, object_pairs_hook=_unique) if line.strip() else None
@@ -175,7 +177,7 @@ def _json_lines(path: Path, text: str, unknown: dict[str, None]) -> Iterator[Lin
             yield number, f"not JSON ({error})."
             continue
         if isinstance(row, dict):
-            values = zip(_columns(path, list(row), unknown), row.values(), strict=True)
+            values = zip(_columns(label, list(row), unknown), row.values(), strict=True)
             yield number, {column: value for column, value in values if column}
         elif line.strip():
             yield number, 'not an object like {"mixture": "a.wav"}.'
@@ -189,7 +191,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Line]:
+def _scp(_: str, text: str, __: dict[str, None]) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         words = line.split(maxsplit=1)
         if len(words) == 1:
@@ -200,14 +202,14 @@ def _scp(_: Path, text: str, __: dict[str, None]) -> Iterator[Line]:
             yield number, {"id": words[0], "mixture": words[1].strip()}
 
 
-def _columns(path: Path, headings: Sequence[str], unknown: dict[str, None]) -> list[str]:
+def _columns(label: str, headings: Sequence[str], unknown: dict[str, None]) -> list[str]:
     """The columns that headings name, "" for one that is not used, which goes to `unknown`."""
     columns = [_HEADINGS.get(heading.strip().lower(), "") for heading in headings]
     first: dict[str, str] = {}
     for column, heading in zip(columns, headings, strict=True):
         if column and column in first:
             both = f"{first[column]!r} and {heading!r}"
-            raise PairingError(f"{path}: {both} both name the {column}. Remove one.")
+            raise PairingError(f"{label}: {both} both name the {column}. Remove one.")
         first[column] = heading
         if not column and heading.strip().lower() != "reason":  # which failed.jsonl has
             unknown[heading.strip()] = None
@@ -362,7 +364,7 @@ def files_by_name(
         for task in read_manifest(source, problems):
             if files.normal(task.id) in paths:
                 twice = f"{task.id} is there twice. Remove one line."
-                problems.append(f"{source} line {task.line}: {twice}")
+                problems.append(f"{storage.label(source)} line {task.line}: {twice}")
             paths[files.normal(task.id)] = task.mixture
     else:
         advice = "--ref names one voice for all." if kind == "references" else "Name one of these."

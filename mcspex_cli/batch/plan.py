@@ -262,8 +262,9 @@ class _Planner:
             return list(tasks.values())
         if manifest.resolve().is_relative_to(output.resolve()):
             raise PairingError(
-                f"{manifest}: is in the output folder, so the reports there would be replaced by "
-                "reports of this list only. To try what failed again, repeat the first command."
+                f"{storage.label(manifest)}: is in the output folder, so the reports there would "
+                "be replaced by reports of this list only. To try what failed again, repeat the "
+                "first command."
             )
         return read_manifest(manifest, self.problems)
 
@@ -492,7 +493,8 @@ class _Planner:
     def _where(self, task: Task) -> str:
         """What a message calls a task: its file, or the manifest's line."""
         if task.line:
-            return f"{self.request.manifest} line {task.line}"
+            assert self.request.manifest
+            return f"{storage.label(self.request.manifest)} line {task.line}"
         return storage.label(task.mixture)
 
     def _note(self, task: Task, problem: str) -> None:

@@ -54,9 +54,12 @@ def to_path(text: str | Path) -> Path:
     """What a user wrote as a path; of a URL of this disk, `file:///a`, it is the file's path.
 
     Raises:
-        AudioError: it is a URL with a password, which journals and reports would show.
+        AudioError: it is a URL with a password, which journals and reports would show, or of a
+            scheme and nothing else, as from a script whose variable for the bucket is empty.
     """
     scheme, separator, rest = str(text).partition(":/")
+    if re.fullmatch(r"[a-z][a-z0-9+.]+:/*", str(text)):
+        raise AudioError(f"{scheme.rstrip(':')}://: names no bucket or folder. Add its name.")
     if _PASSWORD.match(str(text)):
         raise AudioError(
             f"{scheme}://...: has a password, which reports would show. Put it where programs for "
@@ -89,6 +92,20 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     with _open_store(path) as (store, key):
         return bool(store.isdir(key))
+
+
+def is_empty(path: Path) -> bool:
+    """Whether there is nothing in a folder, or no such folder.
+
+    An object called like the folder, with a slash at the end, counts as nothing: consoles of stores
+    make one for an empty folder.
+    """
+    if not is_url(path):
+        return not path.is_dir() or not any(path.iterdir())
+    with _open_store(path) as (store, key):
+        store.invalidate_cache()
+        names = store.ls(key, detail=False) if store.isdir(key) else []
+    return all(name.rstrip("/") == key.rstrip("/") for name in names)
 
 
 def check_exists(path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -206,6 +209,73 @@ def test_a_truth_that_cannot_be_scored_costs_only_its_own_row(
     assert [row["status"] for row in report.rows] == ["unreadable", "unreadable", "ok"]
     for row in report.rows[:2]:
         assert row["note"].startswith(f"{store}/truth/{row['name']}.wav: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(
+    set_: Path, tiny_folder: Path
+) -> None:
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed")
+    begun, wav = threading.Semaphore(0), Path("mix/ann_1.wav").read_bytes()
+
+    class Stalling(BaseHTTPRequestHandler):
+        """Lists a file, gives it to who asks for its length, and later stalls in the middle."""
+
+        def do_GET(self) -> None:
+            is_file = self.path.endswith(".wav")
+            data = wav if is_file else b'<a href="ann_1.wav">ann_1.wav</a>'
+            self.send_response(200)
+            self.send_header("Content-Type", "audio/wav" if is_file else "text/html")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:1000] if is_file else data)
+            if is_file:
+                begun.release()
+                time.sleep(60)
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    mixture = f"http://127.0.0.1:{server.server_port}/mix/ann_1.wav"
+    words = [sys.executable, "-m", "mcspex_cli", "batch", mixture, "--ref", "refs/ann.wav"]
+    words += ["-o", "out", "--model", str(tiny_folder), "--devices", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
+        while not Path("out/journal").exists():
+            time.sleep(0.05)
+        while begun.acquire(blocking=False):
+            pass
+        assert begun.acquire(timeout=60)  # the copy that the extraction waits for
+        for _ in range(2):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    server.shutdown()
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("error: interrupted")
+
+
+@pytest.mark.parametrize("store", ["s3://set"], indirect=True)
+def test_the_folder_that_a_console_has_made_is_empty(set_: Path, store: str) -> None:
+    files, key = fsspec.url_to_fs(store)
+    files.pipe_file(f"{key}/out/", b"")
+    open_folder(storage.to_path(f"{store}/out"), overwrite=False)
+    files.pipe_file(f"{key}/other/a.txt", b"")
+    with pytest.raises(OutputError, match="/other: is not empty and not the folder of a batch"):
+        open_folder(storage.to_path(f"{store}/other"), overwrite=False)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:", "gs:/", "file://"])
+def test_a_url_without_a_bucket_is_refused(set_: Path, tiny_folder: Path, url: str) -> None:
+    for words in (("mix", "-o", url), (url, "-o", "out")):
+        done = batch(tiny_folder, *words, "--refs", "refs")
+        scheme = url.partition(":")[0]
+        assert done.stderr == f"error: {scheme}://: names no bucket or folder. Add its name.\n"
+        assert done.exit_code == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["mix", "refs", "truth"]
 
 
 def test_what_is_not_in_a_store_is_said_by_its_url() -> None:
