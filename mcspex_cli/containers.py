@@ -762,7 +762,7 @@ class Container:
             data.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
         elif self._missing:
             data.report(f"truncated after {done_s:.2f} s: {self._missing}")
-        elif rest > 0.5 * self._end / done_s:
+        elif rest > (0 if self._is_followed() else 0.5 * self._end / done_s):
             data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
         elif Trait.BARE in self._traits and (rest or self._is_last_cut()):
             data.warn(
@@ -793,6 +793,11 @@ class Container:
                 tags = _ID3.finditer(part(start, 2**24 + 9))
                 size -= sum(_id3_bytes(tag[0]) for tag in tags if start + tag.start())
         return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
+
+    def _is_followed(self) -> bool:
+        """Whether another file of this kind follows the last sound."""
+        is_whole = Trait.EXACT in self._traits and Trait.BARE not in self._traits
+        return is_whole and self.data.part(0, 8) in self.data.part(self._end, 2**24)
 
     def _is_last_cut(self) -> bool:
         """Whether the last frame would be longer if another followed it."""

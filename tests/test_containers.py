@@ -553,6 +553,10 @@ def test_notes_behind_a_plain_file_are_no_sound(tmp_path: Path, notes: bytes) ->
 
 def test_what_follows_a_file_and_cannot_be_read_is_damage(tmp_path: Path) -> None:
     path = encoded("a.tta", "tta", 44_100)(tmp_path)
+    short = make(tmp_path / "b.tta", *tracks(SIX_S[:2000], codec="tta")).read_bytes()
+    (tmp_path / "c.tta").write_bytes(path.read_bytes() + short)
+    with pytest.raises(AudioError, match=r"bytes after 5\.\d\d s are not sound that can be"):
+        read(tmp_path / "c.tta")
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(AudioError, match=r"bytes after 5\.\d\d s are not sound that can be"):
         read(path)
