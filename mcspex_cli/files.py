@@ -73,6 +73,9 @@ _logger = logging.getLogger("mcspex")
 _circles: set[Path] = set()
 """The links to a folder above them that were told of."""
 
+_URL = re.compile(r"[a-z][a-z0-9+.]+:/")
+"""How a URL begins as a `Path`, which drops its second slash."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """How a disk, or a user's share of it, says that it is full."""
 
@@ -114,7 +117,7 @@ def reading(path: Path, kind: type[McspexError] = AudioError) -> Iterator[None]:
         advice = "Check the name."
         if str(path) == "-":
             advice = "Only a mixture of extract may be standard input."
-        elif re.match(r"[a-z][a-z0-9+.]+:/", str(path)):
+        elif _URL.match(str(path)):
             advice = "URLs are only for sounds and manifests of batch. Copy it to this disk first."
         raise kind(f"{path}: no such file or folder. {advice}") from error
     except OSError as error:
@@ -276,6 +279,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
             or written.
     """
+    _check_no_url(path)
     problem = ""
     try:
         folder = next((one for one in path.parents if os.path.lexists(one)), path)
@@ -302,6 +306,13 @@ def check_output(path: Path, *, overwrite: bool) -> None:
             trial.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def _check_no_url(path: Path) -> None:
+    """Refuse a URL as an output, of whose scheme a folder would be made here."""
+    if _URL.match(str(path)):
+        url = str(path).replace(":/", "://", 1)
+        raise OutputError(f"{url}: only batch writes to URLs. Choose a place on this disk.")
 
 
 def identities(*paths: Path) -> set[object]:
@@ -393,6 +404,7 @@ def make_folders(*folders: Path) -> None:
         OutputError: one cannot be made.
     """
     for folder in folders:
+        _check_no_url(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -552,6 +564,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: the block could not write.
     """
+    _check_no_url(folder)
     folder = folder.resolve() if folder.exists() else folder
     unfinished, aside = hidden_name(folder), folder.with_name(f".{folder.name}.before")
     sweep_once(folder.parent)

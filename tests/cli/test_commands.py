@@ -155,6 +155,31 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "extract {0}/mixture.flac --ref {0}/reference.flac -o s3://set/voice.wav",
+        "extract {0}/mixture.flac --ref {0}/reference.flac -o v.wav --activity gs://set/v.srt",
+        "enroll {0}/reference.flac -o s3://set/voice.safetensors",
+        "simulate {0}/voices -n 1 -o s3://set/sim",
+        "score {0}/set/truth --truth {0}/set/truth -o file:///tmp/scores.json",
+        "models convert mcspex-16k --sample-rate 8000 -o s3://set/model",
+        "train to_a_url.toml",
+    ],
+)
+def test_a_url_is_no_place_for_outputs(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = f"[data]\ntrain = ['{EXAMPLES / 'voices'}']\n[run]\nout = 's3://set/run'\n"
+    Path("to_a_url.toml").write_text(settings + "[model]\nsize = 'tiny'\n")
+    done = run(*words.format(EXAMPLES).split())
+    assert done.exit_code == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith(": only batch writes to URLs. Choose a place on this disk.")
+    assert [path.name for path in tmp_path.iterdir()] == ["to_a_url.toml"]
+
+
 @pytest.mark.parametrize("value", ["nan", "1e400"])
 @pytest.mark.parametrize(
     ("command", "option"),
