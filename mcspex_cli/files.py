@@ -487,8 +487,10 @@ def whole(path: Path) -> Iterator[Path]:
     block.
 
     Raises:
+        AudioError: no file can have this name.
         OutputError: the block could not write.
     """
+    check_name(path)
     unfinished, waiting = hidden_name(path), _waiting.get()
     sweep_once(path.parent)
     try:

@@ -153,6 +153,12 @@ def test_what_cannot_be_written_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a\0.wav", "a\ud800.wav"])
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(AudioError, match="no file can have this name"):
+        audio.write(tmp_path / name, tone(8000, 300), 8000)
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     with pytest.raises(OutputError, match="cannot make this folder"):
