@@ -20,7 +20,7 @@ import numpy as np
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import Status, case_name, is_batch
+from mcspex_cli.evaluation.scoring import Status, case_name, case_names, is_batch
 
 _logger = logging.getLogger("mcspex")
 
@@ -188,7 +188,7 @@ class Groups:
 
         So "x/a" and "a" are one case, "x/a" and "y/a" are two.
         """
-        name = case_name(name)
+        name = name if name in self.by_name else case_name(name)
         last = PurePath(name).name
         others = self.by_name if last != name else self.by_file
         return self.by_name.get(name) or others.get(last, NO_GROUP)
@@ -221,13 +221,15 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     for name in (key, column):
         if columns.count(name) > 1:
             raise ConfigError(f"{path}: has two columns {name}. Remove one.")
-    by_name: dict[str, str] = {}
-    titles = {}
+    cases = []
     for number, cells in rows:
         if isinstance(cells, str):
             raise ConfigError(f"{path} line {number}: {cells}")
-        row = dict(zip(columns, cells, strict=True))
-        name, group = case_name(row[key]), row[column]
+        cases.append(dict(zip(columns, cells, strict=True)))
+    by_name: dict[str, str] = {}
+    titles = {}
+    for name, row in zip(case_names([row[key] for row in cases]), cases, strict=True):
+        group = row[column]
         if group and by_name.setdefault(name, group) != group:
             raise ConfigError(f"{path}: {name} is in two groups. Remove one of its lines.")
         if row.get("title"):

@@ -100,8 +100,24 @@ def case_name(path: str | Path) -> str:
     return _full_name(path).removesuffix(".target")
 
 
+def case_names(paths: Sequence[str | Path]) -> list[str]:
+    """The same of several files, of which one may have the name of another's estimate.
+
+    Beside a.wav, a.target.wav keeps its `.target`: it is another case. Then its own estimate is
+    a.target.target.wav.
+    """
+    full_names = [_full_name(path) for path in paths]
+    others = set(full_names)
+
+    def shorten(name: str) -> str:
+        rest = name.removesuffix(".target")
+        return name if rest != name and rest in others and shorten(rest) == rest else rest
+
+    return list(map(shorten, full_names))
+
+
 def _full_name(path: str | Path) -> str:
-    """The same with `.target`."""
+    """A file's name without the suffixes of its format."""
     path = Path(path)
     for suffixes in (_TRANSCRIPTS, files.SUFFIXES):
         if path.suffix.lower() in suffixes:
@@ -115,10 +131,7 @@ def is_batch(folder: Path) -> bool:
 
 
 def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
-    """All files of some formats under a folder by `case_name`.
-
-    Where that is another file's name already, a name keeps its `.target`: `extract` may have had
-    both a.wav and a.target.wav.
+    """All files of some formats under a folder by their `case_names`.
 
     Raises:
         AudioError, PairingError: there is no such folder, it is a batch's output folder, in which
@@ -131,16 +144,12 @@ def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> d
         raise PairingError(f"{folder}: is the output folder of a batch. Name {folder / 'audio'}.")
     named: dict[str, Path] = {}
     paths = [path for path in files.find(folder, also=suffixes) if path.suffix.lower() in suffixes]
-    names = {path: _full_name(path.relative_to(folder)) for path in paths}
-    for path in sorted(paths, key=lambda path: len(names[path])):
-        name = names[path].removesuffix(".target")
-        other = named.get(name)
-        if other and names[other] == name != names[path]:
-            name, other = names[path], named.get(names[path])
-        if other:
+    names = case_names([path.relative_to(folder) for path in paths])
+    for name, path in zip(names, paths, strict=True):
+        other = named.setdefault(name, path)
+        if other != path:
             raise PairingError(f"{other} and {path}: both have the name {name}. Move one.")
-        named[name] = path
-    return dict(sorted(named.items(), key=lambda item: item[1]))
+    return named
 
 
 def find_partners(
@@ -171,7 +180,7 @@ def pair(
     interferers: Sequence[Path] = (),
     transcripts: Path | None = None,
 ) -> list[Pairing]:
-    """Pair a file with a file, or each estimate of a folder with the files of its `case_name`.
+    """Pair a file with a file, or each estimate of a folder with the files of its name.
 
     Raises:
         ConfigError: a transcript cannot be read.

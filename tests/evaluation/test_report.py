@@ -148,6 +148,12 @@ def test_folders_decide_where_file_names_are_the_same(tmp_path: Path) -> None:
     assert [groups.of(n) for n in ("x/a", "y/a", "a", "b")] == ["one", "two", NO_GROUP, NO_GROUP]
 
 
+def test_groups_tell_a_mixture_from_the_estimate_of_another(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("id,sex\na.wav,f\na.target.wav,m\nb.target,x\n")
+    groups = read_groups(tmp_path / "g.csv")
+    assert [groups.of(name) for name in ("a", "a.wav", "a.target", "b")] == ["f", "f", "m", "x"]
+
+
 def test_groups_may_have_titles(tmp_path: Path) -> None:
     path = write(tmp_path / "g.csv", "\ufeffname,sex,group,title\na.wav,f,one,A & B\nb,m,,\n")
     groups = read_groups(path)
