@@ -224,7 +224,8 @@ class Reader:
     def info(self) -> AudioInfo:
         """What the file's header says.
 
-        A file whose header has no length, as of a live recording, is decoded to measure it.
+        A file whose header has no length, as of a live recording, or a too short one, is decoded
+        to measure it.
 
         Raises:
             AudioError: the file is missing, a directory, empty, too short or not sound, it has no
@@ -232,7 +233,7 @@ class Reader:
         """
         with self._open("keep") as decoder:
             info = decoder.info
-            if not info.frames:
+            if not info.frames or info.seconds < self._shortest_s:  # more may be joined to it
                 info = _measure(decoder)
         check_length(str(self.path), info.frames / info.sample_rate_hz, self._shortest_s)
         return info

@@ -395,7 +395,9 @@ def _check_sample_bytes(data: SoundBytes) -> None:
         coding, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack_from(layout, form)
         is_guessed = (coding, bits, frame_bytes) == (1, 24, 4 * channels)
         is_sure = is_guessed or (coding in _PCM_TAGS and bytes_per_s == rate_hz * frame_bytes)
-    if is_sure and frame_bytes and channels and bits and frame_bytes != channels * -(-bits // 8):
+    needed = -(-bits // 8)  # some programs forget to multiply it by the channels
+    is_usual = frame_bytes in (0, needed, channels * needed)
+    if is_sure and channels and bits and not is_usual:
         raise AudioError(
             f"{data.path}: its header says that its samples have {bits} bits, and take "
             f"{8 * frame_bytes // channels}. Export it again as 16-bit PCM."
