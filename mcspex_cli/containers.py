@@ -659,7 +659,11 @@ class Container:
         for start, end in zip(starts, [*starts[1:], size], strict=True):
             data.crop(start - before, end - before)
             before = start
-            container, _ = self._open()
+            try:
+                container, _ = self._open()
+            except AudioError:
+                self._note("the next of the files in it cannot be read")
+                continue
             source = container.streams.audio[0]
             frames += round((source.duration or 0) * (source.time_base or 0) * (source.rate or 0))
             self.info = replace(self.info, frames=frames)

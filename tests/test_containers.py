@@ -408,6 +408,10 @@ def test_short_flacs_joined_into_one_are_read_sample_by_sample(
     path.write_bytes(data[: -len(data) // 20])
     with pytest.raises(AudioError, match=r"damaged after|truncated"):
         audio.read(path, RATE_HZ)
+    path.write_bytes(data + data[:50])
+    with pytest.raises(AudioError, match=r"\(the next of the files in it cannot be read\)"):
+        audio.read(path, RATE_HZ)
+    assert len(read(path, damaged="keep")[0]) == len(samples)
 
 
 def test_a_picture_in_the_second_of_two_joined_mp3_is_no_damage(tmp_path: Path) -> None:
