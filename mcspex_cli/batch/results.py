@@ -73,7 +73,7 @@ def score(
                 unscored.append((task, key))
     for start in range(0, len(unscored), _SCORED_AT_ONCE):
         part = unscored[start : start + _SCORED_AT_ONCE]
-        with files.temporary_folder() as scratch:
+        with storage.temporary_copies() as scratch:
             scores = _scores(folder, [task for task, _ in part], score_settings, scratch)
             pairs = zip(part, scores, strict=True)
             for number, ((task, key), result) in enumerate(pairs, start + 1):
@@ -195,7 +195,7 @@ def write(
         if results and not html.is_file():
             title = plan.folder.resolve().name
             look = PageSettings(groups=groups, overwrite=True, title=title)
-            with files.temporary_folder() as scratch:
+            with storage.temporary_copies() as scratch:
                 system = batch_system(folder, work.settings.model.name, rows)
                 page.write_page([_with_sounds(system, plan, look, scratch)], html, look)
     return whole, record

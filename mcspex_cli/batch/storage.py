@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.request import url2pathname
 
 from mcspex_cli import files
-from mcspex_cli.errors import AudioError, McspexError, OutputError, install_extra
+from mcspex_cli.errors import AudioError, DiskFullError, McspexError, OutputError, install_extra
 
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(.+)")
 """A scheme has two letters or more: one is a drive of Windows."""
@@ -214,12 +214,31 @@ def with_urls(text: str, scratch: Path) -> str:
 
 
 @contextmanager
+def temporary_copies() -> Iterator[Path]:
+    """Give a folder on this disk for copies, which is removed afterwards.
+
+    Raises:
+        DiskFullError: it was full when the block wrote there.
+    """
+    with files.temporary_folder() as folder:
+        try:
+            yield folder
+        except DiskFullError as error:
+            if str(folder) not in str(error):
+                raise
+            raise DiskFullError(
+                f"{folder.parent}: is full, and objects are copied there. Free some space, or set "
+                "TMPDIR to a folder on another disk."
+            ) from error
+
+
+@contextmanager
 def on_disk(folder: Path) -> Iterator[Path]:
     """A folder to write files to: itself, or one whose files all become objects in the end."""
     if not is_url(folder):
         yield folder
         return
-    with files.temporary_folder() as scratch:
+    with temporary_copies() as scratch:
         yield scratch
         for path in scratch.rglob("*"):
             if path.is_file():

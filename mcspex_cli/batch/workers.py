@@ -27,7 +27,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
-from mcspex_cli import files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, Outcome, Unit, WorkList, total_s
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
@@ -131,7 +130,7 @@ class Worker:
                 yield Job(mixture, partial(self._voice, task), outputs)
 
         with (
-            files.temporary_folder() as scratch,
+            storage.temporary_copies() as scratch,
             closing(self.extractor.extract_files(jobs(), self._options)) as results,
         ):
             for _, result in results:
@@ -180,7 +179,7 @@ class Worker:
     def _enroll_or_error(
         self, references: Sequence[str], spans: Sequence[str], mixture: str | None
     ) -> Voice | McspexError:
-        with files.temporary_folder() as copies:
+        with storage.temporary_copies() as copies:
             try:
                 voice = self.extractor.enroll(
                     [storage.fetch(path, copies) for path in references],
@@ -188,6 +187,8 @@ class Worker:
                     mixture=storage.fetch(mixture, copies) if mixture else None,
                     options=self._options,
                 )
+            except DiskFullError:
+                raise
             except McspexError as error:
                 return type(error)(storage.with_urls(str(error), copies))
         sources = ", ".join(voice.sources)

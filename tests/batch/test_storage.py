@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -256,6 +257,35 @@ def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(
     server.shutdown()
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("error: interrupted")
+
+
+@pytest.mark.parametrize("store", ["memory://set"], indirect=True)
+@pytest.mark.parametrize(("mixtures", "references"), [("{0}/mix", "refs"), ("mix", "{0}/refs")])
+def test_a_full_disk_for_copies_is_said(
+    set_: Path,
+    store: str,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mixtures: str,
+    references: str,
+) -> None:
+    upload(store, "mix", "refs")
+    disk = set_ / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.call(command, stderr=subprocess.DEVNULL):
+        pytest.skip("cannot mount a disk here")
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        words = [mixtures.format(store), "--refs", references.format(store), "-o", "out"]
+        done = batch(tiny_folder, *words)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: {disk}: is full, and objects are copied there. Free some space, or set TMPDIR to "
+        "a folder on another disk. 3 files left; then run the same command again.\n"
+    )
 
 
 @pytest.mark.parametrize("store", ["s3://set"], indirect=True)
