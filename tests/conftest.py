@@ -41,7 +41,8 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the speech corpus
 
 LONGEST = (
     *("test_examples.py", "test_batch.py", "test_backends.py", "test_models.py", "test_serve.py"),
-    *("test_package.py", "test_agreement.py", "test_benchmarks.py", "test_distributed.py"),
+    *("test_package.py", "test_runtimes.py", "test_trainer.py", "test_calibration.py"),
+    *("test_agreement.py", "test_benchmarks.py", "test_distributed.py", "test_growth.py"),
     *("test_memory.py",),
 )
 """The files whose tests take longest, or are few and take long, longest first."""
@@ -97,10 +98,10 @@ def tiny(request: pytest.FixtureRequest) -> System:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny MC-SpEx checkpoint with random weights."""
+    """A tiny MC-SpEx checkpoint with random weights, and half of the usual blocks."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    system = build(sized("mcspex", "tiny", RATE_HZ, 4))
+    system = build(replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=2))
     for stack in system.extractor.stacks:  # untrained, it would follow every voice alike
         torch.nn.init.normal_(stack.condition.modulate.weight)
     save_checkpoint(folder, system, {"made by": "a test"})
@@ -116,7 +117,10 @@ def for_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tiny_folder: Path, for_all: Path) -> Path:
-    """The tiny model as the command exports it, with a card."""
+    """The tiny model as the command exports it, with a card.
+
+    Processes that tests start are ready soonest with it, since it needs no torch.
+    """
     folder = for_all / "exported"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():

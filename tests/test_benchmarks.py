@@ -41,9 +41,9 @@ def test_ours_is_compared_with_the_reference(
 
 
 def test_long_files_are_compared_with_short_ones(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_folder: object
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exported: object
 ) -> None:
-    words = ["long_files", "--minutes", "0.05", "0.1", "--model", str(tiny_folder)]
+    words = ["long_files", "--minutes", "0.05", "0.1", "--model", str(exported)]
     monkeypatch.setattr(sys, "argv", words)
     long_files.main()
     _, first, second = capsys.readouterr().out.splitlines()

@@ -37,9 +37,9 @@ Run = Callable[..., tuple[bytes, str, int]]
 
 
 @pytest.fixture
-def options(tiny_folder: Path, scene: Path) -> list[str]:
+def options(exported: Path, scene: Path) -> list[str]:
     """A tiny model that is quickly loaded, and a reference."""
-    model = ["--device", "cpu", "--precision", "float32", "--model", str(tiny_folder)]
+    model = ["--device", "cpu", "--precision", "float32", "--model", str(exported)]
     return [*model, "--ref", str(scene / "reference.wav")]
 
 
@@ -216,7 +216,10 @@ def test_an_interrupt_gives_what_had_arrived(options: list[str], number: str) ->
 
 
 @posix
-def test_an_interrupt_while_the_model_loads_gives_what_had_arrived(options: list[str]) -> None:
+def test_an_interrupt_while_the_model_loads_gives_what_had_arrived(
+    options: list[str], tiny_folder: Path
+) -> None:
+    options[5] = str(tiny_folder)
     talk = Conversation([*options, "--from-start"])
     talk.send(MIXTURE)
     while not talk.lines:

@@ -779,7 +779,7 @@ def test_two_pages_wait_for_each_other_and_can_cancel(
     page.wait_for("#extract")
     assert not page("#result").is_displayed()
     browser.switch_to.window(second)
-    page.wait_for("#pictures figure:nth-child(3)")
+    until(lambda: page("#work-text").text.startswith("Extracting: "), "the second is at work")
 
     browser.execute_script("window.onbeforeunload = null")
     browser.close()

@@ -48,6 +48,20 @@ def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of an S3 server."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    pytest.importorskip("moto.server", reason="moto is not installed")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
 @pytest.fixture(params=["memory://set", "s3://set"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty store."""
@@ -57,14 +71,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         fsspec.filesystem("memory").store.clear()
         fsspec.filesystem("memory").pseudo_dirs[:] = [""]
         return
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    pytest.importorskip("moto.server", reason="moto is not installed")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -73,7 +80,6 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     fsspec.filesystem("s3").invalidate_cache()
     fsspec.filesystem("s3").rm("set", recursive=True)
     fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
 
 
 def upload(store: str, *folders: str) -> None:
@@ -171,13 +177,13 @@ def test_only_what_changed_in_a_store_is_done_again(
 
 @pytest.mark.parametrize("store", ["s3://set"], indirect=True)
 def test_the_next_run_removes_the_copies_of_a_killed_one(
-    set_: Path, store: str, tiny_folder: Path
+    set_: Path, store: str, exported: Path
 ) -> None:
     upload(store, "mix", "refs")
     temporary = set_ / "temporary"
     temporary.mkdir()
     words = [sys.executable, "-m", "mcspex_cli", "batch", f"{store}/mix", "--refs", f"{store}/refs"]
-    words += ["--pattern", "{speaker}_{n}", "-o", f"{store}/out", "--model", str(tiny_folder)]
+    words += ["--pattern", "{speaker}_{n}", "-o", f"{store}/out", "--model", str(exported)]
     words += ["--devices", "cpu"]
     env = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as killed:
@@ -213,9 +219,7 @@ def test_a_truth_that_cannot_be_scored_costs_only_its_own_row(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(
-    set_: Path, tiny_folder: Path
-) -> None:
+def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(set_: Path, exported: Path) -> None:
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
     begun, wav = threading.Semaphore(0), Path("mix/ann_1.wav").read_bytes()
 
@@ -242,7 +246,7 @@ def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     mixture = f"http://127.0.0.1:{server.server_port}/mix/ann_1.wav"
     words = [sys.executable, "-m", "mcspex_cli", "batch", mixture, "--ref", "refs/ann.wav"]
-    words += ["-o", "out", "--model", str(tiny_folder), "--devices", "cpu"]
+    words += ["-o", "out", "--model", str(exported), "--devices", "cpu"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
         while not Path("out/journal").exists():

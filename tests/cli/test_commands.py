@@ -10,6 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import click
@@ -126,15 +128,22 @@ def test_interrupted_training_goes_on_where_it_stopped(corpus: Path, number: int
         '[run]\nout = "run"\nlog_every_steps = 1\ndevice = "cpu"\n'
     )
     config.write_text(text.replace("STEPS", "1000000"))
-    command = [sys.executable, "-m", "mcspex_cli", "train", str(config)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert running.stderr
-    while not running.stderr.readline().startswith("step 3 "):
-        assert running.poll() is None
-    running.send_signal(number)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == 130
-    stopped = re.search(r"stopped after step (\d+)\. Continue with: mcspex train .* --resume", said)
+
+    def interrupt() -> None:
+        progress, deadline = corpus.parent / "run" / "progress.csv", time.monotonic() + 60
+        while not progress.exists() or progress.read_text().count("\n") < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    begun = run("train", config)
+    interrupting.join()
+    assert begun.exit_code == 130, begun.output
+    stopped = re.search(
+        r"stopped after step (\d+)\. Continue with: mcspex train .* --resume", begun.stderr
+    )
     assert stopped
     step = int(stopped[1])
     config.write_text(text.replace("STEPS", str(step + 2)))

@@ -51,12 +51,15 @@ def test_a_profile_is_a_reference(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text here")
-def test_names_that_are_no_text_are_shown_with_escapes(run: Run, tmp_path: Path) -> None:
+def test_names_that_are_no_text_are_shown_with_escapes(
+    run: Run, tmp_path: Path, exported: Path
+) -> None:
     clip = tmp_path / os.fsdecode(b"\xe4.flac")
     (tmp_path / "reference.flac").rename(clip)
     output = clip.with_suffix(".safetensors")
     # In a process of its own: pytest cannot pass on a log with such names.
-    command = [sys.executable, "-m", "mcspex_cli", "enroll", clip, "-o", output]
+    words = ["enroll", clip, "-o", output, "--model", exported]
+    command = [sys.executable, "-m", "mcspex_cli", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert (done.returncode, rb"/\udce4.safetensors: 4." in done.stderr) == (0, True), done.stderr

@@ -209,6 +209,7 @@ def test_a_model_is_prepared_once(
     assert names(scene / "cache" / "graphs") == {graphs.fingerprint(info)}
     (graphs.place(info) / "embed.onnx").write_bytes(b"damaged")
     assert "making graphs" in extract("--model", tiny_folder, "--runtime", "onnx").stderr
+    assert graphs.find(info) == graphs.place(info)
 
 
 def test_an_exported_folder_is_a_model_without_weights(

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from mcspex_cli import audio
+from mcspex_cli.__main__ import main
 from mcspex_cli.cli import console
 from tests.conftest import RATE_HZ, ROOT, buzz
 
@@ -34,10 +36,10 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def command(kept: Path, scene: Path, tiny_folder: Path) -> list[str]:
+def command(kept: Path, scene: Path, exported: Path) -> list[str]:
     """Takes one stream to another."""
     words = [sys.executable, "-W", "error", "-m", "mcspex_cli", "extract", "-", "-o", "-"]
-    words += ["--ref", str(scene / "reference.wav"), "--model", str(tiny_folder)]
+    words += ["--ref", str(scene / "reference.wav"), "--model", str(exported)]
     return [*words, "--device", "cpu", "-q"]
 
 
@@ -58,26 +60,30 @@ def in_shell(command: list[str], line: str) -> list[str]:
 
 
 FEEDERS = [
+    ("cat", "mixture.wav"),
     ("sox", "-V1", "mixture.wav", "-t", "wav", "-"),
     ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-f", "wav", "-"),
     ("ffmpeg", "-v", "error", "-i", "mixture.wav", "-c:a", "flac", "-f", "matroska", "-"),
 ]
 
 
-@pytest.mark.parametrize("feeder", FEEDERS, ids=lambda words: f"{words[0]}-{words[-2]}")
-def test_a_pipeline_of_programs(
+@pytest.mark.parametrize("feeder", FEEDERS, ids=" ".join)
+def test_a_pipeline_of_programs_gives_what_a_file_gives(
     command: list[str], kept: Path, scene: Path, feeder: tuple[str, ...]
 ) -> None:
     if not shutil.which(feeder[0]):
         pytest.skip(f"{feeder[0]} is not installed")
-    estimates = []
-    for source in (feeder, ("cat", "mixture.wav")):
-        with subprocess.Popen(source, cwd=scene, stdout=subprocess.PIPE) as process:
-            done = subprocess.run(command, stdin=process.stdout, capture_output=True, check=False)
-        assert (done.returncode, done.stderr) == (0, b"")
-        estimates.append(soundfile.read(io.BytesIO(done.stdout))[0])
-    assert len(estimates[0]) == len(estimates[1]) == 2 * RATE_HZ
-    assert np.abs(estimates[0] - estimates[1]).max() <= 2 / 2**15
+    with subprocess.Popen(feeder, cwd=scene, stdout=subprocess.PIPE) as process:
+        done = subprocess.run(command, stdin=process.stdout, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    words = command[command.index("extract") :]
+    words[1:4] = [str(scene / "mixture.wav"), "-o", str(scene / "file.wav")]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    estimate, expected = (
+        soundfile.read(source)[0] for source in (io.BytesIO(done.stdout), scene / "file.wav")
+    )
+    assert len(estimate) == len(expected) == 2 * RATE_HZ
+    assert np.abs(estimate - expected).max() <= 2 / 2**15
     assert list(kept.iterdir()) == []
 
 

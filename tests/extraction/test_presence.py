@@ -320,7 +320,7 @@ def test_voices_are_found_in_a_recording_with_turns(
     assert result.present is present, result.presence
 
 
-@pytest.mark.parametrize("t60_s", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize("t60_s", [0.2, 0.6])
 def test_a_voice_is_found_in_an_echoing_room_and_another_is_not(
     bundled: Extractor, t60_s: float
 ) -> None:
@@ -348,7 +348,7 @@ def test_a_voice_is_found_whatever_polarity_mixture_and_references_have(
     for clip, sign in zip(clips, (1, -1), strict=True):
         soundfile.write(clip, sign * reference, rate_hz, "FLOAT")
     gains = []
-    for references in ([clips[0]], [clips[1]], [*clips], [clips[1], clips[0]]):
+    for references in ([clips[0]], [clips[1]], [*clips]):
         voice = bundled.enroll(references)
         results = [
             bundled.extract(sign * mixture, voice, sample_rate_hz=rate_hz) for sign in (1, -1)

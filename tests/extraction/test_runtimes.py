@@ -307,12 +307,6 @@ def test_damaged_graphs_of_the_cache_are_not_used(
     assert choose_runtime(info, EngineSettings(), 3).runtime == "torch"
 
 
-def test_damaged_graphs_of_the_cache_are_made_anew(info: CheckpointInfo, cached: Path) -> None:
-    (cached / EXTRACT).write_bytes(b"")
-    assert open_engine(info, replace(SETTINGS, runtime="onnx")).runtime.name == "onnx"
-    assert graphs.find(info) == cached
-
-
 def test_graphs_of_another_config_are_refused(info: CheckpointInfo) -> None:
     other = replace(info, config=replace(info.config, true_level=True))
     with pytest.raises(CheckpointError, match=r"graphs of another model or mcspex\. Export"):

@@ -407,8 +407,17 @@ def test_batches_that_processes_draw_are_those_drawn_here(talkers: Corpus) -> No
             assert value is None or torch.equal(getattr(ahead, name), value)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's loader waits 5 s for a process that has been killed."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Loader
+
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(Loader._try_get_data, "__defaults__", (0.2,))
+
+
 def test_a_process_that_cannot_draw_or_ends_is_one_line(
-    talkers: Corpus, monkeypatch: pytest.MonkeyPatch
+    talkers: Corpus, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler = MixtureSampler(talkers, PLAIN)
     error = ConfigError("files of the same name count as the same sentence.")
@@ -426,7 +435,7 @@ def test_a_process_that_cannot_draw_or_ends_is_one_line(
 
 
 def test_a_process_that_is_killed_is_noticed_where_its_mixtures_are_awaited(
-    talkers: Corpus,
+    talkers: Corpus, impatient: None
 ) -> None:
     batches = draw_batches(MixtureSampler(talkers, PLAIN), 0, 0, range(2), workers=1)
     before = multiprocessing.active_children()
