@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,12 +56,23 @@ Value = TypeVar("Value")
 
 
 class NamedPath(click.Path):
-    """A path that is not empty: an empty one would mean the working folder."""
+    """A path that is not empty: an empty one would mean the working folder.
+
+    It does not begin with a ~ that the shell left as it is: nobody wants a folder called so.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse an empty text, and read any other."""
         if value == "":
             self.fail("the name is empty. Name a file or a folder.", param, ctx)
+        home, slash, _ = str(value).partition("/")
+        if home.startswith("~") and slash and not os.path.lexists(home):
+            self.fail(
+                f"{value}: the shell reads {home} as a home folder only at the beginning of a word "
+                "and without quotes. Put a space before it, or write the whole path.",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 

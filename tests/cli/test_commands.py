@@ -426,3 +426,27 @@ def test_ctrl_c_after_a_command_is_quiet(name: str, code: int) -> None:
     )
     assert (done.returncode, done.stderr) == (code, "")
     assert done.stdout.startswith("mcspex, version ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("extract", "mix.wav", "--ref", "r.wav", "--output=~/x.wav"),
+        ("extract", "mix.wav", "--ref", "r.wav", "-o", "x.wav", "--residual=~/x/y.wav"),
+        ("enroll", "r.wav", "--output=~nobody/x.safetensors"),
+        ("batch", "mixtures", "--refs", "r", "--output=~/out"),
+        ("score", "e", "--truth", "t", "--output=~/x.json"),
+        ("models", "convert", "mcspex-16k", "--sample-rate", "8000", "--output=~/x"),
+        ("simulate", "s", "-n", "1", "--output=~/x"),
+        ("doctor", "--log-file=~/x.log"),
+    ],
+)
+def test_a_home_folder_that_the_shell_did_not_put_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*words)
+    home = words[-1].partition("=")[2].partition("/")[0]
+    assert done.exit_code == 2
+    assert f"the shell reads {home} as a home folder only at the beginning" in done.stderr
+    assert list(tmp_path.iterdir()) == []
