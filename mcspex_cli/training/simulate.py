@@ -305,10 +305,18 @@ def check_output(folder: Path, sources: Iterable[Path], *, overwrite: bool) -> N
     names = {path.name for path in paths if not path.name.startswith(".")}
     if names and not overwrite:
         raise OutputError(f"{folder}: is not empty. Choose another -o, or add --overwrite.")
-    if names and not {TABLE} <= names <= {TABLE, *PARTS}:
+    if names and not ({TABLE} <= names <= {TABLE, *PARTS} and _has_only_its_mixtures(folder)):
         raise OutputError(
             f"{folder}: has more than a set that mcspex simulate wrote. Choose another -o."
         )
+
+
+def _has_only_its_mixtures(folder: Path) -> bool:
+    """Whether a set's folders have only files of mixtures that are in its table."""
+    with (folder / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        ids = {cell for row in csv.reader(file) for cell in row[:1]}
+    paths = (path for part in PARTS for path in (folder / part).glob("[!.]*"))
+    return all(path.suffix == ".wav" and csv_cell(path.stem) in ids for path in paths)
 
 
 def write_renderings(

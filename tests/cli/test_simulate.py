@@ -178,9 +178,10 @@ def test_nothing_of_a_set_that_was_overwritten_is_left(corpus: Path, toml: Path,
     assert contents(out).keys() == {*(f"{part}/00000.wav" for part in parts), "mixtures.csv"}
 
 
-def test_only_a_set_is_overwritten(corpus: Path, out: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.tex", "s1/labels.txt", "mix_clean/my_own.wav", "s2/new/"])
+def test_only_a_set_is_overwritten(corpus: Path, out: Path, name: str) -> None:
     assert simulate(corpus, "-o", out, "-n", 1).exit_code == 0
-    (out / "thesis.tex").touch()
+    (out / name).mkdir() if name.endswith("/") else (out / name).touch()
     before = contents(out)
     done = simulate(corpus, "-o", out, "-n", 2, "--overwrite")
     assert (done.exit_code, done.stderr) == (
