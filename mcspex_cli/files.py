@@ -169,11 +169,17 @@ def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = (
 
 
 def check_name(path: Path) -> None:
-    """Refuse, with an AudioError, a name with a NUL or an unpaired surrogate: no file has one."""
+    """Refuse, with an AudioError, a name with a NUL or an unpaired surrogate: no file has one.
+
+    One that only the encoding of this system's names lacks is a UnicodeEncodeError, with that part
+    of the path.
+    """
     try:
-        is_possible = b"\0" not in os.fsencode(path)
+        is_possible = b"\0" not in str(path).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         is_possible = False
+    for part in path.parts if is_possible else ():
+        os.fsencode(part)
     if not is_possible:
         raise AudioError(f"{line(str(path))}: no file can have this name. Correct it.")
 
