@@ -649,8 +649,8 @@ class Container:
         """The packets of the sound track; of joined FLACs, whose ends FFmpeg mixes up, of each."""
         data, size = self.data, self.data.size
         starts = []
-        for at in range(0, size if self._kind == "flac" else 0, 2**24):
-            starts += [at + mark.start() for mark in _FLAC.finditer(data.part(at, 2**24 + 7))]
+        for at in range(0, size if self._kind == "flac" else 0, 2**20):
+            starts += [at + mark.start() for mark in _FLAC.finditer(data.part(at, 2**20 + 7))]
         starts[:1], self._joined = [0], max(1, len(starts))
         if self._joined == 1:
             yield from self._container.demux(self._source)
