@@ -78,6 +78,10 @@ class Server:
             answer = to.getresponse()
             return answer.status, answer.headers, answer.read()
 
+    def folder(self, session: str) -> Path:
+        """What it keeps for a page."""
+        return next(self.temporary.glob(".mcspex*")) / session.removeprefix("/sessions/")
+
     def session(self) -> str:
         return f"/sessions/{json.loads(self.ask('POST', '/sessions')[2])['id']}"
 
@@ -161,7 +165,7 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
     sound = (EXAMPLES / "mixture.flac").read_bytes()
     state = server.put(f"{path}/recording", name, sound)
     assert state["recording"]["name"].endswith("a<img src=x onerror=alert(1)>\\n\\u202e.wav")
-    (folder,) = server.folders()
+    folder = server.folder(path)
     until((folder / "mixture.wav").exists, "decoded")
     assert {each.name for each in folder.iterdir()} == {"upload-1.wav", "mixture.wav"}
     for place in (
@@ -188,7 +192,7 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
         message = "too much is marked. Mark 100 parts or less, an hour in all."
         assert json.loads(body) == {"error": message}
     server.ask("POST", f"{path}/close")
-    assert server.folders() == []
+    assert not folder.exists()
 
 
 def test_what_is_too_large_is_refused_and_not_kept(server: Server) -> None:
@@ -201,7 +205,7 @@ def test_what_is_too_large_is_refused_and_not_kept(server: Server) -> None:
     chunks = (bytes(2**20) for _ in range(21))  # no length is announced
     _, _, body = server.ask("PUT", f"{path}/recording?name=big.wav", chunks)
     assert json.loads(body) == {"error": message}
-    (folder,) = server.folders()
+    folder = server.folder(path)
     assert list(folder.iterdir()) == []
     server.ask("POST", f"{path}/close")
 
@@ -229,7 +233,7 @@ def test_files_sent_at_once_share_the_limit(tmp_path: Path) -> None:
 
 def test_an_upload_that_stalls_holds_up_no_other(server: Server) -> None:
     path, content = server.session(), INTERVIEW.read_bytes()
-    (folder,) = server.folders()
+    folder = server.folder(path)
     with socket.create_connection(("127.0.0.1", server.port)) as stalled:
         head = f"PUT {path}/recording?name=a.flac HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         stalled.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:999])
@@ -241,7 +245,7 @@ def test_an_upload_that_stalls_holds_up_no_other(server: Server) -> None:
 
 def test_of_recordings_sent_at_once_one_is_kept(server: Server) -> None:
     path, content = server.session(), INTERVIEW.read_bytes()
-    (folder,) = server.folders()
+    folder = server.folder(path)
     with ThreadPoolExecutor(12) as senders:
         names = [f"{number}.flac" for number in range(24)]
         list(senders.map(lambda name: server.put(f"{path}/recording", name, content), names))
@@ -273,7 +277,7 @@ def test_a_small_file_of_long_sound_is_refused(server: Server, tmp_path: Path) -
     assert file.stat().st_size < 2**20
     path = server.session()
     assert server.put(f"{path}/recording", "long.flac", file.read_bytes()) == {"error": TOO_LONG}
-    (folder,) = server.folders()
+    folder = server.folder(path)
     assert list(folder.iterdir()) == []
     server.ask("POST", f"{path}/close")
 
@@ -772,7 +776,7 @@ def test_two_pages_wait_for_each_other_and_can_cancel(
     page.wait_for("#extract", "is_enabled").click()
     waiting = "Waiting: one extraction comes first"
     until(lambda: page("#work-text").text == waiting, "the second waits")
-    assert len(server.folders()) == 2
+    until(lambda: len(server.folders()) == 2, "each page has a folder, and no other is left")
     second = browser.current_window_handle
     browser.switch_to.window(first)
     page("#cancel").click()
