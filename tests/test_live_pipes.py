@@ -22,7 +22,7 @@ import soundfile
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.cli.live_audio import SoundFormat
+from mcspex_cli.cli.live_audio import Inflow, SoundFormat
 from mcspex_cli.errors import install_extra
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.test_live import blocks
@@ -208,6 +208,37 @@ def test_the_latency_holds_for_pipes(options: list[str]) -> None:
     assert ready in talk.lines
     assert delay_s == pytest.approx(0.5, abs=0.15)
     assert not is_slow
+
+
+@pytest.mark.parametrize(
+    ("held_s", "blocks_s", "after_s", "ends", "skipped_s"),
+    [
+        (3.0, 20 * [0.05], 0.05, False, pytest.approx(3.7, abs=0.3)),
+        (0.0, 20 * [0.05], 0.05, False, pytest.approx(0.7, abs=0.3)),
+        (3.0, 20 * [0.05], 1.2, True, 0.0),
+        (3.0, 20 * [1.0], 0.05, False, 0.0),
+        (3.0, [], 0.05, False, 0.0),
+    ],
+    ids=["a live source", "one that has begun", "it ends", "a fast program", "one that waits"],
+)
+def test_what_a_live_source_sent_before_is_skipped(
+    held_s: float, blocks_s: list[float], after_s: float, ends: bool, skipped_s: Any
+) -> None:
+    inflow = Inflow("a pipe", SoundFormat(RATE_HZ, 1, "s16"))
+
+    def send() -> None:
+        inflow.put(np.zeros((1, int(held_s * RATE_HZ) + 6), np.float32))
+        for seconds in blocks_s:
+            time.sleep(0.05)
+            inflow.put(np.zeros((1, int(seconds * RATE_HZ)), np.float32))
+        if ends:
+            inflow.end()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    time.sleep(after_s)
+    assert inflow.skip_backlog() == skipped_s
+    sender.join()
 
 
 @posix

@@ -42,6 +42,9 @@ _READ_BYTES = 2**14
 _MAX_WAITING_BLOCKS = 2**12
 """If so many blocks wait, a pipe is read no further, and recording from a sound card fails."""
 
+_HELD_S, _SHORTEST_S = 0.1, 0.5
+"""How long it takes to read what a pipe held, and the least in which a source shows its pace."""
+
 _UNKNOWN_BYTES = 0x7FFFF000
 """A WAV header that announces this length or a larger one is a pipe's, whose length is unknown."""
 
@@ -139,20 +142,32 @@ class Inflow:
     def skip_backlog(self) -> float:
         """Drop what has arrived, if the source is live; return how many seconds that were.
 
-        A source is live if a second of sound arrived in the last second. Nothing is dropped of a
-        file, or of a program that writes all that it has and then waits.
+        A source is live if its sound comes in real time, in the last second or since it began, for
+        which this waits if that was just now. What a pipe held before it was read does not count.
+        Nothing is dropped of a file, or of a program that writes all that it has and then waits.
         """
+        self._take()
+        if not self._first or not isinstance(self._first[-1], tuple):  # silent yet, or at its end
+            return 0.0
+        began = self._first[0][0] + _HELD_S
+        time.sleep(max(0.0, began + _SHORTEST_S - time.monotonic()))
+        self._take()
         now = time.monotonic()
-        self._first = [self._queue.get() for _ in range(self._queue.qsize())]
         blocks = [item for item in self._first if isinstance(item, tuple)]
-        rate_hz = self.format.sample_rate_hz
-        recent_s = [block.shape[1] / rate_hz for at, block in blocks if at > now - 1.0]
-        is_live = 0.5 <= sum(recent_s) <= 1.5 and len(recent_s) > 1
-        if not is_live or len(blocks) < len(self._first):  # it has ended
+        if len(blocks) < len(self._first):
+            return 0.0
+        seconds = [block.shape[1] / self.format.sample_rate_hz for _, block in blocks]
+        since = max(began, now - 1.0)
+        recent_s = [s for s, (at, _) in zip(seconds, blocks, strict=True) if at > since]
+        if len(recent_s) < 2 or not 0.5 <= sum(recent_s) / (now - since) <= 1.5:
             return 0.0
         self._first = []
         self._room.release(len(blocks))
-        return float(sum(block.shape[1] for _, block in blocks) / rate_hz)
+        return float(sum(seconds))
+
+    def _take(self) -> None:
+        """Take all that waits out of the queue, and keep it."""
+        self._first += [self._queue.get() for _ in range(self._queue.qsize())]
 
     def __iter__(self) -> Iterator[Arrival]:
         while True:
