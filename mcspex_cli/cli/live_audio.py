@@ -146,16 +146,12 @@ class Inflow:
         which this waits if that was just now. What a pipe held before it was read does not count.
         Nothing is dropped of a file, or of a program that writes all that it has and then waits.
         """
-        self._take()
-        if not self._first or not isinstance(self._first[-1], tuple):  # silent yet, or at its end
+        blocks = self._take()
+        if not blocks:
             return 0.0
-        began = self._first[0][0] + _HELD_S
+        began = blocks[0][0] + _HELD_S
         time.sleep(max(0.0, began + _SHORTEST_S - time.monotonic()))
-        self._take()
-        now = time.monotonic()
-        blocks = [item for item in self._first if isinstance(item, tuple)]
-        if len(blocks) < len(self._first):
-            return 0.0
+        blocks, now = self._take(), time.monotonic()
         seconds = [block.shape[1] / self.format.sample_rate_hz for _, block in blocks]
         since = max(began, now - 1.0)
         recent_s = [s for s, (at, _) in zip(seconds, blocks, strict=True) if at > since]
@@ -165,9 +161,11 @@ class Inflow:
         self._room.release(len(blocks))
         return float(sum(seconds))
 
-    def _take(self) -> None:
-        """Take all that waits out of the queue, and keep it."""
+    def _take(self) -> list[Arrival]:
+        """Take all that waits out of the queue, and keep it; no blocks mean silence or the end."""
         self._first += [self._queue.get() for _ in range(self._queue.qsize())]
+        blocks = [item for item in self._first if isinstance(item, tuple)]
+        return blocks if len(blocks) == len(self._first) else []
 
     def __iter__(self) -> Iterator[Arrival]:
         while True:

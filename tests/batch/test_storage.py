@@ -259,6 +259,7 @@ def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(set_: Path, export
             process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     server.shutdown()
+    server.server_close()
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("error: interrupted")
 
