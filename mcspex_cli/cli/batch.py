@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
 from mcspex_cli.errors import PartialFailure
-from mcspex_cli.extraction.runtime import EngineSettings, choose_runtime
+from mcspex_cli.extraction.runtime import MOST_AT_ONCE, EngineSettings, choose_runtime
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.journal import Outcome, WorkList
@@ -30,18 +30,16 @@ _MAX_LISTED = 20
 """How many files --dry-run lists, and how many warnings of references are shown, for people."""
 
 
-_MOST_AT_ONCE = 4096
-"""The largest --batch-size: so many windows are read ahead of the network."""
-
-
 def _resources(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, float]:
     """--resources as amounts of "cpu" and "gpu"."""
     amounts = {}
     for part in text.split(",") if text else ():
-        match = re.fullmatch(r"(cpu|gpu)=(\d{1,4}|\d{0,4}\.\d+)", part.strip())
+        match = re.fullmatch(r"(cpu|gpu)=(\d{1,9}|\d{0,9}\.\d{1,4})", part.strip())
         if not match:
             raise click.BadParameter(f"{part!r} is neither cpu=N nor gpu=N, as in gpu=1,cpu=4.")
         amounts[match[1]] = amount = float(match[2])
+        if amount > MOST_AT_ONCE:
+            raise click.BadParameter(f"{part!r}: at most {MOST_AT_ONCE} are possible.")
         if amount > 1 and amount % 1:
             raise click.BadParameter(f"{part!r}: above 1 only whole numbers are possible.")
     return amounts
@@ -52,10 +50,8 @@ def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
     if text == "auto":
         return 0
     size = int(text) if re.fullmatch(r"\d{1,9}", text) else 0
-    if not 1 <= size <= _MOST_AT_ONCE:
-        raise click.BadParameter(
-            f"{text!r} is neither auto nor a number from 1 to {_MOST_AT_ONCE}."
-        )
+    if not 1 <= size <= MOST_AT_ONCE:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to {MOST_AT_ONCE}.")
     return size
 
 
@@ -186,7 +182,9 @@ class BatchOptions:
         "What each Ray actor or Slurm task gets.  [default: a GPU if Ray has any, and two cores]",
         callback=_resources,
     )
-    gpus: int | None = option(None, "Short for --resources gpu=N.", type=click.IntRange(0))
+    gpus: int | None = option(
+        None, "Short for --resources gpu=N.", type=click.IntRange(0, MOST_AT_ONCE)
+    )
     address: str | None = option(
         "auto|ray://HOST:PORT",
         "The Ray cluster.  [default: RAY_ADDRESS, or start Ray on this machine]",

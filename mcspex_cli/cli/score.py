@@ -152,7 +152,7 @@ class ScoreRequest:
         "N",
         "How many processes, unless voices or words are compared.  [default: one, or as many as "
         "cores for many files]",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1024),
     )
     form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
     as_json: bool = options.JSON
@@ -203,6 +203,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     pairings = _pair(request)
     given = {need for need, source in SOURCES.items() if source.read(request, pairings)}
     chosen = choose_metrics(request.metrics, given)
+    _check_limits(limits, chosen, given)
     settings = scoring.ScoreSettings(chosen, request.resample, request.flipped_ok, request.channel)
     needs = {need for name in chosen for need in metrics.METRICS[name].needs}
     verifier = transcribe = None
@@ -228,7 +229,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
         console.say("These are hints: docs/scores-without-truth.md says what they can tell.")
     for output in request.outputs:
         console.say(str(output))
-    conclude(result, limits, chosen)
+    conclude(result, limits)
 
 
 def _check_usage(request: ScoreRequest) -> None:
@@ -255,6 +256,17 @@ def _check_usage(request: ScoreRequest) -> None:
         raise click.UsageError(f"--json and --format {request.form} are two formats: name one.")
     if channel and channel != "mix" and not channel.isdecimal():
         raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
+
+
+def _check_limits(limits: Sequence[Limit], chosen: Sequence[str], given: set[Need]) -> None:
+    """Refuse a limit on a metric that is not computed."""
+    from mcspex_cli.evaluation.metrics import METRICS
+
+    for limit in limits:
+        if limit.metric not in chosen:
+            needs = [SOURCES[n].name for n in METRICS[limit.metric].needs if n not in given]
+            problem = f"needs {needs[0]}." if needs else "is not computed. Add it to --metrics."
+            raise click.UsageError(f"--fail-{limit.side} {limit.metric} {problem}")
 
 
 def check_reference_usage(references: Sequence[Path], folder: Path | None) -> None:
@@ -419,10 +431,8 @@ def say_remarks(report: Report, metrics: Sequence[str]) -> None:
         console.say(line)
 
 
-def conclude(report: Report, limits: Sequence[Limit] = (), metrics: Sequence[str] = ()) -> None:
+def conclude(report: Report, limits: Sequence[Limit] = ()) -> None:
     """Fail if the scores call for it, after everything is printed.
-
-    `metrics` are the names of those that were to be computed.
 
     Raises:
         McspexError: no file could be scored, or a limit is on a metric without a value.
@@ -443,8 +453,8 @@ def conclude(report: Report, limits: Sequence[Limit] = (), metrics: Sequence[str
         metric = METRICS[limit.metric]
         spread = report.summary.metrics.get(metric.column)
         if spread is None:
-            advice = "See above." if limit.metric in metrics else "Is it in --metrics?"
-            raise McspexError(f"--fail-{limit.side} {limit.metric}: no file has a value. {advice}")
+            name = f"--fail-{limit.side} {limit.metric}"
+            raise McspexError(f"{name}: no file has a value. See above.")
         if spread.mean > limit.value if limit.side == "over" else spread.mean < limit.value:
             mean = f"mean {metric.heading} {metric.text(spread.mean)}"
             reasons.append(f"{mean} is {limit.side} {limit.value:g}")

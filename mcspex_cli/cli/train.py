@@ -125,7 +125,7 @@ def train(
     minutes: float | None = option(
         None,
         "End after this many minutes; the schedule is fitted to them.",
-        type=options.FiniteRange(0, min_open=True),
+        type=options.FiniteRange(0, 1e9, min_open=True),
     ),
 ) -> None:
     """Train MC-SpEx or SpEx+ on the speech of many people.

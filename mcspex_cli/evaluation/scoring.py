@@ -54,6 +54,9 @@ LOSSLESS = frozenset(
 _PADDING = 2048
 """Samples by which other files may be longer: AAC, for one, fills its last frame."""
 
+_MOST_PROCESSES = 61 if os.name == "nt" else 1024
+"""Python starts no more than 61 in a pool on Windows."""
+
 _CHUNK = 8
 """Files that a process scores before it asks for more."""
 
@@ -333,7 +336,8 @@ def score_files(
     Raises:
         McspexError: a process was killed.
     """
-    workers = min(workers or sensible_workers(len(pairings), settings.metrics), len(pairings))
+    workers = workers or sensible_workers(len(pairings), settings.metrics)
+    workers = min(workers, len(pairings), _MOST_PROCESSES)
     if workers <= 1 or verifier or transcribe:
         for pairing in pairings:
             yield score_file(pairing, settings, verifier, transcribe)

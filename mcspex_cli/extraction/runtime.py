@@ -33,6 +33,10 @@ _MIN_WINDOW_S = 0.3
 PASSES, MOST_PASSES = 3, 16
 """How many passes `EngineSettings` has by itself, and at most."""
 
+MOST_AT_ONCE = 4096
+"""The most that `EngineSettings` has of `batch`, since so many windows are read ahead, and of
+`threads`, since many more would end the process."""
+
 GPU_BATCH = 16
 """Signals that a GPU computes at once, unless `EngineSettings.batch` says otherwise."""
 
@@ -92,8 +96,9 @@ class EngineSettings:
                 f"window_s must be {_MIN_WINDOW_S} s or more and longer than twice context_s plus "
                 "fade_s, all from 0"
             )
-        if not all(isinstance(count, int) and count >= 0 for count in (self.batch, self.threads)):
-            raise ValueError("batch and threads must be whole numbers, 0 or more")
+        counts = (self.batch, self.threads)
+        if not all(isinstance(count, int) and 0 <= count <= MOST_AT_ONCE for count in counts):
+            raise ValueError(f"batch and threads must be whole numbers from 0 to {MOST_AT_ONCE}")
         if not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
             raise ValueError(f"passes must be a whole number from 1 to {MOST_PASSES}")
 

@@ -364,12 +364,13 @@ def test_an_engine_that_is_not_here_says_what_is_missing(
     [
         *(
             (("--engine", "ray", "--resources", text), "is neither cpu=N nor gpu=N, as in gpu=1,")
-            for text in ("cpu", "tpu=1", "gpu=-1", "cpu=1,gpu=x")
+            for text in ("cpu", "tpu=1", "gpu=-1", "cpu=1,gpu=x", "gpu=0.00001")
         ),
         (
             ("--engine", "ray", "--resources", "gpu=1.5"),
             "'gpu=1.5': above 1 only whole numbers are",
         ),
+        (("--engine", "ray", "--resources", "cpu=5000"), "'cpu=5000': at most 4096 are possible."),
         (("--engine", "ray", "--devices", "cpu"), "--devices is for --engine local."),
         (("--engine", "slurm", "--time", "1"), "1 is not in the range x>=5."),
         (("--engine", "local", "--gpus", "1"), "--gpus is for --engine ray or slurm."),

@@ -189,7 +189,7 @@ def test_a_url_is_no_place_for_outputs(
     assert [path.name for path in tmp_path.iterdir()] == ["to_a_url.toml"]
 
 
-@pytest.mark.parametrize("value", ["nan", "1e400"])
+@pytest.mark.parametrize("value", ["nan", "1e400", "1e300"])
 @pytest.mark.parametrize(
     ("command", "option"),
     [
