@@ -34,6 +34,9 @@ _logger = logging.getLogger("mcspex")
 Samples = npt.NDArray[np.float32]
 """Samples in -1..1, [sample] or [channel, sample] as the function says."""
 
+Floats = npt.NDArray[np.floating[Any]]
+"""Samples as users may give them, in any precision."""
+
 Damaged = Literal["fail", "keep"]
 """What to do about a damaged file: refuse it, or take what can be read."""
 
@@ -207,10 +210,8 @@ class Reader:
             raise TypeError(f'channel and track are text, such as "1", not {channel!r}, {track!r}')
         if damaged not in ("fail", "keep"):
             raise ValueError(f'damaged is "fail" or "keep", not {damaged!r}')
-        if sample_rate_hz is not None:
-            check_rate(sample_rate_hz)
         self.path, self.channel = Path(path), channel
-        self.sample_rate_hz = sample_rate_hz or 0
+        self.sample_rate_hz = 0 if sample_rate_hz is None else check_rate(sample_rate_hz)
         self._track, self._damaged, self._advice = track, damaged, advice
         self._shortest_s = shortest_s
         self.frames = 0
@@ -423,7 +424,7 @@ def _check_channel(channel: str, channels: int, source: Path | str) -> None:
 
 
 def write(
-    path: Path | str, samples: Samples, sample_rate_hz: int, subtype: str = DEFAULT_SUBTYPE
+    path: Path | str, samples: Floats, sample_rate_hz: int, subtype: str = DEFAULT_SUBTYPE
 ) -> None:
     """Write `samples` [sample] or [channel, sample] to a file, whole or not at all.
 
@@ -594,14 +595,20 @@ def holds_over_full_scale(path: Path, subtype: str) -> bool:
     return form is not None and subtype in _OVER_FULL_SCALE and subtype in form.subtypes
 
 
-def check_rate(sample_rate_hz: float) -> None:
-    """Refuse what is no sample rate: a ValueError, or a TypeError if it is no number."""
+def check_rate(sample_rate_hz: float) -> int:
+    """A sample rate, which may be NumPy's, as an int.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not from 1 kHz to 1 MHz, or not whole.
+    """
     if isinstance(sample_rate_hz, bool) or not isinstance(sample_rate_hz, Real | np.number):
         raise TypeError(f"a sample rate is a number, not {sample_rate_hz!r:.80}")
     if not LOWEST_HZ <= sample_rate_hz <= HIGHEST_HZ:
         raise ValueError(f"a sample rate is from 1000 to 1000000 Hz, not {sample_rate_hz}")
     if sample_rate_hz % 1:
         raise ValueError(f"a sample rate is a whole number of Hz, not {sample_rate_hz}")
+    return int(sample_rate_hz)
 
 
 def level_db(mean_square: float) -> float:

@@ -285,7 +285,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
             or written.
     """
-    _check_no_url(path)
+    _check_local(path)
     problem = ""
     try:
         folder = next((one for one in path.parents if os.path.lexists(one)), path)
@@ -314,11 +314,16 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise output_error(path, error) from error
 
 
-def _check_no_url(path: Path) -> None:
-    """Refuse a URL as an output, of whose scheme a folder would be made here."""
+def _check_local(path: Path) -> None:
+    """Refuse a URL or ~/x as an output: a folder would be made here, called by its scheme, or ~."""
     if _URL.match(str(path)):
         url = str(path).replace(":/", "://", 1)
         raise OutputError(f"{url}: only batch writes to URLs. Choose a place on this disk.")
+    home, *below = path.parts or ("",)
+    if home.startswith("~") and below and not os.path.lexists(home):
+        raise OutputError(
+            f"{path}: {home} is not read as a home folder here. Write the whole path."
+        )
 
 
 def identities(*paths: Path) -> set[object]:
@@ -410,7 +415,7 @@ def make_folders(*folders: Path) -> None:
         OutputError: one cannot be made.
     """
     for folder in folders:
-        _check_no_url(folder)
+        _check_local(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -572,7 +577,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: the block could not write.
     """
-    _check_no_url(folder)
+    _check_local(folder)
     folder = folder.resolve() if folder.exists() else folder
     unfinished, aside = hidden_name(folder), folder.with_name(f".{folder.name}.before")
     sweep_once(folder.parent)

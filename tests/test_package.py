@@ -62,6 +62,32 @@ def test_the_code_passes_its_linters(tool: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_users_write_passes_their_type_checker(tmp_path: Path) -> None:
+    shown = re.findall("```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    path = tmp_path / "program.py"
+    path.write_text(
+        "import numpy as np\n"
+        "from mcspex_cli import ExtractionOptions, Job, McspexError, Outputs, Span\n"
+        + "".join(shown)
+        + """
+samples = np.zeros(16000)
+one = extractor.extract(samples, voice, options=ExtractionOptions(channel="all")).estimate
+write_audio("all.wav", one, 16000)
+live = extractor.live(voice)
+write_audio("live.wav", live.push(samples), 16000)
+outputs = Outputs("a.wav", residual="b.wav", activity="c.srt", overwrite=True)
+for job, result_or_error in extractor.extract_files([Job("mix.wav", lambda: voice, outputs)]):
+    if not isinstance(result_or_error, McspexError):
+        print(job.name, result_or_error.presence)
+voice = extractor.enroll(f"{n}.wav" for n in range(3))
+voice = extractor.enroll(spans=[Span(12.0, 18.5)], mixture="mix.wav")
+"""
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's wheel."""

@@ -22,6 +22,7 @@ from mcspex_cli.audio import (
     MIN_SIGNAL_S,
     MOST_CHANNELS,
     SILENCE_DB,
+    Floats,
     Samples,
     check_length,
     check_level,
@@ -139,7 +140,7 @@ class Engine:
         self.windowing = Windowing(*(round(s * self.sample_rate_hz) for s in seconds))
         self._process = os.getpid()
 
-    def embed(self, references: Sequence[Samples], name: str = "the reference") -> Samples:
+    def embed(self, references: Sequence[Floats], name: str = "the reference") -> Samples:
         """Embed one person from one or more clips [sample] at `sample_rate_hz`.
 
         Clips are embedded unpadded, those over 30 s in equal parts, and averaged by duration.
@@ -173,7 +174,7 @@ class Engine:
         Raises:
             EngineError: the precision gave numbers that are not finite, or memory is short.
         """
-        self._check_process()
+        self.check_process()
         try:
             embeddings = self._embed(parts)
         except OutOfMemoryError as error:
@@ -190,7 +191,7 @@ class Engine:
             [self.runtime.embed(levelled[start : start + at_once]) for start in starts]
         )
 
-    def extract(self, mixture: Samples, embedding: Samples) -> Samples:
+    def extract(self, mixture: Floats, embedding: Floats) -> Samples:
         """Extract the target of `embedding` [embedding] from `mixture` [sample].
 
         Returns:
@@ -201,17 +202,16 @@ class Engine:
             ValueError: the mixture is not [sample] or not finite, or the embedding is of
                 another length.
         """
-        mixture = as_samples("a mixture", mixture, 1)
-        length = len(as_samples("an embedding", embedding, 1))
+        sound = as_samples("a mixture", mixture, 1)
+        voice = as_samples("an embedding", embedding, 1)
+        length = len(voice)
         if self.runtime.embedding not in (0, length):
             raise ValueError(
                 f"an embedding of this model has {self.runtime.embedding} numbers, not {length}"
             )
         joiner = Joiner(self.windowing.context, self.windowing.fade)
-        polarity, parts = Polarity(embedding), []
-        for batch in self.batches(
-            (None, window) for window in cut([mixture[None]], self.windowing)
-        ):
+        polarity, parts = Polarity(voice), []
+        for batch in self.batches((None, window) for window in cut([sound[None]], self.windowing)):
             windows = [window.samples for _, window in batch]
             estimates = self.compute(windows, [polarity] * len(batch))
             for (_, window), estimate in zip(batch, estimates, strict=True):
@@ -307,7 +307,7 @@ class Engine:
         Returns:
             For each window its estimate [channel, sample].
         """
-        self._check_process()
+        self.check_process()
         if not windows:
             return []
         counts, signs = [len(window) for window in windows], [one.sign for one in polarities]
@@ -437,7 +437,7 @@ class Engine:
             "window or another device."
         )
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
         """Refuse to compute in a fork, where the threads of the libraries are gone."""
         if os.getpid() != self._process:
             raise EngineError(
@@ -465,7 +465,7 @@ def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) ->
     return Engine(system, settings, calibration, info.label)
 
 
-def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True) -> Samples:
+def as_samples(name: str, samples: Floats, *dimensions: int, whole: bool = True) -> Samples:
     """Give sound as float32, and refuse an array that is not sound.
 
     Args:
@@ -482,21 +482,25 @@ def as_samples(name: str, samples: Samples, *dimensions: int, whole: bool = True
     shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)
     is_array = isinstance(samples, np.ndarray) and not np.ma.isMaskedArray(samples)
     if not is_array or samples.dtype.kind != "f":
-        raise TypeError(f"{name} must be a NumPy array {shape} of float numbers in -1..1.")
+        kind = f"{type(samples).__name__} {getattr(samples, 'dtype', '')}".rstrip()
+        raise TypeError(
+            f"{name} must be a NumPy array {shape} of float numbers in -1..1, not {kind}."
+        )
+    samples = np.asarray(samples)  # and not np.matrix, say
     problem = f"{name} has the shape {list(samples.shape)}; it must be {shape}."
     if samples.ndim not in dimensions or samples.shape[:-1] == (0,):
         raise ValueError(problem)
-    if samples.ndim == 2 and len(samples) > (samples.shape[1] if whole else MOST_CHANNELS):
-        raise ValueError(f"{problem} Transpose it.")
     if whole and not samples.size:
         raise ValueError(f"{name} has no samples.")
+    if samples.ndim == 2 and len(samples) > (samples.shape[1] if whole else MOST_CHANNELS):
+        raise ValueError(f"{problem} Transpose it.")
     with np.errstate(over="ignore"):
-        samples = samples.astype(np.float32)
-    if not np.isfinite(samples).all():
+        sound = samples.astype(np.float32)
+    if not np.isfinite(sound).all():
         raise ValueError(f"{name} has samples that are NaN or infinite.")
-    if np.abs(samples).max(initial=0) > LOUDEST:
+    if np.abs(sound).max(initial=0) > LOUDEST:
         raise ValueError(f"{name} has impossibly loud samples: sound is in -1..1.")
-    return samples
+    return sound
 
 
 _SILENT = 10 ** (SILENCE_DB / 10)

@@ -18,6 +18,7 @@ import logging
 import os
 import tempfile
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import audio, files
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import Floats, Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint
 from mcspex_cli.errors import (
     TOO_LITTLE_MEMORY,
@@ -121,7 +122,7 @@ class Extractor:
 
     def enroll(
         self,
-        references: Path | str | Sequence[Path | str] = (),
+        references: Path | str | Iterable[Path | str] = (),
         *,
         spans: Iterable[Span] = (),
         mixture: Path | str | None = None,
@@ -146,21 +147,22 @@ class Extractor:
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
             CheckpointError: a profile cannot be used, or is for other models.
-            TypeError, ValueError: a reference is not a path, or a span not a `Span` of a mixture.
+            TypeError, ValueError: a reference is no path, or an empty one; a span is not a `Span`
+                of a mixture.
         """
-        if isinstance(references, str | os.PathLike):
-            references = [references]
         try:
-            sources: list[Path | Clip] = [Path(one) for one in references if str(one)]
+            names = [references] if isinstance(references, str | os.PathLike) else [*references]
+            sources: list[Path | Clip] = [Path(name) for name in names]
         except TypeError as error:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
-        spans = tuple(spans)
+        if "" in names:  # which would mean all files in the working folder
+            raise ValueError("a reference has an empty name; name a file or a folder")
+        options, spans = self._check_options(options), tuple(spans)
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
         if spans:
             if mixture is None:
                 raise ValueError("spans need the mixture that they are of")
-            options = self._check_options(options)
             channel = "mix" if options.channel == "all" else options.channel
             reader = open_mixture(Path(mixture), replace(options, channel=channel))
             sources += read_spans(reader, spans, self.sample_rate_hz, advance)
@@ -168,7 +170,7 @@ class Extractor:
 
     def extract(
         self,
-        samples: Samples,
+        samples: Floats,
         voice: Voice,
         *,
         sample_rate_hz: int | None = None,
@@ -193,8 +195,7 @@ class Extractor:
         """
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         block = np.atleast_2d(as_samples("the mixture", samples, 1, 2))
-        audio.check_rate(rate_hz)
-        rate_hz = int(rate_hz)  # which may be NumPy's, and then JSON would not take it
+        rate_hz = audio.check_rate(rate_hz)
         options = self._check_options(options)
         mixture = audio.ArrayReader("the mixture", block, rate_hz, options.channel)
         voice, used_files = check_voice(voice), files.UsedFiles()
@@ -231,8 +232,9 @@ class Extractor:
         """
         from mcspex_cli.extraction.streaming import LiveExtractor, Timing
 
-        check_embedding("live", check_voice(voice), self.model.config.embedding)
+        check_embedding("live", check_voice(voice), self.model)
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        rate_hz = audio.check_rate(rate_hz)
         timing = Timing.for_latency(latency_s, rate_hz)
         live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
         check_absent(absent, self.model, self.engine.calibration)
@@ -284,19 +286,24 @@ class Extractor:
             advance: called with the seconds of audio done since its last call.
 
         Yields:
-            Each job, in order, with its result or its error, which does not stop the others.
+            Each job, in order, with its result or its error, which does not stop the others. What
+            `jobs` itself raises comes after the results of the jobs before.
         """
         options, used_files = self._check_options(options), files.UsedFiles()
         lookahead = max(_LOOKAHEAD, self.engine.signals_at_once)
         unfinished: deque[_Extraction] = deque()
         pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
+        failures: list[Exception] = []  # of `jobs`, which is read ahead
 
         def extractions() -> Iterator[_Extraction]:
-            for job in jobs:
-                if not isinstance(job, Job):
-                    raise TypeError(f"extract_files takes Jobs, not {job!r:.80}")
-                unfinished.append(_Extraction(self, options, job.voice, job, used_files))
-                yield unfinished[-1]
+            try:
+                for job in jobs:
+                    if not isinstance(job, Job):
+                        raise TypeError(f"extract_files takes Jobs, not {job!r:.80}")
+                    unfinished.append(_Extraction(self, options, job.voice, job, used_files))
+                    yield unfinished[-1]
+            except Exception as error:
+                failures.append(error)
 
         try:
             with (
@@ -313,6 +320,8 @@ class Extractor:
                             unfinished.popleft()
                     for job, ready in pending:
                         yield job, ready.result()
+                    if failures:
+                        raise failures[0]
                 except (KeyboardInterrupt, SystemExit, GeneratorExit):
                     for extraction in tuple(unfinished):  # what is half written is not finished
                         extraction.fail(McspexError(f"{extraction.path}: was interrupted."))
@@ -502,7 +511,7 @@ class _Extraction:
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
         engine, channels, info = self._engine, self._channels, self._mixture.info
-        self._voice = voice = self._voice() if callable(self._voice) else self._voice
+        self._voice = voice = self._call(self._voice) if callable(self._voice) else self._voice
         if not isinstance(voice, Voice):
             raise McspexError(
                 f"{self.path}: the function in its Job gave {voice!r:.80}, not a Voice as "
@@ -510,7 +519,7 @@ class _Extraction:
             )
         if self.job:
             check_sources(self.job, voice, info.seconds)
-        check_embedding(self.path, voice, self._extractor.model.config.embedding)
+        check_embedding(self.path, voice, self._extractor.model)
         embedding = np.asarray(voice.embedding, np.float32)
         self._estimate_store = self._open_store()
         self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
@@ -519,6 +528,19 @@ class _Extraction:
         self._joiner = Joiner(engine.windowing.context, engine.windowing.fade)
         self._matcher = levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, channels)
+
+    def _call(self, function: Callable[[], Voice]) -> Voice:
+        """Get the voice from the function in the job, whose errors are the user's, not bugs."""
+        try:
+            return function()
+        except Exception as error:
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
+            is_ours = any(frame.f_globals["__name__"].startswith("mcspex_cli.") for frame in frames)
+            if is_ours or isinstance(error, McspexError) or is_lack_of_memory(error):
+                raise
+            raise McspexError(
+                f"{self.path}: the function in its Job failed: {type(error).__name__} ({error})."
+            ) from error
 
     def _open_store(self) -> _Store:
         """Open a store on the disk that gets the outputs."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -122,6 +122,17 @@ class Outputs:
     overwrite: bool = False
     """Whether files that exist are replaced."""
 
+    if TYPE_CHECKING:  # which cannot see that a string is taken for a path
+
+        def __init__(
+            self,
+            estimate: Path | str,
+            residual: Path | str | None = None,
+            activity: Path | str | None = None,
+            speaker: str = "target",
+            overwrite: bool = False,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         if not isinstance(self.speaker, str):
             raise TypeError(f"speaker is text, not {self.speaker!r:.80}")
@@ -152,16 +163,28 @@ def speaker_name(references: Sequence[str | Path], spans: Sequence[object]) -> s
 
 @dataclass(frozen=True)
 class Job:
-    """One mixture, the voice of its target, and the files to write."""
+    """One mixture, the voice of its target, and the files to write; strings are taken for paths."""
 
     mixture: Path
     voice: Voice | Callable[[], Voice]
-    """The voice, or a function that is called when it is needed, and may raise `McspexError`."""
+    """The voice, or a function that is called when it is needed. If it raises an error, that is
+    the job's result."""
     outputs: Outputs
     id: str = ""
     """See `name`."""
     reader: audio.Reader | None = field(default=None, repr=False, compare=False)
     """The mixture, if it was opened before by `open`."""
+
+    if TYPE_CHECKING:  # which cannot see that a string is taken for a path
+
+        def __init__(
+            self,
+            mixture: Path | str,
+            voice: Voice | Callable[[], Voice],
+            outputs: Outputs | Path | str,
+            id: str = "",
+            reader: audio.Reader | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", Path(self.mixture))
@@ -272,8 +295,9 @@ class Result:
     model: str
     model_revision: str | None
     model_sha256: str
-    estimate: Samples | None = field(default=None, repr=False)
-    """[sample], or [channel, sample] for "all"; only of `Extractor.extract`."""
+    estimate: Samples | Any = field(default=None, repr=False)
+    """[sample], or [channel, sample] for "all"; None for files. (`Any` spares users of
+    `Extractor.extract` a check that a type checker would ask for.)"""
 
     @property
     def real_time_factor(self) -> float:
@@ -373,14 +397,12 @@ def check_voice(voice: object) -> Voice:
     return voice
 
 
-def check_embedding(name: str, voice: Voice, length: int) -> None:
-    """Refuse a voice of another model, or a damaged one; the message begins with `name`.
-
-    Embeddings of the right model are of this `length`.
-    """
+def check_embedding(name: str, voice: Voice, model: CheckpointInfo) -> None:
+    """Refuse a voice of another model, or a damaged one; the message begins with `name`."""
     embedding = np.asarray(voice.embedding)
-    is_known = embedding.shape == (length,) and embedding.dtype.kind == "f"
-    if not is_known or not np.isfinite(embedding).all():
+    is_own = voice.model_sha256 in ("", model.sha256)
+    is_whole = embedding.shape == (model.config.embedding,) and embedding.dtype.kind == "f"
+    if not (is_own and is_whole and np.isfinite(embedding).all()):
         sources = f" ({', '.join(voice.sources)})" if voice.sources else ""
         raise McspexError(
             f"{name}: the voice{sources} is not one of this model, or is damaged. "

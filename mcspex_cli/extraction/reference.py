@@ -432,6 +432,8 @@ class Voice:
     """What is wrong with its clips, a line each."""
     sources: tuple[str, ...]
     """The clips, spans and profiles that it was made of, as messages name them."""
+    model_sha256: str = ""
+    """Of the weights of the model that embedded it; empty if that is not known."""
 
     def enrolment(self, model: CheckpointInfo) -> Enrolment:
         """What a profile keeps of it."""
@@ -476,7 +478,7 @@ def enroll(
             clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
             voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
     voice = join_voices(voices, engine.calibration)
-    return replace(voice, warnings=(*warnings, *voice.warnings))
+    return replace(voice, warnings=(*warnings, *voice.warnings), model_sha256=model.sha256)
 
 
 def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voice:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from mcspex_cli.errors import EngineError, is_lack_of_memory
@@ -58,7 +59,7 @@ class EngineSettings:
 
     Raises:
         EngineError: a precision or a runtime is unknown.
-        ValueError: a number is out of range.
+        TypeError, ValueError: a number is none, or out of range.
     """
 
     device: str = "auto"
@@ -88,6 +89,11 @@ class EngineSettings:
                 raise EngineError(f"{what} {name!r} is unknown. Use one of: {choices}.")
         if not isinstance(self.device, str):
             raise TypeError(f'device is text, such as "cuda:1", not {self.device!r}')
+        for length_s in (self.window_s, self.context_s, self.fade_s):
+            if not isinstance(length_s, Real):
+                raise TypeError(
+                    f"window_s, context_s and fade_s are numbers of seconds, not {length_s!r:.80}"
+                )
         shortest_s = max(_MIN_WINDOW_S, 2 * self.context_s + self.fade_s)
         if not (
             self.context_s >= 0 and self.fade_s >= 0 and shortest_s <= self.window_s < math.inf

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mcspex_cli import audio
-from mcspex_cli.audio import Samples
+from mcspex_cli.audio import Floats, Samples
 from mcspex_cli.extraction.engine import Engine, Polarity, as_samples
 from mcspex_cli.extraction.job import ABSENT_ACCEPTED
 from mcspex_cli.extraction.levels import FULL_SCALE
@@ -119,6 +119,7 @@ class LiveExtractor:
         if absent not in ABSENT_ACCEPTED:
             raise ValueError(f"absent {absent!r} is none of {', '.join(ABSENT_ACCEPTED)}")
         self.timing, self.sample_rate_hz = timing, sample_rate_hz
+        self._engine = engine
         self.presence: float | None = None
         """How likely, 0 to 1, the target speaks in the last 2 s that went in (when it was measured
         last, see `_PRESENCE_STEP_S`); None at first, and for a model that cannot tell."""
@@ -150,7 +151,7 @@ class LiveExtractor:
         is_known = self._flushed or self._received >= self.sample_rate_hz
         return is_known and self._mix.loss_db > audio.WEAKENED_DB
 
-    def push(self, samples: Samples) -> Samples:
+    def push(self, samples: Floats) -> Samples:
         """Take the next samples.
 
         Args:
@@ -208,6 +209,7 @@ class LiveExtractor:
 
     def _take(self, until: int) -> Samples:
         """Take the output that was not given yet, up to sample `until`."""
+        self._engine.check_process()  # a fork has no worker
         while self._computed < until:
             self._collect()
         ready = np.concatenate([np.zeros(0, np.float32), *self._ready])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from mcspex_cli import audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import AudioError, EngineError
 from mcspex_cli.extraction.engine import LEVEL_DB, Engine, Polarity, open_engine
+from mcspex_cli.extraction.extractor import Extractor
+from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
 from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System
@@ -419,6 +423,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, float]) -> N
         (lambda engine: engine.embed([]), ValueError, "embed needs one clip or more"),
         (lambda _: Engine("tiny"), TypeError, "runs a System or a Runtime"),  # type: ignore[arg-type]
         (lambda _: EngineSettings(device=None), TypeError, "device is text"),  # type: ignore[arg-type]
+        (lambda _: EngineSettings(window_s="16"), TypeError, "numbers of seconds, not '16'"),  # type: ignore[arg-type]
     ],
 )
 def test_what_an_engine_cannot_use_is_refused(
@@ -430,14 +435,24 @@ def test_what_an_engine_cannot_use_is_refused(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_is_refused_instead_of_hanging(tiny: System) -> None:
-    engine = Engine(tiny, SHORT)
-    voice = engine.embed([buzz(200, 1)])
-    child = os.fork()
-    if child == 0:
-        try:
-            engine.extract(buzz(100, 1), voice)
-        except EngineError as error:
-            os._exit(0 if "forked" in str(error) else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+def test_a_fork_is_refused_instead_of_hanging(tiny_folder: Path) -> None:
+    extractor = Extractor.load(tiny_folder, device="cpu", precision="float32")
+    embedding = extractor.engine.embed([buzz(200, 1)])
+    voice, sound = Voice(embedding, (), 1.0, (), ()), buzz(100, 2)
+    live = extractor.live(voice)
+    live.push(sound)
+    for use in (
+        lambda: extractor.extract(sound, voice),
+        lambda: extractor.live(voice).push(sound),
+        lambda: live.push(sound),
+        live.flush,
+    ):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            try:
+                use()
+            except EngineError as error:
+                os._exit(0 if "forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

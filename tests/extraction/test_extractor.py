@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -500,6 +501,17 @@ def test_a_voice_of_another_model_is_refused(soft: Extractor, embedding: np.ndar
         soft.extract(MIXTURE, named(embedding, "alice.wav"))
 
 
+def test_a_voice_of_a_model_with_embeddings_as_long_is_refused(
+    soft: Extractor, mixture: Samples, tmp_path: Path
+) -> None:
+    voice = soft.enroll(tmp_path / "mixture.wav")
+    other = Extractor(replace(soft.model, sha256="1" * 64), soft.engine)
+    for use in (lambda: other.extract(MIXTURE, voice), lambda: other.live(voice)):
+        with pytest.raises(McspexError, match="is not one of this model, or is damaged"):
+            use()
+    assert soft.extract(MIXTURE, voice).estimate is not None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -538,6 +550,7 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message:
             lambda x, v: x.enroll(spans=[Span(0, 1)], mixture="m.wav", options="all"),
             "options are ExtractionOptions",
         ),
+        (lambda x, v: x.enroll("m.wav", options="all"), "options are ExtractionOptions"),
         (lambda x, v: Span("0", "3"), "a span is of two numbers of seconds, not '0' and '3'"),
         (lambda x, v: Job("m.wav", v, None), "not NoneType"),
         (lambda x, v: Outputs(None), "not NoneType"),
@@ -579,10 +592,19 @@ def test_paths_may_be_text_and_spans_any_iterable(
         np.testing.assert_array_equal(one.embedding, other.embedding)
 
 
-def test_a_rate_of_numpy_can_be_json(soft: Extractor) -> None:
-    rate_hz: Any = np.int32(RATE_HZ)
-    result = soft.extract(MIXTURE, named(np.ones(8, np.float32)), sample_rate_hz=rate_hz)
-    assert json.loads(json.dumps(result.to_dict()))["sample_rate_hz"] == RATE_HZ
+@pytest.mark.parametrize("kind", [np.int32, np.uint16, np.float32, float, Fraction])
+def test_a_rate_may_be_any_kind_of_whole_number(soft: Extractor, kind: Callable[..., Any]) -> None:
+    rate_hz, voice = kind(16000), named(np.ones(8, np.float32))
+    result = soft.extract(MIXTURE, voice, sample_rate_hz=rate_hz)
+    assert json.loads(json.dumps(result.to_dict()))["sample_rate_hz"] == 16000
+    live = soft.live(voice, sample_rate_hz=rate_hz)
+    assert len(live.push(MIXTURE)) + len(live.flush()) == len(MIXTURE)
+
+
+@pytest.mark.parametrize("references", ["", ["", "mixture.wav"]])
+def test_an_empty_name_is_no_reference(soft: Extractor, references: str | list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^a reference has an empty name; name a file"):
+        soft.enroll(references)
 
 
 # --- several files -----------------------------------------------------------------------------
@@ -718,12 +740,14 @@ def test_a_bad_voice_or_place_costs_only_its_own_files(
         Job(paths[2], voice, Outputs(tmp_path / "file" / "2.out.wav")),
         Job(paths[3], lambda: voice, Outputs(tmp_path / "new" / "3.out.wav")),
         Job(paths[4], lambda: None, Outputs(tmp_path / "4.out.wav")),  # type: ignore[arg-type, return-value]
+        Job(paths[4], lambda: {}["bob"], Outputs(tmp_path / "5.out.wav")),
     ]
     results = [result for _, result in tiny_extractor.extract_files(jobs)]
-    assert [isinstance(result, Result) for result in results] == [True, False, False, True, False]
+    assert [isinstance(result, Result) for result in results] == [1, 0, 0, 1, 0, 0]
     assert str(results[1]) == "bob.wav: is silent."
     assert isinstance(results[2], OutputError)
     assert str(results[4]).startswith(f"{paths[4]}: the function in its Job gave None, not a Voice")
+    assert str(results[5]) == f"{paths[4]}: the function in its Job failed: KeyError ('bob')."
     assert sorted(p.name for p in tmp_path.rglob("*.out.wav")) == ["0.out.wav", "3.out.wav"]
 
 
@@ -795,8 +819,10 @@ def test_jobs_that_end_by_an_error_leave_the_files_before_it(
         yield Job(path, voice, Outputs(tmp_path / "o.wav"))
         raise RuntimeError("mine")
 
+    results = soft.extract_files(jobs())
+    assert isinstance(next(results)[1], Result)
     with pytest.raises(RuntimeError, match="mine"):
-        list(soft.extract_files(jobs()))
+        next(results)
     assert get(tmp_path / "o.wav").shape == (1, 8000)
     assert not list(tmp_path.glob(".*"))
 
@@ -919,6 +945,21 @@ def test_a_place_that_must_not_be_written_is_refused(
     with pytest.raises(OutputError, match=message):
         run(places)
     assert (listing(tmp_path), (tmp_path / "mixture.wav").read_bytes()) == before
+
+
+def test_a_home_folder_that_python_does_not_know_is_refused(
+    soft: Extractor, mixture: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    voice = named(np.ones(8, np.float32))
+    for outputs in (
+        Outputs("~/x.wav"),
+        Outputs("e.wav", "~ann/x.wav"),
+        Outputs("e.wav", activity="~/x.srt"),
+    ):
+        with pytest.raises(OutputError, match=r": ~(ann)? is not read as a home folder here"):
+            soft.extract_file("mixture.wav", voice, outputs)
+    assert listing(tmp_path) == ["mixture.wav"]
 
 
 def test_what_exists_is_replaced_only_if_that_is_asked_for(
