@@ -311,14 +311,16 @@ def _initialise_ray(address: str) -> dict[str, float]:
         has: dict[str, float] = ray.cluster_resources()
     except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
         ray.shutdown()  # or the next try in this process fails for its leftovers
+        problem = f"--address {address}: cannot connect to Ray"
         cause, remedy = 0, "Start it with ray start --head, or leave --address out."
-        if address.startswith("ray://"):  # to which Ray sends no token unless told
+        if address == "local":
+            problem = "Ray does not start on this machine"
+            remedy = f"It needs memory, and space for files in {tempfile.gettempdir()}."
+        elif address.startswith("ray://"):  # to which Ray sends no token unless told
             cause, remedy = -1, "If the cluster asks for a token, set RAY_AUTH_MODE=token."
             if isinstance(error, ConnectionAbortedError):  # Ray's server for this client died
                 remedy = "Start the head node with GRPC_ENABLE_FORK_SUPPORT=0 if this goes on."
-        raise EngineError(
-            f"--address {address}: cannot connect to Ray ({error_line(error, cause)}). {remedy}"
-        ) from error
+        raise EngineError(f"{problem} ({error_line(error, cause)}). {remedy}") from error
     except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
         raise KeyboardInterrupt from end
     finally:

@@ -20,9 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 
@@ -480,10 +481,13 @@ def claim(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]
         running, is_only = batch, True
         if not storage.is_url(folder):
             with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
-                file = stack.enter_context((folder / JOURNAL / _LOCK).open("a+"))
+                # Without a buffer, which on a full disk would fail again when it is closed.
+                file = stack.enter_context((folder / JOURNAL / _LOCK).open("ab+", buffering=0))
                 running = _lock(file, batch)
                 if does_all and running == batch:
-                    file = stack.enter_context((folder / JOURNAL / _LOCK_OF_ALL).open("a"))
+                    file = stack.enter_context(
+                        (folder / JOURNAL / _LOCK_OF_ALL).open("ab", buffering=0)
+                    )
                     is_only = _lock_alone(file)
         if running != batch:
             raise another_batch(folder, "is running in this folder")
@@ -503,7 +507,7 @@ def another_batch(folder: Path, where: str) -> OutputError:
     )
 
 
-def _lock(file: TextIO, batch: str) -> str:
+def _lock(file: FileIO, batch: str) -> str:
     """Lock an open file, and give the fingerprint that all who have locked it share.
 
     It is this `batch` for the first of them. The system unlocks the file of a process that ends,
@@ -513,14 +517,13 @@ def _lock(file: TextIO, batch: str) -> str:
 
     if _lock_alone(file):
         file.truncate(0)
-        file.write(batch)
-        file.flush()
+        file.write(batch.encode())
     fcntl.flock(file, fcntl.LOCK_SH)
     file.seek(0)
-    return file.read()
+    return file.read().decode()
 
 
-def _lock_alone(file: TextIO) -> bool:
+def _lock_alone(file: FileIO) -> bool:
     """Lock an open file for this process alone; false if others have locked it."""
     import fcntl
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -963,6 +964,20 @@ def test_a_full_disk_stops_the_batch_with_one_line(
     )
     assert 0 < len(journal(small_disk / "out")) < 60
     assert not list(small_disk.rglob("*.partial"))
+
+
+def test_a_disk_that_is_full_from_the_start_is_called_full(
+    batch: Run, small_disk: Path, exported: Path
+) -> None:
+    (small_disk / "out").mkdir()
+    with suppress(OSError), (small_disk / "full").open("wb", buffering=0) as full:
+        while True:
+            full.write(bytes(4096))
+    asked = ("mix", "--refs", "refs", "-o", str(small_disk / "out"))
+    done = batch(*asked, model=str(exported))
+    assert done.exit_code == 1
+    (line,) = said(done)
+    assert re.match(r"error: .*/out/.*: the disk is full\. .*files left; then run the same", line)
 
 
 # What follows kills processes, so it starts some.
