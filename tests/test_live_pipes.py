@@ -22,6 +22,7 @@ import soundfile
 
 from mcspex_cli import Extractor, audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.cli import live_audio
 from mcspex_cli.cli.live_audio import Inflow, SoundFormat
 from mcspex_cli.errors import install_extra
 from tests.conftest import RATE_HZ, ROOT, buzz
@@ -269,6 +270,45 @@ def test_an_interrupt_while_the_model_loads_gives_what_had_arrived(
     assert talk.end() == 130
     assert talk.received() == len(MIXTURE)
     assert talk.lines[-1] == "error: interrupted. All sound that had arrived before is done."
+
+
+@posix
+def test_a_reader_that_takes_nothing_is_not_waited_for_after_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_audio, "_LONGEST_WAIT_S", 0.5)
+    (ours, theirs), interrupted = os.pipe(), threading.Event()
+    with os.fdopen(ours), os.fdopen(theirs, "w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        with live_audio.stdout(SoundFormat(RATE_HZ, 1, "s16"), [], interrupted) as write:
+            write(MIXTURE)
+            timer = threading.Timer(1.0, interrupted.set)
+            timer.start()
+            with pytest.raises(live_audio.ReaderStalled):
+                write(np.zeros(2**17, np.float32))
+            assert interrupted.is_set()
+
+
+@posix
+@pytest.mark.parametrize("numbers", [("SIGINT", "SIGTERM"), ("SIGHUP", "SIGHUP")])
+def test_a_second_signal_of_any_kind_ends_it_at_once(
+    options: list[str], numbers: tuple[str, ...]
+) -> None:
+    words = [sys.executable, "-W", "error", "-m", "mcspex_cli", "live", "--rate", "8000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*words, *options], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe
+    ) as one:
+        assert one.stdin and one.stderr
+        one.stdin.write(PCM_16)
+        while not one.stderr.readline().startswith(b"ready"):
+            pass
+        one.stdin.write(3 * PCM_16)  # more than a pipe that nobody reads takes
+        time.sleep(1)
+        for number in numbers:
+            one.send_signal(getattr(signal, number))
+            time.sleep(0.3)
+        assert one.wait(5) == 130
 
 
 @posix

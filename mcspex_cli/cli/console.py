@@ -337,9 +337,13 @@ def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
     So do the `others`, names of signals. Signals that are ignored stay so, as in a background job.
     """
 
-    def handle(number: int, _: object) -> None:
-        signal.signal(number, before[number])
+    def handle(*_: object) -> None:
+        restore()
         stop()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     names = ("SIGINT", "SIGTERM", *others)
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -348,8 +352,7 @@ def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def check_sound_input(advice: str) -> None:

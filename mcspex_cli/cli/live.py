@@ -122,12 +122,11 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
     else:
         encoding = request.encoding or live_audio.DEFAULT_ENCODING
         inflow = live_audio.Microphone(request.input_device, request.rate_hz, encoding)
-    form = replace(inflow.format, channels=1)
+    form, interrupted = replace(inflow.format, channels=1), threading.Event()
     if request.output_device is None:
-        output = live_audio.stdout(form, references)
+        output = live_audio.stdout(form, references, interrupted)
     else:
         output = live_audio.loudspeaker(request.output_device, form.sample_rate_hz)
-    interrupted = threading.Event()
 
     def stop() -> None:
         interrupted.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import queue
+import select
 import struct
 import sys
 import threading
@@ -39,6 +40,12 @@ DEFAULT_ENCODING = "s16"
 SPEED_ADVICE = "Use a longer --latency, or a smaller model."
 
 _READ_BYTES = 2**14
+_PIPE_BYTES = 512
+"""A pipe that can be written to takes as many bytes without a wait, by POSIX."""
+
+_LONGEST_WAIT_S, _STEP_S = 10.0, 0.1
+"""How long a reader that takes nothing is waited for after an interruption, and in which steps."""
+
 _MAX_WAITING_BLOCKS = 2**12
 """If so many blocks wait, a pipe is read no further, and recording from a sound card fails."""
 
@@ -56,6 +63,12 @@ _OTHER_FORMATS = (
     *(b"RIFX", b"RIFF"),
 )
 """How files begin that would be noise if they were taken for raw samples."""
+
+
+class ReaderStalled(OutputError):  # noqa: N818
+    """The program that reads standard output has not read for long since an interruption."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -308,11 +321,14 @@ def _pump(descriptor: int, held: bytes, inflow: Inflow) -> None:
 
 
 @contextmanager
-def stdout(form: SoundFormat, references: Iterable[Path]) -> Iterator[Callable[[Samples], None]]:
+def stdout(
+    form: SoundFormat, references: Iterable[Path], interrupted: threading.Event
+) -> Iterator[Callable[[Samples], None]]:
     """Give a function that writes samples [sample] to standard output at once.
 
-    It raises a BrokenPipeError if the program that reads them has ended. It is refused if the
-    output is one of the `references`, or standard input.
+    It raises a BrokenPipeError if the program that reads them has ended, and a ReaderStalled if
+    that reads nothing for 10 s after `interrupted` was set. It is refused if the output is one of
+    the `references`, or standard input.
     """
     console.check_sound_output(references, from_stdin=True)
     descriptor, header = sys.stdout.fileno(), form.header()
@@ -322,13 +338,25 @@ def stdout(form: SoundFormat, references: Iterable[Path]) -> Iterator[Callable[[
         data, header = memoryview(header + form.encode(samples[None])), b""
         try:
             while data:
-                data = data[os.write(descriptor, data) :]
+                _wait_for_reader(descriptor, interrupted)
+                data = data[os.write(descriptor, data[:_PIPE_BYTES]) :]
         except BrokenPipeError:
             raise
         except OSError as error:
             raise OutputError(f"standard output: writing failed ({error.strerror}).") from error
 
     yield write
+
+
+def _wait_for_reader(descriptor: int, interrupted: threading.Event) -> None:
+    """Wait until `_PIPE_BYTES` can be written, for else an interrupt could not end the write."""
+    if os.name != "posix":  # where only sockets can be waited for
+        return
+    waited_s = 0.0
+    while not select.select([], [descriptor], [], _STEP_S)[1]:
+        waited_s += _STEP_S if interrupted.is_set() else 0.0
+        if waited_s > _LONGEST_WAIT_S:
+            raise ReaderStalled("interrupted. The rest is lost: nothing reads standard output.")
 
 
 # --- sound cards ---------------------------------------------------------------------------------
