@@ -128,7 +128,8 @@ KINDS = {
         ("flv", Trait.EXACT | Trait.FROM_ZERO | Trait.PAUSING | Trait.LAST),
         ("matroska", Trait.FROM_ZERO | Trait.PAUSING),
         ("mpegts mpeg", Trait.PAUSING | Trait.LAST),
-        ("mxf rm wtv", Trait.PAUSING),
+        ("mxf wtv", Trait.PAUSING),
+        ("rm", Trait.EXACT | Trait.PAUSING),
         ("flac wav ogg caf aiff tak mpc mpc8", Trait.EXACT),
         ("tta wv ape", Trait.EXACT | Trait.LAST),
         ("mp3", Trait.EXACT | Trait.LAST | Trait.BARE),
@@ -488,6 +489,8 @@ class Container:
             logging.getLogger("libav").propagate = False
         self.data, self._missing = data, _find_missing(data)
         self._container, log = self._open()
+        # To find out what a file holds, FFmpeg reads its beginning and its end.
+        self._damage = next(filter(_DAMAGE.search, _complaints(log)), "")
         self._kind = self._container.format.name.split(",")[0]
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
@@ -496,8 +499,9 @@ class Container:
         head, self._early = self._decoder.extradata or b"", 0
         if head.startswith(b"OpusHead"):
             self._early = max(0, int.from_bytes(head[10:12], "little") - self._decoder.delay)
-        self.info = self._announce(tracks, log)
-        if "duplicated MOOV" in log:
+        texts = " ".join(text for _, _, text in log)
+        self.info = self._announce(tracks, texts)
+        if "duplicated MOOV" in texts:
             data.warn(f"another file {_FOLLOWS}")
         self._done = 0  # samples per channel, of which some are silence for gaps
         self._silent = 0
@@ -505,11 +509,12 @@ class Container:
         self._origin: int | None = None  # the time of the first sample; None if not known yet
         self._damages: list[tuple[float, str]] = []
         self._is_after_damage = False
+        self._complaint = ""  # what FFmpeg complained of when it read the last packet
         self._joined = 1  # how many files are in it, one after the other
         self._end = 0  # where the packets end that held sound
         self._last = b""  # the last of them
 
-    def _open(self) -> tuple[av.container.InputContainer, str]:
+    def _open(self) -> tuple[av.container.InputContainer, list[tuple[int, str, str]]]:
         """Open the file, and give what FFmpeg logs of it."""
         import av
 
@@ -526,7 +531,7 @@ class Container:
                     io_open=_refuse_to_open,
                     metadata_errors="replace",
                 )
-                return container, " ".join(message for _, _, message in log)
+                return container, log
             except (av.FFmpegError, OSError, ValueError) as error:
                 missing, text = self._missing, _reason(error, log)
                 if any("moov atom not found" in message for _, _, message in log):
@@ -575,7 +580,9 @@ class Container:
         end_s, length_s = (container.duration or 0) / 1e6, (source.duration or 0) * self._tick_s
         others = [s for s in container.streams if not s.disposition & Disposition.attached_pic]
         self._is_alone = len(others) == 1  # so that the length announced is the sound's
-        self._is_exact = Trait.EXACT in self._traits and (self._is_alone or kind in ("mov", "ogg"))
+        self._is_exact = Trait.EXACT in self._traits and (
+            self._is_alone or kind in ("mov", "ogg", "rm")
+        )
         if kind == "matroska":
             clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
             if clock:
@@ -707,7 +714,9 @@ class Container:
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes in it are not sound"
                     end = packet.pos + packet.size
-            losses = [text for text in _complaints(log) if _DAMAGE.search(text)]
+            complaints = _complaints(log)
+            self._complaint = "".join(complaints[:1])
+            losses = [text for text in complaints if _DAMAGE.search(text)]
             yield from ((frame, "") for frame in frames[:-1])  # which are good
             yield frames[-1] if frames else None, damage or "".join(losses[:1])
 
@@ -737,8 +746,9 @@ class Container:
         if gap > longest or gap < -pause:  # what follows is joined to what was before
             self._origin += gap
             return 0
-        if gap > pause and not self._is_after_damage and Trait.PAUSING not in self._traits:
-            self._note(f"{gap / rate_hz:.2f} s are missing there")
+        is_pause = Trait.PAUSING in self._traits and not self._complaint
+        if gap > pause and not self._is_after_damage and not is_pause:
+            self._note(self._complaint or f"{gap / rate_hz:.2f} s are missing there")
         if not self._is_after_damage:
             return gap if gap > pause else 0
         self._lost += max(0, gap)
@@ -768,6 +778,8 @@ class Container:
             data.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
         elif self._missing:
             data.report(f"truncated after {done_s:.2f} s: {self._missing}")
+        elif self._damage:
+            data.report(f"damaged at its beginning or end ({self._damage})")
         elif rest > (0 if self._is_followed() else 0.5 * self._end / done_s):
             data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
         elif Trait.BARE in self._traits and (rest or self._is_last_cut()):

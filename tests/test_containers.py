@@ -66,6 +66,19 @@ def blank(path: Path, part: float) -> Path:
     return path
 
 
+def hole(path: Path, part: float) -> Path:
+    """Overwrite a middle part with zeros, as an interrupted download may leave it."""
+    data = path.read_bytes()
+    at = round(part * len(data))
+    path.write_bytes(data[:at] + bytes(4096) + data[at + 4096 :])
+    return path
+
+
+def hit_early(path: Path, part: float) -> Path:
+    """Overwrite some bytes of an Ogg's first page of sound."""
+    return hit(path, part / 2)
+
+
 def joined(folder: Path, suffix: str, **layout: str) -> Path:
     """Two files of 3 s each, one after the other in one file."""
     data = b""
@@ -837,6 +850,10 @@ DAMAGED = [
     (encoded("a.mkv", "aac"), cut, r"damaged after 3\.\d\d s \(File ended prem", 3.0, 4.0),
     (encoded("a.webm", "libopus", 48_000), hit, r"damaged after \d\.\d\d s", 5.5, 6.1),
     (encoded("a.avi", "pcm_s16le"), cut, r"damaged after 3", 3.0, 4.0),
+    (plain("ogg", "OGG"), hit_early, r"damaged at its beginning or end \(CRC mismatch", 2.0, 5.0),
+    (encoded("a.webm", "libopus", 48_000), hole, r"damaged after \d\.\d\d s \(", 5.5, 6.1),
+    (encoded("a.wma", "wmav2", 16_000), hole, r"damaged after \d\.\d\d s \(", 5.5, 6.2),
+    (encoded("a.rm", "ac3", 48_000), between_packets, r"truncated: 3\.\d\d of 6\.\d", 3.0, 3.9),
     (encoded("a.aac", "aac"), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
     (encoded("a.ac3", "ac3", 48_000), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
     (encoded("a.wma", "wmav2", 16_000), blank, r"3\.\d\d of 6\.\d\d s", 3.0, 4.0),
