@@ -400,6 +400,12 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
     assert said == (
         "warning: standard input: another WAV follows the first and is not read. Pipe one alone.\n"
     )
+    short = wav.getvalue()[:40] + struct.pack("<I", 8000) + wav.getvalue()[44:]
+    out, said, code = run("-q", data=short)
+    assert (len(out), code) == (44 + 8000, 0)
+    assert said.startswith("warning: standard input: more follows than its WAV header announces")
+    for rest in (bytes(500), b"\0LIST\4\0\0\0more", b"ID3"):
+        assert run("-q", data=wav.getvalue() + rest)[1:] == ("", 0)
     assert run("-q", "--rate", "48000", data=PCM_16[:4]) == (bytes(4), "", 0)
     for sample in (np.nan, 1e13):
         samples = MIXTURE[:8000].copy()

@@ -187,6 +187,12 @@ def test_paths_and_names_lead_nowhere(server: Server) -> None:
     for wrong in ({"model": "/etc/passwd"}, {"model": "mcspex-16k", "device": "x"}, {"a": 1}):
         status, _, body = server.ask("POST", f"{path}/extraction", json.dumps(wrong))
         assert (status, "error" in json.loads(body)) == (400, True)
+    for part in ("channel=all", "channel=mix&track=eng", "channel=x"):
+        status, _, body = server.ask("POST", f"{path}/recording/part?{part}")
+        assert (status, "bug" in json.loads(body)["error"]) == (400, False)
+    fail = json.dumps({"model": DEFAULT_MODEL, "absent": "fail", "spans": [[0, 1]]})
+    status, _, body = server.ask("POST", f"{path}/extraction", fail)
+    assert (status, json.loads(body)) == (400, {"error": "absent 'fail' is none of keep, mute."})
     for spans in ([[0, 1]] * 101, [[0, 999]] * 7):
         _, _, body = server.ask("POST", f"{path}/extraction", json.dumps({"spans": spans}))
         message = "too much is marked. Mark 100 parts or less, an hour in all."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import queue
+import re
 import select
 import struct
 import sys
@@ -57,6 +58,10 @@ _UNKNOWN_BYTES = 0x7FFFF000
 
 _WAV_KINDS = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32": (3, 32)}
 """What a WAV header says of each encoding: whether samples are integers (1), and their bits."""
+
+_CHUNK = re.compile(rb"\0*([ -~]{4}|[ -~]{0,3}\Z)")
+"""How a chunk of a WAV begins, after zeros that fill the one before: with its name, if all of it is
+there."""
 
 _OTHER_FORMATS = (
     *(b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b".snd", b"caff", b"riff", b"wvpk"),
@@ -312,9 +317,15 @@ def _pump(descriptor: int, held: bytes, inflow: Inflow) -> None:
             )
         nothing = AudioError("standard input holds no samples. Pipe sound into it.")
         inflow.end(None if inflow.arrived else nothing)
-        if not left and b"WAVEfmt " in _read_some(descriptor, _READ_BYTES):
+        follows = b"" if left else _read_some(descriptor, _READ_BYTES)
+        if b"WAVEfmt " in follows:
             console.warn(
                 "standard input: another WAV follows the first and is not read. Pipe one alone."
+            )
+        elif not _CHUNK.match(follows):
+            console.warn(
+                "standard input: more follows than its WAV header announces, and is not read. If "
+                "it is sound, correct the header, or pipe raw samples with --rate."
             )
     except AudioError as error:
         inflow.end(error)

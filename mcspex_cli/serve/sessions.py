@@ -116,7 +116,15 @@ class Session:
         return total
 
     def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> None:
-        """Take a file as the recording, in place of any before, and have it decoded."""
+        """Take a file as the recording, in place of any before, and have it decoded.
+
+        Unlike elsewhere, the `channel` cannot be "all", nor the `track` a language.
+        """
+        if channel == "all" or not (track.isdecimal() or track == ""):
+            raise AudioError(
+                f"{upload.name}: a page plays one channel of one track. Give channel=mix or the "
+                "number of a channel, and the number of a track."
+            )
         try:
             options = job.ExtractionOptions(channel=channel, track=track or None, damaged="keep")
         except ValueError as error:
@@ -204,6 +212,9 @@ class Session:
             )
         if model is None or request.device not in self._extractions.devices:
             raise McspexError("there is no such model or device. Load the page again.")
+        if request.absent not in job.ABSENT_ACCEPTED:
+            accepted = ", ".join(job.ABSENT_ACCEPTED)
+            raise McspexError(f"absent {request.absent!r:.80} is none of {accepted}.")
         if request.absent != "keep" and model.calibration is None:
             raise McspexError(
                 f"{model.label}: cannot tell whether a voice is there. Under More, keep the result "
