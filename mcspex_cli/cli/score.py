@@ -483,7 +483,8 @@ def _page_settings(
     ),
     embed: bool = option(
         None,
-        "Put sounds and pictures into the page (default), or into PAGE_files/ beside it.",
+        "Put sounds, up to 2 min of each, and pictures into the page (default), or whole sounds "
+        "into PAGE_files/ beside it.",
         "--embed/--no-embed",
         default=True,
         show_default=False,

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -47,6 +47,9 @@ _PLAYERS = 400
 
 _PLAY_HZ = 48_000
 """Recordings of a higher rate are resampled to it, the highest that every browser plays."""
+
+_EMBEDDED_S = 120.0
+"""An embedded sound ends here: browsers open no page of half a gigabyte."""
 
 _SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
@@ -126,7 +129,8 @@ def write_page(
     with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
 
         def show(case: ComparisonCase) -> tuple[ComparisonCase, list[Cell]]:
-            cells = _cells(case, systems, store, warnings)
+            longest_s = _EMBEDDED_S if settings.embed else math.inf
+            cells = _cells(case, systems, store, warnings, longest_s)
             progress(0.5 + 0.5 * (names.index(case.name) + 1) / len(names))
             return case, cells
 
@@ -159,6 +163,8 @@ class Cell:
     picture: str = ""
     """URLs, which the template takes as they are."""
     seconds: float = 0.0
+    whole_s: float = 0.0
+    """The length of the file, of which the sound may be the beginning."""
     rate_hz: int = 0
     quieter_db: float = 0.0
     """By how much a sound beyond full scale was turned down."""
@@ -168,15 +174,24 @@ class Cell:
     @property
     def length(self) -> str:
         """The duration and sample rate in words, empty without a sound."""
-        return f"{self.seconds:.2f} s at {self.rate_hz / 1000:.4g} kHz" if self.sound else ""
+        if not self.sound:
+            return ""
+        is_cut = self.whole_s - self.seconds > 0.01
+        length = f"first {self.seconds:g} s of {self.whole_s:.2f} s" if is_cut else ""
+        return f"{length or f'{self.seconds:.2f} s'} at {self.rate_hz / 1000:.4g} kHz"
 
 
 def _cells(
-    case: ComparisonCase, systems: Sequence[SystemOutputs], store: Store, warnings: list[str]
+    case: ComparisonCase,
+    systems: Sequence[SystemOutputs],
+    store: Store,
+    warnings: list[str],
+    longest_s: float,
 ) -> list[Cell]:
     """Mixture, each system's output, truth; the first sound sets the brightest colour.
 
-    `warnings` gets a line for each file that cannot be read.
+    Of each sound there is the beginning, up to `longest_s`. `warnings` gets a line for each file
+    that cannot be read.
     """
     cells = [
         Cell("Mixture", case.mixture, "No mixture is known.", case.mixture_values),
@@ -193,7 +208,8 @@ def _cells(
         try:
             reader = audio.Reader(cell.path)
             cell.rate_hz = reader.sample_rate_hz = min(reader.info.sample_rate_hz, _PLAY_HZ)
-            samples = reader.read()
+            samples = np.concatenate([*_beginning(reader, longest_s)], axis=-1)[0]
+            cell.whole_s = reader.info.seconds
         except McspexError as error:
             cell.problem = str(error)
             warnings.append(cell.problem)
@@ -218,6 +234,17 @@ def _cells(
             if note := cell.scores.get("note"):
                 cell.scores = {**cell.scores, "note": note.replace(str(path), path.name)}
     return cells
+
+
+def _beginning(reader: audio.Reader, longest_s: float) -> Iterator[Samples]:
+    """The blocks of a file's first `longest_s`."""
+    left = longest_s * reader.sample_rate_hz
+    with closing(iter(reader)) as blocks:
+        for block in blocks:
+            yield block[:, : int(min(left, block.shape[1]))]
+            left -= block.shape[1]
+            if left <= 0:
+                return
 
 
 def spectrogram(samples: Samples, rate_hz: int) -> Levels:

@@ -106,6 +106,20 @@ def test_high_rates_are_brought_to_what_browsers_play(scene: Path) -> None:
     assert "s at 48 kHz" in articles(text)[0]
 
 
+def test_a_long_sound_is_embedded_up_to_two_minutes(scene: Path) -> None:
+    for kind in ("good", "bad", "truth", "mixtures"):
+        audio.write(scene / kind / "a.wav", np.tile(buzz(100, 1), 150), RATE_HZ)
+    _, text = make(scene)
+    assert '<span class="muted">first 120 s of 150.00 s at 8 kHz</span>' in articles(text)[0]
+    flac = re.findall(r'src="data:audio/flac;base64,([^"]+)"', text)[0]
+    assert soundfile.info(io.BytesIO(base64.b64decode(flac))).frames == 120 * RATE_HZ
+    _, text = make(
+        scene, PageSettings(scene / "truth", scene / "mixtures", embed=False, overwrite=True)
+    )
+    assert '<span class="muted">150.00 s at 8 kHz</span>' in articles(text)[0]
+    assert soundfile.info(scene / "page_files" / "00001.flac").frames == 150 * RATE_HZ
+
+
 def test_without_truth_there_are_players_but_no_scores(scene: Path) -> None:
     page, text = make(scene, PageSettings(mixtures=scene / "mixtures"))
     assert text.count("<audio") == 9
