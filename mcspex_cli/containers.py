@@ -76,11 +76,17 @@ _CHUNKS = {
 }
 """The formats of chunks, by the bytes with which their files begin."""
 
+_SOUND_CHUNKS = (b"data", b"SSND", b"BODY", b"LIST")
+"""The chunks that hold sound, in AVI among others; of others nobody misses the end."""
+
 _PLAIN = (*_CHUNKS, b".snd", b"dns.", b"NIST")
 """How the files begin whose plain samples libsndfile reads: these, AU and SPHERE."""
 
-_FOREIGN = (*_PLAIN, b"fLaC", b"OggS", b"ftyp", b"\x1aE\xdf\xa3")
-"""How files begin that may follow another one; the last two are MP4, and MKV or WebM."""
+_MATROSKA = b"\x1aE\xdf\xa3"
+"""How MKV and WebM begin."""
+
+_FOREIGN = (*_PLAIN, b"fLaC", b"OggS", b"ftyp", _MATROSKA, b"\x30\x26\xb2\x75")
+"""How files begin that may follow another one; some are MP4, MKV or WebM, and Windows Media."""
 
 _FILE_SIZE = re.compile(
     rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
@@ -88,6 +94,9 @@ _FILE_SIZE = re.compile(
     re.DOTALL,
 )
 """Where Flash and Windows Media files say how long they are."""
+
+_SEGMENT = re.compile(_MATROSKA + rb".{1,100}?\x18\x53\x80\x67([^\0].{7})", re.DOTALL)
+"""How MKV and WebM begin; in the parentheses is the length of all that follows."""
 
 _PCM_TAGS = (1, 3, 0xFFFE)
 """What a WAV header calls plain samples: integers, floats, and either of them (extensible)."""
@@ -195,6 +204,11 @@ class SoundBytes:
         self.warnings: list[str] = []
         self.is_damaged = False
         """Whether damage was reported, and what is left is kept."""
+        notes = _id3_bytes(self.part(0, 10))  # some programs put them before any kind of file
+        if any(magic in self.part(notes, 12) for magic in _FOREIGN):
+            self.crop(notes, self.size)
+        if self.part(self.size - 128, 3) == b"TAG":  # ID3 of version 1
+            self.crop(0, self.size - 128)
         self.ends = _find_ends(self)
         """Where the parts of the file end by its own account."""
 
@@ -271,6 +285,11 @@ def _find_ends(data: SoundBytes) -> list[int]:
     if head.startswith(b"NIST"):  # the bytes of its header, and what makes the bytes of its sound
         numbers = [int(number) for number in _NIST_NUMBERS.findall(head)]
         return [numbers[0] + math.prod(numbers[1:])] if len(numbers) == 4 else []
+    if segment := _SEGMENT.match(head):
+        size_bytes = 9 - segment[1][0].bit_length()
+        length = int.from_bytes(segment[1][:size_bytes], "big") - (1 << 7 * size_bytes)
+        is_known = length < (1 << 7 * size_bytes) - 1
+        return [segment.start(1) + size_bytes + length] if is_known else []
     if head[:4] not in _CHUNKS:
         return _find_box_ends(data) if head[4:8] == b"ftyp" else []
     chunks = _CHUNKS[head[:4]]
@@ -282,6 +301,7 @@ def _find_ends(data: SoundBytes) -> list[int]:
         if name == b"data" and head[12:16] == b"ds64":
             length = int.from_bytes(head[28:36], "little")
         is_chunk = name.isascii() and name.decode().isprintable() and name not in _FOREIGN
+        is_chunk &= name in _SOUND_CHUNKS or at + length <= data.size  # else it is mere text
         if not is_chunk or length + chunks.uncounted <= 0 or length >= chunks.unknown:
             break
         if name == b"data" and length:
@@ -356,7 +376,9 @@ def open_decoder(data: SoundBytes, track: str | None) -> PlainFile | Container:
     following, rest = data.part(rest_at, 12), f"{data.size - rest_at:,} bytes"
     start = b"ftyp" if head[4:8] == b"ftyp" else head[:4]
     follows = ""
-    if any(magic in following for magic in (start, *_FOREIGN)) and head[8:] != b"AVI ":
+    is_avi = head[8:11] == following[8:11] == b"AVI"  # large ones have several such parts
+    is_read_on = is_avi or head[:4] == following[:4] == _MATROSKA
+    if any(magic in following for magic in (start, *_FOREIGN)) and not is_read_on:
         follows = f"another file of {rest} {_FOLLOWS}"
     elif following.lstrip(b"\0").startswith(_TAGS):
         follows = f"{rest} of notes (tags) follow its sound and are not read."
@@ -488,6 +510,10 @@ class Container:
             logging.getLogger("libav").addHandler(logging.NullHandler())
             logging.getLogger("libav").propagate = False
         self.data, self._missing = data, _find_missing(data)
+        self._own_end = max((end for end in data.ends if end <= data.size), default=data.size)
+        # What is behind the end of a WAV is read as its sound, as of an unfinished recording.
+        is_unfinished = data.size - self._own_end > _MISCOUNTED_BYTES
+        self._options = {"ignore_length": "1"} if is_unfinished else {}
         self._container, log = self._open()
         # To find out what a file holds, FFmpeg reads its beginning and its end.
         self._damage = next(filter(_DAMAGE.search, _complaints(log)), "")
@@ -513,6 +539,7 @@ class Container:
         self._joined = 1  # how many files are in it, one after the other
         self._end = 0  # where the packets end that held sound
         self._last = b""  # the last of them
+        self._largest = 0  # the bytes of the largest of them, but the last
 
     def _open(self) -> tuple[av.container.InputContainer, list[tuple[int, str, str]]]:
         """Open the file, and give what FFmpeg logs of it."""
@@ -524,7 +551,8 @@ class Container:
                 container = av.open(
                     self.data,
                     "r",
-                    container_options={
+                    container_options=self._options
+                    | {
                         "format_whitelist": ",".join(KINDS),
                         "protocol_whitelist": "",
                     },
@@ -709,6 +737,7 @@ class Container:
                 damage = damage if is_sound else ""
                 # A packet of which all is to be skipped gives no frame.
                 if frames or (is_sound and packet.has_sidedata("skip_samples")):
+                    self._largest = max(self._largest, len(self._last))
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
                     if end is not None and packet.pos > end + 1:
@@ -782,12 +811,8 @@ class Container:
             data.report(f"damaged at its beginning or end ({self._damage})")
         elif rest > (0 if self._is_followed() else 0.5 * self._end / done_s):
             data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
-        elif Trait.BARE in self._traits and (rest or self._is_last_cut()):
-            data.warn(
-                f"ends in the middle of a frame, after {done_s:.2f} s: it may have been cut off."
-            )
         else:
-            _check_end_mark(data, done_s)
+            self._warn_of_end(rest, done_s)
         more = self._done - self._silent - info.frames
         if self._joined > 1 and not data.is_damaged:
             data.warn(f"{self._joined} files are joined into one. All was read.")
@@ -796,6 +821,20 @@ class Container:
                 f"its header announces {announced_s:.2f} s, but {done_s:.2f} s follow (several "
                 "files joined into one?). All was read."
             )
+
+    def _warn_of_end(self, rest: int, done_s: float) -> None:
+        """Warn of an end at which more may have been, or is and cannot be read."""
+        data = self.data
+        if Trait.BARE in self._traits and (rest or self._is_last_cut()):
+            data.warn(
+                f"ends in the middle of a frame, after {done_s:.2f} s: it may have been cut off."
+            )
+        elif ignored := self._ignored():
+            data.warn(f"about {ignored:,} bytes follow its sound and are not read.")
+        elif (zeros := self._zeros()) > 0.1 * self._end / done_s:
+            data.warn(f"its last {zeros:,} bytes are zeros: it may be an interrupted copy.")
+        else:
+            _check_end_mark(data, done_s)
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
@@ -811,6 +850,24 @@ class Container:
                 tags = _ID3.finditer(part(start, 2**24 + 9))
                 size -= sum(_id3_bytes(tag[0]) for tag in tags if start + tag.start())
         return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
+
+    def _ignored(self) -> int:
+        """About how many bytes are behind its own end, or only look like a part of a packet."""
+        part, size, own_end = self.data.part, self.data.size, self._own_end
+        if self._end <= own_end < size - _MISCOUNTED_BYTES and self._kind not in ("mov", "asf"):
+            rest, count = part(own_end, 2**20), size - own_end
+        else:
+            rest, count = self._last[2 * self._largest + 2**10 :], len(self._last) - self._largest
+        return count if any(rest) and self._largest else 0
+
+    def _zeros(self) -> int:
+        """How many zeros, up to a MiB, end a file that does not announce how long its sound is."""
+        is_fragmented = b"mvex" in self.data.part(0, 2**16)
+        if self._is_exact and self.info.frames and not is_fragmented:
+            return 0
+        begin = max(self._end, self.data.size - 2**20)
+        tail = self.data.part(begin, 2**20)
+        return len(tail) - len(tail.rstrip(b"\0"))
 
     def _is_followed(self) -> bool:
         """Whether another file of this kind follows the last sound."""

@@ -354,9 +354,33 @@ def padded_mp3(folder: Path) -> Path:
     return make(folder / "a.mp3", sound)
 
 
+def with_notes(name: str, codec: str) -> Callable[[Path], Path]:
+    """Some programs put the notes of MP3s before and after files of every kind."""
+
+    def made(folder: Path) -> Path:
+        path = make(folder / name, SoundTrack(SIX_S, RATE_HZ, codec))
+        before, after = b"ID3\3\0\0\0\0\1\0" + bytes(128), b"TAG" + b"x" * 125
+        path.write_bytes(before + path.read_bytes() + (b"" if codec == "aac" else after))
+        return path
+
+    return made
+
+
+def wavpack_with_notes(folder: Path) -> Path:
+    path = make(folder / "a.wv", SoundTrack(SIX_S, RATE_HZ, "wavpack"))
+    path.write_bytes(path.read_bytes() + b"TAG" + b"x" * 125)
+    return path
+
+
 @pytest.mark.parametrize(
     "whole",
     [
+        with_notes("a.wav", "pcm_s16le"),
+        with_notes("a.wav", "adpcm_ms"),
+        with_notes("a.aiff", "pcm_s16be"),
+        with_notes("a.mkv", "flac"),
+        with_notes("a.mp4", "aac"),
+        wavpack_with_notes,
         aac_in_avi,
         short_packet,
         piped_wma,
@@ -477,12 +501,13 @@ def test_a_file_that_is_not_read_because_another_is_before_it_is_warned_of(tmp_p
         assert expected in warning
 
 
-@pytest.mark.parametrize("first", ["wav", "aiff", "m4a"])
+@pytest.mark.parametrize("first", ["wav", "aiff", "m4a", "avi"])
 @pytest.mark.parametrize("second", ["flac", "ogg", "m4a", "mkv"])
 def test_a_file_of_another_kind_after_the_first_is_not_read_as_its_sound(
     tmp_path: Path, first: str, second: str
 ) -> None:
     codecs = {"wav": "pcm_s16le", "aiff": "pcm_s16be", "flac": "flac", "ogg": "flac"}
+    codecs["avi"] = "pcm_s16le"
     paths = [
         make(tmp_path / f"{place}.{kind}", *tracks(SIX_S, codec=codecs.get(kind, "aac")))
         for place, kind in ((1, first), (2, second))
@@ -493,6 +518,43 @@ def test_a_file_of_another_kind_after_the_first_is_not_read_as_its_sound(
     samples, (warning,) = read(paths[0])
     assert len(samples) == whole
     assert f"another file of {len(data):,} bytes follows the first in it and is not" in warning
+
+
+@pytest.mark.parametrize(("first", "codec"), [("flac", "flac"), ("mkv", "flac")])
+@pytest.mark.parametrize("second", ["a.wav", "a.aac"])
+def test_what_follows_a_file_of_any_kind_is_told_of(
+    tmp_path: Path, first: str, codec: str, second: str
+) -> None:
+    path = make(tmp_path / f"1.{first}", *tracks(SIX_S, codec=codec))
+    whole = len(read(path)[0])
+    other = make(tmp_path / second, *tracks(SIX_S, codec="aac" if "aac" in second else "pcm_s16le"))
+    with path.open("ab") as file:
+        file.write(other.read_bytes())
+    samples, (warning,) = read(path)
+    assert len(samples) == whole
+    assert re.search(r"another file of [\d,]+ bytes|[\d,]+ bytes follow its sound and are", warning)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate_hz", "options", "part"),
+    [
+        ("a.mp4", "aac", 8000, {"movflags": "frag_keyframe+empty_moov"}, b"moof"),
+        ("a.webm", "libopus", 48_000, {"live": "1", "cluster_time_limit": "500"}, b"\x1fC\xb6u"),
+    ],
+)
+def test_zeros_in_the_place_of_the_last_parts_are_warned_of(
+    tmp_path: Path, name: str, codec: str, rate_hz: int, options: dict[str, str], part: bytes
+) -> None:
+    if name == "a.mp4":
+        options = options | {"frag_duration": "500000"}
+    path = encoded(name, codec, rate_hz, **options)(tmp_path)
+    assert read(path)[1] == []
+    data = path.read_bytes()
+    end = data.rindex(part, 0, len(data) * 9 // 10) - (4 if part == b"moof" else 0)
+    path.write_bytes(data[:end].ljust(len(data), b"\0"))
+    samples, (warning,) = read(path)
+    assert 4 < len(samples) / RATE_HZ < 5.9
+    assert "bytes are zeros: it may be an interrupted copy." in warning
 
 
 def test_one_after_another_of_two_kinds_of_mp4_is_not_read(tmp_path: Path) -> None:
@@ -772,6 +834,8 @@ NO_LENGTH = [
     (plain("wav", "WAV"), (b"RIFF", 4, struct.pack("<I", 96_044))),  # 8 too many
     (plain("wav", "WAV", "GSM610"), (b"RIFF", 4, bytes(4)), (b"data", 4, bytes(4))),
     (plain("wav", "WAV", "IMA_ADPCM"), (b"RIFF", 4, b"\xff" * 4), (b"data", 4, b"\xff" * 4)),
+    (plain("wav", "WAV", "GSM610"), (b"data", 4, struct.pack("<I", 6500))),
+    (plain("wav", "WAV", "IMA_ADPCM"), (b"data", 4, struct.pack("<I", 8192))),
     (plain("caf", "CAF"), (b"data", 4, b"\xff" * 8)),
     (plain("w64", "W64"), (b"data", 16, bytes(8))),
     (plain("au", "AU"), (b".snd", 8, b"\xff" * 4)),
