@@ -524,7 +524,7 @@ def open_writer(
                 file.close()
         stream.seek(0)
         with _failures(path, stream):
-            there = soundfile.SoundFile(target, closefd=False).frames if writer.frames else 0
+            there = soundfile.SoundFile(target, closefd=False).frames
         if there != writer.frames:
             raise OSError(f"only {there} of {writer.frames} samples were written")
 

@@ -256,6 +256,18 @@ def test_hours_of_ogg_are_written_in_pieces(tmp_path: Path) -> None:
     assert soundfile.info(tmp_path / "a.ogg").frames == len(sound) == 6_400_000
 
 
+@pytest.mark.parametrize("suffix", audio.FORMATS)
+def test_no_samples_are_a_file_that_opens_or_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"empty{suffix}"
+    if suffix == ".flac":  # libsndfile would leave a file of no bytes
+        with pytest.raises(OutputError, match=r"empty.flac: cannot be written: .* another format"):
+            audio.write(path, np.zeros(0, np.float32), 8000)
+        assert not list(tmp_path.iterdir())
+    else:
+        audio.write(path, np.zeros(0, np.float32), 8000)
+        assert soundfile.info(path).frames == 0
+
+
 def test_a_place_taken_by_a_directory_meanwhile_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     with (

@@ -482,7 +482,7 @@ def as_samples(name: str, samples: Floats, *dimensions: int, whole: bool = True)
     shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)
     is_array = isinstance(samples, np.ndarray) and not np.ma.isMaskedArray(samples)
     if not is_array or samples.dtype.kind != "f":
-        kind = f"{type(samples).__name__} {getattr(samples, 'dtype', '')}".rstrip()
+        kind = samples.dtype if is_array else type(samples).__name__
         raise TypeError(
             f"{name} must be a NumPy array {shape} of float numbers in -1..1, not {kind}."
         )
