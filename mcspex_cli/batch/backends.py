@@ -63,7 +63,13 @@ from mcspex_cli.batch.workers import (
     distribute,
     error_line,
 )
-from mcspex_cli.errors import DiskFullError, EngineError, McspexError, install_extra
+from mcspex_cli.errors import (
+    DiskFullError,
+    EngineError,
+    McspexError,
+    OutputError,
+    install_extra,
+)
 from mcspex_cli.extraction.runtime import cores, leave_signals
 
 _logger = logging.getLogger("mcspex")
@@ -451,6 +457,20 @@ def _is_live(job: str) -> bool:
     return bool(answer.stdout.strip()) or (
         answer.returncode != 0 and "Invalid job id" not in answer.stderr
     )
+
+
+def check_no_array(work: WorkList) -> None:
+    """Refuse to do a batch, but by Slurm, in whose folder an array of Slurm works.
+
+    Raises:
+        OutputError: an array of the same batch has work left to do, or one of another batch works.
+    """
+    array = find_array(work)
+    if array and work.todo and work.settings.backend != "slurm":
+        raise OutputError(
+            f"{work.plan.label}: Slurm's array {array} works on this batch. Wait until it has "
+            f"ended, or end it with: scancel {array}"
+        )
 
 
 def find_or_submit(work: WorkList) -> str:

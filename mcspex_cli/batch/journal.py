@@ -56,7 +56,8 @@ _LOCK = "settings.lock"
 """A file in `journal/` that running batches keep locked; it has their `batch_fingerprint`."""
 
 _LOCK_OF_ALL = "all.lock"
-"""A file there that a batch keeps locked if it does all of the work, and no shard of it."""
+"""A file there that a batch keeps locked: alone if it does all of the work, else with other
+shards."""
 
 _LARGEST_OBJECT = 2**16
 """Bytes of an object after which another is begun, since each line writes all of it again."""
@@ -472,26 +473,25 @@ def claim(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]
     """While the block runs, have batches with other fingerprints refused in a folder.
 
     A command that does a whole batch, not a shard or share of it, is refused while another does
-    the same. In object stores and on Windows none is refused.
+    any of it, and others are refused while it does. In object stores and on Windows none is.
 
     Raises:
-        OutputError: a batch with another fingerprint is running there, or one that does all.
+        OutputError: a batch with another fingerprint is running there, or one of the same work.
     """
     with ExitStack() as stack:
-        running, is_only = batch, True
+        running, may_run = batch, True
         if not storage.is_url(folder):
             with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
                 # Without a buffer, which on a full disk would fail again when it is closed.
                 file = stack.enter_context((folder / JOURNAL / _LOCK).open("ab+", buffering=0))
                 running = _lock(file, batch)
-                if does_all and running == batch:
-                    file = stack.enter_context(
-                        (folder / JOURNAL / _LOCK_OF_ALL).open("ab", buffering=0)
-                    )
-                    is_only = _lock_alone(file)
+                if running == batch:
+                    path = folder / JOURNAL / _LOCK_OF_ALL
+                    file = stack.enter_context(path.open("ab+", buffering=0))
+                    may_run = _try_lock(file, alone=does_all)
         if running != batch:
             raise another_batch(folder, "is running in this folder")
-        if not is_only:
+        if not may_run:
             raise OutputError(
                 f"{storage.label(folder)}: the same batch is running in this folder. Wait until it "
                 "has ended, or divide the work with --shard."
@@ -515,7 +515,7 @@ def _lock(file: FileIO, batch: str) -> str:
     """
     import fcntl
 
-    if _lock_alone(file):
+    if _try_lock(file, alone=True):
         file.truncate(0)
         file.write(batch.encode())
     fcntl.flock(file, fcntl.LOCK_SH)
@@ -523,12 +523,12 @@ def _lock(file: FileIO, batch: str) -> str:
     return file.read().decode()
 
 
-def _lock_alone(file: FileIO) -> bool:
-    """Lock an open file for this process alone; false if others have locked it."""
+def _try_lock(file: FileIO, *, alone: bool) -> bool:
+    """Lock an open file, for this process alone or together with others; false if it cannot."""
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

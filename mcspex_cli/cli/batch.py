@@ -340,7 +340,7 @@ def _prepare(request: BatchOptions) -> WorkList:
         )
     )
     if not request.dry_run:
-        backends.find_array(work)  # which refuses a folder in which the tasks of another batch wait
+        backends.check_no_array(work)
     return work
 
 

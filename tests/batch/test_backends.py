@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,9 @@ def test_slurm_loses_and_requeues_jobs_and_gives_the_same(
     here = run("slurm", tiny_folder, "--overwrite", "--level", "peak")
     assert here.exit_code == 1
     assert "is running in this folder" in here.stderr  # be its tasks begun, or waiting
+    here = run("slurm", tiny_folder)
+    assert here.exit_code == 1
+    assert re.search("works on this batch. Wait|same batch is running in this", here.stderr)
     wait_for(lambda: ended("slurm") >= 3)
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
     subprocess.run(["scancel", f"{job}_2"], check=True)

@@ -1283,14 +1283,18 @@ def test_another_batch_is_refused_while_one_runs(
 
 
 @linux
-def test_the_same_batch_is_refused_while_it_runs(
-    long: str, start: Callable[..., subprocess.Popen[str]], finish: Run
+@pytest.mark.parametrize(
+    "shards",
+    [("1/1", "1/1"), ("1/1", "2/2"), ("1/2", "1/1")],
+)
+def test_the_same_work_is_refused_while_it_is_done(
+    long: str, start: Callable[..., subprocess.Popen[str]], finish: Run, shards: tuple[str, str]
 ) -> None:
-    first = start()
+    first = start("--jobs", "1", "--shard", shards[0])
     wait_for(Path(long, "audio").exists, first)
     os.kill(first.pid, signal.SIGSTOP)
     wait_for(lambda: state(first.pid) == "T", first)
-    done = finish("--jobs", "1")
+    done = finish("--jobs", "1", "--shard", shards[1])
     assert (done.exit_code, said(done)) == (
         1,
         [
@@ -1301,6 +1305,7 @@ def test_the_same_batch_is_refused_while_it_runs(
     os.kill(first.pid, signal.SIGCONT)
     _, text = first.communicate(timeout=60)
     assert first.returncode == 0, text
+    assert finish("--jobs", "1").exit_code == 0
     assert_like_whole(long)
 
 
