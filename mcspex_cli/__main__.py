@@ -212,6 +212,8 @@ def _set_up_process() -> None:
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(number, True)  # libraries and other processes may write to it
         os.close(number)
+        for number in range(3):  # a program that shares a stream may have made it non-blocking:
+            os.set_blocking(number, True)  # sound would be lost where it is not there yet
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         stderr = _Stderr(2, "w", closefd=False)
         sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)

@@ -87,6 +87,30 @@ def test_a_pipeline_of_programs_gives_what_a_file_gives(
     assert list(kept.iterdir()) == []
 
 
+@posix
+def test_streams_that_another_program_made_non_blocking_lose_nothing(
+    command: list[str], scene: Path
+) -> None:
+    audio.write(scene / "long.wav", buzz(110, 10, 1) + buzz(190, 10, 2), RATE_HZ)
+    data = (scene / "long.wav").read_bytes()
+    (source, ours), (sound, sink) = os.pipe(), os.pipe()
+    for end in (source, sink):
+        os.set_blocking(end, False)
+    with subprocess.Popen(command, stdin=source, stdout=sink, stderr=subprocess.PIPE) as process:
+        os.close(source)
+        os.close(sink)
+        with os.fdopen(ours, "wb", 0) as feed:
+            for start in range(0, len(data), 2**14):
+                feed.write(data[start : start + 2**14])
+                time.sleep(0.3)
+        with os.fdopen(sound, "rb") as out:
+            time.sleep(2)  # until the pipe is full
+            estimate = out.read()
+        assert process.stderr
+        assert process.stderr.read() == b""
+    assert (process.returncode, len(estimate)) == (0, len(data))
+
+
 def test_a_listener_who_has_gone_is_one_line(command: list[str], kept: Path, scene: Path) -> None:
     with (
         (scene / "mixture.wav").open("rb") as mixture,
