@@ -43,7 +43,7 @@ SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 _CODED = ("VORBIS", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32")
 """Encodings left to libsndfile: FFmpeg decodes them wrongly or not at all."""
 
-_UNKNOWN_LENGTH = 0x7FFFF000
+_UNKNOWN_LENGTH = 0x7EFFF000
 """Lengths of 32 bits from here on are what programs write that do not know them (to a pipe)."""
 
 
@@ -150,6 +150,8 @@ KINDS = {
 """FFmpeg's formats that hold their sound themselves; playlists name other files, or servers."""
 
 _FOLLOWS = "follows the first in it and is not read. Split them, or join them with an audio editor."
+
+_CHANGE = "its sound is of another"
 
 _USELESS = "truncated: {}, so that nothing can be read. Copy it again."
 
@@ -649,7 +651,11 @@ class Container:
         """The decoded samples in pieces, with silence where the time stamps jump."""
         channels, is_mixed = self.info.channels, False
         for frame, damage in self._frames():
-            if damage:
+            if damage and not self._done and frame is None and Trait.BARE in self._traits:
+                if not self._is_after_damage:
+                    self.data.warn("does not begin with a whole frame: it may have been cut off.")
+                self._is_after_damage = True
+            elif damage:
                 self._note(damage)
             if frame is None:
                 continue
@@ -664,7 +670,7 @@ class Container:
                 samples = np.repeat(samples.mean(axis=0, keepdims=True), channels, axis=0)
             if samples is None or frame.sample_rate != self.info.sample_rate_hz:
                 kind = "kind" if samples is None else f"sample rate, {frame.sample_rate} Hz,"
-                self._note(f"its sound is of another {kind} there")
+                self._note(f"{_CHANGE} {kind} there")
                 continue
             if self._kind == "mov" and not self._done and (ticks := frame.pts or 0) < 0:
                 # FFmpeg skips too little where a track's clock is slower than its sample rate.
@@ -724,6 +730,9 @@ class Container:
                     damage = _reason(error, log)
             self.data.check_read()
             if packet is not None and packet.size:
+                if packet.has_sidedata("encryption_info"):
+                    text = "its sound is encrypted (DRM). Use a copy that is not."
+                    raise AudioError(f"{self.data.path}: {text}")
                 is_cut = packet.is_corrupt and self._kind not in ("wav", "caf")  # chunks tell
                 if is_cut or any(frame.is_corrupt for frame in frames):
                     damage = damage or "part of it is missing"
@@ -740,6 +749,8 @@ class Container:
                     self._largest = max(self._largest, len(self._last))
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
                 if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
+                    if end is None and packet.pos >= 2**12 and not any(self.data.part(0, 3)):
+                        self.data.warn(f"its first {packet.pos:,} bytes are not sound.")
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes in it are not sound"
                     end = packet.pos + packet.size
@@ -753,8 +764,12 @@ class Container:
         """Remember a damage at this place, or raise it."""
         at_s = self._done / self.info.sample_rate_hz
         if self.data.advice is not None:
+            if reason.startswith(_CHANGE) and self._done:
+                split = "Split it there with an audio editor"
+                self.data.advice = self.data.advice.replace("Copy it again", split)
             self.data.report(f"damaged after {at_s:.2f} s ({reason})")
-        self._damages.append((at_s, reason))
+        if (at_s, reason) not in self._damages[-1:]:
+            self._damages.append((at_s, reason))
         self._is_after_damage = True
 
     def _gap(self, frame: av.AudioFrame) -> int:
@@ -956,5 +971,7 @@ def _reason(error: Exception, log: list[Any]) -> str:
     text = [getattr(error, "strerror", "") or str(error), *_complaints(log)][-1]
     if text.startswith("Format not on whitelist"):
         return "mcspex does not read this format"
+    if re.search("create or replace stream|Packet processing failed", text):  # of joined Oggs
+        return f"{_CHANGE} kind there"
     is_clear = not re.match("Error number|Resource temporarily unavailable", text)
     return text if is_clear else "what is there cannot be decoded"

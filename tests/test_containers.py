@@ -765,16 +765,49 @@ def test_a_broadcast_whose_sample_rate_changes_says_where(tmp_path: Path) -> Non
         data += make(path, SoundTrack(audio.read(SOUND, rate_hz), rate_hz)).read_bytes()
     path.write_bytes(data)
     with pytest.raises(
-        AudioError, match=r"damaged after \d\.\d\d s .*sample rate, 24000 Hz, there"
+        AudioError,
+        match=r"damaged after \d\.\d\d s .*sample rate, 24000 Hz, there\). Split it there",
     ):
         read(path)
+    advice = r"Split it there with an audio editor, or take what can be read with --damaged keep\."
+    with pytest.raises(AudioError, match=advice):
+        list(audio.Reader(path, advice=audio.MIXTURE_ADVICE))
+    _, (warning,) = read(path, damaged="keep")
+    assert "more places" not in warning
 
 
 def test_an_ogg_that_goes_on_in_another_codec_says_where(tmp_path: Path) -> None:
     one, two = (joined(tmp_path, suffix, **layout) for suffix, layout in JOINED[:2])
     one.write_bytes(one.read_bytes() + two.read_bytes())
-    with pytest.raises(AudioError, match=r"damaged after 6\.0\d s"):
+    with pytest.raises(
+        AudioError, match=r"after 6\.0\d s \(its sound is of another kind there\)\. Split it there"
+    ):
         read(one)
+
+
+@pytest.mark.parametrize(("name", "codec", "rate_hz"), [("a.ac3", "ac3", 48_000)])
+@pytest.mark.parametrize("before", [b"\n", bytes(5000)])
+def test_bare_frames_may_begin_with_something_else(
+    tmp_path: Path, name: str, codec: str, rate_hz: int, before: bytes
+) -> None:
+    path = encoded(name, codec, rate_hz)(tmp_path)
+    whole = len(read(path)[0])
+    path.write_bytes(before + path.read_bytes())
+    samples, warnings = read(path)
+    assert len(samples) == pytest.approx(whole, abs=300)
+    assert len(warnings) < 2
+    path.write_bytes(path.read_bytes()[len(before) + 1000 :])
+    samples, (warning,) = read(path)
+    assert len(samples) == pytest.approx(whole, abs=1200)
+    assert "does not begin with a whole frame: it may have been cut off." in warning
+
+
+def test_zeros_in_the_place_of_an_mp3s_beginning_are_warned_of(tmp_path: Path) -> None:
+    path = encoded("a.mp3", "libmp3lame")(tmp_path)
+    path.write_bytes(bytes(4096) + path.read_bytes()[4096:])
+    samples, warnings = read(path)
+    assert len(samples) < 5.8 * RATE_HZ
+    assert re.search(r"its first [\d,]+ bytes are not sound\.", warnings[0])
 
 
 UNFINISHED = [
@@ -838,6 +871,7 @@ NO_LENGTH = [
     (plain("wav", "WAV", "IMA_ADPCM"), (b"data", 4, struct.pack("<I", 8192))),
     (plain("caf", "CAF"), (b"data", 4, b"\xff" * 8)),
     (plain("w64", "W64"), (b"data", 16, bytes(8))),
+    (plain("aiff", "AIFF"), (b"SSND", 4, bytes.fromhex("7f000008"))),  # as SoX writes to a pipe
     (plain("au", "AU"), (b".snd", 8, b"\xff" * 4)),
     (plain("rf64", "RF64"), (b"ds64", 8, bytes(24))),
     (plain("flac", "FLAC"), (b"fLaC", 22, bytes(4))),
@@ -997,6 +1031,11 @@ def noise(folder: Path) -> Path:
     return folder / "a.m4a"
 
 
+def encrypted(folder: Path) -> Path:
+    key = {"encryption_key": "0f" * 16, "encryption_kid": "f0" * 16}
+    return encoded("a.mp4", "aac", encryption_scheme="cenc-aes-ctr", **key)(folder)
+
+
 def integers_of_64_bits(folder: Path) -> Path:
     return patched(folder, plain("wav", "WAV"), (b"fmt ", 22, b"\x40"), (b"fmt ", 20, b"\x08"))
 
@@ -1023,6 +1062,7 @@ def wrong_rate(hertz: int) -> Callable[[Path], Path]:
         ),
         (mute, "has no sound track"),
         (noise, "not a readable sound file"),
+        (encrypted, r"its sound is encrypted \(DRM\)\. Use a copy that is not\."),
         (integers_of_64_bits, "its sound is of another kind there"),
         (no_channels, "its header says 0 channels, but only 1 to 256 are read"),
         (wrong_rate(1), "its header says 1 Hz, but only 1 kHz to 1 MHz are read"),
