@@ -349,7 +349,10 @@ STDIN_ERRORS = [
     (PCM_16, [], "has no WAV header. Pipe WAV, or raw samples with --rate: ffmpeg -i INPUT"),
     *(
         (start + PCM_16, ["--rate", "8000"], "is a file of another kind. Pipe WAV, or raw samples")
-        for start in (b"fLaC", b"ID3\4", b"\0\0\0 ftyp", b"RIFX....WAVE", b"RIFF....AVI ")
+        for start in (
+            *(b"fLaC", b"ID3\4", b"\0\0\0 ftyp", b"RIFX....WAVE", b"RIFF....AVI "),
+            *(b"#!AMR\n", b"\x1f\x8b\x08\0", b"G@\x11\x10"),
+        )
     ),
     (
         SoundFormat(8000, 1, "s16", wav=True).header(),
@@ -400,6 +403,9 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
     assert said == (
         "warning: standard input: another WAV follows the first and is not read. Pipe one alone.\n"
     )
+    for start, begins in ((b"\xff\xfb\x90\x44", True), (b"\xff\xff\0\0", False)):
+        said = run("-q", "--rate", "8000", data=start + PCM_16[:4000])[1]
+        assert said.startswith("warning: standard input begins like MP3, AAC or AC-3.") == begins
     short = wav.getvalue()[:40] + struct.pack("<I", 8000) + wav.getvalue()[44:]
     out, said, code = run("-q", data=short)
     assert (len(out), code) == (44 + 8000, 0)

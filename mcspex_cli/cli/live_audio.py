@@ -65,9 +65,13 @@ there."""
 
 _OTHER_FORMATS = (
     *(b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b".snd", b"caff", b"riff", b"wvpk"),
-    *(b"RIFX", b"RIFF"),
+    *(b"RIFX", b"RIFF", b"#!AMR", b"FLV\1", b"0&\xb2u", b"TTA1", b"MAC ", b"MPCK", b"MP+", b"NIST"),
+    *(b"G@\0\x10", b"G@\x11\x10", b"\x1f\x8b\x08"),
 )
 """How files begin that would be noise if they were taken for raw samples."""
+
+_BARE_FRAME = re.compile(rb"\xff[\xe2\xe3\xf1-\xf5\xf9-\xfd]|\x0bw")
+"""How MP3, AAC and AC-3 without a header begin; raw samples may do so, too."""
 
 
 class ReaderStalled(OutputError):  # noqa: N818
@@ -233,6 +237,11 @@ def open_stdin(sample_rate_hz: int | None, channels: int | None, encoding: str |
             raise AudioError(
                 f"standard input {problem}. Pipe WAV, or raw samples with --rate: "
                 "ffmpeg -i INPUT -f wav - | mcspex live ..."
+            )
+        if _BARE_FRAME.match(start):
+            console.warn(
+                "standard input begins like MP3, AAC or AC-3. If so, the output is noise: decode "
+                "it first, with ffmpeg -i INPUT -f wav -"
             )
         form = SoundFormat(sample_rate_hz, channels or 1, encoding or DEFAULT_ENCODING)
     inflow = Inflow("standard input", form)
