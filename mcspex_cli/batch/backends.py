@@ -22,9 +22,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -90,6 +92,9 @@ _POLL_S = 2.0
 
 _CHECK_S = 10.0
 """How often Ray is asked whether it still runs on this machine."""
+
+_ANSWER_S = 10.0
+"""How long Ray's machine is waited for."""
 
 _SUBMITTING_S = 120
 """How long a command waits for another that submits the same batch."""
@@ -313,9 +318,14 @@ def _initialise_ray(address: str) -> dict[str, float]:
         here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
+        host, _, port = address.rpartition(":")
+        if port.isdecimal() and "//" not in host:  # where nothing answers, Ray waits for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which would repeat the error, in two lines
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
         has: dict[str, float] = ray.cluster_resources()
-    except (OSError, ImportError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, ImportError, RuntimeError, ValueError, OverflowError, RayError) as error:
         ray.shutdown()  # or the next try in this process fails for its leftovers
         problem = f"--address {address}: cannot connect to Ray"
         cause, remedy = 0, "Start it with ray start --head, or leave --address out."

@@ -188,8 +188,9 @@ class BatchOptions:
     address: str | None = option(
         "auto|ray://HOST:PORT",
         "The Ray cluster.  [default: RAY_ADDRESS, or start Ray on this machine]",
+        type=options.TEXT,
     )
-    partition: str | None = option("NAME", "The partition of Slurm.")
+    partition: str | None = option("NAME", "The partition of Slurm.", type=options.TEXT)
     time_min: int = option(
         "MINUTES",
         "Time limit of a Slurm task; one that needs longer is queued again and continues.",

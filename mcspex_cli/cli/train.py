@@ -112,7 +112,7 @@ def simulate(
             yield from simulation.draw_renderings(corpus, settings, drawn, seed or 0)
 
         renderings = draw()
-    written = simulation.write_renderings(renderings, output, sample_rate_hz)
+    written = simulation.write_renderings(renderings, output, sample_rate_hz, overwrite=overwrite)
     for _ in console.track(written, "rendering", count):
         pass
     console.say(f"{output}: {console.count(count, 'mixture')} at {sample_rate_hz} Hz")

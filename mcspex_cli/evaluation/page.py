@@ -126,7 +126,11 @@ def write_page(
         group: [case for case in cases if case.name in shown]
         for group, cases in comparison.by_group().items()
     }
-    with files.whole(output) as partial, _media(output, embed=settings.embed) as store:
+    with (
+        files.together(overwrite=settings.overwrite),
+        files.whole(output) as partial,
+        _media(output, embed=settings.embed) as store,
+    ):
 
         def show(case: ComparisonCase) -> tuple[ComparisonCase, list[Cell]]:
             longest_s = _EMBEDDED_S if settings.embed else math.inf

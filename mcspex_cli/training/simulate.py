@@ -320,7 +320,7 @@ def _has_only_its_mixtures(folder: Path) -> bool:
 
 
 def write_renderings(
-    renderings: Iterable[Rendering], folder: Path, sample_rate_hz: int
+    renderings: Iterable[Rendering], folder: Path, sample_rate_hz: int, *, overwrite: bool = False
 ) -> Iterator[str]:
     """Write renderings to a folder in LibriMix's layout, yielding the id of each.
 
@@ -330,7 +330,7 @@ def write_renderings(
     place of an earlier set.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or something is there and `overwrite` is not set.
     """
     with (
         files.whole_folder(folder) as unfinished,
@@ -356,6 +356,7 @@ def write_renderings(
                 (unfinished / part).mkdir(exist_ok=True)
                 audio.write(unfinished / part / f"{name}.wav", signal, sample_rate_hz)
             yield name
+        check_output(folder, (), overwrite=overwrite)  # again: another program may have written
         for part in PARTS:
             if not (unfinished / part).exists():
                 shutil.rmtree(folder / part, ignore_errors=True)

@@ -223,7 +223,6 @@ def test_a_file_that_workers_die_of_has_failed(
     assert "few/poison.wav: 1 processes that worked on it were killed, one after" in done.stderr
 
 
-@pytest.mark.filterwarnings("ignore:Ray Client connection timed out")
 def test_a_cluster_that_is_not_there_and_more_than_there_is_are_refused(
     cluster: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +232,10 @@ def test_a_cluster_that_is_not_there_and_more_than_there_is_are_refused(
     done = run("none", tiny_folder, "--engine", "ray", "--address", nowhere)
     assert done.exit_code == 1
     assert f"--address {nowhere}: cannot connect to Ray (ray client connection" in done.stderr
+    nowhere = f"127.0.0.1:{free_port()}"  # for which Ray itself would wait many minutes
+    done = run("none", tiny_folder, "--engine", "ray", "--address", nowhere)
+    assert done.exit_code == 1
+    assert f"--address {nowhere}: cannot connect to Ray (" in done.stderr
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     done = run(
         *("more", tiny_folder, "--engine", "ray", "--resources", "cpu=64"),
@@ -379,6 +382,8 @@ def test_an_engine_that_is_not_here_says_what_is_missing(
         (("--engine", "slurm", "--time", "1"), "1 is not in the range x>=5."),
         (("--engine", "local", "--gpus", "1"), "--gpus is for --engine ray or slurm."),
         (("--engine", "ray", "--time", "5"), "--time is for --engine slurm."),
+        (("--engine", "ray", "--address", ""), "'--address': it is empty."),
+        (("--engine", "slurm", "--partition", ""), "'--partition': it is empty."),
         (("--engine", "dask"), "'dask' is none of local, ray, slurm."),
     ],
 )

@@ -106,6 +106,15 @@ def test_high_rates_are_brought_to_what_browsers_play(scene: Path) -> None:
     assert "s at 48 kHz" in articles(text)[0]
 
 
+def test_a_page_that_another_program_wrote_meanwhile_stays(scene: Path) -> None:
+    page = scene / "page.html"
+    with pytest.raises(OutputError, match=r"page.html: exists already. Add --overwrite"):
+        write_page(
+            [read_system(scene / "good")], page, PageSettings(), lambda _: page.write_text("other")
+        )
+    assert page.read_text() == "other"
+
+
 def test_a_long_sound_is_embedded_up_to_two_minutes(scene: Path) -> None:
     for kind in ("good", "bad", "truth", "mixtures"):
         audio.write(scene / kind / "a.wav", np.tile(buzz(100, 1), 150), RATE_HZ)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
@@ -261,6 +261,16 @@ def test_a_set_is_there_only_if_all_of_it_is(recipes: list[Recipe], tmp_path: Pa
     with pytest.raises(audio.AudioError, match=r"e.flac: no such file"):
         next(writing)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_what_another_program_wrote_meanwhile_stays(recipes: list[Recipe], tmp_path: Path) -> None:
+    renderings = [render(recipe, RATE_HZ) for recipe in recipes]
+    writing = write_renderings(renderings, tmp_path / "out", RATE_HZ)
+    next(writing)
+    list(write_renderings(renderings[:1], tmp_path / "out", RATE_HZ))
+    with pytest.raises(OutputError, match=r"out: is not empty\. Choose another -o"):
+        list(writing)
+    assert [path.name for path in tmp_path.glob("out/s1/*")] == ["one.wav"]
 
 
 def test_draws_are_the_same_for_the_same_seed(corpus: Path) -> None:
