@@ -237,7 +237,7 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         has = "cuda, cpu" if torch.cuda.is_available() else "cpu"
         raise EngineError(f"device {name!r} is not available. Use one of: auto, {has}.") from error
     return device

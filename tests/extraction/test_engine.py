@@ -274,7 +274,7 @@ def test_0_3_s_are_enough(tiny: System) -> None:
     assert np.isfinite(Engine(tiny, SHORT).embed([buzz(100, 0.3)])).all()
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "tpu", "meta"])
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "tpu", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_refused(tiny: System, device: str) -> None:
     with pytest.raises(EngineError, match=f"device '{device}' is not available. Use one of: auto"):
         Engine(tiny, EngineSettings(device=device))
