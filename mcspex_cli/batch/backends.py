@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
@@ -72,7 +72,7 @@ from mcspex_cli.errors import (
     OutputError,
     install_extra,
 )
-from mcspex_cli.extraction.runtime import cores, leave_signals
+from mcspex_cli.extraction.runtime import cores, leave_signals, memory
 
 _logger = logging.getLogger("mcspex")
 
@@ -168,15 +168,8 @@ def workers_here(work: WorkList) -> tuple[int, int]:
         # By all of the shard, not by what is left: resumed, each process must have as many threads
         # as before, since their number may decide an estimate's last bit.
         worth = 1 + int(work.audio_s / _WORTH_A_PROCESS_S)
-        count = int(max(1, min(cores() // _CORES_EACH, worth, _memory() // _MEMORY_EACH)))
+        count = int(max(1, min(cores() // _CORES_EACH, worth, memory() // _MEMORY_EACH)))
     return count, max(1, cores() // count) if count > 1 else 0
-
-
-def _memory() -> float:
-    """This machine's, in bytes; infinite where the system does not say."""
-    with suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
 
 
 def estimate_s(work: WorkList) -> float | None:
@@ -203,7 +196,7 @@ def estimate_s(work: WorkList) -> float | None:
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     (count, threads), devices = workers_here(work), work.settings.devices
     count = min(count, len(work.units))
-    if count > (most := max(1, _memory() // _MEMORY_EACH)):
+    if count > (most := max(1, memory() // _MEMORY_EACH)):
         _logger.warning(
             f"the memory of this machine may not suffice for {count} processes of about "
             f"{_MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {int(most)}."

@@ -12,9 +12,10 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcspex_cli.errors import EngineError, is_lack_of_memory
@@ -46,6 +47,7 @@ LENGTH_SPREAD = 0.1
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, by <malloc.h>
 _KEPT_BYTES = 2**30  # freed memory up to which glibc keeps it
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _SPIN_COUNT = "2000"
 """How often a thread looks for work before it sleeps; GCC's OpenMP would look 300,000 times."""
 
@@ -304,5 +306,36 @@ def leave_signals(*names: str) -> Iterator[None]:
 
 
 def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the cores that this process may use, or for which a container gives it time."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    for text in _limits("cpu.max"):
+        with suppress(ValueError):  # "max 100000"
+            quota, period = map(int, text.split())
+            count = min(count, max(1, round(quota / period)))
+    return count
+
+
+def memory() -> float:
+    """The bytes of memory of this machine or container; infinite where the system does not say."""
+    least = math.inf
+    with suppress(AttributeError, ValueError, OSError):
+        least = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for text in (*_limits("memory.max"), *_limits("memory.limit_in_bytes")):
+        with suppress(ValueError):  # "max"
+            least = min(least, int(text))
+    return least
+
+
+def _limits(name: str) -> Iterator[str]:
+    """What the files of this name say in the control groups of this process, and in those above.
+
+    Linux limits containers by them. There are two versions, with files of other names.
+    """
+    with suppress(OSError):
+        for group in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, place = group.split(":", 2)
+            folder = _CONTROL_GROUPS / kinds / place.lstrip("/")
+            for each in (folder, *folder.parents):
+                with suppress(OSError):
+                    yield (each / name).read_text()

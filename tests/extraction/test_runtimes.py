@@ -23,6 +23,7 @@ from mcspex_cli.checkpoint.checkpoint import (
 from mcspex_cli.cli import doctor
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
+from mcspex_cli.extraction import runtime
 from mcspex_cli.extraction.engine import Engine, open_engine
 from mcspex_cli.extraction.onnx import OnnxRuntime
 from mcspex_cli.extraction.runtime import (
@@ -337,3 +338,15 @@ def test_threads_sleep_soon_unless_the_user_says_otherwise(
     monkeypatch.setattr(os, "environ", dict(before))
     share_cores()
     assert os.environ == after
+
+
+@pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="only Linux has control groups")
+def test_the_limits_of_a_container_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_CONTROL_GROUPS", tmp_path)
+    whole = runtime.cores(), runtime.memory()
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (runtime.cores(), runtime.memory()) == whole
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert (runtime.cores(), runtime.memory()) == (1, 2**30)
