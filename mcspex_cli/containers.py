@@ -517,9 +517,11 @@ class Container:
         is_unfinished = data.size - self._own_end > _MISCOUNTED_BYTES
         self._options = {"ignore_length": "1"} if is_unfinished else {}
         self._container, log = self._open()
-        # To find out what a file holds, FFmpeg reads its beginning and its end.
-        self._damage = next(filter(_DAMAGE.search, _complaints(log)), "")
         self._kind = self._container.format.name.split(",")[0]
+        # To find out what a file holds, FFmpeg reads its beginning and its end.
+        at_open = _complaints(log, self._kind)
+        self._doubt = "".join(at_open[:1])
+        self._damage = next(filter(_DAMAGE.search, at_open), "")
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
         self._decoder = _decoder_of(self._source, self._kind)
@@ -537,7 +539,7 @@ class Container:
         self._origin: int | None = None  # the time of the first sample; None if not known yet
         self._damages: list[tuple[float, str]] = []
         self._is_after_damage = False
-        self._complaint = ""  # what FFmpeg complained of when it read the last packet
+        self._complaint = ""  # what FFmpeg complained of when it read the last packet, or opened
         self._joined = 1  # how many files are in it, one after the other
         self._end = 0  # where the packets end that held sound
         self._last = b""  # the last of them
@@ -743,7 +745,9 @@ class Container:
                     frames, self._origin = [], None  # they count in the time stamps
                 is_sound = any(data) and not data.startswith(_TAGS) and not notes
                 notes = max(0, notes - len(data))
-                damage = damage if is_sound else ""
+                is_blank = "opus" in self._decoder.name and len(data) > 8 and not any(data)
+                zeros = "zeros are in the place of sound"  # which Opus decodes as silence
+                damage = zeros if is_blank else damage if is_sound else ""
                 # A packet of which all is to be skipped gives no frame.
                 if frames or (is_sound and packet.has_sidedata("skip_samples")):
                     self._largest = max(self._largest, len(self._last))
@@ -754,9 +758,8 @@ class Container:
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes in it are not sound"
                     end = packet.pos + packet.size
-            complaints = _complaints(log)
-            self._complaint = "".join(complaints[:1])
-            losses = [text for text in complaints if _DAMAGE.search(text)]
+            self._complaint = "".join(_complaints(log, self._kind)[:1]) or self._doubt
+            losses = [text for text in _complaints(log) if _DAMAGE.search(text)]
             yield from ((frame, "") for frame in frames[:-1])  # which are good
             yield frames[-1] if frames else None, damage or "".join(losses[:1])
 
@@ -957,11 +960,11 @@ def _to_float(frame: av.AudioFrame) -> npt.NDArray[np.float32] | None:
     return samples.astype(np.float32)
 
 
-def _complaints(log: list[Any]) -> list[str]:
-    """What FFmpeg logged of errors, each on one line; its warnings are of other things."""
+def _complaints(log: list[Any], kind: str = "") -> list[str]:
+    """What FFmpeg, or its part for a `kind` of file, logged of errors, each on one line."""
     import av
 
-    errors = [text for level, _, text in log if level <= av.logging.ERROR]
+    errors = [text for level, part, text in log if level <= av.logging.ERROR and kind in part]
     lines = [line(re.sub(r" at PTS -?\d+", "", text).strip(" .\n"), 200) for text in errors]
     return [text for text in lines if text]
 

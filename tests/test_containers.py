@@ -917,6 +917,10 @@ def encoded(
     return made
 
 
+def film(folder: Path) -> Path:
+    return make(folder / "a.mkv", *tracks(SIX_S), picture_s=6)
+
+
 DAMAGED = [
     (flac, cut, r"damaged after 3\.0[47] s", 3.0, 3.8),
     (flac, hit, r"damaged after 3\.0[47] s", 5.8, 6.0),
@@ -950,6 +954,8 @@ DAMAGED = [
     (encoded("a.avi", "pcm_s16le"), cut, r"damaged after 3", 3.0, 4.0),
     (plain("ogg", "OGG"), hit_early, r"damaged at its beginning or end \(CRC mismatch", 2.0, 5.0),
     (encoded("a.webm", "libopus", 48_000), hole, r"damaged after \d\.\d\d s \(", 5.5, 6.1),
+    (film, hole, r"damaged after \d\.\d\d s \(", 5.5, 6.1),
+    (encoded("a.mp4", "libopus", 48_000), hole, r"s \(zeros are in the place of", 5.5, 6.1),
     (encoded("a.wma", "wmav2", 16_000), hole, r"damaged after \d\.\d\d s \(", 5.5, 6.2),
     (encoded("a.rm", "ac3", 48_000), between_packets, r"truncated: 3\.\d\d of 6\.\d", 3.0, 3.9),
     (encoded("a.aac", "aac"), hit, r"damaged after 3\.\d\d s \(", 5.5, 6.2),
