@@ -755,9 +755,9 @@ class _Store:
     READ_SAMPLES = 2**18
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder or Path(tempfile.gettempdir())
+        self._folder = folder  # None for that of temporary files, which only long sound needs
         self._file: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (see close)
-            self.IN_MEMORY_BYTES, dir=str(self._folder)
+            self.IN_MEMORY_BYTES, dir=str(folder) if folder else None
         )
 
     def append(self, block: Samples) -> None:
@@ -793,4 +793,5 @@ class _Store:
     __del__ = close  # for mixtures that are abandoned
 
     def _failure(self, error: OSError) -> OutputError:
-        return files.output_error(self._folder, error, "a temporary file cannot be written")
+        folder = self._folder or Path(tempfile.tempdir or "TMPDIR")
+        return files.output_error(folder, error, "a temporary file cannot be written")

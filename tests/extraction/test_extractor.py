@@ -601,6 +601,18 @@ def test_a_rate_may_be_any_kind_of_whole_number(soft: Extractor, kind: Callable[
     assert len(live.push(MIXTURE)) + len(live.flush()) == len(MIXTURE)
 
 
+def test_where_nothing_can_be_kept_on_a_disk_only_long_sound_fails(
+    soft: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose disk is read-only."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    voice = named(np.ones(8, np.float32))
+    assert soft.extract(MIXTURE, voice).estimate is not None
+    with pytest.raises(OutputError, match=r"^TMPDIR: a temporary file cannot be written: "):
+        soft.extract(np.tile(MIXTURE, 110), voice)
+
+
 @pytest.mark.parametrize("references", ["", ["", "mixture.wav"]])
 def test_an_empty_name_is_no_reference(soft: Extractor, references: str | list[str]) -> None:
     with pytest.raises(ValueError, match=r"^a reference has an empty name; name a file"):
