@@ -856,6 +856,9 @@ class Container:
 
     def _unread(self) -> int:
         """How many bytes follow the last sound, where none should but notes such as ID3."""
+        if self._kind == "ogg" and self._is_alone:
+            page_at = self.data.part(self._end, 2**24).find(b"OggS")
+            return self.data.size - self._end - page_at if page_at >= 0 else 0
         if Trait.LAST not in self._traits or not self._is_alone:
             return 0
         part, size = self.data.part, self.data.size

@@ -643,6 +643,17 @@ def test_what_follows_a_file_and_cannot_be_read_is_damage(tmp_path: Path) -> Non
     assert len(read(path, damaged="keep")[0]) == pytest.approx(5.46 * RATE_HZ, abs=400)
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_no_block_that_an_ogg_lacks_is_missing_silently(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.tile(SIX_S, 3), RATE_HZ, format="OGG", subtype=subtype)
+    data, whole = path.read_bytes(), len(read(path)[0])
+    for at in range(5000, len(data) - 5000, 800):
+        path.write_bytes(data[:at] + data[at + 4096 :])
+        samples, warnings = read(path, damaged="keep")
+        assert warnings or len(samples) > whole - 0.1 * RATE_HZ
+
+
 @pytest.mark.parametrize("seconds", [3, 6])
 def test_an_ogg_that_ends_between_two_pages_is_read_with_a_warning(
     tmp_path: Path, seconds: int
