@@ -176,7 +176,7 @@ class Reader:
     """A file as blocks [channel, sample] at a rate; memory does not grow with its length.
 
     Args:
-        path: anything that libsndfile or FFmpeg reads.
+        path: a sound file or a video, of the kinds in `containers.KINDS`.
         sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be. None
             is the file's own rate, which the attribute has from the first block on. The attribute
             may be set until then.
