@@ -307,7 +307,7 @@ def test_more_processes_than_the_memory_holds_are_warned_of(
     remedy: str,
 ) -> None:
     messages: list[str] = []
-    monkeypatch.setattr(backends, "_memory", lambda: memory)
+    monkeypatch.setattr(backends, "memory", lambda: memory)
     monkeypatch.setattr(backends._logger, "warning", messages.append)
     backends._run_here(opened(set_, replace(settings, jobs=jobs)), Event())
     assert len(messages) == bool(remedy)
