@@ -77,7 +77,7 @@ _CHUNKS = {
 """The formats of chunks, by the bytes with which their files begin."""
 
 _SOUND_CHUNKS = (b"data", b"SSND", b"BODY", b"LIST")
-"""The chunks that hold sound, in AVI among others; of others nobody misses the end."""
+"""The chunks that hold sound, also in AVI. If another chunk is cut off, no sound is lost."""
 
 _PLAIN = (*_CHUNKS, b".snd", b"dns.", b"NIST")
 """How the files begin whose plain samples libsndfile reads: these, AU and SPHERE."""
@@ -539,7 +539,7 @@ class Container:
         self._origin: int | None = None  # the time of the first sample; None if not known yet
         self._damages: list[tuple[float, str]] = []
         self._is_after_damage = False
-        self._complaint = ""  # what FFmpeg complained of when it read the last packet, or opened
+        self._complaint = ""  # what FFmpeg complained of at the last packet, or on opening
         self._joined = 1  # how many files are in it, one after the other
         self._end = 0  # where the packets end that held sound
         self._last = b""  # the last of them
@@ -841,7 +841,7 @@ class Container:
             )
 
     def _warn_of_end(self, rest: int, done_s: float) -> None:
-        """Warn of an end at which more may have been, or is and cannot be read."""
+        """Warn if the end of the sound may be missing, or if more follows that cannot be read."""
         data = self.data
         if Trait.BARE in self._traits and (rest or self._is_last_cut()):
             data.warn(
@@ -873,7 +873,7 @@ class Container:
         return 0 if noted and part(0, 8) not in rest else max(0, size - self._end)
 
     def _ignored(self) -> int:
-        """About how many bytes are behind its own end, or only look like a part of a packet."""
+        """About how many bytes follow the sound, also those that its last packet has swallowed."""
         part, size, own_end = self.data.part, self.data.size, self._own_end
         if self._end <= own_end < size - _MISCOUNTED_BYTES and self._kind not in ("mov", "asf"):
             rest, count = part(own_end, 2**20), size - own_end

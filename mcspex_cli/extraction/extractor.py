@@ -147,8 +147,8 @@ class Extractor:
         Raises:
             AudioError: a clip or span cannot be used, or there is none.
             CheckpointError: a profile cannot be used, or is for other models.
-            TypeError, ValueError: a reference is no path, or an empty one; a span is not a `Span`
-                of a mixture.
+            TypeError, ValueError: a reference is not a path or has an empty name, a span is not a
+                `Span`, or there are spans and no `mixture`.
         """
         try:
             names = [references] if isinstance(references, str | os.PathLike) else [*references]
@@ -530,12 +530,13 @@ class _Extraction:
         self._back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, channels)
 
     def _call(self, function: Callable[[], Voice]) -> Voice:
-        """Get the voice from the function in the job, whose errors are the user's, not bugs."""
+        """Get the voice from the function in the job, whose errors are bugs only if it is ours."""
         try:
             return function()
         except Exception as error:
-            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:2]
-            is_ours = any(frame.f_globals["__name__"].startswith("mcspex_cli.") for frame in frames)
+            _, *frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+            module = frames[0].f_globals["__name__"] if frames else ""  # in which the function is
+            is_ours = module.startswith("mcspex_cli.")
             if is_ours or isinstance(error, McspexError) or is_lack_of_memory(error):
                 raise
             raise McspexError(
