@@ -1,7 +1,7 @@
 """Sound files in and out, channels, resampling.
 
-What a file holds is decoded by `containers`, and nothing is lost without a word: a file that is
-damaged, or shorter than its header says, is an error, or is read with a warning.
+`containers` decodes plain samples, and `ffmpeg` everything else. Nothing is lost without a word: a
+file that is damaged, or shorter than its header says, is an error, or is read with a warning.
 """
 
 from __future__ import annotations
@@ -22,9 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.containers import SAMPLE_BYTES, Container, PlainFile, SoundBytes, open_decoder
+from mcspex_cli.containers import (
+    SAMPLE_BYTES,
+    PlainFile,
+    SoundBytes,
+    check_sample_bytes,
+    crop_followers,
+    open_plain,
+)
 from mcspex_cli.containers import AudioInfo as AudioInfo  # noqa: PLC0414
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
+from mcspex_cli.ffmpeg import FFmpegFile
 
 if TYPE_CHECKING:
     import soundfile
@@ -176,7 +184,7 @@ class Reader:
     """A file as blocks [channel, sample] at a rate; memory does not grow with its length.
 
     Args:
-        path: a sound file or a video, of the kinds in `containers.KINDS`.
+        path: a sound file or a video, of the kinds in `ffmpeg.KINDS`.
         sample_rate_hz: the rate of the blocks; the file is resampled (soxr, HQ) if need be. None
             is the file's own rate, which the attribute has from the first block on. The attribute
             may be set until then.
@@ -267,11 +275,13 @@ class Reader:
         self.original = self.original[:, :0].copy()
 
     @contextmanager
-    def _open(self, damaged: Damaged) -> Iterator[PlainFile | Container]:
+    def _open(self, damaged: Damaged) -> Iterator[PlainFile | FFmpegFile]:
         with _open_file(self.path) as stream:
             advice = self._advice.damaged if damaged == "fail" else None
             data = SoundBytes(self.path, stream, advice)
-            decoder = open_decoder(data, self._track)
+            check_sample_bytes(data)
+            crop_followers(data)
+            decoder = open_plain(data, self._track) or FFmpegFile(data, self._track)
             data.check_read()
             info, problem = decoder.info, ""
             if not LOWEST_HZ <= info.sample_rate_hz <= HIGHEST_HZ:
@@ -290,7 +300,7 @@ class Reader:
                 )
             yield decoder
 
-    def _blocks(self, decoder: PlainFile | Container) -> Iterator[Samples]:
+    def _blocks(self, decoder: PlainFile | FFmpegFile) -> Iterator[Samples]:
         """Blocks of the chosen channels at the file's rate, each of their samples checked."""
         path, rate_hz = self.path, decoder.info.sample_rate_hz
         size = min(round(BLOCK_S * rate_hz), _BLOCK_SAMPLES // decoder.info.channels)
@@ -347,7 +357,7 @@ class ArrayReader(Reader):
         yield self._samples
 
 
-def _measure(decoder: PlainFile | Container) -> AudioInfo:
+def _measure(decoder: PlainFile | FFmpegFile) -> AudioInfo:
     """What a file's header says, with the length that decoding it gives."""
     frames = sum(block.shape[1] for block in decoder.blocks(decoder.info.sample_rate_hz))
     return replace(decoder.info, frames=frames)
