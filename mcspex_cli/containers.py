@@ -165,7 +165,9 @@ class SoundBytes:
         return self._stream.tell() - self._begin
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes from there on."""
+        """Up to `size` bytes from there on; none once something went wrong."""
+        if self._error:
+            return b""
         try:
             return self._stream.read(max(0, min(size, self.size - self.tell())))
         except (OSError, KeyboardInterrupt) as error:

@@ -323,7 +323,6 @@ class FFmpegFile:
                     return
                 except (av.FFmpegError, OSError, ValueError, IndexError) as error:
                     damage = _reason(error, log)
-            self.data.check_read()
             if packet is not None and packet.size:
                 if packet.has_sidedata("encryption_info"):
                     text = "its sound is encrypted (DRM). Use a copy that is not."
