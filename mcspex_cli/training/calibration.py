@@ -157,12 +157,16 @@ def draw_turns(
     Some are in a room.
 
     Each speaker has two or more utterances [sample]. One of the target's is its reference, and is
-    not in the recording.
+    not in the recording. Utterances that are too short for a reference are not used.
 
     Raises:
         ConfigError: there are fewer than three speakers.
     """
     rng = np.random.default_rng(seed)
+    shortest = audio.MIN_SIGNAL_S * sample_rate_hz
+    voices = {
+        name: [clip for clip in clips if len(clip) >= shortest] for name, clips in voices.items()
+    }
     names = sorted(name for name, spoken in voices.items() if len(spoken) > 1)
     if len(names) < 3:
         raise ConfigError(

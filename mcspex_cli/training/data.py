@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ _logger = logging.getLogger("mcspex")
 
 _MIN_HALF_S = 1.0
 """A speaker's only clip is cut in two, one half for the reference, if each is this long."""
+
+_SILENCE_S = 1.0
+"""Longer silence within a clip is cut to this."""
+
+_FRAME_S = 0.1
 
 _LIBRIMIX_TALKERS = ("s1", "s2", "s3")
 
@@ -286,7 +292,8 @@ class Corpus:
         """Decode the clips under each folder (see `list_utterances`), once.
 
         A speaker with a single clip has it cut in two. Left out, with a warning, are silent clips
-        and speakers whose only clip is too short for that. If `mixed` is set, the folders are
+        and speakers whose only clip is too short for that; long silence within a clip, in which a
+        mixture would have no target, is shortened. If `mixed` is set, the folders are
         LibriMix sets, and the corpus knows which talkers are mixed in them.
 
         Raises:
@@ -310,9 +317,11 @@ class Corpus:
                 clips = list(own.values())
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
                 if not mixed:
-                    silent += [c.path for c, s in zip(clips, sounds, strict=True) if not s.any()]
-                    clips = [c for c, s in zip(clips, sounds, strict=True) if s.any()]
-                    sounds = [sound for sound in sounds if sound.any()]
+                    sounds = [_shorten_silence(sound, sample_rate_hz) for sound in sounds]
+                    audible = [not _is_silent(sound) for sound in sounds]
+                    silent += [c.path for c, heard in zip(clips, audible, strict=True) if not heard]
+                    clips = list(compress(clips, audible))
+                    sounds = list(compress(sounds, audible))
                 sentences = [clip.sentence for clip in clips]
                 if len(clips) < 2 and not mixed:
                     if sum(map(len, sounds)) < 2 * _MIN_HALF_S * sample_rate_hz:
@@ -403,6 +412,29 @@ def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
     if not len(sound):
         raise AudioError(f"{path}: is too short to train on. Remove it from the folder.")
     return as_int16(sound)
+
+
+def _is_silent(sound: npt.NDArray[np.int16]) -> bool:
+    return bool(_levels_db(sound[None])[0] < audio.SILENCE_DB)
+
+
+def _shorten_silence(sound: npt.NDArray[np.int16], sample_rate_hz: int) -> npt.NDArray[np.int16]:
+    """A sound [sample] without what follows the first second of each silence in it."""
+    frame = round(_FRAME_S * sample_rate_hz)
+    count = len(sound) // frame
+    frames, rest = sound[: count * frame].reshape(count, frame), sound[count * frame :]
+    index = np.arange(count)
+    is_silent = _levels_db(frames) < audio.SILENCE_DB
+    last_audible = np.maximum.accumulate(np.where(is_silent, -1, index))
+    kept = index - last_audible <= round(_SILENCE_S / _FRAME_S)
+    return np.concatenate([frames[kept].ravel(), rest])
+
+
+def _levels_db(frames: npt.NDArray[np.int16]) -> npt.NDArray[np.float64]:
+    """The level [frame] of each of `frames` [frame, sample], in dB of full scale."""
+    power = np.square(frames, dtype=np.float32).mean(axis=1, dtype=np.float64)
+    levels: npt.NDArray[np.float64] = 10 * np.log10(np.maximum(power, 1e-30) / 32768**2)
+    return levels
 
 
 def draw_stretch(speaker: Speaker, length: int, speed: float, rng: np.random.Generator) -> Stretch:

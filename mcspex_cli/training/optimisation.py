@@ -170,8 +170,13 @@ class Optimiser:
         return {"adam": self.adam.state_dict(), "momenta": self.momenta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a saved state; one of other parameters raises a ValueError."""
+        """Resume from a saved state, but with the present settings.
+
+        A state of other parameters raises a ValueError.
+        """
         self.adam.load_state_dict(state["adam"])
+        for group in self.adam.param_groups:
+            group["weight_decay"] = self.settings.weight_decay
         for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
             momentum.copy_(saved)
 

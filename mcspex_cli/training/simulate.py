@@ -163,7 +163,7 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     No signal exceeds full scale, as a file of floats, or one that is resampled, may.
 
     Raises:
-        AudioError: a file cannot be read.
+        AudioError: a file cannot be read, or the reference is too short.
         ConfigError: the reference is silent, or a talker, so that no gain sets the SNR.
     """
     sources = recipe.target, *recipe.interferers
@@ -174,7 +174,7 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     if recipe.snr_db is not None:
         energies = [np.square(s, dtype=np.float64).sum() for s in (target, interferer)]
         for path, energy in zip(sources, energies, strict=False):
-            if energy == 0:
+            if audio.level_db(energy / length) < audio.SILENCE_DB:
                 raise ConfigError(f"{recipe.id}: {path} is silent. Choose another file.")
         gain = np.sqrt(energies[0] / energies[1] / 10 ** (recipe.snr_db / 10))
         interferer = interferer * np.float32(gain)
@@ -182,7 +182,9 @@ def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     if recipe.mixture:
         mixture = audio.read(recipe.mixture, sample_rate_hz)[:length]
     reference = audio.read(recipe.reference, sample_rate_hz)
-    if not reference.any():
+    name = f"{recipe.id}: {recipe.reference}, the reference"
+    audio.check_length(name, len(reference) / sample_rate_hz)
+    if audio.level_db(float(np.square(reference).mean())) < audio.SILENCE_DB:
         raise ConfigError(f"{recipe.id}: {recipe.reference} is silent. Choose another file.")
     peak, target_peak, interferer_peak, reference_peak = (
         float(np.abs(signal).max(initial=0)) for signal in (mixture, target, interferer, reference)

@@ -148,6 +148,8 @@ class Trainer:
             for_cuda=self.device.type == "cuda",
         )
         ending = self.finished
+        if ending:  # it was stopped before, and is resumed with a nearer end
+            self._validate_and_save()
         while not ending:
             pending.append(self._step(batches))
             self._update_average()
@@ -224,7 +226,7 @@ class Trainer:
         names = [field.name for field in fields(Losses)]
         rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
         means = dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
-        if not math.isfinite(means["loss"]):
+        if not math.isfinite(means["loss"]) or not self._is_finite():
             is_saved = (self.out / "state.pt").is_file()
             advice = "continue from the last save with --resume" if is_saved else "begin again"
             raise ConfigError(
@@ -305,7 +307,7 @@ class Trainer:
         A run cannot go on from those, but from what was saved before.
         """
         self.saved_s = self.elapsed_s
-        if not self.team.leads or not all(p.isfinite().all() for p in self.system.parameters()):
+        if not self.team.leads or not self._is_finite():
             return
         state = {
             "system": self.system.state_dict(),
@@ -323,6 +325,9 @@ class Trainer:
         torch.save(state, data)
         with files.whole(self.out / "state.pt") as partial:
             partial.write_bytes(data.getbuffer())
+
+    def _is_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.system.parameters())
 
     def _take_folder(self, *, resume: bool) -> dict[str, Any] | None:
         """Keep other processes out of the run's folder, and read the state to resume from."""

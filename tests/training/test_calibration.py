@@ -233,6 +233,16 @@ def test_turns_are_taken_by_voices_that_are_named() -> None:
         list(draw_turns({name: voices[name] for name in ("v0", "v1")}, 1, RATE_HZ, 0))
 
 
+def test_clips_that_are_too_short_for_a_reference_do_not_matter() -> None:
+    voices = {f"v{k}": [sing(k, take, 3.0) for take in range(2)] for k in range(VOICES)}
+    with_coughs = {name: [clips[0], clips[1][:1000], clips[1]] for name, clips in voices.items()}
+    for case, same in zip(
+        draw_turns(with_coughs, 8, RATE_HZ, 1), draw_turns(voices, 8, RATE_HZ, 1), strict=True
+    ):
+        assert np.array_equal(case.rendering.mixture, same.rendering.mixture)
+        assert np.array_equal(case.rendering.reference, same.rendering.reference)
+
+
 @pytest.fixture(scope="module")
 def speakers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of seven speakers, two clips of a second each, and 28 recipes of them."""

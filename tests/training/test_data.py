@@ -594,11 +594,27 @@ def test_silence_and_clips_of_no_length_are_refused(corpus: Path) -> None:
         Corpus.read([corpus], RATE_HZ)
 
 
+def test_long_silence_in_a_clip_is_shortened(corpus: Path) -> None:
+    """A track on which somebody else speaks for minutes; what is lower than any sound counts."""
+    whole = Corpus.read([corpus], RATE_HZ)
+    sound = audio.read(corpus / "ann" / "a.flac", RATE_HZ)
+    quiet = 1e-5 * np.random.default_rng(0).standard_normal(60 * RATE_HZ).astype(np.float32)
+    for pauses in ((quiet, quiet), (quiet[:0], 0 * quiet), (0 * quiet, quiet[:4000])):
+        audio.write(
+            corpus / "ann" / "a.flac", np.concatenate([pauses[0], sound, pauses[1]]), RATE_HZ
+        )
+        padded = Corpus.read([corpus], RATE_HZ)
+        assert 0.3 < padded.seconds - whole.seconds < 2.2
+        ann = padded.samples[: padded.speakers[0].bounds[1]].numpy()
+        assert np.abs(ann).max() == np.abs(sound * 32768).max()
+
+
 def test_silent_clips_and_short_only_ones_are_left_out_and_told_of(
     corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("ann/b", "bob/b", "cyn/e", "cyn/f", "cyn/g"):
-        audio.write(corpus / f"{name}.flac", np.zeros(4000, np.float32), RATE_HZ)
+        dither = 1e-5 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+        audio.write(corpus / f"{name}.flac", dither, RATE_HZ)
     speakers = Corpus.read([corpus], RATE_HZ).speakers
     assert [list(speaker.sentences) for speaker in speakers] == [["a", "c"], ["a", "d"]]
     told = f"{corpus / 'ann' / 'b.flac'}: is left out, as it is silent. So are 4 other files."

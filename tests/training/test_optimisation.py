@@ -152,6 +152,21 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened() -> None:
         assert torch.equal(parameter, twin)
 
 
+@pytest.mark.parametrize("muon_rate", [0.0, 0.01])
+def test_a_saved_state_takes_on_the_present_weight_decay(muon_rate: float) -> None:
+    """With slopes of zero, weights change by it alone."""
+    system = build(sized("mcspex", "tiny", RATE_HZ, 4))
+    state = Optimiser(system, OptimiserSettings(muon_rate=muon_rate)).state_dict()
+    optimiser = Optimiser(system, OptimiserSettings(muon_rate=muon_rate, weight_decay=0.0))
+    optimiser.load_state_dict(state)
+    before = deepcopy(system.state_dict())
+    for parameter in system.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step(1.0)
+    for key, tensor in system.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
 def test_the_rates_rise_stay_and_fall() -> None:
     chosen = OptimiserSettings(warmup_steps=10, decay_share=0.5)
     rates = [rate_factor(chosen, step, step / 100) for step in range(101)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.errors import ConfigError, OutputError
+from mcspex_cli.errors import AudioError, ConfigError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.settings import MixtureSettings
@@ -226,8 +226,16 @@ def test_no_signal_of_a_rendering_exceeds_full_scale(recipes: list[Recipe], corp
 def test_a_silent_file_is_refused(recipes: list[Recipe], part: str) -> None:
     paths = {"target": recipes[0].target, "reference": recipes[0].reference}
     path = paths.get(part, recipes[0].interferers[0])
-    audio.write(path, np.zeros(9000, np.float32), RATE_HZ)
-    with pytest.raises(ConfigError, match=rf"one: {path} is silent"):
+    for silence in (np.zeros(9000), 1e-5 * np.random.default_rng(0).standard_normal(9000)):
+        audio.write(path, silence.astype(np.float32), RATE_HZ)
+        with pytest.raises(ConfigError, match=rf"one: {path} is silent"):
+            render(recipes[0], RATE_HZ)
+
+
+def test_a_reference_that_no_network_can_embed_is_refused(recipes: list[Recipe]) -> None:
+    path = recipes[0].reference
+    audio.write(path, np.full(800, 0.1, np.float32), RATE_HZ)
+    with pytest.raises(AudioError, match=rf"one: {path}, the reference: 0.10 s is too short. Give"):
         render(recipes[0], RATE_HZ)
 
 

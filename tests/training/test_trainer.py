@@ -117,6 +117,19 @@ def test_a_run_told_to_stop_saves_the_step_in_hand(corpus: Path) -> None:
         assert torch.equal(resumed.system.state_dict()[key], tensor), key
 
 
+def test_a_run_that_is_resumed_with_a_nearer_end_leaves_its_model(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    trainer = Trainer(chosen)
+    for progress in trainer.run():
+        if progress.step == 2:
+            trainer.stopping.set()
+    assert not (chosen.run.out / "last").exists()
+    nearer = replace(chosen, optimiser=replace(chosen.optimiser, steps=1))
+    assert list(Trainer(nearer, resume=True).run()) == []
+    for name in ("last", "best"):
+        assert find_checkpoint(chosen.run.out / name).provenance["steps"] == 2
+
+
 def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     with pytest.raises(ConfigError, match=r"nothing to resume"):
@@ -315,6 +328,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(corpus: Path)
         trainer.system.encoder.banks[0].weight.fill_(torch.nan)
     with pytest.raises(ConfigError, match=r"at step 2. Lower .* and begin again"):
         next(trainer.run())
+
+
+def test_weights_that_break_in_the_last_step_replace_no_model(corpus: Path) -> None:
+    """The loss is that of the weights before."""
+    chosen = settings(corpus, "out")
+    trainer = Trainer(replace(chosen, run=replace(chosen.run, log_every_steps=1)))
+    reports = trainer.run()
+    assert [next(reports).step for _ in range(5)] == [1, 2, 3, 4, 5]
+    trainer.system.encoder.banks[0].weight.register_hook(lambda slope: slope * math.inf)
+    with pytest.raises(ConfigError, match="no longer finite at step 6"):
+        next(reports)
+    assert find_checkpoint(chosen.run.out / "last").provenance["steps"] == 3
 
 
 def test_what_is_not_finite_is_not_saved_by_the_clock_or_an_interrupt(corpus: Path) -> None:
