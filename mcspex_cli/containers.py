@@ -335,9 +335,7 @@ def crop_followers(data: SoundBytes) -> None:
 def check_sample_bytes(data: SoundBytes) -> None:
     """Refuse samples that do not take as many bytes as they have bits: decoders would read noise.
 
-    WAV (also as RIFX, RF64 and W64) and CAF can have such. Two numbers of a WAV's header have to
-    say so, since some programs write one of them wrongly. But where one says 24 bits and the other
-    4 bytes, libsndfile guesses, and often wrongly.
+    WAV (also as RIFX, RF64 and W64) and CAF can have such.
     """
     head = data.part(0, 2**12)
     kind, at = head[:4], head.find(b"desc" if head.startswith(b"caff") else b"fmt ")
@@ -347,18 +345,35 @@ def check_sample_bytes(data: SoundBytes) -> None:
     if kind == b"caff":
         coding, frame_bytes, frames, channels, bits = struct.unpack_from(">8x4s4xIIII", form)
         is_sure = coding == b"lpcm" and frames == 1
+        is_usual = not is_sure or _take_usual_bytes(bits, channels, frame_bytes)
     else:
         layout = ">HHIIHH" if kind == b"RIFX" else "<HHIIHH"
-        coding, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack_from(layout, form)
-        is_guessed = (coding, bits, frame_bytes) == (1, 24, 4 * channels)
-        is_sure = is_guessed or (coding in _PCM_TAGS and bytes_per_s == rate_hz * frame_bytes)
-    needed = -(-bits // 8)  # some programs forget to multiply it by the channels
-    is_usual = frame_bytes in (0, needed, channels * needed)
-    if is_sure and channels and bits and not is_usual:
+        _, channels, _, _, frame_bytes, bits = values = struct.unpack_from(layout, form)
+        is_usual = is_usual_wav(*values)
+    if channels and bits and not is_usual:
         raise AudioError(
             f"{data.path}: its header says that its samples have {bits} bits, and take "
             f"{8 * frame_bytes // channels}. Export it again as 16-bit PCM."
         )
+
+
+def is_usual_wav(
+    coding: int, channels: int, rate_hz: int, bytes_per_s: int, frame_bytes: int, bits: int
+) -> bool:
+    """Whether samples take as many bytes as they have bits, by what the header of a WAV says.
+
+    If they do not, two of its numbers have to say so, since some programs write one of them
+    wrongly. But where one says 24 bits and the other 4 bytes, libsndfile guesses, and often
+    wrongly.
+    """
+    is_guessed = (coding, bits, frame_bytes) == (1, 24, 4 * channels)
+    is_sure = is_guessed or (coding in _PCM_TAGS and bytes_per_s == rate_hz * frame_bytes)
+    return not is_sure or _take_usual_bytes(bits, channels, frame_bytes)
+
+
+def _take_usual_bytes(bits: int, channels: int, frame_bytes: int) -> bool:
+    needed = -(-bits // 8)  # some programs forget to multiply it by the channels
+    return frame_bytes in (0, needed, channels * needed)
 
 
 def open_plain(data: SoundBytes, track: str | None) -> PlainFile | None:

@@ -367,11 +367,14 @@ STDIN_ERRORS = [
     ),
     *(
         (
-            struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 1, *shape, 16),
+            struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 9, b"WAVE", b"fmt ", 16, 1, *form),
             [],
-            f": WAV of this kind (format 1, 16 bits, {shape[0]} channels in {shape[3]} bytes, ",
+            f": WAV of this kind (format 1, {form[4]} bits, {form[0]} channels in {form[3]} bytes,",
         )
-        for shape in ((1, 2_000_000, 9, 2), (2000, 8000, 9, 4000), (1, 8000, 32_000, 4))
+        for form in (
+            *((1, 2_000_000, 9, 2, 16), (2000, 8000, 9, 4000, 16), (1, 8000, 32_000, 4, 16)),
+            *((1, 8000, 16_000, 2, 24), (1, 8000, 24_000, 4, 24)),
+        )
     ),
 ]
 
@@ -410,7 +413,7 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
     out, said, code = run("-q", data=short)
     assert (len(out), code) == (44 + 8000, 0)
     assert said.startswith("warning: standard input: more follows than its WAV header announces")
-    for rest in (bytes(500), b"\0LIST\4\0\0\0more", b"ID3"):
+    for rest in (bytes(500), b"\0LIST\4\0\0\0more", b"ID3", b"ID3\3\0\0\0\0\0\0"):
         assert run("-q", data=wav.getvalue() + rest)[1:] == ("", 0)
     assert run("-q", "--rate", "48000", data=PCM_16[:4]) == (bytes(4), "", 0)
     for sample in (np.nan, 1e13):

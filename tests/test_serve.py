@@ -399,13 +399,42 @@ def test_the_second_sound_track_of_a_video_that_begins_late(server: Server, tmp_
     server.ask("POST", f"{path}/close")
 
 
-def test_elsewhere_the_address_has_a_secret(tmp_path: Path) -> None:
+def test_warnings_are_there_once_and_in_the_words_of_the_page(server: Server) -> None:
+    path, content = server.session(), INTERVIEW.read_bytes()
+    server.put(f"{path}/recording", "cut.flac", content[: len(content) // 3])
+
+    def state(key: str) -> Any:
+        return json.loads(server.ask("GET", f"{path}/")[2])[key]
+
+    until(lambda: state("recording")["decoded"], "decoded")
+    damaged = state("recording")["warnings"]
+    assert len(damaged) == 1
+    request = {"model": DEFAULT_MODEL, "spans": [[0.1, 3.3]], "level": "peak"}
+    assert server.ask("POST", f"{path}/extraction", json.dumps(request))[0] == 200
+    result = until(lambda: state("extraction")["result"], "extracted")
+    assert result["warnings"] == [
+        *damaged,
+        "the voice and everybody else do not add up to the recording: their levels were changed.",
+    ]
+    server.ask("POST", f"{path}/close")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "0.0.0.0",
+        pytest.param(
+            "::", marks=pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="without IPv6")
+        ),
+    ],
+)
+def test_elsewhere_the_address_has_a_secret(tmp_path: Path, host: str) -> None:
     from mcspex_cli.cli.serve import listen
     from mcspex_cli.serve.extractions import Extractions
     from mcspex_cli.serve.server import make_app
     from mcspex_cli.serve.sessions import MOST_SESSIONS, Sessions
 
-    address = listen("0.0.0.0", 0)
+    address = listen(host, 0)
     where = urlsplit(address.url)
     assert re.fullmatch(r"/[\w-]{22}/", where.path)
     sessions = Sessions(Extractions({}), 1)
@@ -758,6 +787,36 @@ def test_a_page_out_of_reach_says_so_until_it_is_in_reach_again(page: Page, tmp_
     until(lambda: not page("#problem").is_displayed(), "no message any more")
     page("#cancel").click()
     page.wait_for("#extract")
+
+
+@needs_browser
+def test_what_a_broken_network_kept_back_comes_when_it_is_back(page: Page) -> None:
+    def block(*urls: str) -> None:
+        page.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": list(urls)})
+
+    page.browser.execute_cdp_cmd("Network.enable", {})
+    reference, out_of_reach = EXAMPLES / "reference.flac", "The program behind this page"
+    block("*/sessions")
+    page.browser.refresh()
+    page.wait_for("#problem")
+    page("#file").send_keys(str(EXAMPLES / "mixture.flac"))
+    until(lambda: page("#problem").text.startswith(out_of_reach), "no session")
+    block("*/peaks/mixture")
+    page.browser.refresh()
+    page("#file").send_keys(str(EXAMPLES / "mixture.flac"))
+    until(lambda: page("#problem").text.startswith(out_of_reach), "no waveform")
+    page("#reference").send_keys(str(reference))
+    block("*/peaks/others")
+    page.wait_for("#extract", "is_enabled").click()
+    until(lambda: page("#result").is_displayed(), "a part of the result")
+    until(lambda: page("#problem").text.startswith(out_of_reach), "no waveform of the others")
+    block("*/sounds/others*")
+    page.wait_for("#pictures figure:nth-child(3)")
+    page("#track-others .play").click()
+    until(lambda: "Everybody else: cannot be played." in page("#problem").text, "no sound")
+    block()
+    page("#track-others .play").click()
+    until(lambda: page.run("document.querySelector('#track-others audio').currentTime") > 0.5, "it")
 
 
 @needs_browser

@@ -59,9 +59,9 @@ _UNKNOWN_BYTES = 0x7FFFF000
 _WAV_KINDS = {"u8": (1, 8), "s16": (1, 16), "s24": (1, 24), "s32": (1, 32), "f32": (3, 32)}
 """What a WAV header says of each encoding: whether samples are integers (1), and their bits."""
 
-_CHUNK = re.compile(rb"\0*([ -~]{4}|[ -~]{0,3}\Z)")
+_CHUNK = re.compile(rb"\0*([ -~]{4}|ID3|[ -~]{0,3}\Z)")
 """How a chunk of a WAV begins, after zeros that fill the one before: with its name, if all of it is
-there."""
+there. Notes (ID3) may follow as well."""
 
 _OTHER_FORMATS = (
     *(b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b".snd", b"caff", b"riff", b"wvpk"),
@@ -268,6 +268,7 @@ def _read(descriptor: int, size: int) -> bytes:
 def _read_wav_header(descriptor: int, *, is_long: bool) -> SoundFormat:
     """Read the chunks of a WAV up to the first sample; one that `is_long` is an RF64 or a BW64."""
     from mcspex_cli.audio import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS
+    from mcspex_cli.containers import is_usual_wav
 
     broken = AudioError("standard input: its WAV header is broken. Pipe raw samples with --rate.")
     chunks: dict[bytes, bytes] = {}
@@ -279,12 +280,12 @@ def _read_wav_header(descriptor: int, *, is_long: bool) -> SoundFormat:
     if len(form) < 16:
         raise broken
     tag, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack("<HHIIHH", form[:16])
+    is_usual = is_usual_wav(tag, channels, rate_hz, bytes_per_s, frame_bytes, bits)
     if tag == 0xFFFE:  # the tag proper comes later
         tag = int.from_bytes(form[24:26], "little")
     encoding = next((key for key, kind in _WAV_KINDS.items() if kind == (tag, bits)), None)
     is_possible = 1 <= channels <= MOST_CHANNELS and LOWEST_HZ <= rate_hz <= HIGHEST_HZ
-    is_padded = bytes_per_s == rate_hz * frame_bytes > rate_hz * channels * bits // 8
-    if encoding is None or not is_possible or is_padded:
+    if encoding is None or not (is_possible and is_usual):
         raise AudioError(
             f"standard input: WAV of this kind (format {tag}, {bits} bits, {channels} channels in "
             f"{frame_bytes} bytes, {rate_hz} Hz) cannot be read live. Convert it to 16-bit PCM."

@@ -158,7 +158,9 @@ def listen(host: str, port: int) -> Address:
 
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family)
+        # All addresses of IPv6 are those of IPv4, too: `_own_address` is one.
+        both = address[0] == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no address"
         raise McspexError(f"--host {host}: {reason}. Give 127.0.0.1 or 0.0.0.0.") from error

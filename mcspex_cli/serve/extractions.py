@@ -311,7 +311,8 @@ class Extraction:
                 [part.start_s - start_s, part.end_s - start_s, part.presence, part.present]
                 for part in self.result.segments
             ],
-            "warnings": [*self.voice.warnings, *self.result.warnings],
+            # Those of a span are its recording's, too.
+            "warnings": list(dict.fromkeys([*self.voice.warnings, *self.result.warnings])),
         }
 
     def export(self, kind: str) -> Path:

@@ -54,6 +54,10 @@ _IN_THE_PAGE = {
     "Choose another with --track.": "Choose another under More.",
     "or a span in which it speaks alone": "or mark where it speaks alone",
     "listen to the residual (--residual)": 'listen to "Everybody else"',
+    "the residual was turned down": '"Everybody else" was turned down',
+    "estimate and residual do not add up to the mixture": "the voice and everybody else do not add "
+    "up to the recording",
+    "is probably not in the mixture": "is probably not in the recording",
     ", or take what can be read with --damaged keep": "",
     "mcspex enroll ... --model": "load this page with the model",
 }

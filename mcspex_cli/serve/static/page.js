@@ -9,6 +9,7 @@ let base = "";
 let state = { recording: null, references: {}, extraction: null, devices: [] };
 let mixture = null, regions = null; // the recording's track, and the marks on it
 let peaks = new Float32Array(0), drawing = 0; // `drawing` counts the recordings that were drawn
+let undrawn = false; // whether the network failed while the recording was drawn
 let chips = ""; // what the buttons of marks and references show
 let decoded = false, uploading = 0, saved = true;
 let resultId = null; // the extraction whose result is on the page
@@ -24,13 +25,23 @@ const tell = (message) => {
   if (message) $("problem").scrollIntoView({ block: "nearest" });
 };
 
+const outOfReach = () => {
+  throw new Error("The program behind this page cannot be reached. Check the network. If mcspex serve has ended, start it again, then load this page again.");
+};
+
+const request = async (path, options) => {
+  const answer = await fetch(path, options).catch(outOfReach);
+  if (answer.ok) return answer;
+  const { error } = await answer.json().catch(() => ({}));
+  throw new Error(error ?? `The server refused this (${answer.status}). Load the page again.`);
+};
+
+const opened = request("sessions", { method: "POST" }).then((answer) => answer.json()).then(({ id }) => { base = `sessions/${id}/`; });
+
 const ask = async (method, path, body) => {
-  const options = { method, body: body && JSON.stringify(body) };
-  const answer = await fetch(base + path, options).catch(() => null);
-  if (!answer) throw new Error("The program behind this page cannot be reached. Check the network. If mcspex serve has ended, start it again, then load this page again.");
-  const content = answer.headers.get("content-type") === "application/json" ? await answer.json() : {};
-  if (!answer.ok) throw new Error(content.error ?? `The server refused this (${answer.status}). Load the page again.`);
-  return content;
+  await opened;
+  const answer = await request(base + path, { method, body: body && JSON.stringify(body) });
+  return answer.json().catch(outOfReach);
 };
 
 const attempt = async (work) => {
@@ -42,11 +53,11 @@ const attempt = async (work) => {
   }
 };
 
-const send = (path, file, what) => new Promise((resolve, reject) => {
-  const request = new XMLHttpRequest();
-  request.open("PUT", `${base}${path}?name=${encodeURIComponent(file.name)}`);
-  request.responseType = "json";
-  request.upload.onprogress = ({ loaded, total }) => {
+const send = (path, file, what) => opened.then(() => new Promise((resolve, reject) => {
+  const upload = new XMLHttpRequest();
+  upload.open("PUT", `${base}${path}?name=${encodeURIComponent(file.name)}`);
+  upload.responseType = "json";
+  upload.upload.onprogress = ({ loaded, total }) => {
     $("upload").querySelector("progress").value = loaded / total;
     $("upload-text").textContent = `${what}: ${Math.round((100 * loaded) / total)} %`;
   };
@@ -55,16 +66,16 @@ const send = (path, file, what) => new Promise((resolve, reject) => {
     $("upload").hidden = !uploading;
     settle(value);
   };
-  request.onload = () => {
-    if (request.status === 200) end(resolve, request.response);
-    else end(reject, new Error(request.response?.error ?? `${file.name}: was refused (${request.status}).`));
+  upload.onload = () => {
+    if (upload.status === 200) end(resolve, upload.response);
+    else end(reject, new Error(upload.response?.error ?? `${file.name}: was refused (${upload.status}).`));
   };
-  request.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder or too large, or mcspex serve has ended.`));
+  upload.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder or too large, or mcspex serve has ended.`));
   uploading += 1;
   $("upload").hidden = false;
   $("upload-text").textContent = what;
-  request.send(file);
-});
+  upload.send(file);
+}));
 
 const watch = async () => {
   clearTimeout(timer);
@@ -78,6 +89,7 @@ const watch = async () => {
   }
   const busy = ["waiting", "working"].includes(state.extraction?.state) || (state.recording && !state.recording.decoded);
   timer = setTimeout(watch, busy ? QUICK : SLOW);
+  if (!failures && undrawn) attempt(drawRecording);
 };
 
 // The recording
@@ -91,18 +103,29 @@ const useRecording = (answer, keepMarks = false) => {
 };
 
 const drawRecording = async () => {
-  const { seconds, peak_s: step } = state.recording;
   const own = ++drawing;
+  undrawn = false;
+  try {
+    await draw(own);
+  } catch (error) {
+    undrawn = own === drawing;
+    throw error;
+  }
+};
+
+const draw = async (own) => {
+  const { seconds, peak_s: step } = state.recording;
   let current = new Float32Array(Math.max(1, Math.ceil(seconds / step)));
   if (!mixture) {
     regions = Regions.create();
-    mixture = new Track($("mixture"), { name: "mixture", label: "Recording", plugins: [regions], withZoom: true });
+    mixture = new Track($("mixture"), { name: "mixture", label: "Recording", plugins: [regions], withZoom: true, onProblem: tell });
     regions.enableDragSelection({ color: `color-mix(in srgb, ${colour("--voice")} 25%, transparent)`, minLength: 0.3 });
     for (const event of ["region-created", "region-updated", "region-removed"]) regions.on(event, showChips);
   }
-  const reader = (await fetch(`${base}peaks/mixture`)).body.getReader();
+  const reader = (await request(`${base}peaks/mixture`)).body.getReader();
+  const read = () => reader.read().catch(outOfReach);
   let rest = new Uint8Array(0), filled = 0, drawn = 0;
-  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+  for (let piece = await read(); !piece.done; piece = await read()) {
     const bytes = new Uint8Array(rest.length + piece.value.length);
     bytes.set(rest);
     bytes.set(piece.value, rest.length);
@@ -213,7 +236,7 @@ const extract = () => attempt(async () => {
 const duration = (s) => (s < 60 ? `${Math.max(1, Math.round(s))} s` : `${Math.round(s / 60)} min`);
 
 const progressText = ({ state: now, place, step, share, left_s: left }) => {
-  if (now === "waiting") return place > 1 ? `Waiting: ${place} extractions come first` : "Waiting: one extraction comes first";
+  if (now === "waiting") return ["Waiting…", "Waiting: one extraction comes first"][place] ?? `Waiting: ${place} extractions come first`;
   if (step === "loading") return "Loading the model…";
   if (step === "listening") return "Listening to the person…";
   if (step === "writing") return "Writing the files…";
@@ -249,19 +272,26 @@ const showResult = async ({ id, result }) => {
   const group = [];
   const onView = later((from, to) => showView(result, labels, from, to));
   results = Object.entries(labels).map(([name, label]) => {
-    const track = new Track($(`track-${name}`), { name, label, withZoom: name === "mixture", onView });
+    const track = new Track($(`track-${name}`), { name, label, withZoom: name === "mixture", onView, onProblem: tell });
     track.group = group;
     group.push(track);
     return track;
   });
   $("result").focus({ preventScroll: true });
   $("result").scrollIntoView({ behavior: "smooth" });
-  await Promise.all(results.map(async (track, i) => {
-    const name = Object.keys(labels)[i];
-    const own = name === "mixture" ? peaks : new Float32Array(await (await fetch(`${base}peaks/${name}`)).arrayBuffer());
-    await track.load(`${base}sounds/${name}?${id}`, own, result.seconds, loudest());
-  }));
-  const subtitles = await (await fetch(`${base}saved/voice.srt`)).text();
+  const fetched = async (path, kind) => (await request(base + path))[kind]().catch(outOfReach);
+  let subtitles;
+  try {
+    await Promise.all(results.map(async (track, i) => {
+      const name = Object.keys(labels)[i];
+      const own = name === "mixture" ? peaks : new Float32Array(await fetched(`peaks/${name}`, "arrayBuffer"));
+      await track.load(`${base}sounds/${name}?${id}`, own, result.seconds, loudest());
+    }));
+    subtitles = await fetched("saved/voice.srt", "text");
+  } catch (error) {
+    resultId = null; // so that it is shown when the server is in reach again
+    throw error;
+  }
   result.speech = [...subtitles.matchAll(/^(\d+):(\d+):(\d+),(\d+) --> (\d+):(\d+):(\d+),(\d+)/gm)].map((line) => {
     const [h, m, s, ms, h2, m2, s2, ms2] = line.slice(1).map(Number);
     return [3600 * h + 60 * m + s + ms / 1000, 3600 * h2 + 60 * m2 + s2 + ms2 / 1000].map((t) => t - result.start_s);
@@ -392,6 +422,6 @@ addEventListener("pagehide", () => navigator.sendBeacon(`${base}close`));
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
 attempt(async () => {
-  base = `sessions/${(await ask("POST", "sessions")).id}/`;
+  await opened;
   await watch();
 });

@@ -24,8 +24,9 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 export const lastTrack = () => last;
 
 export class Track {
-  // `name` is mixture, voice or others; `onView` is told from when to when is seen after a zoom or scroll.
-  constructor(place, { name, label, plugins = [], withZoom = false, onView = () => {} }) {
+  // `name` is mixture, voice or others; `onView` is told from when to when is seen after a zoom or scroll, and
+  // `onProblem` why nothing can be played.
+  constructor(place, { name, label, plugins = [], withZoom = false, onView = () => {}, onProblem }) {
     this.seconds = 0;
     this.pixels = 0;
     this.group = [this];
@@ -35,8 +36,8 @@ export class Track {
     this.wave = element("div", { className: "wave", tabIndex: 0, role: "slider", ariaLabel: `Position in: ${label}`, ariaValueMin: "0" });
     this.bar = element("div", { className: "bar" }, element("span", { className: "label", textContent: label }), this.time);
     if (withZoom) this.bar.append(this.zoomButtons());
-    const media = element("audio", { preload: "none" });
-    this.root = element("div", { className: `track track-${name}` }, this.bar, this.play, this.wave, media);
+    this.media = element("audio", { preload: "none" });
+    this.root = element("div", { className: `track track-${name}` }, this.bar, this.play, this.wave, this.media);
     place.replaceChildren(this.root);
     this.surfer = WaveSurfer.create({
       container: this.wave,
@@ -48,7 +49,7 @@ export class Track {
       normalize: true,
       autoCenter: false,
       cspNonce: document.body.dataset.nonce,
-      media,
+      media: this.media,
       plugins,
     });
     this.play.addEventListener("click", () => this.toggle());
@@ -56,6 +57,10 @@ export class Track {
     this.wave.addEventListener("keydown", (event) => this.onKey(event));
     this.surfer.on("play", () => this.onPlay());
     this.surfer.on("pause", () => { this.play.ariaPressed = "false"; this.share(); });
+    this.surfer.on("error", () => {
+      this.play.ariaPressed = "false";
+      onProblem(`${label}: cannot be played. Check the network, then press play again.`);
+    });
     this.surfer.on("finish", () => { this.play.ariaPressed = "false"; });
     this.surfer.on("interaction", () => this.share());
     this.surfer.on("timeupdate", () => this.showTime());
@@ -83,8 +88,10 @@ export class Track {
 
   toggle() {
     const playing = tracks.find((other) => other !== this && other.surfer.isPlaying());
-    if (playing) this.surfer.setTime(playing.at);
-    this.surfer.playPause();
+    const at = playing?.at ?? this.at;
+    if (this.media.error) this.media.load(); // the network may be back
+    if (this.at !== at) this.surfer.setTime(at);
+    this.surfer.playPause().catch(() => {}); // which is an "error" above, or a pause
   }
 
   share() {
