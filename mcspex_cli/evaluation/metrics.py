@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import import_module
@@ -46,6 +46,9 @@ _SILENCE = 1e-10
 _ROUNDING = 1e-24
 """A signal that keeps at most this share of its energy without its mean is a constant: float64
 leaves so much of one."""
+
+_BLOCK = 2**16
+"""Samples that are converted to float64 at a time."""
 
 _DNSMOS_HZ = _WHISPER_HZ = 16_000
 """The only rate that these networks know."""
@@ -83,16 +86,15 @@ def si_sdr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 
     Source: Le Roux et al., SDR - half-baked or well done?, ICASSP 2019.
     """
-    e, t = _in_float64(estimate, target)
-    if is_silent(t) or not _are_finite(e, t):
+    signals = _checked(estimate, target)
+    if is_silent(signals[1]) or not _are_finite(*signals):
         return math.nan
-    e, t = _scale(e)[0], _scale(t)[0]
-    power = _dot(e, e)
-    e, t = e - e.mean(), t - t.mean()
-    if _dot(e, e) <= _ROUNDING * power:
+    e, t = map(_Centred, signals)
+    if _dot(e, e) <= _ROUNDING * e.power:
         return -math.inf
-    kept = _dot(e, t) / _dot(t, t) * t
-    signal, error = _dot(kept, kept), _dot(e - kept, e - kept)
+    gain = _dot(e, t) / _dot(t, t)
+    signal = gain**2 * _dot(t, t)
+    error = sum(_energy(one - gain * other) for one, other in zip(e, t, strict=True))
     if signal == 0:
         return -math.inf
     return 10 * math.log10(signal / error) if error > 0 else math.inf
@@ -107,22 +109,26 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
         dB; +inf for the target itself, 0 for a silent estimate, at most -6 for a target with
         its sign flipped, nan for a silent target and for samples that are not finite.
     """
-    e, t = _in_float64(estimate, target)
+    e, t = _checked(estimate, target)
     if is_silent(t) or not _are_finite(e, t):
         return math.nan
-    return _energy_db(t) - _energy_db(t - e) if (t != e).any() else math.inf
+    if not (t != e).any():
+        return math.inf
+    errors = (other - one for one, other in zip(_blocks(e), _blocks(t), strict=True))
+    return _energy_db(_blocks(t)) - _energy_db(errors)
 
 
 def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
     """Whether an estimate [sample] follows its target [sample] with the opposite sign."""
-    e, t = _in_float64(estimate, target)
-    return _dot(e - e.mean(), t - t.mean()) < 0
+    return _dot(*map(_Centred, _checked(estimate, target))) < 0
 
 
 def is_silent(samples: npt.NDArray[np.floating]) -> bool:
     """Whether `samples` [sample] vary by less than -100 dBFS (or are empty)."""
+    size = max(1, samples.size)
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large is not silent
-        return samples.size == 0 or float(np.var(samples, dtype=np.float64)) < _SILENCE
+        mean = sum(float(block.sum()) for block in _blocks(samples)) / size
+        return sum(_energy(block - mean) for block in _blocks(samples)) / size < _SILENCE
 
 
 def bss_eval(
@@ -177,7 +183,12 @@ def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = F
     """
     package = import_package("pystoi")
     e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
-    return float(_attempt(lambda: package.stoi(t, e, rate_hz, extended=extended)))
+    state = np.random.get_state()
+    np.random.seed(0)  # the package adds noise to what is silent
+    try:
+        return float(_attempt(lambda: package.stoi(t, e, rate_hz, extended=extended)))
+    finally:
+        np.random.set_state(state)
 
 
 def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
@@ -521,15 +532,16 @@ def _audible(sound: Samples, rate_hz: int) -> Samples:
     return audible
 
 
-def _in_float64(
+def _checked(
     estimate: npt.ArrayLike, target: npt.ArrayLike
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Both as arrays [sample], if they are equally long and have real numbers."""
     if np.ma.isMaskedArray(estimate) or np.ma.isMaskedArray(target):
         raise TypeError("samples are a masked array; leave out, in both, what is masked")
-    for samples in map(np.asarray, (estimate, target)):
+    e, t = np.asarray(estimate), np.asarray(target)
+    for samples in (e, t):
         if samples.dtype.kind not in "fiu":
             raise TypeError(f"samples are real numbers, not {samples.dtype}")
-    e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
     if e.ndim != 1 or e.shape != t.shape:
         raise ValueError(
             f"estimate {e.shape} and target {t.shape} must both be [sample] and equally long"
@@ -537,24 +549,63 @@ def _in_float64(
     return e, t
 
 
-def _are_finite(*signals: npt.NDArray[np.float64]) -> bool:
+def _are_finite(*signals: npt.NDArray[Any]) -> bool:
     return all(bool(np.isfinite(signal).all()) for signal in signals)
 
 
-def _scale(signal: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], int]:
-    """A signal divided by a power of two, so that no square is too large or too small; its log."""
-    exponent = int(np.frexp(np.abs(signal).max(initial=0.0))[1])
-    return np.ldexp(signal, -exponent), exponent
+_Block = npt.NDArray[np.float64]
 
 
-def _energy_db(signal: npt.NDArray[np.float64]) -> float:
-    scaled, exponent = _scale(signal)
-    return 10 * math.log10(_dot(scaled, scaled)) + 20 * exponent * math.log10(2)
+def _blocks(signal: npt.NDArray[Any]) -> Iterator[_Block]:
+    """A signal [sample] in float64, in blocks: as a whole, one of hours would take gigabytes."""
+    for start in range(0, len(signal), _BLOCK):
+        yield signal[start : start + _BLOCK].astype(np.float64)
 
 
-def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Inner product, without BLAS: its threads wait for each other on a busy machine."""
-    return float(np.einsum("i,i", a, b))
+class _Centred:
+    """The blocks of a signal [sample] of finite numbers, without its mean.
+
+    They are multiplied by a power of two, so that no square is too large or too small.
+
+    Attributes:
+        power: the energy of the signal with its mean.
+    """
+
+    def __init__(self, signal: npt.NDArray[Any]) -> None:
+        self._signal, self._mean = signal, 0.0
+        self._exponent = max(_exponent(block) for block in _blocks(signal))
+        self.power = _dot(self, self)
+        self._mean = sum(float(block.sum()) for block in self) / len(signal)
+
+    def __iter__(self) -> Iterator[_Block]:
+        for block in _blocks(self._signal):
+            yield np.ldexp(block, -self._exponent) - self._mean
+
+
+def _exponent(block: _Block) -> int:
+    """The lowest power of two, as its exponent, that is larger than all samples."""
+    return int(np.frexp(np.abs(block).max())[1])
+
+
+def _energy_db(blocks: Iterable[_Block]) -> float:
+    """The energy of blocks that are not all zeros, of which no square may be left out."""
+    energies = []
+    for block in blocks:
+        exponent = _exponent(block)
+        if energy := _energy(np.ldexp(block, -exponent)):
+            energies.append((energy, exponent))
+    top = max(exponent for _, exponent in energies)
+    total = sum(math.ldexp(energy, 2 * (exponent - top)) for energy, exponent in energies)
+    return 10 * math.log10(total) + 20 * top * math.log10(2)
+
+
+def _energy(block: _Block) -> float:
+    return _dot([block], [block])
+
+
+def _dot(one: Iterable[_Block], other: Iterable[_Block]) -> float:
+    """The inner product of two signals, without BLAS: its threads wait for each other."""
+    return sum(float(np.einsum("i,i", a, b)) for a, b in zip(one, other, strict=True))
 
 
 def import_package(name: str, extra: str = "metrics") -> Any:
@@ -573,5 +624,7 @@ def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:
         warnings.simplefilter("error", RuntimeWarning)
         try:
             return measure()
+        except MemoryError:
+            raise
         except Exception:  # the packages raise all kinds of errors on sounds that they do not like
             return otherwise

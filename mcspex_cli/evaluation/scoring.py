@@ -310,15 +310,19 @@ def score_file(
         if verifier:
             measure = verifier(pairing.references)
             channels = [replace(sounds, measure_similarity=measure) for sounds in channels]
+        if transcribe:
+            channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
+        scores = [_score_channel(unscored, sounds, settings) for sounds in channels]
     except _RefusedError as refused:
         return Score(pairing.name, refused.status, str(refused))
     except NonFiniteError as error:
         return Score(pairing.name, Status.NOT_FINITE, str(error))
     except (AudioError, OSError) as error:
         return Score(pairing.name, Status.UNREADABLE, str(error))
-    if transcribe:
-        channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
-    scores = [_score_channel(unscored, sounds, settings) for sounds in channels]
+    except MemoryError:
+        reason = f"{pairing.estimate}: there is too little memory to score a recording so long. "
+        reason += "Choose --metrics that need less, such as si_sdr,si_sdr_i,snr."
+        return Score(pairing.name, Status.UNREADABLE, reason)
     return _average(scores) if len(scores) > 1 else scores[0]
 
 

@@ -228,6 +228,13 @@ def test_stoi_is_the_packages(extended: bool) -> None:
     assert 0.3 < expected < 0.95
 
 
+def test_estoi_of_an_estimate_that_is_silent_in_part_is_always_the_same() -> None:
+    estimate, target = example()
+    estimate[len(estimate) // 4 :] = 0
+    values = {stoi(estimate, target, RATE_HZ, extended=True) for _ in range(3)}
+    assert len(values) == 1
+
+
 @pytest.mark.parametrize("samples", [10, 300, 2000])
 def test_stoi_is_nan_for_too_little_speech_and_no_warning_gets_out(samples: int) -> None:
     with warnings.catch_warnings():

@@ -1,11 +1,13 @@
-"""Memory does not grow with a file's length."""
+"""Memory does not grow with a file's length, or what is too long for it is refused alone."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -15,6 +17,10 @@ from tests.conftest import buzz
 PROGRAM = """
 import resource, sys
 from mcspex_cli.__main__ import main
+if sys.argv[1] == "score":
+    import fast_bss_eval, mcspex_cli.audio
+    resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0])
+        * resource.getpagesize() + 250 * 2**20, resource.RLIM_INFINITY))
 main(sys.argv[1:], standalone_mode=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -39,3 +45,27 @@ def test_a_long_file_needs_no_more_memory_than_a_short_one(scene: Path, tiny_fol
         written = soundfile.info(scene / f"{minutes}.target.wav")
         assert written.frames == soundfile.info(path).frames == minutes * 60 * 48_000
     assert peak_mib[10] < peak_mib[1] + 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such limit elsewhere")
+def test_si_sdr_takes_little_more_memory_than_the_sounds_and_where_it_is_short_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    """Of 8 million samples, 31 MiB in each file; a few copies in float64 are over the limit."""
+    for name, times in (("long", 500), ("short", 1)):
+        for number, folder in enumerate(("estimate", "truth")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            sound = buzz(110, 2, 0) + 0.1 * (1 - number) * buzz(190, 2, 1)
+            audio.write(tmp_path / folder / f"{name}.wav", np.tile(sound, times), 16_000)
+    words = ["score", str(tmp_path / "estimate"), "--truth", str(tmp_path / "truth"), "--json"]
+    for metrics, statuses in (("si_sdr", ["ok", "ok"]), ("si_sdr,sdr", ["unreadable", "ok"])):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *words, "--metrics", metrics],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        rows = json.JSONDecoder().raw_decode(done.stdout)[0]["scores"]
+        assert [row["status"] for row in rows] == statuses, done.stderr
+    assert f"error: {tmp_path}/estimate/long.wav: there is too little memory" in done.stderr
+    assert "Traceback" not in done.stderr
