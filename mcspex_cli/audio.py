@@ -22,14 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.containers import (
-    SAMPLE_BYTES,
-    PlainFile,
-    SoundBytes,
-    check_sample_bytes,
-    crop_followers,
-    open_plain,
-)
+from mcspex_cli.containers import SAMPLE_BYTES, PlainFile, SoundBytes, open_plain
 from mcspex_cli.containers import AudioInfo as AudioInfo  # noqa: PLC0414
 from mcspex_cli.errors import AudioError, NonFiniteError, OutputError
 from mcspex_cli.ffmpeg import FFmpegFile
@@ -279,8 +272,6 @@ class Reader:
         with _open_file(self.path) as stream:
             advice = self._advice.damaged if damaged == "fail" else None
             data = SoundBytes(self.path, stream, advice)
-            check_sample_bytes(data)
-            crop_followers(data)
             decoder = open_plain(data, self._track) or FFmpegFile(data, self._track)
             data.check_read()
             info, problem = decoder.info, ""
@@ -363,8 +354,7 @@ def _measure(decoder: PlainFile | FFmpegFile) -> AudioInfo:
     return replace(decoder.info, frames=frames)
 
 
-@contextmanager
-def _open_file(path: Path) -> Iterator[BinaryIO]:
+def _open_file(path: Path) -> BinaryIO:
     """Open a file, in which there is at least one byte."""
     status = files.check_exists(path)
     problem = ""
@@ -377,9 +367,7 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
     if problem:
         raise AudioError(f"{path}: {problem}")
     with files.reading(path):
-        stream = path.open("rb", buffering=0)
-    with stream:
-        yield stream
+        return path.open("rb", buffering=0)
 
 
 def is_channel_number(channel: str) -> bool:
@@ -388,7 +376,7 @@ def is_channel_number(channel: str) -> bool:
 
 
 class MixMeter:
-    """How far below its channels a mix is, while they pass by: opposite ones cancel each other."""
+    """Measures in blocks how far a mix is below its channels: opposite ones cancel each other."""
 
     def __init__(self) -> None:
         self._mixed = self._separate = 0.0
@@ -541,7 +529,7 @@ def open_writer(
 
 @contextmanager
 def _failures(path: Path, stream: BinaryIO) -> Iterator[None]:
-    """Have libsndfile's failures say the system's reason, which it does not keep.
+    """Give libsndfile's failures the system's reason, which it does not keep.
 
     Zeros are written to the failed output, which is removed anyway: up to 4 MiB, as a nearly full
     disk may take some. The system then refuses them for the same reason.

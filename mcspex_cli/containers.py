@@ -1,9 +1,8 @@
 """What the bytes of a sound file say, and plain samples, which libsndfile decodes.
 
-Decoders do not tell where a file ends by its own account, and what follows there. `_find_ends`
-reads that from its chunks, so that nothing is lost without a word: what a file announces and what
-comes out of it are compared, and a difference is an error, or a warning that says how much is
-missing.
+Decoders do not tell where a file ends by its own account, nor what follows there. `_find_ends`
+reads it from the chunks. What a file announces and what comes out of it are compared: a difference
+is an error, or a warning that says how much is missing, so that nothing is lost without a word.
 """
 
 from __future__ import annotations
@@ -73,13 +72,13 @@ _SOUND_CHUNKS = (b"data", b"SSND", b"BODY", b"LIST")
 """The chunks that hold sound, also in AVI. If another chunk is cut off, no sound is lost."""
 
 _PLAIN = (*_CHUNKS, b".snd", b"dns.", b"NIST")
-"""How the files begin whose plain samples libsndfile reads: these, AU and SPHERE."""
+"""How the files begin whose plain samples libsndfile reads: those of `_CHUNKS`, AU and SPHERE."""
 
 _MATROSKA = b"\x1aE\xdf\xa3"
 """How MKV and WebM begin."""
 
 _FOREIGN = (*_PLAIN, b"fLaC", b"OggS", b"ftyp", _MATROSKA, b"\x30\x26\xb2\x75")
-"""How files begin that may follow another one; some are MP4, MKV or WebM, and Windows Media."""
+"""How files begin that may follow another: these, FLAC, Ogg, MP4, MKV or WebM, Windows Media."""
 
 _FILE_SIZE = re.compile(
     rb"^(?:FLV.*filesize\0(.{8})|\x30\x26\xb2\x75.*"
@@ -138,6 +137,9 @@ class SoundBytes:
         stream: the open file.
         advice: what to do about damage, which is an `AudioError`. If it is None, what can be
             read is kept, with silence where a part is lost in the middle, and a warning tells.
+
+    Raises:
+        AudioError: decoders would read noise from it, or the system does not let it be read.
     """
 
     def __init__(self, path: Path, stream: BinaryIO, advice: str | None) -> None:
@@ -154,6 +156,12 @@ class SoundBytes:
             self.crop(0, self.size - 128)
         self.ends = _find_ends(self)
         """Where the parts of the file end by its own account."""
+        self.own_end = max((end for end in self.ends if end <= self.size), default=self.size)
+        """Where the last part ends that is whole; without any, where the file does."""
+        _check_sample_bytes(self)
+        _crop_followers(self)
+        self.missing = _find_missing(self)
+        """What is missing at the end of the file by its own account, if anything is."""
 
     def crop(self, begin: int, end: int) -> None:
         """Leave out what is before `begin`, and what is from `end` on."""
@@ -204,7 +212,7 @@ class SoundBytes:
         self.warn(f"{damage}.")
 
     def check_read(self) -> None:
-        """Raise what the system had against reading the file, if anything, or a Ctrl-C."""
+        """Raise the system's error in reading the file, or a Ctrl-C meanwhile, if there was one."""
         if isinstance(self._error, OSError):
             raise AudioError(f"{self.path}: cannot be read: {explain(self._error)}")
         if self._error:
@@ -285,8 +293,7 @@ def _find_box_ends(data: SoundBytes) -> list[int]:
     return ends
 
 
-def find_missing(data: SoundBytes) -> str:
-    """What is missing at the end of a file by its own account, if anything is."""
+def _find_missing(data: SoundBytes) -> str:
     size, head = data.size, data.part(0, 2**9)
     if head.startswith(b"OggS"):
         page = _last_ogg_page(data)
@@ -307,7 +314,7 @@ def _last_ogg_page(data: SoundBytes) -> bytes:
 
 
 def check_end_mark(data: SoundBytes, seconds: float) -> None:
-    """Warn of an Ogg file of which the last page does not say so, as of a recording stopped."""
+    """Warn of an Ogg file whose last page is not marked as the last, as after a crash."""
     if data.part(0, 4) == b"OggS" and not _last_ogg_page(data)[5] & 4:
         data.warn(
             "its end is not marked, so that it may have been cut off. "
@@ -315,11 +322,10 @@ def check_end_mark(data: SoundBytes, seconds: float) -> None:
         )
 
 
-def crop_followers(data: SoundBytes) -> None:
+def _crop_followers(data: SoundBytes) -> None:
     """Leave out another file, or notes, that follow the end of a file, with a warning."""
-    rest_at = max((end for end in data.ends if end <= data.size), default=data.size)
-    head, following = data.part(0, 12), data.part(rest_at, 12)
-    rest = f"{data.size - rest_at:,} bytes"
+    head, following = data.part(0, 12), data.part(data.own_end, 12)
+    rest = f"{data.size - data.own_end:,} bytes"
     start = b"ftyp" if head[4:8] == b"ftyp" else head[:4]
     is_avi = head[8:11] == following[8:11] == b"AVI"  # large ones have several such parts
     is_read_on = is_avi or head[:4] == following[:4] == _MATROSKA
@@ -329,11 +335,11 @@ def crop_followers(data: SoundBytes) -> None:
         data.warn(f"{rest} of notes (tags) follow its sound and are not read.")
     else:
         return
-    data.crop(0, rest_at)
+    data.crop(0, data.own_end)
 
 
-def check_sample_bytes(data: SoundBytes) -> None:
-    """Refuse samples that do not take as many bytes as they have bits: decoders would read noise.
+def _check_sample_bytes(data: SoundBytes) -> None:
+    """Refuse samples whose bits do not fit their bytes: decoders would read noise.
 
     WAV (also as RIFX, RF64 and W64) and CAF can have such.
     """
@@ -387,7 +393,7 @@ def open_plain(data: SoundBytes, track: str | None) -> PlainFile | None:
     head = data.part(0, 4)
     pages = data.part(0, 2**18) if head == b"OggS" else b""
     is_short = pages.count(b"OggS") == 3 and len(pages) < 2**18  # FFmpeg would not be exact
-    if head.startswith(_PLAIN) or (is_short and not find_missing(data)):
+    if head.startswith(_PLAIN) or (is_short and not data.missing):
         data.seek(0)
         with suppress(soundfile.LibsndfileError):
             file = soundfile.SoundFile(data)
@@ -409,7 +415,7 @@ class PlainFile:
         size, rate_hz = data.size, file.samplerate
         frames, frame_bytes = file.frames, SAMPLE_BYTES.get(file.subtype, 0) * file.channels
         end = next((end for end in data.ends if end >= begin), 0)
-        rest = size - max((end for end in data.ends if end <= size), default=size)
+        rest = size - data.own_end
         if size < end <= size + MISCOUNTED_BYTES:
             data.warn(f"its header announces {end - size} bytes more than there are.")
         elif end > size > begin:

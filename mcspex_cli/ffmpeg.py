@@ -29,7 +29,6 @@ from mcspex_cli.containers import (
     Blocks,
     SoundBytes,
     check_end_mark,
-    find_missing,
     id3_bytes,
 )
 from mcspex_cli.errors import AudioError, line
@@ -104,17 +103,11 @@ class FFmpegFile:
             av.logging.set_skip_repeated(False)
             logging.getLogger("libav").addHandler(logging.NullHandler())
             logging.getLogger("libav").propagate = False
-        self.data, self._missing = data, find_missing(data)
-        self._own_end = max((end for end in data.ends if end <= data.size), default=data.size)
-        # What is behind the end of a WAV is read as its sound, as of an unfinished recording.
-        is_unfinished = data.size - self._own_end > MISCOUNTED_BYTES
-        self._options = {"ignore_length": "1"} if is_unfinished else {}
+        self.data = data
         self._container, log = self._open()
         self._kind = self._container.format.name.split(",")[0]
         # To find out what a file holds, FFmpeg reads its beginning and its end.
-        at_open = _complaints(log, self._kind)
-        self._doubt = "".join(at_open[:1])
-        self._damage = next(filter(_DAMAGE.search, at_open), "")
+        self._at_open = _complaints(log, self._kind)
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
         self._decoder = _decoder_of(self._source, self._kind)
@@ -142,23 +135,23 @@ class FFmpegFile:
         """Open the file, and give what FFmpeg logs of it."""
         import av
 
+        options = {"format_whitelist": ",".join(KINDS), "protocol_whitelist": ""}
+        # What is behind the end of a WAV is read as its sound, as of an unfinished recording.
+        if self.data.size - self.data.own_end > MISCOUNTED_BYTES:
+            options["ignore_length"] = "1"
         self.data.seek(0)
         with av.logging.Capture() as log:
             try:
                 container = av.open(
                     self.data,
                     "r",
-                    container_options=self._options
-                    | {
-                        "format_whitelist": ",".join(KINDS),
-                        "protocol_whitelist": "",
-                    },
+                    container_options=options,
                     io_open=_refuse_to_open,
                     metadata_errors="replace",
                 )
                 return container, log
             except (av.FFmpegError, OSError, ValueError) as error:
-                missing, text = self._missing, _reason(error, log)
+                missing, text = self.data.missing, _reason(error, log)
                 if any("moov atom not found" in message for _, _, message in log):
                     missing = "its index (moov atom) is missing"
                 text = f"not a readable sound file ({text}). Export it again as WAV."
@@ -173,8 +166,8 @@ class FFmpegFile:
 
         path, sources = self.data.path, self._container.streams.audio
         streams = [source for source in sources if source.codec_context is not None]
-        if not streams and self._missing:
-            raise AudioError(f"{path}: {_USELESS.format(self._missing)}")
+        if not streams and self.data.missing:
+            raise AudioError(f"{path}: {_USELESS.format(self.data.missing)}")
         if not sources:
             raise AudioError(f"{path}: has no sound track. Name a file that has one.")
         if not streams:
@@ -311,7 +304,7 @@ class FFmpegFile:
         """Frames, and what is wrong with their packets, if anything is: maybe without a frame."""
         import av
 
-        packets, end = self._packets(), None
+        packets, end, is_bare = self._packets(), None, Trait.BARE in self._traits
         notes = 0  # the bytes that are left of an ID3 tag, whose pictures may look like frames
         while True:
             packet, frames, damage = None, [], ""
@@ -331,29 +324,28 @@ class FFmpegFile:
                 if is_cut or any(frame.is_corrupt for frame in frames):
                     damage = damage or "part of it is missing"
                 data = bytes(packet)
-                if Trait.BARE in self._traits:
-                    notes = max(notes, id3_bytes(data))
+                notes = max(notes, id3_bytes(data)) if is_bare else 0
                 if notes:
                     frames, self._origin = [], None  # they count in the time stamps
                 is_sound = any(data) and not data.startswith(TAGS) and not notes
                 notes = max(0, notes - len(data))
                 is_blank = "opus" in self._decoder.name and len(data) > 8 and not any(data)
-                zeros = "zeros are in the place of sound"  # which Opus decodes as silence
-                damage = zeros if is_blank else damage if is_sound else ""
+                if not is_sound:  # Opus decodes zeros as silence
+                    damage = "zeros are in the place of sound" if is_blank else ""
                 # A packet of which all is to be skipped gives no frame.
                 if frames or (is_sound and packet.has_sidedata("skip_samples")):
                     self._largest = max(self._largest, len(self._last))
                     self._end, self._last = (packet.pos or self._end) + packet.size, data
-                if Trait.BARE in self._traits and packet.pos is not None and packet.pos >= 0:
+                if is_bare and packet.pos is not None and packet.pos >= 0:
                     if end is None and packet.pos >= 2**12 and not any(self.data.part(0, 3)):
                         self.data.warn(f"its first {packet.pos:,} bytes are not sound.")
                     if end is not None and packet.pos > end + 1:
                         damage = damage or f"{packet.pos - end} bytes in it are not sound"
                     end = packet.pos + packet.size
-            self._complaint = "".join(_complaints(log, self._kind)[:1]) or self._doubt
-            losses = [text for text in _complaints(log) if _DAMAGE.search(text)]
+            self._complaint = next(iter((*_complaints(log, self._kind), *self._at_open)), "")
+            damage = damage or next(filter(_DAMAGE.search, _complaints(log)), "")
             yield from ((frame, "") for frame in frames[:-1])  # which are good
-            yield frames[-1] if frames else None, damage or "".join(losses[:1])
+            yield frames[-1] if frames else None, damage
 
     def _note(self, reason: str) -> None:
         """Remember a damage at this place, or raise it."""
@@ -415,11 +407,11 @@ class FFmpegFile:
             data.report(text)
         elif missing_s > inaccuracy_s + 0.001 * announced_s:
             data.report(f"truncated: {done_s:.2f} of {announced_s:.2f} s can be read")
-        elif self._missing:
-            data.report(f"truncated after {done_s:.2f} s: {self._missing}")
-        elif self._damage:
-            data.report(f"damaged at its beginning or end ({self._damage})")
-        elif rest > (0 if self._is_followed() else 0.5 * self._end / done_s):
+        elif data.missing:
+            data.report(f"truncated after {done_s:.2f} s: {data.missing}")
+        elif damage := next(filter(_DAMAGE.search, self._at_open), ""):
+            data.report(f"damaged at its beginning or end ({damage})")
+        elif rest > 0.5 * self._end / done_s or (rest and self._is_followed()):
             data.report(f"{rest:,} bytes after {done_s:.2f} s are not sound that can be read")
         else:
             self._warn_of_end(rest, done_s)
@@ -466,7 +458,7 @@ class FFmpegFile:
 
     def _ignored(self) -> int:
         """About how many bytes follow the sound, also those that its last packet has swallowed."""
-        part, size, own_end = self.data.part, self.data.size, self._own_end
+        part, size, own_end = self.data.part, self.data.size, self.data.own_end
         if self._end <= own_end < size - MISCOUNTED_BYTES and self._kind not in ("mov", "asf"):
             rest, count = part(own_end, 2**20), size - own_end
         else:

@@ -71,7 +71,7 @@ _swept: set[Path] = set()
 _logger = logging.getLogger("mcspex")
 
 _circles: set[Path] = set()
-"""The links to a folder above them that were told of."""
+"""Links to a folder above them, of each of which one warning was given."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.]+:/")
 """How a URL begins as a `Path`, which drops its second slash."""
@@ -133,9 +133,8 @@ def output_error(path: Path, error: OSError, action: str = "cannot be written") 
 def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = ()) -> list[Path]:
     """List the recordings under `folder`, however deep, by path; hidden ones are left out.
 
-    Links to folders are followed, but for one that leads to a folder above it, of which a warning
-    tells: what is there is listed anyway. Links to nothing are listed too: whoever reads them
-    reports it.
+    Links to folders are followed, except to a folder above the link: what is there is listed
+    anyway, and a warning says so. Links to nothing are listed too: whoever reads them reports it.
 
     Args:
         folder: where to search.
@@ -171,7 +170,7 @@ def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = (
 def check_name(path: Path) -> None:
     """Refuse, with an AudioError, a name with a NUL or an unpaired surrogate: no file has one.
 
-    One that only the encoding of this system's names lacks is a UnicodeEncodeError, with that part
+    A name that this system's encoding of names cannot write is a UnicodeEncodeError, with that part
     of the path.
     """
     try:
@@ -279,7 +278,7 @@ def check_suffix(path: Path, suffixes: Collection[str]) -> None:
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, which is tried, or exists and must not be overwritten.
+    """Try whether a file can be written, and refuse it if not.
 
     Raises:
         OutputError: it is a folder, exists and may not be replaced, or its folder cannot be made
