@@ -177,6 +177,12 @@ class Comparison:
         outputs = [[case.outputs[number] for case in cases] for number in systems]
         return [[output.row for output in own if output.row] for own in outputs]
 
+    @property
+    def has_same_cases(self) -> bool:
+        """Whether the means of all systems are over the same cases."""
+        counted = (report.in_means(rows) for rows in self.by_system(self.cases))
+        return len({frozenset(files.normal(row["name"]) for row in rows) for rows in counted}) < 2
+
     def summaries(self, cases: Sequence[ComparisonCase]) -> list[report.Summary]:
         """Each system over some cases."""
         return [report.summarise(rows) for rows in self.by_system(cases)]

@@ -59,6 +59,7 @@ def articles(text: str) -> list[str]:
 def test_each_case_has_its_sounds_pictures_and_scores(scene: Path) -> None:
     page, text = make(scene)
     assert (page.cases, page.shown, page.warnings) == (3, 3, ())
+    assert "hard to compare" not in text
     assert len(articles(text)) == 3
     for article in articles(text):
         assert re.findall(r'class="label">(?:<svg.*?</svg>)?\s*(\w+)<', article) == [
@@ -151,6 +152,7 @@ def test_a_missing_output_costs_its_cell(scene: Path) -> None:
     (scene / "good" / "a.wav").unlink()
     page, text = make(scene)
     assert page.warnings == ("good: no output for 1 of 3 cases: a",)
+    assert "The systems were not scored on the same cases" in text
     assert articles(text)[0].count("No output for this case.") == 1
     assert articles(text)[0].count("<audio") == 3
 
