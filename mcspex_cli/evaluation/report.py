@@ -406,11 +406,12 @@ def read_presences(estimates: Path) -> dict[Path, float | None]:
 
     From a file alone presence cannot be told: it also takes the level that the network chose.
     """
+    place = estimates.resolve()
     return {
-        (folder / row["estimate"]).resolve(): row.get("presence")
-        # The report is beside the folder audio/: one above that, two above an estimate in it.
-        for folder in estimates.resolve().parents[:2]
-        for row in read_batch(folder)
+        (path.parent / row["estimate"]).resolve(): row.get("presence")
+        for path in (place, *place.parents)
+        if path.name == "audio"  # beside which the report is
+        for row in read_batch(path.parent)
         if row.get("estimate")
     }
 
@@ -633,8 +634,9 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> Non
     for path in outputs:
         files.check_suffix(path, suffixes)
         files.check_no_input([path], taken)
-        if path.stem == "report" and is_batch(path.parent):
-            raise OutputError(f"{path}: is the report of a batch. Choose another -o.")
+        content = {"report": "report", "run": "record"}.get(path.stem)
+        if content and is_batch(path.parent):
+            raise OutputError(f"{path}: is the {content} of a batch. Choose another -o.")
         if files.identities(path) & before:
             raise OutputError(f"{path}: is named twice. Leave out one -o.")
         files.check_output(path, overwrite=True)

@@ -441,6 +441,8 @@ def test_outputs_that_cannot_be_are_refused_before(tmp_path: Path) -> None:
         (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(OutputError, match=r"report.json: is the report of a batch. Choose"):
         reports.check_outputs([tmp_path / "out/report.json"], [])
+    with pytest.raises(OutputError, match=r"run.json: is the record of a batch. Choose"):
+        reports.check_outputs([tmp_path / "out/run.json"], [])
     reports.check_outputs([tmp_path / "out/scores.json"], [])
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make this folder"):

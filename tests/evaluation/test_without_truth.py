@@ -85,6 +85,7 @@ def test_presence_is_that_of_the_batch_that_made_the_file(tmp_path: Path) -> Non
     presences = {tmp_path / "audio/a.wav": 0.5, tmp_path / "audio/b.wav": None}
     assert read_presences(tmp_path / "audio") == presences
     assert read_presences(tmp_path / "audio/a.wav") == presences
+    assert read_presences(tmp_path / "audio/x/y/z.wav") == presences
     assert read_presences(tmp_path) == {}  # it is not beside the report
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(ConfigError, match=r"cannot be read as JSON .* Run mcspex batch again"):
