@@ -85,6 +85,21 @@ def _limits(
     return tuple(limits.values())
 
 
+def _channel(_: click.Context, __: click.Parameter, channel: str | None) -> str | None:
+    if channel and channel != "mix" and not channel.isdecimal():
+        raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
+    return channel
+
+
+_CHANNEL = option(
+    "mix|0|1|..",
+    "What a mono estimate was extracted from, if the other files have several channels.",
+    type=options.TEXT,
+    callback=_channel,
+)
+_RESAMPLE = flag("Convert other sample rates to the truth's, or without a truth to the estimate's.")
+
+
 @dataclass(frozen=True)
 class ScoreRequest:
     """The arguments of `mcspex score`."""
@@ -139,14 +154,8 @@ class ScoreRequest:
         multiple=True,
         callback=_limits,
     )
-    channel: str | None = option(
-        "mix|0|1|..",
-        "What a mono estimate was extracted from, if the other files have several channels.",
-        type=options.TEXT,
-    )
-    resample: bool = flag(
-        "Convert other sample rates to the truth's, or without a truth to the estimate's."
-    )
+    channel: str | None = _CHANNEL
+    resample: bool = _RESAMPLE
     flipped_ok: bool = flag("Count sign-flipped files in the means, as they sound the same.")
     workers: int | None = option(
         "N",
@@ -235,7 +244,6 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
 def _check_usage(request: ScoreRequest) -> None:
     """Refuse combinations of options that mean nothing."""
     by_reference = request.references or request.reference_folder
-    channel = request.channel
     if not (request.truth or by_reference or request.transcripts or request.metrics):
         raise click.UsageError(
             "score by what? Add --truth, or for scores without a truth --ref, --refs, "
@@ -254,8 +262,6 @@ def _check_usage(request: ScoreRequest) -> None:
     )
     if request.as_json and request.form not in ("table", "json"):
         raise click.UsageError(f"--json and --format {request.form} are two formats: name one.")
-    if channel and channel != "mix" and not channel.isdecimal():
-        raise click.UsageError(f"--channel {channel}: is none of mix, 0, 1, ...")
 
 
 def _check_limits(limits: Sequence[Limit], chosen: Sequence[str], given: set[Need]) -> None:
@@ -471,6 +477,8 @@ def _page_settings(
         "title names the cases.",
     ),
     group_by: str | None = options.GROUP_BY,
+    channel: str | None = _CHANNEL,
+    resample: bool = _RESAMPLE,
     max_cases: int | None = option(
         "N",
         "Show at most this many cases: a third of them the best, a third the worst, a third drawn "
@@ -491,15 +499,17 @@ def _page_settings(
     ),
     overwrite: bool = flag("Replace an existing page and its files."),
 ) -> PageSettings:
-    from mcspex_cli.evaluation.comparison import PageSettings
+    from mcspex_cli.evaluation.comparison import SETTINGS, PageSettings
     from mcspex_cli.evaluation.report import read_groups
 
     options.check_needs({"group_by": ("groups",)})
     by_name = read_groups(groups, group_by) if groups else None
+    scores = replace(SETTINGS, resample=resample, channel=channel)
     return PageSettings(
         truth=truth,
         mixtures=mixtures,
         groups=by_name,
+        scores=scores,
         max_cases=max_cases,
         seed=seed,
         embed=embed,

@@ -30,6 +30,7 @@ BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 _EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
 
+
 SETTINGS = scoring.ScoreSettings(flipped_ok=True)
 """How outputs without a score are scored: quickly, and without regard to the sign."""
 
@@ -42,6 +43,7 @@ class PageSettings:
     mixtures: Path | None = None
     """Folders of truths and mixtures, which go before those that the systems' folders name."""
     groups: report.Groups | None = None
+    scores: scoring.ScoreSettings = SETTINGS
     max_cases: int | None = None
     """How many cases are shown at most; None for all, or `_EMBEDDED_CASES` if `embed`."""
     seed: int = 0
@@ -292,7 +294,7 @@ def compare_systems(
                 unscored.append((case, number, pairing))
             else:
                 case.outputs[number] = replace(output, row={})
-    scores = scoring.score_files([pairing for *_, pairing in unscored], SETTINGS)
+    scores = scoring.score_files([pairing for *_, pairing in unscored], settings.scores)
     for done, ((case, number, _), score) in enumerate(zip(unscored, scores, strict=True), 1):
         output, row = case.outputs[number], score.to_dict()
         for column, metric in BY_COLUMN.items():
@@ -302,7 +304,7 @@ def compare_systems(
         case.outputs[number] = replace(output, row=row)
         advance(done / len(unscored))
     for case in cases:
-        case.mixture_values = _mixture_values(case)
+        case.mixture_values = _mixture_values(case, settings.scores)
     return Comparison(systems, cases, settings)
 
 
@@ -348,14 +350,14 @@ def _differ(one: Path | None, other: Path | None) -> bool:
     return False
 
 
-def _mixture_values(case: ComparisonCase) -> dict[str, float]:
+def _mixture_values(case: ComparisonCase, settings: scoring.ScoreSettings) -> dict[str, float]:
     """What is measured of a case's mixture: from its outputs' rows, or measured now."""
     values = {}
     for name, metric in MIXTURE_METRICS.items():
         if measured := report.values_of(case.rows, metric.column):
             values[METRICS[name].column] = measured[0]
     if "si_sdr_db" not in values and case.truth and case.mixture:
-        settings = replace(SETTINGS, metrics=("si_sdr",))
+        settings = replace(settings, metrics=("si_sdr",))
         pairing = Pairing(case.name, case.mixture, case.truth)
         values |= scoring.score_file(pairing, settings).values
     return values

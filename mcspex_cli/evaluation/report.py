@@ -406,12 +406,13 @@ def read_presences(estimates: Path) -> dict[Path, float | None]:
 
     From a file alone presence cannot be told: it also takes the level that the network chose.
     """
-    place = estimates.resolve()
+    above = estimates.resolve().parents
+    # The report is beside the folder audio/, in which there may be others.
+    beside_audio = [folder.parent for folder in above if folder.name == "audio"]
     return {
-        (path.parent / row["estimate"]).resolve(): row.get("presence")
-        for path in (place, *place.parents)
-        if path.name == "audio"  # beside which the report is
-        for row in read_batch(path.parent)
+        (folder / row["estimate"]).resolve(): row.get("presence")
+        for folder in dict.fromkeys((*above[:2], *beside_audio))
+        for row in read_batch(folder)
         if row.get("estimate")
     }
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 
+from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.evaluation.comparison import PageSettings, compare_systems, read_system
+from tests.conftest import RATE_HZ
 from tests.evaluation.conftest import stage
 
 
@@ -85,6 +90,29 @@ def test_what_is_missing_is_a_warning(scene: Path) -> None:
     assert first == "warning: good: no output for 1 of 4 cases: a"
     assert second.startswith(f"warning: {scene / 'good' / 'b.wav'}: the file is empty")
     assert len(list((scene / "page_files").iterdir())) == 28
+
+
+@pytest.mark.parametrize(
+    ("which", "spoil", "remedy"),
+    [
+        ("good", lambda s: (s[::2], RATE_HZ // 2), ["--resample"]),
+        ("mixtures", lambda s: (np.stack([s, s / 2]).T, RATE_HZ), ["--channel", "0"]),
+    ],
+)
+def test_the_remedies_that_warnings_name_work(
+    scene: Path,
+    which: str,
+    spoil: Callable[[audio.Samples], tuple[np.ndarray, int]],
+    remedy: list[str],
+) -> None:
+    soundfile.write(scene / which / "a.wav", *spoil(audio.read(scene / which / "a.wav", RATE_HZ)))
+    words = [scene / "good", "--truth", scene / "truth", "--mixtures", scene / "mixtures"]
+    done = report(*words, "-o", scene / "page.html")
+    assert (done.exit_code, done.stderr.count("\n")) == (0, 2)
+    assert remedy[0] in done.stderr
+    done = report(*words, "-o", scene / "page.html", "--overwrite", *remedy)
+    assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
+    assert (scene / "page.html").read_text().count('data-metric="si_sdr_i"') == 4
 
 
 @pytest.mark.parametrize(
