@@ -262,9 +262,13 @@ def _work(
             )
         ) as results,
     ):
-        for job, result in results:
+        for number, (job, result) in enumerate(results, 1):
             if not isinstance(result, McspexError):
-                _show(request, job, result, voice)
+                try:
+                    _show(request, job, result, voice)
+                except OSError as error:
+                    done = f"{number} of {console.count(len(jobs), 'mixture')} done."
+                    raise OutputError(f"{_stdout_error(error)} {done}") from error
                 continue
             failed.append(result)
             if len(jobs) > 1:
@@ -330,16 +334,19 @@ def _copy_to_stdout(path: Path) -> None:
             shutil.copyfileobj(file, sys.stdout.buffer, _COPIED_BYTES)
             sys.stdout.buffer.flush()
         except OSError as error:
-            # The interpreter would fail, at its end, on what is still buffered.
-            with suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, sys.stdout.fileno())
-                os.close(nowhere)
-            if isinstance(error, BrokenPipeError):
-                message = "standard output was closed before all was written."
-            else:
-                message = f"standard output: writing failed ({error.strerror})."
-            raise OutputError(message) from error
+            raise _stdout_error(error) from error
+
+
+def _stdout_error(error: OSError) -> OutputError:
+    """The error for a standard output that cannot be written; it takes nothing any more."""
+    # The interpreter would fail, at its end, on what is still buffered.
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    if isinstance(error, BrokenPipeError):
+        return OutputError("standard output was closed before all was written.")
+    return OutputError(f"standard output: writing failed ({error.strerror}).")
 
 
 class _Name(click.types.StringParamType):

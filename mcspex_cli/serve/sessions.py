@@ -60,6 +60,7 @@ _IN_THE_PAGE = {
     "is probably not in the mixture": "is probably not in the recording",
     ", or take what can be read with --damaged keep": "",
     "mcspex enroll ... --model": "load this page with the model",
+    "or choose another disk.": "or start mcspex serve with TMPDIR on another disk.",
 }
 """What messages say of the command line, in the words of the page."""
 

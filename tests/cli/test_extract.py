@@ -447,6 +447,29 @@ def test_a_closed_or_full_stderr_costs_no_estimate(
     assert soundfile.info(scene / "o.wav").frames == 2 * RATE_HZ
 
 
+@pytest.mark.parametrize(
+    ("is_closed", "reason"),
+    [
+        (True, "standard output was closed before all was written."),
+        (False, "standard output: writing failed (No space left on device)."),
+    ],
+)
+def test_json_that_nobody_takes_ends_with_one_line(
+    scene: Path, exported: Path, is_closed: bool, reason: str
+) -> None:
+    shutil.copy(scene / "mixture.wav", scene / "second.wav")
+    words = [sys.executable, "-m", "mcspex_cli", "extract", *ASKED, "second.wav", "--json"]
+    words += ["--model", str(exported), "--device", "cpu"]
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with open(pipe if is_closed else "/dev/full", "w") as output:  # noqa: PTH123
+        done = subprocess.run(
+            words, cwd=scene, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, f"error: {reason} 1 of 2 mixtures done.\n")
+    assert (scene / "mixture.target.wav").exists()
+
+
 def test_a_device_that_is_not_there_is_one_line(scene: Path, tiny_folder: Path) -> None:
     words = ["extract", str(scene / "mixture.wav"), "--ref", str(scene / "reference.wav")]
     done = CliRunner().invoke(main, [*words, "--model", str(tiny_folder), "--device", "cuda:9"])
