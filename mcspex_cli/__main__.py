@@ -118,19 +118,15 @@ class Commands(click.Group):
 
 def _explain(error: BaseException | None) -> tuple[Any, ...]:
     """The exit code of an error and the messages that explain it; a bug has none."""
+    if _interrupts or isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted. Finished files are kept; unfinished ones are removed."
     if isinstance(error, McspexError):
         problems = error.problems if isinstance(error, PlanError) else ()
         return error.exit_code, *problems, str(error)
-    # A compiled module whose import was interrupted raises an ImportError, caused by the interrupt.
-    cause = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
-        cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.filename is not None:
         from mcspex_cli import files
 
         return 1, f"{error.filename}: {files.explain(error)}"
-    if cause is not None:
-        return 130, "interrupted. Finished files are kept; unfinished ones are removed."
     message = ""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         # Of Path.resolve, before Python 3.13.
@@ -170,6 +166,10 @@ def _expect_end() -> None:
     exec("")
 
 
+_interrupts: list[int] = []
+"""The signals that have come. Any error after one follows from it: modules whose import is
+interrupted, and libraries that take a KeyboardInterrupt for an error of their own, raise others."""
+
 _LONGEST_END_S = 10.0
 """How long an interrupted command may take to clear up: a thread may wait for a disk or a server
 that does not answer."""
@@ -185,6 +185,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     Raised in them, it would be lost, and the sound file would seem to be cut off.
     """
+    _interrupts.append(number)
     while frame is not None:
         if frame.f_code.co_name.startswith(("vio_", "__del__")):
             threading.Timer(0.01, _thread.interrupt_main, [number]).start()
@@ -207,6 +208,7 @@ def _on_interrupts(handler: Any) -> None:
 
 def _set_up_process() -> None:
     """Prepare streams and signals, check the working folder, and spare the cores."""
+    _interrupts.clear()  # of an earlier command in this process
     if os.name == "posix" and sys.stderr is sys.__stderr__:  # which it is not in tests
         # Otherwise the next file that is opened would take the place of a closed stream.
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:

@@ -32,7 +32,7 @@ from msgspec import Meta
 from mcspex_cli import files
 from mcspex_cli.checkpoint import hub
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, FILES, WEIGHTS, HubName
-from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError
+from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError, printable
 from mcspex_cli.model.config import SystemConfig
 
 if TYPE_CHECKING:
@@ -503,7 +503,7 @@ def _describe(
         source, remedy = "bundled", "Install mcspex again."
     config = read_config(folder, commit.label if commit else "", remedy)
     return CheckpointInfo(
-        name=commit.repo if commit else folder.resolve().name,
+        name=commit.repo if commit else printable(folder.resolve().name),
         folder=folder,
         sha256=config.sha256,
         config=config.system,

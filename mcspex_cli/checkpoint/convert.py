@@ -26,7 +26,7 @@ import msgspec
 from mcspex_cli import files
 from mcspex_cli.checkpoint import checkpoint, hub
 from mcspex_cli.checkpoint.card import make_card, read_card
-from mcspex_cli.errors import CheckpointError
+from mcspex_cli.errors import CheckpointError, printable
 from mcspex_cli.model.config import SystemConfig
 
 if TYPE_CHECKING:
@@ -155,12 +155,12 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         notes.append(
             "It has no speaker classifier; the model gets one for a single speaker, with zeros."
         )
-    system, sha256 = _assemble(weights, sizes), hub.checksum(path)
+    system, sha256, file = _assemble(weights, sizes), hub.checksum(path), printable(path.name)
     return Conversion(
         system,
         f"SpEx+, from the layers of {name}",
-        f"Converted from `{path.name}` (sha256 `{sha256}`), whose layers are named as in {name}.",
-        {"converted_from": {"file": path.name, "sha256": sha256, "layout": name}},
+        f"Converted from `{file}` (sha256 `{sha256}`), whose layers are named as in {name}.",
+        {"converted_from": {"file": file, "sha256": sha256, "layout": name}},
         notes=tuple(notes),
     )
 

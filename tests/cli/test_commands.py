@@ -333,21 +333,24 @@ def test_a_signal_while_modules_are_imported_is_one_line(number: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_ctrl_c_while_a_compiled_module_is_imported_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Such modules make an ImportError of it."""
-
-    def available() -> None:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as error:
-            raise ImportError("initialization failed") from error
-
-    monkeypatch.setattr("mcspex_cli.checkpoint.checkpoint.bundled", available)
-    done = run("models", "list")
-    assert (done.exit_code, done.stdout) == (130, "")
-    assert done.stderr.startswith("error: interrupted. Finished files are kept")
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
+@pytest.mark.parametrize("error", ["ImportError", "RecursionError"])
+def test_a_signal_that_a_package_makes_another_error_of_is_one_line(error: str) -> None:
+    """As compiled modules and NumPy do while they are imported."""
+    code = (
+        "import os, signal, sys\nfrom mcspex_cli.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'rich.table':\n"
+        "            try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            except BaseException: pass\n"
+        f"            raise {error}('initialization failed')\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main(['models', 'list'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert re.fullmatch("error: interrupted. Finished files are kept.*\n", done.stderr)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")

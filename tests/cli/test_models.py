@@ -30,6 +30,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     find_checkpoint,
     load_checkpoint,
 )
+from mcspex_cli.extraction.profile import read_profile
 from tests.checkpoint.published import Sizes, published
 from tests.hub import EVIL, Hub
 
@@ -1047,6 +1048,22 @@ def test_convert_keeps_its_source_and_the_current_folder(
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
         assert message in done.stderr
     assert files_of(model) == files_of(tiny_folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text here")
+def test_models_whose_names_are_no_text_work(tiny_folder: Path, scene: Path) -> None:
+    old, new = (scene / os.fsdecode(name) for name in (b"\xff", b"\xfe"))
+    shutil.copytree(tiny_folder, old)
+    voice = scene / "voice.safetensors"
+    for words in (
+        ("models", "convert", old, "--sample-rate", 16000, "-o", new),
+        ("enroll", scene / "reference.wav", "--model", new, "-o", voice),
+    ):
+        done = mcspex(*words, env=dict(os.environ))
+        assert done.returncode == 0, done.stderr
+    assert find_checkpoint(new).provenance["resampled_from"]["model"] == "\\udcff"
+    assert (new / "README.md").read_text("utf-8").count("# \\udcfe\n") == 1
+    assert read_profile(voice).models[0].name == "\\udcfe"
 
 
 def test_a_model_is_taken_to_another_rate(tmp_path: Path, scene: Path) -> None:
