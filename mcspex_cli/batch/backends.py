@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ from mcspex_cli.errors import (
     OutputError,
     install_extra,
 )
-from mcspex_cli.extraction.runtime import cores, leave_signals, memory
+from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals, memory
 
 _logger = logging.getLogger("mcspex")
 
@@ -250,19 +250,12 @@ _here: list[WorkerHost] = []
 def _begin(*arguments: Any) -> None:
     """Prepare this process, which does not outlive the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _here.append(WorkerHost(*arguments))
 
 
 def _extract(parcel: Sequence[Unit], finished_ids: set[str]) -> list[Outcome] | McspexError:
     return _here[0].extract(parcel, finished_ids)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
 
 
 # Clusters.

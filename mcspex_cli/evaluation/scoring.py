@@ -35,7 +35,7 @@ from mcspex_cli.evaluation.metrics import (
     is_silent,
     si_sdr,
 )
-from mcspex_cli.extraction.runtime import cores, leave_signals
+from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals
 
 _TRANSCRIPTS = (".txt", ".vtt")
 """The formats of transcripts, by the suffix of the file."""
@@ -347,7 +347,7 @@ def score_files(
             yield score_file(pairing, settings, verifier, transcribe)
         return
     # Processes that were forked from one that has used torch may hang.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
     others = active_children()
     try:
         with _prepare_for_workers():

@@ -14,8 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from numbers import Real
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from mcspex_cli.errors import EngineError, is_lack_of_memory
@@ -303,6 +305,17 @@ def leave_signals(*names: str) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """Have this process end as soon as the one that has started it does, however that ends."""
+
+    def watch() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def cores() -> int:

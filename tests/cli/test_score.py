@@ -315,10 +315,13 @@ def test_without_the_extra_its_columns_are_absent_and_only_a_wish_for_them_is_re
 
 
 @linux
-def test_ctrl_c_is_one_line_and_leaves_no_worker(words: list[Path | str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_is_one_line_and_no_end_leaves_a_worker(
+    number: int, words: list[Path | str], tmp_path: Path
+) -> None:
     for folder, suffix in (("e", ".target.wav"), ("t", ".wav"), ("m", ".wav")):
-        for number in range(3000):
-            os.link(tmp_path / folder / f"a{suffix}", tmp_path / folder / f"x{number}{suffix}")
+        for copy in range(3000):
+            os.link(tmp_path / folder / f"a{suffix}", tmp_path / folder / f"x{copy}{suffix}")
     command = [sys.executable, "-m", "mcspex_cli", "score", *map(str, words), "--workers", "2"]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -327,12 +330,16 @@ def test_ctrl_c_is_one_line_and_leaves_no_worker(words: list[Path | str], tmp_pa
     while len(children(running.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(1)  # while workers are started, the command does not hear Ctrl-C
-    os.killpg(running.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(running.pid, number)  # as a terminal does
+    else:
+        running.send_signal(number)
     began = time.monotonic()
     out, said = running.communicate(timeout=60)
-    assert (running.returncode, out) == (130, "")
-    assert said.count("\n") == 1
-    assert said.startswith("error: interrupted.")
+    assert (running.returncode, out) == (130 if number == signal.SIGINT else -number, "")
+    if number == signal.SIGINT:
+        assert said.count("\n") == 1
+        assert said.startswith("error: interrupted.")
     with pytest.raises(ProcessLookupError):  # multiprocessing's own tracker ends a little later
         while time.monotonic() < began + 20:
             os.killpg(running.pid, 0)
