@@ -250,6 +250,9 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
 def _resolve(root: str, text: str) -> str:
     if storage.is_url(text):
         return str(storage.to_path(text))
+    home, *below = text.split("/")
+    if home.startswith("~") and below and not os.path.lexists(os.path.join(root, home)):  # noqa: PTH118
+        raise PairingError(f"{text}: {home} is not read as a home folder. Write the whole path.")
     path = os.path.join(root, text)  # noqa: PTH118
     return os.path.normpath(path) if storage.is_url(root) else path  # stores know no ".."
 

@@ -190,6 +190,18 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
             line({"mixture": "a\0.wav"}),
             r"line 1: mixture 'a\x00.wav' cannot be a file's name.",
         ),
+        *(
+            (
+                name,
+                text,
+                f"line {n}: ~/r.wav: ~ is not read as a home folder. Write the whole path.",
+            )
+            for name, text, n in (
+                ("m.csv", "mixture,reference\na.wav,b.wav;~/r.wav\n", 2),
+                ("m.jsonl", line({"mixture": "a.wav", "truth": "~/r.wav"}), 1),
+                ("m.scp", "one ~/r.wav", 1),
+            )
+        ),
         ("m.scp", "one a.wav\ntwo\n", "line 2: needs an id and a file."),
         (
             "m.scp",
