@@ -274,15 +274,17 @@ class Reader:
             data = SoundBytes(self.path, stream, advice)
             decoder = open_plain(data, self._track) or FFmpegFile(data, self._track)
             data.check_read()
-            info, problem = decoder.info, ""
+            info = decoder.info
             if not LOWEST_HZ <= info.sample_rate_hz <= HIGHEST_HZ:
-                problem = f"{info.sample_rate_hz} Hz, but only 1 kHz to 1 MHz are read. The header "
-                problem += "may be damaged: export it"
-            elif not 1 <= info.channels <= MOST_CHANNELS:
-                problem = f"{info.channels} channels, but only 1 to {MOST_CHANNELS} are read. "
-                problem += "Export it"
-            if problem:
-                raise AudioError(f"{self.path}: its header says {problem} again.")
+                raise AudioError(
+                    f"{self.path}: its header says {info.sample_rate_hz} Hz, but only 1 kHz to 1 "
+                    "MHz are read. The header may be damaged: export it again."
+                )
+            if not 1 <= info.channels <= MOST_CHANNELS:
+                raise AudioError(
+                    f"{self.path}: its header says {info.channels} channels, but only 1 to "
+                    f"{MOST_CHANNELS} are read. Export it again."
+                )
             _check_channel(self.channel, info.channels, self.path)
             if len(info.tracks) > 1 and self._track is None:
                 data.warn(

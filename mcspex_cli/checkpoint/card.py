@@ -33,9 +33,9 @@ def read_card(folder: Path) -> Card | None:
     """Read the card in a model's folder; None if there is none.
 
     Raises:
-        CheckpointError: It is too long, or its metadata is not YAML.
-        ConfigError: It cannot be read, or is not text in UTF-8.
-        HubError: The Hub's client, which reads it, cannot be used.
+        CheckpointError: it is too long, or its metadata is not YAML.
+        ConfigError: it cannot be read, or is not text in UTF-8.
+        HubError: the Hub's client, which reads it, cannot be used.
     """
     path = folder / CARD
     if not path.is_file():
@@ -78,11 +78,11 @@ def make_card(
     """Write a card from what a checkpoint says about itself, and from the rest.
 
     Args:
-        info: The checkpoint.
-        name: What it is to be called: org/name on the Hub.
-        licence: Its identifier; None leaves it open, and `push` will ask for it.
-        data: What it was trained on, one line each, with the licences.
-        origin: Where the weights come from, in sentences.
+        info: the checkpoint.
+        name: what it is to be called: org/name on the Hub.
+        licence: its identifier; None leaves it open, and `push` will ask for it.
+        data: what it was trained on, one line each, with the licences.
+        origin: where the weights come from, in sentences.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -141,7 +141,7 @@ def prepare_publication(
     """Load a model as its users will, complete its card, and return its files for the Hub.
 
     Raises:
-        CheckpointError: The model does not load, or its card lacks what others need to know.
+        CheckpointError: the model does not load, or its card lacks what others need to know.
     """
     load_checkpoint(info)
     card, path = read_card(info.folder), info.folder / CARD

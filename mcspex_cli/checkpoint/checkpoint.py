@@ -49,6 +49,7 @@ FORMAT = 1
 """Version of config.json; a newer one needs a newer mcspex."""
 
 _COPY_AGAIN = "Copy the model again."
+_UPDATE = "Is mcspex up to date?"
 
 _FORMER_CONSMS = {"steady": "film", "listening": "feature_film"}
 """What `consm` was called in files of 0.6.0 and before."""
@@ -141,13 +142,13 @@ def find_checkpoint(
     request, so that it does not change by itself; `pull` asks for a newer one.
 
     Args:
-        model: A `Path` is always a folder, and None is the default model.
-        offline: Do not ask the Hub.
-        download: What gets a model that is not on this disk, if not `pull`.
+        model: a `Path` is always a folder, and None is the default model.
+        offline: do not ask the Hub.
+        download: what gets a model that is not on this disk, if not `pull`.
 
     Raises:
-        CheckpointError: There is no such model, or its config.json cannot be used.
-        HubError: It is not on this disk, and the Hub does not give it or must not be asked.
+        CheckpointError: there is no such model, or its config.json cannot be used.
+        HubError: it is not on this disk, and the Hub does not give it or must not be asked.
     """
     bundle = bundled()
     if model is None:
@@ -197,8 +198,8 @@ def pull(name: HubName, progress: Callable[[int, int], None] | None = None) -> C
     follows from it, and the checksums that it and the Hub state.
 
     Args:
-        name: What to get.
-        progress: Gets the bytes received since the last call, and the bytes to be received in all.
+        name: what to get.
+        progress: gets the bytes received since the last call, and the bytes to be received in all.
     """
     listing = hub.look_up(name)
     total = listing.missing_bytes
@@ -286,7 +287,7 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
     """Load a model as a `System` in evaluation mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: As `find_checkpoint`; or the weights are missing, damaged, not finite
+        CheckpointError: as `find_checkpoint`; or the weights are missing, damaged, not finite
             or do not fit the system that the config describes.
     """
     info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
@@ -324,7 +325,7 @@ def new_system(config: SystemConfig, where: object) -> System:
     """Build the system that a config describes, without memory for its tensors.
 
     Raises:
-        CheckpointError: The config, which is called `where`, names a part that does not exist.
+        CheckpointError: the config, which is called `where`, names a part that does not exist.
     """
     import torch
 
@@ -432,10 +433,9 @@ def find_source(folder: Path) -> str:
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder for a checkpoint or graphs that has anything else.
+    """Refuse to write a checkpoint or graphs to a folder that has anything else.
 
-    A checkpoint or graphs are replaced with `overwrite`, and files of such names that are not
-    part of a checkpoint never.
+    With `overwrite` a checkpoint or graphs are replaced, but never files that only have such names.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file. Name a folder.")
@@ -496,7 +496,8 @@ def read_graphs(folder: Path) -> dict[str, Any]:
 def _describe(
     folder: Path, commit: HubName | None = None, refs: tuple[str, ...] = ()
 ) -> CheckpointInfo:
-    source, remedy = CheckpointInfo.source, CheckpointInfo.remedy
+    source: Literal["bundled", "hub", "folder"] = "folder"
+    remedy = _COPY_AGAIN
     if commit:
         source, remedy = "hub", f"Get it again: {commit.pull_command}"
     elif folder in bundled().values():
@@ -520,8 +521,8 @@ def read_config(folder: Path, name: str = "", remedy: str = _COPY_AGAIN) -> Conf
     """Read and check a folder's config.json; errors call the checkpoint `name`.
 
     Raises:
-        ForeignModel: It belongs to another program.
-        CheckpointError: It is missing, damaged or newer than this program, or a key has a value
+        ForeignModel: it belongs to another program.
+        CheckpointError: it is missing, damaged or newer than this program, or a key has a value
             that it must not have.
     """
     path, label = folder / CONFIG, f"{name}: {CONFIG}" if name else str(folder / CONFIG)
@@ -546,9 +547,6 @@ def read_config(folder: Path, name: str = "", remedy: str = _COPY_AGAIN) -> Conf
     if unknown := [key for key in keys if key not in SystemConfig.__dataclass_fields__]:
         raise CheckpointError(f"{label}: {unknown[0][:60]} is an unknown key. {_UPDATE}")
     return check_fields(raw, Config, label)
-
-
-_UPDATE = "Is mcspex up to date?"
 
 
 def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:

@@ -124,12 +124,12 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
     """Make another program's SpEx+ checkpoint a `System` with the same outputs.
 
     Args:
-        path: A state dict, or a checkpoint with one, written by torch.save or as safetensors.
-        config: Its mdl.json, which says what the weights cannot show.
-        sample_rate_hz: The rate that it was trained at, which the weights do not show.
+        path: a state dict, or a checkpoint with one, written by torch.save or as safetensors.
+        config: its mdl.json, which says what the weights cannot show.
+        sample_rate_hz: the rate that it was trained at, which the weights do not show.
 
     Raises:
-        CheckpointError: The file cannot be read as tensors, or is of a network that ours cannot be.
+        CheckpointError: the file cannot be read as tensors, or is of a network that ours cannot be.
     """
     state = _read_state(path)
     names = [n for n, mark in PROGRAMS.items() if any(key.startswith(mark) for key in state)]
@@ -196,11 +196,11 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
     windows do). Source: ours.
 
     Args:
-        system: Any system, at `system.config.sample_rate_hz`; it is not changed.
-        sample_rate_hz: The new rate, 4,000 to 192,000.
+        system: any system, at `system.config.sample_rate_hz`; it is not changed.
+        sample_rate_hz: the new rate, 4,000 to 192,000.
 
     Raises:
-        CheckpointError: The windows or the hop are not a whole number of samples at the new rate.
+        CheckpointError: the windows or the hop are not a whole number of samples at the new rate.
     """
     import torch
 

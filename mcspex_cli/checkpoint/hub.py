@@ -272,8 +272,8 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
     `advance` gets the number of bytes whenever some arrive.
 
     Raises:
-        HubError: The Hub does not give it, or gives something else.
-        OutputError: The disk is full.
+        HubError: the Hub does not give it, or gives something else.
+        OutputError: the disk is full.
     """
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -382,8 +382,8 @@ def _client(name: HubName, *, writing: bool = False) -> Iterator[HfApi]:
     unless `writing`; the client would wait for as long as the Hub likes.
 
     Raises:
-        HubError: The reason is the Hub, or the connection to it.
-        OutputError: The reason is this disk.
+        HubError: the reason is the Hub, or the connection to it.
+        OutputError: the reason is this disk.
     """
     from huggingface_hub import HfApi, set_client_factory
     from huggingface_hub.utils import _http

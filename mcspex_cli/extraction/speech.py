@@ -22,6 +22,20 @@ Activity = npt.NDArray[np.bool_]
 """Whether there is speech [frame]."""
 
 
+_CUT_DB = 60.0
+"""Frames this far below the loud ones are neither speech nor noise: sound was cut out there."""
+
+_CONTRAST_DB = 8.0
+"""With less than this between its quiet and its loud parts, a recording has no pauses."""
+
+_SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
+_PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
+_SMOOTHED_FRAMES = 5  # over which a level is averaged
+
+_MIN_SHARE_DB = -20.0
+"""A frame of an estimate that is so far below its mixture is a remnant of other people."""
+
+
 def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
     """Measure the mean-square level of every 10 ms of `samples` [..., sample].
 
@@ -38,20 +52,6 @@ def frame_levels_db(samples: Samples, sample_rate_hz: int) -> FrameLevels:
     starts = np.arange(frames) * sample_rate_hz // _FRAMES_PER_S
     energies = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=-1)
     return _levels_db(energies / np.diff(np.append(starts, length)))
-
-
-_CUT_DB = 60.0
-"""Frames this far below the loud ones are neither speech nor noise: sound was cut out there."""
-
-_CONTRAST_DB = 8.0
-"""With less than this between its quiet and its loud parts, a recording has no pauses."""
-
-_SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
-_PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
-_SMOOTHED_FRAMES = 5  # over which a level is averaged
-
-_MIN_SHARE_DB = -20.0
-"""A frame of an estimate that is so far below its mixture is a remnant of other people."""
 
 
 def detect_speech(levels_db: FrameLevels) -> Activity:

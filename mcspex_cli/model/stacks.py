@@ -335,9 +335,9 @@ class SpeechExtractor(nn.Module):
     """The stacks one after another. Source: SpEx+, figure 1; MC-SpEx, figure 1.
 
     Args:
-        config: Of the whole system.
-        condition: Makes what each stack begins with.
-        exponents: A stack has a block of dilation 2^e for each e of these.
+        config: of the whole system.
+        condition: makes what each stack begins with.
+        exponents: a stack has a block of dilation 2^e for each e of these.
     """
 
     def __init__(
