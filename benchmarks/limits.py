@@ -36,7 +36,7 @@ from benchmarks.conditions import (
 )
 from mcspex_cli import Engine, EngineSettings, find_checkpoint, si_sdr
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.engine import open_engine
+from mcspex_cli.extraction.engine import Polarity, open_engine
 from mcspex_cli.extraction.levels import LevelMatcher
 from mcspex_cli.extraction.presence import PresenceMeter
 from mcspex_cli.training.calibration import area, equal_error
@@ -90,7 +90,7 @@ class Bench:
     def _presence(self, case: Case) -> float:
         """The presence that `mcspex extract` reports."""
         voice = self.engine.embed([case.reference])
-        meter = PresenceMeter(self.engine, voice)
+        meter = PresenceMeter(self.engine, Polarity(voice))
         meter.add(self.engine.extract(case.mixture, voice), case.mixture)
         return meter.result().presence or 0.0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcspex_cli import Extractor, Voice, si_sdr
+from mcspex_cli import Extractor, si_sdr
 from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.runtime import keep_memory
 from mcspex_cli.extraction.streaming import LiveExtractor, Timing
@@ -62,8 +62,8 @@ def measure(
     rate_hz = engine.sample_rate_hz
     began = time.process_time()
     for one in mixtures:
-        voice = Voice(engine.embed([one.reference]), (), 0.0, (), ())
-        live = LiveExtractor(engine, voice, timing(setting, rate_hz), rate_hz, "keep")
+        embedding = engine.embed([one.reference])
+        live = LiveExtractor(engine, embedding, timing(setting, rate_hz), rate_hz, mutes=False)
         estimate = np.concatenate([live.push(one.mixture), live.flush()])
         gains.append(gains_db(estimate, one, rate_hz))
         seconds += len(one.mixture) / rate_hz

@@ -18,7 +18,7 @@ import numpy as np
 
 from mcspex_cli import EngineSettings, find_checkpoint
 from mcspex_cli.audio import Samples
-from mcspex_cli.extraction.engine import Engine, open_engine
+from mcspex_cli.extraction.engine import Engine, Polarity, open_engine
 from mcspex_cli.extraction.levels import LevelMatcher, gains_db
 from mcspex_cli.extraction.presence import PresenceMeter, PresenceResult, find_spans
 from mcspex_cli.extraction.speech import FRAME_S, detect_speech, frame_levels_db, smooth_activity
@@ -29,7 +29,7 @@ LENGTHS_S = (4, 8, 16, 31)
 
 def measure(engine: Engine, mixture: Samples, voice: Samples) -> tuple[PresenceResult, float]:
     """The presence of a voice [embedding] in a mixture, and the gain of the estimate in dB."""
-    meter = PresenceMeter(engine, voice)
+    meter = PresenceMeter(engine, Polarity(voice))
     matcher, estimate = LevelMatcher(1), engine.extract(mixture, voice)[None]
     meter.add(estimate[0], mixture)
     matcher.add(estimate, mixture[None])

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
 from mcspex_cli.errors import PartialFailure
-from mcspex_cli.extraction.runtime import MOST_AT_ONCE, EngineSettings, choose_runtime
+from mcspex_cli.extraction.runtime import MOST_AT_ONCE, EngineSettings
 
 if TYPE_CHECKING:
     from mcspex_cli.batch.journal import Outcome, WorkList
@@ -318,7 +318,7 @@ def _prepare(request: BatchOptions) -> WorkList:
     # Whether a file is extracted alone or with others must not change its result. So "auto" always
     # chooses as it does for a very long mixture.
     engine_settings = replace(request.engine_settings, device=request.devices[0])
-    engine_settings = choose_runtime(model, engine_settings, math.inf)
+    engine_settings = onnx.choose_runtime(model, engine_settings, math.inf)
     values = values | {
         "model": model,
         "engine_settings": engine_settings,

@@ -42,7 +42,6 @@ from mcspex_cli.extraction.runtime import (
     PRECISIONS,
     RUNTIMES,
     EngineSettings,
-    choose_runtime,
     keep_memory,
 )
 
@@ -521,12 +520,12 @@ def read_card(info: CheckpointInfo) -> Card | None:
 
 
 def load_extractor(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> Extractor:
-    """Load a model into what `choose_runtime` decides for `seconds` of audio."""
+    """Load a model into the runtime that suits `seconds` of audio."""
     from mcspex_cli import Extractor
     from mcspex_cli.extraction.engine import open_engine
 
     keep_memory()
-    engine = open_engine(info, choose_runtime(info, settings, seconds))
+    engine = open_engine(info, settings, seconds)
     if (engine.runtime.device, engine.runtime.precision) == ("cpu", "float16"):
         console.warn(SLOW_PRECISION)
     return Extractor(info, engine)

@@ -241,7 +241,7 @@ def open_verifier(extractor: Extractor) -> Verifier:
     Raises:
         CheckpointError: the model is not calibrated: its similarities mean nothing.
     """
-    from mcspex_cli.extraction.engine import is_inverted
+    from mcspex_cli.extraction.engine import Polarity, is_inverted
     from mcspex_cli.extraction.presence import PresenceMeter
 
     engine = extractor.engine
@@ -258,7 +258,7 @@ def open_verifier(extractor: Extractor) -> Verifier:
             _logger.warning(text)
 
         def mean_similarity(signal: Samples) -> float:
-            meter = PresenceMeter(engine, voice.embedding)
+            meter = PresenceMeter(engine, Polarity(voice.embedding))
             meter.add(signal, signal)
             similarity = meter.result().similarity
             return math.nan if similarity is None else similarity

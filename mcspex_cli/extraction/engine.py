@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice, repeat
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -29,13 +29,13 @@ from mcspex_cli.audio import (
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction.presence import Calibration, parse_calibration
+from mcspex_cli.extraction import onnx
+from mcspex_cli.extraction.presence import Calibration, cosine, parse_calibration
 from mcspex_cli.extraction.runtime import (
     EngineSettings,
     OutOfMemoryError,
     Runtime,
     TorchRuntime,
-    choose_runtime,
 )
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
@@ -48,6 +48,9 @@ LEVEL_DB = -28.0
 """The RMS level at which a network gets every reference and window, whatever their level in the
 file: a network does worse at levels that it did not train on."""
 
+_SILENT = 10 ** (SILENCE_DB / 10)
+"""The mean square up to which a signal is silent."""
+
 _SHARE = 0.45
 """The target gets _SHARE x its part of the energy of whatever no estimate explains. Chosen on quiet
 and noisy mixtures, and on single voices in noise: more is better in quiet."""
@@ -57,16 +60,11 @@ _LONGEST_EMBEDDED_S = 30.0
 
 POLARITY_SIMILARITY = 0.6
 """The cosine to the reference that an estimate needs to decide the polarity of a mixture. With
-`mcspex-16k`, 94 % of 63 inverted mixtures are found by it, 84 % with 0.7."""
+`mcspex-16k` it finds 94 % of 63 inverted mixtures; 0.7 finds 84 %."""
 
 _POLARITY_LEAD = 0.2
-"""How much larger its cosine must be than that of the estimate of the other polarity. With 0.1, the
-first second of a mixture that was not inverted has seemed to be."""
-
-
-def cosine(one: Samples, other: Samples) -> float:
-    """The cosine of two embeddings [embedding]."""
-    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
+"""How much larger its cosine must be than that of the estimate of the other polarity. With 0.1, a
+mixture that was not inverted was once taken for inverted, by its first second."""
 
 
 def is_inverted(inverse: float, upright: float) -> bool:
@@ -179,8 +177,7 @@ class Engine:
             embeddings = self._embed(parts)
         except OutOfMemoryError as error:
             raise self._short_of_memory() from error
-        if not np.isfinite(embeddings).all():
-            raise self.overflow_error()
+        self.check_finite(embeddings)
         return embeddings
 
     def _embed(self, parts: Samples) -> Samples:
@@ -215,8 +212,7 @@ class Engine:
             windows = [window.samples for _, window in batch]
             estimates = self.compute(windows, [polarity] * len(batch))
             for (_, window), estimate in zip(batch, estimates, strict=True):
-                if not np.isfinite(estimate).all():
-                    raise self.overflow_error()
+                self.check_finite(estimate)
                 parts.append(joiner.add(window, estimate)[0])
         joined: Samples = np.concatenate(parts, axis=-1)[0]
         return joined
@@ -294,9 +290,8 @@ class Engine:
 
         The network gets them in the polarity of their reference, and what it gives comes back in
         that of the windows. They are about equally long, as `batches` makes them. If memory is
-        short, halves of them are computed, and smaller batches from then on; if it is for one
-        signal, that is an EngineError. The caller raises `overflow_error` where an estimate is not
-        finite.
+        short, they are computed in halves, and later batches are smaller; if it is too short for
+        one signal, that is an EngineError. The caller has to `check_finite` each estimate.
 
         Args:
             windows: parts of mixtures.
@@ -310,22 +305,19 @@ class Engine:
         self.check_process()
         if not windows:
             return []
-        counts, signs = [len(window) for window in windows], [one.sign for one in polarities]
-        signals = [
-            sign * signal for sign, window in zip(signs, windows, strict=True) for signal in window
-        ]
-        embeddings = np.repeat([one.embedding for one in polarities], counts, axis=0)
-        by_signal = [
-            estimate
-            for first, count, sign in zip(
-                firsts or [None] * len(windows), counts, signs, strict=True
-            )
-            for estimate in (repeat(None, count) if first is None else sign * first)
-        ]
-        estimates = iter(self._estimates(signals, embeddings, passes or self.passes, by_signal))
+        signals: list[Samples] = []
+        embeddings: list[Samples] = []
+        known: list[Samples | None] = []
+        firsts = firsts or [None] * len(windows)
+        for window, polarity, first in zip(windows, polarities, firsts, strict=True):
+            signals += [*(polarity.sign * window)]
+            embeddings += [polarity.embedding] * len(window)
+            known += [None] * len(window) if first is None else [*(polarity.sign * first)]
+        passes = passes or self.passes
+        estimates = iter(self._estimates(signals, np.stack(embeddings), passes, known))
         return [
-            sign * np.stack(list(islice(estimates, count)))
-            for sign, count in zip(signs, counts, strict=True)
+            polarity.sign * np.stack([next(estimates) for _ in window])
+            for window, polarity in zip(windows, polarities, strict=True)
         ]
 
     def _estimates(
@@ -351,14 +343,9 @@ class Engine:
         if estimates is None:  # not in `except`: the error's traceback holds the tensors
             half = len(signals) // 2
             self.signals_at_once = max(1, min(self.signals_at_once, half))
-            parts = (slice(half), slice(half, None))
-            return [
-                estimate
-                for part in parts
-                for estimate in self._estimates(
-                    signals[part], embeddings[part], passes, firsts[part]
-                )
-            ]
+            one = self._estimates(signals[:half], embeddings[:half], passes, firsts[:half])
+            other = self._estimates(signals[half:], embeddings[half:], passes, firsts[half:])
+            return [*one, *other]
         return [
             np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
             for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
@@ -378,8 +365,10 @@ class Engine:
         leaves of the mixture. See `_refine`.
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
-        missing = [number for number, first in enumerate(firsts) if first is None]
-        computed = iter(self._run_shifted([signals[k] for k in missing], embeddings[missing], 0))
+        computed: Iterator[Samples] = iter(())
+        if missing := [k for k, first in enumerate(firsts) if first is None]:
+            missed = [signals[k] for k in missing]
+            computed = iter(self.runtime.extract(missed, embeddings[missing]))
         unshifted = [next(computed) if first is None else first for first in firsts]
         estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], unshifted)
         if passes == 1:
@@ -407,26 +396,23 @@ class Engine:
         A network's errors depend on where in a sound its frames fall. They differ from shift to
         shift, so that the mean has less of them.
         """
-        runs = [*others, *(self._run_shifted(signals, embeddings, shift) for shift in shifts)]
+        runs = [*others]
+        for shift in shifts:
+            shifted = [np.pad(signal, (shift, 0)) for signal in signals]
+            estimates = self.runtime.extract(shifted, embeddings)
+            runs.append([estimate[shift:] for estimate in estimates])
         return [np.mean(estimates, axis=0) for estimates in zip(*runs, strict=True)]
 
-    def _run_shifted(
-        self, signals: Sequence[Samples], embeddings: Samples, shift: int
-    ) -> Sequence[Samples]:
-        """What the network gives for signals [sample] that begin `shift` samples later."""
-        if not signals:
-            return []
-        estimates = self.runtime.extract([np.pad(one, (shift, 0)) for one in signals], embeddings)
-        return [estimate[shift:] for estimate in estimates]
-
-    def overflow_error(self) -> EngineError:
-        """The error for numbers that are not finite: the precision or the model is to blame."""
+    def check_finite(self, numbers: Samples) -> None:
+        """Refuse what the network gave if it is not finite: by the precision, or the model."""
+        if np.isfinite(numbers).all():
+            return
         runtime = self.runtime
         if runtime.precision != "float32":
-            return EngineError(
+            raise EngineError(
                 f"{runtime.precision} overflowed on {runtime.device}. Use --precision float32."
             )
-        return EngineError(
+        raise EngineError(
             f"{self.label}: gave numbers that are not finite. The model, or the profile of the "
             "voice, is damaged. Install the model, or enroll the voice, again."
         )
@@ -446,17 +432,17 @@ class Engine:
             )
 
 
-def open_engine(info: CheckpointInfo, settings: EngineSettings | None = None) -> Engine:
-    """Load a checkpoint with the runtime that `settings` name.
+def open_engine(
+    info: CheckpointInfo, settings: EngineSettings | None = None, seconds: float = math.inf
+) -> Engine:
+    """Load a checkpoint with the runtime that `settings` name, for `seconds` of audio in all.
 
     Raises:
         CheckpointError: the weights, graphs or calibration are damaged, or do not fit.
         EngineError: the runtime, device or precision is not available here.
     """
-    settings = choose_runtime(info, settings or EngineSettings(), math.inf)
+    settings = onnx.choose_runtime(info, settings or EngineSettings(), seconds)
     if settings.runtime == "onnx":
-        from mcspex_cli.extraction import onnx
-
         graphs = onnx.find_or_prepare(info)
         system: System | Runtime = onnx.OnnxRuntime(graphs, info.config, settings)
     else:
@@ -501,10 +487,6 @@ def as_samples(name: str, samples: Floats, *dimensions: int, whole: bool = True)
     if np.abs(sound).max(initial=0) > LOUDEST:
         raise ValueError(f"{name} has impossibly loud samples: sound is in -1..1.")
     return sound
-
-
-_SILENT = 10 ** (SILENCE_DB / 10)
-"""The mean square up to which a signal is silent."""
 
 
 def _refine(estimate: Samples, signal: Samples, other: Samples) -> Samples:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -45,6 +45,7 @@ from mcspex_cli.extraction import levels
 from mcspex_cli.extraction.engine import Engine, Polarity, as_samples, open_engine
 from mcspex_cli.extraction.job import (
     ABSENT,
+    ABSENT_ACCEPTED,
     ExtractionOptions,
     Job,
     Outputs,
@@ -132,8 +133,8 @@ class Extractor:
         """Make a voice from clips, folders of clips, profiles, and spans of the mixture.
 
         A clip over 10 s is cut to its speech, of at most 60 s, unless no speech is found in it; a
-        shorter one only loses silence at its ends. Only 10 min of a clip are read,
-        from its first speech on.
+        shorter one only loses silence at its ends. Of each, 10 min from its first speech on are
+        read.
 
         Args:
             references: files and folders, all of one person alone.
@@ -158,6 +159,7 @@ class Extractor:
         if "" in names:  # which would mean all files in the working folder
             raise ValueError("a reference has an empty name; name a file or a folder")
         options, spans = self._check_options(options), tuple(spans)
+        advance = advance or (lambda _: None)
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
         if spans:
@@ -198,11 +200,13 @@ class Extractor:
         rate_hz = audio.check_rate(rate_hz)
         options = self._check_options(options)
         mixture = audio.ArrayReader("the mixture", block, rate_hz, options.channel)
-        voice, used_files = check_voice(voice), files.UsedFiles()
-        with closing(_Extraction(self, options, voice, mixture, used_files)) as extraction:
+        extraction = _Extraction(self, options, check_voice(voice), mixture, files.UsedFiles())
+        with closing(extraction):
             for _ in self._compute_all([extraction], lambda _: None):
                 pass
             result = extraction.finish()
+        if isinstance(result, McspexError):
+            raise result
         if options.channel == "all" and samples.ndim == 2:
             return result
         assert result.estimate is not None
@@ -236,9 +240,11 @@ class Extractor:
         rate_hz = self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         rate_hz = audio.check_rate(rate_hz)
         timing = Timing.for_latency(latency_s, rate_hz)
-        live = LiveExtractor(self.engine, voice, timing, rate_hz, absent)
+        if absent not in ABSENT_ACCEPTED:
+            raise ValueError(f"absent {absent!r} is none of {', '.join(ABSENT_ACCEPTED)}")
         check_absent(absent, self.model, self.engine.calibration)
-        return live
+        mutes = ABSENT_ACCEPTED[absent].mutes
+        return LiveExtractor(self.engine, voice.embedding, timing, rate_hz, mutes=mutes)
 
     def extract_file(
         self,
@@ -291,8 +297,8 @@ class Extractor:
         """
         options, used_files = self._check_options(options), files.UsedFiles()
         lookahead = max(_LOOKAHEAD, self.engine.signals_at_once)
-        unfinished: deque[_Extraction] = deque()
-        pending: deque[tuple[Job, Future[Result | McspexError]]] = deque()
+        unfinished: deque[tuple[Job, _Extraction]] = deque()
+        pending: deque[Future[Result | McspexError]] = deque()  # of the first of these
         failures: list[Exception] = []  # of `jobs`, which is read ahead
 
         def extractions() -> Iterator[_Extraction]:
@@ -300,8 +306,9 @@ class Extractor:
                 for job in jobs:
                     if not isinstance(job, Job):
                         raise TypeError(f"extract_files takes Jobs, not {job!r:.80}")
-                    unfinished.append(_Extraction(self, options, job.voice, job, used_files))
-                    yield unfinished[-1]
+                    extraction = _Extraction(self, options, job.voice, job, used_files)
+                    unfinished.append((job, extraction))
+                    yield extraction
             except Exception as error:
                 failures.append(error)
 
@@ -312,22 +319,21 @@ class Extractor:
             ):
                 try:
                     for extraction in computed:
-                        assert extraction.job is not None
-                        pending.append((extraction.job, writer.submit(extraction.finish_or_fail)))
-                        while pending and (len(pending) > lookahead or pending[0][1].done()):
-                            job, ready = pending.popleft()
-                            yield job, ready.result()
+                        pending.append(writer.submit(extraction.finish))
+                        while pending and (len(pending) > lookahead or pending[0].done()):
+                            yield unfinished[0][0], pending.popleft().result()
                             unfinished.popleft()
-                    for job, ready in pending:
-                        yield job, ready.result()
+                    while pending:
+                        yield unfinished[0][0], pending.popleft().result()
+                        unfinished.popleft()
                     if failures:
                         raise failures[0]
                 except (KeyboardInterrupt, SystemExit, GeneratorExit):
-                    for extraction in tuple(unfinished):  # what is half written is not finished
+                    for _, extraction in tuple(unfinished):  # what is half written is not finished
                         extraction.fail(McspexError(f"{extraction.path}: was interrupted."))
                     raise
         finally:
-            for extraction in tuple(unfinished):  # the caller stopped early
+            for _, extraction in tuple(unfinished):  # the caller stopped early
                 extraction.close()
 
     def _check_options(self, options: ExtractionOptions | None) -> ExtractionOptions:
@@ -379,10 +385,11 @@ def _windows(
     """The windows of every mixture; the last one of a mixture that failed has no samples."""
     nothing = Window(0, np.zeros((1, 0), np.float32), last=True)
     for extraction in extractions:
-        windows, window = extraction.attempt(extraction.read), None
-        while window is None or not window.last:
+        windows, last = extraction.read(), False
+        while not last:
             window = extraction.attempt(next, windows, nothing) or nothing
             yield extraction, window
+            last = window.last
 
 
 def _prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
@@ -399,31 +406,12 @@ def _prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None,
             items.close()
 
 
-_UNCHANGED = levels.LevelGain(1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Gains:
-    """The linear gains of what is written; the last three are known once all of it was measured."""
-
-    match: npt.NDArray[np.float64]
-    """[channel], bring the estimate to its level in the mixture."""
-    estimate: npt.NDArray[np.float64]
-    """[channel], of the estimate, without `level`."""
-    level: levels.LevelGain = _UNCHANGED
-    """Of the estimate and all that is mixed with it."""
-    residual: levels.LevelGain = _UNCHANGED
-    """1, or less against clipping."""
-    silent: bool = False
-    """Whether the estimate is silent as it is written."""
-
-
 class _Extraction:
     """One mixture on its way, in four steps that set the fields below.
 
     `read` is called in the reading thread, `begin` and `add` in the thread of the network, and
     `finish` in the writing thread. If a step fails, its error is kept as `error`, and the steps
-    after it are not taken.
+    after it are not taken. Gains are linear.
     """
 
     # From the beginning on:
@@ -446,6 +434,8 @@ class _Extraction:
     _estimate_store: _Store  # the network's estimate at the mixture's sample rate
     _channel_presences: list[PresenceResult]  # filled by the last `add`
     # In `finish`:
+    _match_gains: npt.NDArray[np.float64]  # [channel], to the estimate's level in the mixture
+    _estimate_gains: npt.NDArray[np.float64]  # [channel], but for the level that is chosen
     _presence: PresenceResult  # of all channels together
 
     def __init__(
@@ -460,10 +450,9 @@ class _Extraction:
             self.job, self.path = source, str(source.mixture)
         else:
             self.job, self._mixture, self.path = None, source, str(source.path)
-        self._extractor, self._engine = extractor, extractor.engine
+        self._model, self._engine = extractor.model, extractor.engine
         self._options, self._voice, self._used_files = options, voice, used_files
-        self._absent_policy = ABSENT[options.absent]
-        self._level = levels.Level.parse(options.level)
+        self._absent, self._level = ABSENT[options.absent], levels.Level.parse(options.level)
         self._stores = ExitStack()
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
@@ -497,7 +486,7 @@ class _Extraction:
             job.check_outputs(self._used_files)
             self._mixture = job.reader or job.open(options)
             self._sounds = job.outputs.sounds()
-            job.outputs.make_folders()
+            files.make_folders(*{path.parent for path in job.outputs.paths()})
         info = self._mixture.info
         blocks: Iterable[Samples] = self._mixture
         self._channels = info.channels if options.channel == "all" else 1
@@ -506,7 +495,7 @@ class _Extraction:
             blocks = self._mixture_store.keep(blocks)
         resampler = audio.Resampler(info.sample_rate_hz, network_hz, self._channels)
         audible = audio.without_rumble(resampler.run(blocks), network_hz)
-        return cut(audible, self._engine.windowing)
+        yield from cut(audible, self._engine.windowing)
 
     def begin(self) -> None:
         """Get the voice, before the first window is computed."""
@@ -519,12 +508,11 @@ class _Extraction:
             )
         if self.job:
             check_sources(self.job, voice, info.seconds)
-        check_embedding(self.path, voice, self._extractor.model)
-        embedding = np.asarray(voice.embedding, np.float32)
+        check_embedding(self.path, voice, self._model)
         self._estimate_store = self._open_store()
-        self._meters = [PresenceMeter(engine, embedding) for _ in range(channels)]
+        self.polarity = Polarity(np.asarray(voice.embedding, np.float32))
+        self._meters = [PresenceMeter(engine, self.polarity) for _ in range(channels)]
         self._channel_presences = []
-        self.polarity = Polarity(embedding)
         self._joiner = Joiner(engine.windowing.context, engine.windowing.fade)
         self._matcher = levels.LevelMatcher(channels)
         self._back = audio.Resampler(engine.sample_rate_hz, info.sample_rate_hz, channels)
@@ -554,15 +542,13 @@ class _Extraction:
         Returns:
             The seconds of sound that it adds to what is computed.
         """
-        if not np.isfinite(estimate).all():
-            raise self._engine.overflow_error()
+        self._engine.check_finite(estimate)
         estimate, mixture = self._joiner.add(window, estimate)
         self._matcher.add(estimate, mixture)
         if window.last:
             audio.check_level(self.path, self._matcher.mixture_mean_square())
         self._estimate_store.append(self._back.step(estimate, last=window.last))
         for meter, channel, whole in zip(self._meters, estimate, mixture, strict=True):
-            meter.sign = self.polarity.sign
             meter.add(channel, whole)
             if window.last:
                 self._channel_presences.append(meter.result())
@@ -572,33 +558,44 @@ class _Extraction:
         """Give memory and disk back."""
         self._stores.close()
 
-    def finish(self) -> Result:
-        """Judge presence, choose the level and write the files; raise the error of any step."""
-        if self.error is not None:
-            raise self.error
+    def finish(self) -> Result | McspexError:
+        """Judge presence, choose the level, write the files and `close`; or the error of a step."""
+        with closing(self):
+            return self.attempt(self._finish) or cast(McspexError, self.error)
+
+    def _finish(self) -> Result:
         began = time.monotonic()
-        job, mixture, voice, model = self.job, self._mixture, self._voice, self._extractor.model
-        assert isinstance(voice, Voice)
-        has_level = self._engine.runtime.true_level
-        match_gains = np.ones(self._channels) if has_level else self._matcher.gains()
-        self._presence = self._judge(match_gains)
-        gains = self._choose_gains(match_gains)
+        job, mixture, runtime = self.job, self._mixture, self._engine.runtime
+        voice, start_s = cast(Voice, self._voice), mixture.info.start_s
+        ones = np.ones(self._channels)
+        self._match_gains = ones if runtime.true_level else self._matcher.gains()
+        self._estimate_gains = ones * 10 ** (self._options.wet_db / 20)
+        if self._level.policy.matched:
+            self._estimate_gains *= self._match_gains
+        match_gains_db = levels.gains_db(self._match_gains)
+        presence = join_channels(self._channel_presences, match_gains_db, start_s)
+        if self._absent.fails and presence.present is False:
+            raise AbsentError(
+                f"{self.path}: the voice is not in it (presence {presence.presence:.2f}). "
+                "Check the reference, or use --absent keep."
+            )
+        self._presence = presence
+        level, residual_level, silent = self._choose_levels()
         if job:
-            self._write(job, gains)
-        presence, runtime = self._presence, self._engine.runtime
+            self._write(job, level.gain, residual_level.gain)
         return Result(
             mixture=job.name if job else self.path,
             references=voice.sources,
             reference_seconds=voice.seconds,
             outputs=job.outputs if job else None,
-            start_s=mixture.info.start_s,
+            start_s=start_s,
             seconds=mixture.frames / mixture.info.sample_rate_hz,
             sample_rate_hz=mixture.info.sample_rate_hz,
             elapsed_s=self.elapsed_s + time.monotonic() - began,
-            gain_db=levels.gains_db(gains.estimate * gains.level.gain),
-            limited=gains.level.limit_db > 0,
-            residual_gain_db=round(0.0 - gains.residual.limit_db, 2),
-            silent=gains.silent,
+            gain_db=levels.gains_db(self._estimate_gains * level.gain),
+            limited=level.limit_db > 0,
+            residual_gain_db=round(0.0 - residual_level.limit_db, 2),
+            silent=silent,
             presence=presence.presence,
             present=presence.present,
             wrong_speaker=presence.wrong_speaker,
@@ -606,91 +603,69 @@ class _Extraction:
             speech_left=presence.speech_left,
             active_s=presence.active_s,
             segments=presence.segments,
-            warnings=tuple(self._warnings(gains)),
+            warnings=tuple(self._warnings(level, residual_level.limit_db, silent=silent)),
             device=runtime.device,
             precision=runtime.precision,
             runtime=runtime.name,
             passes=self._engine.passes,
-            model=model.name,
-            model_revision=model.revision,
-            model_sha256=model.sha256,
-            estimate=None if job else self._samples(gains),
+            model=self._model.name,
+            model_revision=self._model.revision,
+            model_sha256=self._model.sha256,
+            estimate=None if job else self._samples(level.gain),
         )
 
-    def finish_or_fail(self) -> Result | McspexError:
-        """As `finish`, but return the error, and `close`."""
-        with closing(self):
-            return self.attempt(self.finish) or cast(McspexError, self.error)
+    def _choose_levels(self) -> tuple[levels.LevelGain, levels.LevelGain, bool]:
+        """Read all that is to be written once, and choose its gains by how loud it is.
 
-    def _judge(self, match_gains: npt.NDArray[np.float64]) -> PresenceResult:
-        """Find out whether the target is there, and when.
-
-        `match_gains` [channel] bring the estimate to its level in the mixture.
-
-        Raises:
-            AbsentError: it is not, and the options say that this is to fail.
+        Returns:
+            The gain of the estimate and all that is mixed with it; that of the residual, 1 or less
+            against clipping; and whether the estimate is then silent.
         """
-        match_gains_db, start_s = levels.gains_db(match_gains), self._mixture.info.start_s
-        presence = join_channels(self._channel_presences, match_gains_db, start_s)
-        if self._absent_policy.fails and presence.present is False:
-            raise AbsentError(
-                f"{self.path}: the voice is not in it (presence {presence.presence:.2f}). "
-                "Check the reference, or use --absent keep."
-            )
-        return presence
-
-    def _choose_gains(self, match_gains: npt.NDArray[np.float64]) -> _Gains:
-        """Read all that is to be written once, and choose the gains by how loud it is."""
-        options, shape = self._options, (self._mixture.info.sample_rate_hz, self._channels)
-        clips = [not audio.holds_over_full_scale(path, options.subtype) for path in self._sounds]
+        shape = self._mixture.info.sample_rate_hz, self._channels
+        subtype = self._options.subtype
+        clips = [not audio.holds_over_full_scale(path, subtype) for path in self._sounds]
         meter = levels.GainMeter(self._level, *shape)
         residual_meter = levels.GainMeter(levels.Level.parse("raw"), *shape)
-        estimate_gains = np.full(self._channels, 10 ** (options.wet_db / 20))
-        if self._level.policy.matched:
-            estimate_gains *= match_gains
-        gains = _Gains(match_gains, estimate_gains)
-        for estimate, residual in self._blocks(gains):
+        for estimate, residual in self._blocks():
             meter.add(estimate)
             if residual is not None:
                 residual_meter.add(residual)
         level = meter.gain(clips=clips[0] if clips else True)
         silent = bool(meter.peak * level.gain < 10 ** (audio.SILENCE_DB / 20))
-        residual_level = residual_meter.gain(clips=clips[1:] == [True])
-        return replace(gains, level=level, residual=residual_level, silent=silent)
+        return level, residual_meter.gain(clips=any(clips[1:])), silent
 
-    def _samples(self, gains: _Gains) -> Samples:
+    def _samples(self, gain: float) -> Samples:
         """The estimate [channel, sample]."""
-        gain = np.float32(gains.level.gain)
-        return np.concatenate([estimate * gain for estimate, _ in self._blocks(gains)], axis=-1)
+        blocks = [estimate * np.float32(gain) for estimate, _ in self._blocks()]
+        return np.concatenate(blocks, axis=-1)
 
-    def _write(self, job: Job, gains: _Gains) -> None:
-        """Write the files, all of them or none."""
-        mixture, levelling = self._mixture, (gains.level.gain, gains.residual.gain)
-        rate_hz, subtype = mixture.info.sample_rate_hz, self._options.subtype
-        shape = rate_hz, self._channels, subtype, mixture.frames
+    def _write(self, job: Job, *gains: float) -> None:
+        """Write the files, all of them or none; `gains` are those of the estimate and residual."""
+        rate_hz, subtype = self._mixture.info.sample_rate_hz, self._options.subtype
+        shape = rate_hz, self._channels, subtype, self._mixture.frames
         with files.together(overwrite=job.outputs.overwrite):
             with ExitStack() as stack:
                 writers = [
                     stack.enter_context(audio.open_writer(path, *shape)) for path in self._sounds
                 ]
-                for blocks in self._blocks(gains):
+                for blocks in self._blocks():
                     if self.error:  # it was interrupted
                         raise self.error
-                    for writer, block, gain in zip(writers, blocks, levelling, strict=False):
+                    for writer, block, gain in zip(writers, blocks, gains, strict=False):
                         assert block is not None
                         writer.write(block * np.float32(gain))
             if path := job.outputs.activity:
                 file = job.id or job.mixture.stem
                 write_activity(path, self._presence, job.name, file, job.outputs.speaker)
 
-    def _blocks(self, gains: _Gains) -> Iterator[tuple[Samples, Samples | None]]:
-        """Blocks of the estimate before `gains.level` and, if it is asked for, of the residual."""
+    def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
+        """Blocks of the estimate before its level is chosen and, if asked for, of the residual."""
         channels, samples = self._channels, self._mixture.frames
         mixtures = self._mixture_store.read(channels, samples) if self._mixture_store else None
         dry_db = self._options.dry_db
         dry_gain = np.float32(0.0 if dry_db is None else 10 ** (dry_db / 20))
-        estimate_gains = gains.estimate[:, None].astype(np.float32)
-        match_gains = gains.match[:, None].astype(np.float32)
+        estimate_gains = self._estimate_gains[:, None].astype(np.float32)
+        match_gains = self._match_gains[:, None].astype(np.float32)
         start = 0
         for block in self._estimate_store.read(channels, samples):
             estimate = self._mute_absent(block, start)
@@ -704,7 +679,7 @@ class _Extraction:
 
     def _mute_absent(self, block: Samples, start: int) -> Samples:
         """A block that begins at sample `start`, silent where the target is absent."""
-        if not self._absent_policy.mutes or self._presence.present is None:
+        if not self._absent.mutes or self._presence.present is None:
             return block
         at_s = (start + np.arange(block.shape[1])) / self._mixture.info.sample_rate_hz
         gates = [
@@ -713,29 +688,29 @@ class _Extraction:
         ]
         return block * np.array(gates, np.float32)
 
-    def _warnings(self, gains: _Gains) -> Iterator[str]:
+    def _warnings(
+        self, level: levels.LevelGain, residual_limit_db: float, *, silent: bool
+    ) -> Iterator[str]:
         """What may be wrong with it, a line each."""
         presence, options = self._presence, self._options
         yield from self._mixture.warnings
-        limit_db, residual_limit_db = gains.level.limit_db, gains.residual.limit_db
-        if limit_db:
-            yield f"turned down by {limit_db:.1f} dB so that it does not clip."
+        if level.limit_db:
+            yield f"turned down by {level.limit_db:.1f} dB so that it does not clip."
         if residual_limit_db:
             yield (
                 f"the residual was turned down by {residual_limit_db:.1f} dB so that it does not "
                 "clip."
             )
-        if gains.level.too_soft and not gains.silent:
+        if level.too_soft and not silent:
             yield f"too soft to be measured, so that the level {options.level} changes nothing."
-        as_mixed = self._level.policy.is_as_in_mixture and (options.wet_db, options.dry_db) == (
-            0.0,
-            None,
-        )
-        if self._sounds[1:] and (limit_db or residual_limit_db or not as_mixed):
+        policy = self._level.policy
+        choices = (policy.matched, policy.goal, options.wet_db, options.dry_db)
+        is_changed = level.limit_db or residual_limit_db or choices != (True, None, 0.0, None)
+        if self._sounds[1:] and is_changed:
             yield "estimate and residual do not add up to the mixture: their levels were changed."
         if presence.present is False:
             content = "silence" if options.dry_db is None else "the mixture alone"
-            content = content if self._absent_policy.mutes else "another voice, or a remnant"
+            content = content if self._absent.mutes else "another voice, or a remnant"
             yield (
                 f"the voice is probably not in the mixture (presence {presence.presence:.2f}); "
                 f"the result is {content}."
@@ -745,7 +720,7 @@ class _Extraction:
                 "may follow the wrong person: what is left sounds like the reference. Try a "
                 "longer reference, or listen to the residual (--residual)."
             )
-        elif gains.silent:
+        elif silent:
             yield "nothing of this voice was found; the result is silent."
 
 

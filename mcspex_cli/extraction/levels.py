@@ -21,7 +21,6 @@ _PEAK_DB = float(20 * np.log10(PEAK))
 FULL_SCALE = 0.999
 """A sample above this counts as clipping."""
 
-
 _STEP_S = 0.1  # gating blocks of four steps overlap by three
 _HISTORY_STEPS, _FFT_STEPS = 5, 25
 """How long the weighting's response is at most, and how long one FFT is."""
@@ -118,11 +117,6 @@ class LevelPolicy:
     """Whether the estimate is first brought to the level that it has in the mixture."""
     example: tuple[str, str] | None = None
     """For menus, which cannot ask for a number: a level of the range, and its help."""
-
-    @property
-    def is_as_in_mixture(self) -> bool:
-        """Whether the estimate keeps the level that it has in the mixture."""
-        return self.matched and self.goal is None
 
 
 LEVELS = {

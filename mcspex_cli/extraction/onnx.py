@@ -20,7 +20,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,19 +161,21 @@ def _refusal(what: str, name: str, known: tuple[str, ...]) -> EngineError:
     )
 
 
-def starts_sooner(info: CheckpointInfo, settings: EngineSettings, seconds: float) -> bool:
-    """Whether ONNX Runtime is done sooner than torch with `seconds` of audio in all.
+def choose_runtime(
+    info: CheckpointInfo, settings: EngineSettings, seconds: float
+) -> EngineSettings:
+    """Decide what "auto" runs, for `seconds` of audio in all.
 
-    It is with little audio on a CPU, if it is installed and the graphs are there.
+    With little audio on a CPU, ONNX Runtime is done sooner than torch, if its graphs are there.
     """
-    if settings.device not in ("auto", "cpu") or settings.precision not in ("auto", "float32"):
-        return False
-    if seconds > _SHORT_AUDIO_S or not find_spec(RUNNER):
-        return False
-    try:
-        return find(info) is not None
-    except (CheckpointError, EngineError):
-        return False
+    if settings.runtime != "auto":
+        return settings
+    can_run = settings.device in ("auto", "cpu") and settings.precision in ("auto", "float32")
+    is_onnx = info.has_only_graphs
+    if can_run and seconds <= _SHORT_AUDIO_S and find_spec(RUNNER):
+        with suppress(CheckpointError, EngineError):
+            is_onnx = is_onnx or find(info) is not None
+    return replace(settings, runtime="onnx" if is_onnx else "torch")
 
 
 def check_installed(*packages: str) -> None:

@@ -26,7 +26,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,13 +34,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mcspex_cli import files
-from mcspex_cli.audio import MIN_SIGNAL_S, SILENCE_DB, Samples
+from mcspex_cli.audio import MIN_SIGNAL_S, SILENCE_DB, Floats, Samples
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.extraction import speech
 from mcspex_cli.extraction.speech import FRAME_S, FrameLevels
 
 if TYPE_CHECKING:
-    from mcspex_cli.extraction.engine import Engine
+    from mcspex_cli.extraction.engine import Engine, Polarity
 
 _logger = logging.getLogger("mcspex")
 
@@ -128,7 +127,7 @@ class Calibration:
         """How similar two embeddings [embedding] are apart from echo, -1 to 1."""
         centre, directions, _ = self._arrays
         a, b = (e - (directions @ e) @ directions for e in (one - centre, other - centre))
-        return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+        return cosine(a, b)
 
     def echo(self, embedding: Samples) -> float:
         """The probability that a sound has echo, by its embedding [embedding]."""
@@ -136,11 +135,6 @@ class Calibration:
         centred = embedding - centre
         unit = centred / max(float(np.linalg.norm(centred)), 1e-12)
         return probability(float(weights[:-1] @ unit + weights[-1]))
-
-    def mean_similarity(self, embeddings: Samples) -> float:
-        """The mean similarity of any two of some embeddings [voice, embedding]."""
-        pairs = combinations(embeddings, 2)
-        return float(np.mean([self.similarity(one, other) for one, other in pairs]))
 
     def segment_odds(self, features: Vector) -> Vector:
         """The log odds that the target speaks, from the features [segment, 3] of segments."""
@@ -158,6 +152,11 @@ class Calibration:
         odds = _SHARPNESS * self.segment_odds(features)
         score = float(np.logaddexp.reduce(odds) - np.log(len(odds))) / _SHARPNESS
         return self.file_weights[0] * score + self.file_weights[1]
+
+
+def cosine(one: Floats, other: Floats) -> float:
+    """The cosine of two embeddings [embedding]."""
+    return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
 
 
 def probability(odds: float) -> float:
@@ -268,17 +267,15 @@ class PresenceMeter:
 
     Args:
         engine: of the model. Without a calibration only levels are measured.
-        embedding: [embedding], of the reference.
+        polarity: of the mixture. Sound is multiplied by its sign where it is embedded, so that a
+            segment is in one polarity even if that becomes known in the middle of it.
         residuals: whether residuals may be embedded, for `PresenceResult.wrong_speaker`.
     """
 
-    def __init__(self, engine: Engine, embedding: Samples, *, residuals: bool = True) -> None:
+    def __init__(self, engine: Engine, polarity: Polarity, *, residuals: bool = True) -> None:
         self._segments: list[Segment] = []
         """Those that are measured."""
-        self._engine, self._embedding, self._residuals = engine, embedding, residuals
-        self.sign = 1.0
-        """`Polarity.sign` of the mixture: sound is multiplied by it where it is embedded, so that
-        a segment is in one polarity even if that becomes known in the middle of it."""
+        self._engine, self._polarity, self._residuals = engine, polarity, residuals
         self._segment_samples = round(SEGMENT_S * engine.sample_rate_hz)
         self._last = self._fresh = np.zeros((2, 0), np.float32)
         """Estimate and mixture [2, sample]. `_last`: the newest whole segment; `_fresh`: what came
@@ -387,9 +384,9 @@ class PresenceMeter:
         """
         similarities, echoes = np.zeros((2, len(signals)))
         if chosen.any():
-            parts = (self.sign * signals[chosen]).astype(np.float32)
-            embeddings = self._engine.embed_parts(parts)
-            similarities[chosen] = [calibration.similarity(e, self._embedding) for e in embeddings]
+            parts = (self._polarity.sign * signals[chosen]).astype(np.float32)
+            embeddings, voice = self._engine.embed_parts(parts), self._polarity.embedding
+            similarities[chosen] = [calibration.similarity(e, voice) for e in embeddings]
             echoes[chosen] = [calibration.echo(e) for e in embeddings]
         return similarities, echoes
 

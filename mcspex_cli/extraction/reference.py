@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from numbers import Real
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError
 from mcspex_cli.extraction import speech
-from mcspex_cli.extraction.engine import Engine, cosine, is_inverted
-from mcspex_cli.extraction.presence import Calibration
+from mcspex_cli.extraction.engine import Engine, is_inverted
+from mcspex_cli.extraction.presence import Calibration, cosine
 from mcspex_cli.extraction.profile import (
     Enrolment,
     Profile,
@@ -168,8 +169,6 @@ class Clip:
         words = speech.smooth_activity(activity, _BURST_S, _LONG_PAUSE_S)
         self.stretches = speech.list_spans(words)
         """Its speech with pauses of up to 0.5 s: from and to, in seconds."""
-        self.speech_without_pauses = speech.list_spans(self.is_speech)
-        """Its speech with pauses of up to 0.2 s."""
 
     def trimmed(self) -> Samples:
         """The clip [sample] cut to its speech.
@@ -189,7 +188,7 @@ class Clip:
 
     def only_speech(self) -> Samples:
         """Its speech [sample] of up to 60 s, short pauses left out too."""
-        return self._joined(self.speech_without_pauses, 0.0)
+        return self._joined(speech.list_spans(self.is_speech), 0.0)
 
     def _joined(self, spans: Iterable[tuple[float, float]], margin_s: float) -> Samples:
         rate_hz, pieces = self.sample_rate_hz, [self.samples[:0]]
@@ -211,10 +210,11 @@ class Clip:
             return None
         length = len(samples) // count
         embeddings = engine.embed_parts(samples[: count * length].reshape(count, length))
-        return calibration.mean_similarity(embeddings)
+        pairs = combinations(embeddings, 2)
+        return float(np.mean([calibration.similarity(one, other) for one, other in pairs]))
 
     def quality(self, used_s: float, two_voices: bool | None) -> ReferenceQuality:
-        """How good it is, with a warning of the first thing below that is wrong with it.
+        """How good it is, with a warning of the first of the faults below that it has.
 
         `join_voices` warns of too little speech, since it knows all clips.
         """
@@ -268,7 +268,7 @@ Pieces = list[tuple[Samples, float]]
 def read_clip(
     path: Path,
     sample_rate_hz: int,
-    advance: Callable[[float], object] | None = None,
+    advance: Callable[[float], object] = lambda _: None,
 ) -> Clip:
     """Read a clip; of a long one, only 10 min from its first speech on.
 
@@ -284,8 +284,7 @@ def read_clip(
     reader = audio.Reader(path)
     name, warnings = str(path), []
     for number, block in enumerate(reader):
-        if advance:
-            advance(block.shape[1] / reader.sample_rate_hz)
+        advance(block.shape[1] / reader.sample_rate_hz)
         if len(kept) == longest:
             beginning = beginning or kept
             kept = _from_speech(kept, reader.sample_rate_hz)
@@ -304,7 +303,7 @@ def read_spans(
     reader: audio.Reader,
     spans: Sequence[Span],
     sample_rate_hz: int,
-    advance: Callable[[float], object] | None = None,
+    advance: Callable[[float], object] = lambda _: None,
 ) -> Iterator[Clip]:
     """Cut spans out of a recording of any length. Memory is that of the spans.
 
@@ -329,8 +328,7 @@ def read_spans(
     cuts: list[Pieces] = [[] for _ in spans]
     done, last = 0, max((end for _, end in bounds), default=0)
     for block in reader:
-        if advance:
-            advance(block.shape[1] / rate_hz)
+        advance(block.shape[1] / rate_hz)
         clipped = _clipped(reader.original if reader.channel == "mix" else block)
         for pieces, (start, end) in zip(cuts, bounds, strict=True):
             part = slice(max(0, start - done), max(0, end - done))
@@ -445,7 +443,7 @@ def enroll(
     sources: Iterable[Path | Clip],
     engine: Engine,
     model: CheckpointInfo,
-    advance: Callable[[float], object] | None = None,
+    advance: Callable[[float], object] = lambda _: None,
 ) -> Voice:
     """Make a voice of clips, folders of clips and profiles, weighted by their speech.
 
@@ -456,27 +454,29 @@ def enroll(
         AudioError: a clip cannot be read, is silent or shorter than 0.3 s; there is none.
         CheckpointError: a profile cannot be used, or is for other models.
     """
+    listed: list[Path | Clip] = []
+    for source in sources:
+        listed += list_sources([source]) if isinstance(source, Path) else [source]
     voices, warnings = [], []
     names: dict[object, str] = {}
-    for source in sources:
-        for one in list_sources([source]) if isinstance(source, Path) else [source]:
-            name = one.name if isinstance(one, Clip) else str(one)
-            keys = {name} if isinstance(one, Clip) else files.identities(Path(name))
-            if first := next((names[key] for key in keys if key in names), None):
-                same = "is there twice" if first == name else f"is the same file as {first}"
-                warnings.append(f"{name}: {same}, and counts once.")
-                continue
-            names |= dict.fromkeys(keys, name)
-            if advance:
-                advance(0.0)
-            if isinstance(one, Path) and is_profile_name(one):
-                profile = read_profile(one)
-                enrolment = profile.enrolment_for(model, one)
-                embedding, seconds = enrolment.embedding, enrolment.seconds
-                voices.append(Voice(embedding, profile.qualities, seconds, (), (str(one),)))
-                continue
-            clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
-            voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
+    for one in listed:
+        name = one.name if isinstance(one, Clip) else str(one)
+        keys = {name} if isinstance(one, Clip) else files.identities(one)
+        if first := next((names[key] for key in keys if key in names), None):
+            same = "is there twice" if first == name else f"is the same file as {first}"
+            warnings.append(f"{name}: {same}, and counts once.")
+            continue
+        names |= dict.fromkeys(keys, name)
+        advance(0.0)
+        if isinstance(one, Path) and is_profile_name(one):
+            profile = read_profile(one)
+            enrolment = profile.enrolment_for(model, one)
+            voices.append(
+                Voice(enrolment.embedding, profile.qualities, enrolment.seconds, (), (name,))
+            )
+            continue
+        clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
+        voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
     voice = join_voices(voices, engine.calibration)
     return replace(voice, warnings=(*warnings, *voice.warnings), model_sha256=model.sha256)
 

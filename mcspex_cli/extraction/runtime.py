@@ -13,7 +13,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from numbers import Real
 from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from mcspex_cli.audio import Samples
-    from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
     from mcspex_cli.model.systems import System
 
 RUNTIMES = ("auto", "torch", "onnx")
@@ -63,7 +62,7 @@ class EngineSettings:
 
     Raises:
         EngineError: a precision or a runtime is unknown.
-        TypeError, ValueError: a number is none, or out of range.
+        TypeError, ValueError: what must be a number is not one, or is out of range.
     """
 
     device: str = "auto"
@@ -78,7 +77,7 @@ class EngineSettings:
     threads: int = 0
     """CPU threads of the whole process; 0 for as many as the runtime chooses."""
     runtime: str = "auto"
-    """What runs the network, one of `RUNTIMES`. "auto" is what `choose_runtime` decides."""
+    """What runs the network, one of `RUNTIMES`. "auto" is what `onnx.choose_runtime` decides."""
     passes: int = PASSES
     """How often the network computes each window, each time shifted by another part of a hop. Half
     of the passes, rounded up, are for the target. The others are for the other voices, and the
@@ -212,18 +211,6 @@ class TorchRuntime(Runtime):
             if is_lack_of_memory(error):
                 raise OutOfMemoryError from error
             raise
-
-
-def choose_runtime(
-    info: CheckpointInfo, settings: EngineSettings, seconds: float
-) -> EngineSettings:
-    """Decide what "auto" runs, for `seconds` of audio in all."""
-    if settings.runtime != "auto":
-        return settings
-    from mcspex_cli.extraction import onnx
-
-    is_onnx = info.has_only_graphs or onnx.starts_sooner(info, settings, seconds)
-    return replace(settings, runtime="onnx" if is_onnx else "torch")
 
 
 def choose_device(name: str) -> torch.device:

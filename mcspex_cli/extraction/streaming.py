@@ -31,10 +31,8 @@ import numpy as np
 from mcspex_cli import audio
 from mcspex_cli.audio import Floats, Samples
 from mcspex_cli.extraction.engine import Engine, Polarity, as_samples
-from mcspex_cli.extraction.job import ABSENT_ACCEPTED
 from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import MUTE_FADE_S, SEGMENT_S, PresenceMeter, Segment
-from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.windows import Joiner, Window
 
 LATENCIES_S = (0.1, 3.0)
@@ -83,10 +81,9 @@ class Timing:
         computing time; docs/live.md has both.
 
         Raises:
-            TypeError: one of them is no number.
-            ValueError: the latency is out of `LATENCIES_S`, or the rate not from 1 kHz to 1 MHz.
+            TypeError: the latency is no number.
+            ValueError: it is out of `LATENCIES_S`.
         """
-        audio.check_rate(sample_rate_hz)
         if not isinstance(latency_s, Real):
             raise TypeError(f"a latency is a number of seconds, not {latency_s!r:.80}")
         if not LATENCIES_S[0] <= latency_s <= LATENCIES_S[1]:
@@ -114,10 +111,8 @@ class LiveExtractor:
     """
 
     def __init__(
-        self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, absent: str
+        self, engine: Engine, embedding: Samples, timing: Timing, sample_rate_hz: int, mutes: bool
     ) -> None:
-        if absent not in ABSENT_ACCEPTED:
-            raise ValueError(f"absent {absent!r} is none of {', '.join(ABSENT_ACCEPTED)}")
         self.timing, self.sample_rate_hz = timing, sample_rate_hz
         self._engine = engine
         self.presence: float | None = None
@@ -128,7 +123,7 @@ class LiveExtractor:
         self.limited = False
         """Whether anything was turned down so that it does not clip."""
         self._mix = audio.MixMeter()
-        self._stream = _Stream(engine, voice, timing, sample_rate_hz, ABSENT_ACCEPTED[absent].mutes)
+        self._stream = _Stream(engine, embedding, timing, sample_rate_hz, mutes)
         self._worker = ThreadPoolExecutor(1, "mcspex-live")
         self._waiting: deque[Future[_Output]] = deque()
         self._held: list[Samples] = []
@@ -232,15 +227,13 @@ class _Stream:
     """Turns windows into output, one after the other, in the worker's thread."""
 
     def __init__(
-        self, engine: Engine, voice: Voice, timing: Timing, sample_rate_hz: int, mutes: bool
+        self, engine: Engine, embedding: Samples, timing: Timing, sample_rate_hz: int, mutes: bool
     ) -> None:
         self.computed_s = 0.0
         self._engine, self._timing = engine, timing
         self._rate_hz, self._mutes = sample_rate_hz, mutes
-        self._polarity = Polarity(voice.embedding)
+        self._polarity = Polarity(embedding)
         self._joiner = Joiner(timing.future, timing.fade)
-        self._done = 0
-        """How many samples are in the output already."""
         self._products = np.zeros(3)
         """<mixture, estimate>, <estimate, estimate> and seconds, of what counts for the level."""
         self._segment: Segment | None = None
@@ -262,14 +255,14 @@ class _Stream:
         estimate = self._extract(mixture, window.start + length)
         back = audio.Resampler(network_hz, self._rate_hz, 1).step(estimate, last=True)
         back = np.pad(back, ((0, 0), (0, max(0, length - back.shape[1]))))[:, :length]
+        begin = self._joiner.done - window.start
         end = length if window.last else length - timing.future
-        peak = float(np.abs(back[0, self._done - window.start : end]).max(initial=0))
-        final = window.start + end - self._done - (0 if window.last else timing.fade)
+        peak = float(np.abs(back[0, begin:end]).max(initial=0))
+        final = end - begin - (0 if window.last else timing.fade)
         gain = self._gain(estimate[0], mixture[0], final / self._rate_hz)
         limited = peak * abs(gain) > FULL_SCALE
         gain = gain * FULL_SCALE / (peak * abs(gain)) if limited else gain
         joined, _ = self._joiner.add(window, back * np.float32(gain))
-        self._done += joined.shape[1]
         samples = self._mute_absent(joined[0])
         self.computed_s += time.perf_counter() - began
         return _Output(samples, self._segment, limited)
@@ -283,8 +276,7 @@ class _Stream:
         is_due = (end - self._measured_at) / self._rate_hz >= _PRESENCE_STEP_S
         firsts = self._engine.find_polarities([mixture], [polarity]) if is_due else [None]
         (estimate,) = self._engine.compute([mixture], [polarity], passes=1, firsts=firsts)
-        if not np.isfinite(estimate).all():
-            raise self._engine.overflow_error()
+        self._engine.check_finite(estimate)
         if is_due:
             self._measure_presence(estimate, mixture)
             self._measured_at = end
@@ -315,8 +307,7 @@ class _Stream:
         rate_hz = self._engine.sample_rate_hz
         if self._engine.calibration is None or estimate.shape[1] < _MIN_JUDGED_S * rate_hz:
             return
-        meter = PresenceMeter(self._engine, self._polarity.embedding, residuals=False)
-        meter.sign = self._polarity.sign
+        meter = PresenceMeter(self._engine, self._polarity, residuals=False)
         newest = slice(-round(SEGMENT_S * rate_hz), None)
         meter.add(estimate[0, newest], mixture[0, newest])
         self._segment = meter.result().segments[-1]

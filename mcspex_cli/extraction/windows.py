@@ -82,7 +82,8 @@ class Joiner:
     def __init__(self, context: int, fade: int) -> None:
         self._context, self._fade = context, fade
         self._ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
-        self._done = 0
+        self.done = 0
+        """How many samples have been given, until the last window."""
         self._tail: Samples | None = None
 
     def add(self, window: Window, estimate: Samples) -> tuple[Samples, Samples]:
@@ -91,7 +92,7 @@ class Joiner:
         Returns:
             The samples of the estimate that are final now, and the same samples of the mixture.
         """
-        begin = self._done - window.start
+        begin = self.done - window.start
         fresh, mixture = estimate[..., begin:].copy(), window.samples[..., begin:]
         if self._tail is not None:
             faded = slice(0, self._fade)
@@ -100,5 +101,5 @@ class Joiner:
             return fresh, mixture
         keep = fresh.shape[-1] - self._context - self._fade
         self._tail = fresh[..., keep : keep + self._fade]
-        self._done += keep
+        self.done += keep
         return fresh[..., :keep], mixture[..., :keep]

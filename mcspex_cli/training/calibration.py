@@ -392,11 +392,10 @@ class Calibrator:
         engine, rendering, rate_hz = self._engine, case.rendering, self._engine.sample_rate_hz
         speaker, voice = self.cases[number].speaker, self._voices[number]
         present = speaker == case.speaker
-        meter = PresenceMeter(engine, voice, residuals=present)
         polarity = Polarity(voice)
+        meter = PresenceMeter(engine, polarity, residuals=present)
         engine.find_polarities([rendering.mixture[None]], [polarity])
         estimate = polarity.sign * engine.extract(polarity.sign * rendering.mixture, voice)
-        meter.sign = polarity.sign
         meter.add(estimate, rendering.mixture)
         result = meter.result()
         shares = []

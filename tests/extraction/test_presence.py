@@ -18,7 +18,7 @@ import torch
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError, OutputError
-from mcspex_cli.extraction.engine import Engine
+from mcspex_cli.extraction.engine import Engine, Polarity
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.presence import (
     Calibration,
@@ -73,7 +73,7 @@ def measure(
 ) -> PresenceResult:
     """Measure estimate and mixture [sample], in blocks of some sizes, over and over."""
     engine.calibration = made
-    meter = PresenceMeter(engine, voice)
+    meter = PresenceMeter(engine, Polarity(voice))
     estimate, mixture = both
     at, turn = 0, 0
     while at < len(estimate):
@@ -88,10 +88,11 @@ def test_a_segment_is_judged_in_one_polarity_though_that_is_found_in_the_middle_
 ) -> None:
     engine.calibration = calibration(len(voice))
     estimate, mixture = scene(2)
-    upright, late = PresenceMeter(engine, voice), PresenceMeter(engine, voice)
+    polarity = Polarity(voice)
+    upright, late = PresenceMeter(engine, Polarity(voice)), PresenceMeter(engine, polarity)
     upright.add(estimate, mixture)
     late.add(-estimate[:9000], -mixture[:9000])
-    late.sign = -1.0
+    polarity.sign = -1.0
     late.add(-estimate[9000:], -mixture[9000:])
     assert late.result().segments == upright.result().segments
 
