@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import filecmp
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -50,7 +49,6 @@ ABSENT_ACCEPTED = {name: policy for name, policy in ABSENT.items() if not policy
 """Those that accept it: the choices for live sound and in the page of `mcspex serve`."""
 
 LOWEST_GAIN_DB, HIGHEST_GAIN_DB = -120, 40
-
 
 _SAME_LENGTH_S, _SAME_CORRELATION = 0.2, 0.98
 """Two files have the same sound if their lengths differ by less, and they correlate by more."""
@@ -100,47 +98,47 @@ class ExtractionOptions:
             raise ValueError(
                 f"channel {self.channel!r:.80} is neither mix nor all nor a number from 0"
             )
-        limits = f"from {LOWEST_GAIN_DB} to {HIGHEST_GAIN_DB} dB"
         for gain_db in (self.wet_db, 0.0 if self.dry_db is None else self.dry_db):
             if not isinstance(gain_db, Real) or isinstance(gain_db, bool):
                 raise TypeError(f"wet_db and dry_db are numbers of dB, not {gain_db!r:.80}")
             if not LOWEST_GAIN_DB <= gain_db <= HIGHEST_GAIN_DB:
+                limits = f"from {LOWEST_GAIN_DB} to {HIGHEST_GAIN_DB} dB"
                 raise ValueError(f"wet_db and dry_db are {limits}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Outputs:
     """The files that one extraction writes; a string is taken for a path."""
 
     estimate: Path
-    residual: Path | None = None
+    residual: Path | None
     """The mixture without the target."""
-    activity: Path | None = None
+    activity: Path | None
     """When the target speaks, in a format of `presence.ACTIVITY_FORMATS`."""
-    speaker: str = "target"
+    speaker: str
     """What `activity` calls the target."""
-    overwrite: bool = False
+    overwrite: bool
     """Whether files that exist are replaced."""
 
-    if TYPE_CHECKING:  # which cannot see that a string is taken for a path
-
-        def __init__(
-            self,
-            estimate: Path | str,
-            residual: Path | str | None = None,
-            activity: Path | str | None = None,
-            speaker: str = "target",
-            overwrite: bool = False,
-        ) -> None: ...
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.speaker, str):
-            raise TypeError(f"speaker is text, not {self.speaker!r:.80}")
-        if not isinstance(self.overwrite, bool):  # "no" would mean yes
-            raise TypeError(f"overwrite is True or False, not {self.overwrite!r:.80}")
-        for name in ("estimate", "residual", "activity"):
-            if name == "estimate" or getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
+    def __init__(
+        self,
+        estimate: Path | str,
+        residual: Path | str | None = None,
+        activity: Path | str | None = None,
+        speaker: str = "target",
+        overwrite: bool = False,
+    ) -> None:
+        if not isinstance(speaker, str):
+            raise TypeError(f"speaker is text, not {speaker!r:.80}")
+        if not isinstance(overwrite, bool):  # "no" would mean yes
+            raise TypeError(f"overwrite is True or False, not {overwrite!r:.80}")
+        vars(self).update(
+            estimate=Path(estimate),
+            residual=None if residual is None else Path(residual),
+            activity=None if activity is None else Path(activity),
+            speaker=speaker,
+            overwrite=overwrite,
+        )
 
     def sounds(self) -> list[Path]:
         """The sound files: the estimate and, if it is asked for, the residual."""
@@ -150,10 +148,6 @@ class Outputs:
         """All files that are written."""
         return [path for path in (*self.sounds(), self.activity) if path]
 
-    def make_folders(self) -> None:
-        """Make the folders of these files."""
-        files.make_folders(*{path.parent for path in self.paths()})
-
 
 def speaker_name(references: Sequence[str | Path], spans: Sequence[object]) -> str:
     """What activity files call the target: the name of the only --ref, if there is one."""
@@ -161,7 +155,7 @@ def speaker_name(references: Sequence[str | Path], spans: Sequence[object]) -> s
     return (Path(references[0]).stem if is_only_one else "") or "target"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Job:
     """One mixture, the voice of its target, and the files to write; strings are taken for paths."""
 
@@ -170,30 +164,25 @@ class Job:
     """The voice, or a function that is called when it is needed. If it raises an error, that is
     the job's result."""
     outputs: Outputs
-    id: str = ""
+    id: str
     """See `name`."""
-    reader: audio.Reader | None = field(default=None, repr=False, compare=False)
+    reader: audio.Reader | None = field(repr=False, compare=False)
     """The mixture, if it was opened before by `open`."""
 
-    if TYPE_CHECKING:  # which cannot see that a string is taken for a path
-
-        def __init__(
-            self,
-            mixture: Path | str,
-            voice: Voice | Callable[[], Voice],
-            outputs: Outputs | Path | str,
-            id: str = "",
-            reader: audio.Reader | None = None,
-        ) -> None: ...
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mixture", Path(self.mixture))
-        if not isinstance(self.id, str):
-            raise TypeError(f"id is text, not {self.id!r:.80}")
-        if not callable(self.voice):
-            check_voice(self.voice)
-        if not isinstance(self.outputs, Outputs):
-            object.__setattr__(self, "outputs", Outputs(self.outputs))
+    def __init__(
+        self,
+        mixture: Path | str,
+        voice: Voice | Callable[[], Voice],
+        outputs: Outputs | Path | str,
+        id: str = "",
+        reader: audio.Reader | None = None,
+    ) -> None:
+        if not isinstance(id, str):
+            raise TypeError(f"id is text, not {id!r:.80}")
+        if not callable(voice):
+            check_voice(voice)
+        outputs = outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+        vars(self).update(mixture=Path(mixture), voice=voice, outputs=outputs, id=id, reader=reader)
 
     @property
     def name(self) -> str:
@@ -202,11 +191,11 @@ class Job:
 
     def check_outputs(self, used_files: files.UsedFiles) -> None:
         """Refuse outputs that cannot be written, or harm a file in `used_files`; add them."""
-        outputs = self.outputs
-        for path in outputs.paths():
+        name, outputs, paths = self.name, self.outputs, self.outputs.paths()
+        for path in paths:
             is_activity = path is outputs.activity
             files.check_suffix(path, ACTIVITY_FORMATS if is_activity else audio.FORMATS)
-        used_files.add(self.mixture, outputs.paths(), self.name, overwrite=outputs.overwrite)
+        used_files.add(self.mixture, paths, name, overwrite=outputs.overwrite)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:
         """Open the mixture, and check all that can be checked without a model.
@@ -241,10 +230,8 @@ def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:
     return reader
 
 
-_DIGITS = {
-    **{"reference_seconds": 2, "start_s": 3, "seconds": 6, "elapsed_s": 4, "real_time_factor": 4},
-    **{"presence": 4, "similarity": 4, "speech_left": 4},
-}
+_DIGITS = {"reference_seconds": 2, "start_s": 3, "seconds": 6, "elapsed_s": 4}
+_DIGITS |= {"real_time_factor": 4, "presence": 4, "similarity": 4, "speech_left": 4}
 """How many digits `Result.to_dict` keeps."""
 
 
@@ -339,28 +326,24 @@ def check_sources(job: Job, voice: Voice, mixture_s: float) -> None:
     """Refuse a voice if one of its clips is an output of the job, or its mixture of this length."""
     # A span is no file, and Path.is_file would raise if its name is too long for one.
     clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
-    lengths_s = {one.path: one.seconds for one in voice.qualities}
     files.check_no_input(job.outputs.paths(), files.identities(*clips))
-    check_distinct(job.mixture, clips, lengths_s | {str(job.mixture): mixture_s})
+    near = [one.path for one in voice.qualities if abs(one.seconds - mixture_s) < _SAME_LENGTH_S]
+    check_distinct(job.mixture, clips, near)
 
 
 def check_distinct(
-    mixture: Path, references: Iterable[Path], lengths_s: Mapping[str, float] | None = None
+    mixture: Path, references: Iterable[Path], as_long: Collection[str] = ()
 ) -> None:
     """Refuse a mixture that is its own reference, in this or another file.
 
-    `lengths_s` has lengths of files by their names. A reference that is as long as the mixture is
-    compared with it, for it may be the same sound in another format. A reference that cannot be
-    read is refused where it is enrolled.
+    The sound of references that are `as_long` as the mixture is compared with it, for it may be the
+    same in another format. A reference that cannot be read is refused where it is enrolled.
     """
-    lengths_s = lengths_s or {}
-    length_s = lengths_s.get(str(mixture), math.inf)
     for reference in references:
         same = False
         with suppress(OSError, McspexError):
             same = mixture.samefile(reference) or filecmp.cmp(mixture, reference, shallow=False)
-            if not same and abs(lengths_s.get(str(reference), 0.0) - length_s) < _SAME_LENGTH_S:
-                same = _sounds_same(mixture, reference)
+            same = same or (str(reference) in as_long and _sounds_same(mixture, reference))
         if same:
             raise AudioError(
                 f"{mixture}: is its own reference ({reference}). Give another clip of the voice "
