@@ -26,7 +26,13 @@ from torch import distributed, nn
 from mcspex_cli import files
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
 from mcspex_cli.checkpoint.hub import CONFIG
-from mcspex_cli.errors import ConfigError, EngineError, install_extra, is_lack_of_memory
+from mcspex_cli.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    install_extra,
+    is_lack_of_memory,
+)
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction.runtime import choose_device
 from mcspex_cli.model.accelerated import accelerate
@@ -148,8 +154,8 @@ class Trainer:
             for_cuda=self.device.type == "cuda",
         )
         ending = self.finished
-        if ending:  # it was stopped before, and is resumed with a nearer end
-            self._validate_and_save()
+        if ending and self.team.highest([float(self.team.leads and not self._is_saved())])[0]:
+            self._validate_and_save()  # stopped before, and resumed with a nearer end
         while not ending:
             pending.append(self._step(batches))
             self._update_average()
@@ -243,6 +249,13 @@ class Trainer:
             audio_s_per_s=audio_s / (clock.seconds - since_s),
             elapsed_s=self.elapsed_s,
         )
+
+    def _is_saved(self) -> bool:
+        """Whether `last` has the model of this step; it may have been calibrated since."""
+        try:
+            return find_checkpoint(self.out / "last").provenance.get("steps") == self.step
+        except CheckpointError:
+            return False
 
     def _validate_and_save(self) -> float | None:
         """Score the averaged weights, keep them as `last`, and as `best` if they are."""

@@ -20,6 +20,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    write_calibration,
 )
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.config import sized
@@ -128,6 +129,9 @@ def test_a_run_that_is_resumed_with_a_nearer_end_leaves_its_model(corpus: Path) 
     assert list(Trainer(nearer, resume=True).run()) == []
     for name in ("last", "best"):
         assert find_checkpoint(chosen.run.out / name).provenance["steps"] == 2
+    write_calibration(chosen.run.out / "last", {"centre": []})
+    assert list(Trainer(nearer, resume=True).run()) == []
+    assert find_checkpoint(chosen.run.out / "last").calibration == {"centre": []}
 
 
 def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
