@@ -111,7 +111,6 @@ def test_a_mistake_in_the_tables_or_the_data_is_named(
         ("run", "out = 3", "run.out is 3. Expected a path in quotes."),
         ("run", 'out = "a\\u0000"', "Expected a path in quotes."),
         ("run", 'out = "~/a"', "run.out is '~/a'. Expected a path on this disk, written out."),
-        ("run", 'out = "s3://a/b"', "run.out is 's3://a/b'. Expected a path on this disk"),
         ("run", "seed = -1", "run.seed is -1. Expected `int` >= 0"),
         ("mixtures", "snr_db = 3", "mixtures.snr_db is 3. Expected `array`, got `int`"),
         ("mixtures", "snr_db = [5, -5]", r"\[mixtures\] snr_db must be two rising numbers"),
