@@ -845,6 +845,7 @@ def test_two_pages_wait_for_each_other_and_can_cancel(
     second = browser.current_window_handle
     browser.switch_to.window(first)
     page("#cancel").click()
+    until(lambda: page("#work-text").text in ("Cancelling…", ""), "it is told")
     page.wait_for("#extract")
     assert not page("#result").is_displayed()
     browser.switch_to.window(second)

@@ -291,7 +291,7 @@ class Extraction:
             "id": self.folder.name,
             "state": self.state,
             "place": place,
-            "step": self.step,
+            "step": "cancelling" if self.is_cancelled else self.step,
             "share": share,
             "left_s": spent_s * (1 - share) / share if share > 0.01 else None,
             "error": self.error,

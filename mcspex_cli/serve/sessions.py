@@ -59,7 +59,8 @@ _IN_THE_PAGE = {
     "up to the recording",
     "is probably not in the mixture": "is probably not in the recording",
     ", or take what can be read with --damaged keep": "",
-    "mcspex enroll ... --model": "load this page with the model",
+    "Enroll it again: mcspex enroll ... --model": "Under More, choose the model that it was "
+    "enrolled for, or save the voice again with",
     "or choose another disk.": "or start mcspex serve with TMPDIR on another disk.",
 }
 """What messages say of the command line, in the words of the page."""

@@ -237,6 +237,7 @@ const duration = (s) => (s < 60 ? `${Math.max(1, Math.round(s))} s` : `${Math.ro
 
 const progressText = ({ state: now, place, step, share, left_s: left }) => {
   if (now === "waiting") return ["Waiting…", "Waiting: one extraction comes first"][place] ?? `Waiting: ${place} extractions come first`;
+  if (step === "cancelling") return "Cancelling…";
   if (step === "loading") return "Loading the model…";
   if (step === "listening") return "Listening to the person…";
   if (step === "writing") return "Writing the files…";

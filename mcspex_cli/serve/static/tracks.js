@@ -152,7 +152,7 @@ export class Track {
   onScroll() {
     const left = this.surfer.getScroll();
     for (const other of this.group) if (Math.abs(other.surfer.getScroll() - left) > 1) other.surfer.setScroll(left);
-    if (this === this.group[0]) this.onView(...this.view());
+    if (this === this.group[0] && this.wave.clientWidth) this.onView(...this.view()); // a hidden one is not seen
   }
 
   destroy() {
