@@ -394,7 +394,7 @@ class UsedFiles:
             if writer:
                 raise OutputError(
                     f"{writer} and {name} would both be written to {path}. "
-                    "Rename one, or extract them one at a time with -o FILE."
+                    "Name a folder instead of a file; if their names are alike, rename one."
                 )
             own[place] = name, path
         for path in outputs:
